@@ -1,0 +1,1 @@
+"""What the pages share: forms, charts, pickers, the server's routes, and the parts that run in the browser."""

@@ -1,0 +1,31 @@
+"""The parts of the dashboard that run in the visitor's browser: parity check, drawing pad and live curves.
+
+Each part is a component in three files: `_<name>.py` (what pages call), `<name>.mjs` (what the browser runs) and
+`<name>.html` (markup and style). `_npm.py` installs the two npm packages they need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ._curves import Curve as Curve
+from ._curves import curves as curves
+from ._draw import draw as draw
+from ._npm import INSTALL as INSTALL
+from ._npm import PACKAGES
+from ._npm import InstallError as InstallError
+from ._parity import ParityResult as ParityResult
+from ._parity import Runtime as Runtime
+from ._parity import Timing as Timing
+from ._parity import parity as parity
+from ._urls import artifact_url as artifact_url
+
+
+def installed() -> bool:
+    """True if the locked npm packages are here."""
+    return PACKAGES.installed()
+
+
+def install(report: Callable[[str], None] = lambda line: None) -> None:
+    """Install the npm packages; safe in a thread and in several processes at once. Raises `InstallError`."""
+    PACKAGES.install(report)

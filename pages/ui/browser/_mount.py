@@ -1,0 +1,43 @@
+"""How a browser module becomes a Streamlit component."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import streamlit as st
+
+from ._npm import INSTALL, PACKAGES
+from ._urls import MODULES, module_url
+
+# Streamlit loads inline code from a blob: address, where relative imports do not work. So the inline part only fetches
+# the real module from our own route.
+_STUB = """
+export default async function (component) {
+  const module = await import(new URL(component.data.module, location.origin).href);
+  return module.default(component);
+}
+"""
+
+
+@functools.cache
+def _component(name: str) -> Callable[..., Any]:
+    html = (MODULES / f"{name}.html").read_text(encoding="utf-8")
+    return st.components.v2.component(f"smallalign_{name}", html=html, js=_STUB)
+
+
+def mount(name: str, *, key: str, data: dict[str, Any], **on_change: Callable[[], None]) -> Any:
+    """Mount the component whose code is `<name>.mjs` and whose markup and style are `<name>.html`."""
+    return _component(name)(key=key, data={**data, "module": module_url(f"{name}.mjs")}, **on_change)
+
+
+def missing(what: str) -> bool:
+    """Say how to install the browser parts if they are not here; True if they are missing."""
+    if PACKAGES.installed():
+        return False
+    st.info(
+        f"{what} needs the browser parts, which are not installed yet. If the application started a moment ago, it is "
+        f"installing them: reload the page in half a minute. To install them by hand run `{INSTALL}` in the repository."
+    )
+    return True

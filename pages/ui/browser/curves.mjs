@@ -1,0 +1,241 @@
+// A line chart that takes longer data on every rerun and keeps zoom, hover, hidden lines and smoothing.
+
+const charts = new WeakMap();
+
+// Steps between the ticks of an axis that counts: there is no epoch 0.25.
+const WHOLE = Array.from({ length: 10 }, (_, power) => [1, 2, 5].map((step) => step * 10 ** power)).flat();
+
+/** Exponential moving average without the bias towards zero at the start, as TensorBoard and W&B draw it. */
+function smooth(values, weight) {
+  let average = 0, total = 0;
+  return values.map((value) => {
+    if (value === null || value === undefined) return value;
+    average = weight * average + (1 - weight) * value;
+    total = weight * total + (1 - weight);
+    return average / total;
+  });
+}
+
+function format(value) {
+  if (value === null || value === undefined) return '–';
+  const size = Math.abs(value);
+  if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(2);
+  return value.toLocaleString(undefined, { maximumSignificantDigits: size >= 1000 ? 6 : 4 });
+}
+
+const translucent = (colour) => `color-mix(in srgb, ${colour} 30%, transparent)`;
+
+class Chart {
+  constructor(root, UPlot) {
+    this.root = root;
+    this.UPlot = UPlot;
+    this.turn = 0;
+    this.hidden = new Set();
+    this.zoom = null; // [from, to] on the x axis while the visitor looks at a part.
+    this.find('.smoothing').oninput = () => this.plot && this.refresh();
+    this.find('.log').onchange = () => this.plot && this.build();
+    this.find('.reset').onclick = () => this.unzoom();
+    this.observer = new ResizeObserver(() => this.plot?.setSize(this.extent()));
+    this.observer.observe(this.find('.plot'));
+  }
+
+  find(selector) {
+    return this.root.querySelector(selector);
+  }
+
+  extent() {
+    return { width: Math.max(200, this.find('.plot').clientWidth), height: this.data.height };
+  }
+
+  update(data) {
+    if (!this.data) {
+      this.find('.smoothing').value = data.smoothing;
+      this.find('.log').checked = data.log_y;
+      this.find('output').textContent = data.smoothing.toFixed(2);
+    }
+    this.data = data;
+    this.find('.plot').setAttribute('aria-label', data.alt);
+    this.find('.note').textContent = data.note;
+    this.find('.note').hidden = !data.note;
+    const theme = this.theme();
+    const { x_label, y_label, height } = data;
+    const looks = JSON.stringify([data.series.map(({ name, dashed, colour }) => [name, dashed, colour]), x_label, y_label, height, theme]);
+    const some = data.series.some(({ x }) => x.length);
+    this.find('.empty').hidden = some;
+    this.find('.empty').style.height = `${height}px`;
+    if (!some) return;
+    if (looks !== this.looks) {
+      this.looks = looks;
+      this.colours = theme;
+      this.build();
+    } else {
+      this.refresh();
+    }
+  }
+
+  theme() {
+    const style = getComputedStyle(this.find('.box'));
+    const read = (name) => style.getPropertyValue(`--st-${name}`).trim();
+    return {
+      lines: read('chart-categorical-colors').split(/,(?![^(]*\))/).map((colour) => colour.trim()),
+      text: read('text-color'),
+      grid: read('border-color-light') || read('border-color'),
+      font: `12px ${read('font') || 'sans-serif'}`,
+    };
+  }
+
+  colour(line) {
+    return this.colours.lines[line.colour % this.colours.lines.length];
+  }
+
+  /** One shared x for all lines, and for each line its raw and its smoothed values. */
+  columns() {
+    const { series } = this.data;
+    const weight = Number(this.find('.smoothing').value);
+    const positive = (values) => (this.find('.log').checked ? values.map((value) => (value > 0 ? value : null)) : values);
+    const tables = series.map(({ x, y }) => [x, positive(y), weight ? positive(smooth(y, weight)) : positive(y)]);
+    return this.UPlot.join(tables);
+  }
+
+  build() {
+    const { lines: _, text, grid, font } = this.colours;
+    const axis = (label, more) => ({
+      label, stroke: text, font, labelFont: font, labelSize: 20, grid: { stroke: grid, width: 1 }, ticks: { stroke: grid, width: 1 }, ...more,
+    });
+    const widest = (chart, values) => Math.max(36, 14 + 7 * Math.max(0, ...(values ?? []).map((value) => String(value).length)));
+    const line = (curve, index) => {
+      const colour = this.colour(curve);
+      const dash = curve.dashed ? [8, 5] : undefined;
+      const show = !this.hidden.has(curve.name);
+      return [
+        { label: `${index} raw`, stroke: translucent(colour), width: 1, points: { show: false }, show },
+        { label: `${index}`, stroke: colour, width: 2, dash, points: { fill: colour, size: 5 }, show },
+      ];
+    };
+    this.plot?.destroy();
+    this.plot = null;
+    const whole = this.data.series.every(({ x }) => x.every(Number.isInteger));
+    this.plot = new this.UPlot({
+      ...this.extent(),
+      padding: [12, 12, 0, 0],
+      legend: { show: false },
+      scales: { x: { time: false }, y: { distr: this.find('.log').checked ? 3 : 1 } },
+      axes: [
+        axis(this.data.x_label, { size: 32, incrs: whole ? WHOLE : undefined }),
+        axis(this.data.y_label, { size: widest, values: (chart, ticks) => ticks.map((tick) => (tick === null ? '' : format(tick))) }),
+      ],
+      series: [{}, ...this.data.series.flatMap(line)],
+      cursor: { drag: { x: true, y: false, dist: 6 }, points: { size: 8, show: (chart, i) => (i % 2 ? false : undefined) } },
+      hooks: {
+        setCursor: [() => this.legendValues()],
+        setScale: [(chart, scale) => this.tell(chart, scale)],
+        setSelect: [(chart) => chart.select.width > 0 && this.zoomed(chart)],
+      },
+    }, this.columns(), this.find('.plot'));
+    // uPlot's own double click shows everything; here it only has to be remembered.
+    this.plot.over.addEventListener('dblclick', () => this.unzoom());
+    this.legend();
+    this.refresh();
+  }
+
+  /** Leave the visible range in the markup, where a test can read it. */
+  tell(chart, scale) {
+    const { min, max } = chart.scales[scale];
+    this.find('.plot').setAttribute(`data-${scale}`, `${min} ${max}`);
+    this.find('.plot').setAttribute('data-points', chart.data[0].length);
+  }
+
+  zoomed(chart) {
+    const { left, width } = chart.select;
+    this.zoom = [chart.posToVal(left, 'x'), chart.posToVal(left + width, 'x')];
+    this.find('.reset').style.visibility = 'visible';
+  }
+
+  unzoom() {
+    this.zoom = null;
+    this.find('.reset').style.visibility = 'hidden';
+    this.refresh();
+  }
+
+  /** Put the data in, and keep the part that the visitor looks at. */
+  refresh() {
+    this.find('output').textContent = Number(this.find('.smoothing').value).toFixed(2);
+    const smoothing = Number(this.find('.smoothing').value) > 0;
+    this.plot.batch(() => {
+      this.plot.setData(this.columns(), !this.zoom);
+      if (this.zoom) this.plot.setScale('x', { min: this.zoom[0], max: this.zoom[1] });
+      this.data.series.forEach(({ name }, i) => {
+        const show = !this.hidden.has(name);
+        this.plot.setSeries(2 * i + 1, { show: show && smoothing });
+        this.plot.setSeries(2 * i + 2, { show });
+      });
+    });
+    this.legendValues();
+  }
+
+  legend() {
+    this.values = [];
+    const items = this.data.series.map((curve) => {
+      const part = (className, text = '') => Object.assign(document.createElement('span'), { className, textContent: text });
+      const button = Object.assign(document.createElement('button'), { type: 'button', title: curve.name });
+      const mark = part(curve.dashed ? 'mark dashed' : 'mark');
+      mark.style.borderColor = this.colour(curve);
+      const value = part('value');
+      this.values.push(value);
+      button.append(mark, part('name', curve.name), value);
+      button.setAttribute('aria-pressed', String(!this.hidden.has(curve.name)));
+      button.onclick = () => {
+        if (!this.hidden.delete(curve.name)) this.hidden.add(curve.name);
+        button.setAttribute('aria-pressed', String(!this.hidden.has(curve.name)));
+        this.refresh();
+      };
+      const item = document.createElement('li');
+      item.append(button);
+      return item;
+    });
+    this.find('.legend').replaceChildren(...items);
+  }
+
+  /** Beside each name: the value under the pointer, or the latest one. */
+  legendValues() {
+    if (!this.plot) return;
+    const { idx, left } = this.plot.cursor;
+    const over = idx !== null && idx !== undefined && left >= 0;
+    const [x] = this.plot.data;
+    this.find('.where').textContent = over ? `${this.data.x_label} ${format(x[idx])}` : 'Latest values';
+    this.data.series.forEach((_, i) => {
+      const drawn = this.plot.data[2 * i + 2] ?? [];
+      const value = over ? drawn[this.plot.cursor.idxs[2 * i + 2] ?? idx] : drawn.findLast((y) => y !== undefined);
+      this.values[i].textContent = format(value);
+    });
+  }
+
+  end() {
+    this.observer.disconnect();
+    this.plot?.destroy();
+  }
+}
+
+async function style(root, url) {
+  if (root.querySelector('link')) return;
+  const link = Object.assign(document.createElement('link'), { rel: 'stylesheet', href: url });
+  const ready = new Promise((resolve) => { link.onload = link.onerror = resolve; });
+  root.querySelector('.box').append(link);
+  await ready;
+}
+
+export default async function ({ data, parentElement }) {
+  const { default: UPlot } = await import(new URL(data.library, location.origin).href);
+  await style(parentElement, new URL(data.style, location.origin).href);
+  let chart = charts.get(parentElement);
+  if (!chart) charts.set(parentElement, (chart = new Chart(parentElement, UPlot)));
+  chart.update(data);
+  chart.turn += 1;
+  const { turn } = chart;
+  return () => {
+    // Streamlit may call the clean-up of an earlier turn late; only the last one means that the component is gone.
+    if (turn !== chart.turn) return;
+    chart.end();
+    charts.delete(parentElement);
+  };
+}

@@ -1,0 +1,288 @@
+// A pad to draw on or drop a picture on; every model answers while the visitor draws.
+
+import { Ort, Stopped } from './ort.mjs';
+import { brightBorder, frame, grey, rgb, show, shrink } from './pixels.mjs';
+
+const SIDE = 280; // Pixels of the pad's longer side: ten per pixel of a digit, so that strokes are smooth.
+const PAUSE = 100; // Milliseconds between answers while drawing.
+const TOP = 3;
+
+const pads = new WeakMap();
+
+class Pad {
+  constructor(root) {
+    this.root = root;
+    this.paper = this.find('.paper');
+    this.ink = this.paper.getContext('2d', { willReadFrequently: true });
+    this.turn = 0;
+    this.dirty = false; // Something was drawn since the last answer.
+    this.empty = true;
+    this.busy = false;
+    this.listen();
+  }
+
+  find(selector) {
+    return this.root.querySelector(selector);
+  }
+
+  /** Take what Python sent; the drawing stays unless the kind of picture changed. */
+  update(data) {
+    const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
+    const before = this.data;
+    this.data = data;
+    if (!before || !same(before.size, data.size) || before.channels !== data.channels) this.prepare();
+    if (!before || !same(Object.entries(before.models), Object.entries(data.models)) || !same(before.classes, data.classes)) {
+      this.stop();
+      this.rows = new Map(Object.keys(data.models).map((name) => [name, this.row(name)]));
+      this.find('.models').replaceChildren(...[...this.rows.values()].map(({ element }) => element));
+      if (!this.empty) this.answer(true);
+    }
+  }
+
+  get monochrome() {
+    return this.data.channels === 1;
+  }
+
+  prepare() {
+    const [rows, columns] = this.data.size;
+    const unit = Math.max(1, SIDE / Math.max(rows, columns));
+    this.paper.width = Math.round(columns * unit);
+    this.paper.height = Math.round(rows * unit);
+    for (const choice of this.root.querySelectorAll('.grey-only')) choice.hidden = !this.monochrome;
+    this.find('.ink').hidden = this.monochrome;
+    this.clear();
+  }
+
+  clear() {
+    this.ink.fillStyle = this.monochrome ? '#000' : '#fff';
+    this.ink.fillRect(0, 0, this.paper.width, this.paper.height);
+    this.empty = true;
+    this.find('.invert').checked = false;
+    this.see();
+    for (const row of this.rows?.values() ?? []) row.show([], null);
+    this.find('.spoken').textContent = '';
+    if (this.started) this.find('.saw').textContent = 'Draw something, and the models say what they see.';
+  }
+
+  listen() {
+    const at = (event) => {
+      const box = this.paper.getBoundingClientRect();
+      return [
+        ((event.clientX - box.left) * this.paper.width) / box.width,
+        ((event.clientY - box.top) * this.paper.height) / box.height,
+      ];
+    };
+    const stroke = (event, from) => {
+      const steps = event.getCoalescedEvents?.() ?? [];
+      Object.assign(this.ink, { lineWidth: this.paper.width * 0.085, lineCap: 'round', lineJoin: 'round' });
+      this.ink.strokeStyle = this.monochrome ? '#fff' : this.find('.ink input').value;
+      this.ink.beginPath();
+      this.ink.moveTo(...from);
+      for (const step of steps.length ? steps : [event]) this.ink.lineTo(...at(step));
+      this.ink.stroke();
+      this.empty = false;
+      return at(event);
+    };
+    let last = null;
+    this.paper.onpointerenter = () => this.start();
+    this.paper.onpointerdown = (event) => {
+      if (event.button) return;
+      event.preventDefault();
+      this.paper.setPointerCapture(event.pointerId);
+      last = stroke(event, at(event));
+      this.answer();
+    };
+    this.paper.onpointermove = (event) => {
+      if (!last) return;
+      last = stroke(event, last);
+      this.answer();
+    };
+    this.paper.onpointerup = this.paper.onpointercancel = () => {
+      if (last) this.answer(true);
+      last = null;
+    };
+    this.find('.clear').onclick = () => this.clear();
+    this.find('.centre').onchange = this.find('.invert').onchange = () => this.empty || this.answer(true);
+    this.find('.file').onchange = (event) => {
+      this.picture(event.target.files[0]);
+      event.target.value = '';
+    };
+    const pad = this.find('.pad');
+    const over = (event, on) => {
+      event.preventDefault();
+      pad.classList.toggle('over', on);
+    };
+    pad.ondragover = (event) => over(event, true);
+    pad.ondragleave = (event) => over(event, false);
+    pad.ondrop = (event) => {
+      over(event, false);
+      this.picture(event.dataTransfer.files[0]);
+    };
+  }
+
+  /** Put the middle of a picture on the pad, cut to the pad's shape. */
+  async picture(file) {
+    if (!file) return;
+    let bitmap;
+    try {
+      bitmap = await createImageBitmap(file);
+    } catch {
+      this.problem(`That file is no picture. Given: ${file.name}. Choose a PNG, JPEG or WebP file.`);
+      return;
+    }
+    this.clear();
+    const { width, height } = this.paper;
+    const scale = Math.max(width / bitmap.width, height / bitmap.height);
+    const [w, h] = [bitmap.width * scale, bitmap.height * scale];
+    this.ink.imageSmoothingQuality = 'high';
+    this.ink.drawImage(bitmap, (width - w) / 2, (height - h) / 2, w, h);
+    bitmap.close();
+    this.empty = false;
+    // Ink on paper is dark on light; models of one channel learnt light on dark. The visitor sees it and can undo it.
+    this.find('.invert').checked = this.monochrome && brightBorder(grey(this.pixels()), width, height);
+    this.answer(true);
+  }
+
+  pixels() {
+    return this.ink.getImageData(0, 0, this.paper.width, this.paper.height).data;
+  }
+
+  /** Make the small picture and show it; returns its pixels, rows by columns by channels. */
+  see() {
+    const { width, height } = this.paper;
+    const { size, channels } = this.data;
+    const values = this.monochrome ? grey(this.pixels()) : rgb(this.pixels());
+    if (this.find('.invert').checked) for (let i = 0; i < values.length; i += 1) values[i] = 255 - values[i];
+    const centred = this.monochrome && this.find('.centre').checked;
+    const small = shrink(values, width, height, channels, frame(values, width, height, size, centred), size);
+    show(this.find('.small'), small, channels, size);
+    return small;
+  }
+
+  /** Load the runtime and the models once, when the visitor first comes near the pad. */
+  start() {
+    this.started ??= this.load().catch((error) => {
+      if (error instanceof Stopped) return null;
+      this.started = null;
+      this.problem(`The models could not be loaded. ${error.message}`);
+      return null;
+    });
+    return this.started;
+  }
+
+  async load() {
+    const absolute = (url) => new URL(url, location.origin).href;
+    this.find('.saw').textContent = 'Loading the models';
+    const ort = (this.ort = new Ort());
+    // One thread and WebAssembly: a single small picture is answered before a graphics card is asked.
+    const about = await ort.ask('start', { runtime: absolute(this.data.runtime), wanted: 'wasm', threads: 1 });
+    for (const [name, url] of Object.entries(this.data.models)) {
+      await ort.ask('open', { name, url: absolute(url), backend: about.backend, channels: this.data.channels });
+    }
+    this.find('.saw').textContent = 'Draw something, and the models say what they see.';
+    this.problem('');
+    return ort;
+  }
+
+  stop() {
+    this.ort?.end();
+    this.ort = this.started = null;
+  }
+
+  /** Answer soon: at most ten times a second while drawing, and always once more after the last change. */
+  async answer(final = false) {
+    this.dirty = true;
+    this.speak ||= final;
+    if (this.busy) return;
+    this.busy = true;
+    try {
+      const ort = await this.start();
+      while (ort && this.dirty && !this.empty) {
+        this.dirty = false;
+        const speak = this.speak;
+        this.speak = false;
+        await this.ask(ort, speak);
+        await new Promise((resolve) => setTimeout(resolve, PAUSE));
+      }
+    } catch (error) {
+      if (!(error instanceof Stopped)) this.problem(`The models could not answer. ${error.message}`);
+    } finally {
+      this.busy = false;
+    }
+  }
+
+  async ask(ort, speak) {
+    const { classes, size, channels } = this.data;
+    const image = this.see();
+    const said = [];
+    for (const [name, row] of this.rows) {
+      const { probabilities, ms } = await ort.ask('predict', { name, image, shape: [...size, channels] });
+      if (this.empty) return; // Cleared meanwhile.
+      if (probabilities.length !== classes.length) {
+        throw new Error(`${name} knows ${probabilities.length} classes, this page names ${classes.length}. Export it again.`);
+      }
+      const best = [...probabilities.keys()].sort((a, b) => probabilities[b] - probabilities[a]).slice(0, TOP);
+      row.show(best.map((i) => [classes[i], probabilities[i]]), ms);
+      said.push(`${name}: ${classes[best[0]]}, ${percent(probabilities[best[0]])}`);
+    }
+    this.find('.saw').textContent = `What the models see: ${size[1]} × ${size[0]} pixels`;
+    this.problem('');
+    // Spoken once per stroke: ten announcements a second would help nobody.
+    if (speak) this.find('.spoken').textContent = said.join('. ');
+  }
+
+  row(name) {
+    const make = (tag, className, ...children) => {
+      const element = document.createElement(tag);
+      element.className = className;
+      element.append(...children);
+      return element;
+    };
+    const ms = make('span', 'ms');
+    const lines = Array.from({ length: Math.min(TOP, this.data.classes.length) }, () => {
+      const parts = { label: make('span', 'class'), fill: make('div', 'fill'), share: make('span', 'share') };
+      return { ...parts, element: make('li', '', parts.label, make('div', 'track', parts.fill), parts.share) };
+    });
+    const head = make('div', 'head', make('span', 'name', name), ms);
+    const bars = make('ol', 'bars', ...lines.map(({ element }) => element));
+    const row = {
+      element: make('section', 'model', head, bars),
+      show(top, milliseconds) {
+        ms.textContent = milliseconds === null ? '' : `${milliseconds.toFixed(milliseconds < 10 ? 1 : 0)} ms`;
+        lines.forEach(({ label, fill, share }, i) => {
+          const [text, probability] = top[i] ?? ['–', 0];
+          label.textContent = label.title = text;
+          fill.style.width = `${100 * probability}%`;
+          share.textContent = top[i] ? percent(probability) : '';
+        });
+      },
+    };
+    row.show([], null);
+    return row;
+  }
+
+  problem(text) {
+    this.find('.problem').textContent = text;
+    this.find('.problem').hidden = !text;
+  }
+}
+
+function percent(share) {
+  if (share > 0.9995) return '> 99.9 %';
+  if (share < 0.0005) return '< 0.1 %';
+  return `${(100 * share).toFixed(1)} %`;
+}
+
+export default function ({ data, parentElement }) {
+  let pad = pads.get(parentElement);
+  if (!pad) pads.set(parentElement, (pad = new Pad(parentElement)));
+  pad.update(data);
+  pad.turn += 1;
+  const turn = pad.turn;
+  return () => {
+    // Streamlit may call the clean-up of an earlier turn late; only the last one means that the component is gone.
+    if (turn !== pad.turn) return;
+    pad.stop();
+    pads.delete(parentElement);
+  };
+}

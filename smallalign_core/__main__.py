@@ -1,0 +1,378 @@
+"""The command line: `python -m smallalign_core VERB`. It asks, calls one function, and prints one answer.
+
+Exit codes: 0 done, 1 the work failed, 2 bad input. With --json one JSON object goes to stdout and progress to stderr.
+"""
+
+from __future__ import annotations
+
+import json as jsonlib
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from typer._click.exceptions import ClickException  # typer carries its own click; both are pinned as one
+
+from smallalign_core import data, desk, worker
+from smallalign_core.errors import BadInput, Refused, SmallAlignError
+from smallalign_core.spec import DataSpec, RunSpec, read
+from smallalign_core.store import Run, State, Store
+
+app = typer.Typer(help="SmallAlign: distil, compare and ship small image classifiers.", no_args_is_help=True, add_completion=False)
+runs_app = typer.Typer(help="List runs, or act on one.", invoke_without_command=True)
+app.add_typer(runs_app, name="runs")
+progress_console = Console(stderr=True)
+
+StoreOption = Annotated[Path, typer.Option("--store", help="Folder with all runs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override one field: optimizer.lr=0.01. May be repeated.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, xpu.")]
+Reference = Annotated[str, typer.Argument(metavar="RUN", help="An id, the beginning of one, a zoo name, or a path.")]
+MODELS = Path("models")
+
+
+def answer(value: dict[str, Any], as_json: bool, text: str | Table) -> None:
+    """Print the answer of a verb: as JSON, or for people."""
+    if as_json:
+        sys.stdout.write(jsonlib.dumps(value) + "\n")
+    else:
+        Console().print(text, soft_wrap=isinstance(text, str), highlight=False, markup=False)
+
+
+def percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.2%}"
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """One line of `runs list`."""
+    result = run.result or {}
+    return {
+        "id": run.id,
+        "name": run.name,
+        "state": str(run.state),
+        "title": run.title,
+        "accuracy": result.get("test", {}).get("accuracy"),
+        "params": result.get("params", run.said.get("params")),
+        "created": run.created,
+        "reason": run.said.get("reason"),
+    }
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def datasets(store: StoreOption = MODELS, json: JsonOption = False) -> None:
+    """What can be used here by name, and what is ready without decoding or downloading."""
+    place = Store(store)
+    listed = [
+        {"name": name, "about": about, "prepared": data.is_prepared(DataSpec(source=name), place.data_cache)}
+        for name, about in data.NAMED.items()
+    ]
+    table = Table("name", "what", "ready here")
+    for entry in listed:
+        table.add_row(str(entry["name"]), str(entry["about"]), "yes" if entry["prepared"] else "after first use")
+    table.caption = "Or a path: a folder per class, a zip of one, or a folder of IDX files."
+    answer({"datasets": listed}, json, table)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def train(
+    spec: Annotated[Path, typer.Argument(help="A YAML or JSON file.")],
+    set: SetOption = None,
+    store: StoreOption = MODELS,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Train a run in the foreground. An equal spec is the same run: finished ones answer at once."""
+    place = Store(store)
+    run = _create(place, read(spec, set or []))
+    worker.keep_freed_memory()
+    _stop_gently()
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn(), console=progress_console
+    ) as bar:
+        task = bar.add_task(run.name, total=None, note="loading")
+
+        def show(event: dict[str, Any]) -> None:
+            if event["kind"] == "progress":
+                note = f"loss {event['loss']:.4f}  {event['images_per_second']:,.0f} images/s"
+                bar.update(task, total=event["steps"], completed=event["step"], note=note)
+            else:
+                bar.console.print(f"epoch {event['epoch']}: validation accuracy {event['accuracy']:.2%}{' (best)' if event['best'] else ''}")
+
+        try:
+            result = worker.execute(run, place, device=device, observe=show)
+        except KeyboardInterrupt:
+            raise Refused("stopped by you; the last checkpoint is kept", given=run.name, do="give the same command to go on") from None
+    if result["state"] != State.FINISHED:
+        answer(result, json, f"{run.name}: {result['state']}")
+        return
+    text = (
+        f"{run.name}: {run.title}\n"
+        f"test accuracy {percent(result['test']['accuracy'])}  NLL {result['test']['nll']:.4f}  ECE {percent(result['test']['ece'])}\n"
+        f"{result['params']:,} parameters, {result['images_per_second']:,.0f} images/s, best epoch {result['best_epoch']}"
+    )
+    answer(result, json, text)
+
+
+def _create(place: Store, spec: RunSpec) -> Run:
+    progress_console.print("loading torch and data …", style="dim")
+    return place.create(desk.resolve(place, spec))
+
+
+def _stop_gently() -> None:
+    """A polite kill is like Ctrl-C: the state is recorded."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+@app.command()
+def submit(
+    spec: Annotated[Path, typer.Argument(help="A YAML or JSON file.")],
+    set: SetOption = None,
+    store: StoreOption = MODELS,
+    json: JsonOption = False,
+) -> None:
+    """Put a run into the queue; a worker takes it from there."""
+    place = Store(store)
+    run = place.enqueue(_create(place, read(spec, set or [])))
+    answer({"id": run.id, "state": str(run.state)}, json, f"{run.id}: {run.state}")
+
+
+@app.command("worker")
+def worker_(
+    store: StoreOption = MODELS,
+    device: DeviceOption = "auto",
+    once: Annotated[bool, typer.Option("--once", help="Stop when the queue is empty.")] = False,
+    while_pid: Annotated[int | None, typer.Option("--while-pid", help="Stop when the queue is empty and that process is gone.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Train queued runs, oldest first."""
+    worker.main_log()
+    _stop_gently()
+    try:
+        taken = worker.serve(Store(store), device=device, once=once, while_pid=while_pid)
+    except KeyboardInterrupt:
+        taken = 0
+    answer({"taken": taken}, json, f"{taken} runs were taken from the queue")
+
+
+@app.command("desk", hidden=True)
+def desk_(store: StoreOption = MODELS) -> None:
+    """Answer the dashboard's questions over a pipe."""
+    worker.set_threads()
+    out = os.fdopen(os.dup(1), "w")  # our own stdout: whatever a library prints must not get between the answers
+    os.dup2(2, 1)
+    desk.serve(Store(store), sys.stdin, out)
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+@runs_app.callback()
+def runs_callback(context: typer.Context, store: StoreOption = MODELS, json: JsonOption = False) -> None:
+    """List runs, or act on one."""
+    if context.invoked_subcommand is None:
+        runs_list(store, json)
+
+
+@runs_app.command("list")
+def runs_list(store: StoreOption = MODELS, json: JsonOption = False) -> None:
+    """All runs, newest first, and the zoo."""
+    place = Store(store)
+    listed = [summary(run) for run in [*place.runs(), *place.zoo()]]
+    table = Table("id or name", "state", "what", "test accuracy", "parameters")
+    for row in listed:
+        table.add_row(row["name"], row["state"], row["title"], percent(row["accuracy"]), f"{row['params']:,}" if row["params"] else "–")
+    answer({"runs": listed}, json, table)
+
+
+@runs_app.command("show")
+def runs_show(reference: Reference, store: StoreOption = MODELS, json: JsonOption = False) -> None:
+    """Everything about one run."""
+    run = Store(store).run(reference)
+    value = {**summary(run), "spec": run.spec.model_dump(mode="json"), "result": run.result, "last": (run.events() or [None])[-1]}
+    answer(value, json, json_text(value))
+
+
+def json_text(value: object) -> str:
+    return jsonlib.dumps(value, indent=2)
+
+
+@runs_app.command("cancel")
+def runs_cancel(reference: Reference, store: StoreOption = MODELS, json: JsonOption = False) -> None:
+    """Stop a run; its last checkpoint is kept."""
+    _ask(reference, "cancel", store, json)
+
+
+@runs_app.command("pause")
+def runs_pause(reference: Reference, store: StoreOption = MODELS, json: JsonOption = False) -> None:
+    """Stop a run for now and give its place to the next."""
+    _ask(reference, "pause", store, json)
+
+
+def _ask(reference: str, request: str, store: Path, as_json: bool) -> None:
+    run = Store(store).run(reference)
+    run.ask(request)
+    answer({"id": run.id, "state": str(run.state), "asked": run.asked}, as_json, f"{run.name}: asked to {request}")
+
+
+@runs_app.command("resume")
+def runs_resume(reference: Reference, store: StoreOption = MODELS, json: JsonOption = False) -> None:
+    """Queue a stopped run again; it goes on from its last checkpoint."""
+    place = Store(store)
+    run = place.run(reference)
+    if not run.state.resumable:
+        raise Refused(f"there is nothing to resume: the run is {run.state}", given=run.name)
+    place.enqueue(run)
+    answer({"id": run.id, "state": str(run.state)}, json, f"{run.name}: {run.state}")
+
+
+@runs_app.command("delete")
+def runs_delete(reference: Reference, store: StoreOption = MODELS, json: JsonOption = False) -> None:
+    """Delete a run and all that it made."""
+    run = Store(store).delete(reference)
+    answer({"id": run.folder.name, "deleted": True}, json, f"{run.folder.name}: deleted")
+
+
+# --- judging and shipping ---------------------------------------------------------------------------------------------
+
+
+@app.command()
+def evaluate(
+    reference: Reference,
+    data_source: Annotated[str | None, typer.Option("--data", help="Other data with the same classes.")] = None,
+    store: StoreOption = MODELS,
+    json: JsonOption = False,
+) -> None:
+    """Accuracy, likelihood, calibration and recall per class, on the test images."""
+    from smallalign_core import compare, networks
+    from smallalign_core.evaluate import logits_of, score
+
+    place = Store(store)
+    worker.set_threads()
+    run = place.finished(reference)
+    classifier = networks.from_file(run.weights)
+    spec = run.spec.data if data_source is None else DataSpec(source=data_source)
+    splits = data.load(spec, place.data_cache)
+    compare.refuse_other_classes(classifier.classes, splits.classes)
+    place.count_test_look(splits.fingerprint, run.id, "evaluate")
+    found = score(logits_of(classifier, splits.test), splits.test.labels, splits.classes)
+    value = {"run": run.id, "data": spec.source, **found.as_dict(), "test_looks": place.test_looks(splits.fingerprint)}
+    text = (
+        f"{run.name} on {found.images:,} test images of {spec.source} (looked at {value['test_looks']} times)\n"
+        f"accuracy {percent(found.accuracy)} [{percent(found.accuracy_low)}, {percent(found.accuracy_high)}]  "
+        f"NLL {found.nll:.4f}  ECE {percent(found.ece)}\n"
+        + "\n".join(f"recall of {name}: {percent(recall)}" for name, recall in found.recall.items())
+    )
+    answer(value, json, text)
+
+
+@app.command()
+def compare(
+    teacher: Annotated[str, typer.Argument(metavar="TEACHER")],
+    student: Annotated[str, typer.Argument(metavar="STUDENT")],
+    split: Annotated[Literal["test", "val"], typer.Option("--split", help="Held-out images to use.")] = "test",
+    store: StoreOption = MODELS,
+    json: JsonOption = False,
+) -> None:
+    """Agreement, who is right where, and McNemar's test, for two runs on the same images."""
+    worker.set_threads()
+    found = desk.compare(Store(store), teacher, student, split)
+    text = (
+        f"{found['images']:,} {split} images: agreement {percent(found['agreement'])} "
+        f"[{percent(found['agreement_low'])}, {percent(found['agreement_high'])}], KL {found['kl']:.4f}\n"
+        f"both right {found['both_right']:,}, only teacher {found['teacher_only']:,}, only student {found['student_only']:,}, "
+        f"both wrong {found['both_wrong']:,} ({found['inherited']:,} in the same way)\n"
+        f"accuracy: teacher {percent(found['teacher']['accuracy'])}, student {percent(found['student']['accuracy'])}; McNemar p = {found['mcnemar_p']:.3g}"
+    )
+    answer(found, json, text)
+
+
+@app.command()
+def export(
+    reference: Reference,
+    to: Annotated[Path, typer.Option("--to", help="The .onnx file to write.")],
+    store: StoreOption = MODELS,
+    json: JsonOption = False,
+) -> None:
+    """Write a run as one ONNX file: raw uint8 pixels in, logits and probabilities out."""
+    from smallalign_core import export as exporting
+
+    worker.set_threads()
+    written = exporting.export(Store(store).finished(reference), to)
+    answer(written, json, f"{written['file']}: {written['bytes']:,} bytes, SHA-256 {written['sha256']}")
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="An exported .onnx file.")],
+    run: Annotated[str | None, typer.Option("--run", help="Compare with this run instead of the one that the file names.")] = None,
+    data_source: Annotated[str | None, typer.Option("--data", help="Use the test images of this dataset.")] = None,
+    store: StoreOption = MODELS,
+    json: JsonOption = False,
+) -> None:
+    """Does an exported file give the same answers? Exit code 1 if not."""
+    from smallalign_core import export as exporting
+
+    worker.set_threads()
+    found = exporting.verify(file, Store(store), run=run, data_source=data_source)
+    text = (
+        f"{'ok' if found['ok'] else 'NOT OK'}: {found['images']:,} images against {found['compared_with']}; top-1 agreement "
+        f"{percent(found['top1_agreement'])}, largest logit difference {found['max_abs_diff']:.2g}, accuracy {percent(found['accuracy'])}, "
+        f"p50 {found['p50_ms']:.2f} ms"
+    )
+    answer(found, json, text)
+    if not found["ok"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(store: StoreOption = MODELS, json: JsonOption = False) -> None:
+    """Is everything here that SmallAlign needs, and is everything in the store whole? Exit code 1 if not."""
+    from smallalign_core import health
+
+    checks = health.examine(Store(store))
+    table = Table("check", "", "found")
+    for check in checks:
+        table.add_row(check.name, "ok" if check.ok else "MEND", check.found)
+    ok = all(check.ok for check in checks)
+    answer({"ok": ok, "checks": [{"name": c.name, "ok": c.ok, "found": c.found} for c in checks]}, json, table)
+    if not ok:
+        raise typer.Exit(1)
+
+
+def main() -> int:
+    """Run the command line; every error that a person can cause is one line on stderr."""
+    try:
+        code = app(standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except SmallAlignError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    except ClickException as error:
+        sys.stderr.write(f"{BadInput(error.format_message().rstrip('.'), do='add --help to see what can be given')}\n")
+        return 2
+    except typer.Exit as leave:
+        return leave.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        sys.stderr.write("Stopped.\n")
+        return 1
+    except BrokenPipeError:
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

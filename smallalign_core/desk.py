@@ -1,0 +1,235 @@
+"""The desk: one helper process that answers the dashboard's questions, so that its own process never imports torch.
+
+`answer` does the work, in the desk's process. `Desk` is the dashboard's end: it starts the process when it is first
+needed, asks one question at a time over a pipe, and starts it again if it dies.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+from smallalign_core import data
+from smallalign_core.errors import BadInput, SmallAlignError, WorkFailed
+from smallalign_core.spec import DataSpec, RunSpec, digest, parse
+from smallalign_core.store import Store
+
+PROBE_STEPS = 6
+
+
+# --- questions, answered in the desk's process ------------------------------------------------------------------------
+
+
+def inspect(store: Store, source: str | dict[str, Any]) -> dict[str, Any]:
+    """Decode a dataset if that was not done yet, and say what is in it."""
+    spec = DataSpec.model_validate({"source": source} if isinstance(source, str) else source)
+    splits = data.load(spec, store.data_cache)
+    parts = {"train": splits.train, "val": splits.val, "test": splits.test}
+    return {
+        "source": spec.source,
+        "images": sum(len(part) for part in parts.values()),
+        "classes": list(splits.classes),
+        "shape": list(splits.shape),
+        "fingerprint": splits.fingerprint,
+        "counts": {name: part.counts() for name, part in parts.items()},
+        "notes": list(splits.notes),
+        "unreadable": list(splits.unreadable),
+        "test_looks": store.test_looks(splits.fingerprint),
+    }
+
+
+def resolve(store: Store, spec: RunSpec) -> RunSpec:
+    """A spec with everything filled in that its digest depends on."""
+    from smallalign_core import networks, train
+    from smallalign_core.teacher import Teacher
+
+    splits = data.load(spec.data, store.data_cache)
+    resolved = store.resolve(spec, splits, train.pick_precision(spec.precision, train.pick_device()))
+    if resolved.teacher is not None:  # refuse now what would fail after minutes in the queue
+        Teacher(networks.from_file(store.finished(resolved.teacher).weights), splits.classes)
+    networks.build(spec.network.model_copy(update={"pretrained": False}), splits.classes, splits.shape, mean=[0.0] * splits.shape[0], std=[1.0] * splits.shape[0])
+    return resolved
+
+
+def submit(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
+    """Queue the run that `spec` describes; `known` tells that it existed before."""
+    resolved = resolve(store, parse(spec))
+    known = (store.root / "runs" / digest(resolved) / "spec.json").exists()
+    run = store.submit(resolved)
+    return {"id": run.id, "state": str(run.state), "known": known}
+
+
+def estimate(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
+    """What a run would cost: parameters, MACs, bytes as ONNX, and seconds from a short probe of the real loop."""
+    import time
+
+    from smallalign_core import export, networks, train
+    from smallalign_core.teacher import Teacher
+
+    resolved = resolve(store, parse(spec))
+    splits = data.load(resolved.data, store.data_cache)
+    device = train.pick_device()
+    teacher = None
+    if resolved.teacher is not None:
+        teacher = Teacher(networks.from_file(store.finished(resolved.teacher).weights), splits.classes, device)
+    training = train.Training([resolved], splits, teacher, device=device)
+    classifier = training.students[0].classifier
+    size = networks.measure(classifier)
+    content = export.to_onnx(classifier)
+    seconds_per_step = _probe(training, time.perf_counter)
+    known = store.root / "runs" / digest(resolved)
+    return {
+        "id": digest(resolved),
+        "state": str(store.run(known.name).state) if (known / "spec.json").exists() else None,
+        "params": size.params,
+        "macs": size.macs,
+        "onnx_bytes": len(content),
+        "steps": training.steps,
+        "seconds": training.steps * seconds_per_step,
+        "device": str(device),
+    }
+
+
+def _probe(training: Any, clock: Callable[[], float]) -> float:
+    """Seconds a step: the fastest of a few real ones, after one that warms up."""
+    times = []
+    for _ in range(PROBE_STEPS):
+        start = clock()
+        training.advance()
+        times.append(clock() - start)
+    return float(min(times[1:] or times))
+
+
+def compare(store: Store, teacher: str, student: str, split: str = "test") -> dict[str, Any]:
+    """Teacher and student side by side, kept for the next time."""
+    from smallalign_core import compare as comparing
+
+    left, right = store.finished(teacher), store.finished(student)
+    kept = store.root / "cache" / "compare" / f"{left.id}-{right.id}-{split}.json"
+    if not kept.exists():
+        comparing.keep(comparing.compare(left, right, store, split=split), store)
+    found: dict[str, Any] = json.loads(kept.read_text())
+    return found
+
+
+def bundle(store: Store, run: str) -> dict[str, Any]:
+    """Export a run and prove it, unless that was done already."""
+    from smallalign_core import export
+
+    found = store.finished(run)
+    report = export.kept_bundle(found, store)
+    return report if report is not None else export.bundle(found, store)
+
+
+QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
+    "inspect": inspect,
+    "submit": submit,
+    "estimate": estimate,
+    "compare": compare,
+    "bundle": bundle,
+}
+
+
+def serve(store: Store, questions: TextIO, answers: TextIO) -> None:
+    """Answer one JSON question a line until the pipe closes."""
+    for line in questions:
+        asked = json.loads(line)
+        try:
+            reply = {"ok": QUESTIONS[asked["verb"]](store, **asked["values"])}
+        except SmallAlignError as error:
+            reply = {"error": str(error), "bad_input": isinstance(error, BadInput)}
+        except Exception as error:  # noqa: BLE001  # whatever one question does, the desk answers the next
+            reply = {"error": f"The desk could not answer ({type(error).__name__}: {str(error)[:200]}). Try again, or see its log.", "bad_input": False}
+        answers.write(json.dumps(reply) + "\n")
+        answers.flush()
+
+
+# --- the dashboard's end ----------------------------------------------------------------------------------------------
+
+
+class Desk:
+    """Asks the desk's process, which it starts when needed.
+
+    Args:
+        store: the store that questions are about.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._process: subprocess.Popen[str] | None = None
+        self._turn = threading.Lock()
+
+    def ask(self, verb: str, *, timeout: float = 300.0, **values: Any) -> dict[str, Any]:
+        """The answer to one question. One is answered at a time; others wait for their turn.
+
+        Raises:
+            BadInput: what was asked cannot be.
+            WorkFailed: it went wrong, took longer than `timeout` seconds, or the process died.
+        """
+        with self._turn:
+            process = self._alive()
+            assert process.stdin is not None and process.stdout is not None
+            try:
+                process.stdin.write(json.dumps({"verb": verb, "values": values}) + "\n")
+                process.stdin.flush()
+                ready, _, _ = select.select([process.stdout], [], [], timeout)
+                line = process.stdout.readline() if ready else ""
+            except OSError:
+                ready, line = [process.stdout], ""
+            if not line:
+                self.close()
+                what = "the answer stopped short" if ready else f"there was no answer in {timeout:.0f} seconds"
+                raise WorkFailed(what, given=verb, do=f"try again; the reason may stand in {self.store.root / 'desk.log'}")
+        reply = json.loads(line)
+        if "ok" in reply:
+            answer: dict[str, Any] = reply["ok"]
+            return answer
+        raise _Told(reply["error"]) if reply["bad_input"] else _ToldFailed(reply["error"])
+
+    def warm(self) -> None:
+        """Start the process now, so that the first question does not wait for it."""
+        with self._turn:
+            self._alive()
+
+    def _alive(self) -> subprocess.Popen[str]:
+        if self._process is None or self._process.poll() is not None:
+            self.store.root.mkdir(parents=True, exist_ok=True)
+            with (self.store.root / "desk.log").open("a") as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "smallalign_core", "desk", "--store", str(self.store.root)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                    cwd=Path(__file__).resolve().parents[1],
+                    env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                )
+        return self._process
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+class _Told(BadInput):
+    """An error that the desk has put into words already."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+
+
+class _ToldFailed(WorkFailed):
+    """As `_Told`, for work that failed."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)

@@ -1,0 +1,298 @@
+"""Classifiers: uint8 images in, logits out, with scaling, resizing and normalising inside.
+
+Because preprocessing is inside, teacher and student with different input sizes see the same raw view, the ONNX file
+takes raw pixels, and a browser needs no preprocessing of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, assert_never
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from smallalign_core.errors import BadModel, BadSpec
+from smallalign_core.spec import Cnn, DataSpec, Mlp, Network, Resnet, RunSpec, Separable, Torchvision
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Classifier(nn.Module):
+    """A network together with its preprocessing and its classes.
+
+    Args:
+        body: float32 [N, channels, height, width] (normalised) -> logits [N, len(classes)].
+        classes: the class names, in the order of the logits.
+        input_shape: (channels, height, width) of the images it is trained on.
+        mean, std: per channel, of pixels scaled to 0..1.
+        size: side to which `forward` resizes; None keeps `input_shape`.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        body: nn.Module,
+        classes: Sequence[str],
+        input_shape: tuple[int, int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        size: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.body = body
+        self.classes = tuple(classes)
+        self.input_shape = input_shape
+        self.inner_size = (size, size) if size else input_shape[1:]
+        self.channels_last = any(isinstance(module, nn.Conv2d) for module in body.modules())
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        if self.channels_last:
+            self.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits float32 [N, classes] of uint8 images [N, channels, H, W], any H and W."""
+        return self.body(self.prepare(images))  # type: ignore[no-any-return]
+
+    def prepare(self, images: Tensor, *, always_resize: bool = False) -> Tensor:
+        """What the body sees: float32, resized, channels matched, normalised.
+
+        Args:
+            images: uint8 [N, channels, H, W].
+            always_resize: resize even when the size fits already; an exported graph must, whatever H and W it meets.
+        """
+        x = images.to(torch.float32) / 255
+        if always_resize or tuple(x.shape[-2:]) != self.inner_size:
+            x = F.interpolate(x, size=self.inner_size, mode="bilinear", align_corners=False, antialias=True)
+        wanted = self.mean.shape[1]
+        if x.shape[1] != wanted:
+            x = x.expand(-1, wanted, -1, -1) if wanted == 3 else x.mean(1, keepdim=True)
+        x = (x - self.mean) / self.std
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
+
+
+# --- bodies -----------------------------------------------------------------------------------------------------------
+
+
+def _conv(inside: int, outside: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    return [
+        nn.Conv2d(inside, outside, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(outside),
+    ]
+
+
+class _Residual(nn.Module):
+    """Basic block of ResNet (He et al., 2015), figure 2."""
+
+    def __init__(self, inside: int, outside: int, stride: int) -> None:
+        super().__init__()
+        self.main = nn.Sequential(*_conv(inside, outside, 3, stride), nn.ReLU(), *_conv(outside, outside))
+        plain = stride == 1 and inside == outside
+        self.skip = nn.Identity() if plain else nn.Sequential(*_conv(inside, outside, 1, stride))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.main(x) + self.skip(x))
+
+
+def _head(features: int, classes: int, dropout: float) -> list[nn.Module]:
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(features, classes)]
+
+
+def _mlp(spec: Mlp, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    layers: list[nn.Module] = [nn.Flatten()]
+    inside = shape[0] * shape[1] * shape[2]
+    for _ in range(spec.depth):
+        layers += [nn.Linear(inside, spec.width), nn.ReLU(), nn.Dropout(spec.dropout)]
+        inside = spec.width
+    return nn.Sequential(*layers, nn.Linear(inside, classes))
+
+
+def _staged(spec: Cnn | Separable, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """Stages of doubling width, each halving the side until it is below 4 pixels."""
+    side, inside = min(shape[1:]), shape[0]
+    layers: list[nn.Module] = []
+    for stage in range(spec.depth):
+        outside = spec.width * 2**stage
+        if isinstance(spec, Cnn) or stage == 0:
+            layers += [*_conv(inside, outside), nn.ReLU()]
+        else:
+            layers += [*_conv(inside, inside, groups=inside), nn.ReLU(), *_conv(inside, outside, 1), nn.ReLU()]
+        if side >= 4:
+            layers.append(nn.MaxPool2d(2))
+            side //= 2
+        inside = outside
+    return nn.Sequential(*layers, *_head(inside, classes, spec.dropout))
+
+
+def _resnet(spec: Resnet, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    layers: list[nn.Module] = [*_conv(shape[0], spec.width), nn.ReLU()]
+    inside = spec.width
+    for stage in range(3):
+        outside = spec.width * 2**stage
+        for block in range(spec.depth):
+            layers.append(_Residual(inside, outside, stride=2 if stage and not block else 1))
+            inside = outside
+    return nn.Sequential(*layers, *_head(inside, classes, spec.dropout))
+
+
+def _torchvision(spec: Torchvision, classes: int) -> nn.Module:
+    from torchvision import models
+
+    offered = models.list_models(module=models)
+    if spec.name not in offered:
+        import difflib
+
+        near = difflib.get_close_matches(spec.name, offered, n=3)
+        raise BadSpec(
+            "torchvision has no classification model of that name",
+            given=spec.name,
+            do=f"try {' or '.join(near)}" if near else "see torchvision.models.list_models()",
+        )
+    options: dict[str, Any] = {"aux_logits": False} if spec.name == "googlenet" and not spec.pretrained else {}
+    if spec.name == "inception_v3" and not spec.pretrained:
+        options = {"aux_logits": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # googlenet and inception announce a change of their default initialisation
+        if not spec.pretrained:
+            return models.get_model(spec.name, weights=None, num_classes=classes, **options)  # type: ignore[no-any-return]
+        try:
+            network: nn.Module = models.get_model(spec.name, weights="DEFAULT")
+        except OSError as error:  # urllib's errors are OSErrors
+            raise BadSpec(
+                f"the pretrained weights of {spec.name} are not here and could not be downloaded ({type(error).__name__})",
+                given=f"looked in {torch.hub.get_dir()}",
+                do="connect to a network once, or set pretrained: false",
+            ) from None
+    for attribute in ("AuxLogits", "aux1", "aux2"):  # heads that only ImageNet training uses
+        if hasattr(network, attribute):
+            setattr(network, attribute, None)
+    if hasattr(network, "aux_logits"):
+        network.aux_logits = False
+    return _with_new_head(network, classes)
+
+
+def _with_new_head(network: nn.Module, classes: int) -> nn.Module:
+    """Replace the last layer that gives ImageNet's 1,000 classes."""
+    for name, module in reversed(list(network.named_modules())):
+        owner = network.get_submodule(name.rpartition(".")[0])
+        leaf = name.rpartition(".")[2]
+        if isinstance(module, nn.Linear) and module.out_features == 1000:
+            setattr(owner, leaf, nn.Linear(module.in_features, classes))
+            return network
+        if isinstance(module, nn.Conv2d) and module.out_channels == 1000:
+            setattr(owner, leaf, nn.Conv2d(module.in_channels, classes, 1))
+            return network
+    raise BadSpec("this torchvision model has no head of 1,000 classes to replace", do="choose another model")
+
+
+# --- building, counting, keeping --------------------------------------------------------------------------------------
+
+
+def build(
+    network: Network,
+    classes: Sequence[str],
+    shape: tuple[int, int, int],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    seed: int = 0,
+) -> Classifier:
+    """A freshly initialised classifier; equal arguments give equal weights.
+
+    Args:
+        shape: (channels, height, width) of the images.
+        mean, std: per channel of the training images, scaled to 0..1. A pretrained network keeps ImageNet's own.
+
+    Raises:
+        BadSpec: torchvision has no such model, or its weights cannot be had.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        match network:
+            case Mlp():
+                body = _mlp(network, shape, len(classes))
+            case Cnn() | Separable():
+                body = _staged(network, shape, len(classes))
+            case Resnet():
+                body = _resnet(network, shape, len(classes))
+            case Torchvision():
+                body = _torchvision(network, len(classes))
+                if network.pretrained:
+                    mean, std = IMAGENET_MEAN, IMAGENET_STD
+                elif len(mean) == 1:
+                    mean, std = [mean[0]] * 3, [std[0]] * 3
+                return Classifier(body, classes, shape, mean, std, size=network.size)
+            case _:
+                assert_never(network)
+    return Classifier(body, classes, shape, mean, std)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How big a classifier is.
+
+    Attributes:
+        params: trainable numbers.
+        macs: multiply-accumulates for one image (convolutions and matrix products; half of the counted FLOPs).
+    """
+
+    params: int
+    macs: int
+
+
+def measure(classifier: Classifier) -> Size:
+    """Parameters and multiply-accumulates of `classifier`, counted by running one image through it."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    was_training = classifier.training
+    image = torch.zeros((1, *classifier.input_shape), dtype=torch.uint8, device=classifier.mean.device)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        classifier.eval()(image)
+    classifier.train(was_training)
+    return Size(sum(p.numel() for p in classifier.parameters() if p.requires_grad), counter.get_total_flops() // 2)
+
+
+def to_bytes(classifier: Classifier, spec: RunSpec) -> bytes:
+    """The weights as a safetensors file that names its own network: the same weights always give the same bytes."""
+    facts = {
+        "network": spec.network.model_dump(mode="json"),
+        "classes": list(classifier.classes),
+        "input_shape": list(classifier.input_shape),
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}
+    # One metadata key only: safetensors writes several in an order that changes from process to process.
+    return save(tensors, metadata={"smallalign": json.dumps(facts, sort_keys=True)})
+
+
+def from_file(file: Path) -> Classifier:
+    """The classifier in a safetensors file that `to_bytes` wrote, in evaluation mode.
+
+    Raises:
+        BadModel: the file is missing, damaged, or not one of ours.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            facts = json.loads((opened.metadata() or {})["smallalign"])
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        reason = "is missing" if isinstance(error, FileNotFoundError) else "is damaged, or not a SmallAlign model"
+        raise BadModel(f"the weights file {reason}", given=file, do="train the run again, or restore the file") from None
+    network = dict(facts["network"], pretrained=False) if facts["network"]["kind"] == "torchvision" else facts["network"]
+    spec = RunSpec.model_validate({"data": DataSpec(source="-"), "network": network})
+    channels, height, width = facts["input_shape"]
+    count = tensors["mean"].numel()
+    classifier = build(spec.network, facts["classes"], (channels, height, width), mean=[0.0] * count, std=[1.0] * count)
+    try:
+        classifier.load_state_dict(tensors)
+    except RuntimeError:
+        raise BadModel("the weights do not fit the network they name", given=file, do="restore the file") from None
+    return classifier.eval()

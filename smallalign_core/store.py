@@ -1,0 +1,510 @@
+"""The store: one folder a run, read by all three doors, written by one worker at a time.
+
+    <root>/runs/<id>/   spec.json             what to train; written once
+                        queued                a marker: waits for a worker
+                        request               `pause` or `cancel`, asked of the worker
+                        lock                  held by the worker; the system lets go when it dies
+                        state.json            what the worker last said of itself: attempt, pid, why it stopped
+                        events.jsonl          append-only, one line an event
+                        checkpoints.json      the last two checkpoints with their SHA-256
+                        weights.safetensors   the best weights by validation
+                        result.json           written last: its existence means finished
+                        log.txt, export/
+    <root>/zoo/<name>/  spec.yaml, weights.safetensors, result.json, card.md: starter models, committed
+    <root>/cache/       can be deleted at any time
+
+A run's state is derived from these files in the order that a run lives, and stored nowhere. Files arrive whole (written
+aside, flushed, renamed). This module does not import torch: the dashboard reads through it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+
+from smallalign_core import data
+from smallalign_core.errors import BadModel, BadSpec, Refused, UnknownRun
+from smallalign_core.spec import RunSpec, digest, parse, read, title
+
+SHIPPED_ZOO = Path(__file__).resolve().parents[1] / "models" / "zoo"
+SCHEMA = 1
+KEPT_CHECKPOINTS = 2
+
+
+class State(StrEnum):
+    """Where a run stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    INTERRUPTED = "interrupted"  # its worker died; can be resumed
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    FINISHED = "finished"
+
+    @property
+    def active(self) -> bool:
+        """Whether it may change without anybody asking."""
+        return self in (State.QUEUED, State.RUNNING)
+
+    @property
+    def resumable(self) -> bool:
+        """Whether `resume` makes sense."""
+        return self in (State.PAUSED, State.INTERRUPTED, State.FAILED, State.CANCELLED)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A view of a run's folder; never a copy."""
+
+    folder: Path
+
+    @cached_property
+    def spec(self) -> RunSpec:
+        """What it trains."""
+        if (self.folder / "spec.yaml").is_file():
+            return read(self.folder / "spec.yaml")
+        return parse(_read_json(self.folder / "spec.json")["spec"])
+
+    @cached_property
+    def id(self) -> str:
+        """Digest of its resolved spec. A zoo model keeps it in its result: its spec is written for people to read."""
+        return str((self.result or {}).get("id", self.folder.name)) if self.in_zoo else self.folder.name
+
+    @property
+    def in_zoo(self) -> bool:
+        return (self.folder / "spec.yaml").is_file()
+
+    @property
+    def name(self) -> str:
+        """What to call it: its zoo name, or its id."""
+        return self.folder.name
+
+    @property
+    def title(self) -> str:
+        return title(self.spec)
+
+    @property
+    def state(self) -> State:
+        """Derived now. Asked in the order that a run lives, so that no step can slip between two looks."""
+        queued = (self.folder / "queued").exists()
+        held = not self.in_zoo and is_held(self.folder / "lock")
+        if (self.folder / "result.json").exists():
+            return State.FINISHED
+        if held:
+            return State.RUNNING
+        if queued:
+            return State.QUEUED
+        ended = self.said.get("ended")
+        return State(ended) if ended else State.INTERRUPTED
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """What its worker last said of itself; empty before the first."""
+        return _read_json(self.folder / "state.json", missing={})
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """Scores and facts of a finished run; None before."""
+        return _read_json(self.folder / "result.json", missing=None)
+
+    @property
+    def created(self) -> float:
+        """Unix time at which it was first submitted."""
+        for name in ("spec.json", "spec.yaml"):
+            with contextlib.suppress(OSError):
+                return (self.folder / name).stat().st_mtime
+        return 0.0
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "weights.safetensors"
+
+    def events(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """Its events so far, oldest first. What an earlier attempt did beyond the point of a resume is left out."""
+        try:
+            lines = (self.folder / "events.jsonl").read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return []
+        kept: list[dict[str, Any]] = []
+        for line in lines:
+            with contextlib.suppress(ValueError):  # a line that power loss cut short
+                event = json.loads(line)
+                if event["kind"] == "resumed":
+                    kept = [earlier for earlier in kept if earlier["step"] <= event["step"]]
+                kept.append(event)
+        return [event for event in kept if kind in (None, event["kind"])]
+
+    def ask(self, request: str) -> None:
+        """Ask its worker to `pause` or `cancel`; without one, do it now.
+
+        Raises:
+            Refused: it is finished, or already stopped.
+        """
+        state = self.state
+        if not state.active and not (request == "cancel" and state in (State.PAUSED, State.INTERRUPTED)):
+            raise Refused(f"there is nothing to {request}: the run is {state}", given=self.name)
+        write(self.folder / "request", request)
+        if state is not State.RUNNING:
+            ended = State.PAUSED if request == "pause" else State.CANCELLED
+            write_json(self.folder / "state.json", {**self.said, "ended": ended})
+            for marker in ("queued", "request"):
+                (self.folder / marker).unlink(missing_ok=True)
+
+    @property
+    def asked(self) -> str | None:
+        """What was asked of its worker and is not done yet."""
+        try:
+            return (self.folder / "request").read_text().strip()
+        except FileNotFoundError:
+            return None
+
+
+class Store:
+    """All runs below one folder, and the zoo.
+
+    Args:
+        root: the folder; made when something is first written.
+    """
+
+    def __init__(self, root: Path | str = "models") -> None:
+        self.root = Path(root)
+
+    @property
+    def data_cache(self) -> Path:
+        return self.root / "cache" / "data"
+
+    def zoo(self) -> list[Run]:
+        """The starter models: the store's own, and those that ship with SmallAlign."""
+        folders: dict[str, Path] = {}
+        for zoo in (SHIPPED_ZOO, self.root / "zoo"):
+            if zoo.is_dir():
+                folders |= {child.name: child for child in sorted(zoo.iterdir()) if (child / "result.json").is_file()}
+        return [Run(folder) for folder in folders.values()]
+
+    def runs(self) -> list[Run]:
+        """All runs, newest first."""
+        folder = self.root / "runs"
+        found = [Run(child) for child in folder.iterdir() if (child / "spec.json").is_file()] if folder.is_dir() else []
+        return sorted(found, key=lambda run: run.created, reverse=True)
+
+    def run(self, reference: str) -> Run:
+        """The run called `reference`: an id, a unique prefix of one (4 or more), a zoo name, or a path.
+
+        Raises:
+            UnknownRun: none is, or more than one.
+        """
+        zoo = self.zoo()
+        for run in zoo:
+            if reference in (run.name, run.id):
+                return run
+        folder = self.root / "runs"
+        if re.fullmatch("[0-9a-f]{4,16}", reference):
+            found = [child for child in folder.glob(f"{reference}*") if (child / "spec.json").is_file()]
+            found += [run.folder for run in zoo if run.id.startswith(reference)]
+            if len(found) == 1:
+                return Run(found[0])
+            if found:
+                raise UnknownRun(f"{len(found)} runs begin so", given=reference, do="give more characters of the id")
+        path = Path(reference).expanduser()
+        if any((path / name).is_file() for name in ("spec.json", "spec.yaml")):
+            return Run(path)
+        raise UnknownRun("no run goes by that name", given=reference, do="see `python -m smallalign_core runs` for those there are")
+
+    def finished(self, reference: str) -> Run:
+        """As `run`, and it is finished.
+
+        Raises:
+            UnknownRun, Refused: it is not there; it is not finished.
+        """
+        run = self.run(reference)
+        if run.state is not State.FINISHED:
+            raise Refused(f"the run is {run.state}, not finished", given=run.name, do="wait for it, or resume it")
+        return run
+
+    def name_of(self, reference: str) -> str:
+        """A name that people know: the zoo's for its ids, else the reference itself."""
+        return next((run.name for run in self.zoo() if run.id == reference), reference)
+
+    def resolve(self, spec: RunSpec, splits: data.Splits, precision: str) -> RunSpec:
+        """`spec` with everything filled in that its digest depends on: fingerprint, teacher's id, precision.
+
+        A teacher given as a path is taken into the store, so that the run can always be repeated.
+
+        Raises:
+            UnknownRun, Refused: the teacher is not there, or not finished.
+        """
+        teacher = spec.teacher
+        if teacher is not None:
+            run = self.finished(teacher)
+            teacher = run.id
+            if not run.in_zoo and run.folder.resolve().parent != (self.root / "runs").resolve():
+                self._adopt(run)
+        filled = spec.data.model_copy(update={"fingerprint": splits.fingerprint})
+        return spec.model_copy(update={"data": filled, "teacher": teacher, "precision": precision})
+
+    def _adopt(self, run: Run) -> None:
+        target = self.root / "runs" / run.id
+        if not target.exists():
+            part = target.with_name(f".adopting-{run.id}-{os.getpid()}")
+            shutil.copytree(run.folder, part, ignore=shutil.ignore_patterns("lock", "export"))
+            with contextlib.suppress(OSError):
+                part.rename(target)
+            shutil.rmtree(part, ignore_errors=True)
+
+    def create(self, spec: RunSpec) -> Run:
+        """The run that a resolved `spec` describes; an equal spec is the same run, whatever its state."""
+        run = Run(self.root / "runs" / digest(spec))
+        if not (run.folder / "spec.json").exists():
+            _check_room(self.root)
+            run.folder.mkdir(parents=True, exist_ok=True)
+            write_json(run.folder / "spec.json", {"schema": SCHEMA, "spec": spec.model_dump(mode="json")})
+        return run
+
+    def submit(self, spec: RunSpec) -> Run:
+        """Put the run of a resolved `spec` into the queue, unless it is there, running or finished already."""
+        return self.enqueue(self.create(spec))
+
+    def enqueue(self, run: Run) -> Run:
+        """Queue `run` (again); a paused, cancelled or failed one goes on from its last checkpoint."""
+        if run.state not in (State.FINISHED, State.RUNNING, State.QUEUED):
+            (run.folder / "request").unlink(missing_ok=True)
+            write(run.folder / "queued", str(time.time()))
+        return run
+
+    def queue(self) -> list[Run]:
+        """Runs that wait, in the order in which they were submitted."""
+        waiting = [run for run in self.runs() if (run.folder / "queued").exists()]
+
+        def since(run: Run) -> float:
+            with contextlib.suppress(OSError, ValueError):
+                return float((run.folder / "queued").read_text())
+            return time.time()
+
+        return sorted(waiting, key=since)
+
+    def delete(self, reference: str) -> Run:
+        """Delete a run and all that it made.
+
+        Raises:
+            UnknownRun, Refused: it is not there; it is running, in the zoo, or the teacher of an unfinished run.
+        """
+        run = self.run(reference)
+        if run.in_zoo:
+            raise Refused("zoo models are part of SmallAlign and are not deleted", given=run.name)
+        if run.state is State.RUNNING:
+            raise Refused("the run is being trained", given=run.name, do="cancel it first")
+        pupils = [other.name for other in self.runs() if other.spec.teacher == run.id and other.state is not State.FINISHED]
+        if pupils:
+            raise Refused("unfinished runs learn from it", given=", ".join(pupils[:3]), do="delete those first")
+        gone = run.folder.with_name(f".deleted-{run.folder.name}-{os.getpid()}")
+        run.folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+        return run
+
+    def count_test_look(self, fingerprint: str, run: str, why: str) -> None:
+        """Remember that a test set was looked at. Nothing is ever chosen on test; this keeps everybody honest."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        _append(self.root / "test-looks.jsonl", {"data": fingerprint, "run": run, "why": why, "time": time.time()})
+
+    def test_looks(self, fingerprint: str) -> int:
+        """How often the test set of that data was looked at, by any run."""
+        try:
+            lines = (self.root / "test-looks.jsonl").read_text().splitlines()
+        except FileNotFoundError:
+            return 0
+        return sum(f'"data": "{fingerprint}"' in line for line in lines)
+
+
+class Recording:
+    """The right to write into a run's folder; one process at a time holds it.
+
+    Use as a context manager. On entering, the lock is taken and the attempt is counted; on leaving, it is let go.
+
+    Raises:
+        Refused: another process is training this run.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.attempt, self._synced = run, 0, 0.0
+        self._lock = FileLock(run.folder / "lock", timeout=1.0, thread_local=False)
+
+    def __enter__(self) -> Self:
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise Refused("another worker is training this run", given=self.run.name, do="wait for it, or cancel it there") from None
+        for leftover in self.run.folder.glob("*.part"):
+            leftover.unlink(missing_ok=True)
+        self.attempt = int(self.run.said.get("attempt", 0)) + 1
+        self.say(ended=None)
+        (self.run.folder / "queued").unlink(missing_ok=True)
+        (self.run.folder / "request").unlink(missing_ok=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def say(self, **facts: object) -> None:
+        """Write what this worker has to say of itself."""
+        said = {**self.run.said, "schema": SCHEMA, "attempt": self.attempt, "pid": os.getpid(), "time": time.time(), **facts}
+        write_json(self.run.folder / "state.json", said)
+
+    def event(self, kind: str, step: int, **values: object) -> None:
+        """Append one event. When this returns, no kill can lose it."""
+        sync = time.monotonic() - self._synced > 5
+        _append(self.run.folder / "events.jsonl", {"kind": kind, "step": step, "attempt": self.attempt, "time": time.time(), **values}, sync=sync)
+        if sync:
+            self._synced = time.monotonic()
+
+    def checkpoint(self, content: bytes, step: int) -> None:
+        """Keep `content` as the newest checkpoint, and the one before it."""
+        name = f"checkpoint-{step}.pt"
+        write(self.run.folder / name, content)
+        known = [entry for entry in _read_json(self.run.folder / "checkpoints.json", missing=[]) if entry["file"] != name]
+        entries = [*known, {"file": name, "step": step, "sha256": hashlib.sha256(content).hexdigest()}][-KEPT_CHECKPOINTS:]
+        write_json(self.run.folder / "checkpoints.json", entries)
+        for stale in self.run.folder.glob("checkpoint-*.pt"):
+            if stale.name not in {entry["file"] for entry in entries}:
+                stale.unlink(missing_ok=True)
+
+    def last_checkpoint(self) -> bytes | None:
+        """The newest checkpoint whose digest is right; None if none was ever kept.
+
+        Raises:
+            BadModel: there were some, and all are damaged.
+        """
+        entries = _read_json(self.run.folder / "checkpoints.json", missing=[])
+        for entry in reversed(entries):
+            with contextlib.suppress(OSError):
+                content = (self.run.folder / entry["file"]).read_bytes()
+                if hashlib.sha256(content).hexdigest() == entry["sha256"]:
+                    return content
+            self.event("warning", int(entry["step"]), message=f"{entry['file']} is damaged; the one before it is used")
+        if entries:
+            raise BadModel(
+                "every checkpoint of this run is damaged", given=self.run.name, do="delete the run and submit its spec again"
+            )
+        return None
+
+    def finish(self, weights: bytes, result: dict[str, Any]) -> None:
+        """Keep weights and result; the result last, since its existence means finished."""
+        write(self.run.folder / "weights.safetensors", weights)
+        write_json(self.run.folder / "result.json", {"schema": SCHEMA, **result})
+        for checkpoint in self.run.folder.glob("checkpoint*"):
+            checkpoint.unlink(missing_ok=True)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def write(file: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all: aside, flushed to the disk, renamed.
+
+    Raises:
+        Refused: the disk is full; nothing was overwritten.
+    """
+    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as stream:
+            stream.write(content.encode() if isinstance(content, str) else content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(part, file)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise _full(error, file) from error
+
+
+def write_json(file: Path, value: object) -> None:
+    """As `write`; JSON with NaN refused."""
+    write(file, json.dumps(value, indent=1, allow_nan=False))
+
+
+def _append(file: Path, value: dict[str, object], *, sync: bool = False) -> None:
+    """Add one whole line. One `write` call to a file opened for appending: a kill leaves all of it or nothing."""
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        size = os.fstat(descriptor).st_size
+        os.lseek(descriptor, max(0, size - 1), os.SEEK_SET)
+        torn = size > 0 and os.read(descriptor, 1) != b"\n"  # power loss cut the last line: start a new one
+        line = (b"\n" if torn else b"") + json.dumps(value).encode() + b"\n"
+        if os.write(descriptor, line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if sync:
+            os.fsync(descriptor)
+    except OSError as error:
+        raise _full(error, file) from error
+    finally:
+        os.close(descriptor)
+
+
+def _full(error: OSError, file: Path) -> Refused:
+    what = "the disk is full" if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)) else f"the file could not be written ({error.strerror})"
+    return Refused(what, given=file, do="make room or check the folder's rights, then resume; nothing was overwritten")
+
+
+def _check_room(root: Path, needed: int = 50 * 1024**2) -> None:
+    """Refuse to start a run where even a small model's checkpoints would not fit."""
+    there = next(path for path in (root, *root.resolve().parents) if path.exists())
+    if shutil.disk_usage(there).free < needed:
+        raise Refused("the disk is full: a run needs at least 50 MB", given=there, do="make room, then submit again")
+
+
+def _read_json(file: Path, **otherwise: Any) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except FileNotFoundError:
+        if "missing" in otherwise:
+            return otherwise["missing"]
+        raise UnknownRun("a file of this run is missing", given=file, do="delete the run and submit its spec again") from None
+    except (ValueError, OSError):
+        raise BadSpec("a file of this run is damaged", given=file, do="delete the run and submit its spec again") from None
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a living process holds `lock`. Looks without taking it, so that looking never gets in a worker's way."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: taking it for a moment is the only way to look
+        try:
+            with FileLock(lock, timeout=0):
+                return False
+        except Timeout:
+            return True
+    try:
+        descriptor = os.open(lock, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: any number of lookers at once
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def tail(file: Path, lines: int = 200) -> Sequence[str]:
+    """The last lines of a text file; empty if it is not there."""
+    try:
+        with file.open("rb") as stream:
+            stream.seek(max(0, file.stat().st_size - 200 * lines))
+            return stream.read().decode(errors="replace").splitlines()[-lines:]
+    except OSError:
+        return []
+
