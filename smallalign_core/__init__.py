@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["fit", "load"]
 
-MODULES = ("compare", "data", "desk", "errors", "evaluate", "export", "losses", "networks", "optim", "spec", "store")
-MODULES += ("teacher", "train", "views", "worker")
+MODULES = frozenset(
+    "card compare data desk errors evaluate export files health losses networks optim spec store "  # noqa: SIM905
+    "teacher train views worker".split()
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -23,14 +23,18 @@ from smallalign_core.errors import BadInput, Refused, SmallAlignError
 from smallalign_core.spec import DataSpec, RunSpec, read
 from smallalign_core.store import Run, State, Store
 
-app = typer.Typer(help="SmallAlign: distil, compare and ship small image classifiers.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="SmallAlign: distil, compare and ship small image classifiers.", no_args_is_help=True, add_completion=False
+)
 runs_app = typer.Typer(help="List runs, or act on one.", invoke_without_command=True)
 app.add_typer(runs_app, name="runs")
 progress_console = Console(stderr=True)
 
 StoreOption = Annotated[Path, typer.Option("--store", help="Folder with all runs.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override one field: optimizer.lr=0.01. May be repeated.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Override one field: optimizer.lr=0.01. May be repeated.")
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, xpu.")]
 Reference = Annotated[str, typer.Argument(metavar="RUN", help="An id, the beginning of one, a zoo name, or a path.")]
 MODELS = Path("models")
@@ -45,6 +49,7 @@ def answer(value: dict[str, Any], as_json: bool, text: str | Table) -> None:
 
 
 def percent(share: float | None) -> str:
+    """A share as people read it; a dash where there is none."""
     return "–" if share is None else f"{share:.2%}"
 
 
@@ -98,7 +103,11 @@ def train(
     worker.keep_freed_memory()
     _stop_gently()
     with Progress(
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn(), console=progress_console
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+        console=progress_console,
     ) as bar:
         task = bar.add_task(run.name, total=None, note="loading")
 
@@ -107,18 +116,22 @@ def train(
                 note = f"loss {event['loss']:.4f}  {event['images_per_second']:,.0f} images/s"
                 bar.update(task, total=event["steps"], completed=event["step"], note=note)
             else:
-                bar.console.print(f"epoch {event['epoch']}: validation accuracy {event['accuracy']:.2%}{' (best)' if event['best'] else ''}")
+                best = " (best)" if event["best"] else ""
+                bar.console.print(f"epoch {event['epoch']}: validation accuracy {event['accuracy']:.2%}{best}")
 
         try:
             result = worker.execute(run, place, device=device, observe=show)
         except KeyboardInterrupt:
-            raise Refused("stopped by you; the last checkpoint is kept", given=run.name, do="give the same command to go on") from None
+            raise Refused(
+                "stopped by you; the last checkpoint is kept", given=run.name, do="give the same command to go on"
+            ) from None
     if result["state"] != State.FINISHED:
         answer(result, json, f"{run.name}: {result['state']}")
         return
     text = (
         f"{run.name}: {run.title}\n"
-        f"test accuracy {percent(result['test']['accuracy'])}  NLL {result['test']['nll']:.4f}  ECE {percent(result['test']['ece'])}\n"
+        f"test accuracy {percent(result['test']['accuracy'])}  "
+        f"NLL {result['test']['nll']:.4f}  ECE {percent(result['test']['ece'])}\n"
         f"{result['params']:,} parameters, {result['images_per_second']:,.0f} images/s, best epoch {result['best_epoch']}"
     )
     answer(result, json, text)
@@ -156,7 +169,9 @@ def worker_(
     store: StoreOption = MODELS,
     device: DeviceOption = "auto",
     once: Annotated[bool, typer.Option("--once", help="Stop when the queue is empty.")] = False,
-    while_pid: Annotated[int | None, typer.Option("--while-pid", help="Stop when the queue is empty and that process is gone.")] = None,
+    while_pid: Annotated[
+        int | None, typer.Option("--while-pid", help="Stop when the queue is empty and that process is gone.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Train queued runs, oldest first."""
@@ -195,7 +210,13 @@ def runs_list(store: StoreOption = MODELS, json: JsonOption = False) -> None:
     listed = [summary(run) for run in [*place.runs(), *place.zoo()]]
     table = Table("id or name", "state", "what", "test accuracy", "parameters")
     for row in listed:
-        table.add_row(row["name"], row["state"], row["title"], percent(row["accuracy"]), f"{row['params']:,}" if row["params"] else "–")
+        table.add_row(
+            row["name"],
+            row["state"],
+            row["title"],
+            percent(row["accuracy"]),
+            f"{row['params']:,}" if row["params"] else "–",
+        )
     answer({"runs": listed}, json, table)
 
 
@@ -203,11 +224,17 @@ def runs_list(store: StoreOption = MODELS, json: JsonOption = False) -> None:
 def runs_show(reference: Reference, store: StoreOption = MODELS, json: JsonOption = False) -> None:
     """Everything about one run."""
     run = Store(store).run(reference)
-    value = {**summary(run), "spec": run.spec.model_dump(mode="json"), "result": run.result, "last": (run.events() or [None])[-1]}
+    value = {
+        **summary(run),
+        "spec": run.spec.model_dump(mode="json"),
+        "result": run.result,
+        "last": next(reversed(run.events()), None),
+    }
     answer(value, json, json_text(value))
 
 
 def json_text(value: object) -> str:
+    """Indented JSON."""
     return jsonlib.dumps(value, indent=2)
 
 
@@ -245,6 +272,21 @@ def runs_delete(reference: Reference, store: StoreOption = MODELS, json: JsonOpt
     """Delete a run and all that it made."""
     run = Store(store).delete(reference)
     answer({"id": run.folder.name, "deleted": True}, json, f"{run.folder.name}: deleted")
+
+
+@runs_app.command("keep")
+def runs_keep(
+    reference: Reference,
+    name: Annotated[str, typer.Option("--as", help="The name to keep it under.")],
+    store: StoreOption = MODELS,
+    json: JsonOption = False,
+) -> None:
+    """Keep a finished run in the zoo under a name, with its card; it can then be a teacher by that name."""
+    from smallalign_core import card
+
+    place = Store(store)
+    kept = card.keep(place.finished(reference), place, name)
+    answer({"id": kept.id, "name": kept.name, "folder": str(kept.folder)}, json, f"{kept.name}: {kept.folder}")
 
 
 # --- judging and shipping ---------------------------------------------------------------------------------------------
@@ -294,9 +336,10 @@ def compare(
     text = (
         f"{found['images']:,} {split} images: agreement {percent(found['agreement'])} "
         f"[{percent(found['agreement_low'])}, {percent(found['agreement_high'])}], KL {found['kl']:.4f}\n"
-        f"both right {found['both_right']:,}, only teacher {found['teacher_only']:,}, only student {found['student_only']:,}, "
-        f"both wrong {found['both_wrong']:,} ({found['inherited']:,} in the same way)\n"
-        f"accuracy: teacher {percent(found['teacher']['accuracy'])}, student {percent(found['student']['accuracy'])}; McNemar p = {found['mcnemar_p']:.3g}"
+        f"both right {found['both_right']:,}, only teacher {found['teacher_only']:,}, "
+        f"only student {found['student_only']:,}, both wrong {found['both_wrong']:,} ({found['inherited']:,} in the same way)\n"
+        f"accuracy: teacher {percent(found['teacher']['accuracy'])}, student {percent(found['student']['accuracy'])}; "
+        f"McNemar p = {found['mcnemar_p']:.3g}"
     )
     answer(found, json, text)
 
@@ -319,7 +362,9 @@ def export(
 @app.command()
 def verify(
     file: Annotated[Path, typer.Argument(help="An exported .onnx file.")],
-    run: Annotated[str | None, typer.Option("--run", help="Compare with this run instead of the one that the file names.")] = None,
+    run: Annotated[
+        str | None, typer.Option("--run", help="Compare with this run instead of the one that the file names.")
+    ] = None,
     data_source: Annotated[str | None, typer.Option("--data", help="Use the test images of this dataset.")] = None,
     store: StoreOption = MODELS,
     json: JsonOption = False,
@@ -330,9 +375,9 @@ def verify(
     worker.set_threads()
     found = exporting.verify(file, Store(store), run=run, data_source=data_source)
     text = (
-        f"{'ok' if found['ok'] else 'NOT OK'}: {found['images']:,} images against {found['compared_with']}; top-1 agreement "
-        f"{percent(found['top1_agreement'])}, largest logit difference {found['max_abs_diff']:.2g}, accuracy {percent(found['accuracy'])}, "
-        f"p50 {found['p50_ms']:.2f} ms"
+        f"{'ok' if found['ok'] else 'NOT OK'}: {found['images']:,} images against {found['compared_with']}; "
+        f"top-1 agreement {percent(found['top1_agreement'])}, largest logit difference {found['max_abs_diff']:.2g}, "
+        f"accuracy {percent(found['accuracy'])}, p50 {found['p50_ms']:.2f} ms"
     )
     answer(found, json, text)
     if not found["ok"]:

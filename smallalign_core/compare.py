@@ -13,7 +13,8 @@ from smallalign_core import data, networks
 from smallalign_core.data import ImageSet
 from smallalign_core.errors import BadInput
 from smallalign_core.evaluate import Scores, log_softmax, logits_of, score, wilson
-from smallalign_core.store import Run, Store, write
+from smallalign_core.files import write
+from smallalign_core.store import Run, Store
 
 SHOWN = 300
 
@@ -111,7 +112,12 @@ def refuse_other_classes(known: tuple[str, ...], met: tuple[str, ...]) -> None:
 
 
 def of_logits(
-    teacher: NDArray[np.float32], student: NDArray[np.float32], images: ImageSet, *, split: str = "test", ids: tuple[str, str] = ("", "")
+    teacher: NDArray[np.float32],
+    student: NDArray[np.float32],
+    images: ImageSet,
+    *,
+    split: str = "test",
+    ids: tuple[str, str] = ("", ""),
 ) -> Comparison:
     """The comparison of two sets of logits [N, C] on the same images."""
     from scipy.stats import binomtest
@@ -148,7 +154,9 @@ def of_logits(
         student_confusion=confusion(said_s, labels, len(classes)),
         disagreement_count=len(rows),
         disagreements=[
-            Disagreement(int(row), classes[labels[row]], _top3(log_q[row], classes), _top3(log_p[row], classes), float(kl[row]))
+            Disagreement(
+                int(row), classes[labels[row]], _top3(log_q[row], classes), _top3(log_p[row], classes), float(kl[row])
+            )
             for row in rows[:SHOWN]
         ],
     )

@@ -54,7 +54,13 @@ def resolve(store: Store, spec: RunSpec) -> RunSpec:
     resolved = store.resolve(spec, splits, train.pick_precision(spec.precision, train.pick_device()))
     if resolved.teacher is not None:  # refuse now what would fail after minutes in the queue
         Teacher(networks.from_file(store.finished(resolved.teacher).weights), splits.classes)
-    networks.build(spec.network.model_copy(update={"pretrained": False}), splits.classes, splits.shape, mean=[0.0] * splits.shape[0], std=[1.0] * splits.shape[0])
+    networks.build(
+        spec.network.model_copy(update={"pretrained": False}),
+        splits.classes,
+        splits.shape,
+        mean=[0.0] * splits.shape[0],
+        std=[1.0] * splits.shape[0],
+    )
     return resolved
 
 
@@ -142,11 +148,14 @@ def serve(store: Store, questions: TextIO, answers: TextIO) -> None:
     for line in questions:
         asked = json.loads(line)
         try:
-            reply = {"ok": QUESTIONS[asked["verb"]](store, **asked["values"])}
+            reply: dict[str, Any] = {"ok": QUESTIONS[asked["verb"]](store, **asked["values"])}
         except SmallAlignError as error:
             reply = {"error": str(error), "bad_input": isinstance(error, BadInput)}
         except Exception as error:  # noqa: BLE001  # whatever one question does, the desk answers the next
-            reply = {"error": f"The desk could not answer ({type(error).__name__}: {str(error)[:200]}). Try again, or see its log.", "bad_input": False}
+            failed = WorkFailed(
+                "the question could not be answered", given=repr(error), do="try again, or see desk.log"
+            )
+            reply = {"error": str(failed), "bad_input": False}
         answers.write(json.dumps(reply) + "\n")
         answers.flush()
 
@@ -175,7 +184,8 @@ class Desk:
         """
         with self._turn:
             process = self._alive()
-            assert process.stdin is not None and process.stdout is not None
+            assert process.stdin is not None
+            assert process.stdout is not None
             try:
                 process.stdin.write(json.dumps({"verb": verb, "values": values}) + "\n")
                 process.stdin.flush()
@@ -186,7 +196,9 @@ class Desk:
             if not line:
                 self.close()
                 what = "the answer stopped short" if ready else f"there was no answer in {timeout:.0f} seconds"
-                raise WorkFailed(what, given=verb, do=f"try again; the reason may stand in {self.store.root / 'desk.log'}")
+                raise WorkFailed(
+                    what, given=verb, do=f"try again; the reason may stand in {self.store.root / 'desk.log'}"
+                )
         reply = json.loads(line)
         if "ok" in reply:
             answer: dict[str, Any] = reply["ok"]

@@ -39,7 +39,9 @@ class Scores:
         return asdict(self)
 
 
-def logits_of(classifier: nn.Module, images: ImageSet, *, device: torch.device | str = "cpu", batch: int = 512) -> NDArray[np.float32]:
+def logits_of(
+    classifier: nn.Module, images: ImageSet, *, device: torch.device | str = "cpu", batch: int = 512
+) -> NDArray[np.float32]:
     """Logits float32 [N, C] of all images, in evaluation mode and full precision."""
     was_training = classifier.training
     classifier.eval()
@@ -59,7 +61,9 @@ def log_softmax(logits: NDArray[np.floating[Any]], temperature: float = 1.0) -> 
     return np.asarray(scaled - np.log(np.exp(scaled).sum(1, keepdims=True)))
 
 
-def score(logits: NDArray[np.float32], labels: NDArray[np.int64], classes: tuple[str, ...], temperature: float = 1.0) -> Scores:
+def score(
+    logits: NDArray[np.float32], labels: NDArray[np.int64], classes: tuple[str, ...], temperature: float = 1.0
+) -> Scores:
     """Scores of logits [N, C] against labels [N]."""
     log_p = log_softmax(logits, temperature)
     top = log_p.argmax(1)
@@ -74,7 +78,9 @@ def score(logits: NDArray[np.float32], labels: NDArray[np.int64], classes: tuple
         accuracy_high=high,
         nll=float(-log_p[np.arange(len(labels)), labels].mean()),
         ece=calibration_error(np.exp(log_p.max(1)), right),
-        recall={name: float(hit / total) if total else None for name, hit, total in zip(classes, hits, totals, strict=True)},
+        recall={
+            name: float(hit / total) if total else None for name, hit, total in zip(classes, hits, totals, strict=True)
+        },
     )
 
 

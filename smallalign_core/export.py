@@ -31,9 +31,10 @@ from smallalign_core import data, networks
 from smallalign_core.data import ImageSet
 from smallalign_core.errors import BadInput, BadModel
 from smallalign_core.evaluate import logits_of, score
+from smallalign_core.files import write, write_json
 from smallalign_core.networks import Classifier
 from smallalign_core.spec import DataSpec, to_yaml
-from smallalign_core.store import Run, Store, write, write_json
+from smallalign_core.store import Run, Store
 
 OPSET = 20
 METADATA = "smallalign"
@@ -100,7 +101,7 @@ def to_onnx(classifier: Classifier, *, temperature: float = 1.0, metadata: dict[
         }
     }
     # A copy in plain memory order: channels_last is for training speed, and would be exported as gathers.
-    plain = copy.deepcopy(classifier).cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    plain = copy.deepcopy(classifier).cpu().to(memory_format=torch.contiguous_format)
     plain.channels_last = False
     deployed = _Deployed(plain, temperature).eval()
     with _quiet(), torch.no_grad():
@@ -117,7 +118,15 @@ def to_onnx(classifier: Classifier, *, temperature: float = 1.0, metadata: dict[
     assert program is not None
     model = program.model_proto
     graph = model.graph
-    for holder in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer, *model.functions):
+    for holder in (
+        graph,
+        *graph.node,
+        *graph.input,
+        *graph.output,
+        *graph.value_info,
+        *graph.initializer,
+        *model.functions,
+    ):
         del holder.metadata_props[:]  # the exporter writes source paths and lines of code there
     for node in graph.node:
         node.doc_string = ""
@@ -136,7 +145,11 @@ def _quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -151,23 +164,41 @@ def export(run: Run, to: Path) -> dict[str, Any]:
         BadModel: the weights cannot be read.
     """
     if to.suffix != ".onnx" or not to.parent.is_dir():
-        raise BadInput("an export goes into an existing folder, as a file ending in .onnx", given=to, do="write for example --to student.onnx")
+        raise BadInput(
+            "an export goes into an existing folder, as a file ending in .onnx",
+            given=to,
+            do="write for example --to student.onnx",
+        )
     result = run.result or {}
     spec = run.spec
     metadata = {
         "run": run.id,
         "classes": result["classes"],
         "input_shape": result["input_shape"],
-        "data": {"source": Path(spec.data.source).name, "fingerprint": spec.data.fingerprint or result.get("data_fingerprint")},
+        "data": {
+            "source": Path(spec.data.source).name,
+            "fingerprint": spec.data.fingerprint or result.get("data_fingerprint"),
+        },
         "data_spec": spec.data.model_dump(mode="json", exclude_defaults=True) | {"source": Path(spec.data.source).name},
-        "spec": to_yaml(spec.model_copy(update={"data": spec.data.model_copy(update={"source": Path(spec.data.source).name})})),
-        "scores": {split: {key: result[split][key] for key in ("images", "accuracy", "nll", "ece")} for split in ("val", "test")},
+        "spec": to_yaml(
+            spec.model_copy(update={"data": spec.data.model_copy(update={"source": Path(spec.data.source).name})})
+        ),
+        "scores": {
+            split: {key: result[split][key] for key in ("images", "accuracy", "nll", "ece")}
+            for split in ("val", "test")
+        },
         "temperature": result["temperature"],
         "weights_sha256": result["weights_sha256"],
     }
     content = to_onnx(networks.from_file(run.weights), temperature=result["temperature"], metadata=metadata)
     write(to, content)
-    return {"file": str(to), "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), "opset": OPSET, "run": run.id}
+    return {
+        "file": str(to),
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "opset": OPSET,
+        "run": run.id,
+    }
 
 
 # --- running and verifying --------------------------------------------------------------------------------------------
@@ -187,7 +218,11 @@ class OnnxClassifier:
         try:
             self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # noqa: BLE001  # onnxruntime's exceptions share no base class
-            raise BadModel("the file is not an ONNX model that ONNX Runtime can open", given=f"{name}: {str(error)[:120]}", do="export it again") from None
+            raise BadModel(
+                "the file is not an ONNX model that ONNX Runtime can open",
+                given=f"{name}: {str(error)[:120]}",
+                do="export it again",
+            ) from None
         inputs = [(i.name, i.type) for i in self.session.get_inputs()]
         outputs = {o.name for o in self.session.get_outputs()}
         if inputs != [("images", "tensor(uint8)")] or not {"logits", "probabilities"} <= outputs:
@@ -201,7 +236,9 @@ class OnnxClassifier:
 
     def logits(self, images: NDArray[np.uint8], batch: int = 256) -> NDArray[np.float32]:
         """Logits [N, C] of uint8 images [N, H, W, C]."""
-        parts = [self.session.run(["logits"], {"images": images[i : i + batch]})[0] for i in range(0, len(images), batch)]
+        parts = [
+            self.session.run(["logits"], {"images": images[i : i + batch]})[0] for i in range(0, len(images), batch)
+        ]
         return np.concatenate(parts)
 
     def latency(self, image: NDArray[np.uint8], seconds: float = 0.5) -> tuple[float, float]:
@@ -223,7 +260,12 @@ def nhwc(images: ImageSet, count: int | None = None) -> NDArray[np.uint8]:
     return np.ascontiguousarray(images.images[:count].transpose(0, 2, 3, 1))
 
 
-def parity(reference: NDArray[np.float32], answers: NDArray[np.float32], images: ImageSet, latency: tuple[float, float] = (0.0, 0.0)) -> Parity:
+def parity(
+    reference: NDArray[np.float32],
+    answers: NDArray[np.float32],
+    images: ImageSet,
+    latency: tuple[float, float] = (0.0, 0.0),
+) -> Parity:
     """How `answers` differ from `reference`: logits [N, C] of the same images."""
     labels = images.labels[: len(answers)]
     gap = float(np.abs(answers - reference).max())
@@ -265,7 +307,11 @@ def verify(file: Path, store: Store, *, run: str | None = None, data_source: str
     images = _images_for(facts, known, store, data_source)
     answers = model.logits(nhwc(images))
     if answers.shape[1] != len(images.classes):
-        raise BadInput("the model and the data do not have the same classes", given=f"{answers.shape[1]} and {len(images.classes)}", do="name the data that it was trained on")
+        raise BadInput(
+            "the model and the data do not have the same classes",
+            given=f"{answers.shape[1]} and {len(images.classes)}",
+            do="name the data that it was trained on",
+        )
     reference = logits_of(networks.from_file(known.weights), images) if known else answers
     found = parity(reference, answers, images, model.latency(nhwc(images, 1)[0]))
     promised = facts.get("scores", {}).get("test", {})

@@ -49,7 +49,9 @@ def _device() -> Check:
     from smallalign_core.worker import set_threads
 
     device = pick_device()
-    return Check("device", True, f"{device}, {pick_precision('auto', device)}, {set_threads()} of {os.cpu_count()} threads")
+    return Check(
+        "device", True, f"{device}, {pick_precision('auto', device)}, {set_threads()} of {os.cpu_count()} threads"
+    )
 
 
 def _room(store: Store) -> Check:
@@ -75,7 +77,9 @@ def _runs(store: Store) -> list[Check]:
             except (OSError, KeyError):
                 whole = False
             if not whole:
-                checks.append(Check(f"run {run.name}", False, "its weights are damaged or missing: delete it and train it again"))
+                checks.append(
+                    Check(f"run {run.name}", False, "its weights are damaged or missing: delete it and train it again")
+                )
         elif state is State.INTERRUPTED:
             checks.append(Check(f"run {run.name}", True, "interrupted: `runs resume` goes on from its last checkpoint"))
     return [Check("runs", all(check.ok for check in checks), f"{count} looked at"), *checks]

@@ -37,7 +37,9 @@ def logit_mse(student: Tensor, teacher: Tensor) -> Tensor:
     Centred, because softmax cannot see an offset; ½ and the mean over classes make it the limit of `hinton_kd` as T
     grows (Hinton et al., 2015, eq. 4), so it has no temperature of its own.
     """
-    gap = (student.float() - student.float().mean(1, keepdim=True)) - (teacher.float() - teacher.float().mean(1, keepdim=True))
+    gap = (student.float() - student.float().mean(1, keepdim=True)) - (
+        teacher.float() - teacher.float().mean(1, keepdim=True)
+    )
     return gap.square().mean() / 2
 
 
@@ -54,7 +56,9 @@ def terms(loss: Loss, student: Tensor, teacher: Tensor | None, labels: Tensor) -
             if teacher is None:
                 raise BadSpec(f"loss `{loss.kind}` needs a teacher", do="name a teacher, or use loss cross_entropy")
             matched = (
-                hinton_kd(student, teacher, loss.temperature) if isinstance(loss, HintonKd) else logit_mse(student, teacher)
+                hinton_kd(student, teacher, loss.temperature)
+                if isinstance(loss, HintonKd)
+                else logit_mse(student, teacher)
             )
             weighted = {"teacher": loss.weight * matched}
             if loss.weight < 1:

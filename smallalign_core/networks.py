@@ -57,11 +57,11 @@ class Classifier(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
         if self.channels_last:
-            self.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.body.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits float32 [N, classes] of uint8 images [N, channels, H, W], any H and W."""
-        return self.body(self.prepare(images))  # type: ignore[no-any-return]
+        return self.body(self.prepare(images))
 
     def prepare(self, images: Tensor, *, always_resize: bool = False) -> Tensor:
         """What the body sees: float32, resized, channels matched, normalised.
@@ -163,12 +163,12 @@ def _torchvision(spec: Torchvision, classes: int) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # googlenet and inception announce a change of their default initialisation
         if not spec.pretrained:
-            return models.get_model(spec.name, weights=None, num_classes=classes, **options)  # type: ignore[no-any-return]
+            return models.get_model(spec.name, weights=None, num_classes=classes, **options)
         try:
             network: nn.Module = models.get_model(spec.name, weights="DEFAULT")
         except OSError as error:  # urllib's errors are OSErrors
             raise BadSpec(
-                f"the pretrained weights of {spec.name} are not here and could not be downloaded ({type(error).__name__})",
+                f"the weights of {spec.name} are not here and could not be downloaded ({type(error).__name__})",
                 given=f"looked in {torch.hub.get_dir()}",
                 do="connect to a network once, or set pretrained: false",
             ) from None
@@ -176,7 +176,7 @@ def _torchvision(spec: Torchvision, classes: int) -> nn.Module:
         if hasattr(network, attribute):
             setattr(network, attribute, None)
     if hasattr(network, "aux_logits"):
-        network.aux_logits = False
+        network.aux_logits = False  # type: ignore[assignment]
     return _with_new_head(network, classes)
 
 
@@ -285,8 +285,12 @@ def from_file(file: Path) -> Classifier:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         reason = "is missing" if isinstance(error, FileNotFoundError) else "is damaged, or not a SmallAlign model"
-        raise BadModel(f"the weights file {reason}", given=file, do="train the run again, or restore the file") from None
-    network = dict(facts["network"], pretrained=False) if facts["network"]["kind"] == "torchvision" else facts["network"]
+        raise BadModel(
+            f"the weights file {reason}", given=file, do="train the run again, or restore the file"
+        ) from None
+    network = (
+        dict(facts["network"], pretrained=False) if facts["network"]["kind"] == "torchvision" else facts["network"]
+    )
     spec = RunSpec.model_validate({"data": DataSpec(source="-"), "network": network})
     channels, height, width = facts["input_shape"]
     count = tensors["mean"].numel()

@@ -21,7 +21,9 @@ def build(spec: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
         import pytorch_optimizer  # imported only here: it costs over a second
 
         # pullback_momentum must be "none": the others do nothing for Adam and double its memory.
-        return pytorch_optimizer.Lookahead(build(spec.inner, model), k=spec.k, alpha=spec.alpha, pullback_momentum="none")
+        return pytorch_optimizer.Lookahead(
+            build(spec.inner, model), k=spec.k, alpha=spec.alpha, pullback_momentum="none"
+        )
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": spec.weight_decay},

@@ -20,14 +20,12 @@ aside, flushed, renamed). This module does not import torch: the dashboard reads
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -37,7 +35,8 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from smallalign_core import data
-from smallalign_core.errors import BadModel, BadSpec, Refused, UnknownRun
+from smallalign_core.errors import BadModel, Refused, UnknownRun
+from smallalign_core.files import append, is_held, read_json, write, write_json
 from smallalign_core.spec import RunSpec, digest, parse, read, title
 
 SHIPPED_ZOO = Path(__file__).resolve().parents[1] / "models" / "zoo"
@@ -78,7 +77,7 @@ class Run:
         """What it trains."""
         if (self.folder / "spec.yaml").is_file():
             return read(self.folder / "spec.yaml")
-        return parse(_read_json(self.folder / "spec.json")["spec"])
+        return parse(read_json(self.folder / "spec.json")["spec"])
 
     @cached_property
     def id(self) -> str:
@@ -115,12 +114,12 @@ class Run:
     @property
     def said(self) -> dict[str, Any]:
         """What its worker last said of itself; empty before the first."""
-        return _read_json(self.folder / "state.json", missing={})
+        return read_json(self.folder / "state.json", missing={})
 
     @property
     def result(self) -> dict[str, Any] | None:
         """Scores and facts of a finished run; None before."""
-        return _read_json(self.folder / "result.json", missing=None)
+        return read_json(self.folder / "result.json", missing=None)
 
     @property
     def created(self) -> float:
@@ -208,22 +207,38 @@ class Store:
         Raises:
             UnknownRun: none is, or more than one.
         """
-        zoo = self.zoo()
-        for run in zoo:
-            if reference in (run.name, run.id):
-                return run
-        folder = self.root / "runs"
+        zoo = {run.name: run for run in self.zoo()}
+        if reference in zoo:
+            return zoo[reference]
         if re.fullmatch("[0-9a-f]{4,16}", reference):
-            found = [child for child in folder.glob(f"{reference}*") if (child / "spec.json").is_file()]
-            found += [run.folder for run in zoo if run.id.startswith(reference)]
+            found = {run.id: run for run in zoo.values() if run.id.startswith(reference)}
+            for child in (self.root / "runs").glob(f"{reference}*"):
+                if (child / "spec.json").is_file():
+                    found[child.name] = Run(child)
             if len(found) == 1:
-                return Run(found[0])
+                return next(iter(found.values()))
             if found:
                 raise UnknownRun(f"{len(found)} runs begin so", given=reference, do="give more characters of the id")
         path = Path(reference).expanduser()
         if any((path / name).is_file() for name in ("spec.json", "spec.yaml")):
             return Run(path)
-        raise UnknownRun("no run goes by that name", given=reference, do="see `python -m smallalign_core runs` for those there are")
+        raise UnknownRun(
+            "no run goes by that name", given=reference, do="see `python -m smallalign_core runs` for those there are"
+        )
+
+    def claim_zoo_name(self, name: str) -> Path:
+        """The folder for a new zoo model of that name.
+
+        Raises:
+            Refused: it is taken, or not a name.
+        """
+        if not re.fullmatch("[a-z][a-z0-9-]{2,47}", name) or re.fullmatch("[0-9a-f]{4,16}", name):
+            raise Refused(
+                "a zoo name is 3 to 48 of a-z, 0-9 and -, and not like an id", given=name, do="choose another name"
+            )
+        if any(run.name == name for run in self.zoo()):
+            raise Refused("a zoo model has that name", given=name, do="choose another name")
+        return self.root / "zoo" / name
 
     def finished(self, reference: str) -> Run:
         """As `run`, and it is finished.
@@ -308,7 +323,9 @@ class Store:
             raise Refused("zoo models are part of SmallAlign and are not deleted", given=run.name)
         if run.state is State.RUNNING:
             raise Refused("the run is being trained", given=run.name, do="cancel it first")
-        pupils = [other.name for other in self.runs() if other.spec.teacher == run.id and other.state is not State.FINISHED]
+        pupils = [
+            other.name for other in self.runs() if other.spec.teacher == run.id and other.state is not State.FINISHED
+        ]
         if pupils:
             raise Refused("unfinished runs learn from it", given=", ".join(pupils[:3]), do="delete those first")
         gone = run.folder.with_name(f".deleted-{run.folder.name}-{os.getpid()}")
@@ -319,7 +336,7 @@ class Store:
     def count_test_look(self, fingerprint: str, run: str, why: str) -> None:
         """Remember that a test set was looked at. Nothing is ever chosen on test; this keeps everybody honest."""
         self.root.mkdir(parents=True, exist_ok=True)
-        _append(self.root / "test-looks.jsonl", {"data": fingerprint, "run": run, "why": why, "time": time.time()})
+        append(self.root / "test-looks.jsonl", {"data": fingerprint, "run": run, "why": why, "time": time.time()})
 
     def test_looks(self, fingerprint: str) -> int:
         """How often the test set of that data was looked at, by any run."""
@@ -347,7 +364,9 @@ class Recording:
         try:
             self._lock.acquire()
         except Timeout:
-            raise Refused("another worker is training this run", given=self.run.name, do="wait for it, or cancel it there") from None
+            raise Refused(
+                "another worker is training this run", given=self.run.name, do="wait for it, or cancel it there"
+            ) from None
         for leftover in self.run.folder.glob("*.part"):
             leftover.unlink(missing_ok=True)
         self.attempt = int(self.run.said.get("attempt", 0)) + 1
@@ -361,13 +380,24 @@ class Recording:
 
     def say(self, **facts: object) -> None:
         """Write what this worker has to say of itself."""
-        said = {**self.run.said, "schema": SCHEMA, "attempt": self.attempt, "pid": os.getpid(), "time": time.time(), **facts}
+        said = {
+            **self.run.said,
+            "schema": SCHEMA,
+            "attempt": self.attempt,
+            "pid": os.getpid(),
+            "time": time.time(),
+            **facts,
+        }
         write_json(self.run.folder / "state.json", said)
 
     def event(self, kind: str, step: int, **values: object) -> None:
         """Append one event. When this returns, no kill can lose it."""
         sync = time.monotonic() - self._synced > 5
-        _append(self.run.folder / "events.jsonl", {"kind": kind, "step": step, "attempt": self.attempt, "time": time.time(), **values}, sync=sync)
+        append(
+            self.run.folder / "events.jsonl",
+            {"kind": kind, "step": step, "attempt": self.attempt, "time": time.time(), **values},
+            sync=sync,
+        )
         if sync:
             self._synced = time.monotonic()
 
@@ -375,8 +405,12 @@ class Recording:
         """Keep `content` as the newest checkpoint, and the one before it."""
         name = f"checkpoint-{step}.pt"
         write(self.run.folder / name, content)
-        known = [entry for entry in _read_json(self.run.folder / "checkpoints.json", missing=[]) if entry["file"] != name]
-        entries = [*known, {"file": name, "step": step, "sha256": hashlib.sha256(content).hexdigest()}][-KEPT_CHECKPOINTS:]
+        known = [
+            entry for entry in read_json(self.run.folder / "checkpoints.json", missing=[]) if entry["file"] != name
+        ]
+        entries = [*known, {"file": name, "step": step, "sha256": hashlib.sha256(content).hexdigest()}][
+            -KEPT_CHECKPOINTS:
+        ]
         write_json(self.run.folder / "checkpoints.json", entries)
         for stale in self.run.folder.glob("checkpoint-*.pt"):
             if stale.name not in {entry["file"] for entry in entries}:
@@ -388,7 +422,7 @@ class Recording:
         Raises:
             BadModel: there were some, and all are damaged.
         """
-        entries = _read_json(self.run.folder / "checkpoints.json", missing=[])
+        entries = read_json(self.run.folder / "checkpoints.json", missing=[])
         for entry in reversed(entries):
             with contextlib.suppress(OSError):
                 content = (self.run.folder / entry["file"]).read_bytes()
@@ -397,7 +431,9 @@ class Recording:
             self.event("warning", int(entry["step"]), message=f"{entry['file']} is damaged; the one before it is used")
         if entries:
             raise BadModel(
-                "every checkpoint of this run is damaged", given=self.run.name, do="delete the run and submit its spec again"
+                "every checkpoint of this run is damaged",
+                given=self.run.name,
+                do="delete the run and submit its spec again",
             )
         return None
 
@@ -409,102 +445,8 @@ class Recording:
             checkpoint.unlink(missing_ok=True)
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-def write(file: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all: aside, flushed to the disk, renamed.
-
-    Raises:
-        Refused: the disk is full; nothing was overwritten.
-    """
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as stream:
-            stream.write(content.encode() if isinstance(content, str) else content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(part, file)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise _full(error, file) from error
-
-
-def write_json(file: Path, value: object) -> None:
-    """As `write`; JSON with NaN refused."""
-    write(file, json.dumps(value, indent=1, allow_nan=False))
-
-
-def _append(file: Path, value: dict[str, object], *, sync: bool = False) -> None:
-    """Add one whole line. One `write` call to a file opened for appending: a kill leaves all of it or nothing."""
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        size = os.fstat(descriptor).st_size
-        os.lseek(descriptor, max(0, size - 1), os.SEEK_SET)
-        torn = size > 0 and os.read(descriptor, 1) != b"\n"  # power loss cut the last line: start a new one
-        line = (b"\n" if torn else b"") + json.dumps(value).encode() + b"\n"
-        if os.write(descriptor, line) != len(line):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if sync:
-            os.fsync(descriptor)
-    except OSError as error:
-        raise _full(error, file) from error
-    finally:
-        os.close(descriptor)
-
-
-def _full(error: OSError, file: Path) -> Refused:
-    what = "the disk is full" if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)) else f"the file could not be written ({error.strerror})"
-    return Refused(what, given=file, do="make room or check the folder's rights, then resume; nothing was overwritten")
-
-
 def _check_room(root: Path, needed: int = 50 * 1024**2) -> None:
     """Refuse to start a run where even a small model's checkpoints would not fit."""
     there = next(path for path in (root, *root.resolve().parents) if path.exists())
     if shutil.disk_usage(there).free < needed:
         raise Refused("the disk is full: a run needs at least 50 MB", given=there, do="make room, then submit again")
-
-
-def _read_json(file: Path, **otherwise: Any) -> Any:
-    try:
-        return json.loads(file.read_text())
-    except FileNotFoundError:
-        if "missing" in otherwise:
-            return otherwise["missing"]
-        raise UnknownRun("a file of this run is missing", given=file, do="delete the run and submit its spec again") from None
-    except (ValueError, OSError):
-        raise BadSpec("a file of this run is damaged", given=file, do="delete the run and submit its spec again") from None
-
-
-def is_held(lock: Path) -> bool:
-    """Whether a living process holds `lock`. Looks without taking it, so that looking never gets in a worker's way."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: taking it for a moment is the only way to look
-        try:
-            with FileLock(lock, timeout=0):
-                return False
-        except Timeout:
-            return True
-    try:
-        descriptor = os.open(lock, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: any number of lookers at once
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
-
-
-def tail(file: Path, lines: int = 200) -> Sequence[str]:
-    """The last lines of a text file; empty if it is not there."""
-    try:
-        with file.open("rb") as stream:
-            stream.seek(max(0, file.stat().st_size - 200 * lines))
-            return stream.read().decode(errors="replace").splitlines()[-lines:]
-    except OSError:
-        return []
-

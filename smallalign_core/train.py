@@ -105,7 +105,7 @@ class Training:
         shared = {(s.data, s.augment, s.views, s.batch, s.epochs, s.seed) for s in specs}
         if len(shared) != 1 or len({s.teacher for s in specs if s.teacher}) > 1:
             raise BadSpec(
-                "runs can share a lockstep only with the same data, augmentation, views, batch, epochs, seed and teacher",
+                "a lockstep shares data, augmentation, views, batch, epochs, seed and teacher: these specs differ",
                 given=f"{len(specs)} specs",
                 do="train them one after the other",
             )
@@ -136,7 +136,9 @@ class Training:
             epoch_ended = self.step * batch // count > (self.step - 1) * batch // count or self.step == self.steps
             if epoch_ended or now - reported >= REPORT_SECONDS:
                 rate = (self.step - since) * batch / max(1e-9, now - reported)
-                yield Progress(self.step, self.steps, self.step * batch / count, rate, self._mean_losses(self.step - since))
+                yield Progress(
+                    self.step, self.steps, self.step * batch / count, rate, self._mean_losses(self.step - since)
+                )
                 reported, since = time.monotonic(), self.step
             if epoch_ended:
                 yield self._validate(min(round(self.step * batch / count), self.students[0].spec.epochs))
@@ -150,7 +152,7 @@ class Training:
         for student in self.students:
             spec = student.spec
             student.classifier.train()
-            # Dropout draws from the global generator: keyed by (seed, step), nobody's result depends on who else trains.
+            # Dropout draws from the global generator. Keyed by (seed, step), it does not depend on who else trains.
             torch.manual_seed(spec.seed * 1_000_003 + self.step)
             rate = optim.peak_rate(spec.optimizer) * optim.factor(spec.schedule, self.step, self.steps)
             for group in student.optimizer.param_groups:
@@ -160,7 +162,7 @@ class Training:
             parts = losses.terms(spec.loss, logits, answers if spec.teacher else None, view.labels)
             total = torch.stack(list(parts.values())).sum()
             student.optimizer.zero_grad(set_to_none=True)
-            total.backward()  # type: ignore[no-untyped-call]
+            total.backward()
             student.optimizer.step()
             for name, value in (*parts.items(), ("total", total)):
                 student.sums[name] = student.sums.get(name, 0) + value.detach()
@@ -175,7 +177,7 @@ class Training:
             if not np.isfinite(means[-1]["total"]):
                 raise Diverged(
                     f"the loss became {means[-1]['total']} by step {self.step} of {self.steps}",
-                    given=f"{student.spec.optimizer.kind}, peak learning rate {optim.peak_rate(student.spec.optimizer)}",
+                    given=f"{student.spec.optimizer.kind}, learning rate {optim.peak_rate(student.spec.optimizer)}",
                     do="lower optimizer.lr, or lengthen schedule.warmup",
                 )
         return tuple(means)
@@ -183,7 +185,8 @@ class Training:
     def _validate(self, epoch: int) -> Validated:
         val = self.splits.val
         scores = tuple(
-            score(logits_of(student.classifier, val, device=self.device), val.labels, val.classes) for student in self.students
+            score(logits_of(student.classifier, val, device=self.device), val.labels, val.classes)
+            for student in self.students
         )
         best = tuple(student.consider(found, epoch) for student, found in zip(self.students, scores, strict=True))
         return Validated(self.step, epoch, scores, best)
@@ -225,7 +228,9 @@ class Training:
             self.step = state["step"]
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
             raise BadModel(
-                "the checkpoint does not fit this run", given=type(error).__name__, do="delete the run and start it again"
+                "the checkpoint does not fit this run",
+                given=type(error).__name__,
+                do="delete the run and start it again",
             ) from None
 
 
@@ -253,7 +258,11 @@ def pick_device(name: str = "auto") -> torch.device:
     if name == "auto":
         kind = name = next(kind for kind, found in there.items() if found)
     if not there.get(kind):
-        raise BadSpec("this machine has no such device", given=name, do=f"choose one of: auto, {', '.join(k for k, v in there.items() if v)}")
+        raise BadSpec(
+            "this machine has no such device",
+            given=name,
+            do=f"choose one of: auto, {', '.join(k for k, v in there.items() if v)}",
+        )
     return torch.device(name)
 
 

@@ -127,7 +127,7 @@ def of_run(spec: RunSpec, images: ImageSet, device: torch.device | str = "cpu") 
 
 
 def _matrices(part: Augment, draws: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[N, 3, 3]: where each pixel goes, in pixels about the image's centre (x right, y down). Identity where unlucky."""
+    """[N, 3, 3]: where each pixel goes, in pixels about the centre (x right, y down)."""
     chosen = draws[:, 0] < part.probability
     matrices = np.tile(np.eye(3), (len(draws), 1, 1))
     match part:

@@ -112,7 +112,11 @@ def _train(recording: Recording, store: Store, device: str, observe: Observer) -
     seconds = _restore(recording, training)
     size = networks.measure(training.students[0].classifier)
     facts = {
-        "device": str(where) if where.type == "cpu" else f"{where} ({torch.cuda.get_device_name(where)})" if where.type == "cuda" else str(where),
+        "device": str(where)
+        if where.type == "cpu"
+        else f"{where} ({torch.cuda.get_device_name(where)})"
+        if where.type == "cuda"
+        else str(where),
         "threads": threads,
         "params": size.params,
         "macs": size.macs,
@@ -120,7 +124,14 @@ def _train(recording: Recording, store: Store, device: str, observe: Observer) -
     }
     recording.say(**facts)
     recording.event("resumed" if recording.attempt > 1 else "started", training.step, **facts)
-    log.info("run %s: attempt %d from step %d of %d on %s", run.name, recording.attempt, training.step, training.steps, facts["device"])
+    log.info(
+        "run %s: attempt %d from step %d of %d on %s",
+        run.name,
+        recording.attempt,
+        training.step,
+        training.steps,
+        facts["device"],
+    )
 
     def save() -> None:
         buffer = io.BytesIO()
@@ -134,13 +145,34 @@ def _train(recording: Recording, store: Store, device: str, observe: Observer) -
         if isinstance(event, train.Progress):
             losses = event.losses[0]
             remaining = (event.steps - event.step) * elapsed / max(1, event.step)
-            shown = {"kind": "progress", "step": event.step, "steps": event.steps, "epoch": event.epoch, "loss": losses.pop("total"), "terms": losses, "images_per_second": event.images_per_second, "seconds": elapsed, "eta": remaining}
-            if now - recorded >= min(5.0, 0.25 + elapsed / 300) or event.step == event.steps:  # long runs: sparser lines
+            shown = {
+                "kind": "progress",
+                "step": event.step,
+                "steps": event.steps,
+                "epoch": event.epoch,
+                "loss": losses.pop("total"),
+                "terms": losses,
+                "images_per_second": event.images_per_second,
+                "seconds": elapsed,
+                "eta": remaining,
+            }
+            if (
+                now - recorded >= min(5.0, 0.25 + elapsed / 300) or event.step == event.steps
+            ):  # long runs: sparser lines
                 recording.event(**shown)  # type: ignore[arg-type]
                 recorded = now
         else:
             scores = event.scores[0]
-            shown = {"kind": "epoch", "step": event.step, "epoch": event.epoch, "accuracy": scores.accuracy, "nll": scores.nll, "ece": scores.ece, "best": event.best[0], "seconds": elapsed}
+            shown = {
+                "kind": "epoch",
+                "step": event.step,
+                "epoch": event.epoch,
+                "accuracy": scores.accuracy,
+                "nll": scores.nll,
+                "ece": scores.ece,
+                "best": event.best[0],
+                "seconds": elapsed,
+            }
             recording.event(**shown)  # type: ignore[arg-type]
         observe(shown)
         asked = run.asked
@@ -166,11 +198,15 @@ def _restore(recording: Recording, training: Any) -> float:
         kept = torch.load(io.BytesIO(content), weights_only=True)
         training.restore(kept["training"])
     except (RuntimeError, KeyError, ValueError, EOFError) as error:
-        raise BadModel("the checkpoint cannot be read", given=type(error).__name__, do="delete the run and submit its spec again") from None
+        raise BadModel(
+            "the checkpoint cannot be read", given=type(error).__name__, do="delete the run and submit its spec again"
+        ) from None
     return float(kept["seconds"])
 
 
-def _finish(recording: Recording, store: Store, splits: data.Splits, training: Any, facts: dict[str, Any]) -> dict[str, Any]:
+def _finish(
+    recording: Recording, store: Store, splits: data.Splits, training: Any, facts: dict[str, Any]
+) -> dict[str, Any]:
     """Score the best weights: temperature by validation, then one look at test."""
     import hashlib
 
@@ -238,7 +274,11 @@ def serve(store: Store, *, device: str = "auto", once: bool = False, while_pid: 
     try:
         lock.acquire()
     except Timeout:
-        raise Refused(f"another worker serves this store on device {device}", given=store.root, do="let it work, or name another --device") from None
+        raise Refused(
+            f"another worker serves this store on device {device}",
+            given=store.root,
+            do="let it work, or name another --device",
+        ) from None
     with lock:
         keep_freed_memory()
         log.info("worker %d serves %s on %s", os.getpid(), store.root, device)

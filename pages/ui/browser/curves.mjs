@@ -142,7 +142,6 @@ class Chart {
   tell(chart, scale) {
     const { min, max } = chart.scales[scale];
     this.find('.plot').setAttribute(`data-${scale}`, `${min} ${max}`);
-    this.find('.plot').setAttribute('data-points', chart.data[0].length);
   }
 
   zoomed(chart) {
@@ -170,6 +169,7 @@ class Chart {
         this.plot.setSeries(2 * i + 2, { show });
       });
     });
+    this.find('.plot').setAttribute('data-points', this.plot.data[0].length);
     this.legendValues();
   }
 

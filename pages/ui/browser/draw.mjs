@@ -177,7 +177,7 @@ class Pad {
     // One thread and WebAssembly: a single small picture is answered before a graphics card is asked.
     const about = await ort.ask('start', { runtime: absolute(this.data.runtime), wanted: 'wasm', threads: 1 });
     for (const [name, url] of Object.entries(this.data.models)) {
-      await ort.ask('open', { name, url: absolute(url), backend: about.backend, channels: this.data.channels });
+      await ort.ask('open', { name, url: absolute(url), backend: about.backend, shape: [...this.data.size, this.data.channels] });
     }
     this.find('.saw').textContent = 'Draw something, and the models say what they see.';
     this.problem('');
@@ -277,6 +277,7 @@ export default function ({ data, parentElement }) {
   let pad = pads.get(parentElement);
   if (!pad) pads.set(parentElement, (pad = new Pad(parentElement)));
   pad.update(data);
+  pad.find('.box').classList.add('ready');
   pad.turn += 1;
   const turn = pad.turn;
   return () => {

@@ -36,6 +36,27 @@ async function run(session, pixels, shape, output) {
   return outputs[output].getData(true);
 }
 
+function create(file, backend, forceCpuNodeNames = []) {
+  const provider = backend === 'webgpu' ? { name: 'webgpu', forceCpuNodeNames } : backend;
+  return ort.InferenceSession.create(file, { executionProviders: [provider], graphOptimizationLevel: 'all' });
+}
+
+/** ONNX Runtime's WebGPU takes an antialiased Resize and then fails on it; that node has to run on the CPU, by name. */
+async function withoutAntialias(session, file, shape) {
+  try {
+    await run(session, new Uint8Array(shape.reduce((a, b) => a * b, 1)), [1, ...shape], 'logits');
+    return session;
+  } catch (error) {
+    const [, node] = /running Resize node\. Name:'([^']+)'/.exec(error.message) ?? [];
+    if (!node) throw error;
+    await session.release();
+    return create(file, 'webgpu', [node]);
+  }
+}
+
+/** Let the worker hear that it was stopped: between promises alone it is deaf, and the browser waits seconds to kill it. */
+const breathe = () => new Promise((resolve) => setTimeout(resolve));
+
 const quantile = (values, q) => {
   const sorted = [...values].sort((a, b) => a - b);
   return sorted[Math.min(sorted.length - 1, Math.floor(q * sorted.length))];
@@ -64,21 +85,22 @@ const operations = {
     };
   },
 
-  /** Fetch and prepare one model. */
-  async open({ name, url, backend, channels }) {
+  /** Fetch and prepare one model for images of `shape` (H, W, C). */
+  async open({ name, url, backend, shape }) {
     const began = performance.now();
     const file = await fetchBytes(url);
     const fetched = performance.now();
-    const session = await ort.InferenceSession.create(file, { executionProviders: [backend], graphOptimizationLevel: 'all' });
+    let session = await create(file, backend);
     if (!session.inputNames.includes('images') || !session.outputNames.includes('logits')) {
       throw new Error(
         `${name} is not a SmallAlign export. Given: inputs ${session.inputNames}, outputs ${session.outputNames}. Export it again.`,
       );
     }
-    const takes = session.inputMetadata[session.inputNames.indexOf('images')].shape?.[3];
-    if (Number.isInteger(takes) && takes !== channels) {
-      throw new Error(`${name} takes images of ${takes} channels. Given: ${channels}. Choose a model of this data set.`);
+    const channels = session.inputMetadata[session.inputNames.indexOf('images')].shape?.[3];
+    if (Number.isInteger(channels) && channels !== shape[2]) {
+      throw new Error(`${name} takes images of ${channels} channels. Given: ${shape[2]}. Choose a model of this data set.`);
     }
+    if (backend === 'webgpu') session = await withoutAntialias(session, file, shape);
     sessions.set(name, session);
     return { bytes: file.length, fetch_ms: fetched - began, load_ms: performance.now() - fetched };
   },
@@ -105,6 +127,7 @@ const operations = {
       const now = (performance.now() - windowBegan) / runs;
       steady = Math.abs(now - each) <= 0.1 * Math.max(now, each);
       each = now;
+      await breathe();
       warm = performance.now() - warmBegan;
     }
 
@@ -115,6 +138,7 @@ const operations = {
       const t = performance.now();
       for (let i = 0; i < repeats; i += 1) await once();
       samples.push((performance.now() - t) / repeats);
+      if (samples.length % 10 === 0) await breathe();
     }
     return {
       first_ms: first, warm_ms: warm, steady, repeats, samples: samples.length,
@@ -137,6 +161,7 @@ const operations = {
       logits.set(part, (from * part.length) / many);
       if (performance.now() - said > 100) {
         report(from / count);
+        await breathe();
         said = performance.now();
       }
     }

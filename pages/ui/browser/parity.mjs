@@ -25,7 +25,7 @@ async function check({ models, images, count, shape, runtime, backend, threads }
     for (const [i, name] of names.entries()) {
       const at = (share) => (i + share) / names.length;
       say(`${name}: loading`, at(0.05));
-      const opened = await ort.ask('open', { name, url: absolute(models[name]), backend: about.backend, channels: shape[2] });
+      const opened = await ort.ask('open', { name, url: absolute(models[name]), backend: about.backend, shape });
       say(`${name}: warming up and timing`, at(0.1));
       const timed = await ort.ask('time', { name, image: first, shape });
       const progress = (share) => say(`${name}: answering ${count.toLocaleString()} images`, at(0.6 + 0.4 * share));

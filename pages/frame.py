@@ -1,0 +1,31 @@
+"""The frame around every page: menu, address bar, status strip, and the one place where errors become sentences."""
+
+import streamlit as st
+
+from pages.ui import status
+from pages.ui.backstage import told
+
+st.set_page_config(page_title="SmallAlign", page_icon=":material/compress:", layout="wide")
+
+page = st.navigation(
+    {
+        "Learn": [
+            st.Page("home.py", title="Home", icon=":material/home:", default=True, help="Start here: one click distils a student."),
+            st.Page("data.py", title="Data", icon=":material/photo_library:", help="Look at a dataset: classes, counts, images."),
+        ],
+        "Train": [
+            st.Page("distil.py", title="Distil", icon=":material/science:", help="Choose data, teacher and student, and start a run."),
+        ],
+        "Judge": [
+            st.Page("runs.py", title="Runs", icon=":material/list_alt:", help="All runs, live and finished."),
+            st.Page("compare.py", title="Compare", icon=":material/compare:", help="Teacher and student side by side."),
+        ],
+        "Ship": [
+            st.Page("export.py", title="Export", icon=":material/deployed_code:", help="One ONNX file, and the proof that it answers the same."),
+        ],
+    },
+    expanded=True,
+)
+with told():
+    page.run()
+status.strip()

@@ -1,0 +1,67 @@
+"""Home: what SmallAlign does, one button that does it, and the way on from there."""
+
+import streamlit as st
+
+from pages.ui import backstage, listing, wording
+from smallalign_core.errors import UnknownRun
+from smallalign_core.spec import title
+
+STARTER = "digits-student"
+"""The zoo model whose spec, with a seed of its own, the big button trains."""
+
+store = backstage.store()
+rows = listing.rows(store)
+mine = [row for row in rows if not row.in_zoo]
+
+st.title("How small can your image classifier be?")
+st.markdown(
+    "SmallAlign distils a big image classifier (the **teacher**) into a small one (the **student**), shows where the two "
+    "disagree, and hands you an ONNX file proven to give the same answers in PyTorch, in ONNX Runtime and in your browser."
+)
+
+try:
+    starter = store.run(STARTER).spec
+except UnknownRun:
+    st.info(f"The starter model `{STARTER}` is not in {store.root / 'zoo'}. Train a teacher of your own first: leave the teacher empty.")
+    st.page_link("distil.py", label="Train a teacher on digits", icon=":material/science:", query_params={"data": "digits"})
+else:
+    done = {row.title for row in mine if row.finished}
+    seeds = (starter.model_copy(update={"seed": seed}) for seed in range(starter.seed + 1, starter.seed + 2 + len(mine)))
+    spec = next(spec for spec in seeds if title(spec) not in done)
+    with st.container(border=True, horizontal=True, vertical_alignment="center"):
+        if st.button("Distil a student now", type="primary", icon=":material/play_arrow:"):
+            answer = backstage.ask("submit", "Preparing the run", spec=spec.model_dump(mode="json"))
+            st.switch_page("runs.py", query_params={"run": answer["id"]})
+        teacher = next((row for row in rows if row.name == starter.teacher or row.id == starter.teacher), None)
+        student = next((row for row in rows if row.name == STARTER), None)
+        if teacher and student:
+            st.markdown(
+                f"A real run on 1,797 handwritten digits: a student of {student.params:,} parameters learns from a teacher of "
+                f"{teacher.params:,}. It takes seconds, and you watch it live. Seed {spec.seed}.",
+                width="stretch",
+            )
+
+left, right = st.columns([3, 2], gap="large")
+with left:
+    st.subheader("Continue")
+    if not mine:
+        st.caption("Your runs appear here, with their state and their scores. The button above starts the first one.")
+    for row in mine[:4]:
+        colour, icon = wording.STATES[row.state]
+        with st.container(border=True, horizontal=True, vertical_alignment="center"):
+            st.badge(row.state, icon=icon, color=colour)
+            st.page_link("runs.py", label=row.title, query_params={"run": row.name}, width="stretch")
+            st.caption((f"{wording.percent(row.accuracy)} test · " if row.accuracy is not None else "") + wording.ago(row.created), width="content")
+    if len(mine) > 4:
+        st.page_link("runs.py", label=f"All {len(mine)} runs", icon=":material/list_alt:")
+
+with right:
+    st.subheader("Learn the path")
+    latest = next((row for row in mine if row.finished), None) or next((row for row in rows if row.finished), None)
+    chosen = {"run": latest.id} if latest else None
+    pair = {"student": latest.id} | ({"teacher": latest.teacher} if latest.teacher else {}) if latest else None
+    st.page_link("data.py", label="1. Look at the images", icon=":material/photo_library:", query_params={"data": "digits"})
+    st.page_link("distil.py", label="2. Choose a teacher and a student", icon=":material/science:")
+    st.page_link("runs.py", label="3. Watch the student learn", icon=":material/show_chart:", query_params=chosen)
+    st.page_link("compare.py", label="4. See where they disagree", icon=":material/compare:", query_params=pair)
+    st.page_link("export.py", label="5. Export, prove, download", icon=":material/deployed_code:", query_params=chosen)

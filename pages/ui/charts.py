@@ -1,0 +1,97 @@
+"""Charts that are looked at once: counts, per-class scores, confusion matrices, and the bars of a model's answers."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+import streamlit as st
+
+READABLE_CLASSES = 20
+"""Up to so many classes, every cell and tick of a matrix can carry its text."""
+
+
+def dark() -> bool:
+    """Whether the visitor's theme is dark."""
+    return st.context.theme.type == "dark"
+
+
+def palette() -> list[str]:
+    """The theme's chart colours."""
+    return list(st.get_option(f"theme.{'dark' if dark() else 'light'}.chartCategoricalColors"))
+
+
+def _show(figure: go.Figure, *, alt: str, key: str, height: int) -> None:
+    figure.update_layout(height=height, margin={"l": 0, "r": 0, "t": 8, "b": 0}, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"})
+    st.plotly_chart(figure, key=key, alt=alt, config={"displayModeBar": False})
+
+
+def counts(per_split: Mapping[str, Mapping[str, int]], *, key: str) -> None:
+    """Images per class, one bar a split."""
+    names = {"train": "train", "val": "validation", "test": "test"}
+    figure = go.Figure()
+    for (split, tally), colour in zip(per_split.items(), palette(), strict=False):
+        figure.add_bar(x=list(tally), y=list(tally.values()), name=names.get(split, split), marker_color=colour)
+    figure.update_layout(barmode="stack", xaxis={"type": "category", "title": "class"}, yaxis_title="images")
+    _show(figure, alt="Images per class and split.", key=key, height=300)
+
+
+def recall(of_model: Mapping[str, Mapping[str, float | None]], *, key: str) -> None:
+    """Share found of each class, one bar a model."""
+    figure = go.Figure()
+    for (name, found), colour in zip(of_model.items(), palette(), strict=False):
+        figure.add_bar(x=list(found), y=list(found.values()), name=name, marker_color=colour)
+    low = min((value for found in of_model.values() for value in found.values() if value is not None), default=0.0)
+    bottom = max(0.0, np.floor(10 * low - 0.5) / 10)
+    figure.update_layout(xaxis={"type": "category", "title": "class"}, yaxis={"title": "recall", "tickformat": ".0%", "range": [bottom, 1]})
+    _show(figure, alt="Recall of each class.", key=key, height=280)
+    if bottom:
+        st.caption(f"The axis begins at {bottom:.0%}.")
+
+
+def confusion(table: Sequence[Sequence[int]], classes: Sequence[str], *, highest: int, key: str) -> None:
+    """One confusion matrix: mistakes coloured up to `highest`, so that two beside each other share a scale; hits muted."""
+    counted = np.asarray(table)
+    mistakes = counted.astype(float)
+    np.fill_diagonal(mistakes, np.nan)
+    mistakes[mistakes == 0] = np.nan
+    few = len(classes) <= READABLE_CLASSES
+    text = [[str(value) if value else "" for value in line] for line in counted] if few else None
+    low, high = ("#3A2A18", "#F39C4A") if dark() else ("#FBE9DC", "#C24E00")
+    figure = go.Figure(
+        go.Heatmap(
+            z=mistakes, zmin=0, zmax=max(1, highest), colorscale=[[0, low], [1, high]], showscale=False, xgap=1, ygap=1, hoverongaps=False,
+            hovertemplate="true %{y}, said %{x}: %{z}<extra></extra>",
+        )
+    )  # fmt: skip
+    names = [name if len(name) <= 10 else name[:9] + "…" for name in classes]
+    ticks = {"tickmode": "array", "tickvals": list(range(len(classes))), "ticktext": names, "showgrid": False, "zeroline": False}
+    if not few:
+        ticks = {"showgrid": False, "zeroline": False, "nticks": 10}
+    muted = "#8B98A5" if dark() else "#66727E"
+    strong = "#FFFFFF" if dark() else "#17212B"
+    if text:
+        for true, line in enumerate(text):
+            for said, value in enumerate(line):
+                if value:
+                    bright = mistakes[true, said] > highest * 0.6
+                    colour = muted if true == said else ("#10161C" if dark() else "#FFFFFF") if bright else strong
+                    figure.add_annotation(x=said, y=true, text=value, showarrow=False, font={"size": 11, "color": colour})
+    figure.update_layout(xaxis={"title": "said", "range": [-0.5, len(classes) - 0.5], **ticks}, yaxis={"title": "true", "range": [len(classes) - 0.5, -0.5], **ticks})
+    _show(figure, alt="Confusion matrix: rows are true classes, columns what the model said.", key=key, height=380)
+
+
+def answers(top: Sequence[tuple[str, float]], true: str, colour: str) -> str:
+    """HTML of a model's likeliest classes as bars; a tick marks the true one."""
+    lines = []
+    for name, share in top:
+        mark = " ✓" if name == true else ""
+        lines.append(
+            '<div style="display:grid;grid-template-columns:minmax(3rem,6.5rem) 1fr 2.6rem;gap:6px;align-items:center;font-size:0.8rem">'
+            f'<span style="white-space:nowrap;overflow:hidden;text-overflow:ellipsis" title="{html.escape(name)}">{html.escape(name)}{mark}</span>'
+            f'<span style="height:8px;border-radius:4px;background:{colour};width:{max(1, 100 * share):.0f}%;opacity:{1 if mark else 0.55}"></span>'
+            f'<span style="text-align:right;font-variant-numeric:tabular-nums">{share:.0%}</span></div>'
+        )
+    return "".join(lines)

@@ -1,0 +1,126 @@
+"""Every run of the store as one row. What cannot change any more is read once."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from smallalign_core.errors import SmallAlignError
+from smallalign_core.spec import canonical
+from smallalign_core.store import Run, State, Store
+
+DAMAGED = "damaged"
+_BAD = (SmallAlignError, KeyError, TypeError, ValueError, AttributeError, OSError)  # a folder may hold any nonsense
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run, or one zoo model.
+
+    Attributes:
+        state: a `State`, or `damaged` with the reason in `reason`.
+        source: where its images come from.
+        family: equal for runs that differ in nothing but the seed.
+        accuracy, low, high: on test, with the 95 % interval; None before the run is finished.
+    """
+
+    id: str
+    name: str
+    state: str
+    title: str
+    created: float
+    in_zoo: bool = False
+    teacher: str | None = None
+    source: str = ""
+    seed: int = 0
+    family: str = ""
+    classes: tuple[str, ...] = ()
+    accuracy: float | None = None
+    low: float | None = None
+    high: float | None = None
+    params: int | None = None
+    reason: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether it can be a teacher, be compared and be exported."""
+        return self.state == State.FINISHED
+
+    @property
+    def label(self) -> str:
+        """What menus show."""
+        first = self.name if self.in_zoo else f"{self.title} · {self.id[:6]}"
+        return first + (f" · {self.accuracy:.1%}" if self.accuracy is not None else "")
+
+
+def rows(store: Store) -> list[Row]:
+    """All runs, newest first, then the zoo."""
+    return [row(run) for run in (*store.runs(), *store.zoo())]
+
+
+def finished(store: Store) -> list[Row]:
+    """All that is trained: runs newest first, then the zoo."""
+    return [found for found in rows(store) if found.finished]
+
+
+def row(run: Run) -> Row:
+    """One run as a row; a damaged folder is a row too."""
+    try:
+        state = run.state
+        text = _of_spec(run.folder, _changed(run.folder / ("spec.yaml" if run.in_zoo else "spec.json")))
+        scores: dict[str, Any] = {}
+        if state is State.FINISHED:
+            scores = _of_result(run.folder, _changed(run.folder / "result.json"))
+        said = {} if scores else run.said
+        reason = said.get("reason") if state in (State.FAILED, State.PAUSED) else None
+        known = {"id": run.name, "params": said.get("params"), "reason": reason} | text | scores
+        return Row(name=run.name, state=str(state), created=run.created, in_zoo=run.in_zoo, **known)
+    except _BAD as error:
+        why = str(error) if isinstance(error, SmallAlignError) else f"A file of this run is damaged ({type(error).__name__}). Delete the run."
+        return Row(run.name, run.name, DAMAGED, "A folder that cannot be read", run.created, in_zoo=run.in_zoo, reason=why)
+
+
+def siblings(store: Store, one: Row) -> list[Row]:
+    """The finished runs that differ from `one` in nothing but the seed, itself among them; one a seed."""
+    return list({other.seed: other for other in finished(store) if other.family == one.family}.values())
+
+
+def _changed(file: Path) -> int:
+    with contextlib.suppress(OSError):
+        return file.stat().st_mtime_ns
+    return 0
+
+
+@functools.lru_cache(maxsize=8192)
+def _of_spec(folder: Path, changed: int) -> dict[str, Any]:
+    run = Run(folder)
+    spec = run.spec
+    kept = canonical(spec)
+    kept.pop("seed", None)
+    family = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    return {"title": run.title, "teacher": spec.teacher, "source": spec.data.source, "seed": spec.seed, "family": family}
+
+
+@functools.lru_cache(maxsize=8192)
+def _of_result(folder: Path, changed: int) -> dict[str, Any]:
+    result = Run(folder).result or {}
+    test = result["test"]
+    return {
+        "id": str(result["id"]),
+        "accuracy": float(test["accuracy"]),
+        "low": float(test["accuracy_low"]),
+        "high": float(test["accuracy_high"]),
+        "params": int(result["params"]),
+        "classes": tuple(result["classes"]),
+    }
+
+
+def when(one: Row) -> datetime | None:
+    """When it was first submitted; a zoo model's files only say when they were copied here."""
+    return None if one.in_zoo else datetime.fromtimestamp(one.created, tz=UTC)

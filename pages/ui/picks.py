@@ -1,0 +1,46 @@
+"""Menus whose choice lives in the address: a pasted link or F5 brings the same view back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import streamlit as st
+
+from pages.ui import listing
+from pages.ui.listing import Row
+from smallalign_core.store import Store
+
+
+def pick(label: str, options: Mapping[str, str], *, key: str, first: str | None = None, help: str | None = None) -> str:
+    """A menu of `options` (value to text) kept in the address as `key`; an empty value leaves the address clean.
+
+    Streamlit's own binding writes the text that is shown into the address; a link should hold the id.
+    """
+    widget, seen = f"pick-{key}", f"pick-{key}-seen"
+    asked = st.query_params.get(key)
+    if asked is not None and asked != st.session_state.get(seen):  # the address was changed, not the menu
+        if asked in options:
+            st.session_state[widget] = asked
+        else:
+            st.warning(f"The link names something that is not here. Given: {key}={asked[:80]}. Choose another one below.")
+    if st.session_state.get(widget) not in options:
+        st.session_state[widget] = first if first in options else next(iter(options))
+    chosen = st.selectbox(label, list(options), format_func=lambda value: options[value], key=widget, help=help)
+    st.session_state[seen] = chosen
+    if chosen:
+        st.query_params[key] = chosen
+    elif key in st.query_params:
+        del st.query_params[key]
+    return str(chosen)
+
+
+def pick_finished(
+    label: str, store: Store, *, key: str, first: str | None = None, help: str | None = None, none: str | None = None
+) -> Row | None:
+    """A menu of everything that is trained; with `none`, a first entry that means nobody. None if nobody was chosen."""
+    found = {row.id: row for row in listing.finished(store)}
+    for row in found.values():  # links may name a zoo model as people do
+        if st.query_params.get(key) == row.name != row.id:
+            st.query_params[key] = row.id
+    options = ({"": none} if none else {}) | {id: row.label for id, row in found.items()}
+    return found.get(pick(label, options, key=key, first=first, help=help))

@@ -1,0 +1,90 @@
+"""Many small images as one: a single PNG holds them all and the browser cuts it into tiles, enlarged without blur."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import streamlit as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from smallalign_core import data
+from smallalign_core.data import ImageSet, Splits
+from smallalign_core.spec import DataSpec
+from smallalign_core.store import Store
+
+ACROSS = 12
+SMALL = 64
+"""Images are shown at least so many CSS pixels wide."""
+
+KEPT_BYTES = 64 * 1024**2
+"""Datasets above this size are opened anew for each page of images, so that the server stays small."""
+
+
+@st.cache_resource(max_entries=2, show_spinner=False)
+def _kept(source: str, fingerprint: str, root: str, _spec: DataSpec, _store: Store) -> Splits:
+    return data.load(_spec, _store.data_cache)
+
+
+def splits(spec: DataSpec, store: Store, images: int, shape: Sequence[int]) -> Splits:
+    """The images of a decoded dataset of known size.
+
+    Raises:
+        BadData: they are not those that `spec` remembers, or cannot be read.
+    """
+    if images * int(np.prod(shape)) > KEPT_BYTES:
+        return data.load(spec, store.data_cache)
+    return _kept(spec.model_dump_json(), spec.fingerprint or "", str(store.root.resolve()), spec, store)
+
+
+def sprite(images: NDArray[np.uint8]) -> str:
+    """Images uint8 [N, C, H, W] side by side, twelve a line, as the address of one PNG."""
+    count, channels, height, width = images.shape
+    lines = -(-count // ACROSS)
+    sheet = np.zeros((lines * ACROSS, channels, height, width), np.uint8)
+    sheet[:count] = images
+    sheet = sheet.reshape(lines, ACROSS, channels, height, width).transpose(0, 3, 1, 4, 2).reshape(lines * height, ACROSS * width, channels)
+    content = io.BytesIO()
+    Image.fromarray(sheet[..., 0] if channels == 1 else sheet).save(content, "PNG")
+    return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def shown_size(height: int, width: int) -> tuple[int, int]:
+    """(height, width) in CSS pixels: a whole multiple of the image, so that pixels stay square."""
+    times = max(1, -(-SMALL // max(height, width)))
+    shrink = min(1.0, 2 * SMALL / max(height, width))
+    return round(height * times * shrink), round(width * times * shrink)
+
+
+def tiles(images: NDArray[np.uint8]) -> tuple[str, list[str]]:
+    """The style that loads the sprite, and for each image the HTML of a box that shows it; put both into one `st.html`."""
+    height, width = shown_size(*images.shape[2:])
+    address = sprite(images)
+    name = "sprite-" + hashlib.sha256(address.encode()).hexdigest()[:10]
+    lines = -(-len(images) // ACROSS)
+    style = (
+        f"<style>.{name}{{display:inline-block;flex:none;width:{width}px;height:{height}px;image-rendering:pixelated;"
+        f"background-image:url({address});background-size:{ACROSS * width}px {lines * height}px;border-radius:3px}}</style>"
+    )
+    boxes = [
+        f'<span class="{name}" style="background-position:-{index % ACROSS * width}px -{index // ACROSS * height}px"></span>'
+        for index in range(len(images))
+    ]
+    return style, boxes
+
+
+def gallery(images: ImageSet) -> None:
+    """All of `images` with the class under each."""
+    style, boxes = tiles(images.images)
+    width = shown_size(*images.images.shape[2:])[1]
+    cells = [
+        f'<figure style="margin:0;width:{width}px">{box}<figcaption style="font-size:0.75rem;text-align:center;white-space:nowrap;'
+        f'overflow:hidden;text-overflow:ellipsis" title="{name}">{name}</figcaption></figure>'
+        for box, name in zip(boxes, (html.escape(images.classes[label]) for label in images.labels), strict=True)
+    ]
+    st.html(f'{style}<div style="display:flex;flex-wrap:wrap;gap:10px">{"".join(cells)}</div>')

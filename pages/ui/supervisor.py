@@ -1,0 +1,104 @@
+"""What runs beside the pages for as long as the server does: the worker, the desk, and the browser parts' installation."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import streamlit as st
+
+from pages.ui import backstage, browser
+from smallalign_core.store import Store, is_held
+
+log = logging.getLogger("smallalign.dashboard")
+
+CHECK_SECONDS = 2.0
+LONGEST_WAIT = 60.0
+
+
+@contextlib.asynccontextmanager
+async def lifespan(app: st.App) -> AsyncIterator[None]:
+    """Start what the pages rely on, and let go of it when the server stops. Runs in training are never touched."""
+    stop = threading.Event()
+    for work in (keep_worker, warm_up, get_browser_parts):
+        threading.Thread(target=work, args=(backstage.store(), stop), name=work.__name__, daemon=True).start()
+    try:
+        yield
+    finally:
+        stop.set()
+        backstage.desk().close()
+
+
+def keep_worker(store: Store, stop: threading.Event) -> None:
+    """See to it that somebody serves the queue: one worker from the start, another if it dies while runs wait."""
+    process: subprocess.Popen[bytes] | None = None
+    started, wait = 0.0, CHECK_SECONDS
+    while not stop.is_set():
+        here = is_held(store.root / "worker-auto.lock") or (process is not None and process.poll() is None)
+        if not here and (process is None or store.queue()) and time.monotonic() - started >= wait:
+            # One that dies at once would do so again: ask less and less often.
+            wait = CHECK_SECONDS if time.monotonic() - started > LONGEST_WAIT else min(LONGEST_WAIT, 2 * wait)
+            started = time.monotonic()
+            with contextlib.suppress(OSError):
+                process = start_worker(store)
+        stop.wait(CHECK_SECONDS)
+
+
+def start_worker(store: Store) -> subprocess.Popen[bytes]:
+    """A worker in a session of its own: neither Ctrl-C nor the server's death reaches it in the middle of a run."""
+    store.root.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "smallalign_core", "worker", "--store", str(store.root.resolve())]
+    with (store.root / "worker.log").open("ab") as output:
+        return subprocess.Popen(
+            [*command, "--while-pid", str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            cwd=Path(__file__).resolve().parents[2],
+        )
+
+
+def warm_up(store: Store, stop: threading.Event) -> None:
+    """Import what pages use and start the desk before the first visitor needs them.
+
+    Streamlit collects garbage after every rerun; freezing what was imported makes a live tick about ten times cheaper.
+    """
+    import pandas  # noqa: F401
+    import plotly.graph_objects  # noqa: F401
+    import plotly.io  # noqa: F401
+
+    from pages.ui import charts, forms, listing, pictures, runview  # noqa: F401
+
+    with contextlib.suppress(OSError):
+        backstage.desk().warm()
+    gc.collect()
+    gc.freeze()
+
+
+def get_browser_parts(store: Store, stop: threading.Event) -> None:
+    """Install the npm packages if they are not here; pages say so until they are."""
+    if not browser.installed():
+        try:
+            browser.install(log.info)
+        except browser.InstallError as error:
+            log.warning("%s", error)
+
+
+def on_script_error(error: Exception) -> bool:
+    """Say in the page that something went wrong here; what exactly stays in the log."""
+    log.error("a page failed", exc_info=error)
+    st.error(
+        f"This page met an error that it did not expect ({type(error).__name__}). Your runs are not touched. "
+        "Reload the page; if it comes again, the reason stands in the terminal that runs the dashboard.",
+        icon=":material/error:",
+    )
+    return True

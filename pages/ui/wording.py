@@ -1,0 +1,78 @@
+"""Numbers and states in words, the same on every page."""
+
+from __future__ import annotations
+
+import time
+from typing import Literal
+
+Colour = Literal["red", "orange", "yellow", "blue", "green", "violet", "gray"]
+
+STATES: dict[str, tuple[Colour, str]] = {
+    "queued": ("gray", ":material/schedule:"),
+    "running": ("blue", ":material/play_circle:"),
+    "paused": ("orange", ":material/pause_circle:"),
+    "interrupted": ("orange", ":material/power_off:"),
+    "failed": ("red", ":material/error:"),
+    "cancelled": ("gray", ":material/cancel:"),
+    "finished": ("green", ":material/check_circle:"),
+    "damaged": ("red", ":material/broken_image:"),
+}
+"""Colour and icon of each state of a run; `damaged` is for folders that cannot be read."""
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share as a percentage; a dash for none."""
+    return "–" if share is None else f"{share:.{digits}%}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """A 95 % interval of a share."""
+    return "" if low is None or high is None else f"{low:.1%} to {high:.1%}"
+
+
+def count(number: float | None) -> str:
+    """A count in at most four characters and a unit: 1,234 or 56.7 k or 8.9 M."""
+    if number is None:
+        return "–"
+    for limit, unit in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
+        if number >= limit:
+            return f"{number / (1e3 if unit == ' k' else limit):.3g}{unit}"
+    return f"{number:,.0f}"
+
+
+def size(number: float) -> str:
+    """Bytes in a readable unit (1 kB is 1,000 bytes)."""
+    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if number >= limit:
+            return f"{number / limit:.3g} {unit}"
+    return f"{number:.0f} bytes"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a person says them."""
+    if seconds is None:
+        return "–"
+    if seconds < 1:
+        return "under 1 s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def ago(when: float, now: float | None = None) -> str:
+    """How long ago a Unix time was."""
+    past = (time.time() if now is None else now) - when
+    return "just now" if past < 5 else f"{duration(past)} ago" if past < 172_800 else f"{past / 86_400:.0f} days ago"
+
+
+def mcnemar(p: float, teacher_only: int, student_only: int) -> str:
+    """What McNemar's test says, for people."""
+    if teacher_only + student_only == 0:
+        return "Both are right on the same images: nothing to test."
+    better = "teacher" if teacher_only > student_only else "student"
+    chance = f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"
+    if p < 0.05:
+        return f"The {better} is right more often than chance explains ({chance}, exact McNemar test)."
+    return f"The difference in accuracy may be chance ({chance}, exact McNemar test)."

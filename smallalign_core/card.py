@@ -1,0 +1,52 @@
+"""The model card that goes with a kept model: what it is, how good, on what, and how to make it again."""
+
+from __future__ import annotations
+
+from smallalign_core.files import write, write_json
+from smallalign_core.spec import to_yaml
+from smallalign_core.store import Run, Store
+
+
+def card(run: Run, store: Store, name: str) -> str:
+    """Markdown of a finished run's card; every number is from its result."""
+    result = run.result or {}
+    test, val, calibrated = result["test"], result["val"], result["test_calibrated"]
+    channels, height, width = result["input_shape"]
+    teacher = f"`{store.name_of(run.spec.teacher)}`" if run.spec.teacher else "none: labels only"
+    return f"""# {name}
+
+{run.title}
+
+| | |
+|---|---|
+| input | {channels} x {height} x {width} (channels, height, width), 0 to 255; other heights and widths are resized inside |
+| classes | {len(result["classes"])}: {", ".join(result["classes"])} |
+| parameters | {result["params"]:,} ({result["macs"]:,} multiply-accumulates an image) |
+| teacher | {teacher} |
+| test accuracy | **{test["accuracy"]:.2%}** on {test["images"]:,} images (95 % interval {test["accuracy_low"]:.2%} to {test["accuracy_high"]:.2%}), seed {run.spec.seed}: 1 seed is not evidence |
+| validation accuracy | {val["accuracy"]:.2%} on {val["images"]:,} images; best epoch {result["best_epoch"]} of {run.spec.epochs} |
+| test NLL, ECE | {test["nll"]:.4f}, {test["ece"]:.2%}; with the fitted temperature {result["temperature"]:.3f}: {calibrated["nll"]:.4f}, {calibrated["ece"]:.2%} |
+| trained on | {result["processor"]}, device {result["device"]}, {result["threads"]} thread(s), torch {result["torch"]}, {result["seconds"]:.0f} s |
+| data fingerprint | `{run.spec.data.fingerprint or result.get("fingerprint")}` |
+| weights (SHA-256) | `{result["weights_sha256"]}` |
+
+To make it again (equal weights on an equal processor with the same number of threads):
+
+    python -m smallalign_core train spec.yaml
+"""
+
+
+def keep(run: Run, store: Store, name: str) -> Run:
+    """Keep a finished run in the zoo under a name: spec, weights, result and card.
+
+    Raises:
+        Refused: the name is taken or not a name.
+    """
+    folder = store.claim_zoo_name(name)
+    folder.mkdir(parents=True)
+    spec = run.spec.model_copy(update={"teacher": store.name_of(run.spec.teacher) if run.spec.teacher else None})
+    write(folder / "spec.yaml", to_yaml(spec))
+    write(folder / "weights.safetensors", run.weights.read_bytes())
+    write(folder / "card.md", card(run, store, name))
+    write_json(folder / "result.json", {**(run.result or {}), "fingerprint": run.spec.data.fingerprint})
+    return Run(folder)

@@ -1,0 +1,82 @@
+"""The types that hold images: one split, and the three of a dataset."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Labelled images of one size.
+
+    Attributes:
+        images: uint8 [N, C, H, W], C is 1 (grey) or 3 (RGB); in RAM or memory-mapped.
+        labels: int64 [N], positions in `classes`.
+        ids: uint64 [N], a hash of each image's pixels: equal pixels have equal ids in any dataset of the same size.
+        classes: the class names.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    ids: NDArray[np.uint64]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of every image."""
+        channels, height, width = self.images.shape[1:]
+        return int(channels), int(height), int(width)
+
+    def take(self, rows: NDArray[np.int64]) -> ImageSet:
+        """The images at `rows`, in that order."""
+        return replace(self, images=self.images[rows], labels=self.labels[rows], ids=self.ids[rows])
+
+    def counts(self) -> dict[str, int]:
+        """Images per class, in the order of `classes`."""
+        tally = np.bincount(self.labels, minlength=len(self.classes))
+        return {name: int(count) for name, count in zip(self.classes, tally, strict=True)}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal characters that change with any pixel, label, class name or the order of images."""
+        text = hashlib.sha256(json.dumps([list(self.classes), list(self.shape)]).encode())
+        text.update(np.ascontiguousarray(self.ids).tobytes())
+        text.update(np.ascontiguousarray(self.labels).tobytes())
+        return text.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Train, validation and test images of one dataset, and what was done to get them.
+
+    Validation is always held out of train; nothing is ever chosen on test.
+    """
+
+    train: ImageSet
+    val: ImageSet
+    test: ImageSet
+    notes: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.train.classes
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.train.shape
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of all three splits: what a run's spec remembers of its data."""
+        parts = "".join(split.fingerprint for split in (self.train, self.val, self.test))
+        return hashlib.sha256(parts.encode()).hexdigest()[:16]

@@ -1,0 +1,117 @@
+"""Files that arrive whole, lines that survive a kill, and locks that die with their holder."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from smallalign_core.errors import BadModel, Refused
+
+
+def write(file: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all: aside, flushed to the disk, renamed.
+
+    Raises:
+        Refused: the disk is full; nothing was overwritten.
+    """
+    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as stream:
+            stream.write(content.encode() if isinstance(content, str) else content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(file)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise _full(error, file) from error
+
+
+def write_json(file: Path, value: object) -> None:
+    """As `write`; JSON with NaN refused."""
+    write(file, json.dumps(value, indent=1, allow_nan=False))
+
+
+def append(file: Path, value: dict[str, object], *, sync: bool = False) -> None:
+    """Add one whole line. One `write` call to a file opened for appending: a kill leaves all of it or nothing."""
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        size = os.fstat(descriptor).st_size
+        os.lseek(descriptor, max(0, size - 1), os.SEEK_SET)
+        torn = size > 0 and os.read(descriptor, 1) != b"\n"  # power loss cut the last line: start a new one
+        line = (b"\n" if torn else b"") + json.dumps(value).encode() + b"\n"
+        if os.write(descriptor, line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if sync:
+            os.fsync(descriptor)
+    except OSError as error:
+        raise _full(error, file) from error
+    finally:
+        os.close(descriptor)
+
+
+def _full(error: OSError, file: Path) -> Refused:
+    what = (
+        "the disk is full"
+        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+        else f"the file could not be written ({error.strerror})"
+    )
+    return Refused(what, given=file, do="make room or check the folder's rights, then resume; nothing was overwritten")
+
+
+def read_json(file: Path, **otherwise: Any) -> Any:
+    """The value in a JSON file; `missing=...` is returned where there is no such file.
+
+    Raises:
+        BadModel: the file is damaged, or missing and no `missing` was given.
+    """
+    try:
+        return json.loads(file.read_text())
+    except FileNotFoundError:
+        if "missing" in otherwise:
+            return otherwise["missing"]
+        raise BadModel(
+            "a file of this run is missing", given=file, do="delete the run and submit its spec again"
+        ) from None
+    except (ValueError, OSError):
+        raise BadModel(
+            "a file of this run is damaged", given=file, do="delete the run and submit its spec again"
+        ) from None
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a living process holds `lock`. Looks without taking it, so that looking never gets in a worker's way."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: taking it for a moment is the only way to look
+        try:
+            with FileLock(lock, timeout=0):
+                return False
+        except Timeout:
+            return True
+    try:
+        descriptor = os.open(lock, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: any number of lookers at once
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def tail(file: Path, lines: int = 200) -> Sequence[str]:
+    """The last lines of a text file; empty if it is not there."""
+    try:
+        with file.open("rb") as stream:
+            stream.seek(max(0, file.stat().st_size - 200 * lines))
+            return stream.read().decode(errors="replace").splitlines()[-lines:]
+    except OSError:
+        return []

@@ -1,0 +1,270 @@
+"""What a run is: every choice that decides the weights, and nothing else, checked and with a digest.
+
+Forms, command line, YAML, JSON Schema, validation and digest all read the same fields, so nothing is written twice.
+This package imports neither torch nor numpy: the dashboard draws its forms from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from smallalign_core.errors import BadSpec
+from smallalign_core.spec import _words
+from smallalign_core.spec.parts import (
+    AdamW as AdamW,
+)
+from smallalign_core.spec.parts import (
+    Augment as Augment,
+)
+from smallalign_core.spec.parts import (
+    Cnn as Cnn,
+)
+from smallalign_core.spec.parts import (
+    Constant as Constant,
+)
+from smallalign_core.spec.parts import (
+    Cosine as Cosine,
+)
+from smallalign_core.spec.parts import (
+    CrossEntropy as CrossEntropy,
+)
+from smallalign_core.spec.parts import (
+    DataSpec as DataSpec,
+)
+from smallalign_core.spec.parts import (
+    Flip as Flip,
+)
+from smallalign_core.spec.parts import (
+    HintonKd as HintonKd,
+)
+from smallalign_core.spec.parts import (
+    LogitMse as LogitMse,
+)
+from smallalign_core.spec.parts import (
+    Lookahead as Lookahead,
+)
+from smallalign_core.spec.parts import (
+    Loss as Loss,
+)
+from smallalign_core.spec.parts import (
+    Mlp as Mlp,
+)
+from smallalign_core.spec.parts import (
+    Network as Network,
+)
+from smallalign_core.spec.parts import (
+    Optimizer as Optimizer,
+)
+from smallalign_core.spec.parts import (
+    Part as Part,
+)
+from smallalign_core.spec.parts import (
+    Resnet as Resnet,
+)
+from smallalign_core.spec.parts import (
+    Rotate as Rotate,
+)
+from smallalign_core.spec.parts import (
+    Schedule as Schedule,
+)
+from smallalign_core.spec.parts import (
+    Separable as Separable,
+)
+from smallalign_core.spec.parts import (
+    Sgd as Sgd,
+)
+from smallalign_core.spec.parts import (
+    Shift as Shift,
+)
+from smallalign_core.spec.parts import (
+    Torchvision as Torchvision,
+)
+from smallalign_core.spec.parts import (
+    choices as choices,
+)
+from smallalign_core.spec.parts import (
+    members as members,
+)
+from smallalign_core.spec.parts import shorthand
+
+LOOP = 1
+"""Raised when training starts to mean something else; then an old run no longer answers for a new spec."""
+
+
+class RunSpec(Part):
+    """All that decides the weights of one run. Device, worker count and display names are no part of it."""
+
+    data: Annotated[DataSpec, shorthand("source"), Field(description="Images to learn from.")]
+    network: Annotated[Network, Field(description="The network that this run trains.")]
+    teacher: Annotated[
+        str | None, Field(max_length=1000, description="A finished run to learn from; empty learns from labels only.")
+    ] = None
+    loss: Annotated[Loss, Field(description="What the student is asked to match.")] = CrossEntropy()
+    augment: Annotated[
+        tuple[Augment, ...],
+        Field(max_length=16, description="Applied to every training image; teacher and student see the same view."),
+    ] = ()
+    views: Annotated[
+        int,
+        Field(
+            ge=0, le=1000, description="0: fresh augmentation every epoch; K: the same K views of an image, in turn."
+        ),
+    ] = 0
+    optimizer: Annotated[Optimizer, Field(description="Who takes the steps.")] = AdamW()
+    schedule: Annotated[Schedule, Field(description="How the learning rate moves.")] = Cosine()
+    epochs: Annotated[int, Field(ge=1, le=100_000, description="Times that every training image is seen.")] = 20
+    batch: Annotated[int, Field(ge=2, le=65_536, description="Images a step.")] = 128
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1, description="Fixes initial weights, order and augmentation.")] = 0
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"], Field(description="auto: bf16 on a GPU that has it, else fp32.")
+    ] = "auto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_loss(cls, given: Any) -> Any:
+        """Soft targets with a teacher, cross entropy without: written out, so that the spec says what it does."""
+        if isinstance(given, Mapping) and given.get("loss") is None:
+            return {**given, "loss": HintonKd() if given.get("teacher") else CrossEntropy()}
+        return given
+
+    @model_validator(mode="after")
+    def _loss_fits_teacher(self) -> Self:
+        uses_teacher = hasattr(self.loss, "weight")
+        if uses_teacher and self.teacher is None:
+            raise ValueError(f"loss '{self.loss.kind}' needs a teacher: name one, or use loss 'cross_entropy'")
+        if not uses_teacher and self.teacher is not None:
+            raise ValueError(f"loss '{self.loss.kind}' never asks the teacher: remove the teacher, or use loss 'kd'")
+        return self
+
+
+def canonical(part: Part) -> dict[str, Any]:
+    """The fields of a part that differ from their defaults, and its kind: the text that the digest is made of.
+
+    Leaving defaults out is what lets a new field with a default keep the names of old runs. A known fingerprint stands
+    in for the place that the images came from: a moved folder is still the same data.
+    """
+    written: dict[str, Any] = {}
+    for name, field in type(part).model_fields.items():
+        value = getattr(part, name)
+        if name == "kind" or field.is_required() or value != field.get_default(call_default_factory=True):
+            written[name] = _plain(value)
+    if isinstance(part, DataSpec) and part.fingerprint:
+        del written["source"]
+    return written
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Part):
+        return canonical(value)
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def digest(spec: RunSpec) -> str:
+    """The id of the run that `spec` describes: 16 hexadecimal characters."""
+    text = json.dumps({"loop": LOOP, **canonical(spec)}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def to_yaml(spec: RunSpec) -> str:
+    """The shortest YAML that gives `spec` back; what was filled in (the fingerprint) is left out."""
+    written = canonical(spec.model_copy(update={"data": spec.data.model_copy(update={"fingerprint": None})}))
+    if list(written["data"]) == ["source"]:
+        written["data"] = written["data"]["source"]
+    return yaml.safe_dump(written, sort_keys=False, allow_unicode=True, width=120)
+
+
+def read(path: Path, overrides: Sequence[str] = ()) -> RunSpec:
+    """The spec in a YAML or JSON file, with `--set` overrides applied.
+
+    Raises:
+        BadSpec: the file is missing or not YAML, or a field is unknown, missing, out of range or of the wrong type.
+    """
+    try:
+        if path.stat().st_size > 1_000_000:
+            raise BadSpec("a spec is a short text, this file is over 1 MB", given=path, do="name a YAML or JSON file")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = (
+            "is not text" if isinstance(error, UnicodeDecodeError) else (error.strerror or "cannot be read").lower()
+        )
+        raise BadSpec(f"the spec cannot be read: {reason}", given=path, do="name a YAML or JSON file") from None
+    try:
+        written = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = (
+            f" in line {error.problem_mark.line + 1}"
+            if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark
+            else ""
+        )
+        raise BadSpec(f"the spec is not valid YAML{where}", given=path, do="check its indentation and quotes") from None
+    if not isinstance(written, dict):
+        raise BadSpec(
+            "a spec is a list of `field: value` lines", given=path, do="begin with `data: digits` and `network: cnn`"
+        )
+    for override in overrides:
+        written = set_field(written, override)
+    return parse(written)
+
+
+def parse(written: Mapping[str, Any]) -> RunSpec:
+    """A checked spec from plain values.
+
+    Raises:
+        BadSpec: naming the field, what was given and what is allowed.
+    """
+    try:
+        return RunSpec.model_validate(written)
+    except ValidationError as error:
+        raise BadSpec("; ".join(_words.explain(RunSpec, detail) for detail in error.errors()[:3])) from None
+
+
+def set_field(written: dict[str, Any], override: str) -> dict[str, Any]:
+    """`written` with one `a.b.0.c=value` applied; the value is read as YAML.
+
+    Raises:
+        BadSpec: the override has no `=`, or leads through something that has no fields.
+    """
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise BadSpec("an override reads field=value", given=override, do="write for example --set optimizer.lr=0.01")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    root: dict[str, Any] = json.loads(json.dumps(written, default=str))
+    node: Any = root
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        if isinstance(node, list):
+            if not key.isdigit() or int(key) >= len(node):
+                raise BadSpec(
+                    f"`{'.'.join(keys[:depth])}` is a list of {len(node)}", given=override, do="use a position from 0"
+                )
+            key = int(key)  # type: ignore[assignment]
+        elif not isinstance(node, dict):
+            raise BadSpec(f"`{'.'.join(keys[:depth])}` has no fields", given=override, do="set the whole field instead")
+        if last:
+            node[key] = value
+            break
+        below = node.get(key) if isinstance(node, dict) else node[key]
+        if isinstance(below, str):  # a shorthand: write it out so that its fields can be set
+            below = {"source": below} if key == "data" else {"kind": below}
+        node[key] = {} if below is None else below
+        node = node[key]
+    return root
+
+
+def title(spec: RunSpec) -> str:
+    """What a run is, in a few words: network, what it learns from, data."""
+    network = spec.network
+    name = network.name if isinstance(network, Torchvision) else f"{network.kind} {network.width}x{network.depth}"
+    lesson = f" · {spec.loss.kind}" + (f" T={spec.loss.temperature:g}" if isinstance(spec.loss, HintonKd) else "")
+    return f"{name}{lesson} · {Path(spec.data.source).name} · {spec.epochs} epochs · seed {spec.seed}"

@@ -1,0 +1,49 @@
+"""What pydantic finds wrong with a spec, in a person's words."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+
+from smallalign_core.spec.parts import FAMILIES, DataSpec, Part, choices, members
+
+
+def explain(model: type[BaseModel], detail: ErrorDetails) -> str:
+    """One finding of pydantic in words: the field's path, what is wrong, what was given, what is allowed."""
+    path = [str(step) for step in detail["loc"]]
+    kinds = {kind for family in FAMILIES for kind in choices(family)}
+    shown = ".".join(step for step in path if step not in kinds) or "spec"
+    kind, context, given = detail["type"], detail.get("ctx", {}), detail.get("input")
+    rule: dict[str, Callable[[], str]] = {
+        "extra_forbidden": lambda: f"unknown field `{shown}`{_suggestion(model, path)}",
+        "missing": lambda: f"`{shown}` is missing",
+        "union_tag_invalid": lambda: (
+            f"`{shown}` has no kind {context.get('tag')!r}: choose one of {context.get('expected_tags')}"
+        ),
+        "union_tag_not_found": lambda: f"`{shown}` needs a `kind`",
+        "finite_number": lambda: f"`{shown}` must be a finite number (given: {given})",
+        "value_error": lambda: str(context.get("error", detail["msg"])),
+    }
+    if kind in rule:
+        return rule[kind]()
+    wanted = detail["msg"].removeprefix("Input should be ").split(",")[0]
+    return f"`{shown}` must be {wanted} (given: {given!r:.80})"
+
+
+def _suggestion(model: type[BaseModel], path: Sequence[str]) -> str:
+    """The nearest known field names, searched over every part: an error's path passes through unions."""
+    known: set[str] = set(model.model_fields)
+    if len(path) > 1:
+        parts: list[type[Part]] = [DataSpec, *(m for f in FAMILIES for m in members(f))]
+        known = {name for part in parts for name in part.model_fields if part is not DataSpec or path[0] == "data"}
+        kinds = {str(part.model_fields["kind"].default): part for part in parts if "kind" in part.model_fields}
+        owner = next(
+            (kinds[step] for step in reversed(path[:-1]) if step in kinds), DataSpec if path[0] == "data" else None
+        )
+        if owner is not None:
+            known = set(owner.model_fields)
+    near = difflib.get_close_matches(path[-1], known, n=1)
+    return f", did you mean `{near[0]}`?" if near else f": known are {', '.join(sorted(known))}"

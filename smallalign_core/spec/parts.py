@@ -1,0 +1,253 @@
+"""The families that a spec chooses from: data, networks, augmentation, losses, optimizers, schedules.
+
+Each is a discriminated union by `kind`, and the union is the registry. A field's annotation holds its range and help.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+class Part(BaseModel):
+    """A frozen group of knobs. A field's annotation holds its range and its help."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+def shorthand(key: str) -> BeforeValidator:
+    """Let `digits` stand for `{source: digits}`, `cnn` for `{kind: cnn}`, `torchvision:NAME` for that network."""
+
+    def expand(value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        kind, colon, name = value.partition(":")
+        return {"kind": kind, "name": name} if key == "kind" and colon else {key: value}
+
+    return BeforeValidator(expand)
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+class DataSpec(Part):
+    """Which images, and how they are divided. Validation is always held out of the training images."""
+
+    source: Annotated[str, Field(min_length=1, max_length=1000, description="A dataset's name, or a path.")]
+    size: Annotated[
+        int | None, Field(ge=4, le=512, description="Resize to this many pixels a side; empty keeps the size.")
+    ] = None
+    images: Annotated[
+        int | None, Field(ge=2, description="Use only so many training images (balanced); empty uses all.")
+    ] = None
+    validation: Annotated[
+        float, Field(gt=0, le=0.5, description="Share of the training images held out to choose by.")
+    ] = 0.1
+    test: Annotated[
+        float, Field(gt=0, le=0.5, description="Share held out for the test, where the source has no test images.")
+    ] = 0.2
+    fingerprint: Annotated[
+        str | None, Field(pattern="^[0-9a-f]{16}$", description="Digest of the images; filled in.")
+    ] = None
+
+
+# --- networks ---------------------------------------------------------------------------------------------------------
+
+Width = Annotated[int, Field(ge=2, le=2048, description="Channels of the first stage (units of a layer, for an MLP).")]
+Depth = Annotated[int, Field(ge=1, le=8, description="Number of stages (hidden layers, for an MLP).")]
+Dropout = Annotated[float, Field(ge=0, lt=1, description="Share of the last features dropped in training.")]
+
+
+class Mlp(Part):
+    """Multilayer perceptron: flattened pixels through equal hidden layers."""
+
+    kind: Literal["mlp"] = "mlp"
+    width: Width = 64
+    depth: Depth = 2
+    dropout: Dropout = 0.0
+
+
+class Cnn(Part):
+    """Compact CNN: a 3x3 convolution, batch norm and pooling a stage; channels double."""
+
+    kind: Literal["cnn"] = "cnn"
+    width: Width = 16
+    depth: Depth = 3
+    dropout: Dropout = 0.0
+
+
+class Separable(Part):
+    """Depthwise-separable CNN (MobileNet, 2017): fewest parameters per channel."""
+
+    kind: Literal["separable"] = "separable"
+    width: Width = 24
+    depth: Depth = 3
+    dropout: Dropout = 0.0
+
+
+class Resnet(Part):
+    """ResNet (2015) with the small-image stem: three stages of `depth` basic blocks."""
+
+    kind: Literal["resnet"] = "resnet"
+    width: Width = 16
+    depth: Depth = 1
+    dropout: Dropout = 0.0
+
+
+class Torchvision(Part):
+    """Any classification model of torchvision, its head replaced by one for your classes."""
+
+    kind: Literal["torchvision"] = "torchvision"
+    name: Annotated[
+        str, Field(pattern="^[a-z0-9_]+$", max_length=64, description="As in torchvision.models.list_models().")
+    ]
+    size: Annotated[int, Field(ge=32, le=512, description="Side to which the network itself resizes its input.")] = 64
+    pretrained: Annotated[
+        bool, Field(description="Start from ImageNet weights (downloaded once; needs a network).")
+    ] = False
+
+
+Network = Annotated[Mlp | Cnn | Separable | Resnet | Torchvision, Field(discriminator="kind"), shorthand("kind")]
+
+# --- augmentation -----------------------------------------------------------------------------------------------------
+
+Probability = Annotated[float, Field(ge=0, le=1, description="Share of the images that it is applied to.")]
+
+
+class Flip(Part):
+    """Mirror the image."""
+
+    kind: Literal["flip"] = "flip"
+    axis: Annotated[Literal["horizontal", "vertical"], Field(description="Left-right or top-bottom.")] = "horizontal"
+    probability: Probability = 0.5
+
+
+class Shift(Part):
+    """Move the image by whole pixels, each direction alike; what enters is black."""
+
+    kind: Literal["shift"] = "shift"
+    pixels: Annotated[int, Field(ge=1, le=64, description="Largest shift in pixels.")] = 2
+    probability: Probability = 1.0
+
+
+class Rotate(Part):
+    """Turn the image about its centre (bilinear); what enters is black."""
+
+    kind: Literal["rotate"] = "rotate"
+    degrees: Annotated[float, Field(gt=0, le=180, description="Largest angle, either way.")] = 10.0
+    probability: Probability = 1.0
+
+
+Augment = Annotated[Flip | Shift | Rotate, Field(discriminator="kind"), shorthand("kind")]
+
+# --- losses -----------------------------------------------------------------------------------------------------------
+
+TeacherWeight = Annotated[
+    float, Field(gt=0, le=1, description="Share of the teacher's term; the rest goes to the labels.")
+]
+
+
+class CrossEntropy(Part):
+    """Cross entropy with the labels; no teacher."""
+
+    kind: Literal["cross_entropy"] = "cross_entropy"
+    smoothing: Annotated[float, Field(ge=0, lt=1, description="Label smoothing.")] = 0.0
+
+
+class HintonKd(Part):
+    """Soft targets: T² KL(teacher || student) of softened logits (Hinton et al., 2015)."""
+
+    kind: Literal["kd"] = "kd"
+    temperature: Annotated[
+        float,
+        Field(ge=0.5, le=50, description="Higher shows more of the teacher's doubts; small students like 2 to 4."),
+    ] = 4.0
+    weight: TeacherWeight = 0.9
+
+
+class LogitMse(Part):
+    """Half the mean squared error between centred logits (Ba & Caruana, 2014): soft targets with a boundless T."""
+
+    kind: Literal["logit_mse"] = "logit_mse"
+    weight: TeacherWeight = 0.9
+
+
+Loss = Annotated[CrossEntropy | HintonKd | LogitMse, Field(discriminator="kind"), shorthand("kind")]
+
+# --- optimizers and schedules -----------------------------------------------------------------------------------------
+
+LearningRate = Annotated[float, Field(gt=0, le=100, description="Peak learning rate.", json_schema_extra={"log": True})]
+WeightDecay = Annotated[float, Field(ge=0, le=10, description="Decay of weight matrices; biases and norms have none.")]
+
+
+class Sgd(Part):
+    """Stochastic gradient descent with Nesterov momentum."""
+
+    kind: Literal["sgd"] = "sgd"
+    lr: LearningRate = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1, description="0 turns momentum off.")] = 0.9
+    weight_decay: WeightDecay = 5e-4
+
+
+class AdamW(Part):
+    """AdamW (Loshchilov & Hutter, 2019)."""
+
+    kind: Literal["adamw"] = "adamw"
+    lr: LearningRate = 0.002
+    weight_decay: WeightDecay = 0.01
+    beta1: Annotated[float, Field(ge=0, lt=1, description="Decay of the mean of gradients.")] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1, description="Decay of the mean of squared gradients.")] = 0.999
+
+
+class Lookahead(Part):
+    """Lookahead (Zhang et al., 2019) around another optimizer: k fast steps, then one slow step back towards them."""
+
+    kind: Literal["lookahead"] = "lookahead"
+    inner: Annotated[
+        Sgd | AdamW,
+        Field(discriminator="kind", description="The optimizer that takes the fast steps."),
+        shorthand("kind"),
+    ] = AdamW()
+    k: Annotated[int, Field(ge=2, le=100, description="Fast steps per slow step.")] = 5
+    alpha: Annotated[float, Field(gt=0, lt=1, description="How far the slow weights follow.")] = 0.5
+
+
+Optimizer = Annotated[Sgd | AdamW | Lookahead, Field(discriminator="kind"), shorthand("kind")]
+
+Warmup = Annotated[
+    float, Field(ge=0, le=0.5, description="Share of the steps in which the learning rate rises from zero.")
+]
+
+
+class Cosine(Part):
+    """Warm-up, then half a cosine down to zero (Loshchilov & Hutter, 2017)."""
+
+    kind: Literal["cosine"] = "cosine"
+    warmup: Warmup = 0.05
+
+
+class Constant(Part):
+    """Warm-up, then the same learning rate to the end."""
+
+    kind: Literal["constant"] = "constant"
+    warmup: Warmup = 0.05
+
+
+Schedule = Annotated[Cosine | Constant, Field(discriminator="kind"), shorthand("kind")]
+
+# --- what a family offers ---
+
+
+def members(union: Any) -> tuple[type[Part], ...]:
+    """The parts of a family, in the order of its union: what a menu offers."""
+    first = get_args(union)[0]  # Annotated[A | B, ...] -> A | B
+    return get_args(first) or (first,)
+
+
+def choices(family: Any) -> list[str]:
+    """The kinds that a family offers."""
+    return [str(member.model_fields["kind"].default) for member in members(family)]
+
+
+FAMILIES: tuple[Any, ...] = (Network, Augment, Loss, Optimizer, Schedule)
