@@ -1,31 +1,63 @@
 """The frame around every page: menu, address bar, status strip, and the one place where errors become sentences."""
 
+from pathlib import Path
+
 import streamlit as st
 
 from pages.ui import status
 from pages.ui.backstage import told
+from pages.ui.charts import sign, wordmark
 
-st.set_page_config(page_title="SmallAlign", page_icon=":material/compress:", layout="wide")
+st.set_page_config(page_title="SmallAlign", page_icon=str(Path(__file__).parent / "ui" / "icon.svg"), layout="wide")
+
+st.html(
+    """<style>
+    [data-testid="stMainBlockContainer"] {padding: 4.5rem clamp(1rem, 4vw, 3.5rem) 2rem; max-width: 1500px}
+    [data-testid="stBottomBlockContainer"] {padding: 0.25rem clamp(1rem, 4vw, 3.5rem) 0.5rem; max-width: 1500px}
+    </style>"""
+)
+st.logo(wordmark(), size="large", icon_image=sign())
 
 page = st.navigation(
     {
         "Learn": [
-            st.Page("home.py", title="Home", icon=":material/home:", default=True, help="Start here: one click distils a student."),
-            st.Page("data.py", title="Data", icon=":material/photo_library:", help="Look at a dataset: classes, counts, images."),
+            st.Page(
+                "home.py",
+                title="Home",
+                icon=":material/home:",
+                default=True,
+                help="Start here: one click distils a student.",
+            ),
+            st.Page(
+                "data.py",
+                title="Data",
+                icon=":material/photo_library:",
+                help="Look at a dataset: classes, counts, images.",
+            ),
         ],
         "Train": [
-            st.Page("distil.py", title="Distil", icon=":material/science:", help="Choose data, teacher and student, and start a run."),
+            st.Page(
+                "distil.py",
+                title="Distil",
+                icon=":material/science:",
+                help="Choose data, teacher and student, and start a run.",
+            ),
         ],
         "Judge": [
             st.Page("runs.py", title="Runs", icon=":material/list_alt:", help="All runs, live and finished."),
             st.Page("compare.py", title="Compare", icon=":material/compare:", help="Teacher and student side by side."),
         ],
         "Ship": [
-            st.Page("export.py", title="Export", icon=":material/deployed_code:", help="One ONNX file, and the proof that it answers the same."),
+            st.Page(
+                "export.py",
+                title="Export",
+                icon=":material/deployed_code:",
+                help="One ONNX file, and the proof that it answers the same.",
+            ),
         ],
     },
     expanded=True,
 )
+status.strip()  # before the page: one that stops early keeps its strip
 with told():
     page.run()
-status.strip()

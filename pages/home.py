@@ -6,8 +6,7 @@ from pages.ui import backstage, listing, wording
 from smallalign_core.errors import UnknownRun
 from smallalign_core.spec import title
 
-STARTER = "digits-student"
-"""The zoo model whose spec, with a seed of its own, the big button trains."""
+STARTER = "digits-student"  # the zoo model whose spec, with a seed of its own, the big button trains
 
 store = backstage.store()
 rows = listing.rows(store)
@@ -22,23 +21,29 @@ st.markdown(
 try:
     starter = store.run(STARTER).spec
 except UnknownRun:
-    st.info(f"The starter model `{STARTER}` is not in {store.root / 'zoo'}. Train a teacher of your own first: leave the teacher empty.")
-    st.page_link("distil.py", label="Train a teacher on digits", icon=":material/science:", query_params={"data": "digits"})
+    st.info(
+        f"The starter model `{STARTER}` is not in {store.root / 'zoo'}. Train a teacher of your own first: leave the teacher empty."
+    )
+    st.page_link(
+        "distil.py", label="Train a teacher on digits", icon=":material/science:", query_params={"data": "digits"}
+    )
 else:
     done = {row.title for row in mine if row.finished}
-    seeds = (starter.model_copy(update={"seed": seed}) for seed in range(starter.seed + 1, starter.seed + 2 + len(mine)))
+    seeds = (
+        starter.model_copy(update={"seed": seed}) for seed in range(starter.seed + 1, starter.seed + 2 + len(mine))
+    )
     spec = next(spec for spec in seeds if title(spec) not in done)
-    with st.container(border=True, horizontal=True, vertical_alignment="center"):
-        if st.button("Distil a student now", type="primary", icon=":material/play_arrow:"):
+    with st.container(border=True):
+        start, about = st.columns([1, 3], vertical_alignment="center")
+        if start.button("Distil a student now", type="primary", icon=":material/play_arrow:"):
             answer = backstage.ask("submit", "Preparing the run", spec=spec.model_dump(mode="json"))
             st.switch_page("runs.py", query_params={"run": answer["id"]})
         teacher = next((row for row in rows if row.name == starter.teacher or row.id == starter.teacher), None)
         student = next((row for row in rows if row.name == STARTER), None)
         if teacher and student:
-            st.markdown(
+            about.markdown(
                 f"A real run on 1,797 handwritten digits: a student of {student.params:,} parameters learns from a teacher of "
-                f"{teacher.params:,}. It takes seconds, and you watch it live. Seed {spec.seed}.",
-                width="stretch",
+                f"{teacher.params:,}. It takes seconds, and you watch it live. Seed {spec.seed}."
             )
 
 left, right = st.columns([3, 2], gap="large")
@@ -48,10 +53,10 @@ with left:
         st.caption("Your runs appear here, with their state and their scores. The button above starts the first one.")
     for row in mine[:4]:
         colour, icon = wording.STATES[row.state]
-        with st.container(border=True, horizontal=True, vertical_alignment="center"):
-            st.badge(row.state, icon=icon, color=colour)
-            st.page_link("runs.py", label=row.title, query_params={"run": row.name}, width="stretch")
-            st.caption((f"{wording.percent(row.accuracy)} test · " if row.accuracy is not None else "") + wording.ago(row.created), width="content")
+        with st.container(border=True, gap=None):
+            st.page_link("runs.py", label=row.title, icon=icon, query_params={"run": row.name})
+            scored = f"{wording.percent(row.accuracy)} test accuracy · " if row.accuracy is not None else ""
+            st.caption(f":{colour}-badge[{row.state}] {scored}{wording.ago(row.created)}")
     if len(mine) > 4:
         st.page_link("runs.py", label=f"All {len(mine)} runs", icon=":material/list_alt:")
 
@@ -60,7 +65,9 @@ with right:
     latest = next((row for row in mine if row.finished), None) or next((row for row in rows if row.finished), None)
     chosen = {"run": latest.id} if latest else None
     pair = {"student": latest.id} | ({"teacher": latest.teacher} if latest.teacher else {}) if latest else None
-    st.page_link("data.py", label="1. Look at the images", icon=":material/photo_library:", query_params={"data": "digits"})
+    st.page_link(
+        "data.py", label="1. Look at the images", icon=":material/photo_library:", query_params={"data": "digits"}
+    )
     st.page_link("distil.py", label="2. Choose a teacher and a student", icon=":material/science:")
     st.page_link("runs.py", label="3. Watch the student learn", icon=":material/show_chart:", query_params=chosen)
     st.page_link("compare.py", label="4. See where they disagree", icon=":material/compare:", query_params=pair)

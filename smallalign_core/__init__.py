@@ -62,6 +62,6 @@ def fit(spec: Path | str | Mapping[str, Any], *, store: Path | str = "models", d
     from smallalign_core.store import Store
 
     place = Store(store)
-    run = place.create(desk.resolve(place, read(Path(spec)) if isinstance(spec, str | Path) else parse(spec)))
+    run = place.create(desk.resolve(place, read(Path(spec)) if isinstance(spec, str | Path) else parse(spec), device))
     worker.execute(run, place, device=device)
     return run

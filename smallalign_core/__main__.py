@@ -99,7 +99,7 @@ def train(
 ) -> None:
     """Train a run in the foreground. An equal spec is the same run: finished ones answer at once."""
     place = Store(store)
-    run = _create(place, read(spec, set or []))
+    run = _create(place, read(spec, set or []), device)
     worker.keep_freed_memory()
     _stop_gently()
     with Progress(
@@ -132,14 +132,15 @@ def train(
         f"{run.name}: {run.title}\n"
         f"test accuracy {percent(result['test']['accuracy'])}  "
         f"NLL {result['test']['nll']:.4f}  ECE {percent(result['test']['ece'])}\n"
-        f"{result['params']:,} parameters, {result['images_per_second']:,.0f} images/s, best epoch {result['best_epoch']}"
+        f"{result['params']:,} parameters, {result['images_per_second']:,.0f} images/s, "
+        f"best epoch {result['best_epoch']}"
     )
     answer(result, json, text)
 
 
-def _create(place: Store, spec: RunSpec) -> Run:
+def _create(place: Store, spec: RunSpec, device: str = "auto") -> Run:
     progress_console.print("loading torch and data …", style="dim")
-    return place.create(desk.resolve(place, spec))
+    return place.create(desk.resolve(place, spec, device))
 
 
 def _stop_gently() -> None:
@@ -337,7 +338,8 @@ def compare(
         f"{found['images']:,} {split} images: agreement {percent(found['agreement'])} "
         f"[{percent(found['agreement_low'])}, {percent(found['agreement_high'])}], KL {found['kl']:.4f}\n"
         f"both right {found['both_right']:,}, only teacher {found['teacher_only']:,}, "
-        f"only student {found['student_only']:,}, both wrong {found['both_wrong']:,} ({found['inherited']:,} in the same way)\n"
+        f"only student {found['student_only']:,}, both wrong {found['both_wrong']:,} "
+        f"({found['inherited']:,} in the same way)\n"
         f"accuracy: teacher {percent(found['teacher']['accuracy'])}, student {percent(found['student']['accuracy'])}; "
         f"McNemar p = {found['mcnemar_p']:.3g}"
     )
@@ -376,7 +378,7 @@ def verify(
     found = exporting.verify(file, Store(store), run=run, data_source=data_source)
     text = (
         f"{'ok' if found['ok'] else 'NOT OK'}: {found['images']:,} images against {found['compared_with']}; "
-        f"top-1 agreement {percent(found['top1_agreement'])}, largest logit difference {found['max_abs_diff']:.2g}, "
+        f"top-1 agreement {percent(found['top1_agreement'])}, largest logit gap {found['max_abs_diff']:.2g}, "
         f"accuracy {percent(found['accuracy'])}, p50 {found['p50_ms']:.2f} ms"
     )
     answer(found, json, text)
@@ -399,10 +401,10 @@ def doctor(store: StoreOption = MODELS, json: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run the command line; every error that a person can cause is one line on stderr."""
     try:
-        code = app(standalone_mode=False)
+        code = app(arguments, standalone_mode=False)
         return code if isinstance(code, int) else 0
     except SmallAlignError as error:
         sys.stderr.write(f"{error}\n")

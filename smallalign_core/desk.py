@@ -45,22 +45,21 @@ def inspect(store: Store, source: str | dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def resolve(store: Store, spec: RunSpec) -> RunSpec:
-    """A spec with everything filled in that its digest depends on."""
+def resolve(store: Store, spec: RunSpec, device: str = "auto") -> RunSpec:
+    """A spec with everything filled in that its digest depends on.
+
+    What would fail after minutes in the queue is refused now: data, device, teacher and network are all tried.
+    """
     from smallalign_core import networks, train
     from smallalign_core.teacher import Teacher
 
+    where = train.pick_device(device)
     splits = data.load(spec.data, store.data_cache)
-    resolved = store.resolve(spec, splits, train.pick_precision(spec.precision, train.pick_device()))
-    if resolved.teacher is not None:  # refuse now what would fail after minutes in the queue
+    resolved = store.resolve(spec, splits, train.pick_precision(spec.precision, where))
+    if resolved.teacher is not None:
         Teacher(networks.from_file(store.finished(resolved.teacher).weights), splits.classes)
-    networks.build(
-        spec.network.model_copy(update={"pretrained": False}),
-        splits.classes,
-        splits.shape,
-        mean=[0.0] * splits.shape[0],
-        std=[1.0] * splits.shape[0],
-    )
+    plain = [0.5] * splits.shape[0]
+    networks.build(spec.network, splits.classes, splits.shape, mean=plain, std=plain)
     return resolved
 
 
@@ -182,28 +181,36 @@ class Desk:
             BadInput: what was asked cannot be.
             WorkFailed: it went wrong, took longer than `timeout` seconds, or the process died.
         """
+        question = json.dumps({"verb": verb, "values": values}) + "\n"
         with self._turn:
-            process = self._alive()
-            assert process.stdin is not None
-            assert process.stdout is not None
-            try:
-                process.stdin.write(json.dumps({"verb": verb, "values": values}) + "\n")
-                process.stdin.flush()
-                ready, _, _ = select.select([process.stdout], [], [], timeout)
-                line = process.stdout.readline() if ready else ""
-            except OSError:
-                ready, line = [process.stdout], ""
-            if not line:
-                self.close()
-                what = "the answer stopped short" if ready else f"there was no answer in {timeout:.0f} seconds"
-                raise WorkFailed(
-                    what, given=verb, do=f"try again; the reason may stand in {self.store.root / 'desk.log'}"
-                )
+            # Every question may be asked twice, so a process that died since the last one costs a start and no error.
+            line = self._exchange(question, timeout, verb) or self._exchange(question, timeout, verb)
+        if not line:
+            reason = f"the reason may stand in {self.store.root / 'desk.log'}"
+            raise WorkFailed("the answer stopped short twice", given=verb, do=f"try again; {reason}")
         reply = json.loads(line)
         if "ok" in reply:
             answer: dict[str, Any] = reply["ok"]
             return answer
         raise _Told(reply["error"]) if reply["bad_input"] else _ToldFailed(reply["error"])
+
+    def _exchange(self, question: str, timeout: float, verb: str) -> str:
+        """The line that answers `question`; empty if the process died before it could."""
+        process = self._alive()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(question)
+            process.stdin.flush()
+            ready, _, _ = select.select([process.stdout], [], [], timeout)
+            line = process.stdout.readline() if ready else None
+        except OSError:
+            line = ""
+        if not line:
+            self.close()
+        if line is None:
+            raise WorkFailed(f"there was no answer in {timeout:.0f} seconds", given=verb, do="try again with less")
+        return line
 
     def warm(self) -> None:
         """Start the process now, so that the first question does not wait for it."""

@@ -35,7 +35,7 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from smallalign_core import data
-from smallalign_core.errors import BadModel, Refused, UnknownRun
+from smallalign_core.errors import BadModel, Refused, SmallAlignError, UnknownRun
 from smallalign_core.files import append, is_held, read_json, write, write_json
 from smallalign_core.spec import RunSpec, digest, parse, read, title
 
@@ -321,11 +321,13 @@ class Store:
         run = self.run(reference)
         if run.in_zoo:
             raise Refused("zoo models are part of SmallAlign and are not deleted", given=run.name)
-        if run.state is State.RUNNING:
+        if is_held(run.folder / "lock"):
             raise Refused("the run is being trained", given=run.name, do="cancel it first")
-        pupils = [
-            other.name for other in self.runs() if other.spec.teacher == run.id and other.state is not State.FINISHED
-        ]
+        pupils = []
+        for other in self.runs():
+            with contextlib.suppress(SmallAlignError, KeyError, TypeError):  # a damaged run learns from nobody
+                if other.spec.teacher == run.id and other.state is not State.FINISHED:
+                    pupils.append(other.name)
         if pupils:
             raise Refused("unfinished runs learn from it", given=", ".join(pupils[:3]), do="delete those first")
         gone = run.folder.with_name(f".deleted-{run.folder.name}-{os.getpid()}")
@@ -428,7 +430,8 @@ class Recording:
                 content = (self.run.folder / entry["file"]).read_bytes()
                 if hashlib.sha256(content).hexdigest() == entry["sha256"]:
                     return content
-            self.event("warning", int(entry["step"]), message=f"{entry['file']} is damaged; the one before it is used")
+            # Step 0: an event of a later step would be taken for one that the resume undoes.
+            self.event("warning", 0, message=f"{entry['file']} is damaged; the one before it is used")
         if entries:
             raise BadModel(
                 "every checkpoint of this run is damaged",

@@ -24,7 +24,15 @@ def answer(**changes: Any) -> dict[str, Any]:
     """What a browser sends for four images and three classes."""
     figures = ("fetch_ms", "load_ms", "first_ms", "warm_ms", "p50_ms", "p95_ms", "min_ms", "batch_ms")
     timing = {**dict.fromkeys(figures, 1.5), "bytes": 10, "repeats": 1, "samples": 100, "steady": True}
-    runtime = {"backend": "wasm", "why": "", "threads": 2, "isolated": True, "version": "1", "start_ms": 1, "user_agent": "x"}
+    runtime = {
+        "backend": "wasm",
+        "why": "",
+        "threads": 2,
+        "isolated": True,
+        "version": "1",
+        "start_ms": 1,
+        "user_agent": "x",
+    }
     logits = base64.b64encode(LOGITS.tobytes()).decode()
     return {"request": "r", "runtime": runtime, "timings": {"m": timing}, "logits": {"m": logits}, **changes}
 

@@ -13,8 +13,8 @@ from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route, WebSocketRoute
-from starlette.testclient import TestClient
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.testclient import TestClient, WebSocketDenialResponse
+from starlette.websockets import WebSocket
 
 from pages.ui.browser._npm import FILES, Packages, compressed
 from pages.ui.server import middleware, routes
@@ -64,8 +64,8 @@ def build(store: Path, packages: Packages, hosts: tuple[str, ...] = ()) -> Starl
     return Starlette(
         routes=[
             *routes(lambda run, name: store / "runs" / run / "export" / name, packages),
-            Route("/", lambda request: PlainTextResponse("page")),
-            Route("/_stcore/metrics", lambda request: PlainTextResponse("metrics")),
+            Route("/", lambda _: PlainTextResponse("page")),
+            Route("/_stcore/metrics", lambda _: PlainTextResponse("metrics")),
             WebSocketRoute("/_stcore/stream", socket),
         ],
         middleware=[*middleware(hosts), Middleware(GZipMiddleware, minimum_size=10)],
@@ -217,7 +217,9 @@ def test_every_answer_carries_the_security_headers(client: TestClient) -> None:
         assert policy["connect-src"] == ["'self'", "ws://localhost:8501", "wss://localhost:8501"]
 
 
-@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:80", "127.0.0.1:8501", "127.8.8.8", "[::1]:8501", "lab.example"])
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:80", "127.0.0.1:8501", "127.8.8.8", "[::1]:8501", "lab.example"]
+)
 def test_known_hosts_are_served(store: Path, packages: Packages, host: str) -> None:
     visitor = TestClient(build(store, packages, hosts=("lab.example",)), client=LOCAL)
     assert visitor.get("/", headers={"Host": host}).status_code == 200
@@ -225,7 +227,16 @@ def test_known_hosts_are_served(store: Path, packages: Packages, host: str) -> N
 
 @pytest.mark.parametrize(
     "host",
-    ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "192.168.1.5", "", "localhost; x", "localhost:80:80", "a@localhost"],
+    [
+        "evil.example",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "192.168.1.5",
+        "",
+        "localhost; x",
+        "localhost:80:80",
+        "a@localhost",
+    ],
 )
 def test_a_foreign_host_is_refused_in_a_sentence(client: TestClient, host: str) -> None:
     answer = client.get("/", headers={"Host": host})
@@ -234,13 +245,15 @@ def test_a_foreign_host_is_refused_in_a_sentence(client: TestClient, host: str) 
 
 
 def test_a_socket_of_a_foreign_host_is_refused(client: TestClient) -> None:
-    with client.websocket_connect("/_stcore/stream"):
+    with client.websocket_connect("/_stcore/stream", headers={"Host": "localhost:8501"}):
         pass
     with (
-        pytest.raises(WebSocketDisconnect),
+        pytest.raises(WebSocketDenialResponse) as refusal,
         client.websocket_connect("/_stcore/stream", headers={"Host": "evil.example"}),
     ):
         pass
+    assert refusal.value.status_code == 421
+    assert "does not answer to that host name" in refusal.value.text
 
 
 def test_metrics_are_for_this_machine(store: Path, packages: Packages, client: TestClient) -> None:

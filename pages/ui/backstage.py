@@ -13,7 +13,8 @@ import streamlit as st
 
 from smallalign_core.desk import Desk
 from smallalign_core.errors import SmallAlignError
-from smallalign_core.store import Store, is_held
+from smallalign_core.files import is_held
+from smallalign_core.store import Store
 
 BUNDLE_FILES = frozenset({"model.onnx", "images.bin", "logits.bin", "parity.json"})
 """What an export's folder offers to the browser; nothing else in it is served."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -24,7 +25,11 @@ def palette() -> list[str]:
 
 
 def _show(figure: go.Figure, *, alt: str, key: str, height: int) -> None:
-    figure.update_layout(height=height, margin={"l": 0, "r": 0, "t": 8, "b": 0}, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"})
+    figure.update_layout(
+        height=height,
+        margin={"l": 0, "r": 0, "t": 8, "b": 0},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
+    )
     st.plotly_chart(figure, key=key, alt=alt, config={"displayModeBar": False})
 
 
@@ -45,7 +50,10 @@ def recall(of_model: Mapping[str, Mapping[str, float | None]], *, key: str) -> N
         figure.add_bar(x=list(found), y=list(found.values()), name=name, marker_color=colour)
     low = min((value for found in of_model.values() for value in found.values() if value is not None), default=0.0)
     bottom = max(0.0, np.floor(10 * low - 0.5) / 10)
-    figure.update_layout(xaxis={"type": "category", "title": "class"}, yaxis={"title": "recall", "tickformat": ".0%", "range": [bottom, 1]})
+    figure.update_layout(
+        xaxis={"type": "category", "title": "class"},
+        yaxis={"title": "recall", "tickformat": ".0%", "range": [bottom, 1]},
+    )
     _show(figure, alt="Recall of each class.", key=key, height=280)
     if bottom:
         st.caption(f"The axis begins at {bottom:.0%}.")
@@ -67,7 +75,13 @@ def confusion(table: Sequence[Sequence[int]], classes: Sequence[str], *, highest
         )
     )  # fmt: skip
     names = [name if len(name) <= 10 else name[:9] + "…" for name in classes]
-    ticks = {"tickmode": "array", "tickvals": list(range(len(classes))), "ticktext": names, "showgrid": False, "zeroline": False}
+    ticks = {
+        "tickmode": "array",
+        "tickvals": list(range(len(classes))),
+        "ticktext": names,
+        "showgrid": False,
+        "zeroline": False,
+    }
     if not few:
         ticks = {"showgrid": False, "zeroline": False, "nticks": 10}
     muted = "#8B98A5" if dark() else "#66727E"
@@ -78,20 +92,56 @@ def confusion(table: Sequence[Sequence[int]], classes: Sequence[str], *, highest
                 if value:
                     bright = mistakes[true, said] > highest * 0.6
                     colour = muted if true == said else ("#10161C" if dark() else "#FFFFFF") if bright else strong
-                    figure.add_annotation(x=said, y=true, text=value, showarrow=False, font={"size": 11, "color": colour})
-    figure.update_layout(xaxis={"title": "said", "range": [-0.5, len(classes) - 0.5], **ticks}, yaxis={"title": "true", "range": [len(classes) - 0.5, -0.5], **ticks})
+                    figure.add_annotation(
+                        x=said, y=true, text=value, showarrow=False, font={"size": 11, "color": colour}
+                    )
+    figure.update_layout(
+        plot_bgcolor="rgba(128,140,152,0.10)",
+        xaxis={"title": "said", "range": [-0.5, len(classes) - 0.5], **ticks},
+        yaxis={"title": "true", "range": [len(classes) - 0.5, -0.5], **ticks},
+    )
     _show(figure, alt="Confusion matrix: rows are true classes, columns what the model said.", key=key, height=380)
 
 
-def answers(top: Sequence[tuple[str, float]], true: str, colour: str) -> str:
-    """HTML of a model's likeliest classes as bars; a tick marks the true one."""
+def answers(top: Sequence[tuple[str, float]], true: str, colour: str, *, longest: int) -> str:
+    """HTML of a model's likeliest classes as bars; a tick marks the true one. `longest` is the longest class name."""
     lines = []
+    names = f"{min(longest, 14) + 2}ch"
     for name, share in top:
         mark = " ✓" if name == true else ""
         lines.append(
-            '<div style="display:grid;grid-template-columns:minmax(3rem,6.5rem) 1fr 2.6rem;gap:6px;align-items:center;font-size:0.8rem">'
+            f'<div style="display:grid;grid-template-columns:{names} 1fr 2.6rem;gap:6px;align-items:center;font-size:0.8rem">'
             f'<span style="white-space:nowrap;overflow:hidden;text-overflow:ellipsis" title="{html.escape(name)}">{html.escape(name)}{mark}</span>'
             f'<span style="height:8px;border-radius:4px;background:{colour};width:{max(1, 100 * share):.0f}%;opacity:{1 if mark else 0.55}"></span>'
             f'<span style="text-align:right;font-variant-numeric:tabular-nums">{share:.0%}</span></div>'
         )
     return "".join(lines)
+
+
+def safe(text: str) -> str:
+    """A user's text as HTML."""
+    return html.escape(text)
+
+
+def wilson_of(scores: Mapping[str, Any]) -> str:
+    """The 95 % interval of scores' accuracy, in words."""
+    return f"{scores['accuracy_low']:.1%} to {scores['accuracy_high']:.1%}"
+
+
+def wordmark() -> str:
+    """The name beside the sign, as an SVG that reads on the visitor's theme."""
+    ink = "#E6EDF3" if dark() else "#17212B"
+    name = (
+        f'<text x="36" y="22" font-family="sans-serif" font-size="18" font-weight="600" fill="{ink}">SmallAlign</text>'
+    )
+    return sign(150, name)
+
+
+def sign(width: int = 32, beside: str = "") -> str:
+    """The sign: a small square that takes a big one's place."""
+    colour = "#3D9BD6" if dark() else "#0072B2"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="32" viewBox="0 0 {width} 32">'
+        f'<rect x="2" y="4" width="24" height="24" rx="4" fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="4 3"/>'
+        f'<rect x="14" y="16" width="12" height="12" rx="2" fill="{colour}"/>{beside}</svg>'
+    )

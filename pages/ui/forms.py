@@ -16,7 +16,16 @@ from pydantic.fields import FieldInfo
 
 from smallalign_core.spec import Part, members
 
-NAMES = {"lr": "Learning rate", "k": "k", "beta1": "β₁", "beta2": "β₂", "alpha": "α", "views": "Fixed views"}
+NAMES = {
+    "lr": "Learning rate",
+    "k": "k",
+    "beta1": "β₁",
+    "beta2": "β₂",
+    "alpha": "α",
+    "views": "Fixed views",
+    "augment": "Augmentation",
+    "warmup": "Warm-up",
+}
 """Labels of fields whose name is a symbol or too short to read."""
 
 ACROSS = 3
@@ -34,11 +43,13 @@ def kind_of(member: type[Part]) -> str:
 
 def kind_label(member: type[Part]) -> str:
     """The first words of a part's docstring, and its kind."""
-    words = re.split(r"\s*[:;,(.]", (member.__doc__ or "").strip())[0]
+    words = re.split(r"\s*[:;(.]", (member.__doc__ or "").strip())[0]
     return words if words.lower() == kind_of(member) else f"{words} ({kind_of(member)})"
 
 
-def part(model: type[Part], *, key: str, only: Iterable[str] | None = None, without: Collection[str] = ()) -> dict[str, Any]:
+def part(
+    model: type[Part], *, key: str, only: Iterable[str] | None = None, without: Collection[str] = ()
+) -> dict[str, Any]:
     """Draw the fields of one part, three across; returns what was entered.
 
     Args:
@@ -58,7 +69,9 @@ def part(model: type[Part], *, key: str, only: Iterable[str] | None = None, with
     return values
 
 
-def choice(title: str, family: Iterable[type[Part]], *, key: str, start: str | None = None, help: str | None = None) -> dict[str, Any]:
+def choice(
+    title: str, family: Iterable[type[Part]], *, key: str, start: str | None = None, help: str | None = None
+) -> dict[str, Any]:
     """Draw a menu of kinds and the fields of the one that is chosen.
 
     Args:
@@ -67,14 +80,21 @@ def choice(title: str, family: Iterable[type[Part]], *, key: str, start: str | N
     kinds = {kind_of(member): member for member in family}
     _begin(f"{key}.kind", start if start in kinds else next(iter(kinds)), kinds)
     chosen = st.selectbox(
-        title, list(kinds), format_func=lambda kind: kind_label(kinds[kind]), key=f"{key}.kind", help=help, persist_state="session"
+        title,
+        list(kinds),
+        format_func=lambda kind: kind_label(kinds[kind]),
+        key=f"{key}.kind",
+        help=help,
+        persist_state="session",
     )
     member = kinds[str(chosen)]
     st.caption(" ".join((member.__doc__ or "").split()))
     return {"kind": chosen, **part(member, key=f"{key}.{chosen}")}
 
 
-def several(title: str, family: tuple[type[Part], ...], *, key: str, most: int | None, help: str | None = None) -> list[dict[str, Any]]:
+def several(
+    title: str, family: tuple[type[Part], ...], *, key: str, most: int | None, help: str | None = None
+) -> list[dict[str, Any]]:
     """Draw a list of parts to which rows can be added, and from which they can be removed."""
     kinds = {kind_of(member): member for member in family}
     rows: list[str] = st.session_state.setdefault(f"{key}.rows", [])
@@ -83,11 +103,25 @@ def several(title: str, family: tuple[type[Part], ...], *, key: str, most: int |
     for place, name in enumerate(rows):
         with st.container(border=True):
             values.append(choice(f"{title} {place + 1}", family, key=f"{key}.{name}", start=name.partition("-")[0]))
-            st.button("Remove", key=f"{key}.{name}.remove", icon=":material/delete:", on_click=rows.remove, args=(name,), type="tertiary")
+            st.button(
+                "Remove",
+                key=f"{key}.{name}.remove",
+                icon=":material/delete:",
+                on_click=rows.remove,
+                args=(name,),
+                type="tertiary",
+            )
     if most is None or len(rows) < most:
         with st.container(horizontal=True):
             for kind, member in kinds.items():
-                st.button(f"Add {kind}", key=f"{key}.add.{kind}", icon=":material/add:", help=member.__doc__, on_click=_add, args=(key, kind))
+                st.button(
+                    f"Add {kind}",
+                    key=f"{key}.add.{kind}",
+                    icon=":material/add:",
+                    help=member.__doc__,
+                    on_click=_add,
+                    args=(key, kind),
+                )
     return values
 
 
@@ -96,7 +130,9 @@ def fill(values: Mapping[str, Any], *, key: str) -> None:
     for name, value in values.items():
         if isinstance(value, Mapping) and "kind" in value:
             st.session_state[f"{key}.{name}.kind"] = value["kind"]
-            fill({field: given for field, given in value.items() if field != "kind"}, key=f"{key}.{name}.{value['kind']}")
+            fill(
+                {field: given for field, given in value.items() if field != "kind"}, key=f"{key}.{name}.{value['kind']}"
+            )
         elif isinstance(value, Mapping):
             fill(value, key=f"{key}.{name}")
         elif isinstance(value, list | tuple):
@@ -129,10 +165,18 @@ def _nested(name: str, field: FieldInfo, key: str) -> Any:
     annotation = field.annotation
     if get_origin(annotation) is tuple:
         most = _bound(field, "max_length")
-        return several(label(name), members(get_args(annotation)[0]), key=key, most=int(most) if most else None, help=field.description)
+        return several(
+            label(name),
+            members(get_args(annotation)[0]),
+            key=key,
+            most=int(most) if most else None,
+            help=field.description,
+        )
     if get_origin(annotation) in (Union, types.UnionType):
         default = None if field.is_required() else field.default
-        return choice(label(name), get_args(annotation), key=key, start=getattr(default, "kind", None), help=field.description)
+        return choice(
+            label(name), get_args(annotation), key=key, start=getattr(default, "kind", None), help=field.description
+        )
     return part(_classes(annotation)[0], key=key)
 
 
@@ -141,7 +185,11 @@ def _field(name: str, field: FieldInfo, key: str) -> Any:
     annotation, default = field.annotation, None if field.is_required() else field.default
     look: dict[str, Any] = {"label": label(name), "key": key, "help": field.description, "persist_state": "session"}
     optional = type(None) in get_args(annotation)
-    kind = next((inner for inner in get_args(annotation) if inner is not type(None)), annotation) if optional else annotation
+    kind = (
+        next((inner for inner in get_args(annotation) if inner is not type(None)), annotation)
+        if optional
+        else annotation
+    )
     if get_origin(kind) is Literal:
         options = list(get_args(kind))
         _begin(key, default if default in options else options[0], options)
@@ -157,7 +205,10 @@ def _field(name: str, field: FieldInfo, key: str) -> Any:
 
 def _number(field: FieldInfo, whole: bool, default: float | None, optional: bool, look: dict[str, Any]) -> float | None:
     cast = int if whole else float
-    low, high = (next((cast(bound) for name in names if (bound := _bound(field, name)) is not None), None) for names in (("ge", "gt"), ("le", "lt")))
+    low, high = (
+        next((cast(bound) for name in names if (bound := _bound(field, name)) is not None), None)
+        for names in (("ge", "gt"), ("le", "lt"))
+    )
     if whole:
         step: float = 1
     elif isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("log") and default:
@@ -167,9 +218,14 @@ def _number(field: FieldInfo, whole: bool, default: float | None, optional: bool
     if st.session_state[look["key"]] is not None:
         st.session_state[look["key"]] = cast(st.session_state[look["key"]])
     given = st.number_input(
-        min_value=low, max_value=high, step=cast(step), format="%d" if whole else "%g", value=None, placeholder="all" if optional else None, **look
+        min_value=low,
+        max_value=high,
+        step=cast(step),
+        format="%d" if whole else "%g",
+        **look,
+        **({"value": None, "placeholder": "all"} if optional else {}),
     )
-    return default if given is None and not optional else given
+    return given
 
 
 def _bound(field: FieldInfo, name: str) -> float | None:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,7 +62,9 @@ class Row:
 
 def rows(store: Store) -> list[Row]:
     """All runs, newest first, then the zoo."""
-    return [row(run) for run in (*store.runs(), *store.zoo())]
+    zoo = store.zoo()
+    names = _names(zoo)
+    return [_row(run, names) for run in (*store.runs(), *zoo)]
 
 
 def finished(store: Store) -> list[Row]:
@@ -69,8 +72,17 @@ def finished(store: Store) -> list[Row]:
     return [found for found in rows(store) if found.finished]
 
 
-def row(run: Run) -> Row:
+def row(run: Run, store: Store) -> Row:
     """One run as a row; a damaged folder is a row too."""
+    return _row(run, _names(store.zoo()))
+
+
+def _names(zoo: list[Run]) -> dict[str, str]:
+    """Ids of the zoo's models by their names: a spec in the zoo names its teacher as people do."""
+    return {run.name: run.id for run in zoo}
+
+
+def _row(run: Run, names: Mapping[str, str]) -> Row:
     try:
         state = run.state
         text = _of_spec(run.folder, _changed(run.folder / ("spec.yaml" if run.in_zoo else "spec.json")))
@@ -79,11 +91,19 @@ def row(run: Run) -> Row:
             scores = _of_result(run.folder, _changed(run.folder / "result.json"))
         said = {} if scores else run.said
         reason = said.get("reason") if state in (State.FAILED, State.PAUSED) else None
+        reason = None if reason == "asked" else reason  # whoever asked knows why
+        text = text | {"teacher": names.get(text["teacher"], text["teacher"])}
         known = {"id": run.name, "params": said.get("params"), "reason": reason} | text | scores
         return Row(name=run.name, state=str(state), created=run.created, in_zoo=run.in_zoo, **known)
     except _BAD as error:
-        why = str(error) if isinstance(error, SmallAlignError) else f"A file of this run is damaged ({type(error).__name__}). Delete the run."
-        return Row(run.name, run.name, DAMAGED, "A folder that cannot be read", run.created, in_zoo=run.in_zoo, reason=why)
+        why = (
+            str(error)
+            if isinstance(error, SmallAlignError)
+            else f"A file of this run is damaged ({type(error).__name__}). Delete the run."
+        )
+        return Row(
+            run.name, run.name, DAMAGED, "A folder that cannot be read", run.created, in_zoo=run.in_zoo, reason=why
+        )
 
 
 def siblings(store: Store, one: Row) -> list[Row]:
@@ -104,7 +124,13 @@ def _of_spec(folder: Path, changed: int) -> dict[str, Any]:
     kept = canonical(spec)
     kept.pop("seed", None)
     family = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
-    return {"title": run.title, "teacher": spec.teacher, "source": spec.data.source, "seed": spec.seed, "family": family}
+    return {
+        "title": run.title,
+        "teacher": spec.teacher,
+        "source": spec.data.source,
+        "seed": spec.seed,
+        "family": family,
+    }
 
 
 @functools.lru_cache(maxsize=8192)

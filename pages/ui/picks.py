@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import streamlit as st
 
-from pages.ui import listing
+from pages.ui import backstage, listing
 from pages.ui.listing import Row
+from smallalign_core.data import NAMED
 from smallalign_core.store import Store
 
 
@@ -22,7 +24,9 @@ def pick(label: str, options: Mapping[str, str], *, key: str, first: str | None 
         if asked in options:
             st.session_state[widget] = asked
         else:
-            st.warning(f"The link names something that is not here. Given: {key}={asked[:80]}. Choose another one below.")
+            st.warning(
+                f"The link names something that is not here. Given: {key}={asked[:80]}. Choose another one below."
+            )
     if st.session_state.get(widget) not in options:
         st.session_state[widget] = first if first in options else next(iter(options))
     chosen = st.selectbox(label, list(options), format_func=lambda value: options[value], key=widget, help=help)
@@ -34,13 +38,44 @@ def pick(label: str, options: Mapping[str, str], *, key: str, first: str | None 
     return str(chosen)
 
 
-def pick_finished(
-    label: str, store: Store, *, key: str, first: str | None = None, help: str | None = None, none: str | None = None
+def pick_row(
+    label: str,
+    rows: Sequence[Row],
+    *,
+    key: str,
+    first: str | None = None,
+    none: str | None = None,
+    help: str | None = None,
 ) -> Row | None:
-    """A menu of everything that is trained; with `none`, a first entry that means nobody. None if nobody was chosen."""
-    found = {row.id: row for row in listing.finished(store)}
-    for row in found.values():  # links may name a zoo model as people do
+    """A menu of runs; with `none`, a first entry that means nobody. None if nobody was chosen."""
+    found = {row.id: row for row in rows}
+    for row in rows:  # links may name a zoo model as people do
         if st.query_params.get(key) == row.name != row.id:
             st.query_params[key] = row.id
     options = ({"": none} if none else {}) | {id: row.label for id, row in found.items()}
     return found.get(pick(label, options, key=key, first=first, help=help))
+
+
+def pick_data(store: Store) -> tuple[str, dict[str, Any] | None]:
+    """A menu of datasets that also takes a path; returns the source and what is in it, None if nothing was named.
+
+    Raises:
+        BadData: the source cannot be used; the message says why.
+    """
+    used = {row.source: None for row in listing.rows(store) if row.source}
+    asked = st.query_params.get("data", "")
+    options = list({**dict.fromkeys(NAMED), **used} | ({asked: None} if asked else {}))
+    source = st.selectbox(
+        "Dataset", options, key="data", bind="query-params", accept_new_options=True, placeholder="A name, or the path of a folder or zip",
+        help="A name, or the path of: a folder with one sub-folder per class (optionally below train/, val/, test/), a zip of one, or "
+        "a folder of IDX files. Type a path and press Enter.",
+    )  # fmt: skip
+    source = str(source or "").strip()
+    return source, backstage.ask("inspect", f"Reading {source}", source=source) if source else None
+
+
+def pick_page(pages: int) -> int:
+    """The page number of a long list; a filter that leaves fewer pages starts again at the first."""
+    if st.session_state.get("page", 1) > pages:
+        st.session_state["page"] = 1
+    return st.pagination(pages, key="page", bind="query-params") if pages > 1 else 1

@@ -48,7 +48,11 @@ def sprite(images: NDArray[np.uint8]) -> str:
     lines = -(-count // ACROSS)
     sheet = np.zeros((lines * ACROSS, channels, height, width), np.uint8)
     sheet[:count] = images
-    sheet = sheet.reshape(lines, ACROSS, channels, height, width).transpose(0, 3, 1, 4, 2).reshape(lines * height, ACROSS * width, channels)
+    sheet = (
+        sheet.reshape(lines, ACROSS, channels, height, width)
+        .transpose(0, 3, 1, 4, 2)
+        .reshape(lines * height, ACROSS * width, channels)
+    )
     content = io.BytesIO()
     Image.fromarray(sheet[..., 0] if channels == 1 else sheet).save(content, "PNG")
     return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()

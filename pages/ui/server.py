@@ -49,8 +49,8 @@ _TYPES = {
 def routes(locate: Locate, packages: Packages = PACKAGES) -> list[Route]:
     """The routes of the browser parts.
 
-    `/assets/<module>.mjs` is one of our modules, `/assets/<package>/<version>/<file>` an allowed file of an npm package,
-    and `/artifacts/<run>/<name>` a file that a run exported; with `?download=1` the browser saves it.
+    `/assets/<module>.mjs` is one of our modules, `/assets/<package>/<version>/<file>` an allowed file of an npm
+    package, and `/artifacts/<run>/<name>` a file that a run exported; with `?download=1` the browser saves it.
 
     Args:
         locate: finds an exported file. It is asked only for names that are safe to join to a path.
@@ -130,7 +130,7 @@ def _digest(path: Path) -> str:
 
 
 @functools.lru_cache(maxsize=1024)
-def _sha256(path: Path, mtime_ns: int, size: int) -> str:
+def _sha256(path: Path, _mtime_ns: int, _size: int) -> str:
     with path.open("rb") as file:
         return f'"{hashlib.file_digest(file, "sha256").hexdigest()}"'
 
@@ -155,19 +155,22 @@ class Wall:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request or connection."""
         if scope["type"] not in ("http", "websocket"):
-            return await self.app(scope, receive, send)
+            await self.app(scope, receive, send)
+            return
         host = Headers(scope=scope).get("host", "")
         if not self._known(host):
-            return await _refuse(
+            await _refuse(
                 scope, receive, send, 421,
                 f"This application does not answer to that host name. Given: {host[:80]!r}. "
                 "Open it as localhost, or start it with this name among its allowed hosts.",
             )  # fmt: skip
+            return
         if scope["path"].rstrip("/").endswith("/_stcore/metrics") and not _local(scope):
-            return await _refuse(
+            await _refuse(
                 scope, receive, send, 403,
                 "Metrics are for this machine only. Given: a request from elsewhere. Read them on the machine itself.",
             )  # fmt: skip
+            return
 
         policy = self._policy(host)
 
@@ -195,13 +198,14 @@ class Wall:
         return name == "localhost" or name in self.hosts or _is_loopback(name)
 
     def _policy(self, host: str) -> str:
-        # blob: is where Streamlit loads a component's inline code from; wasm-unsafe-eval compiles WebAssembly and nothing
-        # else; inline styles are how Streamlit's own front end draws. The socket's address is spelled out because older
-        # Safari does not count it as 'self'.
+        # blob: is where Streamlit loads a component's inline code from; wasm-unsafe-eval compiles WebAssembly and
+        # nothing else; inline styles are how Streamlit's own front end draws. The socket's address is spelled out
+        # because older Safari does not count it as 'self'.
         return (
             "default-src 'self'; "
             f"script-src 'self' {self.scripts} 'wasm-unsafe-eval' blob:; "
-            "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; "
+            "style-src 'self' 'unsafe-inline'; font-src 'self' data:; "
+            "img-src 'self' data: blob:; media-src 'self' data: blob:; "
             f"connect-src 'self' ws://{host} wss://{host}; "
             "worker-src 'self' blob:; frame-src 'self'; form-action 'self'; "
             "object-src 'none'; base-uri 'self'; frame-ancestors 'none'"

@@ -30,14 +30,19 @@ def _draw(store: Store, was_active: bool) -> None:
         for run in running[:1]:
             st.page_link("runs.py", label=_progress(run), icon=":material/play_circle:", query_params={"run": run.id})
         if not running:
-            st.caption("No run is being trained." if not waiting else "The next run is about to start.")
-        st.caption(f"{waiting} waiting" if waiting else "Queue empty")
+            st.caption("No run is being trained" if not waiting else "The next run is about to start", width="content")
+        st.caption(f"{waiting} waiting" if waiting else "Queue empty", width="content")
         if backstage.worker_alive():
-            st.caption(":green[●] Worker ready" if not running else ":green[●] Worker busy")
+            st.caption(":green[●] Worker ready" if not running else ":green[●] Worker busy", width="content")
         else:
-            st.caption(":orange[●] Worker starting" if waiting or running else ":gray[●] No worker")
-        free = shutil.disk_usage(next(path for path in (store.root, *store.root.resolve().parents) if path.exists())).free
-        st.caption(f"{wording.size(free)} free" if free > LITTLE_ROOM else f":red[Only {wording.size(free)} free on the disk]")
+            st.caption(":orange[●] Worker starting" if waiting or running else ":gray[●] No worker", width="content")
+        free = shutil.disk_usage(
+            next(path for path in (store.root, *store.root.resolve().parents) if path.exists())
+        ).free
+        st.caption(
+            f"{wording.size(free)} free" if free > LITTLE_ROOM else f":red[Only {wording.size(free)} free on the disk]",
+            width="content",
+        )
     if was_active and not running and not waiting:
         st.rerun()  # the page around the strip has something new to show, and the strip may rest
 

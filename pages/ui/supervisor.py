@@ -16,7 +16,8 @@ from pathlib import Path
 import streamlit as st
 
 from pages.ui import backstage, browser
-from smallalign_core.store import Store, is_held
+from smallalign_core.files import is_held
+from smallalign_core.store import Store
 
 log = logging.getLogger("smallalign.dashboard")
 

@@ -7,6 +7,7 @@ except for the datasets that torchvision downloads.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -88,6 +89,12 @@ def _prepared(spec: DataSpec, cache: Path) -> Path:
             (part / "facts.json").write_text(json.dumps(facts))
             shutil.rmtree(folder, ignore_errors=True)
             part.rename(folder)
+        except OSError as error:
+            raise BadData(
+                f"the dataset could not be read or kept ({error.strerror or type(error).__name__})",
+                given=f"{spec.source}, {error.filename or cache}",
+                do="check the path, its rights and the room on the disk",
+            ) from None
         finally:
             shutil.rmtree(part, ignore_errors=True)
     return folder
@@ -111,8 +118,9 @@ def _cache_key(spec: DataSpec) -> str:
         path = Path(spec.source).expanduser()
         text.update(str(path.resolve()).encode())
         for file in [path] if path.is_file() else walk(path):
-            stat = file.stat()
-            text.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+            with contextlib.suppress(OSError):  # gone since it was listed: the reader will say so if it matters
+                stat = file.stat()
+                text.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return text.hexdigest()[:16]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import shutil
 import struct
@@ -88,7 +89,7 @@ def _read_named(spec: DataSpec, into: Path) -> Decoded:
             found: Any = kind[spec.source](str(root), train=name == "train", download=True)
         except (OSError, RuntimeError) as error:
             raise BadData(
-                f"{spec.source} is not on this machine and could not be downloaded ({type(error).__name__})",
+                f"the dataset {spec.source} is not on this machine and could not be downloaded ({type(error).__name__})",
                 given=f"looked in {root.resolve()}",
                 do="connect to a network, or give a path to its files; `digits` always works",
             ) from None
@@ -145,7 +146,7 @@ def _idx(file: Path) -> NDArray[np.uint8]:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
             zeros, kind, dimensions = struct.unpack(">HBB", stream.read(4))
             shape = struct.unpack(f">{dimensions}I", stream.read(4 * dimensions))
-            size = int(np.prod(shape, dtype=np.int64))
+            size = math.prod(shape)
             if zeros or kind != 8 or not 1 <= dimensions <= 4 or size > 2**34:
                 raise ValueError
             values = np.frombuffer(stream.read(size + 1), np.uint8)
@@ -224,6 +225,8 @@ def _read_zip(spec: DataSpec, into: Path) -> Decoded:
         ):
             room = inside[0]  # a zip often holds one folder that holds everything
         found = _read_folder(spec.model_copy(update={"source": str(room)}), into)
+    except BadData as error:  # name what the user gave, not where we unpacked it
+        raise BadData(error.wrong.replace("the folder", "the zip"), given=path, do=error.do) from None
     finally:
         shutil.rmtree(into / "unzipped", ignore_errors=True)
     return replace(found, notes=(*found.notes, f"{names} files were read from the zip."))
@@ -374,7 +377,9 @@ def _pixels(file: Path, colour: bool, size: tuple[int, int]) -> NDArray[np.uint8
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """All files below `folder`, in an order that does not depend on the file system."""
+    """All images and IDX files below `folder`, in an order that does not depend on the file system."""
     for root, folders, files in os.walk(folder):
         folders.sort()
-        yield from (Path(root) / name for name in sorted(files))
+        for name in sorted(files):
+            if Path(name).suffix.lower() in IMAGE_ENDINGS or "ubyte" in name:
+                yield Path(root) / name

@@ -257,9 +257,18 @@ def set_field(written: dict[str, Any], override: str) -> dict[str, Any]:
         below = node.get(key) if isinstance(node, dict) else node[key]
         if isinstance(below, str):  # a shorthand: write it out so that its fields can be set
             below = {"source": below} if key == "data" else {"kind": below}
-        node[key] = {} if below is None else below
+        node[key] = _unwritten(root, keys[: depth + 1]) if below is None else below
         node = node[key]
     return root
+
+
+def _unwritten(root: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
+    """What stands for a part that was not written out: its default's kind, so that its fields can be set."""
+    if list(path) == ["loss"]:
+        return {"kind": "kd" if root.get("teacher") else "cross_entropy"}
+    owner: type[Part] = Lookahead if list(path) == ["optimizer", "inner"] else RunSpec
+    field = owner.model_fields.get(path[-1])
+    return {"kind": field.default.kind} if field is not None and hasattr(field.default, "kind") else {}
 
 
 def title(spec: RunSpec) -> str:

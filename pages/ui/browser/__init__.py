@@ -26,6 +26,6 @@ def installed() -> bool:
     return PACKAGES.installed()
 
 
-def install(report: Callable[[str], None] = lambda line: None) -> None:
+def install(report: Callable[[str], None] = lambda _: None) -> None:
     """Install the npm packages; safe in a thread and in several processes at once. Raises `InstallError`."""
     PACKAGES.install(report)

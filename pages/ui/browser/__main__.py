@@ -1,21 +1,28 @@
 """Install the browser parts: `python -m pages.ui.browser`."""
 
 import sys
+from typing import TextIO
 
 from ._npm import PACKAGES, InstallError
+
+
+def say(line: str, stream: TextIO) -> None:
+    """Write a line at once, so that progress shows while npm works."""
+    stream.write(line + "\n")
+    stream.flush()
 
 
 def main() -> int:
     """Install, say what happened, and return the exit code: 0 done, 1 failed with the reason on stderr."""
     try:
-        PACKAGES.install(report=lambda line: print(line, file=sys.stderr))
+        PACKAGES.install(report=lambda line: say(line, sys.stderr))
     except InstallError as error:
-        print(error, file=sys.stderr)
+        say(str(error), sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("Interrupted: the browser parts are not installed. Run the command again.", file=sys.stderr)
+        say("Interrupted: the browser parts are not installed. Run the command again.", sys.stderr)
         return 1
-    print("installed: " + ", ".join(f"{name} {version}" for name, version in PACKAGES.versions.items()))
+    say("installed: " + ", ".join(f"{name} {version}" for name, version in PACKAGES.versions.items()), sys.stdout)
     return 0
 
 

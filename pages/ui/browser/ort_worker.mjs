@@ -32,13 +32,14 @@ async function fetchBytes(url) {
 /** Run one batch of uint8 NHWC pixels; waits for the numbers, because WebGPU answers before it has worked. */
 async function run(session, pixels, shape, output) {
   const input = new ort.Tensor('uint8', pixels, shape);
-  const outputs = await session.run({ images: input }, [output]);
+  const outputs = await session.run({ images: input }, [output], { logSeverityLevel: 4 });
   return outputs[output].getData(true);
 }
 
-function create(file, backend, forceCpuNodeNames = []) {
-  const provider = backend === 'webgpu' ? { name: 'webgpu', forceCpuNodeNames } : backend;
-  return ort.InferenceSession.create(file, { executionProviders: [provider], graphOptimizationLevel: 'all' });
+function create(file, provider) {
+  // Failures are thrown and shown in words; the runtime need not write them to the console as well.
+  const options = { executionProviders: [provider], graphOptimizationLevel: 'all', logSeverityLevel: 4 };
+  return ort.InferenceSession.create(file, options);
 }
 
 /** ONNX Runtime's WebGPU takes an antialiased Resize and then fails on it; that node has to run on the CPU, by name. */
@@ -50,7 +51,7 @@ async function withoutAntialias(session, file, shape) {
     const [, node] = /running Resize node\. Name:'([^']+)'/.exec(error.message) ?? [];
     if (!node) throw error;
     await session.release();
-    return create(file, 'webgpu', [node]);
+    return create(file, { name: 'webgpu', forceCpuNodeNames: [node] });
   }
 }
 
@@ -73,7 +74,7 @@ const operations = {
     ort.env.wasm.wasmPaths = { mjs: `${stem}.mjs`, wasm: `${stem}.wasm` };
     // More than four threads rarely help at batch 1, and shared memory exists only in an isolated page.
     ort.env.wasm.numThreads = self.crossOriginIsolated ? threads || Math.min(4, navigator.hardwareConcurrency || 1) : 1;
-    await ort.InferenceSession.create(Uint8Array.from(atob(SMALLEST), (c) => c.charCodeAt(0)), { executionProviders: [backend] });
+    await create(Uint8Array.from(atob(SMALLEST), (c) => c.charCodeAt(0)), backend);
     return {
       backend,
       why,

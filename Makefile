@@ -1,0 +1,48 @@
+# make run: the dashboard. make test: everything that is checked. Both set up what they need.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: run test fast lint bench browser clean
+
+run: $(VENV)/.run
+	$(BIN)/streamlit run app.py
+
+# Everything: style, types, import contracts, unit tests, slow tests, the browser story.
+test: lint
+	$(BIN)/python -m pytest
+
+# The part to run while working: under three minutes.
+fast: $(VENV)/.test
+	$(BIN)/python -m pytest -m "not slow and not browser"
+
+lint: $(VENV)/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.test
+	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+# What runs in the visitor's browser: onnxruntime-web and uPlot, by the machine's npm or one from pip.
+browser: $(VENV)/.run
+	$(BIN)/python -m pages.ui.browser
+
+$(VENV)/.venv:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.run: requirements.txt pages/ui/browser/package-lock.json | $(VENV)/.venv
+	$(BIN)/pip install --quiet -r requirements.txt
+	$(BIN)/python -m pages.ui.browser
+	touch $@
+
+$(VENV)/.test: tests/requirements.txt $(VENV)/.run
+	$(BIN)/pip install --quiet -r tests/requirements.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) pages/ui/browser/node_modules .mypy_cache .ruff_cache .pytest_cache

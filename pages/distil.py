@@ -1,0 +1,100 @@
+"""Distil: choose images, teacher, student and lesson; see the cost and the command; start."""
+
+import streamlit as st
+
+from pages.ui import backstage, forms, listing, picks, runview, wording
+from smallalign_core.spec import Cnn, DataSpec, Loss, Network, RunSpec, members, parse
+
+ESSENTIAL = ("epochs", "batch", "seed")
+HERE = ("data", "teacher", "network", "loss", *ESSENTIAL)
+KEY = "spec"
+
+store = backstage.store()
+st.title("Distil")
+if like := st.query_params.get(
+    "like"
+):  # "Change and run again": its spec fills the form once, then the address is clean
+    spec = store.run(like).spec
+    forms.fill(spec.model_dump(mode="json", exclude={"data": {"fingerprint"}}), key=KEY)
+    st.session_state[f"{KEY}.data.source"] = None
+    st.query_params.clear()
+    st.query_params["teacher"] = spec.teacher or ""
+    st.session_state["data"] = spec.data.source
+
+form, side = st.columns([3, 2], gap="large")
+with form:
+    st.subheader("Essentials")
+    source, facts = picks.pick_data(store)
+    if facts is None:
+        st.info("Name a dataset, or type the path of a folder with one sub-folder per class.")
+        st.stop()
+    classes = tuple(facts["classes"])
+    st.caption(f"{facts['images']:,} images, {len(classes)} classes, {facts['shape'][2]} × {facts['shape'][1]} pixels.")
+    fitting = [row for row in listing.finished(store) if row.classes == classes]
+    teacher = picks.pick_row(
+        "Teacher",
+        fitting,
+        key="teacher",
+        none="None: learn from the labels only",
+        help=RunSpec.model_fields["teacher"].description,
+    )
+    if not fitting:
+        st.caption(
+            "Nothing trained knows these classes yet. Train a bigger network here first: it can then be the teacher."
+        )
+    network = forms.choice(
+        "Student network" if teacher else "Network", members(Network), key=f"{KEY}.network", start=Cnn().kind
+    )
+    lessons = [lesson for lesson in members(Loss) if ("weight" in lesson.model_fields) == (teacher is not None)]
+    loss = forms.choice("Loss", lessons, key=f"{KEY}.loss", help=RunSpec.model_fields["loss"].description)
+    essentials = forms.part(RunSpec, key=KEY, only=ESSENTIAL)
+    with st.expander("More: augmentation, optimizer, schedule, precision"):
+        more = forms.part(RunSpec, key=KEY, without=HERE)
+    with st.expander("More: how the images are divided and sized"):
+        divided = forms.part(DataSpec, key=f"{KEY}.data", without=("source", "fingerprint"))
+
+with side:
+    st.subheader("Start")
+    spec = parse(
+        {
+            "data": {"source": source, **divided},
+            "teacher": teacher.id if teacher else None,
+            "network": network,
+            "loss": loss,
+        }
+        | essentials
+        | more
+    )
+    written = spec.model_dump(mode="json")
+    asked = spec.model_dump_json()
+    with st.container(horizontal=True):
+        if st.button("Start", type="primary", icon=":material/play_arrow:"):
+            answer = backstage.ask("submit", "Preparing the run", spec=written)
+            if not answer["known"] or answer["state"] in ("queued", "running"):
+                st.switch_page("runs.py", query_params={"run": answer["id"]})
+            st.session_state["known-run"] = (asked, answer)
+        if st.button("Estimate the cost", icon=":material/calculate:"):
+            st.session_state["estimate"] = (asked, backstage.ask("estimate", "Timing a few real steps", spec=written))
+    known_for, known = st.session_state.get("known-run", ("", {}))
+    if known_for == asked:
+        st.info(
+            f"This run exists already and is {known['state']}: an equal spec is the same run. Open it, or change the seed to run it again."
+        )
+        st.page_link("runs.py", label="Open it", icon=":material/open_in_new:", query_params={"run": known["id"]})
+    estimated_for, cost = st.session_state.get("estimate", ("", {}))
+    if estimated_for == asked:
+        cells = st.columns(2)
+        cells[0].metric("Parameters", f"{cost['params']:,}", border=True)
+        cells[1].metric(
+            "Training time",
+            wording.duration(cost["seconds"]),
+            border=True,
+            help=f"{cost['steps']:,} steps on {cost['device']}.",
+        )
+        cells[0].metric("MACs", wording.count(cost["macs"]), border=True, help="Multiply-accumulates for one image.")
+        cells[1].metric("ONNX file", wording.size(cost["onnx_bytes"]), border=True)
+        if cost["state"]:
+            st.caption(f"This run exists already: it is {cost['state']}.")
+            st.page_link("runs.py", label="Open it", icon=":material/open_in_new:", query_params={"run": cost["id"]})
+    st.markdown("**The same from the command line**")
+    runview.command(spec, store)

@@ -1,0 +1,75 @@
+"""The comparison of two runs, and the images that they call differently."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import streamlit as st
+
+from pages.ui import backstage, charts, picks, pictures
+from pages.ui.listing import Row
+from smallalign_core.store import Store
+
+PER_PAGE = 12
+KINDS = {"all": "All", "teacher": "Teacher right", "student": "Student right", "neither": "Both wrong"}
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def report(teacher: str, student: str, split: str, root: str) -> dict[str, Any]:
+    """The desk's comparison. Finished runs do not change, so it is asked once."""
+    return backstage.ask("compare", "Both models answer every image", teacher=teacher, student=student, split=split)
+
+
+def gallery(found: dict[str, Any], student: Row, store: Store) -> None:
+    """A page of images with the three likeliest classes of both models; filters and page live in the address."""
+    if not found["disagreements"]:
+        st.success("They give the same answer to every image.")
+        return
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        kind = st.segmented_control(
+            "Show", list(KINDS), default="all", required=True, format_func=KINDS.get, key="kind", bind="query-params"
+        )
+        only = st.selectbox(
+            "True class", ["All classes", *found["classes"]], key="class", bind="query-params", width=220
+        )
+    chosen = [
+        one for one in found["disagreements"] if kind in ("all", _kind(one)) and only in ("All classes", one["label"])
+    ]
+    if not chosen:
+        st.caption("No disagreement of that kind in that class.")
+        return
+    pages = -(-len(chosen) // PER_PAGE)
+    page = picks.pick_page(pages)
+    shown = chosen[(page - 1) * PER_PAGE : page * PER_PAGE]
+    spec = store.run(student.id).spec.data
+    size = sum(map(sum, found["student_confusion"]))
+    splits = pictures.splits(spec, store, size * 10, (store.run(student.id).result or {})["input_shape"])
+    images = getattr(splits, found["split"]).take(np.array([one["row"] for one in shown]))
+    style, boxes = pictures.tiles(images.images)
+    colours = charts.palette()
+    longest = max(map(len, found["classes"]))
+    cards = [
+        '<div style="display:flex;gap:12px;align-items:flex-start;border:1px solid color-mix(in srgb,currentColor 18%,transparent);border-radius:6px;padding:10px">'
+        f'{box}<div style="flex:1;min-width:0"><div style="font-size:0.85rem;margin-bottom:4px">true class <b>{charts.safe(one["label"])}</b>'
+        f'<span style="float:right;opacity:0.75">KL {one["kl"]:.2f}</span></div>'
+        f'<div style="font-size:0.75rem;opacity:0.8">Teacher</div>{charts.answers(one["teacher"], one["label"], colours[1], longest=longest)}'
+        f'<div style="font-size:0.75rem;opacity:0.8;margin-top:4px">Student</div>{charts.answers(one["student"], one["label"], colours[0], longest=longest)}</div></div>'
+        for box, one in zip(boxes, shown, strict=True)
+    ]
+    st.html(
+        f'{style}<div style="display:grid;grid-template-columns:repeat(auto-fill,minmax(280px,1fr));gap:12px">{"".join(cards)}</div>'
+    )
+    total = found["disagreement_count"]
+    more = (
+        f" The {len(found['disagreements'])} with the largest KL are kept."
+        if total > len(found["disagreements"])
+        else ""
+    )
+    st.caption(f"{len(chosen)} images, largest KL(teacher || student) first.{more}")
+
+
+def _kind(one: dict[str, Any]) -> str:
+    if one["teacher"][0][0] == one["label"]:
+        return "teacher"
+    return "student" if one["student"][0][0] == one["label"] else "neither"

@@ -1,0 +1,293 @@
+"""Datasets: every source a user may bring, and every way in which one may be broken."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from smallalign_core import data
+from smallalign_core.data import Splits
+from smallalign_core.errors import BadData
+from smallalign_core.spec import DataSpec
+
+FASHION = Path("/usr/share/datasets/fashion-mnist")
+
+
+def load(source: Path | str, cache: Path, **fields: object) -> Splits:
+    return data.load(DataSpec(source=str(source), **fields), cache)  # type: ignore[arg-type]
+
+
+def folder_of(
+    root: Path,
+    classes: str = "ab",
+    count: int = 12,
+    size: tuple[int, int] = (10, 8),
+    mode: str = "RGB",
+    ending: str = "png",
+) -> Path:
+    """A folder per class with distinct images."""
+    draw = np.random.default_rng(0)
+    for label in classes:
+        (root / label).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            array = draw.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+            Image.fromarray(array).convert(mode).save(root / label / f"{number}.{ending}")
+    return root
+
+
+def write_idx(file: Path, array: np.ndarray) -> None:
+    content = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+    with gzip.open(file, "wb") if file.suffix == ".gz" else file.open("wb") as stream:
+        stream.write(content)
+
+
+def test_digits(digits: Splits) -> None:
+    assert len(digits.train) + len(digits.val) + len(digits.test) == 1797
+    assert digits.shape == (1, 8, 8)
+    assert digits.train.images.max() == 255
+    assert digits.train.images.dtype == np.uint8
+    assert digits.train.labels.dtype == np.int64
+
+
+def test_splits_are_stratified_disjoint_and_repeatable(digits: Splits, tmp_path: Path) -> None:
+    sets = [set(part.ids.tolist()) for part in (digits.train, digits.val, digits.test)]
+    assert len(set.union(*sets)) == sum(map(len, sets))
+    for part, share in ((digits.test, 0.2), (digits.val, 0.08)):
+        for count in part.counts().values():
+            assert count / 179.7 == pytest.approx(share, abs=0.02)
+    assert load("digits", tmp_path).fingerprint == digits.fingerprint
+
+
+def test_images_limits_the_training_images_and_nothing_else(digits: Splits, decoded: Path) -> None:
+    few = load("digits", decoded, images=105)
+    assert len(few.train) == 105
+    assert max(few.train.counts().values()) - min(few.train.counts().values()) <= 1
+    assert few.test.fingerprint == digits.test.fingerprint
+    assert few.val.fingerprint == digits.val.fingerprint
+    with pytest.raises(BadData, match="between 10"):
+        load("digits", decoded, images=5)
+    with pytest.raises(BadData, match="1295"):
+        load("digits", decoded, images=100_000)
+
+
+def test_equal_images_never_part(tmp_path: Path) -> None:
+    """Exact duplicates are the commonest leak: held-out images must not stand in train too."""
+    root = folder_of(tmp_path / "set", count=30)
+    for number in range(30):
+        (root / "a" / f"copy-{number}.png").write_bytes((root / "a" / f"{number}.png").read_bytes())
+    splits = load(root, tmp_path / "cache", test=0.3, validation=0.3)
+    train, val, test = (set(part.ids.tolist()) for part in (splits.train, splits.val, splits.test))
+    assert len(train | val | test) == len(train) + len(val) + len(test)
+
+
+def test_a_wrong_fingerprint_is_refused(decoded: Path) -> None:
+    with pytest.raises(BadData, match="not those"):
+        load("digits", decoded, fingerprint="0" * 16)
+
+
+def test_fingerprint_changes_with_one_pixel(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "set")
+    before = load(root, tmp_path / "cache").fingerprint
+    image = np.array(Image.open(root / "a" / "0.png"))
+    image[0, 0, 0] ^= 1
+    Image.fromarray(image).save(root / "a" / "0.png")
+    assert load(root, tmp_path / "cache").fingerprint != before
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3)])
+def test_a_folder_of_classes(mode: str, channels: int, tmp_path: Path) -> None:
+    splits = load(folder_of(tmp_path / "set", "cat", 10, mode=mode), tmp_path / "cache")
+    assert splits.classes == ("a", "c", "t")
+    assert splits.shape == (channels, 8, 10)
+    first = np.array(Image.open(tmp_path / "set" / "a" / "0.png"))
+    everything = np.concatenate([part.images for part in (splits.train, splits.val, splits.test)])
+    assert any(np.array_equal(image.transpose(1, 2, 0).squeeze(), first) for image in everything)
+
+
+def test_given_splits_are_kept(tmp_path: Path) -> None:
+    for name, count in (("train", 12), ("val", 5), ("test", 7)):
+        folder_of(tmp_path / "set" / name, count=count)
+    splits = load(tmp_path / "set", tmp_path / "cache")
+    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [24, 10, 14]
+
+
+def test_mixed_sizes_are_resized_once_and_said(tmp_path: Path) -> None:
+    folder_of(tmp_path / "set", "a", size=(20, 30))
+    folder_of(tmp_path / "set", "b", size=(40, 16))
+    splits = load(tmp_path / "set", tmp_path / "cache")
+    assert splits.shape[1] == splits.shape[2] == 20
+    assert any("2 sizes" in note and "20 pixels" in note for note in splits.notes)
+    assert load(tmp_path / "set", tmp_path / "cache", size=12).shape == (3, 12, 12)
+
+
+def test_odd_image_files(tmp_path: Path) -> None:
+    """Palette, CMYK, 16-bit, transparency, animation and EXIF rotation: all become plain upright pixels."""
+    root = folder_of(tmp_path / "set", "ab", 3, size=(10, 10))
+    red = Image.new("RGB", (10, 10), "red")
+    red.convert("P").save(root / "a" / "palette.png")
+    red.convert("CMYK").save(root / "a" / "cmyk.jpg", quality=95)
+    Image.fromarray(np.full((10, 10), 40_000, np.uint16)).save(root / "a" / "deep.png")
+    Image.new("RGBA", (10, 10), (255, 0, 0, 0)).save(root / "a" / "clear.png")
+    half = Image.new("RGB", (10, 10), "black")
+    half.paste("white", (0, 0, 10, 5))
+    exif = half.getexif()
+    exif[0x0112] = 6  # turned: the white upper half is on the right when upright
+    half.save(root / "b" / "turned.jpg", exif=exif, quality=95)
+    splits = load(root, tmp_path / "cache")
+    everything = np.concatenate([part.images for part in (splits.train, splits.val, splits.test)]).astype(int)
+
+    def there(wanted: np.ndarray, within: int = 12) -> bool:
+        return bool((np.abs(everything - wanted).max((1, 2, 3)) <= within).any())
+
+    assert splits.unreadable == ()
+    assert there(np.array([255, 0, 0]).reshape(3, 1, 1) * np.ones((3, 10, 10)))
+    assert there(np.full((3, 10, 10), 40_000 >> 8))
+    assert there(np.zeros((3, 10, 10)))
+    assert there(255 * np.repeat((np.arange(10) >= 5)[None, None], 10, 1) * np.ones((3, 1, 1)), within=40)
+
+
+def test_a_zip_of_a_folder_gives_the_same_images(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "set")
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for file in sorted(root.rglob("*.png")):
+            archive.write(file, file.relative_to(tmp_path))
+    zipped, plain = load(tmp_path / "set.zip", tmp_path / "cache"), load(root, tmp_path / "cache")
+    assert sorted(zipped.train.ids) == sorted(plain.train.ids)
+    assert zipped.classes == plain.classes
+
+
+@pytest.mark.parametrize("name", ["../evil.png", "/evil.png", "a/../../evil.png", "C:/evil.png", "a\\..\\evil.png"])
+def test_a_zip_that_climbs_out_is_refused_and_leaves_nothing(name: str, tmp_path: Path) -> None:
+    folder_of(tmp_path / "set")
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        info = zipfile.ZipInfo("x")
+        info.filename = name  # the constructor would tidy it
+        archive.writestr(info, (tmp_path / "set" / "a" / "0.png").read_bytes())
+    with pytest.raises(BadData, match="leaves its folder"):
+        load(tmp_path / "set.zip", tmp_path / "cache")
+    assert not list(tmp_path.rglob("evil*"))
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+
+
+def test_a_truncated_zip(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for file in folder_of(tmp_path / "set").rglob("*.png"):
+            archive.write(file, file.relative_to(tmp_path / "set"))
+    whole = (tmp_path / "set.zip").read_bytes()
+    (tmp_path / "set.zip").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BadData):
+        load(tmp_path / "set.zip", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_idx(ending: str, tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    images, labels = draw.integers(0, 256, (60, 9, 7)), np.arange(60) % 3
+    for stem, part in (("train", slice(0, 45)), ("t10k", slice(45, 60))):
+        write_idx(tmp_path / f"{stem}-images-idx3-ubyte{ending}", images[part])
+        write_idx(tmp_path / f"{stem}-labels-idx1-ubyte{ending}", labels[part])
+    splits = load(tmp_path, tmp_path / "cache")
+    assert np.array_equal(splits.test.images[:, 0], images[45:])
+    assert splits.test.labels.tolist() == labels[45:].tolist()
+    assert len(splits.train) + len(splits.val) == 45
+
+
+def test_idx_images_without_labels(tmp_path: Path) -> None:
+    write_idx(tmp_path / "train-images-idx3-ubyte", np.zeros((4, 3, 3)))
+    with pytest.raises(BadData, match="images without labels"):
+        load(tmp_path, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "huge", "other"])
+def test_damaged_idx(damage: str, tmp_path: Path) -> None:
+    images = tmp_path / "train-images-idx3-ubyte"
+    write_idx(images, np.zeros((20, 3, 3)))
+    write_idx(tmp_path / "train-labels-idx1-ubyte", np.arange(20) % 2)
+    whole = images.read_bytes()
+    huge = struct.pack(">HBB3I", 0, 8, 3, 2**31, 2**31, 2**31)
+    images.write_bytes({"cut": whole[:-5], "empty": b"", "huge": huge, "other": b"\x89PNG" + whole}[damage])
+    with pytest.raises(BadData, match="not an IDX file"):
+        load(tmp_path, tmp_path / "cache")
+
+
+def spoil(root: Path, count: int) -> None:
+    for number in range(count):
+        file = root / "a" / f"{number}.png"
+        file.write_bytes(file.read_bytes()[:40])
+
+
+def test_a_few_unreadable_images_are_named_and_left_out(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "set", count=101)
+    spoil(root, 2)
+    splits = load(root, tmp_path / "cache")
+    assert sorted(splits.unreadable) == ["a/0.png", "a/1.png"]
+    assert any("a/0.png" in note for note in splits.notes)
+    assert len(splits.train) + len(splits.val) + len(splits.test) == 200
+
+
+def test_many_unreadable_images_are_refused(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "set", count=20)
+    spoil(root, 2)
+    with pytest.raises(BadData, match=r"2 of 40 images cannot be read.*a/0\.png"):
+        load(root, tmp_path / "cache")
+
+
+def test_a_bomb_is_unreadable_not_decoded(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "set", count=120)
+    Image.new("1", (20_000, 20_000)).save(root / "a" / "bomb.png")
+    assert load(root, tmp_path / "cache").unreadable == ("a/bomb.png",)
+
+
+Make = Callable[[Path], Path | str]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda _: "no-such-set", "no such path exists"),
+        (lambda p: p, "no classes"),
+        (lambda p: folder_of(p / "one", "a"), "at least two classes"),
+        (lambda p: folder_of(p / "few", "ab", 2), "fewer than 3"),
+        (lambda p: folder_of(p / "loose" / "x") / "a", "images without labels"),
+    ],
+    ids=["unknown", "empty", "one class", "two images", "no labels"],
+)
+def test_sources_that_cannot_be_used(make: Make, words: str, tmp_path: Path) -> None:
+    with pytest.raises(BadData, match=words):
+        load(make(tmp_path), tmp_path / "cache")
+
+
+def test_classes_only_in_test_are_refused(tmp_path: Path) -> None:
+    folder_of(tmp_path / "set" / "train", "ab")
+    folder_of(tmp_path / "set" / "test", "abz")
+    with pytest.raises(BadData, match=r"missing from train.*z"):
+        load(tmp_path / "set", tmp_path / "cache")
+
+
+def test_large_arrays_are_memory_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "RAM_BUDGET", 100)
+    part = data._open_part(data._prepared(DataSpec(source="digits"), tmp_path), "train", tuple("0123456789"))
+    assert isinstance(part.images, np.memmap)
+
+
+def test_a_second_load_decodes_nothing(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "set")
+    load(root, tmp_path / "cache")
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.npy")}
+    load(root, tmp_path / "cache")
+    assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.npy")}
+
+
+@pytest.mark.skipif(not FASHION.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
+def test_fashion_mnist_by_name_and_by_path(decoded: Path) -> None:
+    named, by_path = load("fashion-mnist", decoded), load(FASHION, decoded)
+    assert (len(named.train), len(named.val), len(named.test)) == (54_000, 6_000, 10_000)
+    assert named.classes[9] == "Ankle boot"
+    assert np.array_equal(named.test.ids, by_path.test.ids)

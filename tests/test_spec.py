@@ -1,0 +1,147 @@
+"""Specs: written once, checked in words, the same in every spelling."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smallalign_core.errors import BadSpec
+from smallalign_core.spec import DataSpec, RunSpec, digest, parse, read, set_field, to_yaml
+from smallalign_core.spec.parts import FAMILIES, choices, members
+
+MINIMAL: dict[str, Any] = {"data": "digits", "network": "cnn"}
+
+
+def test_digest_survives_spelling() -> None:
+    spelled = {
+        "network": {"depth": 3, "kind": "cnn", "width": 16.0},
+        "optimizer": {"weight_decay": 1e-2, "lr": 2e-3, "kind": "adamw"},
+        "data": {"source": "digits"},
+        "schedule": {"kind": "cosine", "warmup": 0.05},
+    }
+    assert digest(parse(spelled)) == digest(parse(MINIMAL))
+    one, one_point = ({**MINIMAL, "loss": {"kind": "kd", "temperature": t}, "teacher": "t"} for t in (4, 4.0))
+    assert digest(parse(one)) == digest(parse(one_point))
+
+
+def test_digest_is_pinned() -> None:
+    """Whoever changes this has renamed every run of every user: raise LOOP instead, if training changed its meaning."""
+    assert digest(parse(MINIMAL)) == "7ee5f6cf4b79cde3"
+
+
+def test_digest_survives_an_added_field() -> None:
+    class Grown(RunSpec):
+        ema: float = 0.0
+
+    assert digest(Grown.model_validate(MINIMAL)) == digest(parse(MINIMAL))
+    assert digest(Grown.model_validate({**MINIMAL, "ema": 0.5})) != digest(parse(MINIMAL))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 1}, {"epochs": 21}, {"augment": ["flip"]}, {"network": "mlp"}, {"views": 8}, {"precision": "bf16"}],
+)
+def test_digest_changes_with_what_decides_the_weights(change: dict[str, Any]) -> None:
+    assert digest(parse({**MINIMAL, **change})) != digest(parse(MINIMAL))
+
+
+def test_a_known_fingerprint_stands_for_the_place() -> None:
+    here, there = (parse({**MINIMAL, "data": {"source": s, "fingerprint": "0" * 16}}) for s in ("/a", "/b"))
+    assert digest(here) == digest(there)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"optimizer": {"kind": "sgd", "lr": float("nan")}}, ["optimizer.lr", "finite", "nan"]),
+        ({"optimizer": {"kind": "sgd", "lr": -1}}, ["optimizer.lr", "greater than 0", "-1"]),
+        ({"optimzer": "sgd"}, ["optimzer", "did you mean `optimizer`"]),
+        ({"network": {"kind": "cnn", "widht": 4}}, ["network.widht", "did you mean `width`"]),
+        (
+            {"optimizer": {"kind": "lookahead", "inner": {"kind": "adamw", "lr": "fast"}}},
+            ["optimizer.inner.lr", "fast"],
+        ),
+        ({"network": "cnx"}, ["network", "'cnx'", "'mlp', 'cnn'"]),
+        ({"augment": [{"kind": "shift", "pixls": 2}]}, ["augment.0.pixls", "did you mean `pixels`"]),
+        ({"loss": "kd"}, ["'kd'", "needs a teacher"]),
+        ({"teacher": "t", "loss": "cross_entropy"}, ["never asks the teacher"]),
+        ({"epochs": 0}, ["epochs", "greater than or equal to 1", "0"]),
+        ({"epochs": 1.5}, ["epochs", "1.5"]),
+        ({"data": {"source": "digits", "validation": 0.9}}, ["data.validation", "0.5", "0.9"]),
+    ],
+)
+def test_errors_name_field_given_and_allowed(change: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(BadSpec) as caught:
+        parse({**MINIMAL, **change})
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_fields_are_named() -> None:
+    with pytest.raises(BadSpec, match="`network` is missing"):
+        parse({"data": "digits"})
+
+
+def test_yaml_and_json_both_ways(tmp_path: Path) -> None:
+    spec = parse(
+        {**MINIMAL, "teacher": "t", "augment": ["flip", {"kind": "shift", "pixels": 3}], "optimizer": "lookahead"}
+    )
+    (tmp_path / "a.yaml").write_text(to_yaml(spec))
+    (tmp_path / "a.json").write_text(json.dumps(spec.model_dump(mode="json")))
+    assert read(tmp_path / "a.yaml") == spec == read(tmp_path / "a.json")
+
+
+def test_overrides(tmp_path: Path) -> None:
+    file = tmp_path / "spec.yaml"
+    file.write_text("data: digits\nnetwork: cnn\naugment: [flip]\n")
+    spec = read(file, ["network.width=8", "data.size=12", "augment.0.probability=0.25", "optimizer.lr=1e-2", "seed=7"])
+    assert (spec.network.width, spec.data.size, spec.augment[0].probability) == (8, 12, 0.25)  # type: ignore[union-attr]
+    assert (spec.optimizer.lr, spec.seed) == (0.01, 7)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("override", ["epochs", "=3", "epochs.deep=1", "augment.5.pixels=1"])
+def test_bad_overrides_are_refused(override: str) -> None:
+    with pytest.raises(BadSpec):
+        parse(set_field({**MINIMAL, "epochs": 3, "augment": ["flip"]}, override))
+
+
+@pytest.mark.parametrize("content", ["", "- a\n- b", "data: [", "just text", "\x00"])
+def test_files_that_are_no_specs(content: str, tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text(content)
+    with pytest.raises(BadSpec):
+        read(tmp_path / "spec.yaml")
+    with pytest.raises(BadSpec, match=r"no such file"):
+        read(tmp_path / "nothing.yaml")
+
+
+def test_every_knob_has_help_and_every_part_a_first_line() -> None:
+    parts = [DataSpec, RunSpec, *(member for family in FAMILIES for member in members(family))]
+    assert len(parts) > 15
+    for part in parts:
+        assert part.__doc__, part
+        for name, field in part.model_fields.items():
+            assert name == "kind" or field.description, f"{part.__name__}.{name} has no help"
+
+
+@given(family=st.sampled_from(FAMILIES), index=st.integers(0, 9))
+def test_every_part_builds_from_its_kind_and_round_trips(family: Any, index: int) -> None:
+    parts = members(family)
+    part = parts[index % len(parts)]
+    required = {"name": "resnet18"} if "name" in part.model_fields else {}
+    built = part.model_validate(required)
+    assert built.model_dump()["kind"] in choices(family)
+    assert part.model_validate(yaml.safe_load(yaml.safe_dump(built.model_dump(mode="json")))) == built
+
+
+def test_importing_the_library_imports_no_torch() -> None:
+    code = "import sys, smallalign_core, smallalign_core.spec, smallalign_core.store; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

@@ -1,0 +1,369 @@
+"""The store and the worker: equal specs are one run, nothing acknowledged is lost, a resume ends with the same bits."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Train, tiny
+from filelock import FileLock
+
+from smallalign_core import desk, files, worker
+from smallalign_core.errors import BadInput, BadModel, Refused, SmallAlignError, UnknownRun, WorkFailed
+from smallalign_core.spec import digest
+from smallalign_core.store import Recording, Run, State, Store
+
+
+def until(true: Callable[[], bool], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never became true"
+        time.sleep(0.02)
+
+
+def long_run(store: Store, **fields: object) -> Run:
+    return store.submit(desk.resolve(store, tiny(epochs=400, augment=["shift", "rotate"], **fields)))
+
+
+def start_worker(store: Store, *extra: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "smallalign_core", "worker", "--device", "cpu", "--store", str(store.root), *extra],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def test_an_equal_spec_is_the_same_run(train: Train, store: Store) -> None:
+    run = train()
+    again = store.submit(desk.resolve(store, tiny()))
+    assert again.id == run.id
+    assert again.state is State.FINISHED
+    assert store.queue() == []
+    before = run.weights.stat().st_mtime_ns
+    train()
+    assert run.weights.stat().st_mtime_ns == before
+
+
+def test_states_in_the_order_of_a_life(store: Store) -> None:
+    run = store.create(desk.resolve(store, tiny()))
+    assert run.state is State.INTERRUPTED
+    store.enqueue(run)
+    assert run.state is State.QUEUED
+    assert [waiting.id for waiting in store.queue()] == [run.id]
+    with Recording(run):
+        assert run.state is State.RUNNING
+        assert store.queue() == []
+    assert run.state is State.INTERRUPTED
+    worker.execute(run, store, device="cpu")
+    assert run.state is State.FINISHED
+
+
+def test_results_say_what_scripts_need(train: Train) -> None:
+    result = train().result
+    assert result is not None
+    assert {
+        "id",
+        "state",
+        "test",
+        "val",
+        "params",
+        "weights_sha256",
+        "images_per_second",
+        "temperature",
+    } <= result.keys()
+    assert {"accuracy", "nll", "ece"} <= result["test"].keys()
+    assert result["params"] == 6 * 9 + 12 + 6 * 12 * 9 + 24 + 12 * 10 + 10
+
+
+def test_a_second_worker_on_the_same_run_is_refused(store: Store) -> None:
+    run = store.create(desk.resolve(store, tiny()))
+    with Recording(run), pytest.raises(Refused, match=r"(?i)another worker"):
+        worker.execute(run, store, device="cpu")
+    assert run.result is None
+
+
+def test_a_second_worker_on_the_same_store_is_refused(store: Store) -> None:
+    store.root.mkdir(parents=True)
+    with FileLock(store.root / "worker-cpu.lock"), pytest.raises(Refused, match=r"(?i)another worker"):
+        worker.serve(store, device="cpu", once=True)
+
+
+def test_looking_never_takes_the_lock(store: Store) -> None:
+    run = store.create(desk.resolve(store, tiny()))
+    with Recording(run):
+        assert all(files.is_held(run.folder / "lock") for _ in range(50))
+    for _ in range(50):
+        assert not files.is_held(run.folder / "lock")
+        with Recording(run):
+            pass
+
+
+@pytest.mark.parametrize("request_", ["pause", "cancel"])
+def test_pause_and_cancel_keep_a_checkpoint_and_resume_goes_on(request_: str, store: Store) -> None:
+    run = long_run(store)
+    process = start_worker(store, "--once")
+    until(lambda: bool(run.events("progress")))
+    run.ask(request_)
+    process.wait(60)
+    assert run.state is (State.PAUSED if request_ == "pause" else State.CANCELLED)
+    assert run.asked is None or run.state.resumable
+    step = run.events()[-1]["step"]
+    assert step > 0
+    store.enqueue(run)
+    assert run.state is State.QUEUED
+    process = start_worker(store, "--once")
+    until(lambda: any(event["kind"] == "resumed" for event in run.events()))
+    assert run.events("resumed")[0]["step"] == step
+    run.ask("cancel")
+    process.wait(60)
+
+
+def test_a_queued_run_can_be_cancelled_without_a_worker(store: Store) -> None:
+    run = long_run(store)
+    run.ask("cancel")
+    assert run.state is State.CANCELLED
+    assert store.queue() == []
+    with pytest.raises(Refused, match="nothing to cancel"):
+        run.ask("cancel")
+
+
+def medium(store: Store) -> Run:
+    return store.create(desk.resolve(store, tiny(epochs=60, optimizer="lookahead", augment=["shift", "rotate"])))
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments_loses_nothing(store: Store, tmp_path: Path) -> None:
+    """Acknowledged events stay, checkpoints are whole, and the resumed run ends with the same bits."""
+    whole = Store(tmp_path / "whole")
+    expected = worker.execute(medium(whole), whole, device="cpu")["weights_sha256"]
+
+    run = store.enqueue(medium(store))
+    draw = random.Random(0)
+    kills = 0
+    while run.state is not State.FINISHED:
+        process = start_worker(store, "--once")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(3.2 + 1.6 * draw.random() if kills < 6 else 120)
+        if process.poll() is None:
+            known = (run.folder / "events.jsonl").read_bytes() if (run.folder / "events.jsonl").exists() else b""
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+            assert (run.folder / "events.jsonl").read_bytes().startswith(known) if known else True
+            assert run.state in (State.INTERRUPTED, State.QUEUED, State.FINISHED)
+            for entry in (
+                json.loads((run.folder / "checkpoints.json").read_text())
+                if (run.folder / "checkpoints.json").exists()
+                else []
+            ):
+                assert (run.folder / entry["file"]).exists()
+            store.enqueue(run)
+    assert kills >= 3
+    assert run.result is not None
+    assert run.result["weights_sha256"] == expected
+    steps = [event["step"] for event in run.events("epoch")]
+    assert steps == sorted(set(steps)), "a reader sees every epoch once, whatever was repeated"
+    assert len(steps) == 60
+
+
+def stopped_run(store: Store, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A run paused after a few checkpoints."""
+    monkeypatch.setattr(worker, "CHECKPOINT_SECONDS", 0.0)
+    run = medium(store)
+    seen = []
+
+    def pause_later(event: dict[str, object]) -> None:
+        seen.append(event)
+        if len(seen) == 12:
+            run.ask("pause")
+
+    worker.execute(run, store, device="cpu", observe=pause_later)
+    assert run.state is State.PAUSED
+    return run
+
+
+def flip_a_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    file.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Store(tmp_path / "whole")
+    expected = worker.execute(medium(whole), whole, device="cpu")["weights_sha256"]
+    run = stopped_run(store, monkeypatch)
+    entries = json.loads((run.folder / "checkpoints.json").read_text())
+    assert len(entries) == 2
+    flip_a_byte(run.folder / entries[-1]["file"])
+    result = worker.execute(run, store, device="cpu")
+    assert result["weights_sha256"] == expected
+    assert any("damaged" in event.get("message", "") for event in run.events())
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_kept(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = stopped_run(store, monkeypatch)
+    for file in run.folder.glob("checkpoint-*.pt"):
+        flip_a_byte(file)
+    kept = {file.name: file.read_bytes() for file in run.folder.glob("checkpoint-*.pt")}
+    with pytest.raises(BadModel, match=r"every checkpoint.*damaged|Every checkpoint.*damaged"):
+        worker.execute(run, store, device="cpu")
+    assert run.state is State.FAILED
+    assert {file.name: file.read_bytes() for file in run.folder.glob("checkpoint-*.pt")} == kept
+
+
+def test_a_full_disk_pauses_and_overwrites_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = stopped_run(store, monkeypatch)
+    before = {file.name: file.read_bytes() for file in run.folder.glob("checkpoint*")}
+    real = os.fsync
+
+    def full(descriptor: int) -> None:
+        if any("checkpoint" in link for link in [str(Path(f"/proc/self/fd/{descriptor}").readlink())]):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(Refused, match="disk is full"):
+        worker.execute(run, store, device="cpu")
+    monkeypatch.setattr(os, "fsync", real)
+    assert run.state is State.PAUSED
+    assert {file.name: file.read_bytes() for file in run.folder.glob("checkpoint*")} == before
+    worker.execute(run, store, device="cpu")
+    assert run.state is State.FINISHED
+
+
+def test_a_diverged_run_is_kept_with_its_reason(train: Train, store: Store) -> None:
+    with pytest.raises(WorkFailed):
+        train(optimizer={"kind": "sgd", "lr": 100.0, "weight_decay": 10.0}, network="mlp", epochs=40)
+    run = store.runs()[0]
+    assert run.state is State.FAILED
+    assert "optimizer.lr" in run.said["reason"]
+
+
+def test_references(train: Train, store: Store) -> None:
+    run = train()
+    for reference in (run.id, run.id[:6], str(run.folder)):
+        assert store.run(reference).id == run.id
+    assert store.run("digits-teacher").in_zoo
+    assert store.run(store.run("digits-teacher").id).name == "digits-teacher"
+    for unknown in ("nothing", "ffff", "../..", "", "/etc/passwd"):
+        with pytest.raises(UnknownRun):
+            store.run(unknown)
+
+
+def test_a_teacher_must_be_finished_and_know_the_classes(store: Store, train: Train) -> None:
+    waiting = store.submit(desk.resolve(store, tiny(epochs=99)))
+    with pytest.raises(Refused, match="not finished"):
+        desk.resolve(store, tiny(teacher=waiting.id))
+    with pytest.raises(UnknownRun):
+        desk.resolve(store, tiny(teacher="nobody"))
+    from test_data import folder_of
+
+    cats = folder_of(store.root / "cats", "ab", 20, size=(8, 8), mode="L")
+    with pytest.raises(BadInput, match="classes do not match"):
+        desk.resolve(store, tiny(data=str(cats), teacher=train().id))
+
+
+def test_a_teacher_by_path_is_taken_into_the_store(tmp_path: Path, store: Store) -> None:
+    elsewhere = Store(tmp_path / "elsewhere")
+    teacher = elsewhere.create(desk.resolve(elsewhere, tiny()))
+    worker.execute(teacher, elsewhere, device="cpu")
+    spec = desk.resolve(store, tiny(teacher=str(teacher.folder), seed=4))
+    assert spec.teacher == teacher.id
+    assert store.finished(teacher.id).folder.parent == store.root / "runs"
+
+
+def test_delete(train: Train, store: Store) -> None:
+    teacher = train()
+    student = store.submit(desk.resolve(store, tiny(teacher=teacher.id)))
+    with pytest.raises(Refused, match="learn from it"):
+        store.delete(teacher.id)
+    store.delete(student.id)
+    store.delete(teacher.id)
+    assert store.runs() == []
+    with pytest.raises(Refused, match=r"(?i)zoo"):
+        store.delete("digits-teacher")
+
+
+def test_test_looks_are_counted(train: Train, store: Store) -> None:
+    run = train()
+    fingerprint = run.spec.data.fingerprint
+    assert fingerprint is not None
+    assert store.test_looks(fingerprint) == 1
+    train(seed=1)
+    assert store.test_looks(fingerprint) == 2
+
+
+def test_a_torn_last_line_is_skipped_and_the_next_is_whole(train: Train) -> None:
+    run = train()
+    count = len(run.events())
+    with (run.folder / "events.jsonl").open("ab") as stream:
+        stream.write(b'{"kind": "progr')
+    assert len(run.events()) == count
+    files.append(run.folder / "events.jsonl", {"kind": "later", "step": 10**6})
+    assert run.events()[-1]["kind"] == "later"
+
+
+def test_a_damaged_result_is_named_not_shown_as_a_traceback(train: Train) -> None:
+    run = train()
+    (run.folder / "result.json").write_text("{")
+    with pytest.raises(SmallAlignError, match="damaged"):
+        _ = run.result
+
+
+def test_zoo_specs_give_the_zoo_runs(store: Store) -> None:
+    """The committed specs, resolved, have the ids that the committed results claim."""
+    assert len(store.zoo()) >= 2
+    for run in store.zoo():
+        assert digest(desk.resolve(store, run.spec)) == run.id
+
+
+@pytest.mark.slow
+def test_the_zoo_student_can_be_made_again(store: Store) -> None:
+    zoo = store.run("digits-student")
+    run = store.create(desk.resolve(store, zoo.spec))
+    result = worker.execute(run, store, device="cpu")
+    assert zoo.result is not None
+    assert abs(result["test"]["accuracy"] - zoo.result["test"]["accuracy"]) < 0.02
+    if result["processor"] == zoo.result["processor"] and result["threads"] == zoo.result["threads"]:
+        assert result["weights_sha256"] == zoo.result["weights_sha256"]
+
+
+def test_the_desk_answers_refuses_and_recovers(store: Store) -> None:
+    asking = desk.Desk(store)
+    try:
+        found = asking.ask("inspect", source="digits")
+        assert found["images"] == 1797
+        with pytest.raises(BadInput, match="no such path"):
+            asking.ask("inspect", source="nowhere")
+        cost = asking.ask("estimate", spec=tiny().model_dump(mode="json"))
+        assert cost["params"] == 868
+        assert cost["onnx_bytes"] > 4 * 868
+        assert 0 < cost["seconds"] < 60
+        assert asking._process is not None
+        asking._process.kill()
+        assert asking.ask("submit", spec=tiny().model_dump(mode="json")) == {
+            "id": cost["id"],
+            "state": "queued",
+            "known": False,
+        }
+        with pytest.raises(WorkFailed, match=r"no answer in 0"):
+            asking.ask("estimate", spec=tiny(epochs=77).model_dump(mode="json"), timeout=0.01)
+    finally:
+        asking.close()

@@ -1,0 +1,269 @@
+"""The one loop: deterministic, resumable, paired, and it learns."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny
+
+from smallalign_core import networks, optim, train
+from smallalign_core.data import Splits
+from smallalign_core.errors import BadInput, BadSpec, Diverged
+from smallalign_core.evaluate import logits_of, score
+from smallalign_core.spec import RunSpec, Schedule, parse
+from smallalign_core.spec.parts import Constant, Cosine
+from smallalign_core.teacher import Teacher
+from smallalign_core.train import Progress, Training, Validated
+
+OPTIMIZERS: list[Any] = [
+    {"kind": "sgd", "lr": 0.05},
+    "adamw",
+    {"kind": "lookahead", "k": 7},
+    {"kind": "lookahead", "inner": {"kind": "sgd", "lr": 0.05}},
+]
+
+
+def weights(training: Training, student: int = 0) -> list[torch.Tensor]:
+    return [tensor.clone() for tensor in training.students[student].classifier.state_dict().values()]
+
+
+def equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def teacher(digits: Splits) -> Teacher:
+    training = Training([tiny(network={"kind": "cnn", "width": 16}, epochs=6)], digits)
+    list(training)
+    return Teacher(training.students[0].best(), digits.classes)
+
+
+def test_it_learns(digits: Splits) -> None:
+    training = Training([tiny(network={"kind": "cnn", "width": 16}, epochs=6)], digits)
+    list(training)
+    test = digits.test
+    assert score(logits_of(training.students[0].best(), test), test.labels, test.classes).accuracy > 0.93
+
+
+def test_equal_specs_give_equal_weights(digits: Splits) -> None:
+    runs = [Training([tiny(augment=["flip", "shift"])], digits) for _ in range(2)]
+    for run in runs:
+        list(run)
+    assert equal(weights(runs[0]), weights(runs[1]))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("stop", [1, 9, 23])
+def test_resume_is_exact(optimizer: Any, stop: int, digits: Splits, teacher: Teacher) -> None:
+    """Also in the middle of a Lookahead cycle, and with dropout, whose random numbers must not depend on the past."""
+    spec = tiny(
+        optimizer=optimizer,
+        teacher="t",
+        augment=["shift"],
+        network={"kind": "cnn", "width": 4, "depth": 2, "dropout": 0.3},
+    )
+    whole = Training([spec], digits, teacher)
+    list(whole)
+    first = Training([spec], digits, teacher)
+    for _ in range(stop):
+        first.advance()
+    second = Training([spec], digits, teacher)
+    second.restore(through_a_file(first.state()))
+    torch.manual_seed(999)
+    list(second)
+    assert equal(weights(whole), weights(second))
+    assert second.step == whole.step
+
+
+def test_lockstep_changes_nobody(digits: Splits, teacher: Teacher) -> None:
+    specs = [
+        tiny(network={"kind": "mlp", "width": 16, "dropout": 0.5}),
+        tiny(teacher="t"),
+        tiny(teacher="t", loss="logit_mse", optimizer="lookahead"),
+    ]
+    together = Training(specs, digits, teacher)
+    list(together)
+    for index, spec in enumerate(specs):
+        alone = Training([spec], digits, teacher if spec.teacher else None)
+        list(alone)
+        assert equal(weights(together, index), weights(alone)), spec
+
+
+def test_lockstep_asks_the_teacher_once_a_step(digits: Splits, teacher: Teacher) -> None:
+    asked = []
+    answering = teacher.logits
+
+    class Counting:
+        def logits(self, images: torch.Tensor) -> torch.Tensor:
+            asked.append(len(images))
+            return answering(images)
+
+    training = Training([tiny(teacher="t"), tiny(teacher="t", loss="logit_mse")], digits, Counting())  # type: ignore[arg-type]
+    training.advance()
+    assert asked == [128]
+
+
+def test_lockstep_refuses_what_cannot_be_paired(digits: Splits) -> None:
+    with pytest.raises(BadSpec, match="lockstep"):
+        Training([tiny(), tiny(seed=1)], digits)
+
+
+def test_events(digits: Splits) -> None:
+    events = list(Training([tiny(epochs=4)], digits))
+    validated = [event for event in events if isinstance(event, Validated)]
+    assert [event.epoch for event in validated] == [1, 2, 3, 4]
+    last = [event for event in events if isinstance(event, Progress)][-1]
+    assert last.step == last.steps == int(np.ceil(4 * len(digits.train) / 128))
+    assert last.losses[0]["total"] == pytest.approx(sum(v for k, v in last.losses[0].items() if k != "total"), rel=1e-5)
+
+
+def test_the_best_weights_are_the_best_on_validation(digits: Splits) -> None:
+    training = Training([tiny(epochs=6, optimizer={"kind": "adamw", "lr": 0.03})], digits)
+    validated = [event for event in training if isinstance(event, Validated)]
+    best = max(event.scores[0].accuracy for event in validated)
+    val = digits.val
+    assert score(logits_of(training.students[0].best(), val), val.labels, val.classes).accuracy == best
+
+
+def test_nothing_is_learned_or_chosen_from_test(digits: Splits) -> None:
+    """Scrambled test labels and pixels change nothing."""
+    from dataclasses import replace
+
+    scrambled = replace(
+        digits, test=replace(digits.test, images=255 - digits.test.images, labels=9 - digits.test.labels)
+    )
+    runs = [Training([tiny()], splits) for splits in (digits, scrambled)]
+    for run in runs:
+        list(run)
+    assert equal([*runs[0].students[0].best_weights.values()], [*runs[1].students[0].best_weights.values()])
+
+
+def test_a_diverging_run_says_so(digits: Splits) -> None:
+    spec = tiny(optimizer={"kind": "sgd", "lr": 100.0, "weight_decay": 10.0}, network={"kind": "mlp"}, epochs=40)
+    with pytest.raises(Diverged, match=r"by step \d+ of .*learning rate 100.*lower optimizer\.lr|Lower optimizer\.lr"):
+        list(Training([spec], digits))
+
+
+def test_the_teacher_never_changes(digits: Splits, teacher: Teacher) -> None:
+    before = [tensor.clone() for tensor in teacher._classifier.state_dict().values()]
+    list(Training([tiny(teacher="t", loss={"kind": "kd", "weight": 1})], digits, teacher))
+    assert equal(before, list(teacher._classifier.state_dict().values()))
+    assert not teacher._classifier.training
+    assert not any(parameter.requires_grad for parameter in teacher._classifier.parameters())
+
+
+def test_a_teacher_of_other_classes_is_refused(digits: Splits, teacher: Teacher) -> None:
+    with pytest.raises(BadInput, match=r"do not match.*teacher: 10.*data: 2"):
+        Teacher(teacher._classifier, ("cat", "dog"))
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), Constant(), Cosine(warmup=0), Cosine(warmup=0.5)])
+def test_schedules(schedule: Schedule) -> None:
+    rates = [optim.factor(schedule, step, 200) for step in range(200)]
+    warm = round(schedule.warmup * 200)
+    assert all(0 < rate <= 1 for rate in rates)
+    assert rates[:warm] == sorted(rates[:warm])
+    assert max(rates) == pytest.approx(1)
+    assert rates[-1] < 0.01 if isinstance(schedule, Cosine) else rates[-1] == 1
+
+
+def test_cosine_agrees_with_torch() -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    reference = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 50)
+    for step in range(50):
+        assert optim.factor(Cosine(warmup=0), step, 50) == pytest.approx(reference.get_last_lr()[0], abs=1e-6)
+        optimizer.step()
+        reference.step()
+
+
+def test_weight_decay_spares_biases_and_norms(digits: Splits) -> None:
+    classifier = networks.build(tiny().network, digits.classes, digits.shape, mean=[0.5], std=[0.5])
+    groups = optim.build(tiny().optimizer, classifier).param_groups
+    decayed = {id(p) for group in groups if group["weight_decay"] > 0 for p in group["params"]}
+    for parameter in classifier.parameters():
+        assert (id(parameter) in decayed) == (parameter.ndim > 1)
+
+
+def test_lookahead_is_the_papers(digits: Splits) -> None:
+    """Zhang et al. 2019, algorithm 1, against a hand-made loop around the same inner optimizer."""
+    spec = tiny(optimizer={"kind": "lookahead", "inner": {"kind": "sgd", "lr": 0.05}, "k": 3, "alpha": 0.4})
+    ours = Training([spec], digits)
+    plain = Training([tiny(optimizer={"kind": "sgd", "lr": 0.05})], digits)
+    slow = [p.detach().clone() for p in plain.students[0].classifier.parameters()]
+    for step in range(1, 8):
+        ours.advance()
+        plain.advance()
+        if step % 3 == 0:
+            with torch.no_grad():
+                for kept, fast in zip(slow, plain.students[0].classifier.parameters(), strict=True):
+                    kept += 0.4 * (fast - kept)
+                    fast.copy_(kept)
+    for a, b in zip(ours.students[0].classifier.parameters(), plain.students[0].classifier.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+def test_bf16_runs_and_stays_close(digits: Splits) -> None:
+    found = []
+    for precision in ("fp32", "bf16"):
+        training = Training([tiny(precision=precision, epochs=5, network={"kind": "cnn", "width": 16})], digits)
+        list(training)
+        found.append(training.students[0].best_score[0])
+    assert abs(found[0] - found[1]) < 0.1
+
+
+def test_devices() -> None:
+    assert train.pick_device("cpu").type == "cpu"
+    with pytest.raises(BadSpec, match="no such device"):
+        train.pick_device("tpu")
+
+
+def test_views_are_shared_by_teacher_and_student(digits: Splits, teacher: Teacher) -> None:
+    """The teacher is asked about the augmented image: the wrong way round is worse than no teacher."""
+    seen: dict[str, torch.Tensor] = {}
+
+    class Watching:
+        def logits(self, images: torch.Tensor) -> torch.Tensor:
+            seen["teacher"] = images.clone()
+            return teacher.logits(images)
+
+    training = Training([tiny(teacher="t", augment=["flip", "shift"])], digits, Watching())  # type: ignore[arg-type]
+    training.students[0].classifier.register_forward_pre_hook(lambda _, inputs: seen.update(student=inputs[0].clone()))
+    training.advance()
+    assert torch.equal(seen["teacher"], seen["student"])
+    rows = training.views(0).rows.numpy()
+    assert not np.array_equal(seen["teacher"].numpy(), digits.train.images[rows])
+
+
+@pytest.mark.slow
+def test_soft_targets_beat_labels_when_images_are_few(digits: Splits) -> None:
+    """With 100 images, soft targets at T=4 leave clearly fewer errors than labels alone. 3 paired seeds."""
+    from dataclasses import replace
+
+    from smallalign_core.data import _hold_out
+
+    teaching = Training([parse({"data": "digits", "network": {"kind": "cnn", "width": 24}, "epochs": 25})], digits)
+    list(teaching)
+    knowing = Teacher(teaching.students[0].best(), digits.classes)
+    few = replace(digits, train=_hold_out(digits.train, 100 / len(digits.train), salt=b"few", count=100)[1])
+    errors = []
+    for seed in range(3):
+        base = {"data": "digits", "network": {"kind": "mlp", "width": 64}, "epochs": 150, "batch": 50, "seed": seed}
+        specs: list[RunSpec] = [parse(base), parse({**base, "teacher": "t"})]
+        training = Training(specs, few, knowing)
+        list(training)
+        test = digits.test
+        errors.append(
+            [1 - score(logits_of(s.best(), test), test.labels, test.classes).accuracy for s in training.students]
+        )
+    labels_only, taught = np.mean(errors, 0)
+    assert taught < 0.85 * labels_only
