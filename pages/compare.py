@@ -25,7 +25,7 @@ own = next((row for row in pupils if row.teacher == teacher.id), None)
 with columns[1]:
     student = picks.pick_row("Student", pupils, key="student", first=own.id if own else None)
 with columns[2]:
-    split = st.selectbox("Images", list(SPLITS), format_func=SPLITS.get, key="split", bind="query-params")
+    split = st.selectbox("Images", list(SPLITS), format_func=SPLITS.__getitem__, key="split", bind="query-params")
 if student is None:
     st.stop()
 
@@ -47,9 +47,14 @@ with st.grid(min_column_width=160):
     )
     gap = report["student"]["accuracy"] - report["teacher"]["accuracy"]
     st.metric(
-        "Student accuracy", wording.percent(report["student"]["accuracy"], 2), f"{100 * gap:+.1f} points", delta_arrow="off", border=True, height="stretch",
+        "Student accuracy",
+        wording.percent(report["student"]["accuracy"], 2),
+        f"{100 * gap:+.1f} points",
+        delta_arrow="off",
+        border=True,
+        height="stretch",
         help=f"95 % interval {charts.wilson_of(report['student'])}.",
-    )  # fmt: skip
+    )
     st.metric(
         "Mean KL",
         f"{report['kl']:.4f}",
@@ -66,7 +71,8 @@ with st.grid(min_column_width=160):
             help=f"{student.params:,} of {teacher.params:,} parameters.",
         )
 st.caption(
-    f"{report['images']:,} {SPLITS[str(split)].lower()} images. 95 % intervals: teacher {charts.wilson_of(report['teacher'])}, "
+    f"{report['images']:,} {SPLITS[str(split)].lower()} images. 95 % intervals: teacher "
+    f"{charts.wilson_of(report['teacher'])}, "
     f"student {charts.wilson_of(report['student'])}, agreement "
     f"{wording.interval(report['agreement_low'], report['agreement_high'])}. "
     f"{wording.mcnemar(report['mcnemar_p'], report['teacher_only'], report['student_only'])} "

@@ -3,7 +3,7 @@
 import numpy as np
 import streamlit as st
 
-from pages.ui import backstage, charts, pictures, picks
+from pages.ui import backstage, charts, picks, pictures
 from smallalign_core.spec import DataSpec
 
 PER_PAGE = 60
@@ -24,8 +24,10 @@ with st.grid(min_column_width=125):
     for split, size in sizes.items():
         st.metric(SPLITS[split], f"{size:,}", border=True)
 st.caption(
-    f"Runs and comparisons have looked at the test images {facts['test_looks']:,} times; nothing is ever chosen on them. "
-    f"Validation is always held out of train. Fingerprint `{facts['fingerprint']}`: it changes with any pixel, label or class name."
+    f"Runs and comparisons have looked at the test images {facts['test_looks']:,} times; nothing is "
+    "ever chosen on them. "
+    f"Validation is always held out of train. Fingerprint `{facts['fingerprint']}`: it changes with "
+    "any pixel, label or class name."
 )
 for note in facts["notes"]:
     st.caption(f":material/info: {note}")
@@ -46,7 +48,7 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
         list(SPLITS),
         default="train",
         required=True,
-        format_func=SPLITS.get,
+        format_func=SPLITS.__getitem__,
         key="split",
         bind="query-params",
     )

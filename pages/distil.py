@@ -78,7 +78,8 @@ with side:
     known_for, known = st.session_state.get("known-run", ("", {}))
     if known_for == asked:
         st.info(
-            f"This run exists already and is {known['state']}: an equal spec is the same run. Open it, or change the seed to run it again."
+            f"This run exists already and is {known['state']}: an equal spec is the same run. Open it, "
+            "or change the seed to run it again."
         )
         st.page_link("runs.py", label="Open it", icon=":material/open_in_new:", query_params={"run": known["id"]})
     estimated_for, cost = st.session_state.get("estimate", ("", {}))

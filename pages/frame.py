@@ -8,14 +8,11 @@ from pages.ui import status
 from pages.ui.backstage import told
 from pages.ui.charts import sign, wordmark
 
-st.set_page_config(page_title="SmallAlign", page_icon=str(Path(__file__).parent / "ui" / "icon.svg"), layout="wide")
+HERE = Path(__file__).parent / "ui"
 
-st.html(
-    """<style>
-    [data-testid="stMainBlockContainer"] {padding: 4.5rem clamp(1rem, 4vw, 3.5rem) 2rem; max-width: 1500px}
-    [data-testid="stBottomBlockContainer"] {padding: 0.25rem clamp(1rem, 4vw, 3.5rem) 0.5rem; max-width: 1500px}
-    </style>"""
-)
+st.set_page_config(page_title="SmallAlign", page_icon=str(HERE / "icon.svg"), layout="wide")
+
+st.html(HERE / "style.css")
 st.logo(wordmark(), size="large", icon_image=sign())
 
 page = st.navigation(

@@ -14,15 +14,18 @@ mine = [row for row in rows if not row.in_zoo]
 
 st.title("How small can your image classifier be?")
 st.markdown(
-    "SmallAlign distils a big image classifier (the **teacher**) into a small one (the **student**), shows where the two "
-    "disagree, and hands you an ONNX file proven to give the same answers in PyTorch, in ONNX Runtime and in your browser."
+    "SmallAlign distils a big image classifier (the **teacher**) into a small one (the **student**), "
+    "shows where the two "
+    "disagree, and hands you an ONNX file proven to give the same answers in PyTorch, in ONNX Runtime "
+    "and in your browser."
 )
 
 try:
     starter = store.run(STARTER).spec
 except UnknownRun:
     st.info(
-        f"The starter model `{STARTER}` is not in {store.root / 'zoo'}. Train a teacher of your own first: leave the teacher empty."
+        f"The starter model `{STARTER}` is not in {store.root / 'zoo'}. Train a teacher of your own "
+        "first: leave the teacher empty."
     )
     st.page_link(
         "distil.py", label="Train a teacher on digits", icon=":material/science:", query_params={"data": "digits"}
@@ -42,7 +45,8 @@ else:
         student = next((row for row in rows if row.name == STARTER), None)
         if teacher and student:
             about.markdown(
-                f"A real run on 1,797 handwritten digits: a student of {student.params:,} parameters learns from a teacher of "
+                f"A real run on 1,797 handwritten digits: a student of {student.params:,} parameters "
+                "learns from a teacher of "
                 f"{teacher.params:,}. It takes seconds, and you watch it live. Seed {spec.seed}."
             )
 

@@ -55,9 +55,17 @@ if shown:
         "Created": [listing.when(row) for row in shown],
     }
     event = st.dataframe(
-        table, column_config=COLUMNS, hide_index=True, on_select="rerun", selection_mode="single-row", key=f"table-{opened}", lazy=False, placeholder="–",
-        height=min(38 + 35 * len(shown), 620), alt="All runs with state, accuracy and size.",
-    )  # fmt: skip
+        table,
+        column_config=COLUMNS,
+        hide_index=True,
+        on_select="rerun",
+        selection_mode="single-row",
+        key=f"table-{opened}",
+        lazy=False,
+        placeholder="–",
+        height=min(38 + 35 * len(shown), 620),
+        alt="All runs with state, accuracy and size.",
+    )
     st.caption(f"{len(shown)} of {len(rows)} runs and zoo models. Tick a row to open it.")
     if event.selection.rows:
         st.session_state["runs-opened"] = opened + 1  # else the row would still be ticked on the way back

@@ -6,7 +6,9 @@ takes raw pixels, and a browser needs no preprocessing of its own.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -165,7 +167,8 @@ def _torchvision(spec: Torchvision, classes: int) -> nn.Module:
         if not spec.pretrained:
             return models.get_model(spec.name, weights=None, num_classes=classes, **options)
         try:
-            network: nn.Module = models.get_model(spec.name, weights="DEFAULT")
+            with contextlib.redirect_stdout(sys.stderr):  # the download announces itself; stdout is for the answer
+                network: nn.Module = models.get_model(spec.name, weights="DEFAULT")
         except OSError as error:  # urllib's errors are OSErrors
             raise BadSpec(
                 f"the weights of {spec.name} are not here and could not be downloaded ({type(error).__name__})",

@@ -237,7 +237,7 @@ def test_the_table_is_filtered_by_words(shown, train: Train):
 
     app.text_input(key="filter").set_value("teacher resnet").run()
 
-    assert list(app.dataframe[0].value["What"])[0].startswith("digits-teacher")
+    assert next(iter(app.dataframe[0].value["What"])).startswith("digits-teacher")
     assert len(app.dataframe[0].value) == 1
 
 

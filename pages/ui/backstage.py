@@ -53,7 +53,7 @@ def exported(run: str, name: str) -> Path | None:
 
 @contextlib.contextmanager
 def told() -> Iterator[None]:
-    """Show an error that a person can act on as its sentence. The frame uses it, and fragments, which rerun without it."""
+    """Show an error as its sentence. The frame uses it, and so do fragments, which rerun without the frame."""
     try:
         yield
     except SmallAlignError as error:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import streamlit as st
+from numpy.typing import NDArray
 
 READABLE_CLASSES = 20
 """Up to so many classes, every cell and tick of a matrix can carry its text."""
@@ -25,11 +26,8 @@ def palette() -> list[str]:
 
 
 def _show(figure: go.Figure, *, alt: str, key: str, height: int) -> None:
-    figure.update_layout(
-        height=height,
-        margin={"l": 0, "r": 0, "t": 8, "b": 0},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
-    )
+    legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom"}
+    figure.update_layout(height=height, margin={"l": 0, "r": 0, "t": 8, "b": 0}, legend=legend)
     st.plotly_chart(figure, key=key, alt=alt, config={"displayModeBar": False})
 
 
@@ -60,60 +58,59 @@ def recall(of_model: Mapping[str, Mapping[str, float | None]], *, key: str) -> N
 
 
 def confusion(table: Sequence[Sequence[int]], classes: Sequence[str], *, highest: int, key: str) -> None:
-    """One confusion matrix: mistakes coloured up to `highest`, so that two beside each other share a scale; hits muted."""
+    """One confusion matrix. Mistakes are coloured up to `highest`, so that two can share a scale; hits are muted."""
     counted = np.asarray(table)
     mistakes = counted.astype(float)
     np.fill_diagonal(mistakes, np.nan)
     mistakes[mistakes == 0] = np.nan
-    few = len(classes) <= READABLE_CLASSES
-    text = [[str(value) if value else "" for value in line] for line in counted] if few else None
+    few, last = len(classes) <= READABLE_CLASSES, len(classes) - 0.5
     low, high = ("#3A2A18", "#F39C4A") if dark() else ("#FBE9DC", "#C24E00")
     figure = go.Figure(
         go.Heatmap(
-            z=mistakes, zmin=0, zmax=max(1, highest), colorscale=[[0, low], [1, high]], showscale=False, xgap=1, ygap=1, hoverongaps=False,
+            z=mistakes,
+            zmin=0,
+            zmax=max(1, highest),
+            colorscale=[[0, low], [1, high]],
+            showscale=False,
+            xgap=1,
+            ygap=1,
+            hoverongaps=False,
             hovertemplate="true %{y}, said %{x}: %{z}<extra></extra>",
         )
-    )  # fmt: skip
-    names = [name if len(name) <= 10 else name[:9] + "…" for name in classes]
-    ticks = {
-        "tickmode": "array",
-        "tickvals": list(range(len(classes))),
-        "ticktext": names,
-        "showgrid": False,
-        "zeroline": False,
-    }
-    if not few:
-        ticks = {"showgrid": False, "zeroline": False, "nticks": 10}
-    muted = "#8B98A5" if dark() else "#66727E"
-    strong = "#FFFFFF" if dark() else "#17212B"
-    if text:
-        for true, line in enumerate(text):
-            for said, value in enumerate(line):
-                if value:
-                    bright = mistakes[true, said] > highest * 0.6
-                    colour = muted if true == said else ("#10161C" if dark() else "#FFFFFF") if bright else strong
-                    figure.add_annotation(
-                        x=said, y=true, text=value, showarrow=False, font={"size": 11, "color": colour}
-                    )
+    )
+    ticks: dict[str, Any] = {"showgrid": False, "zeroline": False}
+    if few:
+        _write_counts(figure, counted, mistakes > highest * 0.6)
+        names = [name if len(name) <= 10 else name[:9] + "…" for name in classes]
+        ticks |= {"tickmode": "array", "tickvals": list(range(len(classes))), "ticktext": names}
     figure.update_layout(
         plot_bgcolor="rgba(128,140,152,0.10)",
-        xaxis={"title": "said", "range": [-0.5, len(classes) - 0.5], **ticks},
-        yaxis={"title": "true", "range": [len(classes) - 0.5, -0.5], **ticks},
+        xaxis={"title": "said", "range": [-0.5, last], **ticks},
+        yaxis={"title": "true", "range": [last, -0.5], **ticks},
     )
     _show(figure, alt="Confusion matrix: rows are true classes, columns what the model said.", key=key, height=380)
 
 
+def _write_counts(figure: go.Figure, counted: NDArray[np.int64], strong: NDArray[np.bool_]) -> None:
+    """Write the count into every cell that has one, in a colour that reads on it."""
+    muted, on_pale, on_strong = ("#8B98A5", "#FFFFFF", "#10161C") if dark() else ("#66727E", "#17212B", "#FFFFFF")
+    for true, said in zip(*np.nonzero(counted), strict=True):
+        colour = muted if true == said else on_strong if strong[true, said] else on_pale
+        text = str(counted[true, said])
+        figure.add_annotation(x=said, y=true, text=text, showarrow=False, font={"size": 11, "color": colour})
+
+
 def answers(top: Sequence[tuple[str, float]], true: str, colour: str, *, longest: int) -> str:
     """HTML of a model's likeliest classes as bars; a tick marks the true one. `longest` is the longest class name."""
+    columns = f"grid-template-columns:{min(longest, 14) + 2}ch 1fr 2.6rem"
     lines = []
-    names = f"{min(longest, 14) + 2}ch"
     for name, share in top:
-        mark = " ✓" if name == true else ""
+        safe_name, right = html.escape(name), name == true
+        text = safe_name + (" ✓" if right else "")
         lines.append(
-            f'<div style="display:grid;grid-template-columns:{names} 1fr 2.6rem;gap:6px;align-items:center;font-size:0.8rem">'
-            f'<span style="white-space:nowrap;overflow:hidden;text-overflow:ellipsis" title="{html.escape(name)}">{html.escape(name)}{mark}</span>'
-            f'<span style="height:8px;border-radius:4px;background:{colour};width:{max(1, 100 * share):.0f}%;opacity:{1 if mark else 0.55}"></span>'
-            f'<span style="text-align:right;font-variant-numeric:tabular-nums">{share:.0%}</span></div>'
+            f'<div class="sa-answer" style="{columns}"><span title="{safe_name}">{text}</span>'
+            f'<span class="sa-bar{" sa-right" if right else ""}" '
+            f'style="background:{colour};width:{max(1, round(100 * share))}%"></span><span>{share:.0%}</span></div>'
         )
     return "".join(lines)
 
@@ -130,18 +127,16 @@ def wilson_of(scores: Mapping[str, Any]) -> str:
 
 def wordmark() -> str:
     """The name beside the sign, as an SVG that reads on the visitor's theme."""
-    ink = "#E6EDF3" if dark() else "#17212B"
-    name = (
-        f'<text x="36" y="22" font-family="sans-serif" font-size="18" font-weight="600" fill="{ink}">SmallAlign</text>'
-    )
-    return sign(150, name)
+    font = f'font-family="sans-serif" font-size="18" font-weight="600" fill="{"#E6EDF3" if dark() else "#17212B"}"'
+    return sign(150, f'<text x="36" y="22" {font}>SmallAlign</text>')
 
 
 def sign(width: int = 32, beside: str = "") -> str:
     """The sign: a small square that takes a big one's place."""
     colour = "#3D9BD6" if dark() else "#0072B2"
+    frame = f'fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="4 3"'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="32" viewBox="0 0 {width} 32">'
-        f'<rect x="2" y="4" width="24" height="24" rx="4" fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="4 3"/>'
+        f'<rect x="2" y="4" width="24" height="24" rx="4" {frame}/>'
         f'<rect x="14" y="16" width="12" height="12" rx="2" fill="{colour}"/>{beside}</svg>'
     )

@@ -16,7 +16,12 @@ KINDS = {"all": "All", "teacher": "Teacher right", "student": "Student right", "
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
-def report(teacher: str, student: str, split: str, root: str) -> dict[str, Any]:
+def report(
+    teacher: str,
+    student: str,
+    split: str,
+    root: str,  # noqa: ARG001  # part of the cache's key
+) -> dict[str, Any]:
     """The desk's comparison. Finished runs do not change, so it is asked once."""
     return backstage.ask("compare", "Both models answer every image", teacher=teacher, student=student, split=split)
 
@@ -28,7 +33,13 @@ def gallery(found: dict[str, Any], student: Row, store: Store) -> None:
         return
     with st.container(horizontal=True, vertical_alignment="bottom"):
         kind = st.segmented_control(
-            "Show", list(KINDS), default="all", required=True, format_func=KINDS.get, key="kind", bind="query-params"
+            "Show",
+            list(KINDS),
+            default="all",
+            required=True,
+            format_func=KINDS.__getitem__,
+            key="kind",
+            bind="query-params",
         )
         only = st.selectbox(
             "True class", ["All classes", *found["classes"]], key="class", bind="query-params", width=220
@@ -49,17 +60,18 @@ def gallery(found: dict[str, Any], student: Row, store: Store) -> None:
     style, boxes = pictures.tiles(images.images)
     colours = charts.palette()
     longest = max(map(len, found["classes"]))
-    cards = [
-        '<div style="display:flex;gap:12px;align-items:flex-start;border:1px solid color-mix(in srgb,currentColor 18%,transparent);border-radius:6px;padding:10px">'
-        f'{box}<div style="flex:1;min-width:0"><div style="font-size:0.85rem;margin-bottom:4px">true class <b>{charts.safe(one["label"])}</b>'
-        f'<span style="float:right;opacity:0.75">KL {one["kl"]:.2f}</span></div>'
-        f'<div style="font-size:0.75rem;opacity:0.8">Teacher</div>{charts.answers(one["teacher"], one["label"], colours[1], longest=longest)}'
-        f'<div style="font-size:0.75rem;opacity:0.8;margin-top:4px">Student</div>{charts.answers(one["student"], one["label"], colours[0], longest=longest)}</div></div>'
-        for box, one in zip(boxes, shown, strict=True)
-    ]
-    st.html(
-        f'{style}<div style="display:grid;grid-template-columns:repeat(auto-fill,minmax(280px,1fr));gap:12px">{"".join(cards)}</div>'
-    )
+    cards = []
+    for box, one in zip(boxes, shown, strict=True):
+        teacher, student_said = (
+            charts.answers(one[who], one["label"], colour, longest=longest)
+            for who, colour in (("teacher", colours[1]), ("student", colours[0]))
+        )
+        cards.append(
+            f'<div class="sa-card">{box}<div><span class="sa-kl">KL {one["kl"]:.2f}</span>'
+            f"true class <b>{charts.safe(one['label'])}</b><small>Teacher</small>{teacher}"
+            f"<small>Student</small>{student_said}</div></div>"
+        )
+    st.html(f'{style}<div class="sa-cards">{"".join(cards)}</div>')
     total = found["disagreement_count"]
     more = (
         f" The {len(found['disagreements'])} with the largest KL are kept."

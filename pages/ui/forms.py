@@ -5,35 +5,18 @@ Values live in Streamlit's session under `<key>.<field>`, so a form keeps them w
 
 from __future__ import annotations
 
-import math
 import re
 import types
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Union, get_args, get_origin
 
 import streamlit as st
 from pydantic.fields import FieldInfo
 
+from pages.ui.fields import begin, label, limit, plain
 from smallalign_core.spec import Part, members
 
-NAMES = {
-    "lr": "Learning rate",
-    "k": "k",
-    "beta1": "β₁",
-    "beta2": "β₂",
-    "alpha": "α",
-    "views": "Fixed views",
-    "augment": "Augmentation",
-    "warmup": "Warm-up",
-}
-"""Labels of fields whose name is a symbol or too short to read."""
-
 ACROSS = 3
-
-
-def label(name: str) -> str:
-    """A field's name as a label."""
-    return NAMES.get(name, name.replace("_", " ").capitalize())
 
 
 def kind_of(member: type[Part]) -> str:
@@ -58,13 +41,13 @@ def part(
     """
     names = [name for name in (only or model.model_fields) if name != "kind" and name not in without]
     values: dict[str, Any] = {}
-    plain = [name for name in names if not _families(model.model_fields[name])]
-    for start in range(0, len(plain), ACROSS):
-        for column, name in zip(st.columns(ACROSS), plain[start : start + ACROSS], strict=False):
+    flat = [name for name in names if not _families(model.model_fields[name])]
+    for start in range(0, len(flat), ACROSS):
+        for column, name in zip(st.columns(ACROSS), flat[start : start + ACROSS], strict=False):
             with column:
-                values[name] = _field(name, model.model_fields[name], f"{key}.{name}")
+                values[name] = plain(name, model.model_fields[name], f"{key}.{name}")
     for name in names:
-        if name not in plain:
+        if name not in flat:
             values[name] = _nested(name, model.model_fields[name], f"{key}.{name}")
     return values
 
@@ -78,7 +61,7 @@ def choice(
         start: the kind to begin with; the first without it.
     """
     kinds = {kind_of(member): member for member in family}
-    _begin(f"{key}.kind", start if start in kinds else next(iter(kinds)), kinds)
+    begin(f"{key}.kind", start if start in kinds else next(iter(kinds)), kinds)
     chosen = st.selectbox(
         title,
         list(kinds),
@@ -164,7 +147,7 @@ def _classes(annotation: object) -> list[type]:
 def _nested(name: str, field: FieldInfo, key: str) -> Any:
     annotation = field.annotation
     if get_origin(annotation) is tuple:
-        most = _bound(field, "max_length")
+        most = limit(field, "max_length")
         return several(
             label(name),
             members(get_args(annotation)[0]),
@@ -178,61 +161,3 @@ def _nested(name: str, field: FieldInfo, key: str) -> Any:
             label(name), get_args(annotation), key=key, start=getattr(default, "kind", None), help=field.description
         )
     return part(_classes(annotation)[0], key=key)
-
-
-def _field(name: str, field: FieldInfo, key: str) -> Any:
-    """One widget for one plain field."""
-    annotation, default = field.annotation, None if field.is_required() else field.default
-    look: dict[str, Any] = {"label": label(name), "key": key, "help": field.description, "persist_state": "session"}
-    optional = type(None) in get_args(annotation)
-    kind = (
-        next((inner for inner in get_args(annotation) if inner is not type(None)), annotation)
-        if optional
-        else annotation
-    )
-    if get_origin(kind) is Literal:
-        options = list(get_args(kind))
-        _begin(key, default if default in options else options[0], options)
-        return st.selectbox(options=options, **look)
-    _begin(key, default)
-    if kind is bool:
-        return st.toggle(**look)
-    if kind in (int, float):
-        return _number(field, kind is int, default, optional, look)
-    text = st.text_input(max_chars=int(_bound(field, "max_length") or 0) or None, **look)
-    return text or (None if optional else text)
-
-
-def _number(field: FieldInfo, whole: bool, default: float | None, optional: bool, look: dict[str, Any]) -> float | None:
-    cast = int if whole else float
-    low, high = (
-        next((cast(bound) for name in names if (bound := _bound(field, name)) is not None), None)
-        for names in (("ge", "gt"), ("le", "lt"))
-    )
-    if whole:
-        step: float = 1
-    elif isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("log") and default:
-        step = 10.0 ** math.floor(math.log10(default))
-    else:
-        step = 0.05 if high is not None and high <= 1 else 0.5 if (default or 1) >= 1 else (default or 1) / 2
-    if st.session_state[look["key"]] is not None:
-        st.session_state[look["key"]] = cast(st.session_state[look["key"]])
-    given = st.number_input(
-        min_value=low,
-        max_value=high,
-        step=cast(step),
-        format="%d" if whole else "%g",
-        **look,
-        **({"value": None, "placeholder": "all"} if optional else {}),
-    )
-    return given
-
-
-def _bound(field: FieldInfo, name: str) -> float | None:
-    return next((getattr(rule, name) for rule in field.metadata if getattr(rule, name, None) is not None), None)
-
-
-def _begin(key: str, value: Any, allowed: Collection[Any] | None = None) -> None:
-    """Set a widget's first value through the session, the only place from which `fill` can change it later."""
-    if key not in st.session_state or (allowed is not None and st.session_state[key] not in allowed):
-        st.session_state[key] = value

@@ -93,7 +93,7 @@ def _row(run: Run, names: Mapping[str, str]) -> Row:
         reason = said.get("reason") if state in (State.FAILED, State.PAUSED) else None
         reason = None if reason == "asked" else reason  # whoever asked knows why
         text = text | {"teacher": names.get(text["teacher"], text["teacher"])}
-        known = {"id": run.name, "params": said.get("params"), "reason": reason} | text | scores
+        known: dict[str, Any] = {"id": run.name, "params": said.get("params"), "reason": reason} | text | scores
         return Row(name=run.name, state=str(state), created=run.created, in_zoo=run.in_zoo, **known)
     except _BAD as error:
         why = (
@@ -118,7 +118,7 @@ def _changed(file: Path) -> int:
 
 
 @functools.lru_cache(maxsize=8192)
-def _of_spec(folder: Path, changed: int) -> dict[str, Any]:
+def _of_spec(folder: Path, changed: int) -> dict[str, Any]:  # noqa: ARG001  # a change makes a new entry
     run = Run(folder)
     spec = run.spec
     kept = canonical(spec)
@@ -134,7 +134,7 @@ def _of_spec(folder: Path, changed: int) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=8192)
-def _of_result(folder: Path, changed: int) -> dict[str, Any]:
+def _of_result(folder: Path, changed: int) -> dict[str, Any]:  # noqa: ARG001  # a change makes a new entry
     result = Run(folder).result or {}
     test = result["test"]
     return {

@@ -66,10 +66,15 @@ def pick_data(store: Store) -> tuple[str, dict[str, Any] | None]:
     asked = st.query_params.get("data", "")
     options = list({**dict.fromkeys(NAMED), **used} | ({asked: None} if asked else {}))
     source = st.selectbox(
-        "Dataset", options, key="data", bind="query-params", accept_new_options=True, placeholder="A name, or the path of a folder or zip",
-        help="A name, or the path of: a folder with one sub-folder per class (optionally below train/, val/, test/), a zip of one, or "
-        "a folder of IDX files. Type a path and press Enter.",
-    )  # fmt: skip
+        "Dataset",
+        options,
+        key="data",
+        bind="query-params",
+        accept_new_options=True,
+        placeholder="A name, or the path of a folder or zip",
+        help="A name, or a path: a folder with one sub-folder per class (optionally below train/, val/, test/), "
+        "a zip of one, or a folder of IDX files. Type a path and press Enter.",
+    )
     source = str(source or "").strip()
     return source, backstage.ask("inspect", f"Reading {source}", source=source) if source else None
 

@@ -27,7 +27,13 @@ KEPT_BYTES = 64 * 1024**2
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)
-def _kept(source: str, fingerprint: str, root: str, _spec: DataSpec, _store: Store) -> Splits:
+def _kept(
+    source: str,  # noqa: ARG001  # this and the next two are the cache's key
+    fingerprint: str,  # noqa: ARG001
+    root: str,  # noqa: ARG001
+    _spec: DataSpec,
+    _store: Store,
+) -> Splits:
     return data.load(_spec, _store.data_cache)
 
 
@@ -66,29 +72,27 @@ def shown_size(height: int, width: int) -> tuple[int, int]:
 
 
 def tiles(images: NDArray[np.uint8]) -> tuple[str, list[str]]:
-    """The style that loads the sprite, and for each image the HTML of a box that shows it; put both into one `st.html`."""
+    """The style that loads the sprite, and the HTML of a box for each image; both belong into one `st.html`."""
     height, width = shown_size(*images.shape[2:])
     address = sprite(images)
     name = "sprite-" + hashlib.sha256(address.encode()).hexdigest()[:10]
     lines = -(-len(images) // ACROSS)
     style = (
-        f"<style>.{name}{{display:inline-block;flex:none;width:{width}px;height:{height}px;image-rendering:pixelated;"
-        f"background-image:url({address});background-size:{ACROSS * width}px {lines * height}px;border-radius:3px}}</style>"
+        f"<style>.{name}{{width:{width}px;height:{height}px;background-image:url({address});"
+        f"background-size:{ACROSS * width}px {lines * height}px}}</style>"
     )
-    boxes = [
-        f'<span class="{name}" style="background-position:-{index % ACROSS * width}px -{index // ACROSS * height}px"></span>'
-        for index in range(len(images))
-    ]
-    return style, boxes
+    places = [(index % ACROSS * width, index // ACROSS * height) for index in range(len(images))]
+    box = '<span class="sa-tile {}" style="background-position:-{}px -{}px"></span>'
+    return style, [box.format(name, x, y) for x, y in places]
 
 
 def gallery(images: ImageSet) -> None:
     """All of `images` with the class under each."""
     style, boxes = tiles(images.images)
     width = shown_size(*images.images.shape[2:])[1]
+    names = [html.escape(images.classes[label]) for label in images.labels]
     cells = [
-        f'<figure style="margin:0;width:{width}px">{box}<figcaption style="font-size:0.75rem;text-align:center;white-space:nowrap;'
-        f'overflow:hidden;text-overflow:ellipsis" title="{name}">{name}</figcaption></figure>'
-        for box, name in zip(boxes, (html.escape(images.classes[label]) for label in images.labels), strict=True)
+        f'<figure style="width:{width}px">{box}<figcaption title="{name}">{name}</figcaption></figure>'
+        for box, name in zip(boxes, names, strict=True)
     ]
-    st.html(f'{style}<div style="display:flex;flex-wrap:wrap;gap:10px">{"".join(cells)}</div>')
+    st.html(f'{style}<div class="sa-gallery">{"".join(cells)}</div>')

@@ -1,4 +1,4 @@
-"""The proof that an exported file answers as its run does: PyTorch, ONNX Runtime and the visitor's browser side by side."""
+"""The proof that an exported file answers as its run does: PyTorch, ONNX Runtime and the browser side by side."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import streamlit as st
+from numpy.typing import NDArray
 
 from pages.ui import backstage, browser, listing, wording
 from pages.ui.listing import Row
@@ -21,7 +22,11 @@ def bundle(run: str, store: Store) -> dict[str, Any]:
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
-def _bundle(run: str, root: str, changed: int) -> dict[str, Any]:
+def _bundle(
+    run: str,
+    root: str,  # noqa: ARG001  # this and the next are part of the cache's key
+    changed: int,  # noqa: ARG001
+) -> dict[str, Any]:
     return backstage.ask("bundle", "Exporting, and comparing every test image with PyTorch", run=run)
 
 
@@ -31,7 +36,8 @@ def signature(report: dict[str, Any]) -> str:
     classes = len(report["classes"])
     return (
         f"images         uint8   [N, H, W, {channels}]   any N, H, W; trained on {height} x {width}\n"
-        f"logits         float32 [N, {classes}]\nprobabilities  float32 [N, {classes}]   temperature fitted on validation"
+        f"logits         float32 [N, {classes}]\nprobabilities  float32 [N, {classes}]   temperature "
+        "fitted on validation"
     )
 
 
@@ -39,7 +45,8 @@ def sentence(report: dict[str, Any]) -> str:
     """The verdict on ONNX Runtime against PyTorch."""
     parity = report["parity"]
     return (
-        f"{'Yes' if parity['ok'] else 'No'}: on {parity['images']:,} test images ONNX Runtime and PyTorch agree on {wording.percent(parity['top1_agreement'], 2)}; "
+        f"{'Yes' if parity['ok'] else 'No'}: on {parity['images']:,} test images ONNX Runtime and PyTorch agree on "
+        f"{wording.percent(parity['top1_agreement'], 2)}; "
         f"the largest difference of any logit is {parity['max_abs_diff']:.1e}."
     )
 
@@ -70,56 +77,54 @@ def check(row: Row, report: dict[str, Any], store: Store) -> None:
         st.caption(f"onnxruntime-web {runtime.version}, {runtime.backend}: {runtime.why}. {runtime.user_agent}")
     else:
         st.caption(
-            f"The check sends the file and {count:,} test images to this browser, which answers them on its own processor. Nothing leaves this machine."
+            f"The check sends the file and {count:,} test images to this browser, which answers them "
+            "on its own processor. Nothing leaves this machine."
         )
 
 
-def _expected(row: Row, report: dict[str, Any], store: Store) -> np.ndarray:
+def _expected(row: Row, report: dict[str, Any], store: Store) -> NDArray[np.float32]:
     """What ONNX Runtime answered to the images that the browser gets: float32 [count, classes]."""
     file = store.root / "exports" / row.id / "logits.bin"
     return np.fromfile(file, "<f4").reshape(report["shape"][0], len(report["classes"]))
 
 
+NAMES = (
+    *("Images", "Accuracy", "Same top-1", "Largest logit difference"),
+    *("p50 per image", "p95 per image", "Load", "Threads", "Backend"),
+)
+
+
 def _table(
-    report: dict[str, Any], answer: browser.ParityResult | None, expected: np.ndarray | None
+    report: dict[str, Any], answer: browser.ParityResult | None, expected: NDArray[np.float32] | None
 ) -> dict[str, list[str]]:
     parity = report["parity"]
-    names = [
-        "Images",
-        "Accuracy",
-        "Same top-1",
-        "Largest logit difference",
-        "p50 per image",
-        "p95 per image",
-        "Load",
-        "Threads",
-        "Backend",
-    ]
-    torch = [
-        f"{parity['images']:,}",
-        wording.percent(parity["reference_accuracy"], 2),
-        "reference",
-        "reference",
-        "–",
-        "–",
-        "–",
-        "–",
-        "PyTorch",
-    ]
+    images = f"{parity['images']:,}"
+    torch = [images, wording.percent(parity["reference_accuracy"], 2), "reference", "reference", *"––––", "PyTorch"]
     onnx = [
-        f"{parity['images']:,}", wording.percent(parity["accuracy"], 2), wording.percent(parity["top1_agreement"], 2), f"{parity['max_abs_diff']:.1e}",
-        f"{parity['p50_ms']:.2f} ms", f"{parity['p95_ms']:.2f} ms", "–", "1", "ONNX Runtime, CPU",
-    ]  # fmt: skip
-    web = ["not checked yet", *["–"] * (len(names) - 1)]
+        *(images, wording.percent(parity["accuracy"], 2), wording.percent(parity["top1_agreement"], 2)),
+        *(f"{parity['max_abs_diff']:.1e}", f"{parity['p50_ms']:.2f} ms", f"{parity['p95_ms']:.2f} ms", "–", "1"),
+        "ONNX Runtime, CPU",
+    ]
+    web = ["not checked yet", *["–"] * (len(NAMES) - 1)]
     if answer is not None and expected is not None:
-        logits, time, labels = answer.logits[MODEL], answer.timings[MODEL], np.asarray(report["labels"])
-        said = logits.argmax(1)
-        web = [
-            f"{len(said):,}", wording.percent(float((said == labels).mean()), 2), wording.percent(float((said == expected.argmax(1)).mean()), 2),
-            f"{np.abs(logits - expected).max():.1e}", f"{time.p50_ms:.2f} ms", f"{time.p95_ms:.2f} ms", f"{time.load_ms:.0f} ms",
-            str(answer.runtime.threads), answer.runtime.backend,
-        ]  # fmt: skip
-    return {"": names, "PyTorch": torch, "ONNX Runtime": onnx, "This browser": web}
+        web = _of_browser(answer, expected, np.asarray(report["labels"]))
+    return {"": list(NAMES), "PyTorch": torch, "ONNX Runtime": onnx, "This browser": web}
+
+
+def _of_browser(answer: browser.ParityResult, expected: NDArray[np.float32], labels: NDArray[np.int64]) -> list[str]:
+    logits, time = answer.logits[MODEL], answer.timings[MODEL]
+    said = logits.argmax(1)
+    return [
+        f"{len(said):,}",
+        wording.percent(float((said == labels).mean()), 2),
+        wording.percent(float((said == expected.argmax(1)).mean()), 2),
+        f"{np.abs(logits - expected).max():.1e}",
+        f"{time.p50_ms:.2f} ms",
+        f"{time.p95_ms:.2f} ms",
+        f"{time.load_ms:.0f} ms",
+        str(answer.runtime.threads),
+        f"onnxruntime-web, {answer.runtime.backend}",
+    ]
 
 
 def pad(row: Row, report: dict[str, Any], store: Store) -> None:

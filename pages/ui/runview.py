@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
-from pages.ui import backstage, charts, listing, wording
-from pages.ui.browser import Curve, curves
+from pages.ui import charts, listing, live, wording
 from pages.ui.listing import Row
 from smallalign_core.spec import RunSpec, to_yaml
 from smallalign_core.store import Run, State, Store
 
-TICK_SECONDS = 1
 EVIDENCE = 3
 """Seeds below which a difference is not called evidence."""
 
@@ -39,10 +36,13 @@ def show(run: Run, store: Store) -> None:
         st.warning(f"Why it paused: {row.reason}", icon=":material/pause_circle:")
     elif row.state == State.INTERRUPTED:
         st.warning(
-            "Its worker died (the machine or the process was stopped). Resume goes on from the last checkpoint; nothing is lost."
+            "Its worker died (the machine or the process was stopped). Resume goes on from the last "
+            "checkpoint; nothing is lost."
         )
     above = st.container()  # always there: the curves below keep their place, and so their zoom, when the run ends
-    st.fragment(_live, run_every=TICK_SECONDS if State(row.state).active else None, key="live")(run, row.state, store)
+    st.fragment(live.draw, run_every=live.TICK_SECONDS if State(row.state).active else None, key="live")(
+        run, row.state, store
+    )
     if row.finished and run.result:
         with above:
             _scores(run.result, row, store)
@@ -95,85 +95,6 @@ def _delete(run: Run, store: Store) -> None:
             st.switch_page("runs.py")
 
 
-def _live(run: Run, drawn: str, store: Store) -> None:
-    """Progress and curves. A change of state concerns the whole page, which is then drawn anew, once."""
-    with backstage.told():
-        state = run.state
-        if state != drawn:
-            st.rerun()
-        events = run.events()
-        progress = [event for event in events if event["kind"] == "progress"]
-        epochs = [event for event in events if event["kind"] == "epoch"]
-        if state.active:
-            _progress(run, state, progress, epochs, store)
-        if progress or epochs:
-            _curves(run, progress, epochs, store)
-
-
-def _progress(
-    run: Run, state: State, progress: Sequence[dict[str, Any]], epochs: Sequence[dict[str, Any]], store: Store
-) -> None:
-    if state is State.QUEUED:
-        place = [waiting.name for waiting in store.queue()].index(run.name) + 1 if run in store.queue() else 1
-        st.progress(0, text="Waiting for the worker" if place == 1 else f"Waiting: number {place} in the queue")
-        if not backstage.worker_alive():
-            st.caption(
-                f"The worker is starting. If this lasts, start one by hand: `python -m smallalign_core worker --store {store.root}`"
-            )
-        return
-    asked = {"pause": "Pausing. ", "cancel": "Cancelling. "}.get(run.asked or "", "")
-    if not progress:
-        st.progress(0, text=f"{asked}Loading images and networks")
-        return
-    last = progress[-1]
-    best = max((event["accuracy"] for event in epochs), default=None)
-    text = (
-        f"{asked}Step {last['step']:,} of {last['steps']:,} · {wording.duration(last['eta'])} left · "
-        f"{last['images_per_second']:,.0f} images/s · best validation accuracy {wording.percent(best)}"
-    )
-    st.progress(min(1.0, last["step"] / last["steps"]), text=text)
-
-
-def _curves(run: Run, progress: Sequence[dict[str, Any]], epochs: Sequence[dict[str, Any]], store: Store) -> None:
-    x = [event["epoch"] for event in progress]
-    terms = list(progress[-1]["terms"]) if progress else []
-    losses = [Curve("total", x, [event["loss"] for event in progress])]
-    if len(terms) > 1:
-        losses += [
-            Curve(f"{name} term", x, [event["terms"].get(name, float("nan")) for event in progress], colour=1 + at)
-            for at, name in enumerate(terms)
-        ]
-    steps = [event["epoch"] for event in epochs]
-    scores = [
-        Curve("student" if run.spec.teacher else "validation accuracy", steps, [event["accuracy"] for event in epochs])
-    ]
-    if run.spec.teacher and steps:
-        teacher = next((row for row in listing.finished(store) if row.id == run.spec.teacher), None)
-        known = store.run(teacher.name).result if teacher else None
-        if known:
-            scores.append(
-                Curve(
-                    "teacher",
-                    [min(steps), max(*steps, min(steps) + 1)],
-                    [known["val"]["accuracy"]] * 2,
-                    dashed=True,
-                    colour=1,
-                )
-            )
-    left, right = st.columns(2)
-    with left:
-        st.markdown("**Training loss**")
-        if progress:
-            alt = "Training loss over epochs."
-            curves(key=f"loss-{run.name}", series=losses, x_label="epoch", y_label="loss (nats)", alt=alt)
-        else:
-            st.caption("It stopped before a loss was recorded.")
-    with right:
-        st.markdown("**Validation accuracy**")
-        alt = "Validation accuracy over epochs."
-        curves(key=f"accuracy-{run.name}", series=scores, x_label="epoch", y_label="accuracy", alt=alt)
-
-
 def _scores(result: dict[str, Any], row: Row, store: Store) -> None:
     test, calibrated = result["test"], result["test_calibrated"]
     with st.grid(min_column_width=150):
@@ -182,9 +103,14 @@ def _scores(result: dict[str, Any], row: Row, store: Store) -> None:
             "Test NLL", f"{test['nll']:.4f}", border=True, help="Mean negative log-likelihood, nats. Lower is better."
         )
         st.metric(
-            "Test ECE", wording.percent(test["ece"], 2), border=True,
-            help=f"Expected calibration error. {calibrated['ece']:.2%} with the temperature {result['temperature']:.3f} that was fitted on validation.",
-        )  # fmt: skip
+            "Test ECE",
+            wording.percent(test["ece"], 2),
+            border=True,
+            help=(
+                f"Expected calibration error. {calibrated['ece']:.2%} with the temperature "
+                f"{result['temperature']:.3f} that was fitted on validation."
+            ),
+        )
         st.metric(
             "Parameters",
             f"{result['params']:,}",
@@ -200,12 +126,17 @@ def _scores(result: dict[str, Any], row: Row, store: Store) -> None:
     same = listing.siblings(store, row)
     seeds = f"{len(same)} seed{'s' if len(same) > 1 else ''}"
     text = (
-        f"95 % interval {wording.interval(test['accuracy_low'], test['accuracy_high'])} on {test['images']:,} test images. "
-        f"Best weights by validation: epoch {result['best_epoch']}, {wording.percent(result['val']['accuracy'])} on {result['val']['images']:,} images. "
+        f"95 % interval {wording.interval(test['accuracy_low'], test['accuracy_high'])} on "
+        f"{test['images']:,} test images. "
+        f"Best weights by validation: epoch {result['best_epoch']}, "
+        f"{wording.percent(result['val']['accuracy'])} on {result['val']['images']:,} images. "
     )
     if len(same) > 1:
         found = [other.accuracy or 0 for other in same]
-        text += f"Over {seeds} of this spec: mean {wording.percent(sum(found) / len(found), 2)}, {wording.percent(min(found))} to {wording.percent(max(found))}. "
+        text += (
+            f"Over {seeds} of this spec: mean {wording.percent(sum(found) / len(found), 2)}, "
+            f"{wording.percent(min(found))} to {wording.percent(max(found))}. "
+        )
     st.caption(
         text
         + (f"**{seeds}: not evidence.** Run other seeds before you conclude anything." if len(same) < EVIDENCE else "")

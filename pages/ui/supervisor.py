@@ -1,4 +1,4 @@
-"""What runs beside the pages for as long as the server does: the worker, the desk, and the browser parts' installation."""
+"""What runs beside the pages while the server does: the worker, the desk, the installation of the browser parts."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ LONGEST_WAIT = 60.0
 
 
 @contextlib.asynccontextmanager
-async def lifespan(app: st.App) -> AsyncIterator[None]:
+async def lifespan(_app: st.App) -> AsyncIterator[None]:
     """Start what the pages rely on, and let go of it when the server stops. Runs in training are never touched."""
     stop = threading.Event()
-    for work in (keep_worker, warm_up, get_browser_parts):
-        threading.Thread(target=work, args=(backstage.store(), stop), name=work.__name__, daemon=True).start()
+    for work in (lambda: keep_worker(backstage.store(), stop), warm_up, get_browser_parts):
+        threading.Thread(target=work, daemon=True).start()
     try:
         yield
     finally:
@@ -68,16 +68,16 @@ def start_worker(store: Store) -> subprocess.Popen[bytes]:
         )
 
 
-def warm_up(store: Store, stop: threading.Event) -> None:
+def warm_up() -> None:
     """Import what pages use and start the desk before the first visitor needs them.
 
     Streamlit collects garbage after every rerun; freezing what was imported makes a live tick about ten times cheaper.
     """
     import pandas  # noqa: F401
-    import plotly.graph_objects  # noqa: F401
+    import plotly.graph_objects
     import plotly.io  # noqa: F401
 
-    from pages.ui import charts, forms, listing, pictures, runview  # noqa: F401
+    from pages.ui import disagreements, forms, proof, runview  # noqa: F401
 
     with contextlib.suppress(OSError):
         backstage.desk().warm()
@@ -85,7 +85,7 @@ def warm_up(store: Store, stop: threading.Event) -> None:
     gc.freeze()
 
 
-def get_browser_parts(store: Store, stop: threading.Event) -> None:
+def get_browser_parts() -> None:
     """Install the npm packages if they are not here; pages say so until they are."""
     if not browser.installed():
         try:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import math
 import os
 import shutil
 import struct
+import sys
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -86,10 +88,11 @@ def _read_named(spec: DataSpec, into: Path) -> Decoded:
     parts = {}
     for name in ("train", "test"):
         try:
-            found: Any = kind[spec.source](str(root), train=name == "train", download=True)
+            with contextlib.redirect_stdout(sys.stderr):  # the download announces itself; stdout is for the answer
+                found: Any = kind[spec.source](str(root), train=name == "train", download=True)
         except (OSError, RuntimeError) as error:
             raise BadData(
-                f"the dataset {spec.source} is not on this machine and could not be downloaded ({type(error).__name__})",
+                f"the dataset {spec.source} is not here and could not be downloaded ({type(error).__name__})",
                 given=f"looked in {root.resolve()}",
                 do="connect to a network, or give a path to its files; `digits` always works",
             ) from None

@@ -125,7 +125,7 @@ class Chart {
         axis(this.data.y_label, { size: widest, values: (chart, ticks) => ticks.map((tick) => (tick === null ? '' : format(tick))) }),
       ],
       series: [{}, ...this.data.series.flatMap(line)],
-      cursor: { drag: { x: true, y: false, dist: 6, setScale: false }, points: { size: 8, show: (chart, i) => (i % 2 ? false : undefined) } },
+      cursor: { drag: { x: true, y: false, dist: 6 }, points: { size: 8, show: (chart, i) => (i % 2 ? false : undefined) } },
       hooks: {
         setCursor: [() => this.legendValues()],
         setScale: [(chart, scale) => this.tell(chart, scale)],
@@ -144,19 +144,10 @@ class Chart {
     this.find('.plot').setAttribute(`data-${scale}`, `${min} ${max}`);
   }
 
-  /**
-   * Look at the dragged part, from data point to data point. An edge half-way between two points would be a tie that
-   * uPlot decides by the number of points, and the vertical range would jump while data is appended.
-   */
   zoomed(chart) {
     const { left, width } = chart.select;
-    const [x] = chart.data;
-    const part = [x[chart.posToIdx(left)], x[chart.posToIdx(left + width)]];
-    chart.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
-    if (part[0] === part[1]) return;
-    this.zoom = part;
+    this.zoom = [chart.posToVal(left, 'x'), chart.posToVal(left + width, 'x')];
     this.find('.reset').style.visibility = 'visible';
-    this.refresh();
   }
 
   unzoom() {
@@ -169,45 +160,17 @@ class Chart {
   refresh() {
     this.find('output').textContent = Number(this.find('.smoothing').value).toFixed(2);
     const smoothing = Number(this.find('.smoothing').value) > 0;
-    const columns = this.columns();
     this.plot.batch(() => {
-      this.plot.setData(columns, !this.zoom);
+      this.plot.setData(this.columns(), !this.zoom);
+      if (this.zoom) this.plot.setScale('x', { min: this.zoom[0], max: this.zoom[1] });
       this.data.series.forEach(({ name }, i) => {
         const show = !this.hidden.has(name);
         this.plot.setSeries(2 * i + 1, { show: show && smoothing });
         this.plot.setSeries(2 * i + 2, { show });
       });
-      if (!this.zoom) return;
-      const [min, max] = this.zoom;
-      this.plot.setScale('x', { min, max });
-      const [low, high] = this.heights(columns, smoothing);
-      if (low <= high) this.plot.setScale('y', this.around(low, high));
     });
     this.find('.plot').setAttribute('data-points', this.plot.data[0].length);
     this.legendValues();
-  }
-
-  /** The smallest and the largest value that can be seen between the edges of the zoom. */
-  heights([x, ...lines], smoothing) {
-    const [from, to] = this.zoom;
-    let low = Infinity, high = -Infinity;
-    lines.forEach((values, i) => {
-      const raw = i % 2 === 0;
-      if (this.hidden.has(this.data.series[Math.floor(i / 2)].name) || (raw && !smoothing)) return;
-      values.forEach((value, at) => {
-        if (value === null || value === undefined || x[at] < from || x[at] > to) return;
-        low = Math.min(low, value);
-        high = Math.max(high, value);
-      });
-    });
-    return [low, high];
-  }
-
-  /** Round limits around the values. uPlot's own choice for a part of the data can change with points outside of it. */
-  around(low, high) {
-    const log = this.find('.log').checked;
-    const [min, max] = log ? this.UPlot.rangeLog(low, high, 10, false) : this.UPlot.rangeNum(low, high, 0.1, true);
-    return { min, max };
   }
 
   legend() {

@@ -1,0 +1,86 @@
+"""One widget for one plain field of a spec: its range, default and help are the field's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Any, Literal, get_args, get_origin
+
+import streamlit as st
+from pydantic.fields import FieldInfo
+
+NAMES = {
+    "lr": "Learning rate",
+    "k": "k",
+    "beta1": "β₁",
+    "beta2": "β₂",
+    "alpha": "α",
+    "views": "Fixed views",
+    "augment": "Augmentation",
+    "warmup": "Warm-up",
+}
+"""Labels of fields whose name is a symbol or too short to read."""
+
+
+def label(name: str) -> str:
+    """A field's name as a label."""
+    return NAMES.get(name, name.replace("_", " ").capitalize())
+
+
+def plain(name: str, field: FieldInfo, key: str) -> Any:
+    """One widget for one plain field."""
+    annotation, default = field.annotation, None if field.is_required() else field.default
+    look: dict[str, Any] = {"label": label(name), "key": key, "help": field.description, "persist_state": "session"}
+    optional = type(None) in get_args(annotation)
+    kind = (
+        next((inner for inner in get_args(annotation) if inner is not type(None)), annotation)
+        if optional
+        else annotation
+    )
+    if get_origin(kind) is Literal:
+        options = list(get_args(kind))
+        begin(key, default if default in options else options[0], options)
+        return st.selectbox(options=options, **look)
+    begin(key, default)
+    if kind is bool:
+        return st.toggle(**look)
+    if kind in (int, float):
+        return _number(field, kind is int, default, optional, look)
+    text = st.text_input(max_chars=int(limit(field, "max_length") or 0) or None, **look)
+    return text or (None if optional else text)
+
+
+def _number(field: FieldInfo, whole: bool, default: float | None, optional: bool, look: dict[str, Any]) -> float | None:
+    cast = int if whole else float
+    low, high = (
+        next((cast(bound) for name in names if (bound := limit(field, name)) is not None), None)
+        for names in (("ge", "gt"), ("le", "lt"))
+    )
+    if whole:
+        step: float = 1
+    elif isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("log") and default:
+        step = 10.0 ** math.floor(math.log10(default))
+    else:
+        step = 0.05 if high is not None and high <= 1 else 0.5 if (default or 1) >= 1 else (default or 1) / 2
+    if st.session_state[look["key"]] is not None:
+        st.session_state[look["key"]] = cast(st.session_state[look["key"]])
+    draw: Any = st.number_input  # its overloads separate int from float; here the field decides
+    return draw(
+        min_value=low,
+        max_value=high,
+        step=cast(step),
+        format="%d" if whole else "%g",
+        **look,
+        **({"value": None, "placeholder": "all"} if optional else {}),
+    )
+
+
+def limit(field: FieldInfo, name: str) -> float | None:
+    """One of a field's rules, such as `ge` or `max_length`; None without it."""
+    return next((getattr(rule, name) for rule in field.metadata if getattr(rule, name, None) is not None), None)
+
+
+def begin(key: str, value: Any, allowed: Collection[Any] | None = None) -> None:
+    """Set a widget's first value through the session, the only place from which `fill` can change it later."""
+    if key not in st.session_state or (allowed is not None and st.session_state[key] not in allowed):
+        st.session_state[key] = value

@@ -1,0 +1,94 @@
+"""The part of a run's view that moves while it trains: progress and curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import streamlit as st
+
+from pages.ui import backstage, listing, wording
+from pages.ui.browser import Curve, curves
+from smallalign_core.store import Run, State, Store
+
+TICK_SECONDS = 1
+
+
+def draw(run: Run, drawn: str, store: Store) -> None:
+    """Progress and curves. A change of state concerns the whole page, which is then drawn anew, once."""
+    with backstage.told():
+        state = run.state
+        if state != drawn:
+            st.rerun()
+        events = run.events()
+        progress = [event for event in events if event["kind"] == "progress"]
+        epochs = [event for event in events if event["kind"] == "epoch"]
+        if state.active:
+            _progress(run, state, progress, epochs, store)
+        if progress or epochs:
+            _curves(run, progress, epochs, store)
+
+
+def _progress(
+    run: Run, state: State, progress: Sequence[dict[str, Any]], epochs: Sequence[dict[str, Any]], store: Store
+) -> None:
+    if state is State.QUEUED:
+        place = [waiting.name for waiting in store.queue()].index(run.name) + 1 if run in store.queue() else 1
+        st.progress(0, text="Waiting for the worker" if place == 1 else f"Waiting: number {place} in the queue")
+        if not backstage.worker_alive():
+            st.caption(
+                "The worker is starting. If this lasts, start one by hand: `python -m smallalign_core "
+                f"worker --store {store.root}`"
+            )
+        return
+    asked = {"pause": "Pausing. ", "cancel": "Cancelling. "}.get(run.asked or "", "")
+    if not progress:
+        st.progress(0, text=f"{asked}Loading images and networks")
+        return
+    last = progress[-1]
+    best = max((event["accuracy"] for event in epochs), default=None)
+    text = (
+        f"{asked}Step {last['step']:,} of {last['steps']:,} · {wording.duration(last['eta'])} left · "
+        f"{last['images_per_second']:,.0f} images/s · best validation accuracy {wording.percent(best)}"
+    )
+    st.progress(min(1.0, last["step"] / last["steps"]), text=text)
+
+
+def _curves(run: Run, progress: Sequence[dict[str, Any]], epochs: Sequence[dict[str, Any]], store: Store) -> None:
+    x = [event["epoch"] for event in progress]
+    terms = list(progress[-1]["terms"]) if progress else []
+    losses = [Curve("total", x, [event["loss"] for event in progress])]
+    if len(terms) > 1:
+        losses += [
+            Curve(f"{name} term", x, [event["terms"].get(name, float("nan")) for event in progress], colour=1 + at)
+            for at, name in enumerate(terms)
+        ]
+    steps = [event["epoch"] for event in epochs]
+    scores = [
+        Curve("student" if run.spec.teacher else "validation accuracy", steps, [event["accuracy"] for event in epochs])
+    ]
+    if run.spec.teacher and steps:
+        teacher = next((row for row in listing.finished(store) if row.id == run.spec.teacher), None)
+        known = store.run(teacher.name).result if teacher else None
+        if known:
+            scores.append(
+                Curve(
+                    "teacher",
+                    [min(steps), max(*steps, min(steps) + 1)],
+                    [known["val"]["accuracy"]] * 2,
+                    dashed=True,
+                    colour=1,
+                )
+            )
+    left, right = st.columns(2)
+    with left:
+        st.markdown("**Training loss**")
+        if progress:
+            alt = "Training loss over epochs."
+            curves(key=f"loss-{run.name}", series=losses, x_label="epoch", y_label="loss (nats)", alt=alt)
+        else:
+            st.caption("It stopped before a loss was recorded.")
+    with right:
+        st.markdown("**Validation accuracy**")
+        alt = "Validation accuracy over epochs."
+        curves(key=f"accuracy-{run.name}", series=scores, x_label="epoch", y_label="accuracy", alt=alt)

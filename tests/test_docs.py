@@ -1,0 +1,48 @@
+"""The README is true: its tree is on the disk, its requirements are explained, its commands exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+from conftest import ROOT
+
+from smallalign_core.__main__ import app, runs_app
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_tree_is_on_the_disk() -> None:
+    block = README.split("## The tree")[1].split("```")[1]
+    paths = re.findall(r"^(\S+)\s{2,}\S", block, re.MULTILINE)
+    assert len(paths) > 15
+    for path in paths:
+        assert (ROOT / path).exists(), f"{path} is in the README's tree and not on the disk"
+    for module in (ROOT / "smallalign_core").iterdir():
+        if module.name not in ("__init__.py", "__pycache__"):
+            assert f"smallalign_core/{module.name}" in block or f"smallalign_core/{module.name}/" in block, module.name
+
+
+def test_every_requirement_has_its_reason() -> None:
+    for line in (ROOT / "requirements.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            assert re.search(rf"^\| `{re.escape(line.split('==')[0])}`", README, re.MULTILINE), line
+
+
+@pytest.mark.parametrize("line", sorted(set(re.findall(r"^\s*(?:\$ )?python -m smallalign_core (.+)$", README, re.MULTILINE))))
+def test_every_command_in_the_readme_exists(line: str) -> None:
+    verbs = {command.name or command.callback.__name__.rstrip("_") for command in app.registered_commands if command.callback}
+    words = shlex.split(line.split("  #")[0])
+    assert words[0] in verbs | {"runs"}
+    if words[0] == "runs" and len(words) > 1 and words[1].isalpha():
+        assert words[1] in {command.name for command in runs_app.registered_commands}
+
+
+def test_no_host_or_path_of_a_developer_is_named() -> None:
+    for file in [ROOT / "README.md", ROOT / "Makefile", *(ROOT / "smallalign_core").rglob("*.py"), *(ROOT / "pages").rglob("*.*")]:
+        if "node_modules" in file.parts or file.suffix in (".pyc", ".gz") or not file.is_file():
+            continue
+        text = file.read_text(errors="replace")
+        assert "/work/" not in text, file
+        assert "/root/" not in text, file

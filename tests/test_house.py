@@ -1,0 +1,79 @@
+"""The house: contracts that keep it simple."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+CORE = sorted((ROOT / "smallalign_core").rglob("*.py"))
+PAGES = sorted((ROOT / "pages").rglob("*.py"))
+MOST_LINES = 460
+FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "manager"}
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(CORE) > 20
+    assert len(PAGES) > 6
+
+
+def test_one_training_loop() -> None:
+    calls = [file for file in CORE for line in file.read_text().splitlines() if re.search(r"\.backward\(", line)]
+    assert [file.name for file in calls] == ["train.py"]
+
+
+@pytest.mark.parametrize("file", [*CORE, *PAGES], ids=lambda file: str(file.relative_to(ROOT)))
+def test_files_are_read_in_one_sitting_and_say_what_they_are(file: Path) -> None:
+    text = file.read_text()
+    assert len(text.splitlines()) <= MOST_LINES
+    assert file.stem not in FORBIDDEN_NAMES
+    assert ast.get_docstring(ast.parse(text)), "a module opens with the sentence that says what it is for"
+    assert not re.search(r"^class \w*(Manager|Helper|Handler|Utils)\b", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "pages").glob("*.py")), ids=lambda file: file.name)
+def test_pages_are_thin(file: Path) -> None:
+    assert len(file.read_text().splitlines()) <= 150
+
+
+def test_every_requirement_is_pinned() -> None:
+    for name in ("requirements.txt", "tests/requirements.txt"):
+        for line in (ROOT / name).read_text().splitlines():
+            if line and not line.startswith(("#", "-r")):
+                assert re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9.]+", line), f"{name}: {line}"
+
+
+def test_nothing_third_party_is_committed() -> None:
+    listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    files = listed.stdout.splitlines()
+    allowed_binaries = {"models/zoo/digits-teacher/weights.safetensors", "models/zoo/digits-student/weights.safetensors"}
+    for name in files:
+        assert "node_modules" not in name
+        assert not name.endswith((".wasm", ".min.js", ".min.mjs", ".whl", ".onnx", ".pt", ".zip"))
+        if b"\x00" in (ROOT / name).read_bytes()[:4096] and not name.endswith(".png"):
+            assert name in allowed_binaries, f"{name} is binary"
+
+
+def test_the_server_process_stays_light() -> None:
+    """Importing every page's imports must not bring torch, onnx, onnxruntime or scikit-learn."""
+    code = f"""
+import ast, pathlib, sys
+sys.path.insert(0, {str(ROOT)!r})
+for file in sorted(pathlib.Path({str(ROOT / "pages")!r}).rglob("*.py")):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            __import__(node.module)
+        elif isinstance(node, ast.Import):
+            for name in node.names:
+                __import__(name.name)
+print(sorted({{"torch", "torchvision", "onnx", "onnxruntime", "sklearn"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip().splitlines()[-1:] == ["[]"], done.stderr
