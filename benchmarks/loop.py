@@ -113,7 +113,9 @@ def main() -> None:
                     step()
                 best[which] = min(best[which], (time.process_time() - start) / STEPS / BATCH * 1e6)
         found[name] = {**{k: round(v, 1) for k, v in best.items()}, "ratio": round(best["usual"] / best["ours"], 2)}
-        print(f"{name}: usual {best['usual']:.1f} us/image, ours {best['ours']:.1f}, {best['usual'] / best['ours']:.2f}x")
+        print(
+            f"{name}: usual {best['usual']:.1f} us/image, ours {best['ours']:.1f}, {best['usual'] / best['ours']:.2f}x"
+        )
     print(json.dumps(found))
 
 

@@ -83,11 +83,11 @@ st.page_link("export.py", label="Export the student", icon=":material/deployed_c
 st.subheader("Who is right")
 cells = [
     ("Both right", "both_right"),
-    ("Only the teacher is right", "teacher_only"),
-    ("Only the student is right", "student_only"),
+    ("Only teacher right", "teacher_only"),
+    ("Only student right", "student_only"),
     ("Both wrong", "both_wrong"),
 ]
-with st.grid(min_column_width=200):
+with st.grid(columns=4, min_column_width=155):
     for name, field in cells:
         st.metric(name, f"{report[field]:,}", border=True, height="stretch")
 

@@ -60,7 +60,7 @@ with left:
         with st.container(border=True, gap=None):
             st.page_link("runs.py", label=row.title, icon=icon, query_params={"run": row.name})
             scored = f"{wording.percent(row.accuracy)} test accuracy · " if row.accuracy is not None else ""
-            st.caption(f":{colour}-badge[{row.state}] {scored}{wording.ago(row.created)}")
+            st.markdown(f":{colour}-badge[{row.state}] :small[{scored}{wording.ago(row.created)}]")
     if len(mine) > 4:
         st.page_link("runs.py", label=f"All {len(mine)} runs", icon=":material/list_alt:")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def train(store: Store) -> Train:
 
 
 @pytest.fixture(scope="module")
-def taught(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Store, Run, Run]]:
+def taught(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Run, Run]:
     """(store, teacher, student): a finished pair, for tests that only read."""
     place = Store(tmp_path_factory.mktemp("taught") / "models")
     teacher = place.create(desk.resolve(place, tiny(epochs=6)))
@@ -71,7 +71,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Store, Ru
         desk.resolve(place, tiny(network={"kind": "cnn", "width": 3, "depth": 2}, teacher=teacher.id))
     )
     worker.execute(student, place, device="cpu")
-    yield place, teacher, student
+    return place, teacher, student
 
 
 def command(*arguments: object, store: Store | None = None, timeout: float = 240) -> subprocess.CompletedProcess[str]:

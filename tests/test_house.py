@@ -53,7 +53,10 @@ def test_nothing_third_party_is_committed() -> None:
     if listed.returncode:
         pytest.skip("not a git checkout")
     files = listed.stdout.splitlines()
-    allowed_binaries = {"models/zoo/digits-teacher/weights.safetensors", "models/zoo/digits-student/weights.safetensors"}
+    allowed_binaries = {
+        "models/zoo/digits-teacher/weights.safetensors",
+        "models/zoo/digits-student/weights.safetensors",
+    }
     for name in files:
         assert "node_modules" not in name
         assert not name.endswith((".wasm", ".min.js", ".min.mjs", ".whl", ".onnx", ".pt", ".zip"))

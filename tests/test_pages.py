@@ -59,25 +59,25 @@ def fail(store: Store, train: Train) -> Run:
     return next(run for run in store.runs() if run.state == "failed")
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_every_page_opens_in_an_empty_store(shown, page: str):
-    app = shown(page)
+def test_every_page_opens_in_an_empty_store(shown):
+    for page in PAGES:
+        app = shown(page)
 
-    assert not app.error
-    assert app.title[0].value
-    assert "No run is being trained" in texts(app)
+        assert not app.error, page
+        assert app.title[0].value
+        assert "No run is being trained" in texts(app), page
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_every_page_opens_with_finished_failed_and_damaged_runs(shown, store: Store, train: Train, page: str):
+def test_every_page_opens_with_finished_failed_and_damaged_runs(shown, store: Store, train: Train):
     train()
     fail(store, train)
     break_spec(store)
 
-    app = shown(page)
+    for page in PAGES:
+        app = shown(page)
 
-    assert not app.error
-    assert len(texts(app)) > 100
+        assert not app.error, page
+        assert len(texts(app)) > 100, page
 
 
 def test_home_starts_a_real_run_and_goes_to_it(shown, store: Store):
@@ -198,19 +198,23 @@ def test_a_damaged_run_says_so_and_can_be_deleted(shown, store: Store):
     assert not run.folder.exists()
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '{"spec": {}}', '{"spec": {"data": 1}}', "\x00"])
-def test_no_damaged_file_breaks_the_table(shown, store: Store, train: Train, content: str):
+def test_no_damaged_file_breaks_the_table(shown, store: Store, train: Train):
     whole = train()
-    for name in ("spec.json", "state.json", "result.json"):
-        folder = store.root / "runs" / f"{abs(hash(name)) % 16**16:016x}"
+    contents = ("", "{}", "[]", '{"spec": {}}', '{"spec": {"data": 1}}', "\x00")
+    cases = [(name, content) for name in ("spec.json", "state.json", "result.json") for content in contents]
+    for number, (name, content) in enumerate(cases):
+        folder = store.root / "runs" / f"{number:016x}"
         shutil.copytree(whole.folder, folder)
         (folder / name).write_text(content)
+        if name == "state.json":
+            (folder / "result.json").unlink()
 
     app = shown("runs")
 
     assert not app.error
-    assert sum(row.state == "damaged" for row in listing.rows(store)) >= 2
     assert any(row.finished and row.id == whole.id for row in listing.rows(store))
+    for number, (name, content) in enumerate(cases):
+        assert not shown("runs", run=f"{number:016x}").exception, (name, content)
 
 
 def test_a_link_to_no_run_says_so(shown):
@@ -245,7 +249,7 @@ def test_compare_counts_who_is_right(shown, store: Store):
     app = shown("compare", teacher="digits-teacher", student="digits-student")
 
     found = {metric.label: metric.value for metric in app.metric}
-    four = ("Both right", "Only the teacher is right", "Only the student is right", "Both wrong")
+    four = ("Both right", "Only teacher right", "Only student right", "Both wrong")
     assert sum(int(found[name]) for name in four) == 359
     assert "McNemar" in texts(app)
 

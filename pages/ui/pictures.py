@@ -26,7 +26,7 @@ KEPT_BYTES = 64 * 1024**2
 """Datasets above this size are opened anew for each page of images, so that the server stays small."""
 
 
-@st.cache_resource(max_entries=2, show_spinner=False)
+@st.cache_resource(max_entries=1, show_spinner=False)
 def _kept(
     source: str,  # noqa: ARG001  # this and the next two are the cache's key
     fingerprint: str,  # noqa: ARG001

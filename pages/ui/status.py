@@ -6,8 +6,8 @@ import shutil
 
 import streamlit as st
 
-from pages.ui import backstage, wording
-from smallalign_core.spec import title
+from pages.ui import backstage, listing, wording
+from pages.ui.listing import Row
 from smallalign_core.store import Run, State, Store
 
 TICK_SECONDS = 2
@@ -17,39 +17,42 @@ LITTLE_ROOM = 2e9
 def strip() -> None:
     """Draw the strip; it moves by itself only while a run is active."""
     store = backstage.store()
-    active = [run for run in store.runs() if run.state.active]
-    with st.bottom, backstage.told():
-        st.fragment(_draw, run_every=TICK_SECONDS if active else None, key="status")(store, bool(active))
+    active = any(row.state in (State.RUNNING, State.QUEUED) for row in listing.rows(store))
+    with st.bottom:
+        st.fragment(_draw, run_every=TICK_SECONDS if active else None, key="status")(store, active)
 
 
 def _draw(store: Store, was_active: bool) -> None:
-    runs = [(run, run.state) for run in store.runs()]
-    running = [run for run, state in runs if state is State.RUNNING]
-    waiting = sum(state is State.QUEUED for _, state in runs)
+    rows = listing.rows(store)
+    running = [row for row in rows if row.state == State.RUNNING]
+    waiting = sum(row.state == State.QUEUED for row in rows)
     with st.container(horizontal=True, vertical_alignment="center", gap="medium", key="status-strip"):
-        for run in running[:1]:
-            st.page_link("runs.py", label=_progress(run), icon=":material/play_circle:", query_params={"run": run.id})
+        for row in running[:1]:
+            label = _progress(row, store)
+            st.page_link("runs.py", label=label, icon=":material/play_circle:", query_params={"run": row.name})
         if not running:
-            st.caption("No run is being trained" if not waiting else "The next run is about to start", width="content")
-        st.caption(f"{waiting} waiting" if waiting else "Queue empty", width="content")
+            _say("No run is being trained" if not waiting else "The next run is about to start")
+        _say(f"{waiting} waiting" if waiting else "Queue empty")
         if backstage.worker_alive():
-            st.caption(":green[●] Worker ready" if not running else ":green[●] Worker busy", width="content")
+            _say(":green[●] Worker ready" if not running else ":green[●] Worker busy")
         else:
-            st.caption(":orange[●] Worker starting" if waiting or running else ":gray[●] No worker", width="content")
-        free = shutil.disk_usage(
-            next(path for path in (store.root, *store.root.resolve().parents) if path.exists())
-        ).free
-        st.caption(
-            f"{wording.size(free)} free" if free > LITTLE_ROOM else f":red[Only {wording.size(free)} free on the disk]",
-            width="content",
+            _say(":orange[●] Worker starting" if waiting else ":gray[●] No worker")
+        there = next(path for path in (store.root, *store.root.resolve().parents) if path.exists())
+        free = shutil.disk_usage(there).free
+        _say(
+            f"{wording.size(free)} free" if free > LITTLE_ROOM else f":red[Only {wording.size(free)} free on the disk]"
         )
     if was_active and not running and not waiting:
         st.rerun()  # the page around the strip has something new to show, and the strip may rest
 
 
-def _progress(run: Run) -> str:
-    events = run.events("progress")
-    name = title(run.spec).split(" · ")[0]
+def _say(text: str) -> None:
+    st.caption(text, width="content")
+
+
+def _progress(row: Row, store: Store) -> str:
+    name = row.title.split(" · ")[0]
+    events = Run(store.root / "runs" / row.name).events("progress")
     if not events:
         return f"{name}: loading"
     last = events[-1]

@@ -1,0 +1,245 @@
+"""The story in a real browser: distil, watch, compare, export, check in the browser, draw, download, verify."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import chromium
+import psutil
+import pytest
+from conftest import command
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from smallalign_core.store import State, Store
+
+pytestmark = [pytest.mark.browser]
+FOUND = chromium.executable()
+MINUTE = 60_000
+
+if FOUND is None:
+    if os.environ.get("CI"):
+        pytest.fail("no Chromium on this machine: .ci/run installs it", pytrace=False)
+    warnings.warn("NO BROWSER TEST RAN: no Chromium was found. Install one, or set CHROMIUM to its path.", stacklevel=1)
+    pytest.skip("no Chromium", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("browser") / "models")
+
+
+@pytest.fixture(scope="module")
+def site(shop: Store) -> Iterator[str]:
+    log = shop.root.parent / "server.log"
+    with chromium.dashboard(log, environment={"SMALLALIGN_STORE": str(shop.root), "OMP_NUM_THREADS": "1"}) as address:
+        yield address
+    end_worker(shop)
+
+
+def end_worker(store: Store) -> None:
+    """End the worker that the server started for this store; it would stop by itself once it is idle."""
+    for process in psutil.process_iter(["cmdline"]):
+        if str(store.root.resolve()) in (process.info["cmdline"] or []):
+            process.terminate()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=FOUND, args=chromium.FLAGS)
+        yield opened
+        opened.close()
+
+
+class Watched:
+    """A page whose requests and console are kept."""
+
+    def __init__(self, browser: Browser, site: str) -> None:
+        self.page: Page = browser.new_page(viewport={"width": 1280, "height": 900})
+        self.outside: list[str] = []
+        self.refused: list[str] = []
+        self.page.on("request", self._note)
+        self.page.on(
+            "console", lambda said: self.refused.append(said.text) if "Content Security" in said.text else None
+        )
+        self.site = site
+
+    def _note(self, request: object) -> None:
+        url = str(getattr(request, "url", ""))
+        if not url.startswith((self.site, self.site.replace("http", "ws"), "data:", "blob:")):
+            self.outside.append(url)
+
+
+@pytest.fixture
+def watched(browser: Browser, site: str) -> Iterator[Watched]:
+    found = Watched(browser, site)
+    yield found
+    found.page.close()
+    assert found.outside == [], "the page asked another host"
+    assert found.refused == [], "the page broke its own security policy"
+
+
+def cells(page: Page) -> dict[str, list[str]]:
+    """The parity table: row name -> what PyTorch, ONNX Runtime and the browser say."""
+    rows = page.locator("table tbody tr").all()
+    found = {}
+    for row in rows:
+        texts = [text.strip() for text in row.locator("th, td").all_inner_texts()]
+        texts = [text for index, text in enumerate(texts) if not (index == 0 and text.isdigit())]
+        found[texts[0]] = texts[1:]
+    return found
+
+
+def test_the_whole_story(watched: Watched, shop: Store, tmp_path: Path) -> None:
+    page, site = watched.page, watched.site
+    page.goto(site)
+    page.get_by_role("button", name="Distil a student now").click(timeout=MINUTE)
+    page.wait_for_url(re.compile(r"run=[0-9a-f]{16}"), timeout=MINUTE)
+    run = re.search(r"run=([0-9a-f]{16})", page.url).group(1)  # type: ignore[union-attr]
+    until = time.monotonic() + 120
+    while (result := shop.run(run).result) is None:
+        assert time.monotonic() < until, f"the run is {shop.run(run).state}"
+        page.wait_for_timeout(300)
+    expect(page.get_by_text(f"{result['test']['accuracy']:.2%}").first).to_be_visible(timeout=MINUTE)
+    assert "1 seed" in page.locator("body").inner_text()
+
+    page.reload()
+    expect(page.get_by_text(f"{result['test']['accuracy']:.2%}").first).to_be_visible(timeout=MINUTE)
+    assert run in page.url
+
+    page.goto(f"{site}/compare?teacher=digits-teacher&student={run}")
+    expect(page.get_by_text("McNemar").first).to_be_visible(timeout=2 * MINUTE)
+
+    page.goto(f"{site}/export?run={run}")
+    expect(page.get_by_text(re.compile(r"Yes: on 359 test images"))).to_be_visible(timeout=2 * MINUTE)
+    page.get_by_role("button", name="Check in this browser").click()
+    expect(page.locator("table").get_by_text("onnxruntime-web")).to_be_visible(timeout=2 * MINUTE)
+    table = cells(page)
+    assert table["Same top-1"][1:] == ["100.00%", "100.00%"]
+    assert float(table["Largest logit difference"][1]) < 1e-4
+    assert float(table["Largest logit difference"][2]) < 1e-3
+    assert len(set(table["Accuracy"])) == 1
+    assert table["Accuracy"][0] == f"{result['test']['accuracy']:.2%}"
+    assert int(table["Threads"][2]) >= 2, "COOP and COEP give the browser threads"
+    assert float(table["p50 per image"][2].split()[0]) < 50
+
+    with page.expect_download() as waiting:
+        page.get_by_role("link", name="Download").first.click()
+    waiting.value.save_as(tmp_path / "student.onnx")
+    content = (tmp_path / "student.onnx").read_bytes()
+    report = json.loads((shop.root / "exports" / run / "parity.json").read_text())
+    assert hashlib.sha256(content).hexdigest() == report["sha256"]
+    proof = command("verify", tmp_path / "student.onnx", "--json", store=shop)
+    assert json.loads(proof.stdout)["ok"] is True
+
+
+def test_draw_and_both_models_answer(watched: Watched, shop: Store) -> None:
+    page = watched.page
+    run = shop.runs()[0].id
+    page.goto(f"{watched.site}/export?run={run}")
+    pad = page.locator("canvas").first
+    pad.scroll_into_view_if_needed(timeout=2 * MINUTE)
+    expect(page.get_by_text("teacher", exact=True).first).to_be_visible(timeout=MINUTE)
+    box = pad.bounding_box()
+    assert box is not None
+    x, top = box["x"] + box["width"] / 2, box["y"] + box["height"] * 0.2
+    page.mouse.move(x, top)
+    page.mouse.down()
+    page.mouse.move(x, top + box["height"] * 0.6, steps=12)  # a vertical stroke
+    page.mouse.up()
+    answers = page.get_by_text(re.compile(r"\d+(\.\d+)?\s?%"))
+    expect(answers.nth(3)).to_be_visible(timeout=MINUTE)  # top-3 of two models
+
+
+@pytest.mark.parametrize("path", ["", "data?data=digits", "distil", "runs", "compare", "export"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_page_opens_by_a_deep_link(path: str, scheme: str, browser: Browser, site: str) -> None:
+    context = browser.new_context(color_scheme=scheme, viewport={"width": 400, "height": 800})  # type: ignore[arg-type]
+    page = context.new_page()
+    page.goto(f"{site}/{path}")
+    expect(page.locator("h1").first).to_be_visible(timeout=MINUTE)
+    page.wait_for_timeout(1500)
+    text = page.locator("body").inner_text()
+    assert "Traceback" not in text
+    assert "did not expect" not in text
+    width = page.evaluate("document.documentElement.scrollWidth")
+    assert width <= 400, "the page scrolls sideways on a telephone"
+    context.close()
+
+
+def test_headers_and_isolation(watched: Watched) -> None:
+    with urllib.request.urlopen(watched.site) as answer:
+        headers = {name.lower(): value for name, value in answer.headers.items()}
+    assert headers["cross-origin-opener-policy"] == "same-origin"
+    assert headers["cross-origin-embedder-policy"] == "require-corp"
+    assert headers["x-content-type-options"] == "nosniff"
+    assert "frame-ancestors 'none'" in headers["content-security-policy"]
+    watched.page.goto(watched.site)
+    assert watched.page.evaluate("crossOriginIsolated") is True
+
+
+def test_artifacts_stay_inside(site: str) -> None:
+    for path in ("/artifacts/../../spec.json", "/artifacts/%2e%2e/x", "/artifacts/0000000000000000/spec.json"):
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(site + path)
+        assert caught.value.code in (400, 404)
+
+
+def test_killing_the_server_never_harms_a_run(tmp_path: Path, browser: Browser) -> None:
+    """SIGKILL to the server in the middle of a run: the run goes on to its end, and a new server shows it."""
+    store = Store(tmp_path / "models")
+    environment = {"SMALLALIGN_STORE": str(store.root), "OMP_NUM_THREADS": "1"}
+    spec = tmp_path / "spec.yaml"
+    spec.write_text("data: digits\nnetwork: {kind: cnn, width: 12}\nepochs: 80\naugment: [shift]\n")
+    try:
+        with chromium.dashboard(tmp_path / "one.log", environment=environment) as site:
+            run = store.run(json.loads(command("submit", spec, "--json", store=store).stdout)["id"])
+            until = time.monotonic() + 90
+            while not run.events("epoch"):
+                assert time.monotonic() < until, "the server's worker never started the run"
+                time.sleep(0.1)
+            port = int(site.rsplit(":", 1)[1])
+            for process in psutil.process_iter(["cmdline"]):
+                if f"{port}" in (process.info["cmdline"] or []):
+                    os.kill(process.pid, signal.SIGKILL)
+        until = time.monotonic() + 120
+        while run.state is not State.FINISHED:
+            assert run.state is State.RUNNING, f"the run is {run.state}"
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        assert run.said["attempt"] == 1
+        with chromium.dashboard(tmp_path / "two.log", environment=environment) as site:
+            page = browser.new_page()
+            page.goto(f"{site}/runs?run={run.id}")
+            expect(page.get_by_text("finished").first).to_be_visible(timeout=MINUTE)
+            page.close()
+    finally:
+        end_worker(store)
+
+
+def test_the_server_process_stays_light(site: str) -> None:
+    """Below 300 MB, and without torch, after all that was done above."""
+    port = site.rsplit(":", 1)[1]
+    server = next(p for p in psutil.process_iter(["cmdline"]) if port in (p.info["cmdline"] or []))
+    assert server.memory_info().rss < 300 * 1024**2
+    mapped = {Path(entry.path).name for entry in server.memory_maps()} if sys.platform == "linux" else set()
+    assert not any(name.startswith(("libtorch", "libonnxruntime", "_C.cpython")) for name in mapped)
+
+
+def test_the_browser_parts_say_how_they_are_installed() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pages.ui.browser"], capture_output=True, text=True, cwd=chromium.ROOT, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
