@@ -39,9 +39,7 @@ st.subheader("Images per class")
 charts.counts(facts["counts"], key="counts")
 
 st.subheader("Images")
-splits = pictures.splits(
-    DataSpec(source=source, fingerprint=facts["fingerprint"]), store, facts["images"], facts["shape"]
-)
+splits = pictures.splits(DataSpec(source=source, fingerprint=facts["fingerprint"]), store)
 with st.container(horizontal=True, vertical_alignment="bottom"):
     split = st.segmented_control(
         "Split",

@@ -1,5 +1,8 @@
 """Distil: choose images, teacher, student and lesson; see the cost and the command; start."""
 
+import json
+from typing import Any
+
 import streamlit as st
 
 from pages.ui import backstage, forms, listing, picks, runview, wording
@@ -8,6 +11,13 @@ from smallalign_core.spec import Cnn, DataSpec, Loss, Network, RunSpec, members,
 ESSENTIAL = ("epochs", "batch", "seed")
 HERE = ("data", "teacher", "network", "loss", *ESSENTIAL)
 KEY = "spec"
+
+
+@st.cache_data(max_entries=64, ttl=60, show_spinner=False)
+def estimate(asked: str) -> dict[str, Any]:
+    """What the run that `asked` describes would cost; kept for a minute, since the machine's load changes."""
+    return backstage.ask("estimate", "Counting parameters and timing a few real steps", spec=json.loads(asked))
+
 
 store = backstage.store()
 st.title("Distil")
@@ -18,7 +28,7 @@ if like := st.query_params.get(
     forms.fill(spec.model_dump(mode="json", exclude={"data": {"fingerprint"}}), key=KEY)
     st.session_state[f"{KEY}.data.source"] = None
     st.query_params.clear()
-    st.query_params["teacher"] = spec.teacher or ""
+    st.query_params["teacher"] = spec.teacher or picks.NOBODY
     st.session_state["data"] = spec.data.source
 
 form, side = st.columns([3, 2], gap="large")
@@ -35,6 +45,7 @@ with form:
         "Teacher",
         fitting,
         key="teacher",
+        first=max(fitting, key=lambda row: row.accuracy or 0).id if fitting else None,
         none="None: learn from the labels only",
         help=RunSpec.model_fields["teacher"].description,
     )
@@ -73,8 +84,6 @@ with side:
             if not answer["known"] or answer["state"] in ("queued", "running"):
                 st.switch_page("runs.py", query_params={"run": answer["id"]})
             st.session_state["known-run"] = (asked, answer)
-        if st.button("Estimate the cost", icon=":material/calculate:"):
-            st.session_state["estimate"] = (asked, backstage.ask("estimate", "Timing a few real steps", spec=written))
     known_for, known = st.session_state.get("known-run", ("", {}))
     if known_for == asked:
         st.info(
@@ -82,8 +91,11 @@ with side:
             "or change the seed to run it again."
         )
         st.page_link("runs.py", label="Open it", icon=":material/open_in_new:", query_params={"run": known["id"]})
-    estimated_for, cost = st.session_state.get("estimate", ("", {}))
-    if estimated_for == asked:
+    costs = st.container()
+    st.markdown("**The same from the command line**")
+    runview.command(spec, store)
+    with costs:  # asked last: nothing else on the page waits for it
+        cost = estimate(asked)
         cells = st.columns(2)
         cells[0].metric("Parameters", f"{cost['params']:,}", border=True)
         cells[1].metric(
@@ -94,8 +106,6 @@ with side:
         )
         cells[0].metric("MACs", wording.count(cost["macs"]), border=True, help="Multiply-accumulates for one image.")
         cells[1].metric("ONNX file", wording.size(cost["onnx_bytes"]), border=True)
-        if cost["state"]:
+        if cost["state"] and known_for != asked:
             st.caption(f"This run exists already: it is {cost['state']}.")
             st.page_link("runs.py", label="Open it", icon=":material/open_in_new:", query_params={"run": cost["id"]})
-    st.markdown("**The same from the command line**")
-    runview.command(spec, store)

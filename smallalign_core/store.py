@@ -77,7 +77,10 @@ class Run:
         """What it trains."""
         if (self.folder / "spec.yaml").is_file():
             return read(self.folder / "spec.yaml")
-        return parse(read_json(self.folder / "spec.json")["spec"])
+        written = read_json(self.folder / "spec.json")
+        if not isinstance(written, dict) or not isinstance(written.get("spec"), dict):
+            raise BadModel("the run's spec.json is damaged", given=self.name, do="delete the run")
+        return parse(written["spec"])
 
     @cached_property
     def id(self) -> str:
@@ -108,8 +111,10 @@ class Run:
             return State.RUNNING
         if queued:
             return State.QUEUED
-        ended = self.said.get("ended")
-        return State(ended) if ended else State.INTERRUPTED
+        try:
+            return State(self.said.get("ended") or State.INTERRUPTED)
+        except (BadModel, ValueError):  # a damaged state.json: what is left of the run can still be resumed
+            return State.INTERRUPTED
 
     @property
     def said(self) -> dict[str, Any]:
@@ -141,7 +146,7 @@ class Run:
             return []
         kept: list[dict[str, Any]] = []
         for line in lines:
-            with contextlib.suppress(ValueError):  # a line that power loss cut short
+            with contextlib.suppress(ValueError, TypeError, KeyError):  # a line that power loss cut short
                 event = json.loads(line)
                 if event["kind"] == "resumed":
                     kept = [earlier for earlier in kept if earlier["step"] <= event["step"]]

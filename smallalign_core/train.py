@@ -147,8 +147,7 @@ class Training:
     def advance(self) -> None:
         """Take one step with every student."""
         view = self.views(self.step)
-        asked = self.teacher is not None and any(student.spec.teacher for student in self.students)
-        answers = self.teacher.logits(view.images) if self.teacher is not None and asked else None
+        answers = self._answers(view.images)
         for student in self.students:
             spec = student.spec
             student.classifier.train()
@@ -167,6 +166,14 @@ class Training:
             for name, value in (*parts.items(), ("total", total)):
                 student.sums[name] = student.sums.get(name, 0) + value.detach()
         self.step += 1
+
+    def _answers(self, images: Tensor) -> Tensor | None:
+        """The teacher's logits for a view, in the precision of those who asked; None if nobody did."""
+        asking = [student.spec.precision for student in self.students if student.spec.teacher]
+        if self.teacher is None or not asking:
+            return None
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=set(asking) == {"bf16"}):
+            return self.teacher.logits(images)
 
     def _mean_losses(self, steps: int) -> tuple[dict[str, float], ...]:
         """Means since the last report; reading them is the only moment that a GPU has to wait for."""

@@ -68,7 +68,7 @@ class Views:
         self._images = images.images
         self._labels = torch.from_numpy(np.ascontiguousarray(images.labels))
         self._held: Tensor | None = None
-        if not isinstance(images.images, np.memmap):
+        if isinstance(images.images, np.ndarray):
             self._held = torch.from_numpy(np.ascontiguousarray(images.images)).to(self.device)
         self._drawn: dict[tuple[int, int], NDArray[np.float64]] = {}
         self._order: dict[int, NDArray[np.int64]] = {}

@@ -271,10 +271,15 @@ def test_classes_only_in_test_are_refused(tmp_path: Path) -> None:
         load(tmp_path / "set", tmp_path / "cache")
 
 
-def test_large_arrays_are_memory_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "RAM_BUDGET", 100)
-    part = data._open_part(data._prepared(DataSpec(source="digits"), tmp_path), "train", tuple("0123456789"))
-    assert isinstance(part.images, np.memmap)
+def test_large_arrays_stay_on_the_disk_behind_the_same_indexing(digits: Splits, decoded: Path) -> None:
+    mapped = data.load(DataSpec(source="digits"), decoded, ram_budget=100)
+    assert not isinstance(mapped.train.images, np.ndarray)
+    assert mapped.fingerprint == digits.fingerprint
+    rows = np.array([5, 0, 700])
+    assert np.array_equal(mapped.train.images[rows], digits.train.images[rows])
+    assert np.array_equal(mapped.val.images[3:9], digits.val.images[3:9])
+    assert np.array_equal(mapped.test.take(rows % 300).images[:], digits.test.images[rows % 300])
+    assert mapped.shape == digits.shape
 
 
 def test_a_second_load_decodes_nothing(tmp_path: Path) -> None:

@@ -118,6 +118,7 @@ def test_data_says_in_a_sentence_that_a_path_does_not_exist(shown):
 
 def test_distil_submits_what_the_form_says(shown, store: Store):
     app = shown("distil")
+    app.selectbox(key="pick-teacher").set_value("none").run()
     app.number_input(key="spec.epochs").set_value(2)
     app.selectbox(key="spec.optimizer.kind").set_value("lookahead").run()
     app.number_input(key="spec.optimizer.lookahead.k").set_value(7).run()
@@ -128,6 +129,15 @@ def test_distil_submits_what_the_form_says(shown, store: Store):
     (run,) = store.runs()
     assert (run.spec.epochs, run.spec.optimizer.kind, run.spec.optimizer.k) == (2, "lookahead", 7)
     assert run.spec.loss.kind == "cross_entropy"
+
+
+def test_distil_begins_with_the_best_teacher_there_is(shown):
+    app = shown("distil")
+
+    assert (
+        "digits-teacher" in app.selectbox(key="pick-teacher").value or app.selectbox(key="pick-teacher").value != "none"
+    )
+    assert any("Parameters" in metric.label for metric in app.metric), "the cost is shown before training"
 
 
 def test_distil_with_a_teacher_offers_only_losses_that_ask_it(shown):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as reference
 
+from smallalign_core import data
 from smallalign_core.data import ImageSet, Splits
-from smallalign_core.spec import Augment, Flip, Rotate, Shift
+from smallalign_core.spec import Augment, DataSpec, Flip, Rotate, Shift
 from smallalign_core.views import Views
 
 POLICY: tuple[Augment, ...] = (Flip(), Shift(pixels=2), Rotate(degrees=20))
@@ -126,8 +126,7 @@ def test_a_policy_is_one_resampling() -> None:
     )
 
 
-def test_memory_mapped_images_give_the_same_views(digits: Splits, tmp_path: Path) -> None:
-    np.save(tmp_path / "images.npy", digits.train.images)
-    mapped = replace(digits.train, images=np.load(tmp_path / "images.npy", mmap_mode="r"))
-    one, other = (Views(images, POLICY, batch=32, seed=0)(3) for images in (digits.train, mapped))
+def test_memory_mapped_images_give_the_same_views(digits: Splits, decoded: Path) -> None:
+    mapped = data.load(DataSpec(source="digits"), decoded, ram_budget=100)
+    one, other = (Views(splits.train, POLICY, batch=32, seed=0)(3) for splits in (digits, mapped))
     assert torch.equal(one.images, other.images)

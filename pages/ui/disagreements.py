@@ -54,10 +54,9 @@ def gallery(found: dict[str, Any], student: Row, store: Store) -> None:
     page = picks.pick_page(pages)
     shown = chosen[(page - 1) * PER_PAGE : page * PER_PAGE]
     spec = store.run(student.id).spec.data
-    size = sum(map(sum, found["student_confusion"]))
-    splits = pictures.splits(spec, store, size * 10, (store.run(student.id).result or {})["input_shape"])
+    splits = pictures.splits(spec, store)
     images = getattr(splits, found["split"]).take(np.array([one["row"] for one in shown]))
-    style, boxes = pictures.tiles(images.images)
+    style, boxes = pictures.tiles(images.images[:])
     colours = charts.palette()
     longest = max(map(len, found["classes"]))
     cards = []

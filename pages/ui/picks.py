@@ -12,9 +12,12 @@ from pages.ui.listing import Row
 from smallalign_core.data import NAMED
 from smallalign_core.store import Store
 
+NOBODY = "none"
+"""What stands in the address when a menu of runs was left at nobody."""
+
 
 def pick(label: str, options: Mapping[str, str], *, key: str, first: str | None = None, help: str | None = None) -> str:
-    """A menu of `options` (value to text) kept in the address as `key`; an empty value leaves the address clean.
+    """A menu of `options` (value to text) kept in the address as `key`.
 
     Streamlit's own binding writes the text that is shown into the address; a link should hold the id.
     """
@@ -31,10 +34,7 @@ def pick(label: str, options: Mapping[str, str], *, key: str, first: str | None 
         st.session_state[widget] = first if first in options else next(iter(options))
     chosen = st.selectbox(label, list(options), format_func=lambda value: options[value], key=widget, help=help)
     st.session_state[seen] = chosen
-    if chosen:
-        st.query_params[key] = chosen
-    elif key in st.query_params:
-        del st.query_params[key]
+    st.query_params[key] = chosen
     return str(chosen)
 
 
@@ -52,7 +52,7 @@ def pick_row(
     for row in rows:  # links may name a zoo model as people do
         if st.query_params.get(key) == row.name != row.id:
             st.query_params[key] = row.id
-    options = ({"": none} if none else {}) | {id: row.label for id, row in found.items()}
+    options = ({NOBODY: none} if none else {}) | {id: row.label for id, row in found.items()}
     return found.get(pick(label, options, key=key, first=first, help=help))
 
 

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import html
 import io
-from collections.abc import Sequence
 
 import numpy as np
 import streamlit as st
@@ -22,30 +21,23 @@ ACROSS = 12
 SMALL = 64
 """Images are shown at least so many CSS pixels wide."""
 
-KEPT_BYTES = 64 * 1024**2
-"""Datasets above this size are opened anew for each page of images, so that the server stays small."""
 
-
-@st.cache_resource(max_entries=1, show_spinner=False)
+@st.cache_resource(max_entries=8, show_spinner=False)
 def _kept(
-    source: str,  # noqa: ARG001  # this and the next two are the cache's key
-    fingerprint: str,  # noqa: ARG001
-    root: str,  # noqa: ARG001
-    _spec: DataSpec,
+    wanted: str,
+    root: str,  # noqa: ARG001  # part of the cache's key
     _store: Store,
 ) -> Splits:
-    return data.load(_spec, _store.data_cache)
+    return data.load(DataSpec.model_validate_json(wanted), _store.data_cache, ram_budget=0)
 
 
-def splits(spec: DataSpec, store: Store, images: int, shape: Sequence[int]) -> Splits:
-    """The images of a decoded dataset of known size.
+def splits(spec: DataSpec, store: Store) -> Splits:
+    """The images of a decoded dataset, left on the disk: only those that are shown are read.
 
     Raises:
         BadData: they are not those that `spec` remembers, or cannot be read.
     """
-    if images * int(np.prod(shape)) > KEPT_BYTES:
-        return data.load(spec, store.data_cache)
-    return _kept(spec.model_dump_json(), spec.fingerprint or "", str(store.root.resolve()), spec, store)
+    return _kept(spec.model_dump_json(), str(store.root.resolve()), store)
 
 
 def sprite(images: NDArray[np.uint8]) -> str:
@@ -88,7 +80,7 @@ def tiles(images: NDArray[np.uint8]) -> tuple[str, list[str]]:
 
 def gallery(images: ImageSet) -> None:
     """All of `images` with the class under each."""
-    style, boxes = tiles(images.images)
+    style, boxes = tiles(images.images[:])
     width = shown_size(*images.images.shape[2:])[1]
     names = [html.escape(images.classes[label]) for label in images.labels]
     cells = [

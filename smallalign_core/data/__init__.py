@@ -12,7 +12,6 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from filelock import FileLock
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from smallalign_core.data._readers import NAMED as NAMED
 from smallalign_core.data._readers import Decoded, reader, walk
 from smallalign_core.data._sets import ImageSet as ImageSet
+from smallalign_core.data._sets import MappedRows
 from smallalign_core.data._sets import Splits as Splits
 from smallalign_core.errors import BadData
 from smallalign_core.spec import DataSpec
@@ -32,8 +32,11 @@ FORMAT = 1
 """Part of every cache key; raised when decoding changes."""
 
 
-def load(spec: DataSpec, cache: Path) -> Splits:
+def load(spec: DataSpec, cache: Path, *, ram_budget: int = RAM_BUDGET) -> Splits:
     """The train, validation and test images that `spec` names, decoded once below `cache`.
+
+    Args:
+        ram_budget: arrays of more bytes than this stay on the disk, and only the rows that are asked for are read.
 
     Raises:
         BadData: the source is unknown, unreadable, has no classes or only one, or does not match its fingerprint.
@@ -41,7 +44,7 @@ def load(spec: DataSpec, cache: Path) -> Splits:
     folder = _prepared(spec, cache)
     facts = json.loads((folder / "facts.json").read_text())
     classes = tuple(facts["classes"])
-    stored = {name: _open_part(folder, name, classes) for name in facts["parts"]}
+    stored = {name: _open_part(folder, name, classes, ram_budget) for name in facts["parts"]}
     splits = _divide(stored, spec, tuple(facts["notes"]), tuple(facts["unreadable"]))
     if spec.fingerprint and splits.fingerprint != spec.fingerprint:
         raise BadData(
@@ -100,12 +103,12 @@ def _prepared(spec: DataSpec, cache: Path) -> Path:
     return folder
 
 
-def _open_part(folder: Path, name: str, classes: tuple[str, ...]) -> ImageSet:
-    images = folder / f"{name}.images.npy"
-    mode: Literal["r"] | None = "r" if images.stat().st_size > RAM_BUDGET else None
+def _open_part(folder: Path, name: str, classes: tuple[str, ...], ram_budget: int) -> ImageSet:
+    images, labels = folder / f"{name}.images.npy", np.load(folder / f"{name}.labels.npy")
+    mapped = images.stat().st_size > ram_budget
     return ImageSet(
-        np.load(images, mmap_mode=mode),
-        np.load(folder / f"{name}.labels.npy"),
+        MappedRows(np.load(images, mmap_mode="r"), np.arange(len(labels))) if mapped else np.load(images),
+        labels,
         np.load(folder / f"{name}.ids.npy"),
         classes,
     )

@@ -11,18 +11,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+class MappedRows:
+    """Some rows of a memory-mapped array, read from the disk when they are indexed and not before."""
+
+    def __init__(self, array: NDArray[np.uint8], rows: NDArray[np.int64]) -> None:
+        self._array, self._rows = array, rows
+        self.shape = (len(rows), *array.shape[1:])
+
+    def __getitem__(self, key: slice | NDArray[np.int64] | int) -> NDArray[np.uint8]:
+        return np.asarray(self._array[self._rows[key]])
+
+    def take(self, rows: NDArray[np.int64]) -> MappedRows:
+        """Rows of these rows; still nothing is read."""
+        return MappedRows(self._array, self._rows[rows])
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """Labelled images of one size.
 
     Attributes:
-        images: uint8 [N, C, H, W], C is 1 (grey) or 3 (RGB); in RAM or memory-mapped.
+        images: uint8 [N, C, H, W], C is 1 (grey) or 3 (RGB); in RAM, or memory-mapped behind the same indexing.
         labels: int64 [N], positions in `classes`.
         ids: uint64 [N], a hash of each image's pixels: equal pixels have equal ids in any dataset of the same size.
         classes: the class names.
     """
 
-    images: NDArray[np.uint8]
+    images: NDArray[np.uint8] | MappedRows
     labels: NDArray[np.int64]
     ids: NDArray[np.uint64]
     classes: tuple[str, ...]
@@ -38,7 +53,8 @@ class ImageSet:
 
     def take(self, rows: NDArray[np.int64]) -> ImageSet:
         """The images at `rows`, in that order."""
-        return replace(self, images=self.images[rows], labels=self.labels[rows], ids=self.ids[rows])
+        images = self.images.take(rows) if isinstance(self.images, MappedRows) else self.images[rows]
+        return replace(self, images=images, labels=self.labels[rows], ids=self.ids[rows])
 
     def counts(self) -> dict[str, int]:
         """Images per class, in the order of `classes`."""
