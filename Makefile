@@ -3,7 +3,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-export OMP_NUM_THREADS ?= 1
 
 .PHONY: run test fast lint bench browser clean
 
@@ -11,6 +10,7 @@ run: $(VENV)/.run
 	$(BIN)/streamlit run app.py
 
 # Everything: style, types, import contracts, unit tests, slow tests, the browser story.
+test fast bench: export OMP_NUM_THREADS ?= 1
 test: lint
 	$(BIN)/python -m pytest
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json as jsonlib
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -68,6 +67,22 @@ def summary(run: Run) -> dict[str, Any]:
     }
 
 
+def _listed(run: Run) -> dict[str, Any]:
+    """As `summary`; a run that cannot be read is named and does not hide the others."""
+    try:
+        return summary(run)
+    except SmallAlignError as error:
+        unknown = dict.fromkeys(("accuracy", "params"))
+        return {
+            "id": run.name,
+            "name": run.name,
+            "state": "damaged",
+            "title": str(error),
+            **unknown,
+            "created": run.created,
+        }
+
+
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
@@ -101,7 +116,7 @@ def train(
     place = Store(store)
     run = _create(place, read(spec, set or []), device)
     worker.keep_freed_memory()
-    _stop_gently()
+    stop = worker.stop_on_signals()
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -119,15 +134,10 @@ def train(
                 best = " (best)" if event["best"] else ""
                 bar.console.print(f"epoch {event['epoch']}: validation accuracy {event['accuracy']:.2%}{best}")
 
-        try:
-            result = worker.execute(run, place, device=device, observe=show)
-        except KeyboardInterrupt:
-            raise Refused(
-                "stopped by you; the last checkpoint is kept", given=run.name, do="give the same command to go on"
-            ) from None
+        result = worker.execute(run, place, device=device, observe=show, stop=stop)
     if result["state"] != State.FINISHED:
-        answer(result, json, f"{run.name}: {result['state']}")
-        return
+        answer(result, json, f"{run.name}: {result['state']}, with a checkpoint. Give the same command to go on.")
+        raise typer.Exit(1)
     text = (
         f"{run.name}: {run.title}\n"
         f"test accuracy {percent(result['test']['accuracy'])}  "
@@ -141,15 +151,6 @@ def train(
 def _create(place: Store, spec: RunSpec, device: str = "auto") -> Run:
     progress_console.print("loading torch and data …", style="dim")
     return place.create(desk.resolve(place, spec, device))
-
-
-def _stop_gently() -> None:
-    """A polite kill is like Ctrl-C: the state is recorded."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
 
 
 @app.command()
@@ -177,11 +178,8 @@ def worker_(
 ) -> None:
     """Train queued runs, oldest first."""
     worker.main_log()
-    _stop_gently()
-    try:
-        taken = worker.serve(Store(store), device=device, once=once, while_pid=while_pid)
-    except KeyboardInterrupt:
-        taken = 0
+    stop = worker.stop_on_signals()
+    taken = worker.serve(Store(store), device=device, once=once, while_pid=while_pid, stop=stop)
     answer({"taken": taken}, json, f"{taken} runs were taken from the queue")
 
 
@@ -202,13 +200,15 @@ def runs_callback(context: typer.Context, store: StoreOption = MODELS, json: Jso
     """List runs, or act on one."""
     if context.invoked_subcommand is None:
         runs_list(store, json)
+    elif store != MODELS or json:
+        raise BadInput("--store and --json stand after the verb", do="write for example: runs list --store DIR")
 
 
 @runs_app.command("list")
 def runs_list(store: StoreOption = MODELS, json: JsonOption = False) -> None:
     """All runs, newest first, and the zoo."""
     place = Store(store)
-    listed = [summary(run) for run in [*place.runs(), *place.zoo()]]
+    listed = [_listed(run) for run in [*place.runs(), *place.zoo()]]
     table = Table("id or name", "state", "what", "test accuracy", "parameters")
     for row in listed:
         table.add_row(
@@ -376,9 +376,12 @@ def verify(
 
     worker.set_threads()
     found = exporting.verify(file, Store(store), run=run, data_source=data_source)
+    gap = found["max_abs_diff"]
+    compared = (
+        "" if gap is None else f"top-1 agreement {percent(found['top1_agreement'])}, largest logit gap {gap:.2g}, "
+    )
     text = (
-        f"{'ok' if found['ok'] else 'NOT OK'}: {found['images']:,} images against {found['compared_with']}; "
-        f"top-1 agreement {percent(found['top1_agreement'])}, largest logit gap {found['max_abs_diff']:.2g}, "
+        f"{'ok' if found['ok'] else 'NOT OK'}: {found['images']:,} images against {found['compared_with']}; {compared}"
         f"accuracy {percent(found['accuracy'])}, p50 {found['p50_ms']:.2f} ms"
     )
     answer(found, json, text)

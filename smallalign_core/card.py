@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+
 from smallalign_core.files import write, write_json
 from smallalign_core.spec import to_yaml
 from smallalign_core.store import Run, Store
@@ -27,7 +30,7 @@ def card(run: Run, store: Store, name: str) -> str:
 | validation accuracy | {val["accuracy"]:.2%} on {val["images"]:,} images; best epoch {result["best_epoch"]} of {run.spec.epochs} |
 | test NLL, ECE | {test["nll"]:.4f}, {test["ece"]:.2%}; with the fitted temperature {result["temperature"]:.3f}: {calibrated["nll"]:.4f}, {calibrated["ece"]:.2%} |
 | trained on | {result["processor"]}, device {result["device"]}, {result["threads"]} thread(s), torch {result["torch"]}, {result["seconds"]:.0f} s |
-| data fingerprint | `{run.spec.data.fingerprint or result.get("fingerprint")}` |
+| data fingerprint | `{run.spec.data.fingerprint}` |
 | weights (SHA-256) | `{result["weights_sha256"]}` |
 
 To make it again (equal weights on an equal processor with the same number of threads):
@@ -43,10 +46,13 @@ def keep(run: Run, store: Store, name: str) -> Run:
         Refused: the name is taken or not a name.
     """
     folder = store.claim_zoo_name(name)
-    folder.mkdir(parents=True)
+    part = folder.with_name(f".keeping-{name}-{os.getpid()}")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
     spec = run.spec.model_copy(update={"teacher": store.name_of(run.spec.teacher) if run.spec.teacher else None})
-    write(folder / "spec.yaml", to_yaml(spec))
-    write(folder / "weights.safetensors", run.weights.read_bytes())
-    write(folder / "card.md", card(run, store, name))
-    write_json(folder / "result.json", {**(run.result or {}), "fingerprint": run.spec.data.fingerprint})
+    write(part / "spec.yaml", to_yaml(spec))
+    write(part / "weights.safetensors", run.weights.read_bytes())
+    write(part / "card.md", card(run, store, name))
+    write_json(part / "result.json", {**(run.result or {}), "fingerprint": run.spec.data.fingerprint})
+    part.rename(folder)
     return Run(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -173,9 +174,17 @@ def _top3(log_p: NDArray[np.float64], classes: tuple[str, ...]) -> list[tuple[st
     return [(classes[index], float(np.exp(log_p[index]))) for index in best]
 
 
-def keep(comparison: Comparison, store: Store) -> None:
-    """Keep a comparison for the dashboard, under both ids and the split."""
-    folder = store.root / "cache" / "compare"
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"{comparison.teacher_id}-{comparison.student_id}-{comparison.split}.json"
-    write(folder / name, json.dumps(comparison.as_dict()))
+def kept(teacher: Run, student: Run, store: Store, split: str) -> Path:
+    """Where a comparison is kept: under both ids and the beginnings of both weights' digests."""
+    names = [f"{run.id}.{str((run.result or {}).get('weights_sha256'))[:8]}" for run in (teacher, student)]
+    return store.root / "cache" / "compare" / f"{'-'.join(names)}-{split}.json"
+
+
+def compare_once(teacher: Run, student: Run, store: Store, *, split: str = "test") -> dict[str, Any]:
+    """As `compare`, as plain values; made once for the same weights."""
+    file = kept(teacher, student, store, split)
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write(file, json.dumps(compare(teacher, student, store, split=split).as_dict()))
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found

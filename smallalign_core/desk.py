@@ -116,12 +116,7 @@ def compare(store: Store, teacher: str, student: str, split: str = "test") -> di
     """Teacher and student side by side, kept for the next time."""
     from smallalign_core import compare as comparing
 
-    left, right = store.finished(teacher), store.finished(student)
-    kept = store.root / "cache" / "compare" / f"{left.id}-{right.id}-{split}.json"
-    if not kept.exists():
-        comparing.keep(comparing.compare(left, right, store, split=split), store)
-    found: dict[str, Any] = json.loads(kept.read_text())
-    return found
+    return comparing.compare_once(store.finished(teacher), store.finished(student), store, split=split)
 
 
 def bundle(store: Store, run: str) -> dict[str, Any]:
@@ -222,13 +217,12 @@ class Desk:
             self.store.root.mkdir(parents=True, exist_ok=True)
             with (self.store.root / "desk.log").open("a") as log:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "smallalign_core", "desk", "--store", str(self.store.root)],
+                    [sys.executable, "-m", "smallalign_core", "desk", "--store", str(self.store.root.resolve())],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
                     text=True,
-                    cwd=Path(__file__).resolve().parents[1],
-                    env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                    env=os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": _import_path()},
                 )
         return self._process
 
@@ -238,6 +232,11 @@ class Desk:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+
+def _import_path() -> str:
+    """Where the desk finds this library. It works in the caller's folder, since users' paths may be relative to it."""
+    return os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]))
 
 
 class _Told(BadInput):

@@ -177,7 +177,7 @@ def export(run: Run, to: Path) -> dict[str, Any]:
         "input_shape": result["input_shape"],
         "data": {
             "source": Path(spec.data.source).name,
-            "fingerprint": spec.data.fingerprint or result.get("data_fingerprint"),
+            "fingerprint": spec.data.fingerprint,
         },
         "data_spec": spec.data.model_dump(mode="json", exclude_defaults=True) | {"source": Path(spec.data.source).name},
         "spec": to_yaml(
@@ -232,7 +232,15 @@ class OnnxClassifier:
                 do="give a file that SmallAlign exported",
             )
         kept = self.session.get_modelmeta().custom_metadata_map.get(METADATA)
-        self.metadata: dict[str, Any] = json.loads(kept) if kept else {}
+        try:
+            metadata = json.loads(kept) if kept else {}
+            known = {"data": dict, "data_spec": dict, "scores": dict}
+            if not isinstance(metadata, dict) or any(not isinstance(metadata.get(k, {}), t) for k, t in known.items()):
+                raise ValueError
+            DataSpec.model_validate({"source": "-", **metadata.get("data_spec", {})})
+        except ValueError:
+            raise BadModel("the model's metadata is damaged", given=name, do="export it again") from None
+        self.metadata: dict[str, Any] = metadata
 
     def logits(self, images: NDArray[np.uint8], batch: int = 256) -> NDArray[np.float32]:
         """Logits [N, C] of uint8 images [N, H, W, C]."""
@@ -304,7 +312,8 @@ def verify(file: Path, store: Store, *, run: str | None = None, data_source: str
     known = None
     with contextlib.suppress(BadInput) if run is None else contextlib.nullcontext():
         known = store.finished(asked) if asked else None
-    images = _images_for(facts, known, store, data_source)
+    splits = _images_for(facts, known, store, data_source)
+    images = splits.test
     answers = model.logits(nhwc(images))
     if answers.shape[1] != len(images.classes):
         raise BadInput(
@@ -312,29 +321,36 @@ def verify(file: Path, store: Store, *, run: str | None = None, data_source: str
             given=f"{answers.shape[1]} and {len(images.classes)}",
             do="name the data that it was trained on",
         )
+    fingerprint = facts.get("data", {}).get("fingerprint")
+    store.count_test_look(splits.fingerprint, asked or file.name, "verify")
     reference = logits_of(networks.from_file(known.weights), images) if known else answers
-    found = parity(reference, answers, images, model.latency(nhwc(images, 1)[0]))
-    promised = facts.get("scores", {}).get("test", {})
-    same_images = data_source is None and promised.get("images") == len(images)
-    kept_promise = abs(promised["accuracy"] - found.accuracy) < 0.5 / len(images) if same_images else None
+    found = parity(reference, answers, images, model.latency(nhwc(images, 1)[0])).as_dict()
+    promised = facts.get("scores", {}).get("test", {}).get("accuracy")
+    same_images = promised is not None and fingerprint == splits.fingerprint
+    kept_promise = abs(promised - found["accuracy"]) < 0.5 / len(images) if same_images else None
+    found["ok"] = kept_promise is not False and (found["ok"] if known else kept_promise is True)
+    if known is None:  # nothing was compared image by image, so nothing is claimed
+        found |= dict.fromkeys(("max_abs_diff", "relative_diff", "top1_agreement", "reference_accuracy"))
     return {
-        **found.as_dict(),
-        "ok": found.ok and kept_promise is not False and (known is not None or kept_promise is True),
+        **found,
         "compared_with": f"PyTorch, run {known.name}" if known else "the accuracy written into the file",
-        "promised_accuracy": promised.get("accuracy"),
+        "promised_accuracy": promised,
+        "same_images": same_images,
         "sha256": hashlib.sha256(content).hexdigest(),
         "bytes": len(content),
         "run": asked,
     }
 
 
-def _images_for(facts: dict[str, Any], run: Run | None, store: Store, data_source: str | None) -> ImageSet:
-    if data_source is not None:
-        return data.load(DataSpec(source=data_source), store.data_cache).test
+def _images_for(facts: dict[str, Any], run: Run | None, store: Store, data_source: str | None) -> data.Splits:
+    """The images to try a file on: those named, the run's, or those that the file says it was made for."""
+    kept = {key: value for key, value in facts.get("data_spec", {}).items() if key != "fingerprint"}
+    if data_source is not None:  # divided as the file's own data was, so that its test images are found again
+        return data.load(DataSpec.model_validate({**kept, "source": data_source}), store.data_cache)
     if run is not None:
-        return data.load(run.spec.data, store.data_cache).test
-    if "data_spec" in facts:
-        return data.load(DataSpec.model_validate(facts["data_spec"]), store.data_cache).test
+        return data.load(run.spec.data, store.data_cache)
+    if kept:
+        return data.load(DataSpec.model_validate(kept), store.data_cache)
     raise BadInput("the file does not say which data it was made for", do="add --data or --run")
 
 
@@ -355,7 +371,9 @@ def kept_bundle(run: Run, store: Store) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     whole = report.get("bundle") == BUNDLE and hashlib.sha256(content).hexdigest() == report["sha256"]
-    return report if whole else None
+    same = report.get("weights_sha256") == (run.result or {}).get("weights_sha256")
+    there = all((folder / name).exists() for name in ("images.bin", "logits.bin"))
+    return report if whole and same and there else None
 
 
 def bundle(run: Run, store: Store, *, count: int = 1000) -> dict[str, Any]:
@@ -377,6 +395,7 @@ def bundle(run: Run, store: Store, *, count: int = 1000) -> dict[str, Any]:
     report = {
         "bundle": BUNDLE,
         **facts,
+        "weights_sha256": (run.result or {}).get("weights_sha256"),
         "parity": proof,
         "classes": list(images.classes),
         "shape": list(pixels.shape),

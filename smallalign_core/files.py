@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,20 @@ def write(file: Path, content: str | bytes) -> None:
     Raises:
         Refused: the disk is full; nothing was overwritten.
     """
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    part = None
     try:
-        with part.open("wb") as stream:
+        # A name of its own: several threads and processes may write the same file at once, and one of them wins.
+        descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".part")
+        part = Path(name)
+        with os.fdopen(descriptor, "wb") as stream:
             stream.write(content.encode() if isinstance(content, str) else content)
             stream.flush()
             os.fsync(stream.fileno())
+        part.chmod(0o644)
         part.replace(file)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        if part is not None:
+            part.unlink(missing_ok=True)
         raise _full(error, file) from error
 
 
@@ -85,7 +91,11 @@ def read_json(file: Path, **otherwise: Any) -> Any:
 
 
 def is_held(lock: Path) -> bool:
-    """Whether a living process holds `lock`. Looks without taking it, so that looking never gets in a worker's way."""
+    """Whether a living process holds `lock`.
+
+    Looks with a shared lock, for microseconds, so that any number may look at once. Whoever wants the lock itself must
+    be patient for a moment (a timeout above zero).
+    """
     try:
         import fcntl
     except ImportError:  # Windows: taking it for a moment is the only way to look

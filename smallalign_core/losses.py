@@ -55,6 +55,7 @@ def terms(loss: Loss, student: Tensor, teacher: Tensor | None, labels: Tensor) -
         case HintonKd() | LogitMse():
             if teacher is None:
                 raise BadSpec(f"loss `{loss.kind}` needs a teacher", do="name a teacher, or use loss cross_entropy")
+            teacher = teacher.detach()
             matched = (
                 hinton_kd(student, teacher, loss.temperature)
                 if isinstance(loss, HintonKd)

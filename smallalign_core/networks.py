@@ -26,6 +26,8 @@ from smallalign_core.spec import Cnn, DataSpec, Mlp, Network, Resnet, RunSpec, S
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
+MAX_PARAMS = 200_000_000
+
 
 class Classifier(nn.Module):
     """A network together with its preprocessing and its classes.
@@ -200,6 +202,33 @@ def _with_new_head(network: nn.Module, classes: int) -> nn.Module:
 # --- building, counting, keeping --------------------------------------------------------------------------------------
 
 
+def _own_body(network: Mlp | Cnn | Separable | Resnet, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    match network:
+        case Mlp():
+            return _mlp(network, shape, classes)
+        case Cnn() | Separable():
+            return _staged(network, shape, classes)
+        case Resnet():
+            return _resnet(network, shape, classes)
+        case _:
+            assert_never(network)
+
+
+def _refuse_giants(network: Network, shape: tuple[int, int, int], classes: int) -> None:
+    """Count before building: a width and depth that are each allowed may together ask for all of the memory."""
+    if isinstance(network, Torchvision):
+        return
+    with torch.device("meta"):
+        body = _own_body(network, shape, classes)
+    params = sum(parameter.numel() for parameter in body.parameters())
+    if params > MAX_PARAMS:
+        raise BadSpec(
+            f"the network would have {params:,} parameters, more than {MAX_PARAMS:,}",
+            given=f"{network.kind}, width {network.width}, depth {network.depth}",
+            do="lower network.width or network.depth",
+        )
+
+
 def build(
     network: Network,
     classes: Sequence[str],
@@ -218,25 +247,17 @@ def build(
     Raises:
         BadSpec: torchvision has no such model, or its weights cannot be had.
     """
+    _refuse_giants(network, shape, len(classes))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        match network:
-            case Mlp():
-                body = _mlp(network, shape, len(classes))
-            case Cnn() | Separable():
-                body = _staged(network, shape, len(classes))
-            case Resnet():
-                body = _resnet(network, shape, len(classes))
-            case Torchvision():
-                body = _torchvision(network, len(classes))
-                if network.pretrained:
-                    mean, std = IMAGENET_MEAN, IMAGENET_STD
-                elif len(mean) == 1:
-                    mean, std = [mean[0]] * 3, [std[0]] * 3
-                return Classifier(body, classes, shape, mean, std, size=network.size)
-            case _:
-                assert_never(network)
-    return Classifier(body, classes, shape, mean, std)
+        if not isinstance(network, Torchvision):
+            return Classifier(_own_body(network, shape, len(classes)), classes, shape, mean, std)
+        body = _torchvision(network, len(classes))
+    if network.pretrained:
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
+    elif len(mean) == 1:
+        mean, std = [mean[0]] * 3, [std[0]] * 3
+    return Classifier(body, classes, shape, mean, std, size=network.size)
 
 
 @dataclass(frozen=True)
@@ -286,20 +307,17 @@ def from_file(file: Path) -> Classifier:
         with safe_open(file, framework="pt") as opened:
             facts = json.loads((opened.metadata() or {})["smallalign"])
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        network = facts["network"]
+        if network["kind"] == "torchvision":
+            network = network | {"pretrained": False}
+        spec = RunSpec.model_validate({"data": DataSpec(source="-"), "network": network})
+        channels, height, width = map(int, facts["input_shape"])
+        plain = [1.0] * tensors["mean"].numel()
+        classifier = build(spec.network, facts["classes"], (channels, height, width), mean=plain, std=plain)
+        classifier.load_state_dict(tensors)
+    except (OSError, SafetensorError, LookupError, ValueError, TypeError, RuntimeError) as error:
         reason = "is missing" if isinstance(error, FileNotFoundError) else "is damaged, or not a SmallAlign model"
         raise BadModel(
             f"the weights file {reason}", given=file, do="train the run again, or restore the file"
         ) from None
-    network = (
-        dict(facts["network"], pretrained=False) if facts["network"]["kind"] == "torchvision" else facts["network"]
-    )
-    spec = RunSpec.model_validate({"data": DataSpec(source="-"), "network": network})
-    channels, height, width = facts["input_shape"]
-    count = tensors["mean"].numel()
-    classifier = build(spec.network, facts["classes"], (channels, height, width), mean=[0.0] * count, std=[1.0] * count)
-    try:
-        classifier.load_state_dict(tensors)
-    except RuntimeError:
-        raise BadModel("the weights do not fit the network they name", given=file, do="restore the file") from None
     return classifier.eval()

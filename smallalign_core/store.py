@@ -75,8 +75,10 @@ class Run:
     @cached_property
     def spec(self) -> RunSpec:
         """What it trains."""
-        if (self.folder / "spec.yaml").is_file():
-            return read(self.folder / "spec.yaml")
+        if self.in_zoo:  # written for people: what the images were is kept in the result
+            spec = read(self.folder / "spec.yaml")
+            known = (self.result or {}).get("fingerprint")
+            return spec.model_copy(update={"data": spec.data.model_copy(update={"fingerprint": known})})
         written = read_json(self.folder / "spec.json")
         if not isinstance(written, dict) or not isinstance(written.get("spec"), dict):
             raise BadModel("the run's spec.json is damaged", given=self.name, do="delete the run")
@@ -84,8 +86,8 @@ class Run:
 
     @cached_property
     def id(self) -> str:
-        """Digest of its resolved spec. A zoo model keeps it in its result: its spec is written for people to read."""
-        return str((self.result or {}).get("id", self.folder.name)) if self.in_zoo else self.folder.name
+        """Digest of its resolved spec. A finished run keeps it in its result too: its folder may have been renamed."""
+        return str((self.result or {}).get("id", self.folder.name))
 
     @property
     def in_zoo(self) -> bool:
@@ -105,21 +107,28 @@ class Run:
         """Derived now. Asked in the order that a run lives, so that no step can slip between two looks."""
         queued = (self.folder / "queued").exists()
         held = not self.in_zoo and is_held(self.folder / "lock")
-        if (self.folder / "result.json").exists():
+        if self.finished:
             return State.FINISHED
         if held:
             return State.RUNNING
         if queued:
             return State.QUEUED
-        try:
-            return State(self.said.get("ended") or State.INTERRUPTED)
-        except (BadModel, ValueError):  # a damaged state.json: what is left of the run can still be resumed
-            return State.INTERRUPTED
+        ended = self.said.get("ended")
+        return State(ended) if ended in set(State) else State.INTERRUPTED
+
+    @property
+    def finished(self) -> bool:
+        """Whether result and weights are there; the result is written last."""
+        return (self.folder / "result.json").exists() and self.weights.exists()
 
     @property
     def said(self) -> dict[str, Any]:
-        """What its worker last said of itself; empty before the first."""
-        return read_json(self.folder / "state.json", missing={})
+        """What its worker last said of itself; empty before the first, or if it cannot be read."""
+        try:
+            said = read_json(self.folder / "state.json", missing={})
+        except BadModel:  # nothing in it decides what training does, so the run can still be resumed
+            return {}
+        return said if isinstance(said, dict) else {}
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -162,12 +171,18 @@ class Run:
         state = self.state
         if not state.active and not (request == "cancel" and state in (State.PAUSED, State.INTERRUPTED)):
             raise Refused(f"there is nothing to {request}: the run is {state}", given=self.name)
-        write(self.folder / "request", request)
         if state is not State.RUNNING:
-            ended = State.PAUSED if request == "pause" else State.CANCELLED
-            write_json(self.folder / "state.json", {**self.said, "ended": ended})
-            for marker in ("queued", "request"):
-                (self.folder / marker).unlink(missing_ok=True)
+            with contextlib.suppress(Timeout), self.lock(timeout=0.5):
+                if not self.finished:
+                    ended = State.PAUSED if request == "pause" else State.CANCELLED
+                    write_json(self.folder / "state.json", {**self.said, "ended": ended, "reason": None})
+                    (self.folder / "queued").unlink(missing_ok=True)
+                return
+        write(self.folder / "request", request)  # a worker has it, or took it just now: it will obey
+
+    def lock(self, timeout: float) -> FileLock:
+        """The right to change its folder: held by its worker while it trains, and by others for a moment."""
+        return FileLock(self.folder / "lock", timeout=timeout, thread_local=False)
 
     @property
     def asked(self) -> str | None:
@@ -272,27 +287,40 @@ class Store:
         if teacher is not None:
             run = self.finished(teacher)
             teacher = run.id
-            if not run.in_zoo and run.folder.resolve().parent != (self.root / "runs").resolve():
-                self._adopt(run)
-        filled = spec.data.model_copy(update={"fingerprint": splits.fingerprint})
+            self._adopt(run)
+        source = spec.data.source
+        if source not in data.NAMED:  # the worker may run in another folder
+            source = str(Path(source).expanduser().resolve())
+        filled = spec.data.model_copy(update={"source": source, "fingerprint": splits.fingerprint})
         return spec.model_copy(update={"data": filled, "teacher": teacher, "precision": precision})
 
     def _adopt(self, run: Run) -> None:
+        """Copy a finished run from elsewhere into the store, unless the store knows it."""
+        with contextlib.suppress(UnknownRun):
+            self.run(run.id)
+            return
+        if hashlib.sha256(run.weights.read_bytes()).hexdigest() != (run.result or {}).get("weights_sha256"):
+            raise BadModel("the teacher's weights are not those that its result describes", given=run.folder)
         target = self.root / "runs" / run.id
-        if not target.exists():
-            part = target.with_name(f".adopting-{run.id}-{os.getpid()}")
-            shutil.copytree(run.folder, part, ignore=shutil.ignore_patterns("lock", "export"))
-            with contextlib.suppress(OSError):
-                part.rename(target)
-            shutil.rmtree(part, ignore_errors=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".adopting-{run.id}-{os.getpid()}")
+        shutil.copytree(run.folder, part, ignore=shutil.ignore_patterns("lock", "queued", "request", "spec.yaml"))
+        write_json(part / "spec.json", {"schema": SCHEMA, "spec": run.spec.model_dump(mode="json")})
+        with contextlib.suppress(OSError):
+            part.rename(target)
+        shutil.rmtree(part, ignore_errors=True)
 
     def create(self, spec: RunSpec) -> Run:
         """The run that a resolved `spec` describes; an equal spec is the same run, whatever its state."""
         run = Run(self.root / "runs" / digest(spec))
-        if not (run.folder / "spec.json").exists():
+        known = (run.folder / "spec.json").exists()
+        if not known:
             _check_room(self.root)
             run.folder.mkdir(parents=True, exist_ok=True)
+        if not known or Run(run.folder).spec.data.source != spec.data.source:  # the same images, moved
             write_json(run.folder / "spec.json", {"schema": SCHEMA, "spec": spec.model_dump(mode="json")})
+        if not is_held(run.folder / "lock"):
+            (run.folder / "request").unlink(missing_ok=True)  # asked of an attempt that is over
         return run
 
     def submit(self, spec: RunSpec) -> Run:
@@ -302,13 +330,17 @@ class Store:
     def enqueue(self, run: Run) -> Run:
         """Queue `run` (again); a paused, cancelled or failed one goes on from its last checkpoint."""
         if run.state not in (State.FINISHED, State.RUNNING, State.QUEUED):
-            (run.folder / "request").unlink(missing_ok=True)
-            write(run.folder / "queued", str(time.time()))
+            # Under the lock: a worker that takes or finishes it at this moment must not be left a stale marker.
+            with contextlib.suppress(Timeout), run.lock(timeout=2.0):
+                if not run.finished:
+                    (run.folder / "request").unlink(missing_ok=True)
+                    write(run.folder / "queued", str(time.time()))
         return run
 
     def queue(self) -> list[Run]:
         """Runs that wait, in the order in which they were submitted."""
-        waiting = [run for run in self.runs() if (run.folder / "queued").exists()]
+        waiting = [Run(marker.parent) for marker in (self.root / "runs").glob("[0-9a-f]*/queued")]
+        waiting = [run for run in waiting if not run.finished]
 
         def since(run: Run) -> float:
             with contextlib.suppress(OSError, ValueError):
@@ -326,8 +358,8 @@ class Store:
         run = self.run(reference)
         if run.in_zoo:
             raise Refused("zoo models are part of SmallAlign and are not deleted", given=run.name)
-        if is_held(run.folder / "lock"):
-            raise Refused("the run is being trained", given=run.name, do="cancel it first")
+        if run.folder.resolve().parent != (self.root / "runs").resolve():
+            raise Refused("only runs of this store are deleted", given=run.folder, do="delete that folder yourself")
         pupils = []
         for other in self.runs():
             with contextlib.suppress(SmallAlignError, KeyError, TypeError):  # a damaged run learns from nobody
@@ -336,8 +368,15 @@ class Store:
         if pupils:
             raise Refused("unfinished runs learn from it", given=", ".join(pupils[:3]), do="delete those first")
         gone = run.folder.with_name(f".deleted-{run.folder.name}-{os.getpid()}")
-        run.folder.rename(gone)
+        try:
+            with run.lock(timeout=0.5):
+                run.folder.rename(gone)
+        except Timeout:
+            raise Refused("the run is being trained", given=run.name, do="cancel it first") from None
         shutil.rmtree(gone, ignore_errors=True)
+        shutil.rmtree(self.root / "exports" / run.folder.name, ignore_errors=True)
+        for kept in (self.root / "cache" / "compare").glob(f"*{run.folder.name}*"):
+            kept.unlink(missing_ok=True)
         return run
 
     def count_test_look(self, fingerprint: str, run: str, why: str) -> None:
@@ -363,9 +402,9 @@ class Recording:
         Refused: another process is training this run.
     """
 
-    def __init__(self, run: Run) -> None:
-        self.run, self.attempt, self._synced = run, 0, 0.0
-        self._lock = FileLock(run.folder / "lock", timeout=1.0, thread_local=False)
+    def __init__(self, run: Run, *, from_queue: bool = False) -> None:
+        self.run, self.attempt, self._synced, self._from_queue = run, 0, 0.0, from_queue
+        self._lock = run.lock(timeout=1.0)
 
     def __enter__(self) -> Self:
         try:
@@ -374,15 +413,22 @@ class Recording:
             raise Refused(
                 "another worker is training this run", given=self.run.name, do="wait for it, or cancel it there"
             ) from None
-        for leftover in self.run.folder.glob("*.part"):
-            leftover.unlink(missing_ok=True)
-        self.attempt = int(self.run.said.get("attempt", 0)) + 1
-        self.say(ended=None)
+        if self._from_queue and not (self.run.folder / "queued").exists():  # cancelled since it was listed
+            self._lock.release()
+            raise Refused("the run is no longer in the queue", given=self.run.name)
+        for leftover in self.run.folder.glob(".*.part"):
+            with contextlib.suppress(OSError):
+                if time.time() - leftover.stat().st_mtime > 60:  # younger ones may be somebody's, writing now
+                    leftover.unlink()
+        earlier = [int(event.get("attempt", 0)) for event in self.run.events()]
+        self.attempt = max([int(self.run.said.get("attempt", 0)), *earlier]) + 1
+        if not self.run.finished:
+            self.say(ended=None, reason=None)
         (self.run.folder / "queued").unlink(missing_ok=True)
-        (self.run.folder / "request").unlink(missing_ok=True)
         return self
 
     def __exit__(self, *_: object) -> None:
+        (self.run.folder / "request").unlink(missing_ok=True)  # obeyed, or too late
         self._lock.release()
 
     def say(self, **facts: object) -> None:
@@ -410,14 +456,13 @@ class Recording:
 
     def checkpoint(self, content: bytes, step: int) -> None:
         """Keep `content` as the newest checkpoint, and the one before it."""
-        name = f"checkpoint-{step}.pt"
+        sha256 = hashlib.sha256(content).hexdigest()
+        name = f"checkpoint-{step}-{sha256[:8]}.pt"  # by content: a kill before the list is written spoils no old one
         write(self.run.folder / name, content)
         known = [
             entry for entry in read_json(self.run.folder / "checkpoints.json", missing=[]) if entry["file"] != name
         ]
-        entries = [*known, {"file": name, "step": step, "sha256": hashlib.sha256(content).hexdigest()}][
-            -KEPT_CHECKPOINTS:
-        ]
+        entries = [*known, {"file": name, "step": step, "sha256": sha256}][-KEPT_CHECKPOINTS:]
         write_json(self.run.folder / "checkpoints.json", entries)
         for stale in self.run.folder.glob("checkpoint-*.pt"):
             if stale.name not in {entry["file"] for entry in entries}:

@@ -102,10 +102,10 @@ class Training:
         *,
         device: torch.device | str = "cpu",
     ) -> None:
-        shared = {(s.data, s.augment, s.views, s.batch, s.epochs, s.seed) for s in specs}
+        shared = {(s.data, s.augment, s.views, s.batch, s.epochs, s.seed, s.precision) for s in specs}
         if len(shared) != 1 or len({s.teacher for s in specs if s.teacher}) > 1:
             raise BadSpec(
-                "a lockstep shares data, augmentation, views, batch, epochs, seed and teacher: these specs differ",
+                "a lockstep shares data, augmentation, batch, epochs, seed, precision and teacher: these differ",
                 given=f"{len(specs)} specs",
                 do="train them one after the other",
             )
@@ -134,15 +134,15 @@ class Training:
             self.advance()
             now = time.monotonic()
             epoch_ended = self.step * batch // count > (self.step - 1) * batch // count or self.step == self.steps
-            if epoch_ended or now - reported >= REPORT_SECONDS:
-                rate = (self.step - since) * batch / max(1e-9, now - reported)
-                yield Progress(
-                    self.step, self.steps, self.step * batch / count, rate, self._mean_losses(self.step - since)
-                )
-                reported, since = time.monotonic(), self.step
-            if epoch_ended:
-                yield self._validate(min(round(self.step * batch / count), self.students[0].spec.epochs))
-                reported = time.monotonic()
+            if not epoch_ended and now - reported < REPORT_SECONDS:
+                continue
+            rate = (self.step - since) * batch / max(1e-9, now - reported)
+            losses = self._mean_losses(self.step - since)
+            if epoch_ended:  # first: whoever stops at any event of this step must not lose its validation
+                last = self.step == self.steps
+                yield self._validate(self.students[0].spec.epochs if last else self.step * batch // count)
+            yield Progress(self.step, self.steps, self.step * batch / count, rate, losses)
+            reported, since = time.monotonic(), self.step
 
     def advance(self) -> None:
         """Take one step with every student."""
@@ -152,7 +152,7 @@ class Training:
             spec = student.spec
             student.classifier.train()
             # Dropout draws from the global generator. Keyed by (seed, step), it does not depend on who else trains.
-            torch.manual_seed(spec.seed * 1_000_003 + self.step)
+            self._seed(spec.seed * 1_000_003 + self.step)
             rate = optim.peak_rate(spec.optimizer) * optim.factor(spec.schedule, self.step, self.steps)
             for group in student.optimizer.param_groups:
                 group["lr"] = rate
@@ -167,12 +167,18 @@ class Training:
                 student.sums[name] = student.sums.get(name, 0) + value.detach()
         self.step += 1
 
+    def _seed(self, number: int) -> None:
+        if self.device.type == "cpu":
+            torch.default_generator.manual_seed(number)  # torch.manual_seed looks at every backend: half a millisecond
+        else:
+            torch.manual_seed(number)
+
     def _answers(self, images: Tensor) -> Tensor | None:
-        """The teacher's logits for a view, in the precision of those who asked; None if nobody did."""
-        asking = [student.spec.precision for student in self.students if student.spec.teacher]
-        if self.teacher is None or not asking:
+        """The teacher's logits for a view, in the students' precision; None if nobody asks."""
+        if self.teacher is None or not any(student.spec.teacher for student in self.students):
             return None
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=set(asking) == {"bf16"}):
+        precision = self.students[0].spec.precision  # a lockstep has one
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
             return self.teacher.logits(images)
 
     def _mean_losses(self, steps: int) -> tuple[dict[str, float], ...]:
@@ -181,13 +187,16 @@ class Training:
         for student in self.students:
             means.append({name: float(total) / max(1, steps) for name, total in student.sums.items()})
             student.sums = {}
-            if not np.isfinite(means[-1]["total"]):
-                raise Diverged(
-                    f"the loss became {means[-1]['total']} by step {self.step} of {self.steps}",
-                    given=f"{student.spec.optimizer.kind}, learning rate {optim.peak_rate(student.spec.optimizer)}",
-                    do="lower optimizer.lr, or lengthen schedule.warmup",
-                )
+            self._refuse_nan(student, means[-1]["total"])
         return tuple(means)
+
+    def _refuse_nan(self, student: Student, loss: float) -> None:
+        if not np.isfinite(loss):
+            raise Diverged(
+                f"the loss became {loss} by step {self.step} of {self.steps}",
+                given=f"{student.spec.optimizer.kind}, learning rate {optim.peak_rate(student.spec.optimizer)}",
+                do="lower optimizer.lr, or lengthen schedule.warmup",
+            )
 
     def _validate(self, epoch: int) -> Validated:
         val = self.splits.val
@@ -195,6 +204,8 @@ class Training:
             score(logits_of(student.classifier, val, device=self.device), val.labels, val.classes)
             for student in self.students
         )
+        for student, found in zip(self.students, scores, strict=True):
+            self._refuse_nan(student, found.nll)
         best = tuple(student.consider(found, epoch) for student, found in zip(self.students, scores, strict=True))
         return Validated(self.step, epoch, scores, best)
 

@@ -11,7 +11,9 @@ import io
 import logging
 import os
 import platform
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -56,11 +58,21 @@ def keep_freed_memory() -> None:
         mallopt(top_pad, 64 * 1024**2)
 
 
-def execute(run: Run, store: Store, *, device: str = "auto", observe: Observer = lambda _: None) -> dict[str, Any]:
+def execute(
+    run: Run,
+    store: Store,
+    *,
+    device: str = "auto",
+    from_queue: bool = False,
+    observe: Observer = lambda _: None,
+    stop: threading.Event | None = None,
+) -> dict[str, Any]:
     """Train `run` from its last checkpoint, or from the start, to its result.
 
     Args:
+        from_queue: train it only if it still waits in the queue.
         observe: is shown every event as it happens, recorded or not.
+        stop: once set, the run is paused at its next event, with a checkpoint.
 
     Returns:
         Its result; with only `id` and `state` if it was asked to pause or cancel.
@@ -69,20 +81,22 @@ def execute(run: Run, store: Store, *, device: str = "auto", observe: Observer =
         Refused: another process is training it, or the disk is full (it is then paused).
         SmallAlignError: it failed; the reason is kept in its folder.
     """
-    if (result := run.result) is not None:
-        return result
-    with Recording(run) as recording:
+    if run.finished:
+        return run.result or {}
+    with Recording(run, from_queue=from_queue) as recording:
+        if run.finished:  # by another worker, while we waited for the lock
+            return run.result or {}
         try:
-            return _train(recording, store, device, observe)
+            return _train(recording, store, device, observe, stop or threading.Event())
         except SmallAlignError as error:
             ended = State.PAUSED if isinstance(error, Refused) else State.FAILED
             _say_ended(recording, ended, str(error))
             raise
-        except (RuntimeError, MemoryError) as error:  # torch reports lack of memory as RuntimeError
+        except Exception as error:  # whatever went wrong: the run says so, and its worker lives on
             reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
             _say_ended(recording, State.FAILED, reason)
             log.exception("run %s failed", run.name)
-            raise WorkFailed("the run failed", given=reason, do=f"see {run.folder / 'log.txt'}") from error
+            raise WorkFailed("the run failed", given=reason, do="change the spec, or report it with its log") from error
         except KeyboardInterrupt:
             _say_ended(recording, State.PAUSED, "interrupted at the keyboard")
             raise
@@ -95,7 +109,7 @@ def _say_ended(recording: Recording, ended: State, reason: str) -> None:
         log.warning("could not record why %s stopped: %s", recording.run.name, reason)
 
 
-def _train(recording: Recording, store: Store, device: str, observe: Observer) -> dict[str, Any]:
+def _train(recording: Recording, store: Store, device: str, observe: Observer, stop: threading.Event) -> dict[str, Any]:
     import torch
 
     from smallalign_core import networks, train
@@ -139,6 +153,18 @@ def _train(recording: Recording, store: Store, device: str, observe: Observer) -
         recording.checkpoint(buffer.getvalue(), training.step)
 
     started = saved = recorded = time.monotonic()
+
+    def obey() -> dict[str, Any] | None:
+        """Stop if that was asked, with a checkpoint."""
+        asked = run.asked or ("pause" if stop.is_set() else None)
+        if asked is None or training.step >= training.steps:
+            return None
+        save()
+        ended = State.CANCELLED if asked == "cancel" else State.PAUSED
+        recording.say(ended=ended, reason=None)
+        recording.event(str(ended), training.step)
+        return {"id": run.id, "state": str(ended)}
+
     for event in training:
         now = time.monotonic()
         elapsed = seconds + now - started
@@ -175,15 +201,11 @@ def _train(recording: Recording, store: Store, device: str, observe: Observer) -
             }
             recording.event(**shown)  # type: ignore[arg-type]
         observe(shown)
-        asked = run.asked
-        if asked or now - saved >= CHECKPOINT_SECONDS:
+        if (stopped := obey()) is not None:
+            return stopped
+        if now - saved >= CHECKPOINT_SECONDS:
             save()
             saved = time.monotonic()
-        if asked and training.step < training.steps:
-            ended = State.CANCELLED if asked == "cancel" else State.PAUSED
-            recording.say(ended=ended, reason="asked")
-            recording.event(str(ended), training.step)
-            return {"id": run.id, "state": str(ended)}
     return _finish(recording, store, splits, training, {**facts, "seconds": seconds + time.monotonic() - started})
 
 
@@ -195,7 +217,7 @@ def _restore(recording: Recording, training: Any) -> float:
     if content is None:
         return 0.0
     try:
-        kept = torch.load(io.BytesIO(content), weights_only=True)
+        kept = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
         training.restore(kept["training"])
     except (RuntimeError, KeyError, ValueError, EOFError) as error:
         raise BadModel(
@@ -259,18 +281,26 @@ def _processor() -> str:
 # --- serving the queue ------------------------------------------------------------------------------------------------
 
 
-def serve(store: Store, *, device: str = "auto", once: bool = False, while_pid: int | None = None) -> int:
+def serve(
+    store: Store,
+    *,
+    device: str = "auto",
+    once: bool = False,
+    while_pid: int | None = None,
+    stop: threading.Event | None = None,
+) -> int:
     """Train queued runs, oldest first, until told to stop. Returns how many were taken.
 
     Args:
         once: stop when the queue is empty.
         while_pid: stop when the queue is empty and that process is gone (the dashboard starts its worker so).
+        stop: once set, the run in training gets a checkpoint and goes back into the queue, and the worker ends.
 
     Raises:
         Refused: another worker serves this store on this device.
     """
     store.root.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(store.root / f"worker-{device.replace(':', '-')}.lock", timeout=0)
+    lock = FileLock(store.root / f"worker-{device.replace(':', '-')}.lock", timeout=1.0)
     try:
         lock.acquire()
     except Timeout:
@@ -285,30 +315,51 @@ def serve(store: Store, *, device: str = "auto", once: bool = False, while_pid: 
         import torch  # noqa: F401  # before the first run: it is the slowest import, and the first click should not wait
 
         taken = 0
-        while True:
+        stop = stop or threading.Event()
+        while not stop.is_set():
             waiting = store.queue()
             if waiting:
                 taken += 1
-                serve_one(waiting[0], store, device)
+                serve_one(waiting[0], store, device, stop)
             elif once or (while_pid is not None and not psutil.pid_exists(while_pid)):
                 return taken
             else:
-                time.sleep(POLL_SECONDS)
+                stop.wait(POLL_SECONDS)
+        return taken
 
 
-def serve_one(run: Run, store: Store, device: str) -> None:
+def serve_one(run: Run, store: Store, device: str, stop: threading.Event) -> None:
     """Train one queued run; whatever happens is kept in its folder, and the worker lives on."""
-    handler = logging.FileHandler(run.folder / "log.txt", encoding="utf-8")
+    try:
+        handler = logging.FileHandler(run.folder / "log.txt", encoding="utf-8")
+    except OSError:  # deleted since it was listed
+        return
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     try:
-        execute(run, store, device=device)
+        execute(run, store, device=device, from_queue=True, stop=stop)
+        if stop.is_set():
+            store.enqueue(run)
     except SmallAlignError as error:
         log.error("%s", error)
-        (run.folder / "queued").unlink(missing_ok=True)
+        time.sleep(POLL_SECONDS)
     finally:
         log.removeHandler(handler)
         handler.close()
+
+
+def stop_on_signals() -> threading.Event:
+    """An event that Ctrl-C and SIGTERM set; a second Ctrl-C ends the process at once."""
+    stop = threading.Event()
+
+    def asked(number: int, _: object) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, asked)
+    return stop
 
 
 def main_log() -> None:

@@ -130,6 +130,19 @@ def test_verify_without_the_run_keeps_the_promise(taught: Taught, tmp_path: Path
     found = export.verify(tmp_path / "s.onnx", Store(tmp_path / "another"))
     assert found["ok"]
     assert "accuracy written" in found["compared_with"]
+    assert found["top1_agreement"] is None
+    by_data = export.verify(tmp_path / "s.onnx", Store(tmp_path / "another"), data_source="digits")
+    assert by_data["ok"]
+    assert by_data["same_images"]
+
+
+def test_hostile_metadata_is_named(taught: Taught, tmp_path: Path) -> None:
+    store, teacher, _ = taught
+    classifier = networks.from_file(teacher.weights)
+    for facts in ([1], {"data_spec": {"validation": 7}}, {"scores": 3}, {"data": []}):
+        (tmp_path / "x.onnx").write_bytes(export.to_onnx(classifier, metadata=facts))  # type: ignore[arg-type]
+        with pytest.raises(BadModel, match="metadata"):
+            export.verify(tmp_path / "x.onnx", store)
 
 
 def test_verify_notices_other_weights(taught: Taught, tmp_path: Path) -> None:
@@ -166,6 +179,10 @@ def test_bundles_are_kept_until_they_are_damaged(taught: Taught) -> None:
     assert (folder / "images.bin").stat().st_size == int(np.prod(report["shape"]))
     logits = np.frombuffer((folder / "logits.bin").read_bytes(), "<f4").reshape(len(report["labels"]), -1)
     assert (logits.argmax(1) == report["labels"]).mean() == pytest.approx(report["parity"]["accuracy"], abs=1e-6)
+    report["weights_sha256"] = "0" * 64  # retrained since: the same run may have other weights on another machine
+    (folder / "parity.json").write_text(json.dumps(report))
+    assert export.kept_bundle(student, store) is None
+    export.bundle(student, store)
     (folder / "model.onnx").write_bytes(b"other")
     assert export.kept_bundle(student, store) is None
 

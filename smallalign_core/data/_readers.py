@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import lzma
 import math
 import os
 import shutil
 import struct
 import sys
 import zipfile
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from smallalign_core.data._decode import DISK_FULL, IMAGE_ENDINGS, Decoded, decode, hidden, source_ids, walk
 from smallalign_core.errors import BadData
 from smallalign_core.spec import DataSpec
 
-IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-MAX_PIXELS = 25_000_000  # one image; above this a small file can ask for gigabytes
-MAX_UNREADABLE = 0.01
+MAX_IDX_BYTES = 8 * 1024**3  # an IDX file is read into RAM whole
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian package dataset-fashion-mnist
 
 NAMED: dict[str, str] = {
@@ -37,15 +37,8 @@ NAMED: dict[str, str] = {
 FASHION_CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """What a reader hands over: splits that the source itself brings; `train` always, the others if it has them."""
-
-    parts: dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]
-    classes: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-    unreadable: tuple[str, ...] = ()
-
+PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""Folders (in any case) that hold classes instead of being one, and the split that each is."""
 
 Reader = Callable[[DataSpec, Path], Decoded]
 
@@ -54,7 +47,7 @@ def reader(source: str) -> Reader:
     """Which reader understands `source`."""
     if source in NAMED:
         return _read_digits if source == "digits" else _read_named
-    path = Path(source).expanduser()
+    path = path_of(source)
     if path.is_file() and zipfile.is_zipfile(path):
         return _read_zip
     if path.is_dir():
@@ -63,13 +56,38 @@ def reader(source: str) -> Reader:
     raise BadData(f"the dataset {what}", given=source, do=f"use a path, or one of: {', '.join(NAMED)}")
 
 
+def path_of(source: str) -> Path:
+    """The path that a user means by `source`; it need not exist.
+
+    Raises:
+        BadData: no path can be called that, or it may not be looked at.
+    """
+    try:
+        path = Path(source).expanduser()
+        path.resolve()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # `~nobody`, a link to itself, a name too long, a zero byte
+        raise BadData(
+            f"the dataset's path cannot be used ({type(error).__name__})",
+            given=ascii(source),
+            do=f"use a path, or one of: {', '.join(NAMED)}",
+        ) from None
+    return path
+
+
 def _read_digits(spec: DataSpec, _into: Path) -> Decoded:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
-    images = _resized(images, spec.size)
-    return Decoded({"train": (images, bunch.target.astype(np.int64))}, tuple("0123456789"))
+    return Decoded({"train": _part(images, bunch.target, spec.size)}, tuple("0123456789"))
+
+
+def _part(
+    images: NDArray[np.uint8], labels: Any, size: int | None
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint64]]:
+    """What `Decoded` holds of one split; the ids are those of the images before they are resized."""
+    return _resized(images, size), np.asarray(labels, dtype=np.int64), source_ids(images)
 
 
 def _read_named(spec: DataSpec, into: Path) -> Decoded:
@@ -98,8 +116,9 @@ def _read_named(spec: DataSpec, into: Path) -> Decoded:
             ) from None
         images = np.asarray(found.data)
         images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
-        parts[name] = (_resized(np.ascontiguousarray(images), spec.size), np.asarray(found.targets, dtype=np.int64))
-    return Decoded(parts, tuple(str(name) for name in found.classes))
+        parts[name] = _part(np.ascontiguousarray(images), found.targets, spec.size)
+    classes = FASHION_CLASSES if spec.source == "fashion-mnist" else tuple(str(name) for name in found.classes)
+    return Decoded(parts, classes)
 
 
 def _idx_files(folder: Path) -> dict[str, Path]:
@@ -112,7 +131,7 @@ def _idx_files(folder: Path) -> dict[str, Path]:
 
 
 def _read_idx(spec: DataSpec, _into: Path, folder: Path | None = None) -> Decoded:
-    folder = folder or Path(spec.source).expanduser()
+    folder = folder or path_of(spec.source)
     files, parts = _idx_files(folder), {}
     for name, stem in (("train", "train"), ("test", "t10k")):
         if not {f"{stem}-images", f"{stem}-labels"} & files.keys():
@@ -130,32 +149,45 @@ def _read_idx(spec: DataSpec, _into: Path, folder: Path | None = None) -> Decode
                     given=folder,
                     do=f"add {stem}-{kind}-idx{3 if kind == 'images' else 1}-ubyte",
                 )
-        images, labels = _idx(files[f"{stem}-images"]), _idx(files[f"{stem}-labels"])
-        if images.ndim not in (3, 4) or labels.ndim != 1 or len(images) != len(labels) or not len(images):
+        labels = _idx(files[f"{stem}-labels"])  # first: so the images' header is not the only witness of their number
+        images = _idx(files[f"{stem}-images"], len(labels))
+        whole = images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))
+        if not whole or labels.ndim != 1 or not images.size:
             raise BadData(
                 f"{stem} images and labels do not belong together",
                 given=f"{images.shape} and {labels.shape}",
-                do="give one label per image",
+                do="give one label per image, and grey or RGB images",
             )
         images = images[:, None] if images.ndim == 3 else np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-        parts[name] = (_resized(images, spec.size), labels.astype(np.int64))
-    highest = max(int(labels.max()) for _, labels in parts.values())
+        parts[name] = _part(images, labels, spec.size)
+    highest = max(int(labels.max()) for _, labels, _ in parts.values())
     return Decoded(parts, tuple(str(number) for number in range(highest + 1)))
 
 
-def _idx(file: Path) -> NDArray[np.uint8]:
-    """One IDX array of unsigned bytes (yann.lecun.com/exdb/mnist)."""
+def _idx(file: Path, count: int | None = None) -> NDArray[np.uint8]:
+    """One IDX array of unsigned bytes (yann.lecun.com/exdb/mnist), of `count` rows if that is given."""
     try:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
             zeros, kind, dimensions = struct.unpack(">HBB", stream.read(4))
             shape = struct.unpack(f">{dimensions}I", stream.read(4 * dimensions))
-            size = math.prod(shape)
-            if zeros or kind != 8 or not 1 <= dimensions <= 4 or size > 2**34:
+            if zeros or kind != 8 or not 1 <= dimensions <= 4:
                 raise ValueError
-            values = np.frombuffer(stream.read(size + 1), np.uint8)
-            if len(values) != size:
+            if count is not None and shape[0] != count:
+                raise BadData(
+                    "images and labels do not belong together",
+                    given=f"{file}: {shape[0]} images, {count} labels",
+                    do="give one label per image",
+                )
+            if math.prod(shape) > MAX_IDX_BYTES:
+                raise BadData(
+                    f"this IDX file promises more than {MAX_IDX_BYTES // 1024**3} GiB",
+                    given=f"{file}: {' x '.join(map(str, shape))} bytes",
+                    do="fetch the file again, or give the images as a folder",
+                )
+            values = np.frombuffer(stream.read(math.prod(shape) + 1), np.uint8)
+            if len(values) != math.prod(shape):
                 raise ValueError
-    except (OSError, EOFError, ValueError, struct.error, OverflowError):
+    except (OSError, EOFError, ValueError, struct.error, zlib.error, MemoryError):
         raise BadData(
             "this is not an IDX file of bytes, or it is cut short", given=file, do="fetch the file again"
         ) from None
@@ -176,23 +208,49 @@ def _resized(images: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:
     return resized
 
 
+def _visible_folders(folder: Path) -> list[Path]:
+    return sorted(child for child in folder.iterdir() if child.is_dir() and not hidden(child.name))
+
+
+def _splits_of(root: Path) -> dict[str, Path]:
+    """The folders of classes by split: `root` itself is `train` unless it has folders that are called like splits."""
+    folders = _visible_folders(root)
+    known = [child for child in folders if child.name.casefold() in PARTS]
+    if not known:
+        return {"train": root}
+    found = {PARTS[child.name.casefold()]: child for child in known}
+    others = [child for child in folders if child not in known and any(walk(child))]
+    wrong = ""
+    if "train" not in found:
+        wrong = f"there is {known[0].name}/ but no train/"
+    elif len(found) < len(known):
+        wrong = "two folders name the same split"
+    elif others:
+        wrong = "there are folders beside train/ that are neither validation nor test images"
+    elif flat := [child for child in found.values() if not _visible_folders(child) and any(walk(child))]:
+        wrong = f"{flat[0].name}/ has images but no classes"
+    if wrong:
+        raise BadData(
+            f"the folder cannot be understood: {wrong}",
+            given=f"{root}: {', '.join(child.name for child in [*known, *others][:8])}",
+            do="use train/, and beside it only val/ and test/, each with one sub-folder per class",
+        )
+    return found
+
+
 def _read_folder(spec: DataSpec, into: Path) -> Decoded:
     """A folder of one sub-folder per class, optionally below train/, val/ and test/."""
-    root = Path(spec.source).expanduser()
-    listing = {name: path for name in ("train", "val", "test") if (path := root / name).is_dir()}
-    if "train" not in listing:
-        listing = {"train": root}
+    root = path_of(spec.source)
     files = {
         part: {
             child.name: [file for file in walk(child) if file.suffix.lower() in IMAGE_ENDINGS]
-            for child in sorted(base.iterdir())
-            if child.is_dir()
+            for child in _visible_folders(base)
         }
-        for part, base in listing.items()
+        for part, base in _splits_of(root).items()
     }
     classes = tuple(name for name, found in files["train"].items() if found)
     if not classes:
-        loose = sum(1 for file in root.iterdir() if file.suffix.lower() in IMAGE_ENDINGS)
+        loose = sum(1 for file in root.iterdir() if file.suffix.lower() in IMAGE_ENDINGS and not hidden(file.name))
         raise BadData(
             "the folder has no classes" + (f", only {loose} images without labels" if loose else ""),
             given=root,
@@ -209,22 +267,25 @@ def _read_folder(spec: DataSpec, into: Path) -> Decoded:
         part: [(file, classes.index(name)) for name, found in by_class.items() for file in found]
         for part, by_class in files.items()
     }
-    return _decode(entries, classes, spec, into, name=lambda file: str(file.relative_to(root)))
+    return decode(entries, classes, spec, into, name=lambda file: str(file.relative_to(root)))
 
 
 def _read_zip(spec: DataSpec, into: Path) -> Decoded:
     """A zip of such a folder: unpacked beside the cache under names of our own, read, and removed."""
-    path, room = Path(spec.source).expanduser(), into / "unzipped"
+    path, room = path_of(spec.source), into / "unzipped"
     try:
         with zipfile.ZipFile(path) as archive:
             names = _unzip(archive, room)
-    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, zlib.error, lzma.LZMAError) as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise  # not the zip's fault
         raise BadData("the zip file cannot be read", given=f"{path}: {error}", do="pack it again") from None
     try:
         while (
-            len(inside := [child for child in room.iterdir() if not child.name.startswith((".", "__MACOSX"))]) == 1
+            len(inside := list(room.iterdir())) == 1
+            and inside[0].name.casefold() not in PARTS
             and inside[0].is_dir()
-            and any(c.is_dir() for c in inside[0].iterdir())
+            and any(child.is_dir() for child in inside[0].iterdir())
         ):
             room = inside[0]  # a zip often holds one folder that holds everything
         found = _read_folder(spec.model_copy(update={"source": str(room)}), into)
@@ -250,7 +311,7 @@ def _unzip(archive: zipfile.ZipFile, room: Path, *, max_entries: int = 200_000, 
         raise BadData(
             f"the zip has over {max_entries:,} images", given=len(entries), do="unpack it and give the folder"
         )
-    written = 0
+    written = count = 0
     for entry in entries:
         parts = Path(entry.filename).parts
         if (
@@ -265,6 +326,9 @@ def _unzip(archive: zipfile.ZipFile, room: Path, *, max_entries: int = 200_000, 
                 given=entry.filename,
                 do="pack it again with relative names",
             )
+        if any(map(hidden, parts)):
+            continue
+        count += 1
         target = room.joinpath(*parts)
         target.parent.mkdir(parents=True, exist_ok=True)
         with archive.open(entry) as source, target.open("xb") as sink:
@@ -278,111 +342,4 @@ def _unzip(archive: zipfile.ZipFile, room: Path, *, max_entries: int = 200_000, 
                     )
                 sink.write(chunk)
     room.mkdir(parents=True, exist_ok=True)
-    return len(entries)
-
-
-def _decode(
-    entries: dict[str, list[tuple[Path, int]]],
-    classes: tuple[str, ...],
-    spec: DataSpec,
-    into: Path,
-    *,
-    name: Callable[[Path], str],
-) -> Decoded:
-    """Decode image files straight into memory-mapped arrays; unreadable ones are named, and refused above 1 %."""
-    from PIL import Image
-
-    Image.MAX_IMAGE_PIXELS = None  # we look at the header ourselves, below
-    unreadable: list[str] = []
-    sizes: Counter[tuple[int, int]] = Counter()
-    colour = False
-    readable: dict[str, list[tuple[Path, int]]] = {}
-    for part, files in entries.items():  # first pass: headers only
-        readable[part] = []
-        for file, label in files:
-            try:
-                with Image.open(file) as picture:
-                    if picture.width * picture.height > MAX_PIXELS:
-                        raise ValueError
-                    sizes[picture.size] += 1
-                    colour = colour or picture.mode not in ("L", "1", "I;16", "I", "LA")
-                    readable[part].append((file, label))
-            except (OSError, ValueError, SyntaxError, EOFError):
-                unreadable.append(name(file))
-    total = sum(len(files) for files in entries.values())
-    _refuse_unreadable(unreadable, total)
-    notes, side = [], spec.size
-    if side is None and len(sizes) > 1:
-        shorts = sorted(min(size) for size in sizes.elements())
-        side = max(8, min(224, shorts[len(shorts) // 2]))
-        notes.append(
-            f"The images come in {len(sizes)} sizes: each was scaled to {side} pixels on its shorter side "
-            "and cut to a square about its centre."
-        )
-    width, height = (side, side) if side else next(iter(sizes))
-    parts = {}
-    for part, files in readable.items():
-        shape = (len(files), 3 if colour else 1, height, width)
-        array = (
-            np.lib.format.open_memmap(into / f"{part}.images.npy", mode="w+", dtype=np.uint8, shape=shape)
-            if files
-            else np.empty(shape, np.uint8)
-        )
-        labels, row = [], 0
-        for file, label in files:
-            try:
-                array[row] = _pixels(file, colour, (width, height))
-            except (OSError, ValueError, SyntaxError, EOFError):
-                unreadable.append(name(file))
-                continue
-            labels.append(label)
-            row += 1
-        if row < len(files):  # some failed late: keep what was read
-            kept = np.array(array[:row])
-            del array
-            (into / f"{part}.images.npy").unlink()
-            np.save(into / f"{part}.images.npy", kept)
-            array = kept
-        parts[part] = (array, np.array(labels, np.int64))
-    _refuse_unreadable(unreadable, total)
-    if unreadable:
-        named = ", ".join(unreadable[:3]) + (", …" if len(unreadable) > 3 else "")
-        notes.append(f"{len(unreadable)} of {total} files could not be read and were left out: {named}.")
-    return Decoded(
-        {part: found for part, found in parts.items() if len(found[1])}, classes, tuple(notes), tuple(unreadable)
-    )
-
-
-def _refuse_unreadable(unreadable: Sequence[str], total: int) -> None:
-    if unreadable and len(unreadable) > MAX_UNREADABLE * total:
-        raise BadData(
-            f"{len(unreadable)} of {total} images cannot be read (more than {MAX_UNREADABLE:.0%})",
-            given=", ".join(unreadable[:3]),
-            do="repair or remove them",
-        )
-
-
-def _pixels(file: Path, colour: bool, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """One image as uint8 [C, H, W]: upright by its EXIF tag, transparency on black, its first frame."""
-    from PIL import Image, ImageOps
-
-    with Image.open(file) as opened:
-        picture: Image.Image = ImageOps.exif_transpose(opened)
-        if picture.mode in ("I;16", "I"):  # 16-bit grey: keep the high byte instead of clipping to white
-            picture = Image.fromarray((np.asarray(picture, dtype=np.uint32) >> 8).astype(np.uint8))
-        if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture.convert("RGBA"))
-        picture = picture.convert("RGB" if colour else "L")
-        if picture.size != size:
-            picture = ImageOps.fit(picture, size, Image.Resampling.BILINEAR)
-        array = np.asarray(picture)
-    return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
-
-
-def walk(folder: Path) -> Iterator[Path]:
-    """All images and IDX files below `folder`, in an order that does not depend on the file system."""
-    for root, folders, files in os.walk(folder):
-        folders.sort()
-        for name in sorted(files):
-            if Path(name).suffix.lower() in IMAGE_ENDINGS or "ubyte" in name:
-                yield Path(root) / name
+    return count

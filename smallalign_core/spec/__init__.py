@@ -197,6 +197,8 @@ def read(path: Path, overrides: Sequence[str] = ()) -> RunSpec:
         raise BadSpec(f"the spec cannot be read: {reason}", given=path, do="name a YAML or JSON file") from None
     try:
         written = yaml.safe_load(text)
+    except RecursionError:
+        raise BadSpec("the spec is nested too deeply", given=path, do="a spec has four levels at most") from None
     except yaml.YAMLError as error:
         where = (
             f" in line {error.problem_mark.line + 1}"
@@ -236,8 +238,8 @@ def set_field(written: dict[str, Any], override: str) -> dict[str, Any]:
     if not equals or not all(keys):
         raise BadSpec("an override reads field=value", given=override, do="write for example --set optimizer.lr=0.01")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = text if keys == ["teacher"] else yaml.safe_load(text)  # an id of digits only is still a text
+    except (yaml.YAMLError, RecursionError):
         value = text
     root: dict[str, Any] = json.loads(json.dumps(written, default=str))
     node: Any = root
