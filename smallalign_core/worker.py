@@ -24,7 +24,8 @@ from filelock import FileLock, Timeout
 
 from smallalign_core import data
 from smallalign_core.errors import BadModel, Refused, SmallAlignError, WorkFailed
-from smallalign_core.store import Recording, Run, State, Store
+from smallalign_core.recording import Recording
+from smallalign_core.store import Run, State, Store
 
 log = logging.getLogger("smallalign")
 

@@ -21,8 +21,9 @@ from filelock import FileLock
 
 from smallalign_core import desk, files, worker
 from smallalign_core.errors import BadInput, BadModel, Refused, SmallAlignError, UnknownRun, WorkFailed
+from smallalign_core.recording import Recording
 from smallalign_core.spec import digest
-from smallalign_core.store import Recording, Run, State, Store
+from smallalign_core.store import Run, State, Store
 
 
 def until(true: Callable[[], bool], seconds: float = 90) -> None:

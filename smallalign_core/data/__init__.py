@@ -12,13 +12,15 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from smallalign_core.data._decode import Decoded, walk
 from smallalign_core.data._readers import NAMED as NAMED
-from smallalign_core.data._readers import Decoded, reader, walk
+from smallalign_core.data._readers import path_of, reader
 from smallalign_core.data._sets import ImageSet as ImageSet
 from smallalign_core.data._sets import MappedRows
 from smallalign_core.data._sets import Splits as Splits
@@ -28,8 +30,11 @@ from smallalign_core.spec import DataSpec
 RAM_BUDGET = 2 * 1024**3
 """Image arrays above this many bytes are memory-mapped instead of read into RAM."""
 
-FORMAT = 1
+FORMAT = 2
 """Part of every cache key; raised when decoding changes."""
+
+DAMAGED = (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError)
+"""What reading a damaged cache raises: NumPy's and JSON's own errors are ValueErrors."""
 
 
 def load(spec: DataSpec, cache: Path, *, ram_budget: int = RAM_BUDGET) -> Splits:
@@ -42,10 +47,11 @@ def load(spec: DataSpec, cache: Path, *, ram_budget: int = RAM_BUDGET) -> Splits
         BadData: the source is unknown, unreadable, has no classes or only one, or does not match its fingerprint.
     """
     folder = _prepared(spec, cache)
-    facts = json.loads((folder / "facts.json").read_text())
-    classes = tuple(facts["classes"])
-    stored = {name: _open_part(folder, name, classes, ram_budget) for name in facts["parts"]}
-    splits = _divide(stored, spec, tuple(facts["notes"]), tuple(facts["unreadable"]))
+    try:
+        facts, stored = _open(folder, ram_budget)
+    except DAMAGED:
+        facts, stored = _repaired(spec, cache, ram_budget)
+    splits = _divide(stored, spec, facts["notes"], facts["unreadable"])
     if spec.fingerprint and splits.fingerprint != spec.fingerprint:
         raise BadData(
             "the images are not those that this run was made for",
@@ -78,9 +84,9 @@ def _prepared(spec: DataSpec, cache: Path) -> Path:
         try:
             decoded = reader(spec.source)(spec, part)
             _check(decoded, spec.source)
-            for name, (images, labels) in decoded.parts.items():
+            for name, (images, labels, ids) in decoded.parts.items():
                 np.save(part / f"{name}.labels.npy", labels)
-                np.save(part / f"{name}.ids.npy", _hashes(images))
+                np.save(part / f"{name}.source_ids.npy", ids)
                 if not (part / f"{name}.images.npy").exists():
                     np.save(part / f"{name}.images.npy", images)
             facts = {
@@ -103,33 +109,57 @@ def _prepared(spec: DataSpec, cache: Path) -> Path:
     return folder
 
 
+def _open(folder: Path, ram_budget: int) -> tuple[dict[str, Any], dict[str, ImageSet]]:
+    """(what was noted while decoding, the decoded splits).
+
+    Raises:
+        DAMAGED: a file is missing, cut short or no such file.
+    """
+    facts: dict[str, Any] = json.loads((folder / "facts.json").read_text())
+    facts = {name: tuple(facts[name]) for name in ("classes", "parts", "notes", "unreadable")}
+    classes = facts["classes"]
+    return facts, {name: _open_part(folder, name, classes, ram_budget) for name in facts["parts"]}
+
+
 def _open_part(folder: Path, name: str, classes: tuple[str, ...], ram_budget: int) -> ImageSet:
-    images, labels = folder / f"{name}.images.npy", np.load(folder / f"{name}.labels.npy")
-    mapped = images.stat().st_size > ram_budget
-    return ImageSet(
-        MappedRows(np.load(images, mmap_mode="r"), np.arange(len(labels))) if mapped else np.load(images),
-        labels,
-        np.load(folder / f"{name}.ids.npy"),
-        classes,
-    )
+    file, labels = folder / f"{name}.images.npy", np.load(folder / f"{name}.labels.npy")
+    ids, count = np.load(folder / f"{name}.source_ids.npy"), len(labels)
+    mapped = file.stat().st_size > ram_budget
+    images = np.load(file, mmap_mode="r" if mapped else None)
+    if len(images) < count or len(ids) != count or images.ndim != 4:
+        raise ValueError
+    # there may be rows to spare at the end: of files that turned out to be unreadable
+    return ImageSet(MappedRows(images, np.arange(count)) if mapped else images[:count], labels, ids, classes)
+
+
+def _repaired(spec: DataSpec, cache: Path, ram_budget: int) -> tuple[dict[str, Any], dict[str, ImageSet]]:
+    """What `_open` gives after the damaged cache was removed and the source decoded again, once."""
+    folder = cache / _cache_key(spec)
+    with FileLock(str(folder) + ".lock"):
+        try:
+            return _open(folder, ram_budget)  # another process was first
+        except DAMAGED:
+            shutil.rmtree(folder, ignore_errors=True)
+    folder = _prepared(spec, cache)
+    try:
+        return _open(folder, ram_budget)
+    except DAMAGED as error:
+        raise BadData(
+            f"the decoded images cannot be read back ({type(error).__name__})", given=folder, do="check the disk"
+        ) from None
 
 
 def _cache_key(spec: DataSpec) -> str:
     """Changes whenever the source's files do (by path, size and modification time), or how they are decoded."""
     text = hashlib.sha256(json.dumps([FORMAT, spec.source, spec.size]).encode())
     if spec.source not in NAMED:
-        path = Path(spec.source).expanduser()
-        text.update(str(path.resolve()).encode())
-        for file in [path] if path.is_file() else walk(path):
-            with contextlib.suppress(OSError):  # gone since it was listed: the reader will say so if it matters
+        path = path_of(spec.source)
+        text.update(str(path.resolve()).encode(errors="surrogateescape"))
+        with contextlib.suppress(OSError):  # gone since it was listed, or not ours to read: the reader will say so
+            for file in [path] if path.is_file() else walk(path):
                 stat = file.stat()
-                text.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+                text.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return text.hexdigest()[:16]
-
-
-def _hashes(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    digests = (hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in images)
-    return np.frombuffer(b"".join(digests), np.uint64)
 
 
 def _check(decoded: Decoded, source: str) -> None:
@@ -139,7 +169,7 @@ def _check(decoded: Decoded, source: str) -> None:
             given=f"{source} has {', '.join(decoded.classes) or 'none'}",
             do="put the images into one sub-folder per class",
         )
-    labels = decoded.parts["train"][1]
+    labels = decoded.parts["train"][1] if "train" in decoded.parts else np.empty(0, np.int64)
     lonely = [name for row, name in enumerate(decoded.classes) if (labels == row).sum() < 3]
     if lonely:
         raise BadData(
@@ -157,8 +187,8 @@ def _divide(stored: dict[str, ImageSet], spec: DataSpec, notes: tuple[str, ...],
     train, said = stored["train"], list(notes)
     test, val = stored.get("test"), stored.get("val")
     if test is None:
-        train, test = _hold_out(train, spec.test, salt=b"test")
-        said.append(f"The source has no test images: {spec.test:.0%} of each class were held out.")
+        train, test = _hold_out(train, spec.test, salt=b"test", leave=2 if val is None else 1)
+        said.append(f"The source has no test images: about {spec.test:.0%} of each class were held out.")
     if val is None:
         train, val = _hold_out(train, spec.validation, salt=b"validation")
     if spec.images is not None:
@@ -173,35 +203,55 @@ def _divide(stored: dict[str, ImageSet], spec: DataSpec, notes: tuple[str, ...],
     return Splits(train, val, test, tuple(said), unreadable)
 
 
-def _hold_out(images: ImageSet, share: float, *, salt: bytes, count: int | None = None) -> tuple[ImageSet, ImageSet]:
-    """(the rest, the held-out part): stratified, and by content instead of by position.
+def _hold_out(
+    images: ImageSet, share: float, *, salt: bytes, count: int | None = None, leave: int = 1
+) -> tuple[ImageSet, ImageSet]:
+    """(the rest, the held-out part): by what each image shows, and by nothing else.
 
-    Within a class, images are ordered by a hash of their pixels and the first `share` is held out. So the division
-    does not depend on file order, and equal images stay on the same side (no leak through exact duplicates).
+    An image is held out when a hash of its source pixels lies below `share`. So the division does not depend on file
+    order, on `data.size` or on the other images: a folder may grow, or the share, and none changes sides for that.
+    Equal images stay together whatever their labels (no leak through exact duplicates). Only where a class would get
+    none, or would keep fewer than `leave` different images, its lowest is held or its highest are kept.
+
+    With `count`, exactly so many are held instead, in proportion to the classes: more are a superset of fewer.
+
+    Raises:
+        BadData: a class has too few different images to stand on both sides.
     """
-    key = np.frombuffer(hashlib.blake2b(salt, digest_size=8).digest(), np.uint64)[0]
-    order_by = _mix(images.ids ^ key)
-    held = np.zeros(len(images), bool)
-    wanted = _apportion(np.bincount(images.labels, minlength=len(images.classes)), share, count)
-    for label, take in enumerate(wanted):
-        rows = np.flatnonzero(images.labels == label)
-        rows = rows[np.argsort(order_by[rows], kind="stable")]
-        if count is None:  # do not cut through a group of equal images
-            while 0 < take < len(rows) - 1 and images.ids[rows[take]] == images.ids[rows[take - 1]]:
-                take += 1
-        held[rows[:take]] = True
+    key = np.frombuffer(hashlib.blake2b(salt, digest_size=8).digest(), "<u8")[0]
+    order = _mix(images.ids ^ key)  # a bijection: equal only where the ids are
+    held = order < np.uint64(share * 2**64) if count is None else _first(order, images.labels, count)
+    if count is None:
+        classes = [np.flatnonzero(images.labels == label) for label in range(len(images.classes))]
+        for rows in classes:
+            if not held[rows].any():
+                held |= order == order[rows].min(initial=2**64 - 1)
+        for rows in classes:
+            different = np.unique(order[rows])
+            if len(np.unique(order[rows][~held[rows]])) < leave:
+                held &= ~np.isin(order, different[-leave:])
+        short = [
+            name for name, rows in zip(images.classes, classes, strict=True) if held[rows].all() or not held[rows].any()
+        ]
+        if short:
+            raise BadData(
+                f"{len(short)} classes have too few different images to hold some out",
+                given=", ".join(short[:5]),
+                do="add images, or remove equal ones (in other classes too)",
+            )
     return images.take(np.flatnonzero(~held)), images.take(np.flatnonzero(held))
 
 
-def _apportion(sizes: NDArray[np.int64], share: float, count: int | None) -> list[int]:
-    """How many of each class to hold out: at least one, never all; exactly `count` in total if that is given."""
-    exact = sizes * share
-    take = np.clip(np.round(exact), 1, np.maximum(sizes - (count is None), 1)).astype(int)
-    while count is not None and take.sum() != count:  # the largest rounding error gives way
-        step = 1 if take.sum() < count else -1
-        room = (take < sizes) if step > 0 else (take > 1)
-        take[np.argmax(np.where(room, step * (exact - take), -np.inf))] += step
-    return [int(number) for number in take]
+def _first(order: NDArray[np.uint64], labels: NDArray[np.int64], count: int) -> NDArray[np.bool_]:
+    """Which `count` rows come first: one of each class, then by turns in proportion to the classes (Sainte-Laguë)."""
+    turn = np.zeros(len(labels))
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        rows = rows[np.argsort(order[rows], kind="stable")]
+        turn[rows[1:]] = (np.arange(1, len(rows)) + 0.5) / len(rows)
+    chosen = np.zeros(len(labels), bool)
+    chosen[np.lexsort((labels, turn))[:count]] = True
+    return chosen
 
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -46,7 +46,7 @@ class Decoded:
 def source_id(pixels: NDArray[np.uint8]) -> int:
     """A hash of one image's shape and pixels, [H, W] or [H, W, 3], as its source has them: before any resizing."""
     digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=8)
-    digest.update(np.ascontiguousarray(pixels))
+    digest.update(pixels.tobytes())
     return int.from_bytes(digest.digest(), "little")
 
 
@@ -90,7 +90,8 @@ def decode(
         if not files:
             continue
         array = _reserved(into / f"{part}.images.npy", (len(files), 3 if colour else 1, height, width))
-        labels, ids = [], []
+        labels: list[int] = []
+        ids: list[int] = []
         for file, label in files:
             try:
                 array[len(ids)], found = _pixels(file, colour, (width, height))

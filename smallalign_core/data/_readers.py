@@ -27,6 +27,17 @@ from smallalign_core.spec import DataSpec
 MAX_IDX_BYTES = 8 * 1024**3  # an IDX file is read into RAM whole
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian package dataset-fashion-mnist
 
+DAMAGED_ZIP = (  # what zipfile and the unpackers below it raise
+    zipfile.BadZipFile,
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+    lzma.LZMAError,
+)
+
 NAMED: dict[str, str] = {
     "digits": "1,797 handwritten digits, 8x8 grey (UCI; ships with scikit-learn)",
     "fashion-mnist": "70,000 pictures of clothes, 28x28 grey (Xiao et al., 2017)",
@@ -276,7 +287,7 @@ def _read_zip(spec: DataSpec, into: Path) -> Decoded:
     try:
         with zipfile.ZipFile(path) as archive:
             names = _unzip(archive, room)
-    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, zlib.error, lzma.LZMAError) as error:
+    except DAMAGED_ZIP as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise  # not the zip's fault
         raise BadData("the zip file cannot be read", given=f"{path}: {error}", do="pack it again") from None

@@ -33,7 +33,8 @@ class ImageSet:
     Attributes:
         images: uint8 [N, C, H, W], C is 1 (grey) or 3 (RGB); in RAM, or memory-mapped behind the same indexing.
         labels: int64 [N], positions in `classes`.
-        ids: uint64 [N], a hash of each image's pixels: equal pixels have equal ids in any dataset of the same size.
+        ids: uint64 [N], a hash of each image's source pixels, upright and before any resizing: equal pixels have equal
+            ids in any dataset, at any `data.size`.
         classes: the class names.
     """
 
@@ -63,7 +64,7 @@ class ImageSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal characters that change with any pixel, label, class name or the order of images."""
+        """16 hexadecimal characters: others for another source pixel, label, class name, order of images or size."""
         text = hashlib.sha256(json.dumps([list(self.classes), list(self.shape)]).encode())
         text.update(np.ascontiguousarray(self.ids).tobytes())
         text.update(np.ascontiguousarray(self.labels).tobytes())
