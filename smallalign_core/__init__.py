@@ -26,7 +26,7 @@ __version__ = "0.1.0"
 __all__ = ["fit", "load"]
 
 MODULES = frozenset(
-    "card compare data desk errors evaluate export files health losses networks optim spec store "  # noqa: SIM905
+    "card compare data desk errors evaluate export files health losses networks optim risk spec store "  # noqa: SIM905
     "teacher train views worker".split()
 )
 
