@@ -164,12 +164,14 @@ def views(
     from smallalign_core import views as viewing
     from smallalign_core.compare import refuse_other_classes
 
-    parts = viewing.scaled(parse_policy(policy), strength)
+    asked = parse_policy(policy)
     if not 1 <= images <= 64 or not 1 <= draws <= 64 or first < 0 or not 2 <= batch <= 65_536 or seed < 0:
         raise BadInput("show 1 to 64 images, each 1 to 64 times", given=f"{images} images, {draws} draws")
     spec = DataSpec.model_validate({"source": data_source} if isinstance(data_source, str) else data_source)
     splits = data.load(spec, store.data_cache)
     train = splits.train
+    viewing.check(asked, splits.shape)
+    parts = viewing.scaled(asked, strength, splits.shape)
     made = viewing.Views(train, parts, batch=batch, seed=seed)
     rows = _from_all_classes(train.labels.tolist(), images) if rows is None else rows
     if not rows or not all(0 <= row < len(train) for row in rows):

@@ -192,7 +192,8 @@ def assess(
     whole = _effect(clean, after, images.labels, 1.0, seed)
     parts = tuple(PartEffect(index, part.kind, effect((part,))) for index, part in enumerate(alone))
     curve = tuple(
-        whole if strength == 1 else effect(scaled(alone, strength), strength) for strength in sorted(set(grid))
+        whole if strength == 1 else effect(scaled(alone, strength, images.shape), strength)
+        for strength in sorted(set(grid))
     )
     flipped = _flipped(clean, after, images)
     return Risk(
@@ -267,7 +268,8 @@ def teacher_stddev(probabilities: Probabilities, *, group: int = GROUP, seed: in
     In each draw the images are shuffled and cut into groups of `group`, as the paper samples its mini-batches (theirs
     hold 640). A group's answer is the mean probability of each class over its images. The result is the standard
     deviation (n - 1) of these means over all groups of all draws, averaged over classes. Compare values only for the
-    same images, draws and group: sampling images is part of it, so clean images do not give 0.
+    same images, draws and group: sampling images is part of it, so clean images do not give 0. And compare only
+    policies that keep the class: a teacher that no longer recognises anything gives steady answers too.
 
     Args:
         probabilities: [draws, N, C].

@@ -388,6 +388,14 @@ def test_more_strength_changes_more(kind: str) -> None:
     assert change(0.3) < change(1.0)
 
 
+def test_a_stronger_policy_still_fits_the_images() -> None:
+    policy = parse_policy([{"kind": "crop", "padding": 5}, {"kind": "blur", "sigma": 2}])
+    images = pictures(6, (1, 8, 8))
+    assert look(images, scaled(policy, 2, images.shape)).shape == images.images.shape
+    with pytest.raises(BadSpec):
+        look(images, scaled(policy, 2))
+
+
 @pytest.mark.parametrize("strength", [-0.1, 2.1, float("nan")])
 def test_a_strength_out_of_range_is_refused(strength: float) -> None:
     with pytest.raises(BadSpec, match="between 0 and 2"):

@@ -51,11 +51,16 @@ GROWING: dict[type, tuple[str, ...]] = {
 """Fields that are multiplied by the strength; the other kinds count from the end that changes nothing."""
 
 
-def scaled(policy: tuple[Augment, ...], strength: float) -> tuple[Augment, ...]:
+def scaled(
+    policy: tuple[Augment, ...], strength: float, shape: tuple[int, int, int] | None = None
+) -> tuple[Augment, ...]:
     """`policy` at another strength: amounts grow with it and stop at their fields' limits.
 
     Where a part has no amount (a flip, equalize, CutMix) its probability grows instead. A part that would change
     nothing is left out, so strength 0 gives the empty policy; strength 1 gives the policy as written.
+
+    Args:
+        shape: (channels, height, width) of the images; amounts then stop at what these allow, too.
 
     Raises:
         BadSpec: the strength lies outside 0..2.
@@ -64,7 +69,17 @@ def scaled(policy: tuple[Augment, ...], strength: float) -> tuple[Augment, ...]:
         raise BadSpec("a strength lies between 0 and 2", given=strength, do="use 1 for the policy as written")
     if strength == 1:
         return policy
-    return tuple(part for part in (_scaled(part, strength) for part in policy) if part is not None)
+    stronger = (_scaled(part, strength) for part in policy)
+    return tuple(part if shape is None else _within(part, min(shape[1:])) for part in stronger if part is not None)
+
+
+def _within(part: Augment, side: int) -> Augment:
+    """`part`, held to what an image of `side` pixels allows: see `check`."""
+    if isinstance(part, Crop):
+        return part.model_copy(update={"padding": min(part.padding, side - 1)})
+    if isinstance(part, Blur):
+        return part.model_copy(update={"sigma": min(part.sigma, (side - 1) // 3)})
+    return part
 
 
 def _scaled(part: Augment, strength: float) -> Augment | None:
