@@ -52,20 +52,21 @@ def hue(images: Tensor, turns: Tensor) -> Tensor:
     if images.shape[1] != 3:
         return images
     red, green, blue = images.unbind(1)
-    value, least = images.amax(1), images.amin(1)
-    chroma = value - least
-    safe = chroma.clamp_min(1e-6)
+    value = torch.maximum(torch.maximum(red, green), blue)
+    chroma = value - torch.minimum(torch.minimum(red, green), blue)
+    scale = chroma.clamp_min(1e-6).reciprocal_()
     # Sixths of a turn from red. Where two channels are both largest, either formula gives the same angle.
     sixths = torch.where(
         value == red,
-        (green - blue) / safe,
-        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
-    )
-    sixths = sixths + 6 * turns.view(-1, 1, 1)
+        (green - blue).mul_(scale),
+        torch.where(value == green, (blue - red).mul_(scale).add_(2), (red - green).mul_(scale).add_(4)),
+    ).add_(6 * turns.view(-1, 1, 1))
     painted = torch.empty_like(images)
-    for channel, offset in enumerate((5, 3, 1)):  # value - chroma * trapezium: HSV to RGB without its six cases
-        place = (sixths + offset).remainder_(6)
-        painted[:, channel] = value - chroma * torch.minimum(place, 4 - place).clamp_(0, 1)
+    for channel, peak in enumerate((0, 2, 4)):  # HSV to RGB without its six cases: a channel falls off from its peak
+        away = sixths - peak
+        away.sub_(torch.round(away / 6).mul_(6)).abs_()  # sixths of a turn from the peak, 0..3
+        fall = away.sub_(1).clamp_(0, 1)
+        torch.addcmul(value, chroma, fall, value=-1, out=painted[:, channel])
     return painted
 
 
