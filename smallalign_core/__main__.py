@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the work failed, 2 bad input. With --json one JSON object 
 
 from __future__ import annotations
 
+import base64
 import json as jsonlib
 import os
 import sys
@@ -19,7 +20,8 @@ from typer._click.exceptions import ClickException  # typer carries its own clic
 
 from smallalign_core import data, desk, worker
 from smallalign_core.errors import BadInput, Refused, SmallAlignError
-from smallalign_core.spec import DataSpec, RunSpec, read
+from smallalign_core.files import write_folder
+from smallalign_core.spec import DataSpec, RunSpec, read, read_policy
 from smallalign_core.store import Run, State, Store
 
 app = typer.Typer(
@@ -99,6 +101,29 @@ def datasets(store: StoreOption = MODELS, json: JsonOption = False) -> None:
         table.add_row(str(entry["name"]), str(entry["about"]), "yes" if entry["prepared"] else "after first use")
     table.caption = "Or a path: a folder per class, a zip of one, or a folder of IDX files."
     answer({"datasets": listed}, json, table)
+
+
+@app.command()
+def views(
+    policy: Annotated[Path, typer.Argument(help="A YAML or JSON list of parts, or a spec.")],
+    data_source: Annotated[str, typer.Option("--data", help="A dataset's name, or a path.")],
+    to: Annotated[Path, typer.Option("--to", help="Folder for sheet.png, policy.yaml and policy.py.")],
+    teacher: Annotated[str | None, typer.Option("--teacher", help="A run that judges whether it is the class.")] = None,
+    strength: Annotated[float, typer.Option("--strength", help="0 nothing, 1 as written, up to 2.")] = 1.0,
+    limit: Annotated[float, typer.Option("--limit", help="Highest share of images that may change class.")] = 0.05,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Which draws.")] = 0,
+    store: StoreOption = MODELS,
+    json: JsonOption = False,
+) -> None:
+    """See what a policy does to images, and whether a teacher still sees the class."""
+    worker.set_threads()
+    parts = [part.model_dump() for part in read_policy(policy)]
+    found = desk.views(Store(store), parts, data_source, teacher=teacher, strength=strength, limit=limit, seed=seed)
+    files = {"sheet.png": base64.b64decode(found["sheet"]), "policy.yaml": found["policy"], "policy.py": found["code"]}
+    write_folder(to, files)
+    kept = {name: found[name] for name in ("rows", "labels", "said", "strength", "risk")}
+    text = f"{to}: {', '.join(files)}" + (f"\n{found['words']}" if found["words"] else "")
+    answer({"folder": str(to), "files": list(files), **kept}, json, text)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

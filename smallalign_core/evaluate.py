@@ -92,7 +92,7 @@ def calibration_error(confidence: NDArray[np.float64], right: NDArray[np.bool_],
     return float(np.abs(gap).sum() / max(1, weight.sum()))
 
 
-def wilson(hits: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson(hits: float, total: int, z: float = 1.959964) -> tuple[float, float]:
     """95 % interval of a share (Wilson, 1927); unlike the plain one it stays inside 0..1 and is right near 1."""
     if not total:
         return 0.0, 1.0

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,20 @@ def write(file: Path, content: str | bytes) -> None:
         if part is not None:
             part.unlink(missing_ok=True)
         raise _full(error, file) from error
+
+
+def write_folder(folder: Path, contents: Mapping[str, str | bytes]) -> None:
+    """Write several files, each whole, into a folder that is made if it is not there.
+
+    Raises:
+        Refused: the folder or a file of it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            write(folder / name, content)
+    except OSError as error:
+        raise _full(error, folder) from error
 
 
 def write_json(file: Path, value: object) -> None:

@@ -62,6 +62,35 @@ def test_equal_specs_give_equal_weights(digits: Splits) -> None:
     assert equal(weights(runs[0]), weights(runs[1]))
 
 
+@pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
+def test_mixed_images_train_resume_exactly_and_reach_the_teacher(mixing: str, digits: Splits, teacher: Teacher) -> None:
+    """Half labels, half teacher; the teacher is asked about the mixed image, and the labels are the mixture's."""
+    augment = [{"kind": mixing, "probability": 1, "alpha": 1}]
+    spec = tiny(teacher="t", loss={"kind": "kd", "weight": 0.5}, augment=augment)
+    whole = Training([spec], digits, teacher)
+    batch = whole.views(0)
+    assert batch.labels.shape == (128, 10)
+    asked: list[torch.Tensor] = []
+
+    class Watching:
+        def logits(self, images: torch.Tensor) -> torch.Tensor:
+            asked.append(images.clone())
+            return teacher.logits(images)
+
+    Training([spec], digits, Watching()).advance()  # type: ignore[arg-type]
+    assert torch.equal(asked[0], batch.images)
+    answers = torch.softmax(teacher.logits(batch.images), 1)
+    agreement, chance = (float((answers * said).sum()) for said in (batch.labels, batch.labels.roll(1, 0)))
+    assert agreement > 1.5 * chance, "the label says what the teacher sees"
+    list(whole)
+    first, second = (Training([spec], digits, teacher) for _ in range(2))
+    for _ in range(9):
+        first.advance()
+    second.restore(through_a_file(first.state()))
+    list(second)
+    assert equal(weights(whole), weights(second))
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("stop", [1, 9, 23])
 def test_resume_is_exact(optimizer: Any, stop: int, digits: Splits, teacher: Teacher) -> None:

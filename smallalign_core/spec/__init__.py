@@ -17,6 +17,13 @@ from pydantic import Field, ValidationError, model_validator
 
 from smallalign_core.errors import BadSpec
 from smallalign_core.spec import _words
+from smallalign_core.spec.augment import (
+    CutMix as CutMix,
+)
+from smallalign_core.spec.augment import (
+    MixUp as MixUp,
+)
+from smallalign_core.spec.augment import misplaced
 from smallalign_core.spec.parts import (
     AdamW as AdamW,
 )
@@ -143,6 +150,26 @@ class RunSpec(Part):
             raise ValueError(f"loss '{self.loss.kind}' never asks the teacher: remove the teacher, or use loss 'kd'")
         return self
 
+    @model_validator(mode="after")
+    def _policy_is_in_order(self) -> Self:
+        if wrong := misplaced(self.augment):
+            raise ValueError(wrong)
+        if self.views and any(isinstance(part, MixUp | CutMix) for part in self.augment):
+            raise ValueError("mixed images meet other partners at every step, so none is seen twice: set `views` to 0")
+        return self
+
+
+class Policy(Part):
+    """A policy on its own: what a file for `views` holds."""
+
+    augment: Annotated[tuple[Augment, ...], Field(min_length=1, max_length=16, description="Parts, in order.")]
+
+    @model_validator(mode="after")
+    def _is_in_order(self) -> Self:
+        if wrong := misplaced(self.augment):
+            raise ValueError(wrong)
+        return self
+
 
 def canonical(part: Part) -> dict[str, Any]:
     """The fields of a part that differ from their defaults, and its kind: the text that the digest is made of.
@@ -186,26 +213,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> RunSpec:
     Raises:
         BadSpec: the file is missing or not YAML, or a field is unknown, missing, out of range or of the wrong type.
     """
-    try:
-        if path.stat().st_size > 1_000_000:
-            raise BadSpec("a spec is a short text, this file is over 1 MB", given=path, do="name a YAML or JSON file")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = (
-            "is not text" if isinstance(error, UnicodeDecodeError) else (error.strerror or "cannot be read").lower()
-        )
-        raise BadSpec(f"the spec cannot be read: {reason}", given=path, do="name a YAML or JSON file") from None
-    try:
-        written = yaml.safe_load(text)
-    except RecursionError:
-        raise BadSpec("the spec is nested too deeply", given=path, do="a spec has four levels at most") from None
-    except yaml.YAMLError as error:
-        where = (
-            f" in line {error.problem_mark.line + 1}"
-            if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark
-            else ""
-        )
-        raise BadSpec(f"the spec is not valid YAML{where}", given=path, do="check its indentation and quotes") from None
+    written = _loaded(path, "spec")
     if not isinstance(written, dict):
         raise BadSpec(
             "a spec is a list of `field: value` lines", given=path, do="begin with `data: digits` and `network: cnn`"
@@ -213,6 +221,67 @@ def read(path: Path, overrides: Sequence[str] = ()) -> RunSpec:
     for override in overrides:
         written = set_field(written, override)
     return parse(written)
+
+
+def _loaded(path: Path, what: str) -> Any:
+    """The plain values in a YAML or JSON file."""
+    try:
+        if path.stat().st_size > 1_000_000:
+            raise BadSpec(
+                f"a {what} is a short text, this file is over 1 MB", given=path, do="name a YAML or JSON file"
+            )
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = (
+            "is not text" if isinstance(error, UnicodeDecodeError) else (error.strerror or "cannot be read").lower()
+        )
+        raise BadSpec(f"the {what} cannot be read: {reason}", given=path, do="name a YAML or JSON file") from None
+    try:
+        return yaml.safe_load(text)
+    except RecursionError:
+        raise BadSpec(f"the {what} is nested too deeply", given=path, do="four levels are enough for any") from None
+    except yaml.YAMLError as error:
+        where = (
+            f" in line {error.problem_mark.line + 1}"
+            if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark
+            else ""
+        )
+        wrong = f"the {what} is not valid YAML{where}"
+        raise BadSpec(wrong, given=path, do="check its indentation and quotes") from None
+
+
+def read_policy(path: Path) -> tuple[Augment, ...]:
+    """The policy in a YAML or JSON file: a list of parts, or a spec whose `augment` is meant.
+
+    Raises:
+        BadSpec: the file is missing or not YAML, holds no parts, or a part is unknown, misplaced or out of range.
+    """
+    return parse_policy(_loaded(path, "policy"))
+
+
+def parse_policy(written: object) -> tuple[Augment, ...]:
+    """A checked policy from plain values: a list of parts, one part, or anything that has an `augment`.
+
+    Raises:
+        BadSpec: as `read_policy`.
+    """
+    if isinstance(written, Mapping):
+        written = [written] if "kind" in written else written.get("augment")
+    if not isinstance(written, Sequence) or isinstance(written, str) or not written:
+        raise BadSpec(
+            "the policy has no parts",
+            given=written or "nothing",
+            do="write a list such as `- {kind: shift, pixels: 2}`",
+        )
+    try:
+        return Policy.model_validate({"augment": written}).augment
+    except ValidationError as error:
+        raise BadSpec("; ".join(_words.explain(Policy, detail) for detail in error.errors()[:3])) from None
+
+
+def policy_yaml(policy: Sequence[Augment]) -> str:
+    """The shortest YAML list that gives `policy` back."""
+    return yaml.safe_dump([canonical(part) for part in policy], sort_keys=False, allow_unicode=True, width=120)
 
 
 def parse(written: Mapping[str, Any]) -> RunSpec:

@@ -7,26 +7,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import Field
 
-
-class Part(BaseModel):
-    """A frozen group of knobs. A field's annotation holds its range and its help."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
-
-
-def shorthand(key: str) -> BeforeValidator:
-    """Let `digits` stand for `{source: digits}`, `cnn` for `{kind: cnn}`, `torchvision:NAME` for that network."""
-
-    def expand(value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        kind, colon, name = value.partition(":")
-        return {"kind": kind, "name": name} if key == "kind" and colon else {key: value}
-
-    return BeforeValidator(expand)
-
+from smallalign_core.spec._part import Part as Part
+from smallalign_core.spec._part import shorthand as shorthand
+from smallalign_core.spec.augment import Augment as Augment
+from smallalign_core.spec.augment import Flip as Flip
+from smallalign_core.spec.augment import Rotate as Rotate
+from smallalign_core.spec.augment import Shift as Shift
 
 # --- data -------------------------------------------------------------------------------------------------------------
 
@@ -109,37 +97,6 @@ class Torchvision(Part):
 
 
 Network = Annotated[Mlp | Cnn | Separable | Resnet | Torchvision, Field(discriminator="kind"), shorthand("kind")]
-
-# --- augmentation -----------------------------------------------------------------------------------------------------
-
-Probability = Annotated[float, Field(ge=0, le=1, description="Share of the images that it is applied to.")]
-
-
-class Flip(Part):
-    """Mirror the image."""
-
-    kind: Literal["flip"] = "flip"
-    axis: Annotated[Literal["horizontal", "vertical"], Field(description="Left-right or top-bottom.")] = "horizontal"
-    probability: Probability = 0.5
-
-
-class Shift(Part):
-    """Move the image by whole pixels, each direction alike; what enters is black."""
-
-    kind: Literal["shift"] = "shift"
-    pixels: Annotated[int, Field(ge=1, le=64, description="Largest shift in pixels.")] = 2
-    probability: Probability = 1.0
-
-
-class Rotate(Part):
-    """Turn the image about its centre (bilinear); what enters is black."""
-
-    kind: Literal["rotate"] = "rotate"
-    degrees: Annotated[float, Field(gt=0, le=180, description="Largest angle, either way.")] = 10.0
-    probability: Probability = 1.0
-
-
-Augment = Annotated[Flip | Shift | Rotate, Field(discriminator="kind"), shorthand("kind")]
 
 # --- losses -----------------------------------------------------------------------------------------------------------
 

@@ -1,25 +1,34 @@
 """Seeded views: which images a step sees, and how each is augmented, as a pure function.
 
 `views(step)` depends on the dataset, the policy, the batch size and the seed, and on nothing that happened before. So
-any view can be replayed: resume is exact, comparisons are paired, and teacher answers can be cached.
+any view can be replayed: resume is exact, comparisons are paired, and teacher answers can be cached. An augmented image
+depends on (seed, view, image) alone, so the preview shows the pixels that training sees; only MixUp and CutMix, which
+mix the images of one step, depend on (seed, step, position).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import assert_never
+from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from smallalign_core.data import ImageSet
-from smallalign_core.spec import Augment, Flip, Rotate, RunSpec, Shift
+from smallalign_core.spec import Augment, CutMix, MixUp, RunSpec
+from smallalign_core.views import _mix, _parts
+from smallalign_core.views._canvas import Canvas
+from smallalign_core.views._code import as_code as as_code
+from smallalign_core.views._parts import check as check
+from smallalign_core.views._sheet import sheet as sheet
+from smallalign_core.views._strength import scaled as scaled
 
-ORDER = 0xFFFF  # the stream of random numbers that shuffles an epoch; parts of the policy use streams 0, 1, 2, ...
+# Streams of random numbers: parts of the policy use 0, 1, 2, ...; these two are for what no part of a policy draws.
+ORDER = 0xFFFF  # shuffles an epoch
+MIX = 0xFFFE  # partners and shares of a step
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,7 @@ class Batch:
     Attributes:
         rows: int64 [B], positions in the dataset.
         images: uint8 [B, C, H, W], augmented.
-        labels: int64 [B].
+        labels: int64 [B]; float32 [B, classes] where the policy mixes images.
     """
 
     rows: Tensor
@@ -50,6 +59,9 @@ class Views:
         seed: fixes order and augmentation.
         fixed: 0 draws fresh augmentation every epoch; K cycles through the same K views of each image.
         device: where batches are made.
+
+    Raises:
+        BadSpec: a part of the policy cannot work on these images.
     """
 
     def __init__(
@@ -64,6 +76,8 @@ class Views:
     ) -> None:
         self.count, self.batch, self.seed, self.fixed, self.policy = len(images), batch, seed, fixed, policy
         self.device = torch.device(device)
+        _parts.check(policy, images.shape)
+        self._classes = len(images.classes)
         # A memory-mapped array stays on disk: only the rows of a batch are read.
         self._images = images.images
         self._labels = torch.from_numpy(np.ascontiguousarray(images.labels))
@@ -83,19 +97,33 @@ class Views:
             here = epochs == epoch
             rows[here] = self._shuffled(int(epoch))[positions[here] % self.count]
         view = epochs % self.fixed if self.fixed else epochs
-        return Batch(torch.from_numpy(rows), self.augmented(rows, view), self._labels[rows].to(self.device))
+        made, labels = self.augmented(rows, view), self._labels[rows].to(self.device)
+        if self.policy and isinstance(last := self.policy[-1], MixUp | CutMix):
+            draws = self._generator(step, MIX).random((self.batch, _mix.COLUMNS))
+            made, labels = _mix.mixed(last, made, labels, self._classes, draws)
+        return Batch(torch.from_numpy(rows), made, labels)
 
     def augmented(self, rows: NDArray[np.int64], view: NDArray[np.int64]) -> Tensor:
-        """View number `view[i]` of image `rows[i]`: uint8 [len(rows), C, H, W]."""
+        """View number `view[i]` of image `rows[i]`, before any mixing: uint8 [len(rows), C, H, W]."""
         images = self._fetch(rows)
         if not self.policy:
             return images
-        matrices = np.tile(np.eye(3), (len(rows), 1, 1))
-        for number in np.unique(view):  # a batch may end one epoch and begin the next
-            here = view == number
-            for stream, part in enumerate(self.policy):
-                matrices[here] = _matrices(part, self._uniform(int(number), stream)[rows[here]]) @ matrices[here]
-        return _warp(images, matrices)
+        canvas = Canvas(images)
+        for stream, part in enumerate(self.policy):
+            draws = np.empty((len(rows), _parts.columns(part)))
+            for number in np.unique(view):  # a batch may end one epoch and begin the next
+                here = view == number
+                draws[here] = self._uniform(int(number), stream)[rows[here]]
+            _parts.apply(part, canvas, draws, partial(self._normal, rows, view, stream))
+        return canvas.finished()
+
+    def seen(self, row: int, view: int) -> Tensor:
+        """Image `row` exactly as training sees it the `view`-th time (from 0), mixed too: uint8 [C, H, W]."""
+        number = view % self.fixed if self.fixed else view
+        if not (self.policy and isinstance(self.policy[-1], MixUp | CutMix)):
+            return self.augmented(np.array([row]), np.array([number]))[0]
+        place = view * self.count + int(np.flatnonzero(self._shuffled(view) == row)[0])
+        return self(place // self.batch).images[place % self.batch]
 
     def _fetch(self, rows: NDArray[np.int64]) -> Tensor:
         if self._held is None:
@@ -109,12 +137,24 @@ class Views:
         return self._order[epoch]
 
     def _uniform(self, view: int, stream: int) -> NDArray[np.float64]:
-        """[images, 3] uniform numbers in [0, 1): those of every image for one view and one part of the policy."""
+        """[images, columns] uniform numbers in [0, 1): those of all images for one view and one part of the policy."""
         if (view, stream) not in self._drawn:
             while len(self._drawn) >= 2 * len(self.policy):  # a batch needs two views' worth at most
                 del self._drawn[next(iter(self._drawn))]
-            self._drawn[view, stream] = self._generator(view, stream).random((self.count, 3))
+            self._drawn[view, stream] = self._generator(view, stream).random(
+                (self.count, _parts.columns(self.policy[stream]))
+            )
         return self._drawn[view, stream]
+
+    def _normal(
+        self, rows: NDArray[np.int64], view: NDArray[np.int64], stream: int, at: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Standard normal [len(at), C, H, W] for the images at `at`: too many for a table, so each has its own."""
+        found = np.empty((len(at), *self._images.shape[1:]), np.float32)
+        for place, (row, number) in enumerate(zip(rows[at], view[at], strict=True)):
+            bits = np.random.Philox(key=[self.seed, (int(number) << 16) | stream], counter=[0, 0, 0, int(row) + 1])
+            np.random.Generator(bits).standard_normal(dtype=np.float32, out=found[place])
+        return found
 
     def _generator(self, view: int, stream: int) -> np.random.Generator:
         """Philox (Salmon et al., 2011) is keyed, not advanced: nothing has to be saved to resume."""
@@ -124,38 +164,6 @@ class Views:
 def of_run(spec: RunSpec, images: ImageSet, device: torch.device | str = "cpu") -> Views:
     """The views that `spec` trains on."""
     return Views(images, spec.augment, batch=spec.batch, seed=spec.seed, fixed=spec.views, device=device)
-
-
-def _matrices(part: Augment, draws: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[N, 3, 3]: where each pixel goes, in pixels about the centre (x right, y down)."""
-    chosen = draws[:, 0] < part.probability
-    matrices = np.tile(np.eye(3), (len(draws), 1, 1))
-    match part:
-        case Flip():
-            axis = 0 if part.axis == "horizontal" else 1
-            matrices[chosen, axis, axis] = -1
-        case Shift():
-            moves = np.floor(draws[:, 1:] * (2 * part.pixels + 1)) - part.pixels
-            matrices[chosen, :2, 2] = moves[chosen]
-        case Rotate():
-            angle = np.deg2rad((2 * draws[chosen, 1] - 1) * part.degrees)
-            matrices[chosen, 0, 0] = matrices[chosen, 1, 1] = np.cos(angle)
-            matrices[chosen, 0, 1], matrices[chosen, 1, 0] = -np.sin(angle), np.sin(angle)
-        case _:
-            assert_never(part)
-    return matrices
-
-
-def _warp(images: Tensor, matrices: NDArray[np.float64]) -> Tensor:
-    """Move pixels by `matrices`, all parts of a policy in one bilinear resampling: blurred once, not once a part."""
-    height, width = images.shape[-2:]
-    half = np.diag([2 / width, 2 / height, 1.0])  # pixels about the centre -> grid_sample's -1..1
-    theta = half @ np.linalg.inv(matrices) @ np.linalg.inv(half)
-    grid = F.affine_grid(
-        torch.from_numpy(theta[:, :2].astype(np.float32)).to(images.device), list(images.shape), align_corners=False
-    )
-    moved = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return moved.round_().clamp_(0, 255).to(torch.uint8)
 
 
 def steps_of(spec: RunSpec, images: int) -> int:

@@ -1,0 +1,206 @@
+"""Is it still the class? On digits, with the teacher of the zoo."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT, command
+
+from smallalign_core import desk, networks, risk
+from smallalign_core.data import ImageSet, Splits
+from smallalign_core.errors import BadInput, BadSpec
+from smallalign_core.networks import Classifier
+from smallalign_core.risk import Risk
+from smallalign_core.spec import parse_policy
+from smallalign_core.store import Store
+from smallalign_core.views import Views
+
+QUICK: dict[str, Any] = {"draws": 2, "grid": (0.5, 1.0, 2.0)}
+SAFE, UPSIDE_DOWN = {"kind": "shift", "pixels": 1}, {"kind": "flip", "axis": "vertical", "probability": 1}
+TURNED = {"kind": "rotate", "degrees": 90}
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Classifier:
+    return networks.from_file(ROOT / "models/zoo/digits-teacher/weights.safetensors")
+
+
+@pytest.fixture(scope="module")
+def looked(digits: Splits) -> ImageSet:
+    return risk.sample(digits)[0]
+
+
+@pytest.fixture(scope="module")
+def report(teacher: Classifier, looked: ImageSet) -> Risk:
+    return risk.assess(teacher, parse_policy([SAFE, UPSIDE_DOWN, TURNED]), looked, **QUICK)
+
+
+def test_a_flip_and_a_quarter_turn_are_far_worse_than_a_shift_by_a_pixel(report: Risk) -> None:
+    shift, flip, turn = (part.effect for part in report.parts)
+    assert shift.flip_rate < 0.05
+    assert flip.flip_rate > 0.3
+    assert turn.flip_rate > 0.3
+    assert shift.flip_high < min(flip.flip_low, turn.flip_low), "the intervals are apart"
+    assert shift.confidence_after > max(flip.confidence_after, turn.confidence_after)
+    assert shift.accuracy_after > flip.accuracy_after
+
+
+def test_the_warnings_name_the_bad_parts_and_not_the_good_one(report: Risk) -> None:
+    told = "\n".join(report.warnings)
+    assert "`flip vertical` alone changes the class" in told
+    assert "`rotate 90` alone changes the class" in told
+    assert "shift" not in told
+    assert "becomes" in told
+
+
+def test_the_identity_changes_nothing(teacher: Classifier, looked: ImageSet) -> None:
+    never = parse_policy([{"kind": "flip", "probability": 0}])
+    found = risk.assess(teacher, never, looked, **QUICK)
+    assert found.whole.flip_rate == found.clean.flip_rate == 0
+    assert found.whole.flip_low == 0
+    assert found.whole.confidence_before == found.whole.confidence_after
+    assert found.whole.stddev == pytest.approx(found.clean.stddev)
+    assert found.suggested == 2.0
+    assert found.flipped == ()
+
+
+def test_flipped_views_can_be_shown_again(report: Risk, teacher: Classifier, looked: ImageSet) -> None:
+    views = Views(looked, parse_policy([SAFE, UPSIDE_DOWN, TURNED]), batch=16, seed=report.seed)
+    assert report.flipped_count >= len(report.flipped) > 10
+    sure = [view.after_confidence for view in report.flipped]
+    assert sure == sorted(sure, reverse=True)
+    for flipped in report.flipped[:10]:
+        said = risk.said(teacher, views.augmented(np.array([flipped.row]), np.array([flipped.view])).numpy()[:, None])
+        assert said[0][0]["class"] == flipped.after != flipped.before
+        assert looked.classes[looked.labels[flipped.row]] == flipped.label
+
+
+def test_the_suggested_strength_is_the_largest_up_to_which_all_stay_within_the_limit(
+    teacher: Classifier, looked: ImageSet
+) -> None:
+    policy = parse_policy([{"kind": "rotate", "degrees": 45}])
+    found = risk.assess(teacher, policy, looked, draws=2, limit=0.05)
+    rates = [point.flip_rate for point in found.curve]
+    assert [point.strength for point in found.curve] == list(risk.GRID)
+    assert rates[-1] > 0.2 > 0.05 > rates[0]
+    assert found.suggested is not None
+    after = risk.GRID.index(found.suggested) + 1
+    assert all(rate <= 0.05 for rate in rates[:after])
+    assert rates[after] > 0.05
+    assert risk.assess(teacher, policy, looked, draws=1, grid=(2.0,), limit=0).suggested is None
+
+
+def test_the_stddev_is_the_papers() -> None:
+    """Against a hand-made loop, and zero for a teacher that always says the same."""
+    draw = np.random.default_rng(0)
+    answers = draw.dirichlet(np.ones(5), (3, 100))
+    found = risk.teacher_stddev(answers, group=25, seed=7)
+    shuffle = np.random.Generator(np.random.Philox(key=[7, 0]))
+    means = []
+    for one in answers:
+        order = shuffle.permutation(100)
+        means += [one[order[start : start + 25]].mean(0) for start in range(0, 100, 25)]
+    assert found == pytest.approx(np.mean([np.std([mean[c] for mean in means], ddof=1) for c in range(5)]))
+    assert risk.teacher_stddev(np.full((2, 64, 4), 0.25)) == 0
+    assert risk.teacher_stddev(answers.mean(1, keepdims=True).repeat(100, 1) * 0.5 + answers * 0.5, group=25) < found
+
+
+def test_images_are_validation_first_and_never_test(digits: Splits) -> None:
+    found, from_training = risk.sample(digits)
+    val, test = set(digits.val.ids.tolist()), set(digits.test.ids.tolist())
+    assert len(found) == risk.LEAST
+    assert from_training == risk.LEAST - len(digits.val)
+    assert set(found.ids[: len(digits.val)].tolist()) == val
+    assert not set(found.ids.tolist()) & (test - set(digits.train.ids.tolist()) - val)
+    assert len(risk.sample(digits, least=50, most=50)[0]) == 50
+
+
+def test_mixing_is_left_out_and_said(teacher: Classifier, looked: ImageSet) -> None:
+    found = risk.assess(teacher, parse_policy([SAFE, "mixup"]), looked, draws=1, grid=(1.0,), from_training=3)
+    assert [part.kind for part in found.parts] == ["shift"]
+    assert any("`mixup` was left out" in warning for warning in found.warnings)
+    assert any("3 of the 512 images are training images" in warning for warning in found.warnings)
+
+
+def test_what_cannot_be_judged_is_refused(teacher: Classifier, looked: ImageSet) -> None:
+    for policy, options in [((), {}), (parse_policy([SAFE]), {"limit": 2}), (parse_policy([SAFE]), {"draws": 0})]:
+        with pytest.raises(BadSpec):
+            risk.assess(teacher, policy, looked, **options)
+
+
+# --- the two doors ----------------------------------------------------------------------------------------------------
+
+
+def test_the_desk_shows_what_training_sees_and_judges_it(tmp_path: Path, digits: Splits) -> None:
+    import base64
+
+    store = Store(ROOT / "models")
+    policy = [SAFE, {"kind": "rotate"}]
+    found = desk.views(store, policy, "digits", teacher="digits-teacher", images=4, draws=3, seed=5, batch=64)
+    shown = np.frombuffer(base64.b64decode(found["pixels"]), np.uint8).reshape(found["shape"])
+    assert shown.shape == (4, 4, 1, 8, 8)
+    run = Views(digits.train, parse_policy(policy), batch=64, seed=5)
+    for place, row in enumerate(found["rows"]):
+        assert np.array_equal(shown[place, 0], digits.train.images[row])
+        for draw in range(3):
+            assert np.array_equal(shown[place, 1 + draw], run.seen(row, draw).numpy())
+    assert found["labels"] == ["0", "1", "2", "3"]
+    assert found["said"][0][0]["class"] == "0"
+    assert found["risk"]["images"] == risk.LEAST
+    json.dumps(found, allow_nan=False)
+    with pytest.raises(BadInput, match="0 to 1"):
+        desk.views(store, policy, "digits", rows=[10**6])
+
+
+def test_the_command_line_writes_a_sheet_and_says_the_same_as_the_desk(tmp_path: Path) -> None:
+    (tmp_path / "policy.yaml").write_text(
+        "- {kind: shift, pixels: 1}\n- {kind: flip, axis: vertical, probability: 1}\n"
+    )
+    store = Store(ROOT / "models")
+    arguments = ("views", tmp_path / "policy.yaml", "--data", "digits", "--to", tmp_path / "out")
+
+    done = command(*arguments, "--teacher", "digits-teacher", "--json", store=store)
+
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    asked = desk.views(store, [SAFE, UPSIDE_DOWN], "digits", teacher="digits-teacher")
+    assert said["risk"] == json.loads(json.dumps(asked["risk"]))
+    assert said["risk"]["parts"][1]["effect"]["flip_rate"] > 0.3
+    assert (tmp_path / "out/sheet.png").read_bytes()[:4] == b"\x89PNG"
+    assert "RandomVerticalFlip" in (tmp_path / "out/policy.py").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "words"),
+    [
+        ("[]", (), "no parts"),
+        ("- flop", (), "no kind 'flop'"),
+        ("- flip", ("--strength", "3"), "between 0 and 2"),
+        ("- {kind: colour, hue: 0.1}", (), "needs colour images"),
+        ("- flip", ("--limit", "7", "--teacher", "digits-teacher"), "limit"),
+        ("- flip", ("--teacher", "nobody"), "nobody"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(text: str, options: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    (tmp_path / "policy.yaml").write_text(text)
+
+    done = command(
+        "views",
+        tmp_path / "policy.yaml",
+        "--data",
+        "digits",
+        "--to",
+        tmp_path / "out",
+        *options,
+        store=Store(ROOT / "models"),
+    )
+
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stdout == ""
+    assert not (tmp_path / "out").exists()
