@@ -223,7 +223,7 @@ def _answers(
 ) -> Probabilities:
     """[draws, N, C]: the teacher's probabilities for each view of each image."""
     views = Views(images, policy, batch=batch, seed=seed, device=device)
-    teacher.eval()
+    teacher.eval().to(device)
     found = []
     with torch.no_grad():
         for view in range(draws):

@@ -297,6 +297,11 @@ def test_rand_augment_draws_every_operation() -> None:
     assert 0.03 < same < 0.2
 
 
+def test_augmix_weights_sum_to_one() -> None:
+    """Without magnitude no operation changes a flat image of 128, so neither does any mixture of them."""
+    assert (look(flat_images(50, 128), policy_of("augmix", severity=1e-6)) == 128).all()
+
+
 def test_augmix_stays_near_the_image() -> None:
     images = smooth(40)
     mixed = np.abs(look(images, policy_of("augmix", severity=1)).astype(float) - images.images).mean()

@@ -122,6 +122,7 @@ def solarize(images: Tensor, threshold: Tensor) -> Tensor:
 
 def autocontrast(images: Tensor) -> Tensor:
     """Stretch each channel to the whole range; a channel of one value stays."""
+    images = images.round()  # or a flat image that was turned a little would be stretched from nothing
     least, most = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
     flat = most == least
     stretched = (images - least) * (WHITE / torch.where(flat, 1, most - least))
