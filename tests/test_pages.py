@@ -262,7 +262,7 @@ def test_compare_counts_who_is_right(shown, store: Store):
 
     found = {metric.label: metric.value for metric in app.metric}
     four = ("Both right", "Only teacher right", "Only student right", "Both wrong")
-    assert sum(int(found[name]) for name in four) == 371
+    assert sum(int(found[name]) for name in four) == 359
     assert "McNemar" in texts(app)
 
 

@@ -188,7 +188,7 @@ def _divide(stored: dict[str, ImageSet], spec: DataSpec, notes: tuple[str, ...],
     test, val = stored.get("test"), stored.get("val")
     if test is None:
         train, test = _hold_out(train, spec.test, salt=b"test", leave=2 if val is None else 1)
-        said.append(f"The source has no test images: about {spec.test:.0%} of each class were held out.")
+        said.append(f"The source has no test images: {spec.test:.0%} of each class were held out.")
     if val is None:
         train, val = _hold_out(train, spec.validation, salt=b"validation")
     if spec.images is not None:
@@ -206,12 +206,13 @@ def _divide(stored: dict[str, ImageSet], spec: DataSpec, notes: tuple[str, ...],
 def _hold_out(
     images: ImageSet, share: float, *, salt: bytes, count: int | None = None, leave: int = 1
 ) -> tuple[ImageSet, ImageSet]:
-    """(the rest, the held-out part): by what each image shows, and by nothing else.
+    """(the rest, the held-out part): stratified, and by what each image shows instead of where it stands.
 
-    An image is held out when a hash of its source pixels lies below `share`. So the division does not depend on file
-    order, on `data.size` or on the other images: a folder may grow, or the share, and none changes sides for that.
-    Equal images stay together whatever their labels (no leak through exact duplicates). Only where a class would get
-    none, or would keep fewer than `leave` different images, its lowest is held or its highest are kept.
+    Within a class, images are ordered by a hash of their source pixels and the first `share` is held out. So the
+    division does not depend on file order or on `data.size`, and a larger share only adds to what a smaller one holds.
+    Equal images stay together whatever their labels (no leak through exact duplicates). Where a class would keep fewer
+    than `leave` different images, its last are kept. A folder that grows is another dataset, with other splits and
+    another fingerprint.
 
     With `count`, exactly so many are held instead, in proportion to the classes: more are a superset of fewer.
 
@@ -220,12 +221,14 @@ def _hold_out(
     """
     key = np.frombuffer(hashlib.blake2b(salt, digest_size=8).digest(), "<u8")[0]
     order = _mix(images.ids ^ key)  # a bijection: equal only where the ids are
-    held = order < np.uint64(share * 2**64) if count is None else _first(order, images.labels, count)
-    if count is None:
+    if count is not None:
+        held = _first(order, images.labels, count)
+    else:
+        held = np.zeros(len(images), bool)
         classes = [np.flatnonzero(images.labels == label) for label in range(len(images.classes))]
-        for rows in classes:
-            if not held[rows].any():
-                held |= order == order[rows].min(initial=2**64 - 1)
+        for rows in classes:  # equal images go together, whatever their labels
+            first = np.sort(order[rows])[: max(1, round(share * len(rows)))]
+            held |= np.isin(order, first)
         for rows in classes:
             different = np.unique(order[rows])
             if len(np.unique(order[rows][~held[rows]])) < leave:
