@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -129,13 +129,3 @@ def is_held(lock: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
-
-
-def tail(file: Path, lines: int = 200) -> Sequence[str]:
-    """The last lines of a text file; empty if it is not there."""
-    try:
-        with file.open("rb") as stream:
-            stream.seek(max(0, file.stat().st_size - 200 * lines))
-            return stream.read().decode(errors="replace").splitlines()[-lines:]
-    except OSError:
-        return []

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from smallalign_core import losses, networks, optim, views
 from smallalign_core.data import ImageSet, Splits
@@ -299,8 +299,3 @@ def pick_precision(asked: str, device: torch.device) -> str:
     if asked != "auto":
         return asked
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-
-
-def parameters(module: nn.Module) -> int:
-    """Trainable numbers."""
-    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
