@@ -28,7 +28,7 @@ if like := st.query_params.get(
     forms.fill(spec.model_dump(mode="json", exclude={"data": {"fingerprint"}}), key=KEY)
     st.session_state[f"{KEY}.data.source"] = None
     st.query_params.clear()
-    st.query_params["teacher"] = spec.teacher or picks.NOBODY
+    st.query_params["teacher"] = next(iter(spec.teachers), picks.NOBODY)
     st.session_state["data"] = spec.data.source
 
 form, side = st.columns([3, 2], gap="large")

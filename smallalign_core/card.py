@@ -15,7 +15,7 @@ def card(run: Run, store: Store, name: str) -> str:
     result = run.result or {}
     test, val, calibrated = result["test"], result["val"], result["test_calibrated"]
     channels, height, width = result["input_shape"]
-    teacher = f"`{store.name_of(run.spec.teacher)}`" if run.spec.teacher else "none: labels only"
+    teacher = ", ".join(f"`{store.name_of(name)}`" for name in run.spec.teachers) or "none: labels only"
     return f"""# {name}
 
 {run.title}
@@ -49,7 +49,7 @@ def keep(run: Run, store: Store, name: str) -> Run:
     part = folder.with_name(f".keeping-{name}-{os.getpid()}")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    spec = run.spec.model_copy(update={"teacher": store.name_of(run.spec.teacher) if run.spec.teacher else None})
+    spec = store.named(run.spec)
     write(part / "spec.yaml", to_yaml(spec))
     write(part / "weights.safetensors", run.weights.read_bytes())
     write(part / "card.md", card(run, store, name))

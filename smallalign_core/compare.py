@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from smallalign_core import data, networks
 from smallalign_core.data import ImageSet
 from smallalign_core.errors import BadInput
-from smallalign_core.evaluate import Scores, log_softmax, logits_of, score, wilson
+from smallalign_core.evaluate import Scores, divergence, log_softmax, logits_of, score, wilson
 from smallalign_core.files import write
 from smallalign_core.store import Run, Store
 
@@ -125,7 +125,7 @@ def of_logits(
 
     labels, classes = images.labels, images.classes
     log_q, log_p = log_softmax(teacher), log_softmax(student)
-    kl = (np.exp(log_q) * (log_q - log_p)).sum(1)
+    kl = divergence(teacher, student)
     said_t, said_s = teacher.argmax(1), student.argmax(1)
     right_t, right_s = said_t == labels, said_s == labels
     agree = said_t == said_s

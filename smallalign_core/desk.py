@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from smallalign_core import data
+from smallalign_core import data, execution
 from smallalign_core.errors import BadInput, SmallAlignError, WorkFailed
 from smallalign_core.spec import DataSpec, RunSpec, digest, parse, parse_policy, policy_yaml
 from smallalign_core.store import Store
@@ -54,13 +54,11 @@ def resolve(store: Store, spec: RunSpec, device: str = "auto") -> RunSpec:
     """
     from smallalign_core import networks, train
     from smallalign_core import views as viewing
-    from smallalign_core.teacher import Teacher
 
     where = train.pick_device(device)
     splits = data.load(spec.data, store.data_cache)
     resolved = store.resolve(spec, splits, train.pick_precision(spec.precision, where))
-    if resolved.teacher is not None:
-        Teacher(networks.from_file(store.finished(resolved.teacher).weights), splits.classes)
+    execution.teaching([resolved], store, splits, "cpu")
     plain = [0.5] * splits.shape[0]
     networks.build(spec.network, splits.classes, splits.shape, mean=plain, std=plain)
     viewing.check(spec.augment, splits.shape)
@@ -80,14 +78,11 @@ def estimate(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
     import time
 
     from smallalign_core import export, networks, train
-    from smallalign_core.teacher import Teacher
 
     resolved = resolve(store, parse(spec))
     splits = data.load(resolved.data, store.data_cache)
     device = train.pick_device()
-    teacher = None
-    if resolved.teacher is not None:
-        teacher = Teacher(networks.from_file(store.finished(resolved.teacher).weights), splits.classes, device)
+    teacher = execution.teaching([resolved], store, splits, device)
     training = train.Training([resolved], splits, teacher, device=device)
     classifier = training.students[0].classifier
     size = networks.measure(classifier)

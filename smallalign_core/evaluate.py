@@ -39,6 +39,30 @@ class Scores:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Fidelity:
+    """How close a student's answers are to its teacher's (Stanton et al., 2021).
+
+    Attributes:
+        agreement: share of images with the same top-1.
+        kl: mean KL(teacher || student) in nats.
+    """
+
+    agreement: float
+    kl: float
+
+
+def fidelity(teacher: NDArray[np.float32], student: NDArray[np.float32]) -> Fidelity:
+    """The fidelity of two sets of logits [N, C]."""
+    return Fidelity(float((teacher.argmax(1) == student.argmax(1)).mean()), float(divergence(teacher, student).mean()))
+
+
+def divergence(teacher: NDArray[np.float32], student: NDArray[np.float32]) -> NDArray[np.float64]:
+    """KL(teacher || student) of each image, in nats: float64 [N]."""
+    log_q, log_p = log_softmax(teacher), log_softmax(student)
+    return np.asarray((np.exp(log_q) * (log_q - log_p)).sum(1))
+
+
 def logits_of(
     classifier: nn.Module, images: ImageSet, *, device: torch.device | str = "cpu", batch: int = 512
 ) -> NDArray[np.float32]:

@@ -274,6 +274,11 @@ class Store:
         """A name that people know: the zoo's for its ids, else the reference itself."""
         return next((run.name for run in self.zoo() if run.id == reference), reference)
 
+    def named(self, spec: RunSpec) -> RunSpec:
+        """`spec` with its teachers called as people call them."""
+        names = tuple(self.name_of(reference) for reference in spec.teachers)
+        return spec.model_copy(update={"teacher": names if len(names) > 1 else next(iter(names), None)})
+
     def resolve(self, spec: RunSpec, splits: data.Splits, precision: str) -> RunSpec:
         """`spec` with everything filled in that its digest depends on: fingerprint, teacher's id, precision.
 
@@ -282,15 +287,15 @@ class Store:
         Raises:
             UnknownRun, Refused: the teacher is not there, or not finished.
         """
-        teacher = spec.teacher
-        if teacher is not None:
-            run = self.finished(teacher)
-            teacher = run.id
+        teachers = [self.finished(name) for name in spec.teachers]
+        for run in teachers:
             self._adopt(run)
+        ids = tuple(run.id for run in teachers)
         source = spec.data.source
         if source not in data.NAMED:  # the worker may run in another folder
             source = str(Path(source).expanduser().resolve())
         filled = spec.data.model_copy(update={"source": source, "fingerprint": splits.fingerprint})
+        teacher = ids if len(ids) > 1 else next(iter(ids), None)
         return spec.model_copy(update={"data": filled, "teacher": teacher, "precision": precision})
 
     def _adopt(self, run: Run) -> None:
@@ -362,7 +367,7 @@ class Store:
         pupils = []
         for other in self.runs():
             with contextlib.suppress(SmallAlignError, KeyError, TypeError):  # a damaged run learns from nobody
-                if other.spec.teacher == run.id and other.state is not State.FINISHED:
+                if run.id in other.spec.teachers and other.state is not State.FINISHED:
                     pupils.append(other.name)
         if pupils:
             raise Refused("unfinished runs learn from it", given=", ".join(pupils[:3]), do="delete those first")

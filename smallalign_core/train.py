@@ -10,47 +10,72 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from smallalign_core import losses, networks, optim, views
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import BadModel, BadSpec, Diverged
-from smallalign_core.evaluate import Scores, logits_of, score
+from smallalign_core.evaluate import Fidelity, Scores, fidelity, fit_temperature, logits_of, score
+from smallalign_core.losses import Answer
 from smallalign_core.networks import Classifier
 from smallalign_core.spec import RunSpec
-from smallalign_core.teacher import Teacher
+from smallalign_core.teacher import Teaching
 
 REPORT_SECONDS = 0.25
+FITTED_ON = 2_000
+"""Validation images that an epoch's temperature is fitted on, about: enough for one number."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Some steps were taken. Losses are means since the last report, one dict of weighted terms a student."""
+    """A student took some steps. Losses are means over the steps since its last report, one a weighted term."""
 
+    student: int
     step: int
     steps: int
     epoch: float
     images_per_second: float
-    losses: tuple[dict[str, float], ...]
+    losses: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Validated:
-    """An epoch ended. One score a student, on validation; `best` says whose is its best so far."""
+    """A student's epoch ended; it was asked about the validation images.
 
+    Attributes:
+        scores: as it answers; `fitted`: with the temperature that suits validation best.
+        best: whether it is its best so far.
+        fidelity: how close it is to its teacher; None without one.
+        shares: what part of the gradient each term of the loss supplied, at the first step of the epoch.
+    """
+
+    student: int
     step: int
     epoch: int
-    scores: tuple[Scores, ...]
-    best: tuple[bool, ...]
+    scores: Scores
+    fitted: Scores
+    best: bool
+    fidelity: Fidelity | None
+    shares: dict[str, float]
 
 
-Event = Progress | Validated
+@dataclass(frozen=True)
+class Stopped:
+    """A student cannot go on; the others do."""
+
+    student: int
+    step: int
+    error: Diverged
+
+
+Event = Progress | Validated | Stopped
 
 
 @dataclass
@@ -59,11 +84,14 @@ class Student:
 
     spec: RunSpec
     classifier: Classifier
+    companion: nn.Module | None
     optimizer: torch.optim.Optimizer
+    learns: bool = True
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     best_epoch: int = 0
     best_score: tuple[float, float] = (-1.0, -float("inf"))
     sums: dict[str, Tensor] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
 
     def consider(self, scores: Scores, epoch: int) -> bool:
         """Keep the present weights if they are the best on validation: by accuracy, then by likelihood."""
@@ -80,14 +108,28 @@ class Student:
         classifier.load_state_dict(self.best_weights)
         return classifier.eval()
 
+    def measure_shares(self, parts: Mapping[str, Tensor]) -> None:
+        """Compare the lengths of the gradients that the terms of the loss ask for."""
+        if len(parts) == 1:
+            self.shares = dict.fromkeys(parts, 1.0)
+            return
+        weights = [weight for weight in self.classifier.parameters() if weight.requires_grad]
+        lengths = {}
+        for name, part in parts.items():
+            slopes = torch.autograd.grad(part, weights, retain_graph=True, allow_unused=True)
+            squares = [slope.float().square().sum() for slope in slopes if slope is not None]
+            lengths[name] = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+        total = sum(lengths.values())
+        self.shares = {name: length / total if total else 0.0 for name, length in lengths.items()}
+
 
 class Training:
     """One lockstep of students. Iterate over it to train; between events, `state()` is all that a resume needs.
 
     Args:
-        specs: runs that share data, augmentation, views, batch, epochs, seed and teacher.
+        specs: runs that share data, augmentation, views, batch, epochs, seed, precision and teacher.
         splits: their data. Only `train` is learned from and only `val` is chosen by; `test` is not touched.
-        teacher: who answers each view, for the students whose loss asks; None without.
+        teacher: who answers each view, for the students that have a teacher; None without.
         device: where to train.
 
     Raises:
@@ -98,21 +140,25 @@ class Training:
         self,
         specs: Sequence[RunSpec],
         splits: Splits,
-        teacher: Teacher | None = None,
+        teacher: Teaching | None = None,
         *,
         device: torch.device | str = "cpu",
     ) -> None:
-        shared = {(s.data, s.augment, s.views, s.batch, s.epochs, s.seed, s.precision) for s in specs}
-        if len(shared) != 1 or len({s.teacher for s in specs if s.teacher}) > 1:
+        if (
+            not all(specs[0].keeps_step_with(spec) for spec in specs)
+            or len({s.teacher for s in specs if s.teacher}) > 1
+        ):
             raise BadSpec(
                 "a lockstep shares data, augmentation, batch, epochs, seed, precision and teacher: these differ",
                 given=f"{len(specs)} specs",
                 do="train them one after the other",
             )
-        self.splits, self.teacher, self.device = splits, teacher, torch.device(device)
+        self.splits, self.device = splits, torch.device(device)
+        self.teacher = teacher if any(spec.teacher for spec in specs) else None
         self.views = views.of_run(specs[0], splits.train, self.device)
         self.steps = views.steps_of(specs[0], len(splits.train))
         self.step = 0
+        self._expected: NDArray[np.float32] | None = None
         mean, std = statistics(splits.train)
         self.students = [self._student(spec, mean, std) for spec in specs]
 
@@ -120,52 +166,84 @@ class Training:
         classifier = networks.build(
             spec.network, self.splits.classes, self.splits.shape, mean=mean, std=std, seed=spec.seed
         ).to(self.device)
-        return Student(spec, classifier, optim.build(spec.optimizer, classifier))
+        companion = self._companion(spec, classifier)
+        return Student(spec, classifier, companion, _optimizer(spec, classifier, companion))
+
+    def _companion(self, spec: RunSpec, classifier: Classifier) -> nn.Module | None:
+        layers = losses.layers(spec.loss)
+        if self.teacher is None or not any(layers):
+            return None
+        example = self.teacher.lesson(self.views, 0)
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(spec.seed)
+            classifier.eval()
+            made = losses.companion(spec.loss, losses.answer(classifier, example[0].images, layers[0]), example[1])
+        return made if made is None else made.to(self.device)
 
     def __iter__(self) -> Iterator[Event]:
-        """Train from `self.step` to the end.
-
-        Raises:
-            Diverged: a student's loss is NaN or infinite; names the step.
-        """
+        """Train from `self.step` to the end, or until no student is left."""
         count, batch = len(self.splits.train), self.views.batch
         reported, since = time.monotonic(), self.step
-        while self.step < self.steps:
+        while self.step < self.steps and any(student.learns for student in self.students):
             self.advance()
             now = time.monotonic()
             epoch_ended = self.step * batch // count > (self.step - 1) * batch // count or self.step == self.steps
             if not epoch_ended and now - reported < REPORT_SECONDS:
                 continue
             rate = (self.step - since) * batch / max(1e-9, now - reported)
-            losses = self._mean_losses(self.step - since)
-            if epoch_ended:  # first: whoever stops at any event of this step must not lose its validation
-                last = self.step == self.steps
-                yield self._validate(self.students[0].spec.epochs if last else self.step * batch // count)
-            yield Progress(self.step, self.steps, self.step * batch / count, rate, losses)
+            events: list[Event] = []
+            # All are made before the first is told: whoever stops at any of them must not lose an epoch's validation.
+            for index, student in enumerate(self.students):
+                if student.learns:
+                    try:
+                        means = self._mean_losses(student, self.step - since)
+                        if epoch_ended:
+                            events.append(self._validate(index))
+                        place = self.step * batch / count
+                        events.append(Progress(index, self.step, self.steps, place, rate, means))
+                    except Diverged as error:
+                        student.learns = False
+                        events.append(Stopped(index, self.step, error))
+            yield from events
             reported, since = time.monotonic(), self.step
 
+    def drop(self, student: int) -> None:
+        """Let one student rest; the others go on."""
+        self.students[student].learns = False
+
     def advance(self) -> None:
-        """Take one step with every student."""
-        view = self.views(self.step)
-        answers = self._answers(view.images)
-        for student in self.students:
-            spec = student.spec
-            student.classifier.train()
-            # Dropout draws from the global generator. Keyed by (seed, step), it does not depend on who else trains.
-            self._seed(spec.seed * 1_000_003 + self.step)
-            rate = optim.peak_rate(spec.optimizer) * optim.factor(spec.schedule, self.step, self.steps)
-            for group in student.optimizer.param_groups:
-                group["lr"] = rate
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
-                logits = student.classifier(view.images)
-            parts = losses.terms(spec.loss, logits, answers if spec.teacher else None, view.labels)
-            total = torch.stack(list(parts.values())).sum()
-            student.optimizer.zero_grad(set_to_none=True)
-            total.backward()
-            student.optimizer.step()
-            for name, value in (*parts.items(), ("total", total)):
-                student.sums[name] = student.sums.get(name, 0) + value.detach()
+        """Take one step with every student that still learns."""
+        said: Answer | None
+        view, said = self.teacher.lesson(self.views, self.step) if self.teacher else (self.views(self.step), None)
+        learning = [student for student in self.students if student.learns]
+        swapped = None
+        if said is not None and any(student.spec.shuffled for student in learning):
+            swapped = said.taken(self.views.classmates(self.step, view.labels))
+        for student in learning:
+            wanted = swapped if student.spec.shuffled else said
+            self._teach(student, view, wanted if student.spec.teacher else None)
         self.step += 1
+
+    def _teach(self, student: Student, view: views.Batch, wanted: Answer | None) -> None:
+        spec, place = student.spec, self.step * self.views.batch
+        student.classifier.train()
+        # Dropout draws from the global generator. Keyed by (seed, step), it does not depend on who else trains.
+        self._seed(spec.seed * 1_000_003 + self.step)
+        rate = optim.peak_rate(spec.optimizer) * optim.factor(spec.schedule, self.step, self.steps)
+        for group in student.optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
+            given = losses.answer(student.classifier, view.images, losses.layers(spec.loss)[0])
+        count = len(self.splits.train)
+        parts = losses.terms(spec.loss, given, wanted, view.labels, epoch=place / count, companion=student.companion)
+        if place % count < self.views.batch:  # an epoch begins
+            student.measure_shares(parts)
+        total = torch.stack(list(parts.values())).sum()
+        student.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        student.optimizer.step()
+        for name, value in (*parts.items(), ("total", total)):
+            student.sums[name] = student.sums.get(name, 0) + value.detach()
 
     def _seed(self, number: int) -> None:
         if self.device.type == "cpu":
@@ -173,22 +251,12 @@ class Training:
         else:
             torch.manual_seed(number)
 
-    def _answers(self, images: Tensor) -> Tensor | None:
-        """The teacher's logits for a view, in the students' precision; None if nobody asks."""
-        if self.teacher is None or not any(student.spec.teacher for student in self.students):
-            return None
-        precision = self.students[0].spec.precision  # a lockstep has one
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            return self.teacher.logits(images)
-
-    def _mean_losses(self, steps: int) -> tuple[dict[str, float], ...]:
+    def _mean_losses(self, student: Student, steps: int) -> dict[str, float]:
         """Means since the last report; reading them is the only moment that a GPU has to wait for."""
-        means = []
-        for student in self.students:
-            means.append({name: float(total) / max(1, steps) for name, total in student.sums.items()})
-            student.sums = {}
-            self._refuse_nan(student, means[-1]["total"])
-        return tuple(means)
+        means = {name: float(total) / max(1, steps) for name, total in student.sums.items()}
+        student.sums = {}
+        self._refuse_nan(student, means["total"])
+        return means
 
     def _refuse_nan(self, student: Student, loss: float) -> None:
         if not np.isfinite(loss):
@@ -198,58 +266,70 @@ class Training:
                 do="lower optimizer.lr, or lengthen schedule.warmup",
             )
 
-    def _validate(self, epoch: int) -> Validated:
-        val = self.splits.val
-        scores = tuple(
-            score(logits_of(student.classifier, val, device=self.device), val.labels, val.classes)
-            for student in self.students
+    def _validate(self, index: int) -> Validated:
+        student, val = self.students[index], self.splits.val
+        epoch = (
+            student.spec.epochs if self.step == self.steps else self.step * self.views.batch // len(self.splits.train)
         )
-        for student, found in zip(self.students, scores, strict=True):
-            self._refuse_nan(student, found.nll)
-        best = tuple(student.consider(found, epoch) for student, found in zip(self.students, scores, strict=True))
-        return Validated(self.step, epoch, scores, best)
+        said = logits_of(student.classifier, val, device=self.device)
+        scores = score(said, val.labels, val.classes)
+        self._refuse_nan(student, scores.nll)
+        some = slice(None, None, max(1, len(said) // FITTED_ON))
+        fitted = score(said, val.labels, val.classes, fit_temperature(said[some], val.labels[some]))
+        close = None
+        if student.spec.teacher and self.teacher:
+            if self._expected is None:
+                self._expected = self.teacher.on(val)
+            close = fidelity(self._expected, said)
+        best = student.consider(scores, epoch)
+        return Validated(index, self.step, epoch, scores, fitted, best, close, student.shares)
 
     # --- resume -------------------------------------------------------------------------------------------------------
 
-    def state(self) -> dict[str, Any]:
-        """All that `restore` needs to go on as if nothing had happened: plain tensors, numbers and text."""
+    def state(self, index: int = 0) -> dict[str, Any]:
+        """All that one student needs to go on as if nothing had happened: plain tensors, numbers and text."""
+        student = self.students[index]
         return {
             "step": self.step,
-            "students": [
-                {
-                    "weights": student.classifier.state_dict(),
-                    "optimizer": student.optimizer.state_dict(),
-                    "best_weights": student.best_weights,
-                    "best_epoch": student.best_epoch,
-                    "best_score": list(student.best_score),
-                    "sums": student.sums,
-                }
-                for student in self.students
-            ],
+            "weights": student.classifier.state_dict(),
+            "companion": student.companion.state_dict() if student.companion else {},
+            "optimizer": student.optimizer.state_dict(),
+            "best_weights": student.best_weights,
+            "best_epoch": student.best_epoch,
+            "best_score": list(student.best_score),
+            "sums": student.sums,
+            "shares": student.shares,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a `state()` of the same specs.
+    def restore(self, *states: dict[str, Any]) -> None:
+        """Go on from the `state` of each student, all of the same step.
 
         Raises:
-            BadModel: the state is of other specs.
+            BadModel: the states are of other specs.
         """
         try:
-            for student, kept in zip(self.students, state["students"], strict=True):
+            for student, kept in zip(self.students, states, strict=True):
                 student.classifier.load_state_dict(kept["weights"])
+                if student.companion:
+                    student.companion.load_state_dict(kept["companion"])
                 # Rebuilt after the weights are in: Lookahead copies its slow weights when it is built.
-                student.optimizer = optim.build(student.spec.optimizer, student.classifier)
+                student.optimizer = _optimizer(student.spec, student.classifier, student.companion)
                 student.optimizer.load_state_dict(kept["optimizer"])
                 student.best_weights = {name: tensor.to(self.device) for name, tensor in kept["best_weights"].items()}
                 student.best_epoch, student.best_score = kept["best_epoch"], tuple(kept["best_score"])
                 student.sums = {name: tensor.to(self.device) for name, tensor in kept["sums"].items()}
-            self.step = state["step"]
+                student.shares = kept["shares"]
+            (self.step,) = {kept["step"] for kept in states}
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
             raise BadModel(
                 "the checkpoint does not fit this run",
                 given=type(error).__name__,
                 do="delete the run and start it again",
             ) from None
+
+
+def _optimizer(spec: RunSpec, classifier: Classifier, companion: nn.Module | None) -> torch.optim.Optimizer:
+    return optim.build(spec.optimizer, nn.ModuleList([classifier, companion]) if companion else classifier)
 
 
 def statistics(images: ImageSet, sample: int = 10_000) -> tuple[list[float], list[float]]:

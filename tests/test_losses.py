@@ -11,6 +11,7 @@ from torch import Tensor
 
 from smallalign_core import losses
 from smallalign_core.errors import BadSpec
+from smallalign_core.losses import Answer
 from smallalign_core.spec import CrossEntropy, HintonKd, LogitMse
 
 
@@ -86,7 +87,7 @@ def test_finite_in_half_precision(dtype: torch.dtype, gap: float, spec: HintonKd
     teacher = torch.zeros(4, 10, dtype=dtype)
     teacher[:, 1] = gap
     student.requires_grad_()
-    total = torch.stack(list(losses.terms(spec, student, teacher, torch.full((4,), 2)).values())).sum()
+    total = torch.stack(list(losses.terms(spec, Answer(student), Answer(teacher), torch.full((4,), 2)).values())).sum()
     total.backward()
     assert total.isfinite()
     assert student.grad is not None
@@ -95,24 +96,24 @@ def test_finite_in_half_precision(dtype: torch.dtype, gap: float, spec: HintonKd
 
 def test_weights_share_one_between_teacher_and_labels() -> None:
     student, teacher, labels = logits()
-    parts = losses.terms(HintonKd(temperature=2, weight=0.75), student, teacher, labels)
+    parts = losses.terms(HintonKd(temperature=2, weight=0.75), Answer(student), Answer(teacher), labels)
     assert parts["teacher"].item() == pytest.approx(0.75 * losses.hinton_kd(student, teacher, 2).item())
     assert parts["labels"].item() == pytest.approx(0.25 * F.cross_entropy(student.float(), labels).item())
-    assert "labels" not in losses.terms(HintonKd(weight=1), student, teacher, labels)
+    assert "labels" not in losses.terms(HintonKd(weight=1), Answer(student), Answer(teacher), labels)
 
 
 def test_no_gradient_reaches_the_teacher() -> None:
     student, teacher, labels = logits()
     teacher.requires_grad_()
     student.requires_grad_()
-    losses.terms(HintonKd(), student, teacher, labels)["teacher"].backward()
+    losses.terms(HintonKd(), Answer(student), Answer(teacher), labels)["teacher"].backward()
     assert teacher.grad is None
 
 
 def test_a_loss_without_its_teacher_is_refused() -> None:
     student, _, labels = logits()
     with pytest.raises(BadSpec, match="needs a teacher"):
-        losses.terms(HintonKd(), student, None, labels)
+        losses.terms(HintonKd(), Answer(student), None, labels)
 
 
 def test_uniform_logits_cost_log_classes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from typing import Any
 
@@ -10,14 +11,15 @@ import pytest
 import torch
 from conftest import tiny
 
-from smallalign_core import networks, optim, train
+from smallalign_core import losses, networks, optim, train
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadInput, BadSpec, Diverged
-from smallalign_core.evaluate import logits_of, score
+from smallalign_core.evaluate import fidelity, logits_of, score
+from smallalign_core.losses import Answer
 from smallalign_core.spec import RunSpec, Schedule, parse
 from smallalign_core.spec.parts import Constant, Cosine
 from smallalign_core.teacher import Teacher
-from smallalign_core.train import Progress, Training, Validated
+from smallalign_core.train import Progress, Stopped, Training, Validated
 
 OPTIMIZERS: list[Any] = [
     {"kind": "sgd", "lr": 0.05},
@@ -25,6 +27,18 @@ OPTIMIZERS: list[Any] = [
     {"kind": "lookahead", "k": 7},
     {"kind": "lookahead", "inner": {"kind": "sgd", "lr": 0.05}},
 ]
+
+
+class Watching(Teacher):
+    """A teacher that remembers what it was asked."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        self.__dict__ |= teacher.__dict__
+        self.asked: list[torch.Tensor] = []
+
+    def answer(self, images: torch.Tensor) -> Answer:
+        self.asked.append(images.clone())
+        return super().answer(images)
 
 
 def weights(training: Training, student: int = 0) -> list[torch.Tensor]:
@@ -70,15 +84,9 @@ def test_mixed_images_train_resume_exactly_and_reach_the_teacher(mixing: str, di
     whole = Training([spec], digits, teacher)
     batch = whole.views(0)
     assert batch.labels.shape == (128, 10)
-    asked: list[torch.Tensor] = []
-
-    class Watching:
-        def logits(self, images: torch.Tensor) -> torch.Tensor:
-            asked.append(images.clone())
-            return teacher.logits(images)
-
-    Training([spec], digits, Watching()).advance()  # type: ignore[arg-type]
-    assert torch.equal(asked[0], batch.images)
+    watched = Watching(teacher)
+    Training([spec], digits, watched).advance()
+    assert torch.equal(watched.asked[0], batch.images)
     answers = torch.softmax(teacher.logits(batch.images), 1)
     agreement, chance = (float((answers * said).sum()) for said in (batch.labels, batch.labels.roll(1, 0)))
     assert agreement > 1.5 * chance, "the label says what the teacher sees"
@@ -129,17 +137,10 @@ def test_lockstep_changes_nobody(digits: Splits, teacher: Teacher) -> None:
 
 
 def test_lockstep_asks_the_teacher_once_a_step(digits: Splits, teacher: Teacher) -> None:
-    asked = []
-    answering = teacher.logits
-
-    class Counting:
-        def logits(self, images: torch.Tensor) -> torch.Tensor:
-            asked.append(len(images))
-            return answering(images)
-
-    training = Training([tiny(teacher="t"), tiny(teacher="t", loss="logit_mse")], digits, Counting())  # type: ignore[arg-type]
+    watched = Watching(teacher)
+    training = Training([tiny(teacher="t"), tiny(teacher="t", loss="logit_mse")], digits, watched)
     training.advance()
-    assert asked == [128]
+    assert [len(images) for images in watched.asked] == [128]
 
 
 def test_lockstep_refuses_what_cannot_be_paired(digits: Splits) -> None:
@@ -161,13 +162,13 @@ def test_events(digits: Splits) -> None:
     assert [event.epoch for event in validated] == [1, 2, 3, 4]
     last = [event for event in events if isinstance(event, Progress)][-1]
     assert last.step == last.steps == int(np.ceil(4 * len(digits.train) / 128))
-    assert last.losses[0]["total"] == pytest.approx(sum(v for k, v in last.losses[0].items() if k != "total"), rel=1e-5)
+    assert last.losses["total"] == pytest.approx(sum(v for k, v in last.losses.items() if k != "total"), rel=1e-5)
 
 
 def test_the_best_weights_are_the_best_on_validation(digits: Splits) -> None:
     training = Training([tiny(epochs=6, optimizer={"kind": "adamw", "lr": 0.03})], digits)
     validated = [event for event in training if isinstance(event, Validated)]
-    best = max(event.scores[0].accuracy for event in validated)
+    best = max(event.scores.accuracy for event in validated)
     val = digits.val
     assert score(logits_of(training.students[0].best(), val), val.labels, val.classes).accuracy == best
 
@@ -187,21 +188,85 @@ def test_nothing_is_learned_or_chosen_from_test(digits: Splits) -> None:
 
 def test_a_diverging_run_says_so(digits: Splits) -> None:
     spec = tiny(optimizer={"kind": "sgd", "lr": 100.0, "weight_decay": 10.0}, network={"kind": "mlp"}, epochs=40)
+    steady = spec.model_copy(update={"optimizer": tiny().optimizer})
+    training = Training([spec, steady], digits)
+    (stopped,) = [event for event in training if isinstance(event, Stopped)]
+    assert stopped.student == 0
     with pytest.raises(Diverged, match=r"by step \d+ of .*learning rate 100.*Lower optimizer\.lr"):
-        list(Training([spec], digits))
+        raise stopped.error
+    alone = Training([steady], digits)
+    list(alone)
+    assert equal(weights(training, 1), weights(alone)), "the other one went on as if nothing had happened"
+
+
+def test_shuffled_answers_are_those_of_classmates(digits: Splits, teacher: Teacher) -> None:
+    views = Training([tiny()], digits).views
+    batch = views(3)
+    others = views.classmates(3, batch.labels)
+    assert sorted(others.tolist()) == list(range(128)), "nobody's answer is lost"
+    assert torch.equal(batch.labels[others], batch.labels)
+    assert not (others == torch.arange(128)).any()
+    assert torch.equal(others, views.classmates(3, batch.labels))
+    assert not torch.equal(others, views.classmates(4, batch.labels))
+    few = torch.tensor([0, 1, 1, 2])
+    assert views.classmates(0, few).tolist() == [3, 2, 1, 0], "those alone in their class change places"
+
+
+def test_a_shuffled_teacher_teaches_otherwise_and_in_lockstep(digits: Splits, teacher: Teacher) -> None:
+    specs = [tiny(teacher="t"), tiny(teacher="t", shuffled=True), tiny()]
+    together = Training(specs, digits, teacher)
+    list(together)
+    assert not equal(weights(together, 0), weights(together, 1))
+    alone = Training([specs[1]], digits, teacher)
+    list(alone)
+    assert equal(weights(together, 1), weights(alone))
+
+
+def test_shares_and_fidelity_are_what_they_say(digits: Splits, teacher: Teacher) -> None:
+    """Shares against one backward pass a term, by hand; fidelity against the answers themselves."""
+    spec = tiny(teacher="t", loss={"kind": "kd", "temperature": 2, "weight": 0.5}, epochs=1)
+    training = Training([spec, tiny(epochs=1)], digits, teacher)
+    model = copy.deepcopy(training.students[0].classifier).train()
+    batch = training.views(0)
+    lengths = {}
+    for name in ("teacher", "labels"):
+        parts = losses.terms(spec.loss, Answer(model(batch.images)), teacher.answer(batch.images), batch.labels)
+        model.zero_grad()
+        parts[name].backward()
+        lengths[name] = float(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm())
+    (taught, alone) = [event for event in training if isinstance(event, Validated)]
+    for name, length in lengths.items():
+        assert taught.shares[name] == pytest.approx(length / sum(lengths.values()), rel=1e-3)
+    assert alone.shares == {"labels": 1.0}
+    assert alone.fidelity is None
+    said = logits_of(training.students[0].classifier, digits.val)
+    assert taught.fidelity == fidelity(teacher.on(digits.val), said)
+    assert taught.fidelity.agreement == (teacher.on(digits.val).argmax(1) == said.argmax(1)).mean()
+    assert taught.fitted.nll <= taught.scores.nll
+
+
+def test_several_teachers_answer_with_the_mean_of_their_probabilities(digits: Splits, teacher: Teacher) -> None:
+    other = Training([tiny(epochs=1)], digits)
+    list(other)
+    models = [teacher._classifiers[0], other.students[0].best()]
+    images = torch.from_numpy(np.asarray(digits.val.images))
+    mean = sum(Teacher(model, digits.classes).logits(images).softmax(1) for model in models) / 2
+    assert torch.allclose(Teacher(models, digits.classes).logits(images).softmax(1), mean, atol=2e-3)
+    with pytest.raises(BadSpec, match="several teachers"):
+        Teacher(models, digits.classes, layers=["0"])
 
 
 def test_the_teacher_never_changes(digits: Splits, teacher: Teacher) -> None:
-    before = [tensor.clone() for tensor in teacher._classifier.state_dict().values()]
+    before = [tensor.clone() for tensor in teacher._classifiers[0].state_dict().values()]
     list(Training([tiny(teacher="t", loss={"kind": "kd", "weight": 1})], digits, teacher))
-    assert equal(before, list(teacher._classifier.state_dict().values()))
-    assert not teacher._classifier.training
-    assert not any(parameter.requires_grad for parameter in teacher._classifier.parameters())
+    assert equal(before, list(teacher._classifiers[0].state_dict().values()))
+    assert not teacher._classifiers[0].training
+    assert not any(parameter.requires_grad for parameter in teacher._classifiers[0].parameters())
 
 
 def test_a_teacher_of_other_classes_is_refused(digits: Splits, teacher: Teacher) -> None:
     with pytest.raises(BadInput, match=r"do not match.*teacher: 10.*data: 2"):
-        Teacher(teacher._classifier, ("cat", "dog"))
+        Teacher(teacher._classifiers[0], ("cat", "dog"))
 
 
 @pytest.mark.parametrize("schedule", [Cosine(), Constant(), Cosine(warmup=0), Cosine(warmup=0.5)])
@@ -267,19 +332,13 @@ def test_devices() -> None:
 
 def test_views_are_shared_by_teacher_and_student(digits: Splits, teacher: Teacher) -> None:
     """The teacher is asked about the augmented image: the wrong way round is worse than no teacher."""
-    seen: dict[str, torch.Tensor] = {}
-
-    class Watching:
-        def logits(self, images: torch.Tensor) -> torch.Tensor:
-            seen["teacher"] = images.clone()
-            return teacher.logits(images)
-
-    training = Training([tiny(teacher="t", augment=["flip", "shift"])], digits, Watching())  # type: ignore[arg-type]
-    training.students[0].classifier.register_forward_pre_hook(lambda _, inputs: seen.update(student=inputs[0].clone()))
+    watched, seen = Watching(teacher), list[torch.Tensor]()
+    training = Training([tiny(teacher="t", augment=["flip", "shift"])], digits, watched)
+    training.students[0].classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
     training.advance()
-    assert torch.equal(seen["teacher"], seen["student"])
+    assert torch.equal(watched.asked[0], seen[0])
     rows = training.views(0).rows.numpy()
-    assert not np.array_equal(seen["teacher"].numpy(), digits.train.images[rows])
+    assert not np.array_equal(seen[0].numpy(), digits.train.images[rows])
 
 
 @pytest.mark.slow

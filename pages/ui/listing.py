@@ -126,7 +126,7 @@ def _of_spec(folder: Path, changed: int) -> dict[str, Any]:  # noqa: ARG001  # a
     family = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
     return {
         "title": run.title,
-        "teacher": spec.teacher,
+        "teacher": next(iter(spec.teachers), None),
         "source": spec.data.source,
         "seed": spec.seed,
         "family": family,

@@ -68,7 +68,7 @@ def _curves(run: Run, progress: Sequence[dict[str, Any]], epochs: Sequence[dict[
         Curve("student" if run.spec.teacher else "validation accuracy", steps, [event["accuracy"] for event in epochs])
     ]
     if run.spec.teacher and steps:
-        teacher = next((row for row in listing.finished(store) if row.id == run.spec.teacher), None)
+        teacher = next((row for row in listing.finished(store) if row.id in run.spec.teachers), None)
         known = store.run(teacher.name).result if teacher else None
         if known:
             scores.append(

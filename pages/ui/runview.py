@@ -162,7 +162,7 @@ def _details(run: Run, row: Row, store: Store) -> None:
 
 def command(spec: RunSpec, store: Store) -> None:
     """A spec as YAML, and the command that trains it without the dashboard."""
-    yaml = to_yaml(spec.model_copy(update={"teacher": store.name_of(spec.teacher) if spec.teacher else None}))
+    yaml = to_yaml(store.named(spec))
     st.code(yaml, language="yaml", wrap_lines=True)
     st.caption("Save it as spec.yaml; this trains it, and an equal spec is never trained twice:")
     st.code("python -m smallalign_core train spec.yaml", language="bash", wrap_lines=True)

@@ -101,8 +101,11 @@ from smallalign_core.spec.parts import (
 )
 from smallalign_core.spec.parts import shorthand
 
-LOOP = 1
+LOOP = 2
 """Raised when training starts to mean something else; then an old run no longer answers for a new spec."""
+
+
+Teacher = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
 class RunSpec(Part):
@@ -111,8 +114,16 @@ class RunSpec(Part):
     data: Annotated[DataSpec, shorthand("source"), Field(description="Images to learn from.")]
     network: Annotated[Network, Field(description="The network that this run trains.")]
     teacher: Annotated[
-        str | None, Field(max_length=1000, description="A finished run to learn from; empty learns from labels only.")
+        Teacher | Annotated[tuple[Teacher, ...], Field(min_length=2, max_length=8)] | None,
+        Field(description="A finished run to learn from, or several; empty learns from labels only."),
     ] = None
+    shuffled: Annotated[
+        bool,
+        Field(
+            description="A control: each image gets the teacher's answer to another image of its class. What is then "
+            "still gained owes nothing to what the teacher knows of the image itself."
+        ),
+    ] = False
     loss: Annotated[Loss, Field(description="What the student is asked to match.")] = CrossEntropy()
     augment: Annotated[
         tuple[Augment, ...],
@@ -141,6 +152,17 @@ class RunSpec(Part):
             return {**given, "loss": HintonKd() if given.get("teacher") else CrossEntropy()}
         return given
 
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """The runs to learn from: none, one or several."""
+        return (self.teacher,) if isinstance(self.teacher, str) else self.teacher or ()
+
+    def keeps_step_with(self, other: RunSpec) -> bool:
+        """Whether the two see the same views, so that they can be trained in lockstep."""
+        shared = ("data", "augment", "views", "batch", "epochs", "seed", "precision")
+        same = all(getattr(self, name) == getattr(other, name) for name in shared)
+        return same and (not self.teacher or not other.teacher or self.teacher == other.teacher)
+
     @model_validator(mode="after")
     def _loss_fits_teacher(self) -> Self:
         uses_teacher = hasattr(self.loss, "weight")
@@ -148,6 +170,8 @@ class RunSpec(Part):
             raise ValueError(f"loss '{self.loss.kind}' needs a teacher: name one, or use loss 'cross_entropy'")
         if not uses_teacher and self.teacher is not None:
             raise ValueError(f"loss '{self.loss.kind}' never asks the teacher: remove the teacher, or use loss 'kd'")
+        if self.shuffled and self.teacher is None:
+            raise ValueError("`shuffled` mixes up a teacher's answers, and there is no teacher: name one")
         return self
 
     @model_validator(mode="after")

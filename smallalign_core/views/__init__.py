@@ -26,9 +26,10 @@ from smallalign_core.views._parts import check as check
 from smallalign_core.views._sheet import sheet as sheet
 from smallalign_core.views._strength import scaled as scaled
 
-# Streams of random numbers: parts of the policy use 0, 1, 2, ...; these two are for what no part of a policy draws.
+# Streams of random numbers: parts of the policy use 0, 1, 2, ...; these are for what no part of a policy draws.
 ORDER = 0xFFFF  # shuffles an epoch
 MIX = 0xFFFE  # partners and shares of a step
+SHUFFLE = 0xFFFD  # classmates of a step
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,27 @@ class Views:
             return self.augmented(np.array([row]), np.array([number]))[0]
         place = view * self.count + int(np.flatnonzero(self._shuffled(view) == row)[0])
         return self(place // self.batch).images[place % self.batch]
+
+    def classmates(self, step: int, labels: Tensor) -> Tensor:
+        """For each image of the batch of `step` another one of its class, drawn anew at each step.
+
+        Images that are alone in their class change places with each other; of a mixed image the larger share counts.
+
+        Returns:
+            int64 [B], a permutation of the positions.
+        """
+        classes = (labels.argmax(1) if labels.ndim > 1 else labels).cpu().numpy()
+        order = np.lexsort((self._generator(step, SHUFFLE).random(len(classes)), classes))
+        sizes = np.unique(classes, return_counts=True)[1]
+        lone = sizes == 1
+        ends = np.cumsum(sizes)
+        following = np.arange(1, len(order) + 1)
+        following[ends - 1] = ends - sizes  # the last of a class is followed by its first
+        alone = (ends - 1)[lone]
+        following[alone] = np.roll(alone, 1)  # a class of one: its image changes places with another such
+        chosen = np.empty(len(order), np.int64)
+        chosen[order] = order[following]
+        return torch.from_numpy(chosen).to(labels.device)
 
     def _fetch(self, rows: NDArray[np.int64]) -> Tensor:
         if self._held is None:

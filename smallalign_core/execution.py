@@ -1,0 +1,357 @@
+"""Training recorded runs: from wherever they stand to their results.
+
+Runs that share their views are trained in lockstep, one step each on the same images. Each has its own folder, events,
+checkpoints and end: one can be cancelled, diverge or be resumed alone, and its weights are the same either way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from smallalign_core import data
+from smallalign_core.errors import BadModel, Refused, SmallAlignError, WorkFailed
+from smallalign_core.machine import processor, set_threads
+from smallalign_core.recording import Recording
+from smallalign_core.spec import RunSpec
+from smallalign_core.store import Run, State, Store
+
+if TYPE_CHECKING:
+    from smallalign_core.teacher import Teaching
+    from smallalign_core.train import Progress, Training, Validated
+
+log = logging.getLogger("smallalign")
+
+CHECKPOINT_SECONDS = 10.0
+
+Observer = Callable[[dict[str, Any]], None]
+
+
+def execute(
+    run: Run,
+    store: Store,
+    *,
+    device: str = "auto",
+    from_queue: bool = False,
+    observe: Observer = lambda _: None,
+    stop: threading.Event | None = None,
+) -> dict[str, Any]:
+    """Train `run` from its last checkpoint, or from the start, to its result.
+
+    Args:
+        from_queue: train it only if it still waits in the queue.
+        observe: is shown every event as it happens, recorded or not.
+        stop: once set, the run is paused at its next event, with a checkpoint.
+
+    Returns:
+        Its result; with only `id` and `state` if it was asked to pause or cancel.
+
+    Raises:
+        Refused: another process is training it, or the disk is full (it is then paused).
+        SmallAlignError: it failed; the reason is kept in its folder.
+    """
+    (ended,) = execute_together([run], store, device=device, from_queue=from_queue, observe=observe, stop=stop)
+    if isinstance(ended, SmallAlignError):
+        raise ended
+    return ended
+
+
+def execute_together(
+    runs: Sequence[Run],
+    store: Store,
+    *,
+    device: str = "auto",
+    from_queue: bool = False,
+    observe: Observer = lambda _: None,
+    stop: threading.Event | None = None,
+) -> list[dict[str, Any] | SmallAlignError]:
+    """Train runs that share their views in lockstep, as `execute` trains one.
+
+    Returns:
+        How each ended: its result, or the error that it failed with. Runs whose last checkpoints are of different steps
+        are trained one group after the other.
+    """
+    ended: dict[str, dict[str, Any] | SmallAlignError] = {}
+    with contextlib.ExitStack() as held:
+        pupils = []
+        for run in runs:
+            try:
+                if not run.finished:
+                    pupils.append(Pupil(held.enter_context(Recording(run, from_queue=from_queue))))
+                    if run.finished:  # by another worker, while we waited for the lock
+                        pupils.pop()
+            except Refused as error:
+                ended[run.id] = error
+        stopped = stop or threading.Event()
+        while waiting := [pupil for pupil in pupils if pupil.ended is None]:
+            _attempt(waiting, store, device, observe, stopped)
+        ended |= {pupil.run.id: pupil.ended for pupil in pupils if pupil.ended is not None}
+    return [ended.get(run.id) or run.result or {} for run in runs]
+
+
+def _attempt(pupils: list[Pupil], store: Store, device: str, observe: Observer, stop: threading.Event) -> None:
+    """Train some of `pupils` together; whatever goes wrong is written to their folders, and at least one has ended."""
+    try:
+        _train(pupils, store, device, observe, stop)
+    except KeyboardInterrupt:
+        _end_all(pupils, State.PAUSED, Refused("interrupted at the keyboard"))
+        raise
+    except Exception as error:  # whatever went wrong: the runs say so, and their worker lives on
+        if len(pupils) > 1 and not isinstance(error, Refused):  # whose fault it is shows when each is alone
+            log.warning("training together failed (%s); each is tried alone", error)
+            for pupil in pupils:
+                if pupil.ended is None:
+                    _attempt([pupil], store, device, observe, stop)
+        elif isinstance(error, SmallAlignError):
+            _end_all(pupils, State.PAUSED if isinstance(error, Refused) else State.FAILED, error)
+        else:
+            reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+            log.exception("training failed")
+            told = WorkFailed("the run failed", given=reason, do="change the spec, or report it with its log")
+            _end_all(pupils, State.FAILED, told, reason)
+
+
+def _end_all(pupils: Sequence[Pupil], state: State, error: SmallAlignError, reason: str | None = None) -> None:
+    for pupil in pupils:
+        if pupil.ended is None:
+            pupil.end(state, error, reason)
+
+
+@dataclass
+class Pupil:
+    """One run in training: the right to write its folder, and what was written when."""
+
+    recording: Recording
+    before: float = 0.0
+    recorded: float = field(default_factory=time.monotonic)
+    saved: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic)
+    ended: dict[str, Any] | SmallAlignError | None = None
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        return self.recording.run
+
+    @property
+    def seconds(self) -> float:
+        """Seconds trained, those before a resume included."""
+        return self.before + time.monotonic() - self.started
+
+    def end(self, state: State, error: SmallAlignError, reason: str | None = None) -> None:
+        """Write why it stopped."""
+        self.ended = error
+        try:
+            self.recording.say(ended=state, reason=reason or str(error))
+        except Refused:  # the disk is so full that not even this fits: the released lock will say "interrupted"
+            log.warning("could not record why %s stopped: %s", self.run.name, error)
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Keep a checkpoint."""
+        import torch
+
+        buffer = io.BytesIO()
+        torch.save({"training": state, "seconds": self.seconds}, buffer)
+        self.recording.checkpoint(buffer.getvalue(), state["step"])
+        self.saved = time.monotonic()
+
+    def restored(self) -> dict[str, Any] | None:
+        """The state in its last good checkpoint; None if it has none."""
+        import torch
+
+        content = self.recording.last_checkpoint()
+        if content is None:
+            return None
+        try:
+            kept = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+            self.before = float(kept["seconds"])
+            state: dict[str, Any] = kept["training"]
+            int(state["step"])
+        except (RuntimeError, KeyError, ValueError, EOFError, TypeError) as error:
+            raise BadModel(
+                "the checkpoint cannot be read",
+                given=type(error).__name__,
+                do="delete the run and submit its spec again",
+            ) from None
+        return state
+
+    def progress(self, event: Progress) -> dict[str, Any]:
+        """Record how far it is, more sparsely the longer it trains."""
+        losses, now = dict(event.losses), time.monotonic()
+        remaining = (event.steps - event.step) * self.seconds / max(1, event.step)
+        shown = {
+            "step": event.step,
+            "steps": event.steps,
+            "epoch": event.epoch,
+            "loss": losses.pop("total"),
+            "terms": losses,
+            "images_per_second": event.images_per_second,
+            "seconds": self.seconds,
+            "eta": remaining,
+        }
+        if now - self.recorded >= min(5.0, 0.25 + self.seconds / 300) or event.step == event.steps:
+            self.recording.event("progress", **shown)  # type: ignore[arg-type]
+            self.recorded = now
+        return {"kind": "progress", **shown}
+
+    def epoch(self, event: Validated) -> dict[str, Any]:
+        """Record how good it is."""
+        close = event.fidelity
+        shown = {
+            "step": event.step,
+            "epoch": event.epoch,
+            "accuracy": event.scores.accuracy,
+            "nll": event.scores.nll,
+            "ece": event.scores.ece,
+            "fitted_nll": event.fitted.nll,
+            "fitted_ece": event.fitted.ece,
+            "best": event.best,
+            "agreement": close and close.agreement,
+            "kl": close and close.kl,
+            "shares": event.shares,
+            "seconds": self.seconds,
+        }
+        self.recording.event("epoch", **shown)  # type: ignore[arg-type]
+        return {"kind": "epoch", **shown}
+
+
+def teaching(specs: Sequence[RunSpec], store: Store, splits: data.Splits, device: Any) -> Teaching | None:
+    """Who teaches runs that share their views; None if nobody does.
+
+    Raises:
+        UnknownRun, Refused: a teacher is not there, or not finished.
+        BadInput, BadModel: it does not know these classes, or its weights cannot be read.
+    """
+    from smallalign_core import losses, networks
+    from smallalign_core.teacher import Teacher
+
+    spec = next((spec for spec in specs if spec.teacher), None)
+    if spec is None:
+        return None
+    classifiers = [networks.from_file(store.finished(name).weights) for name in spec.teachers]
+    layers = sorted({layer for each in specs for layer in losses.layers(each.loss)[1]})
+    return Teacher(classifiers, splits.classes, device, layers=layers, precision=spec.precision)
+
+
+def _train(pupils: list[Pupil], store: Store, device: str, observe: Observer, stop: threading.Event) -> None:
+    """Train all that stand at the step of the first; sets how they ended."""
+    from smallalign_core import networks, train
+
+    threads, where = set_threads(), train.pick_device(device)
+    first = pupils[0].run.spec
+    splits = data.load(first.data, store.data_cache)
+    states = [pupil.restored() for pupil in pupils]
+    steps = [state["step"] if state else 0 for state in states]
+    joined = [index for index, step in enumerate(steps) if step == steps[0]]
+    pupils, states = [pupils[index] for index in joined], [states[index] for index in joined]
+    specs = [pupil.run.spec for pupil in pupils]
+    training = train.Training(specs, splits, teaching(specs, store, splits, where), device=where)
+    if steps[0]:
+        training.restore(*(state or {} for state in states))
+    for pupil, student in zip(pupils, training.students, strict=True):
+        size = networks.measure(student.classifier)
+        facts = {
+            "device": _named(where),
+            "threads": threads,
+            "params": size.params,
+            "macs": size.macs,
+            "steps": training.steps,
+            "together": len(pupils),
+        }
+        pupil.started = pupil.saved = pupil.recorded = time.monotonic()
+        pupil.recording.say(**facts)
+        pupil.recording.event("resumed" if pupil.recording.attempt > 1 else "started", training.step, **facts)
+        log.info("run %s: from step %d of %d on %s", pupil.run.name, training.step, training.steps, facts["device"])
+    _follow(training, pupils, observe, stop)
+    for index, pupil in enumerate(pupils):
+        if pupil.ended is None:
+            pupil.ended = _finish(pupil, store, splits, training, index)
+
+
+def _named(device: Any) -> str:
+    import torch
+
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
+def _follow(training: Training, pupils: Sequence[Pupil], observe: Observer, stop: threading.Event) -> None:
+    """Record what happens, keep checkpoints, and stop whoever was asked to stop."""
+    from smallalign_core import train
+
+    for event in training:
+        pupil, index = pupils[event.student], event.student
+        if isinstance(event, train.Stopped):
+            pupil.end(State.FAILED, event.error)
+            continue
+        if pupil.ended is not None:
+            continue
+        if isinstance(event, train.Progress):
+            observe(pupil.progress(event))
+        else:
+            observe(pupil.epoch(event))
+        asked = pupil.run.asked or ("pause" if stop.is_set() else None)
+        if asked is not None and training.step < training.steps:
+            pupil.save(training.state(index))
+            ended = State.CANCELLED if asked == "cancel" else State.PAUSED
+            pupil.recording.say(ended=ended, reason=None)
+            pupil.recording.event(str(ended), training.step)
+            pupil.ended = {"id": pupil.run.id, "state": str(ended)}
+            training.drop(index)
+        elif time.monotonic() - pupil.saved >= CHECKPOINT_SECONDS:
+            pupil.save(training.state(index))
+
+
+def _finish(pupil: Pupil, store: Store, splits: data.Splits, training: Training, index: int) -> dict[str, Any]:
+    """Score the best weights: temperature by validation, then one look at test. The last weights are scored beside."""
+    import torch
+
+    from smallalign_core import networks
+    from smallalign_core.evaluate import fidelity, fit_temperature, logits_of, score
+
+    run, student = pupil.run, training.students[index]
+    classifier = student.best()
+    val_logits, test_logits, last_val, last_test = (
+        logits_of(model, images, device=training.device)
+        for model in (classifier, student.classifier)
+        for images in (splits.val, splits.test)
+    )
+    store.count_test_look(splits.fingerprint, run.id, "training finished")
+    temperature = fit_temperature(val_logits, splits.val.labels)
+    weights = networks.to_bytes(classifier, run.spec)
+    seconds = pupil.seconds
+    result = {
+        "id": run.id,
+        "state": str(State.FINISHED),
+        "test": score(test_logits, splits.test.labels, splits.classes).as_dict(),
+        "val": score(val_logits, splits.val.labels, splits.classes).as_dict(),
+        "temperature": temperature,
+        "test_calibrated": score(test_logits, splits.test.labels, splits.classes, temperature).as_dict(),
+        "best_epoch": student.best_epoch,
+        "last": {
+            "test": score(last_test, splits.test.labels, splits.classes).as_dict(),
+            "val": score(last_val, splits.val.labels, splits.classes).as_dict(),
+        },
+        "classes": list(splits.classes),
+        "input_shape": list(splits.shape),
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "images_per_second": training.steps * training.views.batch / max(1e-9, seconds),
+        "attempts": pupil.recording.attempt,
+        "torch": torch.__version__,
+        "processor": processor(),
+        **{name: run.said[name] for name in ("device", "threads", "params", "macs", "steps", "together")},
+        "seconds": seconds,
+    }
+    if run.spec.teacher and training.teacher:
+        close = fidelity(training.teacher.on(splits.val), val_logits)
+        result["fidelity"] = {"agreement": close.agreement, "kl": close.kl}
+    pupil.recording.event("finished", training.step, accuracy=result["test"]["accuracy"])
+    pupil.recording.finish(weights, result)
+    log.info("run %s: test accuracy %.4f", run.name, result["test"]["accuracy"])
+    return run.result or result

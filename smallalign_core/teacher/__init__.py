@@ -1,0 +1,114 @@
+"""The teacher's answers to views."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from smallalign_core.data import ImageSet
+from smallalign_core.errors import BadInput, BadSpec
+from smallalign_core.evaluate import logits_of
+from smallalign_core.losses import Answer, answer
+from smallalign_core.networks import Classifier
+from smallalign_core.views import Batch, Views
+
+LARGEST = 60_000.0
+"""Half precision ends at 65,504."""
+
+
+class Teaching(Protocol):
+    """Whoever can say what a step's images are and what the teacher says to them: live, or from a cache."""
+
+    def lesson(self, views: Views, step: int) -> tuple[Batch, Answer]:
+        """The batch of `step`, and the answer to it."""
+        ...
+
+    def on(self, images: ImageSet) -> NDArray[np.float32]:
+        """Logits [N, C] of images as they are, without augmentation."""
+        ...
+
+
+class Teacher:
+    """Classifiers that answer and never learn: evaluation mode, no gradients, for good.
+
+    Several answer with the mean of their probabilities. Logits are rounded to half precision, as a cache keeps them, so
+    that a cached answer and a live one are the same numbers.
+
+    Args:
+        classifiers: finished or imported classifiers, one or more.
+        classes: the classes of the data that they are asked about.
+        layers: whose outputs (paths below the body) are part of the answer; only for a single classifier.
+        precision: `bf16` computes answers under autocast.
+
+    Raises:
+        BadInput: their classes are not those of the data, in the same order.
+        BadSpec: layers of several teachers were asked for.
+    """
+
+    def __init__(
+        self,
+        classifiers: Classifier | Sequence[Classifier],
+        classes: tuple[str, ...],
+        device: torch.device | str = "cpu",
+        *,
+        layers: Sequence[str] = (),
+        precision: str = "fp32",
+    ) -> None:
+        several = [classifiers] if isinstance(classifiers, Classifier) else list(classifiers)
+        for classifier in several:
+            if classifier.classes != classes:
+                raise BadInput(
+                    "the teacher's classes do not match the data",
+                    given=f"teacher: {_listed(classifier.classes)}; data: {_listed(classes)}",
+                    do="choose a teacher that was trained on these classes",
+                )
+        if layers and len(several) > 1:
+            raise BadSpec(
+                "layers of several teachers cannot be averaged",
+                given=f"{len(several)} teachers",
+                do="name one teacher, or a loss that compares logits only",
+            )
+        self._classifiers = [classifier.eval().requires_grad_(False).to(device) for classifier in several]
+        self._layers, self._precision, self._device = tuple(layers), precision, torch.device(device)
+
+    def answer(self, images: Tensor) -> Answer:
+        """The answer to uint8 images [N, channels, H, W]; its logits are float32 [N, C]."""
+        with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+            said = [answer(classifier, images, self._layers) for classifier in self._classifiers]
+            features = {path: made.float() for path, made in said[0].features.items()}
+            return Answer(rounded(averaged([one.logits.float() for one in said])), features)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits float32 [N, C] of uint8 images [N, channels, H, W]."""
+        return self.answer(images).logits
+
+    def lesson(self, views: Views, step: int) -> tuple[Batch, Answer]:
+        """The batch of `step`, and the answer to it."""
+        batch = views(step)
+        return batch, self.answer(batch.images)
+
+    def on(self, images: ImageSet) -> NDArray[np.float32]:
+        """Logits [N, C] of images as they are, in full precision."""
+        found = [torch.from_numpy(logits_of(one, images, device=self._device)) for one in self._classifiers]
+        return averaged(found).numpy()
+
+
+def averaged(logits: Sequence[Tensor]) -> Tensor:
+    """Logits [N, C] whose probabilities are the mean of those of all `logits`; a single one is left as it is."""
+    if len(logits) == 1:
+        return logits[0]
+    return torch.stack([one.log_softmax(1) for one in logits]).logsumexp(0) - float(np.log(len(logits)))
+
+
+def rounded(logits: Tensor) -> Tensor:
+    """Logits as a half-precision cache gives them back."""
+    return logits.clamp(-LARGEST, LARGEST).half().float()
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return f"{len(names)} ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"
