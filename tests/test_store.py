@@ -13,13 +13,14 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT, Train, command, tiny
 from filelock import FileLock
 
 from smallalign_core import desk, execution, files, worker
-from smallalign_core.errors import BadInput, BadModel, Refused, SmallAlignError, UnknownRun, WorkFailed
+from smallalign_core.errors import BadInput, BadModel, Diverged, Refused, SmallAlignError, UnknownRun, WorkFailed
 from smallalign_core.recording import Recording
 from smallalign_core.spec import digest
 from smallalign_core.store import Run, State, Store
@@ -275,6 +276,89 @@ def test_a_queued_run_can_be_cancelled_without_a_worker(store: Store) -> None:
 
 def medium(store: Store) -> Run:
     return store.create(desk.resolve(store, tiny(epochs=60, optimizer="lookahead", augment=["shift", "rotate"])))
+
+
+def group(store: Store, teacher: Run, epochs: int = 4) -> list[Run]:
+    """Three runs on the same views: with a teacher, with its answers mixed up, and without."""
+    shared = {"epochs": epochs, "augment": ["shift"], "seed": 3}
+    specs = (
+        tiny(**shared, teacher=teacher.id),
+        tiny(**shared, teacher=teacher.id, shuffled=True),
+        tiny(**shared, optimizer="lookahead"),
+    )
+    return [store.submit(desk.resolve(store, spec)) for spec in specs]
+
+
+def test_the_queue_trains_runs_with_equal_views_in_lockstep(store: Store, train: Train, tmp_path: Path) -> None:
+    """Each ends as it would alone."""
+    runs = group(store, train())
+    other = store.submit(desk.resolve(store, tiny(seed=4)))
+    assert worker.serve(store, once=True, device="cpu") == 4
+    assert [run.said["together"] for run in (*runs, other)] == [3, 3, 3, 1]
+    for run in runs:
+        alone = Store(tmp_path / run.id)
+        twin = alone.create(desk.resolve(store, run.spec))
+        if run.spec.teacher:
+            alone._adopt(store.run(run.spec.teacher))
+        assert worker.execute(twin, alone, device="cpu")["weights_sha256"] == (run.result or {})["weights_sha256"]
+
+
+def test_one_of_a_lockstep_is_cancelled_and_the_others_end(store: Store, train: Train) -> None:
+    """The one that was cancelled is then behind the others, and goes on alone, to the weights it would have had."""
+    runs = group(store, train(), epochs=12)
+
+    def cancel(event: dict[str, Any]) -> None:
+        if event["kind"] == "epoch" and event["epoch"] == 3 and runs[1].asked is None:
+            runs[1].ask("cancel")
+
+    ended = execution.execute_together(runs, store, device="cpu", from_queue=True, observe=cancel)
+    assert [how["state"] for how in ended if isinstance(how, dict)] == ["finished", "cancelled", "finished"]
+    again = execution.execute_together(runs, store, device="cpu")
+    assert [how["state"] for how in again if isinstance(how, dict)] == ["finished"] * 3
+    assert runs[1].events("resumed")[0]["step"] > 0
+
+
+def test_one_of_a_lockstep_diverges_and_the_others_end(store: Store) -> None:
+    wild = {"kind": "sgd", "lr": 100.0, "weight_decay": 10.0}
+    specs = [tiny(epochs=8), tiny(epochs=8, network={"kind": "mlp", "width": 32}, optimizer=wild)]
+    runs = [store.create(desk.resolve(store, spec)) for spec in specs]
+    fine, broken = execution.execute_together(runs, store, device="cpu")
+    assert isinstance(fine, dict)
+    assert fine["state"] == "finished"
+    assert isinstance(broken, Diverged)
+    assert runs[1].state is State.FAILED
+    assert "learning rate 100" in str(runs[1].said["reason"])
+
+
+def test_a_lockstep_that_cannot_start_is_tried_one_by_one(store: Store, train: Train) -> None:
+    teacher = train()
+    runs = group(store, teacher)
+    teacher.weights.write_bytes(b"nothing")
+    ended = execution.execute_together(runs, store, device="cpu", from_queue=True)
+    assert [run.state for run in runs] == [State.FAILED, State.FAILED, State.FINISHED]
+    assert isinstance(ended[0], BadModel)
+
+
+def test_runs_at_different_steps_are_trained_one_after_the_other(store: Store, train: Train) -> None:
+    runs = group(store, train(), epochs=6)
+    for run, epoch in zip(runs[:2], (2, 4), strict=True):
+
+        def pause(event: dict[str, Any], run: Run = run, epoch: int = epoch) -> None:
+            if event["kind"] == "epoch" and event["epoch"] == epoch:
+                run.ask("pause")
+
+        worker.execute(run, store, device="cpu", observe=pause)
+    ended = execution.execute_together(runs, store, device="cpu")
+    assert [how["state"] for how in ended if isinstance(how, dict)] == ["finished"] * 3
+    assert [run.said["together"] for run in runs] == [1, 1, 1]
+
+
+def test_last_and_best_weights_are_both_reported(train: Train) -> None:
+    result = train(epochs=8, optimizer={"kind": "adamw", "lr": 0.05}).result or {}
+    assert result["best_epoch"] <= 8
+    assert set(result["last"]) == {"test", "val"}
+    assert result["last"]["val"]["accuracy"] <= result["val"]["accuracy"]
+    assert result["last"]["test"]["images"] == result["test"]["images"]
 
 
 @pytest.mark.slow
