@@ -92,3 +92,44 @@ def _curves(run: Run, progress: Sequence[dict[str, Any]], epochs: Sequence[dict[
         st.markdown("**Validation accuracy**")
         alt = "Validation accuracy over epochs."
         curves(key=f"accuracy-{run.name}", series=scores, x_label="epoch", y_label="accuracy", alt=alt)
+    told = [event for event in epochs if "shares" in event]  # runs of before these were measured have none
+    if run.spec.teacher and told:
+        _evidence(run, told)
+
+
+def _evidence(run: Run, epochs: Sequence[dict[str, Any]]) -> None:
+    """What a teacher does to a student: how close it gets, who pulls, and whether its confidence can be believed."""
+    x = [event["epoch"] for event in epochs]
+    pulls = [
+        Curve(f"{name} term", x, [event["shares"].get(name, float("nan")) for event in epochs], colour=1 + at)
+        for at, name in enumerate(epochs[-1]["shares"])
+    ]
+    charts = (
+        ("Agreement with the teacher", "share of top-1", [Curve("agreement", x, [e["agreement"] for e in epochs])]),
+        ("Who supplies the gradient", "share of its length", pulls),
+        (
+            "Calibration error",
+            "ECE",
+            [
+                Curve("as it is", x, [event["ece"] for event in epochs]),
+                Curve("temperature fitted", x, [event["fitted_ece"] for event in epochs], colour=2),
+            ],
+        ),
+    )
+    for column, (title, label, series) in zip(st.columns(3), charts, strict=True):
+        with column:
+            st.markdown(f"**{title}**")
+            curves(
+                key=f"{title}-{run.name}",
+                series=series,
+                x_label="epoch",
+                y_label=label,
+                alt=f"{title}, by epoch.",
+                height=200,
+            )
+    last = epochs[-1]
+    st.caption(
+        f"On validation images. Epoch {last['epoch']}: KL(teacher || student) {last['kl']:.3f} nats, "
+        f"NLL {last['nll']:.3f}, {last['fitted_nll']:.3f} with the temperature fitted."
+        + (" The teacher's answers are shuffled within each class: this run is a control." if run.spec.shuffled else "")
+    )

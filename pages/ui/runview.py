@@ -131,6 +131,8 @@ def _scores(result: dict[str, Any], row: Row, store: Store) -> None:
         f"Best weights by validation: epoch {result['best_epoch']}, "
         f"{wording.percent(result['val']['accuracy'])} on {result['val']['images']:,} images. "
     )
+    if "last" in result:
+        text += f"Last epoch instead: test accuracy {wording.percent(result['last']['test']['accuracy'], 2)}. "
     if len(same) > 1:
         found = [other.accuracy or 0 for other in same]
         text += (
