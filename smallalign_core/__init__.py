@@ -26,7 +26,7 @@ __version__ = "0.1.0"
 __all__ = ["fit", "load"]
 
 MODULES = frozenset(
-    "card compare data desk errors evaluate execution export files health losses machine networks optim "  # noqa: SIM905
+    "card compare data desk errors evaluate execution export files health losses machine networks optim parallel "  # noqa: SIM905
     "recording risk spec store teacher train views worker".split()
 )
 

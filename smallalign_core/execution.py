@@ -24,14 +24,28 @@ from smallalign_core.spec import RunSpec
 from smallalign_core.store import Run, State, Store
 
 if TYPE_CHECKING:
+    from smallalign_core.parallel import World
     from smallalign_core.teacher import Teaching
     from smallalign_core.train import Progress, Training, Validated
 
 log = logging.getLogger("smallalign")
 
 CHECKPOINT_SECONDS = 10.0
+OVER = "over"
+"""The last word of the first of several processes."""
 
 Observer = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how runs are trained, and who watches; arguments of `execute`."""
+
+    store: Store
+    device: str
+    observe: Observer
+    stop: threading.Event
+    world: World
 
 
 def execute(
@@ -42,6 +56,7 @@ def execute(
     from_queue: bool = False,
     observe: Observer = lambda _: None,
     stop: threading.Event | None = None,
+    world: World | None = None,
 ) -> dict[str, Any]:
     """Train `run` from its last checkpoint, or from the start, to its result.
 
@@ -49,6 +64,7 @@ def execute(
         from_queue: train it only if it still waits in the queue.
         observe: is shown every event as it happens, recorded or not.
         stop: once set, the run is paused at its next event, with a checkpoint.
+        world: the processes that train it together, of which this is the first; the others `assist`.
 
     Returns:
         Its result; with only `id` and `state` if it was asked to pause or cancel.
@@ -57,7 +73,9 @@ def execute(
         Refused: another process is training it, or the disk is full (it is then paused).
         SmallAlignError: it failed; the reason is kept in its folder.
     """
-    (ended,) = execute_together([run], store, device=device, from_queue=from_queue, observe=observe, stop=stop)
+    (ended,) = execute_together(
+        [run], store, device=device, from_queue=from_queue, observe=observe, stop=stop, world=world
+    )
     if isinstance(ended, SmallAlignError):
         raise ended
     return ended
@@ -71,6 +89,7 @@ def execute_together(
     from_queue: bool = False,
     observe: Observer = lambda _: None,
     stop: threading.Event | None = None,
+    world: World | None = None,
 ) -> list[dict[str, Any] | SmallAlignError]:
     """Train runs that share their views in lockstep, as `execute` trains one.
 
@@ -78,6 +97,9 @@ def execute_together(
         How each ended: its result, or the error that it failed with. Runs whose last checkpoints are of different steps
         are trained one group after the other.
     """
+    from smallalign_core.parallel import World
+
+    setting = Setting(store, device, observe, stop or threading.Event(), world or World())
     ended: dict[str, dict[str, Any] | SmallAlignError] = {}
     with contextlib.ExitStack() as held:
         pupils = []
@@ -89,17 +111,18 @@ def execute_together(
                         pupils.pop()
             except Refused as error:
                 ended[run.id] = error
-        stopped = stop or threading.Event()
+        if not pupils:
+            setting.world.say(OVER)
         while waiting := [pupil for pupil in pupils if pupil.ended is None]:
-            _attempt(waiting, store, device, observe, stopped)
+            _attempt(waiting, setting)
         ended |= {pupil.run.id: pupil.ended for pupil in pupils if pupil.ended is not None}
     return [ended.get(run.id) or run.result or {} for run in runs]
 
 
-def _attempt(pupils: list[Pupil], store: Store, device: str, observe: Observer, stop: threading.Event) -> None:
+def _attempt(pupils: list[Pupil], setting: Setting) -> None:
     """Train some of `pupils` together; whatever goes wrong is written to their folders, and at least one has ended."""
     try:
-        _train(pupils, store, device, observe, stop)
+        _train(pupils, setting)
     except KeyboardInterrupt:
         _end_all(pupils, State.PAUSED, Refused("interrupted at the keyboard"))
         raise
@@ -108,7 +131,7 @@ def _attempt(pupils: list[Pupil], store: Store, device: str, observe: Observer, 
             log.warning("training together failed (%s); each is tried alone", error)
             for pupil in pupils:
                 if pupil.ended is None:
-                    _attempt([pupil], store, device, observe, stop)
+                    _attempt([pupil], setting)
         elif isinstance(error, SmallAlignError):
             _end_all(pupils, State.PAUSED if isinstance(error, Refused) else State.FAILED, error)
         else:
@@ -240,26 +263,55 @@ def teaching(specs: Sequence[RunSpec], store: Store, splits: data.Splits, device
     return Teacher(classifiers, splits.classes, device, layers=layers, precision=spec.precision)
 
 
-def _train(pupils: list[Pupil], store: Store, device: str, observe: Observer, stop: threading.Event) -> None:
-    """Train all that stand at the step of the first; sets how they ended."""
-    from smallalign_core import networks, train
+def assist(run: Run, store: Store, world: World, device: str = "auto") -> None:
+    """Help another process, which `execute`s `run`, by taking this process's share of every batch."""
+    if world.hear() != OVER:
+        _prepared([run.spec], Setting(store, device, lambda _: None, threading.Event(), world))[0].assist()
 
-    threads, where = set_threads(), train.pick_device(device)
-    first = pupils[0].run.spec
-    splits = data.load(first.data, store.data_cache)
+
+def _prepared(specs: Sequence[RunSpec], setting: Setting) -> tuple[Training, data.Splits]:
+    """Data, teacher and students of runs that share their views."""
+    from smallalign_core import train
+
+    set_threads()
+    where = train.pick_device(setting.device)
+    splits = data.load(specs[0].data, setting.store.data_cache)
+    teacher = teaching(specs, setting.store, splits, where)
+    return train.Training(specs, splits, teacher, device=where, world=setting.world), splits
+
+
+def _train(pupils: list[Pupil], setting: Setting) -> None:
+    """Train all that stand at the step of the first; sets how they ended."""
     states = [pupil.restored() for pupil in pupils]
     steps = [state["step"] if state else 0 for state in states]
     joined = [index for index, step in enumerate(steps) if step == steps[0]]
     pupils, states = [pupils[index] for index in joined], [states[index] for index in joined]
-    specs = [pupil.run.spec for pupil in pupils]
-    training = train.Training(specs, splits, teaching(specs, store, splits, where), device=where)
-    if steps[0]:
-        training.restore(*(state or {} for state in states))
+    setting.world.say("begin")
+    try:
+        training, splits = _prepared([pupil.run.spec for pupil in pupils], setting)
+        if steps[0]:
+            training.restore(*(state or {} for state in states))
+        _announce(training, pupils)
+        _follow(training, pupils, setting)
+    finally:
+        setting.world.say(OVER)
+    for index, pupil in enumerate(pupils):
+        if pupil.ended is None:
+            pupil.ended = _finish(pupil, setting.store, splits, training, index)
+
+
+def _announce(training: Training, pupils: Sequence[Pupil]) -> None:
+    """Write what is known before the first step."""
+    import torch
+
+    from smallalign_core import networks
+
     for pupil, student in zip(pupils, training.students, strict=True):
         size = networks.measure(student.classifier)
         facts = {
-            "device": _named(where),
-            "threads": threads,
+            "device": _named(training.device),
+            "threads": torch.get_num_threads(),
+            "processes": training.world.size,
             "params": size.params,
             "macs": size.macs,
             "steps": training.steps,
@@ -269,10 +321,6 @@ def _train(pupils: list[Pupil], store: Store, device: str, observe: Observer, st
         pupil.recording.say(**facts)
         pupil.recording.event("resumed" if pupil.recording.attempt > 1 else "started", training.step, **facts)
         log.info("run %s: from step %d of %d on %s", pupil.run.name, training.step, training.steps, facts["device"])
-    _follow(training, pupils, observe, stop)
-    for index, pupil in enumerate(pupils):
-        if pupil.ended is None:
-            pupil.ended = _finish(pupil, store, splits, training, index)
 
 
 def _named(device: Any) -> str:
@@ -281,7 +329,7 @@ def _named(device: Any) -> str:
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
-def _follow(training: Training, pupils: Sequence[Pupil], observe: Observer, stop: threading.Event) -> None:
+def _follow(training: Training, pupils: Sequence[Pupil], setting: Setting) -> None:
     """Record what happens, keep checkpoints, and stop whoever was asked to stop."""
     from smallalign_core import train
 
@@ -293,10 +341,10 @@ def _follow(training: Training, pupils: Sequence[Pupil], observe: Observer, stop
         if pupil.ended is not None:
             continue
         if isinstance(event, train.Progress):
-            observe(pupil.progress(event))
+            setting.observe(pupil.progress(event))
         else:
-            observe(pupil.epoch(event))
-        asked = pupil.run.asked or ("pause" if stop.is_set() else None)
+            setting.observe(pupil.epoch(event))
+        asked = pupil.run.asked or ("pause" if setting.stop.is_set() else None)
         if asked is not None and training.step < training.steps:
             pupil.save(training.state(index))
             ended = State.CANCELLED if asked == "cancel" else State.PAUSED
@@ -345,7 +393,7 @@ def _finish(pupil: Pupil, store: Store, splits: data.Splits, training: Training,
         "attempts": pupil.recording.attempt,
         "torch": torch.__version__,
         "processor": processor(),
-        **{name: run.said[name] for name in ("device", "threads", "params", "macs", "steps", "together")},
+        **{name: run.said[name] for name in ("device", "threads", "processes", "params", "macs", "steps", "together")},
         "seconds": seconds,
     }
     if run.spec.teacher and training.teacher:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,10 +25,14 @@ from smallalign_core.errors import BadModel, BadSpec, Diverged
 from smallalign_core.evaluate import Fidelity, Scores, fidelity, fit_temperature, logits_of, score
 from smallalign_core.losses import Answer
 from smallalign_core.networks import Classifier
+from smallalign_core.parallel import World
 from smallalign_core.spec import RunSpec
 from smallalign_core.teacher import Teaching
 
 REPORT_SECONDS = 0.25
+ALONE = World()
+STEP, SUMS = "step", "sums"
+"""What the first process of several says to the others."""
 FITTED_ON = 2_000
 """Validation images that an epoch's temperature is fitted on, about: enough for one number."""
 
@@ -86,6 +90,7 @@ class Student:
     classifier: Classifier
     companion: nn.Module | None
     optimizer: torch.optim.Optimizer
+    call: Callable[[Tensor], Tensor]
     learns: bool = True
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     best_epoch: int = 0
@@ -131,9 +136,10 @@ class Training:
         splits: their data. Only `train` is learned from and only `val` is chosen by; `test` is not touched.
         teacher: who answers each view, for the students that have a teacher; None without.
         device: where to train.
+        world: the processes that train together; each makes its share of every batch.
 
     Raises:
-        BadSpec: the specs do not share their views.
+        BadSpec: the specs do not share their views, or a batch cannot be shared.
     """
 
     def __init__(
@@ -143,6 +149,7 @@ class Training:
         teacher: Teaching | None = None,
         *,
         device: torch.device | str = "cpu",
+        world: World = ALONE,
     ) -> None:
         if (
             not all(specs[0].keeps_step_with(spec) for spec in specs)
@@ -153,9 +160,9 @@ class Training:
                 given=f"{len(specs)} specs",
                 do="train them one after the other",
             )
-        self.splits, self.device = splits, torch.device(device)
+        self.splits, self.device, self.world = splits, torch.device(device), world
         self.teacher = teacher if any(spec.teacher for spec in specs) else None
-        self.views = views.of_run(specs[0], splits.train, self.device)
+        self.views = views.of_run(specs[0], splits.train, self.device, world.share(specs[0].batch))
         self.steps = views.steps_of(specs[0], len(splits.train))
         self.step = 0
         self._expected: NDArray[np.float32] | None = None
@@ -167,7 +174,10 @@ class Training:
             spec.network, self.splits.classes, self.splits.shape, mean=mean, std=std, seed=spec.seed
         ).to(self.device)
         companion = self._companion(spec, classifier)
-        return Student(spec, classifier, companion, _optimizer(spec, classifier, companion))
+        call: Callable[[Tensor], Tensor] = self.world.joined(classifier, self.device)
+        if spec.compile and not any(losses.layers(spec.loss)):  # hooks would be compiled away
+            call = torch.compile(call, mode="reduce-overhead" if self.device.type == "cuda" else "default")
+        return Student(spec, classifier, companion, _optimizer(spec, classifier, companion), call)
 
     def _companion(self, spec: RunSpec, classifier: Classifier) -> nn.Module | None:
         layers = losses.layers(spec.loss)
@@ -213,6 +223,7 @@ class Training:
 
     def advance(self) -> None:
         """Take one step with every student that still learns."""
+        self.world.say(STEP)
         said: Answer | None
         view, said = self.teacher.lesson(self.views, self.step) if self.teacher else (self.views(self.step), None)
         learning = [student for student in self.students if student.learns]
@@ -233,7 +244,7 @@ class Training:
         for group in student.optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast(self.device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
-            given = losses.answer(student.classifier, view.images, losses.layers(spec.loss)[0])
+            given = losses.answer(student.classifier, view.images, losses.layers(spec.loss)[0], student.call)
         count = len(self.splits.train)
         parts = losses.terms(spec.loss, given, wanted, view.labels, epoch=place / count, companion=student.companion)
         if place % count < self.views.batch:  # an epoch begins
@@ -241,6 +252,8 @@ class Training:
         total = torch.stack(list(parts.values())).sum()
         student.optimizer.zero_grad(set_to_none=True)
         total.backward()
+        if student.companion:
+            self.world.average(*(weight.grad for weight in student.companion.parameters()))
         student.optimizer.step()
         for name, value in (*parts.items(), ("total", total)):
             student.sums[name] = student.sums.get(name, 0) + value.detach()
@@ -253,6 +266,8 @@ class Training:
 
     def _mean_losses(self, student: Student, steps: int) -> dict[str, float]:
         """Means since the last report; reading them is the only moment that a GPU has to wait for."""
+        self.world.say(SUMS)
+        self.world.average(*student.sums.values())
         means = {name: float(total) / max(1, steps) for name, total in student.sums.items()}
         student.sums = {}
         self._refuse_nan(student, means["total"])
@@ -284,6 +299,20 @@ class Training:
         best = student.consider(scores, epoch)
         return Validated(index, self.step, epoch, scores, fitted, best, close, student.shares)
 
+    def assist(self) -> None:
+        """Do what the first process says: steps, sums, a state to go on from; until it says anything else."""
+        while True:
+            said = self.world.hear()
+            if said == STEP:
+                self.advance()
+            elif said == SUMS:
+                self.world.average(*self.students[0].sums.values())
+                self.students[0].sums = {}
+            elif isinstance(said, dict):
+                self.restore(said)
+            else:
+                return
+
     # --- resume -------------------------------------------------------------------------------------------------------
 
     def state(self, index: int = 0) -> dict[str, Any]:
@@ -308,6 +337,8 @@ class Training:
             BadModel: the states are of other specs.
         """
         try:
+            for state in states:
+                self.world.say(state)
             for student, kept in zip(self.students, states, strict=True):
                 student.classifier.load_state_dict(kept["weights"])
                 if student.companion:

@@ -6,7 +6,7 @@ float32 whatever the precision of the networks. `terms` maps a loss's spec to it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, assert_never
@@ -35,8 +35,16 @@ class Answer:
         return Answer(self.logits[rows], {path: made[rows] for path, made in self.features.items()})
 
 
-def answer(classifier: nn.Module, images: Tensor, layers: Sequence[str] = ()) -> Answer:
+def answer(
+    classifier: nn.Module,
+    images: Tensor,
+    layers: Sequence[str] = (),
+    call: Callable[[Tensor], Tensor] | None = None,
+) -> Answer:
     """The answer of `classifier` to images, with the outputs of `layers` (paths below its body), seen through hooks.
+
+    Args:
+        call: what to call instead of the classifier: something that wraps it.
 
     Raises:
         BadSpec: it has no such layer.
@@ -53,7 +61,7 @@ def answer(classifier: nn.Module, images: Tensor, layers: Sequence[str] = ()) ->
                 handles.append(body.get_submodule(path).register_forward_hook(partial(keep, path)))
             except AttributeError:
                 raise BadSpec("the network has no such layer", given=path, do="name one of its modules") from None
-        return Answer(classifier(images), found)
+        return Answer((call or classifier)(images), found)
     finally:
         for handle in handles:
             handle.remove()

@@ -143,6 +143,10 @@ class RunSpec(Part):
     precision: Annotated[
         Literal["auto", "fp32", "bf16"], Field(description="auto: bf16 on a GPU that has it, else fp32.")
     ] = "auto"
+    compile: Annotated[
+        bool,
+        Field(description="torch.compile the student (CUDA graphs on GPUs). Pays on GPUs; on CPUs it rarely does."),
+    ] = False
 
     @model_validator(mode="before")
     @classmethod

@@ -60,6 +60,7 @@ class Views:
         seed: fixes order and augmentation.
         fixed: 0 draws fresh augmentation every epoch; K cycles through the same K views of each image.
         device: where batches are made.
+        share: which positions of each batch to make; all without it.
 
     Raises:
         BadSpec: a part of the policy cannot work on these images.
@@ -74,9 +75,10 @@ class Views:
         seed: int,
         fixed: int = 0,
         device: torch.device | str = "cpu",
+        share: slice = slice(None),
     ) -> None:
         self.count, self.batch, self.seed, self.fixed, self.policy = len(images), batch, seed, fixed, policy
-        self.device = torch.device(device)
+        self.device, self._share = torch.device(device), share
         _parts.check(policy, images.shape)
         self._classes = len(images.classes)
         # A memory-mapped array stays on disk: only the rows of a batch are read.
@@ -98,11 +100,14 @@ class Views:
             here = epochs == epoch
             rows[here] = self._shuffled(int(epoch))[positions[here] % self.count]
         view = epochs % self.fixed if self.fixed else epochs
-        made, labels = self.augmented(rows, view), self._labels[rows].to(self.device)
+        mine = self._share
         if self.policy and isinstance(last := self.policy[-1], MixUp | CutMix):
+            made, labels = self.augmented(rows, view), self._labels[rows].to(self.device)
             draws = self._generator(step, MIX).random((self.batch, _mix.COLUMNS))
-            made, labels = _mix.mixed(last, made, labels, self._classes, draws)
-        return Batch(torch.from_numpy(rows), made, labels)
+            made, labels = (whole[mine] for whole in _mix.mixed(last, made, labels, self._classes, draws))
+        else:
+            made, labels = self.augmented(rows[mine], view[mine]), self._labels[rows[mine]].to(self.device)
+        return Batch(torch.from_numpy(rows[mine]), made, labels)
 
     def augmented(self, rows: NDArray[np.int64], view: NDArray[np.int64]) -> Tensor:
         """View number `view[i]` of image `rows[i]`, before any mixing: uint8 [len(rows), C, H, W]."""
@@ -183,9 +188,9 @@ class Views:
         return np.random.Generator(np.random.Philox(key=[self.seed, (view << 16) | stream]))
 
 
-def of_run(spec: RunSpec, images: ImageSet, device: torch.device | str = "cpu") -> Views:
+def of_run(spec: RunSpec, images: ImageSet, device: torch.device | str = "cpu", share: slice = slice(None)) -> Views:
     """The views that `spec` trains on."""
-    return Views(images, spec.augment, batch=spec.batch, seed=spec.seed, fixed=spec.views, device=device)
+    return Views(images, spec.augment, batch=spec.batch, seed=spec.seed, fixed=spec.views, device=device, share=share)
 
 
 def steps_of(spec: RunSpec, images: int) -> int:

@@ -1,0 +1,93 @@
+"""One run on several processes (DistributedDataParallel): `torchrun` starts them, the first records, the others assist.
+
+Every process makes its share of each batch, and gradients are averaged; so a step is that of one process with the
+whole batch. Two things are not: batch norm sees each share on its own (on GPUs its statistics are shared), and so do
+losses that compare the images of a batch with each other.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from smallalign_core.errors import BadSpec
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that train one run together; by default this one alone.
+
+    Attributes:
+        rank: 0 decides and records; the others do what it says.
+        size: how many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+    _talk: Any = field(default=None, repr=False)
+
+    def say(self, message: object) -> None:
+        """Tell the other processes; they must be in `hear`."""
+        if self.size > 1 and self.rank == 0:
+            dist.broadcast_object_list([message], src=0, group=self._talk)
+
+    def hear(self) -> Any:
+        """What the first process says next."""
+        heard: list[object] = [None]
+        dist.broadcast_object_list(heard, src=0, group=self._talk)
+        return heard[0]
+
+    def share(self, batch: int) -> slice:
+        """The positions of a batch that are this process's.
+
+        Raises:
+            BadSpec: the batch cannot be divided evenly.
+        """
+        if batch % self.size:
+            raise BadSpec(
+                "the batch cannot be divided evenly among the processes",
+                given=f"batch {batch}, {self.size} processes",
+                do=f"use a multiple of {self.size}",
+            )
+        each = batch // self.size
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+    def joined(self, network: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
+        """What to call instead of `network` so that its gradients are averaged over all processes."""
+        if self.size == 1:
+            return network
+        if device.type == "cuda":
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # in place below the top
+        return nn.parallel.DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+
+    def average(self, *tensors: Tensor | None) -> None:
+        """Replace each tensor by its mean over all processes, which must all call this."""
+        if self.size > 1:
+            for tensor in tensors:
+                if tensor is not None:
+                    dist.all_reduce(tensor)
+                    tensor /= self.size
+
+
+def join() -> World:
+    """The world that `torchrun` started this process in; alone without it."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return World()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl")
+    else:
+        dist.init_process_group("gloo")
+    return World(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo"))
+
+
+def leave() -> None:
+    """Say goodbye to the other processes, if there are any."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
