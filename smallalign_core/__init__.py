@@ -27,7 +27,7 @@ __all__ = ["fit", "load"]
 
 MODULES = frozenset(
     "card compare data desk errors evaluate export files health losses networks optim recording risk spec "  # noqa: SIM905
-    "store teacher train views worker".split()
+    "store teacher train views worker worth".split()
 )
 
 
