@@ -14,6 +14,7 @@ something first needs it.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,15 +26,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["fit", "load"]
 
-MODULES = frozenset(
-    "card compare data desk errors evaluate execution export files health losses machine networks optim parallel "  # noqa: SIM905
-    "recording risk spec store teacher train views worker".split()
-)
-
 
 def __getattr__(name: str) -> Any:
     """Import a module of the library when it is first asked for."""
-    if name in MODULES:
+    if not name.startswith("_") and importlib.util.find_spec(f"smallalign_core.{name}"):
         return importlib.import_module(f"smallalign_core.{name}")
     raise AttributeError(f"module 'smallalign_core' has no attribute {name!r}")
 

@@ -6,83 +6,30 @@ Exit codes: 0 done, 1 the work failed, 2 bad input. With --json one JSON object 
 from __future__ import annotations
 
 import base64
-import json as jsonlib
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from typer._click.exceptions import ClickException  # typer carries its own click; both are pinned as one
 
 from smallalign_core import data, desk, worker
-from smallalign_core.errors import BadInput, Refused, SmallAlignError
+from smallalign_core.errors import BadInput, SmallAlignError
 from smallalign_core.files import write_folder
-from smallalign_core.spec import DataSpec, RunSpec, read, read_policy
-from smallalign_core.store import Run, State, Store
+from smallalign_core.spec import DataSpec, read_policy
+from smallalign_core.store import Store
+from smallalign_core.verbs import MODELS, DeviceOption, JsonOption, Reference, StoreOption, answer, percent
+from smallalign_core.verbs.runs import app as runs_app
+from smallalign_core.verbs.training import submit, train, worth
 
 app = typer.Typer(
     help="SmallAlign: distil, compare and ship small image classifiers.", no_args_is_help=True, add_completion=False
 )
-runs_app = typer.Typer(help="List runs, or act on one.", invoke_without_command=True)
+for verb in (train, submit, worth):
+    app.command()(verb)
 app.add_typer(runs_app, name="runs")
-progress_console = Console(stderr=True)
-
-StoreOption = Annotated[Path, typer.Option("--store", help="Folder with all runs.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="Override one field: optimizer.lr=0.01. May be repeated.")
-]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, xpu.")]
-Reference = Annotated[str, typer.Argument(metavar="RUN", help="An id, the beginning of one, a zoo name, or a path.")]
-MODELS = Path("models")
-
-
-def answer(value: dict[str, Any], as_json: bool, text: str | Table) -> None:
-    """Print the answer of a verb: as JSON, or for people."""
-    if as_json:
-        sys.stdout.write(jsonlib.dumps(value) + "\n")
-    else:
-        Console().print(text, soft_wrap=isinstance(text, str), highlight=False, markup=False)
-
-
-def percent(share: float | None) -> str:
-    """A share as people read it; a dash where there is none."""
-    return "–" if share is None else f"{share:.2%}"
-
-
-def summary(run: Run) -> dict[str, Any]:
-    """One line of `runs list`."""
-    result = run.result or {}
-    return {
-        "id": run.id,
-        "name": run.name,
-        "state": str(run.state),
-        "title": run.title,
-        "accuracy": result.get("test", {}).get("accuracy"),
-        "params": result.get("params", run.said.get("params")),
-        "created": run.created,
-        "reason": run.said.get("reason"),
-    }
-
-
-def _listed(run: Run) -> dict[str, Any]:
-    """As `summary`; a run that cannot be read is named and does not hide the others."""
-    try:
-        return summary(run)
-    except SmallAlignError as error:
-        unknown = dict.fromkeys(("accuracy", "params"))
-        return {
-            "id": run.name,
-            "name": run.name,
-            "state": "damaged",
-            "title": str(error),
-            **unknown,
-            "created": run.created,
-        }
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -129,68 +76,6 @@ def views(
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-@app.command()
-def train(
-    spec: Annotated[Path, typer.Argument(help="A YAML or JSON file.")],
-    set: SetOption = None,
-    store: StoreOption = MODELS,
-    device: DeviceOption = "auto",
-    json: JsonOption = False,
-) -> None:
-    """Train a run in the foreground. An equal spec is the same run: finished ones answer at once."""
-    place = Store(store)
-    run = _create(place, read(spec, set or []), device)
-    worker.keep_freed_memory()
-    stop = worker.stop_on_signals()
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
-        console=progress_console,
-    ) as bar:
-        task = bar.add_task(run.name, total=None, note="loading")
-
-        def show(event: dict[str, Any]) -> None:
-            if event["kind"] == "progress":
-                note = f"loss {event['loss']:.4f}  {event['images_per_second']:,.0f} images/s"
-                bar.update(task, total=event["steps"], completed=event["step"], note=note)
-            else:
-                best = " (best)" if event["best"] else ""
-                bar.console.print(f"epoch {event['epoch']}: validation accuracy {event['accuracy']:.2%}{best}")
-
-        result = worker.execute(run, place, device=device, observe=show, stop=stop)
-    if result["state"] != State.FINISHED:
-        answer(result, json, f"{run.name}: {result['state']}, with a checkpoint. Give the same command to go on.")
-        raise typer.Exit(1)
-    text = (
-        f"{run.name}: {run.title}\n"
-        f"test accuracy {percent(result['test']['accuracy'])}  "
-        f"NLL {result['test']['nll']:.4f}  ECE {percent(result['test']['ece'])}\n"
-        f"{result['params']:,} parameters, {result['images_per_second']:,.0f} images/s, "
-        f"best epoch {result['best_epoch']}"
-    )
-    answer(result, json, text)
-
-
-def _create(place: Store, spec: RunSpec, device: str = "auto") -> Run:
-    progress_console.print("loading torch and data …", style="dim")
-    return place.create(desk.resolve(place, spec, device))
-
-
-@app.command()
-def submit(
-    spec: Annotated[Path, typer.Argument(help="A YAML or JSON file.")],
-    set: SetOption = None,
-    store: StoreOption = MODELS,
-    json: JsonOption = False,
-) -> None:
-    """Put a run into the queue; a worker takes it from there."""
-    place = Store(store)
-    run = place.enqueue(_create(place, read(spec, set or [])))
-    answer({"id": run.id, "state": str(run.state)}, json, f"{run.id}: {run.state}")
-
-
 @app.command("worker")
 def worker_(
     store: StoreOption = MODELS,
@@ -215,104 +100,6 @@ def desk_(store: StoreOption = MODELS) -> None:
     out = os.fdopen(os.dup(1), "w")  # our own stdout: whatever a library prints must not get between the answers
     os.dup2(2, 1)
     desk.serve(Store(store), sys.stdin, out)
-
-
-# --- runs -------------------------------------------------------------------------------------------------------------
-
-
-@runs_app.callback()
-def runs_callback(context: typer.Context, store: StoreOption = MODELS, json: JsonOption = False) -> None:
-    """List runs, or act on one."""
-    if context.invoked_subcommand is None:
-        runs_list(store, json)
-    elif store != MODELS or json:
-        raise BadInput("--store and --json stand after the verb", do="write for example: runs list --store DIR")
-
-
-@runs_app.command("list")
-def runs_list(store: StoreOption = MODELS, json: JsonOption = False) -> None:
-    """All runs, newest first, and the zoo."""
-    place = Store(store)
-    listed = [_listed(run) for run in [*place.runs(), *place.zoo()]]
-    table = Table("id or name", "state", "what", "test accuracy", "parameters")
-    for row in listed:
-        table.add_row(
-            row["name"],
-            row["state"],
-            row["title"],
-            percent(row["accuracy"]),
-            f"{row['params']:,}" if row["params"] else "–",
-        )
-    answer({"runs": listed}, json, table)
-
-
-@runs_app.command("show")
-def runs_show(reference: Reference, store: StoreOption = MODELS, json: JsonOption = False) -> None:
-    """Everything about one run."""
-    run = Store(store).run(reference)
-    value = {
-        **summary(run),
-        "spec": run.spec.model_dump(mode="json"),
-        "result": run.result,
-        "last": next(reversed(run.events()), None),
-    }
-    answer(value, json, json_text(value))
-
-
-def json_text(value: object) -> str:
-    """Indented JSON."""
-    return jsonlib.dumps(value, indent=2)
-
-
-@runs_app.command("cancel")
-def runs_cancel(reference: Reference, store: StoreOption = MODELS, json: JsonOption = False) -> None:
-    """Stop a run; its last checkpoint is kept."""
-    _ask(reference, "cancel", store, json)
-
-
-@runs_app.command("pause")
-def runs_pause(reference: Reference, store: StoreOption = MODELS, json: JsonOption = False) -> None:
-    """Stop a run for now and give its place to the next."""
-    _ask(reference, "pause", store, json)
-
-
-def _ask(reference: str, request: str, store: Path, as_json: bool) -> None:
-    run = Store(store).run(reference)
-    run.ask(request)
-    answer({"id": run.id, "state": str(run.state), "asked": run.asked}, as_json, f"{run.name}: asked to {request}")
-
-
-@runs_app.command("resume")
-def runs_resume(reference: Reference, store: StoreOption = MODELS, json: JsonOption = False) -> None:
-    """Queue a stopped run again; it goes on from its last checkpoint."""
-    place = Store(store)
-    run = place.run(reference)
-    if not run.state.resumable:
-        raise Refused(f"there is nothing to resume: the run is {run.state}", given=run.name)
-    place.enqueue(run)
-    answer({"id": run.id, "state": str(run.state)}, json, f"{run.name}: {run.state}")
-
-
-@runs_app.command("delete")
-def runs_delete(reference: Reference, store: StoreOption = MODELS, json: JsonOption = False) -> None:
-    """Delete a run and all that it made."""
-    run = Store(store).delete(reference)
-    answer({"id": run.folder.name, "deleted": True}, json, f"{run.folder.name}: deleted")
-
-
-@runs_app.command("keep")
-def runs_keep(
-    reference: Reference,
-    name: Annotated[str, typer.Option("--as", help="The name to keep it under.")],
-    store: StoreOption = MODELS,
-    json: JsonOption = False,
-) -> None:
-    """Keep a finished run in the zoo under a name, with its card; it can then be a teacher by that name."""
-    from smallalign_core import card
-
-    place = Store(store)
-    kept = card.keep(place.finished(reference), place, name)
-    answer({"id": kept.id, "name": kept.name, "folder": str(kept.folder)}, json, f"{kept.name}: {kept.folder}")
 
 
 # --- judging and shipping ---------------------------------------------------------------------------------------------

@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from smallalign_core import data, execution
+from smallalign_core import worth as measuring
 from smallalign_core.errors import BadInput, SmallAlignError, WorkFailed
 from smallalign_core.spec import DataSpec, RunSpec, digest, parse, parse_policy, policy_yaml
 from smallalign_core.store import Store
+from smallalign_core.worth import What
 
 PROBE_STEPS = 6
 
@@ -68,7 +70,7 @@ def resolve(store: Store, spec: RunSpec, device: str = "auto") -> RunSpec:
 def submit(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
     """Queue the run that `spec` describes; `known` tells that it existed before."""
     resolved = resolve(store, parse(spec))
-    known = (store.root / "runs" / digest(resolved) / "spec.json").exists()
+    known = store.find(resolved) is not None
     run = store.submit(resolved)
     return {"id": run.id, "state": str(run.state), "known": known}
 
@@ -88,10 +90,10 @@ def estimate(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
     size = networks.measure(classifier)
     content = export.to_onnx(classifier)
     seconds_per_step = _probe(training, time.perf_counter)
-    known = store.root / "runs" / digest(resolved)
+    known = store.find(resolved)
     return {
         "id": digest(resolved),
-        "state": str(store.run(known.name).state) if (known / "spec.json").exists() else None,
+        "state": str(known.state) if known else None,
         "params": size.params,
         "macs": size.macs,
         "onnx_bytes": len(content),
@@ -194,6 +196,21 @@ def views(
     }
 
 
+def worth(store: Store, spec: dict[str, Any], what: What, seeds: int = 3, start: bool = False) -> dict[str, Any]:
+    """What a choice of a spec is worth as far as its runs are finished; with `start`, those that are not are queued.
+
+    Returns:
+        A report as `Worth.as_dict`, and the resolved `spec`, with which `worth.report` says the same without a desk.
+    """
+    asked = parse(spec)
+    measuring.pairs(asked, what, seeds)  # refused at once, before anything is decoded
+    resolved = resolve(store, asked)
+    if start:
+        measuring.start(store, resolved, what, seeds)
+    found = measuring.report(store, resolved, what, seeds)
+    return {**found.as_dict(), "words": found.words(), "spec": resolved.model_dump(mode="json")}
+
+
 def _from_all_classes(labels: list[int], wanted: int) -> list[int]:
     """Rows of the first image of each class, then of the second of each, until there are enough."""
     met: Counter[int] = Counter()
@@ -220,6 +237,7 @@ QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "compare": compare,
     "bundle": bundle,
     "views": views,
+    "worth": worth,
 }
 
 

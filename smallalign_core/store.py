@@ -314,10 +314,15 @@ class Store:
             part.rename(target)
         shutil.rmtree(part, ignore_errors=True)
 
+    def find(self, spec: RunSpec) -> Run | None:
+        """The run that a resolved `spec` describes; None if nobody asked for it yet."""
+        run = Run(self.root / "runs" / digest(spec))
+        return run if (run.folder / "spec.json").exists() else None
+
     def create(self, spec: RunSpec) -> Run:
         """The run that a resolved `spec` describes; an equal spec is the same run, whatever its state."""
-        run = Run(self.root / "runs" / digest(spec))
-        known = (run.folder / "spec.json").exists()
+        known = self.find(spec)
+        run = known or Run(self.root / "runs" / digest(spec))
         if not known:
             _check_room(self.root)
             run.folder.mkdir(parents=True, exist_ok=True)
