@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from smallalign_core import data, execution
+from smallalign_core import data, execution, tuning
 from smallalign_core import worth as measuring
 from smallalign_core.errors import BadInput, SmallAlignError, WorkFailed
 from smallalign_core.spec import DataSpec, RunSpec, digest, parse, parse_policy, policy_yaml
@@ -59,7 +59,7 @@ def resolve(store: Store, spec: RunSpec, device: str = "auto") -> RunSpec:
 
     where = train.pick_device(device)
     splits = data.load(spec.data, store.data_cache)
-    resolved = store.resolve(spec, splits, train.pick_precision(spec.precision, where))
+    resolved = store.resolve(spec, splits, tuning.precision(spec, store, splits, where))
     execution.teaching([resolved], store, splits, "cpu")
     plain = [0.5] * splits.shape[0]
     networks.build(spec.network, splits.classes, splits.shape, mean=plain, std=plain)

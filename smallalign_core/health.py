@@ -45,13 +45,11 @@ def _packages() -> list[Check]:
 
 
 def _device() -> Check:
-    from smallalign_core.train import pick_device, pick_precision
+    from smallalign_core.train import pick_device
     from smallalign_core.worker import set_threads
 
     device = pick_device()
-    return Check(
-        "device", True, f"{device}, {pick_precision('auto', device)}, {set_threads()} of {os.cpu_count()} threads"
-    )
+    return Check("device", True, f"{device}, {set_threads()} of {os.cpu_count()} threads")
 
 
 def _room(store: Store) -> Check:

@@ -399,14 +399,3 @@ def pick_device(name: str = "auto") -> torch.device:
             do=f"choose one of: auto, {', '.join(k for k, v in there.items() if v)}",
         )
     return torch.device(name)
-
-
-def pick_precision(asked: str, device: torch.device) -> str:
-    """What `auto` means on `device`: bf16 where the hardware multiplies it natively, else fp32.
-
-    On CPUs bf16 pays for some networks and costs others a factor of two (depthwise convolutions), so it is a choice
-    there, not a default.
-    """
-    if asked != "auto":
-        return asked
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"

@@ -62,8 +62,6 @@ def test_two_processes_have_the_loss_curve_of_one(store: Store, spec: dict[str, 
     assert len(curve(one)) == 4
     for first, second in zip(curve(one), curve(store_of_two.run(both["id"])), strict=True):
         assert second == pytest.approx(first, rel=2e-3, abs=2e-3)
-    losses = [[event["loss"] for event in place.run(both["id"]).events("progress")] for place in (store, store_of_two)]
-    assert losses[1][-1] == pytest.approx(losses[0][-1], rel=0.5)
 
 
 @pytest.mark.slow
@@ -71,15 +69,13 @@ def test_a_batch_that_cannot_be_shared_is_one_sentence(store: Store, tmp_path: P
     found = torchrun("train", written({"batch": 63}, tmp_path), "--store", store.root)
     assert found.returncode != 0
     assert "cannot be divided evenly" in found.stderr
-    assert "Given: batch 63, 2 processes" in found.stderr
+    assert "given: batch 63, 2 processes" in found.stderr
 
 
 def test_shares_make_up_the_batch(digits: Any) -> None:
     for policy in ((), tiny(augment=["shift", "noise"]).augment, tiny(augment=["shift", "mixup"]).augment):
         whole = Views(digits.train, policy, batch=60, seed=5)(3)
-        parts = [
-            Views(digits.train, policy, batch=60, seed=5, share=World(rank, 3).share(60))(3) for rank in range(3)
-        ]
+        parts = [Views(digits.train, policy, batch=60, seed=5, share=World(rank, 3).share(60))(3) for rank in range(3)]
         assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
         assert torch.equal(torch.cat([part.labels for part in parts]), whole.labels)
         assert torch.equal(torch.cat([part.rows for part in parts]), whole.rows)

@@ -1,0 +1,81 @@
+"""Which precision trains a run faster on this machine: measured on its own steps, once, and remembered."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from smallalign_core import data
+from smallalign_core.execution import teaching
+from smallalign_core.files import read_json, write_json
+from smallalign_core.machine import processor
+from smallalign_core.spec import RunSpec, digest
+from smallalign_core.store import Store
+
+if TYPE_CHECKING:
+    import torch
+
+    from smallalign_core.train import Training
+
+STEPS = 4
+ENOUGH_SECONDS = 4.0
+WORTH_MACS = 2_000_000
+"""Multiply-accumulates an image, teacher and student together, below which a step is overhead and fp32 is taken."""
+CLEARLY = 1.15
+"""bf16 must be so many times faster: it is less exact, and these measurements are noisy."""
+
+
+def precision(spec: RunSpec, store: Store, splits: data.Splits, device: torch.device) -> str:
+    """What `auto` means for `spec` here; any other precision means itself.
+
+    On GPUs it is bf16 where the hardware has it. On CPUs bf16 doubles the speed of some networks and halves that of
+    others (depthwise convolutions), so a few steps of both are timed, unless the networks are too small to gain.
+    """
+    import torch
+
+    if spec.precision != "auto":
+        return spec.precision
+    if device.type != "cpu":
+        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    # Any data of this shape and number of classes will do: nothing else of it decides which is faster.
+    like = spec.data.model_copy(update={"source": f"{splits.shape} {len(splits.classes)}", "fingerprint": None})
+    plain = spec.model_copy(update={"data": like, "seed": 0, "epochs": 1, "precision": "fp32"})
+    key = f"{digest(plain)} {processor()} {torch.__version__} {torch.get_num_threads()}"
+    file = store.root / "cache" / "precision.json"
+    known: dict[str, Any] = read_json(file, missing={})
+    if key not in known:
+        known[key] = _faster(plain, store, splits, device)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, known)
+    return str(known[key]["precision"])
+
+
+def _faster(spec: RunSpec, store: Store, splits: data.Splits, device: torch.device) -> dict[str, Any]:
+    from smallalign_core import networks, train
+
+    def prepared(name: str) -> Training:
+        chosen = spec.model_copy(update={"precision": name})
+        return train.Training([chosen], splits, teaching([chosen], store, splits, device), device=device)
+
+    first = prepared("fp32")
+    macs = networks.measure(first.students[0].classifier).macs
+    macs += sum(networks.measure(networks.from_file(store.finished(name).weights)).macs for name in spec.teachers)
+    if macs < WORTH_MACS:
+        return {"precision": "fp32", "macs": macs}
+    seconds = race({"fp32": first, "bf16": prepared("bf16")})
+    return {"precision": "bf16" if seconds["fp32"] > CLEARLY * seconds["bf16"] else "fp32", "macs": macs, **seconds}
+
+
+def race(trainings: dict[str, Training]) -> dict[str, float]:
+    """Seconds a step of each: the fastest of a few real ones, taken in turns, after one that warms up."""
+    best, begun = dict.fromkeys(trainings, float("inf")), time.perf_counter()
+    for turn in range(1 + STEPS):
+        for name, training in trainings.items():
+            start = time.perf_counter()
+            training.advance()
+            taken = time.perf_counter() - start
+            if turn or taken > ENOUGH_SECONDS:
+                best[name] = min(best[name], taken)
+        if turn and time.perf_counter() - begun > ENOUGH_SECONDS:
+            break
+    return best
