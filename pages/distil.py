@@ -1,8 +1,5 @@
 """Distil: choose images, teacher, student and lesson; see the cost and the command; start."""
 
-import json
-from typing import Any
-
 import streamlit as st
 
 from pages.ui import backstage, forms, listing, picks, runview, wording
@@ -11,13 +8,6 @@ from smallalign_core.spec import Cnn, DataSpec, Loss, Network, RunSpec, members,
 ESSENTIAL = ("epochs", "batch", "seed")
 HERE = ("data", "teacher", "network", "loss", *ESSENTIAL)
 KEY = "spec"
-
-
-@st.cache_data(max_entries=64, ttl=60, show_spinner=False)
-def estimate(asked: str) -> dict[str, Any]:
-    """What the run that `asked` describes would cost; kept for a minute, since the machine's load changes."""
-    return backstage.ask("estimate", "Counting parameters and timing a few real steps", spec=json.loads(asked))
-
 
 store = backstage.store()
 st.title("Distil")
@@ -95,7 +85,7 @@ with side:
     st.markdown("**The same from the command line**")
     runview.command(spec, store)
     with costs:  # asked last: nothing else on the page waits for it
-        cost = estimate(asked)
+        cost = runview.estimate(asked)
         cells = st.columns(2)
         cells[0].metric("Parameters", f"{cost['params']:,}", border=True)
         cells[1].metric(

@@ -51,7 +51,7 @@ CONTROLS: dict[What, Control] = {
     "teacher": Control(  # without a loss, a spec without a teacher learns by cross entropy
         "the teacher",
         lambda spec: spec.teacher is not None,
-        lambda fields: {name: value for name, value in fields.items() if name not in ("teacher", "loss")},
+        lambda fields: {name: value for name, value in fields.items() if name not in ("teacher", "loss", "shuffled")},
         "name a `teacher`",
     ),
 }
@@ -213,17 +213,21 @@ class Effect:
                 "not evidence": ". 1 seed: not evidence",
                 "no spread": f" on each of {self.pairs} seeds: "
                 + ("no spread to judge by, add seeds" if self.mean else "no difference seen"),
-                "noise": f": within noise{self._outlook()}",
+                "noise": f": within noise; {self.outlook}",
                 "helps": ": helps",
                 "hurts": ": hurts",
             }[self.verdict]
         )
 
-    def _outlook(self) -> str:
+    @property
+    def outlook(self) -> str:
+        """Where the verdict is noise: how many more seeds it might take; else empty."""
+        if self.verdict != "noise":
+            return ""
         if self.more_seeds is None or self.more_seeds > FAR:
-            return f"; if there is a difference, {FAR} more seeds may not show it"
+            return f"a difference this small may not show on {FAR} more seeds"
         seeds = "1 more seed" if self.more_seeds == 1 else f"{self.more_seeds} more seeds"
-        return f"; about {seeds} might tell, if the mean and the spread so far are the true ones"
+        return f"roughly {seeds} would tell, if this mean and this spread were the true ones"
 
 
 def effect(metric: str, treated: Sequence[float], control: Sequence[float]) -> Effect:
@@ -310,11 +314,16 @@ class Worth:
 
     @property
     def verdict(self) -> str:
-        """The effect on accuracy as one sentence."""
-        found = self.effects[0]
-        if found.verdict not in ("helps", "hurts"):
-            return f"{_capital(found.words())}."
-        return f"{_capital(CONTROLS[self.what].name)} {found.verdict}: {found.figures()}."
+        """What the effect on accuracy amounts to, in a few words."""
+        name = capital(CONTROLS[self.what].name)
+        return {
+            "nothing": "Nothing is measured yet",
+            "not evidence": "1 seed: not evidence",
+            "no spread": "No spread to judge by" if self.effects[0].mean else "No difference seen",
+            "noise": "Within noise",
+            "helps": f"{name} helps",
+            "hurts": f"{name} hurts",
+        }[self.effects[0].verdict]
 
     def scope(self) -> str:
         """What the figures are of, and what they do not say."""
@@ -331,7 +340,7 @@ class Worth:
         span = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
         states = [f"{self.finished} of {len(self.pairs)} pairs finished"]
         states += [f"{self.running} running or queued"] if self.running else []
-        states += [f"{self.missing} runs to start"] if self.missing else []
+        states += [f"{self.missing} run{'s' * (self.missing > 1)} to start"] if self.missing else []
         lines = [f"{self.title}, with and without {CONTROLS[self.what].name}, {span}: {', '.join(states)}"]
         lines += [effect.words() for effect in self.effects] if self.finished else []
         lines += [f"failed: {reason}" for reason in self.failed]
@@ -355,7 +364,8 @@ class Worth:
         }
 
 
-def _capital(text: str) -> str:
+def capital(text: str) -> str:
+    """`text` as the beginning of a sentence."""
     return text[:1].upper() + text[1:]
 
 

@@ -1,15 +1,17 @@
-"""Charts that are looked at once: counts, per-class scores, confusion matrices, and the bars of a model's answers."""
+"""Charts that are looked at once: counts, scores by class, confusion matrices, forest plots, bars of answers."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 import streamlit as st
 from numpy.typing import NDArray
+from plotly.subplots import make_subplots
 
 READABLE_CLASSES = 20
 """Up to so many classes, every cell and tick of a matrix can carry its text."""
@@ -25,9 +27,9 @@ def palette() -> list[str]:
     return list(st.get_option(f"theme.{'dark' if dark() else 'light'}.chartCategoricalColors"))
 
 
-def _show(figure: go.Figure, *, alt: str, key: str, height: int) -> None:
+def _show(figure: go.Figure, *, alt: str, key: str, height: int, top: int = 8) -> None:
     legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom"}
-    figure.update_layout(height=height, margin={"l": 0, "r": 0, "t": 8, "b": 0}, legend=legend)
+    figure.update_layout(height=height, margin={"l": 0, "r": 0, "t": top, "b": 0}, legend=legend)
     st.plotly_chart(figure, key=key, alt=alt, config={"displayModeBar": False})
 
 
@@ -98,6 +100,64 @@ def _write_counts(figure: go.Figure, counted: NDArray[np.int64], strong: NDArray
         colour = muted if true == said else on_strong if strong[true, said] else on_pale
         text = str(counted[true, said])
         figure.add_annotation(x=said, y=true, text=text, showarrow=False, font={"size": 11, "color": colour})
+
+
+@dataclass(frozen=True)
+class Differences:
+    """One line of a forest plot: paired differences of one metric.
+
+    Attributes:
+        points: one difference a seed, and `names` for them.
+        mean, low, high: the mean and its interval; None where there is none.
+        less_is_better: draws the axis the other way round, so that better is always on the right.
+        good: whether the interval is on the good side of zero; None if it is on neither.
+    """
+
+    label: str
+    points: Sequence[float]
+    names: Sequence[str]
+    mean: float
+    low: float | None
+    high: float | None
+    less_is_better: bool
+    good: bool | None
+
+
+def forest(lines: Sequence[Differences], *, alt: str, key: str) -> None:
+    """A forest plot, one line a metric, each on a scale of its own; zeros stand in one column, better is right.
+
+    Below the interval each point has a height of its own, the same in all lines, so that equal ones do not hide.
+    """
+    colours = {None: "#A9BAC4" if dark() else "#546E7A", True: palette()[2], False: palette()[1]}
+    quiet = "rgba(128,140,152,0.8)"
+    figure = make_subplots(rows=len(lines), cols=1, vertical_spacing=0.16)
+    for row, line in enumerate(lines, 1):
+        colour, where = colours[line.good], {"row": row, "col": 1}
+        ends = [value for value in (line.low, line.high) if value is not None]
+        far = 1.12 * max((abs(value) for value in (*line.points, *ends)), default=1.0) or 1.0
+        figure.add_scatter(
+            x=list(line.points),
+            y=[-0.3 - 0.5 * place / max(1, len(line.points) - 1) for place in range(len(line.points))],
+            text=list(line.names),
+            mode="markers",
+            marker={"color": colour, "size": 8, "opacity": 0.6},
+            hovertemplate="%{text}: %{x:+.4g}<extra></extra>",
+            **where,
+        )
+        if ends:
+            bar = {"color": colour, "width": 4}
+            figure.add_scatter(x=ends, y=[0.3, 0.3], mode="lines", line=bar, hoverinfo="skip", **where)
+        mark = {"color": colour, "size": 12, "symbol": "diamond" if ends else "diamond-open"}
+        hover = "mean %{x:+.4g}<extra></extra>"
+        figure.add_scatter(x=[line.mean], y=[0.3], mode="markers", marker=mark, hovertemplate=hover, **where)
+        sides = [far, -far] if line.less_is_better else [-far, far]
+        figure.update_xaxes(range=sides, nticks=7, zeroline=True, zerolinewidth=2, zerolinecolor=quiet, **where)
+        figure.update_yaxes(range=[-1, 1], tickvals=[0], ticktext=[line.label], showgrid=False, zeroline=False, **where)
+    for x, anchor, text in ((0, "left", "← worse"), (1, "right", "better →")):
+        place = {"xref": "x domain", "yref": "paper", "xanchor": anchor, "yanchor": "bottom"}
+        figure.add_annotation(x=x, y=1.0, text=text, showarrow=False, **place)
+    figure.update_layout(showlegend=False)
+    _show(figure, alt=alt, key=key, height=40 + 92 * len(lines), top=26)
 
 
 def answers(top: Sequence[tuple[str, float]], true: str, colour: str, *, longest: int) -> str:

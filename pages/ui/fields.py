@@ -16,6 +16,7 @@ NAMES = {
     "beta2": "β₂",
     "alpha": "α",
     "views": "Fixed views",
+    "images": "Training images",
     "augment": "Augmentation",
     "warmup": "Warm-up",
 }

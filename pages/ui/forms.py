@@ -31,9 +31,14 @@ def kind_label(member: type[Part]) -> str:
 
 
 def part(
-    model: type[Part], *, key: str, only: Iterable[str] | None = None, without: Collection[str] = ()
+    model: type[Part],
+    *,
+    key: str,
+    only: Iterable[str] | None = None,
+    without: Collection[str] = (),
+    across: int = ACROSS,
 ) -> dict[str, Any]:
-    """Draw the fields of one part, three across; returns what was entered.
+    """Draw the fields of one part, `across` in a row; returns what was entered.
 
     Args:
         only: the fields to draw, in this order; all without it.
@@ -42,8 +47,8 @@ def part(
     names = [name for name in (only or model.model_fields) if name != "kind" and name not in without]
     values: dict[str, Any] = {}
     flat = [name for name in names if not _families(model.model_fields[name])]
-    for start in range(0, len(flat), ACROSS):
-        for column, name in zip(st.columns(ACROSS), flat[start : start + ACROSS], strict=False):
+    for start in range(0, len(flat), across):
+        for column, name in zip(st.columns(across), flat[start : start + across], strict=False):
             with column:
                 values[name] = plain(name, model.model_fields[name], f"{key}.{name}")
     for name in names:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
-from pages.ui import charts, listing, live, wording
+from pages.ui import backstage, charts, listing, live, wording
 from pages.ui.listing import Row
 from smallalign_core.spec import RunSpec, to_yaml
 from smallalign_core.store import Run, State, Store
@@ -162,12 +163,24 @@ def _details(run: Run, row: Row, store: Store) -> None:
             )
 
 
-def command(spec: RunSpec, store: Store) -> None:
-    """A spec as YAML, and the command that trains it without the dashboard."""
+@st.cache_data(max_entries=64, ttl=60, show_spinner=False)
+def estimate(asked: str) -> dict[str, Any]:
+    """What the run that a spec's JSON describes would cost; kept for a minute, since the machine's load changes."""
+    return backstage.ask("estimate", "Counting parameters and timing a few real steps", spec=json.loads(asked))
+
+
+def command(
+    spec: RunSpec,
+    store: Store,
+    *,
+    verb: str = "train spec.yaml",
+    does: str = "this trains it, and an equal spec is never trained twice",
+) -> None:
+    """A spec as YAML, and the command that does the same without the dashboard."""
     yaml = to_yaml(store.named(spec))
     st.code(yaml, language="yaml", wrap_lines=True)
-    st.caption("Save it as spec.yaml; this trains it, and an equal spec is never trained twice:")
-    st.code("python -m smallalign_core train spec.yaml", language="bash", wrap_lines=True)
+    st.caption(f"Save it as spec.yaml; {does}:")
+    st.code(f"python -m smallalign_core {verb}", language="bash", wrap_lines=True)
 
 
 def _tail(file: Path, most: int = 20_000) -> str:

@@ -118,7 +118,7 @@ def _train_pairs(place: Store, pairs: list[tuple[RunSpec, RunSpec]], device: str
                 try:
                     worker.execute(run, place, device=device, observe=follow(label), stop=stop)
                 except SmallAlignError as error:
-                    progress_console.print(f"{label}: {error}", highlight=False, markup=False)
+                    progress_console.print(f"{label}: {error}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _resolved(place: Store, spec: RunSpec, device: str = "auto") -> RunSpec:

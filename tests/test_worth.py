@@ -1,0 +1,454 @@
+"""What a choice is worth: pairs that differ in it alone, honest statistics, and nothing trained twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from conftest import command, tiny
+from scipy import stats
+from streamlit.testing.v1 import AppTest
+
+from pages.ui import backstage
+from smallalign_core import desk, worth
+from smallalign_core.errors import BadInput, BadSpec
+from smallalign_core.recording import Recording
+from smallalign_core.spec import RunSpec, digest
+from smallalign_core.store import Run, State, Store
+from smallalign_core.worth import METRICS, effect
+
+POLICY = [{"kind": "shift", "pixels": 1}, {"kind": "rotate", "degrees": 10}]
+NOISY = [0.94, 0.95, 0.93, 0.96], [0.93, 0.96, 0.92, 0.95]
+
+
+def augmented(store: Store, **fields: Any) -> RunSpec:
+    return desk.resolve(store, tiny(augment=POLICY, **fields))
+
+
+def pretend(store: Store, spec: RunSpec, **scores: float) -> Run:
+    """A run whose folder says that it is finished with these validation scores."""
+    run = store.create(spec)
+    run.weights.write_bytes(b"")
+    val = {"accuracy": 0.9, "nll": 0.3, "ece": 0.05, "images": 143} | scores
+    (run.folder / "result.json").write_text(json.dumps({"id": run.id, "val": val}))
+    return run
+
+
+# --- the arms ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_choice_has_a_control() -> None:
+    assert set(get_args(worth.What)) == set(worth.CONTROLS)
+
+
+def test_the_arms_of_a_pair_differ_in_the_choice_alone() -> None:
+    spec = tiny(augment=POLICY, views=4, seed=7, teacher="digits-teacher", loss={"kind": "kd", "temperature": 2})
+
+    for what, gone in (("augment", {"augment", "views"}), ("teacher", {"teacher", "loss"})):
+        found = worth.pairs(spec, what, 3)
+
+        assert [ours.seed for ours, _ in found] == [7, 8, 9]
+        for ours, theirs in found:
+            a, b = ours.model_dump(), theirs.model_dump()
+            assert {name for name in a if a[name] != b[name]} == gone
+            assert ours == spec.model_copy(update={"seed": ours.seed})
+
+
+def test_what_is_left_out_is_gone() -> None:
+    spec = tiny(augment=POLICY, views=4, teacher="digits-teacher")
+
+    assert (worth.without(spec, "augment").augment, worth.without(spec, "augment").views) == ((), 0)
+    assert worth.without(spec, "augment").teacher == "digits-teacher"
+    control = worth.without(spec, "teacher")
+    assert (control.teacher, control.loss.kind) == (None, "cross_entropy")
+
+
+def test_the_control_keeps_what_a_spec_was_resolved_to(store: Store) -> None:
+    spec = augmented(store)
+
+    control = worth.without(spec, "augment")
+
+    assert control == desk.resolve(store, tiny())
+
+
+@pytest.mark.parametrize("what", ["augment", "teacher"])
+def test_nothing_to_leave_out_is_refused_in_words(what: worth.What) -> None:
+    with pytest.raises(BadSpec, match="nothing to measure"):
+        worth.pairs(tiny(), what, 3)
+
+
+@pytest.mark.parametrize("seeds", [0, -1, 101])
+def test_a_number_of_seeds_that_makes_no_sense_is_refused(seeds: int) -> None:
+    with pytest.raises(BadInput, match="1 to 100 seeds"):
+        worth.pairs(tiny(augment=POLICY), "augment", seeds)
+
+
+def test_seeds_beyond_the_last_one_are_refused() -> None:
+    with pytest.raises(BadSpec, match="seed"):
+        worth.pairs(tiny(augment=POLICY, seed=2**31 - 1), "augment", 2)
+
+
+def test_an_unknown_choice_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"(?i)cannot be left out"):
+        worth.without(tiny(augment=POLICY), "weather")  # type: ignore[arg-type]
+
+
+# --- statistics -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 10])
+def test_the_interval_is_that_of_a_paired_t_test(n: int) -> None:
+    rng = np.random.default_rng(n)
+    ours, theirs = rng.normal(0.9, 0.02, n), rng.normal(0.88, 0.02, n)
+
+    found = effect("accuracy", ours.tolist(), theirs.tolist())
+
+    expected = stats.ttest_rel(ours, theirs)
+    low, high = expected.confidence_interval(0.95)
+    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+    assert found.mean == pytest.approx((ours - theirs).mean())
+    assert found.sd == pytest.approx((ours - theirs).std(ddof=1))
+    assert (found.verdict == "noise") == (expected.pvalue > 0.05)
+
+
+def test_pairing_is_by_seed() -> None:
+    """Seeds that differ much and an effect that does not: only pairs see it."""
+    theirs = [0.70, 0.80, 0.90]
+
+    found = effect("accuracy", [0.711, 0.810, 0.909], theirs)
+    mixed = effect("accuracy", [0.909, 0.711, 0.810], theirs)
+
+    assert found.verdict == "helps"
+    assert mixed.verdict == "noise"
+    assert found.mean == pytest.approx(mixed.mean)
+
+
+@pytest.mark.parametrize(("metric", "up"), [("accuracy", "helps"), ("nll", "hurts"), ("ece", "hurts")])
+def test_which_way_is_better(metric: str, up: str) -> None:
+    higher, lower = [0.31, 0.32, 0.33], [0.21, 0.225, 0.23]
+    down = {"helps": "hurts", "hurts": "helps"}[up]
+
+    assert effect(metric, higher, lower).verdict == up
+    assert effect(metric, lower, higher).verdict == down
+    assert effect(metric, higher, lower).words().endswith(up)
+
+
+def test_one_seed_is_not_evidence() -> None:
+    found = effect("accuracy", [0.95], [0.93])
+
+    assert (found.verdict, found.low, found.sd) == ("not evidence", None, None)
+    assert found.words() == "accuracy 95.00% with, 93.00% without: +2.00 points. 1 seed: not evidence"
+
+
+def test_no_pair_says_so() -> None:
+    assert effect("nll", [], []).words() == "NLL: no pair is finished yet"
+
+
+def test_equal_differences_are_no_proof() -> None:
+    """With few images two seeds easily differ by the same count, and a t interval would have no width."""
+    found = effect("accuracy", [130 / 143, 128 / 143], [129 / 143, 127 / 143])
+
+    assert found.verdict == "no spread"
+    assert found.low is None
+    assert "add seeds" in found.words()
+    assert effect("accuracy", [0.9, 0.8], [0.9, 0.8]).words().endswith("no difference seen")
+
+
+def test_noise_says_what_it_would_take() -> None:
+    found = effect("accuracy", *NOISY)
+
+    assert found.verdict == "noise"
+    assert f"within noise; roughly {found.more_seeds} more seeds would tell, if this mean" in found.words()
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.5, 1.0, 2.0])
+def test_the_seeds_needed_give_the_power_they_promise(ratio: float) -> None:
+    """Against the exact power of the t test, from the noncentral t distribution."""
+    n = worth.pairs_needed(ratio, 1.0)
+    assert n is not None
+
+    def power(pairs: int) -> float:
+        critical = stats.t.ppf(0.975, pairs - 1)
+        return float(stats.nct.sf(critical, pairs - 1, ratio * np.sqrt(pairs)))
+
+    assert power(n) > 0.75, "promised 0.8, roughly"
+    assert power(max(2, n - 2)) < 0.81
+
+
+def test_no_number_of_seeds_shows_what_is_not_there() -> None:
+    found = effect("accuracy", [0.9, 0.8, 0.85], [0.8, 0.9, 0.85])
+
+    assert (found.verdict, found.more_seeds) == ("noise", None)
+    assert "may not show" in found.words()
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "said"),
+    [
+        ("accuracy", 0.0123, "+1.23"),
+        ("accuracy", -0.0123, "−1.23"),
+        ("ece", -1e-9, "0.00"),
+        ("nll", -0.04567, "−0.0457"),
+    ],
+)
+def test_differences_carry_their_sign(metric: str, value: float, said: str) -> None:
+    assert METRICS[metric].change(value) == said
+
+
+# --- reports ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_report_reads_validation_and_never_test(store: Store) -> None:
+    spec = augmented(store)
+    for ours, theirs in worth.pairs(spec, "augment", 3):
+        pretend(store, ours, accuracy=0.95 + ours.seed / 1000)
+        pretend(store, theirs, accuracy=0.90)
+
+    found = worth.report(store, spec, "augment", 3)
+
+    assert (found.finished, found.missing, found.images) == (3, 0, 143)
+    assert found.effects[0].mean == pytest.approx(0.051)
+    assert found.verdict == "The augmentation helps"
+    assert "143 validation images" in found.words()
+    assert "test images have no part in it" in found.words()
+
+
+def test_half_a_pair_counts_for_nothing(store: Store) -> None:
+    spec = augmented(store)
+    (first, second) = worth.pairs(spec, "augment", 2)
+    pretend(store, first[0])
+    pretend(store, first[1])
+    pretend(store, second[0], accuracy=0.1)
+
+    found = worth.report(store, spec, "augment", 2)
+
+    assert (found.finished, found.missing) == (1, 1)
+    assert found.effects[0].verdict == "not evidence"
+    assert "1 of 2 pairs finished, 1 run to start" in found.words()
+    assert found.pairs[1].control.state == worth.NOT_STARTED
+
+
+def test_a_failed_arm_is_named_with_its_reason(store: Store) -> None:
+    spec = augmented(store)
+    ((ours, theirs),) = worth.pairs(spec, "augment", 1)
+    with Recording(store.create(ours)) as recording:
+        recording.say(ended=State.FAILED, reason="The loss became nan.")
+    pretend(store, theirs)
+
+    found = worth.report(store, spec, "augment", 1)
+
+    assert found.failed == ["seed 0 with the augmentation: The loss became nan."]
+    assert "flatters the arm that failed" in found.words()
+
+
+def test_damaged_runs_do_not_hide_the_others(store: Store) -> None:
+    spec = augmented(store)
+    found = worth.pairs(spec, "augment", 2)
+    for pair in found:
+        for arm in pair:
+            pretend(store, arm)
+    for content in ("", "{}", "[]", '{"val": {}}', '{"val": {"accuracy": "much"}}'):
+        (store.root / "runs" / digest(found[0][0]) / "result.json").write_text(content)
+
+        report = worth.report(store, spec, "augment", 2)
+
+        assert report.finished == 1, content
+        assert report.pairs[0].treated.state == worth.DAMAGED
+        assert report.failed[0].startswith("seed 0 with the augmentation: ")
+
+
+def test_starting_again_queues_only_what_is_missing(store: Store) -> None:
+    spec = augmented(store)
+    ((ours, _),) = worth.pairs(spec, "augment", 1)
+    pretend(store, ours)
+
+    worth.start(store, spec, "augment", 2)
+    worth.start(store, spec, "augment", 2)
+
+    assert len(store.runs()) == 4
+    order = [arm for pair in worth.pairs(spec, "augment", 2) for arm in pair][1:]
+    assert [run.id for run in store.queue()] == [digest(arm) for arm in order], "pair after pair"
+    assert worth.report(store, spec, "augment", 2).running == 2
+
+
+def test_what_was_stopped_goes_on_when_started_again(store: Store) -> None:
+    spec = augmented(store)
+    runs = worth.start(store, spec, "augment", 1)
+    for run in runs:
+        run.ask("cancel")
+    assert worth.report(store, spec, "augment", 1).missing == 2
+
+    worth.start(store, spec, "augment", 1)
+
+    assert [run.state for run in runs] == [State.QUEUED, State.QUEUED]
+
+
+def test_policies_share_their_control(store: Store) -> None:
+    worth.start(store, augmented(store), "augment", 2)
+    worth.start(store, desk.resolve(store, tiny(augment=["flip"])), "augment", 2)
+
+    assert len(store.runs()) == 6
+
+
+# --- the doors --------------------------------------------------------------------------------------------------------
+
+
+def test_the_desk_reports_and_starts(store: Store) -> None:
+    asked = tiny(augment=POLICY).model_dump(mode="json")
+
+    first = desk.worth(store, asked, "augment", 2)
+    assert (first["missing"], store.runs()) == (4, [])
+    second = desk.worth(store, asked, "augment", 2, start=True)
+
+    assert (second["running"], len(store.queue())) == (2, 4)
+    assert second["spec"]["data"]["fingerprint"]
+    assert json.dumps(second)
+    with pytest.raises(BadSpec, match="nothing to measure"):
+        desk.worth(store, tiny().model_dump(mode="json"), "augment")
+
+
+def test_the_command_line_trains_pairs_and_never_twice(tmp_path: Path, store: Store) -> None:
+    (tmp_path / "spec.yaml").write_text(
+        "data: {source: digits, images: 200}\nnetwork: {kind: cnn, width: 4, depth: 2}\nepochs: 4\naugment: [shift]\n"
+    )
+    arguments = ("worth", tmp_path / "spec.yaml", "--without", "augment", "--seeds", 2, "--json")
+
+    done = command(*arguments, store=store)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+
+    assert (found["finished"], found["of"], found["split"], found["failed"]) == (2, 2, "val", [])
+    assert set(found["metrics"]) == {"accuracy", "nll", "ece"}
+    for pair in found["pairs"]:
+        for arm, policy in (("with", True), ("without", False)):
+            run = store.run(pair[arm]["id"])
+            assert (run.spec.seed, bool(run.spec.augment)) == (pair["seed"], policy)
+            assert pair[arm]["scores"]["nll"] == (run.result or {})["val"]["nll"]
+    nll = found["metrics"]["nll"]
+    expected = stats.ttest_rel(
+        *[[pair[arm]["scores"]["nll"] for pair in found["pairs"]] for arm in ("with", "without")]
+    )
+    assert (nll["low"], nll["high"]) == pytest.approx(tuple(expected.confidence_interval(0.95)))
+
+    before = {run.id: run.weights.stat().st_mtime_ns for run in store.runs()}
+    assert len(before) == 4
+    again = command(*arguments, store=store)
+    assert json.loads(again.stdout) == found
+    assert {run.id: run.weights.stat().st_mtime_ns for run in store.runs()} == before
+
+
+def test_the_command_line_goes_on_after_a_failed_arm(tmp_path: Path, store: Store) -> None:
+    (tmp_path / "spec.yaml").write_text(
+        "data: {source: digits, images: 200}\nnetwork: {kind: mlp, width: 8}\nepochs: 20\naugment: [shift]\n"
+        "optimizer: {kind: sgd, lr: 100, momentum: 0.99}\n"
+    )
+
+    done = command("worth", tmp_path / "spec.yaml", "--without", "augment", "--seeds", 1, "--json", store=store)
+
+    assert done.returncode == 1
+    assert "seed 0 with" in done.stderr
+    found = json.loads(done.stdout)
+    assert "seed 0 with the augmentation: The loss became" in found["failed"][0]
+    assert found["pairs"][0]["without"]["state"] in ("finished", "failed"), "it was trained all the same"
+
+
+def test_the_command_line_queues(tmp_path: Path, store: Store) -> None:
+    (tmp_path / "spec.yaml").write_text("data: digits\nnetwork: cnn\nteacher: digits-teacher\n")
+
+    done = command("worth", tmp_path / "spec.yaml", "--without", "teacher", "--queue", store=store)
+
+    assert done.returncode == 0, done.stderr
+    assert "0 of 3 pairs finished, 3 running or queued" in done.stdout
+    assert [run.spec.loss.kind for run in store.queue()] == ["kd", "cross_entropy"] * 3
+
+
+# --- the panel --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def panel(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Draw the panel alone, for a spec in the test's store, beside an empty page of runs that it may link to."""
+    monkeypatch.setenv("SMALLALIGN_STORE", str(store.root))
+    frame = "import streamlit as st\nst.navigation([st.Page('panel.py', default=True), st.Page('runs.py')]).run()\n"
+    (tmp_path / "frame.py").write_text(frame)
+    (tmp_path / "runs.py").write_text("")
+
+    def show(spec: RunSpec, **query: str) -> AppTest:
+        (tmp_path / "panel.py").write_text(
+            "import json\nfrom pages.ui import backstage, worth\n"
+            f"worth.panel(json.loads({spec.model_dump_json()!r}), 'augment', backstage.store(), key='worth')\n"
+        )
+        app = AppTest.from_file(str(tmp_path / "frame.py"), default_timeout=120)
+        for name, value in query.items():
+            app.query_params[name] = value
+        app.run()
+        assert not app.exception
+        return app
+
+    yield show
+    backstage.desk().close()
+
+
+def written(app: AppTest) -> str:
+    found = [*app.markdown, *app.caption, *app.info, *app.error, *app.warning, *app.success]
+    return "\n".join(str(element.value) for element in found)
+
+
+def test_the_panel_says_what_it_costs_and_queues_it(panel, store: Store) -> None:
+    app = panel(tiny(augment=POLICY))
+    assert "6 runs to train" in written(app)
+    assert "Nothing is measured yet" in written(app)
+
+    app.button(key="worth-start").click().run()
+
+    assert not app.exception
+    assert len(store.queue()) == 6
+    assert app.button(key="worth-start").disabled
+    app.button(key="worth-stop").click().run()
+    assert {run.state for run in store.runs()} == {State.CANCELLED}
+    assert not app.button(key="worth-start").disabled
+
+
+def test_the_panel_finds_results_again_with_the_seeds_of_its_address(panel, store: Store) -> None:
+    spec = augmented(store)
+    for ours, theirs in worth.pairs(spec, "augment", 4):
+        pretend(store, ours, accuracy=0.80 + ours.seed / 1000)
+        pretend(store, theirs, accuracy=0.90)
+
+    app = panel(tiny(augment=POLICY), **{"worth-seeds": "4"})
+
+    assert "The augmentation hurts" in app.warning[0].value
+    assert "4 seeds" in app.warning[0].value
+    assert "The augmentation hurts" not in written(panel(tiny(augment=POLICY, seed=20)))
+    assert "--without augment --seeds 4" in app.code[1].value
+
+
+def test_the_panel_calls_one_seed_no_evidence_before_and_after(panel, store: Store) -> None:
+    app = panel(tiny(augment=POLICY), **{"worth-seeds": "1"})
+    assert "1 seed: not evidence" in written(app)
+
+    ((ours, theirs),) = worth.pairs(augmented(store), "augment", 1)
+    pretend(store, ours)
+    pretend(store, theirs)
+
+    assert "1 seed: not evidence" in app.run().warning[0].value
+
+
+def test_the_panel_names_a_failed_run(panel, store: Store) -> None:
+    ((ours, _),) = worth.pairs(augmented(store), "augment", 1)
+    with Recording(store.create(ours)) as recording:
+        recording.say(ended=State.FAILED, reason="The loss became nan.")
+
+    app = panel(tiny(augment=POLICY))
+
+    assert app.error[0].value == "Failed: seed 0 with the augmentation: The loss became nan."
+
+
+def test_the_panel_without_anything_to_leave_out_says_what_to_do(panel) -> None:
+    app = panel(tiny())
+
+    assert "Add parts to `augment`" in app.info[0].value
+    assert not app.button
