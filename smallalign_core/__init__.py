@@ -26,8 +26,8 @@ __version__ = "0.1.0"
 __all__ = ["fit", "load"]
 
 MODULES = frozenset(
-    "card compare data desk errors evaluate export files health losses networks optim recording risk spec "  # noqa: SIM905
-    "store teacher train views worker".split()
+    "card compare data desk errors evaluate export files health losses networks optim policies preview "  # noqa: SIM905
+    "recording risk spec store teacher train views worker".split()
 )
 
 

@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 the work failed, 2 bad input. With --json one JSON object 
 
 from __future__ import annotations
 
-import base64
 import json as jsonlib
 import os
 import sys
@@ -18,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from typer._click.exceptions import ClickException  # typer carries its own click; both are pinned as one
 
-from smallalign_core import data, desk, worker
+from smallalign_core import data, desk, preview, worker
 from smallalign_core.errors import BadInput, Refused, SmallAlignError
 from smallalign_core.files import write_folder
 from smallalign_core.spec import DataSpec, RunSpec, read, read_policy
@@ -117,12 +116,14 @@ def views(
 ) -> None:
     """See what a policy does to images, and whether a teacher still sees the class."""
     worker.set_threads()
-    parts = [part.model_dump() for part in read_policy(policy)]
-    found = desk.views(Store(store), parts, data_source, teacher=teacher, strength=strength, limit=limit, seed=seed)
-    files = {"sheet.png": base64.b64decode(found["sheet"]), "policy.yaml": found["policy"], "policy.py": found["code"]}
+    parts, place = [part.model_dump() for part in read_policy(policy)], Store(store)
+    asked: dict[str, Any] = {"teacher": teacher, "strength": strength, "seed": seed}
+    found = preview.views(place, parts, data_source, **asked)
+    judged = preview.risk(place, parts, data_source, **asked, limit=limit) if teacher else {"report": None}
+    files = {"sheet.png": preview.sheet(found), "policy.yaml": found["policy"], "policy.py": found["code"]}
     write_folder(to, files)
-    kept = {name: found[name] for name in ("rows", "labels", "said", "strength", "risk")}
-    text = f"{to}: {', '.join(files)}" + (f"\n{found['words']}" if found["words"] else "")
+    kept = {name: found[name] for name in ("rows", "labels", "said", "strength")} | {"risk": judged["report"]}
+    text = f"{to}: {', '.join(files)}" + (f"\n{judged['words']}" if teacher else "")
     answer({"folder": str(to), "files": list(files), **kept}, json, text)
 
 
