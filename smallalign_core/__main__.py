@@ -120,11 +120,12 @@ def views(
     asked: dict[str, Any] = {"teacher": teacher, "strength": strength, "seed": seed}
     found = preview.views(place, parts, data_source, **asked)
     judged = preview.risk(place, parts, data_source, **asked, limit=limit) if teacher else {"report": None}
-    files = {"sheet.png": preview.sheet(found), "policy.yaml": found["policy"], "policy.py": found["code"]}
+    text_of = preview.code(place, parts, data_source, strength=strength)
+    files = {"sheet.png": preview.sheet(found), "policy.yaml": text_of["policy"], "policy.py": text_of["code"]}
     write_folder(to, files)
-    kept = {name: found[name] for name in ("rows", "labels", "said", "strength")} | {"risk": judged["report"]}
+    kept = {name: found[name] for name in ("rows", "labels", "said")} | {"strength": strength}
     text = f"{to}: {', '.join(files)}" + (f"\n{judged['words']}" if teacher else "")
-    answer({"folder": str(to), "files": list(files), **kept}, json, text)
+    answer({"folder": str(to), "files": list(files), **kept, "risk": judged["report"]}, json, text)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

@@ -139,6 +139,7 @@ QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "views": preview.views,
     "epoch": preview.epoch,
     "risk": preview.risk,
+    "code": preview.code,
 }
 
 

@@ -34,6 +34,9 @@ PARTNERS = 15
 PICTURED = 12
 """Flipped views whose pixels come with the report."""
 
+LEAST_SHARE = 0.005
+"""Of a mixed label, what is worth a word."""
+
 KEPT = 3
 """Judges, and half-asked questions, that the desk's process keeps for the next one."""
 
@@ -68,11 +71,10 @@ def views(
 
     Returns:
         `pixels`: base64 of uint8 [rows, 1 + draws, C, H, W], the original first, and its `shape`; `labels` [rows];
-        `mixed` [rows][draws], the label of each view in words where it is not the image's own; `said`
-        [rows][1 + draws], the teacher's class and confidence; `policy` as YAML; `code` for torchvision.
+        `mixed` [rows][draws], the classes of each view's label with their shares where images are mixed; `said`
+        [rows][1 + draws], the teacher's class and confidence.
     """
     from smallalign_core import networks, risk
-    from smallalign_core import views as viewing
     from smallalign_core.compare import refuse_other_classes
 
     if not 1 <= images <= MOST or not 1 <= draws <= MOST:
@@ -107,9 +109,21 @@ def views(
         "classes": list(train.classes),
         **_packed(shown),
         "said": said,
-        "strength": strength,
-        "policy": policy_yaml(made.policy),
-        "code": viewing.as_code(made.policy, size=splits.shape[1:], classes=len(splits.classes)),
+    }
+
+
+def code(store: Store, policy: object, data_source: str | dict[str, Any], *, strength: float = 1.0) -> dict[str, Any]:
+    """A policy at another strength to take along: `parts` as plain values, `policy` as YAML, `code` for torchvision."""
+    from smallalign_core import views as viewing
+
+    splits = _splits(store, data_source)
+    asked = parse_policy(policy)
+    viewing.check(asked, splits.shape)
+    parts = viewing.scaled(asked, strength, splits.shape)
+    return {
+        "parts": [part.model_dump(mode="json") for part in parts],
+        "policy": policy_yaml(parts),
+        "code": viewing.as_code(parts, size=splits.shape[1:], classes=len(splits.classes)),
     }
 
 
@@ -127,7 +141,7 @@ def epoch(
     """The first images of an epoch, in the order in which a run of that seed and batch meets them, as it sees them.
 
     Returns:
-        `rows`, `labels` [images] (of a mixture, its shares in words), `pixels`: base64 of uint8 [images, 2, C, H, W],
+        `rows`, `labels`, `mixed` [images] as in `views`; `pixels`: base64 of uint8 [images, 2, C, H, W],
         the original and the view, and its `shape`.
     """
     if not 1 <= images <= MOST:
@@ -137,12 +151,10 @@ def epoch(
     made = _made(policy, splits, train, batch, seed, strength, epoch)
     rows = made.shuffled(epoch)[:images]
     met = [made.met(int(row), epoch) for row in rows]
-    labels = [
-        _mixture(label.numpy(), train.classes) or train.classes[train.labels[row]]
-        for row, (_, label) in zip(rows, met, strict=True)
-    ]
+    labels = [train.classes[train.labels[row]] for row in rows]
+    mixed = [_mixture(label.numpy(), train.classes) for _, label in met]
     shown = np.stack([train.images[rows], np.array([image.numpy() for image, _ in met])], axis=1)
-    return {"rows": rows.tolist(), "labels": labels, **_packed(shown)}
+    return {"rows": rows.tolist(), "labels": labels, "mixed": mixed, **_packed(shown)}
 
 
 def risk(
@@ -251,12 +263,12 @@ def _among_others(own: dict[str, Any], train: ImageSet) -> ImageSet:
     )
 
 
-def _mixture(label: NDArray[Any], classes: Sequence[str]) -> str | None:
-    """What a mixed label holds, in words; None where it is one class."""
-    if label.ndim == 0 or label.max() > 0.999:
+def _mixture(label: NDArray[Any], classes: Sequence[str]) -> list[tuple[str, float]] | None:
+    """The classes of a mixed label with their shares, the largest first; None for a label that is no mixture."""
+    if label.ndim == 0:
         return None
-    best = np.argsort(-label, kind="stable")[:2]
-    return " + ".join(f"{label[place]:.0%} {classes[place]}" for place in best)
+    best = [int(place) for place in np.argsort(-label, kind="stable")[:2] if label[place] >= LEAST_SHARE]
+    return [(classes[place], float(label[place]) if len(best) > 1 else 1.0) for place in best]
 
 
 def _packed(shown: NDArray[np.uint8]) -> dict[str, Any]:
