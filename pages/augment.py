@@ -72,7 +72,7 @@ with right:
         st.info("The policy is empty: the student would see every image as it is. Add a part.")
         st.stop()
     fine = False
-    with backstage.told():
+    with policy.told():
         checked = [part.model_dump(mode="json") for part in parse_policy(parts)]
         data = {"source": source, "fingerprint": facts["fingerprint"]}
         epoch, seed, batch = numbers["epoch"], numbers["seed"], numbers["batch"]

@@ -30,6 +30,7 @@ if like := st.query_params.get(
     st.query_params.clear()
     st.query_params["teacher"] = spec.teacher or picks.NOBODY
     st.session_state["data"] = spec.data.source
+policy.receive(KEY)
 
 form, side = st.columns([3, 2], gap="large")
 with form:

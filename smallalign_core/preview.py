@@ -176,7 +176,7 @@ def risk(
         patience: seconds after which an unfinished answer comes back; asking again goes on from there.
 
     Returns:
-        `done`: the share that is done; below 1 nothing else. `report`, and `words`: the same as text; `pixels` and
+        `done`: the share that is done, and when that is all: `report`, and `words`, the same as text; `pixels` and
         `shape` of the surest flipped views: uint8 [n, 2, C, H, W], the original and the view.
     """
     from smallalign_core import views as viewing

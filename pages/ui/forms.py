@@ -117,11 +117,10 @@ def several(
 def _order(key: str, place: int, count: int) -> None:
     """The buttons that move and remove the part at `place`."""
     rows = st.session_state[f"{key}.rows"]
-    for word, icon, to in (("Up", "arrow_upward", place - 1), ("Down", "arrow_downward", place + 1)):
+    for word, to in (("Up", place - 1), ("Down", place + 1)):
         st.button(
             word,
             key=f"{key}.{rows[place]}.{word.lower()}",
-            icon=f":material/{icon}:",
             on_click=_move,
             args=(key, place, to),
             disabled=not 0 <= to < count,
@@ -130,7 +129,6 @@ def _order(key: str, place: int, count: int) -> None:
     st.button(
         "Remove",
         key=f"{key}.{rows[place]}.remove",
-        icon=":material/delete:",
         on_click=rows.remove,
         args=(rows[place],),
         type="tertiary",
@@ -139,7 +137,7 @@ def _order(key: str, place: int, count: int) -> None:
 
 def _short(member: type[Part]) -> str:
     """A kind in one or two words: those its docstring begins with, or its own."""
-    words = re.split(r"\s*[:;(.,]", (member.__doc__ or "").strip())[0]
+    words = re.split(r"\s*[:;(.]", (member.__doc__ or "").strip())[0]
     return words if len(words.split()) <= 2 else kind_of(member).replace("_", " ").capitalize()
 
 

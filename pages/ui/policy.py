@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import streamlit as st
@@ -13,7 +15,7 @@ from pages.ui import backstage, forms, picks
 from pages.ui.listing import Row
 from smallalign_core import policies
 from smallalign_core.errors import SmallAlignError
-from smallalign_core.spec import Augment, RunSpec, canonical, members, parse_policy
+from smallalign_core.spec import Augment, RunSpec, canonical, members, parse, parse_policy
 from smallalign_core.store import Store
 
 FIRST: tuple[dict[str, Any], ...] = ({"kind": "shift", "pixels": 1}, {"kind": "rotate", "degrees": 10})
@@ -29,8 +31,7 @@ def build() -> list[dict[str, Any]]:
         try:
             take(parse_policy(json.loads(asked)), key=KEY)
         except (SmallAlignError, ValueError, RecursionError) as error:
-            said = str(error) if isinstance(error, SmallAlignError) else "It is not a list of parts in JSON."
-            st.warning(f"The link's policy cannot be used. {said}")
+            st.warning(f"The link's policy cannot be used. {_why(error)}")
     if f"{KEY}.augment.rows" not in st.session_state:
         take([] if asked == "" else parse_policy(FIRST), key=KEY)
     field = RunSpec.model_fields["augment"]
@@ -43,6 +44,27 @@ def build() -> list[dict[str, Any]]:
     )
     picks.keep(KEY, written(parts))
     return parts
+
+
+def receive(key: str) -> None:
+    """Fill the form of a run with the policy, seed and batch that a link brings, once."""
+    brought = {name: st.query_params[name] for name in (KEY, "seed", "batch") if name in st.query_params}
+    for name in brought:
+        del st.query_params[name]
+    try:
+        if brought.get(KEY):
+            take(parse_policy(json.loads(brought[KEY])), key=key)
+            forms.fill({"views": 0}, key=key)
+        for name in ("seed", "batch"):
+            if name in brought:
+                spec = parse({"data": "digits", "network": "cnn", name: int(brought[name])})
+                forms.fill({name: getattr(spec, name)}, key=key)
+    except (SmallAlignError, ValueError, RecursionError) as error:
+        st.warning(f"The link's policy, seed or batch cannot be used. {_why(error)}")
+
+
+def _why(error: Exception) -> str:
+    return str(error) if isinstance(error, SmallAlignError) else "It is not what this page writes."
 
 
 def take(parts: Sequence[Augment], *, key: str) -> None:
@@ -59,6 +81,20 @@ def written(parts: Sequence[dict[str, Any]]) -> str:
     return json.dumps(short, separators=(",", ":")) if short else ""
 
 
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """Show an error as its sentence, with parts counted as the form counts them."""
+    try:
+        yield
+    except SmallAlignError as error:
+        st.error(re.sub(r"`augment\.(\d+)(?:\.(\w+))?`", _counted, str(error)), icon=":material/error:")
+
+
+def _counted(found: re.Match[str]) -> str:
+    field = f"`{found[2]}` of part" if found[2] else "Part"
+    return f"{field} {int(found[1]) + 1}"
+
+
 def take_along(question: dict[str, Any], batch: int, teacher: Row | None) -> None:
     """The policy as YAML, code and command, and the way to a distillation with it.
 
@@ -68,13 +104,16 @@ def take_along(question: dict[str, Any], batch: int, teacher: Row | None) -> Non
     answer = _code(json.dumps({name: question[name] for name in ("policy", "data_source", "strength")}))
     source = question["data_source"]["source"]
     if answer["parts"]:
-        with st.container(horizontal=True, vertical_alignment="center"):
-            if st.button("Use in a distillation", type="primary", icon=":material/science:"):
-                carried = {"augment": answer["parts"], "seed": question["seed"], "batch": batch, "views": 0}
-                forms.fill(carried, key="spec")
-                chosen = {"data": source} | ({"teacher": teacher.id} if teacher else {})
-                st.switch_page("distil.py", query_params=chosen)
-            st.caption("Carries policy, seed and batch to the Distil page.", width="content")
+        chosen = {"data": source} | ({"teacher": teacher.id} if teacher else {})
+        carried = written(answer["parts"])
+        with st.container(horizontal=True, vertical_alignment="center", key="take-along"):
+            st.page_link(
+                "distil.py",
+                label="Use in a distillation",
+                icon=":material/science:",
+                query_params=chosen | {KEY: carried, "seed": question["seed"], "batch": batch},
+            )
+            st.caption("Takes data, teacher, policy, seed and batch to the Distil page.", width="content")
     yaml, code, command = st.tabs(["YAML", "torchvision", "Command line"], key="code", on_change="ignore")
     with yaml:
         st.code(answer["policy"], language="yaml", wrap_lines=True)

@@ -35,7 +35,7 @@ def _finished(
     root: str,  # noqa: ARG001  # part of the cache's key
 ) -> dict[str, Any]:
     answer = backstage.desk().ask("risk", patience=PATIENCE, **json.loads(asked))
-    if answer["done"] < 1:
+    if "report" not in answer:
         raise _Unfinished(answer["done"])
     report = answer["report"]
     captions = [
