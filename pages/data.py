@@ -63,4 +63,5 @@ if len(shown):
     st.caption(f"Images {(page - 1) * PER_PAGE + 1:,} to {(page - 1) * PER_PAGE + len(shown):,} of {len(rows):,}.")
 else:
     st.caption("This split has no images of that class.")
+st.page_link("augment.py", label="Augment these images", icon=":material/auto_fix_high:", query_params={"data": source})
 st.page_link("distil.py", label="Distil on this dataset", icon=":material/science:", query_params={"data": source})

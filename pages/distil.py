@@ -2,11 +2,11 @@
 
 import streamlit as st
 
-from pages.ui import backstage, forms, listing, picks, runview, wording
+from pages.ui import backstage, forms, listing, picks, policy, runview, wording
 from smallalign_core.spec import Cnn, DataSpec, Loss, Network, RunSpec, members, parse
 
 ESSENTIAL = ("epochs", "batch", "seed")
-HERE = ("data", "teacher", "network", "loss", *ESSENTIAL)
+HERE = ("data", "teacher", "network", "loss", "augment", *ESSENTIAL)
 KEY = "spec"
 
 store = backstage.store()
@@ -20,6 +20,7 @@ if like := st.query_params.get(
     st.query_params.clear()
     st.query_params["teacher"] = next(iter(spec.teachers), picks.NOBODY)
     st.session_state["data"] = spec.data.source
+policy.receive(KEY)
 
 form, side = st.columns([3, 2], gap="large")
 with form:
@@ -49,7 +50,17 @@ with form:
     lessons = [lesson for lesson in members(Loss) if ("weight" in lesson.model_fields) == (teacher is not None)]
     loss = forms.choice("Loss", lessons, key=f"{KEY}.loss", help=RunSpec.model_fields["loss"].description)
     essentials = forms.part(RunSpec, key=KEY, only=ESSENTIAL)
-    with st.expander("More: augmentation, optimizer, schedule, precision"):
+    carried = len(st.session_state.get(f"{KEY}.augment.rows", ()))
+    with st.expander(f"Augmentation: {carried or 'no'} part{'' if carried == 1 else 's'}", expanded=carried > 0):
+        augment = forms.part(RunSpec, key=KEY, only=("augment",))
+        policy.saved(store, key=KEY)
+        st.page_link(
+            "augment.py",
+            label="See it on images",
+            icon=":material/auto_fix_high:",
+            query_params={"data": source, "policy": policy.written(augment["augment"])},
+        )
+    with st.expander("More: fixed views, optimizer, schedule, precision"):
         more = forms.part(RunSpec, key=KEY, without=HERE)
     with st.expander("More: how the images are divided and sized"):
         divided = forms.part(DataSpec, key=f"{KEY}.data", without=("source", "fingerprint"))
@@ -64,6 +75,7 @@ with side:
             "loss": loss,
         }
         | essentials
+        | augment
         | more
     )
     written = spec.model_dump(mode="json")

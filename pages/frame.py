@@ -31,6 +31,12 @@ page = st.navigation(
                 icon=":material/photo_library:",
                 help="Look at a dataset: classes, counts, images.",
             ),
+            st.Page(
+                "augment.py",
+                title="Augment",
+                icon=":material/auto_fix_high:",
+                help="Build an augmentation policy, see what it does, and whether it is still the class.",
+            ),
         ],
         "Train": [
             st.Page(

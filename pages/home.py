@@ -72,7 +72,13 @@ with right:
     st.page_link(
         "data.py", label="1. Look at the images", icon=":material/photo_library:", query_params={"data": "digits"}
     )
-    st.page_link("distil.py", label="2. Choose a teacher and a student", icon=":material/science:")
-    st.page_link("runs.py", label="3. Watch the student learn", icon=":material/show_chart:", query_params=chosen)
-    st.page_link("compare.py", label="4. See where they disagree", icon=":material/compare:", query_params=pair)
-    st.page_link("export.py", label="5. Export, prove, download", icon=":material/deployed_code:", query_params=chosen)
+    st.page_link(
+        "augment.py",
+        label="2. See what augmentation does",
+        icon=":material/auto_fix_high:",
+        query_params={"data": "digits"},
+    )
+    st.page_link("distil.py", label="3. Choose a teacher and a student", icon=":material/science:")
+    st.page_link("runs.py", label="4. Watch the student learn", icon=":material/show_chart:", query_params=chosen)
+    st.page_link("compare.py", label="5. See where they disagree", icon=":material/compare:", query_params=pair)
+    st.page_link("export.py", label="6. Export, prove, download", icon=":material/deployed_code:", query_params=chosen)

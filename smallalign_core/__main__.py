@@ -5,17 +5,16 @@ Exit codes: 0 done, 1 the work failed, 2 bad input. With --json one JSON object 
 
 from __future__ import annotations
 
-import base64
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 from typer._click.exceptions import ClickException  # typer carries its own click; both are pinned as one
 
-from smallalign_core import data, desk, worker
+from smallalign_core import data, desk, preview, worker
 from smallalign_core.errors import BadInput, SmallAlignError
 from smallalign_core.files import write_folder
 from smallalign_core.spec import DataSpec, read_policy
@@ -64,13 +63,16 @@ def views(
 ) -> None:
     """See what a policy does to images, and whether a teacher still sees the class."""
     worker.set_threads()
-    parts = [part.model_dump() for part in read_policy(policy)]
-    found = desk.views(Store(store), parts, data_source, teacher=teacher, strength=strength, limit=limit, seed=seed)
-    files = {"sheet.png": base64.b64decode(found["sheet"]), "policy.yaml": found["policy"], "policy.py": found["code"]}
+    parts, place = [part.model_dump() for part in read_policy(policy)], Store(store)
+    asked: dict[str, Any] = {"teacher": teacher, "strength": strength, "seed": seed}
+    found = preview.views(place, parts, data_source, **asked)
+    judged = preview.risk(place, parts, data_source, **asked, limit=limit) if teacher else {"report": None}
+    text_of = preview.code(place, parts, data_source, strength=strength)
+    files = {"sheet.png": preview.sheet(found), "policy.yaml": text_of["policy"], "policy.py": text_of["code"]}
     write_folder(to, files)
-    kept = {name: found[name] for name in ("rows", "labels", "said", "strength", "risk")}
-    text = f"{to}: {', '.join(files)}" + (f"\n{found['words']}" if found["words"] else "")
-    answer({"folder": str(to), "files": list(files), **kept}, json, text)
+    kept = {name: found[name] for name in ("rows", "labels", "said")} | {"strength": strength}
+    text = f"{to}: {', '.join(files)}" + (f"\n{judged['words']}" if teacher else "")
+    answer({"folder": str(to), "files": list(files), **kept, "risk": judged["report"]}, json, text)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

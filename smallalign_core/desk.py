@@ -6,22 +6,20 @@ needed, asks one question at a time over a pipe, and starts it again if it dies.
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import select
 import subprocess
 import sys
 import threading
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from smallalign_core import data, execution, tuning
+from smallalign_core import data, execution, preview, tuning
 from smallalign_core import worth as measuring
 from smallalign_core.errors import BadInput, SmallAlignError, WorkFailed
-from smallalign_core.spec import DataSpec, RunSpec, digest, parse, parse_policy, policy_yaml
+from smallalign_core.spec import DataSpec, RunSpec, digest, parse
 from smallalign_core.store import Store
 from smallalign_core.worth import What
 
@@ -120,82 +118,6 @@ def compare(store: Store, teacher: str, student: str, split: str = "test") -> di
     return comparing.compare_once(store.finished(teacher), store.finished(student), store, split=split)
 
 
-def views(
-    store: Store,
-    policy: object,
-    data_source: str | dict[str, Any],
-    *,
-    teacher: str | None = None,
-    rows: list[int] | None = None,
-    images: int = 8,
-    draws: int = 6,
-    first: int = 0,
-    seed: int = 0,
-    batch: int = 128,
-    strength: float = 1.0,
-    limit: float = 0.05,
-) -> dict[str, Any]:
-    """What a policy shows, and whether it is still the class.
-
-    Args:
-        policy: plain values, as in a spec's `augment`.
-        teacher: who judges; without one there are pictures only.
-        rows: training images to show; without it, `images` of them from all classes in turn.
-        draws, first: how many times each is drawn, beginning with this epoch. With the seed and batch of a run these
-            are the very pixels that it trains on.
-        limit: the highest accepted share of images whose class changes.
-
-    Returns:
-        `pixels`: base64 of uint8 [rows, 1 + draws, C, H, W], the original first, and its `shape`; `sheet`: base64 of
-        the same as PNG; `labels` [rows]; `said` [rows][1 + draws], the teacher's class and confidence; `risk`, a
-        report; `policy` as YAML; `code` for torchvision.
-    """
-    import numpy as np
-
-    from smallalign_core import networks, risk
-    from smallalign_core import views as viewing
-    from smallalign_core.compare import refuse_other_classes
-
-    asked = parse_policy(policy)
-    if not 1 <= images <= 64 or not 1 <= draws <= 64 or first < 0 or not 2 <= batch <= 65_536 or seed < 0:
-        raise BadInput("show 1 to 64 images, each 1 to 64 times", given=f"{images} images, {draws} draws")
-    spec = DataSpec.model_validate({"source": data_source} if isinstance(data_source, str) else data_source)
-    splits = data.load(spec, store.data_cache)
-    train = splits.train
-    viewing.check(asked, splits.shape)
-    parts = viewing.scaled(asked, strength, splits.shape)
-    made = viewing.Views(train, parts, batch=batch, seed=seed)
-    rows = _from_all_classes(train.labels.tolist(), images) if rows is None else rows
-    if not rows or not all(0 <= row < len(train) for row in rows):
-        raise BadInput(f"there are training images 0 to {len(train) - 1}", given=rows, do="choose among them")
-    originals = train.images[np.array(rows)]
-    seen_later = [[made.seen(row, first + draw).numpy() for draw in range(draws)] for row in rows]
-    shown = np.concatenate([originals[:, None], np.array(seen_later)], axis=1)
-    said, report = None, None
-    if teacher is not None:
-        judge = networks.from_file(store.finished(teacher).weights)
-        refuse_other_classes(judge.classes, splits.classes)
-        said = risk.said(judge, shown)
-        looked, seen = risk.sample(splits)
-        # At strength 0 there is no part to judge.
-        if parts:
-            report = risk.assess(judge, parts, looked, seed=seed, limit=limit, from_training=seen)
-    return {
-        "rows": rows,
-        "labels": [train.classes[train.labels[row]] for row in rows],
-        "classes": list(train.classes),
-        "shape": list(shown.shape),
-        "pixels": base64.b64encode(shown.tobytes()).decode(),
-        "sheet": base64.b64encode(viewing.sheet(shown)).decode(),
-        "said": said,
-        "strength": strength,
-        "policy": policy_yaml(parts),
-        "code": viewing.as_code(parts, size=splits.shape[1:], classes=len(splits.classes)),
-        "risk": report and report.as_dict(),
-        "words": report and report.words(),
-    }
-
-
 def worth(store: Store, spec: dict[str, Any], what: What, seeds: int = 3, start: bool = False) -> dict[str, Any]:
     """What a choice of a spec is worth as far as its runs are finished; with `start`, those that are not are queued.
 
@@ -209,16 +131,6 @@ def worth(store: Store, spec: dict[str, Any], what: What, seeds: int = 3, start:
         measuring.start(store, resolved, what, seeds)
     found = measuring.report(store, resolved, what, seeds)
     return {**found.as_dict(), "words": found.words(), "spec": resolved.model_dump(mode="json")}
-
-
-def _from_all_classes(labels: list[int], wanted: int) -> list[int]:
-    """Rows of the first image of each class, then of the second of each, until there are enough."""
-    met: Counter[int] = Counter()
-    turns = []
-    for row, label in enumerate(labels):
-        turns.append((met[label], label, row))
-        met[label] += 1
-    return [row for _, _, row in sorted(turns)[:wanted]]
 
 
 def bundle(store: Store, run: str) -> dict[str, Any]:
@@ -236,7 +148,10 @@ QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "estimate": estimate,
     "compare": compare,
     "bundle": bundle,
-    "views": views,
+    "views": preview.views,
+    "epoch": preview.epoch,
+    "risk": preview.risk,
+    "code": preview.code,
     "worth": worth,
 }
 

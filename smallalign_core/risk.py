@@ -6,8 +6,9 @@ student is then taught from that. Nothing here looks at test images.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -23,9 +24,11 @@ from smallalign_core.spec import Augment, CutMix, MixUp
 from smallalign_core.views import Views, scaled
 
 LEAST, MOST = 512, 2048
+MOST_PIXELS = 16_000_000  # of all images together: 2,048 of 51 x 51 x 3
 GRID = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 GROUP = 128
 SHOWN = 60
+BATCH = 256
 UNSURE = 0.15
 Probabilities = NDArray[np.float64]
 
@@ -56,10 +59,11 @@ class Effect:
 
 @dataclass(frozen=True)
 class PartEffect:
-    """One part of the policy alone, as written."""
+    """One part of the policy alone; `index` is its place in the policy, `name` its kind and values."""
 
     index: int
     kind: str
+    name: str
     effect: Effect
 
 
@@ -89,8 +93,9 @@ class Risk:
 
     Attributes:
         images, draws, seed: how many images were looked at, how often each, and which draws.
+        strength: that of `whole`, `parts` and `flipped`.
         clean: the same figures without augmentation: its flip rate is 0, its stddev is what sampling alone gives.
-        whole: the policy as written. parts: each part alone. curve: the whole policy over strength.
+        whole: the policy. parts: each part alone. curve: the whole policy over strength, 1 is as written.
         limit: the highest flip rate that is accepted.
         suggested: the largest strength of the curve up to which every flip rate stays within `limit`; None if the
             weakest already exceeds it.
@@ -101,6 +106,7 @@ class Risk:
     images: int
     draws: int
     seed: int
+    strength: float
     limit: float
     clean: Effect
     whole: Effect
@@ -130,12 +136,17 @@ def _line(name: str, effect: Effect) -> str:
     )
 
 
-def sample(splits: Splits, *, least: int = LEAST, most: int = MOST) -> tuple[ImageSet, int]:
-    """Validation images, at most `most`; filled up with training images where there are fewer than `least`.
+def sample(splits: Splits, *, least: int = LEAST, most: int | None = None) -> tuple[ImageSet, int]:
+    """Validation images, filled up with training images where there are fewer than `least`.
+
+    Args:
+        most: how many at most; without it 2,048, or as few as `least` where images are large.
 
     Returns:
         the images, and how many of them are training images.
     """
+    if most is None:
+        most = min(MOST, max(least, MOST_PIXELS // math.prod(splits.shape)))
     val = splits.val.take(np.linspace(0, len(splits.val) - 1, min(most, len(splits.val))).astype(np.int64))
     wanted = min(max(0, least - len(val)), len(splits.train))
     if not wanted:
@@ -150,6 +161,122 @@ def sample(splits: Splits, *, least: int = LEAST, most: int = MOST) -> tuple[Ima
     ), wanted
 
 
+@dataclass(frozen=True)
+class _Answer:
+    """What is remembered of one policy."""
+
+    effect: Effect
+    flipped: tuple[Flipped, ...]
+    flipped_count: int
+    commonest: tuple[str, str, int]  # predicted before, predicted after, how often
+
+
+class Judge:
+    """A teacher and the images that it is asked about. What it answered once is remembered.
+
+    Args:
+        images: those of `sample`.
+        seed, draws: which views of each image, and how many, for every part and every strength.
+        from_training: how many of the images the teacher was trained on; said in the warnings.
+    """
+
+    def __init__(
+        self,
+        teacher: Classifier,
+        images: ImageSet,
+        *,
+        seed: int = 0,
+        draws: int = 4,
+        from_training: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if draws < 1:
+            raise BadSpec("there is at least one draw", given=draws)
+        self.teacher, self.images, self.seed, self.draws = teacher.eval().to(device), images, seed, draws
+        self.from_training, self.device = from_training, device
+        self._clean: Probabilities | None = None
+        self._known: dict[tuple[Augment, ...], _Answer] = {}
+
+    def report(
+        self, policy: tuple[Augment, ...], *, strength: float = 1.0, limit: float = 0.05, grid: Sequence[float] = GRID
+    ) -> Generator[float, None, Risk]:
+        """A report on `policy`, batch by batch: yields the share that is done, returns the report.
+
+        Parts that mix images are left out: they change the label on purpose.
+
+        Args:
+            strength: that of the figures; the curve is over `grid` and this one.
+            limit: the highest flip rate to accept, 0..1.
+
+        Raises:
+            BadSpec: the policy is empty or cannot work on the images, or limit or strength are out of range.
+        """
+        if not policy:
+            raise BadSpec("the policy has no parts", do="add one")
+        if not 0 <= limit <= 1:
+            raise BadSpec("a limit lies between 0 and 1", given=limit)
+        shape = self.images.shape
+        alone = tuple(part for part in policy if not isinstance(part, MixUp | CutMix))
+        single = [scaled((part,), strength, shape) for part in alone]
+        strengths = sorted({*grid, strength} - {0.0})
+        curve = [scaled(alone, value, shape) for value in strengths]
+        now = scaled(alone, strength, shape)
+        asked = dict.fromkeys([(), now, *single, *curve])
+        asked = dict.fromkeys(one for one in asked if one not in self._known)
+        batches = self.draws * -(-len(self.images) // BATCH)
+        for place, one in enumerate(asked):
+            for done in self._ask(one):
+                yield (place + done / batches) / len(asked)
+        whole = self._known[now]
+        parts = tuple(
+            PartEffect(index, part.kind, named((scaled_part or (part,))[0]), self._effect(scaled_part, strength))
+            for index, (part, scaled_part) in enumerate(zip(alone, single, strict=True))
+        )
+        points = tuple(self._effect(there, value) for there, value in zip(curve, strengths, strict=True))
+        risk = Risk(
+            images=len(self.images),
+            draws=self.draws,
+            seed=self.seed,
+            strength=strength,
+            limit=limit,
+            clean=self._effect((), 0.0),
+            whole=self._effect(now, strength),
+            parts=parts,
+            curve=points,
+            suggested=_suggested([point for point in points if point.strength in grid], limit),
+            flipped_count=whole.flipped_count,
+            flipped=whole.flipped,
+            warnings=(),
+        )
+        return replace(risk, warnings=tuple(_warnings(risk, policy, whole.commonest, self.from_training)))
+
+    @property
+    def answered(self) -> int:
+        """How many policies it remembers."""
+        return len(self._known)
+
+    def _effect(self, policy: tuple[Augment, ...], strength: float) -> Effect:
+        return replace(self._known[policy].effect, strength=strength)
+
+    def _ask(self, policy: tuple[Augment, ...]) -> Generator[int, None, None]:
+        """Remember what the teacher says to `policy`; yields the number of batches so far."""
+        views = Views(self.images, policy, batch=BATCH, seed=self.seed, device=self.device)
+        found: list[NDArray[np.float32]] = []
+        for view in range(self.draws if policy else 1):
+            for start in range(0, len(self.images), BATCH):
+                rows = np.arange(start, min(start + BATCH, len(self.images)))
+                with torch.no_grad():  # not around the yield: whoever asks must not inherit it
+                    shown = views.augmented(rows, np.full(len(rows), view))
+                    found.append(self.teacher(shown).float().cpu().numpy())
+                yield len(found)
+        after = np.exp(log_softmax(np.concatenate(found))).reshape(-1, len(self.images), found[0].shape[1])
+        if self._clean is None:  # the first that is asked is the empty policy
+            self._clean = after[0]
+        if not policy:
+            after = np.broadcast_to(after, (self.draws, *after.shape[1:]))
+        self._known[policy] = _answer(self._clean, after, self.images, self.seed)
+
+
 def assess(
     teacher: Classifier,
     policy: tuple[Augment, ...],
@@ -157,81 +284,21 @@ def assess(
     *,
     seed: int = 0,
     draws: int = 4,
+    strength: float = 1.0,
     limit: float = 0.05,
     grid: Sequence[float] = GRID,
     from_training: int = 0,
     device: torch.device | str = "cpu",
 ) -> Risk:
-    """Ask the teacher about `images`, clean and augmented.
-
-    Parts that mix images are left out: they change the label on purpose.
-
-    Args:
-        images: those of `sample`.
-        draws: views of each image, for every part and every strength.
-        limit: the highest flip rate to accept, 0..1.
-        from_training: how many of the images the teacher was trained on; said in the warnings.
-
-    Raises:
-        BadSpec: the policy is empty or cannot work on the images, or limit or draws are out of range.
-    """
-    alone = tuple(part for part in policy if not isinstance(part, MixUp | CutMix))
-    if not policy:
-        raise BadSpec("the policy has no parts", do="add one")
-    if not 0 <= limit <= 1 or draws < 1:
-        raise BadSpec("a limit lies between 0 and 1, and there is at least one draw", given=f"{limit}, {draws}")
-    clean = _answers(teacher, (), images, seed, 1, device)[0]
-
-    def seen(parts: tuple[Augment, ...]) -> Probabilities:
-        return _answers(teacher, parts, images, seed, draws, device)
-
-    def effect(parts: tuple[Augment, ...], strength: float = 1.0) -> Effect:
-        return _effect(clean, seen(parts), images.labels, strength, seed)
-
-    after = seen(alone)
-    whole = _effect(clean, after, images.labels, 1.0, seed)
-    parts = tuple(PartEffect(index, part.kind, effect((part,))) for index, part in enumerate(alone))
-    curve = tuple(
-        whole if strength == 1 else effect(scaled(alone, strength, images.shape), strength)
-        for strength in sorted(set(grid))
-    )
-    flipped = _flipped(clean, after, images)
-    return Risk(
-        images=len(images),
-        draws=draws,
-        seed=seed,
-        limit=limit,
-        clean=_effect(clean, np.broadcast_to(clean, (draws, *clean.shape)), images.labels, 0.0, seed),
-        whole=whole,
-        parts=parts,
-        curve=curve,
-        suggested=_suggested(curve, limit),
-        flipped_count=len(flipped),
-        flipped=tuple(flipped[:SHOWN]),
-        warnings=tuple(_warnings(images, policy, whole, parts, flipped, limit, from_training)),
-    )
-
-
-def _answers(
-    teacher: Classifier,
-    policy: tuple[Augment, ...],
-    images: ImageSet,
-    seed: int,
-    draws: int,
-    device: torch.device | str,
-    batch: int = 512,
-) -> Probabilities:
-    """[draws, N, C]: the teacher's probabilities for each view of each image."""
-    views = Views(images, policy, batch=batch, seed=seed, device=device)
-    teacher.eval().to(device)
-    found = []
-    with torch.no_grad():
-        for view in range(draws):
-            for start in range(0, len(images), batch):
-                rows = np.arange(start, min(start + batch, len(images)))
-                shown = views.augmented(rows, np.full(len(rows), view))
-                found.append(teacher(shown).float().cpu().numpy())
-    return np.exp(log_softmax(np.concatenate(found))).reshape(draws, len(images), -1)
+    """Ask the teacher about `images`, clean and augmented: see `Judge` and its `report`."""
+    judge = Judge(teacher, images, seed=seed, draws=draws, from_training=from_training, device=device)
+    work = judge.report(policy, strength=strength, limit=limit, grid=grid)
+    while True:
+        try:
+            next(work)
+        except StopIteration as done:
+            report: Risk = done.value
+            return report
 
 
 def said(teacher: Classifier, shown: NDArray[np.uint8]) -> list[list[dict[str, Any]]]:
@@ -242,24 +309,40 @@ def said(teacher: Classifier, shown: NDArray[np.uint8]) -> list[list[dict[str, A
     return [[{"class": teacher.classes[p.argmax()], "confidence": float(p.max())} for p in row] for row in found]
 
 
-def _effect(
-    clean: Probabilities, after: Probabilities, labels: NDArray[np.int64], strength: float, seed: int
-) -> Effect:
+def _answer(clean: Probabilities, after: Probabilities, images: ImageSet, seed: int) -> _Answer:
     """Figures of probabilities clean [N, C] and augmented [draws, N, C]."""
-    said, said_after = clean.argmax(1), after.argmax(2)
+    said, said_after, sure = clean.argmax(1), after.argmax(2), after.max(2)
+    names, labels = images.classes, images.labels
     rate = float((said_after != said).mean())
     low, high = wilson(rate * len(said), len(said))
-    return Effect(
-        strength=strength,
+    effect = Effect(
+        strength=1.0,
         flip_rate=rate,
         flip_low=low,
         flip_high=high,
         confidence_before=float(clean.max(1).mean()),
-        confidence_after=float(after.max(2).mean()),
+        confidence_after=float(sure.mean()),
         accuracy_before=float((said == labels).mean()),
         accuracy_after=float((said_after == labels).mean()),
         stddev=teacher_stddev(after, seed=seed),
     )
+    places = np.argwhere(said_after != said)
+    places = places[np.argsort(-sure[places[:, 0], places[:, 1]], kind="stable")]  # the surest wrong answer first
+    pairs = Counter((int(said[row]), int(said_after[view, row])) for view, row in places)
+    ((before, becomes), times) = pairs.most_common(1)[0] if pairs else ((0, 0), 0)
+    flipped = tuple(
+        Flipped(
+            row=int(row),
+            view=int(view),
+            label=names[labels[row]],
+            before=names[said[row]],
+            before_confidence=float(clean[row].max()),
+            after=names[said_after[view, row]],
+            after_confidence=float(sure[view, row]),
+        )
+        for view, row in places[:SHOWN]
+    )
+    return _Answer(effect, flipped, len(places), (names[before], names[becomes], times))
 
 
 def teacher_stddev(probabilities: Probabilities, *, group: int = GROUP, seed: int = 0) -> float:
@@ -284,25 +367,6 @@ def teacher_stddev(probabilities: Probabilities, *, group: int = GROUP, seed: in
     return float(np.std(means, axis=0, ddof=1).mean()) if len(means) > 1 else 0.0
 
 
-def _flipped(clean: Probabilities, after: Probabilities, images: ImageSet) -> list[Flipped]:
-    """Every view that changed class, the surest wrong answer first."""
-    said, said_after, sure = clean.argmax(1), after.argmax(2), after.max(2)
-    names = images.classes
-    places = np.argwhere(said_after != said)
-    return [
-        Flipped(
-            row=int(row),
-            view=int(view),
-            label=names[images.labels[row]],
-            before=names[said[row]],
-            before_confidence=float(clean[row].max()),
-            after=names[said_after[view, row]],
-            after_confidence=float(sure[view, row]),
-        )
-        for view, row in sorted(places.tolist(), key=lambda place: -sure[place[0], place[1]])
-    ]
-
-
 def _suggested(curve: Sequence[Effect], limit: float) -> float | None:
     best = None
     for point in curve:
@@ -313,46 +377,39 @@ def _suggested(curve: Sequence[Effect], limit: float) -> float | None:
 
 
 def _warnings(
-    images: ImageSet,
-    policy: tuple[Augment, ...],
-    whole: Effect,
-    parts: Sequence[PartEffect],
-    flipped: Sequence[Flipped],
-    limit: float,
-    from_training: int,
-) -> list[str]:
+    risk: Risk, policy: tuple[Augment, ...], commonest: tuple[str, str, int], from_training: int
+) -> Iterator[str]:
     """What a person should know before training on this."""
-    found = []
-    for part in parts:
+    limit, whole = risk.limit, risk.whole
+    for part in risk.parts:
         effect = part.effect
         if effect.flip_low > limit:
-            found.append(
-                f"`{named(policy[part.index])}` alone changes the class of {effect.flip_rate:.0%} of images, clearly "
+            yield (
+                f"`{part.name}` alone changes the class of {effect.flip_rate:.0%} of images, clearly "
                 f"more than {limit:.0%}: make it weaker, or remove it"
             )
         elif effect.confidence_before - effect.confidence_after > UNSURE:
-            found.append(
-                f"`{named(policy[part.index])}` makes the teacher unsure: its confidence falls from "
+            yield (
+                f"`{part.name}` makes the teacher unsure: its confidence falls from "
                 f"{effect.confidence_before:.2f} to {effect.confidence_after:.2f}"
             )
     if whole.flip_low > limit:
-        (before, after), times = Counter((view.before, view.after) for view in flipped).most_common(1)[0]
-        found.append(
+        before, after, times = commonest
+        yield (
             f"the whole policy changes the class of {whole.flip_rate:.0%} of images; most often {before} becomes "
-            f"{after} ({times} of {len(flipped)})"
+            f"{after} ({times} of {risk.flipped_count})"
         )
     if whole.accuracy_before < 0.8:
-        found.append(f"the teacher is right on only {whole.accuracy_before:.0%} of clean images: it is a poor judge")
-    if any(isinstance(part, MixUp | CutMix) for part in policy):
-        found.append(f"`{policy[-1].kind}` was left out: it changes the label on purpose")
+        yield f"the teacher is right on only {whole.accuracy_before:.0%} of clean images: it is a poor judge"
+    if isinstance(policy[-1], MixUp | CutMix):
+        yield f"`{policy[-1].kind}` was left out: it changes the label on purpose"
     if from_training:
-        found.append(
-            f"{from_training} of the {len(images)} images are training images, on which the teacher is surer: there "
+        yield (
+            f"{from_training} of the {risk.images} images are training images, on which the teacher is surer: there "
             f"are fewer than {LEAST} for validation"
         )
-    if len(images) < LEAST:
-        found.append(f"only {len(images)} images could be looked at: the intervals are wide")
-    return found
+    if risk.images < LEAST:
+        yield f"only {risk.images} images could be looked at: the intervals are wide"
 
 
 def named(part: Augment) -> str:

@@ -11,6 +11,7 @@
                         result.json           written last: its existence means finished
                         log.txt, export/
     <root>/zoo/<name>/  spec.yaml, weights.safetensors, result.json, card.md: starter models, committed
+    <root>/policies/    augmentation policies that were saved under a name
     <root>/cache/       can be deleted at any time
 
 A run's state is derived from these files in the order that a run lives, and stored nowhere. Files arrive whole (written
@@ -41,6 +42,8 @@ from smallalign_core.spec import RunSpec, digest, parse, read, title
 
 SHIPPED_ZOO = Path(__file__).resolve().parents[1] / "models" / "zoo"
 SCHEMA = 1
+NAME = "[a-z][a-z0-9-]{2,47}"
+"""What people may call a zoo model, or a policy."""
 
 
 class State(StrEnum):
@@ -251,7 +254,7 @@ class Store:
         Raises:
             Refused: it is taken, or not a name.
         """
-        if not re.fullmatch("[a-z][a-z0-9-]{2,47}", name) or re.fullmatch("[0-9a-f]{4,16}", name):
+        if not re.fullmatch(NAME, name) or re.fullmatch("[0-9a-f]{4,16}", name):
             raise Refused(
                 "a zoo name is 3 to 48 of a-z, 0-9 and -, and not like an id", given=name, do="choose another name"
             )

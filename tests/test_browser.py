@@ -163,7 +163,54 @@ def test_draw_and_both_models_answer(watched: Watched, shop: Store) -> None:
     expect(answers.nth(3)).to_be_visible(timeout=MINUTE)  # top-3 of two models
 
 
-@pytest.mark.parametrize("path", ["", "data?data=digits", "distil", "runs", "compare", "export"])
+def pictures(page: Page) -> list[str]:
+    """What the grid of views shows: the address and the place of each picture."""
+    expect(page.locator(".sa-views figure").first).to_be_visible(timeout=MINUTE)
+    seen = "all => all.map(one => getComputedStyle(one).backgroundImage + one.style.backgroundPosition)"
+    return page.locator(".sa-views .sa-tile").evaluate_all(seen)
+
+
+def other_pictures(page: Page, before: list[str]) -> list[str]:
+    """The pictures once they are not those any more."""
+    until = time.monotonic() + 60
+    while (now := pictures(page)) == before:
+        assert time.monotonic() < until, "the pictures never changed"
+        page.wait_for_timeout(100)
+    return now
+
+
+def test_build_a_policy_see_it_change_and_find_it_again(watched: Watched) -> None:
+    page = watched.page
+    page.goto(f"{watched.site}/augment?data=digits")
+    first = pictures(page)
+    assert len(first) == 8 * 7
+    assert all("data:image/png" in picture for picture in first)
+
+    page.get_by_role("button", name="Add a part").click()
+    page.get_by_role("button", name="Random erasing").click()
+    page.keyboard.press("Escape")
+    erased = other_pictures(page, first)
+    page.get_by_role("spinbutton", name="Degrees").fill("90")
+    page.keyboard.press("Enter")
+    turned = other_pictures(page, erased)
+    page.get_by_role("button", name="Shuffle").click()
+    shuffled = other_pictures(page, turned)
+    page.get_by_text("Images that changed class").wait_for(timeout=MINUTE)
+
+    page.reload()
+    assert pictures(page) == shuffled, "the same address shows the same pictures"
+    address = page.url
+    page.goto(f"{watched.site}/data")
+    expect(page.get_by_text("Images per class")).to_be_visible(timeout=MINUTE)
+    page.goto(address)
+    assert pictures(page) == shuffled
+
+    page.get_by_role("link", name="Use in a distillation").click()
+    expect(page.get_by_text("kind: erase").first).to_be_visible(timeout=MINUTE)
+    expect(page.get_by_text("degrees: 90").first).to_be_visible()
+
+
+@pytest.mark.parametrize("path", ["", "data?data=digits", "augment?data=digits", "distil", "runs", "compare", "export"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_page_opens_by_a_deep_link(path: str, scheme: str, browser: Browser, site: str) -> None:
     context = browser.new_context(color_scheme=scheme, viewport={"width": 400, "height": 800})  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 
@@ -9,11 +10,12 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from pages.ui import backstage, listing
+from smallalign_core import policies
 from smallalign_core.errors import Diverged
 from smallalign_core.store import Run, Store
 from tests.conftest import ROOT, Train
 
-PAGES = ("home", "data", "distil", "runs", "compare", "export")
+PAGES = ("home", "data", "augment", "distil", "runs", "compare", "export")
 
 
 def test_every_page_is_opened_here():
@@ -289,3 +291,186 @@ def test_several_seeds_are_told_apart_and_put_together(store: Store, train: Trai
 
     assert {row.id for row in listing.siblings(store, first)} == {run.id for run in runs}
     assert other.id not in {row.id for row in listing.siblings(store, first)}
+
+
+# --- Augment ----------------------------------------------------------------------------------------------------------
+
+
+PICTURES = 'class="sa-views"'
+
+
+def policy_of(app: AppTest) -> list[dict[str, object]]:
+    """The policy that the address holds."""
+    return json.loads(address(app, "policy") or "[]")
+
+
+def address(app: AppTest, name: str) -> str:
+    found = app.query_params[name]
+    return found[-1] if isinstance(found, list) else found
+
+
+def html_of(app: AppTest) -> str:
+    """All HTML that a page shows: pictures are in it."""
+    return "\n".join(element.proto.body for element in app.get("html"))
+
+
+def test_augment_shows_pictures_what_the_student_sees_and_the_risk(shown):
+    app = shown("augment", data="digits")
+
+    assert [metric.label for metric in app.metric] == ["Class changes", "Confidence", "Accuracy", "Teacher stddev"]
+    assert html_of(app).count("<figcaption>") == 8 * 7 + 12 + 12
+    assert "Epoch 6" in html_of(app)
+    assert "512 images, 4 draws" in texts(app)
+    assert "exactly the pixels" in texts(app)
+    assert app.subheader[-1].value == "What is it worth?"
+    assert "v2.RandomRotation(10" in app.code[1].value
+    assert "views policy.yaml --data digits --to sheet --teacher digits-teacher" in app.code[2].value
+
+
+def test_augment_builds_orders_and_shortens_a_policy(shown):
+    app = shown("augment", policy='["flip"]')
+    app.button(key="policy.augment.add.noise").click().run()
+    app.button(key="policy.augment.add.blur").click().run()
+    assert [part["kind"] for part in policy_of(app)] == ["flip", "noise", "blur"]
+
+    app.button(key="policy.augment.noise-new0.down").click().run()
+    assert [part["kind"] for part in policy_of(app)] == ["flip", "blur", "noise"]
+    app.button(key="policy.augment.blur-new1.up").click().run()
+    app.button(key="policy.augment.flip-0.remove").click().run()
+    app.number_input(key="policy.augment.noise-new0.noise.amount").set_value(0.25).run()
+
+    assert policy_of(app) == [{"kind": "blur"}, {"kind": "noise", "amount": 0.25}]
+    assert not app.error
+
+
+def test_augment_link_brings_everything_back(shown):
+    policy = [{"kind": "rotate", "degrees": 33.0}, {"kind": "mixup"}]
+    link = {"strength": "0.5", "seed": "7", "epoch": "3", "batch": "64", "limit": "0.2", "rows": "5,9"}
+
+    app = shown("augment", policy=json.dumps(policy), teacher="none", **link)
+
+    assert not app.warning
+    assert policy_of(app) == policy
+    for name in ("strength", "seed", "epoch", "batch", "rows"):
+        assert address(app, name) == link[name], name
+    assert html_of(app).count("<figcaption>") == 2 * 7 + 12
+    assert "Epoch 3" in html_of(app)
+    assert "degrees: 16.5" in app.code[0].value
+    assert "A teacher has to say" in texts(app)
+
+
+def test_a_damaged_link_to_augment_gets_a_sentence_and_a_page(shown):
+    links = [
+        ({"policy": '[{"kind":"flop"}]'}, "no kind 'flop'"),
+        ({"policy": "{not json"}, "not what this page writes"),
+        ({"policy": '[{"kind":"shift","pixels":900}]'}, "`augment.0.pixels` must be"),
+        ({"strength": "9"}, "between 0 and 2"),
+        ({"strength": "nan"}, "between 0 and 2"),
+        ({"seed": "x"}, "cannot be"),
+        ({"epoch": "0"}, "between 1 and"),
+        ({"rows": "3,99999"}, "training images 0 to 1294"),
+        ({"rows": "a"}, "images that are not there"),
+        ({"teacher": "nobody"}, "not here"),
+        ({"limit": "2"}, "between 0 and 0.5"),
+    ]
+    for link, words in links:
+        app = shown("augment", **link)
+
+        assert words in "\n".join(warning.value for warning in app.warning), link
+        assert not app.error, link
+        assert PICTURES in html_of(app), link
+
+
+def test_a_part_that_cannot_work_is_one_sentence(shown):
+    cases = [
+        ([{"kind": "shift"}, {"kind": "colour", "hue": 0.2}], "`hue` of part 2 needs colour images"),
+        ([{"kind": "crop", "padding": 8}], "Part 1 crops beyond the image"),
+        ([{"kind": "equalize"}], "at least 256 pixels"),
+    ]
+    for policy, words in cases:
+        app = shown("augment", policy=json.dumps(policy))
+
+        assert len(app.error) == 1
+        assert words in app.error[0].value
+        app.button(key=f"policy.augment.{policy[-1]['kind']}-{len(policy) - 1}.remove").click().run()
+        assert not app.error
+
+
+def test_mixing_before_another_part_is_one_sentence(shown):
+    app = shown("augment", policy='["mixup"]')
+
+    app.button(key="policy.augment.add.flip").click().run()
+
+    assert [error.value for error in app.error] == ["`mixup` mixes finished images: put it last."]
+    app.button(key="policy.augment.mixup-0.down").click().run()
+    assert not app.error
+
+
+def test_an_empty_policy_is_one_sentence(shown):
+    app = shown("augment", policy="")
+
+    assert not app.error
+    assert any("The policy is empty" in info.value for info in app.info)
+    assert PICTURES not in html_of(app)
+
+
+def test_the_suggested_strength_is_taken_over(shown):
+    app = shown("augment", policy='[{"kind":"rotate","degrees":45}]', limit="0.05")
+
+    button = next(button for button in app.button if button.label.startswith("Use strength"))
+    button.click().run()
+
+    assert address(app, "strength") == button.label.removeprefix("Use strength ")
+    assert not any(button.label.startswith("Use strength") for button in app.button)
+
+
+def test_policies_are_saved_and_loaded_here_and_on_distil(shown, store: Store):
+    app = shown("augment", policy='[{"kind":"shift","pixels":3}]')
+    app.text_input(key="policy.saved.as").set_value("far-moves").run()
+    app.button(key="policy.saved.save").click().run()
+    assert "Saved as far-moves" in app.success[0].value
+    assert [part.pixels for part in policies.load(store, "far-moves")] == [3]
+
+    app.button(key="policy.augment.add.flip").click().run()
+    app.button(key="policy.saved.save").click().run()
+    assert "another policy has that name" in app.error[0].value.lower()
+    app.text_input(key="policy.saved.as").set_value("Not a name").run()
+    app.button(key="policy.saved.save").click().run()
+    assert "3 to 48" in app.error[0].value
+    app.button(key="policy.saved.load").click().run()
+    assert policy_of(app) == [{"kind": "shift", "pixels": 3}]
+
+    app = shown("distil")
+    app.button(key="spec.saved.load").click().run()
+    assert "pixels: 3" in app.code[0].value
+
+    app = shown("augment")
+    app.button(key="policy.saved.delete").click().run()
+    assert policies.names(store) == []
+
+
+def test_distil_takes_over_what_augment_sends(shown):
+    app = shown("distil", policy='[{"kind":"rotate","degrees":20}]', seed="5", batch="64")
+
+    for words in ("degrees: 20", "seed: 5", "batch: 64"):
+        assert words in app.code[0].value
+    assert "policy" not in app.query_params
+
+    assert "cannot be used" in shown("distil", policy='["flop"]').warning[0].value
+
+
+def test_an_image_of_ones_own_is_shown_with_what_the_teacher_says(shown, tmp_path):
+    from PIL import Image
+
+    app = shown("augment", policy='["flip"]')
+    app.segmented_control(key="mine").set_value("My own").run()
+    assert any("Drop in an image" in info.value for info in app.info)
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30), "white").save(file, "PNG")
+
+    app.file_uploader[0].upload("mine.png", file.getvalue(), "image/png").run()
+
+    assert "your image" in html_of(app)
+    assert not app.error
+    app.file_uploader[0].upload("bad.png", b"no image", "image/png").run()
+    assert "not an image that can be read" in app.error[0].value

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, command
 
-from smallalign_core import desk, networks, risk
+from smallalign_core import networks, preview, risk
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import BadInput, BadSpec
 from smallalign_core.networks import Classifier
@@ -140,7 +140,7 @@ def test_the_desk_shows_what_training_sees_and_judges_it(tmp_path: Path, digits:
 
     store = Store(ROOT / "models")
     policy = [SAFE, {"kind": "rotate"}]
-    found = desk.views(store, policy, "digits", teacher="digits-teacher", images=4, draws=3, seed=5, batch=64)
+    found = preview.views(store, policy, "digits", teacher="digits-teacher", images=4, draws=3, seed=5, batch=64)
     shown = np.frombuffer(base64.b64decode(found["pixels"]), np.uint8).reshape(found["shape"])
     assert shown.shape == (4, 4, 1, 8, 8)
     run = Views(digits.train, parse_policy(policy), batch=64, seed=5)
@@ -150,10 +150,9 @@ def test_the_desk_shows_what_training_sees_and_judges_it(tmp_path: Path, digits:
             assert np.array_equal(shown[place, 1 + draw], run.seen(row, draw).numpy())
     assert found["labels"] == ["0", "1", "2", "3"]
     assert found["said"][0][0]["class"] == "0"
-    assert found["risk"]["images"] == risk.LEAST
     json.dumps(found, allow_nan=False)
     with pytest.raises(BadInput, match="0 to 1"):
-        desk.views(store, policy, "digits", rows=[10**6])
+        preview.views(store, policy, "digits", rows=[10**6])
 
 
 def test_the_command_line_writes_a_sheet_and_says_the_same_as_the_desk(tmp_path: Path) -> None:
@@ -167,8 +166,10 @@ def test_the_command_line_writes_a_sheet_and_says_the_same_as_the_desk(tmp_path:
 
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
-    asked = desk.views(store, [SAFE, UPSIDE_DOWN], "digits", teacher="digits-teacher")
-    assert said["risk"] == json.loads(json.dumps(asked["risk"]))
+    asked = preview.views(store, [SAFE, UPSIDE_DOWN], "digits", teacher="digits-teacher")
+    assert said["said"] == asked["said"]
+    judged = preview.risk(store, [SAFE, UPSIDE_DOWN], "digits", "digits-teacher")
+    assert said["risk"] == json.loads(json.dumps(judged["report"]))
     assert said["risk"]["parts"][1]["effect"]["flip_rate"] > 0.3
     assert (tmp_path / "out/sheet.png").read_bytes()[:4] == b"\x89PNG"
     assert "RandomVerticalFlip" in (tmp_path / "out/policy.py").read_text()

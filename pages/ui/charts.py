@@ -160,6 +160,81 @@ def forest(lines: Sequence[Differences], *, alt: str, key: str) -> None:
     _show(figure, alt=alt, key=key, height=40 + 92 * len(lines), top=26)
 
 
+def over_strength(
+    curve: Sequence[Mapping[str, Any]], *, limit: float, now: float, suggested: float | None, key: str
+) -> None:
+    """Share of images whose class changes over the strength of a policy, with its 95 % band and the limit."""
+    line, accent, good = palette()[0], palette()[1], palette()[2]
+    strengths = [0.0, *(point["strength"] for point in curve)]
+    low, mid, high = ([0.0, *(point[name] for point in curve)] for name in ("flip_low", "flip_rate", "flip_high"))
+    figure = go.Figure()
+    band = "rgba(86,180,233,0.22)" if dark() else "rgba(0,114,178,0.16)"
+    look = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
+    figure.add_scatter(x=strengths, y=high, **look)
+    figure.add_scatter(
+        x=strengths, y=low, **(look | {"showlegend": True}), fill="tonexty", fillcolor=band, name="95 % interval"
+    )
+    figure.add_scatter(
+        x=strengths,
+        y=mid,
+        mode="lines+markers",
+        line={"color": line},
+        name="class changes",
+        customdata=list(zip(low, high, strict=True)),
+        hovertemplate="strength %{x:g}: %{y:.1%} (%{customdata[0]:.1%} to %{customdata[1]:.1%})<extra></extra>",
+    )
+    if suggested is not None:
+        there = next(point["flip_rate"] for point in curve if point["strength"] == suggested)
+        figure.add_scatter(
+            x=[suggested],
+            y=[there],
+            mode="markers",
+            marker={"color": good, "size": 14, "symbol": "diamond"},
+            name=f"suggested: {suggested:g}",
+            hoverinfo="skip",
+        )
+    figure.add_hline(y=limit, line={"color": accent, "dash": "dash"})
+    figure.add_annotation(
+        x=2, y=limit, text=f"limit {limit:.0%}", showarrow=False, xanchor="right", yanchor="bottom", font_color=accent
+    )
+    figure.add_vline(x=now, line={"color": "rgba(128,140,152,0.6)", "dash": "dot"})
+    top = max(*high, 2 * limit, 0.1) * 1.05
+    figure.update_layout(
+        xaxis={"title": "strength (1 is as written; dotted: now)", "range": [0, 2.03], "dtick": 0.5},
+        yaxis={"title": "class changes", "tickformat": ".0%", "range": [0, min(1.02, top)]},
+    )
+    _show(figure, alt="Share of images whose class changes, over strength.", key=key, height=320)
+
+
+def by_part(parts: Sequence[tuple[str, Mapping[str, Any]]], *, limit: float, key: str) -> None:
+    """Share of images whose class changes, one bar a part, with its 95 % interval and the limit."""
+    line, accent = palette()[0], palette()[1]
+    names = [f"{place + 1}. {name}" for place, (name, _) in enumerate(parts)]
+    rates = [effect["flip_rate"] for _, effect in parts]
+    figure = go.Figure(
+        go.Bar(
+            x=rates,
+            y=names,
+            orientation="h",
+            marker_color=line,
+            error_x={
+                "array": [effect["flip_high"] - effect["flip_rate"] for _, effect in parts],
+                "arrayminus": [effect["flip_rate"] - effect["flip_low"] for _, effect in parts],
+                "color": "#9AA7B3" if dark() else "#4A5763",
+            },
+            hovertemplate="%{y}: %{x:.1%}<extra></extra>",
+        )
+    )
+    figure.add_vline(x=limit, line={"color": accent, "dash": "dash"})
+    top = max(*(effect["flip_high"] for _, effect in parts), 2 * limit, 0.1) * 1.05
+    figure.update_layout(
+        xaxis={"title": "class changes", "tickformat": ".0%", "range": [0, min(1.02, top)]},
+        yaxis={"autorange": "reversed", "automargin": True},
+        bargap=0.4,
+    )
+    _show(figure, alt="Share of images whose class changes, by part.", key=key, height=90 + 44 * len(parts))
+
+
 def answers(top: Sequence[tuple[str, float]], true: str, colour: str, *, longest: int) -> str:
     """HTML of a model's likeliest classes as bars; a tick marks the true one. `longest` is the longest class name."""
     columns = f"grid-template-columns:{min(longest, 14) + 2}ch 1fr 2.6rem"

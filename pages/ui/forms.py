@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from pages.ui.fields import begin, label, limit, plain
 from smallalign_core.spec import Part, members
+from smallalign_core.spec.augment import GROUPS
 
 ACROSS = 3
 
@@ -83,34 +84,69 @@ def choice(
 def several(
     title: str, family: tuple[type[Part], ...], *, key: str, most: int | None, help: str | None = None
 ) -> list[dict[str, Any]]:
-    """Draw a list of parts to which rows can be added, and from which they can be removed."""
+    """Draw a list of parts that can be added to, put in another order and shortened."""
     kinds = {kind_of(member): member for member in family}
     rows: list[str] = st.session_state.setdefault(f"{key}.rows", [])
     values = []
     st.markdown(f"**{title}**", help=help)
     for place, name in enumerate(rows):
-        with st.container(border=True):
-            values.append(choice(f"{title} {place + 1}", family, key=f"{key}.{name}", start=name.partition("-")[0]))
-            st.button(
-                "Remove",
-                key=f"{key}.{name}.remove",
-                icon=":material/delete:",
-                on_click=rows.remove,
-                args=(name,),
-                type="tertiary",
-            )
+        kind = name.partition("-")[0]
+        with st.container(border=True, gap="small"):
+            with st.container(horizontal=True, vertical_alignment="center", gap="small", key=f"{key}.{name}.head"):
+                words = " ".join((kinds[kind].__doc__ or "").split())
+                st.markdown(f"**{place + 1}. {_short(kinds[kind])}**", help=words, width="stretch")
+                _order(key, place, len(rows))
+            values.append({"kind": kind, **part(kinds[kind], key=f"{key}.{name}.{kind}", across=2)})
     if most is None or len(rows) < most:
-        with st.container(horizontal=True):
-            for kind, member in kinds.items():
-                st.button(
-                    f"Add {kind}",
-                    key=f"{key}.add.{kind}",
-                    icon=":material/add:",
-                    help=member.__doc__,
-                    on_click=_add,
-                    args=(key, kind),
-                )
+        with st.popover("Add a part" if rows else "Add the first part", icon=":material/add:", width="stretch"):
+            for heading, group in _grouped(family).items():
+                st.caption(heading)
+                with st.container(horizontal=True, gap="xsmall"):
+                    for member in group:
+                        kind = kind_of(member)
+                        st.button(
+                            _short(member),
+                            key=f"{key}.add.{kind}",
+                            help=" ".join((member.__doc__ or "").split()),
+                            on_click=_add,
+                            args=(key, kind),
+                        )
     return values
+
+
+def _order(key: str, place: int, count: int) -> None:
+    """The buttons that move and remove the part at `place`."""
+    rows = st.session_state[f"{key}.rows"]
+    for word, to in (("Up", place - 1), ("Down", place + 1)):
+        st.button(
+            word,
+            key=f"{key}.{rows[place]}.{word.lower()}",
+            on_click=_move,
+            args=(key, place, to),
+            disabled=not 0 <= to < count,
+            type="tertiary",
+        )
+    st.button(
+        "Remove",
+        key=f"{key}.{rows[place]}.remove",
+        on_click=rows.remove,
+        args=(rows[place],),
+        type="tertiary",
+    )
+
+
+def _short(member: type[Part]) -> str:
+    """A kind in one or two words: those its docstring begins with, or its own."""
+    words = re.split(r"\s*[:;(.]", (member.__doc__ or "").strip())[0]
+    return words if len(words.split()) <= 2 else kind_of(member).replace("_", " ").capitalize()
+
+
+def _grouped(family: Iterable[type[Part]]) -> dict[str, list[type[Part]]]:
+    """A family in the groups that its spec names; what is in none comes last."""
+    left = list(family)
+    groups = {heading: [member for member in left if member in group] for heading, group in GROUPS.items()}
+    rest = [member for member in left if not any(member in group for group in groups.values())]
+    return {heading: group for heading, group in (groups | {"More": rest}).items() if group}
 
 
 def fill(values: Mapping[str, Any], *, key: str) -> None:
@@ -136,6 +172,12 @@ def _add(key: str, kind: str) -> None:
     made = st.session_state.get(f"{key}.made", 0)
     st.session_state[f"{key}.made"] = made + 1
     st.session_state[f"{key}.rows"] = [*st.session_state[f"{key}.rows"], f"{kind}-new{made}"]
+
+
+def _move(key: str, place: int, to: int) -> None:
+    rows = list(st.session_state[f"{key}.rows"])
+    rows[place], rows[to] = rows[to], rows[place]
+    st.session_state[f"{key}.rows"] = rows
 
 
 def _families(field: FieldInfo) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import streamlit as st
@@ -21,21 +21,53 @@ def pick(label: str, options: Mapping[str, str], *, key: str, first: str | None 
 
     Streamlit's own binding writes the text that is shown into the address; a link should hold the id.
     """
-    widget, seen = f"pick-{key}", f"pick-{key}-seen"
-    asked = st.query_params.get(key)
-    if asked is not None and asked != st.session_state.get(seen):  # the address was changed, not the menu
-        if asked in options:
-            st.session_state[widget] = asked
-        else:
-            st.warning(
-                f"The link names something that is not here. Given: {key}={asked[:80]}. Choose another one below."
-            )
+    widget = f"pick-{key}"
+    asked = changed(key)
+    if asked in options:
+        st.session_state[widget] = asked
+    elif asked is not None:
+        st.warning(f"The link names something that is not here. Given: {key}={asked[:80]}. Choose another one below.")
     if st.session_state.get(widget) not in options:
         st.session_state[widget] = first if first in options else next(iter(options))
     chosen = st.selectbox(label, list(options), format_func=lambda value: options[value], key=widget, help=help)
-    st.session_state[seen] = chosen
-    st.query_params[key] = chosen
+    keep(key, chosen)
     return str(chosen)
+
+
+def changed(key: str) -> str | None:
+    """What the address says under `key` if the page did not write that itself: a link, F5, or a step back."""
+    asked = st.query_params.get(key)
+    return None if asked == st.session_state.get(f"pick-{key}-seen") else asked
+
+
+def keep(key: str, chosen: str) -> None:
+    """Write a choice into the address, knowing that it was the page that did."""
+    st.session_state[f"pick-{key}-seen"] = chosen
+    st.query_params[key] = chosen
+
+
+def pick_number(
+    draw: Callable[..., Any], label: str, low: float, high: float, step: float, *, key: str, first: float, **look: Any
+) -> Any:
+    """A number kept in the address as `key`; a link with one that is out of range gets a sentence.
+
+    Args:
+        draw: `st.slider` or `st.number_input`. Ints ask for whole numbers, floats for any.
+    """
+    widget, cast = f"pick-{key}", type(first)
+    if (asked := changed(key)) is not None:
+        try:
+            if not low <= (given := cast(asked)) <= high:
+                raise ValueError
+            st.session_state[widget] = given
+        except ValueError:
+            st.warning(
+                f"The link asks for what cannot be. Given: {key}={asked[:80]}. It lies between {low:g} and {high:g}."
+            )
+    st.session_state.setdefault(widget, first)
+    chosen = draw(label, low, high, step=step, key=widget, persist_state="session", **look)
+    keep(key, f"{chosen:g}" if cast is float else str(chosen))
+    return chosen
 
 
 def pick_row(

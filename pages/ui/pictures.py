@@ -56,6 +56,12 @@ def sprite(images: NDArray[np.uint8]) -> str:
     return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
 
 
+def named_sprite(images: NDArray[np.uint8]) -> tuple[str, str]:
+    """A class name that is a sprite's own, and the sprite's address."""
+    address = sprite(images)
+    return "sprite-" + hashlib.sha256(address.encode()).hexdigest()[:10], address
+
+
 def shown_size(height: int, width: int) -> tuple[int, int]:
     """(height, width) in CSS pixels: a whole multiple of the image, so that pixels stay square."""
     times = max(1, -(-SMALL // max(height, width)))
@@ -66,8 +72,7 @@ def shown_size(height: int, width: int) -> tuple[int, int]:
 def tiles(images: NDArray[np.uint8]) -> tuple[str, list[str]]:
     """The style that loads the sprite, and the HTML of a box for each image; both belong into one `st.html`."""
     height, width = shown_size(*images.shape[2:])
-    address = sprite(images)
-    name = "sprite-" + hashlib.sha256(address.encode()).hexdigest()[:10]
+    name, address = named_sprite(images)
     lines = -(-len(images) // ACROSS)
     style = (
         f"<style>.{name}{{width:{width}px;height:{height}px;background-image:url({address});"

@@ -19,6 +19,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from smallalign_core.data._decode import Decoded, walk
+from smallalign_core.data._decode import decode_one as decode_one
 from smallalign_core.data._readers import NAMED as NAMED
 from smallalign_core.data._readers import path_of, reader
 from smallalign_core.data._sets import ImageSet as ImageSet

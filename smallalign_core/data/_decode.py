@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -192,7 +193,33 @@ def _allocated(descriptor: int, start: int, size: int) -> bool:
     return True
 
 
-def _pixels(file: Path, colour: bool, size: tuple[int, int]) -> tuple[NDArray[np.uint8], int]:
+def decode_one(content: bytes, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """One image file's content as uint8 of `shape` [C, H, W], scaled and cut as the images of a folder are.
+
+    Raises:
+        BadData: it is no image, or has too many pixels. Its header is looked at before anything is decoded.
+    """
+    from PIL import Image
+
+    Image.MAX_IMAGE_PIXELS = None  # we look at the header ourselves
+    channels, height, width = shape
+    try:
+        with Image.open(BytesIO(content), formats=FORMATS) as picture:
+            size = picture.size
+        if math.prod(size) <= MAX_PIXELS:
+            return _pixels(BytesIO(content), channels == 3, (width, height))[0]
+    except Exception:  # noqa: BLE001  # Pillow's parsers raise what they like on a damaged file
+        raise BadData(
+            "the file is not an image that can be read", given=f"{len(content):,} bytes", do="use PNG, JPEG or WebP"
+        ) from None
+    raise BadData(
+        f"the image has more than {MAX_PIXELS // 1_000_000} million pixels",
+        given=f"{size[0]} x {size[1]}",
+        do="make it smaller",
+    )
+
+
+def _pixels(file: Path | BytesIO, colour: bool, size: tuple[int, int]) -> tuple[NDArray[np.uint8], int]:
     """One image as uint8 [C, H, W], and its source id: upright by its EXIF tag, transparency on black, first frame."""
     from PIL import Image, ImageOps
 

@@ -6,7 +6,7 @@ A policy is a tuple of parts, applied in order. A part that mixes images with ea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -210,6 +210,14 @@ Geometric = Flip | Shift | Rotate | Affine | Crop | ResizedCrop | Perspective
 Photometric = Colour | Blur | Noise | Erase | Posterize | Solarize | Equalize
 Several = RandAugment | TrivialAugment | AugMix
 Mixing = MixUp | CutMix
+
+GROUPS: dict[str, tuple[type[Part], ...]] = {
+    "Where pixels go": get_args(Geometric),
+    "What pixels show": get_args(Photometric),
+    "Several at once": get_args(Several),
+    "Images mixed": get_args(Mixing),
+}
+"""The family in the groups that a menu shows."""
 
 Augment = Annotated[
     Flip

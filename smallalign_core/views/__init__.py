@@ -92,14 +92,7 @@ class Views:
 
     def __call__(self, step: int) -> Batch:
         """The batch of `step`, counted from 0."""
-        first = step * self.batch
-        positions = np.arange(first, first + self.batch)
-        epochs = positions // self.count
-        rows = np.empty(self.batch, np.int64)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            rows[here] = self._shuffled(int(epoch))[positions[here] % self.count]
-        view = epochs % self.fixed if self.fixed else epochs
+        rows, view = self._placed(step)
         mine = self._share
         if self.policy and isinstance(last := self.policy[-1], MixUp | CutMix):
             made, labels = self.augmented(rows, view), self._labels[rows].to(self.device)
@@ -125,11 +118,37 @@ class Views:
 
     def seen(self, row: int, view: int) -> Tensor:
         """Image `row` exactly as training sees it the `view`-th time (from 0), mixed too: uint8 [C, H, W]."""
+        return self.met(row, view)[0]
+
+    def met(self, row: int, view: int) -> tuple[Tensor, Tensor]:
+        """As `seen`, with its label: int64 [], or float32 [classes] where the policy mixes images."""
         number = view % self.fixed if self.fixed else view
-        if not (self.policy and isinstance(self.policy[-1], MixUp | CutMix)):
-            return self.augmented(np.array([row]), np.array([number]))[0]
-        place = view * self.count + int(np.flatnonzero(self._shuffled(view) == row)[0])
-        return self(place // self.batch).images[place % self.batch]
+        if not (self.policy and isinstance(last := self.policy[-1], MixUp | CutMix)):
+            return self.augmented(np.array([row]), np.array([number]))[0], self._labels[row]
+        step, place = divmod(view * self.count + int(np.flatnonzero(self.shuffled(view) == row)[0]), self.batch)
+        rows, views = self._placed(step)
+        draws = self._generator(step, MIX).random((self.batch, _mix.COLUMNS))
+        pair = np.array([place, _mix.partners(draws)[place]])  # of two images each is the other's partner
+        made, labels = self.augmented(rows[pair], views[pair]), self._labels[rows[pair]].to(self.device)
+        made, labels = _mix.mixed(last, made, labels, self._classes, draws[pair])
+        return made[0], labels[0]
+
+    def shuffled(self, epoch: int) -> NDArray[np.int64]:
+        """The rows of all images, in the order in which `epoch` (from 0) meets them."""
+        if epoch not in self._order:
+            self._order = {key: kept for key, kept in self._order.items() if key == epoch - 1}
+            self._order[epoch] = self._generator(epoch, ORDER).permutation(self.count)
+        return self._order[epoch]
+
+    def _placed(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The images of `step` and the number of the view of each, both [batch]."""
+        positions = np.arange(step * self.batch, (step + 1) * self.batch)
+        epochs = positions // self.count
+        rows = np.empty(self.batch, np.int64)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            rows[here] = self.shuffled(int(epoch))[positions[here] % self.count]
+        return rows, epochs % self.fixed if self.fixed else epochs
 
     def classmates(self, step: int, labels: Tensor) -> Tensor:
         """For each image of the batch of `step` another one of its class, drawn anew at each step.
@@ -156,12 +175,6 @@ class Views:
         if self._held is None:
             return torch.from_numpy(self._images[rows]).to(self.device)
         return self._held[torch.from_numpy(rows).to(self.device)]
-
-    def _shuffled(self, epoch: int) -> NDArray[np.int64]:
-        if epoch not in self._order:
-            self._order = {key: kept for key, kept in self._order.items() if key == epoch - 1}
-            self._order[epoch] = self._generator(epoch, ORDER).permutation(self.count)
-        return self._order[epoch]
 
     def _uniform(self, view: int, stream: int) -> NDArray[np.float64]:
         """[images, columns] uniform numbers in [0, 1): those of all images for one view and one part of the policy."""

@@ -26,7 +26,7 @@ def mixed(part: MixUp | CutMix, images: Tensor, labels: Tensor, classes: int, dr
     """
     count = len(images)
     chosen = draws[:, 0] < part.probability if count > 1 else np.zeros(count, bool)
-    partner = (np.arange(count) + 1 + np.floor(draws[:, 1] * (count - 1)).astype(np.int64)) % count
+    partner = partners(draws)
     share = np.where(chosen, _beta(part.alpha, draws[:, 2]), 1.0)
     other = images[torch.from_numpy(partner).to(images.device)]
     if isinstance(part, MixUp):
@@ -38,6 +38,12 @@ def mixed(part: MixUp | CutMix, images: Tensor, labels: Tensor, classes: int, dr
     known = F.one_hot(labels, classes).float()
     weight = weight[:, None]
     return blended, weight * known + (1 - weight) * known[torch.from_numpy(partner).to(labels.device)]
+
+
+def partners(draws: Numbers) -> Rows:
+    """The position of each image's partner in the batch, from uniform draws [B, 5]."""
+    count = len(draws)
+    return np.asarray((np.arange(count) + 1 + np.floor(draws[:, 1] * (count - 1)).astype(np.int64)) % count)
 
 
 def _beta(alpha: float, uniform: Numbers) -> Numbers:

@@ -1,0 +1,311 @@
+"""What a policy does to real images, for a person to look at: pictures, the words under them, code, and the risk.
+
+These are questions to the desk, and what `views` on the command line asks. Torch is imported when one is answered.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections import OrderedDict
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smallalign_core import data
+from smallalign_core.data import ImageSet, Splits
+from smallalign_core.errors import BadInput
+from smallalign_core.spec import DataSpec, parse_policy, policy_yaml
+from smallalign_core.store import Store
+
+if TYPE_CHECKING:
+    from smallalign_core.risk import Judge, Risk
+    from smallalign_core.views import Views
+
+MOST = 64
+"""Images, and draws of each, that one question may ask for."""
+
+PARTNERS = 15
+"""Training images that stand beside one's own, so that mixing has somebody to mix it with."""
+
+PICTURED = 12
+"""Flipped views whose pixels come with the report."""
+
+LEAST_SHARE = 0.005
+"""Of a mixed label, what is worth a word."""
+
+KEPT = 3
+"""Judges, and half-asked questions, that the desk's process keeps for the next one."""
+
+MOST_ANSWERS = 500
+"""Policies that one judge remembers."""
+
+
+def views(
+    store: Store,
+    policy: object,
+    data_source: str | dict[str, Any],
+    *,
+    teacher: str | None = None,
+    rows: list[int] | None = None,
+    own: dict[str, Any] | None = None,
+    images: int = 8,
+    draws: int = 6,
+    first: int = 0,
+    seed: int = 0,
+    batch: int = 128,
+    strength: float = 1.0,
+) -> dict[str, Any]:
+    """What a policy shows.
+
+    Args:
+        policy: plain values, as in a spec's `augment`.
+        teacher: who says what each picture shows.
+        rows: training images to show; without it, `images` of them from all classes in turn.
+        own: an image of the visitor's instead, as `encoded` gives it.
+        draws, first: how many times each is drawn, beginning with this epoch. With the seed and batch of a run these
+            are the very pixels that it trains on.
+
+    Returns:
+        `pixels`: base64 of uint8 [rows, 1 + draws, C, H, W], the original first, and its `shape`; `labels` [rows];
+        `mixed` [rows][draws], the classes of each view's label with their shares where images are mixed; `said`
+        [rows][1 + draws], the teacher's class and confidence.
+    """
+    from smallalign_core import networks, risk
+    from smallalign_core.compare import refuse_other_classes
+
+    if not 1 <= images <= MOST or not 1 <= draws <= MOST:
+        raise BadInput(f"show 1 to {MOST} images, each 1 to {MOST} times", given=f"{images} images, {draws} draws")
+    splits = _splits(store, data_source)
+    train = splits.train
+    labels: list[str | None]
+    if own is None:
+        rows = in_turn(train.labels, images).tolist() if rows is None else rows
+        if not rows or not all(0 <= row < len(train) for row in rows) or len(rows) > MOST:
+            raise BadInput(
+                f"there are training images 0 to {len(train) - 1}", given=rows, do=f"choose up to {MOST} of them"
+            )
+        labels = [train.classes[train.labels[row]] for row in rows]
+    else:
+        train, rows, labels = _among_others(own, train), [0], [None]
+        batch = len(train)
+    made = _made(policy, splits, train, batch, seed, strength, first + draws)
+    met = [[made.met(row, first + draw) for row in rows] for draw in range(draws)]
+    seen = np.array([[image.numpy() for image, _ in column] for column in met]).swapaxes(0, 1)
+    shown = np.concatenate([train.images[np.array(rows)][:, None], seen], axis=1)
+    mixed = [[_mixture(column[place][1].numpy(), train.classes) for column in met] for place in range(len(rows))]
+    said = None
+    if teacher is not None:
+        judge = networks.from_file(store.finished(teacher).weights)
+        refuse_other_classes(judge.classes, splits.classes)
+        said = risk.said(judge, shown)
+    return {
+        "rows": rows,
+        "labels": labels,
+        "mixed": mixed,
+        "classes": list(train.classes),
+        **_packed(shown),
+        "said": said,
+    }
+
+
+def code(store: Store, policy: object, data_source: str | dict[str, Any], *, strength: float = 1.0) -> dict[str, Any]:
+    """A policy at another strength to take along: `parts` as plain values, `policy` as YAML, `code` for torchvision."""
+    from smallalign_core import views as viewing
+
+    splits = _splits(store, data_source)
+    asked = parse_policy(policy)
+    viewing.check(asked, splits.shape)
+    parts = viewing.scaled(asked, strength, splits.shape)
+    return {
+        "parts": [part.model_dump(mode="json") for part in parts],
+        "policy": policy_yaml(parts),
+        "code": viewing.as_code(parts, size=splits.shape[1:], classes=len(splits.classes)),
+    }
+
+
+def epoch(
+    store: Store,
+    policy: object,
+    data_source: str | dict[str, Any],
+    *,
+    epoch: int = 0,
+    images: int = 12,
+    seed: int = 0,
+    batch: int = 128,
+    strength: float = 1.0,
+) -> dict[str, Any]:
+    """The first images of an epoch, in the order in which a run of that seed and batch meets them, as it sees them.
+
+    Returns:
+        `rows`, `labels`, `mixed` [images] as in `views`; `pixels`: base64 of uint8 [images, 2, C, H, W],
+        the original and the view, and its `shape`.
+    """
+    if not 1 <= images <= MOST:
+        raise BadInput(f"show 1 to {MOST} images", given=images)
+    splits = _splits(store, data_source)
+    train = splits.train
+    made = _made(policy, splits, train, batch, seed, strength, epoch)
+    rows = made.shuffled(epoch)[:images]
+    met = [made.met(int(row), epoch) for row in rows]
+    labels = [train.classes[train.labels[row]] for row in rows]
+    mixed = [_mixture(label.numpy(), train.classes) for _, label in met]
+    shown = np.stack([train.images[rows], np.array([image.numpy() for image, _ in met])], axis=1)
+    return {"rows": rows.tolist(), "labels": labels, "mixed": mixed, **_packed(shown)}
+
+
+def risk(
+    store: Store,
+    policy: object,
+    data_source: str | dict[str, Any],
+    teacher: str,
+    *,
+    seed: int = 0,
+    strength: float = 1.0,
+    limit: float = 0.05,
+    patience: float | None = None,
+) -> dict[str, Any]:
+    """Whether the teacher still sees the class: see `smallalign_core.risk`.
+
+    Args:
+        strength: that of the figures; the curve is over all strengths.
+        limit: the highest accepted share of images whose class changes.
+        patience: seconds after which an unfinished answer comes back; asking again goes on from there.
+
+    Returns:
+        `done`: the share that is done, and when that is all: `report`, and `words`, the same as text; `pixels` and
+        `shape` of the surest flipped views: uint8 [n, 2, C, H, W], the original and the view.
+    """
+    from smallalign_core import views as viewing
+
+    asked = parse_policy(policy)
+    splits = _splits(store, data_source)
+    viewing.check(asked, splits.shape)
+    judge = _judge(store, splits, teacher, seed)
+    question = f"{id(judge)} {policy_yaml(asked)} {strength} {limit}"
+    work = _unfinished.pop(question, None) or judge.report(asked, strength=strength, limit=limit)
+    report, done = _worked(work, patience)
+    if report is None:
+        _unfinished[question] = work
+        while len(_unfinished) > KEPT:
+            _unfinished.popitem(last=False)
+        return {"done": done}
+    made = viewing.Views(judge.images, viewing.scaled(asked, strength, splits.shape), batch=2, seed=seed)
+    flipped = report.flipped[:PICTURED]
+    shown = np.zeros((len(flipped), 2, *splits.shape), np.uint8)
+    for place, one in enumerate(flipped):
+        shown[place, 0] = judge.images.images[one.row]
+        shown[place, 1] = made.augmented(np.array([one.row]), np.array([one.view]))[0].numpy()
+    return {"done": 1.0, "report": report.as_dict(), "words": report.words(), **_packed(shown)}
+
+
+def unpacked(answer: dict[str, Any]) -> NDArray[np.uint8]:
+    """The pixels of an answer as an array."""
+    return np.frombuffer(base64.b64decode(answer["pixels"]), np.uint8).reshape(answer["shape"])
+
+
+def sheet(answer: dict[str, Any]) -> bytes:
+    """The pictures of `views` as one PNG."""
+    from smallalign_core import views as viewing
+
+    return viewing.sheet(unpacked(answer))
+
+
+def in_turn(labels: NDArray[np.int64], wanted: int, skip: int = 0) -> NDArray[np.int64]:
+    """Rows of the first image of each class, then of the second of each, until there are enough."""
+    order = np.argsort(labels, kind="stable")
+    first = np.searchsorted(labels[order], labels[order])
+    turn = np.empty(len(labels), np.int64)
+    turn[order] = np.arange(len(labels)) - first
+    return np.lexsort((labels, turn))[skip : skip + wanted]
+
+
+def encoded(image: NDArray[np.uint8]) -> dict[str, Any]:
+    """An image uint8 [C, H, W] as plain values, for `own`."""
+    return {"shape": list(image.shape), "pixels": base64.b64encode(image.tobytes()).decode()}
+
+
+def _splits(store: Store, source: str | dict[str, Any]) -> Splits:
+    spec = DataSpec.model_validate({"source": source} if isinstance(source, str) else source)
+    return data.load(spec, store.data_cache)
+
+
+def _made(policy: object, splits: Splits, images: ImageSet, batch: int, seed: int, strength: float, last: int) -> Views:
+    """The views of a policy at another strength.
+
+    Raises:
+        BadSpec: the policy cannot be, or cannot work on these images.
+        BadInput: batch, seed or epoch is out of range.
+    """
+    from smallalign_core import views as viewing
+
+    if not 2 <= batch <= 65_536 or not 0 <= seed < 2**31 or not 0 <= last <= 1_000_000:
+        raise BadInput("batch, seed or epoch is out of range", given=f"batch {batch}, seed {seed}, epoch {last}")
+    asked = parse_policy(policy)
+    viewing.check(asked, splits.shape)
+    return viewing.Views(images, viewing.scaled(asked, strength, splits.shape), batch=batch, seed=seed)
+
+
+def _among_others(own: dict[str, Any], train: ImageSet) -> ImageSet:
+    """The visitor's image at row 0, and some training images. Its label is none of theirs to know: 0 stands there."""
+    image = np.frombuffer(base64.b64decode(own["pixels"]), np.uint8)
+    if list(own["shape"]) != list(train.shape) or len(image) != np.prod(train.shape):
+        raise BadInput("the image does not have the data's size", given=own["shape"], do="drop it in again")
+    others = train.take(in_turn(train.labels, PARTNERS))
+    return replace(
+        others,
+        images=np.concatenate([image.reshape(1, *train.shape), others.images[:]]),
+        labels=np.concatenate([[0], others.labels]),
+        ids=np.concatenate([np.zeros(1, np.uint64), others.ids]),
+    )
+
+
+def _mixture(label: NDArray[Any], classes: Sequence[str]) -> list[tuple[str, float]] | None:
+    """The classes of a mixed label with their shares, the largest first; None for a label that is no mixture."""
+    if label.ndim == 0:
+        return None
+    best = [int(place) for place in np.argsort(-label, kind="stable")[:2] if label[place] >= LEAST_SHARE]
+    return [(classes[place], float(label[place]) if len(best) > 1 else 1.0) for place in best]
+
+
+def _packed(shown: NDArray[np.uint8]) -> dict[str, Any]:
+    return {"shape": list(shown.shape), "pixels": base64.b64encode(shown.tobytes()).decode()}
+
+
+_judges: OrderedDict[tuple[str, str, str, int], Judge] = OrderedDict()
+_unfinished: OrderedDict[str, Generator[float, None, Risk]] = OrderedDict()
+
+
+def _judge(store: Store, splits: Splits, teacher: str, seed: int) -> Judge:
+    """A judge that remembers earlier questions; the last few are kept."""
+    from smallalign_core import networks
+    from smallalign_core import risk as judging
+    from smallalign_core.compare import refuse_other_classes
+
+    run = store.finished(teacher)
+    key = (str(store.root.resolve()), run.id, splits.fingerprint, seed)
+    judge = _judges.pop(key, None)
+    if judge is None or judge.answered > MOST_ANSWERS:
+        classifier = networks.from_file(run.weights)
+        refuse_other_classes(classifier.classes, splits.classes)
+        looked, seen = judging.sample(splits)
+        judge = judging.Judge(classifier, looked, seed=seed, from_training=seen)
+    _judges[key] = judge
+    while len(_judges) > KEPT:
+        _judges.popitem(last=False)
+    return judge
+
+
+def _worked(work: Generator[float, None, Risk], patience: float | None) -> tuple[Risk | None, float]:
+    """(the report, 1), or (None, the share that is done) when `patience` ran out."""
+    until = time.monotonic() + (float("inf") if patience is None else patience)
+    while True:
+        try:
+            done = next(work)
+        except StopIteration as finished:
+            return finished.value, 1.0
+        if time.monotonic() > until:
+            return None, done
