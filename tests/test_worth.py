@@ -452,3 +452,49 @@ def test_the_panel_without_anything_to_leave_out_says_what_to_do(panel) -> None:
 
     assert "Add parts to `augment`" in app.info[0].value
     assert not app.button
+
+
+# --- the student's form -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def form(store: Store, monkeypatch: pytest.MonkeyPatch):
+    """Draw the form alone; what it returns is written as JSON."""
+    monkeypatch.setenv("SMALLALIGN_STORE", str(store.root))
+
+    def show(**query: str) -> AppTest:
+        app = AppTest.from_string(
+            "import json\nimport streamlit as st\nfrom pages.ui import backstage, worth\n"
+            "classes = tuple('0123456789')\n"
+            "st.code(json.dumps(worth.student_form('digits', classes, backstage.store(), key='student')))\n",
+            default_timeout=120,
+        )
+        for name, value in query.items():
+            app.query_params[name] = value
+        app.run()
+        assert not app.exception
+        return app
+
+    return show
+
+
+def test_a_student_is_found_again_by_the_address(form) -> None:
+    app = form()
+    app.number_input(key="student.epochs").set_value(7)
+    app.number_input(key="student.network.cnn.width").set_value(12)
+    app.number_input(key="student.data.images").set_value(200).run()
+
+    again = form(student=app.query_params["student"])
+
+    chosen = json.loads(again.code[0].value)
+    assert (chosen["epochs"], chosen["network"]["width"], chosen["data"]["images"]) == (7, 12, 200)
+    assert chosen["teacher"] is None
+    assert chosen == json.loads(app.code[0].value)
+
+
+@pytest.mark.parametrize("wrong", ["{", "[]", '{"network": "owl"}', '{"data": 3}', '{"epochs": -1}'])
+def test_an_address_that_names_no_student_is_said_so(form, wrong: str) -> None:
+    app = form(student=wrong)
+
+    assert "names a student that cannot be" in app.warning[0].value
+    assert json.loads(app.code[0].value)["network"]["kind"] == "cnn"
