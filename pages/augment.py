@@ -4,7 +4,7 @@ import secrets
 
 import streamlit as st
 
-from pages.ui import augmented, backstage, listing, picks, pictures, policy, riskview
+from pages.ui import augmented, backstage, listing, picks, pictures, policy, riskview, worth
 from smallalign_core.spec import DataSpec, parse_policy
 
 
@@ -94,10 +94,9 @@ st.subheader("Is it still the class?", anchor=False)
 risk = st.container()  # filled last: nothing else on the page waits for it
 
 st.subheader("Take it along", anchor=False)
-policy.take_along(question, batch, teacher)
+carried = policy.take_along(question, batch, teacher)
 
-st.subheader("What is it worth?", anchor=False)
-worth = st.container()
+measured = st.container()
 
 with risk, backstage.told():
     if teacher is None:
@@ -108,3 +107,8 @@ with risk, backstage.told():
         riskview.panel(
             question | {"limit": limit}, teacher, looked_at=sum(facts["counts"]["val"].values()), store=store
         )
+
+with measured, backstage.told():
+    st.subheader("Whose lesson?", anchor=False)
+    pupil = worth.student_form(source, classes, store, key="student")
+    worth.panel(pupil | {"augment": carried, "batch": batch, "seed": seed}, "augment", store, key="worth")

@@ -95,8 +95,8 @@ def _counted(found: re.Match[str]) -> str:
     return f"{field} {int(found[1]) + 1}"
 
 
-def take_along(question: dict[str, Any], batch: int, teacher: Row | None) -> None:
-    """The policy as YAML, code and command, and the way to a distillation with it.
+def take_along(question: dict[str, Any], batch: int, teacher: Row | None) -> list[dict[str, Any]]:
+    """The policy as YAML, code and command, and the way to a distillation with it; returns its parts at this strength.
 
     Args:
         question: policy, data, seed and strength, as asked of the desk.
@@ -126,6 +126,8 @@ def take_along(question: dict[str, Any], batch: int, teacher: Row | None) -> Non
         words += ["--seed", str(question["seed"])] if question["seed"] else []
         st.code(" ".join(words), language="bash", wrap_lines=True)
         st.caption("Save the YAML as policy.yaml; this writes the pictures as one PNG, and says what the teacher says.")
+    parts: list[dict[str, Any]] = answer["parts"]
+    return parts
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
