@@ -28,7 +28,7 @@ with left:
         "Teacher",
         fitting,
         key="teacher",
-        first=max(fitting, key=lambda row: row.accuracy or 0).id if fitting else None,
+        first=listing.likeliest(fitting, source),
         none="Nobody: pictures only",
         help="Says what it sees in each picture, and whether that is still the class.",
     )

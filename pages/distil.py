@@ -36,7 +36,7 @@ with form:
         "Teacher",
         fitting,
         key="teacher",
-        first=max(fitting, key=lambda row: row.accuracy or 0).id if fitting else None,
+        first=listing.likeliest(fitting, source),
         none="None: learn from the labels only",
         help=RunSpec.model_fields["teacher"].description,
     )

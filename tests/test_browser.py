@@ -163,20 +163,18 @@ def test_draw_and_both_models_answer(watched: Watched, shop: Store) -> None:
     expect(answers.nth(3)).to_be_visible(timeout=MINUTE)  # top-3 of two models
 
 
-def pictures(page: Page) -> list[str]:
-    """What the grid of views shows: the address and the place of each picture."""
-    expect(page.locator(".sa-views figure").first).to_be_visible(timeout=MINUTE)
-    seen = "all => all.map(one => getComputedStyle(one).backgroundImage + one.style.backgroundPosition)"
-    return page.locator(".sa-views .sa-tile").evaluate_all(seen)
-
-
-def other_pictures(page: Page, before: list[str]) -> list[str]:
-    """The pictures once they are not those any more."""
-    until = time.monotonic() + 60
-    while (now := pictures(page)) == before:
-        assert time.monotonic() < until, "the pictures never changed"
-        page.wait_for_timeout(100)
-    return now
+def pictures(page: Page, *, not_these: list[str] | None = None) -> list[str]:
+    """What the grid of views shows, once it stands still: the address and the place of each picture."""
+    until, before = time.monotonic() + 60, None
+    look = "all => all.map(one => getComputedStyle(one).backgroundImage + one.style.backgroundPosition)"
+    while True:
+        now = page.locator(".sa-views .sa-tile").evaluate_all(look)
+        whole = len(now) > 0 and all("data:image/png" in picture for picture in now)
+        if whole and now == before and now != not_these:
+            return now
+        assert time.monotonic() < until, "the pictures never came" if not now else "the pictures never changed"
+        before = now
+        page.wait_for_timeout(300)
 
 
 def test_build_a_policy_see_it_change_and_find_it_again(watched: Watched) -> None:
@@ -184,17 +182,16 @@ def test_build_a_policy_see_it_change_and_find_it_again(watched: Watched) -> Non
     page.goto(f"{watched.site}/augment?data=digits")
     first = pictures(page)
     assert len(first) == 8 * 7
-    assert all("data:image/png" in picture for picture in first)
 
     page.get_by_role("button", name="Add a part").click()
     page.get_by_role("button", name="Random erasing").click()
     page.keyboard.press("Escape")
-    erased = other_pictures(page, first)
+    erased = pictures(page, not_these=first)
     page.get_by_role("spinbutton", name="Degrees").fill("90")
     page.keyboard.press("Enter")
-    turned = other_pictures(page, erased)
+    turned = pictures(page, not_these=erased)
     page.get_by_role("button", name="Shuffle").click()
-    shuffled = other_pictures(page, turned)
+    shuffled = pictures(page, not_these=turned)
     page.get_by_text("Images that changed class").wait_for(timeout=MINUTE)
 
     page.reload()

@@ -106,6 +106,12 @@ def _row(run: Run, names: Mapping[str, str]) -> Row:
         )
 
 
+def likeliest(among: list[Row], source: str) -> str | None:
+    """The id of the best teacher for images from `source`: the most accurate that learned from them, else of all."""
+    best = max(among, key=lambda one: (one.source == source, one.accuracy or 0), default=None)
+    return best.id if best else None
+
+
 def siblings(store: Store, one: Row) -> list[Row]:
     """The finished runs that differ from `one` in nothing but the seed, itself among them; one a seed."""
     return list({other.seed: other for other in finished(store) if other.family == one.family}.values())

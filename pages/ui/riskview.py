@@ -170,7 +170,7 @@ def _before_and_after(name: str, before: float, after: float) -> None:
     st.metric(
         name,
         wording.percent(after),
-        f"{100 * (after - before):+.1f} points",
+        f"{round(100 * (after - before), 1) + 0.0:+.1f} points",
         delta_arrow="off",
         delta_color="off",
         border=True,
