@@ -30,7 +30,7 @@ def hint(student: Tensor, teacher: Tensor, regressor: nn.Module) -> Tensor:
 
 
 def regressor(student: Tensor, teacher: Tensor) -> nn.Module:
-    """What makes features like those of the teacher from the student's: a 1x1 convolution; for vectors, a linear layer."""
+    """What makes such features as `teacher` of such as `student`: a 1x1 convolution; for vectors, a linear layer."""
     ours, theirs = _feature(student), _feature(teacher)
     if ours.ndim == 4:
         return nn.Conv2d(ours.shape[1], theirs.shape[1], 1)
@@ -52,7 +52,7 @@ def _attention_map(feature: Tensor) -> Tensor:
     # Its scale has no effect on the map, so it is taken out first: squares of squares leave the range of float32.
     scaled = feature / feature.detach().abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-3)
     energy = scaled.square().mean(1).flatten(1)
-    return energy * (energy.square().sum(1, keepdim=True) + 1e-12).rsqrt()
+    return energy / (energy.square().sum(1, keepdim=True) + 1e-12).sqrt()
 
 
 def _feature(made: Tensor) -> Tensor:

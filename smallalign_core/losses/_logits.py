@@ -97,7 +97,7 @@ def _direction(x: Tensor, dim: int) -> Tensor:
     """
     centred = _centred(x, dim)
     floor = 1e-6 * x.square().sum(dim, keepdim=True) + 1e-30
-    return centred * (centred.square().sum(dim, keepdim=True) + floor).rsqrt()
+    return centred / (centred.square().sum(dim, keepdim=True) + floor).sqrt()
 
 
 def standardized_kd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -113,7 +113,7 @@ def _standardized(logits: Tensor) -> Tensor:
     """
     centred = _centred(logits, 1)
     variance = centred.square().sum(1, keepdim=True) / max(1, logits.shape[1] - 1)
-    return centred * (variance + 1e-6).rsqrt()
+    return centred / (variance + 1e-6).sqrt()
 
 
 def _centred(x: Tensor, dim: int) -> Tensor:
