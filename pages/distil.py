@@ -3,7 +3,7 @@
 import streamlit as st
 
 from pages.ui import backstage, forms, listing, picks, policy, runview, wording
-from smallalign_core.spec import Cnn, DataSpec, Loss, Network, RunSpec, members, parse
+from smallalign_core.spec import Cnn, DataSpec, Network, RunSpec, lessons, members, parse
 
 ESSENTIAL = ("epochs", "batch", "seed")
 HERE = ("data", "teacher", "network", "loss", "augment", *ESSENTIAL)
@@ -47,8 +47,9 @@ with form:
     network = forms.choice(
         "Student network" if teacher else "Network", members(Network), key=f"{KEY}.network", start=Cnn().kind
     )
-    lessons = [lesson for lesson in members(Loss) if ("weight" in lesson.model_fields) == (teacher is not None)]
-    loss = forms.choice("Loss", lessons, key=f"{KEY}.loss", help=RunSpec.model_fields["loss"].description)
+    loss = forms.choice(
+        "Loss", lessons(taught=teacher is not None), key=f"{KEY}.loss", help=RunSpec.model_fields["loss"].description
+    )
     essentials = forms.part(RunSpec, key=KEY, only=ESSENTIAL)
     carried = len(st.session_state.get(f"{KEY}.augment.rows", ()))
     with st.expander(f"Augmentation: {carried or 'no'} part{'' if carried == 1 else 's'}", expanded=carried > 0):

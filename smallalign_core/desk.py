@@ -19,7 +19,7 @@ from typing import Any, TextIO
 from smallalign_core import data, execution, preview, tuning
 from smallalign_core import worth as measuring
 from smallalign_core.errors import BadInput, SmallAlignError, WorkFailed
-from smallalign_core.spec import DataSpec, RunSpec, digest, parse
+from smallalign_core.spec import CutMix, DataSpec, MixUp, OfLayers, RunSpec, digest, parse
 from smallalign_core.store import Store
 from smallalign_core.worth import What
 
@@ -50,18 +50,24 @@ def inspect(store: Store, source: str | dict[str, Any]) -> dict[str, Any]:
 def resolve(store: Store, spec: RunSpec, device: str = "auto") -> RunSpec:
     """A spec with everything filled in that its digest depends on.
 
-    What would fail after minutes in the queue is refused now: data, device, policy, teacher and network are all tried.
+    What would fail after minutes in the queue is refused now: data, device, policy, teacher, network and loss are all
+    tried.
     """
-    from smallalign_core import networks, train
+    from smallalign_core import losses, networks, train
     from smallalign_core import views as viewing
 
     where = train.pick_device(device)
     splits = data.load(spec.data, store.data_cache)
     resolved = store.resolve(spec, splits, tuning.precision(spec, store, splits, where))
-    execution.teaching([resolved], store, splits, "cpu")
     plain = [0.5] * splits.shape[0]
-    networks.build(spec.network, splits.classes, splits.shape, mean=plain, std=plain)
+    student = networks.build(spec.network, splits.classes, splits.shape, mean=plain, std=plain)
     viewing.check(spec.augment, splits.shape)
+    mixed = any(isinstance(part, MixUp | CutMix) for part in spec.augment)
+    losses.check(spec.loss, classes=len(splits.classes), batch=spec.batch, mixed=mixed)
+    if isinstance(spec.loss, OfLayers):
+        teacher = networks.from_file(store.finished(spec.teachers[0]).weights)
+        resolved = resolved.model_copy(update={"loss": losses.place(spec.loss, student, teacher)})
+    execution.teaching([resolved], store, splits, "cpu")
     return resolved
 
 

@@ -13,6 +13,7 @@ from streamlit.testing.v1 import AppTest
 from pages.ui import backstage, listing
 from smallalign_core import policies
 from smallalign_core.errors import Diverged
+from smallalign_core.spec import lessons
 from smallalign_core.store import Run, Store
 from tests.conftest import ROOT, Train
 
@@ -145,13 +146,32 @@ def test_distil_begins_with_the_best_teacher_there_is(shown):
     assert any("Parameters" in metric.label for metric in app.metric), "the cost is shown before training"
 
 
-def test_distil_with_a_teacher_offers_only_losses_that_ask_it(shown):
+def test_distil_with_a_teacher_offers_every_loss_that_asks_it(shown):
     app = shown("distil", teacher="digits-teacher")
+    menu = app.selectbox(key="spec.loss.kind")
+    kinds = [str(lesson.model_fields["kind"].default) for lesson in lessons(taught=True)]
+    assert len(menu.options) == len(kinds) == 9
 
-    options = app.selectbox(key="spec.loss.kind").options
+    for kind in kinds:
+        app.selectbox(key="spec.loss.kind").set_value(kind).run()
 
-    assert len(options) == 2
-    assert not any("cross_entropy" in option for option in options)
+        assert not app.exception, kind
+        assert not app.error, kind
+        written = app.code[0].value
+        assert f"kind: {kind}" in written or kind == "kd", "the default stands for itself"
+        assert ("kind: mixup" in written) == (kind == "function_matching")
+
+
+def test_distil_says_the_snippets_warning_and_which_layers_there_are(shown):
+    app = shown("distil", teacher="digits-teacher")
+    app.selectbox(key="spec.loss.kind").set_value("scaled_mse").run()
+    assert "gradient falls with T²" in texts(app)
+
+    app.selectbox(key="spec.loss.kind").set_value("fitnets").run()
+    app.text_input(key="spec.loss.fitnets.student_layer").set_value("99").run()
+
+    assert "no layer of that path" in app.error[0].value
+    assert "10 (" in app.error[0].value
 
 
 def test_distil_adds_and_removes_augmentations(shown):

@@ -1,7 +1,7 @@
-"""Losses: functions of tensors, each with the reason for its odd factors.
+"""What students are asked to match: functions of tensors, and `terms`, which maps a loss's spec to its weighted terms.
 
-Student and teacher logits are [N, C], labels int64 [N]; each function returns a scalar float32. They are computed in
-float32 whatever the precision of the networks. `terms` maps a loss's spec to its weighted terms.
+Logits are [N, C], labels int64 [N], or float [N, C] where a view mixes images. Losses are computed in float32 whatever
+the precision of the networks.
 """
 
 from __future__ import annotations
@@ -11,11 +11,37 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, assert_never
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from smallalign_core.errors import BadSpec
-from smallalign_core.spec import CrossEntropy, HintonKd, LogitMse, Loss
+from smallalign_core.losses import _features
+from smallalign_core.losses._features import attention as attention
+from smallalign_core.losses._features import hint as hint
+from smallalign_core.losses._features import outputs as outputs
+from smallalign_core.losses._features import place as place
+from smallalign_core.losses._logits import cross_entropy as cross_entropy
+from smallalign_core.losses._logits import dist as dist
+from smallalign_core.losses._logits import dkd as dkd
+from smallalign_core.losses._logits import hinton_kd as hinton_kd
+from smallalign_core.losses._logits import logit_mse as logit_mse
+from smallalign_core.losses._logits import scaled_mse as scaled_mse
+from smallalign_core.losses._logits import standardized_kd as standardized_kd
+from smallalign_core.spec import (
+    AttentionTransfer,
+    CrossEntropy,
+    Dist,
+    Dkd,
+    FitNets,
+    FunctionMatching,
+    HintonKd,
+    LogitMse,
+    Loss,
+    OfLayers,
+    ScaledMse,
+    StandardizedKd,
+    labels_share,
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +73,7 @@ def answer(
         call: what to call instead of the classifier: something that wraps it.
 
     Raises:
-        BadSpec: it has no such layer.
+        BadSpec: it has no such layer, or never asks it.
     """
     body, found = classifier.get_submodule("body"), dict[str, Tensor]()
 
@@ -61,51 +87,83 @@ def answer(
                 handles.append(body.get_submodule(path).register_forward_hook(partial(keep, path)))
             except AttributeError:
                 raise BadSpec("the network has no such layer", given=path, do="name one of its modules") from None
-        return Answer((call or classifier)(images), found)
+        logits = (call or classifier)(images)
     finally:
         for handle in handles:
             handle.remove()
+    if silent := [path for path in layers if path not in found]:
+        raise BadSpec("the network has such a layer and never asks it", given=silent[0], do="name another one")
+    return Answer(logits, found)
 
 
-def cross_entropy(student: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Mean negative log-likelihood of the labels."""
-    return F.cross_entropy(student.float(), labels, label_smoothing=smoothing)
+def check(loss: Loss, *, classes: int, batch: int, mixed: bool) -> None:
+    """Refuse a loss that cannot say anything about such data.
 
+    Args:
+        classes: how many there are.
+        batch: images a step.
+        mixed: whether the view mixes images, so that a label is no single class.
 
-def hinton_kd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T² KL(teacher || student) of logits softened by T (Hinton, Vinyals & Dean, 2015).
-
-    Summed over classes and averaged over the batch ("batchmean"): "mean" would divide by the number of classes too, the
-    commonest mistake in published code. T² keeps the gradient's size the same for every T.
+    Raises:
+        BadSpec: it cannot.
     """
-    log_p = F.log_softmax(student.float() / temperature, dim=1)
-    log_q = F.log_softmax(teacher.float() / temperature, dim=1)
-    return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
+    match loss:
+        case StandardizedKd() if classes < 4:
+            wrong, given, do = (
+                "logits of fewer than 4 classes, standardized, are nearly the same for every image",
+                f"{classes} classes",
+                "use loss kd",
+            )
+        case Dkd() if classes < 3:
+            wrong, given, do = (
+                "DKD compares the classes besides the label's, and there is only one",
+                f"{classes} classes",
+                "use loss kd",
+            )
+        case Dkd() if mixed:
+            wrong, given, do = (
+                "DKD tells the label's class from the others, and a mixed image has two labels",
+                "mixup or cutmix in `augment`",
+                "remove it, or use loss kd or function_matching",
+            )
+        case Dist() if min(classes, batch) < 3:
+            wrong, given, do = (
+                "a correlation between two numbers is always plus or minus one",
+                f"{classes} classes, batch {batch}",
+                "use loss kd" if classes < 3 else "raise `batch`: what DIST learns from is a batch",
+            )
+        case _:
+            return
+    raise BadSpec(wrong, given=given, do=do)
 
 
-def logit_mse(student: Tensor, teacher: Tensor) -> Tensor:
-    """½ mean over batch and classes of the squared difference between centred logits (Ba & Caruana, 2014).
+def layers(loss: Loss) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The layers of student and teacher whose outputs `loss` compares, in pairs.
 
-    Centred, because softmax cannot see an offset; ½ and the mean over classes make it the limit of `hinton_kd` as T
-    grows (Hinton et al., 2015, eq. 4), so it has no temperature of its own.
+    Raises:
+        BadSpec: they are not chosen yet.
     """
-    gap = (student.float() - student.float().mean(1, keepdim=True)) - (
-        teacher.float() - teacher.float().mean(1, keepdim=True)
-    )
-    return gap.square().mean() / 2
+    if not isinstance(loss, OfLayers):
+        return (), ()
+    ours, theirs = _features.paths(loss.student_layer), _features.paths(loss.teacher_layer)
+    if not ours or len(ours) != len(theirs):
+        raise BadSpec(
+            f"the layers of loss {loss.kind} are not chosen yet",
+            given=f"student: {loss.student_layer or 'none'}; teacher: {loss.teacher_layer or 'none'}",
+            do="name as many of the student as of the teacher, or let `place` choose",
+        )
+    return ours, theirs
 
 
-def layers(loss: Loss) -> tuple[tuple[str, ...], tuple[str, ...]]:  # noqa: ARG001
-    """The layers of student and teacher whose outputs `loss` compares."""
-    return (), ()
-
-
-def companion(loss: Loss, student: Answer, teacher: Answer | None) -> nn.Module | None:  # noqa: ARG001
-    """What `loss` itself must learn beside the student, given the answers to one image; None for most.
+def companion(loss: Loss, student: Answer, teacher: Answer | None) -> nn.Module | None:
+    """What `loss` itself must learn beside the student, given both answers to some images; None for most.
 
     It is trained and kept in checkpoints with the student, and is no part of the weights that are exported.
     """
-    return None
+    if not isinstance(loss, FitNets) or teacher is None:
+        return None
+    (ours,), (theirs,) = layers(loss)
+    return _features.regressor(student.features[ours], teacher.features[theirs])
 
 
 def terms(
@@ -114,34 +172,68 @@ def terms(
     teacher: Answer | None,
     labels: Tensor,
     *,
-    epoch: float = 0.0,  # noqa: ARG001
-    companion: nn.Module | None = None,  # noqa: ARG001
+    epoch: float = 0.0,
+    companion: nn.Module | None = None,
 ) -> dict[str, Tensor]:
-    """The weighted terms of `loss`; their sum is what training minimises.
+    """The weighted terms of `loss`; their sum is what training minimises. A term of weight 0 is left out.
 
     Args:
-        labels: int64 [N], or float [N, C] where the view mixes images.
+        labels: int64 [N], or float [N, C] where the view mixes images. Not looked at where they have no weight.
         epoch: how often every image was seen, for losses that warm up.
         companion: what `companion` made for this student.
 
     Raises:
-        BadSpec: the loss compares with a teacher and there is none.
+        BadSpec: the loss compares with a teacher and there is none, or cannot take mixed labels.
     """
+    taught = {} if isinstance(loss, CrossEntropy) else _taught(loss, student, teacher, labels, epoch, companion)
+    if weight := labels_share(loss):
+        smoothing = loss.smoothing if isinstance(loss, CrossEntropy) else 0.0
+        taught["labels"] = weight * cross_entropy(student.logits, labels, smoothing)
+    return taught
+
+
+def _taught(
+    loss: Loss, student: Answer, teacher: Answer | None, labels: Tensor, epoch: float, companion: nn.Module | None
+) -> dict[str, Tensor]:
+    """The weighted terms that the teacher has a part in."""
+    if teacher is None:
+        raise BadSpec(f"loss `{loss.kind}` needs a teacher", do="name a teacher, or use loss cross_entropy")
+    ours, theirs = student.logits, teacher.logits.detach()
     match loss:
         case CrossEntropy():
-            return {"labels": cross_entropy(student.logits, labels, loss.smoothing)}
-        case HintonKd() | LogitMse():
-            if teacher is None:
-                raise BadSpec(f"loss `{loss.kind}` needs a teacher", do="name a teacher, or use loss cross_entropy")
-            wanted = teacher.logits.detach()
-            matched = (
-                hinton_kd(student.logits, wanted, loss.temperature)
-                if isinstance(loss, HintonKd)
-                else logit_mse(student.logits, wanted)
-            )
-            weighted = {"teacher": loss.weight * matched}
-            if loss.weight < 1:
-                weighted["labels"] = (1 - loss.weight) * cross_entropy(student.logits, labels)
-            return weighted
+            return {}
+        case HintonKd():
+            return {"teacher": loss.weight * hinton_kd(ours, theirs, loss.temperature)}
+        case LogitMse():
+            return {"teacher": loss.weight * logit_mse(ours, theirs)}
+        case ScaledMse():
+            return {"teacher": loss.weight * scaled_mse(ours, theirs, loss.temperature)}
+        case Dkd():
+            check(loss, classes=ours.shape[1], batch=len(ours), mixed=labels.ndim > 1)
+            # As published: whole epochs, the first of which counts as one.
+            grown = min(1.0, (int(epoch) + 1) / loss.warmup_epochs) if loss.warmup_epochs else 1.0
+            return {"teacher": grown * dkd(ours, theirs, labels, loss.temperature, loss.alpha, loss.beta)}
+        case Dist():
+            return {"teacher": dist(ours, theirs, loss.temperature, loss.beta, loss.gamma)}
+        case StandardizedKd():
+            return {"teacher": loss.teacher_weight * standardized_kd(ours, theirs, loss.temperature)}
+        case FunctionMatching():
+            return {"teacher": hinton_kd(ours, theirs, loss.temperature)}
+        case FitNets() | AttentionTransfer():
+            of_layers = _of_layers(loss, student, teacher, companion)
+            if loss.kd_weight:
+                of_layers["teacher"] = loss.kd_weight * hinton_kd(ours, theirs, loss.temperature)
+            return of_layers
         case _:
             assert_never(loss)
+
+
+def _of_layers(loss: OfLayers, student: Answer, teacher: Answer, companion: nn.Module | None) -> dict[str, Tensor]:
+    pairs = [
+        (student.features[ours], teacher.features[theirs].detach()) for ours, theirs in zip(*layers(loss), strict=True)
+    ]
+    if isinstance(loss, AttentionTransfer):
+        return {"attention": loss.attention_weight * torch.stack([attention(*pair) for pair in pairs]).sum()}
+    if companion is None:
+        raise BadSpec("loss `fitnets` learns a regressor beside the student", do="pass what `companion` made")
+    return {"hint": loss.hint_weight * hint(*pairs[0], companion)}

@@ -24,6 +24,49 @@ from smallalign_core.spec.augment import (
     MixUp as MixUp,
 )
 from smallalign_core.spec.augment import misplaced
+from smallalign_core.spec.loss import (
+    AttentionTransfer as AttentionTransfer,
+)
+from smallalign_core.spec.loss import (
+    CrossEntropy as CrossEntropy,
+)
+from smallalign_core.spec.loss import (
+    Dist as Dist,
+)
+from smallalign_core.spec.loss import (
+    Dkd as Dkd,
+)
+from smallalign_core.spec.loss import (
+    FitNets as FitNets,
+)
+from smallalign_core.spec.loss import (
+    FunctionMatching as FunctionMatching,
+)
+from smallalign_core.spec.loss import (
+    HintonKd as HintonKd,
+)
+from smallalign_core.spec.loss import (
+    LogitMse as LogitMse,
+)
+from smallalign_core.spec.loss import (
+    Loss as Loss,
+)
+from smallalign_core.spec.loss import (
+    OfLayers as OfLayers,
+)
+from smallalign_core.spec.loss import (
+    ScaledMse as ScaledMse,
+)
+from smallalign_core.spec.loss import (
+    StandardizedKd as StandardizedKd,
+)
+from smallalign_core.spec.loss import (
+    labels_share as labels_share,
+)
+from smallalign_core.spec.loss import (
+    lessons as lessons,
+)
+from smallalign_core.spec.loss import titled
 from smallalign_core.spec.parts import (
     AdamW as AdamW,
 )
@@ -40,25 +83,13 @@ from smallalign_core.spec.parts import (
     Cosine as Cosine,
 )
 from smallalign_core.spec.parts import (
-    CrossEntropy as CrossEntropy,
-)
-from smallalign_core.spec.parts import (
     DataSpec as DataSpec,
 )
 from smallalign_core.spec.parts import (
     Flip as Flip,
 )
 from smallalign_core.spec.parts import (
-    HintonKd as HintonKd,
-)
-from smallalign_core.spec.parts import (
-    LogitMse as LogitMse,
-)
-from smallalign_core.spec.parts import (
     Lookahead as Lookahead,
-)
-from smallalign_core.spec.parts import (
-    Loss as Loss,
 )
 from smallalign_core.spec.parts import (
     Mlp as Mlp,
@@ -156,6 +187,17 @@ class RunSpec(Part):
             return {**given, "loss": HintonKd() if given.get("teacher") else CrossEntropy()}
         return given
 
+    @model_validator(mode="before")
+    @classmethod
+    def _function_matching_mixes(cls, given: Any) -> Any:
+        """MixUp is part of function matching: written out too, where nothing mixes already."""
+        if not isinstance(given, Mapping) or _kind(given.get("loss")) != "function_matching":
+            return given
+        policy = given.get("augment") or ()
+        if not isinstance(policy, list | tuple) or any(_kind(part) in ("mixup", "cutmix") for part in policy):
+            return given
+        return {**given, "augment": (*policy, MixUp(alpha=1.0))}
+
     @property
     def teachers(self) -> tuple[str, ...]:
         """The runs to learn from: none, one or several."""
@@ -169,11 +211,15 @@ class RunSpec(Part):
 
     @model_validator(mode="after")
     def _loss_fits_teacher(self) -> Self:
-        uses_teacher = hasattr(self.loss, "weight")
+        uses_teacher = self.loss.uses_teacher
         if uses_teacher and self.teacher is None:
             raise ValueError(f"loss '{self.loss.kind}' needs a teacher: name one, or use loss 'cross_entropy'")
         if not uses_teacher and self.teacher is not None:
             raise ValueError(f"loss '{self.loss.kind}' never asks the teacher: remove the teacher, or use loss 'kd'")
+        if isinstance(self.loss, OfLayers) and len(self.teachers) > 1:
+            raise ValueError(
+                f"loss '{self.loss.kind}' compares layers, and those of several teachers have no mean: name one"
+            )
         if self.shuffled and self.teacher is None:
             raise ValueError("`shuffled` mixes up a teacher's answers, and there is no teacher: name one")
         return self
@@ -185,6 +231,11 @@ class RunSpec(Part):
         if self.views and any(isinstance(part, MixUp | CutMix) for part in self.augment):
             raise ValueError("mixed images meet other partners at every step, so none is seen twice: set `views` to 0")
         return self
+
+
+def _kind(part: object) -> object:
+    """The kind of a part in any of its spellings."""
+    return part.get("kind") if isinstance(part, Mapping) else getattr(part, "kind", part)
 
 
 class Policy(Part):
@@ -374,5 +425,4 @@ def title(spec: RunSpec) -> str:
     """What a run is, in a few words: network, what it learns from, data."""
     network = spec.network
     name = network.name if isinstance(network, Torchvision) else f"{network.kind} {network.width}x{network.depth}"
-    lesson = f" · {spec.loss.kind}" + (f" T={spec.loss.temperature:g}" if isinstance(spec.loss, HintonKd) else "")
-    return f"{name}{lesson} · {Path(spec.data.source).name} · {spec.epochs} epochs · seed {spec.seed}"
+    return f"{name} · {titled(spec.loss)} · {Path(spec.data.source).name} · {spec.epochs} epochs · seed {spec.seed}"

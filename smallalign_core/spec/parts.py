@@ -15,6 +15,7 @@ from smallalign_core.spec.augment import Augment as Augment
 from smallalign_core.spec.augment import Flip as Flip
 from smallalign_core.spec.augment import Rotate as Rotate
 from smallalign_core.spec.augment import Shift as Shift
+from smallalign_core.spec.loss import Loss as Loss
 
 # --- data -------------------------------------------------------------------------------------------------------------
 
@@ -97,40 +98,6 @@ class Torchvision(Part):
 
 
 Network = Annotated[Mlp | Cnn | Separable | Resnet | Torchvision, Field(discriminator="kind"), shorthand("kind")]
-
-# --- losses -----------------------------------------------------------------------------------------------------------
-
-TeacherWeight = Annotated[
-    float, Field(gt=0, le=1, description="Share of the teacher's term; the rest goes to the labels.")
-]
-
-
-class CrossEntropy(Part):
-    """Cross entropy with the labels; no teacher."""
-
-    kind: Literal["cross_entropy"] = "cross_entropy"
-    smoothing: Annotated[float, Field(ge=0, lt=1, description="Label smoothing.")] = 0.0
-
-
-class HintonKd(Part):
-    """Soft targets: T² KL(teacher || student) of softened logits (Hinton et al., 2015)."""
-
-    kind: Literal["kd"] = "kd"
-    temperature: Annotated[
-        float,
-        Field(ge=0.5, le=50, description="Higher shows more of the teacher's doubts; small students like 2 to 4."),
-    ] = 4.0
-    weight: TeacherWeight = 0.9
-
-
-class LogitMse(Part):
-    """Half the mean squared error between centred logits (Ba & Caruana, 2014): soft targets with a boundless T."""
-
-    kind: Literal["logit_mse"] = "logit_mse"
-    weight: TeacherWeight = 0.9
-
-
-Loss = Annotated[CrossEntropy | HintonKd | LogitMse, Field(discriminator="kind"), shorthand("kind")]
 
 # --- optimizers and schedules -----------------------------------------------------------------------------------------
 

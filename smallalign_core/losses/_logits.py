@@ -1,0 +1,120 @@
+"""Losses that compare logits: functions of tensors, each with the reason for its odd factors.
+
+All take logits [N, C] and return a scalar float32, computed in float32 and from log-probabilities, whatever the
+precision of the networks: finite, and with finite gradients, for any logits that half precision can hold.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def cross_entropy(student: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Mean negative log-likelihood of the labels: int64 [N], or probabilities float [N, C]."""
+    return F.cross_entropy(student.float(), labels, label_smoothing=smoothing)
+
+
+def hinton_kd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T² KL(teacher || student) of logits softened by T (Hinton, Vinyals & Dean, 2015).
+
+    Summed over classes and averaged over the batch ("batchmean"): "mean" would divide by the number of classes too, the
+    commonest mistake in published code. T² keeps the gradient's size the same for every T.
+    """
+    log_p = F.log_softmax(student.float() / temperature, dim=1)
+    log_q = F.log_softmax(teacher.float() / temperature, dim=1)
+    return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
+
+
+def logit_mse(student: Tensor, teacher: Tensor) -> Tensor:
+    """½ mean over batch and classes of the squared difference between centred logits (Ba & Caruana, 2014).
+
+    Centred, because softmax cannot see an offset; ½ and the mean over classes make it the limit of `hinton_kd` as T
+    grows (Hinton et al., 2015, eq. 4), so it has no temperature of its own.
+    """
+    gap = _centred(student.float(), 1) - _centred(teacher.float(), 1)
+    return gap.square().mean() / 2
+
+
+def scaled_mse(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Mean squared error of logits divided by T, as tutorials write it: not centred, and its gradient falls with T²."""
+    return F.mse_loss(student.float() / temperature, teacher.float() / temperature)
+
+
+def dkd(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, alpha: float, beta: float) -> Tensor:
+    """T² (α KL of (label's class, all others) + β KL among the others) (Zhao et al., CVPR 2022, eq. 7).
+
+    `hinton_kd` at T = 1 is the same with α = 1 and, for each image, β = the teacher's probability of the others.
+
+    Args:
+        labels: int64 [N].
+    """
+    ours, theirs = (_decoupled(logits.float() / temperature, labels) for logits in (student, teacher))
+    of_target, of_others = (
+        F.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
+        for log_p, log_q in zip(ours, theirs, strict=True)
+    )
+    return temperature**2 * (alpha * of_target + beta * of_others)
+
+
+def _decoupled(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities [N, 2] of target and rest, and [N, C] of the others among themselves (0 at the target).
+
+    In log space: the published log(softmax(logits - 1000 · mask)) is infinite at gaps of 120 and NaN in half precision.
+    """
+    place, log_all = labels[:, None], F.log_softmax(logits, dim=1)
+    target = torch.zeros_like(logits, dtype=torch.bool).scatter(1, place, True)
+    rest = log_all.masked_fill(target, -torch.inf).logsumexp(1, keepdim=True)
+    two = torch.cat([log_all.gather(1, place), rest], dim=1)
+    others = F.log_softmax(logits.masked_fill(target, -torch.inf), dim=1)
+    return two, others.masked_fill(target, 0)
+
+
+def dist(student: Tensor, teacher: Tensor, temperature: float, beta: float, gamma: float) -> Tensor:
+    """T² (β (1 - ρ between classes) + γ (1 - ρ between images)) of softened probabilities (Huang et al., NeurIPS 2022).
+
+    ρ is Pearson's correlation: over the classes of each image, averaged over images, and over the images of the batch
+    for each class, averaged over classes.
+    """
+    p, q = ((logits.float() / temperature).softmax(1) for logits in (student, teacher))
+    return temperature**2 * (beta * _uncorrelated(p, q, 1) + gamma * _uncorrelated(p, q, 0))
+
+
+def _uncorrelated(a: Tensor, b: Tensor, dim: int) -> Tensor:
+    """Mean of 1 - Pearson's correlation along `dim`.
+
+    Written as half the squared distance of the two directions, which is the same number, and exactly 0 for equals even
+    where a correlation does not exist because nothing varies.
+    """
+    return (_direction(a, dim) - _direction(b, dim)).square().sum(dim).mean() / 2
+
+
+def _direction(x: Tensor, dim: int) -> Tensor:
+    """`x` centred along `dim`, with length 1; what varies by less than a thousandth of its size fades to 0.
+
+    Without that floor a constant row has a gradient of 0/0, and an almost constant one a boundless gradient.
+    """
+    centred = _centred(x, dim)
+    floor = 1e-6 * x.square().sum(dim, keepdim=True) + 1e-30
+    return centred / (centred.square().sum(dim, keepdim=True) + floor).sqrt()
+
+
+def standardized_kd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """`hinton_kd` of logits that were each brought to mean 0 and deviation 1 (Sun et al., CVPR 2024)."""
+    return hinton_kd(_standardized(student.float()), _standardized(teacher.float()), temperature)
+
+
+def _standardized(logits: Tensor) -> Tensor:
+    """Logits [N, C] with mean 0 and unbiased deviation 1 in each row.
+
+    The floor of the deviation is 0.001, not the 1e-7 of the paper: beside any real deviation neither shows, but it
+    bounds the gradient of constant and almost constant rows.
+    """
+    centred = _centred(logits, 1)
+    variance = centred.square().sum(1, keepdim=True) / max(1, logits.shape[1] - 1)
+    return centred / (variance + 1e-6).sqrt()
+
+
+def _centred(x: Tensor, dim: int) -> Tensor:
+    return x - x.mean(dim, keepdim=True)
