@@ -90,24 +90,34 @@ class Views:
         self._drawn: dict[tuple[int, int], NDArray[np.float64]] = {}
         self._order: dict[int, NDArray[np.int64]] = {}
 
-    def __call__(self, step: int) -> Batch:
-        """The batch of `step`, counted from 0."""
+    def __call__(self, step: int, made: Tensor | None = None) -> Batch:
+        """The batch of `step`, counted from 0.
+
+        Args:
+            made: its images before any mixing, where they were kept; without them they are made now.
+        """
+        rows, view = self.dealt(step)
+        mine = self._share
+        if self.policy and isinstance(last := self.policy[-1], MixUp | CutMix):
+            images = self.augmented(rows, view) if made is None else made
+            labels = self._labels[rows].to(self.device)
+            draws = self._generator(step, MIX).random((self.batch, _mix.COLUMNS))
+            images, labels = (whole[mine] for whole in _mix.mixed(last, images, labels, self._classes, draws))
+        else:
+            images = self.augmented(rows[mine], view[mine]) if made is None else made[mine]
+            labels = self._labels[rows[mine]].to(self.device)
+        return Batch(torch.from_numpy(rows[mine]), images, labels)
+
+    def dealt(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Whose turn it is at `step`: the rows int64 [B] and the number of the view of each."""
         first = step * self.batch
         positions = np.arange(first, first + self.batch)
         epochs = positions // self.count
         rows = np.empty(self.batch, np.int64)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            rows[here] = self._shuffled(int(epoch))[positions[here] % self.count]
-        view = epochs % self.fixed if self.fixed else epochs
-        mine = self._share
-        if self.policy and isinstance(last := self.policy[-1], MixUp | CutMix):
-            made, labels = self.augmented(rows, view), self._labels[rows].to(self.device)
-            draws = self._generator(step, MIX).random((self.batch, _mix.COLUMNS))
-            made, labels = (whole[mine] for whole in _mix.mixed(last, made, labels, self._classes, draws))
-        else:
-            made, labels = self.augmented(rows[mine], view[mine]), self._labels[rows[mine]].to(self.device)
-        return Batch(torch.from_numpy(rows[mine]), made, labels)
+            rows[here] = self.order(int(epoch))[positions[here] % self.count]
+        return rows, epochs % self.fixed if self.fixed else epochs
 
     def augmented(self, rows: NDArray[np.int64], view: NDArray[np.int64]) -> Tensor:
         """View number `view[i]` of image `rows[i]`, before any mixing: uint8 [len(rows), C, H, W]."""
@@ -128,7 +138,7 @@ class Views:
         number = view % self.fixed if self.fixed else view
         if not (self.policy and isinstance(self.policy[-1], MixUp | CutMix)):
             return self.augmented(np.array([row]), np.array([number]))[0]
-        place = view * self.count + int(np.flatnonzero(self._shuffled(view) == row)[0])
+        place = view * self.count + int(np.flatnonzero(self.order(view) == row)[0])
         return self(place // self.batch).images[place % self.batch]
 
     def classmates(self, step: int, labels: Tensor) -> Tensor:
@@ -157,7 +167,8 @@ class Views:
             return torch.from_numpy(self._images[rows]).to(self.device)
         return self._held[torch.from_numpy(rows).to(self.device)]
 
-    def _shuffled(self, epoch: int) -> NDArray[np.int64]:
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """The rows in the order in which `epoch` meets them."""
         if epoch not in self._order:
             self._order = {key: kept for key, kept in self._order.items() if key == epoch - 1}
             self._order[epoch] = self._generator(epoch, ORDER).permutation(self.count)
