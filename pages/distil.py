@@ -109,6 +109,12 @@ with side:
         )
         cells[0].metric("MACs", wording.count(cost["macs"]), border=True, help="Multiply-accumulates for one image.")
         cells[1].metric("ONNX file", wording.size(cost["onnx_bytes"]), border=True)
+        if cost["cache_bytes"]:
+            st.caption(
+                f"Teacher's answers: {wording.size(cost['cache_bytes'])} cache, {cost['cache_ready']:.0%} ready.",
+                help="Kept as the run asks for them. Other students, losses and optimizers with the same images, "
+                "augmentation, batch and seed need no teacher. Delete the cache whenever you like.",
+            )
         if cost["state"] and known_for != asked:
             st.caption(f"This run exists already: it is {cost['state']}.")
             st.page_link("runs.py", label="Open it", icon=":material/open_in_new:", query_params={"run": cost["id"]})

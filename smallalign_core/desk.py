@@ -6,19 +6,22 @@ needed, asks one question at a time over a pipe, and starts it again if it dies.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from smallalign_core import data, execution, preview, tuning
+from smallalign_core import data, preview, teaching, tuning
 from smallalign_core import worth as measuring
 from smallalign_core.errors import BadInput, SmallAlignError, WorkFailed
+from smallalign_core.machine import set_threads
 from smallalign_core.spec import CutMix, DataSpec, MixUp, OfLayers, RunSpec, digest, parse
 from smallalign_core.store import Store
 from smallalign_core.worth import What
@@ -67,7 +70,7 @@ def resolve(store: Store, spec: RunSpec, device: str = "auto") -> RunSpec:
     if isinstance(spec.loss, OfLayers):
         teacher = networks.from_file(store.finished(spec.teachers[0]).weights)
         resolved = resolved.model_copy(update={"loss": losses.place(spec.loss, student, teacher)})
-    execution.teaching([resolved], store, splits, "cpu")
+    teaching.live([resolved], store, splits, "cpu")
     return resolved
 
 
@@ -80,20 +83,37 @@ def submit(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def estimate(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
-    """What a run would cost: parameters, MACs, bytes as ONNX, and seconds from a short probe of the real loop."""
-    import time
+    """What a run would cost: parameters, MACs, bytes as ONNX, and seconds from a short probe of the real loop.
 
+    `cache_bytes` is what the teacher's answers would take on the disk (0: they are not kept), and `cache_ready` what
+    share of them is there.
+    """
     from smallalign_core import export, networks, train
+    from smallalign_core.teacher import Shelf
 
     resolved = resolve(store, parse(spec))
     splits = data.load(resolved.data, store.data_cache)
+    set_threads()
     device = train.pick_device()
-    teacher = execution.teaching([resolved], store, splits, device)
-    training = train.Training([resolved], splits, teacher, device=device)
-    classifier = training.students[0].classifier
-    size = networks.measure(classifier)
-    content = export.to_onnx(classifier)
-    seconds_per_step = _probe(training, time.perf_counter)
+    plan, shelf = teaching.plan([resolved], store, splits, device), Shelf(store.teacher_cache)
+    room = shelf.fitting(plan)[0] if plan else 0
+    ready = shelf.holds(plan) / plan.steps if plan and room else 0.0
+    with contextlib.ExitStack() as held:
+        # The probe must not fill a bank: that would take long, and be kept for a run that nobody started.
+        teacher = (
+            held.enter_context(teaching.of_runs([resolved], store, splits, device))
+            if ready == 1
+            else teaching.live([resolved], store, splits, device)
+        )
+        training = train.Training([resolved], splits, teacher, device=device)
+        classifier = training.students[0].classifier
+        size = networks.measure(classifier)
+        content = export.to_onnx(classifier)
+        seconds = training.steps * _fastest(training.advance)
+        if teacher is not None and plan is not None and room and ready < 1:
+            asked = plan.steps * (1 - ready)  # the other steps will find their answers kept
+            spared = _fastest(lambda: teacher.lesson(training.views, 0)) - _fastest(lambda: training.views(0))
+            seconds -= (training.steps - asked) * spared
     known = store.find(resolved)
     return {
         "id": digest(resolved),
@@ -102,19 +122,21 @@ def estimate(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
         "macs": size.macs,
         "onnx_bytes": len(content),
         "steps": training.steps,
-        "seconds": training.steps * seconds_per_step,
+        "seconds": max(0.0, seconds),
         "device": str(device),
+        "cache_bytes": room,
+        "cache_ready": ready,
     }
 
 
-def _probe(training: Any, clock: Callable[[], float]) -> float:
-    """Seconds a step: the fastest of a few real ones, after one that warms up."""
+def _fastest(work: Callable[[], object]) -> float:
+    """Seconds that `work` takes: the fastest of a few times, after one that warms up."""
     times = []
     for _ in range(PROBE_STEPS):
-        start = clock()
-        training.advance()
-        times.append(clock() - start)
-    return float(min(times[1:] or times))
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
 
 
 def compare(store: Store, teacher: str, student: str, split: str = "test") -> dict[str, Any]:

@@ -12,11 +12,11 @@ import io
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from smallalign_core import data
+from smallalign_core import data, teaching
 from smallalign_core.errors import BadModel, Refused, SmallAlignError, WorkFailed
 from smallalign_core.machine import processor, set_threads
 from smallalign_core.recording import Recording
@@ -153,6 +153,8 @@ class Pupil:
 
     recording: Recording
     before: float = 0.0
+    answered: int = 0
+    taught: Teaching | None = None
     recorded: float = field(default_factory=time.monotonic)
     saved: float = field(default_factory=time.monotonic)
     started: float = field(default_factory=time.monotonic)
@@ -168,6 +170,11 @@ class Pupil:
         """Seconds trained, those before a resume included."""
         return self.before + time.monotonic() - self.started
 
+    @property
+    def teacher_images(self) -> int:
+        """Images that its teacher itself answered, those before a resume included; a cache answers the others."""
+        return self.answered + (self.taught.answered if self.taught else 0)
+
     def end(self, state: State, error: SmallAlignError, reason: str | None = None) -> None:
         """Write why it stopped."""
         self.ended = error
@@ -181,7 +188,7 @@ class Pupil:
         import torch
 
         buffer = io.BytesIO()
-        torch.save({"training": state, "seconds": self.seconds}, buffer)
+        torch.save({"training": state, "seconds": self.seconds, "teacher_images": self.teacher_images}, buffer)
         self.recording.checkpoint(buffer.getvalue(), state["step"])
         self.saved = time.monotonic()
 
@@ -194,7 +201,7 @@ class Pupil:
             return None
         try:
             kept = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
-            self.before = float(kept["seconds"])
+            self.before, self.answered = float(kept["seconds"]), int(kept.get("teacher_images", 0))
             state: dict[str, Any] = kept["training"]
             int(state["step"])
         except (RuntimeError, KeyError, ValueError, EOFError, TypeError) as error:
@@ -245,39 +252,27 @@ class Pupil:
         return {"kind": "epoch", **shown}
 
 
-def teaching(specs: Sequence[RunSpec], store: Store, splits: data.Splits, device: Any) -> Teaching | None:
-    """Who teaches runs that share their views; None if nobody does.
-
-    Raises:
-        UnknownRun, Refused: a teacher is not there, or not finished.
-        BadInput, BadModel: it does not know these classes, or its weights cannot be read.
-    """
-    from smallalign_core import losses, networks
-    from smallalign_core.teacher import Teacher
-
-    spec = next((spec for spec in specs if spec.teacher), None)
-    if spec is None:
-        return None
-    classifiers = [networks.from_file(store.finished(name).weights) for name in spec.teachers]
-    layers = sorted({layer for each in specs for layer in losses.layers(each.loss)[1]})
-    return Teacher(classifiers, splits.classes, device, layers=layers, precision=spec.precision)
-
-
 def assist(run: Run, store: Store, world: World, device: str = "auto") -> None:
     """Help another process, which `execute`s `run`, by taking this process's share of every batch."""
     if world.hear() != OVER:
-        _prepared([run.spec], Setting(store, device, lambda _: None, threading.Event(), world))[0].assist()
+        with _prepared([run.spec], Setting(store, device, lambda _: None, threading.Event(), world)) as (training, _):
+            training.assist()
 
 
-def _prepared(specs: Sequence[RunSpec], setting: Setting) -> tuple[Training, data.Splits]:
+@contextlib.contextmanager
+def _prepared(
+    specs: Sequence[RunSpec], setting: Setting, warn: Callable[[str], None] = log.warning
+) -> Iterator[tuple[Training, data.Splits]]:
     """Data, teacher and students of runs that share their views."""
     from smallalign_core import train
 
     set_threads()
     where = train.pick_device(setting.device)
     splits = data.load(specs[0].data, setting.store.data_cache)
-    teacher = teaching(specs, setting.store, splits, where)
-    return train.Training(specs, splits, teacher, device=where, world=setting.world), splits
+    # Each of several processes sees its share of a batch, and answers are kept for whole ones.
+    bank = setting.world.size == 1
+    with teaching.of_runs(specs, setting.store, splits, where, bank=bank, warn=warn) as taught:
+        yield train.Training(specs, splits, taught, device=where, world=setting.world), splits
 
 
 def _train(pupils: list[Pupil], setting: Setting) -> None:
@@ -286,18 +281,26 @@ def _train(pupils: list[Pupil], setting: Setting) -> None:
     steps = [state["step"] if state else 0 for state in states]
     joined = [index for index, step in enumerate(steps) if step == steps[0]]
     pupils, states = [pupils[index] for index in joined], [states[index] for index in joined]
-    setting.world.say("begin")
-    try:
-        training, splits = _prepared([pupil.run.spec for pupil in pupils], setting)
-        if steps[0]:
-            training.restore(*(state or {} for state in states))
-        _announce(training, pupils)
-        _follow(training, pupils, setting)
-    finally:
-        setting.world.say(OVER)
-    for index, pupil in enumerate(pupils):
-        if pupil.ended is None:
-            pupil.ended = _finish(pupil, setting.store, splits, training, index)
+
+    def warn(message: str) -> None:
+        log.warning(message)
+        for pupil in pupils:
+            pupil.recording.event("warning", steps[0], message=message)
+
+    with contextlib.ExitStack() as held:
+        setting.world.say("begin")
+        try:
+            specs = [pupil.run.spec for pupil in pupils]
+            training, splits = held.enter_context(_prepared(specs, setting, warn))
+            if steps[0]:
+                training.restore(*(state or {} for state in states))
+            _announce(training, pupils)
+            _follow(training, pupils, setting)
+        finally:
+            setting.world.say(OVER)
+        for index, pupil in enumerate(pupils):
+            if pupil.ended is None:
+                pupil.ended = _finish(pupil, setting.store, splits, training, index)
 
 
 def _announce(training: Training, pupils: Sequence[Pupil]) -> None:
@@ -308,6 +311,7 @@ def _announce(training: Training, pupils: Sequence[Pupil]) -> None:
 
     for pupil, student in zip(pupils, training.students, strict=True):
         size = networks.measure(student.classifier)
+        pupil.taught = training.teacher if pupil.run.spec.teacher else None
         facts = {
             "device": _named(training.device),
             "threads": torch.get_num_threads(),
@@ -316,6 +320,7 @@ def _announce(training: Training, pupils: Sequence[Pupil]) -> None:
             "macs": size.macs,
             "steps": training.steps,
             "together": len(pupils),
+            "teacher": pupil.taught and ("live" if pupil.taught.live else "cache"),
         }
         pupil.started = pupil.saved = pupil.recorded = time.monotonic()
         pupil.recording.say(**facts)
@@ -342,6 +347,8 @@ def _follow(training: Training, pupils: Sequence[Pupil], setting: Setting) -> No
             continue
         if isinstance(event, train.Progress):
             setting.observe(pupil.progress(event))
+        elif isinstance(event, train.Waiting):
+            setting.observe({"kind": "waiting", "step": event.step, "share": event.share})
         else:
             setting.observe(pupil.epoch(event))
         asked = pupil.run.asked or ("pause" if setting.stop.is_set() else None)
@@ -399,6 +406,7 @@ def _finish(pupil: Pupil, store: Store, splits: data.Splits, training: Training,
     if run.spec.teacher and training.teacher:
         close = fidelity(training.teacher.on(splits.val), val_logits)
         result["fidelity"] = {"agreement": close.agreement, "kl": close.kl}
+        result |= {"teacher": "live" if training.teacher.live else "cache", "teacher_images": pupil.teacher_images}
     pupil.recording.event("finished", training.step, accuracy=result["test"]["accuracy"])
     pupil.recording.finish(weights, result)
     log.info("run %s: test accuracy %.4f", run.name, result["test"]["accuracy"])

@@ -27,7 +27,7 @@ class Check:
 
 def examine(store: Store) -> list[Check]:
     """All checks, in the order in which a person would mend them."""
-    return [_python(), *_packages(), _device(), _room(store), *_runs(store)]
+    return [_python(), *_packages(), _device(), _room(store), _bank(store), *_runs(store)]
 
 
 def _python() -> Check:
@@ -56,6 +56,18 @@ def _room(store: Store) -> Check:
     there = next(path for path in (store.root, *store.root.resolve().parents) if path.exists())
     free = shutil.disk_usage(there).free / 1024**3
     return Check("disk", free > 1, f"{free:.1f} GB free at {there}")
+
+
+def _bank(store: Store) -> Check:
+    from smallalign_core.teacher import Shelf
+
+    try:
+        shelf = Shelf(store.teacher_cache)
+    except SmallAlignError as error:
+        return Check("teachers' answers", False, str(error))
+    count, size, limit = len(shelf.kept()), shelf.size / 1024**2, shelf.limit / 1024**2
+    found = f"{count} kept, {size:,.1f} of {limit:,.0f} MB (SMALLALIGN_CACHE_GB); to free them delete {shelf.root}"
+    return Check("teachers' answers", True, found)
 
 
 def _runs(store: Store) -> list[Check]:

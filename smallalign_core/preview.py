@@ -149,7 +149,7 @@ def epoch(
     splits = _splits(store, data_source)
     train = splits.train
     made = _made(policy, splits, train, batch, seed, strength, epoch)
-    rows = made.shuffled(epoch)[:images]
+    rows = made.order(epoch)[:images]
     met = [made.met(int(row), epoch) for row in rows]
     labels = [train.classes[train.labels[row]] for row in rows]
     mixed = [_mixture(label.numpy(), train.classes) for _, label in met]

@@ -209,6 +209,10 @@ class Store:
     def data_cache(self) -> Path:
         return self.root / "cache" / "data"
 
+    @property
+    def teacher_cache(self) -> Path:
+        return self.root / "cache" / "teacher"
+
     def zoo(self) -> list[Run]:
         """The starter models: the store's own, and those that ship with SmallAlign."""
         folders: dict[str, Path] = {}

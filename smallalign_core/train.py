@@ -79,7 +79,16 @@ class Stopped:
     error: Diverged
 
 
-Event = Progress | Validated | Stopped
+@dataclass(frozen=True)
+class Waiting:
+    """A student waits for its teacher, who answers more than the next batch; `share` of that is done."""
+
+    student: int
+    step: int
+    share: float
+
+
+Event = Progress | Validated | Stopped | Waiting
 
 
 @dataclass
@@ -195,6 +204,11 @@ class Training:
         count, batch = len(self.splits.train), self.views.batch
         reported, since = time.monotonic(), self.step
         while self.step < self.steps and any(student.learns for student in self.students):
+            for waiting in self._waiting():
+                yield waiting
+                reported, since = time.monotonic(), self.step
+            if not any(student.learns for student in self.students):
+                return
             self.advance()
             now = time.monotonic()
             epoch_ended = self.step * batch // count > (self.step - 1) * batch // count or self.step == self.steps
@@ -216,6 +230,20 @@ class Training:
                         events.append(Stopped(index, self.step, error))
             yield from events
             reported, since = time.monotonic(), self.step
+
+    def _waiting(self) -> Iterator[Waiting]:
+        """Let the caller stop while the teacher answers more than one batch; nothing changed since the last step."""
+        said = -float("inf")
+        for share in self.teacher.prepare(self.views, self.step) if self.teacher else ():
+            if time.monotonic() - said < REPORT_SECONDS:
+                continue
+            for index, student in enumerate(self.students):
+                student.sums = {}  # a checkpoint made now must not count these losses to later steps
+                if student.learns:
+                    yield Waiting(index, self.step, share)
+            if not any(student.learns for student in self.students):
+                return
+            said = time.monotonic()
 
     def drop(self, student: int) -> None:
         """Let one student rest; the others go on."""

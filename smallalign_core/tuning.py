@@ -6,11 +6,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from smallalign_core import data
-from smallalign_core.execution import teaching
 from smallalign_core.files import read_json, write_json
 from smallalign_core.machine import processor
 from smallalign_core.spec import RunSpec, digest
 from smallalign_core.store import Store
+from smallalign_core.teaching import live
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +55,7 @@ def _faster(spec: RunSpec, store: Store, splits: data.Splits, device: torch.devi
 
     def prepared(name: str) -> Training:
         chosen = spec.model_copy(update={"precision": name})
-        return train.Training([chosen], splits, teaching([chosen], store, splits, device), device=device)
+        return train.Training([chosen], splits, live([chosen], store, splits, device), device=device)
 
     first = prepared("fp32")
     macs = networks.measure(first.students[0].classifier).macs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -15,14 +15,31 @@ from smallalign_core.errors import BadInput, BadSpec
 from smallalign_core.evaluate import logits_of
 from smallalign_core.losses import Answer, answer
 from smallalign_core.networks import Classifier
+from smallalign_core.teacher._bank import Bank as Bank
+from smallalign_core.teacher._chunk import rounded
+from smallalign_core.teacher._shelf import Plan as Plan
+from smallalign_core.teacher._shelf import Shelf as Shelf
+from smallalign_core.teacher._shelf import plan as plan
 from smallalign_core.views import Batch, Views
-
-LARGEST = 60_000.0
-"""Half precision ends at 65,504."""
 
 
 class Teaching(Protocol):
-    """Whoever can say what a step's images are and what the teacher says to them: live, or from a cache."""
+    """Whoever can say what a step's images are and what the teacher says to them: live, or from a cache.
+
+    Attributes:
+        answered: images that the teacher itself has answered so far.
+        live: whether it answers everything itself.
+    """
+
+    @property
+    def answered(self) -> int: ...
+
+    @property
+    def live(self) -> bool: ...
+
+    def prepare(self, views: Views, step: int) -> Iterator[float]:
+        """Do what `lesson` would keep the caller waiting for; yields how far it is, 0..1. The caller may stop."""
+        ...
 
     def lesson(self, views: Views, step: int) -> tuple[Batch, Answer]:
         """The batch of `step`, and the answer to it."""
@@ -75,9 +92,11 @@ class Teacher:
             )
         self._classifiers = [classifier.eval().requires_grad_(False).to(device) for classifier in several]
         self._layers, self._precision, self._device = tuple(layers), precision, torch.device(device)
+        self.answered, self.live = 0, True
 
     def answer(self, images: Tensor) -> Answer:
         """The answer to uint8 images [N, channels, H, W]; its logits are float32 [N, C]."""
+        self.answered += len(images)
         with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._precision == "bf16"):
             said = [answer(classifier, images, self._layers) for classifier in self._classifiers]
             features = {path: made.float() for path, made in said[0].features.items()}
@@ -87,6 +106,10 @@ class Teacher:
         """Logits float32 [N, C] of uint8 images [N, channels, H, W]."""
         return self.answer(images).logits
 
+    def prepare(self, views: Views, step: int) -> Iterator[float]:  # noqa: ARG002
+        """Nothing: it answers each batch as it comes."""
+        return iter(())
+
     def lesson(self, views: Views, step: int) -> tuple[Batch, Answer]:
         """The batch of `step`, and the answer to it."""
         batch = views(step)
@@ -94,6 +117,7 @@ class Teacher:
 
     def on(self, images: ImageSet) -> NDArray[np.float32]:
         """Logits [N, C] of images as they are, in full precision."""
+        self.answered += len(images)
         found = [torch.from_numpy(logits_of(one, images, device=self._device)) for one in self._classifiers]
         return averaged(found).numpy()
 
@@ -103,11 +127,6 @@ def averaged(logits: Sequence[Tensor]) -> Tensor:
     if len(logits) == 1:
         return logits[0]
     return torch.stack([one.log_softmax(1) for one in logits]).logsumexp(0) - float(np.log(len(logits)))
-
-
-def rounded(logits: Tensor) -> Tensor:
-    """Logits as a half-precision cache gives them back."""
-    return logits.clamp(-LARGEST, LARGEST).half().float()
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -90,17 +90,34 @@ class Views:
         self._drawn: dict[tuple[int, int], NDArray[np.float64]] = {}
         self._order: dict[int, NDArray[np.int64]] = {}
 
-    def __call__(self, step: int) -> Batch:
-        """The batch of `step`, counted from 0."""
-        rows, view = self._placed(step)
+    def __call__(self, step: int, made: Tensor | None = None) -> Batch:
+        """The batch of `step`, counted from 0.
+
+        Args:
+            made: its images before any mixing, where they were kept; without them they are made now.
+        """
+        rows, view = self.dealt(step)
         mine = self._share
         if self.policy and isinstance(last := self.policy[-1], MixUp | CutMix):
-            made, labels = self.augmented(rows, view), self._labels[rows].to(self.device)
+            images = self.augmented(rows, view) if made is None else made
+            labels = self._labels[rows].to(self.device)
             draws = self._generator(step, MIX).random((self.batch, _mix.COLUMNS))
-            made, labels = (whole[mine] for whole in _mix.mixed(last, made, labels, self._classes, draws))
+            images, labels = (whole[mine] for whole in _mix.mixed(last, images, labels, self._classes, draws))
         else:
-            made, labels = self.augmented(rows[mine], view[mine]), self._labels[rows[mine]].to(self.device)
-        return Batch(torch.from_numpy(rows[mine]), made, labels)
+            images = self.augmented(rows[mine], view[mine]) if made is None else made[mine]
+            labels = self._labels[rows[mine]].to(self.device)
+        return Batch(torch.from_numpy(rows[mine]), images, labels)
+
+    def dealt(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Whose turn it is at `step`: the rows int64 [B] and the number of the view of each."""
+        first = step * self.batch
+        positions = np.arange(first, first + self.batch)
+        epochs = positions // self.count
+        rows = np.empty(self.batch, np.int64)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            rows[here] = self.order(int(epoch))[positions[here] % self.count]
+        return rows, epochs % self.fixed if self.fixed else epochs
 
     def augmented(self, rows: NDArray[np.int64], view: NDArray[np.int64]) -> Tensor:
         """View number `view[i]` of image `rows[i]`, before any mixing: uint8 [len(rows), C, H, W]."""
@@ -125,30 +142,13 @@ class Views:
         number = view % self.fixed if self.fixed else view
         if not (self.policy and isinstance(last := self.policy[-1], MixUp | CutMix)):
             return self.augmented(np.array([row]), np.array([number]))[0], self._labels[row]
-        step, place = divmod(view * self.count + int(np.flatnonzero(self.shuffled(view) == row)[0]), self.batch)
-        rows, views = self._placed(step)
+        step, place = divmod(view * self.count + int(np.flatnonzero(self.order(view) == row)[0]), self.batch)
+        rows, views = self.dealt(step)
         draws = self._generator(step, MIX).random((self.batch, _mix.COLUMNS))
         pair = np.array([place, _mix.partners(draws)[place]])  # of two images each is the other's partner
         made, labels = self.augmented(rows[pair], views[pair]), self._labels[rows[pair]].to(self.device)
         made, labels = _mix.mixed(last, made, labels, self._classes, draws[pair])
         return made[0], labels[0]
-
-    def shuffled(self, epoch: int) -> NDArray[np.int64]:
-        """The rows of all images, in the order in which `epoch` (from 0) meets them."""
-        if epoch not in self._order:
-            self._order = {key: kept for key, kept in self._order.items() if key == epoch - 1}
-            self._order[epoch] = self._generator(epoch, ORDER).permutation(self.count)
-        return self._order[epoch]
-
-    def _placed(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The images of `step` and the number of the view of each, both [batch]."""
-        positions = np.arange(step * self.batch, (step + 1) * self.batch)
-        epochs = positions // self.count
-        rows = np.empty(self.batch, np.int64)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            rows[here] = self.shuffled(int(epoch))[positions[here] % self.count]
-        return rows, epochs % self.fixed if self.fixed else epochs
 
     def classmates(self, step: int, labels: Tensor) -> Tensor:
         """For each image of the batch of `step` another one of its class, drawn anew at each step.
@@ -175,6 +175,13 @@ class Views:
         if self._held is None:
             return torch.from_numpy(self._images[rows]).to(self.device)
         return self._held[torch.from_numpy(rows).to(self.device)]
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """The rows in the order in which `epoch` meets them."""
+        if epoch not in self._order:
+            self._order = {key: kept for key, kept in self._order.items() if key == epoch - 1}
+            self._order[epoch] = self._generator(epoch, ORDER).permutation(self.count)
+        return self._order[epoch]
 
     def _uniform(self, view: int, stream: int) -> NDArray[np.float64]:
         """[images, columns] uniform numbers in [0, 1): those of all images for one view and one part of the policy."""

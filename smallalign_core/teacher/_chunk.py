@@ -1,0 +1,147 @@
+"""Chunks: the teacher's answers to some steps in a row, and the files that keep them and notice damage."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+from torch import Tensor
+
+LARGEST = 60_000.0
+"""Half precision ends at 65,504."""
+
+SEAL = 32
+"""Bytes of the SHA-256 at the end of each file."""
+
+
+class Damaged(Exception):
+    """A file does not hold what was written into it."""
+
+
+def rounded(logits: Tensor) -> Tensor:
+    """Logits as half precision gives them back."""
+    return logits.clamp(-LARGEST, LARGEST).half().float()
+
+
+def sealed(content: bytes, salt: str) -> bytes:
+    """`content` and a SHA-256 of it and of `salt`, which names the file: a file in another's place is damaged too."""
+    return content + hashlib.sha256(salt.encode() + content).digest()
+
+
+def opened(file: Path, salt: str) -> NDArray[np.uint8]:
+    """The bytes of a sealed file, memory-mapped.
+
+    Raises:
+        FileNotFoundError: there is none.
+        Damaged: it was cut short or changed.
+    """
+    try:
+        whole = np.memmap(file, np.uint8, "r")
+    except ValueError:
+        raise Damaged(f"{file.name} is empty") from None
+    digest = hashlib.sha256(salt.encode())
+    digest.update(whole[:-SEAL].data)
+    if whole[-SEAL:].tobytes() != digest.digest():
+        raise Damaged(f"{file.name} is not what was written")
+    return whole[:-SEAL]
+
+
+def fingerprint(images: Tensor) -> int:
+    """64 bits of the pixels of uint8 images, as the teacher is shown them."""
+    pixels = np.ascontiguousarray(images.cpu().numpy())
+    return int.from_bytes(hashlib.blake2b(pixels.data, digest_size=8).digest(), "little")
+
+
+@dataclass
+class Chunk:
+    """Answers to the first `steps` of its steps; the arrays may have room for more.
+
+    Attributes:
+        logits: float16 [steps x batch, classes].
+        prints: uint64 [steps], the fingerprint of each step's pixels.
+        images: uint8 [steps x batch, C, H, W], augmented and not yet mixed; None where they are made anew each time.
+        saved: steps that a file has.
+    """
+
+    logits: NDArray[np.float16]
+    prints: NDArray[np.uint64]
+    images: NDArray[np.uint8] | None
+    steps: int = 0
+    saved: int = 0
+
+    @classmethod
+    def empty(cls, steps: int, batch: int, classes: int, shape: tuple[int, int, int] | None) -> Chunk:
+        """Room for so many steps; `shape` is that of an image, if images are kept."""
+        images = np.empty((steps * batch, *shape), np.uint8) if shape else None
+        return cls(np.empty((steps * batch, classes), np.float16), np.empty(steps, np.uint64), images)
+
+    def roomy(self, steps: int, batch: int) -> Chunk:
+        """The same with room for `steps`, in memory."""
+        if len(self.prints) >= steps:
+            return self
+        shape = None if self.images is None else self.images.shape[1:]
+        grown = Chunk.empty(steps, batch, self.logits.shape[1], shape)
+        grown.steps, grown.saved = self.steps, self.saved
+        for old, new in ((self.logits, grown.logits), (self.prints, grown.prints), (self.images, grown.images)):
+            if old is not None and new is not None:
+                new[: len(old)] = old
+        return grown
+
+    def add(self, logits: Tensor, pixels: Tensor, made: Tensor) -> None:
+        """Take in the next step: the answers to `pixels`, and the images `made` before any mixing."""
+        rows = slice(self.steps * len(logits), (self.steps + 1) * len(logits))
+        self.logits[rows] = logits.clamp(-LARGEST, LARGEST).half().cpu().numpy()
+        self.prints[self.steps] = fingerprint(pixels)
+        if self.images is not None:
+            self.images[rows] = made.cpu().numpy()
+        self.steps += 1
+
+    def answers(self) -> bytes:
+        """Logits and fingerprints as a file holds them."""
+        rows = self.steps * (len(self.logits) // len(self.prints))
+        return self.logits[:rows].tobytes() + self.prints[: self.steps].tobytes()
+
+
+def read_answers(file: Path, salt: str, batch: int, classes: int) -> Chunk:
+    """What `Chunk.answers` was sealed into `file`.
+
+    Raises:
+        FileNotFoundError, Damaged: it is not there; it was cut short or changed.
+    """
+    content = opened(file, salt)
+    steps, rest = divmod(len(content), step_bytes(batch, classes))
+    if rest or not steps:
+        raise Damaged(f"{file.name} holds no whole number of steps")
+    rows = steps * batch
+    logits = content[: rows * classes * 2].view(np.float16).reshape(rows, classes)
+    return Chunk(logits, content[rows * classes * 2 :].view(np.uint64), None, steps, steps)
+
+
+def read_array(file: Path, salt: str, shape: tuple[int, ...], kind: DTypeLike) -> NDArray[Any]:
+    """The array of `shape` that was sealed into `file`.
+
+    Raises:
+        FileNotFoundError, Damaged: it is not there; it was cut short or changed, or is of another shape.
+    """
+    content, wanted = opened(file, salt), math.prod(shape) * np.dtype(kind).itemsize
+    if len(content) < wanted:
+        raise Damaged(f"{file.name} holds too little")
+    return content[:wanted].view(kind).reshape(shape)
+
+
+def step_bytes(batch: int, classes: int) -> int:
+    """Bytes that a step takes in a file of answers."""
+    return batch * classes * 2 + 8
+
+
+def steps_in(file: Path, batch: int, classes: int) -> int:
+    """How many steps a file of answers holds by its size; 0 where there is none."""
+    try:
+        return max(0, file.stat().st_size - SEAL) // step_bytes(batch, classes)
+    except OSError:
+        return 0
