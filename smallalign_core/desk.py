@@ -54,7 +54,7 @@ def resolve(store: Store, spec: RunSpec, device: str = "auto") -> RunSpec:
 
     What would fail after minutes in the queue is refused now: data, device, policy, teacher and network are all tried.
     """
-    from smallalign_core import networks, train
+    from smallalign_core import foreign, networks, train
     from smallalign_core import views as viewing
 
     where = train.pick_device(device)
@@ -152,9 +152,8 @@ def views(
     """
     import numpy as np
 
-    from smallalign_core import networks, risk
+    from smallalign_core import foreign, risk
     from smallalign_core import views as viewing
-    from smallalign_core.compare import refuse_other_classes
 
     asked = parse_policy(policy)
     if not 1 <= images <= 64 or not 1 <= draws <= 64 or first < 0 or not 2 <= batch <= 65_536 or seed < 0:
@@ -173,8 +172,7 @@ def views(
     shown = np.concatenate([originals[:, None], np.array(seen_later)], axis=1)
     said, report = None, None
     if teacher is not None:
-        judge = networks.from_file(store.finished(teacher).weights)
-        refuse_other_classes(judge.classes, splits.classes)
+        judge = foreign.classifier(store.finished(teacher), splits.classes)
         said = risk.said(judge, shown)
         looked, seen = risk.sample(splits)
         # At strength 0 there is no part to judge.
@@ -211,6 +209,17 @@ def worth(store: Store, spec: dict[str, Any], what: What, seeds: int = 3, start:
     return {**found.as_dict(), "words": found.words(), "spec": resolved.model_dump(mode="json")}
 
 
+def preflight(store: Store, teacher: str, data_source: str | dict[str, Any] | None = None) -> dict[str, Any]:
+    """Is a finished run or an import worth learning from, on the validation images of this data? Also in `words`."""
+    from smallalign_core import preflight as looking
+
+    spec = DataSpec.model_validate({"source": data_source}) if isinstance(data_source, str) else None
+    if isinstance(data_source, dict):
+        spec = DataSpec.model_validate(data_source)
+    found = looking.preflight(store.finished(teacher), store, spec)
+    return found.as_dict() | {"words": found.words()}
+
+
 def _from_all_classes(labels: list[int], wanted: int) -> list[int]:
     """Rows of the first image of each class, then of the second of each, until there are enough."""
     met: Counter[int] = Counter()
@@ -238,6 +247,7 @@ QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "bundle": bundle,
     "views": views,
     "worth": worth,
+    "preflight": preflight,
 }
 
 

@@ -252,13 +252,13 @@ def teaching(specs: Sequence[RunSpec], store: Store, splits: data.Splits, device
         UnknownRun, Refused: a teacher is not there, or not finished.
         BadInput, BadModel: it does not know these classes, or its weights cannot be read.
     """
-    from smallalign_core import losses, networks
+    from smallalign_core import foreign, losses
     from smallalign_core.teacher import Teacher
 
     spec = next((spec for spec in specs if spec.teacher), None)
     if spec is None:
         return None
-    classifiers = [networks.from_file(store.finished(name).weights) for name in spec.teachers]
+    classifiers = [foreign.classifier(store.finished(name), splits.classes) for name in spec.teachers]
     layers = sorted({layer for each in specs for layer in losses.layers(each.loss)[1]})
     return Teacher(classifiers, splits.classes, device, layers=layers, precision=spec.precision)
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import BadSpec
 from smallalign_core.evaluate import log_softmax, wilson
-from smallalign_core.networks import Classifier
+from smallalign_core.networks import Answering
 from smallalign_core.spec import Augment, CutMix, MixUp
 from smallalign_core.views import Views, scaled
 
@@ -151,7 +151,7 @@ def sample(splits: Splits, *, least: int = LEAST, most: int = MOST) -> tuple[Ima
 
 
 def assess(
-    teacher: Classifier,
+    teacher: Answering,
     policy: tuple[Augment, ...],
     images: ImageSet,
     *,
@@ -213,7 +213,7 @@ def assess(
 
 
 def _answers(
-    teacher: Classifier,
+    teacher: Answering,
     policy: tuple[Augment, ...],
     images: ImageSet,
     seed: int,
@@ -234,7 +234,7 @@ def _answers(
     return np.exp(log_softmax(np.concatenate(found))).reshape(draws, len(images), -1)
 
 
-def said(teacher: Classifier, shown: NDArray[np.uint8]) -> list[list[dict[str, Any]]]:
+def said(teacher: Answering, shown: NDArray[np.uint8]) -> list[list[dict[str, Any]]]:
     """The teacher's class and confidence for each image of uint8 [rows, columns, C, H, W]."""
     with torch.no_grad():
         logits = teacher.eval()(torch.from_numpy(shown.reshape(-1, *shown.shape[2:]))).float().numpy()
