@@ -54,7 +54,7 @@ def resolve(store: Store, spec: RunSpec, device: str = "auto") -> RunSpec:
 
     What would fail after minutes in the queue is refused now: data, device, policy, teacher and network are all tried.
     """
-    from smallalign_core import foreign, networks, train
+    from smallalign_core import networks, train
     from smallalign_core import views as viewing
 
     where = train.pick_device(device)

@@ -1,13 +1,16 @@
 """Classifiers that were made elsewhere: ONNX files in the store, run by ONNX Runtime, their classes matched by name.
 
-`classifier` opens any finished run or import for given classes, ready to be a teacher. The jail has looked at the file before;
-from then on ONNX Runtime runs it in this process, from bytes (so no other file can be read) whose SHA-256 is checked.
+`classifier` opens any finished run or import for given classes, ready to be a teacher. The jail has looked at the file
+before; from then on ONNX Runtime runs it here, from bytes (so no other file can be read) whose SHA-256 is checked.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +26,10 @@ from torch import Tensor, nn
 from smallalign_core import data, jail, networks
 from smallalign_core.errors import BadInput, BadModel
 from smallalign_core.evaluate import fit_temperature, logits_of, score
+from smallalign_core.files import write_folder, write_json
 from smallalign_core.networks import Answering
 from smallalign_core.spec import DataSpec, Import, id_of
-from smallalign_core.store import Run, Store
+from smallalign_core.store import SCHEMA, Run, Store
 
 CHUNK = 128  # images that a file of any batch gets at once
 FLOOR = 1e-8  # of probabilities, before their logarithm
@@ -241,7 +245,22 @@ def bring(
         how = how.model_copy(update={"answers": "probabilities"})
     asked = OnnxClassifier(content, how)
     mapped = Selected(asked, columns_of(how.classes, splits.classes), splits.classes)
-    return store.take(how, content, _scored(mapped, how, splits, facts, store))
+    return _kept(store, how, content, _scored(mapped, how, splits, facts, store))
+
+
+def _kept(store: Store, how: Import, content: bytes, result: dict[str, Any]) -> Run:
+    """The import's folder, beside those of runs; it arrives whole."""
+    run = Run(store.root / "runs" / id_of(how))
+    part = run.folder.with_name(f".importing-{run.name}-{os.getpid()}")
+    try:
+        write_folder(part, {"model.onnx": content})
+        write_json(part / "import.json", {"schema": SCHEMA, "import": how.model_dump(mode="json")})
+        write_json(part / "result.json", {"schema": SCHEMA, "id": run.name, **result})
+        with contextlib.suppress(OSError):  # it is there already: an equal import is the same
+            part.rename(run.folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return run
 
 
 def _checked(found: dict[str, Any]) -> Import:

@@ -37,8 +37,8 @@ from filelock import FileLock, Timeout
 
 from smallalign_core import data, jail
 from smallalign_core.errors import BadModel, Refused, SmallAlignError, UnknownRun
-from smallalign_core.files import append, is_held, read_json, write, write_folder, write_json
-from smallalign_core.spec import Borrowed, DataSpec, Import, RunSpec, digest, id_of, parse, read, title
+from smallalign_core.files import append, is_held, read_json, write, write_json
+from smallalign_core.spec import Borrowed, DataSpec, Import, RunSpec, digest, parse, read, title
 
 SHIPPED_ZOO = Path(__file__).resolve().parents[1] / "models" / "zoo"
 SCHEMA = 1
@@ -369,19 +369,6 @@ class Store:
             write_json(run.folder / "spec.json", {"schema": SCHEMA, "spec": spec.model_dump(mode="json")})
         if not is_held(run.folder / "lock"):
             (run.folder / "request").unlink(missing_ok=True)  # asked of an attempt that is over
-        return run
-
-    def take(self, imported: Import, content: bytes, result: dict[str, Any]) -> Run:
-        """Keep a classifier that was made elsewhere: its file, how it is used, and its scores. It arrives whole."""
-        run = Run(self.root / "runs" / id_of(imported))
-        part = run.folder.with_name(f".importing-{run.name}-{os.getpid()}")
-        _check_room(self.root, 50 * 1024**2 + len(content))
-        write_folder(part, {"model.onnx": content})
-        write_json(part / "import.json", {"schema": SCHEMA, "import": imported.model_dump(mode="json")})
-        write_json(part / "result.json", {"schema": SCHEMA, "id": run.name, **result})
-        with contextlib.suppress(OSError):  # it is there already: an equal import is the same
-            part.rename(run.folder)
-        shutil.rmtree(part, ignore_errors=True)
         return run
 
     def submit(self, spec: RunSpec) -> Run:

@@ -7,10 +7,10 @@ takes raw pixels, and a browser needs no preprocessing of its own.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, assert_never
+from typing import Any, Self, assert_never
 
 import torch
 import torch.nn.functional as F
@@ -85,6 +85,10 @@ class Classifier(Answering):
             self.body.eval()
             self._probe[0].train(mode)
         return self
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As every module's, for plain mappings too: checkpoints and safetensors keep no versions of layers."""
+        return super().load_state_dict(_borrowed.as_saved_by(self, state_dict), strict, assign)
 
     def prepare(self, images: Tensor, *, always_resize: bool = False) -> Tensor:
         """What the body sees: float32, resized, channels matched, normalised.

@@ -7,7 +7,8 @@ import difflib
 import hashlib
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -173,8 +174,15 @@ def _start_from(
     else:
         heads = set()
     _refuse_others(spec, given, {name: tensor for name, tensor in wanted.items() if name not in heads})
-    network.load_state_dict(given, strict=False)
+    network.load_state_dict(as_saved_by(network, given), strict=False)
     return normal
+
+
+def as_saved_by(network: nn.Module, tensors: Mapping[str, Any]) -> OrderedDict[str, Any]:
+    """Tensors with the versions that `network` writes beside its own: MNASNet refuses a state dict without."""
+    given = OrderedDict(tensors)
+    given._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]
+    return given
 
 
 def _refuse_others(spec: Borrowed, given: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
