@@ -59,7 +59,10 @@ def resolve(store: Store, spec: RunSpec, device: str = "auto") -> RunSpec:
 
     where = train.pick_device(device)
     splits = data.load(spec.data, store.data_cache)
-    resolved = store.resolve(spec, splits, tuning.precision(spec, store, splits, where))
+    resolved = store.resolve(
+        spec, splits, spec.precision
+    )  # first: weights to start from pass the jail before they load
+    resolved = resolved.model_copy(update={"precision": tuning.precision(resolved, store, splits, where)})
     execution.teaching([resolved], store, splits, "cpu")
     plain = [0.5] * splits.shape[0]
     networks.build(spec.network, splits.classes, splits.shape, mean=plain, std=plain)

@@ -365,10 +365,7 @@ def looping() -> bytes:
         ],
         [helper.make_tensor_value_info("on", TensorProto.BOOL, [])],
     )
-    many, true = (
-        numpy_helper.from_array(np.array(2**62), "many"),
-        numpy_helper.from_array(np.array(True), "true"),
-    )
+    many, true = (numpy_helper.from_array(np.array(value), name) for value, name in ((2**62, "many"), (True, "true")))
     return bomb(
         [helper.make_node("Loop", ["many", "true"], [], body=body), helper.make_node("Identity", ["x"], ["y"])],
         [many, true],
