@@ -64,7 +64,7 @@ with form:
     with st.expander("More: fixed views, optimizer, schedule, precision"):
         more = forms.part(RunSpec, key=KEY, without=HERE)
     with st.expander("More: how the images are divided and sized"):
-        divided = forms.part(DataSpec, key=f"{KEY}.data", without=("source", "fingerprint"))
+        divided = forms.part(DataSpec, key=f"{KEY}.data", without=("source",))
 
 with side:
     st.subheader("Start")

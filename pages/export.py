@@ -6,7 +6,7 @@ from pages.ui import backstage, browser, listing, picks, proof, wording
 
 store = backstage.store()
 st.title("Export")
-found = listing.finished(store)
+found = [row for row in listing.finished(store) if not row.imported]
 if not found:
     st.info("Nothing is trained yet, so there is nothing to export. One click on Home makes a student.")
     st.page_link("home.py", label="Distil a student now", icon=":material/play_arrow:")

@@ -21,13 +21,15 @@ from smallalign_core.spec import DataSpec, read_policy
 from smallalign_core.store import Store
 from smallalign_core.verbs import MODELS, DeviceOption, JsonOption, Reference, StoreOption, answer, percent
 from smallalign_core.verbs.runs import app as runs_app
+from smallalign_core.verbs.teaching import convert, import_, preflight
 from smallalign_core.verbs.training import submit, train, worth
 
 app = typer.Typer(
     help="SmallAlign: distil, compare and ship small image classifiers.", no_args_is_help=True, add_completion=False
 )
-for verb in (train, submit, worth):
+for verb in (train, submit, worth, preflight, convert):
     app.command()(verb)
+app.command("import")(import_)
 app.add_typer(runs_app, name="runs")
 
 
@@ -115,16 +117,15 @@ def evaluate(
     json: JsonOption = False,
 ) -> None:
     """Accuracy, likelihood, calibration and recall per class, on the test images."""
-    from smallalign_core import compare, networks
+    from smallalign_core import foreign
     from smallalign_core.evaluate import logits_of, score
 
     place = Store(store)
     worker.set_threads()
     run = place.finished(reference)
-    classifier = networks.from_file(run.weights)
-    spec = run.spec.data if data_source is None else DataSpec(source=data_source)
+    spec = run.data if data_source is None else DataSpec(source=data_source)
     splits = data.load(spec, place.data_cache)
-    compare.refuse_other_classes(classifier.classes, splits.classes)
+    classifier = foreign.classifier(run, splits.classes)
     place.count_test_look(splits.fingerprint, run.id, "evaluate")
     found = score(logits_of(classifier, splits.test), splits.test.labels, splits.classes)
     value = {"run": run.id, "data": spec.source, **found.as_dict(), "test_looks": place.test_looks(splits.fingerprint)}

@@ -6,7 +6,7 @@ import os
 import shutil
 
 from smallalign_core.files import write, write_json
-from smallalign_core.spec import to_yaml
+from smallalign_core.spec import Import, to_yaml
 from smallalign_core.store import Run, Store
 
 
@@ -39,8 +39,28 @@ To make it again (equal weights on an equal processor with the same number of th
 """
 
 
+def card_of_import(run: Run, how: Import, name: str) -> str:
+    """Markdown of an imported classifier's card; every number was computed when it was imported."""
+    result = run.result or {}
+    test = result["test"]
+    return f"""# {name}
+
+`{how.file}`, an ONNX classifier that was made elsewhere.
+
+| | |
+|---|---|
+| input | {how.dtype}, {how.layout}, {how.channels} channels, size {how.size or "any"}, batch {how.batch or "any"} |
+| preprocessing | {"its own" if how.dtype == "uint8" else f"(pixel / 255 * {how.white:g} - {how.mean}) / {how.std}"} |
+| classes | {len(how.classes)}: {", ".join(how.classes[:20])}{", …" if len(how.classes) > 20 else ""} |
+| parameters | {result["params"]:,} ({result["bytes"]:,} bytes) |
+| test accuracy | **{test["accuracy"]:.2%}** on {test["images"]:,} images (95 % interval {test["accuracy_low"]:.2%} to {test["accuracy_high"]:.2%}) of {how.data.source} |
+| data fingerprint | `{how.data.fingerprint}` |
+| file (SHA-256) | `{how.sha256}` |
+"""
+
+
 def keep(run: Run, store: Store, name: str) -> Run:
-    """Keep a finished run in the zoo under a name: spec, weights, result and card.
+    """Keep a finished run, or an import, in the zoo under a name: what it is, weights, result and card.
 
     Raises:
         Refused: the name is taken or not a name.
@@ -49,6 +69,12 @@ def keep(run: Run, store: Store, name: str) -> Run:
     part = folder.with_name(f".keeping-{name}-{os.getpid()}")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
+    if run.imported is not None:
+        for file in (run.record, run.weights, run.folder / "result.json"):
+            write(part / file.name, file.read_bytes())
+        write(part / "card.md", card_of_import(run, run.imported, name))
+        part.rename(folder)
+        return Run(folder)
     spec = store.named(run.spec)
     write(part / "spec.yaml", to_yaml(spec))
     write(part / "weights.safetensors", run.weights.read_bytes())

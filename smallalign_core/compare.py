@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smallalign_core import data, networks
+from smallalign_core import data, foreign
 from smallalign_core.data import ImageSet
-from smallalign_core.errors import BadInput
 from smallalign_core.evaluate import Scores, divergence, log_softmax, logits_of, score, wilson
 from smallalign_core.files import write
 from smallalign_core.store import Run, Store
@@ -80,36 +79,19 @@ class Comparison:
 
 
 def compare(teacher: Run, student: Run, store: Store, *, split: str = "test", device: str = "cpu") -> Comparison:
-    """Compare two finished runs on the student's data.
+    """Compare two finished runs or imports on the student's data; classes are matched by name.
 
     Raises:
-        BadInput: they do not know the same classes.
+        BadInput: one of them does not know these classes.
         BadModel, BadData: weights or images cannot be read.
     """
-    models = [networks.from_file(run.weights).to(device) for run in (teacher, student)]
-    splits = data.load(student.spec.data, store.data_cache)
-    for model in models:
-        refuse_other_classes(model.classes, splits.classes)
+    splits = data.load(student.data, store.data_cache)
+    models = [foreign.classifier(run, splits.classes).to(device) for run in (teacher, student)]
     images: ImageSet = getattr(splits, split)
     if split == "test":
         store.count_test_look(splits.fingerprint, student.id, "comparison")
     logits = [logits_of(model, images, device=device) for model in models]
     return of_logits(logits[0], logits[1], images, split=split, ids=(teacher.id, student.id))
-
-
-def refuse_other_classes(known: tuple[str, ...], met: tuple[str, ...]) -> None:
-    """Stop before a classifier is judged on classes that it does not know.
-
-    Raises:
-        BadInput: the two differ, or stand in another order.
-    """
-    if known != met:
-        given = [f"{len(names)} ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})" for names in (known, met)]
-        raise BadInput(
-            "the classes of the model and of the data do not match",
-            given=f"model: {given[0]}; data: {given[1]}",
-            do="choose runs and data with the same classes",
-        )
 
 
 def of_logits(

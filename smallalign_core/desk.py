@@ -61,14 +61,17 @@ def resolve(store: Store, spec: RunSpec, device: str = "auto") -> RunSpec:
 
     where = train.pick_device(device)
     splits = data.load(spec.data, store.data_cache)
-    resolved = store.resolve(spec, splits, tuning.precision(spec, store, splits, where))
+    resolved = store.resolve(spec, splits, spec.precision)  # first: weights to start from pass the jail
+    resolved = resolved.model_copy(update={"precision": tuning.precision(resolved, store, splits, where)})
     plain = [0.5] * splits.shape[0]
     student = networks.build(spec.network, splits.classes, splits.shape, mean=plain, std=plain)
     viewing.check(spec.augment, splits.shape)
     mixed = any(isinstance(part, MixUp | CutMix) for part in spec.augment)
     losses.check(spec.loss, classes=len(splits.classes), batch=spec.batch, mixed=mixed)
     if isinstance(spec.loss, OfLayers):
-        teacher = networks.from_file(store.finished(spec.teachers[0]).weights)
+        from smallalign_core import foreign
+
+        teacher = foreign.classifier(store.finished(spec.teachers[0]), splits.classes)
         resolved = resolved.model_copy(update={"loss": losses.place(spec.loss, student, teacher)})
     teaching.live([resolved], store, splits, "cpu")
     return resolved
@@ -161,6 +164,17 @@ def worth(store: Store, spec: dict[str, Any], what: What, seeds: int = 3, start:
     return {**found.as_dict(), "words": found.words(), "spec": resolved.model_dump(mode="json")}
 
 
+def preflight(store: Store, teacher: str, data_source: str | dict[str, Any] | None = None) -> dict[str, Any]:
+    """Is a finished run or an import worth learning from, on the validation images of this data? Also in `words`."""
+    from smallalign_core import preflight as looking
+
+    spec = DataSpec.model_validate({"source": data_source}) if isinstance(data_source, str) else None
+    if isinstance(data_source, dict):
+        spec = DataSpec.model_validate(data_source)
+    found = looking.preflight(store.finished(teacher), store, spec)
+    return found.as_dict() | {"words": found.words()}
+
+
 def bundle(store: Store, run: str) -> dict[str, Any]:
     """Export a run and prove it, unless that was done already."""
     from smallalign_core import export
@@ -181,6 +195,7 @@ QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "risk": preview.risk,
     "code": preview.code,
     "worth": worth,
+    "preflight": preflight,
 }
 
 

@@ -33,7 +33,7 @@ from smallalign_core.errors import BadInput, BadModel
 from smallalign_core.evaluate import logits_of, score
 from smallalign_core.files import write, write_json
 from smallalign_core.networks import Classifier
-from smallalign_core.spec import DataSpec, to_yaml
+from smallalign_core.spec import Borrowed, DataSpec, to_yaml
 from smallalign_core.store import Run, Store
 
 OPSET = 20
@@ -171,6 +171,9 @@ def export(run: Run, to: Path) -> dict[str, Any]:
         )
     result = run.result or {}
     spec = run.spec
+    bare: dict[str, Any] = {"data": spec.data.model_copy(update={"source": Path(spec.data.source).name})}
+    if isinstance(spec.network, Borrowed) and spec.network.weights is not None:  # no paths leave the house
+        bare["network"] = spec.network.model_copy(update={"weights": Path(spec.network.weights).name})
     metadata = {
         "run": run.id,
         "classes": result["classes"],
@@ -180,9 +183,7 @@ def export(run: Run, to: Path) -> dict[str, Any]:
             "fingerprint": spec.data.fingerprint,
         },
         "data_spec": spec.data.model_dump(mode="json", exclude_defaults=True) | {"source": Path(spec.data.source).name},
-        "spec": to_yaml(
-            spec.model_copy(update={"data": spec.data.model_copy(update={"source": Path(spec.data.source).name})})
-        ),
+        "spec": to_yaml(spec.model_copy(update=bare)),
         "scores": {
             split: {key: result[split][key] for key in ("images", "accuracy", "nll", "ece")}
             for split in ("val", "test")

@@ -77,7 +77,7 @@ def _runs(store: Store) -> list[Check]:
         count += 1
         try:
             state, result = run.state, run.result
-            _ = run.spec
+            _ = run.data
         except (SmallAlignError, json.JSONDecodeError) as error:
             checks.append(Check(f"run {run.name}", False, str(error)))
             continue

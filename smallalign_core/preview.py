@@ -74,8 +74,7 @@ def views(
         `mixed` [rows][draws], the classes of each view's label with their shares where images are mixed; `said`
         [rows][1 + draws], the teacher's class and confidence.
     """
-    from smallalign_core import networks, risk
-    from smallalign_core.compare import refuse_other_classes
+    from smallalign_core import risk
 
     if not 1 <= images <= MOST or not 1 <= draws <= MOST:
         raise BadInput(f"show 1 to {MOST} images, each 1 to {MOST} times", given=f"{images} images, {draws} draws")
@@ -99,8 +98,9 @@ def views(
     mixed = [[_mixture(column[place][1].numpy(), train.classes) for column in met] for place in range(len(rows))]
     said = None
     if teacher is not None:
-        judge = networks.from_file(store.finished(teacher).weights)
-        refuse_other_classes(judge.classes, splits.classes)
+        from smallalign_core import foreign
+
+        judge = foreign.classifier(store.finished(teacher), splits.classes)
         said = risk.said(judge, shown)
     return {
         "rows": rows,
@@ -281,16 +281,14 @@ _unfinished: OrderedDict[str, Generator[float, None, Risk]] = OrderedDict()
 
 def _judge(store: Store, splits: Splits, teacher: str, seed: int) -> Judge:
     """A judge that remembers earlier questions; the last few are kept."""
-    from smallalign_core import networks
+    from smallalign_core import foreign
     from smallalign_core import risk as judging
-    from smallalign_core.compare import refuse_other_classes
 
     run = store.finished(teacher)
     key = (str(store.root.resolve()), run.id, splits.fingerprint, seed)
     judge = _judges.pop(key, None)
     if judge is None or judge.answered > MOST_ANSWERS:
-        classifier = networks.from_file(run.weights)
-        refuse_other_classes(classifier.classes, splits.classes)
+        classifier = foreign.classifier(run, splits.classes)
         looked, seen = judging.sample(splits)
         judge = judging.Judge(classifier, looked, seed=seed, from_training=seen)
     _judges[key] = judge

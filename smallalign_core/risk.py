@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import BadSpec
 from smallalign_core.evaluate import log_softmax, wilson
-from smallalign_core.networks import Classifier
+from smallalign_core.networks import Answering
 from smallalign_core.spec import Augment, CutMix, MixUp
 from smallalign_core.views import Views, scaled
 
@@ -182,7 +182,7 @@ class Judge:
 
     def __init__(
         self,
-        teacher: Classifier,
+        teacher: Answering,
         images: ImageSet,
         *,
         seed: int = 0,
@@ -278,7 +278,7 @@ class Judge:
 
 
 def assess(
-    teacher: Classifier,
+    teacher: Answering,
     policy: tuple[Augment, ...],
     images: ImageSet,
     *,
@@ -301,7 +301,7 @@ def assess(
             return report
 
 
-def said(teacher: Classifier, shown: NDArray[np.uint8]) -> list[list[dict[str, Any]]]:
+def said(teacher: Answering, shown: NDArray[np.uint8]) -> list[list[dict[str, Any]]]:
     """The teacher's class and confidence for each image of uint8 [rows, columns, C, H, W]."""
     with torch.no_grad():
         logits = teacher.eval()(torch.from_numpy(shown.reshape(-1, *shown.shape[2:]))).float().numpy()

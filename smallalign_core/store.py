@@ -10,6 +10,7 @@
                         weights.safetensors   the best weights by validation
                         result.json           written last: its existence means finished
                         log.txt, export/
+    <root>/runs/<id>/   import.json, model.onnx, result.json: a classifier that was made elsewhere, and its scores here
     <root>/zoo/<name>/  spec.yaml, weights.safetensors, result.json, card.md: starter models, committed
     <root>/policies/    augmentation policies that were saved under a name
     <root>/cache/       can be deleted at any time
@@ -35,10 +36,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from smallalign_core import data
+from smallalign_core import data, jail
 from smallalign_core.errors import BadModel, Refused, SmallAlignError, UnknownRun
 from smallalign_core.files import append, is_held, read_json, write, write_json
-from smallalign_core.spec import RunSpec, digest, parse, read, title
+from smallalign_core.spec import Borrowed, DataSpec, Import, RunSpec, digest, parse, read, title
 
 SHIPPED_ZOO = Path(__file__).resolve().parents[1] / "models" / "zoo"
 SCHEMA = 1
@@ -74,9 +75,32 @@ class Run:
 
     folder: Path
 
+    @property
+    def record(self) -> Path:
+        """The file that says what it is; it is written first and never again."""
+        names = [self.folder / name for name in ("spec.yaml", "import.json")]
+        return next((file for file in names if file.is_file()), self.folder / "spec.json")
+
+    @cached_property
+    def imported(self) -> Import | None:
+        """What is known of a classifier that was made elsewhere; None for a run that was trained here."""
+        if self.record.name != "import.json":
+            return None
+        try:
+            return Import.model_validate(read_json(self.record)["import"])
+        except (ValueError, KeyError, TypeError):
+            raise BadModel("the import's import.json is damaged", given=self.name, do="delete it") from None
+
     @cached_property
     def spec(self) -> RunSpec:
-        """What it trains."""
+        """What it trains.
+
+        Raises:
+            Refused: it was imported, so there is no spec that would make it again.
+            BadModel: the file is damaged.
+        """
+        if self.imported is not None:
+            raise Refused("the model was imported, not trained here", given=self.name, do="choose a run of SmallAlign")
         if self.in_zoo:  # written for people: what the images were is kept in the result
             spec = read(self.folder / "spec.yaml")
             known = (self.result or {}).get("fingerprint")
@@ -92,8 +116,15 @@ class Run:
         return str((self.result or {}).get("id", self.folder.name))
 
     @property
+    def data(self) -> DataSpec:
+        """The images that it was trained or, if it was imported, scored on."""
+        return self.imported.data if self.imported is not None else self.spec.data
+
+    @property
     def in_zoo(self) -> bool:
-        return (self.folder / "spec.yaml").is_file()
+        return self.record.name == "spec.yaml" or (
+            self.record.name == "import.json" and self.folder.parent.name == "zoo"
+        )
 
     @property
     def name(self) -> str:
@@ -102,6 +133,8 @@ class Run:
 
     @property
     def title(self) -> str:
+        if self.imported is not None:
+            return f"{self.imported.file} · imported · {Path(self.data.source).name}"
         return title(self.spec)
 
     @property
@@ -140,14 +173,13 @@ class Run:
     @property
     def created(self) -> float:
         """Unix time at which it was first submitted."""
-        for name in ("spec.json", "spec.yaml"):
-            with contextlib.suppress(OSError):
-                return (self.folder / name).stat().st_mtime
+        with contextlib.suppress(OSError):
+            return self.record.stat().st_mtime
         return 0.0
 
     @property
     def weights(self) -> Path:
-        return self.folder / "weights.safetensors"
+        return self.folder / ("model.onnx" if self.record.name == "import.json" else "weights.safetensors")
 
     def events(self, kind: str | None = None) -> list[dict[str, Any]]:
         """Its events so far, oldest first. What an earlier attempt did beyond the point of a resume is left out."""
@@ -224,7 +256,8 @@ class Store:
     def runs(self) -> list[Run]:
         """All runs, newest first."""
         folder = self.root / "runs"
-        found = [Run(child) for child in folder.iterdir() if (child / "spec.json").is_file()] if folder.is_dir() else []
+        children = folder.iterdir() if folder.is_dir() else ()
+        found = [run for run in map(Run, children) if run.record.is_file() and not run.folder.name.startswith(".")]
         return sorted(found, key=lambda run: run.created, reverse=True)
 
     def run(self, reference: str) -> Run:
@@ -239,14 +272,14 @@ class Store:
         if re.fullmatch("[0-9a-f]{4,16}", reference):
             found = {run.id: run for run in zoo.values() if run.id.startswith(reference)}
             for child in (self.root / "runs").glob(f"{reference}*"):
-                if (child / "spec.json").is_file():
+                if Run(child).record.is_file():
                     found[child.name] = Run(child)
             if len(found) == 1:
                 return next(iter(found.values()))
             if found:
                 raise UnknownRun(f"{len(found)} runs begin so", given=reference, do="give more characters of the id")
         path = Path(reference).expanduser()
-        if any((path / name).is_file() for name in ("spec.json", "spec.yaml")):
+        if Run(path).record.is_file():
             return Run(path)
         raise UnknownRun(
             "no run goes by that name", given=reference, do="see `python -m smallalign_core runs` for those there are"
@@ -287,14 +320,15 @@ class Store:
         return spec.model_copy(update={"teacher": names if len(names) > 1 else next(iter(names), None)})
 
     def resolve(self, spec: RunSpec, splits: data.Splits, precision: str) -> RunSpec:
-        """`spec` with everything filled in that its digest depends on: fingerprint, teacher's id, precision.
+        """`spec` with everything filled in that its digest depends on: fingerprints, teacher's id, precision.
 
         A teacher given as a path is taken into the store, so that the run can always be repeated.
 
         Raises:
             UnknownRun, Refused: the teacher is not there, or not finished.
+            BadModel: the weights to start from cannot be used.
         """
-        teachers = [self.finished(name) for name in spec.teachers]
+        network, teachers = spec.network, [self.finished(name) for name in spec.teachers]
         for run in teachers:
             self._adopt(run)
         ids = tuple(run.id for run in teachers)
@@ -303,7 +337,11 @@ class Store:
             source = str(Path(source).expanduser().resolve())
         filled = spec.data.model_copy(update={"source": source, "fingerprint": splits.fingerprint})
         teacher = ids if len(ids) > 1 else next(iter(ids), None)
-        return spec.model_copy(update={"data": filled, "teacher": teacher, "precision": precision})
+        if isinstance(network, Borrowed) and network.weights is not None:
+            file = Path(network.weights).expanduser().resolve()
+            known = {"weights": str(file), "weights_sha256": jail.accepted_weights(file)}
+            network = network.model_copy(update=known)
+        return spec.model_copy(update={"data": filled, "network": network, "teacher": teacher, "precision": precision})
 
     def _adopt(self, run: Run) -> None:
         """Copy a finished run from elsewhere into the store, unless the store knows it."""
@@ -316,7 +354,8 @@ class Store:
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".adopting-{run.id}-{os.getpid()}")
         shutil.copytree(run.folder, part, ignore=shutil.ignore_patterns("lock", "queued", "request", "spec.yaml"))
-        write_json(part / "spec.json", {"schema": SCHEMA, "spec": run.spec.model_dump(mode="json")})
+        if run.imported is None:
+            write_json(part / "spec.json", {"schema": SCHEMA, "spec": run.spec.model_dump(mode="json")})
         with contextlib.suppress(OSError):
             part.rename(target)
         shutil.rmtree(part, ignore_errors=True)
@@ -333,7 +372,7 @@ class Store:
         if not known:
             _check_room(self.root)
             run.folder.mkdir(parents=True, exist_ok=True)
-        if not known or Run(run.folder).spec.data.source != spec.data.source:  # the same images, moved
+        if not known or _places(Run(run.folder).spec) != _places(spec):  # the same images or weights, moved
             write_json(run.folder / "spec.json", {"schema": SCHEMA, "spec": spec.model_dump(mode="json")})
         if not is_held(run.folder / "lock"):
             (run.folder / "request").unlink(missing_ok=True)  # asked of an attempt that is over
@@ -407,6 +446,11 @@ class Store:
         except FileNotFoundError:
             return 0
         return sum(f'"data": "{fingerprint}"' in line for line in lines)
+
+
+def _places(spec: RunSpec) -> tuple[str, str | None]:
+    """Where a run finds its images and the weights that it starts from."""
+    return spec.data.source, getattr(spec.network, "weights", None)
 
 
 def _check_room(root: Path, needed: int = 50 * 1024**2) -> None:

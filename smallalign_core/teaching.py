@@ -26,7 +26,7 @@ def live(specs: Sequence[RunSpec], store: Store, splits: data.Splits, device: An
         UnknownRun, Refused: a teacher is not there, or not finished.
         BadInput, BadModel: it does not know these classes, or its weights cannot be read.
     """
-    from smallalign_core import losses, networks
+    from smallalign_core import foreign, losses
     from smallalign_core.teacher import Teacher
 
     spec = next((spec for spec in specs if spec.teacher), None)
@@ -37,19 +37,20 @@ def live(specs: Sequence[RunSpec], store: Store, splits: data.Splits, device: An
         run = store.finished(name)
         if hashlib.sha256(run.weights.read_bytes()).hexdigest() != (run.result or {}).get("weights_sha256"):
             raise BadModel("the teacher's weights are not those that its result describes", given=run.name)
-        classifiers.append(networks.from_file(run.weights))
+        classifiers.append(foreign.classifier(run, splits.classes))
     layers = sorted({layer for each in specs for layer in losses.layers(each.loss)[1]})
     return Teacher(classifiers, splits.classes, device, layers=layers, precision=spec.precision)
 
 
 def plan(specs: Sequence[RunSpec], store: Store, splits: data.Splits, device: Any) -> Plan | None:
     """The teacher's answers that a bank would keep for these runs; None if there are none, or none can be."""
+    from smallalign_core import foreign
     from smallalign_core import teacher as teachers
 
     found = None
     for spec in specs:
         if spec.teacher:
-            digests = [str((store.finished(name).result or {})["weights_sha256"]) for name in spec.teachers]
+            digests = [foreign.digest_of(store.finished(name)) for name in spec.teachers]
             found = teachers.plan(spec, splits, digests, device)
             if found is None:  # layers are compared: the teacher has to be there
                 return None

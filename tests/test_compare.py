@@ -9,7 +9,6 @@ from sklearn.metrics import confusion_matrix
 
 from smallalign_core import compare
 from smallalign_core.data import Splits
-from smallalign_core.errors import BadInput
 from smallalign_core.store import Run, Store
 
 
@@ -53,8 +52,3 @@ def test_looks_at_test_are_counted_but_not_at_validation(taught: tuple[Store, Ru
     assert store.test_looks(fingerprint) == before
     compare.compare(teacher, student, store)
     assert store.test_looks(fingerprint) == before + 1
-
-
-def test_other_classes_are_refused(taught: tuple[Store, Run, Run], digits: Splits) -> None:
-    with pytest.raises(BadInput, match=r"do not match.*model: 10.*data: 2"):
-        compare.refuse_other_classes(digits.classes, ("cat", "dog"))

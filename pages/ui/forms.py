@@ -45,7 +45,11 @@ def part(
         only: the fields to draw, in this order; all without it.
         without: fields to leave out, besides the kind.
     """
-    names = [name for name in (only or model.model_fields) if name != "kind" and name not in without]
+    names = [
+        name
+        for name in (only or model.model_fields)
+        if name != "kind" and name not in without and not _filled_in(model.model_fields[name])
+    ]
     values: dict[str, Any] = {}
     flat = [name for name in names if not _families(model.model_fields[name])]
     for start in range(0, len(flat), across):
@@ -56,6 +60,11 @@ def part(
         if name not in flat:
             values[name] = _nested(name, model.model_fields[name], f"{key}.{name}")
     return values
+
+
+def _filled_in(field: FieldInfo) -> bool:
+    """Whether the library finds the value by itself."""
+    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("filled_in"))
 
 
 def choice(

@@ -28,6 +28,7 @@ class Row:
         state: a `State`, or `damaged` with the reason in `reason`.
         source: where its images come from.
         family: equal for runs that differ in nothing but the seed.
+        imported: whether it was made elsewhere: then there is no spec, and nothing to export.
         accuracy, low, high: on test, with the 95 % interval; None before the run is finished.
     """
 
@@ -47,6 +48,7 @@ class Row:
     high: float | None = None
     params: int | None = None
     reason: str | None = None
+    imported: bool = False
 
     @property
     def finished(self) -> bool:
@@ -85,14 +87,14 @@ def _names(zoo: list[Run]) -> dict[str, str]:
 def _row(run: Run, names: Mapping[str, str]) -> Row:
     try:
         state = run.state
-        text = _of_spec(run.folder, _changed(run.folder / ("spec.yaml" if run.in_zoo else "spec.json")))
+        text = _of_spec(run.folder, _changed(run.record))
         scores: dict[str, Any] = {}
         if state is State.FINISHED:
             scores = _of_result(run.folder, _changed(run.folder / "result.json"))
         said = {} if scores else run.said
         reason = said.get("reason") if state in (State.FAILED, State.PAUSED) else None
         reason = None if reason == "asked" else reason  # whoever asked knows why
-        text = text | {"teacher": names.get(text["teacher"], text["teacher"])}
+        text = text | {"teacher": names.get(told, told) if (told := text.get("teacher")) else None}
         known: dict[str, Any] = {"id": run.name, "params": said.get("params"), "reason": reason} | text | scores
         return Row(name=run.name, state=str(state), created=run.created, in_zoo=run.in_zoo, **known)
     except _BAD as error:
@@ -126,6 +128,8 @@ def _changed(file: Path) -> int:
 @functools.lru_cache(maxsize=8192)
 def _of_spec(folder: Path, changed: int) -> dict[str, Any]:  # noqa: ARG001  # a change makes a new entry
     run = Run(folder)
+    if run.imported is not None:
+        return {"title": run.title, "source": run.data.source, "family": run.folder.name, "imported": True}
     spec = run.spec
     kept = canonical(spec)
     kept.pop("seed", None)

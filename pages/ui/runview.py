@@ -30,6 +30,9 @@ def show(run: Run, store: Store) -> None:
         _delete(run, store)
         return
     st.caption(f"{row.title} · run `{row.id}`")
+    if row.imported:
+        _imported(run, row, store)
+        return
     _actions(run, row, store)
     if row.state == State.FAILED:
         st.error(f"Why it stopped: {row.reason or 'its log may tell'}", icon=":material/error:")
@@ -48,6 +51,31 @@ def show(run: Run, store: Store) -> None:
         with above:
             _scores(run.result, row, store)
     _details(run, row, store)
+
+
+def _imported(run: Run, row: Row, store: Store) -> None:
+    """A classifier that was made elsewhere: its scores here, and how images reach it."""
+    result = run.result or {}
+    with st.grid(min_column_width=150):
+        for split, name in (("val", "Validation"), ("test", "Test")):
+            scores = result[split]
+            interval = wording.interval(scores["accuracy_low"], scores["accuracy_high"])
+            st.metric(
+                f"{name} accuracy",
+                wording.percent(scores["accuracy"], 2),
+                border=True,
+                help=f"{interval} on {scores['images']:,} images.",
+            )
+        st.metric("Test ECE", wording.percent(result["test"]["ece"], 2), border=True, help="Calibration error.")
+        st.metric("Parameters", f"{result['params']:,}", border=True)
+    with st.container(horizontal=True):
+        chosen = {"teacher": row.id, "data": row.source}
+        st.page_link("distil.py", label="Use as teacher", icon=":material/school:", query_params=chosen)
+        if not row.in_zoo:
+            _delete(run, store)
+    st.caption("Imported, not trained here: this is all that is known of it.")
+    assert run.imported is not None
+    st.json(run.imported.model_dump(mode="json"), expanded=1)
 
 
 def _actions(run: Run, row: Row, store: Store) -> None:

@@ -74,6 +74,9 @@ from smallalign_core.spec.parts import (
     Augment as Augment,
 )
 from smallalign_core.spec.parts import (
+    Borrowed as Borrowed,
+)
+from smallalign_core.spec.parts import (
     Cnn as Cnn,
 )
 from smallalign_core.spec.parts import (
@@ -87,6 +90,9 @@ from smallalign_core.spec.parts import (
 )
 from smallalign_core.spec.parts import (
     Flip as Flip,
+)
+from smallalign_core.spec.parts import (
+    Import as Import,
 )
 from smallalign_core.spec.parts import (
     Lookahead as Lookahead,
@@ -120,6 +126,9 @@ from smallalign_core.spec.parts import (
 )
 from smallalign_core.spec.parts import (
     Shift as Shift,
+)
+from smallalign_core.spec.parts import (
+    Timm as Timm,
 )
 from smallalign_core.spec.parts import (
     Torchvision as Torchvision,
@@ -254,7 +263,7 @@ def canonical(part: Part) -> dict[str, Any]:
     """The fields of a part that differ from their defaults, and its kind: the text that the digest is made of.
 
     Leaving defaults out is what lets a new field with a default keep the names of old runs. A known fingerprint stands
-    in for the place that the images came from: a moved folder is still the same data.
+    in for the place that the images, or the weights to start from, came from: a moved folder is still the same data.
     """
     written: dict[str, Any] = {}
     for name, field in type(part).model_fields.items():
@@ -263,6 +272,8 @@ def canonical(part: Part) -> dict[str, Any]:
             written[name] = _plain(value)
     if isinstance(part, DataSpec) and part.fingerprint:
         del written["source"]
+    if isinstance(part, Borrowed) and part.weights_sha256:
+        del written["weights"]
     return written
 
 
@@ -278,9 +289,18 @@ def digest(spec: RunSpec) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def id_of(imported: Import) -> str:
+    """The id of an import: 16 hexadecimal characters. An equal file, used in an equal way, is the same import."""
+    text = json.dumps({"import": canonical(imported)}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def to_yaml(spec: RunSpec) -> str:
-    """The shortest YAML that gives `spec` back; what was filled in (the fingerprint) is left out."""
-    written = canonical(spec.model_copy(update={"data": spec.data.model_copy(update={"fingerprint": None})}))
+    """The shortest YAML that gives `spec` back; what was filled in (digests of data and weights) is left out."""
+    bare: dict[str, Part] = {"data": spec.data.model_copy(update={"fingerprint": None})}
+    if isinstance(spec.network, Borrowed):
+        bare["network"] = spec.network.model_copy(update={"weights_sha256": None})
+    written = canonical(spec.model_copy(update=bare))
     if list(written["data"]) == ["source"]:
         written["data"] = written["data"]["source"]
     return yaml.safe_dump(written, sort_keys=False, allow_unicode=True, width=120)
@@ -424,5 +444,5 @@ def _unwritten(root: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
 def title(spec: RunSpec) -> str:
     """What a run is, in a few words: network, what it learns from, data."""
     network = spec.network
-    name = network.name if isinstance(network, Torchvision) else f"{network.kind} {network.width}x{network.depth}"
+    name = network.name if isinstance(network, Borrowed) else f"{network.kind} {network.width}x{network.depth}"
     return f"{name} · {titled(spec.loss)} · {Path(spec.data.source).name} · {spec.epochs} epochs · seed {spec.seed}"

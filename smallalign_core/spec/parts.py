@@ -5,9 +5,9 @@ Each is a discriminated union by `kind`, and the union is the registry. A field'
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from smallalign_core.spec._part import Part as Part
 from smallalign_core.spec._part import shorthand as shorthand
@@ -16,6 +16,8 @@ from smallalign_core.spec.augment import Flip as Flip
 from smallalign_core.spec.augment import Rotate as Rotate
 from smallalign_core.spec.augment import Shift as Shift
 from smallalign_core.spec.loss import Loss as Loss
+
+FILLED_IN: dict[str, Any] = {"filled_in": True}  # of a field that no form asks for
 
 # --- data -------------------------------------------------------------------------------------------------------------
 
@@ -37,7 +39,8 @@ class DataSpec(Part):
         float, Field(gt=0, le=0.5, description="Share held out for the test, where the source has no test images.")
     ] = 0.2
     fingerprint: Annotated[
-        str | None, Field(pattern="^[0-9a-f]{16}$", description="Digest of the images; filled in.")
+        str | None,
+        Field(pattern="^[0-9a-f]{16}$", description="Digest of the images; filled in.", json_schema_extra=FILLED_IN),
     ] = None
 
 
@@ -84,20 +87,89 @@ class Resnet(Part):
     dropout: Dropout = 0.0
 
 
-class Torchvision(Part):
+class Borrowed(Part):
+    """What torchvision's and timm's networks have in common: a name, and weights to start from."""
+
+    kind: Literal["torchvision", "timm"]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$", max_length=96, description="As its library lists it.")]
+    size: Annotated[int, Field(ge=32, le=512, description="Side to which the network itself resizes its input.")] = 64
+    pretrained: Annotated[
+        bool, Field(description="Start from ImageNet weights (downloaded once; needs a network).")
+    ] = False
+    frozen: Annotated[
+        bool, Field(description="Train only the new head (a linear probe); needs weights to start from.")
+    ] = False
+    weights: Annotated[
+        str | None, Field(max_length=1000, description="Start from this safetensors file of the same network.")
+    ] = None
+    weights_sha256: Annotated[
+        str | None,
+        Field(pattern="^[0-9a-f]{64}$", description="Digest of that file; filled in.", json_schema_extra=FILLED_IN),
+    ] = None
+
+    @model_validator(mode="after")
+    def _starts_somewhere(self) -> Self:
+        if self.pretrained and self.weights:
+            raise ValueError("`pretrained` and `weights` are two places to start from: give one")
+        if self.frozen and not (self.pretrained or self.weights):
+            raise ValueError("a frozen network never learns: set `pretrained` to true or give `weights`")
+        return self
+
+
+class Torchvision(Borrowed):
     """Any classification model of torchvision, its head replaced by one for your classes."""
 
     kind: Literal["torchvision"] = "torchvision"
     name: Annotated[
         str, Field(pattern="^[a-z0-9_]+$", max_length=64, description="As in torchvision.models.list_models().")
     ]
-    size: Annotated[int, Field(ge=32, le=512, description="Side to which the network itself resizes its input.")] = 64
-    pretrained: Annotated[
-        bool, Field(description="Start from ImageNet weights (downloaded once; needs a network).")
-    ] = False
 
 
-Network = Annotated[Mlp | Cnn | Separable | Resnet | Torchvision, Field(discriminator="kind"), shorthand("kind")]
+class Timm(Borrowed):
+    """Any classification model of timm, its head replaced by one for your classes."""
+
+    kind: Literal["timm"] = "timm"
+    name: Annotated[
+        str,
+        Field(
+            pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)?$", max_length=96, description="As in timm.list_models(), tag allowed."
+        ),
+    ]
+
+
+Network = Annotated[Mlp | Cnn | Separable | Resnet | Torchvision | Timm, Field(discriminator="kind"), shorthand("kind")]
+
+# --- imports ----------------------------------------------------------------------------------------------------------
+
+Triple = Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]
+
+
+class Import(Part):
+    """An ONNX classifier that was made elsewhere: no run of ours trained it, so this is all that is known.
+
+    Images reach it as uint8, or as floats: (pixel / 255 * white - mean) / std.
+    """
+
+    file: Annotated[str, Field(max_length=255, description="What the file was called.")]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="Digest of the file.")]
+    classes: Annotated[tuple[str, ...], Field(min_length=2, description="Its classes, in the order of its answers.")]
+    data: Annotated[DataSpec, Field(description="The images that it was scored on when it was imported.")]
+    input: str
+    dtype: Literal["uint8", "float32", "float16"]
+    layout: Literal["nchw", "nhwc"]
+    channels: Literal[1, 3]
+    size: Annotated[tuple[int, int] | None, Field(description="(height, width) that it takes; empty takes any.")] = None
+    batch: Annotated[int | None, Field(ge=1, description="Images that it takes at once; empty takes any number.")] = (
+        None
+    )
+    output: str
+    answers: Annotated[
+        Literal["logits", "probabilities"], Field(description="Of probabilities the logarithm is taken.")
+    ] = "logits"
+    white: Annotated[float, Field(gt=0, description="What a white pixel is before mean and std: 1 or 255.")] = 1.0
+    mean: Triple = (0.485, 0.456, 0.406)
+    std: Triple = (0.229, 0.224, 0.225)
+
 
 # --- optimizers and schedules -----------------------------------------------------------------------------------------
 

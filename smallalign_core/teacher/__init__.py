@@ -14,7 +14,7 @@ from smallalign_core.data import ImageSet
 from smallalign_core.errors import BadInput, BadSpec
 from smallalign_core.evaluate import logits_of
 from smallalign_core.losses import Answer, answer
-from smallalign_core.networks import Classifier
+from smallalign_core.networks import Answering
 from smallalign_core.teacher._bank import Bank as Bank
 from smallalign_core.teacher._chunk import rounded
 from smallalign_core.teacher._shelf import Plan as Plan
@@ -69,14 +69,14 @@ class Teacher:
 
     def __init__(
         self,
-        classifiers: Classifier | Sequence[Classifier],
+        classifiers: Answering | Sequence[Answering],
         classes: tuple[str, ...],
         device: torch.device | str = "cpu",
         *,
         layers: Sequence[str] = (),
         precision: str = "fp32",
     ) -> None:
-        several = [classifiers] if isinstance(classifiers, Classifier) else list(classifiers)
+        several = [classifiers] if isinstance(classifiers, Answering) else list(classifiers)
         for classifier in several:
             if classifier.classes != classes:
                 raise BadInput(

@@ -79,7 +79,11 @@ def runs_show(reference: Reference, store: StoreOption = MODELS, json: JsonOptio
     run = Store(store).run(reference)
     value = {
         **summary(run),
-        "spec": run.spec.model_dump(mode="json"),
+        **(
+            {"import": of.model_dump(mode="json")}
+            if (of := run.imported)
+            else {"spec": run.spec.model_dump(mode="json")}
+        ),
         "result": run.result,
         "last": next(reversed(run.events()), None),
     }

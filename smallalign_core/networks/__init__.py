@@ -6,14 +6,11 @@ takes raw pixels, and a browser needs no preprocessing of its own.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sys
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any, Self, assert_never
 
 import torch
 import torch.nn.functional as F
@@ -22,14 +19,25 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from smallalign_core.errors import BadModel, BadSpec
-from smallalign_core.spec import Cnn, DataSpec, Mlp, Network, Resnet, RunSpec, Separable, Torchvision
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+from smallalign_core.networks import _borrowed
+from smallalign_core.spec import Borrowed, Cnn, DataSpec, Mlp, Network, Resnet, RunSpec, Separable
 
 MAX_PARAMS = 200_000_000
+START = ("pretrained", "frozen", "weights", "weights_sha256")
 
 
-class Classifier(nn.Module):
+class Answering(nn.Module):
+    """Whatever answers: uint8 images [N, channels, H, W] in, logits float32 [N, len(classes)] out.
+
+    Attributes:
+        body: where a loss may look for layers; empty for what cannot be looked into.
+    """
+
+    classes: tuple[str, ...]
+    body: nn.Module
+
+
+class Classifier(Answering):
     """A network together with its preprocessing and its classes.
 
     Args:
@@ -38,6 +46,7 @@ class Classifier(nn.Module):
         input_shape: (channels, height, width) of the images it is trained on.
         mean, std: per channel, of pixels scaled to 0..1.
         size: side to which `forward` resizes; None keeps `input_shape`.
+        probe: the only layer that learns, for a frozen body; None lets all of it learn.
     """
 
     mean: Tensor
@@ -51,12 +60,14 @@ class Classifier(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
         size: int | None = None,
+        probe: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.body = body
         self.classes = tuple(classes)
         self.input_shape = input_shape
         self.inner_size = (size, size) if size else input_shape[1:]
+        self._probe = (probe,)  # in a tuple, so that it is not registered a second time
         self.channels_last = any(isinstance(module, nn.Conv2d) for module in body.modules())
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
@@ -66,6 +77,18 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits float32 [N, classes] of uint8 images [N, channels, H, W], any H and W."""
         return self.body(self.prepare(images))
+
+    def train(self, mode: bool = True) -> Self:
+        """As every module's; a frozen body stays in evaluation mode, so that its batch norms do not drift."""
+        super().train(mode)
+        if self._probe[0] is not None:
+            self.body.eval()
+            self._probe[0].train(mode)
+        return self
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As every module's, for plain mappings too: checkpoints and safetensors keep no versions of layers."""
+        return super().load_state_dict(_borrowed.as_saved_by(self, state_dict), strict, assign)
 
     def prepare(self, images: Tensor, *, always_resize: bool = False) -> Tensor:
         """What the body sees: float32, resized, channels matched, normalised.
@@ -148,57 +171,6 @@ def _resnet(spec: Resnet, shape: tuple[int, int, int], classes: int) -> nn.Modul
     return nn.Sequential(*layers, *_head(inside, classes, spec.dropout))
 
 
-def _torchvision(spec: Torchvision, classes: int) -> nn.Module:
-    from torchvision import models
-
-    offered = models.list_models(module=models)
-    if spec.name not in offered:
-        import difflib
-
-        near = difflib.get_close_matches(spec.name, offered, n=3)
-        raise BadSpec(
-            "torchvision has no classification model of that name",
-            given=spec.name,
-            do=f"try {' or '.join(near)}" if near else "see torchvision.models.list_models()",
-        )
-    options: dict[str, Any] = {"aux_logits": False} if spec.name == "googlenet" and not spec.pretrained else {}
-    if spec.name == "inception_v3" and not spec.pretrained:
-        options = {"aux_logits": False}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # googlenet and inception announce a change of their default initialisation
-        if not spec.pretrained:
-            return models.get_model(spec.name, weights=None, num_classes=classes, **options)
-        try:
-            with contextlib.redirect_stdout(sys.stderr):  # the download announces itself; stdout is for the answer
-                network: nn.Module = models.get_model(spec.name, weights="DEFAULT")
-        except OSError as error:  # urllib's errors are OSErrors
-            raise BadSpec(
-                f"the weights of {spec.name} are not here and could not be downloaded ({type(error).__name__})",
-                given=f"looked in {torch.hub.get_dir()}",
-                do="connect to a network once, or set pretrained: false",
-            ) from None
-    for attribute in ("AuxLogits", "aux1", "aux2"):  # heads that only ImageNet training uses
-        if hasattr(network, attribute):
-            setattr(network, attribute, None)
-    if hasattr(network, "aux_logits"):
-        network.aux_logits = False  # type: ignore[assignment]
-    return _with_new_head(network, classes)
-
-
-def _with_new_head(network: nn.Module, classes: int) -> nn.Module:
-    """Replace the last layer that gives ImageNet's 1,000 classes."""
-    for name, module in reversed(list(network.named_modules())):
-        owner = network.get_submodule(name.rpartition(".")[0])
-        leaf = name.rpartition(".")[2]
-        if isinstance(module, nn.Linear) and module.out_features == 1000:
-            setattr(owner, leaf, nn.Linear(module.in_features, classes))
-            return network
-        if isinstance(module, nn.Conv2d) and module.out_channels == 1000:
-            setattr(owner, leaf, nn.Conv2d(module.in_channels, classes, 1))
-            return network
-    raise BadSpec("this torchvision model has no head of 1,000 classes to replace", do="choose another model")
-
-
 # --- building, counting, keeping --------------------------------------------------------------------------------------
 
 
@@ -216,7 +188,7 @@ def _own_body(network: Mlp | Cnn | Separable | Resnet, shape: tuple[int, int, in
 
 def _refuse_giants(network: Network, shape: tuple[int, int, int], classes: int) -> None:
     """Count before building: a width and depth that are each allowed may together ask for all of the memory."""
-    if isinstance(network, Torchvision):
+    if isinstance(network, Borrowed):
         return
     with torch.device("meta"):
         body = _own_body(network, shape, classes)
@@ -242,22 +214,23 @@ def build(
 
     Args:
         shape: (channels, height, width) of the images.
-        mean, std: per channel of the training images, scaled to 0..1. A pretrained network keeps ImageNet's own.
+        mean, std: per channel of the training images, scaled to 0..1. Weights to start from keep their own.
 
     Raises:
-        BadSpec: torchvision has no such model, or its weights cannot be had.
+        BadSpec: torchvision or timm has no such model, or its ImageNet weights cannot be had.
+        BadModel: the file to start from has changed, or belongs to another network.
     """
     _refuse_giants(network, shape, len(classes))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if not isinstance(network, Torchvision):
+        if not isinstance(network, Borrowed):
             return Classifier(_own_body(network, shape, len(classes)), classes, shape, mean, std)
-        body = _torchvision(network, len(classes))
-    if network.pretrained:
-        mean, std = IMAGENET_MEAN, IMAGENET_STD
+        body, head, normal = _borrowed.build(network, len(classes))
+    if normal is not None:
+        mean, std = normal
     elif len(mean) == 1:
         mean, std = [mean[0]] * 3, [std[0]] * 3
-    return Classifier(body, classes, shape, mean, std, size=network.size)
+    return Classifier(body, classes, shape, mean, std, size=network.size, probe=head if network.frozen else None)
 
 
 @dataclass(frozen=True)
@@ -265,7 +238,7 @@ class Size:
     """How big a classifier is.
 
     Attributes:
-        params: trainable numbers.
+        params: numbers that training finds or keeps; a frozen body's count too.
         macs: multiply-accumulates for one image (convolutions and matrix products; half of the counted FLOPs).
     """
 
@@ -282,19 +255,24 @@ def measure(classifier: Classifier) -> Size:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         classifier.eval()(image)
     classifier.train(was_training)
-    return Size(sum(p.numel() for p in classifier.parameters() if p.requires_grad), counter.get_total_flops() // 2)
+    return Size(sum(p.numel() for p in classifier.parameters()), counter.get_total_flops() // 2)
 
 
 def to_bytes(classifier: Classifier, spec: RunSpec) -> bytes:
     """The weights as a safetensors file that names its own network: the same weights always give the same bytes."""
     facts = {
-        "network": spec.network.model_dump(mode="json"),
+        "network": _architecture(spec.network.model_dump(mode="json")),
         "classes": list(classifier.classes),
         "input_shape": list(classifier.input_shape),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}
     # One metadata key only: safetensors writes several in an order that changes from process to process.
     return save(tensors, metadata={"smallalign": json.dumps(facts, sort_keys=True)})
+
+
+def _architecture(network: dict[str, object]) -> dict[str, object]:
+    """The fields of a network without those that say what it starts from: a file with weights needs no others."""
+    return {name: value for name, value in network.items() if name not in START}
 
 
 def from_file(file: Path) -> Classifier:
@@ -307,10 +285,7 @@ def from_file(file: Path) -> Classifier:
         with safe_open(file, framework="pt") as opened:
             facts = json.loads((opened.metadata() or {})["smallalign"])
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        network = facts["network"]
-        if network["kind"] == "torchvision":
-            network = network | {"pretrained": False}
-        spec = RunSpec.model_validate({"data": DataSpec(source="-"), "network": network})
+        spec = RunSpec.model_validate({"data": DataSpec(source="-"), "network": _architecture(facts["network"])})
         channels, height, width = map(int, facts["input_shape"])
         plain = [1.0] * tensors["mean"].numel()
         classifier = build(spec.network, facts["classes"], (channels, height, width), mean=plain, std=plain)

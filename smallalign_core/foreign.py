@@ -1,0 +1,375 @@
+"""Classifiers that were made elsewhere: ONNX files in the store, run by ONNX Runtime, their classes matched by name.
+
+`classifier` opens any finished run or import for given classes, ready to be a teacher. The jail has looked at the file
+before; from then on ONNX Runtime runs it here, from bytes (so no other file can be read) whose SHA-256 is checked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from smallalign_core import data, jail, networks
+from smallalign_core.errors import BadInput, BadModel
+from smallalign_core.evaluate import fit_temperature, logits_of, score
+from smallalign_core.files import write_folder, write_json
+from smallalign_core.networks import Answering
+from smallalign_core.spec import DataSpec, Import, id_of
+from smallalign_core.store import SCHEMA, Run, Store
+
+CHUNK = 128  # images that a file of any batch gets at once
+FLOOR = 1e-8  # of probabilities, before their logarithm
+METADATA = ("smallalign", "classes", "names", "labels")  # where files keep their classes: ours, then others' habits
+
+
+class OnnxClassifier(Answering):
+    """An accepted ONNX file as a classifier: uint8 images in, logits out; preprocessing is inside, and it never learns.
+
+    Args:
+        content: the file's bytes.
+        how: what is known of it.
+
+    Raises:
+        BadModel: the bytes are not those that were imported, or ONNX Runtime cannot open them.
+    """
+
+    def __init__(self, content: bytes, how: Import) -> None:
+        super().__init__()
+        if hashlib.sha256(content).hexdigest() != how.sha256:
+            raise BadModel("the imported file is damaged", given=how.file, do="delete the import, and import it again")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 4
+        try:
+            self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # noqa: BLE001  # onnxruntime's exceptions share no base class
+            raise BadModel("ONNX Runtime cannot open the file", given=str(error)[:160], do="export it again") from None
+        self.how, self.classes, self.body = how, how.classes, nn.Identity()
+        mean, std = (values if len(values) == how.channels else (sum(values) / len(values),) for values in _normal(how))
+        self.mean, self.std = torch.tensor(mean).view(1, -1, 1, 1), torch.tensor(std).view(1, -1, 1, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits float32 [N, classes] of uint8 images [N, channels, H, W], any H and W."""
+        prepared = self._prepare(images.cpu())
+        found = np.concatenate(
+            [self._run(prepared[at : at + self._step]) for at in range(0, len(prepared), self._step)]
+        )
+        logits = torch.from_numpy(found.astype(np.float32))
+        if self.how.answers == "probabilities":
+            logits = logits.clamp_min(FLOOR).log()
+        return logits.to(images.device)
+
+    @property
+    def _step(self) -> int:
+        return self.how.batch or CHUNK
+
+    def _prepare(self, images: Tensor) -> NDArray[Any]:
+        """What the file takes: its channels, size, scale, layout and type."""
+        x = images.to(torch.float32)
+        if self.how.size is not None and tuple(x.shape[-2:]) != self.how.size:
+            x = F.interpolate(x, size=self.how.size, mode="bilinear", align_corners=False, antialias=True)
+        if x.shape[1] != self.how.channels:
+            x = x.expand(-1, 3, -1, -1) if self.how.channels == 3 else x.mean(1, keepdim=True)
+        whole = self.how.dtype == "uint8"
+        x = x.round().clamp(0, 255) if whole else (x / 255 * self.how.white - self.mean) / self.std
+        if self.how.layout == "nhwc":
+            x = x.permute(0, 2, 3, 1)
+        return np.ascontiguousarray(x.numpy().astype(self.how.dtype))
+
+    def _run(self, part: NDArray[Any]) -> NDArray[Any]:
+        """Answers to at most one batch; a file of fixed batch gets the last one filled up."""
+        missing = (self.how.batch or len(part)) - len(part)
+        filled = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
+        try:
+            found: NDArray[Any] = self.session.run([self.how.output], {self.how.input: filled})[0]
+        except Exception as error:  # noqa: BLE001
+            text = " ".join(str(error).split())
+            raise BadModel("the ONNX file fails on these images", given=text[:160], do="say its --size") from None
+        return found.reshape(len(filled), -1)[: len(part)]
+
+
+def _normal(how: Import) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return how.mean, how.std
+
+
+class Selected(Answering):
+    """A classifier asked only about some of its classes, in another order.
+
+    Softmax over the chosen logits is the model's own probability given that it is one of them.
+    """
+
+    def __init__(self, whole: Answering, columns: Sequence[int], classes: tuple[str, ...]) -> None:
+        super().__init__()
+        self.whole, self.classes, self.body = whole, classes, whole.body
+        self.register_buffer("columns", torch.tensor(columns), persistent=False)
+
+    columns: Tensor
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits float32 [N, chosen classes] of uint8 images [N, channels, H, W]."""
+        found: Tensor = self.whole(images).index_select(1, self.columns)
+        return found
+
+
+def columns_of(known: Sequence[str], asked: Sequence[str]) -> list[int]:
+    """Where each asked class stands among the known ones; by name, upper and lower case alike if that is unambiguous.
+
+    Raises:
+        BadInput: some are not there; names them.
+    """
+    places = {name: place for place, name in enumerate(known)}
+    folded = {name.strip().casefold(): place for place, name in enumerate(known)}
+    if len(folded) == len(known) and len({name.strip().casefold() for name in asked}) == len(asked):
+        places = folded | places
+    found = [places.get(name, places.get(name.strip().casefold(), -1)) for name in asked]
+    twice = [name for name, place in zip(asked, found, strict=True) if list(known).count(known[place]) > 1]
+    if twice:
+        raise BadInput(
+            "the teacher has two classes of one name", given=_listed(twice), do="name its classes (--classes)"
+        )
+    missing = [name for name, place in zip(asked, found, strict=True) if place < 0]
+    if missing:
+        raise BadInput(
+            f"the teacher's classes do not match the data: it does not know {len(missing)} of {len(asked)} classes",
+            given=f"unknown to it: {_listed(missing)}; it knows {len(known)}: {_listed(known)}",
+            do="choose a teacher of these classes, or name its classes as the data does (--classes)",
+        )
+    return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
+
+
+def classifier(run: Run, classes: tuple[str, ...] | None = None) -> Answering:
+    """The classifier of a finished run or import, in evaluation mode: uint8 [N, channels, H, W] -> logits [N, classes].
+
+    Args:
+        classes: the classes to ask about, matched by name; all of its own without.
+
+    Raises:
+        BadModel: its file cannot be read.
+        BadInput: it does not know these classes.
+    """
+    if run.imported is not None:
+        try:
+            whole: Answering = OnnxClassifier(run.weights.read_bytes(), run.imported)
+        except OSError:
+            raise BadModel("the imported file is missing", given=run.weights, do="import it again") from None
+    else:
+        whole = networks.from_file(run.weights)
+    if classes is None or classes == whole.classes:
+        return whole.eval()
+    return Selected(whole, columns_of(whole.classes, classes), classes).eval()
+
+
+def digest_of(run: Run) -> str:
+    """What decides a teacher's answers, as hexadecimal text: its weights, or an import's file and preprocessing."""
+    if run.imported is not None:
+        return id_of(run.imported)
+    return str((run.result or {})["weights_sha256"])
+
+
+# --- bringing a file in -----------------------------------------------------------------------------------------------
+
+
+def bring(
+    file: Path,
+    spec: DataSpec,
+    store: Store,
+    *,
+    classes: Sequence[str] | None = None,
+    output: str | None = None,
+    layout: str | None = None,
+    size: tuple[int, int] | None = None,
+    white: float | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Run:
+    """Take an ONNX classifier into the store, scored on the validation and test images of `spec`.
+
+    Args:
+        classes: its classes in the order of its answers; without, those that the file names.
+        output: which output holds the answers; without, `logits`, or the only one of two dimensions.
+        layout: `nchw` or `nhwc`, where the file leaves it open.
+        size: (height, width) to resize to, where the file leaves it open; without, images stay as they are.
+        white, mean, std: float inputs only: (pixel / 255 * white - mean) / std; ImageNet's without.
+
+    Raises:
+        BadModel: the jail refused the file, or it does not run.
+        BadInput: its classes are unknown, or are not those of the data; an option does not fit the file.
+    """
+    splits = data.load(spec, store.data_cache)
+    try:
+        content = file.read_bytes() if file.stat().st_size <= jail.LIMITS.file else b""
+    except OSError as error:
+        raise BadInput(f"the file cannot be read: {error.strerror}", given=file, do="name an .onnx file") from None
+    facts = jail.inspect(file, size or splits.shape[1:])
+    if facts["kind"] != "onnx":
+        raise BadInput(
+            "a file of weights alone is not a classifier",
+            given=f"{file}, {facts['kind']}",
+            do="train a run with network: {kind: timm, name: …, weights: FILE}",
+        )
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != facts["sha256"]:
+        raise BadInput("the file changed while it was looked at", given=file, do="import it again")
+    source = spec.source if spec.source in data.NAMED else str(Path(spec.source).expanduser().resolve())
+    found: dict[str, Any] = {
+        "file": file.name,
+        "sha256": digest,
+        "data": spec.model_copy(update={"source": source, "fingerprint": splits.fingerprint}),
+        "classes": tuple(classes or _classes_in(facts["metadata"])),
+        **_input(facts["input"], splits.shape, layout, size),
+        **_output(facts, output),
+        **{name: value for name, value in (("white", white), ("mean", mean), ("std", std)) if value is not None},
+    }
+    if found["dtype"] == "uint8" and {"white", "mean", "std"} & set(found):
+        raise BadInput("a file that takes uint8 pixels scales them itself", do="leave out --white, --mean and --std")
+    how = _checked(found)
+    if _answers_probabilities(OnnxClassifier(content, how), splits.val.images[:64]):
+        how = how.model_copy(update={"answers": "probabilities"})
+    asked = OnnxClassifier(content, how)
+    mapped = Selected(asked, columns_of(how.classes, splits.classes), splits.classes)
+    return _kept(store, how, content, _scored(mapped, how, splits, facts, store))
+
+
+def _kept(store: Store, how: Import, content: bytes, result: dict[str, Any]) -> Run:
+    """The import's folder, beside those of runs; it arrives whole."""
+    run = Run(store.root / "runs" / id_of(how))
+    part = run.folder.with_name(f".importing-{run.name}-{os.getpid()}")
+    try:
+        write_folder(part, {"model.onnx": content})
+        write_json(part / "import.json", {"schema": SCHEMA, "import": how.model_dump(mode="json")})
+        write_json(part / "result.json", {"schema": SCHEMA, "id": run.name, **result})
+        with contextlib.suppress(OSError):  # it is there already: an equal import is the same
+            part.rename(run.folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return run
+
+
+def _checked(found: dict[str, Any]) -> Import:
+    try:
+        how = Import.model_validate(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise BadInput(f"`{where}` cannot be: {first['msg']}", given=first["input"], do="see --help") from None
+    if min(how.std) <= 0 or {len(how.mean), len(how.std)} - {how.channels, 3}:
+        raise BadInput(
+            "mean and std are one positive number a channel", given=f"{how.mean}, {how.std}", do="see --help"
+        )
+    return how
+
+
+def _classes_in(metadata: dict[str, str]) -> list[str]:
+    """The class names that a file carries: a JSON list, a JSON object of index to name, or our own facts."""
+    for key in METADATA:
+        try:
+            held = json.loads(metadata.get(key, "null"))
+        except ValueError:
+            continue
+        if key == "smallalign" and isinstance(held, dict):
+            held = held.get("classes")
+        if isinstance(held, dict) and all(index.isdigit() for index in held):
+            held = [held[index] for index in sorted(held, key=int)]
+        if isinstance(held, list) and held and all(isinstance(name, str) for name in held):
+            return held
+    raise BadInput("the file does not name its classes", do="give them in the order of its answers: --classes a,b,c")
+
+
+def _input(
+    door: dict[str, Any], shape: tuple[int, int, int], layout: str | None, size: tuple[int, int] | None
+) -> dict[str, Any]:
+    """Name, type, layout, channels, size and batch of the input; `shape` is that of the data."""
+    dims = [dim if isinstance(dim, int) and dim > 0 else None for dim in door["shape"]]
+    fits = {name for name, place in (("nchw", 1), ("nhwc", 3)) if dims[place] in (1, 3)}
+    if layout is None and len(fits) != 1:
+        raise BadInput(
+            "the file does not say which axis holds the channels",
+            given=f"{door['name']} {door['shape']}",
+            do="add --layout nchw or --layout nhwc",
+        )
+    chosen = layout or fits.pop()
+    place, sides = (1, dims[2:]) if chosen == "nchw" else (3, dims[1:3])
+    channels = dims[place] or shape[0]
+    known = None if None in sides else tuple(sides)
+    if channels not in (1, 3) or (size is not None and known not in (None, tuple(size))):
+        raise BadInput("the options do not fit the file's input", given=f"{door['shape']}", do="leave them out")
+    return {
+        "input": door["name"],
+        "dtype": door["dtype"],
+        "layout": chosen,
+        "channels": channels,
+        "size": known or size,
+        "batch": dims[0],
+    }
+
+
+def _output(facts: dict[str, Any], asked: str | None) -> dict[str, Any]:
+    """The output that holds one number a class."""
+    flat = [
+        door["name"]
+        for door, shape in zip(facts["outputs"], facts["trial"], strict=True)
+        if "float" in door["type"] and len(shape) >= 2 and all(side == 1 for side in shape[2:])
+    ]
+    names = [door["name"] for door in facts["outputs"]]
+    chosen = asked or ("logits" if "logits" in flat else flat[0] if len(flat) == 1 else None)
+    if chosen not in flat:
+        raise BadInput(
+            "the file has not exactly one output of [images, classes]",
+            given=f"{asked or ''} {names}".strip(),
+            do="name it with --output",
+        )
+    return {"output": chosen}
+
+
+def _answers_probabilities(model: OnnxClassifier, images: NDArray[np.uint8]) -> bool:
+    """Whether every answer is a distribution: nothing below zero, and a sum of one."""
+    found = model(torch.from_numpy(np.ascontiguousarray(images)))
+    if found.shape[1] != len(model.classes):
+        raise BadInput(
+            "there are not as many class names as answers",
+            given=f"{len(model.classes)} names, {found.shape[1]} answers",
+            do="give the classes in the order of its answers: --classes a,b,c",
+        )
+    if not bool(torch.isfinite(found).all()):
+        raise BadModel("the model answers with numbers that are not finite", given=model.how.file, do="export it again")
+    return bool((found >= 0).all()) and bool(((found.sum(1) - 1).abs() < 1e-3).all())
+
+
+def _scored(model: Answering, how: Import, splits: data.Splits, facts: dict[str, Any], store: Store) -> dict[str, Any]:
+    """What a finished run keeps too, as far as an import has it."""
+    val, test = logits_of(model, splits.val), logits_of(model, splits.test)
+    store.count_test_look(splits.fingerprint, id_of(how), "import")
+    temperature = fit_temperature(val, splits.val.labels)
+    return {
+        "state": "finished",
+        "imported": True,
+        "test": score(test, splits.test.labels, splits.classes).as_dict(),
+        "val": score(val, splits.val.labels, splits.classes).as_dict(),
+        "temperature": temperature,
+        "test_calibrated": score(test, splits.test.labels, splits.classes, temperature).as_dict(),
+        "classes": list(splits.classes),
+        "input_shape": list(splits.shape),
+        "weights_sha256": how.sha256,
+        "params": facts["params"],
+        "bytes": facts["bytes"],
+        "opset": facts["opset"],
+        "nodes": facts["nodes"],
+    }

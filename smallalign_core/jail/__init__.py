@@ -1,0 +1,134 @@
+"""The jail: users' model files are parsed here, in a process that may use little memory, time and disk.
+
+The caller's process only reads bytes and an answer in JSON. The child (`__main__`) is limited before it opens the file:
+memory beyond its own libraries, processor seconds, wall seconds, and what it may write. It inherits no descriptors and
+no environment to speak of. It is not kept from the network: a parser that was taken over could still call out.
+
+What is accepted here is later run by ONNX Runtime in the process that trains, from the same bytes, by their SHA-256.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from smallalign_core.errors import BadModel, WorkFailed
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the jail may use.
+
+    Attributes:
+        memory: bytes beyond what its libraries map.
+        seconds: of processor time.
+        wall: seconds on the clock; a stopped or starved child ends here.
+        file: bytes that a model file may have.
+    """
+
+    memory: int = 4 * 1024**3
+    seconds: int = 30
+    wall: float = 90.0
+    file: int = 1024**3
+
+
+LIMITS = Limits()
+
+
+def inspect(file: Path, size: tuple[int, int] = (224, 224), limits: Limits = LIMITS) -> dict[str, Any]:
+    """Facts about a model file: `kind` (onnx, safetensors), `bytes`, `sha256`, `params`; for ONNX its doors.
+
+    An ONNX file is also run once, on black images of `size` (height, width) where it leaves that open.
+
+    Raises:
+        BadModel: it is no such file, asks for something that is refused, or for more than the limits.
+    """
+    return _ask({"verb": "inspect", "file": str(file.resolve()), "size": list(size)}, file, limits)
+
+
+def convert(file: Path, limits: Limits = LIMITS) -> tuple[bytes, dict[str, Any]]:
+    """The tensors of a PyTorch checkpoint (.pt, .pth) as safetensors bytes, and facts about them.
+
+    The pickle is read with `weights_only=True`, which makes tensors and containers and calls nothing else.
+
+    Raises:
+        BadModel: it holds anything but tensors, or is TorchScript or an exported program: those are programs.
+    """
+    with tempfile.TemporaryDirectory(prefix="smallalign-") as folder:
+        made = Path(folder) / "weights.safetensors"
+        facts = _ask({"verb": "convert", "file": str(file.resolve()), "to": str(made)}, file, limits)
+        return made.read_bytes(), facts
+
+
+def accepted_weights(file: Path, limits: Limits = LIMITS) -> str:
+    """The SHA-256 of a safetensors file that the jail accepted.
+
+    Raises:
+        BadModel: as `inspect`, or it is another kind of file.
+    """
+    facts = inspect(file, limits=limits)
+    if facts["kind"] != "safetensors":
+        raise BadModel(
+            "weights to start from are a safetensors file",
+            given=f"{file}, {facts['kind']}",
+            do="to teach with an ONNX file, give it to `import`",
+        )
+    return str(facts["sha256"])
+
+
+def _ask(question: dict[str, Any], file: Path, limits: Limits) -> dict[str, Any]:
+    try:
+        size = file.stat().st_size
+    except OSError as error:
+        raise BadModel(f"the model file cannot be read: {error.strerror}", given=file, do="name a file") from None
+    if not file.is_file() or not 0 < size <= limits.file:
+        raise BadModel(
+            f"a model file has 1 to {limits.file:,} bytes", given=f"{file}, {size:,} bytes", do="give another file"
+        )
+    kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT") if name in os.environ}
+    try:
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-P",
+                "-B",
+                "-m",
+                "smallalign_core.jail",
+                json.dumps(question | {"limits": asdict(limits)}),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=limits.wall,
+            start_new_session=True,
+            env=kept | {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"},
+        )
+    except subprocess.TimeoutExpired:
+        raise _too_much(f"{limits.wall:.0f} seconds", file) from None
+    if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+        raise _too_much(f"{limits.seconds} seconds of processor time", file)
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        raise BadModel("the model file crashes what reads it", given=f"{file}, {name}", do="export it again")
+    try:
+        reply = json.loads(done.stdout)
+    except ValueError:
+        raise WorkFailed("the process that inspects model files did not answer", given=file, do="try again") from None
+    if "refused" in reply:
+        wrong, given, do = reply["refused"]
+        raise BadModel(wrong, given=f"{file}{', ' if given else ''}{given}", do=do)
+    facts: dict[str, Any] = reply["facts"]
+    return facts
+
+
+def _too_much(what: str, file: Path) -> BadModel:
+    return BadModel(
+        f"the model file needs more than {what} to be looked at", given=file, do="give a smaller or simpler model"
+    )

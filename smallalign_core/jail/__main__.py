@@ -1,0 +1,345 @@
+"""Inside the jail: limits itself, then opens one model file and says what it is. Started by `jail._ask`, never by hand.
+
+Limits come first, libraries second, the file last. Nothing here trusts a name: kinds are told apart by content.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import sys
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+GIANT = 1024**3  # bytes that one constant may declare
+MOST_NODES = 20_000
+MOST_METADATA = 1_000_000
+ENDLESS = {"Loop", "Scan"}  # a trial on black images proves nothing about when these end on others
+DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
+TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32", "tensor(float16)": "float16"}
+
+
+class Refusal(Exception):
+    """What is wrong, what was found, what to do."""
+
+    def __init__(self, wrong: str, given: object = "", do: str = "give another file") -> None:
+        super().__init__(wrong)
+        self.parts = [wrong, str(given)[:300], do]
+
+
+def limit(seconds: int) -> None:
+    """Bound processor time, and what may be written; leave no core file."""
+    with contextlib.suppress(ImportError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2 * GIANT, 2 * GIANT))
+
+
+def limit_memory(more: int) -> None:
+    """Bound the address space to what is mapped now and `more` bytes. Called when the libraries are loaded."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + more, mapped + more))
+
+
+# --- what kind of file ------------------------------------------------------------------------------------------------
+
+
+def kind_of(file: Path) -> str:
+    """One of onnx (perhaps), safetensors, pickle; refuses programs by name."""
+    with file.open("rb") as stream:
+        head = stream.read(16)
+    if head[:2] == b"PK":
+        try:
+            names = [name.partition("/")[2] for name in zipfile.ZipFile(file).namelist()]
+        except zipfile.BadZipFile:
+            raise Refusal("the file is a damaged zip") from None
+        if "constants.pkl" in names or any(name.startswith("code/") for name in names):
+            _refuse_program("TorchScript")
+        if any(name.endswith((".json", ".pt2")) or name == "archive_format" for name in names):
+            _refuse_program("an exported program (.pt2)")
+        if "data.pkl" in names:
+            return "pickle"
+        raise Refusal("the file is a zip without a model", ", ".join(names[:3]))
+    if len(head) > 1 and head[0] == 0x80 and head[1] <= 5:
+        return "pickle"
+    if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < file.stat().st_size:
+        return "safetensors"
+    return "onnx"
+
+
+def _refuse_program(what: str) -> None:
+    raise Refusal(
+        f"the file is {what}: a program, which is not run here",
+        do="export the model as ONNX, or save its state_dict",
+    )
+
+
+# --- ONNX -------------------------------------------------------------------------------------------------------------
+
+
+def onnx_facts(file: Path, size: list[int], memory: int) -> dict[str, Any]:
+    """Parse, refuse what a classifier does not need, then run once."""
+    import numpy as np
+    import onnx
+    import onnxruntime
+
+    limit_memory(memory)
+    content = file.read_bytes()
+    try:
+        model = onnx.load_model_from_string(content)
+    except Exception:  # noqa: BLE001  # protobuf's errors differ by back end
+        model = onnx.ModelProto()
+    if not model.graph.node or not model.opset_import:
+        raise Refusal("the file is neither ONNX nor safetensors", do="export the model as one .onnx file")
+    nodes = list(_nodes(model.graph))
+    for function in model.functions:
+        nodes += [inner for node in function.node for inner in _with_inner(node)]
+    _refuse_nodes(nodes, DOMAINS | {function.domain for function in model.functions})
+    tensors = list(_tensors(model.graph, nodes))
+    for tensor in tensors:
+        _refuse_tensor(tensor)
+    _refuse_giants(model.graph, nodes)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        facts = _doors(session)
+        shape = [dim if isinstance(dim, int) else None for dim in facts["input"]["shape"]]
+        example = np.zeros(_trial_shape(shape, size), facts["input"]["dtype"])
+        answers = session.run(None, {facts["input"]["name"]: example})
+    except Refusal:
+        raise
+    except Exception as error:  # noqa: BLE001  # onnxruntime's exceptions share no base class
+        raise _words(error) from None
+    facts["trial"] = [list(np.shape(found)) for found in answers]
+    kept = {entry.key: entry.value for entry in model.metadata_props}
+    return {
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "opset": max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")),
+        "producer": model.producer_name[:80],
+        "nodes": len(nodes),
+        "params": sum(math.prod(tensor.dims) for tensor in model.graph.initializer),
+        "metadata": kept if sum(map(len, kept.values())) < MOST_METADATA else {},
+        **facts,
+    }
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    for node in graph.node:
+        yield from _with_inner(node)
+
+
+def _with_inner(node: Any) -> Iterator[Any]:
+    yield node
+    for attribute in node.attribute:
+        for inner in (attribute.g, *attribute.graphs):
+            yield from _nodes(inner)
+
+
+def _tensors(graph: Any, nodes: Iterable[Any]) -> Iterator[Any]:
+    """Every tensor that the file holds: initializers of all graphs, and constants in attributes."""
+    yield from _stored(graph)
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _stored(inner)
+
+
+def _stored(graph: Any) -> Iterator[Any]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+
+
+def _refuse_nodes(nodes: list[Any], domains: set[str]) -> None:
+    if len(nodes) > MOST_NODES:
+        raise Refusal(f"the model has more than {MOST_NODES:,} nodes", f"{len(nodes):,}", "give a simpler model")
+    for node in nodes:
+        if node.domain not in domains:
+            raise Refusal(
+                "the model needs an operator that ONNX does not define",
+                f"{node.domain}.{node.op_type}",
+                "export it with standard operators",
+            )
+        if node.op_type in ENDLESS:
+            raise Refusal(
+                "the model has a loop, and nobody can tell when it ends",
+                node.op_type,
+                "export it with its loops unrolled",
+            )
+
+
+def _refuse_tensor(tensor: Any) -> None:
+    if tensor.data_location == 1 or tensor.external_data:
+        raise Refusal(
+            "the model keeps its weights in another file",
+            tensor.name,
+            "save it as one file, without external data",
+        )
+    count = math.prod(tensor.dims)
+    if not 0 <= count * 4 <= GIANT:
+        raise Refusal("the model declares a giant constant", f"{count:,} numbers", "give a smaller model")
+
+
+def _refuse_giants(graph: Any, nodes: list[Any]) -> None:
+    """Constants that a few bytes ask for: ConstantOfShape of a shape that the file fixes."""
+    from onnx import numpy_helper
+
+    fixed = {tensor.name: tensor for tensor in graph.initializer}
+    for node in nodes:
+        for attribute in node.attribute if node.op_type == "Constant" else ():
+            if attribute.name == "value":
+                fixed[node.output[0]] = attribute.t
+    for node in nodes:
+        if node.op_type == "ConstantOfShape" and node.input[0] in fixed:
+            count = math.prod(int(side) for side in numpy_helper.to_array(fixed[node.input[0]]).ravel())
+            if not 0 <= count * 4 <= GIANT:
+                raise Refusal("the model declares a giant constant", f"{count:,} numbers", "give a smaller model")
+
+
+def _doors(session: Any) -> dict[str, Any]:
+    """The one input and the outputs; refuses what is not an image classifier."""
+    inputs = [{"name": door.name, "type": door.type, "shape": door.shape} for door in session.get_inputs()]
+    outputs = [{"name": door.name, "type": door.type, "shape": door.shape} for door in session.get_outputs()]
+    door = inputs[0] if len(inputs) == 1 else {"type": "", "shape": []}
+    if len(door["shape"]) != 4 or door["type"] not in TYPES:
+        found = ", ".join(f"{one['name']} {one['type']}{one['shape']}" for one in inputs)
+        raise Refusal(
+            "an image classifier has one input of four dimensions, of type uint8 or float",
+            found,
+            "export the classifier alone",
+        )
+    return {"input": door | {"dtype": TYPES[door["type"]]}, "outputs": outputs}
+
+
+def _trial_shape(shape: list[int | None], size: list[int]) -> list[int]:
+    """Two images where the file lets us; where even the layout is open, channels first."""
+    batch, *rest = shape
+    last = rest[2] in (1, 3) and rest[0] not in (1, 3)
+    wanted = [*size, 3] if last else [3, *size]
+    filled = [known if known is not None else asked for known, asked in zip(rest, wanted, strict=True)]
+    if math.prod(filled) > 3 * 4096**2 or (batch or 0) > 4096:
+        raise Refusal("the model wants giant images", f"{shape}", "give a model for images of up to 4096 pixels")
+    return [2 if batch is None else batch, *filled]
+
+
+def _words(error: Exception) -> Refusal:
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or "allocat" in text.lower():
+        return Refusal("the model needs more memory than it may have", text[-120:], "give a smaller model")
+    if "dimension" in text.lower() or "shape" in text.lower():
+        return Refusal("the model does not take images of this size", text[-160:], "say its size with --size")
+    return Refusal("ONNX Runtime cannot run the model", text[:160], "export it again")
+
+
+# --- tensors ----------------------------------------------------------------------------------------------------------
+
+
+def safetensors_facts(file: Path, memory: int) -> dict[str, Any]:
+    """Count what the header declares."""
+    from safetensors import SafetensorError, safe_open
+
+    limit_memory(memory)
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            shapes = {name: list(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise Refusal("the safetensors file is damaged", error) from None
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {
+        "sha256": digest,
+        "tensors": len(shapes),
+        "params": sum(math.prod(shape) for shape in shapes.values()),
+    }
+
+
+def convert(file: Path, to: Path, memory: int) -> dict[str, Any]:
+    """Write the tensors of a checkpoint as safetensors."""
+    import pickle
+
+    import torch
+    from safetensors.torch import save_file
+
+    if kind_of(file) != "pickle":
+        raise Refusal("the file is not a PyTorch checkpoint", do="only .pt and .pth files need converting")
+    limit_memory(memory)
+    try:
+        held = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        asked = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
+        raise Refusal(
+            "the checkpoint holds more than tensors, which would run code when it is read",
+            asked[:160],
+            "save its state_dict alone, as safetensors",
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
+        raise Refusal("the checkpoint is damaged", type(error).__name__) from None
+    for key in ("state_dict", "model_state_dict", "model", "net"):
+        if isinstance(held, dict) and isinstance(held.get(key), dict):
+            held = held[key]
+    if not isinstance(held, dict) or not held or not all(isinstance(one, torch.Tensor) for one in held.values()):
+        raise Refusal("the checkpoint is not a state_dict of tensors", type(held).__name__, "save its state_dict alone")
+    if sum(tensor.numel() * tensor.element_size() for tensor in held.values()) > 2 * file.stat().st_size + 4096:
+        raise Refusal("the checkpoint declares more numbers than it holds", do="save its tensors with .clone()")
+    plain = {
+        str(name).removeprefix("module."): tensor.detach().to_dense().clone().contiguous()
+        for name, tensor in held.items()
+    }
+    save_file(plain, to)
+    return {"kind": "safetensors", "tensors": len(plain), "params": sum(t.numel() for t in plain.values())}
+
+
+# --- the question -----------------------------------------------------------------------------------------------------
+
+
+def answer(asked: dict[str, Any]) -> dict[str, Any]:
+    """Facts, or a `Refusal`."""
+    file, memory = Path(asked["file"]), asked["limits"]["memory"]
+    if asked["verb"] == "convert":
+        return convert(file, Path(asked["to"]), memory)
+    kind = kind_of(file)
+    if kind == "pickle":
+        raise Refusal(
+            "the file is a pickle, which can run code when it is read",
+            do="write its tensors as safetensors: python -m smallalign_core convert FILE --to FILE.safetensors",
+        )
+    found = safetensors_facts(file, memory) if kind == "safetensors" else onnx_facts(file, asked["size"], memory)
+    return {"kind": kind, "bytes": file.stat().st_size, **found}
+
+
+def main() -> None:
+    """Answer the question in the first argument with one line of JSON."""
+    asked = json.loads(sys.argv[1])
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints is no answer
+    limit(asked["limits"]["seconds"])
+    try:
+        reply: dict[str, Any] = {"facts": answer(asked)}
+    except Refusal as refusal:
+        reply = {"refused": refusal.parts}
+    except MemoryError:
+        reply = {"refused": ["the model file needs more memory than it may have", "", "give a smaller model"]}
+    except Exception as error:  # noqa: BLE001  # a parser may fail in any way; the caller gets a sentence
+        reply = {"refused": ["the model file cannot be read", repr(error)[:160], "export it again"]}
+    out.write(json.dumps(reply))
+    out.flush()
+    os._exit(0)  # libraries' clean-up under a memory limit may hang or crash
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Verbs about teachers: bring one in, and look at it before hours are burned."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from smallalign_core import desk, jail
+from smallalign_core.errors import BadInput
+from smallalign_core.files import write
+from smallalign_core.machine import set_threads
+from smallalign_core.spec import DataSpec
+from smallalign_core.store import Store
+from smallalign_core.verbs import MODELS, JsonOption, StoreOption, answer
+
+DataOption = Annotated[str, typer.Option("--data", help="A dataset's name, or a path.")]
+SizeOption = Annotated[str | None, typer.Option("--size", help="HEIGHTxWIDTH to resize to, such as 224x224.")]
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(help="An ONNX classifier, in one file.")],
+    data_source: DataOption,
+    classes: Annotated[
+        str | None, typer.Option("--classes", help="Its classes in order: a,b,c, or a JSON file with a list.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--as", help="Keep it in the zoo under a name.")] = None,
+    output: Annotated[str | None, typer.Option("--output", help="Which output holds the answers.")] = None,
+    layout: Annotated[
+        Literal["nchw", "nhwc"] | None, typer.Option("--layout", help="Where the file leaves it open.")
+    ] = None,
+    size: SizeOption = None,
+    white: Annotated[
+        float | None, typer.Option("--white", help="A white pixel before mean and std: 1 (default) or 255.")
+    ] = None,
+    mean: Annotated[str | None, typer.Option("--mean", help="One number a channel; ImageNet's without.")] = None,
+    std: Annotated[str | None, typer.Option("--std", help="One number a channel; ImageNet's without.")] = None,
+    store: StoreOption = MODELS,
+    json: JsonOption = False,
+) -> None:
+    """Take an ONNX classifier into the store: it can then teach, be compared and be looked at."""
+    from smallalign_core import card, foreign
+
+    set_threads()
+    place = Store(store)
+    if name is not None:
+        place.claim_zoo_name(name)  # before the work, not after it
+    run = foreign.bring(
+        file,
+        DataSpec(source=data_source),
+        place,
+        classes=_names(classes) if classes else None,
+        output=output,
+        layout=layout,
+        size=_size(size) if size else None,
+        white=white,
+        mean=_numbers(mean) if mean else None,
+        std=_numbers(std) if std else None,
+    )
+    if name is not None:
+        run = card.keep(run, place, name)
+    assert run.imported is not None
+    result = run.result or {}
+    kept = {key: result[key] for key in ("val", "test", "params", "bytes")}
+    value = {"id": run.id, "name": run.name, **run.imported.model_dump(mode="json"), **kept}
+    text = (
+        f"{run.name}: {run.title}\n{result['params']:,} parameters; validation accuracy "
+        f"{result['val']['accuracy']:.2%}, test accuracy {result['test']['accuracy']:.2%}"
+    )
+    answer(value, json, text)
+
+
+def preflight(
+    reference: Annotated[str, typer.Argument(metavar="TEACHER", help="A finished run or an import.")],
+    data_source: Annotated[str | None, typer.Option("--data", help="The images to teach; its own without.")] = None,
+    store: StoreOption = MODELS,
+    json: JsonOption = False,
+) -> None:
+    """Is this teacher worth it on these images? Validation only. Exit code 1 if it is no better than chance."""
+    set_threads()
+    found = desk.preflight(Store(store), reference, data_source)
+    answer(found, json, found["words"])
+    if found["refused"]:
+        raise typer.Exit(1)
+
+
+def convert(
+    file: Annotated[Path, typer.Argument(help="A PyTorch checkpoint: .pt or .pth.")],
+    to: Annotated[Path, typer.Option("--to", help="The .safetensors file to write.")],
+    json: JsonOption = False,
+) -> None:
+    """Write the tensors of a checkpoint as safetensors, without running what else is in it."""
+    if to.suffix != ".safetensors" or not to.parent.is_dir():
+        raise BadInput("weights go into an existing folder, as a file ending in .safetensors", given=to)
+    content, facts = jail.convert(file)
+    write(to, content)
+    value = {"file": str(to), "bytes": len(content), **facts}
+    answer(value, json, f"{to}: {facts['tensors']} tensors, {facts['params']:,} numbers")
+
+
+def _names(text: str) -> list[str]:
+    """Class names from `a,b,c`, or from a JSON file with a list."""
+    if not text.endswith(".json"):
+        return [name.strip() for name in text.split(",")]
+    try:
+        held = jsonlib.loads(Path(text).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        held = None
+    if not isinstance(held, list) or not all(isinstance(name, str) for name in held):
+        raise BadInput("the class names cannot be read", given=text, do="give a JSON file with a list of names")
+    return held
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        raise BadInput("that is not a list of numbers", given=text, do="write for example 0.5,0.5,0.5") from None
+
+
+def _size(text: str) -> tuple[int, int]:
+    sides = text.lower().split("x")
+    if len(sides) not in (1, 2) or not all(side.isdigit() and 4 <= int(side) <= 4096 for side in sides):
+        raise BadInput("a size is HEIGHTxWIDTH, 4 to 4096 each", given=text, do="write for example 224x224")
+    return int(sides[0]), int(sides[-1])
