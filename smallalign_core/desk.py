@@ -58,7 +58,6 @@ def resolve(store: Store, spec: RunSpec, device: str = "auto") -> RunSpec:
 
     where = train.pick_device(device)
     splits = data.load(spec.data, store.data_cache)
-    resolved = store.resolve(spec, splits, tuning.precision(spec, store, splits, where))
     plain = [0.5] * splits.shape[0]
     student = networks.build(spec.network, splits.classes, splits.shape, mean=plain, std=plain)
     viewing.check(spec.augment, splits.shape)
@@ -66,7 +65,8 @@ def resolve(store: Store, spec: RunSpec, device: str = "auto") -> RunSpec:
     losses.check(spec.loss, classes=len(splits.classes), batch=spec.batch, mixed=mixed)
     if isinstance(spec.loss, OfLayers):
         teacher = networks.from_file(store.finished(spec.teachers[0]).weights)
-        resolved = resolved.model_copy(update={"loss": losses.place(spec.loss, student, teacher)})
+        spec = spec.model_copy(update={"loss": losses.place(spec.loss, student, teacher)})
+    resolved = store.resolve(spec, splits, tuning.precision(spec, store, splits, where))
     execution.teaching([resolved], store, splits, "cpu")
     return resolved
 
