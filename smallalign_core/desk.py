@@ -62,9 +62,8 @@ def resolve(store: Store, spec: RunSpec, device: str = "auto") -> RunSpec:
     where = train.pick_device(device)
     splits = data.load(spec.data, store.data_cache)
     resolved = store.resolve(spec, splits, spec.precision)  # first: weights to start from pass the jail
-    resolved = resolved.model_copy(update={"precision": tuning.precision(resolved, store, splits, where)})
     plain = [0.5] * splits.shape[0]
-    student = networks.build(spec.network, splits.classes, splits.shape, mean=plain, std=plain)
+    student = networks.build(resolved.network, splits.classes, splits.shape, mean=plain, std=plain)
     viewing.check(spec.augment, splits.shape)
     mixed = any(isinstance(part, MixUp | CutMix) for part in spec.augment)
     losses.check(spec.loss, classes=len(splits.classes), batch=spec.batch, mixed=mixed)
@@ -73,6 +72,7 @@ def resolve(store: Store, spec: RunSpec, device: str = "auto") -> RunSpec:
 
         teacher = foreign.classifier(store.finished(spec.teachers[0]), splits.classes)
         resolved = resolved.model_copy(update={"loss": losses.place(spec.loss, student, teacher)})
+    resolved = resolved.model_copy(update={"precision": tuning.precision(resolved, store, splits, where)})
     teaching.live([resolved], store, splits, "cpu")
     return resolved
 

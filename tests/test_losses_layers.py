@@ -157,9 +157,15 @@ def test_layers_are_chosen_as_documented(digits: Splits) -> None:
 
     assert chosen(FitNets(), cnn, resnet) == (("10",), ("5",)), "the last maps"
     assert chosen(FitNets(), mlp, resnet) == (("6",), ("8",)), "the last vectors, where one has no maps"
-    assert chosen(AttentionTransfer(), cnn, resnet) == (("2", "6", "10"), ("3", "4", "5")), "the last of each size"
-    short = classifier(digits, kind="cnn", width=4, depth=1)
-    assert chosen(AttentionTransfer(), short, resnet) == (("2", "3"), ("4", "5")), "the deepest with the deepest"
+    assert chosen(AttentionTransfer(), cnn, resnet) == (("2",), ("3",)), "the last of each size from 7 pixels"
+    wide, tiny_maps = (
+        networks.build(tiny(network=kind).network, digits.classes, (1, side, side), mean=[0.5], std=[0.5])
+        for kind, side in (("resnet", 32), ("cnn", 4))
+    )
+    assert chosen(AttentionTransfer(), wide, wide) == (("3", "4", "5"), ("3", "4", "5"))
+    assert chosen(AttentionTransfer(), cnn, wide) == (("2",), ("5",)), "the deepest with the deepest"
+    assert chosen(AttentionTransfer(), tiny_maps, wide) == (("2",), ("5",)), "the largest, if all are small"
+    assert chosen(AttentionTransfer(teacher_layer="4, 5"), cnn, resnet) == (("6", "10"), ("4", "5"))
     assert chosen(AttentionTransfer(student_layer="6"), cnn, resnet) == (("6",), ("5",))
     assert chosen(FitNets(student_layer="12"), cnn, resnet) == (("12",), ("8",)), "to a vector, a vector"
     placed = losses.place(FitNets(), cnn, resnet)
@@ -171,7 +177,8 @@ def test_torchvision_models_have_layers_too(name: str, digits: Splits) -> None:
     borrowed, resnet = classifier(digits, kind="torchvision", name=name), classifier(digits, kind="resnet", width=4)
     expected = {"resnet18": "layer4", "mobilenet_v3_small": "features", "swin_t": "permute"}[name]
     assert losses.place(FitNets(), borrowed, resnet).student_layer == expected
-    assert losses.place(AttentionTransfer(), borrowed, resnet).student_layer.endswith(expected)
+    named = losses.place(AttentionTransfer(teacher_layer="5"), borrowed, resnet)
+    assert named.student_layer == expected
 
 
 @pytest.mark.parametrize(
@@ -198,8 +205,8 @@ def test_layers_that_cannot_be_compared_are_refused_in_words(
 
 def test_the_desk_writes_the_layers_down(store: Store) -> None:
     resolved = desk.resolve(store, tiny(teacher="digits-teacher", loss="attention"))
-    assert resolved.loss.student_layer == "2, 6, 7"  # type: ignore[union-attr]
-    assert resolved.loss.teacher_layer == "3, 4, 5"  # type: ignore[union-attr]
+    assert resolved.loss.student_layer == "2"  # type: ignore[union-attr]
+    assert resolved.loss.teacher_layer == "3"  # type: ignore[union-attr]
     assert desk.resolve(store, resolved) == resolved
     with pytest.raises(BadSpec, match="no layer of that path"):
         desk.resolve(store, tiny(teacher="digits-teacher", loss={"kind": "fitnets", "student_layer": 40}))

@@ -19,6 +19,11 @@ from smallalign_core.spec import AttentionTransfer, OfLayers
 
 Shape = tuple[int, ...]
 
+SMALLEST = 7
+"""Pixels a side of the smallest map that attention transfer was published with. Its weight is of a mean over pixels, so
+on maps of 2x2 the same number is sixteen times stronger than on 8x8: there it drowned the labels (measured, README).
+"""
+
 
 def hint(student: Tensor, teacher: Tensor, regressor: nn.Module) -> Tensor:
     """Mean over all elements of (regressor(student) - teacher)² (Romero et al., ICLR 2015; the mean is RepDistiller's).
@@ -112,7 +117,8 @@ def place(loss: OfLayers, student: nn.Module, teacher: nn.Module) -> OfLayers:
     """`loss` with its layers chosen where it names none, and tried where it does.
 
     Chosen is, for FitNets, the last map of each network; where one has no maps, of both the last vector before the
-    logits. For attention transfer, the last map of each size, the deepest of the one with the deepest of the other.
+    logits. For attention transfer, the last map of each size from 7 pixels a side (the largest, if none is), deepest to
+    deepest; beside layers that were named for one network, the deepest of any size.
 
     Raises:
         BadSpec: a network has no such layer, the layers cannot be compared, or there are not as many.
@@ -131,6 +137,8 @@ def place(loss: OfLayers, student: nn.Module, teacher: nn.Module) -> OfLayers:
         any(len(there[path]) == 3 for path in named or there) for named, there in ((asked[0], ours), (asked[1], theirs))
     )
     chosen = [named or _choose(there, maps=maps) for named, there in ((asked[0], ours), (asked[1], theirs))]
+    if isinstance(loss, AttentionTransfer) and not any(asked):
+        chosen = [_large(there, found) for there, found in zip((ours, theirs), chosen, strict=True)]
     for who, there, found in (("student", ours, chosen[0]), ("teacher", theirs, chosen[1])):
         wanted, size = ("maps", 3) if maps else ("vectors", 1)
         wrong = [path for path in found if len(there[path]) != size]
@@ -160,6 +168,11 @@ def _choose(there: Mapping[str, Shape], *, maps: bool) -> tuple[str, ...]:
             last.pop(size, None)
             last[size] = path
     return tuple(last.values())
+
+
+def _large(there: Mapping[str, Shape], found: tuple[str, ...]) -> tuple[str, ...]:
+    large = tuple(path for path in found if min(there[path][1:]) >= SMALLEST)
+    return large or tuple(sorted(found, key=lambda path: there[path][1] * there[path][2])[-1:])
 
 
 def _offered(there: Mapping[str, Shape], size: int | None = None, most: int = 60) -> str:

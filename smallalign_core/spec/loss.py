@@ -156,16 +156,18 @@ class FitNets(_OfLayers):
 
 class AttentionTransfer(_OfLayers):
     """Attention transfer (Zagoruyko & Komodakis, ICLR 2017): cross entropy, plus the mean squared difference of where
-    feature maps are active (channel mean of squares, length 1). For networks of one family.
+    feature maps are active (channel mean of squares, length 1). For large maps, and networks of one family.
     """
 
     kind: Literal["attention"] = "attention"
-    attention_weight: Annotated[float, Field(gt=0, le=1_000_000, description="Weight of the maps.")] = 1000.0
+    attention_weight: Annotated[
+        float, Field(gt=0, le=1_000_000, description="Weight of the maps; the paper's suits 8×8 pixels and more.")
+    ] = 1000.0
     labels_weight: LabelsWeight = 1.0
     kd_weight: KdWeight = 0.0
     temperature: Temperature = 4.0
     student_layer: Annotated[
-        Layers, Field(description="Paths of modules, by commas; empty: the last map of each size, deepest to deepest.")
+        Layers, Field(description="Paths of modules, by commas; empty: the last map of each size from 7×7 pixels.")
     ] = ""
     teacher_layer: Annotated[
         Layers, Field(description="As many paths as for the student, in the same order; empty: likewise.")
