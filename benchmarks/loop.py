@@ -9,6 +9,7 @@ for both; the minimum over slices is what the code costs.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from smallalign_core import data, networks
 from smallalign_core.data import ImageSet, Splits

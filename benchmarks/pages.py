@@ -28,9 +28,9 @@ from streamlit.testing.v1 import AppTest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)  # in place of this folder, whose own `pages.py` would hide the package
 
-from pages.ui import backstage  # noqa: E402
-from smallalign_core.spec import digest  # noqa: E402
-from smallalign_core.store import Store  # noqa: E402
+from pages.ui import backstage
+from smallalign_core.spec import digest
+from smallalign_core.store import Store
 
 PAGES = ("home", "data", "distil", "runs", "compare", "export")
 

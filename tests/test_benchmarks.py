@@ -1,0 +1,195 @@
+"""The benchmarks that claim something run, print what they promise, and can find what they look for."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, Train, tiny
+
+from smallalign_core import desk, files, networks
+from smallalign_core.data import Splits
+from smallalign_core.evaluate import logits_of
+from smallalign_core.store import Run, State, Store
+from smallalign_core.teacher import Teacher
+from smallalign_core.train import Training
+from smallalign_core.views import Views
+
+
+def benchmark(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module(name)
+
+
+def printed(*command: str) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, *command],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.stdout, done.stderr
+    return done.returncode, done.stdout
+
+
+# --- benchmarks/paper.py ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_digits_table_says_what_the_protocol_shows() -> None:
+    """2 seeds and a third of the epochs: enough for the differences that are far larger than their spread."""
+    code, text = printed("benchmarks/paper.py", "digits", "--seeds", "2", "--epochs", "50")
+    assert code == 0
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    named = {row[0].strip("| "): row for row in rows}
+    found = json.loads(text.splitlines()[-1])
+    for name, measured in found["rows"].items():
+        errors = np.array(measured["errors"])
+        assert len(errors) == 2
+        assert f"{errors.mean():.1f} ± {errors.std(ddof=1):.1f}" == named[name][1].strip()
+    mean = {name: np.mean(measured["errors"]) for name, measured in found["rows"].items()}
+    assert mean["Teacher"] < 60
+    assert mean["KD T=4"] < mean["CE"]
+    assert mean["KD, augmented, same view, 4x epochs"] < mean["KD, augmented, stale cache, 4x epochs"]
+    assert mean["KD, augmented, same view, 4x epochs"] < mean["KD, augmented, same view"] < mean["CE"]
+
+
+def test_the_stale_teacher_answers_for_clean_images(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    paper = benchmark("paper", monkeypatch)
+    classifier = networks.build(tiny().network, digits.classes, digits.shape, mean=[0.3], std=[0.4])
+    teacher = Teacher(classifier, digits.classes)
+    views = Views(digits.train, tiny(augment=["rotate"]).augment, batch=32, seed=0)
+    batch, said = paper.Stale(teacher, digits.train).lesson(views, 5)
+    clean = torch.from_numpy(digits.train.images[batch.rows.numpy()])
+    torch.testing.assert_close(said.logits, teacher.logits(clean), atol=2e-3, rtol=2e-3)
+    assert (said.logits - teacher.lesson(views, 5)[1].logits).abs().max() > 1e-2
+
+
+def test_weights_of_the_table_are_those_of_the_loop(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    paper = benchmark("paper", monkeypatch)
+    (classifier,) = paper.trained([tiny()], digits)
+    training = Training([tiny()], digits)
+    list(training)
+    assert np.array_equal(
+        logits_of(classifier, digits.test), logits_of(training.students[0].classifier.eval(), digits.test)
+    )
+
+
+def test_the_bias_of_a_missing_class_is_the_one_with_fewest_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    paper = benchmark("paper", monkeypatch)
+    draw = np.random.default_rng(0)
+    labels = draw.integers(0, 4, 400)
+    logits = (4 * np.eye(4)[labels] + draw.normal(size=(400, 4))).astype(np.float32)
+    logits[:, 2] -= 9
+    bias = paper.chosen_bias(logits, labels, (2,))
+    wrong = {move: (paper.biased(logits, (2,), move).argmax(1) != labels).sum() for move in np.arange(-20, 20.25, 0.25)}
+    assert wrong[bias] == min(wrong.values()) < wrong[0.0]
+    assert 7 < bias < 11
+    intact = 4 * np.eye(4, dtype=np.float32)[labels]
+    assert paper.chosen_bias(intact, labels, (2,)) == 0
+
+
+def test_intervals_are_students(monkeypatch: pytest.MonkeyPatch) -> None:
+    from scipy import stats
+
+    paper = benchmark("paper", monkeypatch)
+    differences = np.array([-3.0, -1.0, -4.0, 2.0])
+    mean, low, high = paper._interval(differences)
+    known = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    assert (mean, low, high) == pytest.approx((-1.5, known.low, known.high))
+
+
+# --- benchmarks/chaos.py ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def halfway(store: Store, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A run that was paused with two checkpoints."""
+    from smallalign_core import execution, worker
+
+    monkeypatch.setattr(execution, "CHECKPOINT_SECONDS", 0.0)
+    run = store.create(desk.resolve(store, tiny(epochs=6)))
+    seen: list[object] = []
+
+    def pause(event: dict[str, object]) -> None:
+        seen.append(event)
+        if len(seen) == 6:
+            files.write(run.folder / "request", "pause")
+
+    worker.execute(run, store, device="cpu", observe=pause)
+    assert run.state is State.PAUSED
+    return run
+
+
+DAMAGE = ["spec.json", "state.json", "events.jsonl", "checkpoints.json", "checkpoint-*.pt"]
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_torn_file_is_found(name: str, halfway: Run, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    chaos = benchmark("chaos", monkeypatch)
+    assert chaos.torn(store) == []
+    file = next(halfway.folder.glob(name))
+    file.write_bytes(file.read_bytes()[:-3])
+    assert len(chaos.torn(store)) == 1
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "result.json"])
+def test_a_torn_result_is_found(name: str, train: Train, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    chaos = benchmark("chaos", monkeypatch)
+    file = train().folder / name
+    assert chaos.torn(store) == []
+    file.write_bytes(file.read_bytes()[:-3])
+    assert chaos.torn(store)
+
+
+def test_lost_events_wrong_states_and_other_weights_are_found(
+    halfway: Run, store: Store, train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import random
+
+    chaos = benchmark("chaos", monkeypatch)
+    ordeal = chaos.Ordeal(store, random.Random(0), chaos.Tally())
+    ordeal.look([halfway])
+    ordeal.requests[halfway.id] = "pause"
+    ordeal.judge([halfway], 0, dict(ordeal.read))
+    assert (ordeal.tally.lost, ordeal.tally.wrong) == ([], [])
+    lines = (halfway.folder / "events.jsonl").read_bytes().splitlines(keepends=True)
+    (halfway.folder / "events.jsonl").write_bytes(b"".join(lines[:-2]))
+    ordeal.requests.clear()
+    ordeal.judge([halfway], 0, dict(ordeal.read))
+    assert len(ordeal.tally.lost) == 2
+    assert "paused" in ordeal.tally.wrong[0]
+    assert "ended with 70" in chaos.wrong_state(halfway, 70, None, True)
+    one, other = train(), train(seed=1)
+    assert chaos.differences(one, one) == []
+    assert any("weights_sha256" in line for line in chaos.differences(one, other))
+
+
+def test_all_kinds_are_killed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    from smallalign_core.spec import Loss, Optimizer, choices
+
+    chaos = benchmark("chaos", monkeypatch)
+    groups = list(chaos.rounds(store, 0))
+    specs = [spec for group in groups for spec in group]
+    assert {spec.loss.kind for spec in specs} == set(choices(Loss))
+    assert {spec.optimizer.kind for spec in specs} == set(choices(Optimizer))
+    assert {bool(spec.teacher) for spec in specs} == {True, False}
+    assert {len(group) for group in groups} >= {1, 3}
+
+
+@pytest.mark.slow
+def test_chaos_loses_nothing() -> None:
+    code, text = printed("benchmarks/chaos.py", "--kills", "4", "--seed", "3")
+    found = json.loads(text.splitlines()[-1])
+    assert code == 0, text
+    assert found.pop("kills") >= 4
+    assert found == {"lost events": 0, "torn files": 0, "differing digests": 0, "wrong states": 0}
