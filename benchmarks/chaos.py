@@ -6,7 +6,8 @@ A worker is the command line's `worker --once`, in a process group of its own, w
 every 10 s. Four of five are forked from this process, which has imported torch already, so that a kill costs less than
 a second; every fifth is a new interpreter, so that imports are killed too. The moment is drawn: by the worker's
 processor time, by how many events were seen, or by the n-th time that it opens, renames or removes a certain file, just
-before it does. Between kills, runs are paused, cancelled and resumed by the command line, also while they train.
+before it does or up to 10 ms after. Between kills, runs are paused, cancelled and resumed by the command line, also
+while they train.
 
 Runs cover every optimizer and loss that a spec offers, with and without a teacher, alone and in lockstep. After each
 kill: every event that was read before is still there, every file that must be whole is whole, and every run's state is
@@ -27,6 +28,7 @@ import random
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
@@ -52,6 +54,7 @@ from smallalign_core.__main__ import main as command_line
 from smallalign_core.errors import BadInput
 from smallalign_core.spec import Loss, Optimizer, RunSpec, choices, digest, members, parse
 from smallalign_core.store import Run, State, Store
+from smallalign_core.teacher import _chunk
 
 CHECKPOINT_SECONDS = 0.05
 EPOCHS = 24
@@ -114,12 +117,12 @@ def rounds(store: Store, cycle: int) -> Iterator[list[RunSpec]]:
 
 
 def _spec(store: Store, loss: str, optimizer: dict[str, Any], number: int, network: dict[str, Any]) -> RunSpec:
-    """The spec with that loss and optimizer, with a teacher if the loss asks for one, on a network that can have it."""
+    """The first spec with that loss and optimizer that can be: some need a teacher, feature maps or unmixed images."""
     error: BadInput | None = None
-    for body, teacher in itertools.product((network, NETWORKS[0]), (None, TEACHER)):
+    policies = (POLICIES[number % len(POLICIES)], POLICIES[0])
+    for policy, body, teacher in itertools.product(policies, (network, NETWORKS[0]), (None, TEACHER)):
         try:
             fields = {"network": body, "teacher": teacher, "loss": {"kind": loss}, "optimizer": optimizer}
-            policy = POLICIES[number % len(POLICIES)]
             return desk.resolve(store, parse({"data": "digits", "epochs": EPOCHS, "seed": number, **policy, **fields}))
         except BadInput as refused:
             error = refused
@@ -130,14 +133,15 @@ def _spec(store: Store, loss: str, optimizer: dict[str, Any], number: int, netwo
 
 
 def start(
-    arguments: Sequence[str], log: Path, *, fresh: bool = False, fatal: tuple[Path, str, int] | None = None
+    arguments: Sequence[str], log: Path, *, fresh: bool = False, fatal: tuple[Path, str, int, float] | None = None
 ) -> int:
     """Give a command to the command line in a process group of its own. Returns its process id.
 
     Args:
         log: where its output goes.
         fresh: in a new interpreter, not in a fork of this process.
-        fatal: (folder, part of a name, n): it kills itself just before its n-th use of such a file in that folder.
+        fatal: (folder, part of a name, n, seconds): it kills itself just before its n-th use of such a file in that
+            folder, or so many seconds later, when it may be in the middle of writing.
     """
     pid = os.fork()
     if pid:
@@ -167,8 +171,9 @@ def start(
         os._exit(code)
 
 
-def _killing_itself(folder: Path, name: str, uses: int) -> Any:
+def _killing_itself(folder: Path, name: str, uses: int, seconds: float) -> Any:
     prefix, left = str(folder), [uses]
+    now = (os.getpid(), signal.SIGKILL)
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
         if event in ("open", "os.rename", "os.remove"):
@@ -176,7 +181,7 @@ def _killing_itself(folder: Path, name: str, uses: int) -> Any:
             if path.startswith(prefix) and name in path.rpartition("/")[2]:
                 left[0] -= 1
                 if not left[0]:
-                    os.kill(os.getpid(), signal.SIGKILL)
+                    threading.Timer(seconds, os.kill, now).start() if seconds else os.kill(*now)
 
     return hook
 
@@ -206,7 +211,7 @@ def torn(store: Store) -> list[str]:
             continue  # still being written, by its name
         try:
             _read_whole(file)
-        except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
+        except (OSError, ValueError, LookupError, TypeError, SafetensorError, _chunk.Damaged) as error:
             found.append(f"{file.relative_to(store.root)}: {type(error).__name__} {error}")
     return found
 
@@ -228,6 +233,8 @@ def _read_whole(file: Path) -> None:
                     opened.get_tensor(name)
         case ".npy":
             np.load(file)
+        case ".answers" | ".images" | ".logits":
+            _chunk.opened(file, f"{file.parent.name}/{file.name}")
         case "queued":
             float(file.read_text())
         case "request":
@@ -330,10 +337,11 @@ class Ordeal:
         draw, self.starts = self.draw, self.starts + 1
         fresh = fatal and self.starts % 5 == 0
         way = draw.choice(("clock", "event") if fresh else ("clock", "event", "file")) if fatal else ""
-        seconds = draw.uniform(0, 3.5 if fresh else 1.0) if way == "clock" else math.inf
-        events = draw.randint(1, 40) if way == "event" else math.inf
-        use = (self.store.root / "runs", draw.choice(TOUCHED), draw.randint(1, 8)) if way == "file" else None
-        ask_at = draw.uniform(0, 1.0) if fatal and draw.random() < 0.3 else math.inf
+        seconds = draw.uniform(0, 3.0 if fresh else 0.7) if way == "clock" else math.inf
+        events = draw.randint(1, 25) if way == "event" else math.inf
+        delay = draw.choice((0.0, draw.uniform(0, 0.01)))
+        use = (self.store.root / "runs", draw.choice(TOUCHED), draw.randint(1, 6), delay) if way == "file" else None
+        ask_at = draw.uniform(0, 0.7) if fatal and draw.random() < 0.3 else math.inf
 
         before, asking = dict(self.read), None
         pid = self.command("worker", "--once", "--device", "cpu", fresh=fresh, fatal=use)
@@ -404,7 +412,13 @@ def undisturbed(store: Store, specs: Sequence[RunSpec], log: Path) -> list[Run]:
     return runs
 
 
-def report(tally: Tally, seconds: float) -> int:
+def remains(store: Store) -> list[Path]:
+    """Files of finished runs that nobody needs any more: a kill came between the result and the cleaning up."""
+    folders = [run.folder for run in store.runs() if run.finished]
+    return [file for folder in folders for pattern in ("checkpoint*", ".*.part") for file in folder.glob(pattern)]
+
+
+def report(tally: Tally, left: Sequence[Path], seconds: float) -> int:
     """Print what happened; returns the exit code."""
     damage = {
         "lost events": tally.lost,
@@ -417,6 +431,7 @@ def report(tally: Tally, seconds: float) -> int:
     print("moment drawn by: " + ", ".join(f"{way} {count}" for way, count in sorted(tally.kills.items())))
     print("killed while: " + ", ".join(f"{phase} {count}" for phase, count in sorted(tally.phases.items())))
     print("by command line: " + ", ".join(f"{verb} {count}" for verb, count in sorted(tally.asked.items())))
+    print(f"not cleaned up in finished runs, which is no damage: {len(left)} files")
     print(f"losses: {', '.join(choices(Loss))}; optimizers: {', '.join(choices(Optimizer))}\n")
     for name, found in damage.items():
         print(f"{name:18} {len(found)}")
@@ -450,7 +465,7 @@ def main() -> None:
                 told = f"cycle {cycle}, {number + 1} of {len(groups)}: {sum(tally.kills.values())} kills"
                 print(f"{told}, {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
         tally.events = sum(content.count(b"\n") for content in ordeal.read.values())
-        code = report(tally, time.monotonic() - begun)
+        code = report(tally, remains(store), time.monotonic() - begun)
         if code:
             print(ordeal.log.read_text()[-4000:], file=sys.stderr)
     sys.exit(code)

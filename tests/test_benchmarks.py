@@ -151,6 +151,15 @@ def test_a_torn_result_is_found(name: str, train: Train, store: Store, monkeypat
     assert chaos.torn(store)
 
 
+def test_a_torn_answer_of_a_teacher_is_found(train: Train, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    chaos = benchmark("chaos", monkeypatch)
+    train(teacher="digits-student", views=2, augment=["shift"])
+    (file, *_) = store.root.glob("cache/teacher/*/*.answers")
+    assert chaos.torn(store) == []
+    file.write_bytes(file.read_bytes()[:-3])
+    assert len(chaos.torn(store)) == 1
+
+
 def test_lost_events_wrong_states_and_other_weights_are_found(
     halfway: Run, store: Store, train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
