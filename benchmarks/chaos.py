@@ -90,6 +90,11 @@ class Tally:
     differing: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
+    @property
+    def damage(self) -> list[str]:
+        """All that went wrong."""
+        return [*self.lost, *self.torn, *self.differing, *self.wrong]
+
 
 # --- what is trained --------------------------------------------------------------------------------------------------
 
@@ -313,11 +318,11 @@ class Ordeal:
         return start([*words, "--store", str(self.store.root)], self.log, **how)
 
     def survive(self, runs: Sequence[Run], kills: int) -> None:
-        """Train `runs`, killing their worker up to `kills` times."""
+        """Train `runs`, killing their worker up to `kills` times; the first damage ends it."""
         left = kills
         for run in runs:
             self.store.enqueue(run)
-        while not all(run.finished for run in runs):
+        while not all(run.finished for run in runs) and not self.tally.damage:
             for run in runs:
                 if run.state.resumable:
                     self.resume(run)
@@ -420,7 +425,7 @@ def remains(store: Store) -> list[Path]:
 
 def report(tally: Tally, left: Sequence[Path], seconds: float) -> int:
     """Print what happened; returns the exit code."""
-    damage = {
+    found = {
         "lost events": tally.lost,
         "torn files": tally.torn,
         "differing digests": tally.differing,
@@ -433,12 +438,12 @@ def report(tally: Tally, left: Sequence[Path], seconds: float) -> int:
     print("by command line: " + ", ".join(f"{verb} {count}" for verb, count in sorted(tally.asked.items())))
     print(f"not cleaned up in finished runs, which is no damage: {len(left)} files")
     print(f"losses: {', '.join(choices(Loss))}; optimizers: {', '.join(choices(Optimizer))}\n")
-    for name, found in damage.items():
-        print(f"{name:18} {len(found)}")
-        for line in found[:10]:
+    for name, lines in found.items():
+        print(f"{name:18} {len(lines)}")
+        for line in lines[:10]:
             print(f"    {line}")
-    print(json.dumps({"kills": kills, **{name: len(found) for name, found in damage.items()}}))
-    return int(any(damage.values()))
+    print(json.dumps({"kills": kills, **{name: len(lines) for name, lines in found.items()}}))
+    return int(bool(tally.damage))
 
 
 def main() -> None:
@@ -454,12 +459,14 @@ def main() -> None:
         ordeal = Ordeal(store, random.Random(asked.seed), tally)
         for cycle in itertools.count():
             groups = list(rounds(store, cycle))
-            if cycle and sum(tally.kills.values()) >= asked.kills:
+            if tally.damage or (cycle and sum(tally.kills.values()) >= asked.kills):
                 break
             for number, specs in enumerate(groups):
                 left = asked.kills - sum(tally.kills.values())
                 runs = [store.create(spec) for spec in specs]
                 ordeal.survive(runs, math.ceil(max(0, left) / (len(groups) - number)))
+                if tally.damage:
+                    break
                 for run, twin in zip(runs, undisturbed(other, specs, ordeal.log), strict=True):
                     tally.differing += differences(run, twin)
                 told = f"cycle {cycle}, {number + 1} of {len(groups)}: {sum(tally.kills.values())} kills"
