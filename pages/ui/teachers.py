@@ -11,7 +11,7 @@ from pages.ui import backstage, charts, wording
 from pages.ui.listing import Row
 from smallalign_core import worth
 from smallalign_core.spec import RunSpec
-from smallalign_core.worth import CONTROLS, What
+from smallalign_core.worth import CONTROLS, What, capital
 
 SIDE_BY_SIDE: tuple[What, ...] = ("teacher", "shuffled")
 """The controls of a distillation: what they leave out shows what it was worth."""
@@ -60,7 +60,7 @@ def preflight(teacher: Row, data: dict[str, Any], *, loss_key: str) -> None:
         if found["refused"]:
             st.error(f"Not a teacher for these images: {found['refused']}", icon=":material/block:")
         for warning in found["warnings"]:
-            st.warning(warning)
+            st.warning(capital(warning) + ".")
         low, high = found["suggested"]
         with st.grid(min_column_width=120):
             st.metric(
