@@ -25,7 +25,6 @@ def panel(spec: dict[str, Any], what: What, store: Store, *, key: str) -> None:
     Args:
         key: for widgets, and the name of the seeds in the address: `<key>-seeds`.
     """
-    st.subheader("What is it worth?", anchor=False)
     with backstage.told():
         asked = parse(spec)
         try:
