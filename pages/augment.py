@@ -109,6 +109,6 @@ with risk, backstage.told():
         )
 
 with measured, backstage.told():
-    st.subheader("Whose lesson?", anchor=False)
+    st.subheader("What is it worth?", anchor=False)
     pupil = worth.student_form(source, classes, store, key="student")
     worth.panel(pupil | {"augment": carried, "batch": batch, "seed": seed}, "augment", store, key="worth")

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages.ui import backstage, forms, listing, picks, policy, runview, wording
+from pages.ui import backstage, forms, listing, picks, policy, specs, teachers, wording
 from smallalign_core.spec import Cnn, DataSpec, Network, RunSpec, lessons, members, parse
 
 ESSENTIAL = ("epochs", "batch", "seed")
@@ -40,6 +40,7 @@ with form:
         none="None: learn from the labels only",
         help=RunSpec.model_fields["teacher"].description,
     )
+    several = (teacher.id, *teachers.more(fitting, teacher)) if teacher else ()
     if not fitting:
         st.caption(
             "Nothing trained knows these classes yet. Train a bigger network here first: it can then be the teacher."
@@ -71,7 +72,7 @@ with side:
     spec = parse(
         {
             "data": {"source": source, **divided},
-            "teacher": teacher.id if teacher else None,
+            "teacher": several if len(several) > 1 else next(iter(several), None),
             "network": network,
             "loss": loss,
         }
@@ -79,11 +80,17 @@ with side:
         | augment
         | more
     )
-    written = spec.model_dump(mode="json")
     asked = spec.model_dump_json()
+    beside = bool(teachers.beside_it(spec)) and st.toggle(
+        "With controls",
+        key="controls",
+        help=f"Trains the same student beside it {teachers.names()}, in lockstep: only they can show whether the "
+        "teacher mattered. Distillation can hurt.",
+        persist_state="session",
+    )
     with st.container(horizontal=True):
         if st.button("Start", type="primary", icon=":material/play_arrow:"):
-            answer = backstage.ask("submit", "Preparing the run", spec=written)
+            answer = teachers.start(spec, controls=beside)
             if not answer["known"] or answer["state"] in ("queued", "running"):
                 st.switch_page("runs.py", query_params={"run": answer["id"]})
             st.session_state["known-run"] = (asked, answer)
@@ -95,10 +102,12 @@ with side:
         )
         st.page_link("runs.py", label="Open it", icon=":material/open_in_new:", query_params={"run": known["id"]})
     costs = st.container()
+    if teacher:
+        teachers.preflight(teacher, {"source": source, **divided}, loss_key=f"{KEY}.loss")
     st.markdown("**The same from the command line**")
-    runview.command(spec, store)
+    specs.command(spec, store)
     with costs:  # asked last: nothing else on the page waits for it
-        cost = runview.estimate(asked)
+        cost = specs.estimate(asked)
         cells = st.columns(2)
         cells[0].metric("Parameters", f"{cost['params']:,}", border=True)
         cells[1].metric(

@@ -15,7 +15,7 @@ from smallalign_core.errors import BadInput, BadSpec, SmallAlignError
 from smallalign_core.spec import RunSpec, digest, parse, title
 from smallalign_core.store import Run, State, Store
 
-What = Literal["augment", "teacher"]
+What = Literal["augment", "teacher", "shuffled"]
 Verdict = Literal["nothing", "not evidence", "no spread", "noise", "helps", "hurts"]
 
 MOST_SEEDS = 100
@@ -53,6 +53,12 @@ CONTROLS: dict[What, Control] = {
         lambda spec: spec.teacher is not None,
         lambda fields: {name: value for name, value in fields.items() if name not in ("teacher", "loss", "shuffled")},
         "name a `teacher`",
+    ),
+    "shuffled": Control(  # what the teacher knows of a class is left, what it knows of the image is not
+        "the answer to the image itself",
+        lambda spec: spec.teacher is not None and not spec.shuffled,
+        lambda fields: {**fields, "shuffled": True},
+        "name a `teacher`, and leave `shuffled` out",
     ),
 }
 

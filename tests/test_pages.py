@@ -497,3 +497,36 @@ def test_an_image_of_ones_own_is_shown_with_what_the_teacher_says(shown, tmp_pat
     assert not app.error
     app.file_uploader[0].upload("bad.png", b"no image", "image/png").run()
     assert "not an image that can be read" in app.error[0].value
+
+
+def test_distil_asks_the_teacher_first_and_starts_with_controls(shown, store: Store) -> None:
+    app = shown("distil", data="digits")
+    assert "Worth trying" not in [metric.label for metric in app.metric]
+    assert "With controls" in [toggle.label for toggle in app.toggle]
+    next(toggle for toggle in app.toggle if toggle.label == "With controls").set_value(True).run()
+    next(button for button in app.button if button.label == "Start").click().run()
+    assert not app.exception
+    specs = [run.spec for run in store.runs()]
+    assert sorted((bool(spec.teacher), spec.shuffled) for spec in specs) == [
+        (False, False),
+        (True, False),
+        (True, True),
+    ]
+    assert len({spec.seed for spec in specs}) == 1
+    assert all(specs[0].keeps_step_with(spec) for spec in specs), "they are trained in lockstep"
+
+
+def test_without_a_teacher_there_is_nothing_to_control(shown) -> None:
+    app = shown("distil", data="digits", teacher="none")
+    assert "With controls" not in [toggle.label for toggle in app.toggle]
+    assert "More teachers" not in [menu.label for menu in app.multiselect]
+
+
+def test_a_run_is_measured_against_its_controls(shown, store: Store, train: Train) -> None:
+    teacher = train()
+    run = train(network={"kind": "cnn", "width": 3, "depth": 2}, teacher=teacher.id)
+    app = shown("runs", run=run.id, tab="Did the teacher matter?")
+    assert "with the teacher and without" in texts(app)
+    next(one for one in app.button_group if one.key == "control").set_value("shuffled").run()
+    assert "the answer to the image itself" in texts(app)
+    assert "Measure the rest" in [button.label for button in app.button]

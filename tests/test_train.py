@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import shutil
 from typing import Any
 
 import numpy as np
@@ -364,3 +365,22 @@ def test_soft_targets_beat_labels_when_images_are_few(digits: Splits) -> None:
         )
     labels_only, taught = np.mean(errors, 0)
     assert taught < 0.85 * labels_only
+
+
+@pytest.mark.slow
+def test_a_compiled_student_learns_the_same_and_resumes_exactly(digits: Splits) -> None:
+    """The kernels are others, so the last bits may be; what is learned is not, and a resume is exact as always."""
+    if shutil.which("c++") is None:
+        pytest.skip("torch.compile needs a C++ compiler")
+    plain, compiled = (Training([tiny(epochs=2, compile=both)], digits) for both in (False, True))
+    for training in (plain, compiled):
+        list(training)
+    assert plain.students[0].classifier.state_dict().keys() == compiled.students[0].classifier.state_dict().keys()
+    for one, other in zip(weights(plain), weights(compiled), strict=True):
+        assert torch.allclose(one.float(), other.float(), atol=2e-3)
+    first, second = (Training([tiny(epochs=2, compile=True)], digits) for _ in range(2))
+    for _ in range(7):
+        first.advance()
+    second.restore(through_a_file(first.state()))
+    list(second)
+    assert equal(weights(compiled), weights(second))

@@ -74,7 +74,7 @@ def test_the_control_keeps_what_a_spec_was_resolved_to(store: Store) -> None:
     assert control == desk.resolve(store, tiny())
 
 
-@pytest.mark.parametrize("what", ["augment", "teacher"])
+@pytest.mark.parametrize("what", ["augment", "teacher", "shuffled"])
 def test_nothing_to_leave_out_is_refused_in_words(what: worth.What) -> None:
     with pytest.raises(BadSpec, match="nothing to measure"):
         worth.pairs(tiny(), what, 3)

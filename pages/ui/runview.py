@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
-from pages.ui import backstage, charts, listing, live, wording
+from pages.ui import charts, listing, live, specs, wording, worth
 from pages.ui.listing import Row
-from smallalign_core.spec import RunSpec, to_yaml
 from smallalign_core.store import Run, State, Store
+from smallalign_core.worth import What
 
+CONTROLS: dict[What, str] = {
+    "teacher": "without a teacher",
+    "shuffled": "with its answers mixed up within a class",
+}
 EVIDENCE = 3
 """Seeds below which a difference is not called evidence."""
 
@@ -175,10 +178,11 @@ def _scores(result: dict[str, Any], row: Row, store: Store) -> None:
 
 
 def _details(run: Run, row: Row, store: Store) -> None:
-    names = ["Spec and command", "Per class", "Log"] if row.finished else ["Spec and command", "Log"]
+    names = ["Spec and command", *(["Per class"] if row.finished else []), "Log"]
+    names += ["Did the teacher matter?"] if row.teacher and not run.spec.shuffled else []
     tabs = dict(zip(names, st.tabs(names, key="tab", on_change="rerun", bind="query-params"), strict=True))
     with tabs["Spec and command"]:
-        command(run.spec, store)
+        specs.command(run.spec, store)
     if "Per class" in tabs and tabs["Per class"].open and run.result:
         with tabs["Per class"]:
             charts.recall({"test": run.result["test"]["recall"]}, key="recall")
@@ -189,26 +193,23 @@ def _details(run: Run, row: Row, store: Store) -> None:
                 language=None,
                 height=280,
             )
+    if "Did the teacher matter?" in tabs and tabs["Did the teacher matter?"].open:
+        with tabs["Did the teacher matter?"]:
+            _mattered(run, store)
 
 
-@st.cache_data(max_entries=64, ttl=60, show_spinner=False)
-def estimate(asked: str) -> dict[str, Any]:
-    """What the run that a spec's JSON describes would cost; kept for a minute, since the machine's load changes."""
-    return backstage.ask("estimate", "Counting parameters and timing a few real steps", spec=json.loads(asked))
-
-
-def command(
-    spec: RunSpec,
-    store: Store,
-    *,
-    verb: str = "train spec.yaml",
-    does: str = "this trains it, and an equal spec is never trained twice",
-) -> None:
-    """A spec as YAML, and the command that does the same without the dashboard."""
-    yaml = to_yaml(store.named(spec))
-    st.code(yaml, language="yaml", wrap_lines=True)
-    st.caption(f"Save it as spec.yaml; {does}:")
-    st.code(f"python -m smallalign_core {verb}", language="bash", wrap_lines=True)
+def _mattered(run: Run, store: Store) -> None:
+    """The run beside its controls, over seeds."""
+    what = st.segmented_control(
+        "Compared with the same student",
+        list(CONTROLS),
+        default="teacher",
+        required=True,
+        format_func=CONTROLS.__getitem__,
+        key="control",
+        bind="query-params",
+    )
+    worth.panel(run.spec.model_dump(), what, store, key=f"worth-{what}")
 
 
 def _tail(file: Path, most: int = 20_000) -> str:

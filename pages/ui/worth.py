@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages.ui import backstage, charts, forms, listing, live, picks, runview, wording
+from pages.ui import backstage, charts, forms, listing, live, picks, specs, wording
 from smallalign_core import worth
 from smallalign_core.errors import BadSpec, Refused
 from smallalign_core.spec import Cnn, DataSpec, Network, RunSpec, canonical, members, parse
@@ -25,7 +25,6 @@ def panel(spec: dict[str, Any], what: What, store: Store, *, key: str) -> None:
     Args:
         key: for widgets, and the name of the seeds in the address: `<key>-seeds`.
     """
-    st.subheader("What is it worth?", anchor=False)
     with backstage.told():
         asked = parse(spec)
         try:
@@ -78,10 +77,10 @@ def _measured(asked: RunSpec, what: What, store: Store, key: str) -> None:
     st.fragment(_live, run_every=tick, key=f"{key}-live")(spec, what, seeds, active, store, key)
     with st.expander("The same from the command line"):
         does = "this trains what is missing and prints the same figures"
-        runview.command(asked, store, verb=f"worth spec.yaml --without {what} --seeds {seeds}", does=does)
+        specs.command(asked, store, verb=f"worth spec.yaml --without {what} --seeds {seeds}", does=does)
     if found.missing and not active:
         with costs:  # asked last: nothing else waits for it
-            seconds = found.missing * runview.estimate(asked.model_dump_json())["seconds"]
+            seconds = found.missing * specs.estimate(asked.model_dump_json())["seconds"]
             runs = "1 run" if found.missing == 1 else f"{found.missing} runs"
             st.caption(f"{runs} to train, together {'about ' * (seconds >= 1)}{wording.duration(seconds)}.")
 

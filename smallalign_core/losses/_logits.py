@@ -75,7 +75,7 @@ def dist(student: Tensor, teacher: Tensor, temperature: float, beta: float, gamm
     """T² (β (1 - ρ between classes) + γ (1 - ρ between images)) of softened probabilities (Huang et al., NeurIPS 2022).
 
     ρ is Pearson's correlation: over the classes of each image, averaged over images, and over the images of the batch
-    for each class, averaged over classes.
+    for each class, averaged over classes. Where several processes share a batch, each correlates its own part.
     """
     p, q = ((logits.float() / temperature).softmax(1) for logits in (student, teacher))
     return temperature**2 * (beta * _uncorrelated(p, q, 1) + gamma * _uncorrelated(p, q, 0))

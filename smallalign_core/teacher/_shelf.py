@@ -53,6 +53,7 @@ class Plan:
         count: training images; batch: images a step; classes: numbers an answer; shape: of an image.
         views: how many views of an image there are; 0 if every epoch draws fresh ones.
         steps: how many steps the teacher is asked about. With K views they end with epoch K.
+        chunk_steps: steps of a chunk; not of this run but of the key, so that longer runs use what shorter ones left.
         renders: whether making the images costs more than reading them.
     """
 
@@ -64,13 +65,8 @@ class Plan:
     shape: tuple[int, int, int]
     views: int
     steps: int
+    chunk_steps: int
     renders: bool
-
-    @property
-    def chunk_steps(self) -> int:
-        """Steps of a chunk. It depends on nothing but the key, or longer runs could not use what shorter ones left."""
-        row = math.prod(self.shape) + 2 * self.classes
-        return max(1, min(CHUNK_IMAGES, CHUNK_BYTES // row) // self.batch)
 
     @property
     def answer_bytes(self) -> int:
@@ -99,8 +95,11 @@ def plan(spec: RunSpec, splits: Splits, teachers: Sequence[str], device: torch.d
     count, steps = len(splits.train), views.steps_of(spec, len(splits.train))
     if fixed:
         steps = min(steps, -(-fixed * count // spec.batch))
+    row = math.prod(splits.shape) + 2 * len(splits.classes)
+    chunk = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // row) // spec.batch)
     facts = {
         "format": FORMAT,
+        "chunk": chunk,
         "loop": LOOP,
         "decoding": data.FORMAT,
         "teachers": list(teachers),
@@ -117,7 +116,7 @@ def plan(spec: RunSpec, splits: Splits, teachers: Sequence[str], device: torch.d
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     renders = len(spec.augment) > int(mixes)
-    return Plan(key, facts, count, spec.batch, len(splits.classes), splits.shape, fixed, steps, renders)
+    return Plan(key, facts, count, spec.batch, len(splits.classes), splits.shape, fixed, steps, chunk, renders)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,112 @@
+"""What does the bank of teacher's answers save? CPU microseconds an image of a training step, as ratios in one run.
+
+Same work as in `loop.py`: Fashion-MNIST, flip and rotation, Hinton's loss, AdamW, batch 128, one thread. Measured are
+the usual loop (PIL, DataLoader), a live teacher, a bank that is being filled (writing, checksums and the 1 % check
+included), and full banks that keep images, or render them. Steps with fresh views are read in the order in which they
+were written; with 2 fixed views rows are gathered from all over the bank. All take turns in slices, so that a noisy
+machine is noisy for all; the minimum over slices is what the code costs, except for filling: chunks are written now and
+then, so that is the mean over all its steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from loop import usual_loop
+
+from smallalign_core import data, networks
+from smallalign_core.data import Splits
+from smallalign_core.machine import keep_freed_memory
+from smallalign_core.spec import DataSpec, RunSpec, parse
+from smallalign_core.teacher import Bank, Plan, Shelf, Teacher, plan
+from smallalign_core.train import Training, statistics
+
+BATCH, ROUNDS, STEPS, IMAGES = 128, 6, 24, 2048
+PAIRS: dict[str, tuple[dict[str, object], dict[str, object]]] = {
+    "MLP 1200 -> MLP 30": ({"kind": "mlp", "width": 1200}, {"kind": "mlp", "width": 30}),
+    "ResNet 16 -> CNN 16": ({"kind": "resnet", "width": 16}, {"kind": "cnn", "width": 16}),
+    "ResNet 64 -> CNN 16": ({"kind": "resnet", "width": 64}, {"kind": "cnn", "width": 16}),
+}
+
+
+def banks(
+    spec: RunSpec, splits: Splits, teacher: Teacher, folder: Path, held: contextlib.ExitStack
+) -> tuple[dict[str, Callable[[], None]], float]:
+    """(steps with full banks that keep or render images, CPU seconds an image of filling one)."""
+    wanted = plan(spec, splits, ["0" * 64], torch.device("cpu"))
+    assert wanted is not None
+    steps, filling = {}, 0.0
+    for name, limit in (("stored", 2**34), ("rendered", wanted.answer_bytes + 1)):
+        shelf = Shelf(folder / name, limit)
+
+        def opened(shelf: Shelf = shelf, wanted: Plan = wanted) -> Bank:
+            return Bank(wanted, shelf, lambda: teacher)
+
+        with opened() as bank:
+            training = Training([spec], splits, bank)
+            start = time.process_time()
+            for _ in range(wanted.steps):
+                training.advance()
+        if name == "stored":
+            filling = (time.process_time() - start) / wanted.steps / spec.batch
+        full = held.enter_context(opened())
+        again = Training([spec], splits, full)
+        again.step = wanted.steps - 1 if spec.views else 0
+        steps[name] = again.advance
+    return steps, filling
+
+
+def main() -> None:
+    """Measure and print."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    whole = data.load(DataSpec(source="fashion-mnist"), Path("models/cache/data"))
+    splits = replace(whole, train=whole.train.take(np.arange(IMAGES)))
+    mean, std = statistics(splits.train)
+    found: dict[str, dict[str, float]] = {}
+    for pair, (big, small) in PAIRS.items():
+        network = parse({"data": "-", "network": big}).network
+        teacher = Teacher(networks.build(network, splits.classes, splits.shape, mean=mean, std=std), splits.classes)
+        for fixed in (0, 2):
+            spec = parse(
+                {"data": "-", "network": small, "teacher": "t", "augment": ["flip", "rotate"], "views": fixed}
+                | {"batch": BATCH, "precision": "fp32", "epochs": 12}
+            )
+            with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as held:
+                steps, filling = banks(spec, splits, teacher, Path(folder), held)
+                steps["usual"] = usual_loop(splits, big, small)
+                steps["live"] = Training([spec], splits, teacher).advance
+                best = turns(steps)
+            best["filling"] = filling
+            name = f"{pair}, {'2 fixed views' if fixed else 'fresh views'}"
+            order = ("usual", "live", "filling", "rendered", "stored")
+            found[name] = {which: round(best["usual"] / best[which], 2) for which in order}
+            costs = ", ".join(f"{which} {best[which] * 1e6:.1f} us ({found[name][which]}x)" for which in order)
+            print(f"{name}: {costs}", flush=True)
+    print(json.dumps(found))
+
+
+def turns(steps: dict[str, Callable[[], None]]) -> dict[str, float]:
+    """CPU seconds an image of each, the minimum over slices in turns."""
+    best = dict.fromkeys(steps, float("inf"))
+    for _ in range(ROUNDS):
+        for name, step in steps.items():
+            step()
+            count = 3 if name in ("usual", "live") else STEPS
+            start = time.process_time()
+            for _ in range(count):
+                step()
+            best[name] = min(best[name], (time.process_time() - start) / count / BATCH)
+    return best
+
+
+if __name__ == "__main__":
+    main()

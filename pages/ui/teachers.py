@@ -1,0 +1,123 @@
+"""Before a distillation: is this teacher any good here? And beside it: the runs that show what it is worth."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import streamlit as st
+
+from pages.ui import backstage, charts, wording
+from pages.ui.listing import Row
+from smallalign_core import worth
+from smallalign_core.spec import RunSpec
+from smallalign_core.worth import CONTROLS, What, capital
+
+SIDE_BY_SIDE: tuple[What, ...] = ("teacher", "shuffled")
+"""The controls of a distillation: what they leave out shows what it was worth."""
+
+
+def more(fitting: list[Row], teacher: Row) -> tuple[str, ...]:
+    """A menu of further teachers; returns their ids."""
+    others = {row.id: row.label for row in fitting if row.id != teacher.id}
+    if not others:
+        return ()
+    kept = [name for name in st.session_state.get("more-teachers", ()) if name in others]
+    st.session_state["more-teachers"] = kept
+    return tuple(
+        st.multiselect(
+            "More teachers",
+            list(others),
+            format_func=others.__getitem__,
+            key="more-teachers",
+            max_selections=7,
+            placeholder="None: one teacher",
+            help="They answer together, with the mean of their probabilities.",
+            persist_state="session",
+        )
+    )
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def _report(teacher: str, data: str, root: str) -> dict[str, Any]:  # noqa: ARG001  # another store, another answer
+    return backstage.ask("preflight", "Asking the teacher", teacher=teacher, data_source=json.loads(data))
+
+
+def preflight(teacher: Row, data: dict[str, Any], *, loss_key: str) -> None:
+    """What is known of a teacher on the validation images; opened by the visitor, since it costs seconds.
+
+    Args:
+        loss_key: of the loss's form, whose temperature a button may set.
+    """
+    box = st.expander(
+        "Is this teacher any good on these images?", icon=":material/fact_check:", key="preflight", on_change="rerun"
+    )
+    if not box.open:
+        return
+    with box, backstage.told():
+        found = _report(teacher.id, json.dumps(data), str(backstage.store().root.resolve()))
+        scores = found["scores"]
+        if found["refused"]:
+            st.error(f"Not a teacher for these images: {found['refused']}", icon=":material/block:")
+        for warning in found["warnings"]:
+            st.warning(capital(warning) + ".")
+        low, high = found["suggested"]
+        with st.grid(min_column_width=120):
+            st.metric(
+                "Accuracy",
+                wording.percent(scores["accuracy"]),
+                border=True,
+                help=f"95 % interval {charts.wilson_of(scores)} on {scores['images']:,} validation images. "
+                f"Chance is {found['chance']:.1%}.",
+            )
+            st.metric(
+                "ECE",
+                wording.percent(scores["ece"]),
+                border=True,
+                help=f"{found['calibrated_ece']:.1%} with temperature {found['temperature']:.2f} fitted.",
+            )
+            st.metric(
+                "Worth trying",
+                f"T {low:.2g}–{high:.2g}",
+                border=True,
+                help="From where its confidence falls below 90 % to where half of it is left. A heuristic.",
+            )
+            st.metric("Speed", f"{wording.count(found['images_per_second'])}/s", border=True, help=found["device"])
+        worst = ", ".join(f"{name} {recall:.0%}" for name, recall in found["worst"])
+        soft = ", ".join(f"{one['confidence']:.0%} at T = {one['temperature']:g}" for one in found["softness"])
+        st.caption(
+            f"Knows least of: {worst}. Mean confidence: {soft}. Asked again it differs by {found['repeat_diff']:.1g}, "
+            f"one by one by {found['batch_diff']:.1g} (largest difference of a logit)."
+        )
+        if found["mapping"]:
+            pairs = ", ".join(f"{ours} is its {theirs}" for ours, theirs in found["mapping"][:12])
+            st.caption(f"Classes matched by name: {pairs}.")
+        kind = st.session_state.get(f"{loss_key}.kind")
+        widget = f"{loss_key}.{kind}.temperature"
+        middle = round((low * high) ** 0.5 * 2) / 2 or 1.0
+        if widget in st.session_state and st.session_state[widget] != middle:
+            st.button(f"Use T = {middle:g}", key="use-temperature", on_click=_put, args=(widget, middle))
+
+
+def _put(widget: str, value: float) -> None:
+    st.session_state[widget] = value
+
+
+def beside_it(spec: RunSpec) -> list[RunSpec]:
+    """The runs that show whether the teacher of `spec` mattered: without it, and with its answers mixed up."""
+    if spec.teacher is None or spec.shuffled:
+        return []
+    return [worth.without(spec, what) for what in SIDE_BY_SIDE]
+
+
+def start(spec: RunSpec, *, controls: bool) -> dict[str, Any]:
+    """Queue a run, with its controls if asked, which the worker trains in lockstep; returns the answer for the run."""
+    answer = backstage.ask("submit", "Preparing the run", spec=spec.model_dump(mode="json"))
+    for beside in beside_it(spec) if controls else ():
+        backstage.ask("submit", "Preparing its controls", spec=beside.model_dump(mode="json"))
+    return answer
+
+
+def names() -> str:
+    """What the controls are, in words."""
+    return " and ".join(f"without {CONTROLS[what].name}" for what in SIDE_BY_SIDE)
