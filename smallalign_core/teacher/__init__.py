@@ -125,7 +125,7 @@ class Teacher:
 
 
 def _cast(classifier: Classifier) -> Classifier:
-    """A copy whose large weights are bf16 already: the same answers as under autocast alone, which casts at each call."""
+    """A copy whose large weights are bf16 already. It answers as under autocast alone, which casts them at each call."""
     copied = copy.deepcopy(classifier)
     for module in copied.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
