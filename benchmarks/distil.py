@@ -1,6 +1,7 @@
 """How much faster than the usual ways is our distillation? Ratios of CPU seconds an image, and the share of the peak.
 
     python benchmarks/distil.py [--pairs ...] [--rounds 6] [--seconds 0.6] [--quick]
+    python benchmarks/distil.py --accuracy [--seeds 3] [--epochs 8]
 
 Same work for all: Fashion-MNIST, 28x28; crop with padding 2, horizontal flip and rotation by up to 10 degrees
 (bilinear), drawn for each image; batch 128; Hinton's loss at T = 4 with weight 0.9; SGD with Nesterov momentum; the
@@ -22,6 +23,10 @@ Nobody validates or writes checkpoints in a slice.
 Pairs of teacher and student: MLP 784-1200-1200-10 to MLPs 784-30-30-10 and 784-800-800-10; torchvision's ResNet-18
 with a 3x3 stem of stride 1 and no first pooling (11.2 million parameters) to a CNN of 98,682. Teachers have random
 weights, and batch norm has seen a few batches: speed does not depend on what they know.
+
+`--accuracy` trains the teacher (for the CNN a ResNet of width 16, since ResNet-18 takes hours here) and then students
+by the tutorial's loop and by ours, live and from the bank, for equally many epochs on the same images. Shown are test
+accuracies of the last weights over seeds, and how many standard errors of the difference ours is away.
 """
 
 from __future__ import annotations
@@ -36,9 +41,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -47,275 +50,28 @@ import numpy as np
 import psutil
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision import models, transforms
+from ways import BATCH, OURS, PAIRS, QUICK, WAYS, Pair, classifier, loaded, our_spec, teacher_of, tutorial_steps
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # in place of this folder
+from smallalign_core import machine, networks
+from smallalign_core.data import Splits
+from smallalign_core.evaluate import logits_of, score
+from smallalign_core.networks import Classifier
+from smallalign_core.teacher import Bank, Shelf, Teacher, plan
+from smallalign_core.train import Training
+from smallalign_core.train import statistics as channels
 
-from smallalign_core import data, machine, networks, tuning  # noqa: E402
-from smallalign_core.data import ImageSet, Splits  # noqa: E402
-from smallalign_core.networks import Classifier  # noqa: E402
-from smallalign_core.spec import DataSpec, RunSpec, parse  # noqa: E402
-from smallalign_core.teacher import Bank, Shelf, Teacher, Teaching, plan  # noqa: E402
-from smallalign_core.train import Training  # noqa: E402
-from smallalign_core.train import statistics as channels  # noqa: E402
-
-BATCH, TEMPERATURE, WEIGHT, RATE, PADDING, DEGREES, VIEWS = 128, 4.0, 0.9, 0.01, 2, 10, 2
 PEAK = "peak"
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A teacher and a student; a teacher of None is ResNet-18."""
-
-    teacher: dict[str, Any] | None
-    student: dict[str, Any]
-
-
-PAIRS = {
-    "MLP-1200 > MLP-30": Pair({"kind": "mlp", "width": 1200}, {"kind": "mlp", "width": 30}),
-    "MLP-1200 > MLP-800": Pair({"kind": "mlp", "width": 1200}, {"kind": "mlp", "width": 800}),
-    "ResNet-18 > CNN": Pair(None, {"kind": "cnn", "width": 16, "depth": 4}),
-}
-QUICK = {"MLP-64 > MLP-16": Pair({"kind": "mlp", "width": 64}, {"kind": "mlp", "width": 16})}
-
-# --- what all ways share ----------------------------------------------------------------------------------------------
-
-
-def loaded(images: int) -> Splits:
-    """Fashion-MNIST, so many of its training images."""
-    return data.load(DataSpec(source="fashion-mnist", images=images), Path("models/cache/data"))
-
-
-def classifier(network: dict[str, Any] | None, splits: Splits) -> Classifier:
-    """A classifier with random weights, equal in every process."""
-    mean, std = channels(splits.train)
-    if network is not None:
-        spec = parse({"data": "-", "network": network}).network
-        return networks.build(spec, splits.classes, splits.shape, mean=mean, std=std)
-    torch.manual_seed(0)
-    body = models.resnet18(num_classes=len(splits.classes))
-    body.conv1 = nn.Conv2d(splits.shape[0], 64, 3, 1, 1, bias=False)
-    body.maxpool = nn.Identity()
-    return Classifier(body, splits.classes, splits.shape, mean, std)
-
-
-def teacher_of(pair: Pair, splits: Splits) -> Classifier:
-    """The pair's teacher; its batch norm has seen a few batches, or its answers would not be of this world."""
-    made = classifier(pair.teacher, splits).train()
-    with torch.no_grad():
-        for start in range(0, 3 * 64, 64):
-            made(torch.from_numpy(np.asarray(splits.train.images[start : start + 64])))
-    return made.eval().requires_grad_(False)
-
-
-class Usual(Dataset[tuple[Tensor, int]]):
-    """One PIL image at a time."""
-
-    def __init__(self, images: ImageSet) -> None:
-        self.images = np.asarray(images.images[:])
-        self.labels = images.labels
-        height, width = self.images.shape[2:]
-        mean, std = channels(images)
-        self.transform = transforms.Compose(
-            [
-                transforms.RandomCrop((height, width), padding=PADDING),
-                transforms.RandomHorizontalFlip(),
-                transforms.RandomRotation(DEGREES, interpolation=transforms.InterpolationMode.BILINEAR),
-                transforms.ToTensor(),
-                transforms.Normalize(mean, std),
-            ]
-        )
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, row: int) -> tuple[Tensor, int]:
-        return self.transform(Image.fromarray(self.images[row, 0])), int(self.labels[row])
-
-
-def usual_bodies(pair: Pair, splits: Splits) -> tuple[nn.Module, nn.Module]:
-    """Teacher and student without our preprocessing and memory layout."""
-    bodies = (teacher_of(pair, splits).body, classifier(pair.student, splits).body)
-    teacher, student = (body.to(memory_format=torch.contiguous_format) for body in bodies)
-    return teacher.eval(), student.train()
-
-
-# --- the ways: each gives the number of images that its last step took ------------------------------------------------
-
-
-def tutorial(pair: Pair, splits: Splits, _: Path) -> Iterator[int]:
-    """PyTorch's tutorial."""
-    teacher, student = usual_bodies(pair, splits)
-    yield from tutorial_steps(teacher, student, splits)
-
-
-def tutorial_steps(teacher: nn.Module, student: nn.Module, splits: Splits) -> Iterator[int]:
-    """The tutorial's loop, without end."""
-    optimizer = torch.optim.SGD(student.parameters(), lr=RATE, momentum=0.9, nesterov=True)
-    batches = DataLoader(Usual(splits.train), batch_size=BATCH, shuffle=True, drop_last=True)
-    while True:
-        for images, labels in batches:
-            with torch.no_grad():
-                answers = teacher(images)
-            logits = student(images)
-            soft = F.kl_div(
-                F.log_softmax(logits / TEMPERATURE, 1), F.softmax(answers / TEMPERATURE, 1), reduction="batchmean"
-            )
-            loss = WEIGHT * TEMPERATURE**2 * soft + (1 - WEIGHT) * F.cross_entropy(logits, labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            loss.item()
-            yield len(images)
-
-
-def tutorial_keeping_memory(pair: Pair, splits: Splits, folder: Path) -> Iterator[int]:
-    """The tutorial with our three calls of mallopt."""
-    machine.keep_freed_memory()
-    yield from tutorial(pair, splits, folder)
-
-
-def torchdistill(pair: Pair, splits: Splits, _: Path) -> Iterator[int]:
-    """Matsubara's framework (2021), its box and the loop of its image classification example."""
-    import logging
-
-    logging.disable(logging.CRITICAL)
-    from torchdistill.core.distillation import get_distillation_box
-    from torchdistill.misc.log import MetricLogger, SmoothedValue
-
-    teacher, student = usual_bodies(pair, splits)
-    paths = {"student_module_path": ".", "student_module_io": "output"}
-    paths |= {"teacher_module_path": ".", "teacher_module_io": "output"}
-    matched = {**paths, "temperature": TEMPERATURE, "alpha": 1 - WEIGHT, "reduction": "batchmean"}
-    terms = {"kd": {"criterion": {"key": "KDLoss", "kwargs": matched}, "weight": 1.0}}
-    config = {
-        "num_epochs": 1,
-        "train_data_loader": {
-            "dataset_id": "train",
-            "sampler": {"class_or_func": RandomSampler, "kwargs": {}},
-            "kwargs": {"batch_size": BATCH, "num_workers": 0, "drop_last": True},
-        },
-        "teacher": {"forward_proc": "forward_batch_only", "requires_grad": False},
-        "student": {"forward_proc": "forward_batch_only"},
-        "optimizer": {"key": "SGD", "kwargs": {"lr": RATE, "momentum": 0.9, "nesterov": True}},
-        "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": terms}},
-    }
-    device = torch.device("cpu")
-    box = get_distillation_box(teacher, student, {"train": Usual(splits.train)}, config, device, None, False, 1)
-    epoch = 0
-    while True:
-        box.pre_epoch_process(epoch=epoch)
-        box.teacher_model.eval()
-        log = MetricLogger(delimiter="  ")
-        log.add_meter("lr", SmoothedValue(window_size=1, fmt="{value}"))
-        log.add_meter("img/s", SmoothedValue(window_size=10, fmt="{value}"))
-        for images, labels, further in log.log_every(box.train_data_loader, 10**6, ""):
-            begun = time.time()
-            loss = box.forward_process(images.to(device), labels.to(device), further)
-            box.post_forward_process(loss=loss)
-            log.update(loss=loss.item(), lr=box.optimizer.param_groups[0]["lr"])
-            log.meters["img/s"].update(len(images) / (time.time() - begun))
-            yield len(images)
-        box.post_epoch_process()
-        epoch += 1
-
-
-def our_spec(pair: Pair, **fields: Any) -> RunSpec:
-    """The work as a spec of ours."""
-    augment = [{"kind": "crop", "padding": PADDING}, "flip", {"kind": "rotate", "degrees": DEGREES}]
-    return parse(
-        {
-            "data": "fashion-mnist",
-            "network": pair.student,
-            "teacher": "t",
-            "loss": {"kind": "kd", "temperature": TEMPERATURE, "weight": WEIGHT},
-            "augment": augment,
-            "optimizer": {"kind": "sgd", "lr": RATE, "weight_decay": 0},
-            "schedule": {"kind": "constant", "warmup": 0},
-            "batch": BATCH,
-            "epochs": 10_000,
-            "precision": "fp32",
-            **fields,
-        }
-    )
-
-
-def in_best_precision(begin: Callable[[str], Training]) -> Training:
-    """What `auto` makes of it."""
-    raced = {name: begin(name) for name in ("fp32", "bf16")}
-    return raced[tuning.chosen(tuning.race(raced))]
-
-
-def forever(training: Training) -> Iterator[int]:
-    """Its steps."""
-    while True:
-        training.advance()
-        yield training.views.batch
-
-
-def ours(pair: Pair, splits: Splits, _: Path) -> Iterator[int]:
-    """Ours with a live teacher."""
-    machine.keep_freed_memory()
-
-    def begin(precision: str) -> Training:
-        teacher = Teacher(teacher_of(pair, splits), splits.classes, precision=precision)
-        return Training([our_spec(pair, precision=precision)], splits, teacher)
-
-    training = in_best_precision(begin)
-    yield from forever(training)
-
-
-def ours_with_bank(pair: Pair, splits: Splits, folder: Path) -> Iterator[int]:
-    """Ours with the answers that an earlier run has left."""
-    machine.keep_freed_memory()
-    with ExitStack() as held:
-
-        def begin(precision: str, epochs: int = 10_000) -> Training:
-            spec = our_spec(pair, precision=precision, views=VIEWS, epochs=epochs)
-            wanted = plan(spec, splits, [f"teacher {pair.teacher}"], torch.device("cpu"))
-            assert wanted is not None
-
-            def load() -> Teacher:
-                return Teacher(teacher_of(pair, splits), splits.classes, precision=precision)
-
-            bank: Teaching = held.enter_context(Bank(wanted, Shelf(folder, limit=2**34), load))
-            return Training([spec], splits, bank)
-
-        raced = {name: begin(name) for name in ("fp32", "bf16")}
-        precision = tuning.chosen(tuning.race(raced))
-        earlier = begin(precision, epochs=VIEWS)
-        while earlier.step < earlier.steps:
-            earlier.advance()
-        held.pop_all().close()
-        training = begin(precision)
-        asked = training.teacher
-        for images in forever(training):
-            assert asked is not None
-            assert not asked.answered, "the bank was full"
-            yield images
-
-
-WAYS: dict[str, Callable[[Pair, Splits, Path], Iterator[int]]] = {
-    "tutorial": tutorial,
-    "kept memory": tutorial_keeping_memory,
-    "torchdistill": torchdistill,
-    "ours": ours,
-    "ours, bank": ours_with_bank,
-}
-OURS = ("ours", "ours, bank")
+KNOWN = {"kind": "resnet", "width": 16}
+"""The teacher in place of ResNet-18 where it has to learn."""
 
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
 def spent() -> float:
     """CPU seconds of this process and of its children."""
-    mine = psutil.Process()
-    times = [mine.cpu_times(), *(child.cpu_times() for child in mine.children(recursive=True))]
-    return sum(one.user + one.system for one in times) if len(times) > 1 else time.process_time()
+    children = (child.cpu_times() for child in psutil.Process().children(recursive=True))
+    return time.process_time() + sum(one.user + one.system for one in children)
 
 
 def work(way: str, pair: Pair, images: int, folder: Path, asks: Connection) -> None:
@@ -335,8 +91,8 @@ def work(way: str, pair: Pair, images: int, folder: Path, asks: Connection) -> N
     asks.send("ready")
     while seconds := asks.recv():
         next(steps)
-        begun, count = spent(), 0
-        while spent() - begun < seconds:
+        begun, count, start = spent(), 0, time.process_time()
+        while time.process_time() - start < seconds:
             count += next(steps)
         asks.send((spent() - begun) / count)
 
@@ -437,6 +193,59 @@ def show(name: str, found: dict[str, Any]) -> None:
         print()
 
 
+# --- is it as good? ---------------------------------------------------------------------------------------------------
+
+
+def accuracies(pair: Pair, splits: Splits, asked: argparse.Namespace) -> dict[str, list[float]]:
+    """Test accuracy by way and seed."""
+    said: dict[str, list[float]] = {way: [] for way in ("tutorial", *OURS)}
+    knowing = Training([our_spec(pair, network=pair.teacher or KNOWN, teacher=None, loss=None, epochs=8)], splits)
+    for _ in knowing:
+        pass
+    teacher = knowing.students[0].best()
+    mean, std = channels(splits.train)
+    for seed in range(asked.seeds):
+        network = our_spec(pair).network
+        student = networks.build(network, splits.classes, splits.shape, mean=mean, std=std, seed=seed)
+        torch.manual_seed(seed)
+        steps = tutorial_steps(teacher.body, student.train().body, splits)
+        for _ in range(asked.epochs * (len(splits.train) // BATCH)):
+            next(steps)
+        said["tutorial"].append(tested(student, splits))
+        for way, views in zip(OURS, (0, 8), strict=True):
+            spec = our_spec(pair, precision="bf16", views=views, seed=seed, epochs=asked.epochs)
+            knows = Teacher(teacher, splits.classes, precision="bf16")
+            wanted = plan(spec, splits, ["teacher"], torch.device("cpu"))
+            assert wanted is not None
+            with tempfile.TemporaryDirectory() as folder, Bank(wanted, Shelf(Path(folder)), lambda k=knows: k) as bank:
+                training = Training([spec], splits, bank if views else knows)
+                for _ in training:
+                    pass
+            said[way].append(tested(training.students[0].classifier, splits))
+    return said
+
+
+def tested(student: Classifier, splits: Splits) -> float:
+    """Test accuracy in percent."""
+    return 100 * score(logits_of(student.eval(), splits.test), splits.test.labels, splits.classes).accuracy
+
+
+def compare_accuracy(pairs: dict[str, Pair], asked: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
+    """Print a line a pair and way."""
+    splits, found = loaded(asked.images), {}
+    for name, pair in pairs.items():
+        found[name] = accuracies(pair, splits, asked)
+        usual = found[name]["tutorial"]
+        for way, ours in found[name].items():
+            line = f"{name:<22}{way:<14}{statistics.mean(ours):6.2f} ± {statistics.stdev(ours):.2f}"
+            if way in OURS:
+                error = ((statistics.variance(usual) + statistics.variance(ours)) / asked.seeds) ** 0.5
+                gap = statistics.mean(ours) - statistics.mean(usual)
+                line += f"   {gap:+.2f} = {gap / error:+.1f} standard errors"
+            print(line, flush=True)
+    return found
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -446,13 +255,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=0.6, help="CPU seconds of a slice, at least one step")
     parser.add_argument("--quick", action="store_true", help="does everything work? Tiny networks, short slices")
+    parser.add_argument("--accuracy", action="store_true", help="compare accuracy instead of speed")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=8)
     asked = parser.parse_args()
     pairs = {name: PAIRS[name] for name in asked.pairs}
     if asked.quick:
         pairs, asked.images, asked.rounds, asked.seconds = QUICK, 1000, 2, 0.05
     loaded(asked.images)  # decoded once, before there are many
-    found = {}
-    for name, pair in pairs.items():
+    found: dict[str, Any] = {}
+    if asked.accuracy:
+        machine.set_threads()
+        machine.keep_freed_memory()
+        found = compare_accuracy(pairs, asked)
+    for name, pair in () if asked.accuracy else pairs.items():
         found[name] = duel(pair, asked)
         show(name, found[name])
     load = os.getloadavg()[0]

@@ -15,7 +15,7 @@ from smallalign_core.data import ImageSet
 from smallalign_core.errors import BadInput, BadSpec
 from smallalign_core.evaluate import logits_of
 from smallalign_core.losses import Answer, answer
-from smallalign_core.networks import Answering
+from smallalign_core.networks import Answering, Classifier
 from smallalign_core.teacher._bank import Bank as Bank
 from smallalign_core.teacher._chunk import rounded
 from smallalign_core.teacher._shelf import Plan as Plan
@@ -124,11 +124,13 @@ class Teacher:
         return averaged(found).numpy()
 
 
-def _cast(classifier: Classifier) -> Classifier:
-    """A copy whose large weights are bf16 already. It answers as under autocast alone, which casts them at each call."""
+def _cast(classifier: Answering) -> Answering:
+    """A copy whose large weights are bf16 already; autocast alone would cast them at each call, to the same answers."""
+    if not isinstance(classifier, Classifier):
+        return classifier
     copied = copy.deepcopy(classifier)
     for module in copied.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
+        if type(module) in (nn.Linear, nn.Conv2d):  # attention hands weights of its own kind of Linear to fused kernels
             module.to(torch.bfloat16)
     return copied
 
