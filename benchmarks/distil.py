@@ -51,7 +51,7 @@ import psutil
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
-from ways import BATCH, OURS, PAIRS, QUICK, WAYS, Pair, classifier, loaded, our_spec, teacher_of, tutorial_steps
+from ways import BATCH, OURS, PAIRS, QUICK, VIEWS, WAYS, Pair, classifier, loaded, our_spec, teacher_of, tutorial_steps
 
 from smallalign_core import machine, networks
 from smallalign_core.data import Splits
@@ -212,7 +212,7 @@ def accuracies(pair: Pair, splits: Splits, asked: argparse.Namespace) -> dict[st
         for _ in range(asked.epochs * (len(splits.train) // BATCH)):
             next(steps)
         said["tutorial"].append(tested(student, splits))
-        for way, views in zip(OURS, (0, 8), strict=True):
+        for way, views in zip(OURS, (0, VIEWS), strict=True):
             spec = our_spec(pair, precision="bf16", views=views, seed=seed, epochs=asked.epochs)
             knows = Teacher(teacher, splits.classes, precision="bf16")
             wanted = plan(spec, splits, ["teacher"], torch.device("cpu"))
