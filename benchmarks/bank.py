@@ -1,7 +1,7 @@
 """What does the bank of teacher's answers save? CPU microseconds an image of a training step, as ratios in one run.
 
-Same work as in `loop.py`: Fashion-MNIST, flip and rotation, Hinton's loss, AdamW, batch 128, one thread. Measured are
-the usual loop (PIL, DataLoader), a live teacher, a bank that is being filled (writing, checksums and the 1 % check
+Same work as in `distil.py`, on smaller networks and in fp32: the views, the loss, the optimizer. Measured are
+its tutorial loop (PIL, DataLoader), a live teacher, a bank that is being filled (writing, checksums and the 1 % check
 included), and full banks that keep images, or render them. Steps with fresh views are read in the order in which they
 were written; with 2 fixed views rows are gathered from all over the bank. All take turns in slices, so that a noisy
 machine is noisy for all; the minimum over slices is what the code costs, except for filling: chunks are written now and
@@ -16,11 +16,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from loop import usual_loop
+from ways import BATCH, Pair, our_spec, tutorial
 
 from smallalign_core import data, networks
 from smallalign_core.data import Splits
@@ -29,8 +31,8 @@ from smallalign_core.spec import DataSpec, RunSpec, parse
 from smallalign_core.teacher import Bank, Plan, Shelf, Teacher, plan
 from smallalign_core.train import Training, statistics
 
-BATCH, ROUNDS, STEPS, IMAGES = 128, 6, 24, 2048
-PAIRS: dict[str, tuple[dict[str, object], dict[str, object]]] = {
+ROUNDS, STEPS, IMAGES = 6, 24, 2048
+PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "MLP 1200 -> MLP 30": ({"kind": "mlp", "width": 1200}, {"kind": "mlp", "width": 30}),
     "ResNet 16 -> CNN 16": ({"kind": "resnet", "width": 16}, {"kind": "cnn", "width": 16}),
     "ResNet 64 -> CNN 16": ({"kind": "resnet", "width": 64}, {"kind": "cnn", "width": 16}),
@@ -39,11 +41,12 @@ PAIRS: dict[str, tuple[dict[str, object], dict[str, object]]] = {
 
 def banks(
     spec: RunSpec, splits: Splits, teacher: Teacher, folder: Path, held: contextlib.ExitStack
-) -> tuple[dict[str, Callable[[], None]], float]:
+) -> tuple[dict[str, Callable[[], object]], float]:
     """(steps with full banks that keep or render images, CPU seconds an image of filling one)."""
     wanted = plan(spec, splits, ["0" * 64], torch.device("cpu"))
     assert wanted is not None
-    steps, filling = {}, 0.0
+    steps: dict[str, Callable[[], object]] = {}
+    filling = 0.0
     for name, limit in (("stored", 2**34), ("rendered", wanted.answer_bytes + 1)):
         shelf = Shelf(folder / name, limit)
 
@@ -76,13 +79,10 @@ def main() -> None:
         network = parse({"data": "-", "network": big}).network
         teacher = Teacher(networks.build(network, splits.classes, splits.shape, mean=mean, std=std), splits.classes)
         for fixed in (0, 2):
-            spec = parse(
-                {"data": "-", "network": small, "teacher": "t", "augment": ["flip", "rotate"], "views": fixed}
-                | {"batch": BATCH, "precision": "fp32", "epochs": 12}
-            )
+            spec = our_spec(Pair(big, small), views=fixed, epochs=12)
             with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as held:
                 steps, filling = banks(spec, splits, teacher, Path(folder), held)
-                steps["usual"] = usual_loop(splits, big, small)
+                steps["usual"] = partial(next, tutorial(Pair(big, small), splits, Path()))
                 steps["live"] = Training([spec], splits, teacher).advance
                 best = turns(steps)
             best["filling"] = filling
@@ -94,7 +94,7 @@ def main() -> None:
     print(json.dumps(found))
 
 
-def turns(steps: dict[str, Callable[[], None]]) -> dict[str, float]:
+def turns(steps: dict[str, Callable[[], object]]) -> dict[str, float]:
     """CPU seconds an image of each, the minimum over slices in turns."""
     best = dict.fromkeys(steps, float("inf"))
     for _ in range(ROUNDS):

@@ -31,7 +31,7 @@ def build(spec: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
     ]
     match spec:
         case Sgd():
-            return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, nesterov=spec.momentum > 0, foreach=True)
+            return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, nesterov=spec.momentum > 0, fused=True)
         case AdamW():
             return torch.optim.AdamW(groups, lr=spec.lr, betas=(spec.beta1, spec.beta2), fused=True)
         case _:

@@ -265,7 +265,8 @@ class Training:
 
     def _teach(self, student: Student, view: views.Batch, wanted: Answer | None) -> None:
         spec, place = student.spec, self.step * self.views.batch
-        student.classifier.train()
+        if not student.classifier.training:  # a walk over all modules
+            student.classifier.train()
         # Dropout draws from the global generator. Keyed by (seed, step), it does not depend on who else trains.
         self._seed(spec.seed * 1_000_003 + self.step)
         rate = optim.peak_rate(spec.optimizer) * optim.factor(spec.schedule, self.step, self.steps)
@@ -277,7 +278,7 @@ class Training:
         parts = losses.terms(spec.loss, given, wanted, view.labels, epoch=place / count, companion=student.companion)
         if place % count < self.views.batch:  # an epoch begins
             student.measure_shares(parts)
-        total = torch.stack(list(parts.values())).sum()
+        total = sum(parts.values(), start=torch.zeros(()))
         student.optimizer.zero_grad(set_to_none=True)
         total.backward()
         if student.companion:

@@ -63,7 +63,12 @@ def _faster(spec: RunSpec, store: Store, splits: data.Splits, device: torch.devi
     if macs < WORTH_MACS:
         return {"precision": "fp32", "macs": macs}
     seconds = race({"fp32": first, "bf16": prepared("bf16")})
-    return {"precision": "bf16" if seconds["fp32"] > CLEARLY * seconds["bf16"] else "fp32", "macs": macs, **seconds}
+    return {"precision": chosen(seconds), "macs": macs, **seconds}
+
+
+def chosen(seconds: dict[str, float]) -> str:
+    """The precision to take after a race."""
+    return "bf16" if seconds["fp32"] > CLEARLY * seconds["bf16"] else "fp32"
 
 
 def race(trainings: dict[str, Training]) -> dict[str, float]:

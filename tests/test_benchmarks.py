@@ -202,3 +202,69 @@ def test_chaos_loses_nothing() -> None:
     assert code == 0, text
     assert found.pop("kills") >= 4
     assert found == {"lost events": 0, "torn files": 0, "differing digests": 0, "wrong states": 0}
+
+
+# --- benchmarks/distil.py ---------------------------------------------------------------------------------------------
+
+FASHION = Path("/usr/share/datasets/fashion-mnist")
+WAYS = ("tutorial", "kept memory", "torchdistill", "ours", "ours, bank")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not FASHION.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
+def test_the_duel_prints_every_ratio() -> None:
+    code, text = printed("benchmarks/distil.py", "--quick")
+    assert code == 0, text
+    (found,) = json.loads(text.splitlines()[-1]).values()
+    cost = found["us an image"]
+    assert tuple(cost) == WAYS
+    assert all(0 < share < 1 for share in found["share of peak"].values())
+    assert len(found["peak GFLOP/s"]) == 4
+    for mine in WAYS[3:]:
+        assert tuple(found["times"][mine]) == WAYS[:3]
+        (line,) = [line for line in text.splitlines() if line.split("  ")[1:2] == [mine]]
+        for other, times in found["times"][mine].items():
+            assert times["minima"] == pytest.approx(cost[other] / cost[mine])
+            assert len(times["rounds"]) == 2
+            assert f"{times['minima']:.1f}x {other}" in line
+
+
+def test_all_ways_do_the_same_work(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same views in distribution, and from the same weights on the same images the same step."""
+    ways = benchmark("ways", monkeypatch)
+    pair = ways.QUICK["MLP-64 > MLP-16"]
+    usual = ways.Usual(digits.train)
+    theirs = torch.stack([usual[row][0] for row in range(1024)])
+    training = Training(
+        [ways.our_spec(pair, data="digits")], digits, Teacher(ways.teacher_of(pair, digits), digits.classes)
+    )
+    prepare = training.students[0].classifier.prepare
+    ours = torch.cat([prepare(training.views(step).images) for step in range(8)])
+    torch.testing.assert_close(ours.mean(0), theirs.mean(0), atol=0.15, rtol=0)
+    torch.testing.assert_close(ours.std(0), theirs.std(0), atol=0.15, rtol=0)
+
+    batch = training.views(0)
+    images, labels = prepare(batch.images), batch.labels
+    monkeypatch.setattr(ways.Usual, "__getitem__", lambda _, row: (images[row % 128], int(labels[row % 128])))
+    monkeypatch.setattr(ways.Usual, "__len__", lambda _: 128)
+    stepped = {}
+    for way in (ways.tutorial, ways.torchdistill):
+        kept: list[torch.nn.Module] = []
+        monkeypatch.setattr(ways, "usual_bodies", lambda *_, kept=kept: _remembered(ways, pair, digits, kept))
+        assert next(way(pair, digits, Path())) == 128
+        stepped[way.__name__] = [weight.detach() for weight in kept[0].parameters()]
+    training.advance()
+    stepped["ours"] = [weight.detach() for weight in training.students[0].classifier.body.parameters()]
+    fresh = list(ways.classifier(pair.student, digits).parameters())
+    for name, weights in stepped.items():
+        for weight, same, before in zip(weights, stepped["tutorial"], fresh, strict=True):
+            assert not torch.equal(weight, before), name
+            torch.testing.assert_close(weight - before, same - before, atol=2e-5, rtol=2e-2, msg=name)
+
+
+def _remembered(
+    ways: ModuleType, pair: object, splits: Splits, kept: list[torch.nn.Module]
+) -> tuple[torch.nn.Module, torch.nn.Module]:
+    teacher, student = ways.teacher_of(pair, splits).body, ways.classifier(pair.student, splits).body.train()  # type: ignore[attr-defined]
+    kept.append(student)
+    return teacher, student

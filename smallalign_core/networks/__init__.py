@@ -103,7 +103,7 @@ class Classifier(Answering):
         wanted = self.mean.shape[1]
         if x.shape[1] != wanted:
             x = x.expand(-1, wanted, -1, -1) if wanted == 3 else x.mean(1, keepdim=True)
-        x = (x - self.mean) / self.std
+        x = (x - self.mean).div_(self.std)
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
 
 

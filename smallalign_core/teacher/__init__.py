@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from smallalign_core.data import ImageSet
 from smallalign_core.errors import BadInput, BadSpec
 from smallalign_core.evaluate import logits_of
 from smallalign_core.losses import Answer, answer
-from smallalign_core.networks import Answering
+from smallalign_core.networks import Answering, Classifier
 from smallalign_core.teacher._bank import Bank as Bank
 from smallalign_core.teacher._chunk import rounded
 from smallalign_core.teacher._shelf import Plan as Plan
@@ -92,13 +93,14 @@ class Teacher:
             )
         self._classifiers = [classifier.eval().requires_grad_(False).to(device) for classifier in several]
         self._layers, self._precision, self._device = tuple(layers), precision, torch.device(device)
+        self._asked = [_cast(one) for one in self._classifiers] if precision == "bf16" else self._classifiers
         self.answered, self.live = 0, True
 
     def answer(self, images: Tensor) -> Answer:
         """The answer to uint8 images [N, channels, H, W]; its logits are float32 [N, C]."""
         self.answered += len(images)
         with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._precision == "bf16"):
-            said = [answer(classifier, images, self._layers) for classifier in self._classifiers]
+            said = [answer(classifier, images, self._layers) for classifier in self._asked]
             features = {path: made.float() for path, made in said[0].features.items()}
             return Answer(rounded(averaged([one.logits.float() for one in said])), features)
 
@@ -120,6 +122,17 @@ class Teacher:
         self.answered += len(images)
         found = [torch.from_numpy(logits_of(one, images, device=self._device)) for one in self._classifiers]
         return averaged(found).numpy()
+
+
+def _cast(classifier: Answering) -> Answering:
+    """A copy whose large weights are bf16 already; autocast alone would cast them at each call, to the same answers."""
+    if not isinstance(classifier, Classifier):
+        return classifier
+    copied = copy.deepcopy(classifier)
+    for module in copied.modules():
+        if type(module) in (nn.Linear, nn.Conv2d):  # attention hands weights of its own kind of Linear to fused kernels
+            module.to(torch.bfloat16)
+    return copied
 
 
 def averaged(logits: Sequence[Tensor]) -> Tensor:

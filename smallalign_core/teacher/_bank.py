@@ -82,6 +82,7 @@ class Bank:
         self._chunks: dict[int, Chunk] = {}
         self._places_in_epoch: dict[int, NDArray[np.int64]] = {}
         self._made: tuple[int, Batch] | None = None
+        self._found: tuple[int, NDArray[np.int64]] = -1, np.empty(0, np.int64)
         self._on: dict[str, NDArray[np.float32]] = {}
         self._checked, self._emptied, self._unkept = False, False, False
         self._folder: Path | None = None
@@ -146,6 +147,11 @@ class Bank:
 
     def _places(self, views: Views, step: int) -> NDArray[np.int64]:
         """Where the answers to the batch of `step` stand, counted in images from the first step."""
+        if self._found[0] != step:  # asked for several times a step
+            self._found = step, self._places_now(views, step)
+        return self._found[1]
+
+    def _places_now(self, views: Views, step: int) -> NDArray[np.int64]:
         first, count = step * self.plan.batch, self.plan.count
         if not self.plan.views or first + self.plan.batch <= self.plan.views * count:
             return np.arange(first, first + self.plan.batch)

@@ -48,7 +48,7 @@ def opened(file: Path, salt: str) -> NDArray[np.uint8]:
     digest.update(whole[:-SEAL].data)
     if whole[-SEAL:].tobytes() != digest.digest():
         raise Damaged(f"{file.name} is not what was written")
-    return whole[:-SEAL]
+    return np.asarray(whole[:-SEAL])  # indexing a memmap as such is slow
 
 
 def fingerprint(images: Tensor) -> int:

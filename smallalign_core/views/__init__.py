@@ -110,14 +110,15 @@ class Views:
 
     def dealt(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Whose turn it is at `step`: the rows int64 [B] and the number of the view of each."""
-        first = step * self.batch
-        positions = np.arange(first, first + self.batch)
-        epochs = positions // self.count
-        rows = np.empty(self.batch, np.int64)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            rows[here] = self.order(int(epoch))[positions[here] % self.count]
-        return rows, epochs % self.fixed if self.fixed else epochs
+        rows, view = np.empty((2, self.batch), np.int64)
+        done = 0
+        while done < self.batch:
+            epoch, place = divmod(step * self.batch + done, self.count)
+            piece = self.order(epoch)[place : place + self.batch - done]
+            rows[done : done + len(piece)] = piece
+            view[done : done + len(piece)] = epoch % self.fixed if self.fixed else epoch
+            done += len(piece)
+        return rows, view
 
     def augmented(self, rows: NDArray[np.int64], view: NDArray[np.int64]) -> Tensor:
         """View number `view[i]` of image `rows[i]`, before any mixing: uint8 [len(rows), C, H, W]."""
@@ -125,11 +126,11 @@ class Views:
         if not self.policy:
             return images
         canvas = Canvas(images)
+        several = [(number, view == number) for number in np.unique(view).tolist()]  # a batch may end one epoch
         for stream, part in enumerate(self.policy):
             draws = np.empty((len(rows), _parts.columns(part)))
-            for number in np.unique(view):  # a batch may end one epoch and begin the next
-                here = view == number
-                draws[here] = self._uniform(int(number), stream)[rows[here]]
+            for number, here in several:
+                draws[here] = self._uniform(number, stream)[rows[here]]
             _parts.apply(part, canvas, draws, partial(self._normal, rows, view, stream))
         return canvas.finished()
 
@@ -174,7 +175,7 @@ class Views:
     def _fetch(self, rows: NDArray[np.int64]) -> Tensor:
         if self._held is None:
             return torch.from_numpy(self._images[rows]).to(self.device)
-        return self._held[torch.from_numpy(rows).to(self.device)]
+        return self._held.index_select(0, torch.from_numpy(rows).to(self.device))
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """The rows in the order in which `epoch` meets them."""
