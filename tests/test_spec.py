@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smallalign_core.errors import BadSpec
-from smallalign_core.spec import DataSpec, RunSpec, digest, parse, read, set_field, to_yaml
+from smallalign_core.spec import DataSpec, RunSpec, digest, parse, parse_policy, read, set_field, to_yaml
 from smallalign_core.spec.parts import FAMILIES, choices, members
 
 MINIMAL: dict[str, Any] = {"data": "digits", "network": "cnn"}
@@ -145,3 +145,29 @@ def test_every_part_builds_from_its_kind_and_round_trips(family: Any, index: int
 def test_importing_the_library_imports_no_torch() -> None:
     code = "import sys, smallalign_core, smallalign_core.spec, smallalign_core.store; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+
+
+def test_one_teacher_or_several() -> None:
+    base = {"data": "digits", "network": "cnn"}
+    assert parse({**base, "teacher": ["a"]}) == parse({**base, "teacher": "a"})
+    assert parse({**base, "teacher": []}) == parse(base)
+    several = parse({**base, "teacher": ["a", "b"]})
+    assert several.teachers == ("a", "b")
+    assert parse(yaml.safe_load(to_yaml(several))) == several
+    assert digest(several) != digest(parse({**base, "teacher": "a"}))
+
+
+@pytest.mark.parametrize("teacher", [5, ["a", 3], ["a", "a"], list("abcdefghi"), {"a": 1}])
+def test_what_is_no_teacher_is_one_sentence(teacher: object) -> None:
+    with pytest.raises(BadSpec) as refused:
+        parse({"data": "digits", "network": "cnn", "teacher": teacher})
+    assert str(refused.value).startswith("`teacher` ")
+    assert "constrained" not in str(refused.value)
+    assert ";" not in str(refused.value)
+
+
+def test_a_policy_with_one_wrong_part_is_one_finding() -> None:
+    with pytest.raises(BadSpec) as refused:
+        parse_policy([{"kind": "wobble"}])
+    assert "no kind 'wobble'" in str(refused.value)
+    assert "at least 1 item" not in str(refused.value)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from smallalign_core.errors import BadSpec
 from smallalign_core.spec import _words
@@ -145,7 +145,21 @@ LOOP = 2
 """Raised when training starts to mean something else; then an old run no longer answers for a new spec."""
 
 
-Teacher = Annotated[str, Field(min_length=1, max_length=1000)]
+MOST_TEACHERS = 8
+
+
+def _teachers(given: object) -> object:
+    """One name, or several; a list of one is that one."""
+    names = [given] if isinstance(given, str) else given
+    if names is None or names == [] or names == ():
+        return None
+    if not isinstance(names, list | tuple) or not all(
+        isinstance(name, str) and 0 < len(name) <= 1000 for name in names
+    ):
+        raise ValueError(f"`teacher` is the name of a run, or a list of names (given: {given!r:.80})")
+    if len(names) > MOST_TEACHERS or len(set(names)) < len(names):
+        raise ValueError(f"`teacher` lists at most {MOST_TEACHERS} runs, each once (given: {given!r:.80})")
+    return tuple(names) if len(names) > 1 else names[0]
 
 
 class RunSpec(Part):
@@ -154,8 +168,9 @@ class RunSpec(Part):
     data: Annotated[DataSpec, shorthand("source"), Field(description="Images to learn from.")]
     network: Annotated[Network, Field(description="The network that this run trains.")]
     teacher: Annotated[
-        Teacher | Annotated[tuple[Teacher, ...], Field(min_length=2, max_length=8)] | None,
+        str | tuple[str, ...] | None,
         Field(description="A finished run to learn from, or several; empty learns from labels only."),
+        BeforeValidator(_teachers),
     ] = None
     shuffled: Annotated[
         bool,
@@ -375,7 +390,7 @@ def parse_policy(written: object) -> tuple[Augment, ...]:
     try:
         return Policy.model_validate({"augment": written}).augment
     except ValidationError as error:
-        raise BadSpec("; ".join(_words.explain(Policy, detail) for detail in error.errors()[:3])) from None
+        raise BadSpec(_words.told(Policy, error)) from None
 
 
 def policy_yaml(policy: Sequence[Augment]) -> str:
@@ -392,7 +407,7 @@ def parse(written: Mapping[str, Any]) -> RunSpec:
     try:
         return RunSpec.model_validate(written)
     except ValidationError as error:
-        raise BadSpec("; ".join(_words.explain(RunSpec, detail) for detail in error.errors()[:3])) from None
+        raise BadSpec(_words.told(RunSpec, error)) from None
 
 
 def set_field(written: dict[str, Any], override: str) -> dict[str, Any]:

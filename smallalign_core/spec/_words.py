@@ -5,10 +5,23 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from smallalign_core.spec.parts import FAMILIES, DataSpec, Part, choices, members
+
+
+def told(model: type[BaseModel], error: ValidationError) -> str:
+    """What is wrong, at most three findings. What only follows from another finding is left out."""
+    found = error.errors()
+    own = [
+        detail
+        for detail in found
+        if detail["type"] != "too_short"
+        or all(other["loc"][: len(detail["loc"])] != detail["loc"] for other in found if other is not detail)
+    ]
+    words = dict.fromkeys(explain(model, detail) for detail in own)
+    return "; ".join(list(words)[:3])
 
 
 def explain(model: type[BaseModel], detail: ErrorDetails) -> str:
