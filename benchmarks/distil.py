@@ -58,8 +58,7 @@ from smallalign_core.data import Splits
 from smallalign_core.evaluate import logits_of, score
 from smallalign_core.networks import Classifier
 from smallalign_core.teacher import Bank, Shelf, Teacher, plan
-from smallalign_core.train import Training
-from smallalign_core.train import statistics as channels
+from smallalign_core.train import Training, statistics as channels
 
 PEAK = "peak"
 KNOWN = {"kind": "resnet", "width": 16}

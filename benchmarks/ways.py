@@ -28,8 +28,7 @@ from smallalign_core.data import ImageSet, Splits
 from smallalign_core.networks import Classifier
 from smallalign_core.spec import DataSpec, RunSpec, parse
 from smallalign_core.teacher import Bank, Shelf, Teacher, Teaching, plan
-from smallalign_core.train import Training
-from smallalign_core.train import statistics as channels
+from smallalign_core.train import Training, statistics as channels
 
 BATCH, TEMPERATURE, WEIGHT, RATE, PADDING, DEGREES, VIEWS = 128, 4.0, 0.9, 0.01, 2, 10, 2
 

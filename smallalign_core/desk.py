@@ -18,8 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from smallalign_core import data, preview, teaching, tuning
-from smallalign_core import worth as measuring
+from smallalign_core import data, preview, teaching, tuning, worth as measuring
 from smallalign_core.errors import BadInput, SmallAlignError, WorkFailed
 from smallalign_core.machine import set_threads
 from smallalign_core.spec import CutMix, DataSpec, MixUp, OfLayers, RunSpec, digest, parse
@@ -56,8 +55,7 @@ def resolve(store: Store, spec: RunSpec, device: str = "auto") -> RunSpec:
     What would fail after minutes in the queue is refused now: data, device, policy, teacher, network and loss are all
     tried.
     """
-    from smallalign_core import losses, networks, train
-    from smallalign_core import views as viewing
+    from smallalign_core import losses, networks, train, views as viewing
 
     where = train.pick_device(device)
     splits = data.load(spec.data, store.data_cache)

@@ -281,8 +281,7 @@ _unfinished: OrderedDict[str, Generator[float, None, Risk]] = OrderedDict()
 
 def _judge(store: Store, splits: Splits, teacher: str, seed: int) -> Judge:
     """A judge that remembers earlier questions; the last few are kept."""
-    from smallalign_core import foreign
-    from smallalign_core import risk as judging
+    from smallalign_core import foreign, risk as judging
 
     run = store.finished(teacher)
     key = (str(store.root.resolve()), run.id, splits.fingerprint, seed)

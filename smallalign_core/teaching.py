@@ -44,8 +44,7 @@ def live(specs: Sequence[RunSpec], store: Store, splits: data.Splits, device: An
 
 def plan(specs: Sequence[RunSpec], store: Store, splits: data.Splits, device: Any) -> Plan | None:
     """The teacher's answers that a bank would keep for these runs; None if there are none, or none can be."""
-    from smallalign_core import foreign
-    from smallalign_core import teacher as teachers
+    from smallalign_core import foreign, teacher as teachers
 
     found = None
     for spec in specs:

@@ -15,11 +15,8 @@ import psutil
 from filelock import FileLock, Timeout
 
 from smallalign_core.errors import Refused, SmallAlignError
-from smallalign_core.execution import Observer as Observer
-from smallalign_core.execution import execute as execute
-from smallalign_core.execution import execute_together
-from smallalign_core.machine import keep_freed_memory as keep_freed_memory
-from smallalign_core.machine import set_threads as set_threads
+from smallalign_core.execution import Observer as Observer, execute as execute, execute_together
+from smallalign_core.machine import keep_freed_memory as keep_freed_memory, set_threads as set_threads
 from smallalign_core.spec import RunSpec
 from smallalign_core.store import Run, Store
 

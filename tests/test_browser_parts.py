@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pages.ui.browser import INSTALL, Curve, InstallError
-from pages.ui.browser import _npm as npm
+from pages.ui.browser import INSTALL, Curve, InstallError, _npm as npm
 from pages.ui.browser._curves import MOST_POINTS, _points
 from pages.ui.browser._npm import PACKAGES, Packages
 from pages.ui.browser._parity import decode

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from smallalign_core.errors import BadSpec
 from smallalign_core.spec import DataSpec, RunSpec, digest, parse, parse_policy, read, set_field, to_yaml

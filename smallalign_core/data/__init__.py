@@ -18,13 +18,9 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from smallalign_core.data._decode import Decoded, walk
-from smallalign_core.data._decode import decode_one as decode_one
-from smallalign_core.data._readers import NAMED as NAMED
-from smallalign_core.data._readers import path_of, reader
-from smallalign_core.data._sets import ImageSet as ImageSet
-from smallalign_core.data._sets import MappedRows
-from smallalign_core.data._sets import Splits as Splits
+from smallalign_core.data._decode import Decoded, decode_one as decode_one, walk
+from smallalign_core.data._readers import NAMED as NAMED, path_of, reader
+from smallalign_core.data._sets import ImageSet as ImageSet, MappedRows, Splits as Splits
 from smallalign_core.errors import BadData
 from smallalign_core.spec import DataSpec
 

@@ -16,17 +16,16 @@ from torch import Tensor, nn
 
 from smallalign_core.errors import BadSpec
 from smallalign_core.losses import _features
-from smallalign_core.losses._features import attention as attention
-from smallalign_core.losses._features import hint as hint
-from smallalign_core.losses._features import outputs as outputs
-from smallalign_core.losses._features import place as place
-from smallalign_core.losses._logits import cross_entropy as cross_entropy
-from smallalign_core.losses._logits import dist as dist
-from smallalign_core.losses._logits import dkd as dkd
-from smallalign_core.losses._logits import hinton_kd as hinton_kd
-from smallalign_core.losses._logits import logit_mse as logit_mse
-from smallalign_core.losses._logits import scaled_mse as scaled_mse
-from smallalign_core.losses._logits import standardized_kd as standardized_kd
+from smallalign_core.losses._features import attention as attention, hint as hint, outputs as outputs, place as place
+from smallalign_core.losses._logits import (
+    cross_entropy as cross_entropy,
+    dist as dist,
+    dkd as dkd,
+    hinton_kd as hinton_kd,
+    logit_mse as logit_mse,
+    scaled_mse as scaled_mse,
+    standardized_kd as standardized_kd,
+)
 from smallalign_core.spec import (
     AttentionTransfer,
     CrossEntropy,

@@ -19,127 +19,53 @@ from smallalign_core.errors import BadSpec
 from smallalign_core.spec import _words
 from smallalign_core.spec.augment import (
     CutMix as CutMix,
-)
-from smallalign_core.spec.augment import (
     MixUp as MixUp,
+    misplaced,
 )
-from smallalign_core.spec.augment import misplaced
 from smallalign_core.spec.loss import (
     AttentionTransfer as AttentionTransfer,
-)
-from smallalign_core.spec.loss import (
     CrossEntropy as CrossEntropy,
-)
-from smallalign_core.spec.loss import (
     Dist as Dist,
-)
-from smallalign_core.spec.loss import (
     Dkd as Dkd,
-)
-from smallalign_core.spec.loss import (
     FitNets as FitNets,
-)
-from smallalign_core.spec.loss import (
     FunctionMatching as FunctionMatching,
-)
-from smallalign_core.spec.loss import (
     HintonKd as HintonKd,
-)
-from smallalign_core.spec.loss import (
     LogitMse as LogitMse,
-)
-from smallalign_core.spec.loss import (
     Loss as Loss,
-)
-from smallalign_core.spec.loss import (
     OfLayers as OfLayers,
-)
-from smallalign_core.spec.loss import (
     ScaledMse as ScaledMse,
-)
-from smallalign_core.spec.loss import (
     StandardizedKd as StandardizedKd,
-)
-from smallalign_core.spec.loss import (
     labels_share as labels_share,
-)
-from smallalign_core.spec.loss import (
     lessons as lessons,
+    titled,
 )
-from smallalign_core.spec.loss import titled
 from smallalign_core.spec.parts import (
     AdamW as AdamW,
-)
-from smallalign_core.spec.parts import (
     Augment as Augment,
-)
-from smallalign_core.spec.parts import (
     Borrowed as Borrowed,
-)
-from smallalign_core.spec.parts import (
     Cnn as Cnn,
-)
-from smallalign_core.spec.parts import (
     Constant as Constant,
-)
-from smallalign_core.spec.parts import (
     Cosine as Cosine,
-)
-from smallalign_core.spec.parts import (
     DataSpec as DataSpec,
-)
-from smallalign_core.spec.parts import (
     Flip as Flip,
-)
-from smallalign_core.spec.parts import (
     Import as Import,
-)
-from smallalign_core.spec.parts import (
     Lookahead as Lookahead,
-)
-from smallalign_core.spec.parts import (
     Mlp as Mlp,
-)
-from smallalign_core.spec.parts import (
     Network as Network,
-)
-from smallalign_core.spec.parts import (
     Optimizer as Optimizer,
-)
-from smallalign_core.spec.parts import (
     Part as Part,
-)
-from smallalign_core.spec.parts import (
     Resnet as Resnet,
-)
-from smallalign_core.spec.parts import (
     Rotate as Rotate,
-)
-from smallalign_core.spec.parts import (
     Schedule as Schedule,
-)
-from smallalign_core.spec.parts import (
     Separable as Separable,
-)
-from smallalign_core.spec.parts import (
     Sgd as Sgd,
-)
-from smallalign_core.spec.parts import (
     Shift as Shift,
-)
-from smallalign_core.spec.parts import (
     Timm as Timm,
-)
-from smallalign_core.spec.parts import (
     Torchvision as Torchvision,
-)
-from smallalign_core.spec.parts import (
     choices as choices,
-)
-from smallalign_core.spec.parts import (
     members as members,
+    shorthand,
 )
-from smallalign_core.spec.parts import shorthand
 
 LOOP = 2
 """Raised when training starts to mean something else; then an old run no longer answers for a new spec."""

@@ -9,12 +9,8 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from smallalign_core.spec._part import Part as Part
-from smallalign_core.spec._part import shorthand as shorthand
-from smallalign_core.spec.augment import Augment as Augment
-from smallalign_core.spec.augment import Flip as Flip
-from smallalign_core.spec.augment import Rotate as Rotate
-from smallalign_core.spec.augment import Shift as Shift
+from smallalign_core.spec._part import Part as Part, shorthand as shorthand
+from smallalign_core.spec.augment import Augment as Augment, Flip as Flip, Rotate as Rotate, Shift as Shift
 from smallalign_core.spec.loss import Loss as Loss
 
 FILLED_IN: dict[str, Any] = {"filled_in": True}  # of a field that no form asks for

@@ -10,8 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from smallalign_core import desk, execution, worker
-from smallalign_core import worth as measuring
+from smallalign_core import desk, execution, worker, worth as measuring
 from smallalign_core.errors import SmallAlignError
 from smallalign_core.spec import RunSpec, read
 from smallalign_core.store import State, Store

@@ -8,16 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ._curves import Curve as Curve
-from ._curves import curves as curves
+from ._curves import Curve as Curve, curves as curves
 from ._draw import draw as draw
-from ._npm import INSTALL as INSTALL
-from ._npm import PACKAGES
-from ._npm import InstallError as InstallError
-from ._parity import ParityResult as ParityResult
-from ._parity import Runtime as Runtime
-from ._parity import Timing as Timing
-from ._parity import parity as parity
+from ._npm import INSTALL as INSTALL, PACKAGES, InstallError as InstallError
+from ._parity import ParityResult as ParityResult, Runtime as Runtime, Timing as Timing, parity as parity
 from ._urls import artifact_url as artifact_url
 
 
