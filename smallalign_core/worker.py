@@ -20,6 +20,7 @@ from smallalign_core.execution import execute as execute
 from smallalign_core.execution import execute_together
 from smallalign_core.machine import keep_freed_memory as keep_freed_memory
 from smallalign_core.machine import set_threads as set_threads
+from smallalign_core.recording import clean_up
 from smallalign_core.spec import RunSpec
 from smallalign_core.store import Run, Store
 
@@ -63,6 +64,9 @@ def serve(
         log.info("worker %d serves %s on %s", os.getpid(), store.root, device)
         import torch  # noqa: F401  # before the first run: it is the slowest import, and the first click should not wait
 
+        for run in store.runs():
+            if run.finished:  # its worker may have been killed between the result and the cleaning up
+                clean_up(run)
         taken = 0
         stop = stop or threading.Event()
         while not stop.is_set():
