@@ -179,11 +179,11 @@ def _killing_itself(folder: Path, name: str, uses: int, seconds: float) -> Any:
     prefix, left, now = str(folder), [uses], (os.getpid(), signal.SIGKILL)
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
-        if event in ("open", "os.rename", "os.remove"):
-            if (path := str(arguments[0])).startswith(prefix) and name in path.rpartition("/")[2]:
-                left[0] -= 1
-                if not left[0]:
-                    threading.Timer(seconds, os.kill, now).start() if seconds else os.kill(*now)
+        path = str(arguments[0]) if event in ("open", "os.rename", "os.remove") else ""
+        if path.startswith(prefix) and name in path.rpartition("/")[2]:
+            left[0] -= 1
+            if not left[0]:
+                threading.Timer(seconds, os.kill, now).start() if seconds else os.kill(*now)
 
     return hook
 
