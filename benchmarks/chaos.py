@@ -148,8 +148,7 @@ def start(
         fatal: (folder, part of a name, n, seconds): it kills itself just before its n-th use of such a file in that
             folder, or so many seconds later, when it may be in the middle of writing.
     """
-    pid = os.fork()
-    if pid:
+    if pid := os.fork():
         with contextlib.suppress(OSError):  # the child was first, or has ended
             os.setpgid(pid, pid)
         return pid
@@ -177,16 +176,14 @@ def start(
 
 
 def _killing_itself(folder: Path, name: str, uses: int, seconds: float) -> Any:
-    prefix, left = str(folder), [uses]
-    now = (os.getpid(), signal.SIGKILL)
+    prefix, left, now = str(folder), [uses], (os.getpid(), signal.SIGKILL)
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
-        if event in ("open", "os.rename", "os.remove"):
-            path = str(arguments[0])
-            if path.startswith(prefix) and name in path.rpartition("/")[2]:
-                left[0] -= 1
-                if not left[0]:
-                    threading.Timer(seconds, os.kill, now).start() if seconds else os.kill(*now)
+        path = str(arguments[0]) if event in ("open", "os.rename", "os.remove") else ""
+        if path.startswith(prefix) and name in path.rpartition("/")[2]:
+            left[0] -= 1
+            if not left[0]:
+                threading.Timer(seconds, os.kill, now).start() if seconds else os.kill(*now)
 
     return hook
 
@@ -263,12 +260,9 @@ def _same_digest(file: Path, sha256: str) -> None:
 
 
 def wrong_state(run: Run, code: int, request: str | None, trained: bool) -> str | None:
-    """What is wrong with the state of a run whose worker just ended; None if nothing is.
+    """What is wrong with the state of a run whose worker ended with `code`, if anything is.
 
-    Args:
-        code: how the worker ended.
-        request: what was asked of the run, if it was.
-        trained: whether an event of this worker was seen.
+    `request` is what was asked of the run; `trained`, whether an event of this worker was seen.
     """
     allowed = {State.FINISHED}
     if request:
@@ -304,14 +298,10 @@ class Ordeal:
     store: Store
     draw: random.Random
     tally: Tally
+    log: Path
     starts: int = 0
     read: dict[Path, bytes] = field(default_factory=dict)
     requests: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def log(self) -> Path:
-        """Output of all commands."""
-        return self.store.root.parent / "log.txt"
 
     def command(self, *words: str, **how: Any) -> int:
         """Start a command on this store; returns its process id."""
@@ -417,26 +407,15 @@ def undisturbed(store: Store, specs: Sequence[RunSpec], log: Path) -> list[Run]:
     return runs
 
 
-def remains(store: Store) -> list[Path]:
-    """Files of finished runs that nobody needs any more: a kill came between the result and the cleaning up."""
-    folders = [run.folder for run in store.runs() if run.finished]
-    return [file for folder in folders for pattern in ("checkpoint*", ".*.part") for file in folder.glob(pattern)]
-
-
-def report(tally: Tally, left: Sequence[Path], seconds: float) -> int:
+def report(tally: Tally, seconds: float) -> int:
     """Print what happened; returns the exit code."""
-    found = {
-        "lost events": tally.lost,
-        "torn files": tally.torn,
-        "differing digests": tally.differing,
-        "wrong states": tally.wrong,
-    }
-    kills = sum(tally.kills.values())
+    names = ("lost events", "torn files", "differing digests", "wrong states")
+    found = dict(zip(names, (tally.lost, tally.torn, tally.differing, tally.wrong), strict=True))
+    kills = tally.kills.total()
     print(f"{kills} kills in {seconds:.0f} s, {tally.finished} runs finished, {tally.events} events read while trained")
     print("moment drawn by: " + ", ".join(f"{way} {count}" for way, count in sorted(tally.kills.items())))
     print("killed while: " + ", ".join(f"{phase} {count}" for phase, count in sorted(tally.phases.items())))
     print("by command line: " + ", ".join(f"{verb} {count}" for verb, count in sorted(tally.asked.items())))
-    print(f"not cleaned up in finished runs, which is no damage: {len(left)} files")
     print(f"losses: {', '.join(choices(Loss))}; optimizers: {', '.join(choices(Optimizer))}\n")
     for name, lines in found.items():
         print(f"{name:18} {len(lines)}")
@@ -456,23 +435,22 @@ def main() -> None:
     begun, tally = time.monotonic(), Tally()
     with tempfile.TemporaryDirectory() as place:
         store, other = Store(Path(place) / "models"), Store(Path(place) / "undisturbed")
-        ordeal = Ordeal(store, random.Random(asked.seed), tally)
+        ordeal = Ordeal(store, random.Random(asked.seed), tally, Path(place) / "log.txt")
         for cycle in itertools.count():
             groups = list(rounds(store, cycle))
-            if tally.damage or (cycle and sum(tally.kills.values()) >= asked.kills):
+            if tally.damage or (cycle and tally.kills.total() >= asked.kills):
                 break
             for number, specs in enumerate(groups):
-                left = asked.kills - sum(tally.kills.values())
+                left = asked.kills - tally.kills.total()
                 runs = [store.create(spec) for spec in specs]
                 ordeal.survive(runs, math.ceil(max(0, left) / (len(groups) - number)))
                 if tally.damage:
                     break
                 for run, twin in zip(runs, undisturbed(other, specs, ordeal.log), strict=True):
                     tally.differing += differences(run, twin)
-                told = f"cycle {cycle}, {number + 1} of {len(groups)}: {sum(tally.kills.values())} kills"
-                print(f"{told}, {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
+                print(f"cycle {cycle}, {number + 1} of {len(groups)}: {tally.kills.total()} kills", file=sys.stderr)
         tally.events = sum(content.count(b"\n") for content in ordeal.read.values())
-        code = report(tally, remains(store), time.monotonic() - begun)
+        code = report(tally, time.monotonic() - begun)
         if code:
             print(ordeal.log.read_text()[-4000:], file=sys.stderr)
     sys.exit(code)

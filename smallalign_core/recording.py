@@ -40,10 +40,7 @@ class Recording:
         if self._from_queue and not (self.run.folder / "queued").exists():  # cancelled since it was listed
             self._lock.release()
             raise Refused("the run is no longer in the queue", given=self.run.name)
-        for leftover in self.run.folder.glob(".*.part"):
-            with contextlib.suppress(OSError):
-                if time.time() - leftover.stat().st_mtime > 60:  # younger ones may be somebody's, writing now
-                    leftover.unlink()
+        _remove_leftovers(self.run)
         earlier = [int(event.get("attempt", 0)) for event in self.run.events()]
         self.attempt = max([int(self.run.said.get("attempt", 0)), *earlier]) + 1
         if not self.run.finished:
@@ -118,5 +115,18 @@ class Recording:
         """Keep weights and result; the result last, since its existence means finished."""
         write(self.run.folder / "weights.safetensors", weights)
         write_json(self.run.folder / "result.json", {"schema": SCHEMA, **result})
-        for checkpoint in self.run.folder.glob("checkpoint*"):
-            checkpoint.unlink(missing_ok=True)
+        clean_up(self.run)
+
+
+def clean_up(run: Run) -> None:
+    """Remove what a finished run no longer needs: its checkpoints, and files that were never finished."""
+    for checkpoint in run.folder.glob("checkpoint*"):
+        checkpoint.unlink(missing_ok=True)
+    _remove_leftovers(run)
+
+
+def _remove_leftovers(run: Run) -> None:
+    for leftover in run.folder.glob(".*.part"):
+        with contextlib.suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > 60:  # younger ones may be somebody's, writing now
+                leftover.unlink()

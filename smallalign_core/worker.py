@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from smallalign_core.errors import Refused, SmallAlignError
 from smallalign_core.execution import Observer as Observer, execute as execute, execute_together
 from smallalign_core.machine import keep_freed_memory as keep_freed_memory, set_threads as set_threads
+from smallalign_core.recording import clean_up
 from smallalign_core.spec import RunSpec
 from smallalign_core.store import Run, Store
 
@@ -60,6 +61,9 @@ def serve(
         log.info("worker %d serves %s on %s", os.getpid(), store.root, device)
         import torch  # noqa: F401  # before the first run: it is the slowest import, and the first click should not wait
 
+        for run in store.runs():
+            if run.finished:  # its worker may have been killed between the result and the cleaning up
+                clean_up(run)
         taken = 0
         stop = stop or threading.Event()
         while not stop.is_set():

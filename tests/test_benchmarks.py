@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import ROOT, Train, tiny
 
-from smallalign_core import desk, files, networks
+from smallalign_core import desk, execution, files, networks, worker
 from smallalign_core.data import Splits
 from smallalign_core.evaluate import logits_of
 from smallalign_core.store import Run, State, Store
@@ -114,8 +114,6 @@ def test_intervals_are_students(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def halfway(store: Store, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run that was paused with two checkpoints."""
-    from smallalign_core import execution, worker
-
     monkeypatch.setattr(execution, "CHECKPOINT_SECONDS", 0.0)
     run = store.create(desk.resolve(store, tiny(epochs=6)))
     seen: list[object] = []
@@ -166,7 +164,7 @@ def test_lost_events_wrong_states_and_other_weights_are_found(
     import random
 
     chaos = benchmark("chaos", monkeypatch)
-    ordeal = chaos.Ordeal(store, random.Random(0), chaos.Tally())
+    ordeal = chaos.Ordeal(store, random.Random(0), chaos.Tally(), tmp_path / "log.txt")
     ordeal.look([halfway])
     ordeal.requests[halfway.id] = "pause"
     ordeal.judge([halfway], 0, dict(ordeal.read))
@@ -193,6 +191,17 @@ def test_all_kinds_are_killed(store: Store, monkeypatch: pytest.MonkeyPatch) -> 
     assert {spec.optimizer.kind for spec in specs} == set(choices(Optimizer))
     assert {bool(spec.teacher) for spec in specs} == {True, False}
     assert {len(group) for group in groups} >= {1, 3}
+
+
+def test_a_worker_removes_what_a_kill_after_the_result_left(train: Train, store: Store) -> None:
+    run = train()
+    kept = {file.name: file.read_bytes() for file in run.folder.iterdir()}
+    for name in ("checkpoint-9-0.pt", "checkpoints.json", ".checkpoint-9-0.pt.x.part", ".young.part"):
+        (run.folder / name).write_bytes(b"1")
+    os.utime(run.folder / ".checkpoint-9-0.pt.x.part", (0, 0))
+    worker.serve(store, once=True, device="cpu")
+    (run.folder / ".young.part").unlink()
+    assert {file.name: file.read_bytes() for file in run.folder.iterdir()} == kept
 
 
 @pytest.mark.slow
