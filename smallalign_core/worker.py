@@ -59,7 +59,8 @@ def serve(
     with lock:
         keep_freed_memory()
         log.info("worker %d serves %s on %s", os.getpid(), store.root, device)
-        import torch  # noqa: F401  # before the first run: it is the slowest import, and the first click should not wait
+        # Before the first run: these are the slowest imports, and the first click should not wait for them.
+        import torch._dynamo  # noqa: F401  # the first optimizer would
 
         for run in store.runs():
             if run.finished:  # its worker may have been killed between the result and the cleaning up
