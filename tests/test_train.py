@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import shutil
 from typing import Any
 
 import numpy as np
@@ -364,3 +365,22 @@ def test_soft_targets_beat_labels_when_images_are_few(digits: Splits) -> None:
         )
     labels_only, taught = np.mean(errors, 0)
     assert taught < 0.85 * labels_only
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPUs")
+def test_a_compiled_student_learns_resumes_and_measures_its_shares(digits: Splits, teacher: Teacher) -> None:
+    spec = tiny(teacher="t", compile=True, precision="fp32", epochs=2)
+    whole, first = Training([spec], digits, teacher), Training([spec], digits, teacher)
+    events = [event for event in whole if isinstance(event, Validated)]
+    assert set(events[-1].shares) == {"teacher", "labels"}
+    plain = Training([spec.model_copy(update={"compile": False})], digits, teacher)
+    for _ in range(3):
+        first.advance()
+        plain.advance()
+    for ours, theirs in zip(weights(first), weights(plain), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0.01, atol=0.001)
+    again = Training([spec], digits, teacher)
+    again.restore(copy.deepcopy(first.state()))
+    list(again)
+    assert equal(weights(again), weights(whole))
