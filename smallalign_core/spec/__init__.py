@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from smallalign_core.errors import BadSpec
 from smallalign_core.spec import _words
+from smallalign_core.spec._part import expanded
 from smallalign_core.spec.augment import (
     CutMix as CutMix,
 )
@@ -127,6 +128,7 @@ from smallalign_core.spec.parts import (
 from smallalign_core.spec.parts import (
     Shift as Shift,
 )
+from smallalign_core.spec.parts import Teachers, shorthand
 from smallalign_core.spec.parts import (
     Timm as Timm,
 )
@@ -139,13 +141,9 @@ from smallalign_core.spec.parts import (
 from smallalign_core.spec.parts import (
     members as members,
 )
-from smallalign_core.spec.parts import shorthand
 
 LOOP = 2
 """Raised when training starts to mean something else; then an old run no longer answers for a new spec."""
-
-
-Teacher = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
 class RunSpec(Part):
@@ -154,7 +152,7 @@ class RunSpec(Part):
     data: Annotated[DataSpec, shorthand("source"), Field(description="Images to learn from.")]
     network: Annotated[Network, Field(description="The network that this run trains.")]
     teacher: Annotated[
-        Teacher | Annotated[tuple[Teacher, ...], Field(min_length=2, max_length=8)] | None,
+        Teachers | None,
         Field(description="A finished run to learn from, or several; empty learns from labels only."),
     ] = None
     shuffled: Annotated[
@@ -181,7 +179,8 @@ class RunSpec(Part):
     batch: Annotated[int, Field(ge=2, le=65_536, description="Images a step.")] = 128
     seed: Annotated[int, Field(ge=0, le=2**31 - 1, description="Fixes initial weights, order and augmentation.")] = 0
     precision: Annotated[
-        Literal["auto", "fp32", "bf16"], Field(description="auto: bf16 on a GPU that has it, else fp32.")
+        Literal["auto", "fp32", "bf16"],
+        Field(description="auto: bf16 where the hardware has it and is faster with it."),
     ] = "auto"
     compile: Annotated[
         bool,
@@ -395,6 +394,18 @@ def parse(written: Mapping[str, Any]) -> RunSpec:
         raise BadSpec("; ".join(_words.explain(RunSpec, detail) for detail in error.errors()[:3])) from None
 
 
+def parse_data(written: str | Mapping[str, Any]) -> DataSpec:
+    """Checked data from its name or path, or from plain values.
+
+    Raises:
+        BadSpec: as `parse`.
+    """
+    try:
+        return DataSpec.model_validate({"source": written} if isinstance(written, str) else written)
+    except ValidationError as error:
+        raise BadSpec("; ".join(_words.explain(DataSpec, detail) for detail in error.errors()[:3])) from None
+
+
 def set_field(written: dict[str, Any], override: str) -> dict[str, Any]:
     """`written` with one `a.b.0.c=value` applied; the value is read as YAML.
 
@@ -426,7 +437,7 @@ def set_field(written: dict[str, Any], override: str) -> dict[str, Any]:
             break
         below = node.get(key) if isinstance(node, dict) else node[key]
         if isinstance(below, str):  # a shorthand: write it out so that its fields can be set
-            below = {"source": below} if key == "data" else {"kind": below}
+            below = expanded(below, "source" if key == "data" else "kind")
         node[key] = _unwritten(root, keys[: depth + 1]) if below is None else below
         node = node[key]
     return root
