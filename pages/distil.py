@@ -15,10 +15,10 @@ if like := st.query_params.get(
     "like"
 ):  # "Change and run again": its spec fills the form once, then the address is clean
     spec = store.run(like).spec
-    forms.fill(spec.model_dump(mode="json", exclude={"data": {"fingerprint"}}), key=KEY)
+    forms.fill(spec.model_dump(mode="json", exclude={"data": {"fingerprint"}, "teacher": True}), key=KEY)
     st.session_state[f"{KEY}.data.source"] = None
     st.query_params.clear()
-    st.query_params["teacher"] = next(iter(spec.teachers), picks.NOBODY)
+    st.query_params["teacher"], *st.session_state["more-teachers"] = spec.teachers or (picks.NOBODY,)
     st.session_state["data"] = spec.data.source
 policy.receive(KEY)
 

@@ -41,10 +41,10 @@ def load(source: str, *, store: Path | str = "models") -> Splits:
         BadData: the source cannot be used; the message says why.
     """
     from smallalign_core import data
-    from smallalign_core.spec import DataSpec
+    from smallalign_core.spec import parse_data
     from smallalign_core.store import Store
 
-    return data.load(DataSpec(source=source), Store(store).data_cache)
+    return data.load(parse_data(source), Store(store).data_cache)
 
 
 def fit(spec: Path | str | Mapping[str, Any], *, store: Path | str = "models", device: str = "auto") -> Run:

@@ -17,7 +17,7 @@ from typer._click.exceptions import ClickException  # typer carries its own clic
 from smallalign_core import data, desk, preview, worker
 from smallalign_core.errors import BadInput, SmallAlignError
 from smallalign_core.files import write_folder
-from smallalign_core.spec import DataSpec, read_policy
+from smallalign_core.spec import DataSpec, parse_data, read_policy
 from smallalign_core.store import Store
 from smallalign_core.verbs import MODELS, DeviceOption, JsonOption, Reference, StoreOption, answer, percent
 from smallalign_core.verbs.runs import app as runs_app
@@ -123,7 +123,7 @@ def evaluate(
     place = Store(store)
     worker.set_threads()
     run = place.finished(reference)
-    spec = run.data if data_source is None else DataSpec(source=data_source)
+    spec = run.data if data_source is None else parse_data(data_source)
     splits = data.load(spec, place.data_cache)
     classifier = foreign.classifier(run, splits.classes)
     place.count_test_look(splits.fingerprint, run.id, "evaluate")
@@ -228,7 +228,8 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
     except ClickException as error:
-        sys.stderr.write(f"{BadInput(error.format_message().rstrip('.'), do='add --help to see what can be given')}\n")
+        wrong = " ".join(error.format_message().split()).rstrip(".")  # a list of choices comes on several lines
+        sys.stderr.write(f"{BadInput(wrong, do='add --help to see what can be given')}\n")
         return 2
     except typer.Exit as leave:
         return leave.exit_code

@@ -21,7 +21,7 @@ from typing import Any, TextIO
 from smallalign_core import data, preview, teaching, tuning, worth as measuring
 from smallalign_core.errors import BadInput, SmallAlignError, WorkFailed
 from smallalign_core.machine import set_threads
-from smallalign_core.spec import CutMix, DataSpec, MixUp, OfLayers, RunSpec, digest, parse
+from smallalign_core.spec import CutMix, MixUp, OfLayers, RunSpec, digest, parse, parse_data
 from smallalign_core.store import Store
 from smallalign_core.worth import What
 
@@ -33,7 +33,7 @@ PROBE_STEPS = 6
 
 def inspect(store: Store, source: str | dict[str, Any]) -> dict[str, Any]:
     """Decode a dataset if that was not done yet, and say what is in it."""
-    spec = DataSpec.model_validate({"source": source} if isinstance(source, str) else source)
+    spec = parse_data(source)
     splits = data.load(spec, store.data_cache)
     parts = {"train": splits.train, "val": splits.val, "test": splits.test}
     return {
@@ -68,7 +68,7 @@ def resolve(store: Store, spec: RunSpec, device: str = "auto") -> RunSpec:
     if isinstance(spec.loss, OfLayers):
         from smallalign_core import foreign
 
-        teacher = foreign.classifier(store.finished(spec.teachers[0]), splits.classes)
+        teacher = foreign.classifier(store.finished(spec.teachers[0]))  # with all its classes: layers do not know them
         resolved = resolved.model_copy(update={"loss": losses.place(spec.loss, student, teacher)})
     resolved = resolved.model_copy(update={"precision": tuning.precision(resolved, store, splits, where)})
     teaching.live([resolved], store, splits, "cpu")
@@ -166,9 +166,7 @@ def preflight(store: Store, teacher: str, data_source: str | dict[str, Any] | No
     """Is a finished run or an import worth learning from, on the validation images of this data? Also in `words`."""
     from smallalign_core import preflight as looking
 
-    spec = DataSpec.model_validate({"source": data_source}) if isinstance(data_source, str) else None
-    if isinstance(data_source, dict):
-        spec = DataSpec.model_validate(data_source)
+    spec = None if data_source is None else parse_data(data_source)
     found = looking.preflight(store.finished(teacher), store, spec)
     return found.as_dict() | {"words": found.words()}
 

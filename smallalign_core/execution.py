@@ -67,7 +67,8 @@ def execute(
         world: the processes that train it together, of which this is the first; the others `assist`.
 
     Returns:
-        Its result; with only `id` and `state` if it was asked to pause or cancel.
+        Its result; with only `id`, `state` and what was `asked` of it if it was to pause or cancel; nothing was asked
+        of the run itself where `stop` was set.
 
     Raises:
         Refused: another process is training it, or the disk is full (it is then paused).
@@ -155,10 +156,14 @@ class Pupil:
     before: float = 0.0
     answered: int = 0
     taught: Teaching | None = None
+    began: bool = False
     recorded: float = field(default_factory=time.monotonic)
     saved: float = field(default_factory=time.monotonic)
     started: float = field(default_factory=time.monotonic)
     ended: dict[str, Any] | SmallAlignError | None = None
+
+    def __post_init__(self) -> None:
+        self.began = self.recording.attempt > 1
 
     @property
     def run(self) -> Run:
@@ -182,6 +187,7 @@ class Pupil:
             self.recording.say(ended=state, reason=reason or str(error))
         except Refused:  # the disk is so full that not even this fits: the released lock will say "interrupted"
             log.warning("could not record why %s stopped: %s", self.run.name, error)
+        self.recording.let_go()
 
     def save(self, state: dict[str, Any]) -> None:
         """Keep a checkpoint."""
@@ -285,7 +291,8 @@ def _train(pupils: list[Pupil], setting: Setting) -> None:
     def warn(message: str) -> None:
         log.warning(message)
         for pupil in pupils:
-            pupil.recording.event("warning", steps[0], message=message)
+            if pupil.ended is None:
+                pupil.recording.event("warning", steps[0], message=message)
 
     with contextlib.ExitStack() as held:
         setting.world.say("begin")
@@ -324,7 +331,8 @@ def _announce(training: Training, pupils: Sequence[Pupil]) -> None:
         }
         pupil.started = pupil.saved = pupil.recorded = time.monotonic()
         pupil.recording.say(**facts)
-        pupil.recording.event("resumed" if pupil.recording.attempt > 1 else "started", training.step, **facts)
+        pupil.recording.event("resumed" if pupil.began else "started", training.step, **facts)
+        pupil.began = True
         log.info("run %s: from step %d of %d on %s", pupil.run.name, training.step, training.steps, facts["device"])
 
 
@@ -351,13 +359,14 @@ def _follow(training: Training, pupils: Sequence[Pupil], setting: Setting) -> No
             setting.observe({"kind": "waiting", "step": event.step, "share": event.share})
         else:
             setting.observe(pupil.epoch(event))
-        asked = pupil.run.asked or ("pause" if setting.stop.is_set() else None)
-        if asked is not None and training.step < training.steps:
+        asked = pupil.run.asked
+        if (asked is not None or setting.stop.is_set()) and training.step < training.steps:
             pupil.save(training.state(index))
             ended = State.CANCELLED if asked == "cancel" else State.PAUSED
             pupil.recording.say(ended=ended, reason=None)
             pupil.recording.event(str(ended), training.step)
-            pupil.ended = {"id": pupil.run.id, "state": str(ended)}
+            pupil.ended = {"id": pupil.run.id, "state": str(ended), "asked": asked}
+            pupil.recording.let_go()  # the others may train for hours, and it is paused now
             training.drop(index)
         elif time.monotonic() - pupil.saved >= CHECKPOINT_SECONDS:
             pupil.save(training.state(index))

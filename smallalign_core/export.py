@@ -33,7 +33,7 @@ from smallalign_core.errors import BadInput, BadModel
 from smallalign_core.evaluate import logits_of, score
 from smallalign_core.files import write, write_json
 from smallalign_core.networks import Classifier
-from smallalign_core.spec import Borrowed, DataSpec, to_yaml
+from smallalign_core.spec import Borrowed, DataSpec, parse_data, to_yaml
 from smallalign_core.store import Run, Store
 
 OPSET = 20
@@ -347,7 +347,7 @@ def _images_for(facts: dict[str, Any], run: Run | None, store: Store, data_sourc
     """The images to try a file on: those named, the run's, or those that the file says it was made for."""
     kept = {key: value for key, value in facts.get("data_spec", {}).items() if key != "fingerprint"}
     if data_source is not None:  # divided as the file's own data was, so that its test images are found again
-        return data.load(DataSpec.model_validate({**kept, "source": data_source}), store.data_cache)
+        return data.load(parse_data({**kept, "source": data_source}), store.data_cache)
     if run is not None:
         return data.load(run.spec.data, store.data_cache)
     if kept:

@@ -54,6 +54,7 @@ class OnnxClassifier(Answering):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 4
+        options.add_session_config_entry("session.load_model_format", "ONNX")  # as the jail looked at it
         try:
             self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # noqa: BLE001  # onnxruntime's exceptions share no base class

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from smallalign_core import data
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import BadInput
-from smallalign_core.spec import DataSpec, parse_policy, policy_yaml
+from smallalign_core.spec import parse_data, parse_policy, policy_yaml
 from smallalign_core.store import Store
 
 if TYPE_CHECKING:
@@ -229,8 +229,7 @@ def encoded(image: NDArray[np.uint8]) -> dict[str, Any]:
 
 
 def _splits(store: Store, source: str | dict[str, Any]) -> Splits:
-    spec = DataSpec.model_validate({"source": source} if isinstance(source, str) else source)
-    return data.load(spec, store.data_cache)
+    return data.load(parse_data(source), store.data_cache)
 
 
 def _made(policy: object, splits: Splits, images: ImageSet, batch: int, seed: int, strength: float, last: int) -> Views:

@@ -49,8 +49,13 @@ class Recording:
         return self
 
     def __exit__(self, *_: object) -> None:
-        (self.run.folder / "request").unlink(missing_ok=True)  # obeyed, or too late
-        self._lock.release()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Give the right back before the end; nothing may be written afterwards."""
+        if self._lock.is_locked:
+            (self.run.folder / "request").unlink(missing_ok=True)  # obeyed, or too late
+            self._lock.release()
 
     def say(self, **facts: object) -> None:
         """Write what this worker has to say of itself."""

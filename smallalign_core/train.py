@@ -93,13 +93,18 @@ Event = Progress | Validated | Stopped | Waiting
 
 @dataclass
 class Student:
-    """One learner of a lockstep: its network, its optimizer, and its best weights by validation so far."""
+    """One learner of a lockstep: its network, its optimizer, and its best weights by validation so far.
+
+    Attributes:
+        call: the network, joined with those of other processes; `fast`: the same, compiled if that was asked for.
+    """
 
     spec: RunSpec
     classifier: Classifier
     companion: nn.Module | None
     optimizer: torch.optim.Optimizer
     call: Callable[[Tensor], Tensor]
+    fast: Callable[[Tensor], Tensor]
     learns: bool = True
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     best_epoch: int = 0
@@ -183,10 +188,10 @@ class Training:
             spec.network, self.splits.classes, self.splits.shape, mean=mean, std=std, seed=spec.seed
         ).to(self.device)
         companion = self._companion(spec, classifier)
-        call: Callable[[Tensor], Tensor] = self.world.joined(classifier, self.device)
+        call = fast = self.world.joined(classifier, self.device)
         if spec.compile and not any(losses.layers(spec.loss)):  # hooks would be compiled away
-            call = torch.compile(call, mode="reduce-overhead" if self.device.type == "cuda" else "default")
-        return Student(spec, classifier, companion, _optimizer(spec, classifier, companion), call)
+            fast = torch.compile(call, mode="reduce-overhead" if self.device.type == "cuda" else "default")
+        return Student(spec, classifier, companion, _optimizer(spec, classifier, companion), call, fast)
 
     def _companion(self, spec: RunSpec, classifier: Classifier) -> nn.Module | None:
         layers = losses.layers(spec.loss)
@@ -272,11 +277,14 @@ class Training:
         rate = optim.peak_rate(spec.optimizer) * optim.factor(spec.schedule, self.step, self.steps)
         for group in student.optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
-            given = losses.answer(student.classifier, view.images, losses.layers(spec.loss)[0], student.call)
         count = len(self.splits.train)
+        begins = place % count < self.views.batch  # an epoch
+        # The shares ask for several gradients of one answer, and a compiled network spoils what the second one needs.
+        call = student.call if begins else student.fast
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
+            given = losses.answer(student.classifier, view.images, losses.layers(spec.loss)[0], call)
         parts = losses.terms(spec.loss, given, wanted, view.labels, epoch=place / count, companion=student.companion)
-        if place % count < self.views.batch:  # an epoch begins
+        if begins:
             student.measure_shares(parts)
         total = sum(parts.values(), start=torch.zeros(()))
         student.optimizer.zero_grad(set_to_none=True)

@@ -109,7 +109,7 @@ def serve_some(runs: Sequence[Run], store: Store, device: str, stop: threading.E
         for run, how in zip(runs, ended, strict=True):
             if isinstance(how, SmallAlignError):
                 log.error("%s: %s", run.name, how)
-            elif stop.is_set():
+            elif stop.is_set() and how.get("asked") is None:  # what a person stopped stays so
                 store.enqueue(run)
         if all(isinstance(how, SmallAlignError) for how in ended):
             time.sleep(POLL_SECONDS)

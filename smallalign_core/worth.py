@@ -106,7 +106,12 @@ def without(spec: RunSpec, what: What) -> RunSpec:
         raise BadInput("that cannot be left out of a spec", given=what, do=f"choose {' or '.join(CONTROLS)}")
     if not control.present(spec):
         raise BadSpec(f"there is nothing to measure: the spec is without {control.name[4:]}", do=control.do)
-    return parse(control.leave_out(spec.model_dump()))
+    other = parse(control.leave_out(spec.model_dump()))
+    if other == spec:
+        raise BadSpec(
+            f"there is nothing to measure: {control.name} is part of loss {spec.loss.kind}", do="use another loss"
+        )
+    return other
 
 
 def pairs(spec: RunSpec, what: What, seeds: int) -> list[tuple[RunSpec, RunSpec]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,14 @@ import onnx
 import pytest
 import torch
 from conftest import Train, tiny
+from PIL import Image
 from torch import nn
 
-from smallalign_core import desk, export, losses, networks
+from smallalign_core import data, desk, export, foreign, losses, networks, worker
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadSpec
 from smallalign_core.losses import Answer
-from smallalign_core.spec import AttentionTransfer, FitNets, RunSpec, lessons
+from smallalign_core.spec import AttentionTransfer, DataSpec, FitNets, RunSpec, lessons
 from smallalign_core.store import Store
 from smallalign_core.teacher import Teacher
 from smallalign_core.train import Training
@@ -342,3 +344,29 @@ def test_the_export_of_a_hinted_student_has_no_regressor(train: Train) -> None:
     ]
     assert held[0] == held[1]
     assert len(held[0]) > 5
+
+
+# --- teachers that know more, or cannot be looked into ----------------------------------------------------------------
+
+
+def test_layers_of_a_teacher_of_more_classes_are_compared(store: Store, tmp_path: Path) -> None:
+    """Its answers are cut to the data's classes; its layers are those of the whole network."""
+    digits = data.load(DataSpec(source="digits"), store.data_cache).train
+    for name in ("3", "7"):
+        (tmp_path / "two" / name).mkdir(parents=True)
+        for row in np.flatnonzero(digits.labels == int(name))[:40]:
+            Image.fromarray(digits.images[row][0]).save(tmp_path / "two" / name / f"{row}.png")
+    for loss in ("fitnets", "attention"):
+        spec = tiny(data=str(tmp_path / "two"), teacher="digits-teacher", loss=loss, epochs=1)
+        whole = desk.resolve(store, tiny(teacher="digits-teacher", loss=loss, epochs=1))
+        run = store.create(desk.resolve(store, spec))
+        assert run.spec.loss.teacher_layer == whole.loss.teacher_layer  # type: ignore[union-attr]
+        assert worker.execute(run, store, device="cpu")["state"] == "finished"
+
+
+def test_layers_of_an_import_are_refused_in_words(store: Store, tmp_path: Path) -> None:
+    export.export(store.run("digits-student"), tmp_path / "theirs.onnx")
+    imported = foreign.bring(tmp_path / "theirs.onnx", DataSpec(source="digits"), store)
+    for loss in ("fitnets", "attention"):
+        with pytest.raises(BadSpec, match=r"teacher puts out none there.*Use loss kd"):
+            desk.resolve(store, tiny(teacher=imported.id, loss=loss))

@@ -10,7 +10,7 @@ import shutil
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.ui import backstage, listing
+from pages.ui import backstage, listing, teachers
 from smallalign_core import policies
 from smallalign_core.errors import Diverged
 from smallalign_core.spec import lessons
@@ -530,3 +530,29 @@ def test_a_run_is_measured_against_its_controls(shown, store: Store, train: Trai
     next(one for one in app.button_group if one.key == "control").set_value("shuffled").run()
     assert "the answer to the image itself" in texts(app)
     assert "Measure the rest" in [button.label for button in app.button]
+
+
+def test_distil_takes_over_every_teacher_of_a_run(shown, store: Store, train: Train) -> None:
+    several = (train().id, train(seed=1).id)
+    run = train(network={"kind": "cnn", "width": 3, "depth": 2}, teacher=several)
+    app = shown("distil", like=run.id)
+    assert not app.exception
+    next(button for button in app.button if button.label == "Start").click().run()
+    assert "This run exists already" in texts(app)
+
+
+def test_controls_have_the_precision_of_their_run(
+    shown, store: Store, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `auto` means is measured with the teacher or without: a control must not choose another than its run."""
+    asked = []
+
+    def ask(verb: str, _: str, spec: dict) -> dict:
+        asked.append(spec)
+        return {"id": run.id}
+
+    run = train(teacher="digits-teacher", precision="bf16")
+    monkeypatch.setattr(backstage, "ask", ask)
+    monkeypatch.setattr(backstage, "store", lambda: store)
+    teachers.start(run.spec.model_copy(update={"precision": "auto"}), controls=True)
+    assert [spec["precision"] for spec in asked] == ["auto", "bf16", "bf16"]

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from hypothesis import given, strategies as st
 
+from smallalign_core.__main__ import main
 from smallalign_core.errors import BadSpec
 from smallalign_core.spec import DataSpec, RunSpec, digest, parse, parse_policy, read, set_field, to_yaml
 from smallalign_core.spec.parts import FAMILIES, choices, members
@@ -146,23 +147,11 @@ def test_importing_the_library_imports_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 
-def test_one_teacher_or_several() -> None:
-    base = {"data": "digits", "network": "cnn"}
-    assert parse({**base, "teacher": ["a"]}) == parse({**base, "teacher": "a"})
-    assert parse({**base, "teacher": []}) == parse(base)
-    several = parse({**base, "teacher": ["a", "b"]})
+def test_several_teachers_are_written_and_read_back() -> None:
+    several = parse({**MINIMAL, "teacher": ["a", "b"]})
     assert several.teachers == ("a", "b")
     assert parse(yaml.safe_load(to_yaml(several))) == several
-    assert digest(several) != digest(parse({**base, "teacher": "a"}))
-
-
-@pytest.mark.parametrize("teacher", [5, ["a", 3], ["a", "a"], list("abcdefghi"), {"a": 1}])
-def test_what_is_no_teacher_is_one_sentence(teacher: object) -> None:
-    with pytest.raises(BadSpec) as refused:
-        parse({"data": "digits", "network": "cnn", "teacher": teacher})
-    assert str(refused.value).startswith("`teacher` ")
-    assert "constrained" not in str(refused.value)
-    assert ";" not in str(refused.value)
+    assert digest(several) != digest(parse({**MINIMAL, "teacher": "a"}))
 
 
 def test_a_policy_with_one_wrong_part_is_one_finding() -> None:
@@ -170,3 +159,40 @@ def test_a_policy_with_one_wrong_part_is_one_finding() -> None:
         parse_policy([{"kind": "wobble"}])
     assert "no kind 'wobble'" in str(refused.value)
     assert "at least 1 item" not in str(refused.value)
+
+
+@pytest.mark.parametrize("given", [[], "", 5, [1, 2], {"x": 1}, ["a", ""], ["a"] * 9])
+def test_what_is_no_teacher_is_refused_in_one_sentence(given: object) -> None:
+    with pytest.raises(BadSpec) as told:
+        parse({**MINIMAL, "teacher": given})
+    assert str(told.value).startswith("`teacher` is the name of a run, or a list of up to 8 of them (given: ")
+
+
+def test_a_list_of_one_teacher_is_that_teacher() -> None:
+    assert parse({**MINIMAL, "teacher": ["a"]}) == parse({**MINIMAL, "teacher": "a"})
+
+
+def test_a_field_below_a_short_name_of_a_network_can_be_set() -> None:
+    written = set_field({**MINIMAL, "network": "timm:resnet18"}, "network.size=96")
+    assert parse(written) == parse({**MINIMAL, "network": {"kind": "timm", "name": "resnet18", "size": 96}})
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ["preflight", "digits-teacher", "--data", ""],
+        ["evaluate", "digits-teacher", "--data", ""],
+        ["import", "theirs.onnx", "--data", ""],
+        ["views", "{policy}", "--data", "", "--to", "{policy}-sheet"],
+        ["worth", "spec.yaml"],
+        ["convert", "nothing.pth", "--to", "nothing.safetensors", "--json"],
+    ],
+)
+def test_bad_input_is_one_line(asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "policy.yaml").write_text("[{kind: shift, pixels: 1}]")
+    filled = [word.format(policy=tmp_path / "policy.yaml") for word in asked]
+    assert main([*filled, "--store", str(tmp_path / "models")]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert len(told.err.splitlines()) == 1
+    assert "option: --store" not in told.err

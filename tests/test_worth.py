@@ -40,6 +40,17 @@ def pretend(store: Store, spec: RunSpec, **scores: float) -> Run:
 # --- the arms ---------------------------------------------------------------------------------------------------------
 
 
+def test_what_a_loss_brings_along_cannot_be_left_out() -> None:
+    """Function matching adds MixUp by itself: both arms would be the same run."""
+    spec = tiny(teacher="t", loss="function_matching")
+    with pytest.raises(BadSpec, match="part of loss function_matching"):
+        worth.without(spec, "augment")
+    assert [
+        part.kind
+        for part in worth.without(tiny(**spec.model_dump() | {"augment": ["flip", "mixup"]}), "augment").augment
+    ] == ["mixup"]
+
+
 def test_every_choice_has_a_control() -> None:
     assert set(get_args(worth.What)) == set(worth.CONTROLS)
 

@@ -113,7 +113,8 @@ def beside_it(spec: RunSpec) -> list[RunSpec]:
 def start(spec: RunSpec, *, controls: bool) -> dict[str, Any]:
     """Queue a run, with its controls if asked, which the worker trains in lockstep; returns the answer for the run."""
     answer = backstage.ask("submit", "Preparing the run", spec=spec.model_dump(mode="json"))
-    for beside in beside_it(spec) if controls else ():
+    # Of the run itself, not of what was asked: else `auto` might choose another precision for a control.
+    for beside in beside_it(backstage.store().run(answer["id"]).spec) if controls else ():
         backstage.ask("submit", "Preparing its controls", spec=beside.model_dump(mode="json"))
     return answer
 

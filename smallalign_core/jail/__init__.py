@@ -88,7 +88,9 @@ def _ask(question: dict[str, Any], file: Path, limits: Limits) -> dict[str, Any]
         size = file.stat().st_size
     except OSError as error:
         raise BadModel(f"the model file cannot be read: {error.strerror}", given=file, do="name a file") from None
-    if not file.is_file() or not 0 < size <= limits.file:
+    if not file.is_file():
+        raise BadModel("the model file cannot be read: it is no file", given=file, do="name a file")
+    if not 0 < size <= limits.file:
         raise BadModel(
             f"a model file has 1 to {limits.file:,} bytes", given=f"{file}, {size:,} bytes", do="give another file"
         )

@@ -42,13 +42,23 @@ def limit(seconds: int) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2 * GIANT, 2 * GIANT))
 
 
-def limit_memory(more: int) -> None:
-    """Bound the address space to what is mapped now and `more` bytes. Called when the libraries are loaded."""
+def limit_memory(more: int, *, for_good: bool = True) -> None:
+    """Bound the address space to what is mapped now and `more` bytes. Called for good when the libraries are loaded."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        resource.setrlimit(resource.RLIMIT_AS, (mapped + more, mapped + more))
+        most = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + more, mapped + more if for_good else most))
+
+
+def lift_memory() -> None:
+    """Take back a bound that was not for good, before libraries are loaded that map much."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        most = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 # --- what kind of file ------------------------------------------------------------------------------------------------
@@ -112,6 +122,7 @@ def onnx_facts(file: Path, size: list[int], memory: int) -> dict[str, Any]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # what was looked at; ORT's own is another
     try:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         facts = _doors(session)
@@ -275,9 +286,9 @@ def convert(file: Path, to: Path, memory: int) -> dict[str, Any]:
     import torch
     from safetensors.torch import save_file
 
+    limit_memory(memory)
     if kind_of(file) != "pickle":
         raise Refusal("the file is not a PyTorch checkpoint", do="only .pt and .pth files need converting")
-    limit_memory(memory)
     try:
         held = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -312,7 +323,9 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
     file, memory = Path(asked["file"]), asked["limits"]["memory"]
     if asked["verb"] == "convert":
         return convert(file, Path(asked["to"]), memory)
+    limit_memory(memory, for_good=False)  # a zip may list millions of files
     kind = kind_of(file)
+    lift_memory()
     if kind == "pickle":
         raise Refusal(
             "the file is a pickle, which can run code when it is read",

@@ -86,7 +86,7 @@ def answer(
                 handles.append(body.get_submodule(path).register_forward_hook(partial(keep, path)))
             except AttributeError:
                 raise BadSpec("the network has no such layer", given=path, do="name one of its modules") from None
-        logits = (classifier if call is None else call)(images)
+        logits = (classifier if call is None else call)(images)  # `or` would ask a compiled module for its length
     finally:
         for handle in handles:
             handle.remove()

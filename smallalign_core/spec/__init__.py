@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from smallalign_core.errors import BadSpec
 from smallalign_core.spec import _words
+from smallalign_core.spec._part import expanded
 from smallalign_core.spec.augment import (
     CutMix as CutMix,
     MixUp as MixUp,
@@ -60,6 +61,7 @@ from smallalign_core.spec.parts import (
     Separable as Separable,
     Sgd as Sgd,
     Shift as Shift,
+    Teachers,
     Timm as Timm,
     Torchvision as Torchvision,
     choices as choices,
@@ -71,32 +73,14 @@ LOOP = 2
 """Raised when training starts to mean something else; then an old run no longer answers for a new spec."""
 
 
-MOST_TEACHERS = 8
-
-
-def _teachers(given: object) -> object:
-    """One name, or several; a list of one is that one."""
-    names = [given] if isinstance(given, str) else given
-    if names is None or names == [] or names == ():
-        return None
-    if not isinstance(names, list | tuple) or not all(
-        isinstance(name, str) and 0 < len(name) <= 1000 for name in names
-    ):
-        raise ValueError(f"`teacher` is the name of a run, or a list of names (given: {given!r:.80})")
-    if len(names) > MOST_TEACHERS or len(set(names)) < len(names):
-        raise ValueError(f"`teacher` lists at most {MOST_TEACHERS} runs, each once (given: {given!r:.80})")
-    return tuple(names) if len(names) > 1 else names[0]
-
-
 class RunSpec(Part):
     """All that decides the weights of one run. Device, worker count and display names are no part of it."""
 
     data: Annotated[DataSpec, shorthand("source"), Field(description="Images to learn from.")]
     network: Annotated[Network, Field(description="The network that this run trains.")]
     teacher: Annotated[
-        str | tuple[str, ...] | None,
+        Teachers | None,
         Field(description="A finished run to learn from, or several; empty learns from labels only."),
-        BeforeValidator(_teachers),
     ] = None
     shuffled: Annotated[
         bool,
@@ -122,7 +106,8 @@ class RunSpec(Part):
     batch: Annotated[int, Field(ge=2, le=65_536, description="Images a step.")] = 128
     seed: Annotated[int, Field(ge=0, le=2**31 - 1, description="Fixes initial weights, order and augmentation.")] = 0
     precision: Annotated[
-        Literal["auto", "fp32", "bf16"], Field(description="auto: bf16 on a GPU that has it, else fp32.")
+        Literal["auto", "fp32", "bf16"],
+        Field(description="auto: bf16 where the hardware has it and is faster with it."),
     ] = "auto"
     compile: Annotated[
         bool,
@@ -336,6 +321,18 @@ def parse(written: Mapping[str, Any]) -> RunSpec:
         raise BadSpec(_words.told(RunSpec, error)) from None
 
 
+def parse_data(written: str | Mapping[str, Any]) -> DataSpec:
+    """Checked data from its name or path, or from plain values.
+
+    Raises:
+        BadSpec: as `parse`.
+    """
+    try:
+        return DataSpec.model_validate({"source": written} if isinstance(written, str) else written)
+    except ValidationError as error:
+        raise BadSpec(_words.told(DataSpec, error)) from None
+
+
 def set_field(written: dict[str, Any], override: str) -> dict[str, Any]:
     """`written` with one `a.b.0.c=value` applied; the value is read as YAML.
 
@@ -367,7 +364,7 @@ def set_field(written: dict[str, Any], override: str) -> dict[str, Any]:
             break
         below = node.get(key) if isinstance(node, dict) else node[key]
         if isinstance(below, str):  # a shorthand: write it out so that its fields can be set
-            below = {"source": below} if key == "data" else {"kind": below}
+            below = expanded(below, "source" if key == "data" else "kind")
         node[key] = _unwritten(root, keys[: depth + 1]) if below is None else below
         node = node[key]
     return root

@@ -14,10 +14,10 @@ class Part(BaseModel):
 def shorthand(key: str) -> BeforeValidator:
     """Let `digits` stand for `{source: digits}`, `cnn` for `{kind: cnn}`, `torchvision:NAME` for that network."""
 
-    def expand(value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        kind, colon, name = value.partition(":")
-        return {"kind": kind, "name": name} if key == "kind" and colon else {key: value}
+    return BeforeValidator(lambda value: expanded(value, key) if isinstance(value, str) else value)
 
-    return BeforeValidator(expand)
+
+def expanded(value: str, key: str) -> dict[str, str]:
+    """What a shorthand stands for; `key` is `source` or `kind`."""
+    kind, colon, name = value.partition(":")
+    return {"kind": kind, "name": name} if key == "kind" and colon else {key: value}

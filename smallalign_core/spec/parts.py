@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from smallalign_core.spec._part import Part as Part, shorthand as shorthand
 from smallalign_core.spec.augment import Augment as Augment, Flip as Flip, Rotate as Rotate, Shift as Shift
@@ -166,6 +166,23 @@ class Import(Part):
     mean: Triple = (0.485, 0.456, 0.406)
     std: Triple = (0.229, 0.224, 0.225)
 
+
+# --- teachers ---------------------------------------------------------------------------------------------------------
+
+Teacher = Annotated[str, Field(min_length=1, max_length=1000)]
+
+
+def _one_or_several(given: object) -> object:
+    """A list of one is one. What is no name at all is refused here, in a sentence: a union would complain twice."""
+    names = list(given) if isinstance(given, list | tuple) else [given]
+    if given is not None and not (0 < len(names) < 9 and all(isinstance(one, str) and one for one in names)):
+        raise ValueError(f"`teacher` is the name of a run, or a list of up to 8 of them (given: {given!r:.80})")
+    return names[0] if len(names) == 1 else given
+
+
+Teachers = Annotated[
+    Teacher | Annotated[tuple[Teacher, ...], Field(min_length=2, max_length=8)], BeforeValidator(_one_or_several)
+]
 
 # --- optimizers and schedules -----------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from smallalign_core import desk, jail
 from smallalign_core.errors import BadInput
 from smallalign_core.files import write
 from smallalign_core.machine import set_threads
-from smallalign_core.spec import DataSpec
+from smallalign_core.spec import parse_data
 from smallalign_core.store import Store
 from smallalign_core.verbs import MODELS, JsonOption, StoreOption, answer
 
@@ -49,7 +49,7 @@ def import_(
         place.claim_zoo_name(name)  # before the work, not after it
     run = foreign.bring(
         file,
-        DataSpec(source=data_source),
+        parse_data(data_source),
         place,
         classes=_names(classes) if classes else None,
         output=output,
@@ -89,6 +89,7 @@ def preflight(
 def convert(
     file: Annotated[Path, typer.Argument(help="A PyTorch checkpoint: .pt or .pth.")],
     to: Annotated[Path, typer.Option("--to", help="The .safetensors file to write.")],
+    store: StoreOption = MODELS,  # noqa: ARG001  # nothing of it is needed, and every verb takes it
     json: JsonOption = False,
 ) -> None:
     """Write the tensors of a checkpoint as safetensors, without running what else is in it."""

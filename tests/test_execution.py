@@ -1,0 +1,66 @@
+"""Recorded training of several runs at once: who was stopped by whom, and what their folders say."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+from conftest import tiny
+
+from smallalign_core import desk, execution, train, worker
+from smallalign_core.store import Run, State, Store
+from smallalign_core.train import Training
+
+
+@pytest.fixture
+def group(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[Run]:
+    """Three queued runs on the same views; every step is an event."""
+    monkeypatch.setattr(train, "REPORT_SECONDS", 0.0)
+    specs = [tiny(network={"kind": "cnn", "width": width, "depth": 2}) for width in (6, 7, 8)]
+    return [store.submit(desk.resolve(store, spec)) for spec in specs]
+
+
+def at_step(step: int, event: dict[str, Any]) -> bool:
+    return event["kind"] == "progress" and event["step"] == step
+
+
+def test_a_stopped_worker_puts_back_only_what_nobody_else_stopped(
+    store: Store, group: list[Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, together = threading.Event(), execution.execute_together
+    states: list[State] = []
+
+    def watched(*runs: Any, **how: Any) -> Any:
+        def ask(event: dict[str, Any]) -> None:
+            if at_step(5, event) and group[0].state is State.RUNNING and group[0].asked is None:
+                group[0].ask("cancel")
+                group[1].ask("pause")
+            if at_step(12, event) and not stop.is_set():
+                states.extend(run.state for run in group)
+                stop.set()
+
+        return together(*runs, **how, observe=ask)
+
+    monkeypatch.setattr(worker, "execute_together", watched)
+    assert worker.serve(store, device="cpu", stop=stop) == 3
+    assert states == [State.CANCELLED, State.PAUSED, State.RUNNING], "they do not wait for the others"
+    assert [run.state for run in group] == [State.CANCELLED, State.PAUSED, State.QUEUED]
+
+
+def test_runs_that_are_tried_again_alone_tell_their_events_once(
+    store: Store, group: list[Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advance = Training.advance
+
+    def fail_together(training: Training) -> None:
+        if len(training.students) > 1 and training.step == 15:
+            raise MemoryError
+        advance(training)
+
+    monkeypatch.setattr(Training, "advance", fail_together)
+    ended = execution.execute_together(group, store, device="cpu")
+    assert [how["state"] for how in ended if isinstance(how, dict)] == ["finished"] * 3
+    for run in group:
+        assert [event["epoch"] for event in run.events("epoch")] == [1, 2, 3]
+        assert len(run.events("started")) == 1
