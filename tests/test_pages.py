@@ -72,6 +72,7 @@ def test_every_page_opens_in_an_empty_store(shown):
         assert "No run is being trained" in texts(app), page
 
 
+@pytest.mark.slow
 def test_every_page_opens_with_finished_failed_and_damaged_runs(shown, store: Store, train: Train):
     train()
     fail(store, train)
@@ -146,6 +147,7 @@ def test_distil_begins_with_the_best_teacher_there_is(shown):
     assert any("Parameters" in metric.label for metric in app.metric), "the cost is shown before training"
 
 
+@pytest.mark.slow
 def test_distil_with_a_teacher_offers_every_loss_that_asks_it(shown):
     app = shown("distil", teacher="digits-teacher")
     menu = app.selectbox(key="spec.loss.kind")
@@ -174,6 +176,7 @@ def test_distil_says_the_snippets_warning_and_which_layers_there_are(shown):
     assert "10 (" in app.error[0].value
 
 
+@pytest.mark.slow
 def test_distil_adds_and_removes_augmentations(shown):
     app = shown("distil")
     app.button(key="spec.augment.add.shift").click().run()
@@ -195,6 +198,7 @@ def test_distil_takes_over_the_spec_of_a_run(shown, train: Train):
     assert "seed: 11" in app.code[0].value
 
 
+@pytest.mark.slow
 def test_distil_tells_that_an_equal_run_is_finished(shown, store: Store, train: Train):
     run = train()
     app = shown("distil", like=run.id)
@@ -289,6 +293,7 @@ def test_compare_counts_who_is_right(shown, store: Store):
     assert "McNemar" in texts(app)
 
 
+@pytest.mark.slow
 def test_export_proves_the_file(shown, store: Store):
     app = shown("export", run="digits-student")
 
@@ -350,6 +355,7 @@ def test_augment_shows_pictures_what_the_student_sees_and_the_risk(shown):
     assert "views policy.yaml --data digits --to sheet --teacher digits-teacher" in app.code[2].value
 
 
+@pytest.mark.slow
 def test_augment_builds_orders_and_shortens_a_policy(shown):
     app = shown("augment", policy='["flip"]')
     app.button(key="policy.augment.add.noise").click().run()
@@ -366,6 +372,7 @@ def test_augment_builds_orders_and_shortens_a_policy(shown):
     assert not app.error
 
 
+@pytest.mark.slow
 def test_augment_link_brings_everything_back(shown):
     policy = [{"kind": "rotate", "degrees": 33.0}, {"kind": "mixup"}]
     link = {"strength": "0.5", "seed": "7", "epoch": "3", "batch": "64", "limit": "0.2", "rows": "5,9"}
@@ -382,6 +389,7 @@ def test_augment_link_brings_everything_back(shown):
     assert "A teacher has to say" in texts(app)
 
 
+@pytest.mark.slow
 def test_a_damaged_link_to_augment_gets_a_sentence_and_a_page(shown):
     links = [
         ({"policy": '[{"kind":"flop"}]'}, "no kind 'flop'"),
@@ -404,6 +412,7 @@ def test_a_damaged_link_to_augment_gets_a_sentence_and_a_page(shown):
         assert PICTURES in html_of(app), link
 
 
+@pytest.mark.slow
 def test_a_part_that_cannot_work_is_one_sentence(shown):
     cases = [
         ([{"kind": "shift"}, {"kind": "colour", "hue": 0.2}], "`hue` of part 2 needs colour images"),
@@ -419,6 +428,7 @@ def test_a_part_that_cannot_work_is_one_sentence(shown):
         assert not app.error
 
 
+@pytest.mark.slow
 def test_mixing_before_another_part_is_one_sentence(shown):
     app = shown("augment", policy='["mixup"]')
 
@@ -437,6 +447,7 @@ def test_an_empty_policy_is_one_sentence(shown):
     assert PICTURES not in html_of(app)
 
 
+@pytest.mark.slow
 def test_the_suggested_strength_is_taken_over(shown):
     app = shown("augment", policy='[{"kind":"rotate","degrees":45}]', limit="0.05")
 
@@ -447,6 +458,7 @@ def test_the_suggested_strength_is_taken_over(shown):
     assert not any(button.label.startswith("Use strength") for button in app.button)
 
 
+@pytest.mark.slow
 def test_policies_are_saved_and_loaded_here_and_on_distil(shown, store: Store):
     app = shown("augment", policy='[{"kind":"shift","pixels":3}]')
     app.text_input(key="policy.saved.as").set_value("far-moves").run()
@@ -472,6 +484,7 @@ def test_policies_are_saved_and_loaded_here_and_on_distil(shown, store: Store):
     assert policies.names(store) == []
 
 
+@pytest.mark.slow
 def test_distil_takes_over_what_augment_sends(shown):
     app = shown("distil", policy='[{"kind":"rotate","degrees":20}]', seed="5", batch="64")
 
@@ -482,6 +495,7 @@ def test_distil_takes_over_what_augment_sends(shown):
     assert "cannot be used" in shown("distil", policy='["flop"]').warning[0].value
 
 
+@pytest.mark.slow
 def test_an_image_of_ones_own_is_shown_with_what_the_teacher_says(shown, tmp_path):
     from PIL import Image
 
@@ -516,12 +530,14 @@ def test_distil_asks_the_teacher_first_and_starts_with_controls(shown, store: St
     assert all(specs[0].keeps_step_with(spec) for spec in specs), "they are trained in lockstep"
 
 
+@pytest.mark.slow
 def test_without_a_teacher_there_is_nothing_to_control(shown) -> None:
     app = shown("distil", data="digits", teacher="none")
     assert "With controls" not in [toggle.label for toggle in app.toggle]
     assert "More teachers" not in [menu.label for menu in app.multiselect]
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_against_its_controls(shown, store: Store, train: Train) -> None:
     teacher = train()
     run = train(network={"kind": "cnn", "width": 3, "depth": 2}, teacher=teacher.id)

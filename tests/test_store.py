@@ -586,6 +586,7 @@ def test_the_zoo_student_can_be_made_again(store: Store) -> None:
         assert result["weights_sha256"] == zoo.result["weights_sha256"]
 
 
+@pytest.mark.slow
 def test_the_desk_answers_refuses_and_recovers(store: Store) -> None:
     asking = desk.Desk(store)
     try:

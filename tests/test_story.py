@@ -35,6 +35,7 @@ def says(*arguments: object, store: Store, code: int = 0) -> dict[str, object]:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_from_a_dataset_to_a_verified_file(place: Path, shop: Store) -> None:
     names = says("datasets", store=shop)["datasets"]
     assert {"digits", "fashion-mnist", "mnist", "cifar10", "cifar100"} <= {entry["name"] for entry in names}  # type: ignore[attr-defined]

@@ -402,6 +402,7 @@ def test_a_child_that_only_waits_is_ended(tmp_path: Path) -> None:
         jail.inspect(file, limits=jail.Limits(wall=0.01))
 
 
+@pytest.mark.slow
 def test_bad_files_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
     (tmp_path / "junk.onnx").write_bytes(b"hello" * 100)
     done = command("import", tmp_path / "junk.onnx", "--data", "digits", store=Store(tmp_path / "models"))
@@ -469,6 +470,7 @@ def test_a_model_that_rolls_dice_is_warned_about(store: Store, tmp_path: Path, d
     assert any("asked again" in warning for warning in found.warnings)
 
 
+@pytest.mark.slow
 def test_the_command_line_and_the_desk_say_the_same(exported: tuple[Store, Run, Path]) -> None:
     store, _, file = exported
     done = command("import", file, "--data", "digits", "--as", "from-elsewhere", "--json", store=store)
@@ -587,6 +589,7 @@ def test_old_specs_keep_their_ids() -> None:
     assert canonical(spec)["network"] == {"kind": "torchvision", "name": "mobilenet_v3_small"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224"])
 def test_timm_networks_are_built_trained_kept_and_exported(train: Train, tmp_path: Path, name: str) -> None:
     run = train(network={"kind": "timm", "name": name, "size": 32}, epochs=1, data={"source": "digits", "images": 60})

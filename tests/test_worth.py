@@ -321,6 +321,7 @@ def test_the_desk_reports_and_starts(store: Store) -> None:
         desk.worth(store, tiny().model_dump(mode="json"), "augment")
 
 
+@pytest.mark.slow
 def test_the_command_line_trains_pairs_and_never_twice(tmp_path: Path, store: Store) -> None:
     (tmp_path / "spec.yaml").write_text(
         "data: {source: digits, images: 200}\nnetwork: {kind: cnn, width: 4, depth: 2}\nepochs: 4\naugment: [shift]\n"
@@ -351,6 +352,7 @@ def test_the_command_line_trains_pairs_and_never_twice(tmp_path: Path, store: St
     assert {run.id: run.weights.stat().st_mtime_ns for run in store.runs()} == before
 
 
+@pytest.mark.slow
 def test_the_command_line_goes_on_after_a_failed_arm(tmp_path: Path, store: Store) -> None:
     (tmp_path / "spec.yaml").write_text(
         "data: {source: digits, images: 200}\nnetwork: {kind: mlp, width: 8}\nepochs: 20\naugment: [shift]\n"
@@ -366,6 +368,7 @@ def test_the_command_line_goes_on_after_a_failed_arm(tmp_path: Path, store: Stor
     assert found["pairs"][0]["without"]["state"] in ("finished", "failed"), "it was trained all the same"
 
 
+@pytest.mark.slow
 def test_the_command_line_queues(tmp_path: Path, store: Store) -> None:
     (tmp_path / "spec.yaml").write_text("data: digits\nnetwork: cnn\nteacher: digits-teacher\n")
 
@@ -408,6 +411,7 @@ def written(app: AppTest) -> str:
     return "\n".join(str(element.value) for element in found)
 
 
+@pytest.mark.slow
 def test_the_panel_says_what_it_costs_and_queues_it(panel, store: Store) -> None:
     app = panel(tiny(augment=POLICY))
     assert "6 runs to train" in written(app)
@@ -423,6 +427,7 @@ def test_the_panel_says_what_it_costs_and_queues_it(panel, store: Store) -> None
     assert not app.button(key="worth-start").disabled
 
 
+@pytest.mark.slow
 def test_the_panel_finds_results_again_with_the_seeds_of_its_address(panel, store: Store) -> None:
     spec = augmented(store)
     for ours, theirs in worth.pairs(spec, "augment", 4):
@@ -437,6 +442,7 @@ def test_the_panel_finds_results_again_with_the_seeds_of_its_address(panel, stor
     assert "--without augment --seeds 4" in app.code[1].value
 
 
+@pytest.mark.slow
 def test_the_panel_calls_one_seed_no_evidence_before_and_after(panel, store: Store) -> None:
     app = panel(tiny(augment=POLICY), **{"worth-seeds": "1"})
     assert "1 seed: not evidence" in written(app)
