@@ -23,7 +23,7 @@ from torchvision import models, transforms
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from smallalign_core import data, machine, networks, tuning
+from smallalign_core import data, graphs, machine, networks, teaching, tuning, views
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.networks import Classifier
 from smallalign_core.spec import DataSpec, RunSpec, parse
@@ -235,6 +235,21 @@ def ours(pair: Pair, splits: Splits, _: Path) -> Iterator[int]:
     yield from forever(training)
 
 
+def ours_in_integers(pair: Pair, splits: Splits, _: Path) -> Iterator[int]:
+    """Ours with a live teacher of 8-bit integers, run by ONNX Runtime (`answers: int8`)."""
+    machine.keep_freed_memory()
+    whole = teacher_of(pair, splits)
+    seen = views.of_run(our_spec(pair), splits.train)
+    batches = [whole.prepare(seen(step).images).contiguous().numpy() for step in range(teaching.CALIBRATED_ON)]
+    content = graphs.in_integers(graphs.of_body(whole.body, torch.from_numpy(batches[0])), batches)
+    whole.channels_last, whole.body = False, graphs.Graph(content)
+
+    def begin(precision: str) -> Training:
+        return Training([our_spec(pair, precision=precision)], splits, Teacher(whole, splits.classes))
+
+    yield from forever(in_best_precision(begin))
+
+
 def ours_with_bank(pair: Pair, splits: Splits, folder: Path) -> Iterator[int]:
     """Ours with the answers that an earlier run has left."""
     machine.keep_freed_memory()
@@ -270,6 +285,7 @@ WAYS: dict[str, Callable[[Pair, Splits, Path], Iterator[int]]] = {
     "kept memory": tutorial_keeping_memory,
     "torchdistill": torchdistill,
     "ours": ours,
+    "ours, int8": ours_in_integers,
     "ours, bank": ours_with_bank,
 }
-OURS = ("ours", "ours, bank")
+OURS = ("ours", "ours, int8", "ours, bank")

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("smallalign")
 
 CHECKPOINT_SECONDS = 10.0
+ANNOUNCED = ("device", "threads", "processes", "params", "macs", "steps", "together", "answers")
+"""What is known before the first step and belongs to the result."""
 OVER = "over"
 """The last word of the first of several processes."""
 
@@ -301,7 +303,7 @@ def _train(pupils: list[Pupil], setting: Setting) -> None:
             training, splits = held.enter_context(_prepared(specs, setting, warn))
             if steps[0]:
                 training.restore(*(state or {} for state in states))
-            _announce(training, pupils)
+            _announce(training, pupils, setting.store)
             _follow(training, pupils, setting)
         finally:
             setting.world.say(OVER)
@@ -310,7 +312,7 @@ def _train(pupils: list[Pupil], setting: Setting) -> None:
                 pupil.ended = _finish(pupil, setting.store, splits, training, index)
 
 
-def _announce(training: Training, pupils: Sequence[Pupil]) -> None:
+def _announce(training: Training, pupils: Sequence[Pupil], store: Store) -> None:
     """Write what is known before the first step."""
     import torch
 
@@ -328,6 +330,7 @@ def _announce(training: Training, pupils: Sequence[Pupil]) -> None:
             "steps": training.steps,
             "together": len(pupils),
             "teacher": pupil.taught and ("live" if pupil.taught.live else "cache"),
+            "answers": teaching.closeness(pupil.run.spec, store),
         }
         pupil.started = pupil.saved = pupil.recorded = time.monotonic()
         pupil.recording.say(**facts)
@@ -409,7 +412,7 @@ def _finish(pupil: Pupil, store: Store, splits: data.Splits, training: Training,
         "attempts": pupil.recording.attempt,
         "torch": torch.__version__,
         "processor": processor(),
-        **{name: run.said[name] for name in ("device", "threads", "processes", "params", "macs", "steps", "together")},
+        **{name: run.said[name] for name in ANNOUNCED},
         "seconds": seconds,
     }
     if run.spec.teacher and training.teacher:

@@ -10,12 +10,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-import io
 import json
-import logging
 import time
-import warnings
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,11 +28,11 @@ from smallalign_core.data import ImageSet
 from smallalign_core.errors import BadInput, BadModel
 from smallalign_core.evaluate import logits_of, score
 from smallalign_core.files import write, write_json
+from smallalign_core.graphs import OPSET, quiet
 from smallalign_core.networks import Classifier
 from smallalign_core.spec import Borrowed, DataSpec, parse_data, to_yaml
 from smallalign_core.store import Run, Store
 
-OPSET = 20
 METADATA = "smallalign"
 MAX_DIFFERENCE = 1e-4  # of logits, absolute; or
 MAX_RELATIVE = 1e-5  # relative to the spread of the logits, for networks whose logits span hundreds
@@ -104,7 +100,7 @@ def to_onnx(classifier: Classifier, *, temperature: float = 1.0, metadata: dict[
     plain = copy.deepcopy(classifier).cpu().to(memory_format=torch.contiguous_format)
     plain.channels_last = False
     deployed = _Deployed(plain, temperature).eval()
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         program = torch.onnx.export(
             deployed,
             (example,),
@@ -136,24 +132,6 @@ def to_onnx(classifier: Classifier, *, temperature: float = 1.0, metadata: dict[
     entry.key, entry.value = METADATA, json.dumps(metadata or {"classes": list(classifier.classes)}, sort_keys=True)
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter prints progress, warns about its own internals, and logs: none of it helps a user."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def export(run: Run, to: Path) -> dict[str, Any]:

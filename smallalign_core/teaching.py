@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smallalign_core import data
-from smallalign_core.errors import BadModel
-from smallalign_core.spec import RunSpec
-from smallalign_core.store import Store
+from smallalign_core.errors import BadModel, BadSpec
+from smallalign_core.files import read_json, write, write_json
+from smallalign_core.spec import RunSpec, canonical
+from smallalign_core.store import Run, Store
 
 if TYPE_CHECKING:
+    from smallalign_core.networks import Answering, Classifier
     from smallalign_core.teacher import Plan, Teacher, Teaching
 
 log = logging.getLogger("smallalign")
+
+CALIBRATED_ON = 4
+"""Batches of views from which the ranges of 8-bit activations are taken."""
+LEAST_AGREEMENT = 0.95
+"""Share of validation images on which 8-bit answers must name the teacher's own class."""
 
 
 def live(specs: Sequence[RunSpec], store: Store, splits: data.Splits, device: Any) -> Teacher | None:
@@ -37,9 +47,92 @@ def live(specs: Sequence[RunSpec], store: Store, splits: data.Splits, device: An
         run = store.finished(name)
         if hashlib.sha256(run.weights.read_bytes()).hexdigest() != (run.result or {}).get("weights_sha256"):
             raise BadModel("the teacher's weights are not those that its result describes", given=run.name)
-        classifiers.append(foreign.classifier(run, splits.classes))
+        classifiers.append(_answering(foreign.classifier(run, splits.classes), run, spec, store, splits))
     layers = sorted({layer for each in specs for layer in losses.layers(each.loss)[1]})
-    return Teacher(classifiers, splits.classes, device, layers=layers, precision=spec.precision)
+    precision = spec.precision if spec.answers == "torch" else "fp32"
+    return Teacher(classifiers, splits.classes, device, layers=layers, precision=precision)
+
+
+def _answering(whole: Answering, run: Run, spec: RunSpec, store: Store, splits: data.Splits) -> Answering:
+    """`whole`, answered by whom `spec` says; what ONNX Runtime needs for that is made once and kept in the cache."""
+    from smallalign_core.graphs import Graph
+    from smallalign_core.networks import Classifier
+
+    if spec.answers == "torch":
+        return whole
+    if not isinstance(whole, Classifier):
+        raise BadSpec(
+            "only a run of exactly these classes can be answered by ONNX Runtime; imports are already",
+            given=run.name,
+            do="leave `answers` out",
+        )
+    file = _graph(run, spec, store)
+    made, close = copy.deepcopy(whole).cpu(), None
+    made.channels_last = False
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        close = json.loads(file.with_suffix(".json").read_text())
+        content = file.read_bytes()
+        if hashlib.sha256(content).hexdigest() != close["sha256"]:
+            close = None
+    if close is None:
+        content, close = _written(whole, spec, splits)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write(file, content)
+        write_json(file.with_suffix(".json"), close)
+    if close["agreement"] < LEAST_AGREEMENT:
+        raise BadModel(
+            f"in 8-bit integers the teacher agrees with itself on {close['agreement']:.1%} of {close['images']:,} "
+            f"validation images only, less than {LEAST_AGREEMENT:.0%}",
+            given=run.name,
+            do="use answers: onnx, or leave it out",
+        )
+    made.body = Graph(content)
+    return made
+
+
+def _graph(run: Run, spec: RunSpec, store: Store) -> Path:
+    """Where a teacher's graph is kept: what it was calibrated on decides it too."""
+    import onnxruntime
+
+    from smallalign_core import foreign
+
+    views = [canonical(part) for part in spec.augment] if spec.answers == "int8" else []
+    facts = [foreign.digest_of(run), spec.answers, spec.data.fingerprint, views, spec.batch, spec.seed]
+    key = hashlib.sha256(json.dumps([*facts, onnxruntime.__version__]).encode()).hexdigest()[:16]
+    return store.root / "cache" / "answers" / f"{key}.onnx"
+
+
+def _written(whole: Classifier, spec: RunSpec, splits: data.Splits) -> tuple[bytes, dict[str, Any]]:
+    """A classifier's body as a graph, and how close the classifier stays to itself with it, on validation images."""
+    import numpy as np
+    import torch
+
+    from smallalign_core import graphs, views
+    from smallalign_core.evaluate import fidelity, logits_of
+
+    seen = views.of_run(spec, splits.train)
+    with torch.no_grad():
+        batches = [whole.prepare(seen(step).images).contiguous().numpy() for step in range(CALIBRATED_ON)]
+    content = graphs.of_body(whole.body, torch.from_numpy(batches[0]))
+    if spec.answers == "int8":
+        content = graphs.in_integers(content, batches)
+    made = copy.deepcopy(whole)
+    made.channels_last, made.body = False, graphs.Graph(content)
+    val = splits.val.take(np.arange(min(2_000, len(splits.val))))
+    close = fidelity(logits_of(whole, val), logits_of(made, val))
+    facts = {"agreement": close.agreement, "kl": close.kl, "images": len(val), "bytes": len(content)}
+    return content, facts | {"sha256": hashlib.sha256(content).hexdigest()}
+
+
+def closeness(spec: RunSpec, store: Store) -> list[dict[str, Any]] | None:
+    """For each teacher of a resolved `spec` that ONNX Runtime answers for, how close that is; None for PyTorch.
+
+    Each has `agreement` (share of the same top-1), `kl` in nats and `images`: those of validation that were asked.
+    """
+    if spec.answers == "torch" or not spec.teacher:
+        return None
+    files = [_graph(store.finished(name), spec, store).with_suffix(".json") for name in spec.teachers]
+    return [read_json(file, missing={}) for file in files]
 
 
 def plan(specs: Sequence[RunSpec], store: Store, splits: data.Splits, device: Any) -> Plan | None:

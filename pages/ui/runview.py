@@ -155,6 +155,12 @@ def _scores(result: dict[str, Any], row: Row, store: Store) -> None:
             border=True,
             help=f"{result['images_per_second']:,.0f} images a second on {result['device']}.",
         )
+    for close in result.get("answers") or ():
+        st.caption(
+            f"The teacher's answers came from ONNX Runtime ({store.run(row.id).spec.answers}). "
+            f"It agrees with PyTorch on {close['agreement']:.1%} of {close['images']:,} validation images; "
+            f"KL {close['kl']:.2g} nats."
+        )
     same = listing.siblings(store, row)
     seeds = f"{len(same)} seed{'s' if len(same) > 1 else ''}"
     text = (

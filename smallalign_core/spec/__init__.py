@@ -90,6 +90,13 @@ class RunSpec(Part):
         ),
     ] = False
     loss: Annotated[Loss, Field(description="What the student is asked to match.")] = CrossEntropy()
+    answers: Annotated[
+        Literal["torch", "onnx", "int8"],
+        Field(
+            description="Who computes the teacher's answers: PyTorch, ONNX Runtime, or ONNX Runtime with 8-bit "
+            "integers, which is fastest on CPUs and a little off; by how much is measured first and shown."
+        ),
+    ] = "torch"
     augment: Annotated[
         tuple[Augment, ...],
         Field(max_length=16, description="Applied to every training image; teacher and student see the same view."),
@@ -140,7 +147,7 @@ class RunSpec(Part):
 
     def keeps_step_with(self, other: RunSpec) -> bool:
         """Whether the two see the same views, so that they can be trained in lockstep."""
-        shared = ("data", "augment", "views", "batch", "epochs", "seed", "precision")
+        shared = ("data", "augment", "views", "batch", "epochs", "seed", "precision", "answers")
         same = all(getattr(self, name) == getattr(other, name) for name in shared)
         return same and (not self.teacher or not other.teacher or self.teacher == other.teacher)
 
@@ -157,6 +164,10 @@ class RunSpec(Part):
             )
         if self.shuffled and self.teacher is None:
             raise ValueError("`shuffled` mixes up a teacher's answers, and there is no teacher: name one")
+        if self.answers != "torch" and isinstance(self.loss, OfLayers):
+            raise ValueError(
+                f"loss '{self.loss.kind}' looks into the teacher, which ONNX Runtime hides: leave `answers` out"
+            )
         return self
 
     @model_validator(mode="after")

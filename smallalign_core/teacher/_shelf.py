@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import torch
 from filelock import FileLock, Timeout
 
@@ -113,6 +114,7 @@ def plan(spec: RunSpec, splits: Splits, teachers: Sequence[str], device: torch.d
         "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        **({} if spec.answers == "torch" else {"answers": spec.answers, "onnxruntime": onnxruntime.__version__}),
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     renders = len(spec.augment) > int(mixes)

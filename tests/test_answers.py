@@ -1,0 +1,82 @@
+"""Teachers answered by ONNX Runtime: as exact as PyTorch, or in 8-bit integers and then with the loss stated."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import Train, tiny
+
+from smallalign_core import desk, graphs, networks, teaching, worker
+from smallalign_core.data import Splits
+from smallalign_core.errors import BadModel, BadSpec
+from smallalign_core.evaluate import logits_of
+from smallalign_core.store import Store
+
+
+@pytest.mark.parametrize("network", ["mlp", "cnn", "separable", "resnet"])
+def test_a_graph_answers_as_its_network(network: str, digits: Splits) -> None:
+    spec = tiny(network=network).network
+    classifier = networks.build(spec, digits.classes, digits.shape, mean=[0.3], std=[0.4], seed=1).eval()
+    with torch.no_grad():
+        x = classifier.prepare(torch.from_numpy(np.asarray(digits.val.images[:]))).contiguous()
+        wanted = classifier.body(x)
+    content = graphs.of_body(classifier.body, x)
+    assert torch.allclose(graphs.Graph(content)(x), wanted, atol=1e-5)
+    assert torch.allclose(graphs.Graph(content)(x[:1]), wanted[:1], atol=1e-5)
+    small = graphs.in_integers(content, [x[:64].numpy(), x[64:128].numpy()])
+    off = (graphs.Graph(small)(x) - wanted).abs().max().item()
+    assert 0 < off < 0.25 * wanted.std().item() + 0.05, "in integers it is a little off, and only a little"
+
+
+@pytest.mark.parametrize("answers", ["onnx", "int8"])
+def test_a_run_says_how_close_its_teachers_answers_are(
+    answers: str, store: Store, train: Train, digits: Splits
+) -> None:
+    teacher = train(epochs=8)
+    run = store.create(desk.resolve(store, tiny(teacher=teacher.id, answers=answers, augment=["shift"])))
+    result = worker.execute(run, store, device="cpu")
+    (close,) = result["answers"]
+    assert close == (run.events("started")[0]["answers"])[0]
+    assert close["images"] == len(digits.val)
+    exact = logits_of(networks.from_file(teacher.weights), digits.val)
+    live = teaching.live([run.spec], store, digits, "cpu")
+    assert live is not None
+    said = live.on(digits.val)
+    assert close["agreement"] == (said.argmax(1) == exact.argmax(1)).mean()
+    off = np.abs(said - exact).max()
+    assert off < 1e-4 if answers == "onnx" else off > 1e-4
+    plain = worker.execute(
+        store.create(desk.resolve(store, tiny(teacher=teacher.id, augment=["shift"]))), store, device="cpu"
+    )
+    assert plain["answers"] is None
+    assert plain["id"] != result["id"]
+    assert (plain["weights_sha256"] == result["weights_sha256"]) is False
+
+
+def test_answers_are_made_once_and_a_damaged_file_is_made_again(store: Store, train: Train, digits: Splits) -> None:
+    teacher = train(epochs=4)
+    spec = desk.resolve(store, tiny(teacher=teacher.id, answers="int8"))
+    (file,) = (store.root / "cache" / "answers").glob("*.onnx")
+    content, made = file.read_bytes(), file.stat().st_mtime_ns
+    teaching.live([spec], store, digits, "cpu")
+    assert file.stat().st_mtime_ns == made
+    file.write_bytes(content[:-9] + b"other end")
+    teaching.live([spec], store, digits, "cpu")
+    assert file.read_bytes() == content
+
+
+def test_integers_that_disagree_are_refused(store: Store, train: Train) -> None:
+    teacher = train(epochs=4)
+    desk.resolve(store, tiny(teacher=teacher.id, answers="int8"))
+    (facts,) = (store.root / "cache" / "answers").glob("*.json")
+    facts.write_text(json.dumps(json.loads(facts.read_text()) | {"agreement": 0.9}))
+    with pytest.raises(BadModel, match=r"agrees with itself on 90.0% of 143 .* less than 95%.*answers: onnx"):
+        desk.resolve(store, tiny(teacher=teacher.id, answers="int8"))
+
+
+def test_losses_of_layers_need_the_teacher_itself() -> None:
+    with pytest.raises(BadSpec, match="looks into the teacher"):
+        tiny(teacher="t", loss="fitnets", answers="int8")
