@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import tiny
 
 from smallalign_core import desk, execution, train, worker
+from smallalign_core.__main__ import main
+from smallalign_core.spec import to_yaml
 from smallalign_core.store import Run, State, Store
 from smallalign_core.train import Training
 
@@ -64,3 +68,22 @@ def test_runs_that_are_tried_again_alone_tell_their_events_once(
     for run in group:
         assert [event["epoch"] for event in run.events("epoch")] == [1, 2, 3]
         assert len(run.events("started")) == 1
+
+
+def test_the_command_line_waits_for_a_teacher_who_answers_anew(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resume whose cache is gone asks for all earlier answers first, and says so step by step."""
+    monkeypatch.setattr(train, "REPORT_SECONDS", 0.0)
+    spec = tiny(teacher="digits-teacher", precision="fp32")
+    run = store.create(desk.resolve(store, spec))
+
+    def pause(event: dict[str, Any]) -> None:
+        if at_step(5, event):
+            run.ask("pause")
+
+    assert execution.execute(run, store, device="cpu", observe=pause)["state"] == "paused"
+    shutil.rmtree(store.teacher_cache)
+    (tmp_path / "spec.yaml").write_text(to_yaml(spec))
+    assert main(["train", str(tmp_path / "spec.yaml"), "--store", str(store.root), "--device", "cpu"]) == 0
+    assert run.state is State.FINISHED

@@ -308,7 +308,7 @@ def test_one_of_a_lockstep_is_cancelled_and_the_others_end(store: Store, train: 
     runs = group(store, train(), epochs=12)
 
     def cancel(event: dict[str, Any]) -> None:
-        if event["kind"] == "epoch" and event["epoch"] == 3 and runs[1].asked is None:
+        if event["kind"] == "epoch" and event["epoch"] == 3 and runs[1].state is State.RUNNING:
             runs[1].ask("cancel")
 
     ended = execution.execute_together(runs, store, device="cpu", from_queue=True, observe=cancel)

@@ -142,6 +142,8 @@ def _progress(*, epochs: bool) -> Iterator[Callable[[str], worker.Observer]]:
                 if event["kind"] == "progress":
                     note = f"loss {event['loss']:.4f}  {event['images_per_second']:,.0f} images/s"
                     bar.update(task, total=event["steps"], completed=event["step"], note=note)
+                elif event["kind"] == "waiting":
+                    bar.update(task, note=f"the teacher answers what is not kept: {event['share']:.0%}")
                 elif epochs:
                     best = " (best)" if event["best"] else ""
                     bar.console.print(f"epoch {event['epoch']}: validation accuracy {event['accuracy']:.2%}{best}")
