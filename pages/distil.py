@@ -63,7 +63,7 @@ with form:
             query_params={"data": source, "policy": policy.written(augment["augment"])},
         )
     with st.expander("More: fixed views, optimizer, schedule, precision"):
-        more = forms.part(RunSpec, key=KEY, without=HERE)
+        more = forms.part(RunSpec, key=KEY, without=HERE if teacher else (*HERE, "shuffled", "answers"))
     with st.expander("More: how the images are divided and sized"):
         divided = forms.part(DataSpec, key=f"{KEY}.data", without=("source",))
 

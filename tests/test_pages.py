@@ -572,3 +572,17 @@ def test_controls_have_the_precision_of_their_run(
     monkeypatch.setattr(backstage, "store", lambda: store)
     teachers.start(run.spec.model_copy(update={"precision": "auto"}), controls=True)
     assert [spec["precision"] for spec in asked] == ["auto", "bf16", "bf16"]
+
+
+def test_the_teacher_that_is_offered_is_chosen_on_validation() -> None:
+    """One that is better on test only, or that learned from other images, is not."""
+
+    def row(name: str, **facts: float | str) -> listing.Row:
+        return listing.Row(name, name, "finished", name, 0.0, **({"source": "digits"} | facts))  # type: ignore[arg-type]
+
+    lucky = row("lucky", accuracy=0.99, validation=0.95)
+    good = row("good", accuracy=0.97, validation=0.98)
+    foreign = row("foreign", accuracy=1.0, validation=1.0, source="elsewhere")
+    assert listing.likeliest([lucky, good, foreign], "digits") == "good"
+    assert listing.likeliest([lucky, good, foreign], "new") == "foreign"
+    assert listing.likeliest([], "digits") is None

@@ -30,6 +30,7 @@ class Row:
         family: equal for runs that differ in nothing but the seed.
         imported: whether it was made elsewhere: then there is no spec, and nothing to export.
         accuracy, low, high: on test, with the 95 % interval; None before the run is finished.
+        validation: accuracy on validation, by which a choice may be made.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Row:
     family: str = ""
     classes: tuple[str, ...] = ()
     accuracy: float | None = None
+    validation: float | None = None
     low: float | None = None
     high: float | None = None
     params: int | None = None
@@ -109,8 +111,11 @@ def _row(run: Run, names: Mapping[str, str]) -> Row:
 
 
 def likeliest(among: list[Row], source: str) -> str | None:
-    """The id of the best teacher for images from `source`: the most accurate that learned from them, else of all."""
-    best = max(among, key=lambda one: (one.source == source, one.accuracy or 0), default=None)
+    """The id of the best teacher for images from `source`: of those that learned from them, if any did.
+
+    By validation: nothing is ever chosen on test. Equally good ones are ranked by size, the largest first.
+    """
+    best = max(among, key=lambda one: (one.source == source, one.validation or 0, one.params or 0), default=None)
     return best.id if best else None
 
 
@@ -150,6 +155,7 @@ def _of_result(folder: Path, changed: int) -> dict[str, Any]:  # noqa: ARG001  #
     return {
         "id": str(result["id"]),
         "accuracy": float(test["accuracy"]),
+        "validation": float(result["val"]["accuracy"]),
         "low": float(test["accuracy_low"]),
         "high": float(test["accuracy_high"]),
         "params": int(result["params"]),
