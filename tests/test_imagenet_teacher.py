@@ -71,7 +71,7 @@ def test_timms_network_with_these_weights_is_the_packages(package: tuple[nn.Modu
     made = networks.build(parse({"data": "-", "network": lite0(weights)}).network, names, (3, 64, 64), mean=[], std=[])
     images = torch.randn(4, 3, SIDE, SIDE)
     with torch.no_grad():
-        torch.testing.assert_close(made.eval().body(images), package[0](images), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(made.eval().body(images), package[0](images), atol=1e-4, rtol=1e-5)
 
 
 def test_it_sees_what_is_in_two_photographs(weights: Path) -> None:
