@@ -27,6 +27,7 @@ class Student:
         companion: what its loss learns beside it.
         call: the network, joined with those of other processes; `fast`: the same, compiled if that was asked for.
         average: of its weights, where an `ema` keeps one; then that is scored.
+        learns: whether it still takes steps; `stuck`: whether its optimizer cannot take another one.
         gradients: gradients of the loss that its steps asked for so far.
         best_weights: by validation so far, of what is scored.
     """
@@ -40,6 +41,7 @@ class Student:
     optimizer: torch.optim.Optimizer = field(init=False)
     average: AveragedModel | None = field(init=False)
     learns: bool = True
+    stuck: bool = False
     gradients: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     best_epoch: int = 0

@@ -226,7 +226,7 @@ class Training:
         self.world.say(STEP)
         said: Answer | None
         view, said = self.teacher.lesson(self.views, self.step) if self.teacher else (self.views(self.step), None)
-        learning = [student for student in self.students if student.learns]
+        learning = [student for student in self.students if student.learns and not student.stuck]
         swapped = None
         if said is not None and any(student.spec.shuffled for student in learning):
             swapped = said.taken(self.views.classmates(self.step, view.labels))
@@ -256,8 +256,9 @@ class Training:
         asked = optim.asks(spec.optimizer)
         try:
             student.step(again if asked == "gradient" else excess if asked == "excess" else None)
-        except torch.linalg.LinAlgError:  # SOAP factorises what it knows of gradients, and those were not finite
-            parts["total"] = torch.full((), torch.nan)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            # SOAP factorises what it knows of gradients, and they were not finite: the next report says so.
+            parts["total"], student.stuck = parts["total"] * torch.nan, True
         for name, value in parts.items():
             student.sums[name] = student.sums.get(name, 0) + value.detach()
 
@@ -324,8 +325,8 @@ class Training:
         )
         scored = self.scored(index)
         said = logits_of(scored, val, device=self.device)
+        self._refuse_nan(student, float(np.abs(said).max()))
         scores = score(said, val.labels, val.classes)
-        self._refuse_nan(student, scores.nll)
         some = slice(None, None, max(1, len(said) // FITTED_ON))
         fitted = score(said, val.labels, val.classes, fit_temperature(said[some], val.labels[some]))
         close = None

@@ -148,20 +148,20 @@ class Polyak(Part):
 PLAIN = Sgd | AdamW | NAdamW | RmsProp | Lion | Muon | Soap | Prodigy | AdEmaMix
 
 
-def _fits(outer: str, *wrappers: str) -> BeforeValidator:
+def _fits(outer: str, *held: str) -> BeforeValidator:
     """Refuse in words what `outer` cannot hold; besides plain optimizers it can hold these."""
 
     def check(given: object) -> object:
         kind = kind_of(given)
         if kind == "schedule_free":
-            raise ValueError(f"`schedule_free` averages its weights itself: take it out of `{outer}`")
-        if kind == "polyak" and "polyak" not in wrappers:
+            raise ValueError("`schedule_free` averages its weights itself: nothing goes around it")
+        if kind == "polyak" and kind not in held:
             raise ValueError(
-                f"`polyak` measures its step at its own weights, and `{outer}` moves them: use ema, or none"
+                f"`polyak` measures its step at its own weights, which {outer} moves: only ema goes around it"
             )
-        if kind in ("ema", "lookahead", "sam", "asam") and kind not in wrappers:
+        if kind in ("ema", "lookahead", "sam", "asam") and kind not in held:
             raise ValueError(
-                f"`{outer}` cannot hold `{kind}`: wrappers nest, from the outside in, as ema, lookahead, sam or asam"
+                f"{outer} cannot hold `{kind}`: wrappers nest, from the outside in, as ema, lookahead, sam or asam"
             )
         return given
 
@@ -173,7 +173,7 @@ class _Sharpness(Part):
         PLAIN,
         Field(discriminator="kind", description="The optimizer that takes the step."),
         shorthand("kind"),
-        _fits("sam"),
+        _fits("`sam` or `asam`"),
     ] = AdamW()
 
 
@@ -203,7 +203,7 @@ class Lookahead(Part):
         PLAIN | Sam | Asam,
         Field(discriminator="kind", description="The optimizer that takes the fast steps."),
         shorthand("kind"),
-        _fits("lookahead", "sam", "asam"),
+        _fits("`lookahead`", "sam", "asam"),
     ] = AdamW()
     k: Annotated[int, Field(ge=2, le=100, description="Fast steps per slow step.")] = 5
     alpha: Annotated[float, Field(gt=0, lt=1, description="How far the slow weights follow.")] = 0.5
@@ -219,7 +219,7 @@ class Ema(Part):
         PLAIN | Polyak | Lookahead | Sam | Asam,
         Field(discriminator="kind", description="The optimizer that takes the steps."),
         shorthand("kind"),
-        _fits("ema", "polyak", "lookahead", "sam", "asam"),
+        _fits("`ema`", "polyak", "lookahead", "sam", "asam"),
     ] = AdamW()
     decay: Annotated[float, Field(gt=0, lt=1, description="What is kept of the average at each step.")] = 0.999
 
