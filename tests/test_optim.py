@@ -404,6 +404,15 @@ def test_decay_spares_biases_and_norms_and_states_are_as_big_as_said(
     assert said == pytest.approx(kept, rel=0.02)
 
 
+def test_libraries_are_told_what_their_defaults_are_not(digits: Splits) -> None:
+    """AdEMAMix decays by L2 and never grows its slow mean in, unless told; timm hands Muon a momentum of 0.9."""
+    training = Training([tiny(optimizer=kind) for kind in ("ademamix", "muon", "lookahead")], digits)
+    slow, muon, ahead = (student.optimizer for student in training.students)
+    assert [slow.param_groups[0][name] for name in ("weight_decouple", "t_alpha_beta3")] == [True, training.steps]
+    assert [muon.param_groups[0][name] for name in ("momentum", "nesterov")] == [0.95, True]
+    assert ahead.pullback_momentum == "none"  # type: ignore[attr-defined]
+
+
 def test_muon_leaves_the_head_to_nadamw(digits: Splits) -> None:
     training = Training([tiny(network={"kind": "mlp", "width": 16}, optimizer="muon")], digits)
     training.advance()

@@ -169,6 +169,7 @@ def _fits(outer: str, *held: str) -> BeforeValidator:
 
 
 class _Sharpness(Part):
+    kind: Literal["sam", "asam"]
     inner: Annotated[
         PLAIN,
         Field(discriminator="kind", description="The optimizer that takes the step."),
