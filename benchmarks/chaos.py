@@ -100,13 +100,14 @@ class Tally:
 
 
 def optimizers() -> list[dict[str, Any]]:
-    """Every optimizer that a spec offers; one that wraps another, around each that it offers."""
+    """Every optimizer that a spec offers; one that wraps another, around one that it offers; and the deepest nest."""
     found: list[dict[str, Any]] = []
     for member, kind in zip(members(Optimizer), choices(Optimizer), strict=True):
         inner = member.model_fields.get("inner")
         inside = [one.model_fields["kind"].default for one in get_args(inner.annotation)] if inner else []
-        found += [{"kind": kind, "inner": {"kind": one}} for one in inside] or [{"kind": kind}]
-    return found
+        found.append({"kind": kind, "inner": {"kind": inside[len(found) % len(inside)]}} if inside else {"kind": kind})
+    sharp = {"kind": "asam", "inner": {"kind": "muon"}}
+    return [*found, {"kind": "ema", "inner": {"kind": "lookahead", "k": 3, "inner": sharp}}]
 
 
 def rounds(store: Store, cycle: int) -> Iterator[list[RunSpec]]:
@@ -122,10 +123,13 @@ def rounds(store: Store, cycle: int) -> Iterator[list[RunSpec]]:
 
 
 def _spec(store: Store, loss: str, optimizer: dict[str, Any], number: int, network: dict[str, Any]) -> RunSpec:
-    """The first spec with that loss and optimizer that can be: some need a teacher, feature maps or unmixed images."""
+    """The first spec with that optimizer that can be, with that loss if it can be: some need a teacher, feature maps or
+    unmixed images, or cannot do with every loss.
+    """
     error: BadInput | None = None
     policies = (POLICIES[number % len(POLICIES)], POLICIES[0])
-    for policy, body, teacher in itertools.product(policies, (network, NETWORKS[0]), (None, TEACHER)):
+    ways = itertools.product((loss, "kd"), policies, (network, NETWORKS[0]), (None, TEACHER))
+    for loss, policy, body, teacher in ways:
         try:
             fields = {"network": body, "teacher": teacher, "loss": {"kind": loss}, "optimizer": optimizer}
             return desk.resolve(store, parse({"data": "digits", "epochs": EPOCHS, "seed": number, **policy, **fields}))

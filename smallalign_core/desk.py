@@ -55,13 +55,15 @@ def resolve(store: Store, spec: RunSpec, device: str = "auto") -> RunSpec:
     What would fail after minutes in the queue is refused now: data, device, policy, teacher, network and loss are all
     tried.
     """
-    from smallalign_core import losses, networks, train, views as viewing
+    from smallalign_core import losses, networks, optim, train, views as viewing
 
     where = train.pick_device(device)
     splits = data.load(spec.data, store.data_cache)
     resolved = store.resolve(spec, splits, spec.precision)  # first: weights to start from pass the jail
     plain = [0.5] * splits.shape[0]
     student = networks.build(resolved.network, splits.classes, splits.shape, mean=plain, std=plain)
+    kept = optim.state_bytes(resolved.optimizer, student, head=networks.head(student))
+    optim.check(kept, where, optim.named(resolved.optimizer)[0])
     viewing.check(spec.augment, splits.shape)
     mixed = any(isinstance(part, MixUp | CutMix) for part in spec.augment)
     losses.check(spec.loss, classes=len(splits.classes), batch=spec.batch, mixed=mixed)

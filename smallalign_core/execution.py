@@ -230,6 +230,7 @@ class Pupil:
             "epoch": event.epoch,
             "loss": losses.pop("total"),
             "terms": losses,
+            "gradients": event.gradients,
             "images_per_second": event.images_per_second,
             "seconds": self.seconds,
             "eta": remaining,
@@ -386,7 +387,7 @@ def _finish(pupil: Pupil, store: Store, splits: data.Splits, training: Training,
     classifier = student.best()
     val_logits, test_logits, last_val, last_test = (
         logits_of(model, images, device=training.device)
-        for model in (classifier, student.classifier)
+        for model in (classifier, training.scored(index))
         for images in (splits.val, splits.test)
     )
     store.count_test_look(splits.fingerprint, run.id, "training finished")
@@ -409,6 +410,7 @@ def _finish(pupil: Pupil, store: Store, splits: data.Splits, training: Training,
         "input_shape": list(splits.shape),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "images_per_second": training.steps * training.views.batch / max(1e-9, seconds),
+        "gradients": student.gradients,
         "attempts": pupil.recording.attempt,
         "torch": torch.__version__,
         "processor": processor(),

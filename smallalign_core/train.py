@@ -8,10 +8,9 @@ processor and thread count).
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,19 +26,25 @@ from smallalign_core.losses import Answer
 from smallalign_core.networks import Classifier
 from smallalign_core.parallel import World
 from smallalign_core.spec import RunSpec
+from smallalign_core.student import Student
 from smallalign_core.teacher import Teaching
 
 REPORT_SECONDS = 0.25
 ALONE = World()
 STEP, SUMS = "step", "sums"
 """What the first process of several says to the others."""
+NORMS_FROM = 2_000
+"""Training images that the batch norms of averaged weights are estimated on, about."""
 FITTED_ON = 2_000
 """Validation images that an epoch's temperature is fitted on, about: enough for one number."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """A student took some steps. Losses are means over the steps since its last report, one a weighted term."""
+    """A student took some steps. Losses are means over the steps since its last report, one a weighted term.
+
+    `gradients` counts those of the loss that all its steps so far asked for.
+    """
 
     student: int
     step: int
@@ -47,6 +52,7 @@ class Progress:
     epoch: float
     images_per_second: float
     losses: dict[str, float]
+    gradients: int
 
 
 @dataclass(frozen=True)
@@ -91,57 +97,6 @@ class Waiting:
 Event = Progress | Validated | Stopped | Waiting
 
 
-@dataclass
-class Student:
-    """One learner of a lockstep: its network, its optimizer, and its best weights by validation so far.
-
-    Attributes:
-        call: the network, joined with those of other processes; `fast`: the same, compiled if that was asked for.
-    """
-
-    spec: RunSpec
-    classifier: Classifier
-    companion: nn.Module | None
-    optimizer: torch.optim.Optimizer
-    call: Callable[[Tensor], Tensor]
-    fast: Callable[[Tensor], Tensor]
-    learns: bool = True
-    best_weights: dict[str, Tensor] = field(default_factory=dict)
-    best_epoch: int = 0
-    best_score: tuple[float, float] = (-1.0, -float("inf"))
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    shares: dict[str, float] = field(default_factory=dict)
-
-    def consider(self, scores: Scores, epoch: int) -> bool:
-        """Keep the present weights if they are the best on validation: by accuracy, then by likelihood."""
-        rank = (scores.accuracy, -scores.nll)
-        if rank <= self.best_score:
-            return False
-        self.best_score, self.best_epoch = rank, epoch
-        self.best_weights = {name: tensor.detach().clone() for name, tensor in self.classifier.state_dict().items()}
-        return True
-
-    def best(self) -> Classifier:
-        """A copy of the classifier with its best weights."""
-        classifier = copy.deepcopy(self.classifier)
-        classifier.load_state_dict(self.best_weights)
-        return classifier.eval()
-
-    def measure_shares(self, parts: Mapping[str, Tensor]) -> None:
-        """Compare the lengths of the gradients that the terms of the loss ask for."""
-        if len(parts) == 1:
-            self.shares = dict.fromkeys(parts, 1.0)
-            return
-        weights = [weight for weight in self.classifier.parameters() if weight.requires_grad]
-        lengths = {}
-        for name, part in parts.items():
-            slopes = torch.autograd.grad(part, weights, retain_graph=True, allow_unused=True)
-            squares = [slope.float().square().sum() for slope in slopes if slope is not None]
-            lengths[name] = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
-        total = sum(lengths.values())
-        self.shares = {name: length / total if total else 0.0 for name, length in lengths.items()}
-
-
 class Training:
     """One lockstep of students. Iterate over it to train; between events, `state()` is all that a resume needs.
 
@@ -178,20 +133,32 @@ class Training:
         self.teacher = teacher if any(spec.teacher for spec in specs) else None
         self.views = views.of_run(specs[0], splits.train, self.device, world.share(specs[0].batch))
         self.steps = views.steps_of(specs[0], len(splits.train))
-        self.step = 0
+        self.step = self._kept = 0
         self._expected: NDArray[np.float32] | None = None
+        self._refuse_parted(specs)
         mean, std = statistics(splits.train)
         self.students = [self._student(spec, mean, std) for spec in specs]
+
+    def _refuse_parted(self, specs: Sequence[RunSpec]) -> None:
+        for spec in specs:
+            if self.world.size > 1 and (kind := optim.alone(spec.optimizer)):
+                raise BadSpec(
+                    f"`{kind}` cannot be shared by several processes yet",
+                    given=f"{self.world.size} processes",
+                    do="train in one process, or use another optimizer",
+                )
 
     def _student(self, spec: RunSpec, mean: list[float], std: list[float]) -> Student:
         classifier = networks.build(
             spec.network, self.splits.classes, self.splits.shape, mean=mean, std=std, seed=spec.seed
         ).to(self.device)
+        self._kept += optim.state_bytes(spec.optimizer, classifier, head=networks.head(classifier))
+        optim.check(self._kept, self.device, optim.named(spec.optimizer)[0])
         companion = self._companion(spec, classifier)
         call = fast = self.world.joined(classifier, self.device)
         if spec.compile and not any(losses.layers(spec.loss)):  # hooks would be compiled away
             fast = torch.compile(call, mode="reduce-overhead" if self.device.type == "cuda" else "default")
-        return Student(spec, classifier, companion, _optimizer(spec, classifier, companion), call, fast)
+        return Student(spec, classifier, companion, call, fast, self.steps)
 
     def _companion(self, spec: RunSpec, classifier: Classifier) -> nn.Module | None:
         layers = losses.layers(spec.loss)
@@ -229,7 +196,7 @@ class Training:
                         if epoch_ended:
                             events.append(self._validate(index))
                         place = self.step * batch / count
-                        events.append(Progress(index, self.step, self.steps, place, rate, means))
+                        events.append(Progress(index, self.step, self.steps, place, rate, means, student.gradients))
                     except Diverged as error:
                         student.learns = False
                         events.append(Stopped(index, self.step, error))
@@ -259,7 +226,7 @@ class Training:
         self.world.say(STEP)
         said: Answer | None
         view, said = self.teacher.lesson(self.views, self.step) if self.teacher else (self.views(self.step), None)
-        learning = [student for student in self.students if student.learns]
+        learning = [student for student in self.students if student.learns and not student.stuck]
         swapped = None
         if said is not None and any(student.spec.shuffled for student in learning):
             swapped = said.taken(self.views.classmates(self.step, view.labels))
@@ -269,31 +236,67 @@ class Training:
         self.step += 1
 
     def _teach(self, student: Student, view: views.Batch, wanted: Answer | None) -> None:
-        spec, place = student.spec, self.step * self.views.batch
+        spec = student.spec
         if not student.classifier.training:  # a walk over all modules
             student.classifier.train()
-        # Dropout draws from the global generator. Keyed by (seed, step), it does not depend on who else trains.
-        self._seed(spec.seed * 1_000_003 + self.step)
         rate = optim.peak_rate(spec.optimizer) * optim.factor(spec.schedule, self.step, self.steps)
         for group in student.optimizer.param_groups:
             group["lr"] = rate
-        count = len(self.splits.train)
-        begins = place % count < self.views.batch  # an epoch
+        parts = self._gradient(student, view, wanted)
+
+        def again() -> Tensor:
+            with student.norms_at_rest():
+                return self._gradient(student, view, wanted, again=True)["total"]
+
+        def excess() -> Tensor:
+            """How far the loss is above the one that the teacher would have."""
+            own = losses.terms(spec.loss, wanted, wanted, view.labels, epoch=self.epoch) if wanted else {}
+            return parts["total"].detach() - sum(own.values(), start=torch.zeros(()))
+
+        asked = optim.asks(spec.optimizer)
+        try:
+            student.step(again if asked == "gradient" else excess if asked == "excess" else None)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            # SOAP factorises what it knows of gradients, and they were not finite: the next report says so.
+            parts["total"], student.stuck = parts["total"] * torch.nan, True
+        for name, value in parts.items():
+            student.sums[name] = student.sums.get(name, 0) + value.detach()
+
+    def _gradient(
+        self, student: Student, view: views.Batch, wanted: Answer | None, *, again: bool = False
+    ) -> dict[str, Tensor]:
+        """Leave the gradient of the loss, at the weights as they are, with the student.
+
+        Args:
+            again: whether it is not the first of this step. It has the same dropout masks: SAM compares two places of
+                one loss, and with other masks it would be two losses.
+
+        Returns:
+            The terms of the loss, and their sum as `total`.
+        """
+        spec = student.spec
+        # Dropout draws from the global generator. Keyed by (seed, step), it does not depend on who else trains.
+        self._seed(spec.seed * 1_000_003 + self.step)
+        begins = self.step * self.views.batch % len(self.splits.train) < self.views.batch and not again  # an epoch
         # The shares ask for several gradients of one answer, and a compiled network spoils what the second one needs.
         call = student.call if begins else student.fast
         with torch.autocast(self.device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
             given = losses.answer(student.classifier, view.images, losses.layers(spec.loss)[0], call)
-        parts = losses.terms(spec.loss, given, wanted, view.labels, epoch=place / count, companion=student.companion)
+        parts = losses.terms(spec.loss, given, wanted, view.labels, epoch=self.epoch, companion=student.companion)
         if begins:
             student.measure_shares(parts)
         total = sum(parts.values(), start=torch.zeros(()))
         student.optimizer.zero_grad(set_to_none=True)
         total.backward()
+        student.gradients += 1
         if student.companion:
             self.world.average(*(weight.grad for weight in student.companion.parameters()))
-        student.optimizer.step()
-        for name, value in (*parts.items(), ("total", total)):
-            student.sums[name] = student.sums.get(name, 0) + value.detach()
+        return {**parts, "total": total}
+
+    @property
+    def epoch(self) -> float:
+        """How often every image was seen."""
+        return self.step * self.views.batch / len(self.splits.train)
 
     def _seed(self, number: int) -> None:
         if self.device.type == "cpu":
@@ -312,20 +315,18 @@ class Training:
 
     def _refuse_nan(self, student: Student, loss: float) -> None:
         if not np.isfinite(loss):
-            raise Diverged(
-                f"the loss became {loss} by step {self.step} of {self.steps}",
-                given=f"{student.spec.optimizer.kind}, learning rate {optim.peak_rate(student.spec.optimizer)}",
-                do="lower optimizer.lr, or lengthen schedule.warmup",
-            )
+            given, do = optim.named(student.spec.optimizer)
+            raise Diverged(f"the loss became {loss} by step {self.step} of {self.steps}", given=given, do=do)
 
     def _validate(self, index: int) -> Validated:
         student, val = self.students[index], self.splits.val
         epoch = (
             student.spec.epochs if self.step == self.steps else self.step * self.views.batch // len(self.splits.train)
         )
-        said = logits_of(student.classifier, val, device=self.device)
+        scored = self.scored(index)
+        said = logits_of(scored, val, device=self.device)
+        self._refuse_nan(student, float(np.abs(said).max()))
         scores = score(said, val.labels, val.classes)
-        self._refuse_nan(student, scores.nll)
         some = slice(None, None, max(1, len(said) // FITTED_ON))
         fitted = score(said, val.labels, val.classes, fit_temperature(said[some], val.labels[some]))
         close = None
@@ -333,8 +334,23 @@ class Training:
             if self._expected is None:
                 self._expected = self.teacher.on(val)
             close = fidelity(self._expected, said)
-        best = student.consider(scores, epoch)
+        best = student.consider(scored, scores, epoch)
         return Validated(index, self.step, epoch, scores, fitted, best, close, student.shares)
+
+    def scored(self, index: int = 0) -> Classifier:
+        """What a student is scored by now: its classifier, or the average of its weights where it keeps one.
+
+        The batch norms of an average are estimated on the run's first views, about 2,000 images, always the same.
+        """
+        student, batches = self.students[index], min(self.steps, -(-NORMS_FROM // self.views.batch))
+        self._seed(student.spec.seed)  # dropout before a norm
+        return optim.scored(
+            student.spec.optimizer,
+            student.optimizer,
+            student.classifier,
+            student.average,
+            lambda: (self.views(step).images for step in range(batches)),
+        )
 
     def assist(self) -> None:
         """Do what the first process says: steps, sums, a state to go on from; until it says anything else."""
@@ -354,18 +370,7 @@ class Training:
 
     def state(self, index: int = 0) -> dict[str, Any]:
         """All that one student needs to go on as if nothing had happened: plain tensors, numbers and text."""
-        student = self.students[index]
-        return {
-            "step": self.step,
-            "weights": student.classifier.state_dict(),
-            "companion": student.companion.state_dict() if student.companion else {},
-            "optimizer": student.optimizer.state_dict(),
-            "best_weights": student.best_weights,
-            "best_epoch": student.best_epoch,
-            "best_score": list(student.best_score),
-            "sums": student.sums,
-            "shares": student.shares,
-        }
+        return {"step": self.step, **self.students[index].state()}
 
     def restore(self, *states: dict[str, Any]) -> None:
         """Go on from the `state` of each student, all of the same step.
@@ -377,16 +382,7 @@ class Training:
             for state in states:
                 self.world.say(state)
             for student, kept in zip(self.students, states, strict=True):
-                student.classifier.load_state_dict(kept["weights"])
-                if student.companion:
-                    student.companion.load_state_dict(kept["companion"])
-                # Rebuilt after the weights are in: Lookahead copies its slow weights when it is built.
-                student.optimizer = _optimizer(student.spec, student.classifier, student.companion)
-                student.optimizer.load_state_dict(kept["optimizer"])
-                student.best_weights = {name: tensor.to(self.device) for name, tensor in kept["best_weights"].items()}
-                student.best_epoch, student.best_score = kept["best_epoch"], tuple(kept["best_score"])
-                student.sums = {name: tensor.to(self.device) for name, tensor in kept["sums"].items()}
-                student.shares = kept["shares"]
+                student.restore(kept, self.device)
             (self.step,) = {kept["step"] for kept in states}
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
             raise BadModel(
@@ -394,10 +390,6 @@ class Training:
                 given=type(error).__name__,
                 do="delete the run and start it again",
             ) from None
-
-
-def _optimizer(spec: RunSpec, classifier: Classifier, companion: nn.Module | None) -> torch.optim.Optimizer:
-    return optim.build(spec.optimizer, nn.ModuleList([classifier, companion]) if companion else classifier)
 
 
 def statistics(images: ImageSet, sample: int = 10_000) -> tuple[list[float], list[float]]:

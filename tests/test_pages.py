@@ -129,12 +129,15 @@ def test_distil_submits_what_the_form_says(shown, store: Store):
     app.number_input(key="spec.epochs").set_value(2)
     app.selectbox(key="spec.optimizer.kind").set_value("lookahead").run()
     app.number_input(key="spec.optimizer.lookahead.k").set_value(7).run()
+    app.selectbox(key="spec.optimizer.lookahead.inner.kind").set_value("sam").run()
+    app.selectbox(key="spec.optimizer.lookahead.inner.sam.inner.kind").set_value("muon").run()
 
     next(button for button in app.button if button.label == "Start").click().run()
 
     assert not app.exception
     (run,) = store.runs()
     assert (run.spec.epochs, run.spec.optimizer.kind, run.spec.optimizer.k) == (2, "lookahead", 7)
+    assert (run.spec.optimizer.inner.kind, run.spec.optimizer.inner.inner.kind) == ("sam", "muon")
     assert run.spec.loss.kind == "cross_entropy"
 
 

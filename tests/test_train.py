@@ -18,7 +18,7 @@ from smallalign_core.errors import BadInput, BadSpec, Diverged
 from smallalign_core.evaluate import fidelity, logits_of, score
 from smallalign_core.losses import Answer
 from smallalign_core.spec import RunSpec, Schedule, parse
-from smallalign_core.spec.parts import Constant, Cosine
+from smallalign_core.spec.optimizer import Constant, Cosine
 from smallalign_core.teacher import Teacher
 from smallalign_core.train import Progress, Stopped, Training, Validated
 

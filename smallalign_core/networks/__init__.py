@@ -233,6 +233,11 @@ def build(
     return Classifier(body, classes, shape, mean, std, size=network.size, probe=head if network.frozen else None)
 
 
+def head(classifier: Classifier) -> nn.Module:
+    """The last layer, which gives the logits."""
+    return classifier.body.get_submodule(_borrowed.head_name(classifier.body, len(classifier.classes)))
+
+
 @dataclass(frozen=True)
 class Size:
     """How big a classifier is.

@@ -71,7 +71,7 @@ def _torchvision(spec: Borrowed, classes: int) -> tuple[nn.Module, nn.Module, An
         warnings.simplefilter("ignore")  # googlenet and inception announce a change of their default initialisation
         if not spec.pretrained:
             network: nn.Module = models.get_model(spec.name, weights=None, num_classes=classes, **options)
-            return network, network.get_submodule(_head_name(network, classes)), (IMAGENET_MEAN, IMAGENET_STD)
+            return network, network.get_submodule(head_name(network, classes)), (IMAGENET_MEAN, IMAGENET_STD)
         try:
             with contextlib.redirect_stdout(sys.stderr):  # the download announces itself; stdout is for the answer
                 network = models.get_model(spec.name, weights="DEFAULT")
@@ -121,7 +121,7 @@ def _at_size(make: Callable[..., nn.Module], size: int) -> nn.Module:
         return make()
 
 
-def _head_name(network: nn.Module, outputs: int) -> str:
+def head_name(network: nn.Module, outputs: int) -> str:
     """The last layer that gives so many outputs."""
     for name, module in reversed(list(network.named_modules())):
         if getattr(module, "out_features", getattr(module, "out_channels", None)) == outputs and hasattr(
@@ -133,7 +133,7 @@ def _head_name(network: nn.Module, outputs: int) -> str:
 
 def _new_head(network: nn.Module, classes: int) -> nn.Module:
     """Put a head for `classes` where the one for ImageNet's 1,000 is."""
-    name = _head_name(network, 1000)
+    name = head_name(network, 1000)
     old = network.get_submodule(name)
     new = (
         nn.Conv2d(old.in_channels, classes, 1) if isinstance(old, nn.Conv2d) else nn.Linear(old.in_features, classes)  # type: ignore[arg-type]

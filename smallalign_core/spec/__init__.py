@@ -40,26 +40,44 @@ from smallalign_core.spec.loss import (
     lessons as lessons,
     titled,
 )
-from smallalign_core.spec.parts import (
+from smallalign_core.spec.optimizer import (
     AdamW as AdamW,
+    AdEmaMix as AdEmaMix,
+    Asam as Asam,
+    Constant as Constant,
+    Cosine as Cosine,
+    Ema as Ema,
+    Lion as Lion,
+    Lookahead as Lookahead,
+    Muon as Muon,
+    NAdamW as NAdamW,
+    Optimizer as Optimizer,
+    Polyak as Polyak,
+    Prodigy as Prodigy,
+    RmsProp as RmsProp,
+    Sam as Sam,
+    Schedule as Schedule,
+    ScheduleFree as ScheduleFree,
+    Sgd as Sgd,
+    Soap as Soap,
+    kind_of,
+    misfit,
+    nest as nest,
+    usual_schedule,
+)
+from smallalign_core.spec.parts import (
     Augment as Augment,
     Borrowed as Borrowed,
     Cnn as Cnn,
-    Constant as Constant,
-    Cosine as Cosine,
     DataSpec as DataSpec,
     Flip as Flip,
     Import as Import,
-    Lookahead as Lookahead,
     Mlp as Mlp,
     Network as Network,
-    Optimizer as Optimizer,
     Part as Part,
     Resnet as Resnet,
     Rotate as Rotate,
-    Schedule as Schedule,
     Separable as Separable,
-    Sgd as Sgd,
     Shift as Shift,
     Teachers,
     Timm as Timm,
@@ -133,12 +151,21 @@ class RunSpec(Part):
     @classmethod
     def _function_matching_mixes(cls, given: Any) -> Any:
         """MixUp is part of function matching: written out too, where nothing mixes already."""
-        if not isinstance(given, Mapping) or _kind(given.get("loss")) != "function_matching":
+        if not isinstance(given, Mapping) or kind_of(given.get("loss")) != "function_matching":
             return given
         policy = given.get("augment") or ()
-        if not isinstance(policy, list | tuple) or any(_kind(part) in ("mixup", "cutmix") for part in policy):
+        if not isinstance(policy, list | tuple) or any(kind_of(part) in ("mixup", "cutmix") for part in policy):
             return given
         return {**given, "augment": (*policy, MixUp(alpha=1.0))}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_schedule(cls, given: Any) -> Any:
+        """Some optimizers know no falling learning rate: written out too."""
+        if isinstance(given, Mapping) and given.get("schedule") is None:
+            usual = usual_schedule(given.get("optimizer"))
+            return given if usual is None else {**given, "schedule": usual}
+        return given
 
     @property
     def teachers(self) -> tuple[str, ...]:
@@ -171,17 +198,19 @@ class RunSpec(Part):
         return self
 
     @model_validator(mode="after")
+    def _optimizer_fits(self) -> Self:
+        layers = isinstance(self.loss, OfLayers)
+        if wrong := misfit(self.optimizer, self.schedule, taught=self.teacher is not None, layers=layers):
+            raise ValueError(wrong)
+        return self
+
+    @model_validator(mode="after")
     def _policy_is_in_order(self) -> Self:
         if wrong := misplaced(self.augment):
             raise ValueError(wrong)
         if self.views and any(isinstance(part, MixUp | CutMix) for part in self.augment):
             raise ValueError("mixed images meet other partners at every step, so none is seen twice: set `views` to 0")
         return self
-
-
-def _kind(part: object) -> object:
-    """The kind of a part in any of its spellings."""
-    return part.get("kind") if isinstance(part, Mapping) else getattr(part, "kind", part)
 
 
 class Policy(Part):
@@ -376,16 +405,17 @@ def set_field(written: dict[str, Any], override: str) -> dict[str, Any]:
         below = node.get(key) if isinstance(node, dict) else node[key]
         if isinstance(below, str):  # a shorthand: write it out so that its fields can be set
             below = expanded(below, "source" if key == "data" else "kind")
-        node[key] = _unwritten(root, keys[: depth + 1]) if below is None else below
+        node[key] = _unwritten(root, keys[: depth + 1], node) if below is None else below
         node = node[key]
     return root
 
 
-def _unwritten(root: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
-    """What stands for a part that was not written out: its default's kind, so that its fields can be set."""
+def _unwritten(root: Mapping[str, Any], path: Sequence[str], node: object) -> dict[str, Any]:
+    """What stands for a part that was not written out below `node`: its default's kind, so that fields can be set."""
     if list(path) == ["loss"]:
         return {"kind": "kd" if root.get("teacher") else "cross_entropy"}
-    owner: type[Part] = Lookahead if list(path) == ["optimizer", "inner"] else RunSpec
+    holders: dict[object, type[Part]] = {one.model_fields["kind"].default: one for one in members(Optimizer)}
+    owner = holders.get(node.get("kind"), RunSpec) if isinstance(node, dict) and path[0] == "optimizer" else RunSpec
     field = owner.model_fields.get(path[-1])
     return {"kind": field.default.kind} if field is not None and hasattr(field.default, "kind") else {}
 

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from smallalign_core.spec._part import Part as Part, shorthand as shorthand
 from smallalign_core.spec.augment import Augment as Augment, Flip as Flip, Rotate as Rotate, Shift as Shift
 from smallalign_core.spec.loss import Loss as Loss
+from smallalign_core.spec.optimizer import Optimizer as Optimizer, Schedule as Schedule
 
 FILLED_IN: dict[str, Any] = {"filled_in": True}  # of a field that no form asks for
 
@@ -183,67 +184,6 @@ def _one_or_several(given: object) -> object:
 Teachers = Annotated[
     Teacher | Annotated[tuple[Teacher, ...], Field(min_length=2, max_length=8)], BeforeValidator(_one_or_several)
 ]
-
-# --- optimizers and schedules -----------------------------------------------------------------------------------------
-
-LearningRate = Annotated[float, Field(gt=0, le=100, description="Peak learning rate.", json_schema_extra={"log": True})]
-WeightDecay = Annotated[float, Field(ge=0, le=10, description="Decay of weight matrices; biases and norms have none.")]
-
-
-class Sgd(Part):
-    """Stochastic gradient descent with Nesterov momentum."""
-
-    kind: Literal["sgd"] = "sgd"
-    lr: LearningRate = 0.1
-    momentum: Annotated[float, Field(ge=0, lt=1, description="0 turns momentum off.")] = 0.9
-    weight_decay: WeightDecay = 5e-4
-
-
-class AdamW(Part):
-    """AdamW (Loshchilov & Hutter, 2019)."""
-
-    kind: Literal["adamw"] = "adamw"
-    lr: LearningRate = 0.002
-    weight_decay: WeightDecay = 0.01
-    beta1: Annotated[float, Field(ge=0, lt=1, description="Decay of the mean of gradients.")] = 0.9
-    beta2: Annotated[float, Field(ge=0, lt=1, description="Decay of the mean of squared gradients.")] = 0.999
-
-
-class Lookahead(Part):
-    """Lookahead (Zhang et al., 2019) around another optimizer: k fast steps, then one slow step back towards them."""
-
-    kind: Literal["lookahead"] = "lookahead"
-    inner: Annotated[
-        Sgd | AdamW,
-        Field(discriminator="kind", description="The optimizer that takes the fast steps."),
-        shorthand("kind"),
-    ] = AdamW()
-    k: Annotated[int, Field(ge=2, le=100, description="Fast steps per slow step.")] = 5
-    alpha: Annotated[float, Field(gt=0, lt=1, description="How far the slow weights follow.")] = 0.5
-
-
-Optimizer = Annotated[Sgd | AdamW | Lookahead, Field(discriminator="kind"), shorthand("kind")]
-
-Warmup = Annotated[
-    float, Field(ge=0, le=0.5, description="Share of the steps in which the learning rate rises from zero.")
-]
-
-
-class Cosine(Part):
-    """Warm-up, then half a cosine down to zero (Loshchilov & Hutter, 2017)."""
-
-    kind: Literal["cosine"] = "cosine"
-    warmup: Warmup = 0.05
-
-
-class Constant(Part):
-    """Warm-up, then the same learning rate to the end."""
-
-    kind: Literal["constant"] = "constant"
-    warmup: Warmup = 0.05
-
-
-Schedule = Annotated[Cosine | Constant, Field(discriminator="kind"), shorthand("kind")]
 
 # --- what a family offers ---
 
