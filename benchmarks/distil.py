@@ -51,7 +51,21 @@ import psutil
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
-from ways import BATCH, OURS, PAIRS, QUICK, VIEWS, WAYS, Pair, classifier, loaded, our_spec, teacher_of, tutorial_steps
+from ways import (
+    BATCH,
+    OURS,
+    PAIRS,
+    QUICK,
+    VIEWS,
+    WAYS,
+    Pair,
+    classifier,
+    in_integers,
+    loaded,
+    our_spec,
+    teacher_of,
+    tutorial_steps,
+)
 
 from smallalign_core import machine, networks
 from smallalign_core.data import Splits
@@ -172,8 +186,9 @@ def duel(pair: Pair, asked: argparse.Namespace) -> dict[str, Any]:
             if mine in best
         },
         "share of peak": {
-            way: (learning + (0 if way == OURS[1] else answering)) / one / max(peak.values())
+            way: (learning + (0 if way == "ours, bank" else answering)) / one / max(peak.values())
             for way, one in best.items()
+            if way != "ours, int8"  # integers have another peak, which is not measured
         },
         "peak GFLOP/s": {name: one / 1e9 for name, one in peak.items()},
         "MFLOP an image": {"teacher": answering / 1e6, "student": learning / 1e6},
@@ -184,8 +199,8 @@ def show(name: str, found: dict[str, Any]) -> None:
     """Print what was measured of one pair."""
     print(f"\n{name}: peak {', '.join(f'{key} {one:.0f}' for key, one in found['peak GFLOP/s'].items())} GFLOP/s")
     for way, one in found["us an image"].items():
-        share = found["share of peak"][way]
-        print(f"  {way:<14}{one:>10.1f} us an image{share:>8.0%} of the peak", end="")
+        share = found["share of peak"].get(way)
+        print(f"  {way:<14}{one:>10.1f} us an image", end="" if share is None else f"{share:>8.0%} of the peak")
         for other, times in found["times"].get(way, {}).items():
             low, middle, high = times["rounds"][0], statistics.median(times["rounds"]), times["rounds"][-1]
             print(f"   {times['minima']:.1f}x {other} (rounds {middle:.1f} [{low:.1f} to {high:.1f}])", end="")
@@ -211,9 +226,10 @@ def accuracies(pair: Pair, splits: Splits, asked: argparse.Namespace) -> dict[st
         for _ in range(asked.epochs * (len(splits.train) // BATCH)):
             next(steps)
         said["tutorial"].append(tested(student, splits))
-        for way, views in zip(OURS, (0, VIEWS), strict=True):
+        small = in_integers(teacher, pair, splits)
+        for way, views, whole in zip(OURS, (0, 0, VIEWS), (teacher, small, teacher), strict=True):
             spec = our_spec(pair, precision="bf16", views=views, seed=seed, epochs=asked.epochs)
-            knows = Teacher(teacher, splits.classes, precision="bf16")
+            knows = Teacher(whole, splits.classes, precision="fp32" if whole is small else "bf16")
             wanted = plan(spec, splits, ["teacher"], torch.device("cpu"))
             assert wanted is not None
             with tempfile.TemporaryDirectory() as folder, Bank(wanted, Shelf(Path(folder)), lambda k=knows: k) as bank:

@@ -5,6 +5,7 @@ Each is a generator that is built and then takes a step whenever it is asked for
 
 from __future__ import annotations
 
+import copy
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -235,14 +236,20 @@ def ours(pair: Pair, splits: Splits, _: Path) -> Iterator[int]:
     yield from forever(training)
 
 
-def ours_in_integers(pair: Pair, splits: Splits, _: Path) -> Iterator[int]:
-    """Ours with a live teacher of 8-bit integers, run by ONNX Runtime (`answers: int8`)."""
-    machine.keep_freed_memory()
-    whole = teacher_of(pair, splits)
+def in_integers(whole: Classifier, pair: Pair, splits: Splits) -> Classifier:
+    """A teacher of 8-bit integers, run by ONNX Runtime: what `answers: int8` makes of it."""
     seen = views.of_run(our_spec(pair), splits.train)
     batches = [whole.prepare(seen(step).images).contiguous().numpy() for step in range(teaching.CALIBRATED_ON)]
-    content = graphs.in_integers(graphs.of_body(whole.body, torch.from_numpy(batches[0])), batches)
-    whole.channels_last, whole.body = False, graphs.Graph(content)
+    made = copy.deepcopy(whole)
+    made.channels_last = False
+    made.body = graphs.Graph(graphs.in_integers(graphs.of_body(whole.body, torch.from_numpy(batches[0])), batches))
+    return made
+
+
+def ours_in_integers(pair: Pair, splits: Splits, _: Path) -> Iterator[int]:
+    """Ours with a live teacher of 8-bit integers."""
+    machine.keep_freed_memory()
+    whole = in_integers(teacher_of(pair, splits), pair, splits)
 
     def begin(precision: str) -> Training:
         return Training([our_spec(pair, precision=precision)], splits, Teacher(whole, splits.classes))
