@@ -43,12 +43,16 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Where a control group says how much memory its processes may use: versions 2 and 1."""
+
+
 def memory() -> int:
     """Bytes of memory that there are, or that a control group leaves to this process."""
     import psutil
 
     found = int(psutil.virtual_memory().total)
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+    for file in LIMITS:
         try:
             found = min(found, int(Path(file).read_text()))
         except (OSError, ValueError):  # no such group, or "max"

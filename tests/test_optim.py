@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -17,7 +18,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from smallalign_core import desk, losses, networks, optim
+from smallalign_core import desk, losses, machine, networks, optim
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadSpec
 from smallalign_core.evaluate import logits_of, score
@@ -532,10 +533,14 @@ def test_gradients_are_counted_and_reported(train: Train) -> None:
     assert [event["gradients"] for event in run.events("progress")][-1] == result["gradients"]
 
 
-def test_memory_is_that_of_the_machine_or_of_its_group(tmp_path: Path) -> None:
-    from smallalign_core.machine import memory
-
-    assert 10**8 < memory() < 10**15
+def test_memory_is_that_of_the_machine_or_of_its_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unlimited, limited = tmp_path / "unlimited", tmp_path / "limited"
+    unlimited.write_text("max\n")
+    limited.write_text("123456789\n")
+    monkeypatch.setattr(machine, "LIMITS", (str(unlimited), str(tmp_path / "none")))
+    assert machine.memory() == psutil.virtual_memory().total
+    monkeypatch.setattr(machine, "LIMITS", (str(unlimited), str(limited)))
+    assert machine.memory() == 123456789
 
 
 def test_companions_are_perturbed_and_learn_too(digits: Splits, teacher: Teacher) -> None:
