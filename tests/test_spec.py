@@ -196,3 +196,18 @@ def test_bad_input_is_one_line(asked: list[str], tmp_path: Path, capsys: pytest.
     assert told.out == ""
     assert len(told.err.splitlines()) == 1
     assert "option: --store" not in told.err
+
+
+@pytest.mark.parametrize(
+    ("given", "teachers"),
+    [
+        ("12345678", ("12345678",)),
+        ("[a, 0042]", ("a", "0042")),
+        ("null", ()),
+        ("", ()),
+        ("models/zoo/x y", ("models/zoo/x y",)),
+    ],
+)
+def test_teachers_are_set_by_name_list_or_null(given: str, teachers: tuple[str, ...]) -> None:
+    written = set_field({**MINIMAL, "teacher": "old"}, f"teacher={given}")
+    assert parse(written).teachers == teachers

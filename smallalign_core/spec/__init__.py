@@ -384,7 +384,8 @@ def set_field(written: dict[str, Any], override: str) -> dict[str, Any]:
     if not equals or not all(keys):
         raise BadSpec("an override reads field=value", given=override, do="write for example --set optimizer.lr=0.01")
     try:
-        value = text if keys == ["teacher"] else yaml.safe_load(text)  # an id of digits only is still a text
+        # An id of digits only is still a text: BaseLoader leaves every word as it is.
+        value = _names(text) if keys == ["teacher"] else yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError):
         value = text
     root: dict[str, Any] = json.loads(json.dumps(written, default=str))
@@ -408,6 +409,13 @@ def set_field(written: dict[str, Any], override: str) -> dict[str, Any]:
         node[key] = _unwritten(root, keys[: depth + 1], node) if below is None else below
         node = node[key]
     return root
+
+
+def _names(text: str) -> object:
+    """Teachers as they are given to `--set`: one, a list in brackets, or null for none."""
+    if text.strip() in ("", "null"):
+        return None
+    return yaml.load(text, yaml.BaseLoader) if text.strip().startswith("[") else text  # makes only texts
 
 
 def _unwritten(root: Mapping[str, Any], path: Sequence[str], node: object) -> dict[str, Any]:
