@@ -3,7 +3,7 @@
 import streamlit as st
 
 from pages.ui import backstage, forms, listing, picks, policy, specs, teachers, wording
-from smallalign_core.spec import Cnn, DataSpec, Network, RunSpec, lessons, members, parse
+from smallalign_core.spec import Cnn, DataSpec, Network, RunSpec, lessons, members, parse, usual_schedule
 
 ESSENTIAL = ("epochs", "batch", "seed")
 HERE = ("data", "teacher", "network", "loss", "augment", *ESSENTIAL)
@@ -63,7 +63,12 @@ with form:
             query_params={"data": source, "policy": policy.written(augment["augment"])},
         )
     with st.expander("More: fixed views, optimizer, schedule, precision"):
-        more = forms.part(RunSpec, key=KEY, without=HERE if teacher else (*HERE, "shuffled", "answers"))
+        more = forms.part(RunSpec, key=KEY, only=("optimizer",))
+        settled = usual_schedule(more["optimizer"])
+        if settled:
+            st.caption(f"With this optimizer the schedule is {settled.kind}.")
+        hidden = (*HERE, "optimizer", *(["schedule"] if settled else []), *([] if teacher else ["shuffled", "answers"]))
+        more |= forms.part(RunSpec, key=KEY, without=hidden)
     with st.expander("More: how the images are divided and sized"):
         divided = forms.part(DataSpec, key=f"{KEY}.data", without=("source",))
 

@@ -589,3 +589,13 @@ def test_the_teacher_that_is_offered_is_chosen_on_validation() -> None:
     assert listing.likeliest([lucky, good, foreign], "digits") == "good"
     assert listing.likeliest([lucky, good, foreign], "new") == "foreign"
     assert listing.likeliest([], "digits") is None
+
+
+def test_an_optimizer_that_needs_its_own_schedule_leaves_no_menu_for_one(shown) -> None:
+    app = shown("distil", data="digits")
+    assert app.selectbox(key="spec.schedule.kind").value == "cosine"
+    app.selectbox(key="spec.optimizer.kind").select("schedule_free").run()
+    assert not app.exception
+    assert not app.error
+    assert "spec.schedule.kind" not in [menu.key for menu in app.selectbox]
+    assert "the schedule is constant" in texts(app)

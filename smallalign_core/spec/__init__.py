@@ -63,7 +63,7 @@ from smallalign_core.spec.optimizer import (
     kind_of,
     misfit,
     nest as nest,
-    usual_schedule,
+    usual_schedule as usual_schedule,
 )
 from smallalign_core.spec.parts import (
     Augment as Augment,
