@@ -15,7 +15,7 @@ from safetensors.torch import load, load_file, save_file
 from timm.data import ImageNetInfo
 from torch import nn
 
-from smallalign_core import export, foreign, jail, networks, preflight
+from smallalign_core import foreign, graphs, jail, networks, preflight
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadInput
 from smallalign_core.spec import DataSpec, parse
@@ -108,7 +108,7 @@ def test_the_packages_network_comes_in_as_onnx(
 ) -> None:
     """One image at a time, NCHW floats of one size: what exporters write by default."""
     buffer, example = io.BytesIO(), torch.zeros(1, 3, SIDE, SIDE)
-    with export._quiet():
+    with graphs.quiet():
         program = torch.onnx.export(package[0], (example,), dynamo=True, opset_version=18, verbose=False)
     assert program is not None
     buffer.write(program.model_proto.SerializeToString())
