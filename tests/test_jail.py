@@ -25,6 +25,7 @@ def test_a_file_is_run_as_what_it_was_looked_at(tmp_path: Path) -> None:
     assert jail.inspect(file, (8, 8))["trial"] == [[2, 64]]
 
 
+@pytest.mark.slow
 def test_a_zip_of_millions_of_names_meets_the_memory_limit(tmp_path: Path) -> None:
     """Telling kinds apart reads the whole list of a zip: that is bounded too."""
     count = 300_000

@@ -140,6 +140,7 @@ def test_lockstep_of_all_kinds_changes_nobody(digits: Splits, teacher: Teacher) 
         assert equal(weights(together, index), weights(alone)), spec.optimizer
 
 
+@pytest.mark.slow
 def test_each_kind_lowers_the_loss(digits: Splits, teacher: Teacher) -> None:
     """Each with its own defaults, but for Lion's rate, which is for long runs."""
     specs = [

@@ -123,6 +123,7 @@ def test_data_says_in_a_sentence_that_a_path_does_not_exist(shown):
     assert "no such path exists" in app.error[0].value
 
 
+@pytest.mark.slow
 def test_distil_submits_what_the_form_says(shown, store: Store):
     app = shown("distil")
     app.selectbox(key="pick-teacher").set_value("none").run()
@@ -167,6 +168,7 @@ def test_distil_with_a_teacher_offers_every_loss_that_asks_it(shown):
         assert ("kind: mixup" in written) == (kind == "function_matching")
 
 
+@pytest.mark.slow
 def test_distil_says_the_snippets_warning_and_which_layers_there_are(shown):
     app = shown("distil", teacher="digits-teacher")
     app.selectbox(key="spec.loss.kind").set_value("scaled_mse").run()
@@ -516,6 +518,7 @@ def test_an_image_of_ones_own_is_shown_with_what_the_teacher_says(shown, tmp_pat
     assert "not an image that can be read" in app.error[0].value
 
 
+@pytest.mark.slow
 def test_distil_asks_the_teacher_first_and_starts_with_controls(shown, store: Store) -> None:
     app = shown("distil", data="digits")
     assert "Worth trying" not in [metric.label for metric in app.metric]
@@ -591,6 +594,7 @@ def test_the_teacher_that_is_offered_is_chosen_on_validation() -> None:
     assert listing.likeliest([], "digits") is None
 
 
+@pytest.mark.slow
 def test_an_optimizer_that_needs_its_own_schedule_leaves_no_menu_for_one(shown) -> None:
     app = shown("distil", data="digits")
     assert app.selectbox(key="spec.schedule.kind").value == "cosine"

@@ -454,6 +454,7 @@ def test_the_panel_calls_one_seed_no_evidence_before_and_after(panel, store: Sto
     assert "1 seed: not evidence" in app.run().warning[0].value
 
 
+@pytest.mark.slow
 def test_the_panel_names_a_failed_run(panel, store: Store) -> None:
     ((ours, _),) = worth.pairs(augmented(store), "augment", 1)
     with Recording(store.create(ours)) as recording:
