@@ -5,7 +5,6 @@ Each is a generator that is built and then takes a step whenever it is asked for
 
 from __future__ import annotations
 
-import copy
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from torchvision import models, transforms
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from smallalign_core import data, graphs, machine, networks, teaching, tuning, views
+from smallalign_core import data, machine, networks, teaching, tuning
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.networks import Classifier
 from smallalign_core.spec import DataSpec, RunSpec, parse
@@ -238,12 +237,8 @@ def ours(pair: Pair, splits: Splits, _: Path) -> Iterator[int]:
 
 def in_integers(whole: Classifier, pair: Pair, splits: Splits) -> Classifier:
     """A teacher of 8-bit integers, run by ONNX Runtime: what `answers: int8` makes of it."""
-    seen = views.of_run(our_spec(pair), splits.train)
-    batches = [whole.prepare(seen(step).images).contiguous().numpy() for step in range(teaching.CALIBRATED_ON)]
-    made = copy.deepcopy(whole)
-    made.channels_last = False
-    made.body = graphs.Graph(graphs.in_integers(graphs.of_body(whole.body, torch.from_numpy(batches[0])), batches))
-    return made
+    content, _ = teaching.as_graph(whole, our_spec(pair, answers="int8"), splits)
+    return teaching.by_graph(whole, content)
 
 
 def ours_in_integers(pair: Pair, splits: Splits, _: Path) -> Iterator[int]:

@@ -14,7 +14,6 @@ def shuffle() -> None:
 
 
 store = backstage.store()
-root = str(store.root.resolve())
 st.title("Augment")
 left, right = st.columns([2, 3], gap="large")
 with left:

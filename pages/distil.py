@@ -77,7 +77,7 @@ with side:
     spec = parse(
         {
             "data": {"source": source, **divided},
-            "teacher": several if len(several) > 1 else next(iter(several), None),
+            "teacher": several or None,
             "network": network,
             "loss": loss,
         }

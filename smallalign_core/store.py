@@ -316,8 +316,7 @@ class Store:
 
     def named(self, spec: RunSpec) -> RunSpec:
         """`spec` with its teachers called as people call them."""
-        names = tuple(self.name_of(reference) for reference in spec.teachers)
-        return spec.model_copy(update={"teacher": names if len(names) > 1 else next(iter(names), None)})
+        return spec.taught_by([self.name_of(reference) for reference in spec.teachers])
 
     def resolve(self, spec: RunSpec, splits: data.Splits, precision: str) -> RunSpec:
         """`spec` with everything filled in that its digest depends on: fingerprints, teacher's id, precision.
@@ -331,17 +330,16 @@ class Store:
         network, teachers = spec.network, [self.finished(name) for name in spec.teachers]
         for run in teachers:
             self._adopt(run)
-        ids = tuple(run.id for run in teachers)
         source = spec.data.source
         if source not in data.NAMED:  # the worker may run in another folder
             source = str(Path(source).expanduser().resolve())
         filled = spec.data.model_copy(update={"source": source, "fingerprint": splits.fingerprint})
-        teacher = ids if len(ids) > 1 else next(iter(ids), None)
         if isinstance(network, Borrowed) and network.weights is not None:
             file = Path(network.weights).expanduser().resolve()
-            known = {"weights": str(file), "weights_sha256": jail.accepted_weights(file)}
-            network = network.model_copy(update=known)
-        return spec.model_copy(update={"data": filled, "network": network, "teacher": teacher, "precision": precision})
+            accepted = {"weights": str(file), "weights_sha256": jail.accepted_weights(file)}
+            network = network.model_copy(update=accepted)
+        known = {"data": filled, "network": network, "precision": precision}
+        return spec.taught_by([run.id for run in teachers]).model_copy(update=known)
 
     def _adopt(self, run: Run) -> None:
         """Copy a finished run from elsewhere into the store, unless the store knows it."""

@@ -55,7 +55,6 @@ def live(specs: Sequence[RunSpec], store: Store, splits: data.Splits, device: An
 
 def _answering(whole: Answering, run: Run, spec: RunSpec, store: Store, splits: data.Splits) -> Answering:
     """`whole`, answered by whom `spec` says; what ONNX Runtime needs for that is made once and kept in the cache."""
-    from smallalign_core.graphs import Graph
     from smallalign_core.networks import Classifier
 
     if spec.answers == "torch":
@@ -67,18 +66,7 @@ def _answering(whole: Answering, run: Run, spec: RunSpec, store: Store, splits: 
             do="leave `answers` out",
         )
     file = _graph(run, spec, store)
-    made, close = copy.deepcopy(whole).cpu(), None
-    made.channels_last = False
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        close = json.loads(file.with_suffix(".json").read_text())
-        content = file.read_bytes()
-        if hashlib.sha256(content).hexdigest() != close["sha256"]:
-            close = None
-    if close is None:
-        content, close = _written(whole, spec, splits)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write(file, content)
-        write_json(file.with_suffix(".json"), close)
+    content, close = _kept(file) or _made(file, whole, spec, splits)
     if close["agreement"] < LEAST_AGREEMENT:
         raise BadModel(
             f"in 8-bit integers the teacher agrees with itself on {close['agreement']:.1%} of {close['images']:,} "
@@ -86,8 +74,33 @@ def _answering(whole: Answering, run: Run, spec: RunSpec, store: Store, splits: 
             given=run.name,
             do="use answers: onnx, or leave it out",
         )
-    made.body = Graph(content)
+    return by_graph(whole, content)
+
+
+def by_graph(whole: Classifier, content: bytes) -> Classifier:
+    """A copy of `whole` whose body is the graph in `content`; its preprocessing stays."""
+    from smallalign_core.graphs import Graph
+
+    made = copy.deepcopy(whole).cpu()
+    made.channels_last, made.body = False, Graph(content)
     return made
+
+
+def _kept(file: Path) -> tuple[bytes, dict[str, Any]] | None:
+    """A graph and what is known of it; None if either is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        content, close = file.read_bytes(), json.loads(file.with_suffix(".json").read_text())
+        if hashlib.sha256(content).hexdigest() == close["sha256"]:
+            return content, close
+    return None
+
+
+def _made(file: Path, whole: Classifier, spec: RunSpec, splits: data.Splits) -> tuple[bytes, dict[str, Any]]:
+    content, close = as_graph(whole, spec, splits)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write(file, content)
+    write_json(file.with_suffix(".json"), close)
+    return content, close
 
 
 def _graph(run: Run, spec: RunSpec, store: Store) -> Path:
@@ -102,7 +115,7 @@ def _graph(run: Run, spec: RunSpec, store: Store) -> Path:
     return store.root / "cache" / "answers" / f"{key}.onnx"
 
 
-def _written(whole: Classifier, spec: RunSpec, splits: data.Splits) -> tuple[bytes, dict[str, Any]]:
+def as_graph(whole: Classifier, spec: RunSpec, splits: data.Splits) -> tuple[bytes, dict[str, Any]]:
     """A classifier's body as a graph, and how close the classifier stays to itself with it, on validation images."""
     import numpy as np
     import torch
@@ -116,10 +129,8 @@ def _written(whole: Classifier, spec: RunSpec, splits: data.Splits) -> tuple[byt
     content = graphs.of_body(whole.body, torch.from_numpy(batches[0]))
     if spec.answers == "int8":
         content = graphs.in_integers(content, batches)
-    made = copy.deepcopy(whole)
-    made.channels_last, made.body = False, graphs.Graph(content)
     val = splits.val.take(np.arange(min(2_000, len(splits.val))))
-    close = fidelity(logits_of(whole, val), logits_of(made, val))
+    close = fidelity(logits_of(whole, val), logits_of(by_graph(whole, content), val))
     facts = {"agreement": close.agreement, "kl": close.kl, "images": len(val), "bytes": len(content)}
     return content, facts | {"sha256": hashlib.sha256(content).hexdigest()}
 
@@ -127,12 +138,13 @@ def _written(whole: Classifier, spec: RunSpec, splits: data.Splits) -> tuple[byt
 def closeness(spec: RunSpec, store: Store) -> list[dict[str, Any]] | None:
     """For each teacher of a resolved `spec` that ONNX Runtime answers for, how close that is; None for PyTorch.
 
-    Each has `agreement` (share of the same top-1), `kl` in nats and `images`: those of validation that were asked.
+    Each has `agreement` (share of the same top-1), `kl` in nats and `images`: those of validation that were asked. One
+    whose file was deleted, while a bank still answers for it, is left out.
     """
     if spec.answers == "torch" or not spec.teacher:
         return None
     files = [_graph(store.finished(name), spec, store).with_suffix(".json") for name in spec.teachers]
-    return [read_json(file, missing={}) for file in files]
+    return [found for file in files if (found := read_json(file, missing={}))]
 
 
 def plan(specs: Sequence[RunSpec], store: Store, splits: data.Splits, device: Any) -> Plan | None:

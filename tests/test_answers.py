@@ -80,3 +80,15 @@ def test_integers_that_disagree_are_refused(store: Store, train: Train) -> None:
 def test_losses_of_layers_need_the_teacher_itself() -> None:
     with pytest.raises(BadSpec, match="looks into the teacher"):
         tiny(teacher="t", loss="fitnets", answers="int8")
+
+
+def test_either_file_may_be_deleted_at_any_time(store: Store, train: Train, digits: Splits) -> None:
+    teacher = train(epochs=4)
+    spec = desk.resolve(store, tiny(teacher=teacher.id, answers="int8"))
+    (file,) = (store.root / "cache" / "answers").glob("*.onnx")
+    for gone in (file, file.with_suffix(".json")):
+        gone.unlink()
+        teaching.live([spec], store, digits, "cpu")
+        assert gone.exists()
+    file.with_suffix(".json").unlink()
+    assert teaching.closeness(spec, store) == [], "what is not known is not claimed"

@@ -172,6 +172,10 @@ class RunSpec(Part):
         """The runs to learn from: none, one or several."""
         return (self.teacher,) if isinstance(self.teacher, str) else self.teacher or ()
 
+    def taught_by(self, names: Sequence[str]) -> RunSpec:
+        """The same spec with these teachers."""
+        return self.model_copy(update={"teacher": tuple(names) if len(names) > 1 else next(iter(names), None)})
+
     def keeps_step_with(self, other: RunSpec) -> bool:
         """Whether the two see the same views, so that they can be trained in lockstep."""
         shared = ("data", "augment", "views", "batch", "epochs", "seed", "precision", "answers")
