@@ -14,7 +14,7 @@ test fast bench: export OMP_NUM_THREADS ?= 1
 test: lint
 	$(BIN)/python -m pytest
 
-# The part to run while working: under three minutes.
+# The part to run while working: without what takes seconds each, and without a browser.
 fast: $(VENV)/.test
 	$(BIN)/python -m pytest -m "not slow and not browser"
 
