@@ -162,9 +162,9 @@ class Difference:
         metric: `accuracy` or `nll`.
         seeds: of how many pairs; `by_seed`: the difference of each, in the order of seeds.
         mean, low, high: with its 95 % interval, over seeds and test images together.
-        method: `bootstrap` (crossed, percentile), `t` (crossed, where the former would be too narrow: few seeds), or
-            `seeds` (t over seeds alone: the runs' answers to each image are not kept).
-        p: two-sided, of the same crossed t statistic; `holm`: corrected over all arms of this budget (Holm, 1979).
+        method: `crossed`: a bootstrap of seeds and test images together, corrected for few seeds (`stats.crossed`);
+            `seeds`: t over seeds alone, where the runs' answers to each image are not kept.
+        p: two-sided, of the same t statistic; `holm`: corrected over all arms of this budget (Holm, 1979).
         verdict: `better` and `worse` only where the interval leaves out zero and `holm` is below 0.05; `no difference
             larger` than `margin` by two one-sided tests (Schuirmann, 1987); `no spread` where all pairs differ equally.
         margin: for accuracy only.
@@ -181,7 +181,7 @@ class Difference:
     mean: float | None = None
     low: float | None = None
     high: float | None = None
-    method: Literal["bootstrap", "t", "seeds"] | None = None
+    method: Literal["crossed", "seeds"] | None = None
     p: float | None = None
     holm: float | None = None
     margin: float | None = None
