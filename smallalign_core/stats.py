@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-UPPER, POWER = 1.959964, 0.841621
+UPPER, POWER = 1.959963984540054, 0.8416212335729143
 """Quantiles of the normal distribution at 97.5 % (two-sided 5 %) and at 80 %."""
 DRAWS = 2_000
 CHUNK = 4_000_000
@@ -145,17 +145,21 @@ def within(found: Mean, margin: float) -> bool:
     return abs(found.mean) + half < margin
 
 
-def pairs_needed(mean: float, sd: float, floor: float = 0.0) -> int | None:
+def pairs_needed(mean: float, sd: float, floor: float = 0.0, tests: int = 1) -> int | None:
     """Pairs for 80 % power at 5 %, two-sided, of a paired t test (Guenther, 1981); None if no number would do.
 
     Args:
         sd: of the differences over seeds.
         floor: variance of the mean that no number of seeds lowers, such as that of the choice of test images.
+        tests: how many share the 5 % (Bonferroni).
     """
+    from scipy.special import ndtri
+
     if abs(mean) <= EQUAL:
         return None
-    left = (mean / (UPPER + POWER)) ** 2 - floor
-    needed = sd**2 / left + UPPER**2 / 2 if left > 0 else math.inf
+    upper = -float(ndtri(0.025 / tests))
+    left = (mean / (upper + POWER)) ** 2 - floor
+    needed = sd**2 / left + upper**2 / 2 if left > 0 else math.inf
     return math.ceil(needed) if needed < 1e6 else None
 
 

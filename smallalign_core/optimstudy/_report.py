@@ -237,10 +237,11 @@ class Difference:
         if self.verdict != "undecided":
             return ""
         if self.more_seeds is None:
-            return "more seeds alone would not tell, the test images are too few for a difference this small"
+            return "too few test images for a difference this small, more seeds alone would not tell"
         if self.more_seeds > FAR:
             return f"a difference this small may not show on {FAR} more seeds"
-        return f"need about {self.more_seeds} more seed{'s' * (self.more_seeds > 1)}"
+        after = "" if self.low is None or self.high is None or self.low <= 0 <= self.high else "after correction, "
+        return f"{after}need about {self.more_seeds} more seed{'s' * (self.more_seeds > 1)}"
 
 
 @dataclass(frozen=True)

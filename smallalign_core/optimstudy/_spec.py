@@ -290,6 +290,17 @@ def read_study(path: Path, overrides: Sequence[str] = ()) -> OptimizerStudySpec:
     return parse_study(written)
 
 
+def probes(spec: OptimizerStudySpec) -> list[RunSpec]:
+    """One run of each optimizer, the reference first."""
+    return [run_spec(spec, entry.optimizer, spec.budgets[0], spec.student.seed) for entry in entries(spec)]
+
+
+def resolved(spec: OptimizerStudySpec, run: RunSpec) -> OptimizerStudySpec:
+    """The study with what its first probe was resolved to: fingerprints, the teacher's id, precision, layers."""
+    own = {name: getattr(spec.student, name) for name in ("optimizer", "schedule", "epochs", "seed")}
+    return spec.model_copy(update={"student": run.model_copy(update=own)})
+
+
 def study_id(spec: OptimizerStudySpec) -> str:
     """The id of a resolved study: 16 hexadecimal characters."""
     text = json.dumps({"loop": LOOP, "optimizers": canonical(spec)}, sort_keys=True, separators=(",", ":"))
