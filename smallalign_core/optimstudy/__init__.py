@@ -9,18 +9,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from smallalign_core.optimstudy._build import curves as curves, report as report
-from smallalign_core.optimstudy._plan import wanted as wanted
-from smallalign_core.optimstudy._report import (
-    Arm as Arm,
+from smallalign_core.optimstudy._parts import (
     Curve as Curve,
     Difference as Difference,
     Finder as Finder,
-    OptimizerStudy as OptimizerStudy,
     Point as Point,
     RaceRun as RaceRun,
     Reached as Reached,
     Trial as Trial,
 )
+from smallalign_core.optimstudy._plan import wanted as wanted
+from smallalign_core.optimstudy._report import Arm as Arm, OptimizerStudy as OptimizerStudy
 from smallalign_core.optimstudy._spec import (
     LIBRARY_RATES as LIBRARY_RATES,
     Entry as Entry,

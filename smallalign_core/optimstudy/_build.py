@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from smallalign_core.optimstudy._judge import Seen, against, of_reference
+from smallalign_core.optimstudy._parts import Curve, Finder, Point, RaceRun, Reached, Trial
 from smallalign_core.optimstudy._plan import (
     DAMAGED,
     Look,
@@ -20,16 +21,7 @@ from smallalign_core.optimstudy._plan import (
     trial,
     tuning,
 )
-from smallalign_core.optimstudy._report import (
-    Arm,
-    Curve,
-    Finder,
-    OptimizerStudy,
-    Point,
-    RaceRun,
-    Reached,
-    Trial,
-)
+from smallalign_core.optimstudy._report import Arm, OptimizerStudy
 from smallalign_core.optimstudy._spec import (
     Entry,
     OptimizerStudySpec,

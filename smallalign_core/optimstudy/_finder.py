@@ -14,8 +14,8 @@ from smallalign_core.errors import Refused
 from smallalign_core.execution import TOGETHER
 from smallalign_core.files import write
 from smallalign_core.machine import set_threads
+from smallalign_core.optimstudy._parts import Finder
 from smallalign_core.optimstudy._plan import FINDERS, finder_key, finders, finders_json
-from smallalign_core.optimstudy._report import Finder
 from smallalign_core.optimstudy._spec import Entry, OptimizerStudySpec, entries, run_spec, tuning_seed, with_rate
 from smallalign_core.spec import Constant
 from smallalign_core.store import Store

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smallalign_core import logits, stats
-from smallalign_core.optimstudy._report import Difference, Verdict
+from smallalign_core.optimstudy._parts import Difference, Verdict
 from smallalign_core.store import Run
 from smallalign_core.worth import METRICS
 

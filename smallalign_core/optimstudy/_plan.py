@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from smallalign_core.errors import SmallAlignError
 from smallalign_core.files import read_json
-from smallalign_core.optimstudy._report import Finder
+from smallalign_core.optimstudy._parts import Finder
 from smallalign_core.optimstudy._spec import (
     Entry,
     OptimizerStudySpec,

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from smallalign_core.errors import BadSpec
-from smallalign_core.optimstudy._report import Track
+from smallalign_core.optimstudy._parts import Track
 from smallalign_core.spec import (
     LOOP,
     AdamW,
