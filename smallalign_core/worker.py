@@ -48,14 +48,14 @@ def serve(
     store.root.mkdir(parents=True, exist_ok=True)
     lock = FileLock(store.root / f"worker-{device.replace(':', '-')}.lock", timeout=1.0)
     try:
-        lock.acquire()
+        held = lock.acquire()
     except Timeout:
         raise Refused(
             f"another worker serves this store on device {device}",
             given=store.root,
             do="let it work, or name another --device",
         ) from None
-    with lock:
+    with held:
         keep_freed_memory()
         log.info("worker %d serves %s on %s", os.getpid(), store.root, device)
         # Before the first run: these are the slowest imports, and the first click should not wait for them.
