@@ -290,9 +290,9 @@ def _read_points(folder: Path, _: int, __: int) -> tuple[Point, ...]:
 
 
 def _usual_target(reference: Arm) -> float | None:
-    """What the reference reaches: the median of its runs' best validation accuracy."""
+    """What at least half of the reference's runs reach: the lower median of their best validation accuracy."""
     reached = [run.val["accuracy"] for run in reference.runs if run.val]
-    return statistics.median(reached) if reached else None
+    return statistics.median_low(reached) if reached else None
 
 
 def _with_target(arm: Arm, target: float | None, store: Store) -> Arm:
