@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from smallalign_core import data, foreign
 from smallalign_core.data import ImageSet
 from smallalign_core.evaluate import Scores, divergence, log_softmax, logits_of, score, wilson
-from smallalign_core.files import write
+from smallalign_core.errors import SmallAlignError
+from smallalign_core.files import read_json, write_json
 from smallalign_core.store import Run, Store
 
 SHOWN = 300
@@ -165,8 +166,11 @@ def kept(teacher: Run, student: Run, store: Store, split: str) -> Path:
 def compare_once(teacher: Run, student: Run, store: Store, *, split: str = "test") -> dict[str, Any]:
     """As `compare`, as plain values; made once for the same weights."""
     file = kept(teacher, student, store, split)
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write(file, json.dumps(compare(teacher, student, store, split=split).as_dict()))
-    found: dict[str, Any] = json.loads(file.read_text())
+    with contextlib.suppress(SmallAlignError):  # damaged: made again
+        known: dict[str, Any] | None = read_json(file, missing=None)
+        if known:
+            return known
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, compare(teacher, student, store, split=split).as_dict())
+    found: dict[str, Any] = read_json(file)
     return found

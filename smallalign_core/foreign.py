@@ -29,7 +29,7 @@ from smallalign_core.evaluate import fit_temperature, logits_of, score
 from smallalign_core.files import write_folder, write_json
 from smallalign_core.networks import Answering
 from smallalign_core.spec import DataSpec, Import, id_of
-from smallalign_core.store import SCHEMA, Run, Store
+from smallalign_core.store import Run, Store
 
 CHUNK = 128  # images that a file of any batch gets at once
 FLOOR = 1e-8  # of probabilities, before their logarithm
@@ -172,7 +172,7 @@ def classifier(run: Run, classes: tuple[str, ...] | None = None) -> Answering:
         except OSError:
             raise BadModel("the imported file is missing", given=run.weights, do="import it again") from None
     else:
-        whole = networks.from_file(run.weights)
+        whole = networks.from_file(run.weights, (run.result or {}).get("weights_sha256"))
     if classes is None or classes == whole.classes:
         return whole.eval()
     return Selected(whole, columns_of(whole.classes, classes), classes).eval()
@@ -255,8 +255,8 @@ def _kept(store: Store, how: Import, content: bytes, result: dict[str, Any]) -> 
     part = run.folder.with_name(f".importing-{run.name}-{os.getpid()}")
     try:
         write_folder(part, {"model.onnx": content})
-        write_json(part / "import.json", {"schema": SCHEMA, "import": how.model_dump(mode="json")})
-        write_json(part / "result.json", {"schema": SCHEMA, "id": run.name, **result})
+        write_json(part / "import.json", {"import": how.model_dump(mode="json")})
+        write_json(part / "result.json", {"id": run.name, **result})
         with contextlib.suppress(OSError):  # it is there already: an equal import is the same
             part.rename(run.folder)
     finally:

@@ -38,11 +38,10 @@ from filelock import FileLock, Timeout
 
 from smallalign_core import data, jail
 from smallalign_core.errors import BadModel, Refused, SmallAlignError, UnknownRun
-from smallalign_core.files import append, is_held, read_json, write, write_json
+from smallalign_core.files import SCHEMA as SCHEMA, append, is_held, read_json, read_lines, write, write_json
 from smallalign_core.spec import Borrowed, DataSpec, Import, RunSpec, digest, parse, read, title
 
 SHIPPED_ZOO = Path(__file__).resolve().parents[1] / "models" / "zoo"
-SCHEMA = 1
 NAME = "[a-z][a-z0-9-]{2,47}"
 """What people may call a zoo model, or a policy."""
 
@@ -166,6 +165,17 @@ class Run:
         return said if isinstance(said, dict) else {}
 
     @property
+    def readable(self) -> bool:
+        """Whether this version may write into its folder: a newer one did not."""
+        try:
+            _ = self.said, read_json(self.record, missing=None)
+        except Refused:
+            return False
+        except BadModel:  # whoever trains it will say so
+            pass
+        return True
+
+    @property
     def result(self) -> dict[str, Any] | None:
         """Scores and facts of a finished run; None before."""
         return read_json(self.folder / "result.json", missing=None)
@@ -183,16 +193,12 @@ class Run:
 
     def events(self, kind: str | None = None) -> list[dict[str, Any]]:
         """Its events so far, oldest first. What an earlier attempt did beyond the point of a resume is left out."""
-        try:
-            lines = (self.folder / "events.jsonl").read_bytes().split(b"\n")
-        except FileNotFoundError:
-            return []
         kept: list[dict[str, Any]] = []
-        for line in lines:
-            with contextlib.suppress(ValueError, TypeError, KeyError):  # a line that power loss cut short
-                event = json.loads(line)
+        for event in read_lines(self.folder / "events.jsonl")[0]:
+            with contextlib.suppress(TypeError, KeyError):  # of no kind, or at no step
                 if event["kind"] == "resumed":
                     kept = [earlier for earlier in kept if earlier["step"] <= event["step"]]
+                _ = event["step"]
                 kept.append(event)
         return [event for event in kept if kind in (None, event["kind"])]
 
@@ -353,7 +359,7 @@ class Store:
         part = target.with_name(f".adopting-{run.id}-{os.getpid()}")
         shutil.copytree(run.folder, part, ignore=shutil.ignore_patterns("lock", "queued", "request", "spec.yaml"))
         if run.imported is None:
-            write_json(part / "spec.json", {"schema": SCHEMA, "spec": run.spec.model_dump(mode="json")})
+            write_json(part / "spec.json", {"spec": run.spec.model_dump(mode="json")})
         with contextlib.suppress(OSError):
             part.rename(target)
         shutil.rmtree(part, ignore_errors=True)
@@ -371,7 +377,7 @@ class Store:
             _check_room(self.root)
             run.folder.mkdir(parents=True, exist_ok=True)
         if not known or _places(Run(run.folder).spec) != _places(spec):  # the same images or weights, moved
-            write_json(run.folder / "spec.json", {"schema": SCHEMA, "spec": spec.model_dump(mode="json")})
+            write_json(run.folder / "spec.json", {"spec": spec.model_dump(mode="json")})
         if not is_held(run.folder / "lock"):
             (run.folder / "request").unlink(missing_ok=True)  # asked of an attempt that is over
         return run
@@ -393,7 +399,7 @@ class Store:
     def queue(self) -> list[Run]:
         """Runs that wait, in the order in which they were submitted."""
         waiting = [Run(marker.parent) for marker in (self.root / "runs").glob("[0-9a-f]*/queued")]
-        waiting = [run for run in waiting if not run.finished]
+        waiting = [run for run in waiting if not run.finished and run.readable]
 
         def since(run: Run) -> float:
             with contextlib.suppress(OSError, ValueError):
@@ -439,11 +445,8 @@ class Store:
 
     def test_looks(self, fingerprint: str) -> int:
         """How often the test set of that data was looked at, by any run."""
-        try:
-            lines = (self.root / "test-looks.jsonl").read_text().splitlines()
-        except FileNotFoundError:
-            return 0
-        return sum(f'"data": "{fingerprint}"' in line for line in lines)
+        looks, damaged = read_lines(self.root / "test-looks.jsonl")
+        return damaged + sum(look.get("data") == fingerprint for look in looks)  # one too many is the honest mistake
 
 
 def _places(spec: RunSpec) -> tuple[str, str | None]:

@@ -6,6 +6,7 @@ takes raw pixels, and a browser needs no preprocessing of its own.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -280,13 +281,19 @@ def _architecture(network: dict[str, object]) -> dict[str, object]:
     return {name: value for name, value in network.items() if name not in START}
 
 
-def from_file(file: Path) -> Classifier:
+def from_file(file: Path, sha256: str | None = None) -> Classifier:
     """The classifier in a safetensors file that `to_bytes` wrote, in evaluation mode.
+
+    Args:
+        sha256: the digest that the file must have; any without.
 
     Raises:
         BadModel: the file is missing, damaged, or not one of ours.
     """
     try:
+        with file.open("rb") as stream:
+            if sha256 not in (None, hashlib.file_digest(stream, "sha256").hexdigest()):
+                raise ValueError
         with safe_open(file, framework="pt") as opened:
             facts = json.loads((opened.metadata() or {})["smallalign"])
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
