@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from smallalign_core import data, foreign
 from smallalign_core.data import ImageSet
-from smallalign_core.evaluate import Scores, divergence, log_softmax, logits_of, score, wilson
 from smallalign_core.errors import SmallAlignError
+from smallalign_core.evaluate import Scores, divergence, log_softmax, logits_of, score, wilson
 from smallalign_core.files import read_json, write_json
 from smallalign_core.store import Run, Store
 

@@ -6,13 +6,15 @@ import contextlib
 import hashlib
 import os
 import re
+import threading
 import time
 from typing import Any, Self
 
 from filelock import Timeout
 
 from smallalign_core.errors import BadModel, Refused
-from smallalign_core.files import SCHEMA, append, read_json, write, write_json
+from smallalign_core.files import SCHEMA, append, read_json, read_lines, write, write_json
+from smallalign_core.machine import boot, memory_kills
 from smallalign_core.store import Run
 
 KEPT_CHECKPOINTS = 2
@@ -30,6 +32,7 @@ class Recording:
 
     def __init__(self, run: Run, *, from_queue: bool = False) -> None:
         self.run, self.attempt, self._synced, self._from_queue = run, 0, 0.0, from_queue
+        self._saying = threading.Lock()  # a watch speaks too
         self._lock = run.lock(timeout=1.0)
 
     def __enter__(self) -> Self:
@@ -54,7 +57,10 @@ class Recording:
         _remove_leftovers(self.run)
         self.attempt = max([int(said.get("attempt", 0)), *(int(event.get("attempt", 0)) for event in events)]) + 1
         if not self.run.finished:
-            self.say(ended=None, reason=None, served=self._from_queue)
+            where = {"boot": boot(), "memory_kills": memory_kills()}
+            self.say(ended=None, reason=None, served=self._from_queue, **where)
+            if damaged := read_lines(self.run.folder / "events.jsonl")[1]:
+                self.event("warning", 0, message=f"{damaged} lines of events.jsonl are damaged and left out")
         (self.run.folder / "queued").unlink(missing_ok=True)
 
     def __exit__(self, *_: object) -> None:
@@ -62,20 +68,17 @@ class Recording:
 
     def let_go(self) -> None:
         """Give the right back before the end; nothing may be written afterwards."""
-        if self._lock.is_locked:
-            (self.run.folder / "request").unlink(missing_ok=True)  # obeyed, or too late
-            self._lock.release()
+        with self._saying:
+            if self._lock.is_locked:
+                (self.run.folder / "request").unlink(missing_ok=True)  # obeyed, or too late
+                self._lock.release()
 
     def say(self, **facts: object) -> None:
         """Write what this worker has to say of itself."""
-        said = {
-            **self.run.said,
-            "attempt": self.attempt,
-            "pid": os.getpid(),
-            "time": time.time(),
-            **facts,
-        }
-        write_json(self.run.folder / "state.json", said)
+        with self._saying:
+            if self._lock.is_locked:
+                now = {"attempt": self.attempt, "pid": os.getpid(), "time": time.time()}
+                write_json(self.run.folder / "state.json", {**self.run.said, **now, **facts})
 
     def event(self, kind: str, step: int, **values: object) -> None:
         """Append one event. When this returns, no kill can lose it."""

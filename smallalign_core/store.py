@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -167,12 +166,11 @@ class Run:
     @property
     def readable(self) -> bool:
         """Whether this version may write into its folder: a newer one did not."""
-        try:
-            _ = self.said, read_json(self.record, missing=None)
-        except Refused:
-            return False
-        except BadModel:  # whoever trains it will say so
-            pass
+        with contextlib.suppress(BadModel):  # damaged: whoever trains it will say so
+            try:
+                _ = self.said, read_json(self.record, missing=None)
+            except Refused:
+                return False
         return True
 
     @property
@@ -371,8 +369,7 @@ class Store:
 
     def create(self, spec: RunSpec) -> Run:
         """The run that a resolved `spec` describes; an equal spec is the same run, whatever its state."""
-        known = self.find(spec)
-        run = known or Run(self.root / "runs" / digest(spec))
+        run, known = Run(self.root / "runs" / digest(spec)), self.find(spec)
         if not known:
             _check_room(self.root)
             run.folder.mkdir(parents=True, exist_ok=True)
@@ -393,13 +390,15 @@ class Store:
             with contextlib.suppress(Timeout), run.lock(timeout=2.0):
                 if not run.finished:
                     (run.folder / "request").unlink(missing_ok=True)
+                    if run.said.get("deaths"):  # who asks for it again means it
+                        write_json(run.folder / "state.json", {**run.said, "deaths": 0})
                     write(run.folder / "queued", str(time.time()))
         return run
 
     def queue(self) -> list[Run]:
         """Runs that wait, in the order in which they were submitted."""
-        waiting = [Run(marker.parent) for marker in (self.root / "runs").glob("[0-9a-f]*/queued")]
-        waiting = [run for run in waiting if not run.finished and run.readable]
+        marked = (Run(marker.parent) for marker in (self.root / "runs").glob("[0-9a-f]*/queued"))
+        waiting = [run for run in marked if not run.finished and run.readable]
 
         def since(run: Run) -> float:
             with contextlib.suppress(OSError, ValueError):

@@ -47,6 +47,7 @@ class Student:
     best_epoch: int = 0
     best_score: tuple[float, float] = (-1.0, -float("inf"))
     sums: dict[str, Tensor] = field(default_factory=dict)
+    recent: list[Tensor] = field(default_factory=list)
     shares: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -210,7 +210,10 @@ class Training:
             if time.monotonic() - said < REPORT_SECONDS:
                 continue
             for index, student in enumerate(self.students):
-                student.sums = {}  # a checkpoint made now must not count these losses to later steps
+                student.sums, student.recent = (
+                    {},
+                    [],
+                )  # a checkpoint made now must not count these losses to later steps
                 if student.learns:
                     yield Waiting(index, self.step, share)
             if not any(student.learns for student in self.students):
@@ -259,6 +262,7 @@ class Training:
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             # SOAP factorises what it knows of gradients, and they were not finite: the next report says so.
             parts["total"], student.stuck = parts["total"] * torch.nan, True
+        student.recent.append(parts["total"].detach())
         for name, value in parts.items():
             student.sums[name] = student.sums.get(name, 0) + value.detach()
 
@@ -309,14 +313,16 @@ class Training:
         self.world.say(SUMS)
         self.world.average(*student.sums.values())
         means = {name: float(total) / max(1, steps) for name, total in student.sums.items()}
-        student.sums = {}
         self._refuse_nan(student, means["total"])
+        student.sums, student.recent = {}, []
         return means
 
     def _refuse_nan(self, student: Student, loss: float) -> None:
         if not np.isfinite(loss):
+            first = next((index for index, one in enumerate(student.recent) if not torch.isfinite(one)), None)
+            step = f"by step {self.step}" if first is None else f"at step {self.step - len(student.recent) + first + 1}"
             given, do = optim.named(student.spec.optimizer)
-            raise Diverged(f"the loss became {loss} by step {self.step} of {self.steps}", given=given, do=do)
+            raise Diverged(f"the loss became {loss} {step} of {self.steps}", given=given, do=do)
 
     def _validate(self, index: int) -> Validated:
         student, val = self.students[index], self.splits.val
@@ -360,7 +366,7 @@ class Training:
                 self.advance()
             elif said == SUMS:
                 self.world.average(*self.students[0].sums.values())
-                self.students[0].sums = {}
+                self.students[0].sums, self.students[0].recent = {}, []
             elif isinstance(said, dict):
                 self.restore(said)
             else:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import psutil
 from filelock import FileLock, Timeout
@@ -18,12 +19,16 @@ from smallalign_core.errors import Refused, SmallAlignError
 from smallalign_core.execution import Observer as Observer, execute as execute, execute_together
 from smallalign_core.machine import keep_freed_memory as keep_freed_memory, set_threads as set_threads
 from smallalign_core.recording import clean_up
+from smallalign_core.revival import MOST, deaths, revive
 from smallalign_core.spec import RunSpec
 from smallalign_core.store import Run, Store
 
 log = logging.getLogger("smallalign")
 
 POLL_SECONDS = 0.3
+HUNG = 75
+"""Exit code of a worker that ended itself because a run hung and a person stopped it."""
+
 TOGETHER = 8
 """Most runs that are trained in lockstep."""
 
@@ -65,6 +70,8 @@ def serve(
         for run in store.runs():
             if run.finished:  # its worker may have been killed between the result and the cleaning up
                 clean_up(run)
+        for run in revive(store):
+            log.warning("%s: its worker died: now it is %s", run.name, run.state)
         taken = 0
         stop = stop or threading.Event()
         while not stop.is_set():
@@ -84,6 +91,10 @@ def _in_step(waiting: list[Run]) -> list[Run]:
     """The first in the queue, and those behind it that see the same views: they cost little more together."""
     chosen: list[tuple[Run, RunSpec]] = []
     for run in waiting:
+        if deaths(run) >= MOST:  # one of those that died together may be to blame: the last time each is alone
+            if not chosen:
+                return [run]
+            continue
         try:
             spec = run.spec
         except SmallAlignError:  # a damaged one is taken alone, so that it says so
@@ -105,7 +116,8 @@ def serve_some(runs: Sequence[Run], store: Store, device: str, stop: threading.E
                 log.addHandler(handler)
                 logs.callback(handler.close)
                 logs.callback(log.removeHandler, handler)
-        ended = execute_together(runs, store, device=device, from_queue=True, stop=stop)
+        give_up = partial(os._exit, HUNG)
+        ended = execute_together(runs, store, device=device, from_queue=True, stop=stop, give_up=give_up)
         for run, how in zip(runs, ended, strict=True):
             if isinstance(how, SmallAlignError):
                 log.error("%s: %s", run.name, how)

@@ -18,10 +18,10 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from smallalign_core.data._decode import Decoded, decode_one as decode_one, walk
+from smallalign_core.data._decode import DISK_FULL, Decoded, decode_one as decode_one, walk
 from smallalign_core.data._readers import NAMED as NAMED, path_of, reader
 from smallalign_core.data._sets import ImageSet as ImageSet, MappedRows, Splits as Splits
-from smallalign_core.errors import BadData, BadModel
+from smallalign_core.errors import BadData, BadModel, Refused
 from smallalign_core.files import read_json, write_json
 from smallalign_core.spec import DataSpec
 
@@ -98,6 +98,8 @@ def _prepared(spec: DataSpec, cache: Path) -> Path:
             shutil.rmtree(folder, ignore_errors=True)
             part.rename(folder)
         except OSError as error:
+            if error.errno in DISK_FULL or "requested and" in str(error):  # numpy's words for it
+                raise Refused("the disk is full", given=cache, do="make room, then resume") from None
             raise BadData(
                 f"the dataset could not be read or kept ({error.strerror or type(error).__name__})",
                 given=f"{spec.source}, {error.filename or cache}",

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 
 from smallalign_core.errors import BadModel, WorkFailed
 
-
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray

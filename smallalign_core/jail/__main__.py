@@ -287,9 +287,7 @@ def convert(file: Path, to: Path, memory: int) -> dict[str, Any]:
         _refuse_odd(str(name), tensor)
     if sum(tensor.numel() * tensor.element_size() for tensor in held.values()) > 2 * file.stat().st_size + 4096:
         raise Refusal("the checkpoint declares more numbers than it holds", do="save its tensors with .clone()")
-    plain = {
-        str(name).removeprefix("module."): tensor.detach().clone().contiguous() for name, tensor in held.items()
-    }
+    plain = {str(name).removeprefix("module."): tensor.detach().clone().contiguous() for name, tensor in held.items()}
     save_file(plain, to)
     return {"kind": "safetensors", "tensors": len(plain), "params": sum(t.numel() for t in plain.values())}
 

@@ -57,7 +57,7 @@ def refuse_calls() -> bool:
     steps += [(RETURN, 0, 0, ALLOW), (RETURN, 0, 0, REFUSE)]
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None, use_errno=True)
-        program = _Program(len(steps), (_Instruction * len(steps))(*steps))
+        program = _Program(len(steps), (_Instruction * len(steps))(*(_Instruction(*step) for step in steps)))
         if libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0) == 0:
             return bool(libc.prctl(SET_SECCOMP, FILTER, ctypes.byref(program), 0, 0) == 0)
     return False
