@@ -78,8 +78,8 @@ def _why(run: Run, cause: str) -> str:
         parts.append("The machine was started again since.")
     elif killed := memory_kills() - int(said.get("memory_kills") or 0):
         parts.append(
-            f"Meanwhile the system killed {killed} process{'es' if killed > 1 else ''} here for lack of memory: a smaller "
-            "`batch` or network may be what it needs."
+            f"Meanwhile the system killed {killed} process{'es' if killed > 1 else ''} here for lack of memory: "
+            "a smaller `batch` or network may be what it needs."
         )
     with contextlib.suppress(OSError):
         lines = (run.folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()

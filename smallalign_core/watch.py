@@ -78,7 +78,7 @@ class Watch(threading.Thread):
             if not self._hangs and silent > self.limit:
                 self._hangs = True
                 self._say(
-                    f"No step has ended for {silent:.0f} seconds, after step {self._step}: a hang, a slow disk, or "
+                    f"No step has ended for {silent:.0f} seconds, after step {self._step}: a hang, a slow disk or "
                     "validation of many images. What every thread does stands in log.txt. Pause or cancel it to stop it"
                 )
                 self._dump()
