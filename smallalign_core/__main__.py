@@ -205,16 +205,28 @@ def verify(
 
 
 @app.command()
-def doctor(store: StoreOption = MODELS, json: JsonOption = False) -> None:
+def doctor(
+    mend: Annotated[
+        bool, typer.Option("--mend", help="Remove leftovers, and damaged files that are made again by themselves.")
+    ] = False,
+    store: StoreOption = MODELS,
+    json: JsonOption = False,
+) -> None:
     """Is everything here that SmallAlign needs, and is everything in the store whole? Exit code 1 if not."""
     from smallalign_core import health
 
-    checks = health.examine(Store(store))
+    checks, removed = health.examine(Store(store)), []
+    if mend:
+        removed = [str(path) for path in health.mend(checks)]
+        checks = health.examine(Store(store)) if removed else checks
     table = Table("check", "", "found")
     for check in checks:
         table.add_row(check.name, "ok" if check.ok else "MEND", check.found)
     ok = all(check.ok for check in checks)
-    answer({"ok": ok, "checks": [{"name": c.name, "ok": c.ok, "found": c.found} for c in checks]}, json, table)
+    if removed:
+        table.caption = f"Removed: {', '.join(removed)}"
+    told = [{"name": c.name, "ok": c.ok, "found": c.found, "mend": [str(path) for path in c.mend]} for c in checks]
+    answer({"ok": ok, "checks": told, "removed": removed}, json, table)
     if not ok:
         raise typer.Exit(1)
 
