@@ -117,12 +117,11 @@ def read_lines(file: Path) -> tuple[list[dict[str, Any]], int]:
     except FileNotFoundError:
         return [], 0
     for line in filter(None, lines):
-        text, crc = line, None
-        if line.startswith(CHECKED):
-            text, crc = b"{" + line[20:], line[9:17]
-        whole = crc == b"%08x" % zlib.crc32(text[1:]) if crc else line.startswith(UNCHECKED)
+        start = len(CHECKED) + 11  # eight digits and `", `
+        whole = line[:start] == CHECKED + b'%08x", ' % zlib.crc32(line[start:])
         try:
-            value = json.loads(text) if whole else None
+            text = b"{" + line[start:] if whole else line if line.startswith(UNCHECKED) else b""
+            value = json.loads(text)
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):  # power loss cut it short, or a byte changed

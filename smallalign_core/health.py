@@ -6,6 +6,7 @@ what nobody owns any more. What `mend` removes is made again when it is needed, 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import os
@@ -259,7 +260,10 @@ def _left(store: Store) -> Iterator[Path]:
     for part in store.root.rglob(".*.part"):
         if not is_held(part.parent / "lock"):
             yield part
-    known = {run.id for run in [*store.runs(), *store.zoo()]} | {run.name for run in store.runs()}
+    known = {run.name for run in store.runs()}
+    for run in store.zoo():
+        with contextlib.suppress(SmallAlignError):
+            known.add(run.id)
     for folder in store.root.glob("runs/[0-9a-f]*"):
         nothing = (
             {child.name for child in folder.iterdir()} <= {"lock", "queued", "request"} if folder.is_dir() else False

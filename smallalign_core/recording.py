@@ -54,6 +54,9 @@ class Recording:
         if self._from_queue and not (self.run.folder / "queued").exists():  # cancelled since it was listed
             raise Refused("the run is no longer in the queue", given=self.run.name)
         events, said, _ = self.run.events(), self.run.said, checkpoints(self.run)
+        for file in (self.run.record, self.run.folder / "result.json"):
+            with contextlib.suppress(BadModel):  # damaged: said later
+                read_json(file, missing=None)
         _remove_leftovers(self.run)
         self.attempt = max([int(said.get("attempt", 0)), *(int(event.get("attempt", 0)) for event in events)]) + 1
         if not self.run.finished:

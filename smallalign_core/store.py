@@ -164,16 +164,6 @@ class Run:
         return said if isinstance(said, dict) else {}
 
     @property
-    def readable(self) -> bool:
-        """Whether this version may write into its folder: a newer one did not."""
-        with contextlib.suppress(BadModel):  # damaged: whoever trains it will say so
-            try:
-                _ = self.said, read_json(self.record, missing=None)
-            except Refused:
-                return False
-        return True
-
-    @property
     def result(self) -> dict[str, Any] | None:
         """Scores and facts of a finished run; None before."""
         return read_json(self.folder / "result.json", missing=None)
@@ -397,8 +387,8 @@ class Store:
 
     def queue(self) -> list[Run]:
         """Runs that wait, in the order in which they were submitted."""
-        marked = (Run(marker.parent) for marker in (self.root / "runs").glob("[0-9a-f]*/queued"))
-        waiting = [run for run in marked if not run.finished and run.readable]
+        waiting = [Run(marker.parent) for marker in (self.root / "runs").glob("[0-9a-f]*/queued")]
+        waiting = [run for run in waiting if not run.finished]
 
         def since(run: Run) -> float:
             with contextlib.suppress(OSError, ValueError):

@@ -72,14 +72,17 @@ def serve(
                 clean_up(run)
         for run in revive(store):
             log.warning("%s: its worker died: now it is %s", run.name, run.state)
-        taken = 0
+        taken, refused = 0, {""}
         stop = stop or threading.Event()
         while not stop.is_set():
-            waiting = store.queue()
+            waiting = [run for run in store.queue() if _marker(run) not in refused]
             if waiting:
                 together = _in_step(waiting)
                 taken += len(together)
+                markers = [_marker(run) for run in together]
                 serve_some(together, store, device, stop)
+                # Who was not taken, because a newer version wrote the folder say, must not hold up the others.
+                refused |= {marker for run, marker in zip(together, markers, strict=True) if marker == _marker(run)}
             elif once or (while_pid is not None and not psutil.pid_exists(while_pid)):
                 return taken
             else:
@@ -87,15 +90,22 @@ def serve(
         return taken
 
 
+def _marker(run: Run) -> str:
+    """Which submission of a run waits in the queue; empty if none does any more."""
+    with contextlib.suppress(OSError):
+        return f"{run.name} {(run.folder / 'queued').stat().st_mtime_ns}"
+    return ""
+
+
 def _in_step(waiting: list[Run]) -> list[Run]:
     """The first in the queue, and those behind it that see the same views: they cost little more together."""
     chosen: list[tuple[Run, RunSpec]] = []
     for run in waiting:
-        if deaths(run) >= MOST:  # one of those that died together may be to blame: the last time each is alone
-            if not chosen:
-                return [run]
-            continue
         try:
+            if deaths(run) >= MOST:  # one of those that died together may be to blame: the last time each is alone
+                if not chosen:
+                    return [run]
+                continue
             spec = run.spec
         except SmallAlignError:  # a damaged one is taken alone, so that it says so
             return [run] if not chosen else [one for one, _ in chosen]
