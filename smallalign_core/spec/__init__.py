@@ -16,8 +16,8 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from smallalign_core.errors import BadSpec
-from smallalign_core.spec import _words
 from smallalign_core.spec._part import expanded
+from smallalign_core.spec._words import told as told
 from smallalign_core.spec.augment import (
     CutMix as CutMix,
     MixUp as MixUp,
@@ -84,7 +84,7 @@ from smallalign_core.spec.parts import (
     Torchvision as Torchvision,
     choices as choices,
     members as members,
-    shorthand,
+    shorthand as shorthand,
 )
 
 LOOP = 2
@@ -282,7 +282,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> RunSpec:
     Raises:
         BadSpec: the file is missing or not YAML, or a field is unknown, missing, out of range or of the wrong type.
     """
-    written = _loaded(path, "spec")
+    written = loaded(path, "spec")
     if not isinstance(written, dict):
         raise BadSpec(
             "a spec is a list of `field: value` lines", given=path, do="begin with `data: digits` and `network: cnn`"
@@ -292,7 +292,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> RunSpec:
     return parse(written)
 
 
-def _loaded(path: Path, what: str) -> Any:
+def loaded(path: Path, what: str) -> Any:
     """The plain values in a YAML or JSON file."""
     try:
         if path.stat().st_size > 1_000_000:
@@ -325,7 +325,7 @@ def read_policy(path: Path) -> tuple[Augment, ...]:
     Raises:
         BadSpec: the file is missing or not YAML, holds no parts, or a part is unknown, misplaced or out of range.
     """
-    return parse_policy(_loaded(path, "policy"))
+    return parse_policy(loaded(path, "policy"))
 
 
 def parse_policy(written: object) -> tuple[Augment, ...]:
@@ -345,7 +345,7 @@ def parse_policy(written: object) -> tuple[Augment, ...]:
     try:
         return Policy.model_validate({"augment": written}).augment
     except ValidationError as error:
-        raise BadSpec(_words.told(Policy, error)) from None
+        raise BadSpec(told(Policy, error)) from None
 
 
 def policy_yaml(policy: Sequence[Augment]) -> str:
@@ -362,7 +362,7 @@ def parse(written: Mapping[str, Any]) -> RunSpec:
     try:
         return RunSpec.model_validate(written)
     except ValidationError as error:
-        raise BadSpec(_words.told(RunSpec, error)) from None
+        raise BadSpec(told(RunSpec, error)) from None
 
 
 def parse_data(written: str | Mapping[str, Any]) -> DataSpec:
@@ -374,7 +374,7 @@ def parse_data(written: str | Mapping[str, Any]) -> DataSpec:
     try:
         return DataSpec.model_validate({"source": written} if isinstance(written, str) else written)
     except ValidationError as error:
-        raise BadSpec(_words.told(DataSpec, error)) from None
+        raise BadSpec(told(DataSpec, error)) from None
 
 
 def set_field(written: dict[str, Any], override: str) -> dict[str, Any]:
