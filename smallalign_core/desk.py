@@ -62,6 +62,8 @@ def resolve(store: Store, spec: RunSpec, device: str = "auto") -> RunSpec:
     resolved = store.resolve(spec, splits, spec.precision)  # first: weights to start from pass the jail
     plain = [0.5] * splits.shape[0]
     student = networks.build(resolved.network, splits.classes, splits.shape, mean=plain, std=plain)
+    for file in teaching.starts([resolved], store).values():
+        networks.begin_from(student, file)
     kept = optim.state_bytes(resolved.optimizer, student, head=networks.head(student))
     optim.check(kept, where, optim.named(resolved.optimizer)[0])
     viewing.check(spec.augment, splits.shape)
@@ -108,10 +110,11 @@ def estimate(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
             if ready == 1
             else teaching.live([resolved], store, splits, device)
         )
-        training = train.Training([resolved], splits, teacher, device=device)
+        starts = teaching.starts([resolved], store)
+        training = train.Training([resolved], splits, teacher, device=device, starts=starts)
         classifier = training.students[0].classifier
         size = networks.measure(classifier)
-        content = export.to_onnx(classifier)
+        content = export.to_onnx(networks.baked(classifier))
         seconds = training.steps * _fastest(training.advance)
         if teacher is not None and plan is not None and room and ready < 1:
             asked = plan.steps * (1 - ready)  # the other steps will find their answers kept

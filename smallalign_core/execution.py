@@ -231,6 +231,7 @@ class Pupil:
             "loss": losses.pop("total"),
             "terms": losses,
             "gradients": event.gradients,
+            "evaluations": event.evaluations,
             "images_per_second": event.images_per_second,
             "seconds": self.seconds,
             "eta": remaining,
@@ -281,7 +282,8 @@ def _prepared(
     # Each of several processes sees its share of a batch, and answers are kept for whole ones.
     bank = setting.world.size == 1
     with teaching.of_runs(specs, setting.store, splits, where, bank=bank, warn=warn) as taught:
-        yield train.Training(specs, splits, taught, device=where, world=setting.world), splits
+        starts = teaching.starts(specs, setting.store)
+        yield train.Training(specs, splits, taught, device=where, world=setting.world, starts=starts), splits
 
 
 def _train(pupils: list[Pupil], setting: Setting) -> None:
@@ -411,6 +413,7 @@ def _finish(pupil: Pupil, store: Store, splits: data.Splits, training: Training,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "images_per_second": training.steps * training.views.batch / max(1e-9, seconds),
         "gradients": student.gradients,
+        "evaluations": student.evaluations,
         "attempts": pupil.recording.attempt,
         "torch": torch.__version__,
         "processor": processor(),

@@ -9,8 +9,10 @@ processor and thread count).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -43,7 +45,8 @@ FITTED_ON = 2_000
 class Progress:
     """A student took some steps. Losses are means over the steps since its last report, one a weighted term.
 
-    `gradients` counts those of the loss that all its steps so far asked for.
+    `gradients` counts those of the loss that all its steps so far asked for, `evaluations` the losses of a batch
+    without one, of which about three cost as much.
     """
 
     student: int
@@ -53,6 +56,7 @@ class Progress:
     images_per_second: float
     losses: dict[str, float]
     gradients: int
+    evaluations: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,9 +110,11 @@ class Training:
         teacher: who answers each view, for the students that have a teacher; None without.
         device: where to train.
         world: the processes that train together; each makes its share of every batch.
+        starts: the files of weights that `start` names in some specs.
 
     Raises:
-        BadSpec: the specs do not share their views, or a batch cannot be shared.
+        BadSpec: the specs do not share their views, a batch cannot be shared, or an optimizer cannot do this.
+        BadModel: the weights to start from are of another network.
     """
 
     def __init__(
@@ -119,6 +125,7 @@ class Training:
         *,
         device: torch.device | str = "cpu",
         world: World = ALONE,
+        starts: Mapping[str, Path] = MappingProxyType({}),
     ) -> None:
         if (
             not all(specs[0].keeps_step_with(spec) for spec in specs)
@@ -129,7 +136,7 @@ class Training:
                 given=f"{len(specs)} specs",
                 do="train them one after the other",
             )
-        self.splits, self.device, self.world = splits, torch.device(device), world
+        self.splits, self.device, self.world, self._starts = splits, torch.device(device), world, starts
         self.teacher = teacher if any(spec.teacher for spec in specs) else None
         self.views = views.of_run(specs[0], splits.train, self.device, world.share(specs[0].batch))
         self.steps = views.steps_of(specs[0], len(splits.train))
@@ -151,7 +158,10 @@ class Training:
     def _student(self, spec: RunSpec, mean: list[float], std: list[float]) -> Student:
         classifier = networks.build(
             spec.network, self.splits.classes, self.splits.shape, mean=mean, std=std, seed=spec.seed
-        ).to(self.device)
+        )
+        if spec.start:
+            networks.begin_from(classifier, self._starts[spec.start])
+        networks.in_bits(classifier.to(self.device), spec.bits)
         self._kept += optim.state_bytes(spec.optimizer, classifier, head=networks.head(classifier))
         optim.check(self._kept, self.device, optim.named(spec.optimizer)[0])
         companion = self._companion(spec, classifier)
@@ -196,7 +206,8 @@ class Training:
                         if epoch_ended:
                             events.append(self._validate(index))
                         place = self.step * batch / count
-                        events.append(Progress(index, self.step, self.steps, place, rate, means, student.gradients))
+                        counted = student.gradients, student.evaluations
+                        events.append(Progress(index, self.step, self.steps, place, rate, means, *counted))
                     except Diverged as error:
                         student.learns = False
                         events.append(Stopped(index, self.step, error))
@@ -242,6 +253,10 @@ class Training:
         rate = optim.peak_rate(spec.optimizer) * optim.factor(spec.schedule, self.step, self.steps)
         for group in student.optimizer.param_groups:
             group["lr"] = rate
+        asked = optim.asks(spec.optimizer)
+        if asked == "losses":
+            student.evolve(view, wanted, self.epoch, lambda: self._seed_step(spec))
+            return
         parts = self._gradient(student, view, wanted)
 
         def again() -> Tensor:
@@ -253,14 +268,12 @@ class Training:
             own = losses.terms(spec.loss, wanted, wanted, view.labels, epoch=self.epoch) if wanted else {}
             return parts["total"].detach() - sum(own.values(), start=torch.zeros(()))
 
-        asked = optim.asks(spec.optimizer)
         try:
             student.step(again if asked == "gradient" else excess if asked == "excess" else None)
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             # SOAP factorises what it knows of gradients, and they were not finite: the next report says so.
             parts["total"], student.stuck = parts["total"] * torch.nan, True
-        for name, value in parts.items():
-            student.sums[name] = student.sums.get(name, 0) + value.detach()
+        student.add(parts)
 
     def _gradient(
         self, student: Student, view: views.Batch, wanted: Answer | None, *, again: bool = False
@@ -275,8 +288,7 @@ class Training:
             The terms of the loss, and their sum as `total`.
         """
         spec = student.spec
-        # Dropout draws from the global generator. Keyed by (seed, step), it does not depend on who else trains.
-        self._seed(spec.seed * 1_000_003 + self.step)
+        self._seed_step(spec)
         begins = self.step * self.views.batch % len(self.splits.train) < self.views.batch and not again  # an epoch
         # The shares ask for several gradients of one answer, and a compiled network spoils what the second one needs.
         call = student.call if begins else student.fast
@@ -297,6 +309,10 @@ class Training:
     def epoch(self) -> float:
         """How often every image was seen."""
         return self.step * self.views.batch / len(self.splits.train)
+
+    def _seed_step(self, spec: RunSpec) -> None:
+        """Dropout draws from the global generator. Keyed by (seed, step), it does not depend on who else trains."""
+        self._seed(spec.seed * 1_000_003 + self.step)
 
     def _seed(self, number: int) -> None:
         if self.device.type == "cpu":
