@@ -185,6 +185,22 @@ def bundle(store: Store, run: str) -> dict[str, Any]:
     return report if report is not None else export.bundle(found, store)
 
 
+def landscape(store: Store, runs: list[str], measures: list[str], **how: Any) -> dict[str, Any]:
+    """What lies around finished runs, in steps, or what looking would cost: see `landscape.landscape`."""
+    from smallalign_core import landscape as looking
+
+    set_threads()
+    return looking.landscape(store, runs, measures, **how)
+
+
+def ladder(store: Store, run: str, widths: list[int], seeds: int) -> dict[str, Any]:
+    """Queue the run at several widths and seeds, unless they exist: `runs`, the ids and states of all."""
+    from smallalign_core import landscape as looking
+
+    specs = looking.ladder(resolve(store, store.finished(run).spec), widths, seeds)
+    return {"runs": [{"id": one.id, "state": str(one.state)} for one in map(store.submit, specs)]}
+
+
 QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "inspect": inspect,
     "submit": submit,
@@ -197,6 +213,8 @@ QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "code": preview.code,
     "worth": worth,
     "preflight": preflight,
+    "landscape": landscape,
+    "ladder": ladder,
 }
 
 

@@ -27,7 +27,7 @@ class _Straight(torch.autograd.Function):
         """Nothing has to be kept."""
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: ARG004
         return gradient, None, None
 
 
@@ -73,7 +73,8 @@ def baked(network: Network) -> Network:
     network = copy.deepcopy(network)
     for module in list(network.modules()):
         if parametrize.is_parametrized(module):  # torch's own removal would break the original, whose class is shared
-            rounded = module.weight.detach().clone()  # type: ignore[operator,union-attr]
+            weight: Any = module.weight
+            rounded = weight.detach().clone()
             module.__class__ = parametrize.type_before_parametrizations(module)
             del module.parametrizations
             module.weight = nn.Parameter(rounded)
