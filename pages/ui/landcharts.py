@@ -146,9 +146,10 @@ def _band(drawn: Drawn, mode: str, key: str) -> None:
     for (run, name), colour in zip(drawn, _colours(), strict=False):
         line = run["measures"]["line"]
         each = list(zip(*line["losses"], strict=True))
-        low, high = [min(at) for at in each], [max(at) for at in each]
-        mean = [sum(at) / len(at) for at in each]
-        everything += [*low, *high]
+        there = [[loss for loss in at if loss is not None] for at in each]
+        low, high = [min(at, default=None) for at in there], [max(at, default=None) for at in there]
+        mean = [sum(at) / len(at) if at else None for at in there]
+        everything += [value for value in (*low, *high) if value is not None]
         quiet = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False, "legendgroup": name}
         figure.add_scatter(x=line["at"], y=high, **quiet)
         figure.add_scatter(x=line["at"], y=low, fill="tonexty", fillcolor=_faint(colour), **quiet)
@@ -162,8 +163,7 @@ def _band(drawn: Drawn, mode: str, key: str) -> None:
             customdata=list(zip(low, high, strict=True)),
             hovertemplate="%{x:.2f}: %{y:.4g} (%{customdata[0]:.4g} to %{customdata[1]:.4g})<extra></extra>",
         )
-    finite = [value for value in everything if math.isfinite(value) and value > 0]
-    steep = bool(finite) and max(finite) > 50 * min(finite)
+    steep = bool(everything) and max(everything) > 50 * min(everything) > 0
     figure.update_layout(
         xaxis_title="distance, in lengths of the filters",
         yaxis={"title": "loss", "type": "log" if steep else "linear", "exponentformat": "power"},
@@ -208,19 +208,19 @@ def _spectrum(drawn: Drawn, mode: str, key: str) -> None:
 def _contours(drawn: Drawn, mode: str, key: str) -> None:
     """A plane a run; all share directions, where the networks allow, and colours."""
     planes = [run["measures"]["plane"] for run, _ in drawn]
-    values = [math.log10(max(z, 1e-12)) for plane in planes for line in plane["losses"] for z in line if z == z]
-    low, high = min(values), max(values)
+    logs = [[list(map(_logarithm, line)) for line in plane["losses"]] for plane in planes]
+    values = [z for plane in logs for line in plane for z in line if z is not None]
+    low, high = min(values, default=0.0), max(values, default=1.0)
     step = (high - low) / 14 or 1.0
     ticks = [low + (high - low) * place / 4 for place in range(5)]
     st.markdown("**On a plane of two random directions**")
     columns = st.columns(min(3, len(drawn)))
     for place, ((_, name), plane) in enumerate(zip(drawn, planes, strict=True)):
-        logs = [[math.log10(max(z, 1e-12)) for z in line] for line in plane["losses"]]
         figure = go.Figure(
             go.Contour(
                 x=plane["at"],
                 y=plane["at"],
-                z=logs,
+                z=logs[place],
                 customdata=plane["losses"],
                 contours={"start": low, "end": high, "size": step},
                 zmin=low,
@@ -252,6 +252,10 @@ def _contours(drawn: Drawn, mode: str, key: str) -> None:
     st.caption(f"The cross is where training ended. Colours are logarithmic. {shared}{mode}.")
 
 
+def _logarithm(loss: float | None) -> float | None:
+    return None if loss is None else math.log10(max(loss, 1e-12))
+
+
 def _ways(ways: Sequence[Mapping[str, Any]], labels: Mapping[str, str], mode: str, key: str) -> None:
     figure = go.Figure()
     for way, colour in zip(ways, _colours(), strict=False):
@@ -260,7 +264,7 @@ def _ways(ways: Sequence[Mapping[str, Any]], labels: Mapping[str, str], mode: st
             y=way["losses"],
             mode="lines",
             line={"color": colour},
-            name=f"to {labels.get(way['other'], way['to'])}: barrier {way['barrier']:.3g}",
+            name=f"to {labels.get(way['other'], way['to'])}: barrier {_spread(way['barrier'], None)}",
             hovertemplate="%{x:.0%} of the way: %{y:.4g}<extra></extra>",
         )
     figure.update_layout(xaxis={"title": "share of the way", "tickformat": ".0%"}, yaxis_title="loss", showlegend=True)
@@ -293,7 +297,7 @@ def _sizes(trends: Sequence[Mapping[str, Any]], words: Sequence[str], mode: str,
             mode="markers",
             marker={"color": colour, "size": 11, "symbol": "diamond"},
             showlegend=False,
-            hovertemplate=f"{trend['slope']:+.3g} a doubling, {trend['low']:+.3g} to {trend['high']:+.3g}<extra></extra>",
+            hovertemplate=f"{trend['slope']:+.3g} ({trend['low']:+.3g} to {trend['high']:+.3g})<extra></extra>",
         )
         text = {"text": trend["name"], "showarrow": False, "xanchor": "left", "yanchor": "bottom", "yshift": 7}
         figure.add_annotation(x=0, xref="paper", y=place, font={"size": 12}, **text)
@@ -332,5 +336,5 @@ def _sizes(trends: Sequence[Mapping[str, Any]], words: Sequence[str], mode: str,
     st.caption(" ".join(f"{line}." for line in words[-2:]) + f" Columns are parameters, ± over runs; {mode}.")
 
 
-def _spread(mean: float, spread: float | None) -> str:
-    return f"{mean:.3g}" + ("" if spread is None else f" ± {spread:.2g}")
+def _spread(mean: float | None, spread: float | None) -> str:
+    return "not finite" if mean is None else f"{mean:.3g}" + ("" if spread is None else f" ± {spread:.2g}")

@@ -111,6 +111,7 @@ def _found(asked: str, root: str, start: bool) -> dict[str, Any]:  # noqa: ARG00
 def _looked(values: dict[str, Any], rows: Mapping[str, Row], store: Store, key: str) -> None:
     asked, root = json.dumps(values, sort_keys=True), str(store.root.resolve())
     place = st.empty()
+    place.caption("Reading the runs …")
     while True:
         try:
             found = _found(asked, root, st.session_state.get(f"{key}-wanted") == asked)

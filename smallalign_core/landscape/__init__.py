@@ -309,6 +309,10 @@ def _counted(measure: Measure, look: Look, parts: int) -> tuple[int, int]:
     return losses * parts, slopes * parts
 
 
+def _told(value: float | None, how: str = ".4g") -> str:
+    return "not finite" if value is None else format(value, how)
+
+
 def _words(found: dict[str, Any]) -> Iterator[str]:
     norms = found["norms"]
     tag = f"[batch norm: {norms}]"
@@ -317,20 +321,21 @@ def _words(found: dict[str, Any]) -> Iterator[str]:
         measures = run["measures"]
         if line := measures.get("line"):
             spread = "" if line["rise_se"] is None else f" ± {line['rise_se']:.2g}"
-            yield f"  rise at {line['rise_at']:g} along filter-normalised directions: {line['rise']:.4g}{spread} {tag}"
+            rise = f"{_told(line['rise'])}{spread}"
+            yield f"  rise at {line['rise_at']:g} along filter-normalised directions: {rise} {tag}"
         if bent := measures.get("curvature"):
             error = "" if bent["trace_se"] is None else f" ± {bent['trace_se']:.3g}"
             top = ", ".join(f"{value:.4g}" for value in bent["eigenvalues"])
             yield f"  largest Hessian eigenvalues: {top}; trace {bent['trace']:.4g}{error} {tag}"
         if told := measures.get("predictiveness"):
             for one in told["strides"]:
+                cosines = f"{_told(one['cosine'], '.3f')} (5th percentile {_told(one['cosine_low'], '.3f')})"
                 yield (
                     f"  after a step of {one['stride']:.0%} of the weights' length, {told['batches']} batches: "
-                    f"gradient cosine {one['cosine']:.3f} (5th percentile {one['cosine_low']:.3f}), "
-                    f"loss {one['change']:+.4g} {tag}"
+                    f"gradient cosine {cosines}, loss {_told(one['change'], '+.4g')} {tag}"
                 )
     for way in found["ways"]:
-        yield f"barrier from {way['run']} to {way['to']}: {way['barrier']:.4g} {tag}"
+        yield f"barrier from {way['run']} to {way['to']}: {_told(way['barrier'])} {tag}"
     if len(found["runs"]) > 1 and not found["shared"]:
         yield "the networks differ, so their random directions do too: compare the shapes, not points"
     yield from _sizes.words(found["sizes"], found["runs"], norms)

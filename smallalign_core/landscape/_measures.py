@@ -27,8 +27,9 @@ def line(surface: Surface, *, directions: int, points: int, reach: float, seed: 
     """The loss along random filter-normalised directions (Li et al., 2018).
 
     Returns:
-        `at` [points], `losses` [directions][points]; `rise`: the mean over directions and both sides at 0.2 above the
-        loss at the weights, with its standard error over directions; `maxima`: mean number of local maxima a line.
+        `at` [points]; `losses` [directions][points], None where they are infinite; `rise`: the mean over directions and
+        both sides at 0.2 above the loss at the weights, with its standard error over directions; `maxima`: mean number
+        of local maxima a line.
     """
     at = np.linspace(-reach, reach, points)
     drawn = surface.directions(directions, seed)
@@ -41,8 +42,8 @@ def line(surface: Surface, *, directions: int, points: int, reach: float, seed: 
     peaks = ((inner > table[:, :-2]) & (inner > table[:, 2:])).sum(1)
     return {
         "at": at.tolist(),
-        "losses": table.tolist(),
-        "rise": float(rise.mean()),
+        "losses": _plain(table),
+        "rise": _finite(rise.mean()),
         "rise_se": _error(rise),
         "rise_at": float(at[near[1]]),
         "maxima": float(peaks.mean()),
@@ -57,7 +58,7 @@ def plane(surface: Surface, *, points: int, reach: float, seed: int) -> Work[Fou
     one, other = surface.directions(2, seed)
     places = [surface.start + float(a) * one + float(b) * other for b in at for a in at]
     losses = yield from _losses(surface, places)
-    return {"at": at.tolist(), "losses": np.reshape(losses, (points, points)).tolist()}
+    return {"at": at.tolist(), "losses": _plain(np.reshape(losses, (points, points)))}
 
 
 def path(surface: Surface, other: Surface, *, points: int) -> Work[Found]:
@@ -86,7 +87,7 @@ def path(surface: Surface, other: Surface, *, points: int) -> Work[Found]:
     mixed(0.0)
     surface.put(surface.start)
     straight = (1 - at) * losses[0] + at * losses[-1]
-    return {"at": at.tolist(), "losses": losses, "barrier": float((np.array(losses) - straight).max())}
+    return {"at": at.tolist(), "losses": _plain(np.array(losses)), "barrier": _finite((losses - straight).max())}
 
 
 def curvature(surface: Surface, *, eigenvalues: int, probes: int, seed: int) -> Work[Found]:
@@ -171,8 +172,9 @@ def predictiveness(surface: Surface, *, strides: Sequence[float] = STRIDES) -> W
             one["changes"].append(float(there - loss))
             yield (place + (turn + 1) / len(found)) / len(surface.parts)
     for one in found:
-        one["cosine"], one["change"] = float(np.mean(one["cosines"])), float(np.mean(one["changes"]))
-        one["cosine_low"] = float(np.percentile(one["cosines"], 5))
+        one["cosine"], one["change"] = _finite(np.mean(one["cosines"])), _finite(np.mean(one["changes"]))
+        one["cosine_low"] = _finite(np.percentile(one["cosines"], 5))
+        one["cosines"], one["changes"] = _plain(np.array(one["cosines"])), _plain(np.array(one["changes"]))
     return {"strides": found, "batches": len(surface.parts)}
 
 
@@ -188,6 +190,16 @@ def _losses(surface: Surface, places: Sequence[Tensor]) -> Work[list[float]]:
     return losses
 
 
+def _plain(values: NDArray[np.float64]) -> list[Any]:
+    """As lists, with None for what is not finite: JSON has no word for it."""
+    lists: list[Any] = [_plain(one) if values.ndim > 1 else _finite(one) for one in values]
+    return lists
+
+
+def _finite(value: float | np.floating[Any]) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
 def _error(values: Sequence[float] | NDArray[np.float64]) -> float | None:
     """The standard error of a mean; None of a single value."""
-    return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
+    return _finite(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None

@@ -28,7 +28,7 @@ class Reading:
 
     name: str
     measure: str
-    read: Callable[[Mapping[str, Any]], float]
+    read: Callable[[Mapping[str, Any]], float | None]
     rugged: int
 
 
@@ -53,7 +53,8 @@ class Trend:
     """How one reading changes with the size of the network.
 
     Attributes:
-        sizes: parameters, with `means` and `spreads` (standard deviation over runs; None of one) of the reading there.
+        sizes: parameters, with `means` and `spreads` (standard deviation over runs) of the reading there; None where a
+            reading is not finite, or there is one run.
         slope: its change when the parameters double, by least squares over all runs, with its 95 % t interval.
         p: against no slope, Holm-corrected over the readings.
         verdict: on "smaller is more rugged".
@@ -62,7 +63,7 @@ class Trend:
     name: str
     rugged: int
     sizes: tuple[int, ...]
-    means: tuple[float, ...]
+    means: tuple[float | None, ...]
     spreads: tuple[float | None, ...]
     runs: int
     slope: float | None
@@ -86,16 +87,22 @@ def trends(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _trend(reading: Reading, runs: Sequence[Mapping[str, Any]]) -> Trend:
     sizes = np.array([run["params"] for run in runs])
-    values = np.array([reading.read(run["measures"][reading.measure]) for run in runs], float)
+    read = [reading.read(run["measures"][reading.measure]) for run in runs]
+    values = np.array([np.nan if value is None else value for value in read])
     kinds = sorted(set(sizes.tolist()))
     groups = [values[sizes == size] for size in kinds]
-    spreads = tuple(float(group.std(ddof=1)) if len(group) > 1 else None for group in groups)
+    spreads = tuple(
+        float(group.std(ddof=1)) if len(group) > 1 and np.isfinite(group).all() else None for group in groups
+    )
     slope = low = high = p = None
-    if len(kinds) >= LEAST_SIZES and len(runs) >= LEAST_RUNS and np.isfinite(values).all():
+    enough = len(kinds) >= LEAST_SIZES and len(runs) >= LEAST_RUNS and bool(np.isfinite(values).all())
+    if enough and not np.ptp(values):
+        slope, low, high, p = 0.0, 0.0, 0.0, 1.0
+    elif enough:
         fitted = stats.linregress(np.log2(sizes), values)
         far = stats.t.ppf(0.975, len(runs) - 2) * fitted.stderr
         slope, low, high, p = (float(x) for x in (fitted.slope, fitted.slope - far, fitted.slope + far, fitted.pvalue))
-    means = tuple(float(group.mean()) for group in groups)
+    means = tuple(float(group.mean()) if np.isfinite(group).all() else None for group in groups)
     return Trend(
         reading.name, reading.rugged, tuple(kinds), means, spreads, len(runs), slope, low, high, p, "too few runs"
     )
@@ -116,7 +123,8 @@ def words(trends: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]
     told = []
     for trend in trends:
         steps = ", ".join(
-            f"{size:,}: {mean:.3g}" + ("" if spread is None else f" ± {spread:.2g}")
+            f"{size:,}: {'not finite' if mean is None else f'{mean:.3g}'}"
+            + ("" if spread is None else f" ± {spread:.2g}")
             for size, mean, spread in zip(trend["sizes"], trend["means"], trend["spreads"], strict=True)
         )
         by = (
