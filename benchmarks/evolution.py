@@ -2,9 +2,9 @@
 
 Every arm is an ordinary run. For each width: a student of 2 bits learns by straight-through gradients (AdamW, the best
 of three rates by validation, for each seed anew), then goes on from those very weights, either with SNES on the rounded
-network or with the same gradients for at least as many processor seconds (again the best of three rates). All choices
-are made on validation; differences are paired by seed, with 95 % t intervals. A quarter of the training images
-validates.
+network or with the same gradients (again the best of three rates) for about as many processor seconds; both are
+printed. All choices are made on validation; differences are paired by seed, with 95 % t intervals. A quarter of the
+training images validates.
 
     python benchmarks/evolution.py [--seeds 6] [--widths 8,16] [--store FOLDER]
 """
@@ -29,7 +29,7 @@ from smallalign_core.store import Run, Store
 
 RATES = (0.002, 0.01, 0.03)
 SHORT, LONG, GENERATIONS = 100, 500, 100
-"""Epochs: of the first training, of going on with gradients, and of SNES; the second took longer in every pair."""
+"""Epochs: of the first training, of going on with gradients, and of SNES."""
 SNES = {"kind": "snes", "sigma": 0.05}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Train, command, tiny
+from conftest import ROOT, Train, command, tiny
 from scipy import stats
 from torch import Tensor, nn
 
@@ -513,3 +513,36 @@ def test_unfinished_work_goes_on_and_the_oldest_is_given_up() -> None:
     assert kept.go_on("b", work, 0.0) == (None, 0.0)
     assert kept.go_on("a", work, 0.0) == (None, 0.0)  # it was given up for b
     assert kept.go_on("a", work, None) == ("done", 1.0)
+
+
+@pytest.mark.slow
+def test_the_page_says_the_cost_then_shows_what_the_command_line_says(
+    taught: tuple[Store, Run, Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from streamlit.testing.v1 import AppTest
+
+    from pages.ui import backstage
+
+    store, _, student = taught
+    monkeypatch.setenv("SMALLALIGN_STORE", str(store.root))
+    try:
+        app = AppTest.from_file(str(ROOT / "pages" / "frame.py"), default_timeout=300).run()
+        app.query_params["run"] = student.id
+        app = app.switch_page("runs.py").run()
+        app.toggle(key="landscape-open").set_value(True).run()
+        app.selectbox(key="landscape-images").set_value(128).run()
+        assert any("losses and" in str(one.value) for one in app.caption)
+        app.button(key="landscape-start").click().run()
+        assert not app.exception
+        assert not app.error
+        report = landscape.landscape(
+            store, [student.id], ["line", "curvature", "predictiveness"], start=False, images=128
+        )["report"]  # the desk measured and kept it
+        table = next(one.value for one in app.dataframe if "Batch norm" in one.value.columns)
+        assert table["Batch norm"].tolist() == ["eval"]
+        (run,) = report["runs"]
+        assert table["λ max"].tolist() == [run["measures"]["curvature"]["eigenvalues"][0]]
+        assert table["Rise at 0.2"].tolist() == [run["measures"]["line"]["rise"]]
+        assert any("running statistics (eval)" in str(one.value) for one in app.caption)
+    finally:
+        backstage.desk().close()

@@ -36,7 +36,8 @@ def show(report: Mapping[str, Any], labels: Mapping[str, str], *, key: str) -> N
         "accuracy by itself: rescaling layers changes most of them and not one answer (Dinh et al., 2017)."
     )
     runs = report["runs"]
-    names = [labels.get(run["id"], run["name"]) for run in runs]
+    labels = told_apart({run["id"]: labels.get(run["id"], run["name"]) for run in runs})
+    names = [labels[run["id"]] for run in runs]
     _table(runs, names, report["norms"])
     if len(runs) > 1 and not report["shared"]:
         st.caption("The networks differ, so their random directions do too. Only within one network are they the same.")
@@ -65,6 +66,13 @@ def show(report: Mapping[str, Any], labels: Mapping[str, str], *, key: str) -> N
         type="tertiary",
         key=f"{key}-download",
     )
+
+
+def told_apart(labels: Mapping[str, str]) -> dict[str, str]:
+    """Labels without what all of them say: a legend has little room."""
+    parts = {one: label.split(" · ") for one, label in labels.items()}
+    common = set.intersection(*map(set, parts.values())) if len(parts) > 1 else set()
+    return {one: " · ".join(part for part in each if part not in common) or labels[one] for one, each in parts.items()}
 
 
 def _table(runs: Sequence[Mapping[str, Any]], names: Sequence[str], norms: str) -> None:
@@ -116,13 +124,13 @@ def _numbers(values: Sequence[Any]) -> bool:
     return all(isinstance(value, int | float) for value in values if value is not None)
 
 
-def _draw(figure: go.Figure, *, title: str, mode: str, alt: str, key: str, height: int) -> None:
+def _draw(figure: go.Figure, *, title: str, mode: str, alt: str, key: str, height: int, top: int = 34) -> None:
     if title:
         st.markdown(f"**{title}**")
     figure.update_layout(
         height=height,
-        margin={"l": 0, "r": 0, "t": 30, "b": 0},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
+        margin={"l": 0, "r": 0, "t": top, "b": 0},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "entrywidthmode": "pixels"},
     )
     st.plotly_chart(figure, key=key, alt=f"{alt} ({mode})", config=SAVED)
 
@@ -166,7 +174,7 @@ def _band(drawn: Drawn, mode: str, key: str) -> None:
     steep = bool(everything) and max(everything) > 50 * min(everything) > 0
     figure.update_layout(
         xaxis_title="distance, in lengths of the filters",
-        yaxis={"title": "loss", "type": "log" if steep else "linear", "exponentformat": "power"},
+        yaxis={"title": "loss"} | ({"type": "log", "dtick": "D2"} if steep else {}),
         showlegend=len(drawn) > 1,
     )
     count = len(drawn[0][0]["measures"]["line"]["losses"])
@@ -198,7 +206,7 @@ def _spectrum(drawn: Drawn, mode: str, key: str) -> None:
         )
     figure.update_layout(
         xaxis={"title": "eigenvalue, the largest first", "dtick": 1},
-        yaxis={"title": "of the Hessian", "type": "log" if lowest > 0 else "linear", "exponentformat": "power"},
+        yaxis={"title": "of the Hessian"} | ({"type": "log", "dtick": "D2"} if lowest > 0 else {}),
         showlegend=len(drawn) > 1,
     )
     _draw(figure, title="Curvature", mode=mode, alt="Largest eigenvalues.", key=f"{key}-spectrum", height=330)
@@ -283,10 +291,12 @@ def _sizes(trends: Sequence[Mapping[str, Any]], words: Sequence[str], mode: str,
     colours = {"supports": _colours()[0], "opposite": _colours()[1]}
     grey = "#A9BAC4" if charts.dark() else "#546E7A"
     figure = go.Figure()
+    middles: list[float] = []
     for place, trend in enumerate(reversed(judged)):
         half = (trend["high"] - trend["low"]) / 2
         middle = -trend["slope"] * trend["rugged"] / half  # to the right: smaller is more rugged
         colour = colours.get(trend["verdict"], grey)
+        middles.append(middle)
         bar = {"color": colour, "width": 4}
         figure.add_scatter(
             x=[middle - 1, middle + 1], y=[place, place], mode="lines", line=bar, hoverinfo="skip", showlegend=False
@@ -308,14 +318,19 @@ def _sizes(trends: Sequence[Mapping[str, Any]], words: Sequence[str], mode: str,
                 x=x, y=1, xref="paper", yref="paper", text=told, showarrow=False, xanchor=anchor, yanchor="bottom"
             )
         figure.update_yaxes(visible=False, range=[-0.6, len(judged) - 0.1])
-        figure.update_xaxes(title="slope over log₂ parameters, in half-widths of its 95 % interval")
+        reach = [end for middle in middles for end in (middle - 1.1, middle + 1.1)]
+        figure.update_xaxes(
+            range=[min(-1.5, *reach), max(1.5, *reach)],
+            title="slope over log₂ parameters, in half-widths of its 95 % interval",
+        )
         _draw(
             figure,
             title="",
             mode=mode,
             alt="Slopes of each measure over the size.",
             key=f"{key}-sizes",
-            height=90 + 52 * len(judged),
+            height=110 + 52 * len(judged),
+            top=56,  # below the button that saves
         )
     st.dataframe(
         {

@@ -12,10 +12,10 @@ from typing import Any
 import streamlit as st
 
 from pages.ui import backstage, landcharts, wording
-from pages.ui.landcharts import NORMS
 from pages.ui.listing import Row
 from smallalign_core.store import Store
 
+SHORT = {"eval": "Running", "train": "Batch", "reestimate": "Anew"}
 PATIENCE = 0.4
 """Seconds after which the desk may answer somebody else."""
 MEASURES = {
@@ -23,7 +23,7 @@ MEASURES = {
     "plane": "Contours",
     "curvature": "Curvature",
     "predictiveness": "Gradients",
-    "path": "Ways between runs",
+    "path": "Ways",
 }
 
 
@@ -75,13 +75,14 @@ def _asked(rows: Mapping[str, Row], key: str) -> dict[str, Any] | None:
         )
         norms = st.segmented_control(
             "Batch norm uses",
-            list(NORMS),
+            list(SHORT),
             default="eval",
-            format_func=NORMS.__getitem__,
+            format_func=SHORT.__getitem__,
             key=f"{key}-norms",
             required=True,
-            help="It changes every number: the same weights look many times sharper with running statistics (as the "
-            "student is used) than with those of each batch (as it learned).",
+            help="Its running statistics (eval, as the student is used), those of each batch (train, as it learned), "
+            "or running ones estimated anew at each place. It changes every number: the same weights can look many "
+            "times sharper in one mode than in another.",
         )
         images = st.selectbox(
             "Images", [128, 256, 512, 1024, 2048], index=2, key=f"{key}-images", width=110, help="Training images."
