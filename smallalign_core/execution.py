@@ -244,6 +244,7 @@ class Pupil:
             "loss": losses.pop("total"),
             "terms": losses,
             "gradients": event.gradients,
+            "evaluations": event.evaluations,
             "images_per_second": event.images_per_second,
             "seconds": self.seconds,
             "eta": remaining,
@@ -295,7 +296,8 @@ def _prepared(
     # Each of several processes sees its share of a batch, and answers are kept for whole ones.
     bank = setting.world.size == 1
     with teaching.of_runs(specs, setting.store, splits, where, bank=bank, warn=warn) as taught:
-        yield train.Training(specs, splits, taught, device=where, world=setting.world), splits
+        starts = teaching.starts(specs, setting.store)
+        yield train.Training(specs, splits, taught, device=where, world=setting.world, starts=starts), splits
 
 
 def _train(pupils: list[Pupil], setting: Setting) -> None:

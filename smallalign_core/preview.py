@@ -6,9 +6,8 @@ These are questions to the desk, and what `views` on the command line asks. Torc
 from __future__ import annotations
 
 import base64
-import time
 from collections import OrderedDict
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +18,11 @@ from smallalign_core import data
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import BadInput
 from smallalign_core.spec import parse_data, parse_policy, policy_yaml
+from smallalign_core.steps import Unfinished
 from smallalign_core.store import Store
 
 if TYPE_CHECKING:
-    from smallalign_core.risk import Judge, Risk
+    from smallalign_core.risk import Judge
     from smallalign_core.views import Views
 
 MOST = 64
@@ -186,12 +186,8 @@ def risk(
     viewing.check(asked, splits.shape)
     judge = _judge(store, splits, teacher, seed)
     question = f"{id(judge)} {policy_yaml(asked)} {strength} {limit}"
-    work = _unfinished.pop(question, None) or judge.report(asked, strength=strength, limit=limit)
-    report, done = _worked(work, patience)
+    report, done = _unfinished.go_on(question, lambda: judge.report(asked, strength=strength, limit=limit), patience)
     if report is None:
-        _unfinished[question] = work
-        while len(_unfinished) > KEPT:
-            _unfinished.popitem(last=False)
         return {"done": done}
     made = viewing.Views(judge.images, viewing.scaled(asked, strength, splits.shape), batch=2, seed=seed)
     flipped = report.flipped[:PICTURED]
@@ -275,7 +271,7 @@ def _packed(shown: NDArray[np.uint8]) -> dict[str, Any]:
 
 
 _judges: OrderedDict[tuple[str, str, str, int], Judge] = OrderedDict()
-_unfinished: OrderedDict[str, Generator[float, None, Risk]] = OrderedDict()
+_unfinished = Unfinished(KEPT)
 
 
 def _judge(store: Store, splits: Splits, teacher: str, seed: int) -> Judge:
@@ -293,15 +289,3 @@ def _judge(store: Store, splits: Splits, teacher: str, seed: int) -> Judge:
     while len(_judges) > KEPT:
         _judges.popitem(last=False)
     return judge
-
-
-def _worked(work: Generator[float, None, Risk], patience: float | None) -> tuple[Risk | None, float]:
-    """(the report, 1), or (None, the share that is done) when `patience` ran out."""
-    until = time.monotonic() + (float("inf") if patience is None else patience)
-    while True:
-        try:
-            done = next(work)
-        except StopIteration as finished:
-            return finished.value, 1.0
-        if time.monotonic() > until:
-            return None, done
