@@ -208,9 +208,13 @@ class OptimizerStudy:
         return (
             f"Differences are to the tuned reference on the same seeds, so with the same first weights, images and "
             f"views. Intervals are over {over}, 95 % each; `better` and `worse` also hold after Holm's correction over "
-            "the optimizers of a budget. Learning rates were chosen on validation images with a seed of their own. "
+            f"the optimizers of a budget. Learning rates were chosen on {self._chosen_on()} with a seed of their own. "
             "Budgets are equal in gradients. Another student, other images or another budget may rank differently."
         )
+
+    def _chosen_on(self) -> str:
+        some = next((int(run.val["images"]) for arm in self.arms for run in arm.finished if run.val), None)
+        return "validation images" if some is None else f"{some:,} validation images"
 
     def states(self) -> str:
         """How far it is."""
@@ -258,7 +262,9 @@ def _line(arm: Arm) -> str:
         text += " (at the edge of those tried)" if arm.edge else ""
     seconds = arm.median("alone_seconds")
     text += f"; {seconds:.2g} s a run" if seconds is not None else ""
-    return text + (f", {arm.tuning_seconds:.3g} s of tuning" if arm.tuning_seconds else "")
+    text += f", {arm.tuning_seconds:.3g} s of tuning" if arm.tuning_seconds else ""
+    score = arm.score
+    return text + (f"; {score:.3g} s to the target, tuning included" if score is not None else "; target not reached")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -73,6 +73,8 @@ LABELS = {
 }
 TUNING_SEED = 1_000_003
 """How far the tuning seed is from the first of the race; fewer seeds than this can be asked for."""
+EVALUATIONS = 3
+"""Losses of a batch that cost about as much as one gradient: its backward pass takes twice its forward pass."""
 STUDY_FIELDS = ("optimizers", "hands_off", "reference", "trials", "seeds", "budgets", "margin", "target")
 
 
@@ -150,11 +152,14 @@ class Entry:
 
 def tunable(optimizer: Optimizer) -> bool:
     """Whether it has a learning rate that somebody has to find."""
-    return not isinstance(nest(optimizer)[-1], Prodigy | Polyak)
+    last = nest(optimizer)[-1]
+    return last.kind in LIBRARY_RATES and not isinstance(last, Prodigy | Polyak)
 
 
 def gradients_a_step(optimizer: Optimizer) -> int:
-    """Gradients of the loss that one step asks for."""
+    """What one step asks for, in gradients: SAM takes two, and losses without a gradient cost a third of one."""
+    if candidates := getattr(nest(optimizer)[-1], "population", 0):  # an evolution strategy
+        return max(1, round(candidates / EVALUATIONS))
     return 2 if any(isinstance(part, Sam | Asam) for part in nest(optimizer)) else 1
 
 
@@ -183,9 +188,9 @@ def label_of(optimizer: Optimizer, *, rate: bool = False) -> str:
     """An optimizer as people write it: `Lookahead(AdamW)`; with its learning rate if asked."""
     *outer, last = nest(optimizer)
     unusual = _unusual(last, rate)
-    text = LABELS[last.kind] + (f" {', '.join(unusual)}" if unusual else "")
+    text = LABELS.get(last.kind, last.kind.upper()) + (f" {', '.join(unusual)}" if unusual else "")
     for part in reversed(outer):
-        text = f"{LABELS[part.kind]}({', '.join([text, *_unusual(part, False)])})"
+        text = f"{LABELS.get(part.kind, part.kind.upper())}({', '.join([text, *_unusual(part, False)])})"
     return text
 
 
