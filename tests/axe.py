@@ -9,10 +9,10 @@ GRAVE = ("serious", "critical")
 
 
 def grave(page: Page) -> list[str]:
-    """The serious and critical findings on what `page` shows now, one a line: rule, what is wrong, and where."""
+    """The serious and critical findings on what `page` shows now: rule, what is wrong, the element and where it is."""
     found = Axe().run(page).response["violations"]
     return [
-        f"{one['id']} ({one['impact']}): {one['help']}\n    {node['html'][:160]}\n    {' '.join(map(str, node['target']))}"
+        f"{one['id']} ({one['impact']}): {one['help']}\n  {node['html'][:160]}\n  {' '.join(map(str, node['target']))}"
         for one in found
         if one["impact"] in GRAVE
         for node in one["nodes"]

@@ -1,0 +1,62 @@
+"""What runs say to held-out images, kept as logits: a network is asked once for the same weights and images."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smallalign_core.data import Splits
+from smallalign_core.evaluate import logits_of
+from smallalign_core.files import write
+from smallalign_core.store import Run, Store
+
+Logits = NDArray[np.float32]
+
+
+def folder(store: Store) -> Path:
+    """Where all that is known of runs on held-out images is kept; a run's files go when it is deleted."""
+    return store.root / "cache" / "compare"
+
+
+def digest_of(run: Run) -> str:
+    """Eight characters of what decides a run's answers: its weights, or an import's file."""
+    return str((run.result or {}).get("weights_sha256"))[:8]
+
+
+def file_of(run: Run, splits: Splits, split: str, store: Store) -> Path:
+    """The file of a run's logits on one split."""
+    return folder(store) / f"{run.id}.{digest_of(run)}-{splits.fingerprint}-{split}.npy"
+
+
+def kept_logits(run: Run, splits: Splits, split: str, store: Store) -> Logits | None:
+    """The logits [N, C] that were kept, left on the disk until they are read; None if there are none, or damaged."""
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        found = np.load(file_of(run, splits, split, store), mmap_mode="r", allow_pickle=False)
+        if found.shape == (len(getattr(splits, split)), len(splits.classes)) and found.dtype == np.float32:
+            return found
+    return None
+
+
+def answers(run: Run, splits: Splits, split: str, store: Store, device: str = "cpu") -> Logits:
+    """Logits float32 [N, C] of a run to the images of `split`, its classes matched by name; kept for the next time.
+
+    Raises:
+        BadInput: it does not know these classes.
+        BadModel: its weights cannot be read.
+    """
+    known = kept_logits(run, splits, split, store)
+    if known is not None:
+        return known
+    from smallalign_core import foreign
+
+    model = foreign.classifier(run, splits.classes).to(device)
+    found = np.ascontiguousarray(logits_of(model, getattr(splits, split), device=device), np.float32)
+    content = io.BytesIO()
+    np.save(content, found, allow_pickle=False)
+    folder(store).mkdir(parents=True, exist_ok=True)
+    write(file_of(run, splits, split, store), content.getvalue())
+    return found
