@@ -27,7 +27,7 @@ def verdict(found: dict[str, Any], teacher: str, student: str) -> str:
         f"{found['student_only']:,}, both wrong {found['both_wrong']:,} ({found['inherited']:,} in the same way)",
         f"accuracy: teacher {found['teacher']['accuracy']:.2%}, student {found['student']['accuracy']:.2%}, "
         f"{100 * found['accuracy_change']:+.2f} points [{100 * found['accuracy_change_low']:+.2f}, "
-        f"{100 * found['accuracy_change_high']:+.2f}]; McNemar p = {found['mcnemar_p']:.3g}. {mcnemar(found)}",
+        f"{100 * found['accuracy_change_high']:+.2f}]. {mcnemar(found)}",
     ]
     for who in ("teacher", "student"):
         before, fitted = found[who], found[f"{who}_calibration"]

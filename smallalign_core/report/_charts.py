@@ -10,6 +10,8 @@ from smallalign_core.report._svg import Axes, drawing, line, text
 
 READABLE = 20
 """Up to so many classes a matrix is drawn; beyond, its largest mistakes are listed."""
+TITLE_AT = 130
+"""The middle of a small chart, across."""
 Plain = dict[str, Any]
 
 
@@ -21,7 +23,9 @@ def confusion(table: Sequence[Sequence[int]], classes: Sequence[str], highest: i
     """A confusion matrix whose mistakes are coloured up to `highest`; a list of the largest where it would be large."""
     if len(classes) > READABLE:
         return _largest(table, classes)
-    cell, left, top = 30, 104, 12
+    cell, top = 30, 12
+    longest = min(12, max(map(len, classes)))
+    left = 24 + 7 * longest
     parts = []
     for true, row in enumerate(table):
         y = top + true * cell
@@ -47,7 +51,9 @@ def confusion(table: Sequence[Sequence[int]], classes: Sequence[str], highest: i
             f"{html.escape(_short(name))}</text>"
         )
     width = left + len(classes) * cell + 12
-    return drawing(width, bottom + 78, parts, f"Confusion matrix of the {who}: rows are true classes, columns said.")
+    return drawing(
+        width, bottom + 20 + 6 * longest, parts, f"Confusion matrix of the {who}: rows are true classes, columns said."
+    )
 
 
 def _largest(table: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
@@ -67,14 +73,12 @@ def reliability(found: Plain, who: str) -> str:
     axes = Axes(360, 300, (0, 1), (0, 1))
     parts = [*axes.frame("confidence", "accuracy"), axes.curve([(0, 0), (1, 1)], "ideal")]
     for name, look in (("before", "faint"), ("after", "r0" if who == "teacher" else "r1")):
-        bins = found[name]
-        for one in bins:
-            ends = [(one["confidence"], one["accuracy_low"]), (one["confidence"], one["accuracy_high"])]
-            parts.append(axes.curve(ends, f"{look} bar"))
-        parts.append(axes.curve([(one["confidence"], one["accuracy"]) for one in bins], look))
-        for one in bins:
-            about = f"{one['images']:,} images: confidence {one['confidence']:.1%}, accuracy {one['accuracy']:.1%}"
-            parts.append(axes.dot(one["confidence"], one["accuracy"], f"{look} dot", about, 3))
+        most = max(one["images"] for one in found[name])
+        for one in found[name]:
+            x, y = one["confidence"], one["accuracy"]
+            about = f"{one['images']:,} images: confidence {x:.1%}, accuracy {y:.1%}"
+            parts.append(axes.curve([(x, one["accuracy_low"]), (x, one["accuracy_high"])], f"{look} bar"))
+            parts.append(axes.dot(x, y, f"{look} dot", about, 2 + 6 * (one["images"] / most) ** 0.5))
     return drawing(360, 300, parts, f"Reliability of the {who}, before (grey) and after (colour) temperature fitting.")
 
 
@@ -123,11 +127,8 @@ def _corruption(found: Plain, name: str) -> str:
     for place, run in enumerate(found["runs"]):
         levels = [run["clean"], *(one["accuracy"] for one in run["levels"] if one["corruption"] == name)]
         parts.append(axes.curve([(at, one["value"]) for at, one in enumerate(levels)], f"r{place % 8}"))
-    parts.append(text(LEFT_OF_TITLE, 146, name, "name", "middle"))
+    parts.append(text(TITLE_AT, 146, name, "name", "middle"))
     return drawing(210, 150, parts, f"Accuracy under {name}, over severity.")
-
-
-LEFT_OF_TITLE = 125
 
 
 def pareto(found: Plain, field: str, name: str) -> str:

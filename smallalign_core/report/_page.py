@@ -112,7 +112,16 @@ def _pair(found: Plain, teacher: str, student: str) -> str:
     figures.append(["fitted temperature", *(f"{one['temperature']:.3f}" for one in fitted)])
     for name, field in (("NLL", "nll"), ("ECE", "ece"), ("Brier", "brier")):
         figures.append([f"{name}, temperature fitted", *(f"{one['scores'][field]:.4f}" for one in fitted)])
-    lines = compare.verdict(found, teacher, student).split("\n")[:3]
+    change = (
+        f"{100 * found['accuracy_change']:+.2f} points (95 % interval {100 * found['accuracy_change_low']:+.2f} to "
+    )
+    change += f"{100 * found['accuracy_change_high']:+.2f})"
+    lines = [
+        f"They agree on {found['agreement']:.2%} of the images (95 % interval {found['agreement_low']:.2%} to "
+        f"{found['agreement_high']:.2%}); the mean KL is {found['kl']:.4f}.",
+        f"The student's accuracy is {change} beside the teacher's. {compare.mcnemar(found)}",
+        f"Both make the same mistake on {found['inherited']:,} images.",
+    ]
     highest = max(
         (
             count
@@ -131,14 +140,15 @@ def _pair(found: Plain, teacher: str, student: str) -> str:
         diagrams.append(f"<figure><figcaption>{who.capitalize()}</figcaption>{chart}</figure>")
     return (
         f"<section><h2>{escape(student)} against {escape(teacher)}</h2>"
-        f"{''.join(f'<p>{escape(one)}.</p>' if not one.endswith('.') else f'<p>{escape(one)}</p>' for one in lines)}"
+        f"{''.join(f'<p>{escape(one)}</p>' for one in lines)}"
         f"{square}{_table(['', 'teacher', 'student'], figures, 'Accuracy and calibration')}"
         f"<h3>Recall of each class</h3><p>Student minus teacher in points, with 95 % intervals.</p>"
         f"<figure>{_charts.recall(found['recall_change'])}</figure>"
         f"<h3>Confusion matrices</h3><p>Rows are true classes, columns what was said. Mistakes are coloured, on one "
         f"scale for both.</p><div class='pair'>{''.join(matrices)}</div>"
-        "<h3>Reliability</h3><p>Accuracy over confidence in bins of 1/15, with 95 % intervals: grey as it is, in "
-        f"colour after temperature fitting on validation.</p><div class='pair'>{''.join(diagrams)}</div></section>"
+        "<h3>Reliability</h3><p>Accuracy over confidence in bins of 1/15, with 95 % intervals; larger dots are more "
+        "images. Grey as it is, in colour after temperature fitting on validation.</p>"
+        f"<div class='pair'>{''.join(diagrams)}</div></section>"
     )
 
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 10, 40
+LEFT, RIGHT, TOP, BOTTOM = 62, 12, 10, 40
 
 
 def text(x: float, y: float, content: str, look: str = "", anchor: str = "start") -> str:
@@ -65,7 +65,7 @@ class Axes:
         middle = LEFT + (self.width - LEFT - RIGHT) / 2
         parts.append(text(middle, self.height - 6, x_name, "name", "middle"))
         parts.append(
-            f'<text class="name" text-anchor="middle" transform="translate(12 {(self.height - BOTTOM + TOP) / 2:.1f}) '
+            f'<text class="name" text-anchor="middle" transform="translate(11 {(self.height - BOTTOM + TOP) / 2:.1f}) '
             f'rotate(-90)">{html.escape(y_name)}</text>'
         )
         return parts
@@ -89,7 +89,7 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     """Round values between `low` and `high`, about `wanted` of them."""
     raw = (high - low) / wanted
     size = 10 ** math.floor(math.log10(raw))
-    step = next(times * size for times in (1, 2, 2.5, 5, 10) if times * size >= raw * 0.999)
+    step = next(times * size for times in (1, 2, 2.5, 5, 10) if times * size >= raw * 0.9)
     first = math.ceil(low / step - 1e-9)
     return [round(place * step, 10) for place in range(first, math.floor(high / step + 1e-9) + 1)]
 

@@ -1,0 +1,90 @@
+"""How sure each is when it is right: scores and reliability, fitted, and at any temperature one wants to try."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import streamlit as st
+
+from pages.ui import backstage
+from pages.ui.comparison import Sides, evidence
+from smallalign_core.evaluate import reliability, score
+
+LOWEST, HIGHEST = 0.05, 20.0
+
+
+@st.fragment
+def panel(found: dict[str, Any], sides: Sides) -> None:
+    """A table and two diagrams that follow two sliders; nothing is trained or asked again."""
+    with backstage.told():
+        _draw(found, sides)
+
+
+def _draw(found: dict[str, Any], sides: Sides) -> None:
+    pair = sides.pair()
+    fitted_on = "validation, which is what you see here" if sides.split == "val" else "validation"
+    st.markdown(
+        "Dividing a model's logits by a temperature makes it less sure (above 1) or surer (below 1), and changes no "
+        f"answer. The temperature that suits best was fitted on {fitted_on} (Guo et al., 2017)."
+    )
+    columns = st.columns(2, gap="large")
+    lines = []
+    for who, logits, colour, column in zip(
+        ("teacher", "student"), (pair.teacher, pair.student), sides.colours, columns, strict=False
+    ):
+        fitted = found[f"{who}_calibration"]
+        with column:
+            tried = _slider(who, fitted["temperature"], sides.key)
+            before, after = reliability(logits, pair.labels), reliability(logits, pair.labels, tried)
+            evidence.reliability(before, after, tried, colour, key=f"reliability-{who}")
+        here = score(logits, pair.labels, pair.classes, tried)
+        lines += [
+            (f"{who.capitalize()} as it is (T = 1)", found[who]),
+            (f"{who.capitalize()} fitted (T = {fitted['temperature']:.2f})", fitted["scores"]),
+            (f"{who.capitalize()} at T = {tried:.2f}", here.as_dict()),
+        ]
+    st.table(
+        {
+            "": [name for name, _ in lines],
+            "NLL": [f"{scores['nll']:.4f}" for _, scores in lines],
+            "ECE": [f"{scores['ece']:.2%}" for _, scores in lines],
+            "Brier": [f"{scores['brier']:.4f}" for _, scores in lines],
+            "Accuracy": [f"{scores['accuracy']:.2%}" for _, scores in lines],
+        },
+        width="content",
+    )
+    st.caption(
+        "NLL: mean negative log-likelihood in nats. ECE: mean gap of confidence and accuracy over 15 bins, which is "
+        "biased upwards where images are few. Brier: squared distance from the truth, 0 to 2. Lower is better for all. "
+        "In the diagrams grey is T = 1, larger dots are more images, and bars are 95 % intervals."
+    )
+
+
+def _slider(who: str, fitted: float, key: str) -> float:
+    """A temperature on a logarithmic scale; it begins at the fitted one."""
+    widget = f"temperature-{who}-{key}"
+
+    def to(value: float) -> None:
+        st.session_state[widget] = _step(value)
+
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        steps = [_value(place) for place in range(121)]
+        if widget not in st.session_state:
+            to(fitted)
+        tried = st.select_slider(
+            f"{who.capitalize()}'s temperature", steps, key=widget, format_func=lambda value: f"{value:.2f}"
+        )
+        st.button("1", key=f"{widget}-one", on_click=to, args=(1.0,), help="As it was trained.")
+        st.button("Fitted", key=f"{widget}-fitted", on_click=to, args=(fitted,), help="Best NLL on validation.")
+    return float(tried)
+
+
+def _value(place: int) -> float:
+    return round(LOWEST * (HIGHEST / LOWEST) ** (place / 120), 4)
+
+
+def _step(value: float) -> float:
+    """The slider's step that is nearest to a temperature."""
+    share = math.log(min(HIGHEST, max(LOWEST, value)) / LOWEST) / math.log(HIGHEST / LOWEST)
+    return _value(round(120 * share))
