@@ -16,7 +16,7 @@ if len(found) < 2:
     st.info("A comparison needs two trained models: a teacher and a student. One click on Home makes the first pair.")
     st.page_link("home.py", label="Distil a student now", icon=":material/play_arrow:")
     st.stop()
-columns = st.columns([3, 3, 3, 1.4], vertical_alignment="bottom")
+columns = st.columns([3, 3, 1.4], vertical_alignment="bottom")
 with columns[0]:
     teacher = picks.pick_row("Teacher", found, key="teacher", first=taught.teacher if taught else None)
 pupils = [row for row in found if teacher and row.classes == teacher.classes and row.id != teacher.id]
@@ -29,10 +29,9 @@ with columns[1]:
 if student is None:
     st.stop()
 with columns[2]:
-    others = picks.pick_rows("More runs", [row for row in pupils if row.id != student.id], key="also", most=8)
-with columns[3]:
     split = str(st.selectbox("Images", list(SPLITS), format_func=SPLITS.__getitem__, key="split", bind="query-params"))
 
+others = picks.pick_rows("More runs beside them", [row for row in pupils if row.id != student.id], key="also", most=8)
 sides = Sides((teacher, student, *others), split, store)
 reports = pairs(sides.ids, split, str(store.root.resolve()))
 overview.figures(reports[0], sides)

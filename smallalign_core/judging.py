@@ -75,12 +75,15 @@ def report(
     return {"done": done, "report": found, "files": [str(one) for one in files]}
 
 
-def look(store: Store, runs: list[str], own: dict[str, Any], target: str | None = None) -> dict[str, Any]:
+def look(
+    store: Store, runs: list[str], own: dict[str, Any], target: str | None = None, occluding: bool = False
+) -> dict[str, Any]:
     """What runs say to one's own image, and where each looks.
 
     Args:
         own: an image of the data's size, as `preview.encoded` gives it.
         target: the class to explain; each run's own answer without.
+        occluding: occlusion maps for all, not only for those that Grad-CAM cannot explain.
 
     Returns:
         `answers`, one a run: `top`, the five likeliest classes with their probabilities; `target`; `method`, in words;
@@ -95,7 +98,7 @@ def look(store: Store, runs: list[str], own: dict[str, Any], target: str | None 
     answers = []
     for run in asked:
         wanted = None if target is None else splits.classes.index(target)
-        found = saliency.explain(foreign.classifier(run, splits.classes), image, target=wanted)
+        found = saliency.explain(foreign.classifier(run, splits.classes), image, target=wanted, occluding=occluding)
         best = sorted(range(len(splits.classes)), key=lambda place: -found.probabilities[place])[:5]
         answers.append(
             {

@@ -38,18 +38,21 @@ class Explanation:
     probabilities: NDArray[np.float64]
 
 
-def explain(model: Answering, image: NDArray[np.uint8], *, target: int | None = None) -> Explanation:
+def explain(
+    model: Answering, image: NDArray[np.uint8], *, target: int | None = None, occluding: bool = False
+) -> Explanation:
     """Where `model` looks when it sees `image`, uint8 [C, H, W].
 
     Args:
         target: the class to explain; its own answer without.
+        occluding: occlusion even where Grad-CAM could be had.
     """
     model = model.eval()
     pixels = torch.from_numpy(np.ascontiguousarray(image))[None]
     with torch.no_grad():
         p = model(pixels).float().softmax(1)[0]
     wanted = int(p.argmax()) if target is None else target
-    found = None if attends(model.body) else grad_cam(model, pixels, wanted)
+    found = None if occluding or attends(model.body) else grad_cam(model, pixels, wanted)
     method = "occlusion" if found is None else "grad-cam"
     heat = occlusion(model, pixels, wanted) if found is None else found
     most = float(heat.max())

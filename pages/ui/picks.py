@@ -97,6 +97,8 @@ def pick_rows(label: str, rows: Sequence[Row], *, key: str, most: int, help: str
         if unknown := [name for name in given if name not in found]:
             st.warning(f"The link names runs that cannot stand here. Given: {', '.join(unknown)[:80]}. Choose others.")
         st.session_state[widget] = [name for name in given if name in found][:most]
+    if not found:  # nothing to choose: no empty menu
+        return []
     st.session_state[widget] = [name for name in st.session_state.get(widget, []) if name in found]
     chosen = st.multiselect(
         label,
@@ -104,8 +106,7 @@ def pick_rows(label: str, rows: Sequence[Row], *, key: str, most: int, help: str
         format_func=lambda id: found[id].label,
         key=widget,
         max_selections=most,
-        placeholder="None" if found else "No other run knows these classes",
-        disabled=not found,
+        placeholder="None",
         help=help,
     )
     keep(key, ",".join(chosen))

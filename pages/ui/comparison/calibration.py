@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import streamlit as st
@@ -11,7 +10,8 @@ from pages.ui import backstage
 from pages.ui.comparison import Sides, evidence
 from smallalign_core.evaluate import reliability, score
 
-LOWEST, HIGHEST = 0.05, 20.0
+LOWEST, HIGHEST, STEPS = 0.05, 20.0, 120
+"""The slider's ends, and its steps of equal ratio; 1 is one of them."""
 
 
 @st.fragment
@@ -64,27 +64,19 @@ def _draw(found: dict[str, Any], sides: Sides) -> None:
 def _slider(who: str, fitted: float, key: str) -> float:
     """A temperature on a logarithmic scale; it begins at the fitted one."""
     widget = f"temperature-{who}-{key}"
-
-    def to(value: float) -> None:
-        st.session_state[widget] = _step(value)
-
+    fitted = min(HIGHEST, max(LOWEST, fitted))
+    steps = sorted({round(LOWEST * (HIGHEST / LOWEST) ** (place / STEPS), 4) for place in range(STEPS + 1)} | {fitted})
+    st.session_state.setdefault(widget, fitted)
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        steps = [_value(place) for place in range(121)]
-        if widget not in st.session_state:
-            to(fitted)
         tried = st.select_slider(
             f"{who.capitalize()}'s temperature", steps, key=widget, format_func=lambda value: f"{value:.2f}"
         )
-        st.button("1", key=f"{widget}-one", on_click=to, args=(1.0,), help="As it was trained.")
-        st.button("Fitted", key=f"{widget}-fitted", on_click=to, args=(fitted,), help="Best NLL on validation.")
+        for name, value, help in (("1", 1.0, "As it was trained."), ("Fitted", fitted, "Best NLL on validation.")):
+            st.button(
+                name,
+                key=f"{widget}-{name}",
+                on_click=st.session_state.__setitem__,
+                args=(widget, value),
+                help=f"{help} Sets the {who}'s temperature.",
+            )
     return float(tried)
-
-
-def _value(place: int) -> float:
-    return round(LOWEST * (HIGHEST / LOWEST) ** (place / 120), 4)
-
-
-def _step(value: float) -> float:
-    """The slider's step that is nearest to a temperature."""
-    share = math.log(min(HIGHEST, max(LOWEST, value)) / LOWEST) / math.log(HIGHEST / LOWEST)
-    return _value(round(120 * share))

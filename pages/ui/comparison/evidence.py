@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -39,9 +40,10 @@ def recall_change(changes: Sequence[dict[str, Any]], *, key: str) -> None:
         "<extra></extra>",
     )
     figure.add_vline(x=0, line={"color": QUIET, "width": 1})
+    far = 1.05 * max((max(-one["low"], one["high"]) for one in kept), default=0.1)
     figure.update_layout(
         showlegend=False,
-        xaxis={"title": "student minus teacher", "tickformat": "+.0%"},
+        xaxis={"title": "student minus teacher", "tickformat": "+.0%", "range": [-far, far]},
         yaxis={"type": "category", "autorange": "reversed", "automargin": True},
     )
     charts.show(figure, alt="Change of recall by class, student minus teacher.", key=key, height=90 + 24 * len(kept))
@@ -110,7 +112,7 @@ def robustness(found: dict[str, Any], sides: Sides, *, key: str) -> None:
 
 def corruptions(found: dict[str, Any], sides: Sides, *, key: str) -> None:
     """Accuracy over severity, one small chart a corruption, all on one scale."""
-    names, across = found["corruptions"], 4
+    names, across = found["corruptions"], 3  # so that each can be read on a telephone
     down = -(-len(names) // across)
     figure = make_subplots(
         rows=down, cols=across, subplot_titles=names, shared_yaxes=True, shared_xaxes=True, vertical_spacing=0.1
@@ -132,7 +134,7 @@ def corruptions(found: dict[str, Any], sides: Sides, *, key: str) -> None:
             )
     figure.update_yaxes(range=[0, 1.03], tickformat=".0%", nticks=4)
     figure.update_xaxes(dtick=1)
-    charts.show(figure, alt="Accuracy under each corruption over severity.", key=key, height=170 * down, top=26)
+    charts.show(figure, alt="Accuracy under each corruption over severity.", key=key, height=150 * down, top=26)
 
 
 def pareto(found: dict[str, Any], sides: Sides, field: str, *, key: str) -> None:
@@ -167,7 +169,11 @@ def pareto(found: dict[str, Any], sides: Sides, field: str, *, key: str) -> None
     if limits["accuracy"]:
         figure.add_hline(y=limits["accuracy"], line=line)
     name = "ONNX file in kB (logarithmic)" if field == "bytes" else "p50 of one image in ms (logarithmic)"
+    ends = [math.log10(value) for value in (min([*costs, limit or costs[0]]) / 1.6, max([*costs, limit or 0]) * 1.6)]
+    steps = [times * 10.0**power for power in range(math.floor(ends[0]), math.ceil(ends[1]) + 1) for times in (1, 2, 5)]
     figure.update_layout(
-        showlegend=False, xaxis={"title": name, "type": "log"}, yaxis={"title": "accuracy", "tickformat": ".1%"}
+        showlegend=False,
+        xaxis={"title": name, "type": "log", "range": ends, "tickvals": steps, "ticktext": [f"{at:g}" for at in steps]},
+        yaxis={"title": "accuracy", "tickformat": ".1%"},
     )
     charts.show(figure, alt=f"Accuracy over {name}, one point a run.", key=key, height=330)

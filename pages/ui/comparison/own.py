@@ -15,7 +15,7 @@ from pages.ui.comparison import Sides
 from smallalign_core import data, preview
 
 WAYS = {"upload": "Upload", "draw": "Draw", "camera": "Camera"}
-OWN = "each one's own answer"
+MAPS = ("Grad-CAM where it can be", "Occlusion")
 SIDE = 168
 """CSS pixels of the longer side of a picture."""
 
@@ -35,9 +35,17 @@ def _draw(sides: Sides, classes: list[str]) -> None:
     own = _given(str(way), shape)
     if own is None:
         return
-    asked = str(st.selectbox("Explain", [OWN, *classes], key="explain", width=260))
-    target = None if asked == OWN else asked
-    found = _looked(sides.ids, json.dumps(own), target, str(sides.store.root.resolve()))
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        places = st.selectbox(
+            "Explain",
+            [None, *range(len(classes))],
+            format_func=lambda place: "each one's own answer" if place is None else classes[place],
+            key="explain",
+            width=260,
+        )
+        how = st.segmented_control("Map", list(MAPS), default=MAPS[0], required=True, key="map")
+    target = None if places is None else classes[int(places)]
+    found = _looked(sides.ids, json.dumps(own), target, how == MAPS[1], str(sides.store.root.resolve()))
     image = preview.decoded(own, shape)
     height, width = _size(*shape[1:])
     cells = [_figure(pictures.png(image), "What all see", f"{shape[2]} × {shape[1]} pixels", height, width)]
@@ -73,10 +81,11 @@ def _looked(
     ids: tuple[str, ...],
     own: str,
     target: str | None,
+    occluding: bool,
     root: str,  # noqa: ARG001  # part of the cache's key
 ) -> list[dict[str, Any]]:
     answers: list[dict[str, Any]] = backstage.ask(
-        "look", "All models look at it", runs=list(ids), own=json.loads(own), target=target
+        "look", "All models look at it", runs=list(ids), own=json.loads(own), target=target, occluding=occluding
     )["answers"]
     return answers
 
