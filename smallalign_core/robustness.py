@@ -43,16 +43,12 @@ MOST = 1000
 BATCH = 250
 SEED = 0
 FORMAT = 1
+"""Raised when a corruption changes, so that runs are asked again."""
 NAME = "12 corruptions of SmallAlign, not ImageNet-C"
 
 
-def _pixels(side: int, share: float) -> int:
-    """A share of the side as whole pixels, at least one."""
-    return max(1, round(side * share))
-
-
 CORRUPTIONS: dict[str, Callable[[int, int], Augment]] = {
-    "shift": lambda s, side: Shift(pixels=min(64, _pixels(side, 0.05 * s))),
+    "shift": lambda s, side: Shift(pixels=max(1, round(s / 5 * min(64, 0.25 * side)))),
     "rotate": lambda s, _: Rotate(degrees=9.0 * s),
     "scale": lambda s, _: Affine(translate=0, scale=0.1 * s, shear=0),
     "shear": lambda s, _: Affine(translate=0, scale=0, shear=8.0 * s),
@@ -60,7 +56,7 @@ CORRUPTIONS: dict[str, Callable[[int, int], Augment]] = {
     "zoom": lambda s, _: ResizedCrop(smallest=1 - 0.15 * s, aspect=1.33),
     "brightness": lambda s, _: Colour(brightness=0.18 * s, contrast=0),
     "contrast": lambda s, _: Colour(brightness=0, contrast=0.18 * s),
-    "blur": lambda s, side: Blur(sigma=min(10.0, max(0.1, 0.02 * s * side)), probability=1),
+    "blur": lambda s, side: Blur(sigma=0.4 + s / 5 * (min(10.0, 0.15 * side) - 0.4), probability=1),
     "noise": lambda s, _: Noise(amount=0.06 * s, probability=1),
     "erase": lambda s, _: Erase(largest=0.1 * s, probability=1),
     "posterize": lambda s, _: Posterize(bits=6 - s, probability=1),

@@ -48,7 +48,7 @@ def explain(
         occluding: occlusion even where Grad-CAM could be had.
     """
     model = model.eval()
-    pixels = torch.from_numpy(np.ascontiguousarray(image))[None]
+    pixels = torch.from_numpy(np.array(image))[None]  # a copy: what came over a pipe cannot be written to
     with torch.no_grad():
         p = model(pixels).float().softmax(1)[0]
     wanted = int(p.argmax()) if target is None else target

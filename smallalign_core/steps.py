@@ -18,6 +18,9 @@ Work = Generator[float, None, Answer]
 KEPT = 6
 """Unfinished questions that this process keeps for the next time; the one asked longest ago is dropped first."""
 
+NEARLY = 0.999
+"""The largest share of unfinished work: who sees 1 may take the answer for granted."""
+
 _unfinished: OrderedDict[str, Work[Any]] = OrderedDict()
 
 
@@ -39,7 +42,7 @@ def advance(question: str, begin: Callable[[], Work[Answer]], patience: float | 
             _unfinished[question] = work
             while len(_unfinished) > KEPT:
                 _unfinished.popitem(last=False)
-            return None, done
+            return None, min(done, NEARLY)
 
 
 def finish(work: Work[Answer], told: Callable[[float], None] = lambda _: None) -> Answer:

@@ -69,8 +69,9 @@ def compare_once(teacher: Run, students: Sequence[Run], store: Store, *, split: 
         known = _read(file)
         if known is None:
             splits = splits or data.load(source, store.data_cache)
-            known = _pair(teacher, student, splits, store, split).as_dict()
-            write_folder(file.parent, {file.name: json.dumps(known, allow_nan=False)})
+            text = json.dumps(_pair(teacher, student, splits, store, split).as_dict(), allow_nan=False)
+            write_folder(file.parent, {file.name: text})
+            known = json.loads(text)  # the same the first time as ever after
             looked = True
         found.append(known)
     if looked and splits is not None:

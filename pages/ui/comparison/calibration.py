@@ -11,7 +11,7 @@ from pages.ui.comparison import Sides, evidence
 from smallalign_core.evaluate import reliability, score
 
 LOWEST, HIGHEST, STEPS = 0.05, 20.0, 120
-"""The slider's ends, and its steps of equal ratio; 1 is one of them."""
+"""The slider's ends, and its steps of equal ratio."""
 
 
 @st.fragment
@@ -65,11 +65,12 @@ def _slider(who: str, fitted: float, key: str) -> float:
     """A temperature on a logarithmic scale; it begins at the fitted one."""
     widget = f"temperature-{who}-{key}"
     fitted = min(HIGHEST, max(LOWEST, fitted))
-    steps = sorted({round(LOWEST * (HIGHEST / LOWEST) ** (place / STEPS), 4) for place in range(STEPS + 1)} | {fitted})
+    values = [*(LOWEST * (HIGHEST / LOWEST) ** (place / STEPS) for place in range(STEPS + 1)), 1.0, fitted]
+    steps = sorted({f"{value:.3g}": value for value in values}.values())  # Streamlit tells them apart by their text
     st.session_state.setdefault(widget, fitted)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         tried = st.select_slider(
-            f"{who.capitalize()}'s temperature", steps, key=widget, format_func=lambda value: f"{value:.2f}"
+            f"{who.capitalize()}'s temperature", steps, key=widget, format_func=lambda value: f"{value:.3g}"
         )
         for name, value, help in (("1", 1.0, "As it was trained."), ("Fitted", fitted, "Best NLL on validation.")):
             st.button(
