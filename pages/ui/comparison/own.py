@@ -15,6 +15,8 @@ from pages.ui.comparison import Sides
 from smallalign_core import data, preview
 
 WAYS = {"upload": "Upload", "draw": "Draw", "camera": "Camera"}
+OWN = -1
+"""In place of a class: each run explains its own answer."""
 MAPS = ("Grad-CAM where it can be", "Occlusion")
 SIDE = 168
 """CSS pixels of the longer side of a picture."""
@@ -36,15 +38,15 @@ def _draw(sides: Sides, classes: list[str]) -> None:
     if own is None:
         return
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        places = st.selectbox(
+        place = st.selectbox(
             "Explain",
-            [None, *range(len(classes))],
-            format_func=lambda place: "each one's own answer" if place is None else classes[place],
+            [OWN, *range(len(classes))],
+            format_func=lambda place: "each one's own answer" if place == OWN else classes[place],
             key="explain",
             width=260,
         )
         how = st.segmented_control("Map", list(MAPS), default=MAPS[0], required=True, key="map")
-    target = None if places is None else classes[int(places)]
+    target = None if place == OWN else classes[int(place)]
     found = _looked(sides.ids, json.dumps(own), target, how == MAPS[1], str(sides.store.root.resolve()))
     image = preview.decoded(own, shape)
     height, width = _size(*shape[1:])
