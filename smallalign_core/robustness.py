@@ -169,7 +169,7 @@ def assess(runs: Sequence[Run], splits: Splits, split: str, store: Store) -> Wor
     """
     looked, right = False, []
     for place, run in enumerate(runs):
-        known = _kept(run, splits, split, store)
+        known = kept(run, splits, split, store)
         if known is None:
             looked = True
             known = yield from part_of(_ask(run, splits, split, store), place, len(runs))
@@ -183,7 +183,7 @@ def _file(run: Run, splits: Splits, split: str, store: Store) -> Path:
     return folder(store) / f"{run.id}.{digest_of(run)}-{splits.fingerprint}-{split}-corrupted-{FORMAT}.npy"
 
 
-def _kept(run: Run, splits: Splits, split: str, store: Store) -> NDArray[np.bool_] | None:
+def kept(run: Run, splits: Splits, split: str, store: Store) -> NDArray[np.bool_] | None:
     """[1 + 60, N]: which images a run gets right, clean and corrupted; None if it was not asked yet."""
     count = min(MOST, len(getattr(splits, split)))
     with contextlib.suppress(OSError, ValueError, EOFError):
@@ -194,7 +194,7 @@ def _kept(run: Run, splits: Splits, split: str, store: Store) -> NDArray[np.bool
 
 
 def _ask(run: Run, splits: Splits, split: str, store: Store) -> Work[NDArray[np.bool_]]:
-    """As `_kept`, asked now and kept."""
+    """As `kept`, asked now."""
     import torch
 
     from smallalign_core import foreign

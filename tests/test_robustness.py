@@ -74,7 +74,7 @@ def test_accuracies_are_those_of_asking_by_hand(asked, taught: tuple[Store, Run,
 def test_the_difference_is_paired_by_image(taught: tuple[Store, Run, Run], asked) -> None:
     store, teacher, student = taught
     found, splits = asked
-    right = [robustness._kept(run, splits, "val", store)[1:].mean(0) for run in (teacher, student)]
+    right = [robustness.kept(run, splits, "val", store)[1:].mean(0) for run in (teacher, student)]
 
     change = found.runs[1].change
     there = ttest_rel(right[1], right[0]).confidence_interval(0.95)

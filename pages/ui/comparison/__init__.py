@@ -13,7 +13,7 @@ import streamlit as st
 from pages.ui import backstage, charts, pictures
 from pages.ui.listing import Row
 from smallalign_core import compare
-from smallalign_core.data import ImageSet
+from smallalign_core.data import ImageSet, Splits
 from smallalign_core.store import Store
 
 PATIENCE = 0.4
@@ -56,8 +56,12 @@ class Sides:
 
     def images(self) -> ImageSet:
         """The held-out images, left on the disk; those of the student's data."""
-        images: ImageSet = getattr(pictures.splits(self.store.run(self.runs[1].id).data, self.store), self.split)
+        images: ImageSet = getattr(self.splits(), self.split)
         return images
+
+    def splits(self) -> Splits:
+        """The student's data."""
+        return pictures.splits(self.store.run(self.runs[1].id).data, self.store)
 
     def pair(self) -> compare.Pair:
         """What teacher and student say to each image."""

@@ -6,10 +6,10 @@ import streamlit as st
 
 from pages.ui import wording
 from pages.ui.comparison import Sides, evidence, in_steps, wanted
-from smallalign_core.robustness import CORRUPTIONS, MOST, SEVERITIES
+from smallalign_core.robustness import CORRUPTIONS, MOST, SEVERITIES, kept
 
-AUTOMATIC = 2e11
-"""Multiply-accumulates that are done without a click: a few seconds of one processor core."""
+AUTOMATIC, UNKNOWN = 2e11, 1e8
+"""Multiply-accumulates that are done without a click, a few seconds of one processor core; and those of an import."""
 
 
 def panel(sides: Sides) -> None:
@@ -20,8 +20,9 @@ def panel(sides: Sides) -> None:
         f"**12 corruptions of SmallAlign, not ImageNet-C**: the parts of an augmentation policy at 5 severities, on "
         f"{images:,} images. How much of it an image gets is drawn once; all runs see the same pixels."
     )
-    macs = [(sides.store.run(run.id).result or {}).get("macs") for run in sides.runs]
-    much = sum(one or 1e8 for one in macs) * images * views > AUTOMATIC
+    splits = sides.splits()
+    asked = [run for run in map(sides.store.run, sides.ids) if kept(run, splits, sides.split, sides.store) is None]
+    much = sum((run.result or {}).get("macs") or UNKNOWN for run in asked) * images * views > AUTOMATIC
     about = f"Every run answers {images * views:,} corrupted images, which takes a while for these networks."
     if much and not wanted("robustness-wanted", sides.key, "Corrupt the images", about, icon=":material/blur_on:"):
         return

@@ -98,6 +98,7 @@ def _table(found: dict[str, Any]) -> None:
             "Dominated": ["yes" if one["dominated_by"] else "no" for one in runs],
         },
         column_config={
+            "Run": st.column_config.TextColumn(width="medium"),
             "Parameters": st.column_config.NumberColumn(format="localized"),
             "MACs": st.column_config.NumberColumn(format="localized", help="Multiply-accumulates for one image."),
             "Accuracy": st.column_config.NumberColumn(format="percent"),

@@ -95,6 +95,7 @@ def _others(reports: list[dict[str, Any]], sides: Sides) -> None:
     st.dataframe(
         {name: [row[name] for row in rows] for name in rows[0]},
         column_config={
+            "Run": st.column_config.TextColumn(width="medium"),
             "Accuracy": share,
             "Agreement": share,
             "KL": st.column_config.NumberColumn(format="%.4f"),
