@@ -34,7 +34,7 @@ def compare(store: Store, teacher: str, students: list[str], split: str = "test"
 def robustness(store: Store, runs: list[str], split: str = "test", patience: float | None = None) -> dict[str, Any]:
     """How runs bear corrupted images, the teacher first: `done`, and when that is all, `report`."""
     asked, splits = _side_by_side(store, runs)
-    question = f"robustness {[run.id for run in asked]} {splits.fingerprint} {split}"
+    question = f"robustness {store.root.resolve()} {[run.id for run in asked]} {splits.fingerprint} {split}"
     found, done = steps.advance(question, lambda: bearing.assess(asked, splits, split, store), patience)
     return {"done": done, "report": found and found.as_dict()}
 
@@ -49,7 +49,7 @@ def frontier(
     """Size, speed and accuracy of runs, the teacher first: `done`, and when that is all, `report`."""
     asked, splits = _side_by_side(store, runs)
     within = fronts.Limits(**limits or {})
-    question = f"frontier {[run.id for run in asked]} {splits.fingerprint} {split} {within}"
+    question = f"frontier {store.root.resolve()} {[run.id for run in asked]} {splits.fingerprint} {split} {within}"
     found, done = steps.advance(question, lambda: fronts.frontier(asked, splits, split, store, within), patience)
     return {"done": done, "report": found and found.as_dict()}
 
@@ -69,7 +69,7 @@ def report(
     digest_of = hashlib.sha256(" ".join([*(run.id for run in asked), split, str(within)]).encode()).hexdigest()[:12]
     kept = comparing.folder(store) / f"{asked[0].id}-{asked[1].id}-{digest_of}.html"
     file = reporting.target(Path(to)) if to else kept
-    question = f"report {[run.id for run in asked]} {splits.fingerprint} {split} {within}"
+    question = f"report {store.root.resolve()} {[run.id for run in asked]} {splits.fingerprint} {split} {within}"
     found, done = steps.advance(question, lambda: reporting.gather(asked, splits, split, store, within), patience)
     files = reporting.save(found, splits, file) if found else []
     return {"done": done, "report": found, "files": [str(one) for one in files]}

@@ -79,6 +79,14 @@ def test_a_cell_a_class_and_a_kind_leave_exactly_their_images(here, shown, store
     assert not app.exception
 
 
+def test_an_emptied_cache_is_filled_again(here, shown, store: Store):
+    tab(shown, "Overview")
+    for file in compare.folder(store).glob("*.npy"):
+        file.unlink()
+
+    assert "13 of 359" in texts(tab(shown, "Images"))
+
+
 def test_a_click_on_a_matrix_is_a_choice_in_the_menus(here, shown, monkeypatch):
     """AppTest cannot click a chart: its callback is called as Streamlit would call it, and the page drawn again."""
     clicks = {}

@@ -16,6 +16,7 @@ from smallalign_core import data
 from smallalign_core.compare._answers import (
     answers as answers,
     digest_of as digest_of,
+    file_of,
     folder as folder,
     kept_logits as kept_logits,
 )
@@ -27,7 +28,11 @@ from smallalign_core.compare._pair import (
     Pair as Pair,
     of_logits as of_logits,
 )
-from smallalign_core.compare._words import mcnemar as mcnemar, verdict as verdict
+from smallalign_core.compare._words import (
+    commonest_mistake as commonest_mistake,
+    mcnemar as mcnemar,
+    verdict as verdict,
+)
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadInput
 from smallalign_core.evaluate import fit_temperature
@@ -66,7 +71,8 @@ def compare_once(teacher: Run, students: Sequence[Run], store: Store, *, split: 
     looked = False
     for student in students:
         file = kept(teacher, student, str(source.fingerprint), store, split)
-        known = _read(file)
+        there = all(file_of(run, str(source.fingerprint), split, store).is_file() for run in (teacher, student))
+        known = _read(file) if there else None
         if known is None:
             splits = splits or data.load(source, store.data_cache)
             text = json.dumps(_pair(teacher, student, splits, store, split).as_dict(), allow_nan=False)

@@ -27,15 +27,15 @@ def digest_of(run: Run) -> str:
     return str((run.result or {}).get("weights_sha256"))[:8]
 
 
-def file_of(run: Run, splits: Splits, split: str, store: Store) -> Path:
-    """The file of a run's logits on one split."""
-    return folder(store) / f"{run.id}.{digest_of(run)}-{splits.fingerprint}-{split}.npy"
+def file_of(run: Run, fingerprint: str, split: str, store: Store) -> Path:
+    """The file of a run's logits on one split of the data of that fingerprint."""
+    return folder(store) / f"{run.id}.{digest_of(run)}-{fingerprint}-{split}.npy"
 
 
 def kept_logits(run: Run, splits: Splits, split: str, store: Store) -> Logits | None:
     """The logits [N, C] that were kept, left on the disk until they are read; None if there are none, or damaged."""
     with contextlib.suppress(OSError, ValueError, EOFError):
-        found = np.load(file_of(run, splits, split, store), mmap_mode="r", allow_pickle=False)
+        found = np.load(file_of(run, splits.fingerprint, split, store), mmap_mode="r", allow_pickle=False)
         if found.shape == (len(getattr(splits, split)), len(splits.classes)) and found.dtype == np.float32:
             return found
     return None
@@ -58,5 +58,5 @@ def answers(run: Run, splits: Splits, split: str, store: Store, device: str = "c
     content = io.BytesIO()
     np.save(content, found, allow_pickle=False)
     folder(store).mkdir(parents=True, exist_ok=True)
-    write(file_of(run, splits, split, store), content.getvalue())
+    write(file_of(run, splits.fingerprint, split, store), content.getvalue())
     return found

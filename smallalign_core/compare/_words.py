@@ -17,6 +17,21 @@ def mcnemar(found: dict[str, Any]) -> str:
     return f"The difference in accuracy may be chance ({chance}, exact McNemar test)."
 
 
+def commonest_mistake(found: dict[str, Any]) -> int:
+    """The largest count off both confusion matrices' diagonals, so that two charts share a scale; 1 at least."""
+    tables = [found[f"{who}_confusion"] for who in ("teacher", "student")]
+    return max(
+        [1]
+        + [
+            count
+            for table in tables
+            for true, row in enumerate(table)
+            for said, count in enumerate(row)
+            if true != said
+        ]
+    )
+
+
 def verdict(found: dict[str, Any], teacher: str, student: str) -> str:
     """A comparison in three lines: how often they agree, who is right where, and how sure each is."""
     split = "test" if found["split"] == "test" else "validation"

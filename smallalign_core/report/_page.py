@@ -122,16 +122,7 @@ def _pair(found: Plain, teacher: str, student: str) -> str:
         f"The student's accuracy is {change} beside the teacher's. {compare.mcnemar(found)}",
         f"Both make the same mistake on {found['inherited']:,} images.",
     ]
-    highest = max(
-        (
-            count
-            for who in ("teacher", "student")
-            for true, row in enumerate(found[f"{who}_confusion"])
-            for said, count in enumerate(row)
-            if true != said
-        ),
-        default=1,
-    )
+    highest = compare.commonest_mistake(found)
     matrices, diagrams = [], []
     for who in ("teacher", "student"):
         chart = _charts.confusion(found[f"{who}_confusion"], found["classes"], highest, who)

@@ -50,7 +50,7 @@ class Pad {
     this.paper.height = Math.round(rows * unit);
     for (const choice of this.root.querySelectorAll('.grey-only')) choice.hidden = !this.monochrome;
     if (this.data.sends) {
-      this.find('.leaves').textContent = 'What the models see goes to this server, and is kept nowhere.';
+      this.find('.leaves').textContent = 'What the models see goes to this server, and is written nowhere.';
       this.find('.saw').textContent = `What the models see: ${columns} × ${rows} pixels`;
     }
     this.find('.ink').hidden = this.monochrome;

@@ -14,6 +14,7 @@ from pages.ui import backstage, charts, pictures
 from pages.ui.listing import Row
 from smallalign_core import compare
 from smallalign_core.data import ImageSet, Splits
+from smallalign_core.errors import BadInput
 from smallalign_core.store import Store
 
 PATIENCE = 0.4
@@ -65,7 +66,14 @@ class Sides:
 
     def pair(self) -> compare.Pair:
         """What teacher and student say to each image."""
-        return _pair(self.runs[0].id, self.runs[1].id, self.split, str(self.store.root.resolve()), self.store)
+        root = str(self.store.root.resolve())
+        asked = (self.runs[0].id, self.runs[1].id, self.split, root, self.store)
+        try:
+            return _pair(*asked)
+        except BadInput:  # the store's cache was emptied since they were compared
+            pairs.clear()
+            pairs(self.ids, self.split, root)
+            return _pair(*asked)
 
 
 @st.cache_data(max_entries=16, show_spinner=False)

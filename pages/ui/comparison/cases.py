@@ -36,16 +36,7 @@ ANY = "any"
 
 def panel(found: dict[str, Any], sides: Sides) -> None:
     """Matrices above, images below; a click on a cell shows its images."""
-    highest = max(
-        (
-            count
-            for who in ("teacher", "student")
-            for true, row in enumerate(found[f"{who}_confusion"])
-            for said, count in enumerate(row)
-            if said != true
-        ),
-        default=1,
-    )
+    highest = compare.commonest_mistake(found)
     for column, who in zip(st.columns(2), ("teacher", "student"), strict=True):
         with column:
             st.markdown(f"**{who.capitalize()}**")

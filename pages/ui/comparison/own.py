@@ -63,7 +63,7 @@ def _draw(sides: Sides, classes: list[str]) -> None:
     st.caption(
         "Orange is where a run looks for the class, brightest where most. Grad-CAM is as coarse as the last "
         "convolution's maps; occlusion shows where the probability falls when a square is covered. Both are hints, "
-        "not proofs. Your image is kept nowhere."
+        "not proofs. Your image stays in memory and is written nowhere."
     )
 
 
