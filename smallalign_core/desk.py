@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from smallalign_core import data, preview, studies, teaching, tuning, worth as measuring
+from smallalign_core import data, judging, preview, studies, teaching, tuning, worth as measuring
 from smallalign_core.errors import BadInput, SmallAlignError, WorkFailed
 from smallalign_core.machine import set_threads
 from smallalign_core.spec import CutMix, MixUp, OfLayers, RunSpec, digest, parse, parse_data
@@ -188,13 +188,6 @@ def _fastest(work: Callable[[], object]) -> float:
     return min(times[1:])
 
 
-def compare(store: Store, teacher: str, student: str, split: str = "test") -> dict[str, Any]:
-    """Teacher and student side by side, kept for the next time."""
-    from smallalign_core import compare as comparing
-
-    return comparing.compare_once(store.finished(teacher), store.finished(student), store, split=split)
-
-
 def worth(store: Store, spec: dict[str, Any], what: What, seeds: int = 3, start: bool = False) -> dict[str, Any]:
     """What a choice of a spec is worth as far as its runs are finished; with `start`, those that are not are queued.
 
@@ -248,7 +241,11 @@ QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "inspect": inspect,
     "submit": submit,
     "estimate": estimate,
-    "compare": compare,
+    "compare": judging.compare,
+    "robustness": judging.robustness,
+    "frontier": judging.frontier,
+    "report": judging.report,
+    "look": judging.look,
     "bundle": bundle,
     "views": preview.views,
     "epoch": preview.epoch,
