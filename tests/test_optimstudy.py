@@ -87,6 +87,12 @@ def test_plain_values_give_the_same_study_back() -> None:
     assert optimstudy.study_id(spec) != optimstudy.study_id(asked(seeds=3))
 
 
+def test_one_stands_for_a_list_of_one() -> None:
+    assert asked(optimizers="sgd", budgets=2, hands_off="prodigy") == asked(
+        optimizers=["sgd"], budgets=[2], hands_off=["prodigy"]
+    )
+
+
 def test_the_reference_is_always_in_and_first() -> None:
     assert optimstudy.entries(asked(optimizers=["sgd"]))[0].name == "adamw"
     assert [e.name for e in optimstudy.entries(asked(optimizers=["sgd", "muon"], reference="muon"))][:2] == [

@@ -118,6 +118,8 @@ def test_a_damaged_one_hides_no_other(store: Store, toy: Toy, resolved: RunSpec)
         assert "damaged" in lines[bad.id]["title"]
         assert (lines[good.id]["kind"], lines[good.id]["title"]) == ("toy", "a toy")
     studies.delete(store, Study(bad.folder))
+    good.folder.with_name(".deleted-1").mkdir()
+    (good.folder.with_name(".deleted-1") / "study.json").write_text("{}")
     assert [study.id for study in studies.listing(store)] == [good.id]
 
 
@@ -172,9 +174,11 @@ def test_a_worker_trains_an_active_study_to_its_end(store: Store, toy: Toy, reso
     study = ask(store, resolved)
     assert serve(store) == 0, "nobody started it"
     studies.start(store, study)
+    assert studies.any_active(store)
 
     taken = serve(store)
 
+    assert not studies.any_active(store)
     assert (taken, study.missing(store), study.active) == (2, [], False)
 
 

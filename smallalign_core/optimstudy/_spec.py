@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from smallalign_core.errors import BadSpec
 from smallalign_core.optimstudy._parts import Track
@@ -30,15 +30,14 @@ from smallalign_core.spec import (
     Sgd,
     Soap,
     canonical,
-    loaded,
+    fields_in,
     nest,
     parse,
-    set_field,
     title,
     told,
     usual_schedule,
 )
-from smallalign_core.spec.optimizer import Asam
+from smallalign_core.spec.optimizer import Asam, kind_of
 from smallalign_core.spec.parts import Part
 
 LIBRARY_RATES = {
@@ -78,6 +77,10 @@ EVALUATIONS = 3
 STUDY_FIELDS = ("optimizers", "hands_off", "reference", "trials", "seeds", "budgets", "margin", "target")
 
 
+_SEVERAL = BeforeValidator(lambda given: given if isinstance(given, list | tuple) else [given])
+"""One stands for a list of one."""
+
+
 class OptimizerStudySpec(Part):
     """All that decides an optimizer study. In a file, the fields of the student stand beside the others."""
 
@@ -86,10 +89,12 @@ class OptimizerStudySpec(Part):
     ]
     reference: Annotated[Optimizer, Field(description="Whom the others are compared with; it is always in.")] = AdamW()
     optimizers: Annotated[
-        tuple[Optimizer, ...], Field(max_length=24, description="Tuned: their learning rates are found and tried.")
+        tuple[Optimizer, ...],
+        _SEVERAL,
+        Field(max_length=24, description="Tuned: their rates are found and tried."),
     ] = (AdamW(), Muon(), Soap(), Sgd(), Lookahead(), Sam())
     hands_off: Annotated[
-        tuple[Optimizer, ...], Field(max_length=24, description="Used as they are written, without a trial.")
+        tuple[Optimizer, ...], _SEVERAL, Field(max_length=24, description="Used as they are written, without a trial.")
     ] = ()
     trials: Annotated[
         int, Field(ge=1, le=32, description="Full-length runs that each tuned optimizer gets to find its rate.")
@@ -97,6 +102,7 @@ class OptimizerStudySpec(Part):
     seeds: Annotated[int, Field(ge=1, le=100, description="Runs of each optimizer in the race.")] = 5
     budgets: Annotated[
         tuple[Annotated[int, Field(ge=1, le=64)], ...],
+        _SEVERAL,
         Field(min_length=1, max_length=6, description="Multiples of the student's epochs."),
     ] = (1, 2, 4)
     margin: Annotated[
@@ -266,8 +272,8 @@ def parse_study(written: Mapping[str, Any]) -> OptimizerStudySpec:
     checked = parse({name: value for name, value in student.items() if name != "optimizer"})
     if "hands_off" not in own:
         polyak = (Polyak(),) if checked.teacher and not isinstance(checked.loss, OfLayers) else ()
-        given = own.get("optimizers")
-        named = [str(one.get("kind") if isinstance(one, Mapping) else one) for one in given or ()]
+        given = own.get("optimizers", ())
+        named = [kind_of(one) for one in (given if isinstance(given, list | tuple) else [given])]
         usual = (AdamW(lr=LIBRARY_RATES["adamw"]), Prodigy(), ScheduleFree(), *polyak)
         own["hands_off"] = [one for one in usual if one.kind not in named or tunable(one)]
     try:
@@ -285,14 +291,7 @@ def read_study(path: Path, overrides: Sequence[str] = ()) -> OptimizerStudySpec:
     Raises:
         BadSpec: as `parse_study`; the file is missing or not YAML.
     """
-    written = loaded(path, "study")
-    if not isinstance(written, dict):
-        raise BadSpec(
-            "a study is a list of `field: value` lines", given=path, do="begin with `data: digits` and `network: cnn`"
-        )
-    for override in overrides:
-        written = set_field(written, override)
-    return parse_study(written)
+    return parse_study(fields_in(path, "study", overrides))
 
 
 def probes(spec: OptimizerStudySpec) -> list[RunSpec]:

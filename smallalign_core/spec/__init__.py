@@ -290,17 +290,26 @@ def read(path: Path, overrides: Sequence[str] = ()) -> RunSpec:
     Raises:
         BadSpec: the file is missing or not YAML, or a field is unknown, missing, out of range or of the wrong type.
     """
-    written = loaded(path, "spec")
+    return parse(fields_in(path, "spec", overrides))
+
+
+def fields_in(path: Path, what: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The fields in a YAML or JSON file, with `--set` overrides applied, not checked yet.
+
+    Raises:
+        BadSpec: the file is missing or not YAML, or holds no fields.
+    """
+    written = _loaded(path, what)
     if not isinstance(written, dict):
         raise BadSpec(
-            "a spec is a list of `field: value` lines", given=path, do="begin with `data: digits` and `network: cnn`"
+            f"a {what} is a list of `field: value` lines", given=path, do="begin with `data: digits` and `network: cnn`"
         )
     for override in overrides:
         written = set_field(written, override)
-    return parse(written)
+    return written
 
 
-def loaded(path: Path, what: str) -> Any:
+def _loaded(path: Path, what: str) -> Any:
     """The plain values in a YAML or JSON file."""
     try:
         if path.stat().st_size > 1_000_000:
@@ -333,7 +342,7 @@ def read_policy(path: Path) -> tuple[Augment, ...]:
     Raises:
         BadSpec: the file is missing or not YAML, holds no parts, or a part is unknown, misplaced or out of range.
     """
-    return parse_policy(loaded(path, "policy"))
+    return parse_policy(_loaded(path, "policy"))
 
 
 def parse_policy(written: object) -> tuple[Augment, ...]:
