@@ -52,6 +52,7 @@ from smallalign_core.spec.optimizer import (
     Muon as Muon,
     NAdamW as NAdamW,
     Optimizer as Optimizer,
+    Pgpe as Pgpe,
     Polyak as Polyak,
     Prodigy as Prodigy,
     RmsProp as RmsProp,
@@ -59,7 +60,9 @@ from smallalign_core.spec.optimizer import (
     Schedule as Schedule,
     ScheduleFree as ScheduleFree,
     Sgd as Sgd,
+    Snes as Snes,
     Soap as Soap,
+    evolves as evolves,
     kind_of,
     misfit,
     nest as nest,
@@ -67,6 +70,7 @@ from smallalign_core.spec.optimizer import (
 )
 from smallalign_core.spec.parts import (
     Augment as Augment,
+    Bits,
     Borrowed as Borrowed,
     Cnn as Cnn,
     DataSpec as DataSpec,
@@ -79,6 +83,7 @@ from smallalign_core.spec.parts import (
     Rotate as Rotate,
     Separable as Separable,
     Shift as Shift,
+    Start,
     Teachers,
     Timm as Timm,
     Torchvision as Torchvision,
@@ -96,6 +101,8 @@ class RunSpec(Part):
 
     data: Annotated[DataSpec, shorthand("source"), Field(description="Images to learn from.")]
     network: Annotated[Network, Field(description="The network that this run trains.")]
+    bits: Bits = None
+    start: Start = None
     teacher: Annotated[
         Teachers | None,
         Field(description="A finished run to learn from, or several; empty learns from labels only."),
@@ -203,8 +210,9 @@ class RunSpec(Part):
 
     @model_validator(mode="after")
     def _optimizer_fits(self) -> Self:
-        layers = isinstance(self.loss, OfLayers)
-        if wrong := misfit(self.optimizer, self.schedule, taught=self.teacher is not None, layers=layers):
+        layers, taught = isinstance(self.loss, OfLayers), self.teacher is not None
+        fast = "precision" if self.precision == "bf16" else "compile" if self.compile else None
+        if wrong := misfit(self.optimizer, self.schedule, taught=taught, layers=layers, fast=fast):
             raise ValueError(wrong)
         return self
 
@@ -398,7 +406,7 @@ def set_field(written: dict[str, Any], override: str) -> dict[str, Any]:
         raise BadSpec("an override reads field=value", given=override, do="write for example --set optimizer.lr=0.01")
     try:
         # An id of digits only is still a text: BaseLoader leaves every word as it is.
-        value = _names(text) if keys == ["teacher"] else yaml.safe_load(text)
+        value = _names(text) if keys in (["teacher"], ["start"]) else yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError):
         value = text
     root: dict[str, Any] = json.loads(json.dumps(written, default=str))
