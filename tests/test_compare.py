@@ -12,7 +12,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, confusion_matrix, recall_score
 
 from smallalign_core import compare, data, evaluate
-from smallalign_core.data import Splits
+from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import BadInput
 from smallalign_core.store import Run, Store
 
@@ -92,12 +92,21 @@ def test_recall_changes_are_those_of_scikit_learn(said: tuple[np.ndarray, np.nda
         assert one.low < one.change < one.high
 
 
-def test_the_paired_interval_is_the_published_one() -> None:
-    """Airway hyper-responsiveness, Fagerland, Lydersen & Laake (2014), table V: 1 and 7 discordant pairs of 21."""
-    change, low, high = evaluate.paired_difference(7, 1, 21)
+def test_the_paired_interval_and_test_are_those_of_an_independent_implementation() -> None:
+    """Complete response before and after therapy (Cavo et al., 2012): 59, 6, 16, 80 of 161, by R's contingencytables."""
+    change, low, high = evaluate.paired_difference(16, 6, 161)
+    classes, labels = ("a", "b"), np.zeros(161, np.int64)
+    logits = np.tile(np.float32([1, 0]), (161, 1))
+    before, after = logits.copy(), logits.copy()
+    before[65:] = before[65:, ::-1]  # 59 + 6 right
+    after[np.r_[59:65, 81:161]] = after[np.r_[59:65, 81:161], ::-1]  # 59 + 16 right
+    images = ImageSet(np.zeros((161, 1, 2, 2), np.uint8), labels, np.zeros(161, np.uint64), classes)
+    found = compare.of_logits(after, before, images)
 
-    assert change == pytest.approx(-6 / 21)
-    assert (round(low, 3), round(high, 3)) == (-0.508, -0.013)
+    assert (round(change, 4), round(low, 4), round(high, 4)) == (-0.0621, -0.1195, -0.0032)
+    assert (found.both_right, found.student_only, found.teacher_only, found.both_wrong) == (59, 6, 16, 80)
+    assert (found.accuracy_change, found.accuracy_change_low, found.accuracy_change_high) == (change, low, high)
+    assert round(found.mcnemar_p, 6) == 0.052479
 
 
 def test_the_paired_interval_holds_what_it_promises() -> None:
