@@ -21,14 +21,16 @@ from smallalign_core.spec import DataSpec, parse_data, read_policy
 from smallalign_core.store import Store
 from smallalign_core.verbs import MODELS, DeviceOption, JsonOption, Reference, StoreOption, answer, percent
 from smallalign_core.verbs.judging import compare
+from smallalign_core.verbs.landscapes import landscape
 from smallalign_core.verbs.runs import app as runs_app
+from smallalign_core.verbs.studying import optimizers
 from smallalign_core.verbs.teaching import convert, import_, preflight
 from smallalign_core.verbs.training import submit, train, worth
 
 app = typer.Typer(
     help="SmallAlign: distil, compare and ship small image classifiers.", no_args_is_help=True, add_completion=False
 )
-for verb in (train, submit, worth, preflight, convert, compare):
+for verb in (train, submit, worth, optimizers, preflight, convert, compare, landscape):
     app.command()(verb)
 app.command("import")(import_)
 app.add_typer(runs_app, name="runs")
@@ -183,16 +185,28 @@ def verify(
 
 
 @app.command()
-def doctor(store: StoreOption = MODELS, json: JsonOption = False) -> None:
+def doctor(
+    mend: Annotated[
+        bool, typer.Option("--mend", help="Remove leftovers, and damaged files that are made again by themselves.")
+    ] = False,
+    store: StoreOption = MODELS,
+    json: JsonOption = False,
+) -> None:
     """Is everything here that SmallAlign needs, and is everything in the store whole? Exit code 1 if not."""
     from smallalign_core import health
 
-    checks = health.examine(Store(store))
+    checks, removed = health.examine(Store(store)), []
+    if mend:
+        removed = [str(path) for path in health.mend(checks)]
+        checks = health.examine(Store(store)) if removed else checks
     table = Table("check", "", "found")
     for check in checks:
         table.add_row(check.name, "ok" if check.ok else "MEND", check.found)
     ok = all(check.ok for check in checks)
-    answer({"ok": ok, "checks": [{"name": c.name, "ok": c.ok, "found": c.found} for c in checks]}, json, table)
+    if removed:
+        table.caption = f"Removed: {', '.join(removed)}"
+    told = [{"name": c.name, "ok": c.ok, "found": c.found, "mend": [str(path) for path in c.mend]} for c in checks]
+    answer({"ok": ok, "checks": told, "removed": removed}, json, table)
     if not ok:
         raise typer.Exit(1)
 

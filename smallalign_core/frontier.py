@@ -20,9 +20,9 @@ import numpy as np
 
 from smallalign_core import compare
 from smallalign_core.data import Splits
-from smallalign_core.errors import BadInput
+from smallalign_core.errors import BadInput, SmallAlignError
 from smallalign_core.evaluate import score
-from smallalign_core.files import write_folder
+from smallalign_core.files import read_json, write_json
 from smallalign_core.machine import processor
 from smallalign_core.steps import Work, part_of
 from smallalign_core.store import Run, Store
@@ -270,8 +270,8 @@ def failed(one: dict[str, Any], limits: dict[str, Any]) -> tuple[str, ...]:
 
 def kept(run: Run, store: Store) -> Latency | None:
     """What was measured of a run on this machine; None if nothing was."""
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        return Latency(**json.loads(_file(run, store).read_text()))
+    with contextlib.suppress(SmallAlignError, TypeError):
+        return Latency(**read_json(_file(run, store)))
     return None
 
 
@@ -309,8 +309,8 @@ def _measured(run: Run, splits: Splits, store: Store) -> Work[Latency]:
         processor(),
         onnxruntime.__version__,
     )
-    file = _file(run, store)
-    write_folder(file.parent, {file.name: json.dumps(asdict(found))})
+    compare.folder(store).mkdir(parents=True, exist_ok=True)
+    write_json(_file(run, store), asdict(found))
     return found
 
 

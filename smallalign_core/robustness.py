@@ -7,8 +7,6 @@ difference is paired. What a run gets right is kept, so that comparing it with a
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ from numpy.typing import NDArray
 from smallalign_core.compare import digest_of, folder
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.evaluate import Z95, wilson
-from smallalign_core.files import write_folder
+from smallalign_core.files import read_array, write_array
 from smallalign_core.spec.augment import (
     Affine,
     Augment,
@@ -185,12 +183,7 @@ def _file(run: Run, splits: Splits, split: str, store: Store) -> Path:
 
 def kept(run: Run, splits: Splits, split: str, store: Store) -> NDArray[np.bool_] | None:
     """[1 + 60, N]: which images a run gets right, clean and corrupted; None if it was not asked yet."""
-    count = min(MOST, len(getattr(splits, split)))
-    with contextlib.suppress(OSError, ValueError, EOFError):
-        found = np.load(_file(run, splits, split, store), allow_pickle=False)
-        if found.shape == (1 + len(CORRUPTIONS) * len(SEVERITIES), count) and found.dtype == np.bool_:
-            return np.asarray(found)
-    return None
+    return read_array(_file(run, splits, split, store))
 
 
 def _ask(run: Run, splits: Splits, split: str, store: Store) -> Work[NDArray[np.bool_]]:
@@ -212,10 +205,7 @@ def _ask(run: Run, splits: Splits, split: str, store: Store) -> Work[NDArray[np.
                 said = model(shown(rows)).argmax(1).numpy()
             right[number, rows] = said == images.labels[rows]
             yield (number * len(starts) + start // BATCH + 1) / (len(conditions) * len(starts))
-    content = io.BytesIO()
-    np.save(content, right, allow_pickle=False)
-    file = _file(run, splits, split, store)
-    write_folder(file.parent, {file.name: content.getvalue()})
+    write_array(_file(run, splits, split, store), right)
     return right
 
 

@@ -7,7 +7,6 @@ a network again: the dashboard reads them with numpy alone.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,9 +33,9 @@ from smallalign_core.compare._words import (
     verdict as verdict,
 )
 from smallalign_core.data import Splits
-from smallalign_core.errors import BadInput
+from smallalign_core.errors import BadInput, SmallAlignError
 from smallalign_core.evaluate import fit_temperature
-from smallalign_core.files import write_folder
+from smallalign_core.files import read_json, write_json
 from smallalign_core.store import Run, Store
 
 FORMAT = 2
@@ -75,9 +74,8 @@ def compare_once(teacher: Run, students: Sequence[Run], store: Store, *, split: 
         known = _read(file) if there else None
         if known is None:
             splits = splits or data.load(source, store.data_cache)
-            text = json.dumps(_pair(teacher, student, splits, store, split).as_dict(), allow_nan=False)
-            write_folder(file.parent, {file.name: text})
-            known = json.loads(text)  # the same the first time as ever after
+            write_json(file, _pair(teacher, student, splits, store, split).as_dict())
+            known = read_json(file)  # the same the first time as ever after
             looked = True
         found.append(known)
     if looked and splits is not None:
@@ -87,9 +85,9 @@ def compare_once(teacher: Run, students: Sequence[Run], store: Store, *, split: 
 
 def _read(file: Path) -> dict[str, Any] | None:
     """What was kept; None if there is nothing, or it is damaged: it can be made again."""
-    with contextlib.suppress(OSError, ValueError):
-        known = json.loads(file.read_text())
-        return known if isinstance(known, dict) else None
+    with contextlib.suppress(SmallAlignError):
+        known: dict[str, Any] | None = read_json(file, missing=None)
+        return known
     return None
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +9,7 @@ from numpy.typing import NDArray
 
 from smallalign_core.data import Splits
 from smallalign_core.evaluate import logits_of
-from smallalign_core.files import write
+from smallalign_core.files import read_array, write_array
 from smallalign_core.store import Run, Store
 
 Logits = NDArray[np.float32]
@@ -33,12 +31,8 @@ def file_of(run: Run, fingerprint: str, split: str, store: Store) -> Path:
 
 
 def kept_logits(run: Run, splits: Splits, split: str, store: Store) -> Logits | None:
-    """The logits [N, C] that were kept, left on the disk until they are read; None if there are none, or damaged."""
-    with contextlib.suppress(OSError, ValueError, EOFError):
-        found = np.load(file_of(run, splits.fingerprint, split, store), mmap_mode="r", allow_pickle=False)
-        if found.shape == (len(getattr(splits, split)), len(splits.classes)) and found.dtype == np.float32:
-            return found
-    return None
+    """The logits [N, C] that were kept; None if there are none, or damaged."""
+    return read_array(file_of(run, splits.fingerprint, split, store))
 
 
 def answers(run: Run, splits: Splits, split: str, store: Store, device: str = "cpu") -> Logits:
@@ -55,8 +49,5 @@ def answers(run: Run, splits: Splits, split: str, store: Store, device: str = "c
 
     model = foreign.classifier(run, splits.classes).to(device)
     found = np.ascontiguousarray(logits_of(model, getattr(splits, split), device=device), np.float32)
-    content = io.BytesIO()
-    np.save(content, found, allow_pickle=False)
-    folder(store).mkdir(parents=True, exist_ok=True)
-    write(file_of(run, splits.fingerprint, split, store), content.getvalue())
+    write_array(file_of(run, splits.fingerprint, split, store), found)
     return found
