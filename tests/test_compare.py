@@ -11,7 +11,7 @@ from scipy.stats import binom, entropy
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, confusion_matrix, recall_score
 
-from smallalign_core import compare, data, evaluate
+from smallalign_core import compare, data, evaluate, health
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import BadInput
 from smallalign_core.store import Run, Store
@@ -93,8 +93,8 @@ def test_recall_changes_are_those_of_scikit_learn(said: tuple[np.ndarray, np.nda
 
 
 def test_the_paired_interval_and_test_are_those_of_an_independent_implementation() -> None:
-    """Complete response before and after therapy (Cavo et al., 2012): 59, 6, 16, 80 of 161, by R's contingencytables."""
-    change, low, high = evaluate.paired_difference(16, 6, 161)
+    """Complete response before and after therapy (Cavo et al., 2012), by R's contingencytables."""
+    change, low, high = evaluate.paired_difference(16, 6, 161)  # of 161: 59, 6, 16, 80
     classes, labels = ("a", "b"), np.zeros(161, np.int64)
     logits = np.tile(np.float32([1, 0]), (161, 1))
     before, after = logits.copy(), logits.copy()
@@ -186,6 +186,19 @@ def test_kept_answers_that_are_damaged_are_asked_again(taught: tuple[Store, Run,
     for file in compare.folder(store).glob("*-val-*.json"):
         file.write_text("{")
     assert compare.compare_once(teacher, [student], store, split="val")[0]["student_id"] == student.id
+
+
+def test_what_is_kept_of_runs_that_are_there_is_not_left_over(taught: tuple[Store, Run, Run]) -> None:
+    store, teacher, student = taught
+    compare.compare_once(teacher, [student], store, split="val")
+    kept = set(compare.folder(store).iterdir())
+    assert {file.suffix for file in kept} == {".npy", ".json"}
+
+    assert not kept & set(health._left(store))
+    stranger = compare.folder(store) / f"{'0' * 16}.12345678-aaaaaaaaaaaa-val.npy"
+    stranger.write_bytes(b"")
+    assert set(health._left(store)) & {*kept, stranger} == {stranger}
+    stranger.unlink()
 
 
 def test_what_was_not_compared_says_so(taught: tuple[Store, Run, Run], tmp_path) -> None:

@@ -112,7 +112,7 @@ def temperature(run: Run, splits: Splits, store: Store) -> float:
 def kept(teacher: Run, student: Run, fingerprint: str, store: Store, split: str) -> Path:
     """Where a comparison is kept: under what decides its figures, which is both runs' weights and the images."""
     names = "-".join(f"{run.id}.{digest_of(run)}" for run in (teacher, student))
-    return folder(store) / f"{names}-{fingerprint}-{split}-{FORMAT}.json"
+    return folder(store) / f"{names}-{fingerprint[:12]}-{split}-{FORMAT}.json"
 
 
 def _told_apart(runs: Sequence[Run]) -> None:
