@@ -92,6 +92,17 @@ def test_recall_changes_are_those_of_scikit_learn(said: tuple[np.ndarray, np.nda
         assert one.low < one.change < one.high
 
 
+def test_a_chart_of_many_classes_shows_those_that_changed_most() -> None:
+    changes = [{"name": str(n), "images": n % 7, "change": (n * 37 % 100 - 50) / 100} for n in range(100)]
+    shown = compare.most_changed({"recall_change": changes}, 12)
+
+    assert len(shown) == 12
+    least = min(abs(one["change"]) for one in shown)
+    assert all(abs(one["change"]) <= least for one in changes if one not in shown and one["images"])
+    assert all(one["images"] for one in shown)
+    assert [int(one["name"]) for one in shown] == sorted(int(one["name"]) for one in shown)
+
+
 def test_the_paired_interval_and_test_are_those_of_an_independent_implementation() -> None:
     """Complete response before and after therapy (Cavo et al., 2012), by R's contingencytables."""
     change, low, high = evaluate.paired_difference(16, 6, 161)  # of 161: 59, 6, 16, 80

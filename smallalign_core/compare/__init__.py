@@ -30,6 +30,7 @@ from smallalign_core.compare._pair import (
 from smallalign_core.compare._words import (
     commonest_mistake as commonest_mistake,
     mcnemar as mcnemar,
+    most_changed as most_changed,
     verdict as verdict,
 )
 from smallalign_core.data import Splits
