@@ -21,13 +21,14 @@ from smallalign_core.spec import DataSpec, parse_data, read_policy
 from smallalign_core.store import Store
 from smallalign_core.verbs import MODELS, DeviceOption, JsonOption, Reference, StoreOption, answer, percent
 from smallalign_core.verbs.runs import app as runs_app
+from smallalign_core.verbs.studying import optimizers
 from smallalign_core.verbs.teaching import convert, import_, preflight
 from smallalign_core.verbs.training import submit, train, worth
 
 app = typer.Typer(
     help="SmallAlign: distil, compare and ship small image classifiers.", no_args_is_help=True, add_completion=False
 )
-for verb in (train, submit, worth, preflight, convert):
+for verb in (train, submit, worth, optimizers, preflight, convert):
     app.command()(verb)
 app.command("import")(import_)
 app.add_typer(runs_app, name="runs")

@@ -44,7 +44,7 @@ class Recording:
         earlier = [int(event.get("attempt", 0)) for event in self.run.events()]
         self.attempt = max([int(self.run.said.get("attempt", 0)), *earlier]) + 1
         if not self.run.finished:
-            self.say(ended=None, reason=None)
+            self.say(ended=None, reason=None, diverged=None)
         (self.run.folder / "queued").unlink(missing_ok=True)
         return self
 
@@ -116,9 +116,10 @@ class Recording:
             )
         return None
 
-    def finish(self, weights: bytes, result: dict[str, Any]) -> None:
-        """Keep weights and result; the result last, since its existence means finished."""
+    def finish(self, weights: bytes, logits: bytes, result: dict[str, Any]) -> None:
+        """Keep weights, answers and result; the result last, since its existence means finished."""
         write(self.run.folder / "weights.safetensors", weights)
+        write(self.run.folder / "logits.safetensors", logits)
         write_json(self.run.folder / "result.json", {"schema": SCHEMA, **result})
         clean_up(self.run)
 

@@ -8,6 +8,7 @@
                         events.jsonl          append-only, one line an event
                         checkpoints.json      the last two checkpoints with their SHA-256
                         weights.safetensors   the best weights by validation
+                        logits.safetensors    what these answered to each validation and test image; may be deleted
                         result.json           written last: its existence means finished
                         log.txt, export/
     <root>/runs/<id>/   import.json, model.onnx, result.json: a classifier that was made elsewhere, and its scores here

@@ -8,6 +8,7 @@ processor and thread count).
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from smallalign_core import losses, networks, optim, views
+from smallalign_core.clock import Clock
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import BadModel, BadSpec, Diverged
 from smallalign_core.evaluate import Fidelity, Scores, fidelity, fit_temperature, logits_of, score
@@ -134,6 +136,7 @@ class Training:
         self.views = views.of_run(specs[0], splits.train, self.device, world.share(specs[0].batch))
         self.steps = views.steps_of(specs[0], len(splits.train))
         self.step = self._kept = 0
+        self.shared = Clock(self.device)
         self._expected: NDArray[np.float32] | None = None
         self._refuse_parted(specs)
         mean, std = statistics(splits.train)
@@ -152,13 +155,14 @@ class Training:
         classifier = networks.build(
             spec.network, self.splits.classes, self.splits.shape, mean=mean, std=std, seed=spec.seed
         ).to(self.device)
-        self._kept += optim.state_bytes(spec.optimizer, classifier, head=networks.head(classifier))
+        kept = optim.state_bytes(spec.optimizer, classifier, head=networks.head(classifier))
+        self._kept += kept
         optim.check(self._kept, self.device, optim.named(spec.optimizer)[0])
         companion = self._companion(spec, classifier)
         call = fast = self.world.joined(classifier, self.device)
         if spec.compile and not any(losses.layers(spec.loss)):  # hooks would be compiled away
             fast = torch.compile(call, mode="reduce-overhead" if self.device.type == "cuda" else "default")
-        return Student(spec, classifier, companion, call, fast, self.steps)
+        return Student(spec, classifier, companion, call, fast, self.steps, Clock(self.device), self.shared, kept)
 
     def _companion(self, spec: RunSpec, classifier: Classifier) -> nn.Module | None:
         layers = losses.layers(spec.loss)
@@ -206,7 +210,12 @@ class Training:
     def _waiting(self) -> Iterator[Waiting]:
         """Let the caller stop while the teacher answers more than one batch; nothing changed since the last step."""
         said = -float("inf")
-        for share in self.teacher.prepare(self.views, self.step) if self.teacher else ():
+        shares = iter(self.teacher.prepare(self.views, self.step) if self.teacher else ())
+        while True:
+            with self.shared.lap():
+                share = next(shares, None)
+            if share is None:
+                return
             if time.monotonic() - said < REPORT_SECONDS:
                 continue
             for index, student in enumerate(self.students):
@@ -225,14 +234,16 @@ class Training:
         """Take one step with every student that still learns."""
         self.world.say(STEP)
         said: Answer | None
-        view, said = self.teacher.lesson(self.views, self.step) if self.teacher else (self.views(self.step), None)
+        with self.shared.lap():
+            view, said = self.teacher.lesson(self.views, self.step) if self.teacher else (self.views(self.step), None)
         learning = [student for student in self.students if student.learns and not student.stuck]
         swapped = None
         if said is not None and any(student.spec.shuffled for student in learning):
             swapped = said.taken(self.views.classmates(self.step, view.labels))
         for student in learning:
             wanted = swapped if student.spec.shuffled else said
-            self._teach(student, view, wanted if student.spec.teacher else None)
+            with student.clock.lap():
+                self._teach(student, view, wanted if student.spec.teacher else None)
         self.step += 1
 
     def _teach(self, student: Student, view: views.Batch, wanted: Answer | None) -> None:
@@ -280,11 +291,13 @@ class Training:
         begins = self.step * self.views.batch % len(self.splits.train) < self.views.batch and not again  # an epoch
         # The shares ask for several gradients of one answer, and a compiled network spoils what the second one needs.
         call = student.call if begins else student.fast
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
-            given = losses.answer(student.classifier, view.images, losses.layers(spec.loss)[0], call)
-        parts = losses.terms(spec.loss, given, wanted, view.labels, epoch=self.epoch, companion=student.companion)
+        with student.counting() if begins and student.saved_bytes is None else contextlib.nullcontext():
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
+                given = losses.answer(student.classifier, view.images, losses.layers(spec.loss)[0], call)
+            parts = losses.terms(spec.loss, given, wanted, view.labels, epoch=self.epoch, companion=student.companion)
         if begins:
-            student.measure_shares(parts)
+            with student.clock.standing():  # a report, not a part of the step
+                student.measure_shares(parts)
         total = sum(parts.values(), start=torch.zeros(()))
         student.optimizer.zero_grad(set_to_none=True)
         total.backward()

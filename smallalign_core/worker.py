@@ -1,4 +1,4 @@
-"""The worker: takes runs from the queue and trains them, in a process of its own."""
+"""The worker: takes runs from the queue, else those of active studies, and trains them, in a process of its own."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from collections.abc import Sequence
 import psutil
 from filelock import FileLock, Timeout
 
+from smallalign_core import studies
 from smallalign_core.errors import Refused, SmallAlignError
-from smallalign_core.execution import Observer as Observer, execute as execute, execute_together
+from smallalign_core.execution import TOGETHER, Observer as Observer, execute as execute, execute_together
 from smallalign_core.machine import keep_freed_memory as keep_freed_memory, set_threads as set_threads
 from smallalign_core.recording import clean_up
 from smallalign_core.spec import RunSpec
@@ -24,8 +25,6 @@ from smallalign_core.store import Run, Store
 log = logging.getLogger("smallalign")
 
 POLL_SECONDS = 0.3
-TOGETHER = 8
-"""Most runs that are trained in lockstep."""
 
 
 def serve(
@@ -73,6 +72,8 @@ def serve(
                 together = _in_step(waiting)
                 taken += len(together)
                 serve_some(together, store, device, stop)
+            elif studies.feed(store, device, stop):
+                continue
             elif once or (while_pid is not None and not psutil.pid_exists(while_pid)):
                 return taken
             else:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from smallalign_core.errors import BadSpec
-from smallalign_core.optimstudy._report import Track
+from smallalign_core.optimstudy._parts import Track
 from smallalign_core.spec import (
     LOOP,
     AdamW,
@@ -288,6 +288,17 @@ def read_study(path: Path, overrides: Sequence[str] = ()) -> OptimizerStudySpec:
     for override in overrides:
         written = set_field(written, override)
     return parse_study(written)
+
+
+def probes(spec: OptimizerStudySpec) -> list[RunSpec]:
+    """One run of each optimizer, the reference first."""
+    return [run_spec(spec, entry.optimizer, spec.budgets[0], spec.student.seed) for entry in entries(spec)]
+
+
+def resolved(spec: OptimizerStudySpec, run: RunSpec) -> OptimizerStudySpec:
+    """The study with what its first probe was resolved to: fingerprints, the teacher's id, precision, layers."""
+    own = {name: getattr(spec.student, name) for name in ("optimizer", "schedule", "epochs", "seed")}
+    return spec.model_copy(update={"student": run.model_copy(update=own)})
 
 
 def study_id(spec: OptimizerStudySpec) -> str:
