@@ -13,7 +13,7 @@ import streamlit as st
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
-from pages.ui import saved
+from pages.ui.saved import plot as _show
 
 READABLE_CLASSES = 20
 """Up to so many classes, every cell and tick of a matrix can carry its text."""
@@ -27,14 +27,6 @@ def dark() -> bool:
 def palette() -> list[str]:
     """The theme's chart colours."""
     return list(st.get_option(f"theme.{'dark' if dark() else 'light'}.chartCategoricalColors"))
-
-
-def _show(
-    figure: go.Figure, *, alt: str, key: str, height: int, top: int = 8, table: saved.Table | None = None
-) -> None:
-    legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom"}
-    figure.update_layout(height=height, margin={"l": 0, "r": 0, "t": top, "b": 0}, legend=legend)
-    saved.plot(figure, alt=alt, key=key, table=table)
 
 
 def counts(per_split: Mapping[str, Mapping[str, int]], *, key: str) -> None:

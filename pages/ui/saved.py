@@ -16,14 +16,17 @@ Table = Mapping[str, Sequence[Any]]
 """Columns by name, equally long."""
 
 
-def plot(figure: go.Figure, *, alt: str, key: str, table: Table | None = None) -> None:
+def plot(figure: go.Figure, *, alt: str, key: str, height: int, top: int = 8, table: Table | None = None) -> None:
     """Draw a figure with the buttons that save it.
 
     Args:
         alt: what it shows, in a sentence.
         key: of the chart; files are called `smallalign-<key>`.
+        height: in CSS pixels; `top` is the room above the plot.
         table: what the CSV holds, where the traces' own coordinates would not tell it well.
     """
+    legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom"}
+    figure.update_layout(height=height, margin={"l": 0, "r": 0, "t": top, "b": 0}, legend=legend)
     with st.container(key=f"plot-{key}", gap=None):
         st.plotly_chart(figure, key=key, alt=alt, config={"displayModeBar": False})
         rows = as_csv(traces(figure) if table is None else table)

@@ -8,8 +8,8 @@ from ._mount import mount
 def save(*, key: str, name: str, alt: str, csv: str) -> None:
     """Show the buttons for the Plotly chart that stands in the same container, whose key begins with `plot-`.
 
-    Pictures are made in the browser of what it draws at that moment: zoomed, with the lines that are switched on, in the
-    visitor's theme.
+    Pictures are made in the browser of what it draws at that moment: zoomed, with the lines that are on, and in
+    the visitor's theme.
 
     Args:
         key: of the Streamlit component.
