@@ -32,21 +32,26 @@ def _clear(colour: str, share: float) -> str:
     return f"rgba({red},{green},{blue},{share})"
 
 
-def _close_up(figure: go.Figure, arms: Sequence[Arm], final: dict[str, float], low: dict[str, float]) -> list[str]:
-    """Begin the y axis where the worst of the usual arms is, and name those that are below it.
+def _close_up(
+    figure: go.Figure, arms: Sequence[Arm], final: dict[str, float], spans: dict[str, tuple[float, float]]
+) -> list[str]:
+    """Let the y axis show the usual arms only, if some are far below, and name those.
 
     Args:
-        final: of each arm, by which it is judged; `low`: the lowest value of it that is worth seeing.
+        final: of each arm, by which it is judged; `spans`: from where to where its values are worth seeing.
     """
+    if not arms:
+        return []
     best = max(final.values())
     behind = sorted(best - value for value in final.values())
     usual = OUTLYING * behind[len(behind) // 2]
     inside = [arm for arm in arms if best - final[arm.name] <= usual]
     if not usual or len(inside) == len(arms):
         return []
-    bottom = min(low[arm.name] for arm in inside)
-    top = max(*final.values(), bottom + 1e-3)
-    figure.update_yaxes(range=[bottom - 0.08 * (top - bottom), min(1.0, top + 0.35 * (top - bottom))])
+    bottom = min(spans[arm.name][0] for arm in inside)
+    top = max(spans[arm.name][1] for arm in inside)
+    air = 0.06 * max(top - bottom, 1e-3)
+    figure.update_yaxes(range=[bottom - air, top + air])
     return [arm.label for arm in arms if arm not in inside]
 
 
@@ -60,7 +65,7 @@ def curves(study: OptimizerStudy, found: Sequence[Curve], axis: str, metric: str
         The optimizers that lie below the picture.
     """
     figure, colour = go.Figure(), colours(study)
-    rows, drawn, final, middle = [], [], {}, {}
+    rows, drawn, final, spans = [], [], {}, {}
     for place, arm in enumerate(study.at(found[0].budget)):
         mine = [curve for curve in found if curve.name == arm.name]
         if not mine:
@@ -85,7 +90,7 @@ def curves(study: OptimizerStudy, found: Sequence[Curve], axis: str, metric: str
             )
         means = [statistics.fmean(each) for each in y]
         drawn.append(arm)
-        final[arm.name], middle[arm.name] = means[-1], means[len(means) // 2]
+        final[arm.name], spans[arm.name] = means[-1], (means[len(means) // 2], max(map(max, y)))
         dash = "dash" if arm.name == study.reference else "solid" if place < len(palette()) else "dot"
         figure.add_scatter(
             x=x,
@@ -105,7 +110,7 @@ def curves(study: OptimizerStudy, found: Sequence[Curve], axis: str, metric: str
     figure.update_xaxes(title=AXES[axis])
     figure.update_yaxes(title="validation " + METRICS[metric].label, tickformat=".0%" if share else None)
     figure.update_layout(hovermode="x unified")
-    outside = _close_up(figure, drawn, final, middle) if share else []
+    outside = _close_up(figure, drawn, final, spans) if share else []
     alt = f"Validation {METRICS[metric].label} over {AXES[axis]}, mean and range of the seeds of each optimizer."
     plot(figure, alt=alt, key=key, height=430, table=columns(rows))
     return outside
@@ -161,7 +166,7 @@ def sensitivity(study: OptimizerStudy, budget: int, *, key: str) -> None:
     floor = min(scores)
     rows = []
     for arm in arms:
-        floor -= 0.03 * (max(scores) - min(scores) or 1)  # a row for each: many defaults are the same
+        floor -= 0.018 * (max(scores) - min(scores) or 1)  # a row for each: many defaults are the same
         known = [trial for trial in arm.trials if trial.accuracy is not None]
         figure.add_scatter(
             x=[trial.rate for trial in known],
@@ -294,7 +299,9 @@ def pareto(study: OptimizerStudy, budget: int, *, tuning: bool, key: str) -> lis
         }
         for arm in arms
     ]
-    outside = _close_up(figure, arms, score, {arm.name: score[arm.name] - (arm.sd("accuracy") or 0) for arm in arms})
+    around = {arm.name: arm.sd("accuracy") or 0.0 for arm in arms}
+    spans = {name: (mean - around[name], mean + around[name]) for name, mean in score.items()}
+    outside = _close_up(figure, arms, score, spans)
     alt = "Test accuracy over seconds, with the optimizers that no other beats in both joined by a line."
     plot(figure, alt=alt, key=key, height=420, table=columns(rows))
     return outside
@@ -310,12 +317,12 @@ def slopes(study: OptimizerStudy, budget: int, *, key: str) -> list[str]:
     arms.sort(key=lambda arm: arm.mean("accuracy") or 0.0)
     figure = go.Figure()
     for place, seed in enumerate(study.seeds):
-        scores = {
+        of_seed = {
             arm.label: run.test["accuracy"] for arm in arms for run in arm.finished if run.seed == seed and run.test
         }
         figure.add_scatter(
-            x=list(scores),
-            y=list(scores.values()),
+            x=list(of_seed),
+            y=list(of_seed.values()),
             mode="lines+markers",
             line={"color": palette()[place % len(palette())], "width": 1.5},
             name=f"seed {seed}",
@@ -323,8 +330,9 @@ def slopes(study: OptimizerStudy, budget: int, *, key: str) -> list[str]:
         )
     figure.update_xaxes(categoryorder="array", categoryarray=[arm.label for arm in arms], title="optimizer")
     figure.update_yaxes(title="test accuracy", tickformat=".1%")
-    least = {arm.name: min(run.test["accuracy"] for run in arm.finished if run.test) for arm in arms}
-    outside = _close_up(figure, arms, {arm.name: arm.mean("accuracy") or 0.0 for arm in arms}, least)
+    scores = {arm.name: [run.test["accuracy"] for run in arm.finished if run.test] for arm in arms}
+    final = {name: statistics.fmean(each) for name, each in scores.items()}
+    outside = _close_up(figure, arms, final, {name: (min(each), max(each)) for name, each in scores.items()})
     alt = "Test accuracy by optimizer, one line a seed."
     plot(figure, alt=alt, key=key, height=420)
     return outside

@@ -16,6 +16,7 @@ from pathlib import Path
 import streamlit as st
 
 from pages.ui import backstage, browser
+from smallalign_core import studies
 from smallalign_core.files import is_held
 from smallalign_core.store import Store
 
@@ -39,18 +40,23 @@ async def lifespan(_app: st.App) -> AsyncIterator[None]:
 
 
 def keep_worker(store: Store, stop: threading.Event) -> None:
-    """See to it that somebody serves the queue: one worker from the start, another if it dies while runs wait."""
+    """See to it that somebody serves: one worker from the start, another if it dies while runs or studies wait."""
     process: subprocess.Popen[bytes] | None = None
     started, wait = 0.0, CHECK_SECONDS
     while not stop.is_set():
         here = is_held(store.root / "worker-auto.lock") or (process is not None and process.poll() is None)
-        if not here and (process is None or store.queue()) and time.monotonic() - started >= wait:
+        if not here and (process is None or _wanted(store)) and time.monotonic() - started >= wait:
             # One that dies at once would do so again: ask less and less often.
             wait = CHECK_SECONDS if time.monotonic() - started > LONGEST_WAIT else min(LONGEST_WAIT, 2 * wait)
             started = time.monotonic()
             with contextlib.suppress(OSError):
                 process = start_worker(store)
         stop.wait(CHECK_SECONDS)
+
+
+def _wanted(store: Store) -> bool:
+    """Whether there is anything for a worker to do."""
+    return bool(store.queue()) or any(study.active for study in studies.listing(store))
 
 
 def start_worker(store: Store) -> subprocess.Popen[bytes]:
@@ -77,7 +83,7 @@ def warm_up() -> None:
     import plotly.graph_objects
     import plotly.io  # noqa: F401
 
-    from pages.ui import disagreements, forms, proof, runview  # noqa: F401
+    from pages.ui import disagreements, forms, proof, runview, studyview  # noqa: F401
 
     with contextlib.suppress(OSError):
         backstage.desk().warm()
