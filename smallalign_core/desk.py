@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from smallalign_core import data, preview, studies, teaching, tuning, worth as measuring
+from smallalign_core import data, judging, preview, studies, teaching, tuning, worth as measuring
 from smallalign_core.errors import BadInput, SmallAlignError, WorkFailed
 from smallalign_core.machine import set_threads
 from smallalign_core.spec import CutMix, MixUp, OfLayers, RunSpec, digest, parse, parse_data
@@ -55,12 +55,14 @@ def resolve(store: Store, spec: RunSpec, device: str = "auto") -> RunSpec:
     What would fail after minutes in the queue is refused now: data, device, policy, teacher, network and loss are all
     tried.
     """
-    from smallalign_core import losses, train, views as viewing
+    from smallalign_core import losses, networks, train, views as viewing
 
     where = train.pick_device(device)
     splits = data.load(spec.data, store.data_cache)
     resolved = store.resolve(spec, splits, spec.precision)  # first: weights to start from pass the jail
     student = _fitting(resolved, splits, where)
+    for file in teaching.starts([resolved], store).values():
+        networks.begin_from(student, file)
     viewing.check(spec.augment, splits.shape)
     mixed = any(isinstance(part, MixUp | CutMix) for part in spec.augment)
     losses.check(spec.loss, classes=len(splits.classes), batch=spec.batch, mixed=mixed)
@@ -151,10 +153,11 @@ def estimate(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
             if ready == 1
             else teaching.live([resolved], store, splits, device)
         )
-        training = train.Training([resolved], splits, teacher, device=device)
+        starts = teaching.starts([resolved], store)
+        training = train.Training([resolved], splits, teacher, device=device, starts=starts)
         classifier = training.students[0].classifier
         size = networks.measure(classifier)
-        content = export.to_onnx(classifier)
+        content = export.to_onnx(networks.baked(classifier))
         seconds = training.steps * _fastest(training.advance)
         if teacher is not None and plan is not None and room and ready < 1:
             asked = plan.steps * (1 - ready)  # the other steps will find their answers kept
@@ -183,13 +186,6 @@ def _fastest(work: Callable[[], object]) -> float:
         work()
         times.append(time.perf_counter() - start)
     return min(times[1:])
-
-
-def compare(store: Store, teacher: str, student: str, split: str = "test") -> dict[str, Any]:
-    """Teacher and student side by side, kept for the next time."""
-    from smallalign_core import compare as comparing
-
-    return comparing.compare_once(store.finished(teacher), store.finished(student), store, split=split)
 
 
 def worth(store: Store, spec: dict[str, Any], what: What, seeds: int = 3, start: bool = False) -> dict[str, Any]:
@@ -225,11 +221,31 @@ def bundle(store: Store, run: str) -> dict[str, Any]:
     return report if report is not None else export.bundle(found, store)
 
 
+def landscape(store: Store, runs: list[str], measures: list[str], **how: Any) -> dict[str, Any]:
+    """What lies around finished runs, in steps, or what looking would cost: see `landscape.landscape`."""
+    from smallalign_core import landscape as looking
+
+    set_threads()
+    return looking.landscape(store, runs, measures, **how)
+
+
+def ladder(store: Store, run: str, widths: list[int], seeds: int) -> dict[str, Any]:
+    """Queue the run at several widths and seeds, unless they exist: `runs`, the ids and states of all."""
+    from smallalign_core import landscape as looking
+
+    specs = looking.ladder(resolve(store, store.finished(run).spec), widths, seeds)
+    return {"runs": [{"id": one.id, "state": str(one.state)} for one in map(store.submit, specs)]}
+
+
 QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "inspect": inspect,
     "submit": submit,
     "estimate": estimate,
-    "compare": compare,
+    "compare": judging.compare,
+    "robustness": judging.robustness,
+    "frontier": judging.frontier,
+    "report": judging.report,
+    "look": judging.look,
     "bundle": bundle,
     "views": preview.views,
     "epoch": preview.epoch,
@@ -238,6 +254,8 @@ QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "worth": worth,
     "preflight": preflight,
     "study": study,
+    "landscape": landscape,
+    "ladder": ladder,
 }
 
 

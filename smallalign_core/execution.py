@@ -22,6 +22,7 @@ from smallalign_core.machine import processor, set_threads
 from smallalign_core.recording import Recording
 from smallalign_core.spec import RunSpec
 from smallalign_core.store import Run, State, Store
+from smallalign_core.watch import Watch, explained
 
 if TYPE_CHECKING:
     from smallalign_core.parallel import World
@@ -52,6 +53,7 @@ class Setting:
     observe: Observer
     stop: threading.Event
     world: World
+    give_up: Callable[[], None] | None = None
 
 
 def execute(
@@ -97,8 +99,12 @@ def execute_together(
     observe: Observer = lambda _: None,
     stop: threading.Event | None = None,
     world: World | None = None,
+    give_up: Callable[[], None] | None = None,
 ) -> list[dict[str, Any] | SmallAlignError]:
     """Train runs that share their views in lockstep, as `execute` trains one.
+
+    Args:
+        give_up: ends this process, where a step hangs and a person asks its run to stop.
 
     Returns:
         How each ended: its result, or the error that it failed with. Runs whose last checkpoints are of different steps
@@ -106,7 +112,7 @@ def execute_together(
     """
     from smallalign_core.parallel import World
 
-    setting = Setting(store, device, observe, stop or threading.Event(), world or World())
+    setting = Setting(store, device, observe, stop or threading.Event(), world or World(), give_up)
     ended: dict[str, dict[str, Any] | SmallAlignError] = {}
     with contextlib.ExitStack() as held:
         pupils = []
@@ -141,6 +147,9 @@ def _attempt(pupils: list[Pupil], setting: Setting) -> None:
                     _attempt([pupil], setting)
         elif isinstance(error, SmallAlignError):
             _end_all(pupils, State.PAUSED if isinstance(error, Refused) else State.FAILED, error)
+        elif short := explained(error):
+            log.exception("training failed")
+            _end_all(pupils, State.FAILED, short)
         else:
             reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
             log.exception("training failed")
@@ -235,6 +244,7 @@ class Pupil:
             "loss": losses.pop("total"),
             "terms": losses,
             "gradients": event.gradients,
+            "evaluations": event.evaluations,
             "images_per_second": event.images_per_second,
             "seconds": self.seconds,
             "eta": remaining,
@@ -286,7 +296,8 @@ def _prepared(
     # Each of several processes sees its share of a batch, and answers are kept for whole ones.
     bank = setting.world.size == 1
     with teaching.of_runs(specs, setting.store, splits, where, bank=bank, warn=warn) as taught:
-        yield train.Training(specs, splits, taught, device=where, world=setting.world), splits
+        starts = teaching.starts(specs, setting.store)
+        yield train.Training(specs, splits, taught, device=where, world=setting.world, starts=starts), splits
 
 
 def _train(pupils: list[Pupil], setting: Setting) -> None:
@@ -310,7 +321,7 @@ def _train(pupils: list[Pupil], setting: Setting) -> None:
             if steps[0]:
                 training.restore(*(state or {} for state in states))
             _announce(training, pupils, setting.store)
-            _follow(training, pupils, setting)
+            _follow(training, pupils, setting, held.enter_context(Watch(pupils, setting.give_up)))
         finally:
             setting.world.say(OVER)
         for index, pupil in enumerate(pupils):
@@ -351,11 +362,12 @@ def _named(device: Any) -> str:
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
-def _follow(training: Training, pupils: Sequence[Pupil], setting: Setting) -> None:
+def _follow(training: Training, pupils: Sequence[Pupil], setting: Setting, watch: Watch) -> None:
     """Record what happens, keep checkpoints, and stop whoever was asked to stop."""
     from smallalign_core import train
 
     for event in training:
+        watch.seen(training.step)
         pupil, index = pupils[event.student], event.student
         if isinstance(event, train.Stopped):
             pupil.end(State.FAILED, event.error)

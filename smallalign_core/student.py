@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
 
-from smallalign_core import networks, optim
+from smallalign_core import losses, networks, optim
 from smallalign_core.clock import Clock
 from smallalign_core.evaluate import Scores
+from smallalign_core.losses import Answer
 from smallalign_core.networks import Classifier
 from smallalign_core.spec import RunSpec
+from smallalign_core.views import Batch
 
 
 @dataclass
@@ -29,7 +31,7 @@ class Student:
         call: the network, joined with those of other processes; `fast`: the same, compiled if that was asked for.
         average: of its weights, where an `ema` keeps one; then that is scored.
         learns: whether it still takes steps; `stuck`: whether its optimizer cannot take another one.
-        gradients: gradients of the loss that its steps asked for so far.
+        gradients: gradients of the loss that its steps asked for so far; `evaluations`: losses of a batch without one.
         clock: of its own forward, backward and optimizer; `shared`: of views and teacher, which a lockstep shares.
         state_bytes: what its optimizer keeps.
         saved_bytes: what a backward pass keeps of a step beside the weights; None before it was counted.
@@ -51,12 +53,14 @@ class Student:
     learns: bool = True
     stuck: bool = False
     gradients: int = 0
+    evaluations: int = 0
     saved_bytes: int | None = None
     before: tuple[float, float] = (0.0, 0.0)
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     best_epoch: int = 0
     best_score: tuple[float, float] = (-1.0, -float("inf"))
     sums: dict[str, Tensor] = field(default_factory=dict)
+    recent: list[Tensor] = field(default_factory=list)
     shares: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -69,11 +73,44 @@ class Student:
         self.optimizer = optim.build(self.spec.optimizer, model, self.steps, head=head)
         self.average = optim.average(self.spec.optimizer, self.classifier)
 
-    def step(self, closure: Callable[[], Tensor] | None) -> None:
-        """Take a step; the gradient is there. `closure` is what some optimizers ask for besides."""
+    def step(self, closure: Callable[..., Tensor] | None) -> None:
+        """Take a step; the gradient is there. `closure` is what some optimizers ask for besides, or instead."""
         self.optimizer.step(closure)  # type: ignore[arg-type]  # torch's stubs want a float
         if self.average is not None:
             self.average.update_parameters(self.classifier)
+
+    def evolve(self, view: Batch, wanted: Answer | None, epoch: float, begin: Callable[[], None]) -> None:
+        """Take a step without a gradient: the strategy asks for the losses of candidates around the weights.
+
+        All see the same images and the same dropout mask, so that they are compared and not their luck. Batch norms use
+        the statistics of the batch, and count those of the weights themselves only.
+
+        Args:
+            begin: sets the generator that dropout and the strategy draw from.
+        """
+
+        def terms(logits: Tensor) -> dict[str, Tensor]:
+            parts = losses.terms(self.spec.loss, Answer(logits), wanted, view.labels, epoch=epoch)
+            return {**parts, "total": sum(parts.values(), start=torch.zeros(()))}
+
+        def tried(candidates: Tensor) -> Tensor:
+            self.evaluations += len(candidates)
+            with self.norms_at_rest():
+                said = optim.answers(self.classifier.body, self.spec.network, candidates, prepared, begin)
+                return torch.stack([terms(logits)["total"] for logits in said])
+
+        with torch.no_grad():
+            begin()
+            prepared = self.classifier.prepare(view.images)
+            self.add(terms(self.classifier.body(prepared)))
+            self.evaluations += 1
+            self.step(tried)
+
+    def add(self, parts: Mapping[str, Tensor]) -> None:
+        """Count the terms of a step's loss to those since the last report."""
+        self.recent.append(parts["total"].detach())
+        for name, value in parts.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach()
 
     @contextlib.contextmanager
     def norms_at_rest(self) -> Iterator[None]:
@@ -106,10 +143,11 @@ class Student:
         self.saved_bytes = found
 
     def spent(self) -> dict[str, Any]:
-        """What it took so far, earlier attempts included: gradients, own seconds, shared seconds."""
+        """What it took so far, earlier attempts included: gradients, evaluations, own seconds, shared seconds."""
         own, shared = self.before
         return {
             "gradients": self.gradients,
+            "evaluations": self.evaluations,
             "own_seconds": own + self.clock.seconds,
             "shared_seconds": shared + self.shared.seconds,
         }
@@ -185,6 +223,7 @@ class Student:
         if self.average:
             self.average.load_state_dict(kept["average"])
         self.gradients = kept.get("gradients", kept["step"])  # checkpoints did not always say
+        self.evaluations = kept.get("evaluations", 0)
         self.before = kept.get("own_seconds", 0.0), kept.get("shared_seconds", 0.0)
         self.saved_bytes = kept.get("saved_bytes")
         self.best_weights = {name: tensor.to(device) for name, tensor in kept["best_weights"].items()}

@@ -167,10 +167,16 @@ def pause(store: Store, study: Study) -> None:
 def listing(store: Store, kind: str | None = None) -> list[Study]:
     """All studies, newest first; damaged ones too, unless a kind is asked for."""
     folder = store.root / "studies"
-    found = [Study(child) for child in folder.iterdir() if (child / "study.json").is_file()] if folder.is_dir() else []
+    children = [child for child in folder.iterdir() if child.name[0] != "."] if folder.is_dir() else []
+    found = [Study(child) for child in children if (child / "study.json").is_file()]
     if kind is not None:
         found = [study for study in found if _kind_of(study) == kind]
     return sorted(found, key=lambda study: study.created, reverse=True)
+
+
+def any_active(store: Store) -> bool:
+    """Whether workers have a study to go on with."""
+    return next((store.root / "studies").glob("*/active"), None) is not None
 
 
 def _kind_of(study: Study) -> str | None:
@@ -290,7 +296,8 @@ def feed(store: Store, device: str, stop: threading.Event) -> bool:
                 return False
             log.exception("study %s cannot go on", study.id)
             told = error if isinstance(error, SmallAlignError) else WorkFailed("it went wrong", given=repr(error))
-            write(study.folder / "trouble", str(told))
+            with contextlib.suppress(Refused):  # the disk may be full
+                write(study.folder / "trouble", str(told))
             (study.folder / "active").unlink(missing_ok=True)
     return False
 

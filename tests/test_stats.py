@@ -143,7 +143,10 @@ def test_equivalence_is_two_one_sided_t_tests(margin: float) -> None:
     above = scipy_stats.ttest_1samp(values, -margin, alternative="greater").pvalue
     below = scipy_stats.ttest_1samp(values, margin, alternative="less").pvalue
 
-    assert stats.within(stats.paired(values), margin) == (max(above, below) < 0.05)
+    found = stats.paired(values)
+    assert stats.within(found, margin) == (max(above, below) < 0.05)
+    ends = [found.mean + stats.t_quantile(11, p) * found.se for p in (0.949, 0.951)]
+    assert [stats.within(found, end) for end in ends] == [False, True], "90 % of an interval, not 95"
 
 
 @pytest.mark.parametrize("ratio", [0.3, 0.5, 1.0, 2.0])

@@ -24,11 +24,12 @@ def plot(figure: go.Figure, *, alt: str, key: str, height: int, top: int = 8, ta
         key: of the chart; files are called `smallalign-<key>`.
         height: in CSS pixels; `top` is the room above the plot.
         table: what the CSV holds, where the traces' own coordinates would not tell it well.
+        selecting: what `st.plotly_chart` takes for clicks on its points.
     """
     legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom"}
     figure.update_layout(height=height, margin={"l": 0, "r": 0, "t": top, "b": 0}, legend=legend)
     with st.container(key=f"plot-{key}", gap=None):
-        st.plotly_chart(figure, key=key, alt=alt, config={"displayModeBar": False})
+        st.plotly_chart(figure, key=key, alt=alt, config={"displayModeBar": False}, **selecting)
         rows = as_csv(traces(figure) if table is None else table)
         browser.save(key=f"save-{key}", name=f"smallalign-{key}", alt=alt, csv=rows)
 

@@ -143,8 +143,8 @@ def _extend(study: Study) -> None:
     more = contenders.others(spec, key="extend-optimizers")
     wider = {
         "seeds": seeds,
-        "budgets": sorted({*spec.budgets, *budgets}),
-        "optimizers": [*spec.optimizers, *more],
+        "budgets": tuple(sorted({*spec.budgets, *budgets})),
+        "optimizers": (*spec.optimizers, *more),
     }
     grown = seeds > spec.seeds or more or set(budgets) - set(spec.budgets)
     if st.button("Extend and start", type="primary", disabled=not grown):

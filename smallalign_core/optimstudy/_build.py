@@ -23,6 +23,7 @@ from smallalign_core.optimstudy._plan import (
 )
 from smallalign_core.optimstudy._report import Arm, OptimizerStudy
 from smallalign_core.optimstudy._spec import (
+    EVALUATIONS,
     Entry,
     OptimizerStudySpec,
     entries,
@@ -205,12 +206,18 @@ def _race_run(seed: int, found: Look) -> RaceRun:
         train=scores("train"),
         own_seconds=result.get("own_seconds"),
         alone_seconds=_alone(result),
-        gradients=result.get("gradients"),
+        gradients=_gradients(result),
         steps=result.get("steps"),
         state_bytes=result.get("state_bytes"),
         memory_bytes=result.get("memory_bytes"),
         step_ms=result.get("step_ms"),
     )
+
+
+def _gradients(told: dict[str, Any]) -> int | None:
+    """Gradients that a run asked for, and losses without one as the share that they cost."""
+    asked, without = told.get("gradients"), told.get("evaluations", 0)
+    return None if asked is None else int(asked) + round(without / EVALUATIONS)
 
 
 def _sensitivity(trials: Sequence[Trial], best: float | None) -> float | None:
@@ -277,7 +284,7 @@ def _read_points(folder: Path, _: int, __: int) -> tuple[Point, ...]:
         Point(
             epoch=int(event["epoch"]),
             step=int(event["step"]),
-            gradients=int(event["gradients"]),
+            gradients=_gradients(event) or 0,
             own_seconds=float(event["own_seconds"]),
             seconds=float(event["own_seconds"]) + float(event["shared_seconds"]),
             accuracy=float(event["accuracy"]),
@@ -290,9 +297,9 @@ def _read_points(folder: Path, _: int, __: int) -> tuple[Point, ...]:
 
 
 def _usual_target(reference: Arm) -> float | None:
-    """What the reference reaches: the median of its runs' best validation accuracy."""
+    """What at least half of the reference's runs reach: the lower median of their best validation accuracy."""
     reached = [run.val["accuracy"] for run in reference.runs if run.val]
-    return statistics.median(reached) if reached else None
+    return statistics.median_low(reached) if reached else None
 
 
 def _with_target(arm: Arm, target: float | None, store: Store) -> Arm:

@@ -88,10 +88,10 @@ class Arm:
         return _median([value for run in self.finished if (value := getattr(run, name)) is not None])
 
     def to_target(self, name: Literal["epoch", "step", "gradients", "seconds"]) -> float | None:
-        """Median over finished seeds, where a run that never got there took forever; None: so did the median."""
-        reached = [getattr(run.reached, name) if run.reached else math.inf for run in self.finished]
-        found = _median(reached)
-        return None if found is None or math.isinf(found) else found
+        """Lower median over finished seeds, where a run that never got there took forever; None: so did the median."""
+        reached = sorted(getattr(run.reached, name) if run.reached else math.inf for run in self.finished)
+        found = reached[(len(reached) - 1) // 2] if reached else math.inf
+        return None if math.isinf(found) else found
 
     @property
     def score(self) -> float | None:
@@ -130,7 +130,7 @@ class OptimizerStudy:
         seeds: those of the race; `tuning_seed`: another one.
         reference: name of the arm that the others are compared with, at each budget.
         arms: of each budget in turn, the reference first, then in the order of the spec.
-        targets: by budget: validation accuracy to reach: as given, or the median of the reference's runs.
+        targets: by budget: validation accuracy to reach: as given, or the (lower) median of the reference's runs.
         missing: runs that a start would train now or later, as far as that is known; `running`: those in the queue or
             in training; `done`: those that are finished or diverged; `failed`: a line for each that failed otherwise.
         active: whether workers take runs of it by themselves.
@@ -208,9 +208,13 @@ class OptimizerStudy:
         return (
             f"Differences are to the tuned reference on the same seeds, so with the same first weights, images and "
             f"views. Intervals are over {over}, 95 % each; `better` and `worse` also hold after Holm's correction over "
-            "the optimizers of a budget. Learning rates were chosen on validation images with a seed of their own. "
+            f"the optimizers of a budget. Learning rates were chosen on {self._chosen_on()} with a seed of their own. "
             "Budgets are equal in gradients. Another student, other images or another budget may rank differently."
         )
+
+    def _chosen_on(self) -> str:
+        some = next((int(run.val["images"]) for arm in self.arms for run in arm.finished if run.val), None)
+        return "validation images" if some is None else f"{some:,} validation images"
 
     def states(self) -> str:
         """How far it is."""
@@ -258,7 +262,9 @@ def _line(arm: Arm) -> str:
         text += " (at the edge of those tried)" if arm.edge else ""
     seconds = arm.median("alone_seconds")
     text += f"; {seconds:.2g} s a run" if seconds is not None else ""
-    return text + (f", {arm.tuning_seconds:.3g} s of tuning" if arm.tuning_seconds else "")
+    text += f", {arm.tuning_seconds:.3g} s of tuning" if arm.tuning_seconds else ""
+    score = arm.score
+    return text + (f"; {score:.3g} s to the target, tuning included" if score is not None else "; target not reached")
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -273,6 +279,4 @@ def _median(values: Sequence[float]) -> float | None:
     if not values:
         return None
     ranked, middle = sorted(values), len(values) // 2
-    if len(ranked) % 2 or ranked[middle - 1] == ranked[middle]:
-        return ranked[middle]
-    return (ranked[middle - 1] + ranked[middle]) / 2
+    return ranked[middle] if len(ranked) % 2 else (ranked[middle - 1] + ranked[middle]) / 2

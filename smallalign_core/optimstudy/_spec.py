@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from smallalign_core.errors import BadSpec
 from smallalign_core.optimstudy._parts import Track
@@ -30,15 +30,14 @@ from smallalign_core.spec import (
     Sgd,
     Soap,
     canonical,
-    loaded,
+    fields_in,
     nest,
     parse,
-    set_field,
     title,
     told,
     usual_schedule,
 )
-from smallalign_core.spec.optimizer import Asam
+from smallalign_core.spec.optimizer import Asam, kind_of
 from smallalign_core.spec.parts import Part
 
 LIBRARY_RATES = {
@@ -73,7 +72,13 @@ LABELS = {
 }
 TUNING_SEED = 1_000_003
 """How far the tuning seed is from the first of the race; fewer seeds than this can be asked for."""
+EVALUATIONS = 3
+"""Losses of a batch that cost about as much as one gradient: its backward pass takes twice its forward pass."""
 STUDY_FIELDS = ("optimizers", "hands_off", "reference", "trials", "seeds", "budgets", "margin", "target")
+
+
+_SEVERAL = BeforeValidator(lambda given: given if isinstance(given, list | tuple) else [given])
+"""One stands for a list of one."""
 
 
 class OptimizerStudySpec(Part):
@@ -84,10 +89,12 @@ class OptimizerStudySpec(Part):
     ]
     reference: Annotated[Optimizer, Field(description="Whom the others are compared with; it is always in.")] = AdamW()
     optimizers: Annotated[
-        tuple[Optimizer, ...], Field(max_length=24, description="Tuned: their learning rates are found and tried.")
+        tuple[Optimizer, ...],
+        _SEVERAL,
+        Field(max_length=24, description="Tuned: their rates are found and tried."),
     ] = (AdamW(), Muon(), Soap(), Sgd(), Lookahead(), Sam())
     hands_off: Annotated[
-        tuple[Optimizer, ...], Field(max_length=24, description="Used as they are written, without a trial.")
+        tuple[Optimizer, ...], _SEVERAL, Field(max_length=24, description="Used as they are written, without a trial.")
     ] = ()
     trials: Annotated[
         int, Field(ge=1, le=32, description="Full-length runs that each tuned optimizer gets to find its rate.")
@@ -95,6 +102,7 @@ class OptimizerStudySpec(Part):
     seeds: Annotated[int, Field(ge=1, le=100, description="Runs of each optimizer in the race.")] = 5
     budgets: Annotated[
         tuple[Annotated[int, Field(ge=1, le=64)], ...],
+        _SEVERAL,
         Field(min_length=1, max_length=6, description="Multiples of the student's epochs."),
     ] = (1, 2, 4)
     margin: Annotated[
@@ -150,11 +158,14 @@ class Entry:
 
 def tunable(optimizer: Optimizer) -> bool:
     """Whether it has a learning rate that somebody has to find."""
-    return not isinstance(nest(optimizer)[-1], Prodigy | Polyak)
+    last = nest(optimizer)[-1]
+    return last.kind in LIBRARY_RATES and not isinstance(last, Prodigy | Polyak)
 
 
 def gradients_a_step(optimizer: Optimizer) -> int:
-    """Gradients of the loss that one step asks for."""
+    """What one step asks for, in gradients: SAM takes two, and losses without a gradient cost a third of one."""
+    if candidates := getattr(nest(optimizer)[-1], "population", 0):  # an evolution strategy
+        return max(1, round(candidates / EVALUATIONS))
     return 2 if any(isinstance(part, Sam | Asam) for part in nest(optimizer)) else 1
 
 
@@ -183,9 +194,9 @@ def label_of(optimizer: Optimizer, *, rate: bool = False) -> str:
     """An optimizer as people write it: `Lookahead(AdamW)`; with its learning rate if asked."""
     *outer, last = nest(optimizer)
     unusual = _unusual(last, rate)
-    text = LABELS[last.kind] + (f" {', '.join(unusual)}" if unusual else "")
+    text = LABELS.get(last.kind, last.kind.upper()) + (f" {', '.join(unusual)}" if unusual else "")
     for part in reversed(outer):
-        text = f"{LABELS[part.kind]}({', '.join([text, *_unusual(part, False)])})"
+        text = f"{LABELS.get(part.kind, part.kind.upper())}({', '.join([text, *_unusual(part, False)])})"
     return text
 
 
@@ -261,8 +272,8 @@ def parse_study(written: Mapping[str, Any]) -> OptimizerStudySpec:
     checked = parse({name: value for name, value in student.items() if name != "optimizer"})
     if "hands_off" not in own:
         polyak = (Polyak(),) if checked.teacher and not isinstance(checked.loss, OfLayers) else ()
-        given = own.get("optimizers")
-        named = [str(one.get("kind") if isinstance(one, Mapping) else one) for one in given or ()]
+        given = own.get("optimizers", ())
+        named = [kind_of(one) for one in (given if isinstance(given, list | tuple) else [given])]
         usual = (AdamW(lr=LIBRARY_RATES["adamw"]), Prodigy(), ScheduleFree(), *polyak)
         own["hands_off"] = [one for one in usual if one.kind not in named or tunable(one)]
     try:
@@ -280,14 +291,7 @@ def read_study(path: Path, overrides: Sequence[str] = ()) -> OptimizerStudySpec:
     Raises:
         BadSpec: as `parse_study`; the file is missing or not YAML.
     """
-    written = loaded(path, "study")
-    if not isinstance(written, dict):
-        raise BadSpec(
-            "a study is a list of `field: value` lines", given=path, do="begin with `data: digits` and `network: cnn`"
-        )
-    for override in overrides:
-        written = set_field(written, override)
-    return parse_study(written)
+    return parse_study(fields_in(path, "study", overrides))
 
 
 def probes(spec: OptimizerStudySpec) -> list[RunSpec]:

@@ -52,6 +52,7 @@ from smallalign_core.spec.optimizer import (
     Muon as Muon,
     NAdamW as NAdamW,
     Optimizer as Optimizer,
+    Pgpe as Pgpe,
     Polyak as Polyak,
     Prodigy as Prodigy,
     RmsProp as RmsProp,
@@ -59,7 +60,9 @@ from smallalign_core.spec.optimizer import (
     Schedule as Schedule,
     ScheduleFree as ScheduleFree,
     Sgd as Sgd,
+    Snes as Snes,
     Soap as Soap,
+    evolves as evolves,
     kind_of,
     misfit,
     nest as nest,
@@ -67,6 +70,7 @@ from smallalign_core.spec.optimizer import (
 )
 from smallalign_core.spec.parts import (
     Augment as Augment,
+    Bits,
     Borrowed as Borrowed,
     Cnn as Cnn,
     DataSpec as DataSpec,
@@ -79,6 +83,7 @@ from smallalign_core.spec.parts import (
     Rotate as Rotate,
     Separable as Separable,
     Shift as Shift,
+    Start,
     Teachers,
     Timm as Timm,
     Torchvision as Torchvision,
@@ -96,6 +101,8 @@ class RunSpec(Part):
 
     data: Annotated[DataSpec, shorthand("source"), Field(description="Images to learn from.")]
     network: Annotated[Network, Field(description="The network that this run trains.")]
+    bits: Bits = None
+    start: Start = None
     teacher: Annotated[
         Teachers | None,
         Field(description="A finished run to learn from, or several; empty learns from labels only."),
@@ -203,8 +210,9 @@ class RunSpec(Part):
 
     @model_validator(mode="after")
     def _optimizer_fits(self) -> Self:
-        layers = isinstance(self.loss, OfLayers)
-        if wrong := misfit(self.optimizer, self.schedule, taught=self.teacher is not None, layers=layers):
+        layers, taught = isinstance(self.loss, OfLayers), self.teacher is not None
+        fast = "precision" if self.precision == "bf16" else "compile" if self.compile else None
+        if wrong := misfit(self.optimizer, self.schedule, taught=taught, layers=layers, fast=fast):
             raise ValueError(wrong)
         return self
 
@@ -282,17 +290,26 @@ def read(path: Path, overrides: Sequence[str] = ()) -> RunSpec:
     Raises:
         BadSpec: the file is missing or not YAML, or a field is unknown, missing, out of range or of the wrong type.
     """
-    written = loaded(path, "spec")
+    return parse(fields_in(path, "spec", overrides))
+
+
+def fields_in(path: Path, what: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The fields in a YAML or JSON file, with `--set` overrides applied, not checked yet.
+
+    Raises:
+        BadSpec: the file is missing or not YAML, or holds no fields.
+    """
+    written = _loaded(path, what)
     if not isinstance(written, dict):
         raise BadSpec(
-            "a spec is a list of `field: value` lines", given=path, do="begin with `data: digits` and `network: cnn`"
+            f"a {what} is a list of `field: value` lines", given=path, do="begin with `data: digits` and `network: cnn`"
         )
     for override in overrides:
         written = set_field(written, override)
-    return parse(written)
+    return written
 
 
-def loaded(path: Path, what: str) -> Any:
+def _loaded(path: Path, what: str) -> Any:
     """The plain values in a YAML or JSON file."""
     try:
         if path.stat().st_size > 1_000_000:
@@ -325,7 +342,7 @@ def read_policy(path: Path) -> tuple[Augment, ...]:
     Raises:
         BadSpec: the file is missing or not YAML, holds no parts, or a part is unknown, misplaced or out of range.
     """
-    return parse_policy(loaded(path, "policy"))
+    return parse_policy(_loaded(path, "policy"))
 
 
 def parse_policy(written: object) -> tuple[Augment, ...]:
@@ -389,7 +406,7 @@ def set_field(written: dict[str, Any], override: str) -> dict[str, Any]:
         raise BadSpec("an override reads field=value", given=override, do="write for example --set optimizer.lr=0.01")
     try:
         # An id of digits only is still a text: BaseLoader leaves every word as it is.
-        value = _names(text) if keys == ["teacher"] else yaml.safe_load(text)
+        value = _names(text) if keys in (["teacher"], ["start"]) else yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError):
         value = text
     root: dict[str, Any] = json.loads(json.dumps(written, default=str))
