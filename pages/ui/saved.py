@@ -16,7 +16,16 @@ Table = Mapping[str, Sequence[Any]]
 """Columns by name, equally long."""
 
 
-def plot(figure: go.Figure, *, alt: str, key: str, height: int, top: int = 8, table: Table | None = None) -> None:
+def plot(
+    figure: go.Figure,
+    *,
+    alt: str,
+    key: str,
+    height: int,
+    top: int = 8,
+    table: Table | None = None,
+    **selecting: Any,
+) -> None:
     """Draw a figure with the buttons that save it.
 
     Args:
@@ -51,10 +60,11 @@ def traces(figure: go.Figure) -> dict[str, list[Any]]:
     rows: list[dict[str, Any]] = []
     for trace in figure.data:
         name = {"series": trace.name} if any(other.name for other in figure.data) else {}
-        if trace.type == "heatmap":
+        if trace.type in ("heatmap", "contour"):
             rows += [name | {x: across, y: down, "value": value} for across, down, value in _cells(trace)]
             continue
-        for at, (across, down) in enumerate(zip(_listed(trace.x), _listed(trace.y), strict=True)):
+        drawn = _listed(trace.y)
+        for at, (across, down) in enumerate(zip(_listed(trace.x) or range(len(drawn)), drawn, strict=True)):
             rows.append(name | {x: across, y: down} | _around(trace, at))
     names = dict.fromkeys(column for row in rows for column in row)
     return {column: [row.get(column) for row in rows] for column in names}

@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages.ui import picks, studycharts, studyforest, studyform, wording
+from pages.ui import landscapes, listing, picks, studycharts, studyforest, studyform, wording
 from smallalign_core import optimstudy
 from smallalign_core.optimstudy import Arm, OptimizerStudy
 from smallalign_core.store import Store
@@ -258,6 +258,12 @@ def _bars(report: OptimizerStudy, _: Study, __: Store, budget: int) -> None:
     st.caption("Medians over seeds. Own time: forward, backward and the optimizer, without views and teacher.")
 
 
+def _landscape(report: OptimizerStudy, _: Study, store: Store, budget: int) -> None:
+    first = [arm.finished[0].id for arm in report.at(budget) if arm.finished]
+    st.caption("One run of each optimizer, all of the first seed that it finished.")
+    landscapes.panel([listing.row(store.run(id), store) for id in first], store)
+
+
 def _runs(report: OptimizerStudy, _: Study, __: Store, budget: int) -> None:
     for arm in report.at(budget):
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
@@ -295,6 +301,7 @@ TABS: dict[str, tuple[Callable[[OptimizerStudy, int], bool], Panel]] = {
     "Accuracy and cost": (_raced, _pareto),
     "By seed": (_raced, _slopes),
     "Memory and time": (_raced, _bars),
+    "Landscape": (_raced, _landscape),
     "Runs": (_always, _runs),
     "Spec and command": (_always, _spec),
 }
