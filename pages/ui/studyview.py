@@ -78,8 +78,10 @@ def show(reference: str, store: Store) -> None:
     )
     _actions(study, report, state, store)
     _trouble(report)
-    tick = 2 * live.TICK_SECONDS if report.active else None
-    st.fragment(_live, run_every=tick, key="study-live")(study, report.active, _rounds(report), store)
+    if report.active:
+        st.fragment(_live, run_every=2 * live.TICK_SECONDS, key="study-live")(study, _rounds(report), store)
+    elif not report.complete:
+        _progress(report)
     studyresults.draw(report, study, store)
 
 
@@ -189,18 +191,19 @@ def _trouble(report: OptimizerStudy) -> None:
 # --- what moves while it trains ---------------------------------------------------------------------------------------
 
 
-def _live(study: Study, was_active: bool, rounds: int, store: Store) -> None:
+def _live(study: Study, rounds: int, store: Store) -> None:
     """Progress by stage. When a round or the study ends, the whole page is drawn anew, once."""
     with backstage.told():
         report: OptimizerStudy = study.report(store)
-        if report.active != was_active or _rounds(report) != rounds:
+        if not report.active or _rounds(report) != rounds:
             st.rerun()
-        if report.complete and not was_active:
-            return
-        for column, (name, done, of) in zip(st.columns(3), _stages(report), strict=True):
-            column.progress(done / of if of else 0.0, text=f"{name}: {done} of {of}")
-        if was_active:
-            st.caption(_doing(report, store))
+        _progress(report)
+        st.caption(_doing(report, store))
+
+
+def _progress(report: OptimizerStudy) -> None:
+    for column, (name, done, of) in zip(st.columns(3), _stages(report), strict=True):
+        column.progress(min(1.0, done / of) if of else 0.0, text=f"{name}: {done} of {of}")
 
 
 def _stages(report: OptimizerStudy) -> list[tuple[str, int, int]]:
