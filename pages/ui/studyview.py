@@ -97,9 +97,16 @@ def _rounds(report: OptimizerStudy) -> int:
     """Seeds that all arms of a budget have behind them: figures are drawn anew when this grows, not at each run."""
     found = 0
     for budget in report.budgets:
-        settled = [sum(bool(run.test) or run.diverged for run in arm.runs) for arm in report.at(budget)]
+        settled = [
+            sum(bool(run.test) or run.diverged for run in arm.runs) for arm in report.at(budget) if not _lost(arm)
+        ]
         found += min(settled, default=0)
     return found
+
+
+def _lost(arm: Arm) -> bool:
+    """Whether it diverged at every rate that was tried, so that it will not race."""
+    return bool(arm.trials) and all(trial.diverged for trial in arm.trials)
 
 
 # --- what can be done with it -----------------------------------------------------------------------------------------
@@ -180,8 +187,7 @@ def _trouble(report: OptimizerStudy) -> None:
             f"Diverged, so missing from the figures, which flatters them: {'; '.join(wrong)}.",
             icon=":material/trending_down:",
         )
-    lost = [arm for arm in report.arms if arm.trials and all(trial.diverged for trial in arm.trials)]
-    for arm in lost:
+    for arm in filter(_lost, report.arms):
         tried = ", ".join(f"{trial.rate:g}" for trial in arm.trials)
         st.warning(
             f"{arm.label} diverged at every learning rate that was tried ({tried}): it has no place in the race."
@@ -217,7 +223,7 @@ def _stages(report: OptimizerStudy) -> list[tuple[str, int, int]]:
     return [
         ("Finding learning rates", sum(arm.finder is not None for arm in first), len(first)),
         ("Trials", done, of),
-        ("Race", race, len(report.arms) * len(report.seeds)),
+        ("Race", race, sum(not _lost(arm) for arm in report.arms) * len(report.seeds)),
     ]
 
 
