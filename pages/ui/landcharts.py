@@ -15,7 +15,6 @@ from pages.ui import charts
 FEW = 6
 """Runs that one picture can tell apart."""
 NORMS = {"eval": "running statistics", "train": "each batch's own", "reestimate": "estimated anew"}
-SAVED = {"displayModeBar": True, "displaylogo": False, "modeBarButtons": [["toImage"]]}
 VERDICTS = {
     "supports": "smaller is more rugged",
     "opposite": "bigger is more rugged",
@@ -127,12 +126,8 @@ def _numbers(values: Sequence[Any]) -> bool:
 def _draw(figure: go.Figure, *, title: str, mode: str, alt: str, key: str, height: int, top: int = 34) -> None:
     if title:
         st.markdown(f"**{title}**")
-    figure.update_layout(
-        height=height,
-        margin={"l": 0, "r": 0, "t": top, "b": 0},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "entrywidthmode": "pixels"},
-    )
-    st.plotly_chart(figure, key=key, alt=f"{alt} ({mode})", config=SAVED)
+    figure.update_layout(legend={"entrywidthmode": "pixels"})
+    charts.show(figure, alt=f"{alt} ({mode})", key=key, height=height, top=top)
 
 
 Drawn = Sequence[tuple[Mapping[str, Any], str]]
