@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -16,7 +17,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
 from smallalign_core.errors import BadModel, Refused
 
@@ -74,6 +77,25 @@ def write_json(file: Path, value: Mapping[str, Any]) -> None:
 
 def _seal(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write_array(file: Path, array: NDArray[Any]) -> None:
+    """As `write`, an array that notices damage: a .npy file with its SHA-256 behind it; its folder is made."""
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
+    write_folder(file.parent, {file.name: content.getvalue() + hashlib.sha256(content.getvalue()).digest()})
+
+
+def read_array(file: Path) -> NDArray[Any] | None:
+    """What `write_array` wrote; None if there is no such file, or a byte of it changed."""
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return None
+    if hashlib.sha256(content[:-32]).digest() != content[-32:]:
+        return None
+    found: NDArray[Any] = np.load(io.BytesIO(content[:-32]), allow_pickle=False)
+    return found
 
 
 def append(file: Path, value: dict[str, object], *, sync: bool = False) -> None:

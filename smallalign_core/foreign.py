@@ -61,7 +61,7 @@ class OnnxClassifier(Answering):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits float32 [N, classes] of uint8 images [N, channels, H, W], any H and W."""
-        prepared = self._prepare(images.cpu())
+        prepared = self.prepare(images.cpu())
         found = np.concatenate(
             [self._run(prepared[at : at + self._step]) for at in range(0, len(prepared), self._step)]
         )
@@ -74,7 +74,7 @@ class OnnxClassifier(Answering):
     def _step(self) -> int:
         return self.how.batch or CHUNK
 
-    def _prepare(self, images: Tensor) -> NDArray[Any]:
+    def prepare(self, images: Tensor) -> NDArray[Any]:
         """What the file takes: its channels, size, scale, layout and type."""
         x = images.to(torch.float32)
         if self.how.size is not None and tuple(x.shape[-2:]) != self.how.size:

@@ -61,7 +61,7 @@ class Recording:
         self.attempt = max([int(said.get("attempt", 0)), *(int(event.get("attempt", 0)) for event in events)]) + 1
         if not self.run.finished:
             where = {"boot": boot(), "memory_kills": memory_kills()}
-            self.say(ended=None, reason=None, served=self._from_queue, **where)
+            self.say(ended=None, reason=None, diverged=None, served=self._from_queue, **where)
             if damaged := read_lines(self.run.folder / "events.jsonl")[1]:
                 self.event("warning", 0, message=f"{damaged} lines of events.jsonl are damaged and left out")
         (self.run.folder / "queued").unlink(missing_ok=True)
@@ -130,9 +130,10 @@ class Recording:
             )
         return None
 
-    def finish(self, weights: bytes, result: dict[str, Any]) -> None:
-        """Keep weights and result; the result last, since its existence means finished."""
+    def finish(self, weights: bytes, logits: bytes, result: dict[str, Any]) -> None:
+        """Keep weights, answers and result; the result last, since its existence means finished."""
         write(self.run.folder / "weights.safetensors", weights)
+        write(self.run.folder / "logits.safetensors", logits)
         write_json(self.run.folder / "result.json", result)
         clean_up(self.run)
 

@@ -8,6 +8,7 @@
                         events.jsonl          append-only, one line an event
                         checkpoints.json      the last two checkpoints with their SHA-256
                         weights.safetensors   the best weights by validation
+                        logits.safetensors    what these answered to each validation and test image; may be deleted
                         result.json           written last: its existence means finished
                         log.txt, export/
     <root>/runs/<id>/   import.json, model.onnx, result.json: a classifier that was made elsewhere, and its scores here
@@ -313,16 +314,17 @@ class Store:
         return spec.taught_by([self.name_of(reference) for reference in spec.teachers])
 
     def resolve(self, spec: RunSpec, splits: data.Splits, precision: str) -> RunSpec:
-        """`spec` with everything filled in that its digest depends on: fingerprints, teacher's id, precision.
+        """`spec` with everything filled in that its digest depends on: fingerprints, ids of other runs, precision.
 
-        A teacher given as a path is taken into the store, so that the run can always be repeated.
+        A teacher or start given as a path is taken into the store, so that the run can always be repeated.
 
         Raises:
-            UnknownRun, Refused: the teacher is not there, or not finished.
+            UnknownRun, Refused: a teacher or start is not there, or not finished.
             BadModel: the weights to start from cannot be used.
         """
         network, teachers = spec.network, [self.finished(name) for name in spec.teachers]
-        for run in teachers:
+        start = self.finished(spec.start) if spec.start else None
+        for run in (*teachers, *([start] if start else [])):
             self._adopt(run)
         source = spec.data.source
         if source not in data.NAMED:  # the worker may run in another folder
@@ -332,7 +334,7 @@ class Store:
             file = Path(network.weights).expanduser().resolve()
             accepted = {"weights": str(file), "weights_sha256": jail.accepted_weights(file)}
             network = network.model_copy(update=accepted)
-        known = {"data": filled, "network": network, "precision": precision}
+        known = {"data": filled, "network": network, "precision": precision, "start": start.id if start else None}
         return spec.taught_by([run.id for run in teachers]).model_copy(update=known)
 
     def _adopt(self, run: Run) -> None:
@@ -411,7 +413,7 @@ class Store:
         pupils = []
         for other in self.runs():
             with contextlib.suppress(SmallAlignError, KeyError, TypeError):  # a damaged run learns from nobody
-                if run.id in other.spec.teachers and other.state is not State.FINISHED:
+                if run.id in (*other.spec.teachers, other.spec.start) and other.state is not State.FINISHED:
                     pupils.append(other.name)
         if pupils:
             raise Refused("unfinished runs learn from it", given=", ".join(pupils[:3]), do="delete those first")

@@ -1,4 +1,4 @@
-"""The worker: takes runs from the queue and trains them, in a process of its own."""
+"""The worker: takes runs from the queue, else those of active studies, and trains them, in a process of its own."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from functools import partial
 import psutil
 from filelock import FileLock, Timeout
 
+from smallalign_core import studies
 from smallalign_core.errors import Refused, SmallAlignError
-from smallalign_core.execution import Observer as Observer, execute as execute, execute_together
+from smallalign_core.execution import TOGETHER, Observer as Observer, execute as execute, execute_together
 from smallalign_core.machine import keep_freed_memory as keep_freed_memory, set_threads as set_threads
 from smallalign_core.recording import clean_up
 from smallalign_core.revival import MOST, deaths, revive
@@ -28,9 +29,6 @@ log = logging.getLogger("smallalign")
 POLL_SECONDS = 0.3
 HUNG = 75
 """Exit code of a worker that ended itself because a run hung and a person stopped it."""
-
-TOGETHER = 8
-"""Most runs that are trained in lockstep."""
 
 
 def serve(
@@ -54,14 +52,14 @@ def serve(
     store.root.mkdir(parents=True, exist_ok=True)
     lock = FileLock(store.root / f"worker-{device.replace(':', '-')}.lock", timeout=1.0)
     try:
-        lock.acquire()
+        held = lock.acquire()
     except Timeout:
         raise Refused(
             f"another worker serves this store on device {device}",
             given=store.root,
             do="let it work, or name another --device",
         ) from None
-    with lock:
+    with held:
         keep_freed_memory()
         log.info("worker %d serves %s on %s", os.getpid(), store.root, device)
         # Before the first run: these are the slowest imports, and the first click should not wait for them.
@@ -83,6 +81,8 @@ def serve(
                 serve_some(together, store, device, stop)
                 # Who was not taken, because a newer version wrote the folder say, must not hold up the others.
                 refused |= {marker for run, marker in zip(together, markers, strict=True) if marker == _marker(run)}
+            elif studies.feed(store, device, stop):
+                continue
             elif once or (while_pid is not None and not psutil.pid_exists(while_pid)):
                 return taken
             else:

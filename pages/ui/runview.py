@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages.ui import charts, listing, live, specs, wording, worth
+from pages.ui import charts, landscapes, listing, live, specs, wording, worth
 from pages.ui.listing import Row
 from smallalign_core.store import Run, State, Store
 from smallalign_core.worth import What
@@ -55,6 +55,7 @@ def show(run: Run, store: Store) -> None:
     if row.finished and run.result:
         with above:
             _scores(run.result, row, store)
+        landscapes.panel([row], store)
     _details(run, row, store)
 
 

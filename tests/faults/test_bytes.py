@@ -144,13 +144,14 @@ def test_damaged_weights_answer_nobody(train: Train, store: Store, tmp_path: Pat
 
 def test_a_damaged_comparison_is_made_again(train: Train, store: Store) -> None:
     one, other = train(), train(seed=1)
-    known = compare.compare_once(one, other, store)
-    file, looks = compare.kept(one, other, store, "test"), store.test_looks(one.spec.data.fingerprint or "")
-    assert compare.compare_once(one, other, store) == known
+    (known,) = compare.compare_once(one, [other], store)
+    fingerprint = one.spec.data.fingerprint or ""
+    file, looks = compare.kept(one, other, fingerprint, store, "test"), store.test_looks(fingerprint)
+    assert compare.compare_once(one, [other], store) == [known]
     assert store.test_looks(one.spec.data.fingerprint or "") == looks, "it was read, not made"
     place = file.read_bytes().index(b'"both_right": ') + 14
     flip(file, place)
-    assert compare.compare_once(one, other, store) == known
+    assert compare.compare_once(one, [other], store) == [known]
     assert files.read_json(file) == known
 
 
@@ -307,8 +308,8 @@ def test_the_doctor_finds_what_nobody_owns_and_mends_it(train: Train, store: Sto
     import os
 
     run, gone = train(), train(seed=1)
-    compare.compare_once(gone, run, store)
-    kept = compare.kept(gone, run, store, "test").read_bytes()
+    compare.compare_once(gone, [run], store)
+    kept = compare.kept(gone, run, run.spec.data.fingerprint or "", store, "test").read_bytes()
     (store.root / "exports" / gone.id).mkdir(parents=True)
     bundle = store.root / "exports" / gone.id / "model.onnx"
     store.delete(gone.id)
