@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smallalign_core import data
+from smallalign_core import data, steps
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import BadInput
 from smallalign_core.spec import parse_data, parse_policy, policy_yaml
-from smallalign_core.steps import Unfinished
 from smallalign_core.store import Store
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ LEAST_SHARE = 0.005
 """Of a mixed label, what is worth a word."""
 
 KEPT = 3
-"""Judges, and half-asked questions, that the desk's process keeps for the next one."""
+"""Judges that the desk's process keeps for the next question."""
 
 MOST_ANSWERS = 500
 """Policies that one judge remembers."""
@@ -185,8 +184,8 @@ def risk(
     splits = _splits(store, data_source)
     viewing.check(asked, splits.shape)
     judge = _judge(store, splits, teacher, seed)
-    question = f"{id(judge)} {policy_yaml(asked)} {strength} {limit}"
-    report, done = _unfinished.go_on(question, lambda: judge.report(asked, strength=strength, limit=limit), patience)
+    question = f"risk {id(judge)} {policy_yaml(asked)} {strength} {limit}"
+    report, done = steps.advance(question, lambda: judge.report(asked, strength=strength, limit=limit), patience)
     if report is None:
         return {"done": done}
     made = viewing.Views(judge.images, viewing.scaled(asked, strength, splits.shape), batch=2, seed=seed)
@@ -244,15 +243,25 @@ def _made(policy: object, splits: Splits, images: ImageSet, batch: int, seed: in
     return viewing.Views(images, viewing.scaled(asked, strength, splits.shape), batch=batch, seed=seed)
 
 
+def decoded(own: dict[str, Any], shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """An image that `encoded` gave, uint8 of `shape` [C, H, W].
+
+    Raises:
+        BadInput: it has another size.
+    """
+    image = np.frombuffer(base64.b64decode(own["pixels"]), np.uint8)
+    if list(own["shape"]) != list(shape) or len(image) != np.prod(shape):
+        raise BadInput("the image does not have the data's size", given=own["shape"], do="drop it in again")
+    return image.reshape(shape)
+
+
 def _among_others(own: dict[str, Any], train: ImageSet) -> ImageSet:
     """The visitor's image at row 0, and some training images. Its label is none of theirs to know: 0 stands there."""
-    image = np.frombuffer(base64.b64decode(own["pixels"]), np.uint8)
-    if list(own["shape"]) != list(train.shape) or len(image) != np.prod(train.shape):
-        raise BadInput("the image does not have the data's size", given=own["shape"], do="drop it in again")
+    image = decoded(own, train.shape)
     others = train.take(in_turn(train.labels, PARTNERS))
     return replace(
         others,
-        images=np.concatenate([image.reshape(1, *train.shape), others.images[:]]),
+        images=np.concatenate([image[None], others.images[:]]),
         labels=np.concatenate([[0], others.labels]),
         ids=np.concatenate([np.zeros(1, np.uint64), others.ids]),
     )
@@ -271,7 +280,6 @@ def _packed(shown: NDArray[np.uint8]) -> dict[str, Any]:
 
 
 _judges: OrderedDict[tuple[str, str, str, int], Judge] = OrderedDict()
-_unfinished = Unfinished(KEPT)
 
 
 def _judge(store: Store, splits: Splits, teacher: str, seed: int) -> Judge:

@@ -1,6 +1,7 @@
-"""Work that is done in steps, so that whoever does it can answer others in between.
+"""Long work in short steps: what takes minutes is handed over share by share, and goes on when it is asked for again.
 
-Such work is a generator: it yields the share that is done and returns what was asked for.
+One desk answers everybody. A question that would take long is a generator that yields the share that is done; when the
+asker's patience ends, it is put aside, and the next time the same question is asked it goes on from there.
 """
 
 from __future__ import annotations
@@ -11,14 +12,29 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
-Made = TypeVar("Made")
+Answer = TypeVar("Answer")
 Given = TypeVar("Given")
 Taken = TypeVar("Taken")
-Work = Generator[float, None, Made]
+Work = Generator[float, None, Answer]
+"""Yields the share that is done, 0..1; returns the answer."""
+
+KEPT = 6
+"""Unfinished questions that this process keeps for the next time; the one asked longest ago is dropped first."""
+
+NEARLY = 0.999
+"""The largest share of unfinished work: who sees 1 may take the answer for granted."""
+
+_unfinished: OrderedDict[str, Work[Any]] = OrderedDict()
 
 
-def worked(work: Work[Made], patience: float | None = None) -> tuple[Made | None, float]:
-    """(what was asked for, 1), or (None, the share that is done) when `patience` seconds ran out."""
+def advance(question: str, begin: Callable[[], Work[Answer]], patience: float | None) -> tuple[Answer | None, float]:
+    """(the answer, 1), or (None, the share that is done) when `patience` seconds ran out; None waits to the end.
+
+    Args:
+        question: equal for equal questions.
+        begin: starts the work, if it was not put aside before.
+    """
+    work = _unfinished.pop(question, None) or begin()
     until = time.monotonic() + (float("inf") if patience is None else patience)
     while True:
         try:
@@ -26,29 +42,31 @@ def worked(work: Work[Made], patience: float | None = None) -> tuple[Made | None
         except StopIteration as finished:
             return finished.value, 1.0
         if time.monotonic() > until:
-            return None, done
+            _unfinished[question] = work
+            while len(_unfinished) > KEPT:
+                _unfinished.popitem(last=False)[1].close()
+            return None, min(done, NEARLY)
 
 
-class Unfinished:
-    """Work that ran out of patience, kept for whoever asks the same again.
+def finish(work: Work[Answer], told: Callable[[float], None] = lambda _: None) -> Answer:
+    """The answer of `work`, waited for; `told` hears the share that is done."""
+    while True:
+        try:
+            told(next(work))
+        except StopIteration as finished:
+            answer: Answer = finished.value
+            return answer
 
-    Args:
-        most: pieces of work that are kept; the one that was not asked about for longest goes first.
-    """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._kept: OrderedDict[str, Work[Any]] = OrderedDict()
-
-    def go_on(self, question: str, begin: Callable[[], Work[Any]], patience: float | None) -> tuple[Any, float]:
-        """As `worked`, from where the same question stood; `begin` starts the work of a new one."""
-        work = self._kept.pop(question, None) or begin()
-        found, done = worked(work, patience)
-        if found is None:
-            self._kept[question] = work
-            while len(self._kept) > self._most:
-                self._kept.popitem(last=False)[1].close()
-        return found, done
+def part_of(work: Work[Answer], place: int, of: int) -> Work[Answer]:
+    """`work` as one of several equal parts: its share becomes a share of the whole."""
+    while True:
+        try:
+            done = next(work)
+        except StopIteration as finished:
+            answer: Answer = finished.value
+            return answer
+        yield (place + done) / of
 
 
 class _Abandoned(BaseException):
@@ -56,8 +74,8 @@ class _Abandoned(BaseException):
 
 
 def by_callback(
-    run: Callable[[Callable[[Given], Taken]], Made], answer: Callable[[Given], Generator[None, None, Taken]]
-) -> Generator[None, None, Made]:
+    run: Callable[[Callable[[Given], Taken]], Answer], answer: Callable[[Given], Generator[None, None, Taken]]
+) -> Generator[None, None, Answer]:
     """Let a library that calls back be worked with in steps: it waits in a thread while its calls are answered here.
 
     Only one of the two ever works. Given up early, the thread ends.
@@ -68,7 +86,7 @@ def by_callback(
     """
     asked: list[Given] = []
     told: list[Taken] = []
-    ended: list[Made] = []
+    ended: list[Answer] = []
     failed: list[BaseException] = []
     here, there = threading.Semaphore(0), threading.Semaphore(0)
 

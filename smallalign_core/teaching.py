@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smallalign_core import data
-from smallalign_core.errors import BadModel, BadSpec, Refused
+from smallalign_core.errors import BadModel, BadSpec, Refused, SmallAlignError
 from smallalign_core.files import read_json, write, write_json
 from smallalign_core.spec import RunSpec, canonical
 from smallalign_core.store import Run, Store
@@ -109,8 +109,8 @@ def by_graph(whole: Classifier, content: bytes) -> Classifier:
 
 def _kept(file: Path) -> tuple[bytes, dict[str, Any]] | None:
     """A graph and what is known of it; None if either is missing or damaged."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        content, close = file.read_bytes(), json.loads(file.with_suffix(".json").read_text())
+    with contextlib.suppress(OSError, SmallAlignError, KeyError, TypeError):
+        content, close = file.read_bytes(), read_json(file.with_suffix(".json"))
         if hashlib.sha256(content).hexdigest() == close["sha256"]:
             return content, close
     return None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
 from smallalign_core import data
+from smallalign_core.errors import SmallAlignError
 from smallalign_core.files import read_json, write_json
 from smallalign_core.machine import processor
 from smallalign_core.spec import CrossEntropy, RunSpec, digest, evolves
@@ -46,7 +48,9 @@ def precision(spec: RunSpec, store: Store, splits: data.Splits, device: torch.de
     plain = spec.model_copy(update={"data": like, "seed": 0, "epochs": 1, "precision": "fp32", "start": None})
     key = f"{digest(plain)} {processor()} {torch.__version__} {torch.get_num_threads()}"
     file = store.root / "cache" / "precision.json"
-    known: dict[str, Any] = read_json(file, missing={})
+    known: dict[str, Any] = {}
+    with contextlib.suppress(SmallAlignError):  # damaged: measured again
+        known = read_json(file, missing={})
     if key not in known:
         known[key] = _faster(plain, store, splits, device)
         file.parent.mkdir(parents=True, exist_ok=True)

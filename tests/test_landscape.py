@@ -23,7 +23,7 @@ from smallalign_core.landscape._surface import Part, Surface
 from smallalign_core.losses import Answer
 from smallalign_core.networks import Classifier
 from smallalign_core.spec import RunSpec
-from smallalign_core.steps import Unfinished, by_callback, worked
+from smallalign_core.steps import by_callback, finish
 from smallalign_core.store import Run, Store
 from smallalign_core.train import Training
 
@@ -31,7 +31,7 @@ MODES = ("eval", "train", "reestimate")
 
 
 def done(work: Any) -> Any:
-    return worked(work)[0]
+    return finish(work)
 
 
 def few(digits: Splits, batches: int = 2, size: int = 24, wanted: int = 0) -> list[Part]:
@@ -499,20 +499,6 @@ def test_a_library_that_calls_back_is_worked_with_in_steps() -> None:
     assert threading.active_count() == before + 1
     given_up.close()
     assert threading.active_count() == before
-
-
-def test_unfinished_work_goes_on_and_the_oldest_is_given_up() -> None:
-    def work() -> Generator[float, None, str]:
-        for place in range(3):
-            yield place / 3
-        return "done"
-
-    kept = Unfinished(1)
-    assert kept.go_on("a", work, 0.0) == (None, 0.0)
-    assert kept.go_on("a", work, 0.0) == (None, 1 / 3)
-    assert kept.go_on("b", work, 0.0) == (None, 0.0)
-    assert kept.go_on("a", work, 0.0) == (None, 0.0)  # it was given up for b
-    assert kept.go_on("a", work, None) == ("done", 1.0)
 
 
 @pytest.mark.slow

@@ -39,13 +39,15 @@ def show(run: Run, store: Store) -> None:
     _actions(run, row, store)
     if row.state == State.FAILED:
         st.error(f"Why it stopped: {row.reason or 'its log may tell'}", icon=":material/error:")
-    elif row.reason:
-        st.warning(f"Why it paused: {row.reason}", icon=":material/pause_circle:")
     elif row.state == State.INTERRUPTED:
+        by_itself = "The next worker does so by itself, twice at most. " if run.said.get("served") else ""
         st.warning(
             "Its worker died (the machine or the process was stopped). Resume goes on from the last "
-            "checkpoint; nothing is lost."
+            f"checkpoint; nothing is lost. {by_itself}"
         )
+    elif row.reason:
+        paused = "Why it paused: " if row.state == State.PAUSED else ""
+        st.warning(f"{paused}{row.reason}", icon=":material/pause_circle:" if paused else ":material/warning:")
     above = st.container()  # always there: the curves below keep their place, and so their zoom, when the run ends
     st.fragment(live.draw, run_every=live.TICK_SECONDS if State(row.state).active else None, key="live")(
         run, row.state, store

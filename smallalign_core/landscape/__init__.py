@@ -26,7 +26,7 @@ from smallalign_core.landscape import _measures, _sizes, _surface
 from smallalign_core.landscape._sizes import ladder as ladder
 from smallalign_core.landscape._surface import Norms as Norms, Surface as Surface
 from smallalign_core.spec import canonical
-from smallalign_core.steps import Unfinished, Work, worked
+from smallalign_core.steps import Work, advance, finish
 from smallalign_core.store import Run, Store
 
 Measure = Literal["line", "plane", "path", "curvature", "predictiveness"]
@@ -187,7 +187,7 @@ class Landscape:
 
     def _speed(self, run: Run) -> tuple[float, float]:
         """Seconds of a batch's loss and of its gradient."""
-        surface, _ = worked(self._built(run, replace(self.look, images=run.spec.batch)))
+        surface = finish(self._built(run, replace(self.look, images=run.spec.batch)))
         assert surface is not None
         part = surface.parts[0]
         times = []
@@ -343,8 +343,6 @@ def _words(found: dict[str, Any]) -> Iterator[str]:
 
 # --- asked from the dashboard -----------------------------------------------------------------------------------------
 
-_unfinished = Unfinished(3)
-
 
 def landscape(
     store: Store,
@@ -369,5 +367,5 @@ def landscape(
     if not start and asked.missing:
         return {"done": 0.0, "cost": asked.cost()}
     question = json.dumps([str(store.root.resolve()), [task.key for task in asked.tasks]])
-    report, done = _unfinished.go_on(question, asked.report, patience)
+    report, done = advance(f"landscape {question}", asked.report, patience)
     return {"done": done} if report is None else {"done": 1.0, "report": report}

@@ -6,6 +6,7 @@ takes raw pixels, and a browser needs no preprocessing of its own.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -306,19 +307,23 @@ def begin_from(classifier: Classifier, file: Path) -> None:
     classifier.load_state_dict(given)
 
 
-def from_file(file: Path, *, learning: bool = False) -> Classifier:
+def from_file(file: Path, sha256: str | None = None, *, learning: bool = False) -> Classifier:
     """The classifier in a safetensors file that `to_bytes` wrote, in evaluation mode.
 
     A file of few bits holds the weights before rounding, so that another run can go on from them; the classifier has
     the rounded ones, and its layers are ordinary.
 
     Args:
+        sha256: the digest that the file must have; any without.
         learning: leave them as they learn: rounded anew whenever they are used.
 
     Raises:
         BadModel: the file is missing, damaged, or not one of ours.
     """
     try:
+        with file.open("rb") as stream:
+            if sha256 not in (None, hashlib.file_digest(stream, "sha256").hexdigest()):
+                raise ValueError
         with safe_open(file, framework="pt") as opened:
             facts = json.loads((opened.metadata() or {})["smallalign"])
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118

@@ -16,8 +16,8 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from smallalign_core.errors import BadSpec
-from smallalign_core.spec import _words
 from smallalign_core.spec._part import expanded
+from smallalign_core.spec._words import told as told
 from smallalign_core.spec.augment import (
     CutMix as CutMix,
     MixUp as MixUp,
@@ -89,7 +89,7 @@ from smallalign_core.spec.parts import (
     Torchvision as Torchvision,
     choices as choices,
     members as members,
-    shorthand,
+    shorthand as shorthand,
 )
 
 LOOP = 2
@@ -290,14 +290,23 @@ def read(path: Path, overrides: Sequence[str] = ()) -> RunSpec:
     Raises:
         BadSpec: the file is missing or not YAML, or a field is unknown, missing, out of range or of the wrong type.
     """
-    written = _loaded(path, "spec")
+    return parse(fields_in(path, "spec", overrides))
+
+
+def fields_in(path: Path, what: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The fields in a YAML or JSON file, with `--set` overrides applied, not checked yet.
+
+    Raises:
+        BadSpec: the file is missing or not YAML, or holds no fields.
+    """
+    written = _loaded(path, what)
     if not isinstance(written, dict):
         raise BadSpec(
-            "a spec is a list of `field: value` lines", given=path, do="begin with `data: digits` and `network: cnn`"
+            f"a {what} is a list of `field: value` lines", given=path, do="begin with `data: digits` and `network: cnn`"
         )
     for override in overrides:
         written = set_field(written, override)
-    return parse(written)
+    return written
 
 
 def _loaded(path: Path, what: str) -> Any:
@@ -353,7 +362,7 @@ def parse_policy(written: object) -> tuple[Augment, ...]:
     try:
         return Policy.model_validate({"augment": written}).augment
     except ValidationError as error:
-        raise BadSpec(_words.told(Policy, error)) from None
+        raise BadSpec(told(Policy, error)) from None
 
 
 def policy_yaml(policy: Sequence[Augment]) -> str:
@@ -370,7 +379,7 @@ def parse(written: Mapping[str, Any]) -> RunSpec:
     try:
         return RunSpec.model_validate(written)
     except ValidationError as error:
-        raise BadSpec(_words.told(RunSpec, error)) from None
+        raise BadSpec(told(RunSpec, error)) from None
 
 
 def parse_data(written: str | Mapping[str, Any]) -> DataSpec:
@@ -382,7 +391,7 @@ def parse_data(written: str | Mapping[str, Any]) -> DataSpec:
     try:
         return DataSpec.model_validate({"source": written} if isinstance(written, str) else written)
     except ValidationError as error:
-        raise BadSpec(_words.told(DataSpec, error)) from None
+        raise BadSpec(told(DataSpec, error)) from None
 
 
 def set_field(written: dict[str, Any], override: str) -> dict[str, Any]:
