@@ -27,6 +27,7 @@ class Student:
         companion: what its loss learns beside it.
         call: the network, joined with those of other processes; `fast`: the same, compiled if that was asked for.
         average: of its weights, where an `ema` keeps one; then that is scored.
+        learning: the weights that the optimizer moves.
         learns: whether it still takes steps; `stuck`: whether its optimizer cannot take another one.
         gradients: gradients of the loss that its steps asked for so far.
         best_weights: by validation so far, of what is scored.
@@ -40,6 +41,7 @@ class Student:
     steps: int
     optimizer: torch.optim.Optimizer = field(init=False)
     average: AveragedModel | None = field(init=False)
+    learning: list[nn.Parameter] = field(init=False)
     learns: bool = True
     stuck: bool = False
     gradients: int = 0
@@ -58,6 +60,7 @@ class Student:
         head = networks.head(self.classifier)
         self.optimizer = optim.build(self.spec.optimizer, model, self.steps, head=head)
         self.average = optim.average(self.spec.optimizer, self.classifier)
+        self.learning = [weight for group in self.optimizer.param_groups for weight in group["params"]]
 
     def step(self, closure: Callable[[], Tensor] | None) -> None:
         """Take a step; the gradient is there. `closure` is what some optimizers ask for besides."""

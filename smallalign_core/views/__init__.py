@@ -108,13 +108,13 @@ class Views:
             labels = self._labels[rows[mine]].to(self.device)
         return Batch(torch.from_numpy(rows[mine]), images, labels)
 
-    def dealt(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Whose turn it is at `step`: the rows int64 [B] and the number of the view of each."""
-        rows, view = np.empty((2, self.batch), np.int64)
+    def dealt(self, step: int, steps: int = 1) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Whose turn it is in `steps` from `step` on: the rows int64 [steps x B] and the number of the view of each."""
+        rows, view = np.empty((2, steps * self.batch), np.int64)
         done = 0
-        while done < self.batch:
+        while done < len(rows):
             epoch, place = divmod(step * self.batch + done, self.count)
-            piece = self.order(epoch)[place : place + self.batch - done]
+            piece = self.order(epoch)[place : place + len(rows) - done]
             rows[done : done + len(piece)] = piece
             view[done : done + len(piece)] = epoch % self.fixed if self.fixed else epoch
             done += len(piece)
