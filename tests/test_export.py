@@ -201,7 +201,7 @@ def test_colour_images_export(tmp_path: Path) -> None:
     from test_data import folder_of
 
     splits = data.load(DataSpec(source=str(folder_of(tmp_path / "set", "abc", 30, size=(16, 12)))), tmp_path / "cache")
-    network = parse({"data": "digits", "network": "cnn"}).network
+    network = parse({"data": "digits", "network": {"kind": "cnn", "width": 4, "depth": 1}}).network
     classifier = networks.build(network, splits.classes, splits.shape, mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.4]).eval()
     answers = export.OnnxClassifier(export.to_onnx(classifier)).logits(export.nhwc(splits.test))
     with torch.no_grad():

@@ -332,6 +332,7 @@ def test_every_loss_goes_from_spec_to_weights_with_its_defaults(loss: str, train
     assert np.isfinite(run.result["test"]["nll"])
 
 
+@pytest.mark.slow
 def test_the_export_of_a_hinted_student_has_no_regressor(train: Train) -> None:
     """Weights file and ONNX graph hold the same tensors as those of a student that learned from labels."""
     hinted, plain = (

@@ -123,6 +123,7 @@ ahead = st.tuples(st.integers(2, 7), kinds | sharp).map(
 averaged = (kinds | sharp | ahead | st.just({"kind": "polyak"})).map(lambda inner: {"kind": "ema", "inner": inner})
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(stack=kinds | sharp | ahead | averaged, stop=st.integers(1, 19))
 def test_any_nesting_resumes_exactly_anywhere(stack: Any, stop: int, few: Splits, teacher: Teacher) -> None:
