@@ -19,7 +19,7 @@ from pathlib import Path
 import chromium
 import psutil
 import pytest
-from conftest import command
+from conftest import program
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from smallalign_core.store import State, Store
@@ -141,7 +141,7 @@ def test_the_whole_story(watched: Watched, shop: Store, tmp_path: Path) -> None:
     content = (tmp_path / "student.onnx").read_bytes()
     report = json.loads((shop.root / "exports" / run / "parity.json").read_text())
     assert hashlib.sha256(content).hexdigest() == report["sha256"]
-    proof = command("verify", tmp_path / "student.onnx", "--json", store=shop)
+    proof = program("verify", tmp_path / "student.onnx", "--json", store=shop)
     assert json.loads(proof.stdout)["ok"] is True
 
 
@@ -249,7 +249,7 @@ def test_killing_the_server_never_harms_a_run(tmp_path: Path, browser: Browser) 
     spec.write_text("data: digits\nnetwork: {kind: cnn, width: 12}\nepochs: 80\naugment: [shift]\n")
     try:
         with chromium.dashboard(tmp_path / "one.log", environment=environment) as site:
-            run = store.run(json.loads(command("submit", spec, "--json", store=store).stdout)["id"])
+            run = store.run(json.loads(program("submit", spec, "--json", store=store).stdout)["id"])
             until = time.monotonic() + 90
             while not run.events("epoch"):
                 assert time.monotonic() < until, "the server's worker never started the run"

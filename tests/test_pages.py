@@ -27,7 +27,7 @@ def test_every_page_is_opened_here():
 
 
 @pytest.fixture
-def shown(store: Store, monkeypatch: pytest.MonkeyPatch):
+def shown(store: Store, desk_here: None, monkeypatch: pytest.MonkeyPatch):
     """Open a page of the test's store: `shown("runs", run=...)`."""
     monkeypatch.setenv("SMALLALIGN_STORE", str(store.root))
 
@@ -63,13 +63,18 @@ def fail(store: Store, train: Train) -> Run:
     return next(run for run in store.runs() if run.state == "failed")
 
 
-def test_every_page_opens_in_an_empty_store(shown):
-    for page in PAGES:
-        app = shown(page)
+COSTLY = ("augment", "export")  # at once they judge a policy, and export the zoo
 
-        assert not app.error, page
-        assert app.title[0].value
-        assert "No run is being trained" in texts(app), page
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.slow) if page in COSTLY else page for page in PAGES]
+)
+def test_every_page_opens_in_an_empty_store(page: str, shown):
+    app = shown(page)
+
+    assert not app.error
+    assert app.title[0].value
+    assert "No run is being trained" in texts(app)
 
 
 @pytest.mark.slow
