@@ -18,11 +18,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from smallalign_core import data, preview, teaching, tuning, worth as measuring
+from smallalign_core import data, limits, preview, teaching, tuning, worth as measuring
 from smallalign_core.errors import BadInput, SmallAlignError, WorkFailed
 from smallalign_core.machine import set_threads
 from smallalign_core.spec import CutMix, MixUp, OfLayers, RunSpec, digest, parse, parse_data
 from smallalign_core.store import Store
+from smallalign_core.visitors import OWNER, Role, Visitor
 from smallalign_core.worth import What
 
 PROBE_STEPS = 6
@@ -79,6 +80,7 @@ def resolve(store: Store, spec: RunSpec, device: str = "auto") -> RunSpec:
 
 def submit(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
     """Queue the run that `spec` describes; `known` tells that it existed before."""
+    store.visitor.may("start runs")  # before the work of preparing it
     resolved = resolve(store, parse(spec))
     known = store.find(resolved) is not None
     run = store.submit(resolved)
@@ -157,8 +159,11 @@ def worth(store: Store, spec: dict[str, Any], what: What, seeds: int = 3, start:
     """
     asked = parse(spec)
     measuring.pairs(asked, what, seeds)  # refused at once, before anything is decoded
+    if start:
+        store.visitor.may("start runs")
     resolved = resolve(store, asked)
     if start:
+        store.check_room(measuring.report(store, resolved, what, seeds).missing)  # all of them or none
         measuring.start(store, resolved, what, seeds)
     found = measuring.report(store, resolved, what, seeds)
     return {**found.as_dict(), "words": found.words(), "spec": resolved.model_dump(mode="json")}
@@ -199,10 +204,12 @@ QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
 
 def serve(store: Store, questions: TextIO, answers: TextIO) -> None:
     """Answer one JSON question a line until the pipe closes."""
+    limits.confine(store.root)
     for line in questions:
         asked = json.loads(line)
+        acting = Store(store.root, Visitor(asked["visitor"], Role(asked["role"])))
         try:
-            reply: dict[str, Any] = {"ok": QUESTIONS[asked["verb"]](store, **asked["values"])}
+            reply: dict[str, Any] = {"ok": QUESTIONS[asked["verb"]](acting, **asked["values"])}
         except SmallAlignError as error:
             reply = {"error": str(error), "bad_input": isinstance(error, BadInput)}
         except Exception as error:  # noqa: BLE001  # whatever one question does, the desk answers the next
@@ -222,10 +229,11 @@ class Desk:
 
     Args:
         store: the store that questions are about.
+        visitor: who asks, looked up at each question in the thread that asks it.
     """
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, store: Store, visitor: Callable[[], Visitor] = lambda: OWNER) -> None:
+        self.store, self._visitor = store, visitor
         self._process: subprocess.Popen[str] | None = None
         self._turn = threading.Lock()
 
@@ -236,7 +244,8 @@ class Desk:
             BadInput: what was asked cannot be.
             WorkFailed: it went wrong, took longer than `timeout` seconds, or the process died.
         """
-        question = json.dumps({"verb": verb, "values": values}) + "\n"
+        who = self._visitor()
+        question = json.dumps({"verb": verb, "values": values, "visitor": who.name, "role": who.role}) + "\n"
         with self._turn:
             # Every question may be asked twice, so a process that died since the last one costs a start and no error.
             line = self._exchange(question, timeout, verb) or self._exchange(question, timeout, verb)

@@ -10,6 +10,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 
+from smallalign_core import limits
 from smallalign_core.errors import SmallAlignError
 from smallalign_core.store import State, Store
 
@@ -27,7 +28,7 @@ class Check:
 
 def examine(store: Store) -> list[Check]:
     """All checks, in the order in which a person would mend them."""
-    return [_python(), *_packages(), _device(), _room(store), _bank(store), *_runs(store)]
+    return [_python(), *_packages(), _device(), _room(store), _bank(store), _limits(), *_runs(store)]
 
 
 def _python() -> Check:
@@ -68,6 +69,19 @@ def _bank(store: Store) -> Check:
     count, size, limit = len(shelf.kept()), shelf.size / 1024**2, shelf.limit / 1024**2
     found = f"{count} kept, {size:,.1f} of {limit:,.0f} MB (SMALLALIGN_CACHE_GB); to free them delete {shelf.root}"
     return Check("teachers' answers", True, found)
+
+
+def _limits() -> Check:
+    """What visitors of the dashboard may ask for, and from which folders."""
+    try:
+        most, folders = limits.current(), limits.roots()
+    except SmallAlignError as error:
+        return Check("limits", False, str(error))
+    said = [f"{name}={value} ({what})" for name, value, what in most.said()]
+    where = "unset (any folder, where nobody has to log in)"
+    if folders is not None:
+        where = os.pathsep.join(map(str, folders)) or "none but uploads"
+    return Check("limits", True, "; ".join([*said, f"{limits.ROOTS}: {where}"]))
 
 
 def _runs(store: Store) -> list[Check]:
