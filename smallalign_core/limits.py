@@ -1,4 +1,4 @@
-"""What visitors of the dashboard may ask for at most, in one place; `doctor` shows it and `.env`-style variables set it.
+"""What visitors of the dashboard may ask for at most, in one place: `doctor` shows it.
 
 Each number can be set by an environment variable of its name: `SMALLALIGN_WAITING_EACH=2`. The owner's command line is
 held to none of the numbers about uploads and the queue, and to no folders.

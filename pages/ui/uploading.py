@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import streamlit as st
+from streamlit.runtime.memory_uploaded_file_manager import MemoryUploadedFileManager
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
@@ -75,5 +76,6 @@ def shown(file: Path) -> str:
 def forget(file: UploadedFile) -> None:
     """Let go of what Streamlit keeps in memory of an upload."""
     context = get_script_run_ctx(suppress_warning=True)
-    if context is not None and st.runtime.exists():
-        st.runtime.get_instance().uploaded_file_mgr.remove_file(context.session_id, file.file_id)
+    files = st.runtime.get_instance().uploaded_file_mgr if st.runtime.exists() else None
+    if context is not None and isinstance(files, MemoryUploadedFileManager):
+        files.remove_file(context.session_id, file.file_id)

@@ -1,8 +1,8 @@
 """Zip files: what is refused before a byte is unpacked, and unpacking with a hard counter.
 
-Python's zipfile tidies `..` and absolute names away, merges names that differ in case, does not notice entries that overlap
-(CVE-2024-0450, before 3.11.8) and reads a directory of a million entries for seconds. So everything is checked on the
-central directory first, its length before it is even parsed, and names are refused instead of tidied.
+Python's zipfile tidies `..` and absolute names away, merges names that differ in case, does not notice entries that
+overlap (CVE-2024-0450, before 3.11.8) and reads a directory of a million entries for seconds. So everything is checked
+on the central directory first, its length before it is even parsed, and names are refused instead of tidied.
 """
 
 from __future__ import annotations
