@@ -114,7 +114,7 @@ def images(archive: zipfile.ZipFile, bounds: Bounds) -> list[zipfile.ZipInfo]:
             entries that share bytes; too many, too large, or packed too well; from visitors also archives inside.
     """
     listed = archive.infolist()
-    found = [entry for entry in listed if not entry.is_dir() and _ending(entry) in IMAGE_ENDINGS]
+    found = [entry for entry in listed if _ending(entry) in IMAGE_ENDINGS]
     if len(listed if bounds.strict else found) > bounds.entries:
         what = "entries" if bounds.strict else "images"
         raise BadData(
@@ -149,7 +149,8 @@ def unpack(archive: zipfile.ZipFile, room: Path, bounds: Bounds) -> int:
 
 
 def _ending(entry: zipfile.ZipInfo) -> str:
-    return Path(entry.filename).suffix.lower()
+    """The ending of a file's name; none for a folder. (`ZipInfo.is_dir` fails for an empty name.)"""
+    return "" if entry.filename.endswith("/") else Path(entry.filename).suffix.lower()
 
 
 def _check_entry(entry: zipfile.ZipInfo, bounds: Bounds) -> None:
