@@ -290,7 +290,7 @@ def test_a_limit_that_is_no_number_is_named(text: str) -> None:
 
 @pytest.fixture
 def confined(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """This process reads users' paths below `allowed` only, as the dashboard's do."""
+    """Users' paths are read below `allowed` only, as in the dashboard's processes."""
     (tmp_path / "allowed").mkdir()
     monkeypatch.setenv(limits.ROOTS, str(tmp_path / "allowed"))
     limits.confine(store.root)
