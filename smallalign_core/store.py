@@ -395,8 +395,8 @@ class Store:
         Raises:
             Refused: whoever this store acts for may not start runs, or not so many.
         """
-        known = self.find(spec)
-        if known is None:
+        self.visitor.may("start runs")
+        if self.find(spec) is None:
             self.check_room()  # before there is a folder that nobody asked for
         return self.enqueue(self.create(spec))
 
