@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -72,6 +73,13 @@ def _read(texts: tuple[str, ...]) -> Limits:
                     do=f"set it to {one.metadata['says']}, or leave it out",
                 ) from None
     return Limits(**values)
+
+
+def check_disk(root: Path, needed: int = 50 * MB) -> None:
+    """Refuse to start a run where even a small model's checkpoints would not fit."""
+    there = next(path for path in (root, *root.resolve().parents) if path.exists())
+    if shutil.disk_usage(there).free < needed:
+        raise Refused("the disk is full: a run needs at least 50 MB", given=there, do="make room, then submit again")
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------

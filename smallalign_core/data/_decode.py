@@ -48,7 +48,7 @@ class Decoded:
 def source_id(pixels: NDArray[np.uint8]) -> int:
     """A hash of one image's shape and pixels, [H, W] or [H, W, 3], as its source has them: before any resizing."""
     digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=8)
-    digest.update(np.ascontiguousarray(pixels))
+    digest.update(np.ascontiguousarray(pixels).data)
     return int.from_bytes(digest.digest(), "little")
 
 
