@@ -97,7 +97,7 @@ def gate() -> None:
     who, ours = visitor(), bool(get_secrets_auth_section())
     if who.role is not Role.NOBODY:
         with st.sidebar:
-            st.caption(f":material/person: {st.user.get('name') or who.name} · {who.role}")
+            st.text(f"{st.user.get('name') or who.name} · {who.role}")  # no Markdown: the name is theirs to choose
             if ours:
                 st.button("Log out", icon=":material/logout:", type="tertiary", on_click=st.logout)
         return

@@ -53,9 +53,15 @@ def exported(run: str, name: str) -> Path | None:
 
 
 @contextlib.contextmanager
-def told() -> Iterator[None]:
-    """Show an error as its sentence. The frame uses it, and so do fragments, which rerun without the frame."""
+def told(*, stop: bool = False) -> Iterator[None]:
+    """Show an error as its sentence. The frame uses it, and so do fragments, which rerun without the frame.
+
+    Args:
+        stop: end the page there: what would follow costs, and a crowd of refused clicks should cost nothing.
+    """
     try:
         yield
     except SmallAlignError as error:
         st.error(str(error), icon=":material/error:")
+        if stop:
+            st.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import shutil
 import stat
 import struct
 import subprocess
@@ -245,6 +246,7 @@ def test_composed_names_of_a_mac_become_ordinary_ones(store: Store) -> None:
     assert sorted(classes) == sorted(unicodedata.normalize("NFC", name) for name in names)
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.text(alphabet="ab./\\:\0\u0308 ~\u202e\xe4N", max_size=14).map(lambda t: t + ".png"), max_size=4))
 def test_every_path_that_is_written_is_inside(tmp_path: Path, names: list[str]) -> None:
@@ -257,8 +259,7 @@ def test_every_path_that_is_written_is_inside(tmp_path: Path, names: list[str]) 
         pass
     for path in set(tmp_path.rglob("*")) - before:
         assert path.resolve().is_relative_to(room.resolve())
-    if room.exists():
-        subprocess.run(["rm", "-rf", str(room)], check=True)
+    shutil.rmtree(room, ignore_errors=True)
 
 
 # --- room and rights --------------------------------------------------------------------------------------------------
@@ -322,6 +323,7 @@ def test_the_owner_is_confined_nowhere(tmp_path: Path, store: Store, monkeypatch
     assert data.load(DataSpec(source=str(tmp_path / "set")), store.data_cache).classes == ("0", "1")
 
 
+@pytest.mark.slow
 def test_an_upload_that_cannot_be_read_leaves_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMALLALIGN_STORE", str(store.root))
     content = packed(*((f"{c}/{i}.png", b"no image at all") for c in "ab" for i in range(9)))

@@ -299,7 +299,7 @@ def test_a_viewer_sees_the_page_and_a_sentence(
     assert [one.label for one in page.button] == ["Log in"]
     page.user = {"is_logged_in": True, "email": "eve@example.org", "name": "Eve"}
     page.run()
-    assert any("Eve · viewer" in caption.value for caption in page.caption)
+    assert [one.value for one in page.text] == ["Eve · viewer"]
     page.query_params["run"] = run.id
     page.switch_page("runs.py").run()
     next(one for one in page.button if one.label == "Delete for good").click().run()
