@@ -11,6 +11,7 @@ from typing import Any
 
 import streamlit as st
 
+from pages.ui import access
 from smallalign_core.desk import Desk
 from smallalign_core.errors import SmallAlignError
 from smallalign_core.files import is_held
@@ -21,13 +22,13 @@ BUNDLE_FILES = frozenset({"model.onnx", "images.bin", "logits.bin", "parity.json
 
 
 def store() -> Store:
-    """The store that this server shows: the folder in SMALLALIGN_STORE, else `models`."""
-    return Store(os.environ.get("SMALLALIGN_STORE") or "models")
+    """The store that this server shows, acting for whoever looks: the folder in SMALLALIGN_STORE, else `models`."""
+    return Store(os.environ.get("SMALLALIGN_STORE") or "models", access.visitor())
 
 
 @functools.cache
 def _desk(root: Path) -> Desk:
-    return Desk(Store(root))
+    return Desk(Store(root), access.visitor)
 
 
 def desk() -> Desk:
@@ -52,9 +53,15 @@ def exported(run: str, name: str) -> Path | None:
 
 
 @contextlib.contextmanager
-def told() -> Iterator[None]:
-    """Show an error as its sentence. The frame uses it, and so do fragments, which rerun without the frame."""
+def told(*, stop: bool = False) -> Iterator[None]:
+    """Show an error as its sentence. The frame uses it, and so do fragments, which rerun without the frame.
+
+    Args:
+        stop: end the page there: what would follow costs, and a crowd of refused clicks should cost nothing.
+    """
     try:
         yield
     except SmallAlignError as error:
         st.error(str(error), icon=":material/error:")
+        if stop:
+            st.stop()
