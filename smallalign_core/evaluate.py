@@ -13,6 +13,8 @@ from torch import nn
 from smallalign_core.data import ImageSet
 
 BINS = 15
+Z95 = 1.959964
+"""Standard deviations on either side of a normal mean that hold 95 %."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def calibration_error(confidence: NDArray[np.float64], right: NDArray[np.bool_],
     return float(np.abs(gap).sum() / max(1, weight.sum()))
 
 
-def wilson(hits: float, total: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson(hits: float, total: int, z: float = Z95) -> tuple[float, float]:
     """95 % interval of a share (Wilson, 1927); unlike the plain one it stays inside 0..1 and is right near 1."""
     if not total:
         return 0.0, 1.0
@@ -124,6 +126,21 @@ def wilson(hits: float, total: int, z: float = 1.959964) -> tuple[float, float]:
     middle = (share + z * z / (2 * total)) / (1 + z * z / total)
     half = z * ((share * (1 - share) + z * z / (4 * total)) / total) ** 0.5 / (1 + z * z / total)
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def paired_difference(first_only: int, second_only: int, total: int) -> tuple[float, float, float]:
+    """(difference, low, high) of two shares of the same `total` things: the second's minus the first's, with its 95 %
+    interval (Bonett & Price, 2012), which holds where the plain one fails: few things, or no difference at all.
+
+    Args:
+        first_only, second_only: how many count for one of the two alone.
+    """
+    if not total:
+        return 0.0, -1.0, 1.0
+    first, second = (first_only + 1) / (total + 2), (second_only + 1) / (total + 2)
+    half = Z95 * ((first + second - (second - first) ** 2) / (total + 2)) ** 0.5
+    middle = second - first
+    return (second_only - first_only) / total, max(-1.0, middle - half), min(1.0, middle + half)
 
 
 def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:

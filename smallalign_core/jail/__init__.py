@@ -4,7 +4,8 @@ The caller's process only reads bytes and an answer in JSON. The child (`__main_
 memory beyond its own libraries, processor seconds, wall seconds, and what it may write. It inherits no descriptors and
 no environment to speak of. It is not kept from the network: a parser that was taken over could still call out.
 
-What is accepted here is later run by ONNX Runtime in the process that trains, from the same bytes, by their SHA-256.
+An imported teacher that is accepted here is later run by ONNX Runtime in the process that trains, from the same bytes,
+by their SHA-256. A file that is only verified never is: `answers` runs it in here.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from smallalign_core.errors import BadModel, WorkFailed
 
@@ -40,6 +44,7 @@ class Limits:
 
 
 LIMITS = Limits()
+ANSWERING = Limits(seconds=900, wall=1800.0)  # thousands of images, perhaps through a large network
 
 
 def inspect(file: Path, size: tuple[int, int] = (224, 224), limits: Limits = LIMITS) -> dict[str, Any]:
@@ -51,6 +56,44 @@ def inspect(file: Path, size: tuple[int, int] = (224, 224), limits: Limits = LIM
         BadModel: it is no such file, asks for something that is refused, or for more than the limits.
     """
     return _ask({"verb": "inspect", "file": str(file.resolve()), "size": list(size)}, file, limits)
+
+
+def answers(
+    file: Path,
+    images: NDArray[Any],
+    *,
+    sha256: str,
+    input: str,
+    output: str,
+    batch: int,
+    fixed: bool = False,
+    timing: float = 0.0,
+    limits: Limits = ANSWERING,
+) -> tuple[NDArray[np.float32], tuple[float, float] | None]:
+    """What an ONNX file that `inspect` accepted answers to prepared `images`, run in the jail on one thread.
+
+    Args:
+        sha256: of the file, as `inspect` told it.
+        input, output: the names of its doors.
+        batch: how many images it gets at once; `fixed`: always so many, so the last ones are filled up.
+        timing: seconds to measure the latency of the first image for, after as long a warm-up; 0 does not.
+
+    Returns:
+        Answers float32 [N, ...], and (p50, p95) milliseconds if they were asked for.
+
+    Raises:
+        BadModel: the file has changed since, or fails on these images.
+    """
+    with tempfile.TemporaryDirectory(prefix="smallalign-") as folder:
+        given, made = Path(folder) / "images.npy", Path(folder) / "answers.npy"
+        np.save(given, images, allow_pickle=False)
+        question = {"verb": "answer", "file": str(file.resolve()), "images": str(given), "to": str(made)}
+        doors = {"sha256": sha256, "input": input, "output": output, "batch": batch, "fixed": fixed, "timing": timing}
+        facts = _ask(question | doors, file, limits)
+        found = np.load(made, allow_pickle=False)
+    if found.dtype != np.float32 or found.ndim < 2 or len(found) != len(images):
+        raise BadModel("the model does not answer each image", given=f"{file}, {found.shape}", do="export it again")
+    return found, tuple(facts["latency"]) if facts["latency"] else None
 
 
 def convert(file: Path, limits: Limits = LIMITS) -> tuple[bytes, dict[str, Any]]:
