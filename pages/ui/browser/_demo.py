@@ -34,7 +34,7 @@ WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEM
 COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
 OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
 """  # the package brings no licence file of its own
-README = """Serve this folder with any static host, for instance `python -m http.server`, and open it. Opening index.html
+README = """Serve this folder with any static host, for instance `python -m http.server`, and open it. Opening the page
 itself does not work: browsers load modules and models from a server only. A camera needs https or localhost.
 """
 
