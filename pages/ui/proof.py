@@ -14,9 +14,9 @@ from smallalign_core.errors import SmallAlignError
 from smallalign_core.store import Store
 
 PRECISIONS = {
-    "fp32": "fp32: as it was trained",
-    "fp16": "fp16: half the size",
-    "int8": "int8: a quarter of the size",
+    "fp32": "fp32, full size",
+    "fp16": "fp16, half",
+    "int8": "int8, a quarter",
 }
 MODEL = "the exported file"
 Report = dict[str, Any]

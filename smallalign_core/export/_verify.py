@@ -45,7 +45,8 @@ def verify(
     on `data_source`, or only described if neither is given.
 
     Args:
-        proof: the parity.json that came with the file: its digest must be the file's.
+        proof: the parity.json that came with the file. Its digest must be the file's, and its figures are computed
+            again: the Python half by running the file, the browser's from the logits beside it (browser-logits.bin).
         told: what is known of a file of others, as `foreign.describe` takes it.
 
     Raises:
@@ -58,8 +59,7 @@ def verify(
         raise BadInput("the file cannot be read", given=file, do="name an exported .onnx file") from None
     told = dict(told or {})
     digest = hashlib.sha256(content).hexdigest()
-    if proof is not None:
-        _check_proof(proof, digest)
+    held = None if proof is None else _read_proof(proof, digest)
     facts = jail.inspect(file, told.get("size") or (224, 224))
     if facts["kind"] != "onnx":
         raise BadModel("the file is not an ONNX model", given=f"{file}, {facts['kind']}", do="name an .onnx file")
@@ -72,15 +72,27 @@ def verify(
             given=file,
             do="export the run again, or ask for the file that was exported",
         )
-    found = _ours(file, facts, store, run, data_source) if ours else _theirs(file, facts, store, run, data_source, told)
+    if ours:
+        found = _ours(file, facts, store, run, data_source, held)
+        found["ok"] = found["ok"] and False not in (found["proof"] or {}).values()
+    else:
+        found = _theirs(file, facts, store, run, data_source, told)
     described = ("bytes", "sha256", "opset", "ir", "nodes", "params", "input", "outputs", "producer")
     return found | {"sealed": ours} | {name: facts[name] for name in described}
 
 
-def _check_proof(proof: Path, digest: str) -> None:
+def _read_proof(proof: Path, digest: str) -> dict[str, Any]:
     try:
-        held = json.loads(proof.read_text())
+        held: dict[str, Any] = json.loads(proof.read_text())
         promised = held["sha256"]
+        count, classes = len(held["labels"]), len(held["classes"])
+        said, beside = held["browser"], proof.with_name("browser-logits.bin")
+        raw = beside.read_bytes() if said is not None and beside.is_file() else None
+        logits = None if raw is None else np.frombuffer(raw, "<f4").reshape(count, classes)
+        figures = ("accuracy", "top1_agreement")
+        known = {"fingerprint": str(held["data"]["fingerprint"]), "accuracy": float(held["parity"]["accuracy"])}
+        if said is not None and raw is not None and hashlib.sha256(raw).hexdigest() == said["logits_sha256"]:
+            known |= {"browser": {name: float(said[name]) for name in figures}, "logits": logits}
     except (OSError, ValueError, KeyError, TypeError):
         raise BadInput("the proof cannot be read", given=proof, do="give the parity.json of the download") from None
     if promised != digest:
@@ -89,9 +101,38 @@ def _check_proof(proof: Path, digest: str) -> None:
             given=f"SHA-256 {digest[:16]}…, the proof says {str(promised)[:16]}…",
             do="take file and proof from the same download",
         )
+    return known
 
 
-def _ours(file: Path, facts: dict[str, Any], store: Store, run: str | None, data_source: str | None) -> dict[str, Any]:
+def _repeated(
+    held: dict[str, Any] | None,
+    found: dict[str, Any],
+    near: float,
+    reference: NDArray[np.float32] | None,
+    splits: Splits,
+) -> dict[str, bool] | None:
+    """Which figures of a proof come out again: `python` by running the file, `browser` from the logits it sent."""
+    if held is None or held["fingerprint"] != splits.fingerprint:
+        return None
+    again = {"python": abs(held["accuracy"] - found["accuracy"]) < near}
+    if "logits" in held:
+        top = held["logits"].argmax(1)
+        right = float((top == splits.test.labels[: len(top)]).mean())
+        again["browser"] = abs(right - held["browser"]["accuracy"]) < 1e-9
+        if reference is not None:
+            same = float((top == reference[: len(top)].argmax(1)).mean())
+            again["browser"] = again["browser"] and abs(same - held["browser"]["top1_agreement"]) < 1e-9
+    return again
+
+
+def _ours(
+    file: Path,
+    facts: dict[str, Any],
+    store: Store,
+    run: str | None,
+    data_source: str | None,
+    held: dict[str, Any] | None,
+) -> dict[str, Any]:
     doors = [(facts["input"]["name"], facts["input"]["type"])]
     check_doors(doors, {door["name"] for door in facts["outputs"]}, str(file))
     told = read_metadata(facts["metadata"].get(METADATA), str(file))
@@ -114,10 +155,12 @@ def _ours(file: Path, facts: dict[str, Any], store: Store, run: str | None, data
     near = max(gate.promise, 0.5 / len(images))
     kept_promise = abs(promised - found["accuracy"]) < near if same_images else None
     found["ok"] = kept_promise is not False and (found["ok"] if known else kept_promise is True)
+    proved = _repeated(held, found, near, reference if known else None, splits)
     if known is None:  # nothing was compared image by image, so nothing is claimed
         found |= dict.fromkeys(COMPARED)
     return {
         **found,
+        "proof": proved,
         "compared_with": f"PyTorch, run {known.name}" if known else "the accuracy written into the file",
         "promised_accuracy": promised,
         "same_images": same_images,

@@ -110,6 +110,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
     )
     if found.get("classes_named") is False:
         lines.append("the file names no classes: its answers were taken in the order of the data's classes")
+    for half, again in (found.get("proof") or {}).items():
+        lines.append(f"the proof's figures ({half}) {'come out again' if again else 'DO NOT come out again'}")
     if found.get("flagged"):
         lines.append("FLAGGED when it was exported: this precision loses more accuracy than the limit")
     return lines
