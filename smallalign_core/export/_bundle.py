@@ -121,6 +121,10 @@ def claim(run: Run, store: Store, precision: Precision, said: dict[str, Any]) ->
         logits = np.frombuffer(raw, "<f4").reshape(count, classes).astype(np.float32)
     except (binascii.Error, KeyError, TypeError, ValueError):
         raise BadInput("the browser did not answer these images", given=run.name, do="check again") from None
+    if not np.isfinite(logits).all():
+        raise BadInput(
+            "the browser's answers are not finite", given=run.name, do="check again, or with another browser"
+        )
     folder = bundle_folder(run, store)
     reference = np.fromfile(folder / "reference.bin", "<f4").reshape(count, classes)
     images = data.load(run.spec.data, store.data_cache).test.take(np.arange(count))

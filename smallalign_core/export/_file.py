@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from smallalign_core import data, graphs, networks
 from smallalign_core.data import ImageSet, Splits
-from smallalign_core.errors import BadInput
+from smallalign_core.errors import BadInput, WorkFailed
 from smallalign_core.evaluate import logits_of, score
 from smallalign_core.export._proof import LIMIT, Loss, loss_of
 from smallalign_core.export._runtime import METADATA, OnnxClassifier, nhwc
@@ -120,7 +120,13 @@ def in_precision(graph: bytes, precision: Precision, training: ImageSet | None) 
     # Spread over the whole set: folders list one class after the other.
     rows = np.unique(np.linspace(0, len(training) - 1, CALIBRATED_ON).astype(np.int64))
     pixels = nhwc(training.take(rows))
-    return graphs.in_integers(graph, [pixels[at : at + CHUNK] for at in range(0, len(pixels), CHUNK)], input="images")
+    batches = [pixels[at : at + CHUNK] for at in range(0, len(pixels), CHUNK)]
+    try:
+        return graphs.in_integers(graph, batches, input="images")
+    except Exception as error:  # the quantizer's errors share no base class
+        raise WorkFailed(
+            "this network cannot be written in 8-bit integers", given=f"{error!r:.160}", do="export it as fp16"
+        ) from error
 
 
 def finished(graph: bytes, metadata: Mapping[str, Any]) -> bytes:
