@@ -17,6 +17,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import axe
 import chromium
 import psutil
 import pytest
@@ -234,6 +235,20 @@ def test_every_page_opens_by_a_deep_link(path: str, scheme: str, browser: Browse
     width = page.evaluate("document.documentElement.scrollWidth")
     assert width <= 400, "the page scrolls sideways on a telephone"
     context.close()
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_export_is_accessible(scheme: str, width: int, browser: Browser, site: str) -> None:
+    context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900})  # type: ignore[arg-type]
+    page = context.new_page()
+    page.goto(f"{site}/export?run=digits-student&precision=int8")
+    expect(page.get_by_text("Try it in this browser")).to_be_visible(timeout=2 * MINUTE)
+    expect(page.locator("canvas.paper")).to_be_visible(timeout=MINUTE)
+    page.wait_for_timeout(1000)
+    found = axe.grave(page)
+    context.close()
+    assert found == []
 
 
 def test_headers_and_isolation(watched: Watched) -> None:

@@ -41,7 +41,7 @@ NETWORKS = [*OWN, *(pytest.param(network, marks=pytest.mark.slow) for network in
 def sold(taught: Taught, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The student's file, alone in its folder."""
     file = tmp_path_factory.mktemp("sold") / "s.onnx"
-    assert export.export(taught[2], file)["bytes"] == file.stat().st_size
+    assert export.export(taught[2], file, taught[0])["bytes"] == file.stat().st_size
     return file
 
 

@@ -419,6 +419,7 @@ def theirs(to: Path, shop: tuple[Store, Run, dict[str, Report]], *, batch: int |
     return to
 
 
+@pytest.mark.slow
 def test_files_of_others_are_described_scored_and_compared(
     shop: tuple[Store, Run, dict[str, Report]], tmp_path: Path
 ) -> None:

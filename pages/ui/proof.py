@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 from dataclasses import asdict
 from typing import Any
 
@@ -183,7 +184,7 @@ def check(row: Row, report: Report) -> None:
         turn = st.session_state[memory] = turn + 1
     if turn:
         report = _answered(row, report, f"{report['sha256']}-{turn}")
-    st.table(_table(report), width="content", hide_index=True)
+    st.html(_table(report))
     st.caption(_caption(report))
 
 
@@ -220,8 +221,8 @@ def _answered(row: Row, report: Report, request: str) -> Report:
 NAMES = ("", "Images", "Accuracy", "Same top-1", "Largest logit difference", "p50", "p95", "Load", "Threads", "Backend")
 
 
-def _table(report: Report) -> dict[str, list[str]]:
-    """One row for each of PyTorch, ONNX Runtime and the browser."""
+def _table(report: Report) -> str:
+    """One row for each of PyTorch, ONNX Runtime and the browser, as HTML: a keyboard can scroll it on a telephone."""
     parity, said = report["parity"], report["browser"]
     accuracy = wording.percent(parity["reference_accuracy"], 2)
     torch = ["PyTorch", f"{parity['images']:,}", accuracy, "reference", "reference", *"––––", "PyTorch"]
@@ -233,7 +234,15 @@ def _table(report: Report) -> dict[str, list[str]]:
             *("Your browser", *_figures(said), f"{load:.0f} ms", str(runtime["threads"])),
             f"onnxruntime-web, {runtime['backend']}",
         ]
-    return {name: [row[at] for row in (torch, onnx, web)] for at, name in enumerate(NAMES)}
+    head = "".join(f'<th scope="col">{name}</th>' for name in NAMES)
+    body = "".join(
+        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{html.escape(cell)}</td>" for cell in cells)}</tr>'
+        for first, *cells in (torch, onnx, web)
+    )
+    return (
+        '<div class="sa-scroll" tabindex="0" role="region" aria-label="PyTorch, ONNX Runtime and your browser">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
 
 
 def _figures(found: dict[str, Any]) -> list[str]:

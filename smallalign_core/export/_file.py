@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import io
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ from smallalign_core.errors import BadInput, WorkFailed
 from smallalign_core.evaluate import logits_of, score
 from smallalign_core.export._proof import LIMIT, Loss, loss_of
 from smallalign_core.export._runtime import METADATA, OnnxClassifier, nhwc
-from smallalign_core.export._seal import sealed
+from smallalign_core.export._seal import is_whole, sealed
 from smallalign_core.files import write
 from smallalign_core.graphs import OPSET, quiet
 from smallalign_core.networks import Classifier
@@ -164,7 +166,7 @@ class Made:
     answers: dict[str, NDArray[np.float32]]
 
 
-def make(run: Run, store: Store, precision: Precision = "fp32", *, measured: bool = False) -> Made:
+def make(run: Run, store: Store | None, precision: Precision = "fp32", *, measured: bool = False) -> Made:
     """The file of a finished run. What fp16 and int8 lose is measured on validation and test, and written into them.
 
     Args:
@@ -175,20 +177,21 @@ def make(run: Run, store: Store, precision: Precision = "fp32", *, measured: boo
         BadData: the images to measure on are gone.
     """
     metadata = _metadata(run) | {"precision": precision, "opset": OPSET}
-    graph = graph_of(networks.from_file(run.weights), metadata["temperature"])
+    graph = _graph(run, store, metadata)
     answers: dict[str, NDArray[np.float32]] = {}
     losses: dict[str, Loss] = {}
     if precision != "fp32" or measured:
-        splits = data.load(run.spec.data, store.data_cache)
+        place = store or Store()
+        splits = data.load(run.spec.data, place.data_cache)
         graph = in_precision(graph, precision, splits.train)
-        model, reference = OnnxClassifier(finished(graph, metadata)), references(run, splits, store)
+        model, reference = OnnxClassifier(finished(graph, metadata)), references(run, splits, place)
         for name, part in (("val", splits.val), ("test", splits.test)):
             answers[name] = model.logits_of(part)
             losses[name] = loss_of(reference[name], answers[name], part)
             if precision != "fp32":  # its promise is its own accuracy
                 found = score(answers[name], part.labels, part.classes).as_dict()
                 metadata["scores"][name] = {key: found[key] for key in SCORES}
-        store.count_test_look(splits.fingerprint, run.id, f"export {precision}")
+        place.count_test_look(splits.fingerprint, run.id, f"export {precision}")
     loss = {name: one.as_dict() for name, one in losses.items()}
     if precision != "fp32":
         metadata["loss"] = loss
@@ -229,16 +232,33 @@ def _metadata(run: Run) -> dict[str, Any]:
     }
 
 
+def _graph(run: Run, store: Store | None, metadata: dict[str, Any]) -> bytes:
+    """The graph of a run in single precision, kept for the other precisions: the exporter takes seconds."""
+    if store is None:
+        return graph_of(networks.from_file(run.weights), metadata["temperature"])
+    facts = [metadata["weights_sha256"], metadata["temperature"], metadata["classes"], OPSET, torch.__version__]
+    file = _kept(store, facts, ".onnx")
+    with contextlib.suppress(OSError):
+        held = file.read_bytes()
+        if is_whole(held):
+            return held
+    graph = sealed(graph_of(networks.from_file(run.weights), metadata["temperature"]))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write(file, graph)
+    return graph
+
+
+def _kept(store: Store, facts: list[Any], ending: str) -> Path:
+    """Where something that these facts decide is kept."""
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    return store.root / "cache" / "exports" / f"{key}{ending}"
+
+
 def references(run: Run, splits: Splits, store: Store) -> dict[str, NDArray[np.float32]]:
     """PyTorch's logits of a run on `val` and `test`, kept for the other precisions."""
-    facts = [str((run.result or {})["weights_sha256"]), splits.fingerprint, torch.__version__]
-    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-    file = store.root / "cache" / "answers" / f"{key}.npz"
-    try:
-        with np.load(file, allow_pickle=False) as kept:
-            return {name: kept[name] for name in ("val", "test")}
-    except (OSError, ValueError, KeyError):
-        pass
+    file = _kept(store, [(run.result or {})["weights_sha256"], splits.fingerprint, torch.__version__], ".npz")
+    with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile), np.load(file) as kept:
+        return {name: kept[name] for name in ("val", "test")}
     classifier = networks.from_file(run.weights)
     found = {name: logits_of(classifier, part) for name, part in (("val", splits.val), ("test", splits.test))}
     stream = io.BytesIO()
@@ -264,6 +284,6 @@ def export(run: Run, to: Path, store: Store | None = None, *, precision: Precisi
             given=to,
             do="write for example --to student.onnx",
         )
-    made = make(run, store or Store(), precision)
+    made = make(run, store, precision)
     write(to, made.content)
     return {"file": str(to), **made.facts}
