@@ -1,7 +1,7 @@
 """Classifiers that were made elsewhere: ONNX files in the store, run by ONNX Runtime, their classes matched by name.
 
 `classifier` opens any finished run or import for given classes, ready to be a teacher. The jail has looked at the file
-before; from then on ONNX Runtime runs it here, from bytes (so no other file can be read) whose SHA-256 is checked.
+before; it also answers from a jail, from bytes (so no other file can be read) whose SHA-256 is checked.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -27,48 +26,60 @@ from smallalign_core import data, jail, networks
 from smallalign_core.errors import BadInput, BadModel
 from smallalign_core.evaluate import fit_temperature, logits_of, score
 from smallalign_core.files import write_folder, write_json
+from smallalign_core.machine import memory
 from smallalign_core.networks import Answering
 from smallalign_core.spec import DataSpec, Import, id_of
-from smallalign_core.store import SCHEMA, Run, Store
+from smallalign_core.store import Run, Store
 
+ANSWER_SECONDS = 900  # of processor time that one batch may take
 CHUNK = 128  # images that a file of any batch gets at once
 FLOOR = 1e-8  # of probabilities, before their logarithm
 METADATA = ("smallalign", "classes", "names", "labels")  # where files keep their classes: ours, then others' habits
 
 
-class Foreign(Answering):
-    """A classifier that was made elsewhere: uint8 images in, logits out; preprocessing is inside, and it never learns.
+def opened(content: bytes, threads: int) -> jail.Session:
+    """An accepted file, answering from a jail. A batch of a large network may need gigabytes; half of the machine's
+    leaves whoever trains alive."""
+    limits = jail.Limits(memory=max(jail.LIMITS.memory, memory() // 2), seconds=ANSWER_SECONDS)
+    return jail.Session(content, threads=threads, limits=limits)
+
+
+class OnnxClassifier(Answering):
+    """An accepted ONNX file as a classifier: uint8 images in, logits out; preprocessing is inside, and it never learns.
 
     Args:
+        content: the file's bytes.
         how: what is known of it.
+
+    Raises:
+        BadModel: the bytes are not those that were imported, or ONNX Runtime cannot open them.
     """
 
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, how: Import) -> None:
+    def __init__(self, content: bytes, how: Import) -> None:
         super().__init__()
+        if hashlib.sha256(content).hexdigest() != how.sha256:
+            raise BadModel("the imported file is damaged", given=how.file, do="delete the import, and import it again")
+        self.session = opened(content, torch.get_num_threads())
         self.how, self.classes, self.body = how, how.classes, nn.Identity()
         mean, std = (values if len(values) == how.channels else (sum(values) / len(values),) for values in _normal(how))
         self.mean, self.std = torch.tensor(mean).view(1, -1, 1, 1), torch.tensor(std).view(1, -1, 1, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits float32 [N, classes] of uint8 images [N, channels, H, W], any H and W."""
-        found = self._answers(self._prepare(images.cpu()))
-        logits = torch.from_numpy(found.astype(np.float32).reshape(len(images), -1))
+        prepared = self.prepare(images.cpu())
+        found = np.concatenate(
+            [self._run(prepared[at : at + self._step]) for at in range(0, len(prepared), self._step)]
+        )
+        logits = torch.from_numpy(found.astype(np.float32))
         if self.how.answers == "probabilities":
             logits = logits.clamp_min(FLOOR).log()
         return logits.to(images.device)
-
-    def _answers(self, prepared: NDArray[Any]) -> NDArray[Any]:
-        """What the file answers to prepared images: [N, classes], perhaps with axes of length 1 behind."""
-        raise NotImplementedError
 
     @property
     def _step(self) -> int:
         return self.how.batch or CHUNK
 
-    def _prepare(self, images: Tensor) -> NDArray[Any]:
+    def prepare(self, images: Tensor) -> NDArray[Any]:
         """What the file takes: its channels, size, scale, layout and type."""
         x = images.to(torch.float32)
         if self.how.size is not None and tuple(x.shape[-2:]) != self.how.size:
@@ -81,44 +92,17 @@ class Foreign(Answering):
             x = x.permute(0, 2, 3, 1)
         return np.ascontiguousarray(x.numpy().astype(self.how.dtype))
 
-
-class OnnxClassifier(Foreign):
-    """An accepted ONNX file as a classifier, run in this process.
-
-    Args:
-        content: the file's bytes.
-        how: what is known of it.
-
-    Raises:
-        BadModel: the bytes are not those that were imported, or ONNX Runtime cannot open them.
-    """
-
-    def __init__(self, content: bytes, how: Import) -> None:
-        super().__init__(how)
-        if hashlib.sha256(content).hexdigest() != how.sha256:
-            raise BadModel("the imported file is damaged", given=how.file, do="delete the import, and import it again")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 4
-        options.add_session_config_entry("session.load_model_format", "ONNX")  # as the jail looked at it
-        try:
-            self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # noqa: BLE001  # onnxruntime's exceptions share no base class
-            raise BadModel("ONNX Runtime cannot open the file", given=str(error)[:160], do="export it again") from None
-
-    def _answers(self, prepared: NDArray[Any]) -> NDArray[Any]:
-        return np.concatenate([self._run(prepared[at : at + self._step]) for at in range(0, len(prepared), self._step)])
-
     def _run(self, part: NDArray[Any]) -> NDArray[Any]:
         """Answers to at most one batch; a file of fixed batch gets the last one filled up."""
         missing = (self.how.batch or len(part)) - len(part)
         filled = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
-        try:
-            found: NDArray[Any] = self.session.run([self.how.output], {self.how.input: filled})[0]
-        except Exception as error:  # noqa: BLE001
-            text = " ".join(str(error).split())
-            raise BadModel("the ONNX file fails on these images", given=text[:160], do="say its --size") from None
+        found = self.session.run(self.how.output, self.how.input, filled)
         return found.reshape(len(filled), -1)[: len(part)]
+
+    def latency(self, image: Tensor) -> tuple[float, float]:
+        """(p50, p95) milliseconds of one batch as small as the file takes, of uint8 images [1, channels, H, W]."""
+        one = self.prepare(image).repeat(self.how.batch or 1, axis=0)
+        return self.session.latency(self.how.output, self.how.input, one)
 
 
 def _normal(how: Import) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -190,7 +174,7 @@ def classifier(run: Run, classes: tuple[str, ...] | None = None) -> Answering:
         except OSError:
             raise BadModel("the imported file is missing", given=run.weights, do="import it again") from None
     else:
-        whole = networks.from_file(run.weights)
+        whole = networks.from_file(run.weights, (run.result or {}).get("weights_sha256"))
     if classes is None or classes == whole.classes:
         return whole.eval()
     return Selected(whole, columns_of(whole.classes, classes), classes).eval()
@@ -287,8 +271,8 @@ def _kept(store: Store, how: Import, content: bytes, result: dict[str, Any]) -> 
     part = run.folder.with_name(f".importing-{run.name}-{os.getpid()}")
     try:
         write_folder(part, {"model.onnx": content})
-        write_json(part / "import.json", {"schema": SCHEMA, "import": how.model_dump(mode="json")})
-        write_json(part / "result.json", {"schema": SCHEMA, "id": run.name, **result})
+        write_json(part / "import.json", {"import": how.model_dump(mode="json")})
+        write_json(part / "result.json", {"id": run.name, **result})
         with contextlib.suppress(OSError):  # it is there already: an equal import is the same
             part.rename(run.folder)
     finally:
@@ -372,7 +356,7 @@ def _output(facts: dict[str, Any], asked: str | None) -> dict[str, Any]:
     return {"output": chosen}
 
 
-def answers_probabilities(model: Foreign, images: NDArray[np.uint8]) -> bool:
+def answers_probabilities(model: OnnxClassifier, images: NDArray[np.uint8]) -> bool:
     """Whether every answer is a distribution: nothing below zero, and a sum of one."""
     found = model(torch.from_numpy(np.ascontiguousarray(images)))
     if found.shape[1] != len(model.classes):

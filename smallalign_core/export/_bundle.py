@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,16 @@ from typing import Any
 import numpy as np
 
 from smallalign_core import data
-from smallalign_core.errors import BadInput
+from smallalign_core.errors import BadInput, SmallAlignError
 from smallalign_core.export._download import pack
 from smallalign_core.export._file import Precision, make, references
 from smallalign_core.export._proof import GATES, IN_A_BROWSER, parity
 from smallalign_core.export._runtime import OnnxClassifier, nhwc
-from smallalign_core.files import write, write_json
+from smallalign_core.files import read_json, write, write_json
 from smallalign_core.store import Run, Store
 
-BUNDLE = 2  # raised when a bundle's files change, so that kept ones are made again
+BUNDLE = 3  # raised when a bundle's files change, so that kept ones are made again
+KEPT = ("model.onnx", "logits.bin", "model.zip")
 COUNT = 1000  # images that a browser answers
 CLAIM = (
     "said by a visitor's browser; top-1 agreement, accuracy and the largest difference were computed from its logits "
@@ -44,14 +44,15 @@ def kept_bundle(run: Run, store: Store, precision: Precision = "fp32") -> dict[s
     """The report of a bundle that was made before and whose file is still what it was; None otherwise."""
     folder = bundle_folder(run, store)
     try:
-        report: dict[str, Any] = json.loads((folder / named("parity.json", precision)).read_text())
-        content = (folder / named("model.onnx", precision)).read_bytes()
-    except (OSError, ValueError):
+        report: dict[str, Any] = read_json(folder / named("parity.json", precision))
+        whole = all(
+            hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+            for name, digest in report["files"].items()
+        )
+    except (OSError, SmallAlignError, LookupError, AttributeError):
         return None
-    whole = report.get("bundle") == BUNDLE and hashlib.sha256(content).hexdigest() == report["sha256"]
     same = report.get("weights_sha256") == (run.result or {}).get("weights_sha256")
-    others = ("images.bin", "reference.bin", named("logits.bin", precision), named("model.zip", precision))
-    return report if whole and same and all((folder / name).exists() for name in others) else None
+    return report if whole and same and report.get("bundle") == BUNDLE else None
 
 
 def bundle(run: Run, store: Store, *, precision: Precision = "fp32", count: int = COUNT) -> dict[str, Any]:
@@ -148,6 +149,8 @@ def _keep(run: Run, store: Store, report: dict[str, Any], logits: bytes | None) 
     folder, precision = bundle_folder(run, store), report["precision"]
     content = (folder / named("model.onnx", precision)).read_bytes()
     write(folder / named("model.zip", precision), pack(run, store, report, content, logits))
+    names = ["images.bin", "reference.bin", *(named(name, precision) for name in KEPT)]
+    report["files"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
     write_json(folder / named("parity.json", precision), report)
 
 

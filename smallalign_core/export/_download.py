@@ -26,7 +26,7 @@ def pack(run: Run, store: Store, report: dict[str, Any], content: bytes, browser
         browser_logits: float32 [count, classes] that a visitor's browser answered, so that anybody can check its row.
     """
     facts = OnnxClassifier(content).metadata
-    public = {key: value for key, value in report.items() if key != "bundle"} | {"file": "model.onnx"}
+    public = {key: value for key, value in report.items() if key not in ("bundle", "files")} | {"file": "model.onnx"}
     files: dict[str, str | bytes] = {
         "model.onnx": content,
         "card.md": card_of(run, store, report),

@@ -235,14 +235,14 @@ def _metadata(run: Run) -> dict[str, Any]:
 def _graph(run: Run, store: Store | None, metadata: dict[str, Any]) -> bytes:
     """The graph of a run in single precision, kept for the other precisions: the exporter takes seconds."""
     if store is None:
-        return graph_of(networks.from_file(run.weights), metadata["temperature"])
+        return graph_of(networks.from_file(run.weights, metadata["weights_sha256"]), metadata["temperature"])
     facts = [metadata["weights_sha256"], metadata["temperature"], metadata["classes"], OPSET, torch.__version__]
     file = _kept(store, facts, ".onnx")
     with contextlib.suppress(OSError):
         held = file.read_bytes()
         if is_whole(held):
             return held
-    graph = sealed(graph_of(networks.from_file(run.weights), metadata["temperature"]))
+    graph = sealed(graph_of(networks.from_file(run.weights, metadata["weights_sha256"]), metadata["temperature"]))
     file.parent.mkdir(parents=True, exist_ok=True)
     write(file, graph)
     return graph
@@ -259,7 +259,7 @@ def references(run: Run, splits: Splits, store: Store) -> dict[str, NDArray[np.f
     file = _kept(store, [(run.result or {})["weights_sha256"], splits.fingerprint, torch.__version__], ".npz")
     with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile), np.load(file) as kept:
         return {name: kept[name] for name in ("val", "test")}
-    classifier = networks.from_file(run.weights)
+    classifier = networks.from_file(run.weights, (run.result or {})["weights_sha256"])
     found = {name: logits_of(classifier, part) for name, part in (("val", splits.val), ("test", splits.test))}
     stream = io.BytesIO()
     np.savez(stream, allow_pickle=False, **found)

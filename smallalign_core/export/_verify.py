@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from smallalign_core import data, foreign, jail
@@ -20,12 +20,9 @@ from smallalign_core.evaluate import logits_of, score
 from smallalign_core.export._proof import GATES, parity
 from smallalign_core.export._runtime import BATCH, METADATA, check_doors, nhwc, read_metadata
 from smallalign_core.export._seal import KEY, is_whole
-from smallalign_core.foreign import Foreign
-from smallalign_core.spec import DataSpec, Import, parse_data
+from smallalign_core.spec import DataSpec, parse_data
 from smallalign_core.store import Run, Store
 
-TIMING = 0.5  # seconds
-AT_ONCE = 2**28  # bytes of prepared images that the jail gets in one go
 COMPARED = ("max_abs_diff", "relative_diff", "top1_agreement", "reference_accuracy")
 
 
@@ -73,10 +70,10 @@ def verify(
             do="export the run again, or ask for the file that was exported",
         )
     if ours:
-        found = _ours(file, facts, store, run, data_source, held)
+        found = _ours(file, content, facts, store, run, data_source, held)
         found["ok"] = found["ok"] and False not in (found["proof"] or {}).values()
     else:
-        found = _theirs(file, facts, store, run, data_source, told)
+        found = _theirs(file, content, facts, store, run, data_source, told)
     described = ("bytes", "sha256", "opset", "ir", "nodes", "params", "input", "outputs", "producer")
     return found | {"sealed": ours} | {name: facts[name] for name in described}
 
@@ -127,6 +124,7 @@ def _repeated(
 
 def _ours(
     file: Path,
+    content: bytes,
     facts: dict[str, Any],
     store: Store,
     run: str | None,
@@ -142,7 +140,7 @@ def _ours(
         known = store.finished(asked) if asked else None
     splits = _images_for(told, known, store, data_source)
     images = splits.test
-    answers, latency = _answered(file, facts, images)
+    answers, latency = _answered(content, images)
     if answers.shape[1] != len(images.classes):
         raise _other_classes(answers.shape[1], images)
     store.count_test_look(splits.fingerprint, asked or file.name, "verify")
@@ -171,17 +169,14 @@ def _ours(
     }
 
 
-def _answered(file: Path, facts: dict[str, Any], images: ImageSet) -> tuple[NDArray[np.float32], tuple[float, float]]:
+def _answered(content: bytes, images: ImageSet) -> tuple[NDArray[np.float32], tuple[float, float]]:
     """What an export of ours answers to all images, and its latency."""
-    step = max(1, AT_ONCE // math.prod(images.shape))
-    parts, latency = [], (0.0, 0.0)
-    for at in range(0, len(images), step):
-        pixels = nhwc(images.take(np.arange(at, min(at + step, len(images)))))
-        doors = {"sha256": facts["sha256"], "input": "images", "output": "logits"}
-        part, time = jail.answers(file, pixels, **doors, batch=BATCH, timing=0.0 if at else TIMING)
-        latency = time or latency
-        parts.append(part)
-    return np.concatenate(parts), latency
+    session = foreign.opened(content, threads=1)
+    parts = []
+    for at in range(0, len(images), BATCH):
+        pixels = nhwc(images.take(np.arange(at, min(at + BATCH, len(images)))))
+        parts.append(session.run("logits", "images", pixels))
+    return np.concatenate(parts), session.latency("logits", "images", nhwc(images, 1))
 
 
 def _other_classes(count: int, images: ImageSet) -> BadInput:
@@ -207,35 +202,9 @@ def _images_for(facts: dict[str, Any], run: Run | None, store: Store, data_sourc
 # --- files of others --------------------------------------------------------------------------------------------------
 
 
-class Jailed(Foreign):
-    """A file that was made elsewhere, answering in the jail.
-
-    Args:
-        how: what is known of it.
-        file: where it lies.
-    """
-
-    def __init__(self, how: Import, file: Path) -> None:
-        super().__init__(how)
-        self.file, self.latency = file, (0.0, 0.0)
-
-    def _answers(self, prepared: NDArray[Any]) -> NDArray[Any]:
-        found, latency = jail.answers(
-            self.file,
-            prepared,
-            sha256=self.how.sha256,
-            input=self.how.input,
-            output=self.how.output,
-            batch=self._step,
-            fixed=self.how.batch is not None,
-            timing=0.0 if any(self.latency) else TIMING,
-        )
-        self.latency = latency or self.latency
-        return found
-
-
 def _theirs(
     file: Path,
+    content: bytes,
     facts: dict[str, Any],
     store: Store,
     run: str | None,
@@ -257,19 +226,20 @@ def _theirs(
         except BadInput:  # as many answers as classes are taken to be in their order, and the report says so
             named, told["classes"] = False, splits.classes
     how = foreign.describe(file.name, facts, spec, splits, **told)
-    whole = Jailed(how, file)
+    whole = foreign.OnnxClassifier(content, how)
     if foreign.answers_probabilities(whole, splits.val.images[:64]):
         whole.how = how.model_copy(update={"answers": "probabilities"})
-    model = foreign.Selected(whole, foreign.columns_of(how.classes, splits.classes), splits.classes)
-    sides = how.size or images.shape[1:]
-    answers = logits_of(model, images, batch=max(1, AT_ONCE // (4 * how.channels * math.prod(sides))))
+    answers = logits_of(
+        foreign.Selected(whole, foreign.columns_of(how.classes, splits.classes), splits.classes), images
+    )
+    latency = whole.latency(torch.from_numpy(np.array(images.images[:1])))
     store.count_test_look(splits.fingerprint, known.id if known else file.name, "verify")
     found: dict[str, Any] = nothing | dict.fromkeys(COMPARED)
     found |= {"images": len(images), "accuracy": score(answers, images.labels, images.classes).accuracy}
-    found |= {"p50_ms": whole.latency[0], "p95_ms": whole.latency[1]}
+    found |= {"p50_ms": latency[0], "p95_ms": latency[1]}
     if known is not None:
         reference = logits_of(foreign.classifier(known, images.classes), images)
-        found = parity(reference, answers, images, whole.latency).as_dict()
+        found = parity(reference, answers, images, latency).as_dict()
     with_whom = "the labels" if known is None else f"{'import' if known.imported else 'PyTorch, run'} {known.name}"
     return found | {
         "compared_with": with_whom,
