@@ -32,7 +32,13 @@ from smallalign_core.store import Run, Store
 
 Report = dict[str, Any]
 TIMING = {"p50_ms": 0.1, "p95_ms": 0.2, "load_ms": 3.0, "sha256": None}
-RUNTIME = {"backend": "wasm", "threads": 2, "version": "1.30.0", "user_agent": "A | `browser`"}
+RUNTIME = {
+    "backend": "wasm",
+    "threads": 2,
+    "version": "1.30.0",
+    "user_agent": "A |[browser](javascript:1) <b>`",
+    "why": "*so*",
+}
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +250,8 @@ def test_a_browsers_figures_are_computed_here(copied: tuple[Store, Run]) -> None
         assert archive.read("browser-logits.bin") == logits.tobytes()
     assert "onnxruntime-web 1.30.0, wasm" in card
     assert "visitor's claim" in card
-    assert "A browser" in card.split("called itself")[1], "what would end a cell or a code span is taken out"
+    assert "`A browser(javascript:1) b`" in card, "what could be markup is taken out"
+    assert found["runtime"] == RUNTIME | {"user_agent": "A browser(javascript:1) b", "why": "so"}
 
     wrong = np.roll(logits, 1, axis=1)
     report = export.claim(run, store, "fp32", said(wrong))

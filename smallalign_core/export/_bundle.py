@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -136,13 +137,18 @@ def claim(run: Run, store: Store, precision: Precision, said: dict[str, Any]) ->
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "got_the_file": said.get("sha256") is not None,
         "logits_sha256": hashlib.sha256(raw).hexdigest(),
-        "runtime": said["runtime"],
+        "runtime": {name: _plain(told) for name, told in said["runtime"].items()},
         "timing": timing,
         **found.as_dict(),
     }
     write(folder / named("browser.bin", precision), raw)
     _keep(run, store, report, raw)
     return report
+
+
+def _plain(told: Any) -> Any:
+    """Texts of a browser go into Markdown, here and on the page: what could be markup there is taken out."""
+    return re.sub(r"[^\w .,;:/()+-]|_{2,}", "", told)[:200] if isinstance(told, str) else told
 
 
 def _keep(run: Run, store: Store, report: dict[str, Any], logits: bytes | None) -> None:

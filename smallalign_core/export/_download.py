@@ -133,8 +133,7 @@ def _browser(report: dict[str, Any]) -> str:
     browser = report["browser"]
     if browser is None:
         return "No browser has checked this file yet.\n"
-    agent = " ".join(browser["runtime"]["user_agent"].replace("|", "").replace("`", "").split())[:200]
     return (
         f"The browser's row is a visitor's claim of {browser['when']}: {browser['what']}. Its logits are in "
-        f"`browser-logits.bin` (SHA-256 `{browser['logits_sha256']}`). It called itself `{agent}`.\n"
+        f"`browser-logits.bin` (SHA-256 `{browser['logits_sha256']}`). It called itself `{browser['runtime']['user_agent']}`.\n"
     )
