@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -370,7 +370,17 @@ def test_a_clock_counts_laps_and_not_what_is_between_them() -> None:
         work(0.02)
     with clock.standing():
         work(0.01)
+    other = Clock(torch.device("cpu"))
 
+    def made() -> Iterator[float]:
+        for share in (0.0, 0.5, 1.0):
+            work(0.01)
+            yield share
+
+    for _ in other.over(made()):
+        work(0.02)
+
+    assert other.seconds == pytest.approx(0.03, abs=0.008)
     assert clock.seconds == pytest.approx(0.03, abs=0.008)
     assert clock.median == pytest.approx(0.01, abs=0.004)
 

@@ -90,7 +90,7 @@ def measure(
         for index, student in enumerate(training.students):
             if not student.learns:
                 continue
-            loss, student.sums = float(student.sums["total"]), {}
+            loss, student.sums, student.recent = float(student.sums["total"]), {}, []
             mean = SMOOTHED * losses[index][-1] + (1 - SMOOTHED) * loss if losses[index] else loss
             losses[index].append(mean)
             shared[index] = training.shared.seconds
