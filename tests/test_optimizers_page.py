@@ -92,7 +92,7 @@ def test_an_empty_store_has_a_form_that_is_ready_to_start(shown: Show):
 
     assert "No study yet" in texts(app)
     assert [button.label for button in app.button].count("Start the study") == 1
-    assert {metric.label for metric in app.metric} == {"Runs", "At most about"}
+    assert {metric.label for metric in app.metric} == {"Runs", "Takes about"}
     spec = parse_study(shown_yaml(app))
     assert set(spec.optimizers) == set(contenders.USUAL)
     assert (spec.seeds, spec.trials, spec.budgets) == (3, 3, (1,))
