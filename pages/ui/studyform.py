@@ -183,8 +183,8 @@ def _cost(spec: OptimizerStudySpec, everything: str) -> None:
         wording.duration(seconds * share),
         border=True,
         help=f"One run of B takes {wording.duration(one['seconds'])} on {one['device']}. Runs in lockstep share views "
-        "and teacher, which makes it cheaper; an optimizer whose best rate is the highest or lowest that was tried gets up "
-        "to three trials more.",
+        "and teacher, which makes it cheaper; an optimizer whose best rate is the highest or lowest of those "
+        "tried gets up to three trials more.",
     )
     if known["done"]:
         words = f"{known['done']:,} of these runs are done already and are not repeated."
