@@ -96,6 +96,7 @@ def _pills(label: str, offered: Sequence[Any], *, key: str, rate: bool = False, 
         format_func=lambda name: label_of(by_name[name], rate=rate),
         key=widget,
         help=help,
+        wrap=True,
         persist_state="session",
     )
     return [one for name, one in by_name.items() if name in (chosen or ())]
@@ -153,6 +154,11 @@ def others(spec: OptimizerStudySpec, *, key: str) -> list[Any]:
     known = {name_of(one) for one in (spec.reference, *spec.optimizers)}
     offered = {name_of(one): one for one in (*SHORT, *MORE) if name_of(one) not in known}
     chosen = st.pills(
-        "Optimizers", list(offered), selection_mode="multi", format_func=lambda name: label_of(offered[name]), key=key
+        "Optimizers",
+        list(offered),
+        selection_mode="multi",
+        format_func=lambda name: label_of(offered[name]),
+        key=key,
+        wrap=True,
     )
     return [offered[name] for name in chosen or ()]

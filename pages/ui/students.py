@@ -32,7 +32,8 @@ def form(
         lesson: whether to ask for loss and augmentation, too; without, both are the usual ones.
     """
     _from_address(source, key, (*only, *(("loss", "augment") if lesson else ())))
-    left, right = st.columns(2, gap="medium")
+    # A form that asks for more than a student has columns of its own, in which two more would be too narrow.
+    left, right = (st.container(), st.container()) if lesson else st.columns(2, gap="medium")
     with left:
         network = forms.choice("Student network", members(Network), key=f"{key}.network", start=Cnn().kind)
     with right:

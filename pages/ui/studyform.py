@@ -179,11 +179,12 @@ def _cost(spec: OptimizerStudySpec, everything: str) -> None:
     cells = st.columns(2)
     cells[0].metric("Runs", f"{len(spec.budgets) * runs:,}", border=True, help=_of_what(spec, tuned, len(of)))
     cells[1].metric(
-        "At most about",
+        "Takes about",
         wording.duration(seconds * share),
         border=True,
         help=f"One run of B takes {wording.duration(one['seconds'])} on {one['device']}. Runs in lockstep share views "
-        "and teacher, which makes a study cheaper than that.",
+        "and teacher, which makes it cheaper; an optimizer whose best rate is the highest or lowest of those "
+        "tried gets up to three trials more.",
     )
     if known["done"]:
         words = f"{known['done']:,} of these runs are done already and are not repeated."
