@@ -306,6 +306,15 @@ def test_the_finder_is_the_loop_with_a_growing_rate(store: Store, digits: Splits
     assert adamw.seconds > 0
 
 
+def test_the_finder_begins_where_the_runs_begin(store: Store, train: Train) -> None:
+    """A student that goes on from another run's weights is better at its first step than one that begins at random."""
+    student = {name: SMALL[name] for name in ("data", "network", "batch", "precision") if name in SMALL}
+    begun = train(**student, epochs=8, optimizer={"kind": "adamw", "lr": 0.01})
+    fresh, gone_on = (found_for(store, asked(optimizers=[], **more))[1][0] for more in ({}, {"start": begun.id}))
+
+    assert gone_on.losses[0] < 0.8 * fresh.losses[0]
+
+
 def test_the_finder_ends_where_the_loss_explodes(store: Store) -> None:
     _, (adamw, sgd) = found_for(store, asked(optimizers=["sgd"]))
 
