@@ -50,6 +50,7 @@ def browser() -> Iterator[Browser]:
 
 
 def opened(page: Page, site: str, tab: str) -> None:
+    page.set_default_timeout(2 * MINUTE)  # the machine may be busy
     page.goto(f"{site}/compare?teacher=digits-teacher&student=digits-student&tab={tab.replace(' ', '+')}")
     expect(page.get_by_text("They agree on").first).to_be_visible(timeout=2 * MINUTE)
     expect(page.get_by_role("tab", name=tab)).to_have_attribute("aria-selected", "true", timeout=MINUTE)
