@@ -46,6 +46,12 @@ page = st.navigation(
                 icon=":material/science:",
                 help="Choose data, teacher and student, and start a run.",
             ),
+            st.Page(
+                "optimizers.py",
+                title="Optimizers",
+                icon=":material/leaderboard:",
+                help="Compare optimizers fairly on your student, over seeds and budgets.",
+            ),
         ],
         "Judge": [
             st.Page("runs.py", title="Runs", icon=":material/list_alt:", help="All runs, live and finished."),

@@ -234,13 +234,20 @@ def preflight(store: Store, teacher: str, data_source: str | dict[str, Any] | No
     return found.as_dict() | {"words": found.words()}
 
 
-def bundle(store: Store, run: str) -> dict[str, Any]:
-    """Export a run and prove it, unless that was done already."""
+def bundle(store: Store, run: str, precision: str = "fp32") -> dict[str, Any]:
+    """Export a run in one precision and prove it, unless that was done already."""
     from smallalign_core import export
 
-    found = store.finished(run)
-    report = export.kept_bundle(found, store)
-    return report if report is not None else export.bundle(found, store)
+    found, asked = store.finished(run), export.precision_of(precision)
+    report = export.kept_bundle(found, store, asked)
+    return report if report is not None else export.bundle(found, store, precision=asked)
+
+
+def claim(store: Store, run: str, precision: str, said: dict[str, Any]) -> dict[str, Any]:
+    """Keep what a visitor's browser answered with a run's proof, scored here."""
+    from smallalign_core import export
+
+    return export.claim(store.finished(run), store, export.precision_of(precision), said)
 
 
 def landscape(store: Store, runs: list[str], measures: list[str], **how: Any) -> dict[str, Any]:
@@ -269,6 +276,7 @@ QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "report": judging.report,
     "look": judging.look,
     "bundle": bundle,
+    "claim": claim,
     "views": preview.views,
     "epoch": preview.epoch,
     "risk": preview.risk,

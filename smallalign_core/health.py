@@ -286,7 +286,7 @@ def _left(store: Store) -> Iterator[Path]:
     for folder in store.root.glob("exports/[0-9a-f]*"):
         if folder.name not in known:
             yield folder
-    for file in store.root.glob("cache/compare/*.json"):
+    for file in store.root.glob("cache/compare/[0-9a-f]*"):
         if not set(re.findall(r"(?<![0-9a-f])[0-9a-f]{16}(?![0-9a-f])", file.name)) <= known:
             yield file
 

@@ -71,6 +71,32 @@ def pick_number(
     return chosen
 
 
+def pick_some(
+    label: str, options: Mapping[str, str], *, key: str, first: Sequence[str], help: str | None = None
+) -> list[str]:
+    """Some of `options` (value to text), kept in the address as `key`: their values, joined by commas."""
+    widget = f"pick-{key}"
+    if (asked := changed(key)) is not None:
+        given = [value for value in asked.split(",") if value]
+        if all(value in options for value in given):
+            st.session_state[widget] = given
+        else:
+            st.warning(f"The link asks for what is not offered. Given: {key}={asked[:80]}. Choose again below.")
+    st.session_state.setdefault(widget, list(first))
+    chosen = st.pills(
+        label,
+        list(options),
+        selection_mode="multi",
+        format_func=options.__getitem__,
+        key=widget,
+        help=help,
+        persist_state="session",
+    )
+    found = [value for value in options if value in (chosen or ())]
+    keep(key, ",".join(found))
+    return found
+
+
 def pick_row(
     label: str,
     rows: Sequence[Row],
