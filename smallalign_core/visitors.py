@@ -156,7 +156,9 @@ def check_room(root: Path, visitor: Visitor, count: int = 1) -> list[Turn]:
     do = "wait until one of them was trained, or cancel one on Runs"
     if mine + count > most.waiting_each:
         given = f"{mine} wait, {count} more" if count > 1 else f"{mine} wait"
-        raise Refused(f"one visitor may have {most.waiting_each} runs waiting", given=given, do=do)
+        raise Refused(
+            f"one visitor may have {most.waiting_each} run{'s' * (most.waiting_each > 1)} waiting", given=given, do=do
+        )
     if others + count > most.waiting_total:
         raise Refused("the queue is full", given=f"{others} of at most {most.waiting_total} runs wait", do=do)
     recent = [when for when, who in _starts(root) if who == visitor.name]
