@@ -51,7 +51,8 @@ from safetensors import SafetensorError, safe_open
 
 from smallalign_core import compare, desk, execution, train  # noqa: F401
 from smallalign_core.__main__ import main as command_line
-from smallalign_core.errors import BadInput
+from smallalign_core.errors import BadInput, SmallAlignError
+from smallalign_core.files import read_json, read_lines
 from smallalign_core.spec import Loss, Optimizer, RunSpec, choices, digest, members, parse
 from smallalign_core.store import Run, State, Store
 from smallalign_core.teacher import _chunk
@@ -217,7 +218,7 @@ def torn(store: Store) -> list[str]:
             continue  # still being written, by its name
         try:
             _read_whole(file)
-        except (OSError, ValueError, LookupError, TypeError, SafetensorError, _chunk.Damaged) as error:
+        except (OSError, ValueError, LookupError, TypeError, SafetensorError, SmallAlignError, _chunk.Damaged) as error:
             found.append(f"{file.relative_to(store.root)}: {type(error).__name__} {error}")
     return found
 
@@ -226,13 +227,10 @@ def _read_whole(file: Path) -> None:
     """Read a file as what its name promises; raises if it is not."""
     match file.suffix or file.name:
         case ".json":
-            _agrees(file, json.loads(file.read_text()))
+            _agrees(file, read_json(file))
         case ".jsonl":
-            *lines, rest = file.read_bytes().split(b"\n")
-            for line in lines:
-                json.loads(line)
-            if rest:
-                raise ValueError("its last line has no end")
+            if read_lines(file)[1] or not file.read_bytes().endswith(b"\n"):
+                raise ValueError("a line is not whole")
         case ".safetensors":
             with safe_open(file, framework="np") as opened:
                 for name in opened.keys():  # noqa: SIM118
@@ -252,7 +250,7 @@ def _agrees(file: Path, value: Any) -> None:
     if file.name == "spec.json" and digest(parse(value["spec"])) != file.parent.name:
         raise ValueError("it is another run's")
     if file.name == "checkpoints.json" and not (file.parent / "result.json").exists():
-        for entry in value:
+        for entry in value["checkpoints"]:
             _same_digest(file.parent / entry["file"], entry["sha256"])
     if file.name == "result.json":
         _same_digest(file.parent / "weights.safetensors", value["weights_sha256"])

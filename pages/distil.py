@@ -6,7 +6,7 @@ from pages.ui import backstage, forms, listing, picks, policy, specs, teachers, 
 from smallalign_core.spec import Cnn, DataSpec, Network, RunSpec, lessons, members, parse, usual_schedule
 
 ESSENTIAL = ("epochs", "batch", "seed")
-HERE = ("data", "teacher", "network", "loss", "augment", *ESSENTIAL)
+HERE = ("data", "teacher", "network", "loss", "augment", "start", *ESSENTIAL)
 KEY = "spec"
 
 store = backstage.store()
@@ -19,6 +19,7 @@ if like := st.query_params.get(
     st.session_state[f"{KEY}.data.source"] = None
     st.query_params.clear()
     st.query_params["teacher"], *st.session_state["more-teachers"] = spec.teachers or (picks.NOBODY,)
+    st.query_params["start"] = spec.start or picks.NOBODY
     st.session_state["data"] = spec.data.source
 policy.receive(KEY)
 
@@ -62,13 +63,20 @@ with form:
             icon=":material/auto_fix_high:",
             query_params={"data": source, "policy": policy.written(augment["augment"])},
         )
-    with st.expander("More: fixed views, optimizer, schedule, precision"):
+    with st.expander("More: optimizer, schedule, precision, few bits, weights to start from"):
         more = forms.part(RunSpec, key=KEY, only=("optimizer",))
         settled = usual_schedule(more["optimizer"])
         if settled:
             st.caption(f"With this optimizer the schedule is {settled.kind}.")
         hidden = (*HERE, "optimizer", *(["schedule"] if settled else []), *([] if teacher else ["shuffled", "answers"]))
         more |= forms.part(RunSpec, key=KEY, without=hidden)
+        begun = picks.pick_row(
+            "Start from",
+            [row for row in fitting if not row.imported],
+            key="start",
+            none="None: random weights",
+            help=RunSpec.model_fields["start"].description,
+        )
     with st.expander("More: how the images are divided and sized"):
         divided = forms.part(DataSpec, key=f"{KEY}.data", without=("source",))
 
@@ -78,6 +86,7 @@ with side:
         {
             "data": {"source": source, **divided},
             "teacher": several or None,
+            "start": begun.id if begun else None,
             "network": network,
             "loss": loss,
         }

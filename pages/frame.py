@@ -16,7 +16,7 @@ st.html(HERE / "style.css")
 st.logo(wordmark(), size="large", icon_image=sign())
 
 page = st.navigation(
-    {
+    sections := {
         "Learn": [
             st.Page(
                 "home.py",
@@ -59,8 +59,14 @@ page = st.navigation(
             ),
         ],
     },
-    expanded=True,
+    position="hidden",
 )
+with st.sidebar:  # drawn here: Streamlit's own menu with sections is a list that screen readers cannot follow
+    for name, members in sections.items():
+        with st.container(gap="xxsmall"):
+            st.caption(name)
+            for member in members:
+                st.page_link(member)
 status.strip()  # before the page: one that stops early keeps its strip
 with told():
     page.run()

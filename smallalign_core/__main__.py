@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -20,14 +20,17 @@ from smallalign_core.files import write_folder
 from smallalign_core.spec import DataSpec, parse_data, read_policy
 from smallalign_core.store import Store
 from smallalign_core.verbs import MODELS, DeviceOption, JsonOption, Reference, StoreOption, answer, percent
+from smallalign_core.verbs.judging import compare
+from smallalign_core.verbs.landscapes import landscape
 from smallalign_core.verbs.runs import app as runs_app
+from smallalign_core.verbs.studying import optimizers
 from smallalign_core.verbs.teaching import convert, import_, preflight
 from smallalign_core.verbs.training import submit, train, worth
 
 app = typer.Typer(
     help="SmallAlign: distil, compare and ship small image classifiers.", no_args_is_help=True, add_completion=False
 )
-for verb in (train, submit, worth, preflight, convert):
+for verb in (train, submit, worth, optimizers, preflight, convert, compare, landscape):
     app.command()(verb)
 app.command("import")(import_)
 app.add_typer(runs_app, name="runs")
@@ -139,29 +142,6 @@ def evaluate(
 
 
 @app.command()
-def compare(
-    teacher: Annotated[str, typer.Argument(metavar="TEACHER")],
-    student: Annotated[str, typer.Argument(metavar="STUDENT")],
-    split: Annotated[Literal["test", "val"], typer.Option("--split", help="Held-out images to use.")] = "test",
-    store: StoreOption = MODELS,
-    json: JsonOption = False,
-) -> None:
-    """Agreement, who is right where, and McNemar's test, for two runs on the same images."""
-    worker.set_threads()
-    found = desk.compare(Store(store), teacher, student, split)
-    text = (
-        f"{found['images']:,} {split} images: agreement {percent(found['agreement'])} "
-        f"[{percent(found['agreement_low'])}, {percent(found['agreement_high'])}], KL {found['kl']:.4f}\n"
-        f"both right {found['both_right']:,}, only teacher {found['teacher_only']:,}, "
-        f"only student {found['student_only']:,}, both wrong {found['both_wrong']:,} "
-        f"({found['inherited']:,} in the same way)\n"
-        f"accuracy: teacher {percent(found['teacher']['accuracy'])}, student {percent(found['student']['accuracy'])}; "
-        f"McNemar p = {found['mcnemar_p']:.3g}"
-    )
-    answer(found, json, text)
-
-
-@app.command()
 def export(
     reference: Reference,
     to: Annotated[Path, typer.Option("--to", help="The .onnx file to write.")],
@@ -205,16 +185,28 @@ def verify(
 
 
 @app.command()
-def doctor(store: StoreOption = MODELS, json: JsonOption = False) -> None:
+def doctor(
+    mend: Annotated[
+        bool, typer.Option("--mend", help="Remove leftovers, and damaged files that are made again by themselves.")
+    ] = False,
+    store: StoreOption = MODELS,
+    json: JsonOption = False,
+) -> None:
     """Is everything here that SmallAlign needs, and is everything in the store whole? Exit code 1 if not."""
     from smallalign_core import health
 
-    checks = health.examine(Store(store))
+    checks, removed = health.examine(Store(store)), []
+    if mend:
+        removed = [str(path) for path in health.mend(checks)]
+        checks = health.examine(Store(store)) if removed else checks
     table = Table("check", "", "found")
     for check in checks:
         table.add_row(check.name, "ok" if check.ok else "MEND", check.found)
     ok = all(check.ok for check in checks)
-    answer({"ok": ok, "checks": [{"name": c.name, "ok": c.ok, "found": c.found} for c in checks]}, json, table)
+    if removed:
+        table.caption = f"Removed: {', '.join(removed)}"
+    told = [{"name": c.name, "ok": c.ok, "found": c.found, "mend": [str(path) for path in c.mend]} for c in checks]
+    answer({"ok": ok, "checks": told, "removed": removed}, json, table)
     if not ok:
         raise typer.Exit(1)
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from smallalign_core import data, preview, teaching, tuning, worth as measuring
+from smallalign_core import data, judging, preview, studies, teaching, tuning, worth as measuring
 from smallalign_core.errors import BadInput, SmallAlignError, WorkFailed
 from smallalign_core.machine import set_threads
 from smallalign_core.spec import CutMix, MixUp, OfLayers, RunSpec, digest, parse, parse_data
@@ -55,15 +55,14 @@ def resolve(store: Store, spec: RunSpec, device: str = "auto") -> RunSpec:
     What would fail after minutes in the queue is refused now: data, device, policy, teacher, network and loss are all
     tried.
     """
-    from smallalign_core import losses, networks, optim, train, views as viewing
+    from smallalign_core import losses, networks, train, views as viewing
 
     where = train.pick_device(device)
     splits = data.load(spec.data, store.data_cache)
     resolved = store.resolve(spec, splits, spec.precision)  # first: weights to start from pass the jail
-    plain = [0.5] * splits.shape[0]
-    student = networks.build(resolved.network, splits.classes, splits.shape, mean=plain, std=plain)
-    kept = optim.state_bytes(resolved.optimizer, student, head=networks.head(student))
-    optim.check(kept, where, optim.named(resolved.optimizer)[0])
+    student = _fitting(resolved, splits, where)
+    for file in teaching.starts([resolved], store).values():
+        networks.begin_from(student, file)
     viewing.check(spec.augment, splits.shape)
     mixed = any(isinstance(part, MixUp | CutMix) for part in spec.augment)
     losses.check(spec.loss, classes=len(splits.classes), batch=spec.batch, mixed=mixed)
@@ -75,6 +74,52 @@ def resolve(store: Store, spec: RunSpec, device: str = "auto") -> RunSpec:
     resolved = resolved.model_copy(update={"precision": tuning.precision(resolved, store, splits, where)})
     teaching.live([resolved], store, splits, "cpu")
     return resolved
+
+
+def _fitting(spec: RunSpec, splits: data.Splits, where: Any) -> Any:
+    """The untrained student of a spec, once it is sure that what its optimizer keeps fits into memory."""
+    from smallalign_core import networks, optim
+
+    plain = [0.5] * splits.shape[0]
+    student = networks.build(spec.network, splits.classes, splits.shape, mean=plain, std=plain)
+    optim.check(
+        optim.state_bytes(spec.optimizer, student, head=networks.head(student)), where, optim.named(spec.optimizer)[0]
+    )
+    return student
+
+
+def resolve_study(store: Store, kind: str, spec: Any, device: str = "auto") -> Any:
+    """A study with everything filled in that its digest, and those of its runs, depend on.
+
+    What one of its runs would be refused for refuses it now.
+    """
+    from smallalign_core import train
+
+    module = studies.KINDS[kind]
+    first, *others = module.probes(spec)
+    resolved = module.resolved(spec, resolve(store, first, device))
+    where, splits = train.pick_device(device), data.load(first.data, store.data_cache)
+    for other in others:
+        _fitting(other, splits, where)
+    return resolved
+
+
+def study(store: Store, kind: str, spec: dict[str, Any], start: bool = False) -> dict[str, Any]:
+    """What a study knows so far; with `start`, workers train what is missing by themselves from now on.
+
+    Returns:
+        Its `id`, the resolved `spec`, and the report as plain values and in `words`.
+    """
+    if kind not in studies.KINDS:
+        raise BadInput("there is no such kind of study", given=kind, do=f"choose {' or '.join(studies.KINDS)}")
+    module = studies.KINDS[kind]
+    resolved = resolve_study(store, kind, module.parse_study(spec))
+    asked = studies.Study(store.root / "studies" / module.study_id(resolved))
+    if start:
+        asked = studies.create(store, kind, resolved)
+        studies.start(store, asked)
+    found = module.report(resolved, store, asked.folder, active=asked.active, trouble=asked.trouble)
+    return {"id": asked.id, "spec": resolved.model_dump(mode="json"), "report": found.as_dict(), "words": found.words()}
 
 
 def submit(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
@@ -108,10 +153,11 @@ def estimate(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
             if ready == 1
             else teaching.live([resolved], store, splits, device)
         )
-        training = train.Training([resolved], splits, teacher, device=device)
+        starts = teaching.starts([resolved], store)
+        training = train.Training([resolved], splits, teacher, device=device, starts=starts)
         classifier = training.students[0].classifier
         size = networks.measure(classifier)
-        content = export.to_onnx(classifier)
+        content = export.to_onnx(networks.baked(classifier))
         seconds = training.steps * _fastest(training.advance)
         if teacher is not None and plan is not None and room and ready < 1:
             asked = plan.steps * (1 - ready)  # the other steps will find their answers kept
@@ -140,13 +186,6 @@ def _fastest(work: Callable[[], object]) -> float:
         work()
         times.append(time.perf_counter() - start)
     return min(times[1:])
-
-
-def compare(store: Store, teacher: str, student: str, split: str = "test") -> dict[str, Any]:
-    """Teacher and student side by side, kept for the next time."""
-    from smallalign_core import compare as comparing
-
-    return comparing.compare_once(store.finished(teacher), store.finished(student), store, split=split)
 
 
 def worth(store: Store, spec: dict[str, Any], what: What, seeds: int = 3, start: bool = False) -> dict[str, Any]:
@@ -182,11 +221,31 @@ def bundle(store: Store, run: str) -> dict[str, Any]:
     return report if report is not None else export.bundle(found, store)
 
 
+def landscape(store: Store, runs: list[str], measures: list[str], **how: Any) -> dict[str, Any]:
+    """What lies around finished runs, in steps, or what looking would cost: see `landscape.landscape`."""
+    from smallalign_core import landscape as looking
+
+    set_threads()
+    return looking.landscape(store, runs, measures, **how)
+
+
+def ladder(store: Store, run: str, widths: list[int], seeds: int) -> dict[str, Any]:
+    """Queue the run at several widths and seeds, unless they exist: `runs`, the ids and states of all."""
+    from smallalign_core import landscape as looking
+
+    specs = looking.ladder(resolve(store, store.finished(run).spec), widths, seeds)
+    return {"runs": [{"id": one.id, "state": str(one.state)} for one in map(store.submit, specs)]}
+
+
 QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "inspect": inspect,
     "submit": submit,
     "estimate": estimate,
-    "compare": compare,
+    "compare": judging.compare,
+    "robustness": judging.robustness,
+    "frontier": judging.frontier,
+    "report": judging.report,
+    "look": judging.look,
     "bundle": bundle,
     "views": preview.views,
     "epoch": preview.epoch,
@@ -194,6 +253,9 @@ QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "code": preview.code,
     "worth": worth,
     "preflight": preflight,
+    "study": study,
+    "landscape": landscape,
+    "ladder": ladder,
 }
 
 

@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from smallalign_core import data, teaching
-from smallalign_core.errors import BadModel, Refused, SmallAlignError, WorkFailed
+from smallalign_core import data, logits, teaching
+from smallalign_core.errors import BadModel, Diverged, Refused, SmallAlignError, WorkFailed
 from smallalign_core.machine import processor, set_threads
 from smallalign_core.recording import Recording
 from smallalign_core.spec import RunSpec
 from smallalign_core.store import Run, State, Store
+from smallalign_core.watch import Watch, explained
 
 if TYPE_CHECKING:
     from smallalign_core.parallel import World
@@ -31,8 +32,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("smallalign")
 
 CHECKPOINT_SECONDS = 10.0
+TOGETHER = 8
+"""Most runs that a worker or a study trains in lockstep."""
 ANNOUNCED = ("device", "threads", "processes", "params", "macs", "steps", "together", "answers")
 """What is known before the first step and belongs to the result."""
+TRAIN_SCORED_ON = 2_000
+"""Training images that the best weights are scored on, about: enough for the gap to test."""
 OVER = "over"
 """The last word of the first of several processes."""
 
@@ -48,6 +53,7 @@ class Setting:
     observe: Observer
     stop: threading.Event
     world: World
+    give_up: Callable[[], None] | None = None
 
 
 def execute(
@@ -93,8 +99,12 @@ def execute_together(
     observe: Observer = lambda _: None,
     stop: threading.Event | None = None,
     world: World | None = None,
+    give_up: Callable[[], None] | None = None,
 ) -> list[dict[str, Any] | SmallAlignError]:
     """Train runs that share their views in lockstep, as `execute` trains one.
+
+    Args:
+        give_up: ends this process, where a step hangs and a person asks its run to stop.
 
     Returns:
         How each ended: its result, or the error that it failed with. Runs whose last checkpoints are of different steps
@@ -102,7 +112,7 @@ def execute_together(
     """
     from smallalign_core.parallel import World
 
-    setting = Setting(store, device, observe, stop or threading.Event(), world or World())
+    setting = Setting(store, device, observe, stop or threading.Event(), world or World(), give_up)
     ended: dict[str, dict[str, Any] | SmallAlignError] = {}
     with contextlib.ExitStack() as held:
         pupils = []
@@ -137,6 +147,9 @@ def _attempt(pupils: list[Pupil], setting: Setting) -> None:
                     _attempt([pupil], setting)
         elif isinstance(error, SmallAlignError):
             _end_all(pupils, State.PAUSED if isinstance(error, Refused) else State.FAILED, error)
+        elif short := explained(error):
+            log.exception("training failed")
+            _end_all(pupils, State.FAILED, short)
         else:
             reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
             log.exception("training failed")
@@ -186,7 +199,7 @@ class Pupil:
         """Write why it stopped."""
         self.ended = error
         try:
-            self.recording.say(ended=state, reason=reason or str(error))
+            self.recording.say(ended=state, reason=reason or str(error), diverged=isinstance(error, Diverged))
         except Refused:  # the disk is so full that not even this fits: the released lock will say "interrupted"
             log.warning("could not record why %s stopped: %s", self.run.name, error)
         self.recording.let_go()
@@ -231,6 +244,7 @@ class Pupil:
             "loss": losses.pop("total"),
             "terms": losses,
             "gradients": event.gradients,
+            "evaluations": event.evaluations,
             "images_per_second": event.images_per_second,
             "seconds": self.seconds,
             "eta": remaining,
@@ -240,8 +254,8 @@ class Pupil:
             self.recorded = now
         return {"kind": "progress", **shown}
 
-    def epoch(self, event: Validated) -> dict[str, Any]:
-        """Record how good it is."""
+    def epoch(self, event: Validated, spent: dict[str, Any]) -> dict[str, Any]:
+        """Record how good it is, and what that took."""
         close = event.fidelity
         shown = {
             "step": event.step,
@@ -256,8 +270,9 @@ class Pupil:
             "kl": close and close.kl,
             "shares": event.shares,
             "seconds": self.seconds,
+            **spent,
         }
-        self.recording.event("epoch", **shown)  # type: ignore[arg-type]
+        self.recording.event("epoch", **shown)
         return {"kind": "epoch", **shown}
 
 
@@ -281,7 +296,8 @@ def _prepared(
     # Each of several processes sees its share of a batch, and answers are kept for whole ones.
     bank = setting.world.size == 1
     with teaching.of_runs(specs, setting.store, splits, where, bank=bank, warn=warn) as taught:
-        yield train.Training(specs, splits, taught, device=where, world=setting.world), splits
+        starts = teaching.starts(specs, setting.store)
+        yield train.Training(specs, splits, taught, device=where, world=setting.world, starts=starts), splits
 
 
 def _train(pupils: list[Pupil], setting: Setting) -> None:
@@ -305,7 +321,7 @@ def _train(pupils: list[Pupil], setting: Setting) -> None:
             if steps[0]:
                 training.restore(*(state or {} for state in states))
             _announce(training, pupils, setting.store)
-            _follow(training, pupils, setting)
+            _follow(training, pupils, setting, held.enter_context(Watch(pupils, setting.give_up)))
         finally:
             setting.world.say(OVER)
         for index, pupil in enumerate(pupils):
@@ -346,11 +362,12 @@ def _named(device: Any) -> str:
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
-def _follow(training: Training, pupils: Sequence[Pupil], setting: Setting) -> None:
+def _follow(training: Training, pupils: Sequence[Pupil], setting: Setting, watch: Watch) -> None:
     """Record what happens, keep checkpoints, and stop whoever was asked to stop."""
     from smallalign_core import train
 
     for event in training:
+        watch.seen(training.step)
         pupil, index = pupils[event.student], event.student
         if isinstance(event, train.Stopped):
             pupil.end(State.FAILED, event.error)
@@ -362,7 +379,7 @@ def _follow(training: Training, pupils: Sequence[Pupil], setting: Setting) -> No
         elif isinstance(event, train.Waiting):
             setting.observe({"kind": "waiting", "step": event.step, "share": event.share})
         else:
-            setting.observe(pupil.epoch(event))
+            setting.observe(pupil.epoch(event, training.students[index].spent()))
         asked = pupil.run.asked
         if (asked is not None or setting.stop.is_set()) and training.step < training.steps:
             pupil.save(training.state(index))
@@ -378,6 +395,7 @@ def _follow(training: Training, pupils: Sequence[Pupil], setting: Setting) -> No
 
 def _finish(pupil: Pupil, store: Store, splits: data.Splits, training: Training, index: int) -> dict[str, Any]:
     """Score the best weights: temperature by validation, then one look at test. The last weights are scored beside."""
+    import numpy as np
     import torch
 
     from smallalign_core import networks
@@ -392,13 +410,16 @@ def _finish(pupil: Pupil, store: Store, splits: data.Splits, training: Training,
     )
     store.count_test_look(splits.fingerprint, run.id, "training finished")
     temperature = fit_temperature(val_logits, splits.val.labels)
-    weights = networks.to_bytes(classifier, run.spec)
+    some = splits.train.take(np.arange(0, len(splits.train), max(1, len(splits.train) // TRAIN_SCORED_ON)))
+    on_train = score(logits_of(classifier, some, device=training.device), some.labels, splits.classes)
+    weights, answers = networks.to_bytes(classifier, run.spec), logits.packed(val_logits, test_logits, splits)
     seconds = pupil.seconds
     result = {
         "id": run.id,
         "state": str(State.FINISHED),
         "test": score(test_logits, splits.test.labels, splits.classes).as_dict(),
         "val": score(val_logits, splits.val.labels, splits.classes).as_dict(),
+        "train": on_train.as_dict(),
         "temperature": temperature,
         "test_calibrated": score(test_logits, splits.test.labels, splits.classes, temperature).as_dict(),
         "best_epoch": student.best_epoch,
@@ -409,8 +430,9 @@ def _finish(pupil: Pupil, store: Store, splits: data.Splits, training: Training,
         "classes": list(splits.classes),
         "input_shape": list(splits.shape),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "logits_sha256": hashlib.sha256(answers).hexdigest(),
         "images_per_second": training.steps * training.views.batch / max(1e-9, seconds),
-        "gradients": student.gradients,
+        **student.took(),
         "attempts": pupil.recording.attempt,
         "torch": torch.__version__,
         "processor": processor(),
@@ -422,6 +444,6 @@ def _finish(pupil: Pupil, store: Store, splits: data.Splits, training: Training,
         result["fidelity"] = {"agreement": close.agreement, "kl": close.kl}
         result |= {"teacher": "live" if training.teacher.live else "cache", "teacher_images": pupil.teacher_images}
     pupil.recording.event("finished", training.step, accuracy=result["test"]["accuracy"])
-    pupil.recording.finish(weights, result)
+    pupil.recording.finish(weights, answers, result)
     log.info("run %s: test accuracy %.4f", run.name, result["test"]["accuracy"])
     return run.result or result

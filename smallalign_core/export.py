@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from smallalign_core import data, networks
 from smallalign_core.data import ImageSet
-from smallalign_core.errors import BadInput, BadModel
+from smallalign_core.errors import BadInput, BadModel, SmallAlignError
 from smallalign_core.evaluate import logits_of, score
-from smallalign_core.files import write, write_json
+from smallalign_core.files import read_json, write, write_json
 from smallalign_core.graphs import OPSET, quiet
 from smallalign_core.networks import Classifier
 from smallalign_core.spec import Borrowed, DataSpec, parse_data, to_yaml
@@ -169,7 +169,8 @@ def export(run: Run, to: Path) -> dict[str, Any]:
         "temperature": result["temperature"],
         "weights_sha256": result["weights_sha256"],
     }
-    content = to_onnx(networks.from_file(run.weights), temperature=result["temperature"], metadata=metadata)
+    classifier = networks.from_file(run.weights, result["weights_sha256"])
+    content = to_onnx(classifier, temperature=result["temperature"], metadata=metadata)
     write(to, content)
     return {
         "file": str(to),
@@ -333,7 +334,7 @@ def _images_for(facts: dict[str, Any], run: Run | None, store: Store, data_sourc
     raise BadInput("the file does not say which data it was made for", do="add --data or --run")
 
 
-BUNDLE = 1  # raised when a bundle's files change, so that kept ones are made again
+BUNDLE = 2  # raised when a bundle's files change, so that kept ones are made again
 
 
 def bundle_folder(run: Run, store: Store) -> Path:
@@ -345,14 +346,15 @@ def kept_bundle(run: Run, store: Store) -> dict[str, Any] | None:
     """The report of a bundle that was made before and whose file is still what it was; None otherwise."""
     folder = bundle_folder(run, store)
     try:
-        report: dict[str, Any] = json.loads((folder / "parity.json").read_text())
-        content = (folder / "model.onnx").read_bytes()
-    except (OSError, ValueError):
+        report: dict[str, Any] = read_json(folder / "parity.json")
+        whole = all(
+            hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+            for name, digest in report["files"].items()
+        )
+    except (OSError, SmallAlignError, LookupError, AttributeError):
         return None
-    whole = report.get("bundle") == BUNDLE and hashlib.sha256(content).hexdigest() == report["sha256"]
     same = report.get("weights_sha256") == (run.result or {}).get("weights_sha256")
-    there = all((folder / name).exists() for name in ("images.bin", "logits.bin"))
-    return report if whole and same and there else None
+    return report if whole and same and report.get("bundle") == BUNDLE else None
 
 
 def bundle(run: Run, store: Store, *, count: int = 1000) -> dict[str, Any]:
@@ -369,10 +371,13 @@ def bundle(run: Run, store: Store, *, count: int = 1000) -> dict[str, Any]:
     images = data.load(run.spec.data, store.data_cache).test
     pixels = nhwc(images, count)
     logits = OnnxClassifier(file.read_bytes()).logits(pixels)
-    write(folder / "images.bin", pixels.tobytes())
-    write(folder / "logits.bin", logits.astype("<f4").tobytes())
+    files = {"images.bin": pixels.tobytes(), "logits.bin": logits.astype("<f4").tobytes()}
+    for name, content in files.items():
+        write(folder / name, content)
     report = {
         "bundle": BUNDLE,
+        "files": {"model.onnx": facts["sha256"]}
+        | {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         **facts,
         "weights_sha256": (run.result or {}).get("weights_sha256"),
         "parity": proof,

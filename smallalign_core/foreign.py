@@ -1,7 +1,7 @@
 """Classifiers that were made elsewhere: ONNX files in the store, run by ONNX Runtime, their classes matched by name.
 
 `classifier` opens any finished run or import for given classes, ready to be a teacher. The jail has looked at the file
-before; from then on ONNX Runtime runs it here, from bytes (so no other file can be read) whose SHA-256 is checked.
+before; it also answers from a jail, from bytes (so no other file can be read) whose SHA-256 is checked.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -27,10 +26,12 @@ from smallalign_core import data, jail, networks
 from smallalign_core.errors import BadInput, BadModel
 from smallalign_core.evaluate import fit_temperature, logits_of, score
 from smallalign_core.files import write_folder, write_json
+from smallalign_core.machine import memory
 from smallalign_core.networks import Answering
 from smallalign_core.spec import DataSpec, Import, id_of
-from smallalign_core.store import SCHEMA, Run, Store
+from smallalign_core.store import Run, Store
 
+ANSWER_SECONDS = 900  # of processor time that one batch may take
 CHUNK = 128  # images that a file of any batch gets at once
 FLOOR = 1e-8  # of probabilities, before their logarithm
 METADATA = ("smallalign", "classes", "names", "labels")  # where files keep their classes: ours, then others' habits
@@ -51,21 +52,16 @@ class OnnxClassifier(Answering):
         super().__init__()
         if hashlib.sha256(content).hexdigest() != how.sha256:
             raise BadModel("the imported file is damaged", given=how.file, do="delete the import, and import it again")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 4
-        options.add_session_config_entry("session.load_model_format", "ONNX")  # as the jail looked at it
-        try:
-            self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # noqa: BLE001  # onnxruntime's exceptions share no base class
-            raise BadModel("ONNX Runtime cannot open the file", given=str(error)[:160], do="export it again") from None
+        # A batch of a large network may need gigabytes; half of the machine's leaves whoever trains alive.
+        limits = jail.Limits(memory=max(jail.LIMITS.memory, memory() // 2), seconds=ANSWER_SECONDS)
+        self.session = jail.Session(content, threads=torch.get_num_threads(), limits=limits)
         self.how, self.classes, self.body = how, how.classes, nn.Identity()
         mean, std = (values if len(values) == how.channels else (sum(values) / len(values),) for values in _normal(how))
         self.mean, self.std = torch.tensor(mean).view(1, -1, 1, 1), torch.tensor(std).view(1, -1, 1, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits float32 [N, classes] of uint8 images [N, channels, H, W], any H and W."""
-        prepared = self._prepare(images.cpu())
+        prepared = self.prepare(images.cpu())
         found = np.concatenate(
             [self._run(prepared[at : at + self._step]) for at in range(0, len(prepared), self._step)]
         )
@@ -78,7 +74,7 @@ class OnnxClassifier(Answering):
     def _step(self) -> int:
         return self.how.batch or CHUNK
 
-    def _prepare(self, images: Tensor) -> NDArray[Any]:
+    def prepare(self, images: Tensor) -> NDArray[Any]:
         """What the file takes: its channels, size, scale, layout and type."""
         x = images.to(torch.float32)
         if self.how.size is not None and tuple(x.shape[-2:]) != self.how.size:
@@ -95,11 +91,7 @@ class OnnxClassifier(Answering):
         """Answers to at most one batch; a file of fixed batch gets the last one filled up."""
         missing = (self.how.batch or len(part)) - len(part)
         filled = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
-        try:
-            found: NDArray[Any] = self.session.run([self.how.output], {self.how.input: filled})[0]
-        except Exception as error:  # noqa: BLE001
-            text = " ".join(str(error).split())
-            raise BadModel("the ONNX file fails on these images", given=text[:160], do="say its --size") from None
+        found = self.session.run(self.how.output, self.how.input, filled)
         return found.reshape(len(filled), -1)[: len(part)]
 
 
@@ -172,7 +164,7 @@ def classifier(run: Run, classes: tuple[str, ...] | None = None) -> Answering:
         except OSError:
             raise BadModel("the imported file is missing", given=run.weights, do="import it again") from None
     else:
-        whole = networks.from_file(run.weights)
+        whole = networks.from_file(run.weights, (run.result or {}).get("weights_sha256"))
     if classes is None or classes == whole.classes:
         return whole.eval()
     return Selected(whole, columns_of(whole.classes, classes), classes).eval()
@@ -255,8 +247,8 @@ def _kept(store: Store, how: Import, content: bytes, result: dict[str, Any]) -> 
     part = run.folder.with_name(f".importing-{run.name}-{os.getpid()}")
     try:
         write_folder(part, {"model.onnx": content})
-        write_json(part / "import.json", {"schema": SCHEMA, "import": how.model_dump(mode="json")})
-        write_json(part / "result.json", {"schema": SCHEMA, "id": run.name, **result})
+        write_json(part / "import.json", {"import": how.model_dump(mode="json")})
+        write_json(part / "result.json", {"id": run.name, **result})
         with contextlib.suppress(OSError):  # it is there already: an equal import is the same
             part.rename(run.folder)
     finally:

@@ -43,6 +43,27 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def boot() -> str:
+    """Which start of the machine this is; empty where it does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def memory_kills() -> int:
+    """How many processes the system has killed here for lack of memory: in this control group, else on this machine."""
+    for file in ("/sys/fs/cgroup/memory.events", "/proc/vmstat"):
+        try:
+            lines = [line.split() for line in Path(file).read_text().splitlines()]
+        except OSError:
+            continue
+        for name, count in lines:
+            if name == "oom_kill":
+                return int(count)
+    return 0
+
+
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """Where a control group says how much memory its processes may use: versions 2 and 1."""
 

@@ -6,23 +6,22 @@ These are questions to the desk, and what `views` on the command line asks. Torc
 from __future__ import annotations
 
 import base64
-import time
 from collections import OrderedDict
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from smallalign_core import data
+from smallalign_core import data, steps
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import BadInput
 from smallalign_core.spec import parse_data, parse_policy, policy_yaml
 from smallalign_core.store import Store
 
 if TYPE_CHECKING:
-    from smallalign_core.risk import Judge, Risk
+    from smallalign_core.risk import Judge
     from smallalign_core.views import Views
 
 MOST = 64
@@ -38,7 +37,7 @@ LEAST_SHARE = 0.005
 """Of a mixed label, what is worth a word."""
 
 KEPT = 3
-"""Judges, and half-asked questions, that the desk's process keeps for the next one."""
+"""Judges that the desk's process keeps for the next question."""
 
 MOST_ANSWERS = 500
 """Policies that one judge remembers."""
@@ -185,13 +184,9 @@ def risk(
     splits = _splits(store, data_source)
     viewing.check(asked, splits.shape)
     judge = _judge(store, splits, teacher, seed)
-    question = f"{id(judge)} {policy_yaml(asked)} {strength} {limit}"
-    work = _unfinished.pop(question, None) or judge.report(asked, strength=strength, limit=limit)
-    report, done = _worked(work, patience)
+    question = f"risk {id(judge)} {policy_yaml(asked)} {strength} {limit}"
+    report, done = steps.advance(question, lambda: judge.report(asked, strength=strength, limit=limit), patience)
     if report is None:
-        _unfinished[question] = work
-        while len(_unfinished) > KEPT:
-            _unfinished.popitem(last=False)
         return {"done": done}
     made = viewing.Views(judge.images, viewing.scaled(asked, strength, splits.shape), batch=2, seed=seed)
     flipped = report.flipped[:PICTURED]
@@ -248,15 +243,25 @@ def _made(policy: object, splits: Splits, images: ImageSet, batch: int, seed: in
     return viewing.Views(images, viewing.scaled(asked, strength, splits.shape), batch=batch, seed=seed)
 
 
+def decoded(own: dict[str, Any], shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """An image that `encoded` gave, uint8 of `shape` [C, H, W].
+
+    Raises:
+        BadInput: it has another size.
+    """
+    image = np.frombuffer(base64.b64decode(own["pixels"]), np.uint8)
+    if list(own["shape"]) != list(shape) or len(image) != np.prod(shape):
+        raise BadInput("the image does not have the data's size", given=own["shape"], do="drop it in again")
+    return image.reshape(shape)
+
+
 def _among_others(own: dict[str, Any], train: ImageSet) -> ImageSet:
     """The visitor's image at row 0, and some training images. Its label is none of theirs to know: 0 stands there."""
-    image = np.frombuffer(base64.b64decode(own["pixels"]), np.uint8)
-    if list(own["shape"]) != list(train.shape) or len(image) != np.prod(train.shape):
-        raise BadInput("the image does not have the data's size", given=own["shape"], do="drop it in again")
+    image = decoded(own, train.shape)
     others = train.take(in_turn(train.labels, PARTNERS))
     return replace(
         others,
-        images=np.concatenate([image.reshape(1, *train.shape), others.images[:]]),
+        images=np.concatenate([image[None], others.images[:]]),
         labels=np.concatenate([[0], others.labels]),
         ids=np.concatenate([np.zeros(1, np.uint64), others.ids]),
     )
@@ -275,7 +280,6 @@ def _packed(shown: NDArray[np.uint8]) -> dict[str, Any]:
 
 
 _judges: OrderedDict[tuple[str, str, str, int], Judge] = OrderedDict()
-_unfinished: OrderedDict[str, Generator[float, None, Risk]] = OrderedDict()
 
 
 def _judge(store: Store, splits: Splits, teacher: str, seed: int) -> Judge:
@@ -293,15 +297,3 @@ def _judge(store: Store, splits: Splits, teacher: str, seed: int) -> Judge:
     while len(_judges) > KEPT:
         _judges.popitem(last=False)
     return judge
-
-
-def _worked(work: Generator[float, None, Risk], patience: float | None) -> tuple[Risk | None, float]:
-    """(the report, 1), or (None, the share that is done) when `patience` ran out."""
-    until = time.monotonic() + (float("inf") if patience is None else patience)
-    while True:
-        try:
-            done = next(work)
-        except StopIteration as finished:
-            return finished.value, 1.0
-        if time.monotonic() > until:
-            return None, done

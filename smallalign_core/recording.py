@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
+import threading
 import time
 from typing import Any, Self
 
 from filelock import Timeout
 
 from smallalign_core.errors import BadModel, Refused
-from smallalign_core.files import append, read_json, write, write_json
-from smallalign_core.store import SCHEMA, Run
+from smallalign_core.files import SCHEMA, append, read_json, read_lines, write, write_json
+from smallalign_core.machine import boot, memory_kills
+from smallalign_core.store import Run
 
 KEPT_CHECKPOINTS = 2
+NAMED = re.compile(r"checkpoint-(\d+)-([0-9a-f]{8})\.pt")
 
 
 class Recording:
@@ -28,6 +32,7 @@ class Recording:
 
     def __init__(self, run: Run, *, from_queue: bool = False) -> None:
         self.run, self.attempt, self._synced, self._from_queue = run, 0, 0.0, from_queue
+        self._saying = threading.Lock()  # a watch speaks too
         self._lock = run.lock(timeout=1.0)
 
     def __enter__(self) -> Self:
@@ -37,40 +42,51 @@ class Recording:
             raise Refused(
                 "another worker is training this run", given=self.run.name, do="wait for it, or cancel it there"
             ) from None
-        if self._from_queue and not (self.run.folder / "queued").exists():  # cancelled since it was listed
+        try:
+            self._begin()
+        except BaseException:
             self._lock.release()
-            raise Refused("the run is no longer in the queue", given=self.run.name)
-        _remove_leftovers(self.run)
-        earlier = [int(event.get("attempt", 0)) for event in self.run.events()]
-        self.attempt = max([int(self.run.said.get("attempt", 0)), *earlier]) + 1
-        if not self.run.finished:
-            self.say(ended=None, reason=None)
-        (self.run.folder / "queued").unlink(missing_ok=True)
+            raise
         return self
+
+    def _begin(self) -> None:
+        """Count the attempt. A folder that a newer version wrote is refused before anything is written into it."""
+        if self._from_queue and not (self.run.folder / "queued").exists():  # cancelled since it was listed
+            raise Refused("the run is no longer in the queue", given=self.run.name)
+        events, said, _ = self.run.events(), self.run.said, checkpoints(self.run)
+        for file in (self.run.record, self.run.folder / "result.json"):
+            with contextlib.suppress(BadModel):  # damaged: said later
+                read_json(file, missing=None)
+        _remove_leftovers(self.run)
+        self.attempt = max([int(said.get("attempt", 0)), *(int(event.get("attempt", 0)) for event in events)]) + 1
+        if not self.run.finished:
+            where = {"boot": boot(), "memory_kills": memory_kills()}
+            self.say(ended=None, reason=None, diverged=None, served=self._from_queue, **where)
+            if damaged := read_lines(self.run.folder / "events.jsonl")[1]:
+                self.event("warning", 0, message=f"{damaged} lines of events.jsonl are damaged and left out")
+        (self.run.folder / "queued").unlink(missing_ok=True)
 
     def __exit__(self, *_: object) -> None:
         self.let_go()
 
     def let_go(self) -> None:
         """Give the right back before the end; nothing may be written afterwards."""
-        if self._lock.is_locked:
-            (self.run.folder / "request").unlink(missing_ok=True)  # obeyed, or too late
-            self._lock.release()
+        with self._saying:
+            if self._lock.is_locked:
+                (self.run.folder / "request").unlink(missing_ok=True)  # obeyed, or too late
+                self._lock.release()
 
     def say(self, **facts: object) -> None:
         """Write what this worker has to say of itself."""
-        said = {
-            **self.run.said,
-            "schema": SCHEMA,
-            "attempt": self.attempt,
-            "pid": os.getpid(),
-            "time": time.time(),
-            **facts,
-        }
-        write_json(self.run.folder / "state.json", said)
+        with self._saying:
+            if self._lock.is_locked:
+                now = {"attempt": self.attempt, "pid": os.getpid(), "time": time.time()}
+                write_json(self.run.folder / "state.json", {**self.run.said, **now, **facts})
 
     def event(self, kind: str, step: int, **values: object) -> None:
         """Append one event. When this returns, no kill can lose it."""
+        if kind in ("started", "resumed"):
+            values["schema"] = SCHEMA
         sync = time.monotonic() - self._synced > 5
         append(
             self.run.folder / "events.jsonl",
@@ -85,11 +101,9 @@ class Recording:
         sha256 = hashlib.sha256(content).hexdigest()
         name = f"checkpoint-{step}-{sha256[:8]}.pt"  # by content: a kill before the list is written spoils no old one
         write(self.run.folder / name, content)
-        known = [
-            entry for entry in read_json(self.run.folder / "checkpoints.json", missing=[]) if entry["file"] != name
-        ]
+        known = [entry for entry in checkpoints(self.run) if entry["file"] != name]
         entries = [*known, {"file": name, "step": step, "sha256": sha256}][-KEPT_CHECKPOINTS:]
-        write_json(self.run.folder / "checkpoints.json", entries)
+        write_json(self.run.folder / "checkpoints.json", {"checkpoints": entries})
         for stale in self.run.folder.glob("checkpoint-*.pt"):
             if stale.name not in {entry["file"] for entry in entries}:
                 stale.unlink(missing_ok=True)
@@ -100,11 +114,11 @@ class Recording:
         Raises:
             BadModel: there were some, and all are damaged.
         """
-        entries = read_json(self.run.folder / "checkpoints.json", missing=[])
+        entries = checkpoints(self.run)
         for entry in reversed(entries):
             with contextlib.suppress(OSError):
                 content = (self.run.folder / entry["file"]).read_bytes()
-                if hashlib.sha256(content).hexdigest() == entry["sha256"]:
+                if hashlib.sha256(content).hexdigest().startswith(entry["sha256"]):
                     return content
             # Step 0: an event of a later step would be taken for one that the resume undoes.
             self.event("warning", 0, message=f"{entry['file']} is damaged; the one before it is used")
@@ -116,11 +130,30 @@ class Recording:
             )
         return None
 
-    def finish(self, weights: bytes, result: dict[str, Any]) -> None:
-        """Keep weights and result; the result last, since its existence means finished."""
+    def finish(self, weights: bytes, logits: bytes, result: dict[str, Any]) -> None:
+        """Keep weights, answers and result; the result last, since its existence means finished."""
         write(self.run.folder / "weights.safetensors", weights)
-        write_json(self.run.folder / "result.json", {"schema": SCHEMA, **result})
+        write(self.run.folder / "logits.safetensors", logits)
+        write_json(self.run.folder / "result.json", result)
         clean_up(self.run)
+
+
+def checkpoints(run: Run) -> list[dict[str, Any]]:
+    """The checkpoints of a run, oldest first: file, step and SHA-256.
+
+    Where the list is damaged, they are found by their names, which hold the step and the beginning of the digest.
+
+    Raises:
+        Refused: a newer version wrote the list.
+    """
+    try:
+        listed = read_json(run.folder / "checkpoints.json", missing={"checkpoints": []})
+        entries = listed["checkpoints"] if isinstance(listed, dict) else listed  # version 1 wrote the list alone
+        return [{"file": str(one["file"]), "step": int(one["step"]), "sha256": str(one["sha256"])} for one in entries]
+    except (BadModel, KeyError, TypeError, ValueError):
+        named = (NAMED.fullmatch(file.name) for file in run.folder.glob("checkpoint-*.pt"))
+        found = [{"file": name[0], "step": int(name[1]), "sha256": name[2]} for name in named if name]
+        return sorted(found, key=lambda one: one["step"])
 
 
 def clean_up(run: Run) -> None:

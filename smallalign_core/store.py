@@ -8,6 +8,7 @@
                         events.jsonl          append-only, one line an event
                         checkpoints.json      the last two checkpoints with their SHA-256
                         weights.safetensors   the best weights by validation
+                        logits.safetensors    what these answered to each validation and test image; may be deleted
                         result.json           written last: its existence means finished
                         log.txt, export/
     <root>/runs/<id>/   import.json, model.onnx, result.json: a classifier that was made elsewhere, and its scores here
@@ -23,7 +24,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -38,11 +38,10 @@ from filelock import FileLock, Timeout
 
 from smallalign_core import data, jail
 from smallalign_core.errors import BadModel, Refused, SmallAlignError, UnknownRun
-from smallalign_core.files import append, is_held, read_json, write, write_json
+from smallalign_core.files import SCHEMA as SCHEMA, append, is_held, read_json, read_lines, write, write_json
 from smallalign_core.spec import Borrowed, DataSpec, Import, RunSpec, digest, parse, read, title
 
 SHIPPED_ZOO = Path(__file__).resolve().parents[1] / "models" / "zoo"
-SCHEMA = 1
 NAME = "[a-z][a-z0-9-]{2,47}"
 """What people may call a zoo model, or a policy."""
 
@@ -183,16 +182,12 @@ class Run:
 
     def events(self, kind: str | None = None) -> list[dict[str, Any]]:
         """Its events so far, oldest first. What an earlier attempt did beyond the point of a resume is left out."""
-        try:
-            lines = (self.folder / "events.jsonl").read_bytes().split(b"\n")
-        except FileNotFoundError:
-            return []
         kept: list[dict[str, Any]] = []
-        for line in lines:
-            with contextlib.suppress(ValueError, TypeError, KeyError):  # a line that power loss cut short
-                event = json.loads(line)
+        for event in read_lines(self.folder / "events.jsonl")[0]:
+            with contextlib.suppress(TypeError, KeyError):  # of no kind, or at no step
                 if event["kind"] == "resumed":
                     kept = [earlier for earlier in kept if earlier["step"] <= event["step"]]
+                _ = event["step"]
                 kept.append(event)
         return [event for event in kept if kind in (None, event["kind"])]
 
@@ -319,16 +314,17 @@ class Store:
         return spec.taught_by([self.name_of(reference) for reference in spec.teachers])
 
     def resolve(self, spec: RunSpec, splits: data.Splits, precision: str) -> RunSpec:
-        """`spec` with everything filled in that its digest depends on: fingerprints, teacher's id, precision.
+        """`spec` with everything filled in that its digest depends on: fingerprints, ids of other runs, precision.
 
-        A teacher given as a path is taken into the store, so that the run can always be repeated.
+        A teacher or start given as a path is taken into the store, so that the run can always be repeated.
 
         Raises:
-            UnknownRun, Refused: the teacher is not there, or not finished.
+            UnknownRun, Refused: a teacher or start is not there, or not finished.
             BadModel: the weights to start from cannot be used.
         """
         network, teachers = spec.network, [self.finished(name) for name in spec.teachers]
-        for run in teachers:
+        start = self.finished(spec.start) if spec.start else None
+        for run in (*teachers, *([start] if start else [])):
             self._adopt(run)
         source = spec.data.source
         if source not in data.NAMED:  # the worker may run in another folder
@@ -338,7 +334,7 @@ class Store:
             file = Path(network.weights).expanduser().resolve()
             accepted = {"weights": str(file), "weights_sha256": jail.accepted_weights(file)}
             network = network.model_copy(update=accepted)
-        known = {"data": filled, "network": network, "precision": precision}
+        known = {"data": filled, "network": network, "precision": precision, "start": start.id if start else None}
         return spec.taught_by([run.id for run in teachers]).model_copy(update=known)
 
     def _adopt(self, run: Run) -> None:
@@ -353,7 +349,7 @@ class Store:
         part = target.with_name(f".adopting-{run.id}-{os.getpid()}")
         shutil.copytree(run.folder, part, ignore=shutil.ignore_patterns("lock", "queued", "request", "spec.yaml"))
         if run.imported is None:
-            write_json(part / "spec.json", {"schema": SCHEMA, "spec": run.spec.model_dump(mode="json")})
+            write_json(part / "spec.json", {"spec": run.spec.model_dump(mode="json")})
         with contextlib.suppress(OSError):
             part.rename(target)
         shutil.rmtree(part, ignore_errors=True)
@@ -365,13 +361,12 @@ class Store:
 
     def create(self, spec: RunSpec) -> Run:
         """The run that a resolved `spec` describes; an equal spec is the same run, whatever its state."""
-        known = self.find(spec)
-        run = known or Run(self.root / "runs" / digest(spec))
+        run, known = Run(self.root / "runs" / digest(spec)), self.find(spec)
         if not known:
             _check_room(self.root)
             run.folder.mkdir(parents=True, exist_ok=True)
         if not known or _places(Run(run.folder).spec) != _places(spec):  # the same images or weights, moved
-            write_json(run.folder / "spec.json", {"schema": SCHEMA, "spec": spec.model_dump(mode="json")})
+            write_json(run.folder / "spec.json", {"spec": spec.model_dump(mode="json")})
         if not is_held(run.folder / "lock"):
             (run.folder / "request").unlink(missing_ok=True)  # asked of an attempt that is over
         return run
@@ -387,6 +382,8 @@ class Store:
             with contextlib.suppress(Timeout), run.lock(timeout=2.0):
                 if not run.finished:
                     (run.folder / "request").unlink(missing_ok=True)
+                    if run.said.get("deaths"):  # who asks for it again means it
+                        write_json(run.folder / "state.json", {**run.said, "deaths": 0})
                     write(run.folder / "queued", str(time.time()))
         return run
 
@@ -416,7 +413,7 @@ class Store:
         pupils = []
         for other in self.runs():
             with contextlib.suppress(SmallAlignError, KeyError, TypeError):  # a damaged run learns from nobody
-                if run.id in other.spec.teachers and other.state is not State.FINISHED:
+                if run.id in (*other.spec.teachers, other.spec.start) and other.state is not State.FINISHED:
                     pupils.append(other.name)
         if pupils:
             raise Refused("unfinished runs learn from it", given=", ".join(pupils[:3]), do="delete those first")
@@ -439,11 +436,8 @@ class Store:
 
     def test_looks(self, fingerprint: str) -> int:
         """How often the test set of that data was looked at, by any run."""
-        try:
-            lines = (self.root / "test-looks.jsonl").read_text().splitlines()
-        except FileNotFoundError:
-            return 0
-        return sum(f'"data": "{fingerprint}"' in line for line in lines)
+        looks, damaged = read_lines(self.root / "test-looks.jsonl")
+        return damaged + sum(look.get("data") == fingerprint for look in looks)  # one too many is the honest mistake
 
 
 def _places(spec: RunSpec) -> tuple[str, str | None]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smallalign_core import data
-from smallalign_core.errors import BadModel, BadSpec
+from smallalign_core.errors import BadModel, BadSpec, Refused, SmallAlignError
 from smallalign_core.files import read_json, write, write_json
 from smallalign_core.spec import RunSpec, canonical
 from smallalign_core.store import Run, Store
@@ -45,12 +45,33 @@ def live(specs: Sequence[RunSpec], store: Store, splits: data.Splits, device: An
     classifiers = []
     for name in spec.teachers:
         run = store.finished(name)
-        if hashlib.sha256(run.weights.read_bytes()).hexdigest() != (run.result or {}).get("weights_sha256"):
-            raise BadModel("the teacher's weights are not those that its result describes", given=run.name)
+        _refuse_changed(run, "teacher's")
         classifiers.append(_answering(foreign.classifier(run, splits.classes), run, spec, store, splits))
     layers = sorted({layer for each in specs for layer in losses.layers(each.loss)[1]})
     precision = spec.precision if spec.answers == "torch" else "fp32"
     return Teacher(classifiers, splits.classes, device, layers=layers, precision=precision)
+
+
+def _refuse_changed(run: Run, whose: str) -> None:
+    if hashlib.sha256(run.weights.read_bytes()).hexdigest() != (run.result or {}).get("weights_sha256"):
+        raise BadModel(f"the {whose} weights are not those that its result describes", given=run.name)
+
+
+def starts(specs: Sequence[RunSpec], store: Store) -> dict[str, Path]:
+    """The files of weights that runs begin with, by the names in their specs.
+
+    Raises:
+        UnknownRun, Refused: such a run is not there, not finished, or was not trained here.
+        BadModel: its weights have changed.
+    """
+    found = {}
+    for name in {spec.start for spec in specs if spec.start}:
+        run = store.finished(name)
+        if run.imported is not None:
+            raise Refused("an import has no weights to start from", given=run.name, do="name a run of SmallAlign")
+        _refuse_changed(run, "run's")
+        found[name] = run.weights
+    return found
 
 
 def _answering(whole: Answering, run: Run, spec: RunSpec, store: Store, splits: data.Splits) -> Answering:
@@ -88,8 +109,8 @@ def by_graph(whole: Classifier, content: bytes) -> Classifier:
 
 def _kept(file: Path) -> tuple[bytes, dict[str, Any]] | None:
     """A graph and what is known of it; None if either is missing or damaged."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        content, close = file.read_bytes(), json.loads(file.with_suffix(".json").read_text())
+    with contextlib.suppress(OSError, SmallAlignError, KeyError, TypeError):
+        content, close = file.read_bytes(), read_json(file.with_suffix(".json"))
         if hashlib.sha256(content).hexdigest() == close["sha256"]:
             return content, close
     return None

@@ -8,9 +8,12 @@ processor and thread count).
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,7 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from smallalign_core import losses, networks, optim, views
-from smallalign_core.data import ImageSet, Splits
+from smallalign_core.clock import Clock
+from smallalign_core.data import Splits, statistics
 from smallalign_core.errors import BadModel, BadSpec, Diverged
 from smallalign_core.evaluate import Fidelity, Scores, fidelity, fit_temperature, logits_of, score
 from smallalign_core.losses import Answer
@@ -43,7 +47,8 @@ FITTED_ON = 2_000
 class Progress:
     """A student took some steps. Losses are means over the steps since its last report, one a weighted term.
 
-    `gradients` counts those of the loss that all its steps so far asked for.
+    `gradients` counts those of the loss that all its steps so far asked for, `evaluations` the losses of a batch
+    without one, of which about three cost as much.
     """
 
     student: int
@@ -53,6 +58,7 @@ class Progress:
     images_per_second: float
     losses: dict[str, float]
     gradients: int
+    evaluations: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,9 +112,11 @@ class Training:
         teacher: who answers each view, for the students that have a teacher; None without.
         device: where to train.
         world: the processes that train together; each makes its share of every batch.
+        starts: the files of weights that `start` names in some specs.
 
     Raises:
-        BadSpec: the specs do not share their views, or a batch cannot be shared.
+        BadSpec: the specs do not share their views, a batch cannot be shared, or an optimizer cannot do this.
+        BadModel: the weights to start from are of another network.
     """
 
     def __init__(
@@ -119,6 +127,7 @@ class Training:
         *,
         device: torch.device | str = "cpu",
         world: World = ALONE,
+        starts: Mapping[str, Path] = MappingProxyType({}),
     ) -> None:
         if (
             not all(specs[0].keeps_step_with(spec) for spec in specs)
@@ -129,11 +138,12 @@ class Training:
                 given=f"{len(specs)} specs",
                 do="train them one after the other",
             )
-        self.splits, self.device, self.world = splits, torch.device(device), world
+        self.splits, self.device, self.world, self._starts = splits, torch.device(device), world, starts
         self.teacher = teacher if any(spec.teacher for spec in specs) else None
         self.views = views.of_run(specs[0], splits.train, self.device, world.share(specs[0].batch))
         self.steps = views.steps_of(specs[0], len(splits.train))
         self.step = self._kept = 0
+        self.shared = Clock(self.device)
         self._expected: NDArray[np.float32] | None = None
         self._refuse_parted(specs)
         mean, std = statistics(splits.train)
@@ -151,14 +161,18 @@ class Training:
     def _student(self, spec: RunSpec, mean: list[float], std: list[float]) -> Student:
         classifier = networks.build(
             spec.network, self.splits.classes, self.splits.shape, mean=mean, std=std, seed=spec.seed
-        ).to(self.device)
-        self._kept += optim.state_bytes(spec.optimizer, classifier, head=networks.head(classifier))
+        )
+        if spec.start:
+            networks.begin_from(classifier, self._starts[spec.start])
+        networks.in_bits(classifier.to(self.device), spec.bits)
+        kept = optim.state_bytes(spec.optimizer, classifier, head=networks.head(classifier))
+        self._kept += kept
         optim.check(self._kept, self.device, optim.named(spec.optimizer)[0])
         companion = self._companion(spec, classifier)
         call = fast = self.world.joined(classifier, self.device)
         if spec.compile and not any(losses.layers(spec.loss)):  # hooks would be compiled away
             fast = torch.compile(call, mode="reduce-overhead" if self.device.type == "cuda" else "default")
-        return Student(spec, classifier, companion, call, fast, self.steps)
+        return Student(spec, classifier, companion, call, fast, self.steps, Clock(self.device), self.shared, kept)
 
     def _companion(self, spec: RunSpec, classifier: Classifier) -> nn.Module | None:
         layers = losses.layers(spec.loss)
@@ -196,7 +210,8 @@ class Training:
                         if epoch_ended:
                             events.append(self._validate(index))
                         place = self.step * batch / count
-                        events.append(Progress(index, self.step, self.steps, place, rate, means, student.gradients))
+                        counted = student.gradients, student.evaluations
+                        events.append(Progress(index, self.step, self.steps, place, rate, means, *counted))
                     except Diverged as error:
                         student.learns = False
                         events.append(Stopped(index, self.step, error))
@@ -206,11 +221,19 @@ class Training:
     def _waiting(self) -> Iterator[Waiting]:
         """Let the caller stop while the teacher answers more than one batch; nothing changed since the last step."""
         said = -float("inf")
-        for share in self.teacher.prepare(self.views, self.step) if self.teacher else ():
+        shares = iter(self.teacher.prepare(self.views, self.step) if self.teacher else ())
+        while True:
+            with self.shared.lap():
+                share = next(shares, None)
+            if share is None:
+                return
             if time.monotonic() - said < REPORT_SECONDS:
                 continue
             for index, student in enumerate(self.students):
-                student.sums = {}  # a checkpoint made now must not count these losses to later steps
+                student.sums, student.recent = (
+                    {},
+                    [],
+                )  # a checkpoint made now must not count these losses to later steps
                 if student.learns:
                     yield Waiting(index, self.step, share)
             if not any(student.learns for student in self.students):
@@ -225,14 +248,16 @@ class Training:
         """Take one step with every student that still learns."""
         self.world.say(STEP)
         said: Answer | None
-        view, said = self.teacher.lesson(self.views, self.step) if self.teacher else (self.views(self.step), None)
+        with self.shared.lap():
+            view, said = self.teacher.lesson(self.views, self.step) if self.teacher else (self.views(self.step), None)
         learning = [student for student in self.students if student.learns and not student.stuck]
         swapped = None
         if said is not None and any(student.spec.shuffled for student in learning):
             swapped = said.taken(self.views.classmates(self.step, view.labels))
         for student in learning:
             wanted = swapped if student.spec.shuffled else said
-            self._teach(student, view, wanted if student.spec.teacher else None)
+            with student.clock.lap():
+                self._teach(student, view, wanted if student.spec.teacher else None)
         self.step += 1
 
     def _teach(self, student: Student, view: views.Batch, wanted: Answer | None) -> None:
@@ -242,6 +267,10 @@ class Training:
         rate = optim.peak_rate(spec.optimizer) * optim.factor(spec.schedule, self.step, self.steps)
         for group in student.optimizer.param_groups:
             group["lr"] = rate
+        asked = optim.asks(spec.optimizer)
+        if asked == "losses":
+            student.evolve(view, wanted, self.epoch, lambda: self._seed_step(spec))
+            return
         parts = self._gradient(student, view, wanted)
 
         def again() -> Tensor:
@@ -253,14 +282,12 @@ class Training:
             own = losses.terms(spec.loss, wanted, wanted, view.labels, epoch=self.epoch) if wanted else {}
             return parts["total"].detach() - sum(own.values(), start=torch.zeros(()))
 
-        asked = optim.asks(spec.optimizer)
         try:
             student.step(again if asked == "gradient" else excess if asked == "excess" else None)
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             # SOAP factorises what it knows of gradients, and they were not finite: the next report says so.
             parts["total"], student.stuck = parts["total"] * torch.nan, True
-        for name, value in parts.items():
-            student.sums[name] = student.sums.get(name, 0) + value.detach()
+        student.add(parts)
 
     def _gradient(
         self, student: Student, view: views.Batch, wanted: Answer | None, *, again: bool = False
@@ -275,16 +302,17 @@ class Training:
             The terms of the loss, and their sum as `total`.
         """
         spec = student.spec
-        # Dropout draws from the global generator. Keyed by (seed, step), it does not depend on who else trains.
-        self._seed(spec.seed * 1_000_003 + self.step)
+        self._seed_step(spec)
         begins = self.step * self.views.batch % len(self.splits.train) < self.views.batch and not again  # an epoch
         # The shares ask for several gradients of one answer, and a compiled network spoils what the second one needs.
         call = student.call if begins else student.fast
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
-            given = losses.answer(student.classifier, view.images, losses.layers(spec.loss)[0], call)
-        parts = losses.terms(spec.loss, given, wanted, view.labels, epoch=self.epoch, companion=student.companion)
+        with student.counting() if begins and student.saved_bytes is None else contextlib.nullcontext():
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
+                given = losses.answer(student.classifier, view.images, losses.layers(spec.loss)[0], call)
+            parts = losses.terms(spec.loss, given, wanted, view.labels, epoch=self.epoch, companion=student.companion)
         if begins:
-            student.measure_shares(parts)
+            with student.clock.standing():  # a report, not a part of the step
+                student.measure_shares(parts)
         first, *others = parts.values()
         total = sum(others, start=first)
         for weight in student.learning:  # what `zero_grad` does, without a profiler's entry
@@ -300,6 +328,10 @@ class Training:
         """How often every image was seen."""
         return self.step * self.views.batch / len(self.splits.train)
 
+    def _seed_step(self, spec: RunSpec) -> None:
+        """Dropout draws from the global generator. Keyed by (seed, step), it does not depend on who else trains."""
+        self._seed(spec.seed * 1_000_003 + self.step)
+
     def _seed(self, number: int) -> None:
         if self.device.type == "cpu":
             torch.default_generator.manual_seed(number)  # torch.manual_seed looks at every backend: half a millisecond
@@ -311,14 +343,16 @@ class Training:
         self.world.say(SUMS)
         self.world.average(*student.sums.values())
         means = {name: float(total) / max(1, steps) for name, total in student.sums.items()}
-        student.sums = {}
         self._refuse_nan(student, means["total"])
+        student.sums, student.recent = {}, []
         return means
 
     def _refuse_nan(self, student: Student, loss: float) -> None:
         if not np.isfinite(loss):
+            first = next((index for index, one in enumerate(student.recent) if not torch.isfinite(one)), None)
+            step = f"by step {self.step}" if first is None else f"at step {self.step - len(student.recent) + first + 1}"
             given, do = optim.named(student.spec.optimizer)
-            raise Diverged(f"the loss became {loss} by step {self.step} of {self.steps}", given=given, do=do)
+            raise Diverged(f"the loss became {loss} {step} of {self.steps}", given=given, do=do)
 
     def _validate(self, index: int) -> Validated:
         student, val = self.students[index], self.splits.val
@@ -362,7 +396,7 @@ class Training:
                 self.advance()
             elif said == SUMS:
                 self.world.average(*self.students[0].sums.values())
-                self.students[0].sums = {}
+                self.students[0].sums, self.students[0].recent = {}, []
             elif isinstance(said, dict):
                 self.restore(said)
             else:
@@ -392,20 +426,6 @@ class Training:
                 given=type(error).__name__,
                 do="delete the run and start it again",
             ) from None
-
-
-def statistics(images: ImageSet, sample: int = 10_000) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel of pixels scaled to 0..1, over at most `sample` evenly spread images."""
-    rows = np.arange(0, len(images), max(1, -(-len(images) // sample)))
-    count, (total, squares) = 0, np.zeros((2, images.shape[0]), np.int64)  # whole numbers: exact, whatever the chunks
-    for start in range(0, len(rows), 256):
-        pixels = np.asarray(images.images[rows[start : start + 256]])
-        count += pixels[:, 0].size
-        total += pixels.sum((0, 2, 3), dtype=np.int64)
-        squares += np.square(pixels, dtype=np.int32).sum((0, 2, 3), dtype=np.int64)
-    mean = total / count
-    std = np.sqrt(np.maximum(squares / count - mean**2, 0)) / 255
-    return [float(m) for m in mean / 255], [float(max(s, 1e-3)) for s in std]
 
 
 def pick_device(name: str = "auto") -> torch.device:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
 from smallalign_core import data
+from smallalign_core.errors import SmallAlignError
 from smallalign_core.files import read_json, write_json
 from smallalign_core.machine import processor
-from smallalign_core.spec import CrossEntropy, RunSpec, digest
+from smallalign_core.spec import CrossEntropy, RunSpec, digest, evolves
 from smallalign_core.store import Store
 from smallalign_core.teaching import live
 
@@ -35,16 +37,20 @@ def precision(spec: RunSpec, store: Store, splits: data.Splits, device: torch.de
 
     if spec.precision != "auto":
         return spec.precision
+    if evolves(spec.optimizer):
+        return "fp32"
     if device.type != "cpu":
         return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     # Any data of this shape and number of classes will do: nothing else of it decides which is faster.
     like = spec.data.model_copy(update={"source": f"{splits.shape} {len(splits.classes)}", "fingerprint": None})
     if spec.answers != "torch":  # then the student alone has a precision
         spec = spec.model_copy(update={"teacher": None, "answers": "torch", "loss": CrossEntropy(), "shuffled": False})
-    plain = spec.model_copy(update={"data": like, "seed": 0, "epochs": 1, "precision": "fp32"})
+    plain = spec.model_copy(update={"data": like, "seed": 0, "epochs": 1, "precision": "fp32", "start": None})
     key = f"{digest(plain)} {processor()} {torch.__version__} {torch.get_num_threads()}"
     file = store.root / "cache" / "precision.json"
-    known: dict[str, Any] = read_json(file, missing={})
+    known: dict[str, Any] = {}
+    with contextlib.suppress(SmallAlignError):  # damaged: measured again
+        known = read_json(file, missing={})
     if key not in known:
         known[key] = _faster(plain, store, splits, device)
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The worker: takes runs from the queue and trains them, in a process of its own."""
+"""The worker: takes runs from the queue, else those of active studies, and trains them, in a process of its own."""
 
 from __future__ import annotations
 
@@ -10,22 +10,25 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import psutil
 from filelock import FileLock, Timeout
 
+from smallalign_core import studies
 from smallalign_core.errors import Refused, SmallAlignError
-from smallalign_core.execution import Observer as Observer, execute as execute, execute_together
+from smallalign_core.execution import TOGETHER, Observer as Observer, execute as execute, execute_together
 from smallalign_core.machine import keep_freed_memory as keep_freed_memory, set_threads as set_threads
 from smallalign_core.recording import clean_up
+from smallalign_core.revival import MOST, deaths, revive
 from smallalign_core.spec import RunSpec
 from smallalign_core.store import Run, Store
 
 log = logging.getLogger("smallalign")
 
 POLL_SECONDS = 0.3
-TOGETHER = 8
-"""Most runs that are trained in lockstep."""
+HUNG = 75
+"""Exit code of a worker that ended itself because a run hung and a person stopped it."""
 
 
 def serve(
@@ -49,14 +52,14 @@ def serve(
     store.root.mkdir(parents=True, exist_ok=True)
     lock = FileLock(store.root / f"worker-{device.replace(':', '-')}.lock", timeout=1.0)
     try:
-        lock.acquire()
+        held = lock.acquire()
     except Timeout:
         raise Refused(
             f"another worker serves this store on device {device}",
             given=store.root,
             do="let it work, or name another --device",
         ) from None
-    with lock:
+    with held:
         keep_freed_memory()
         log.info("worker %d serves %s on %s", os.getpid(), store.root, device)
         # Before the first run: these are the slowest imports, and the first click should not wait for them.
@@ -65,14 +68,21 @@ def serve(
         for run in store.runs():
             if run.finished:  # its worker may have been killed between the result and the cleaning up
                 clean_up(run)
-        taken = 0
+        for run in revive(store):
+            log.warning("%s: its worker died: now it is %s", run.name, run.state)
+        taken, refused = 0, {""}
         stop = stop or threading.Event()
         while not stop.is_set():
-            waiting = store.queue()
+            waiting = [run for run in store.queue() if _marker(run) not in refused]
             if waiting:
                 together = _in_step(waiting)
                 taken += len(together)
+                markers = [_marker(run) for run in together]
                 serve_some(together, store, device, stop)
+                # Who was not taken, because a newer version wrote the folder say, must not hold up the others.
+                refused |= {marker for run, marker in zip(together, markers, strict=True) if marker == _marker(run)}
+            elif studies.feed(store, device, stop):
+                continue
             elif once or (while_pid is not None and not psutil.pid_exists(while_pid)):
                 return taken
             else:
@@ -80,11 +90,22 @@ def serve(
         return taken
 
 
+def _marker(run: Run) -> str:
+    """Which submission of a run waits in the queue; empty if none does any more."""
+    with contextlib.suppress(OSError):
+        return f"{run.name} {(run.folder / 'queued').stat().st_mtime_ns}"
+    return ""
+
+
 def _in_step(waiting: list[Run]) -> list[Run]:
     """The first in the queue, and those behind it that see the same views: they cost little more together."""
     chosen: list[tuple[Run, RunSpec]] = []
     for run in waiting:
         try:
+            if deaths(run) >= MOST:  # one of those that died together may be to blame: the last time each is alone
+                if not chosen:
+                    return [run]
+                continue
             spec = run.spec
         except SmallAlignError:  # a damaged one is taken alone, so that it says so
             return [run] if not chosen else [one for one, _ in chosen]
@@ -105,7 +126,8 @@ def serve_some(runs: Sequence[Run], store: Store, device: str, stop: threading.E
                 log.addHandler(handler)
                 logs.callback(handler.close)
                 logs.callback(log.removeHandler, handler)
-        ended = execute_together(runs, store, device=device, from_queue=True, stop=stop)
+        give_up = partial(os._exit, HUNG)
+        ended = execute_together(runs, store, device=device, from_queue=True, stop=stop, give_up=give_up)
         for run, how in zip(runs, ended, strict=True):
             if isinstance(how, SmallAlignError):
                 log.error("%s: %s", run.name, how)

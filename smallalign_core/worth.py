@@ -6,11 +6,11 @@ more seeds never repeats what is done. This module does not import torch: the da
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from smallalign_core import stats
 from smallalign_core.errors import BadInput, BadSpec, SmallAlignError
 from smallalign_core.spec import RunSpec, digest, parse, title
 from smallalign_core.store import Run, State, Store
@@ -251,25 +251,15 @@ def effect(metric: str, treated: Sequence[float], control: Sequence[float]) -> E
     mean = sum(differences) / n
     if n == 1:
         return Effect(metric, 1, *means, mean, None, None, None, "not evidence", None)
-    sd = math.sqrt(sum((difference - mean) ** 2 for difference in differences) / (n - 1))
-    if max(differences) - min(differences) < 1e-12:  # equal counts of the same images; what differs is rounding
+    found = stats.paired(differences)
+    if not found.se:  # equal counts of the same images; what differs is rounding
         return Effect(metric, n, *means, mean, 0.0, None, None, "no spread", None)
-    from scipy.special import stdtrit  # scipy.stats would cost every page half a second
-
-    half = float(stdtrit(n - 1, 0.975)) * sd / math.sqrt(n)
-    low, high = mean - half, mean + half
-    if low <= 0 <= high:
-        needed = pairs_needed(mean, sd)
-        return Effect(metric, n, *means, mean, sd, low, high, "noise", needed and max(1, needed - n))
-    better = (mean < 0) == METRICS[metric].less_is_better
-    return Effect(metric, n, *means, mean, sd, low, high, "helps" if better else "hurts", None)
-
-
-def pairs_needed(mean: float, sd: float) -> int | None:
-    """Pairs for 80 % power at 5 %, two-sided, of a paired t test (Guenther, 1981); None if no number would do."""
-    upper, power = 1.959964, 0.841621
-    needed = ((upper + power) * sd / mean) ** 2 + upper**2 / 2 if abs(mean) > 1e-12 else math.inf
-    return math.ceil(needed) if needed < 1e6 else None
+    shown = found.mean, found.seeds_sd, found.low, found.high
+    if found.low <= 0 <= found.high:
+        needed = stats.pairs_needed(found.mean, found.seeds_sd)
+        return Effect(metric, n, *means, *shown, "noise", needed and max(1, needed - n))
+    better = (found.mean < 0) == METRICS[metric].less_is_better
+    return Effect(metric, n, *means, *shown, "helps" if better else "hurts", None)
 
 
 @dataclass(frozen=True)

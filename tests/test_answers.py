@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from conftest import Train, tiny
 
-from smallalign_core import desk, graphs, networks, teaching, worker
+from smallalign_core import desk, files, graphs, networks, teaching, worker
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadModel, BadSpec
 from smallalign_core.evaluate import logits_of
@@ -77,7 +75,7 @@ def test_integers_that_disagree_are_refused(store: Store, train: Train) -> None:
     teacher = train(epochs=4, network=QUICK)
     desk.resolve(store, tiny(teacher=teacher.id, answers="int8"))
     (facts,) = (store.root / "cache" / "answers").glob("*.json")
-    facts.write_text(json.dumps(json.loads(facts.read_text()) | {"agreement": 0.9}))
+    files.write_json(facts, files.read_json(facts) | {"agreement": 0.9})
     with pytest.raises(BadModel, match=r"agrees with itself on 90.0% of 143 .* less than 95%.*answers: onnx"):
         desk.resolve(store, tiny(teacher=teacher.id, answers="int8"))
 

@@ -538,7 +538,7 @@ def test_fashion_mnist_has_the_same_classes_wherever_it_comes_from(
 
 @pytest.mark.parametrize("count", [300, 19_999])
 def test_statistics_of_at_most_so_many_images(count: int) -> None:
-    from smallalign_core.train import statistics
+    from smallalign_core.data import statistics
 
     images = np.random.default_rng(0).integers(0, 256, (count, 3, 2, 2), dtype=np.uint8)
     few = ImageSet(images, np.zeros(count, np.int64), np.arange(count, dtype=np.uint64), ("a",))

@@ -214,7 +214,7 @@ def test_every_answer_carries_the_security_headers(client: TestClient) -> None:
         assert "'unsafe-inline'" not in policy["script-src"]
         assert "'unsafe-eval'" not in policy["script-src"]
         assert any(source.startswith("'sha256-") for source in policy["script-src"])
-        assert policy["connect-src"] == ["'self'", "ws://localhost:8501", "wss://localhost:8501"]
+        assert policy["connect-src"] == ["'self'", "ws://localhost:8501", "wss://localhost:8501", "data:"]
 
 
 @pytest.mark.parametrize(

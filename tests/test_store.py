@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from smallalign_core import desk, execution, files, worker
 from smallalign_core.errors import BadInput, BadModel, Diverged, Refused, SmallAlignError, UnknownRun, WorkFailed
-from smallalign_core.recording import Recording
+from smallalign_core.recording import Recording, checkpoints
 from smallalign_core.spec import RunSpec, digest
 from smallalign_core.store import Run, State, Store
 
@@ -390,8 +390,7 @@ def test_kill_9_at_random_moments_loses_nothing(store: Store, tmp_path: Path) ->
             kills += 1
             assert (run.folder / "events.jsonl").read_bytes().startswith(known)
             assert run.state in (State.INTERRUPTED, State.QUEUED, State.FINISHED)
-            listed = files.read_json(run.folder / "checkpoints.json", missing=[])
-            assert all((run.folder / entry["file"]).exists() for entry in listed)
+            assert all((run.folder / entry["file"]).exists() for entry in checkpoints(run))
             store.enqueue(run)
     assert kills == 6
     assert run.result is not None
@@ -465,7 +464,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(
     whole = Store(tmp_path / "whole")
     expected = worker.execute(medium(whole), whole, device="cpu")["weights_sha256"]
     run = stopped_run(store, monkeypatch)
-    entries = json.loads((run.folder / "checkpoints.json").read_text())
+    entries = checkpoints(run)
     assert len(entries) == 2
     flip_a_byte(run.folder / entries[-1]["file"])
     result = worker.execute(run, store, device="cpu")

@@ -193,7 +193,7 @@ def test_a_diverging_run_says_so(digits: Splits) -> None:
     training = Training([spec, steady], digits)
     (stopped,) = [event for event in training if isinstance(event, Stopped)]
     assert stopped.student == 0
-    with pytest.raises(Diverged, match=r"by step \d+ of .*learning rate 100.*Lower optimizer\.lr"):
+    with pytest.raises(Diverged, match=r"at step \d+ of .*learning rate 100.*Lower optimizer\.lr"):
         raise stopped.error
     alone = Training([steady], digits)
     list(alone)

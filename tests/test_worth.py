@@ -175,20 +175,6 @@ def test_noise_says_what_it_would_take() -> None:
     assert f"within noise; roughly {found.more_seeds} more seeds would tell, if this mean" in found.words()
 
 
-@pytest.mark.parametrize("ratio", [0.3, 0.5, 1.0, 2.0])
-def test_the_seeds_needed_give_the_power_they_promise(ratio: float) -> None:
-    """Against the exact power of the t test, from the noncentral t distribution."""
-    n = worth.pairs_needed(ratio, 1.0)
-    assert n is not None
-
-    def power(pairs: int) -> float:
-        critical = stats.t.ppf(0.975, pairs - 1)
-        return float(stats.nct.sf(critical, pairs - 1, ratio * np.sqrt(pairs)))
-
-    assert power(n) > 0.75, "promised 0.8, roughly"
-    assert power(max(2, n - 2)) < 0.81
-
-
 def test_no_number_of_seeds_shows_what_is_not_there() -> None:
     found = effect("accuracy", [0.9, 0.8, 0.85], [0.8, 0.9, 0.85])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,10 +27,11 @@ def palette() -> list[str]:
     return list(st.get_option(f"theme.{'dark' if dark() else 'light'}.chartCategoricalColors"))
 
 
-def _show(figure: go.Figure, *, alt: str, key: str, height: int, top: int = 8) -> None:
+def show(figure: go.Figure, *, alt: str, key: str, height: int, top: int = 8, **selecting: Any) -> None:
+    """Draw a chart that is looked at once. `selecting` is what `st.plotly_chart` takes for clicks on its points."""
     legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom"}
     figure.update_layout(height=height, margin={"l": 0, "r": 0, "t": top, "b": 0}, legend=legend)
-    st.plotly_chart(figure, key=key, alt=alt, config={"displayModeBar": False})
+    st.plotly_chart(figure, key=key, alt=alt, config={"displayModeBar": False}, **selecting)
 
 
 def counts(per_split: Mapping[str, Mapping[str, int]], *, key: str) -> None:
@@ -40,7 +41,7 @@ def counts(per_split: Mapping[str, Mapping[str, int]], *, key: str) -> None:
     for (split, tally), colour in zip(per_split.items(), palette(), strict=False):
         figure.add_bar(x=list(tally), y=list(tally.values()), name=names.get(split, split), marker_color=colour)
     figure.update_layout(barmode="stack", xaxis={"type": "category", "title": "class"}, yaxis_title="images")
-    _show(figure, alt="Images per class and split.", key=key, height=300)
+    show(figure, alt="Images per class and split.", key=key, height=300)
 
 
 def recall(of_model: Mapping[str, Mapping[str, float | None]], *, key: str) -> None:
@@ -54,13 +55,24 @@ def recall(of_model: Mapping[str, Mapping[str, float | None]], *, key: str) -> N
         xaxis={"type": "category", "title": "class"},
         yaxis={"title": "recall", "tickformat": ".0%", "range": [bottom, 1]},
     )
-    _show(figure, alt="Recall of each class.", key=key, height=280)
+    show(figure, alt="Recall of each class.", key=key, height=280)
     if bottom:
         st.caption(f"The axis begins at {bottom:.0%}.")
 
 
-def confusion(table: Sequence[Sequence[int]], classes: Sequence[str], *, highest: int, key: str) -> None:
-    """One confusion matrix. Mistakes are coloured up to `highest`, so that two can share a scale; hits are muted."""
+def confusion(
+    table: Sequence[Sequence[int]],
+    classes: Sequence[str],
+    *,
+    highest: int,
+    key: str,
+    on_cell: Callable[[int, int], None] | None = None,
+) -> None:
+    """One confusion matrix. Mistakes are coloured up to `highest`, so that two can share a scale; hits are muted.
+
+    Args:
+        on_cell: called with the true and the predicted class, as positions, when a cell that holds images is clicked.
+    """
     counted = np.asarray(table)
     mistakes = counted.astype(float)
     np.fill_diagonal(mistakes, np.nan)
@@ -90,7 +102,34 @@ def confusion(table: Sequence[Sequence[int]], classes: Sequence[str], *, highest
         xaxis={"title": "said", "range": [-0.5, last], **ticks},
         yaxis={"title": "true", "range": [last, -0.5], **ticks},
     )
-    _show(figure, alt="Confusion matrix: rows are true classes, columns what the model said.", key=key, height=380)
+    clicks = {} if on_cell is None else _clickable(figure, counted, on_cell, key)
+    alt = "Confusion matrix: rows are true classes, columns what the model said."
+    show(figure, alt=alt, key=key, height=380, **clicks)
+
+
+def _clickable(
+    figure: go.Figure, counted: NDArray[np.int64], on_cell: Callable[[int, int], None], key: str
+) -> dict[str, Any]:
+    """Let cells be clicked: a heat map cannot be, so each cell that holds images gets an invisible point."""
+    true, said = np.nonzero(counted)
+    figure.add_scatter(
+        x=said.tolist(),
+        y=true.tolist(),
+        mode="markers",
+        marker={"symbol": "square", "size": 26 if len(counted) <= READABLE_CLASSES else 10, "opacity": 0},
+        unselected={"marker": {"opacity": 0}},
+        selected={"marker": {"opacity": 0}},
+        customdata=[int(counted[place]) for place in zip(true, said, strict=True)],
+        hovertemplate="true %{y}, said %{x}: %{customdata}<extra></extra>",
+        showlegend=False,
+    )
+
+    def clicked() -> None:
+        points = st.session_state[key]["selection"]["points"]
+        if points:
+            on_cell(int(points[0]["y"]), int(points[0]["x"]))
+
+    return {"on_select": clicked, "selection_mode": "points"}
 
 
 def _write_counts(figure: go.Figure, counted: NDArray[np.int64], strong: NDArray[np.bool_]) -> None:
@@ -157,7 +196,7 @@ def forest(lines: Sequence[Differences], *, alt: str, key: str) -> None:
         place = {"xref": "x domain", "yref": "paper", "xanchor": anchor, "yanchor": "bottom"}
         figure.add_annotation(x=x, y=1.0, text=text, showarrow=False, **place)
     figure.update_layout(showlegend=False)
-    _show(figure, alt=alt, key=key, height=40 + 92 * len(lines), top=26)
+    show(figure, alt=alt, key=key, height=40 + 92 * len(lines), top=26)
 
 
 def over_strength(
@@ -203,7 +242,7 @@ def over_strength(
         xaxis={"title": "strength (1 is as written; dotted: now)", "range": [0, 2.03], "dtick": 0.5},
         yaxis={"title": "class changes", "tickformat": ".0%", "range": [0, min(1.02, top)]},
     )
-    _show(figure, alt="Share of images whose class changes, over strength.", key=key, height=320)
+    show(figure, alt="Share of images whose class changes, over strength.", key=key, height=320)
 
 
 def by_part(parts: Sequence[tuple[str, Mapping[str, Any]]], *, limit: float, key: str) -> None:
@@ -232,7 +271,7 @@ def by_part(parts: Sequence[tuple[str, Mapping[str, Any]]], *, limit: float, key
         yaxis={"autorange": "reversed", "automargin": True},
         bargap=0.4,
     )
-    _show(figure, alt="Share of images whose class changes, by part.", key=key, height=90 + 44 * len(parts))
+    show(figure, alt="Share of images whose class changes, by part.", key=key, height=90 + 44 * len(parts))
 
 
 def answers(top: Sequence[tuple[str, float]], true: str, colour: str, *, longest: int) -> str:

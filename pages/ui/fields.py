@@ -17,6 +17,8 @@ NAMES = {
     "beta3": "β₃",
     "rho": "ρ",
     "averaging": "λ",
+    "sigma": "σ",
+    "sigma_lr": "Rate of σ",
     "alpha": "α",
     "beta": "β",
     "gamma": "γ",
@@ -45,9 +47,9 @@ def plain(name: str, field: FieldInfo, key: str) -> Any:
         else annotation
     )
     if get_origin(kind) is Literal:
-        options = list(get_args(kind))
+        options = [*([None] if optional else []), *get_args(kind)]
         begin(key, default if default in options else options[0], options)
-        return st.selectbox(options=options, **look)
+        return st.selectbox(options=options, format_func=lambda one: "none" if one is None else str(one), **look)
     begin(key, default)
     if kind is bool:
         return st.toggle(**look)

@@ -94,8 +94,7 @@ def _row(run: Run, names: Mapping[str, str]) -> Row:
         if state is State.FINISHED:
             scores = _of_result(run.folder, _changed(run.folder / "result.json"))
         said = {} if scores else run.said
-        reason = said.get("reason") if state in (State.FAILED, State.PAUSED) else None
-        reason = None if reason == "asked" else reason  # whoever asked knows why
+        reason = None if said.get("reason") == "asked" else said.get("reason")  # whoever asked knows why
         text = text | {"teacher": names.get(told, told) if (told := text.get("teacher")) else None}
         known: dict[str, Any] = {"id": run.name, "params": said.get("params"), "reason": reason} | text | scores
         return Row(name=run.name, state=str(state), created=run.created, in_zoo=run.in_zoo, **known)

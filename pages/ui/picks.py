@@ -88,6 +88,31 @@ def pick_row(
     return found.get(pick(label, options, key=key, first=first, help=help))
 
 
+def pick_rows(label: str, rows: Sequence[Row], *, key: str, most: int, help: str | None = None) -> list[Row]:
+    """A menu of any number of runs up to `most`, kept in the address as ids with commas between them."""
+    found, widget = {row.id: row for row in rows}, f"pick-{key}"
+    named = {row.name: row.id for row in rows}
+    if (asked := changed(key)) is not None:
+        given = [named.get(name, name) for name in asked.split(",") if name]
+        if unknown := [name for name in given if name not in found]:
+            st.warning(f"The link names runs that cannot stand here. Given: {', '.join(unknown)[:80]}. Choose others.")
+        st.session_state[widget] = [name for name in given if name in found][:most]
+    if not found:  # nothing to choose: no empty menu
+        return []
+    st.session_state[widget] = [name for name in st.session_state.get(widget, []) if name in found]
+    chosen = st.multiselect(
+        label,
+        list(found),
+        format_func=lambda id: found[id].label,
+        key=widget,
+        max_selections=most,
+        placeholder="None",
+        help=help,
+    )
+    keep(key, ",".join(chosen))
+    return [found[id] for id in chosen]
+
+
 def pick_data(store: Store) -> tuple[str, dict[str, Any] | None]:
     """A menu of datasets that also takes a path; returns the source and what is in it, None if nothing was named.
 

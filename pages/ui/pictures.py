@@ -51,8 +51,18 @@ def sprite(images: NDArray[np.uint8]) -> str:
         .transpose(0, 3, 1, 4, 2)
         .reshape(lines * height, ACROSS * width, channels)
     )
+    return _address(sheet)
+
+
+def png(image: NDArray[np.uint8]) -> str:
+    """One image uint8 [C, H, W] as the address of a PNG."""
+    return _address(np.ascontiguousarray(image.transpose(1, 2, 0)))
+
+
+def _address(pixels: NDArray[np.uint8]) -> str:
+    """Pixels uint8 [H, W, C]."""
     content = io.BytesIO()
-    Image.fromarray(sheet[..., 0] if channels == 1 else sheet).save(content, "PNG")
+    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(content, "PNG")
     return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages.ui import charts, listing, live, specs, wording, worth
+from pages.ui import charts, landscapes, listing, live, specs, wording, worth
 from pages.ui.listing import Row
 from smallalign_core.store import Run, State, Store
 from smallalign_core.worth import What
@@ -39,13 +39,15 @@ def show(run: Run, store: Store) -> None:
     _actions(run, row, store)
     if row.state == State.FAILED:
         st.error(f"Why it stopped: {row.reason or 'its log may tell'}", icon=":material/error:")
-    elif row.reason:
-        st.warning(f"Why it paused: {row.reason}", icon=":material/pause_circle:")
     elif row.state == State.INTERRUPTED:
+        by_itself = "The next worker does so by itself, twice at most. " if run.said.get("served") else ""
         st.warning(
             "Its worker died (the machine or the process was stopped). Resume goes on from the last "
-            "checkpoint; nothing is lost."
+            f"checkpoint; nothing is lost. {by_itself}"
         )
+    elif row.reason:
+        paused = "Why it paused: " if row.state == State.PAUSED else ""
+        st.warning(f"{paused}{row.reason}", icon=":material/pause_circle:" if paused else ":material/warning:")
     above = st.container()  # always there: the curves below keep their place, and so their zoom, when the run ends
     st.fragment(live.draw, run_every=live.TICK_SECONDS if State(row.state).active else None, key="live")(
         run, row.state, store
@@ -53,6 +55,7 @@ def show(run: Run, store: Store) -> None:
     if row.finished and run.result:
         with above:
             _scores(run.result, row, store)
+        landscapes.panel([row], store)
     _details(run, row, store)
 
 

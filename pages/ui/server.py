@@ -200,13 +200,13 @@ class Wall:
     def _policy(self, host: str) -> str:
         # blob: is where Streamlit loads a component's inline code from; wasm-unsafe-eval compiles WebAssembly and
         # nothing else; inline styles are how Streamlit's own front end draws. The socket's address is spelled out
-        # because older Safari does not count it as 'self'.
+        # because older Safari does not count it as 'self'. data: is how Streamlit's camera reads its own photo.
         return (
             "default-src 'self'; "
             f"script-src 'self' {self.scripts} 'wasm-unsafe-eval' blob:; "
             "style-src 'self' 'unsafe-inline'; font-src 'self' data:; "
             "img-src 'self' data: blob:; media-src 'self' data: blob:; "
-            f"connect-src 'self' ws://{host} wss://{host}; "
+            f"connect-src 'self' ws://{host} wss://{host} data:; "
             "worker-src 'self' blob:; frame-src 'self'; form-action 'self'; "
             "object-src 'none'; base-uri 'self'; frame-ancestors 'none'"
         )

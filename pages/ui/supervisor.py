@@ -6,6 +6,7 @@ import contextlib
 import gc
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -16,7 +17,9 @@ from pathlib import Path
 import streamlit as st
 
 from pages.ui import backstage, browser
+from smallalign_core import studies
 from smallalign_core.files import is_held
+from smallalign_core.revival import revive
 from smallalign_core.store import Store
 
 log = logging.getLogger("smallalign.dashboard")
@@ -39,18 +42,35 @@ async def lifespan(_app: st.App) -> AsyncIterator[None]:
 
 
 def keep_worker(store: Store, stop: threading.Event) -> None:
-    """See to it that somebody serves the queue: one worker from the start, another if it dies while runs wait."""
+    """See to it that somebody serves the queue: one worker from the start, another if it dies while there is work."""
     process: subprocess.Popen[bytes] | None = None
+    mourned: subprocess.Popen[bytes] | None = None
     started, wait = 0.0, CHECK_SECONDS
     while not stop.is_set():
+        if process is not None and process.poll() not in (None, 0) and process is not mourned:
+            mourned = process  # what it was training waits in the queue again, or has failed for good
+            revive(store, _cause(process.returncode))
         here = is_held(store.root / "worker-auto.lock") or (process is not None and process.poll() is None)
-        if not here and (process is None or store.queue()) and time.monotonic() - started >= wait:
+        if (
+            not here
+            and (process is None or store.queue() or studies.any_active(store))
+            and time.monotonic() - started >= wait
+        ):
             # One that dies at once would do so again: ask less and less often.
             wait = CHECK_SECONDS if time.monotonic() - started > LONGEST_WAIT else min(LONGEST_WAIT, 2 * wait)
             started = time.monotonic()
             with contextlib.suppress(OSError):
                 process = start_worker(store)
         stop.wait(CHECK_SECONDS)
+
+
+def _cause(code: int) -> str:
+    """How a process ended, for people."""
+    if code >= 0:
+        return f"its process ended with exit code {code}"
+    name = signal.Signals(-code).name
+    hint = ", by somebody or by a system that was short of memory" if name == "SIGKILL" else ""
+    return f"its process was ended by {name}{hint}"
 
 
 def start_worker(store: Store) -> subprocess.Popen[bytes]:
@@ -77,7 +97,7 @@ def warm_up() -> None:
     import plotly.graph_objects
     import plotly.io  # noqa: F401
 
-    from pages.ui import disagreements, forms, proof, runview  # noqa: F401
+    from pages.ui import comparison, forms, proof, runview  # noqa: F401
 
     with contextlib.suppress(OSError):
         backstage.desk().warm()

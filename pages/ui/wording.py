@@ -65,14 +65,3 @@ def ago(when: float, now: float | None = None) -> str:
     """How long ago a Unix time was."""
     past = (time.time() if now is None else now) - when
     return "just now" if past < 5 else f"{duration(past)} ago" if past < 172_800 else f"{past / 86_400:.0f} days ago"
-
-
-def mcnemar(p: float, teacher_only: int, student_only: int) -> str:
-    """What McNemar's test says, for people."""
-    if teacher_only + student_only == 0:
-        return "Both are right on the same images: nothing to test."
-    better = "teacher" if teacher_only > student_only else "student"
-    chance = f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"
-    if p < 0.05:
-        return f"The {better} is right more often than chance explains ({chance}, exact McNemar test)."
-    return f"The difference in accuracy may be chance ({chance}, exact McNemar test)."

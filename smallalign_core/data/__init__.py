@@ -18,10 +18,11 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from smallalign_core.data._decode import Decoded, decode_one as decode_one, walk
+from smallalign_core.data._decode import DISK_FULL, Decoded, decode_one as decode_one, walk
 from smallalign_core.data._readers import NAMED as NAMED, path_of, reader
-from smallalign_core.data._sets import ImageSet as ImageSet, MappedRows, Splits as Splits
-from smallalign_core.errors import BadData
+from smallalign_core.data._sets import ImageSet as ImageSet, MappedRows, Splits as Splits, statistics as statistics
+from smallalign_core.errors import BadData, BadModel, Refused
+from smallalign_core.files import read_json, write_json
 from smallalign_core.spec import DataSpec
 
 RAM_BUDGET = 2 * 1024**3
@@ -30,7 +31,7 @@ RAM_BUDGET = 2 * 1024**3
 FORMAT = 2
 """Part of every cache key; raised when decoding changes."""
 
-DAMAGED = (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError)
+DAMAGED = (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, BadModel)
 """What reading a damaged cache raises: NumPy's and JSON's own errors are ValueErrors."""
 
 
@@ -87,15 +88,18 @@ def _prepared(spec: DataSpec, cache: Path) -> Path:
                 if not (part / f"{name}.images.npy").exists():
                     np.save(part / f"{name}.images.npy", images)
             facts = {
+                "files": {file.name: [_digest(file), file.stat().st_mtime_ns] for file in part.glob("*.npy")},
                 "classes": decoded.classes,
                 "parts": list(decoded.parts),
                 "notes": decoded.notes,
                 "unreadable": decoded.unreadable,
             }
-            (part / "facts.json").write_text(json.dumps(facts))
+            write_json(part / "facts.json", facts)
             shutil.rmtree(folder, ignore_errors=True)
             part.rename(folder)
         except OSError as error:
+            if error.errno in DISK_FULL or "requested and" in str(error):  # numpy's words for it
+                raise Refused("the disk is full", given=cache, do="make room, then resume") from None
             raise BadData(
                 f"the dataset could not be read or kept ({error.strerror or type(error).__name__})",
                 given=f"{spec.source}, {error.filename or cache}",
@@ -112,10 +116,20 @@ def _open(folder: Path, ram_budget: int) -> tuple[dict[str, Any], dict[str, Imag
     Raises:
         DAMAGED: a file is missing, cut short or no such file.
     """
-    facts: dict[str, Any] = json.loads((folder / "facts.json").read_text())
+    facts: dict[str, Any] = read_json(folder / "facts.json")
+    for name, (digest, changed) in facts["files"].items():
+        file, stat = folder / name, (folder / name).stat()
+        # What is too large for memory is read in parts, when they are needed: whole only now, and if it was touched.
+        if (stat.st_size <= ram_budget or stat.st_mtime_ns != changed) and _digest(file) != digest:
+            raise ValueError
     facts = {name: tuple(facts[name]) for name in ("classes", "parts", "notes", "unreadable")}
     classes = facts["classes"]
     return facts, {name: _open_part(folder, name, classes, ram_budget) for name in facts["parts"]}
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _open_part(folder: Path, name: str, classes: tuple[str, ...], ram_budget: int) -> ImageSet:

@@ -97,3 +97,17 @@ class Splits:
         """Digest of all three splits: what a run's spec remembers of its data."""
         parts = "".join(split.fingerprint for split in (self.train, self.val, self.test))
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
+
+
+def statistics(images: ImageSet, sample: int = 10_000) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel of pixels scaled to 0..1, over at most `sample` evenly spread images."""
+    rows = np.arange(0, len(images), max(1, -(-len(images) // sample)))
+    count, (total, squares) = 0, np.zeros((2, images.shape[0]), np.int64)  # whole numbers: exact, whatever the chunks
+    for start in range(0, len(rows), 256):
+        pixels = np.asarray(images.images[rows[start : start + 256]])
+        count += pixels[:, 0].size
+        total += pixels.sum((0, 2, 3), dtype=np.int64)
+        squares += np.square(pixels, dtype=np.int32).sum((0, 2, 3), dtype=np.int64)
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0)) / 255
+    return [float(m) for m in mean / 255], [float(max(s, 1e-3)) for s in std]

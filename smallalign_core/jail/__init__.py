@@ -2,24 +2,32 @@
 
 The caller's process only reads bytes and an answer in JSON. The child (`__main__`) is limited before it opens the file:
 memory beyond its own libraries, processor seconds, wall seconds, and what it may write. It inherits no descriptors and
-no environment to speak of. It is not kept from the network: a parser that was taken over could still call out.
+no environment to speak of. Where the kernel lets it (`abilities` tries), it has no network (a namespace of its own) and
+cannot open sockets or start programs (seccomp); elsewhere only the bounds hold, and `doctor` says so.
 
-What is accepted here is later run by ONNX Runtime in the process that trains, from the same bytes, by their SHA-256.
+What is accepted here answers images from here too: `Session` keeps such a process, and only pixels and answers pass.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import weakref
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from smallalign_core.errors import BadModel, WorkFailed
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,8 @@ def convert(file: Path, limits: Limits = LIMITS) -> tuple[bytes, dict[str, Any]]
     """
     with tempfile.TemporaryDirectory(prefix="smallalign-") as folder:
         made = Path(folder) / "weights.safetensors"
-        facts = _ask({"verb": "convert", "file": str(file.resolve()), "to": str(made)}, file, limits)
+        question = {"verb": "convert", "file": str(file.resolve()), "to": str(made), "written": 2 * limits.file}
+        facts = _ask(question, file, limits)
         return made.read_bytes(), facts
 
 
@@ -94,24 +103,8 @@ def _ask(question: dict[str, Any], file: Path, limits: Limits) -> dict[str, Any]
         raise BadModel(
             f"a model file has 1 to {limits.file:,} bytes", given=f"{file}, {size:,} bytes", do="give another file"
         )
-    kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT") if name in os.environ}
     try:
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-P",
-                "-B",
-                "-m",
-                "smallalign_core.jail",
-                json.dumps(question | {"limits": asdict(limits)}),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=limits.wall,
-            start_new_session=True,
-            env=kept | {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"},
-        )
+        done = subprocess.run(**_child(question, limits), stdin=subprocess.DEVNULL, timeout=limits.wall)
     except subprocess.TimeoutExpired:
         raise _too_much(f"{limits.wall:.0f} seconds", file) from None
     if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
@@ -128,6 +121,101 @@ def _ask(question: dict[str, Any], file: Path, limits: Limits) -> dict[str, Any]
         raise BadModel(wrong, given=f"{file}{', ' if given else ''}{given}", do=do)
     facts: dict[str, Any] = reply["facts"]
     return facts
+
+
+def _child(question: dict[str, Any], limits: Limits) -> dict[str, Any]:
+    """How its process is started; the answer comes on stdout."""
+    kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT") if name in os.environ}
+    asked = json.dumps(question | {"limits": asdict(limits)})
+    return {
+        "args": [sys.executable, "-P", "-B", "-m", "smallalign_core.jail", asked],
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.DEVNULL,
+        "start_new_session": True,
+        "env": kept | {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"},
+    }
+
+
+def abilities() -> dict[str, bool]:
+    """What the jail can do on this machine, tried inside it.
+
+    Returns:
+        `namespace`, `seccomp`: whether the kernel allowed these walls; `network`, `programs`: whether a connection to
+        this machine could be opened, and a program started, from inside.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        question = {"verb": "attempts", "port": door.getsockname()[1]}
+        done = subprocess.run(**_child(question, LIMITS), stdin=subprocess.DEVNULL, timeout=LIMITS.wall)
+    try:
+        found: dict[str, bool] = json.loads(done.stdout)["facts"]
+    except (ValueError, KeyError):
+        raise WorkFailed("the process that inspects model files did not answer", do="see `doctor`") from None
+    return found
+
+
+class Session:
+    """An accepted ONNX file that answers from a jail of its own, which ends with this object.
+
+    Args:
+        content: the file's bytes.
+        threads: that it may use.
+        limits: memory is that of all it does; seconds are of processor time, of each answer.
+
+    Raises:
+        BadModel: ONNX Runtime cannot open it within the limits.
+    """
+
+    def __init__(self, content: bytes, *, threads: int = 1, limits: Limits = LIMITS) -> None:
+        question = {"verb": "serve", "bytes": len(content), "threads": threads}
+        self._process = subprocess.Popen(**_child(question, limits), stdin=subprocess.PIPE)
+        weakref.finalize(self, _end, self._process)
+        self._exchange(content)
+
+    def run(self, output: str, door: str, given: NDArray[Any]) -> NDArray[np.float32]:
+        """The array float32 called `output` that the file answers when `given` is put in at `door`.
+
+        Raises:
+            BadModel: it fails on this array, or needs more than the limits for it.
+        """
+        import numpy as np
+
+        about = {"output": output, "input": door, "dtype": str(given.dtype), "shape": given.shape}
+        line = json.dumps(about | {"bytes": given.nbytes}).encode() + b"\n"
+        shape = self._exchange(line, np.ascontiguousarray(given).data)["shape"]
+        size = 4 * math.prod(shape)
+        assert self._process.stdout is not None
+        found = self._process.stdout.read(size)
+        if len(found) != size:
+            raise self._died()
+        return np.frombuffer(found, np.float32).reshape(shape)
+
+    def _exchange(self, *parts: bytes | memoryview) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            for part in parts:
+                self._process.stdin.write(part)
+            self._process.stdin.flush()
+            reply: dict[str, Any] = json.loads(self._process.stdout.readline())
+        except (OSError, ValueError):
+            raise self._died() from None
+        if "refused" in reply:
+            wrong, given, do = reply["refused"]
+            raise BadModel(wrong, given=given, do=do)
+        return reply
+
+    def _died(self) -> BadModel:
+        _end(self._process)
+        code = self._process.returncode
+        name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return BadModel(
+            "the ONNX file takes down, or more than it may have of, what runs it", given=name, do="use another teacher"
+        )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
 
 
 def _too_much(what: str, file: Path) -> BadModel:

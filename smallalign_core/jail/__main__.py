@@ -5,7 +5,6 @@ Limits come first, libraries second, the file last. Nothing here trusts a name: 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
@@ -14,7 +13,9 @@ import sys
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from smallalign_core.jail import _walls
 
 GIANT = 1024**3  # bytes that one constant may declare
 MOST_NODES = 20_000
@@ -30,35 +31,6 @@ class Refusal(Exception):
     def __init__(self, wrong: str, given: object = "", do: str = "give another file") -> None:
         super().__init__(wrong)
         self.parts = [wrong, str(given)[:300], do]
-
-
-def limit(seconds: int) -> None:
-    """Bound processor time, and what may be written; leave no core file."""
-    with contextlib.suppress(ImportError):
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2 * GIANT, 2 * GIANT))
-
-
-def limit_memory(more: int, *, for_good: bool = True) -> None:
-    """Bound the address space to what is mapped now and `more` bytes. Called for good when the libraries are loaded."""
-    with contextlib.suppress(ImportError, OSError, ValueError):
-        import resource
-
-        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        most = resource.getrlimit(resource.RLIMIT_AS)[1]
-        resource.setrlimit(resource.RLIMIT_AS, (mapped + more, mapped + more if for_good else most))
-
-
-def lift_memory() -> None:
-    """Take back a bound that was not for good, before libraries are loaded that map much."""
-    with contextlib.suppress(ImportError, OSError, ValueError):
-        import resource
-
-        most = resource.getrlimit(resource.RLIMIT_AS)[1]
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 # --- what kind of file ------------------------------------------------------------------------------------------------
@@ -101,9 +73,9 @@ def onnx_facts(file: Path, size: list[int], memory: int) -> dict[str, Any]:
     """Parse, refuse what a classifier does not need, then run once."""
     import numpy as np
     import onnx
-    import onnxruntime
+    import onnxruntime  # noqa: F401  # before memory is limited
 
-    limit_memory(memory)
+    _walls.limit_memory(memory)
     content = file.read_bytes()
     try:
         model = onnx.load_model_from_string(content)
@@ -119,12 +91,8 @@ def onnx_facts(file: Path, size: list[int], memory: int) -> dict[str, Any]:
     for tensor in tensors:
         _refuse_tensor(tensor)
     _refuse_giants(model.graph, nodes)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.load_model_format", "ONNX")  # what was looked at; ORT's own is another
     try:
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        session = _opened(content, threads=1)
         facts = _doors(session)
         shape = [dim if isinstance(dim, int) else None for dim in facts["input"]["shape"]]
         example = np.zeros(_trial_shape(shape, size), facts["input"]["dtype"])
@@ -144,6 +112,16 @@ def onnx_facts(file: Path, size: list[int], memory: int) -> dict[str, Any]:
         "metadata": kept if sum(map(len, kept.values())) < MOST_METADATA else {},
         **facts,
     }
+
+
+def _opened(content: bytes, threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # what was looked at; ORT's own is another
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 def _nodes(graph: Any) -> Iterator[Any]:
@@ -264,7 +242,7 @@ def safetensors_facts(file: Path, memory: int) -> dict[str, Any]:
     """Count what the header declares."""
     from safetensors import SafetensorError, safe_open
 
-    limit_memory(memory)
+    _walls.limit_memory(memory)
     try:
         with safe_open(file, framework="numpy") as opened:
             shapes = {name: list(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
@@ -286,7 +264,7 @@ def convert(file: Path, to: Path, memory: int) -> dict[str, Any]:
     import torch
     from safetensors.torch import save_file
 
-    limit_memory(memory)
+    _walls.limit_memory(memory)
     if kind_of(file) != "pickle":
         raise Refusal("the file is not a PyTorch checkpoint", do="only .pt and .pth files need converting")
     try:
@@ -305,14 +283,25 @@ def convert(file: Path, to: Path, memory: int) -> dict[str, Any]:
             held = held[key]
     if not isinstance(held, dict) or not held or not all(isinstance(one, torch.Tensor) for one in held.values()):
         raise Refusal("the checkpoint is not a state_dict of tensors", type(held).__name__, "save its state_dict alone")
+    for name, tensor in held.items():
+        _refuse_odd(str(name), tensor)
     if sum(tensor.numel() * tensor.element_size() for tensor in held.values()) > 2 * file.stat().st_size + 4096:
         raise Refusal("the checkpoint declares more numbers than it holds", do="save its tensors with .clone()")
-    plain = {
-        str(name).removeprefix("module."): tensor.detach().to_dense().clone().contiguous()
-        for name, tensor in held.items()
-    }
+    plain = {str(name).removeprefix("module."): tensor.detach().clone().contiguous() for name, tensor in held.items()}
     save_file(plain, to)
     return {"kind": "safetensors", "tensors": len(plain), "params": sum(t.numel() for t in plain.values())}
+
+
+def _refuse_odd(name: str, tensor: Any) -> None:
+    """Only plain tensors, whose numbers are all in the file."""
+    import torch
+
+    found = f"{name[:80]}, {tensor.dtype}, {tensor.layout}"
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        raise Refusal("the checkpoint holds a tensor that is not plain", found, "save dense tensors: .to_dense()")
+    stretched = any(not step and size > 1 for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    if stretched or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise Refusal("the checkpoint declares more numbers than it holds", found, "save its tensors with .clone()")
 
 
 # --- the question -----------------------------------------------------------------------------------------------------
@@ -323,9 +312,9 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
     file, memory = Path(asked["file"]), asked["limits"]["memory"]
     if asked["verb"] == "convert":
         return convert(file, Path(asked["to"]), memory)
-    limit_memory(memory, for_good=False)  # a zip may list millions of files
+    _walls.limit_memory(memory, for_good=False)  # a zip may list millions of files
     kind = kind_of(file)
-    lift_memory()
+    _walls.lift_memory()
     if kind == "pickle":
         raise Refusal(
             "the file is a pickle, which can run code when it is read",
@@ -335,12 +324,80 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
     return {"kind": kind, "bytes": file.stat().st_size, **found}
 
 
+def serve(asked: dict[str, Any], out: BinaryIO) -> None:
+    """Answer with an accepted ONNX file, which comes first, to arrays until there are no more.
+
+    Each comes and goes as a line of JSON (type, shape) and its bytes; a refusal goes as such a line alone.
+    """
+    import numpy as np
+    import onnxruntime  # noqa: F401  # before memory is limited
+
+    _walls.limit_memory(asked["limits"]["memory"])
+    content = sys.stdin.buffer.read(asked["bytes"])
+    _walls.limit_next(asked["limits"]["seconds"])
+    try:
+        session = _opened(content, asked["threads"])
+        _told(out, {"facts": {}})
+    except Exception as error:  # noqa: BLE001  # onnxruntime's exceptions share no base class
+        _told(out, {"refused": _words(error).parts})
+        return
+    while line := sys.stdin.buffer.readline():
+        door = json.loads(line)
+        given = np.frombuffer(sys.stdin.buffer.read(door["bytes"]), door["dtype"]).reshape(door["shape"])
+        _walls.limit_next(asked["limits"]["seconds"])
+        try:
+            (found,) = session.run([door["output"]], {door["input"]: given})
+            found = np.ascontiguousarray(found, np.float32)
+        except Exception as error:  # noqa: BLE001
+            _told(out, {"refused": _words(error).parts})
+            continue
+        _told(out, {"shape": found.shape})
+        out.write(found.data)
+        out.flush()
+
+
+def _told(out: BinaryIO, reply: dict[str, Any]) -> None:
+    out.write(json.dumps(reply).encode() + b"\n")
+    out.flush()
+
+
+def attempts(port: int) -> dict[str, bool]:
+    """What the walls leave possible: each is tried, here inside."""
+    import socket
+
+    def connects() -> bool:
+        with socket.create_connection(("127.0.0.1", port), timeout=2):
+            return True
+
+    def starts() -> bool:
+        os.execv(f"/nothing-{os.getpid()}", ["nothing"])
+        return True
+
+    def possible(attempt: Any) -> bool:
+        try:
+            return bool(attempt())
+        except FileNotFoundError:  # it was looked for
+            return True
+        except OSError:
+            return False
+
+    return {"network": possible(connects), "programs": possible(starts)}
+
+
 def main() -> None:
     """Answer the question in the first argument with one line of JSON."""
     asked = json.loads(sys.argv[1])
-    out = os.fdopen(os.dup(1), "w")
+    out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints is no answer
-    limit(asked["limits"]["seconds"])
+    serves = asked["verb"] == "serve"
+    _walls.limit(None if serves else asked["limits"]["seconds"], asked.get("written", 0))
+    walls = {"namespace": _walls.leave_network(), "seccomp": _walls.refuse_calls()}
+    if serves:
+        serve(asked, out)
+        os._exit(0)
+    if asked["verb"] == "attempts":
+        _told(out, {"facts": walls | attempts(asked["port"])})
+        os._exit(0)
     try:
         reply: dict[str, Any] = {"facts": answer(asked)}
     except Refusal as refusal:
@@ -349,8 +406,7 @@ def main() -> None:
         reply = {"refused": ["the model file needs more memory than it may have", "", "give a smaller model"]}
     except Exception as error:  # noqa: BLE001  # a parser may fail in any way; the caller gets a sentence
         reply = {"refused": ["the model file cannot be read", repr(error)[:160], "export it again"]}
-    out.write(json.dumps(reply))
-    out.flush()
+    _told(out, reply)
     os._exit(0)  # libraries' clean-up under a memory limit may hang or crash
 
 

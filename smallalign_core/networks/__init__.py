@@ -6,6 +6,7 @@ takes raw pixels, and a browser needs no preprocessing of its own.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from smallalign_core.errors import BadModel, BadSpec
 from smallalign_core.networks import _borrowed
+from smallalign_core.networks._bits import baked as baked, in_bits as in_bits, plain_names
 from smallalign_core.spec import Borrowed, Cnn, DataSpec, Mlp, Network, Resnet, RunSpec, Separable
 
 MAX_PARAMS = 200_000_000
@@ -265,11 +267,13 @@ def measure(classifier: Classifier) -> Size:
 
 def to_bytes(classifier: Classifier, spec: RunSpec) -> bytes:
     """The weights as a safetensors file that names its own network: the same weights always give the same bytes."""
-    facts = {
+    facts: dict[str, object] = {
         "network": _architecture(spec.network.model_dump(mode="json")),
         "classes": list(classifier.classes),
         "input_shape": list(classifier.input_shape),
     }
+    if spec.bits:
+        facts["bits"] = spec.bits
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}
     # One metadata key only: safetensors writes several in an order that changes from process to process.
     return save(tensors, metadata={"smallalign": json.dumps(facts, sort_keys=True)})
@@ -280,13 +284,46 @@ def _architecture(network: dict[str, object]) -> dict[str, object]:
     return {name: value for name, value in network.items() if name not in START}
 
 
-def from_file(file: Path) -> Classifier:
+def begin_from(classifier: Classifier, file: Path) -> None:
+    """Put the weights in a file that `to_bytes` wrote into a fresh classifier of the same network; the images' mean and
+    deviation come with them. Of few bits, those before rounding are taken.
+
+    Raises:
+        BadModel: the file is missing or damaged, or of another network.
+    """
+    given = plain_names(from_file(file, learning=True).state_dict())
+    wanted = classifier.state_dict()
+    odd = [
+        name
+        for name in {**wanted, **given}
+        if getattr(given.get(name), "shape", 0) != getattr(wanted.get(name), "shape", 0)
+    ]
+    if odd:
+        raise BadModel(
+            "the weights to start from are of another network",
+            given=f"{len(odd)} tensors differ, the first is {odd[0]}",
+            do="start from a run with the same network, images of the same size and the same number of classes",
+        )
+    classifier.load_state_dict(given)
+
+
+def from_file(file: Path, sha256: str | None = None, *, learning: bool = False) -> Classifier:
     """The classifier in a safetensors file that `to_bytes` wrote, in evaluation mode.
+
+    A file of few bits holds the weights before rounding, so that another run can go on from them; the classifier has
+    the rounded ones, and its layers are ordinary.
+
+    Args:
+        sha256: the digest that the file must have; any without.
+        learning: leave them as they learn: rounded anew whenever they are used.
 
     Raises:
         BadModel: the file is missing, damaged, or not one of ours.
     """
     try:
+        with file.open("rb") as stream:
+            if sha256 not in (None, hashlib.file_digest(stream, "sha256").hexdigest()):
+                raise ValueError
         with safe_open(file, framework="pt") as opened:
             facts = json.loads((opened.metadata() or {})["smallalign"])
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
@@ -294,10 +331,10 @@ def from_file(file: Path) -> Classifier:
         channels, height, width = map(int, facts["input_shape"])
         plain = [1.0] * tensors["mean"].numel()
         classifier = build(spec.network, facts["classes"], (channels, height, width), mean=plain, std=plain)
-        classifier.load_state_dict(tensors)
+        in_bits(classifier, facts.get("bits")).load_state_dict(tensors)
     except (OSError, SafetensorError, LookupError, ValueError, TypeError, RuntimeError) as error:
         reason = "is missing" if isinstance(error, FileNotFoundError) else "is damaged, or not a SmallAlign model"
         raise BadModel(
             f"the weights file {reason}", given=file, do="train the run again, or restore the file"
         ) from None
-    return classifier.eval()
+    return (classifier if learning else baked(classifier)).eval()

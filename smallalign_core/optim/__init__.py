@@ -12,6 +12,11 @@ import torch
 from torch import nn
 
 from smallalign_core.optim._average import average as average, scored as scored
+from smallalign_core.optim._evolution import (
+    Evolution as Evolution,
+    answers as answers,
+    population_bytes as population_bytes,
+)
 from smallalign_core.optim._memory import check as check, state_bytes as state_bytes
 from smallalign_core.optim._polyak import PolyakStep as PolyakStep
 from smallalign_core.spec import (
@@ -26,6 +31,7 @@ from smallalign_core.spec import (
     Muon,
     NAdamW,
     Optimizer,
+    Pgpe,
     Polyak,
     Prodigy,
     RmsProp,
@@ -33,7 +39,9 @@ from smallalign_core.spec import (
     Schedule,
     ScheduleFree,
     Sgd,
+    Snes,
     Soap,
+    evolves,
     nest,
 )
 
@@ -63,6 +71,8 @@ def build(spec: Optimizer, model: nn.Module, steps: int = 1, *, head: nn.Module 
             inner = build(spec.inner, model, steps, head=head)
             made: Any = lambda _, **__: inner  # noqa: E731  # it asks for a class, and calls it
             return pytorch_optimizer.SAM(inner.param_groups, made, rho=spec.rho, adaptive=isinstance(spec, Asam))
+        case Snes() | Pgpe():
+            return Evolution(spec, [weight for weight in model.parameters() if weight.requires_grad])
         case Sgd() | AdamW() | RmsProp() | Polyak():
             return _from_torch(spec, _groups(spec, model, head))
         case NAdamW() | Muon():
@@ -137,10 +147,12 @@ def _from_pytorch_optimizer(
             assert_never(spec)
 
 
-def asks(spec: Optimizer) -> Literal["gradient", "excess"] | None:
+def asks(spec: Optimizer) -> Literal["gradient", "excess", "losses"] | None:
     """What a step asks for besides the gradient at the weights: one at the weights that it moved to (SAM), or the loss
-    above the teacher's (Polyak).
+    above the teacher's (Polyak). `losses` stands for no gradient at all, but the losses of candidates.
     """
+    if evolves(spec):
+        return "losses"
     if any(isinstance(part, Sam | Asam) for part in nest(spec)):
         return "gradient"
     return "excess" if isinstance(nest(spec)[-1], Polyak) else None
@@ -148,7 +160,7 @@ def asks(spec: Optimizer) -> Literal["gradient", "excess"] | None:
 
 def alone(spec: Optimizer) -> str | None:
     """The kind of the part that cannot be shared by several processes; None if all can."""
-    kinds = (Sam, Asam, Ema, ScheduleFree, Polyak)
+    kinds = (Sam, Asam, Ema, ScheduleFree, Polyak, Snes, Pgpe)
     return next((part.kind for part in nest(spec) if isinstance(part, kinds)), None)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from smallalign_core.errors import BadSpec
 from smallalign_core.machine import memory
+from smallalign_core.optim._evolution import population_bytes, refuse_large
 from smallalign_core.spec import (
     AdEmaMix,
     Ema,
@@ -16,10 +17,12 @@ from smallalign_core.spec import (
     Lookahead,
     Muon,
     Optimizer,
+    Pgpe,
     Prodigy,
     RmsProp,
     Sam,
     Sgd,
+    Snes,
     Soap,
     nest,
 )
@@ -32,15 +35,22 @@ WIDEST = 10_000
 
 
 def state_bytes(spec: Optimizer, model: nn.Module, *, head: nn.Module | None = None) -> int:
-    """Bytes that the optimizer keeps beside the weights of `model` and their gradients, SAM's during its step included.
+    """Bytes that the optimizer keeps beside the weights of `model` and their gradients; with what SAM and evolution
+    strategies keep during their step.
 
     Args:
         head: as for `build`.
+
+    Raises:
+        BadSpec: an evolution strategy cannot work on so many weights.
     """
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     last = {id(weight) for weight in head.parameters()} if head else set()
     *wrappers, base = nest(spec)
     total = sum(_kept(base, weight, id(weight) in last) for weight in weights)
+    if isinstance(base, Snes | Pgpe):
+        refuse_large(base, model)
+        total += population_bytes(base, sum(weight.numel() for weight in weights))
     for wrapper in wrappers:
         if isinstance(wrapper, Lookahead | Sam | Asam):
             total += sum(map(_bytes, weights))
@@ -80,7 +90,7 @@ def _kept(spec: Any, weight: Tensor, last: bool) -> int:
             copies = int(spec.momentum > 0)
         case RmsProp():
             copies = 1 + int(spec.momentum > 0)
-        case Lion():
+        case Lion() | Snes():
             copies = 1
         case AdEmaMix():
             copies = 3

@@ -16,8 +16,8 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from smallalign_core.errors import BadSpec
-from smallalign_core.spec import _words
 from smallalign_core.spec._part import expanded
+from smallalign_core.spec._words import told as told
 from smallalign_core.spec.augment import (
     CutMix as CutMix,
     MixUp as MixUp,
@@ -52,6 +52,7 @@ from smallalign_core.spec.optimizer import (
     Muon as Muon,
     NAdamW as NAdamW,
     Optimizer as Optimizer,
+    Pgpe as Pgpe,
     Polyak as Polyak,
     Prodigy as Prodigy,
     RmsProp as RmsProp,
@@ -59,7 +60,9 @@ from smallalign_core.spec.optimizer import (
     Schedule as Schedule,
     ScheduleFree as ScheduleFree,
     Sgd as Sgd,
+    Snes as Snes,
     Soap as Soap,
+    evolves as evolves,
     kind_of,
     misfit,
     nest as nest,
@@ -67,6 +70,7 @@ from smallalign_core.spec.optimizer import (
 )
 from smallalign_core.spec.parts import (
     Augment as Augment,
+    Bits,
     Borrowed as Borrowed,
     Cnn as Cnn,
     DataSpec as DataSpec,
@@ -79,12 +83,13 @@ from smallalign_core.spec.parts import (
     Rotate as Rotate,
     Separable as Separable,
     Shift as Shift,
+    Start,
     Teachers,
     Timm as Timm,
     Torchvision as Torchvision,
     choices as choices,
     members as members,
-    shorthand,
+    shorthand as shorthand,
 )
 
 LOOP = 2
@@ -96,6 +101,8 @@ class RunSpec(Part):
 
     data: Annotated[DataSpec, shorthand("source"), Field(description="Images to learn from.")]
     network: Annotated[Network, Field(description="The network that this run trains.")]
+    bits: Bits = None
+    start: Start = None
     teacher: Annotated[
         Teachers | None,
         Field(description="A finished run to learn from, or several; empty learns from labels only."),
@@ -203,8 +210,9 @@ class RunSpec(Part):
 
     @model_validator(mode="after")
     def _optimizer_fits(self) -> Self:
-        layers = isinstance(self.loss, OfLayers)
-        if wrong := misfit(self.optimizer, self.schedule, taught=self.teacher is not None, layers=layers):
+        layers, taught = isinstance(self.loss, OfLayers), self.teacher is not None
+        fast = "precision" if self.precision == "bf16" else "compile" if self.compile else None
+        if wrong := misfit(self.optimizer, self.schedule, taught=taught, layers=layers, fast=fast):
             raise ValueError(wrong)
         return self
 
@@ -282,14 +290,23 @@ def read(path: Path, overrides: Sequence[str] = ()) -> RunSpec:
     Raises:
         BadSpec: the file is missing or not YAML, or a field is unknown, missing, out of range or of the wrong type.
     """
-    written = _loaded(path, "spec")
+    return parse(fields_in(path, "spec", overrides))
+
+
+def fields_in(path: Path, what: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The fields in a YAML or JSON file, with `--set` overrides applied, not checked yet.
+
+    Raises:
+        BadSpec: the file is missing or not YAML, or holds no fields.
+    """
+    written = _loaded(path, what)
     if not isinstance(written, dict):
         raise BadSpec(
-            "a spec is a list of `field: value` lines", given=path, do="begin with `data: digits` and `network: cnn`"
+            f"a {what} is a list of `field: value` lines", given=path, do="begin with `data: digits` and `network: cnn`"
         )
     for override in overrides:
         written = set_field(written, override)
-    return parse(written)
+    return written
 
 
 def _loaded(path: Path, what: str) -> Any:
@@ -345,7 +362,7 @@ def parse_policy(written: object) -> tuple[Augment, ...]:
     try:
         return Policy.model_validate({"augment": written}).augment
     except ValidationError as error:
-        raise BadSpec(_words.told(Policy, error)) from None
+        raise BadSpec(told(Policy, error)) from None
 
 
 def policy_yaml(policy: Sequence[Augment]) -> str:
@@ -362,7 +379,7 @@ def parse(written: Mapping[str, Any]) -> RunSpec:
     try:
         return RunSpec.model_validate(written)
     except ValidationError as error:
-        raise BadSpec(_words.told(RunSpec, error)) from None
+        raise BadSpec(told(RunSpec, error)) from None
 
 
 def parse_data(written: str | Mapping[str, Any]) -> DataSpec:
@@ -374,7 +391,7 @@ def parse_data(written: str | Mapping[str, Any]) -> DataSpec:
     try:
         return DataSpec.model_validate({"source": written} if isinstance(written, str) else written)
     except ValidationError as error:
-        raise BadSpec(_words.told(DataSpec, error)) from None
+        raise BadSpec(told(DataSpec, error)) from None
 
 
 def set_field(written: dict[str, Any], override: str) -> dict[str, Any]:
@@ -389,7 +406,7 @@ def set_field(written: dict[str, Any], override: str) -> dict[str, Any]:
         raise BadSpec("an override reads field=value", given=override, do="write for example --set optimizer.lr=0.01")
     try:
         # An id of digits only is still a text: BaseLoader leaves every word as it is.
-        value = _names(text) if keys == ["teacher"] else yaml.safe_load(text)
+        value = _names(text) if keys in (["teacher"], ["start"]) else yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError):
         value = text
     root: dict[str, Any] = json.loads(json.dumps(written, default=str))

@@ -37,6 +37,7 @@ def explain(model: type[BaseModel], detail: ErrorDetails) -> str:
             f"`{shown}` has no kind {context.get('tag')!r}: choose one of {context.get('expected_tags')}"
         ),
         "union_tag_not_found": lambda: f"`{shown}` needs a `kind`",
+        "literal_error": lambda: f"`{shown}` must be {context.get('expected')} (given: {given!r:.80})",
         "finite_number": lambda: f"`{shown}` must be a finite number (given: {given})",
         "value_error": lambda: str(context.get("error", detail["msg"])),
     }

@@ -145,6 +145,38 @@ class Polyak(Part):
     beta2: Beta2 = 0.999
 
 
+class _Evolution(Part):
+    kind: Literal["snes", "pgpe"]
+    population: Annotated[
+        int, Field(ge=4, le=4096, multiple_of=2, description="Candidates a step, each tried on the step's images.")
+    ] = 64
+    sigma: Annotated[
+        float, Field(gt=0, le=10, description="How far candidates are drawn from the weights at first, as a deviation.")
+    ] = 0.05
+
+
+class Snes(_Evolution):
+    """SNES (Schaul et al., 2011): an evolution strategy. It needs no gradient, only losses of candidates drawn around
+    the weights, and learns for each weight how far to look. For very small networks, and for few bits.
+    """
+
+    kind: Literal["snes"] = "snes"
+    lr: Annotated[float, Field(gt=0, le=10, description="Peak share of the step that the candidates ask for.")] = 1.0
+
+
+class Pgpe(_Evolution):
+    """PGPE (Sehnke et al., 2010) with ClipUp (Toklu et al., 2020): an evolution strategy. It needs no gradient, only
+    losses of mirrored pairs of candidates; its steps have one length. For very small networks, and for few bits.
+    """
+
+    kind: Literal["pgpe"] = "pgpe"
+    lr: Annotated[
+        float, Field(gt=0, le=10, description="Peak length of a step, in all weights.", json_schema_extra={"log": True})
+    ] = 0.1
+    sigma_lr: Annotated[float, Field(ge=0, le=1, description="How fast the deviation is learned.")] = 0.1
+
+
+EVOLUTION = Snes | Pgpe
 PLAIN = Sgd | AdamW | NAdamW | RmsProp | Lion | Muon | Soap | Prodigy | AdEmaMix
 
 
@@ -155,6 +187,8 @@ def _fits(outer: str, *held: str) -> BeforeValidator:
         kind = kind_of(given)
         if kind == "schedule_free":
             raise ValueError("`schedule_free` averages its weights itself: nothing goes around it")
+        if kind in ("snes", "pgpe") and kind not in held:
+            raise ValueError(f"{outer} works on steps of a gradient, and `{kind}` takes none: only ema goes around it")
         if kind == "polyak" and kind not in held:
             raise ValueError(
                 f"`polyak` measures its step at its own weights, which {outer} moves: only ema goes around it"
@@ -217,16 +251,18 @@ class Ema(Part):
 
     kind: Literal["ema"] = "ema"
     inner: Annotated[
-        PLAIN | Polyak | Lookahead | Sam | Asam,
+        PLAIN | Polyak | EVOLUTION | Lookahead | Sam | Asam,
         Field(discriminator="kind", description="The optimizer that takes the steps."),
         shorthand("kind"),
-        _fits("`ema`", "polyak", "lookahead", "sam", "asam"),
+        _fits("`ema`", "polyak", "snes", "pgpe", "lookahead", "sam", "asam"),
     ] = AdamW()
     decay: Annotated[float, Field(gt=0, lt=1, description="What is kept of the average at each step.")] = 0.999
 
 
 Optimizer = Annotated[
-    PLAIN | ScheduleFree | Polyak | Lookahead | Sam | Asam | Ema, Field(discriminator="kind"), shorthand("kind")
+    PLAIN | ScheduleFree | Polyak | EVOLUTION | Lookahead | Sam | Asam | Ema,
+    Field(discriminator="kind"),
+    shorthand("kind"),
 ]
 
 Warmup = Annotated[
@@ -271,12 +307,20 @@ def usual_schedule(optimizer: object) -> Schedule | None:
     return {"schedule_free": Constant(), "polyak": Constant(warmup=0)}.get(str(kind_of(optimizer)))
 
 
-def misfit(optimizer: Optimizer, schedule: Schedule, *, taught: bool, layers: bool) -> str | None:
+def evolves(optimizer: Optimizer) -> bool:
+    """Whether steps are taken by an evolution strategy, which asks for losses and for no gradient."""
+    return isinstance(nest(optimizer)[-1], EVOLUTION)
+
+
+def misfit(
+    optimizer: Optimizer, schedule: Schedule, *, taught: bool, layers: bool, fast: str | None = None
+) -> str | None:
     """Why an optimizer cannot be used with the rest of a spec, in words; None if it can.
 
     Args:
         taught: whether there is a teacher.
         layers: whether the loss compares layers.
+        fast: the field, if any, that makes gradients fast: `precision` (bf16) or `compile`.
     """
     match nest(optimizer)[-1]:
         case ScheduleFree() if not isinstance(schedule, Constant):
@@ -285,6 +329,13 @@ def misfit(optimizer: Optimizer, schedule: Schedule, *, taught: bool, layers: bo
             return "`polyak` has no learning rate to schedule: set `schedule` to constant with `warmup` 0"
         case Polyak() if not taught:
             return "`polyak` takes its step from the teacher's loss: name a teacher, or use another optimizer"
+        case Snes() | Pgpe() if layers:
+            return "an evolution strategy compares candidates by their logits, not by their layers: use loss kd"
+        case Snes() | Pgpe() if fast:
+            return (
+                "an evolution strategy ranks candidates by small differences between losses, in fp32 and without a "
+                f"compiler: leave `{fast}` out"
+            )
         case Polyak() if layers:
             return "`polyak` needs the teacher's own loss, and a loss of layers gives it none: use loss kd"
         case _:

@@ -136,6 +136,20 @@ class Timm(Borrowed):
 
 Network = Annotated[Mlp | Cnn | Separable | Resnet | Torchvision | Timm, Field(discriminator="kind"), shorthand("kind")]
 
+Bits = Annotated[
+    Literal[2, 3, 4, 8] | None,
+    Field(
+        description="Round every weight matrix to so few bits, on a scale of its own for each output, in training and "
+        "in the export; empty keeps full precision. Gradients pass straight through (Bengio et al., 2013)."
+    ),
+]
+Start = Annotated[
+    str | None,
+    Field(
+        min_length=1, max_length=1000, description="Begin with the weights of this finished run of the same network."
+    ),
+]
+
 # --- imports ----------------------------------------------------------------------------------------------------------
 
 Triple = Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]

@@ -18,7 +18,7 @@ from smallalign_core.losses import Answer, answer
 from smallalign_core.networks import Answering, Classifier
 from smallalign_core.teacher._bank import Bank as Bank
 from smallalign_core.teacher._chunk import rounded
-from smallalign_core.teacher._shelf import Plan as Plan, Shelf as Shelf, plan as plan
+from smallalign_core.teacher._shelf import Plan as Plan, Shelf as Shelf, intact as intact, plan as plan
 from smallalign_core.views import Batch, Views
 
 

@@ -237,6 +237,15 @@ class Shelf:
                     left.unlink()
 
 
+def intact(file: Path) -> bool:
+    """Whether a file of a bank is what was written."""
+    try:
+        _chunk.opened(file, f"{file.parent.name}/{file.name}")
+    except (_chunk.Damaged, OSError):
+        return False
+    return True
+
+
 def remove(folder: Path) -> None:
     """Delete a bank; whoever reads it goes on with what is open."""
     gone = folder.with_name(f".gone-{folder.name}-{time.time_ns()}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -104,20 +104,25 @@ def worth(
 
 
 def _train_pairs(place: Store, pairs: list[tuple[RunSpec, RunSpec]], device: str) -> None:
-    """Train what is not finished. An arm that fails is said so, and the others go on."""
+    arms = [
+        (f"seed {arm.seed} {name}", arm) for pair in pairs for name, arm in zip(("with", "without"), pair, strict=True)
+    ]
+    train_all(place, arms, device)
+
+
+def train_all(place: Store, specs: Sequence[tuple[str, RunSpec]], device: str = "auto") -> None:
+    """Train what is not finished of some runs with their labels. One that fails is said so, and the others go on."""
     worker.keep_freed_memory()
     stop = worker.stop_on_signals()
     with _progress(epochs=False) as follow:
-        for ours, theirs in pairs:
-            for name, arm in (("with", ours), ("without", theirs)):
-                run = place.create(arm)
-                if stop.is_set() or run.finished:
-                    continue
-                label = f"seed {arm.seed} {name}"
-                try:
-                    worker.execute(run, place, device=device, observe=follow(label), stop=stop)
-                except SmallAlignError as error:
-                    progress_console.print(f"{label}: {error}", highlight=False, markup=False, soft_wrap=True)
+        for label, spec in specs:
+            run = place.create(spec)
+            if stop.is_set() or run.finished:
+                continue
+            try:
+                worker.execute(run, place, device=device, observe=follow(label), stop=stop)
+            except SmallAlignError as error:
+                progress_console.print(f"{label}: {error}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _resolved(place: Store, spec: RunSpec, device: str = "auto") -> RunSpec:

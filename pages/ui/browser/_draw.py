@@ -1,8 +1,14 @@
-"""A pad to draw on, answered by models that run in the visitor's browser: the Python side."""
+"""A pad to draw on, answered by models that run in the visitor's browser or by us: the Python side."""
 
 from __future__ import annotations
 
+import base64
+import binascii
 from collections.abc import Mapping, Sequence
+
+import numpy as np
+import streamlit as st
+from numpy.typing import NDArray
 
 from ._mount import missing, mount
 from ._urls import package_url
@@ -33,3 +39,36 @@ def draw(*, key: str, models: Mapping[str, str], classes: Sequence[str], size: t
             "runtime": package_url("onnxruntime-web", "dist/"),
         },
     )
+
+
+def sketch(*, key: str, size: tuple[int, int], channels: int) -> NDArray[np.uint8] | None:
+    """Show the pad, and return what is drawn as models would see it: uint8 [channels, *size]. None before that.
+
+    The small picture, and nothing else, is sent to the server after each stroke.
+    """
+    if missing("The drawing pad"):
+        return None
+    data = {"models": {}, "classes": [], "size": list(size), "channels": channels, "runtime": "", "sends": True}
+    sent = mount("draw", key=key, data=data, on_picture_change=lambda: None).picture
+    if not sent:
+        return None
+    try:
+        return picture(sent, size, channels)
+    except ValueError as error:
+        st.error(str(error))
+        return None
+
+
+def picture(sent: object, size: tuple[int, int], channels: int) -> NDArray[np.uint8]:
+    """What a browser sent as an image uint8 [channels, *size].
+
+    Raises:
+        ValueError: in a sentence, if it is no such thing: a browser is not trusted.
+    """
+    try:
+        content = base64.b64decode(sent if isinstance(sent, str) else "%", validate=True)
+    except binascii.Error:
+        content = b""
+    if len(content) != size[0] * size[1] * channels:
+        raise ValueError("The drawing arrived damaged. Clear the pad and draw again.")
+    return np.frombuffer(content, np.uint8).reshape(*size, channels).transpose(2, 0, 1).copy()

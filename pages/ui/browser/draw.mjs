@@ -49,6 +49,10 @@ class Pad {
     this.paper.width = Math.round(columns * unit);
     this.paper.height = Math.round(rows * unit);
     for (const choice of this.root.querySelectorAll('.grey-only')) choice.hidden = !this.monochrome;
+    if (this.data.sends) {
+      this.find('.leaves').textContent = 'What the models see goes to this server, and is written nowhere.';
+      this.find('.saw').textContent = `What the models see: ${columns} × ${rows} pixels`;
+    }
     this.find('.ink').hidden = this.monochrome;
     this.clear();
   }
@@ -59,6 +63,7 @@ class Pad {
     this.empty = true;
     this.find('.invert').checked = false;
     this.see();
+    this.hand(null);
     for (const row of this.rows?.values() ?? []) row.show([], null);
     this.find('.spoken').textContent = '';
     if (this.started) this.find('.saw').textContent = 'Draw something, and the models say what they see.';
@@ -84,7 +89,7 @@ class Pad {
       return at(event);
     };
     let last = null;
-    this.paper.onpointerenter = () => this.start();
+    this.paper.onpointerenter = () => this.data.sends || this.start();
     this.paper.onpointerdown = (event) => {
       if (event.button) return;
       event.preventDefault();
@@ -196,6 +201,12 @@ class Pad {
     if (this.busy) return;
     this.busy = true;
     try {
+      if (this.data.sends) {
+        const image = this.see();
+        if (final) this.hand(image);
+        this.dirty = false;
+        return;
+      }
       const ort = await this.start();
       while (ort && this.dirty && !this.empty) {
         this.dirty = false;
@@ -261,6 +272,13 @@ class Pad {
     return row;
   }
 
+  /** Give the small picture to Python, if it asked for it; null when the pad is cleared. */
+  hand(image) {
+    if (!this.data.sends || (!image && !this.handed)) return;
+    this.handed = Boolean(image);
+    this.send('picture', image && btoa(Array.from(image, (value) => String.fromCharCode(value)).join('')));
+  }
+
   problem(text) {
     this.find('.problem').textContent = text;
     this.find('.problem').hidden = !text;
@@ -273,9 +291,10 @@ function percent(share) {
   return `${(100 * share).toFixed(1)} %`;
 }
 
-export default function ({ data, parentElement }) {
+export default function ({ data, parentElement, setStateValue }) {
   let pad = pads.get(parentElement);
   if (!pad) pads.set(parentElement, (pad = new Pad(parentElement)));
+  pad.send = setStateValue;
   pad.update(data);
   pad.find('.box').classList.add('ready');
   pad.turn += 1;

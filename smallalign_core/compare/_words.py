@@ -1,0 +1,55 @@
+"""A comparison in sentences, the same at every door."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def mcnemar(found: dict[str, Any]) -> str:
+    """What McNemar's test says, for people."""
+    p, teacher_only, student_only = found["mcnemar_p"], found["teacher_only"], found["student_only"]
+    if teacher_only + student_only == 0:
+        return "Both are right on the same images: nothing to test."
+    better = "teacher" if teacher_only > student_only else "student"
+    chance = f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"
+    if p < 0.05:
+        return f"The {better} is right more often than chance explains ({chance}, exact McNemar test)."
+    return f"The difference in accuracy may be chance ({chance}, exact McNemar test)."
+
+
+def commonest_mistake(found: dict[str, Any]) -> int:
+    """The largest count off both confusion matrices' diagonals, so that two charts share a scale; 1 at least."""
+    tables = [found[f"{who}_confusion"] for who in ("teacher", "student")]
+    return max(
+        [1]
+        + [
+            count
+            for table in tables
+            for true, row in enumerate(table)
+            for said, count in enumerate(row)
+            if true != said
+        ]
+    )
+
+
+def verdict(found: dict[str, Any], teacher: str, student: str) -> str:
+    """A comparison in three lines: how often they agree, who is right where, and how sure each is."""
+    split = "test" if found["split"] == "test" else "validation"
+    lines = [
+        f"{student} against {teacher}, {found['images']:,} {split} images: agreement {found['agreement']:.2%} "
+        f"[{found['agreement_low']:.2%}, {found['agreement_high']:.2%}], KL {found['kl']:.4f}",
+        f"both right {found['both_right']:,}, only teacher {found['teacher_only']:,}, only student "
+        f"{found['student_only']:,}, both wrong {found['both_wrong']:,} ({found['inherited']:,} in the same way)",
+        f"accuracy: teacher {found['teacher']['accuracy']:.2%}, student {found['student']['accuracy']:.2%}, "
+        f"{100 * found['accuracy_change']:+.2f} points [{100 * found['accuracy_change_low']:+.2f}, "
+        f"{100 * found['accuracy_change_high']:+.2f}]. {mcnemar(found)}",
+    ]
+    for who in ("teacher", "student"):
+        before, fitted = found[who], found[f"{who}_calibration"]
+        after = fitted["scores"]
+        lines.append(
+            f"{who}: NLL {before['nll']:.4f}, ECE {before['ece']:.2%}, Brier {before['brier']:.4f}; at T = "
+            f"{fitted['temperature']:.2f} (fitted on validation) NLL {after['nll']:.4f}, ECE {after['ece']:.2%}, "
+            f"Brier {after['brier']:.4f}"
+        )
+    return "\n".join(lines)

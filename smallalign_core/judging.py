@@ -1,0 +1,120 @@
+"""What is asked about runs side by side, at every door: comparison, robustness, latency, the report, one's own image.
+
+These are questions to the desk, and what `compare` on the command line asks. Torch is imported when one is answered.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from smallalign_core import (
+    compare as comparing,
+    data,
+    frontier as fronts,
+    preview,
+    report as reporting,
+    robustness as bearing,
+    steps,
+)
+from smallalign_core.data import Splits
+from smallalign_core.errors import BadInput
+from smallalign_core.store import Run, Store
+
+
+def compare(store: Store, teacher: str, students: list[str], split: str = "test") -> dict[str, Any]:
+    """Teacher and students side by side, kept for the next time: the first pair, and under `others` the other pairs."""
+    runs = [store.finished(name) for name in (teacher, *students)]
+    first, *others = comparing.compare_once(runs[0], runs[1:], store, split=split)
+    return first | {"others": others}
+
+
+def robustness(store: Store, runs: list[str], split: str = "test", patience: float | None = None) -> dict[str, Any]:
+    """How runs bear corrupted images, the teacher first: `done`, and when that is all, `report`."""
+    asked, splits = _side_by_side(store, runs)
+    question = f"robustness {store.root.resolve()} {[run.id for run in asked]} {splits.fingerprint} {split}"
+    found, done = steps.advance(question, lambda: bearing.assess(asked, splits, split, store), patience)
+    return {"done": done, "report": found and found.as_dict()}
+
+
+def frontier(
+    store: Store,
+    runs: list[str],
+    split: str = "val",
+    limits: dict[str, float | None] | None = None,
+    patience: float | None = None,
+) -> dict[str, Any]:
+    """Size, speed and accuracy of runs, the teacher first: `done`, and when that is all, `report`."""
+    asked, splits = _side_by_side(store, runs)
+    within = fronts.Limits(**limits or {})
+    question = f"frontier {store.root.resolve()} {[run.id for run in asked]} {splits.fingerprint} {split} {within}"
+    found, done = steps.advance(question, lambda: fronts.frontier(asked, splits, split, store, within), patience)
+    return {"done": done, "report": found and found.as_dict()}
+
+
+def report(
+    store: Store,
+    runs: list[str],
+    split: str = "test",
+    limits: dict[str, float | None] | None = None,
+    patience: float | None = None,
+    to: str | None = None,
+) -> dict[str, Any]:
+    """Everything about runs in one HTML file and its JSON, the teacher first: `done`, and when that is all, `report`
+    and `files`; they lie in the cache, or where `to` says."""
+    asked, splits = _side_by_side(store, runs)
+    within = fronts.Limits(**limits or {})
+    digest_of = hashlib.sha256(" ".join([*(run.id for run in asked), split, str(within)]).encode()).hexdigest()[:12]
+    kept = comparing.folder(store) / f"{asked[0].id}-{asked[1].id}-{digest_of}.html"
+    file = reporting.target(Path(to)) if to else kept
+    question = f"report {store.root.resolve()} {[run.id for run in asked]} {splits.fingerprint} {split} {within}"
+    found, done = steps.advance(question, lambda: reporting.gather(asked, splits, split, store, within), patience)
+    files = reporting.save(found, splits, file) if found else []
+    return {"done": done, "report": found, "files": [str(one) for one in files]}
+
+
+def look(
+    store: Store, runs: list[str], own: dict[str, Any], target: str | None = None, occluding: bool = False
+) -> dict[str, Any]:
+    """What runs say to one's own image, and where each looks.
+
+    Args:
+        own: an image of the data's size, as `preview.encoded` gives it.
+        target: the class to explain; each run's own answer without.
+        occluding: occlusion maps for all, not only for those that Grad-CAM cannot explain.
+
+    Returns:
+        `answers`, one a run: `top`, the five likeliest classes with their probabilities; `target`; `method`, in words;
+        `heat`: base64 of uint8 [H, W], 255 where most speaks for the class, and whether `anything` does.
+    """
+    from smallalign_core import foreign, saliency
+
+    asked, splits = _side_by_side(store, runs)
+    image = preview.decoded(own, splits.shape)
+    if target is not None and target not in splits.classes:
+        raise BadInput("no class is called that", given=target, do=f"choose one of {', '.join(splits.classes[:12])}")
+    answers = []
+    for run in asked:
+        wanted = None if target is None else splits.classes.index(target)
+        found = saliency.explain(foreign.classifier(run, splits.classes), image, target=wanted, occluding=occluding)
+        best = sorted(range(len(splits.classes)), key=lambda place: -found.probabilities[place])[:5]
+        answers.append(
+            {
+                "top": [(splits.classes[place], float(found.probabilities[place])) for place in best],
+                "target": splits.classes[found.target],
+                "method": saliency.METHODS[found.method],
+                "heat": base64.b64encode((255 * found.heat).round().astype("uint8").tobytes()).decode(),
+                "anything": bool(found.heat.max() > 0),
+            }
+        )
+    return {"answers": answers}
+
+
+def _side_by_side(store: Store, names: list[str]) -> tuple[list[Run], Splits]:
+    """Finished runs, the teacher first, and the first student's images."""
+    runs = [store.finished(name) for name in names]
+    if len(runs) < 2:
+        raise BadInput("a comparison needs at least two runs", given=", ".join(names), do="name another one")
+    return runs, data.load(runs[1].data, store.data_cache)

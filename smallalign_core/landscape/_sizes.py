@@ -1,0 +1,174 @@
+"""Is it more rugged as the student shrinks? One number a measure and run, over the number of parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from scipy import stats
+
+from smallalign_core.errors import BadInput
+from smallalign_core.spec import Borrowed, RunSpec, parse
+
+Verdict = Literal["supports", "opposite", "no difference", "too few runs"]
+LEAST_SIZES, LEAST_RUNS = 3, 6
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one number of a report says about ruggedness.
+
+    Attributes:
+        name: what it is, in words.
+        measure: the measure that it is read from; `read` takes it out of that.
+        rugged: whether more of it is more rugged (1) or less of it (-1).
+    """
+
+    name: str
+    measure: str
+    read: Callable[[Mapping[str, Any]], float | None]
+    rugged: int
+
+
+READINGS = (
+    Reading(
+        "cosine of gradients before and after a 5 % step, mean",
+        "predictiveness",
+        lambda m: m["strides"][-1]["cosine"],
+        -1,
+    ),
+    Reading("the same, 5th percentile", "predictiveness", lambda m: m["strides"][-1]["cosine_low"], -1),
+    Reading("change of the loss by that step", "predictiveness", lambda m: m["strides"][-1]["change"], 1),
+    Reading("largest eigenvalue x squared length of the weights", "curvature", lambda m: m["scaled"], 1),
+    Reading("trace of the Hessian", "curvature", lambda m: m["trace"], 1),
+    Reading("rise of the loss at 0.2 along filter-normalised directions", "line", lambda m: m["rise"], 1),
+    Reading("local maxima on a random line", "line", lambda m: m["maxima"], 1),
+)
+
+
+@dataclass(frozen=True)
+class Trend:
+    """How one reading changes with the size of the network.
+
+    Attributes:
+        sizes: parameters, with `means` and `spreads` (standard deviation over runs) of the reading there; None where a
+            reading is not finite, or there is one run.
+        slope: its change when the parameters double, by least squares over all runs, with its 95 % t interval.
+        p: against no slope, Holm-corrected over the readings.
+        verdict: on "smaller is more rugged".
+    """
+
+    name: str
+    rugged: int
+    sizes: tuple[int, ...]
+    means: tuple[float | None, ...]
+    spreads: tuple[float | None, ...]
+    runs: int
+    slope: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    verdict: Verdict
+
+
+def trends(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The readings that all `runs` of a report have, over their `params`, with verdicts."""
+    found = [_trend(reading, runs) for reading in READINGS if all(reading.measure in run["measures"] for run in runs)]
+    tested = sorted((trend for trend in found if trend.p is not None), key=lambda trend: trend.p or 0)
+    corrected: dict[str, float] = {}
+    highest = 0.0
+    for place, trend in enumerate(tested):
+        highest = max(highest, min(1.0, (len(tested) - place) * (trend.p or 0)))
+        corrected[trend.name] = highest
+    return [asdict(_judged(trend, corrected.get(trend.name))) for trend in found]
+
+
+def _trend(reading: Reading, runs: Sequence[Mapping[str, Any]]) -> Trend:
+    sizes = np.array([run["params"] for run in runs])
+    read = [reading.read(run["measures"][reading.measure]) for run in runs]
+    values = np.array([np.nan if value is None else value for value in read])
+    kinds = sorted(set(sizes.tolist()))
+    groups = [values[sizes == size] for size in kinds]
+    spreads = tuple(
+        float(group.std(ddof=1)) if len(group) > 1 and np.isfinite(group).all() else None for group in groups
+    )
+    slope = low = high = p = None
+    enough = len(kinds) >= LEAST_SIZES and len(runs) >= LEAST_RUNS and bool(np.isfinite(values).all())
+    if enough and not np.ptp(values):
+        slope, low, high, p = 0.0, 0.0, 0.0, 1.0
+    elif enough:
+        fitted = stats.linregress(np.log2(sizes), values)
+        far = stats.t.ppf(0.975, len(runs) - 2) * fitted.stderr
+        slope, low, high, p = (float(x) for x in (fitted.slope, fitted.slope - far, fitted.slope + far, fitted.pvalue))
+    means = tuple(float(group.mean()) if np.isfinite(group).all() else None for group in groups)
+    return Trend(
+        reading.name, reading.rugged, tuple(kinds), means, spreads, len(runs), slope, low, high, p, "too few runs"
+    )
+
+
+def _judged(trend: Trend, p: float | None) -> Trend:
+    verdict: Verdict = "too few runs"
+    if trend.slope is not None:
+        rises = trend.slope * trend.rugged > 0  # with the size: then bigger is more rugged
+        verdict = "no difference" if not (p is not None and p < 0.05) else "opposite" if rises else "supports"
+    return Trend(**{**asdict(trend), "p": p, "verdict": verdict})
+
+
+def words(trends: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]], norms: str) -> list[str]:
+    """The panel in sentences: what each measure says, that they disagree, and what confounds them."""
+    if not trends:
+        return []
+    told = []
+    for trend in trends:
+        steps = ", ".join(
+            f"{size:,}: {'not finite' if mean is None else f'{mean:.3g}'}"
+            + ("" if spread is None else f" ± {spread:.2g}")
+            for size, mean, spread in zip(trend["sizes"], trend["means"], trend["spreads"], strict=True)
+        )
+        by = (
+            ""
+            if trend["slope"] is None
+            else f"; each doubling changes it by {trend['slope']:+.3g} [{trend['low']:+.3g}, {trend['high']:+.3g}]"
+        )
+        told.append(f"{trend['name']} [batch norm: {norms}]: {steps}{by}: {trend['verdict']}")
+    verdicts = [trend["verdict"] for trend in trends]
+    counted = {one: verdicts.count(one) for one in dict.fromkeys(verdicts)}
+    told.append(
+        '"Smaller is more rugged": '
+        + ", ".join(f"{count} of {len(verdicts)} measures {_says(one)}" for one, count in counted.items())
+    )
+    by_size = {size: [run["loss"] for run in runs if run["params"] == size] for size in trends[0]["sizes"]}
+    ends = ", ".join(f"{size:,}: {np.mean(losses):.3g}" for size, losses in by_size.items())
+    told.append(f"The runs end at different losses ({ends}), which alone changes every one of these measures")
+    return told
+
+
+def _says(verdict: str) -> str:
+    return {"supports": "support it", "opposite": "say the opposite", "no difference": "show no difference"}.get(
+        verdict, "have too few runs"
+    )
+
+
+def ladder(spec: RunSpec, widths: Sequence[int], seeds: int) -> list[RunSpec]:
+    """The same run at several widths, `seeds` of each from the spec's own seed upwards: ordinary specs.
+
+    Raises:
+        BadInput: not a number of widths or seeds, or the network has no width.
+        BadSpec: no such width.
+    """
+    if isinstance(spec.network, Borrowed):
+        raise BadInput("this network has one size", given=spec.network.name, do="choose mlp, cnn, separable or resnet")
+    if not 2 <= len(set(widths)) <= 12 or not 1 <= seeds <= 20:
+        raise BadInput(
+            "compare 2 to 12 different widths, 1 to 20 seeds each",
+            given=f"{list(widths)}, {seeds} seeds",
+            do="3 and 3 are least",
+        )
+    plain = spec.model_dump()
+    return [
+        parse({**plain, "network": {**plain["network"], "width": width}, "seed": spec.seed + more})
+        for width in sorted(set(widths))
+        for more in range(seeds)
+    ]

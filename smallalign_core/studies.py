@@ -1,0 +1,320 @@
+"""Studies: questions that take many runs, which follow from one another as they are finished.
+
+    <root>/studies/<id>/    study.json      what is asked; written once, and the id is its digest
+                            active          a marker: workers take its runs by themselves
+                            trouble         why a worker could not go on with it
+                            (and what its kind keeps there)
+
+A study never says how far it is: that is read from the runs. Whatever is killed, the same question asked again goes on.
+Each kind of study answers which runs it wants now, given those that are finished; this module sees to it that somebody
+trains them. It imports no torch before something is trained.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from smallalign_core import optimstudy
+from smallalign_core.errors import BadModel, Refused, SmallAlignError, UnknownRun, WorkFailed
+from smallalign_core.execution import TOGETHER, Observer, execute_together
+from smallalign_core.files import read_json, write, write_json
+from smallalign_core.spec import RunSpec, digest
+from smallalign_core.store import SCHEMA, Run, State, Store
+
+log = logging.getLogger("smallalign")
+
+KINDS: dict[str, ModuleType] = {"optimizers": optimstudy}
+"""What a kind of study must answer, as functions of its module; `spec` is resolved, `folder` is the study's own:
+
+    parse_study(written) -> spec            a frozen pydantic model, or BadSpec
+    study_id(spec) -> str                   its digest: 16 hexadecimal characters
+    title_of(spec) -> str                   what is studied, in a few words
+    probes(spec) -> [RunSpec]               one run of each sort: what refuses one of them refuses the study
+    resolved(spec, run) -> spec             with what was filled in of the first probe, so that ids do not change
+    wanted(spec, store, folder) -> [RunSpec]    all runs that it wants as far as it can know now, in order: a pure
+                                            function of what is finished; more may follow when these are
+    prepare(spec, store, folder, device, stop)  measure what `wanted` needs besides runs, if that is missing
+    report(spec, store, folder, active=, trouble=)  what is known now, with as_dict() and words()
+"""
+ATTEMPTS = 5
+"""A worker takes a run by itself at most so often: one that kills its worker must not do so forever."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A view of a study's folder; never a copy."""
+
+    folder: Path
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    @cached_property
+    def _written(self) -> dict[str, Any]:
+        written = read_json(self.folder / "study.json")
+        if not isinstance(written, dict) or written.get("kind") not in KINDS:
+            raise BadModel("the study's study.json is damaged", given=self.id, do="delete the study and ask again")
+        return written
+
+    @property
+    def kind(self) -> str:
+        """One of `KINDS`.
+
+        Raises:
+            BadModel: its file is damaged.
+        """
+        return str(self._written["kind"])
+
+    @property
+    def module(self) -> ModuleType:
+        """Who knows what it wants."""
+        return KINDS[self.kind]
+
+    @cached_property
+    def spec(self) -> Any:
+        """What it asks, resolved."""
+        return self.module.parse_study(self._written["spec"])
+
+    @property
+    def title(self) -> str:
+        return str(self.module.title_of(self.spec))
+
+    @property
+    def active(self) -> bool:
+        """Whether workers take its runs by themselves."""
+        return (self.folder / "active").exists()
+
+    @property
+    def trouble(self) -> str | None:
+        """Why a worker could not go on with it."""
+        with contextlib.suppress(OSError):
+            return (self.folder / "trouble").read_text()
+        return None
+
+    @property
+    def created(self) -> float:
+        """Unix time at which it was first asked."""
+        with contextlib.suppress(OSError):
+            return (self.folder / "study.json").stat().st_mtime
+        return 0.0
+
+    def report(self, store: Store) -> Any:
+        """What is known now; trains and queues nothing."""
+        return self.module.report(self.spec, store, self.folder, active=self.active, trouble=self.trouble)
+
+    def wanted(self, store: Store) -> list[RunSpec]:
+        """All runs that it wants as far as it can know now, finished ones too."""
+        found: list[RunSpec] = self.module.wanted(self.spec, store, self.folder)
+        return found
+
+    def missing(self, store: Store) -> list[RunSpec]:
+        """Those of them that are to be trained: neither finished nor known to diverge."""
+        return [spec for spec in self.wanted(store) if not settled(store.find(spec))]
+
+
+def settled(run: Run | None) -> bool:
+    """Whether training it would tell nothing new: it is finished, or its loss became infinite, as it always would."""
+    if run is None:
+        return False
+    state = run.state
+    return state is State.FINISHED or (state is State.FAILED and bool(run.said.get("diverged")))
+
+
+# --- asking -----------------------------------------------------------------------------------------------------------
+
+
+def create(store: Store, kind: str, spec: Any) -> Study:
+    """The study of a resolved spec; an equal one is the same study."""
+    study = Study(store.root / "studies" / KINDS[kind].study_id(spec))
+    if not (study.folder / "study.json").exists():
+        study.folder.mkdir(parents=True, exist_ok=True)
+        written = {"schema": SCHEMA, "kind": kind, "spec": spec.model_dump(mode="json")}
+        write_json(study.folder / "study.json", written)
+    return study
+
+
+def start(store: Store, study: Study) -> None:
+    """Let workers take its runs by themselves. Those that were stopped, or failed, go on from their checkpoints."""
+    (study.folder / "trouble").unlink(missing_ok=True)
+    write(study.folder / "active", "")
+    for spec in study.missing(store):
+        run = store.find(spec)
+        if run is not None and run.state.resumable:
+            store.enqueue(run)
+
+
+def pause(store: Store, study: Study) -> None:
+    """Stop its runs for now; each keeps a checkpoint."""
+    (study.folder / "active").unlink(missing_ok=True)
+    for spec in study.missing(store):
+        run = store.find(spec)
+        if run is not None and run.state.active:
+            with contextlib.suppress(Refused):  # finished at this moment
+                run.ask("pause")
+
+
+def listing(store: Store, kind: str | None = None) -> list[Study]:
+    """All studies, newest first; damaged ones too, unless a kind is asked for."""
+    folder = store.root / "studies"
+    children = [child for child in folder.iterdir() if child.name[0] != "."] if folder.is_dir() else []
+    found = [Study(child) for child in children if (child / "study.json").is_file()]
+    if kind is not None:
+        found = [study for study in found if _kind_of(study) == kind]
+    return sorted(found, key=lambda study: study.created, reverse=True)
+
+
+def any_active(store: Store) -> bool:
+    """Whether workers have a study to go on with."""
+    return next((store.root / "studies").glob("*/active"), None) is not None
+
+
+def _kind_of(study: Study) -> str | None:
+    with contextlib.suppress(SmallAlignError):
+        return study.kind
+    return None
+
+
+def find(store: Store, reference: str) -> Study:
+    """The study whose id begins so.
+
+    Raises:
+        UnknownRun: none does, or more than one.
+    """
+    found = [study for study in listing(store) if reference and study.id.startswith(reference)]
+    if len(found) != 1:
+        wrong = f"{len(found)} studies begin so" if found else "no study goes by that name"
+        raise UnknownRun(wrong, given=reference, do="give an id of a study of this store")
+    return found[0]
+
+
+def delete(store: Store, study: Study, *, runs: bool = False) -> list[str]:
+    """Delete a study; with `runs`, also those that no other study wants and nobody trains or learns from.
+
+    Returns:
+        The ids of the runs that were deleted.
+
+    Raises:
+        Refused: it is active.
+    """
+    if study.active:
+        raise Refused("the study is active", given=study.id, do="pause it first")
+    gone: list[str] = []
+    if runs:
+        others: set[str] = set()
+        for other in listing(store):
+            with contextlib.suppress(SmallAlignError):
+                others |= {digest(spec) for spec in other.wanted(store)} if other.id != study.id else set()
+        for spec in study.wanted(store):
+            if digest(spec) not in others and store.find(spec) is not None:
+                with contextlib.suppress(Refused):
+                    gone.append(store.delete(digest(spec)).name)
+    aside = study.folder.with_name(f".deleted-{study.id}-{os.getpid()}")
+    study.folder.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+    return gone
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def together(specs: Sequence[RunSpec]) -> list[RunSpec]:
+    """Those of `specs` to train next: the first, and all that keep step with it, in groups as equal as can be."""
+    chosen: list[RunSpec] = []
+    for spec in specs:
+        if all(spec.keeps_step_with(other) for other in chosen):
+            chosen.append(spec)
+    groups = -(-len(chosen) // TOGETHER) or 1
+    return chosen[: -(-len(chosen) // groups)]
+
+
+def drive(
+    study: Study,
+    store: Store,
+    *,
+    device: str = "auto",
+    stop: threading.Event | None = None,
+    observe: Callable[[Sequence[Run], Study], Observer] = lambda _, __: lambda ___: None,
+) -> list[SmallAlignError]:
+    """Train all that it wants, here and now, until there is nothing more or `stop` is set.
+
+    Args:
+        observe: is told which runs are trained next, and returns who watches them.
+
+    Returns:
+        Why runs failed, each once; diverged ones among them.
+
+    Raises:
+        SmallAlignError: what it needs besides runs could not be measured.
+    """
+    stop, failed = stop or threading.Event(), []
+    import torch._dynamo  # noqa: F401  # the first optimizer would, and its second would be the first run's
+
+    tried: set[str] = set()
+    study.module.prepare(study.spec, store, study.folder, device, stop)
+    while not stop.is_set():
+        some = together([spec for spec in study.missing(store) if digest(spec) not in tried])
+        if not some:
+            break
+        runs = [store.create(spec) for spec in some]
+        ended = execute_together(runs, store, device=device, observe=observe(runs, study), stop=stop)
+        failed += [how for how in ended if isinstance(how, SmallAlignError)]
+        tried |= {run.id for run in runs} if not stop.is_set() else set()
+    return failed
+
+
+def feed(store: Store, device: str, stop: threading.Event) -> bool:
+    """Queue the next runs of the oldest active study that has any; whether there were some.
+
+    A study that has nothing more to train is let go: it is finished, or waits for a person.
+    """
+    for study in reversed(listing(store)):
+        if not study.active:
+            continue
+        try:
+            study.module.prepare(study.spec, store, study.folder, device, stop)
+            missing = study.missing(store)
+            some = together([spec for spec in missing if _by_itself(store.find(spec))])
+            for spec in some:
+                store.submit(spec)
+            if some:
+                return True
+            if not any(run is not None and run.state.active for run in map(store.find, missing)):
+                (study.folder / "active").unlink(missing_ok=True)
+        except Exception as error:  # whatever is wrong with one study, the worker serves the others
+            if stop.is_set():
+                return False
+            log.exception("study %s cannot go on", study.id)
+            told = error if isinstance(error, SmallAlignError) else WorkFailed("it went wrong", given=repr(error))
+            with contextlib.suppress(Refused):  # the disk may be full
+                write(study.folder / "trouble", str(told))
+            (study.folder / "active").unlink(missing_ok=True)
+    return False
+
+
+def _by_itself(run: Run | None) -> bool:
+    """Whether a worker may take it without being asked: nobody stopped it, and it did not fail."""
+    if run is None:
+        return True
+    return run.state is State.INTERRUPTED and int(run.said.get("attempt", 0)) < ATTEMPTS
+
+
+def summary(study: Study, store: Store) -> dict[str, Any]:
+    """One line of a list of studies; a damaged one is named and hides no other."""
+    line: dict[str, Any] = {"id": study.id, "created": study.created, "active": study.active}
+    try:
+        wanted = study.wanted(store)
+        done = sum(settled(store.find(spec)) for spec in wanted)
+        return line | {"kind": study.kind, "title": study.title, "done": done, "known": len(wanted)}
+    except SmallAlignError as error:
+        return line | {"kind": "damaged", "title": str(error), "done": 0, "known": 0}

@@ -1,0 +1,73 @@
+"""The verb that judges: several runs side by side on the same held-out images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.progress import Progress
+
+from smallalign_core import judging
+from smallalign_core.machine import set_threads
+from smallalign_core.store import Store
+from smallalign_core.verbs import MODELS, JsonOption, StoreOption, answer, progress_console
+
+PATIENCE = 1.0
+"""Seconds between two looks at how far the work is."""
+
+
+def compare(
+    teacher: Annotated[str, typer.Argument(metavar="TEACHER")],
+    students: Annotated[list[str], typer.Argument(metavar="STUDENT...")],
+    split: Annotated[Literal["test", "val"], typer.Option("--split", help="Held-out images to use.")] = "test",
+    robustness: Annotated[
+        bool, typer.Option("--robustness", help="Also under 12 corruptions at 5 severities.")
+    ] = False,
+    table: Annotated[
+        bool, typer.Option("--table", help="Also size, MACs, latency here, and who dominates whom.")
+    ] = False,
+    kb: Annotated[float | None, typer.Option("--max-kb", help="Largest ONNX file, in kB; with --table.")] = None,
+    ms: Annotated[float | None, typer.Option("--max-ms", help="Longest p50 of one image; with --table.")] = None,
+    accuracy: Annotated[float | None, typer.Option("--min-accuracy", help="0 to 1; with --table.")] = None,
+    report: Annotated[Path | None, typer.Option("--report", help="Write all of it as one HTML file, and JSON.")] = None,
+    store: StoreOption = MODELS,
+    json: JsonOption = False,
+) -> None:
+    """Agreement, who is right where, calibration, and McNemar's test, for two or more runs on the same images."""
+    from smallalign_core import compare as comparing, frontier as fronts, report as reporting, robustness as bearing
+
+    set_threads()
+    place, runs = Store(store), [teacher, *students]
+    limits = {"kb": kb, "ms": ms, "accuracy": accuracy}
+    fronts.Limits(**limits).check()
+    if report is not None:
+        reporting.target(report)  # before the work, not after it
+    found = judging.compare(place, teacher, students, split)
+    pairs = [found, *found["others"]]
+    lines = [comparing.verdict(pair, teacher, student) for pair, student in zip(pairs, students, strict=True)]
+    if robustness:
+        held = _waited("Corrupting images", lambda: judging.robustness(place, runs, split, PATIENCE))
+        found["robustness"] = held["report"]
+        lines.append(bearing.words(held["report"], runs))
+    if table or any(value is not None for value in limits.values()):
+        held = _waited("Measuring latency", lambda: judging.frontier(place, runs, split, limits, PATIENCE))
+        found["frontier"] = held["report"]
+        lines.append(fronts.table(held["report"]) + "\n" + fronts.words(held["report"]))
+    if report is not None:
+        held = _waited(
+            "Making the report", lambda: judging.report(place, runs, split, limits, PATIENCE, to=str(report))
+        )
+        found["report"] = held["files"]
+        lines.append(f"report: {', '.join(held['files'])}")
+    answer(found, json, "\n\n".join(lines))
+
+
+def _waited(what: str, ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The whole answer to a question that is answered in steps, with a progress bar on stderr."""
+    with Progress(console=progress_console, transient=True) as bar:
+        task = bar.add_task(what, total=1.0)
+        while (held := ask())["done"] < 1:
+            bar.update(task, completed=held["done"])
+    return held

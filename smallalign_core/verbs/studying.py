@@ -1,0 +1,73 @@
+"""The verbs that ask a question of many runs: `optimizers`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from smallalign_core import desk, optimstudy, studies, worker
+from smallalign_core.store import Run, Store
+from smallalign_core.verbs import MODELS, DeviceOption, JsonOption, SetOption, StoreOption, answer, progress_console
+
+StudyFile = Annotated[Path, typer.Argument(help="A YAML or JSON file: a student, and `optimizers`.")]
+
+
+def optimizers(
+    study: StudyFile,
+    seeds: Annotated[int | None, typer.Option("--seeds", help="Instead of the file's.")] = None,
+    queue: Annotated[bool, typer.Option("--queue", help="Leave the training to workers, say what is known.")] = False,
+    set: SetOption = None,
+    store: StoreOption = MODELS,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Compare optimizers fairly: tuned alike, raced on the same seeds. Exit code 1 if it is not complete."""
+    overrides = [*(set or []), *([] if seeds is None else [f"seeds={seeds}"])]
+    asked, place = optimstudy.read_study(study, overrides), Store(store)
+    progress_console.print("loading torch and data …", style="dim")
+    found = studies.create(place, "optimizers", desk.resolve_study(place, "optimizers", asked, device))
+    if queue:
+        studies.start(place, found)
+    else:
+        _train(found, place, device)
+    report = found.report(place)
+    answer(report.as_dict() | {"words": report.words()}, json, report.words())
+    if not queue and not report.complete:
+        raise typer.Exit(1)
+
+
+def _train(study: studies.Study, place: Store, device: str) -> None:
+    """Train what is missing, with a bar for all of it and one for those that are trained now."""
+    worker.keep_freed_memory()
+    stop = worker.stop_on_signals()
+    with _watched(place) as observe:
+        for error in studies.drive(study, place, device=device, stop=stop, observe=observe):
+            progress_console.print(str(error), highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _watched(place: Store) -> Iterator[Any]:
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn()
+    with Progress(*columns, console=progress_console) as bar:
+        whole = bar.add_task("study", total=None, note="looking for learning rates")
+        now = bar.add_task("now", total=None, note="")
+
+        def observe(runs: Sequence[Run], study: studies.Study) -> worker.Observer:
+            report = study.report(place)
+            every = report.done + report.missing + report.running + len(report.failed)
+            bar.update(whole, total=every, completed=report.done, note=f"{report.done} of about {every} runs")
+            spec = runs[0].spec
+            bar.update(now, total=None, completed=0, note=f"{len(runs)} runs, {spec.epochs} epochs, seed {spec.seed}")
+
+            def show(event: dict[str, Any]) -> None:
+                if event["kind"] == "progress":
+                    bar.update(now, total=event["steps"], completed=event["step"])
+
+            return show
+
+        yield observe

@@ -1,0 +1,178 @@
+"""Size, latency and accuracy: who dominates whom by brute force, limits, and latencies that are really measured."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import command
+
+from smallalign_core import compare, data, export, frontier, judging, networks, steps
+from smallalign_core.errors import BadInput
+from smallalign_core.frontier import Candidate, Limits
+from smallalign_core.store import Run, Store
+
+
+def candidate(id: str, bytes: int, ms: float, accuracy: float) -> Candidate:
+    return Candidate(id, id, 10, 10, bytes, ms, ms, True, accuracy, 0.0, 1.0, 0.1, 0.1)
+
+
+def test_who_is_dominated_by_brute_force() -> None:
+    draw = np.random.default_rng(0)
+    figures = draw.integers(1, 5, size=(40, 3)).tolist()
+    runs = [candidate(str(n), size, float(ms), share / 10) for n, (size, ms, share) in enumerate(figures)]
+    costs = [(one.bytes, one.p50_ms, -one.accuracy) for one in runs]
+
+    found = frontier.judged(runs, Limits())
+
+    for one, cost in zip(found, costs, strict=True):
+        better = [other for other in costs if all(a <= b for a, b in zip(other, cost, strict=True)) and other != cost]
+        assert (one.dominated_by is not None) == bool(better)
+    assert 1 < sum(one.dominated_by is None for one in found) < 40
+    for one, other in itertools.permutations(found, 2):
+        if one.dominated_by == other.id:
+            assert (other.bytes, other.p50_ms) <= (one.bytes, one.p50_ms) or other.p50_ms <= one.p50_ms
+            assert other.accuracy >= one.accuracy
+
+
+def test_equal_runs_do_not_dominate_each_other() -> None:
+    twins = frontier.judged([candidate("a", 1, 1.0, 0.5), candidate("b", 1, 1.0, 0.5)], Limits())
+
+    assert [one.dominated_by for one in twins] == [None, None]
+
+
+def test_limits_in_words() -> None:
+    runs = [
+        candidate("big", 900_000, 3.0, 0.99),
+        candidate("small", 50_000, 0.2, 0.95),
+        candidate("bad", 60_000, 0.3, 0.9),
+    ]
+    found = frontier.judged(runs, Limits(kb=100, ms=1.0, accuracy=0.94))
+    told = frontier.words(
+        {
+            "limits": {"kb": 100, "ms": 1.0, "accuracy": 0.94},
+            "split": "val",
+            "candidates": [one.__dict__ for one in found],
+        }
+    )
+
+    assert [one.fails for one in found] == [("kb", "ms"), (), ("accuracy",)]
+    assert told.startswith("small passes all limits (at most 100 kB, at most 1 ms (p50), at least 94.00% accuracy).")
+    assert "bad is dominated: small is no larger" in told
+    assert "choose on validation" not in told
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"kb": 0.0}, {"ms": -1.0}, {"accuracy": 1.5}, {"kb": float("inf")}, {"ms": float("nan")}]
+)
+def test_limits_that_nothing_could_pass_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(BadInput, match="limit"):
+        Limits(**wrong).check()
+
+
+@pytest.fixture(scope="module")
+def measured(taught: tuple[Store, Run, Run]) -> dict:
+    store, teacher, student = taught
+    shares = []
+    with pytest.MonkeyPatch.context() as short:
+        for name, seconds in (("WINDOW", 0.02), ("WARM", (0.06, 0.2)), ("MEASURED", 0.2)):
+            short.setattr(frontier, name, seconds)
+        while (answer := judging.frontier(store, [teacher.id, student.id], "val", patience=0.0))["done"] < 1:
+            shares.append(answer["done"])
+    assert len(shares) > 4, "a page is never kept waiting for all of it"
+    assert shares == sorted(shares)
+    return answer["report"]
+
+
+@pytest.mark.slow
+def test_figures_are_those_of_the_run_and_of_its_file(measured: dict, taught: tuple[Store, Run, Run]) -> None:
+    store, teacher, student = taught
+    for run, one in zip((teacher, student), measured["candidates"], strict=True):
+        result = run.result or {}
+        assert one["bytes"] == len(export.to_onnx(networks.from_file(run.weights)))
+        assert (one["params"], one["macs"]) == (result["params"], result["macs"])
+        assert one["accuracy"] == pytest.approx(result["val"]["accuracy"])
+        assert one["ece"] == pytest.approx(result["val"]["ece"])
+        assert 0 < one["p50_ms"] <= one["p95_ms"] < 1000
+        kept = frontier.kept(run, store)
+        assert kept is not None
+        assert kept.threads == measured["threads"] == 1
+        assert kept.samples >= 18
+        assert kept.processor
+    assert measured["candidates"][0]["bytes"] > measured["candidates"][1]["bytes"]
+
+
+def test_latency_is_kept_for_run_and_machine(
+    measured: dict, taught: tuple[Store, Run, Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, teacher, student = taught
+    asked = judging.frontier(store, [teacher.id, student.id], "val", limits={"kb": 5.0, "ms": None, "accuracy": None})
+    assert [one["p50_ms"] for one in asked["report"]["candidates"]] == [one["p50_ms"] for one in measured["candidates"]]
+    assert asked["report"]["candidates"][0]["fails"] == ("kb",)
+
+    monkeypatch.setattr(frontier, "processor", lambda: "another machine")
+    assert frontier.kept(teacher, store) is None
+
+
+def test_a_slower_answer_is_measured_as_slower(taught: tuple[Store, Run, Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    store, _, student = taught
+    splits = data.load(student.data, store.data_cache)
+    monkeypatch.setattr(frontier, "FORMAT", 99)
+    monkeypatch.setattr(frontier, "_answering", lambda *_: (7, lambda: time.sleep(0.004)))
+    found = steps.finish(frontier._measured(student, splits, store))
+
+    assert found.bytes == 7
+    assert 4 <= found.p50_ms < 40
+    assert found.samples <= 0.9 / 0.004
+
+
+@pytest.mark.slow
+def test_a_deleted_run_leaves_nothing_behind(store: Store, train) -> None:
+    run, other = train(), train(seed=1)
+    steps.finish(frontier.frontier([run, other], data.load(run.data, store.data_cache), "val", store))
+    assert list(compare.folder(store).glob(f"*{run.id}*"))
+
+    store.delete(run.id)
+
+    assert not list(compare.folder(store).glob(f"*{run.id}*"))
+
+
+@pytest.mark.slow
+def test_the_command_line_prints_the_table(taught: tuple[Store, Run, Run], tmp_path: Path) -> None:
+    store, teacher, student = taught
+    asked = [
+        "compare",
+        teacher.id,
+        student.id,
+        "--split",
+        "val",
+        "--max-kb",
+        "1",
+        "--robustness",
+        "--report",
+        tmp_path / "r.html",
+    ]
+    done = command(*asked, "--json", store=store)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+
+    assert found["frontier"]["candidates"][0]["fails"] == ["kb"]
+    assert len(found["robustness"]["runs"][1]["levels"]) == 60
+    assert [Path(name).name for name in found["report"]] == ["r.html", "r.json"]
+    assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
+    text = command("compare", teacher.id, student.id, "--split", "val", "--table", store=store).stdout
+    assert "p50 ms" in text
+    assert "1 thread" in text
+    for wrong in (
+        ["--max-kb", "0"],
+        ["--min-accuracy", "95"],
+        ["--report", tmp_path / "x.txt"],
+        ["--report", "/nowhere/x.html"],
+    ):
+        refused = command("compare", teacher.id, student.id, *wrong, store=store)
+        assert refused.returncode == 2, wrong
+        assert len(refused.stderr.strip().splitlines()) == 1, refused.stderr

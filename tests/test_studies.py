@@ -1,0 +1,357 @@
+"""Studies: asked once, trained by whoever is there, gone on with after anything, nothing trained twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from conftest import ROOT, command, tiny
+from pydantic import BaseModel
+
+from smallalign_core import desk, optimstudy, studies, worker
+from smallalign_core.errors import BadData, Refused, UnknownRun
+from smallalign_core.recording import Recording
+from smallalign_core.spec import RunSpec, digest, parse
+from smallalign_core.store import Run, State, Store
+from smallalign_core.studies import Study
+
+
+class Asked(BaseModel):
+    """A study that wants a first run, and then one whose epochs depend on how that went."""
+
+    student: dict[str, Any]
+    lengths: list[int] = [1]
+
+
+class Toy(ModuleType):
+    def __init__(self) -> None:
+        super().__init__("toy")
+        self.prepared = 0
+        self.broken: Exception | None = None
+
+    def parse_study(self, written: dict[str, Any]) -> Asked:
+        return Asked(**written)
+
+    def study_id(self, spec: Asked) -> str:
+        return hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:16]
+
+    def title_of(self, _: Asked) -> str:
+        return "a toy"
+
+    def prepare(self, *_: object) -> None:
+        self.prepared += 1
+        if self.broken:
+            raise self.broken
+
+    def wanted(self, spec: Asked, store: Store, _: Path) -> list[RunSpec]:
+        found = [parse(spec.student | {"epochs": length}) for length in spec.lengths]
+        first = store.find(found[0])
+        if first is not None and first.finished:
+            found.append(found[0].model_copy(update={"seed": 7}))
+        return found
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> Toy:
+    kind = Toy()
+    monkeypatch.setitem(studies.KINDS, "toy", kind)
+    return kind
+
+
+@pytest.fixture
+def resolved(store: Store) -> RunSpec:
+    fields = {"data": {"source": "digits", "images": 100}, "network": {"kind": "mlp", "width": 8}, "batch": 50}
+    return desk.resolve(store, tiny(**fields, epochs=1))
+
+
+def ask(store: Store, spec: RunSpec, *lengths: int) -> Study:
+    return studies.create(store, "toy", Asked(student=spec.model_dump(mode="json"), lengths=list(lengths) or [1]))
+
+
+def serve(store: Store) -> int:
+    return worker.serve(store, device="cpu", once=True)
+
+
+# --- what it is -------------------------------------------------------------------------------------------------------
+
+
+def test_an_equal_question_is_the_same_study(store: Store, toy: Toy, resolved: RunSpec) -> None:
+    first = ask(store, resolved)
+    written = (first.folder / "study.json").read_bytes()
+
+    again = ask(store, resolved)
+
+    assert again.id == first.id
+    assert ask(store, resolved, 1, 2).id != first.id
+    assert (first.folder / "study.json").read_bytes() == written
+    assert Study(first.folder).spec == first.spec
+    assert [study.id for study in studies.listing(store, "toy")].count(first.id) == 1
+
+
+def test_it_is_found_by_the_beginning_of_its_id(store: Store, toy: Toy, resolved: RunSpec) -> None:
+    study = ask(store, resolved)
+
+    assert studies.find(store, study.id[:6]).id == study.id
+    for reference in ("", "zzzz"):
+        with pytest.raises(UnknownRun):
+            studies.find(store, reference)
+
+
+def test_a_damaged_one_hides_no_other(store: Store, toy: Toy, resolved: RunSpec) -> None:
+    good, bad = ask(store, resolved), ask(store, resolved, 1, 2)
+    for content in ("", "[]", '{"kind": "weather"}'):
+        (bad.folder / "study.json").write_text(content)
+
+        lines = {line["id"]: line for line in (studies.summary(study, store) for study in studies.listing(store))}
+
+        assert lines[bad.id]["kind"] == "damaged", content
+        assert "damaged" in lines[bad.id]["title"]
+        assert (lines[good.id]["kind"], lines[good.id]["title"]) == ("toy", "a toy")
+    studies.delete(store, Study(bad.folder))
+    good.folder.with_name(".deleted-1").mkdir()
+    (good.folder.with_name(".deleted-1") / "study.json").write_text("{}")
+    assert [study.id for study in studies.listing(store)] == [good.id]
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_follows_from_what_is_finished_is_trained_too(store: Store, toy: Toy, resolved: RunSpec) -> None:
+    study = ask(store, resolved)
+    assert len(study.wanted(store)) == 1
+
+    failed = studies.drive(study, store, device="cpu")
+
+    assert (failed, study.missing(store)) == ([], [])
+    assert sorted(run.spec.seed for run in store.runs()) == [0, 7]
+    assert all(run.finished for run in store.runs())
+
+
+def test_asking_again_trains_nothing(store: Store, toy: Toy, resolved: RunSpec) -> None:
+    studies.drive(ask(store, resolved), store, device="cpu")
+    before = {run.id: (run.folder / "events.jsonl").read_bytes() for run in store.runs()}
+
+    studies.drive(ask(store, resolved), store, device="cpu")
+
+    assert {run.id: (run.folder / "events.jsonl").read_bytes() for run in store.runs()} == before
+
+
+def test_a_larger_study_repeats_nothing(store: Store, toy: Toy, resolved: RunSpec) -> None:
+    studies.drive(ask(store, resolved), store, device="cpu")
+    done = {run.id for run in store.runs()}
+
+    missing = ask(store, resolved, 1, 2).missing(store)
+
+    assert [spec.epochs for spec in missing] == [2]
+    assert not {digest(spec) for spec in missing} & done
+
+
+def test_runs_that_keep_step_are_trained_in_equal_groups(resolved: RunSpec) -> None:
+    same = [resolved.model_copy(update={"network": {"n": n}}) for n in range(9)]  # network is not looked at
+    other = resolved.model_copy(update={"seed": 5})
+
+    first = studies.together([*same, other])
+
+    assert first == same[:5]
+    assert studies.together(same[5:]) == same[5:]
+    assert studies.together([other, *same]) == [other]
+
+
+# --- by workers -------------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_trains_an_active_study_to_its_end(store: Store, toy: Toy, resolved: RunSpec) -> None:
+    study = ask(store, resolved)
+    assert serve(store) == 0, "nobody started it"
+    studies.start(store, study)
+    assert studies.any_active(store)
+
+    taken = serve(store)
+
+    assert not studies.any_active(store)
+    assert (taken, study.missing(store), study.active) == (2, [], False)
+
+
+def test_what_people_submit_comes_before_studies(store: Store, toy: Toy, resolved: RunSpec) -> None:
+    studies.start(store, ask(store, resolved))
+    own = store.submit(resolved.model_copy(update={"seed": 3}))
+
+    serve(store)
+
+    began = {run.spec.seed: run.events("started")[0]["time"] for run in store.runs()}
+    assert own.finished
+    assert began[3] == min(began.values())
+    assert len(began) == 3
+
+
+def test_a_study_that_cannot_go_on_says_why_and_the_worker_lives(store: Store, toy: Toy, resolved: RunSpec) -> None:
+    good, bad = ask(store, resolved), ask(store, resolved, 2)
+    for study in (good, bad):
+        studies.start(store, study)
+    toy.broken = BadData("the images are gone", given="digits", do="bring them back")
+
+    assert serve(store) == 0
+
+    assert bad.trouble == "The images are gone (given: digits). Bring them back."
+    assert not bad.active
+    toy.broken = None
+    studies.start(store, bad)
+    assert bad.trouble is None
+    serve(store)
+    assert bad.missing(store) == []
+
+
+def test_a_run_that_failed_waits_for_a_person(
+    store: Store, toy: Toy, resolved: RunSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = ask(store, resolved)
+    with Recording(store.create(study.wanted(store)[0])) as recording:
+        recording.say(ended=State.FAILED, reason="no memory")
+    studies.start(store, study)  # queues it once more
+    (run,) = store.queue()
+    with Recording(run) as recording:
+        recording.say(ended=State.FAILED, reason="no memory")
+
+    assert serve(store) == 0
+
+    assert (run.state, study.active) == (State.FAILED, False)
+
+
+def test_a_run_that_kills_its_worker_is_not_taken_for_ever(store: Store, toy: Toy, resolved: RunSpec) -> None:
+    study = ask(store, resolved)
+    run = store.create(study.wanted(store)[0])
+    for _ in range(studies.ATTEMPTS):
+        with Recording(run):
+            pass  # and the worker is gone, without a word
+    assert run.state is State.INTERRUPTED
+    (study.folder / "active").touch()
+
+    assert not studies.feed(store, "cpu", threading.Event())
+
+    assert not study.active
+
+
+def test_a_diverged_run_is_settled(store: Store, toy: Toy, resolved: RunSpec) -> None:
+    wild = resolved.model_copy(update={"optimizer": tiny(optimizer={"kind": "sgd", "lr": 100}).optimizer})
+    study = ask(store, wild, 30)
+
+    (error,) = studies.drive(study, store, device="cpu")
+
+    assert "loss became" in str(error)
+    assert store.runs()[0].said["diverged"] is True
+    assert study.missing(store) == []
+
+
+def test_pausing_keeps_checkpoints_and_starting_goes_on(store: Store, toy: Toy, resolved: RunSpec) -> None:
+    study = ask(store, resolved, 1, 2)
+    studies.start(store, study)
+    assert studies.feed(store, "cpu", threading.Event())
+
+    studies.pause(store, study)
+
+    assert not study.active
+    assert [run.state for run in store.runs()] == [State.PAUSED]
+    assert serve(store) == 0
+    studies.start(store, study)
+    serve(store)
+    assert study.missing(store) == []
+
+
+def test_stopping_ends_the_foreground(store: Store, toy: Toy, resolved: RunSpec) -> None:
+    stop = threading.Event()
+    study = ask(store, resolved, 40)
+
+    def observe(*_: object) -> Any:
+        return lambda event: stop.set() if event["kind"] == "epoch" else None
+
+    studies.drive(study, store, device="cpu", stop=stop, observe=observe)
+
+    assert [run.state for run in store.runs()] == [State.PAUSED]
+    studies.drive(study, store, device="cpu")
+    assert study.missing(store) == []
+
+
+# --- deleting ---------------------------------------------------------------------------------------------------------
+
+
+def test_deleting_keeps_the_runs_of_others(store: Store, toy: Toy, resolved: RunSpec) -> None:
+    small, large = ask(store, resolved, 1), ask(store, resolved, 1, 2)
+    studies.drive(large, store, device="cpu")
+    (small.folder / "active").touch()
+    with pytest.raises(Refused, match="Pause it"):
+        studies.delete(store, small, runs=True)
+    (small.folder / "active").unlink()
+
+    gone = studies.delete(store, large, runs=True)
+
+    assert [Run(store.root / "runs" / run).name for run in gone] == gone
+    assert sorted(run.spec.epochs for run in store.runs()) == [1, 1]
+    assert len(gone) == 1
+    assert [study.id for study in studies.listing(store)] == [small.id]
+    studies.delete(store, small)
+    assert len(store.runs()) == 2, "without `runs` they stay"
+
+
+# --- killed -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_killed_anywhere_it_ends_with_the_same_runs(tmp_path: Path) -> None:
+    """SIGKILL in the search for rates, in a trial and in the race; then the same command."""
+    (tmp_path / "study.yaml").write_text(
+        "data: {source: digits, images: 100}\nnetwork: {kind: mlp, width: 12}\nepochs: 30\nbatch: 10\n"
+        "optimizers: [adamw, sgd]\nhands_off: []\ntrials: 2\nseeds: 2\nbudgets: [1]\n"
+    )
+    arguments = ["optimizers", str(tmp_path / "study.yaml"), "--json"]
+    whole = command(*arguments, store=Store(tmp_path / "whole"))
+    assert whole.returncode == 0, whole.stderr
+
+    killed = Store(tmp_path / "killed")
+    for moment in ("finders.json.", "", "", ""):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "smallalign_core", *arguments, "--store", str(killed.root)],
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        events = sum(len(run.events()) for run in killed.runs())
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            if moment and list(killed.root.glob("studies/*/lock")):
+                break
+            if not moment and sum(len(run.events()) for run in killed.runs()) > events + 5:
+                break
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    again = command(*arguments, store=killed)
+    assert again.returncode == 0, again.stderr
+
+    ours, theirs = json.loads(again.stdout), json.loads(whole.stdout)
+    assert ours["id"] == theirs["id"]
+    for one, other in zip(ours["arms"], theirs["arms"], strict=True):
+        assert [trial["rate"] for trial in one["trials"]] == [trial["rate"] for trial in other["trials"]]
+        assert (one["rate"], one["test"], one["sd"]) == (other["rate"], other["test"], other["sd"])
+        assert one["differences"] == other["differences"]
+    digests = [
+        {run.id: (run.result or {})["weights_sha256"] for run in place.runs()}
+        for place in (killed, Store(tmp_path / "whole"))
+    ]
+    assert digests[0] == digests[1]
+
+
+def test_optimizers_are_a_kind() -> None:
+    for name in ("parse_study", "study_id", "title_of", "probes", "resolved", "wanted", "prepare", "report"):
+        assert callable(getattr(optimstudy, name)), name
