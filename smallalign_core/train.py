@@ -221,12 +221,7 @@ class Training:
     def _waiting(self) -> Iterator[Waiting]:
         """Let the caller stop while the teacher answers more than one batch; nothing changed since the last step."""
         said = -float("inf")
-        shares = iter(self.teacher.prepare(self.views, self.step) if self.teacher else ())
-        while True:
-            with self.shared.lap():
-                share = next(shares, None)
-            if share is None:
-                return
+        for share in self.shared.over(self.teacher.prepare(self.views, self.step) if self.teacher else ()):
             if time.monotonic() - said < REPORT_SECONDS:
                 continue
             for index, student in enumerate(self.students):

@@ -468,9 +468,9 @@ def form(store: Store, monkeypatch: pytest.MonkeyPatch):
 
     def show(**query: str) -> AppTest:
         app = AppTest.from_string(
-            "import json\nimport streamlit as st\nfrom pages.ui import backstage, worth\n"
+            "import json\nimport streamlit as st\nfrom pages.ui import backstage, students\n"
             "classes = tuple('0123456789')\n"
-            "st.code(json.dumps(worth.student_form('digits', classes, backstage.store(), key='student')))\n",
+            "st.code(json.dumps(students.form('digits', classes, backstage.store(), key='student')))\n",
             default_timeout=120,
         )
         for name, value in query.items():
