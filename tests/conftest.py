@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import signal
 import subprocess
@@ -115,11 +116,14 @@ def command(*arguments: object, store: Store | None = None) -> subprocess.Comple
     """Run the command line in this process, which has torch imported already."""
     given, out, err = _given(arguments, store), io.StringIO(), io.StringIO()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    log, logged = logging.getLogger(), (list(logging.getLogger().handlers), logging.getLogger().level)
     try:
         with contextlib.chdir(ROOT), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = main(given)
     finally:
         torch.set_num_threads(1)
+        log.handlers[:] = logged[0]
+        log.setLevel(logged[1])
         for number, handler in handlers.items():
             signal.signal(number, handler)
     return subprocess.CompletedProcess(given, code, out.getvalue(), err.getvalue())
