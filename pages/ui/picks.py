@@ -7,8 +7,9 @@ from typing import Any
 
 import streamlit as st
 
-from pages.ui import backstage, listing
+from pages.ui import backstage, listing, uploading
 from pages.ui.listing import Row
+from smallalign_core import uploads
 from smallalign_core.data import NAMED
 from smallalign_core.store import Store
 
@@ -146,8 +147,9 @@ def pick_data(store: Store) -> tuple[str, dict[str, Any] | None]:
         BadData: the source cannot be used; the message says why.
     """
     used = {row.source: None for row in listing.rows(store) if row.source}
+    kept = {uploading.shown(file): None for file in uploads.kept(store) if str(file) not in used}
     asked = st.query_params.get("data", "")
-    options = list({**dict.fromkeys(NAMED), **used} | ({asked: None} if asked else {}))
+    options = list({**dict.fromkeys(NAMED), **used, **kept} | ({asked: None} if asked else {}))
     source = st.selectbox(
         "Dataset",
         options,
