@@ -167,7 +167,10 @@ class Run:
     @property
     def result(self) -> dict[str, Any] | None:
         """Scores and facts of a finished run; None before."""
-        return read_json(self.folder / "result.json", missing=None)
+        found = read_json(self.folder / "result.json", missing=None)
+        if found is not None and not isinstance(found, dict):
+            raise BadModel("the run's result.json is damaged", given=self.name, do="delete the run, and train it again")
+        return found
 
     @property
     def created(self) -> float:
@@ -273,9 +276,10 @@ class Store:
                 return next(iter(found.values()))
             if found:
                 raise UnknownRun(f"{len(found)} runs begin so", given=reference, do="give more characters of the id")
-        path = Path(reference).expanduser()
-        if Run(path).record.is_file():
-            return Run(path)
+        with contextlib.suppress(OSError, RuntimeError, ValueError):  # too long, `~nobody`, a zero byte
+            path = Path(reference).expanduser()
+            if Run(path).record.is_file():
+                return Run(path)
         raise UnknownRun(
             "no run goes by that name", given=reference, do="see `python -m smallalign_core runs` for those there are"
         )

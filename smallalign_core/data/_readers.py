@@ -36,6 +36,7 @@ DAMAGED_ZIP = (  # what zipfile and the unpackers below it raise
     struct.error,
     zlib.error,
     lzma.LZMAError,
+    IndexError,  # an entry without a name
 )
 
 NAMED: dict[str, str] = {
