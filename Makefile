@@ -40,8 +40,9 @@ $(VENV)/.run: requirements.txt pages/ui/browser/package-lock.json | $(VENV)/.ven
 	$(BIN)/python -m pages.ui.browser
 	touch $@
 
-$(VENV)/.test: tests/requirements.txt $(VENV)/.run
+$(VENV)/.test: tests/requirements.txt pages/ui/browser/package-lock.json $(VENV)/.run
 	$(BIN)/pip install --quiet -r tests/requirements.txt
+	$(BIN)/python -m pages.ui.browser --tests
 	touch $@
 
 clean:

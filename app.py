@@ -2,14 +2,18 @@
 
 import streamlit as st
 
-from pages.ui.backstage import exported
-from pages.ui.server import middleware, routes
+from pages.ui import access
+from pages.ui.backstage import exported, store
+from pages.ui.server import routes
 from pages.ui.supervisor import lifespan, on_script_error
+from pages.ui.wall import middleware
+
+access.prepare(store().root)
 
 app = st.App(
     "pages/frame.py",
     lifespan=lifespan,
     routes=routes(exported),
-    middleware=middleware(),
+    middleware=middleware(access.allowed_hosts()),
     on_script_error=on_script_error,
 )

@@ -27,6 +27,9 @@ weights, and batch norm has seen a few batches: speed does not depend on what th
 `--accuracy` trains the teacher (for the CNN a ResNet of width 16, since ResNet-18 takes hours here) and then students
 by the tutorial's loop and by ours, live and from the bank, for equally many epochs on the same images. Shown are test
 accuracies of the last weights over seeds, and how many standard errors of the difference ours is away.
+
+`--batch 512 1024` adds ours from a full bank with these batches, and, with `--accuracy`, compares their accuracy with
+that of batch 128 instead: the learning rate grows with the batch, the number of images that are seen does not.
 """
 
 from __future__ import annotations
@@ -61,17 +64,23 @@ from ways import (
     Pair,
     classifier,
     in_integers,
+    larger,
     loaded,
     our_spec,
     teacher_of,
     tutorial_steps,
+    way_of,
+    with_batch,
 )
 
 from smallalign_core import machine, networks
 from smallalign_core.data import Splits
 from smallalign_core.evaluate import logits_of, score
+from smallalign_core.graphs import Graph
 from smallalign_core.networks import Classifier
-from smallalign_core.teacher import Bank, Shelf, Teacher, plan
+from smallalign_core.spec import RunSpec
+from smallalign_core.student import Student
+from smallalign_core.teacher import Bank, Shelf, Teacher, Teaching, plan
 from smallalign_core.train import Training, statistics as channels
 
 PEAK = "peak"
@@ -96,7 +105,7 @@ def work(way: str, pair: Pair, images: int, folder: Path, asks: Connection) -> N
         while seconds := asks.recv():
             asks.send({name: fastest(kernel, flops, seconds) for name, (kernel, flops) in kernels.items()})
         return
-    steps = WAYS[way](pair, loaded(images), folder)
+    steps = way_of(way)(pair, loaded(images), folder)
     warm = time.process_time()
     for count, _ in enumerate(steps):
         if count >= 3 and (count >= 12 or time.process_time() - warm > 4):
@@ -151,7 +160,7 @@ def duel(pair: Pair, asked: argparse.Namespace) -> dict[str, Any]:
     lines: dict[str, Connection] = {}
     with tempfile.TemporaryDirectory() as folder:
         processes = []
-        for way in (*asked.ways, PEAK):
+        for way in (*asked.ways, *map(larger, asked.batch), PEAK):
             lines[way], theirs = context.Pipe()
             process = context.Process(target=work, args=(way, pair, asked.images, Path(folder), theirs), daemon=True)
             process.start()
@@ -180,13 +189,13 @@ def duel(pair: Pair, asked: argparse.Namespace) -> dict[str, Any]:
                     "rounds": sorted(b / a for a, b in zip(slices[mine], slices[other], strict=True)),
                 }
                 for other in best
-                if other not in OURS
+                if not other.startswith("ours")
             }
-            for mine in OURS
-            if mine in best
+            for mine in best
+            if mine.startswith("ours")
         },
         "share of peak": {
-            way: (learning + (0 if way == "ours, bank" else answering)) / one / max(peak.values())
+            way: (learning + (0 if way.startswith("ours, bank") else answering)) / one / max(peak.values())
             for way, one in best.items()
             if way != "ours, int8"  # integers have another peak, which is not measured
         },
@@ -211,12 +220,18 @@ def show(name: str, found: dict[str, Any]) -> None:
 
 
 def accuracies(pair: Pair, splits: Splits, asked: argparse.Namespace) -> dict[str, list[float]]:
-    """Test accuracy by way and seed."""
+    """Test accuracy by way and seed; the first way is the one that others are compared with."""
+    teacher = taught(our_spec(pair, network=pair.teacher or KNOWN, teacher=None, loss=None, epochs=8), splits).best()
+    if asked.batch:
+        return {
+            larger(batch): [
+                tested(distilled(pair, splits, teacher, asked, seed, VIEWS, **with_batch(batch)), splits)
+                for seed in range(asked.seeds)
+            ]
+            for batch in (BATCH, *asked.batch)
+        }
     said: dict[str, list[float]] = {way: [] for way in ("tutorial", *OURS)}
-    knowing = Training([our_spec(pair, network=pair.teacher or KNOWN, teacher=None, loss=None, epochs=8)], splits)
-    for _ in knowing:
-        pass
-    teacher = knowing.students[0].best()
+    small = in_integers(teacher, pair, splits)
     mean, std = channels(splits.train)
     for seed in range(asked.seeds):
         network = our_spec(pair).network
@@ -226,18 +241,37 @@ def accuracies(pair: Pair, splits: Splits, asked: argparse.Namespace) -> dict[st
         for _ in range(asked.epochs * (len(splits.train) // BATCH)):
             next(steps)
         said["tutorial"].append(tested(student, splits))
-        small = in_integers(teacher, pair, splits)
         for way, views, whole in zip(OURS, (0, 0, VIEWS), (teacher, small, teacher), strict=True):
-            spec = our_spec(pair, precision="bf16", views=views, seed=seed, epochs=asked.epochs)
-            knows = Teacher(whole, splits.classes, precision="fp32" if whole is small else "bf16")
-            wanted = plan(spec, splits, ["teacher"], torch.device("cpu"))
-            assert wanted is not None
-            with tempfile.TemporaryDirectory() as folder, Bank(wanted, Shelf(Path(folder)), lambda k=knows: k) as bank:
-                training = Training([spec], splits, bank if views else knows)
-                for _ in training:
-                    pass
-            said[way].append(tested(training.students[0].classifier, splits))
+            said[way].append(tested(distilled(pair, splits, whole, asked, seed, views), splits))
     return said
+
+
+def taught(spec: RunSpec, splits: Splits, teaching: Teaching | None = None) -> Student:
+    """The student at the end of a run."""
+    training = Training([spec], splits, teaching)
+    for _ in training:
+        pass
+    return training.students[0]
+
+
+def distilled(
+    pair: Pair,
+    splits: Splits,
+    teacher: Classifier,
+    asked: argparse.Namespace,
+    seed: int,
+    views: int,
+    **fields: Any,
+) -> Classifier:
+    """The pair's student, taught by `teacher` live, or through a bank where there are fixed views."""
+    spec = our_spec(pair, precision="bf16", views=views, seed=seed, epochs=asked.epochs, **fields)
+    knows = Teacher(teacher, splits.classes, precision="fp32" if isinstance(teacher.body, Graph) else "bf16")
+    if not views:
+        return taught(spec, splits, knows).classifier
+    wanted = plan(spec, splits, ["teacher"], torch.device("cpu"))
+    assert wanted is not None
+    with tempfile.TemporaryDirectory() as folder, Bank(wanted, Shelf(Path(folder)), lambda: knows) as bank:
+        return taught(spec, splits, bank).classifier
 
 
 def tested(student: Classifier, splits: Splits) -> float:
@@ -250,10 +284,10 @@ def compare_accuracy(pairs: dict[str, Pair], asked: argparse.Namespace) -> dict[
     splits, found = loaded(asked.images), {}
     for name, pair in pairs.items():
         found[name] = accuracies(pair, splits, asked)
-        usual = found[name]["tutorial"]
+        (first, usual), *_ = found[name].items()
         for way, ours in found[name].items():
-            line = f"{name:<22}{way:<14}{statistics.mean(ours):6.2f} ± {statistics.stdev(ours):.2f}"
-            if way in OURS:
+            line = f"{name:<22}{way:<18}{statistics.mean(ours):6.2f} ± {statistics.stdev(ours):.2f}"
+            if way != first:
                 error = ((statistics.variance(usual) + statistics.variance(ours)) / asked.seeds) ** 0.5
                 gap = statistics.mean(ours) - statistics.mean(usual)
                 line += f"   {gap:+.2f} = {gap / error:+.1f} standard errors"
@@ -266,6 +300,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", nargs="+", choices=list(PAIRS), default=list(PAIRS))
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--batch", nargs="+", type=int, default=[], help="larger batches, from a full bank")
     parser.add_argument("--images", type=int, default=12_000, help="training images, before validation is held out")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=0.6, help="CPU seconds of a slice, at least one step")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -200,14 +201,18 @@ def our_spec(pair: Pair, **fields: Any) -> RunSpec:
             "teacher": "t",
             "loss": {"kind": "kd", "temperature": TEMPERATURE, "weight": WEIGHT},
             "augment": augment,
-            "optimizer": {"kind": "sgd", "lr": RATE, "weight_decay": 0},
+            **with_batch(BATCH),
             "schedule": {"kind": "constant", "warmup": 0},
-            "batch": BATCH,
             "epochs": 10_000,
             "precision": "fp32",
             **fields,
         }
     )
+
+
+def with_batch(batch: int) -> dict[str, Any]:
+    """Fields of a spec: the batch, and a learning rate in proportion to it (Goyal et al., 2017)."""
+    return {"batch": batch, "optimizer": {"kind": "sgd", "lr": RATE * batch / BATCH, "weight_decay": 0}}
 
 
 def in_best_precision(begin: Callable[[str], Training]) -> Training:
@@ -252,13 +257,13 @@ def ours_in_integers(pair: Pair, splits: Splits, _: Path) -> Iterator[int]:
     yield from forever(in_best_precision(begin))
 
 
-def ours_with_bank(pair: Pair, splits: Splits, folder: Path) -> Iterator[int]:
+def ours_with_bank(pair: Pair, splits: Splits, folder: Path, batch: int = BATCH) -> Iterator[int]:
     """Ours with the answers that an earlier run has left."""
     machine.keep_freed_memory()
     with ExitStack() as held:
 
         def begin(precision: str, epochs: int = 10_000) -> Training:
-            spec = our_spec(pair, precision=precision, views=VIEWS, epochs=epochs)
+            spec = our_spec(pair, precision=precision, views=VIEWS, epochs=epochs, **with_batch(batch))
             wanted = plan(spec, splits, [f"teacher {pair.teacher}"], torch.device("cpu"))
             assert wanted is not None
 
@@ -291,3 +296,13 @@ WAYS: dict[str, Callable[[Pair, Splits, Path], Iterator[int]]] = {
     "ours, bank": ours_with_bank,
 }
 OURS = ("ours", "ours, int8", "ours, bank")
+
+
+def larger(batch: int) -> str:
+    """The name of `ours, bank` with another batch: not the same work, so it is no way like the others."""
+    return f"ours, bank, {batch}"
+
+
+def way_of(name: str) -> Callable[[Pair, Splits, Path], Iterator[int]]:
+    """The way of that name."""
+    return WAYS[name] if name in WAYS else partial(ours_with_bank, batch=int(name.rpartition(" ")[2]))

@@ -4,7 +4,7 @@ import secrets
 
 import streamlit as st
 
-from pages.ui import augmented, backstage, listing, picks, pictures, policy, riskview, worth
+from pages.ui import augmented, backstage, listing, picks, pictures, policy, riskview, students, worth
 from smallalign_core.spec import DataSpec, parse_policy
 
 
@@ -109,5 +109,5 @@ with risk, backstage.told():
 
 with measured, backstage.told():
     st.subheader("What is it worth?", anchor=False)
-    pupil = worth.student_form(source, classes, store, key="student")
+    pupil = students.form(source, classes, store, key="student")
     worth.panel(pupil | {"augment": carried, "batch": batch, "seed": seed}, "augment", store, key="worth")

@@ -3,7 +3,7 @@
 import numpy as np
 import streamlit as st
 
-from pages.ui import backstage, charts, picks, pictures
+from pages.ui import backstage, charts, picks, pictures, uploading
 from smallalign_core.spec import DataSpec
 
 PER_PAGE = 60
@@ -11,6 +11,7 @@ SPLITS = {"train": "Train", "val": "Validation", "test": "Test"}
 
 st.title("Data")
 store = backstage.store()
+uploading.panel(store)
 source, facts = picks.pick_data(store)
 if facts is None:
     st.info("Name a dataset, or type the path of a folder with one sub-folder per class.")

@@ -102,8 +102,8 @@ with side:
         "teacher mattered. Distillation can hurt.",
         persist_state="session",
     )
-    with st.container(horizontal=True):
-        if st.button("Start", type="primary", icon=":material/play_arrow:"):
+    if st.button("Start", type="primary", icon=":material/play_arrow:"):
+        with backstage.told(stop=True):
             answer = teachers.start(spec, controls=beside)
             if not answer["known"] or answer["state"] in ("queued", "running"):
                 st.switch_page("runs.py", query_params={"run": answer["id"]})

@@ -1,45 +1,43 @@
-"""Export: one ONNX file, the proof that it answers as PyTorch does, here and in the browser, and the download."""
+"""Export: a run as one ONNX file in three precisions, the proof that it answers as PyTorch does, and the downloads."""
 
 import streamlit as st
 
-from pages.ui import backstage, browser, listing, picks, proof, wording
+from pages.ui import backstage, listing, picks, proof, wording
 
 store = backstage.store()
 st.title("Export")
-found = [row for row in listing.finished(store) if not row.imported]
-if not found:
+found = listing.finished(store)
+if not [row for row in found if not row.imported]:
     st.info("Nothing is trained yet, so there is nothing to export. One click on Home makes a student.")
     st.page_link("home.py", label="Distil a student now", icon=":material/play_arrow:")
     st.stop()
-row = picks.pick_row("Run", found, key="run")
+with st.container(horizontal=True, vertical_alignment="bottom"):
+    row = picks.pick_row("Run", [*(r for r in found if not r.imported), *(r for r in found if r.imported)], key="run")
+    precision = picks.pick("Precision", proof.PRECISIONS, key="precision")
 if row is None:
     st.stop()
-report = proof.bundle(row.id, store)
-ok = report["parity"]["ok"]
+if row.imported:
+    proof.explain_import(row)
+    st.stop()
 
-with st.container(horizontal=True, vertical_alignment="center"):
-    st.link_button(
-        "Download",
-        browser.artifact_url(row.id, "model.onnx", download=True),
-        icon=":material/download:",
-        type="primary",
-    )
-    st.caption(
-        f"{wording.size(report['bytes'])} · one ONNX file, opset {report['opset']}, no external data", width="content"
-    )
-with st.expander("Input, outputs, SHA-256, and how to check the file elsewhere"):
-    st.code(proof.signature(report), language=None)
-    st.caption("SHA-256 of the file")
-    st.code(report["sha256"], language=None, wrap_lines=True)
-    st.caption("Check the downloaded file on any machine that has SmallAlign:")
-    st.code(f"python -m smallalign_core verify {row.id}-model.onnx", language="bash", wrap_lines=True)
+reports = proof.bundles(row.id, store)
+proof.sizes(reports, precision)
+report = reports[precision]
+if isinstance(report, str):
+    st.error(report, icon=":material/error:")
+    st.stop()
+proof.flag(report)
+
+st.subheader("Download")
+proof.downloads(row, report)
 
 st.subheader("Does it give the same answers?")
-if ok:
+if report["parity"]["ok"]:
     st.success(proof.sentence(report), icon=":material/verified:")
 else:
     st.error(proof.sentence(report), icon=":material/error:")
-proof.check(row, report, store)
+proof.check(row, report)
 
-st.subheader("Draw, and see both models answer")
+st.subheader("Try it in this browser")
+st.caption(f"The file of {wording.size(report['bytes'])} answers while you draw.")
 proof.pad(row, report, store)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.ui import status
+from pages.ui import access, status
 from pages.ui.backstage import told
 from pages.ui.charts import sign, wordmark
 
@@ -15,6 +15,7 @@ st.set_page_config(page_title="SmallAlign", page_icon=str(HERE / "icon.svg"), la
 st.html(HERE / "style.css")
 st.logo(wordmark(), size="large", icon_image=sign())
 
+access.gate()
 page = st.navigation(
     sections := {
         "Learn": [
@@ -44,6 +45,12 @@ page = st.navigation(
                 title="Distil",
                 icon=":material/science:",
                 help="Choose data, teacher and student, and start a run.",
+            ),
+            st.Page(
+                "optimizers.py",
+                title="Optimizers",
+                icon=":material/leaderboard:",
+                help="Compare optimizers fairly on your student, over seeds and budgets.",
             ),
         ],
         "Judge": [

@@ -23,6 +23,7 @@ from smallalign_core.verbs import MODELS, DeviceOption, JsonOption, Reference, S
 from smallalign_core.verbs.judging import compare
 from smallalign_core.verbs.landscapes import landscape
 from smallalign_core.verbs.runs import app as runs_app
+from smallalign_core.verbs.shipping import export, verify
 from smallalign_core.verbs.studying import optimizers
 from smallalign_core.verbs.teaching import convert, import_, preflight
 from smallalign_core.verbs.training import submit, train, worth
@@ -30,7 +31,7 @@ from smallalign_core.verbs.training import submit, train, worth
 app = typer.Typer(
     help="SmallAlign: distil, compare and ship small image classifiers.", no_args_is_help=True, add_completion=False
 )
-for verb in (train, submit, worth, optimizers, preflight, convert, compare, landscape):
+for verb in (train, submit, worth, optimizers, preflight, convert, compare, landscape, export, verify):
     app.command()(verb)
 app.command("import")(import_)
 app.add_typer(runs_app, name="runs")
@@ -139,49 +140,6 @@ def evaluate(
         + "\n".join(f"recall of {name}: {percent(recall)}" for name, recall in found.recall.items())
     )
     answer(value, json, text)
-
-
-@app.command()
-def export(
-    reference: Reference,
-    to: Annotated[Path, typer.Option("--to", help="The .onnx file to write.")],
-    store: StoreOption = MODELS,
-    json: JsonOption = False,
-) -> None:
-    """Write a run as one ONNX file: raw uint8 pixels in, logits and probabilities out."""
-    from smallalign_core import export as exporting
-
-    worker.set_threads()
-    written = exporting.export(Store(store).finished(reference), to)
-    answer(written, json, f"{written['file']}: {written['bytes']:,} bytes, SHA-256 {written['sha256']}")
-
-
-@app.command()
-def verify(
-    file: Annotated[Path, typer.Argument(help="An exported .onnx file.")],
-    run: Annotated[
-        str | None, typer.Option("--run", help="Compare with this run instead of the one that the file names.")
-    ] = None,
-    data_source: Annotated[str | None, typer.Option("--data", help="Use the test images of this dataset.")] = None,
-    store: StoreOption = MODELS,
-    json: JsonOption = False,
-) -> None:
-    """Does an exported file give the same answers? Exit code 1 if not."""
-    from smallalign_core import export as exporting
-
-    worker.set_threads()
-    found = exporting.verify(file, Store(store), run=run, data_source=data_source)
-    gap = found["max_abs_diff"]
-    compared = (
-        "" if gap is None else f"top-1 agreement {percent(found['top1_agreement'])}, largest logit gap {gap:.2g}, "
-    )
-    text = (
-        f"{'ok' if found['ok'] else 'NOT OK'}: {found['images']:,} images against {found['compared_with']}; {compared}"
-        f"accuracy {percent(found['accuracy'])}, p50 {found['p50_ms']:.2f} ms"
-    )
-    answer(found, json, text)
-    if not found["ok"]:
-        raise typer.Exit(1)
 
 
 @app.command()

@@ -6,11 +6,12 @@ import contextlib
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 import torch
 
+Item = TypeVar("Item")
 LAPS = 1_000
 """The latest laps, from which the median is."""
 
@@ -48,6 +49,16 @@ class Clock:
             self._lap.append((self._since, self._now()))
             self._unread.append(self._lap)
             self._lap, self._since = [], None
+
+    def over(self, items: Iterable[Item]) -> Iterator[Item]:
+        """`items`, each made within a lap; what is done with them is not in it."""
+        source = iter(items)
+        while True:
+            with self.lap():
+                found = next(source, None)
+            if found is None:
+                return
+            yield found
 
     @contextlib.contextmanager
     def standing(self) -> Iterator[None]:

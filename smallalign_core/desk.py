@@ -18,14 +18,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from smallalign_core import data, judging, preview, studies, teaching, tuning, worth as measuring
+from smallalign_core import data, judging, limits, preview, studies, teaching, tuning, visitors, worth as measuring
 from smallalign_core.errors import BadInput, SmallAlignError, WorkFailed
 from smallalign_core.machine import set_threads
 from smallalign_core.spec import CutMix, MixUp, OfLayers, RunSpec, digest, parse, parse_data
-from smallalign_core.store import Store
+from smallalign_core.store import Run, Store
+from smallalign_core.visitors import OWNER, Role, Visitor
 from smallalign_core.worth import What
 
 PROBE_STEPS = 6
+DOUBLE_SECONDS = 60.0
+MOST_REMEMBERED = 256
+
+_SUBMITTED: dict[tuple[str, str], tuple[str, float]] = {}
+"""What was asked for lately, as it was asked, and the run that it became: asking again costs no look at the images."""
 
 
 # --- questions, answered in the desk's process ------------------------------------------------------------------------
@@ -112,6 +118,8 @@ def study(store: Store, kind: str, spec: dict[str, Any], start: bool = False) ->
     """
     if kind not in studies.KINDS:
         raise BadInput("there is no such kind of study", given=kind, do=f"choose {' or '.join(studies.KINDS)}")
+    if start:
+        visitors.check_room(store.root, store.visitor)  # a study is one start: workers queue its runs by themselves
     module = studies.KINDS[kind]
     resolved = resolve_study(store, kind, module.parse_study(spec))
     asked = studies.Study(store.root / "studies" / module.study_id(resolved))
@@ -124,9 +132,19 @@ def study(store: Store, kind: str, spec: dict[str, Any], start: bool = False) ->
 
 def submit(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
     """Queue the run that `spec` describes; `known` tells that it existed before."""
-    resolved = resolve(store, parse(spec))
+    asked = parse(spec)
+    key = (str(store.root), asked.model_dump_json())
+    before, when = _SUBMITTED.get(key, ("", 0.0))
+    if time.monotonic() - when < DOUBLE_SECONDS and (run := Run(store.root / "runs" / before)).state.active:
+        store.visitor.may("start runs")
+        return {"id": run.id, "state": str(run.state), "known": True}  # a double click, or two tabs
+    visitors.check_room(store.root, store.visitor)  # before the work of preparing it
+    resolved = resolve(store, asked)
     known = store.find(resolved) is not None
     run = store.submit(resolved)
+    _SUBMITTED[key] = (run.id, time.monotonic())
+    while len(_SUBMITTED) > MOST_REMEMBERED:
+        _SUBMITTED.pop(next(iter(_SUBMITTED)))
     return {"id": run.id, "state": str(run.state), "known": known}
 
 
@@ -196,8 +214,12 @@ def worth(store: Store, spec: dict[str, Any], what: What, seeds: int = 3, start:
     """
     asked = parse(spec)
     measuring.pairs(asked, what, seeds)  # refused at once, before anything is decoded
+    if start:
+        store.visitor.may("start runs")
     resolved = resolve(store, asked)
     if start:
+        missing = measuring.report(store, resolved, what, seeds).missing
+        visitors.check_room(store.root, store.visitor, missing)  # all of them or none
         measuring.start(store, resolved, what, seeds)
     found = measuring.report(store, resolved, what, seeds)
     return {**found.as_dict(), "words": found.words(), "spec": resolved.model_dump(mode="json")}
@@ -212,13 +234,20 @@ def preflight(store: Store, teacher: str, data_source: str | dict[str, Any] | No
     return found.as_dict() | {"words": found.words()}
 
 
-def bundle(store: Store, run: str) -> dict[str, Any]:
-    """Export a run and prove it, unless that was done already."""
+def bundle(store: Store, run: str, precision: str = "fp32") -> dict[str, Any]:
+    """Export a run in one precision and prove it, unless that was done already."""
     from smallalign_core import export
 
-    found = store.finished(run)
-    report = export.kept_bundle(found, store)
-    return report if report is not None else export.bundle(found, store)
+    found, asked = store.finished(run), export.precision_of(precision)
+    report = export.kept_bundle(found, store, asked)
+    return report if report is not None else export.bundle(found, store, precision=asked)
+
+
+def claim(store: Store, run: str, precision: str, said: dict[str, Any]) -> dict[str, Any]:
+    """Keep what a visitor's browser answered with a run's proof, scored here."""
+    from smallalign_core import export
+
+    return export.claim(store.finished(run), store, export.precision_of(precision), said)
 
 
 def landscape(store: Store, runs: list[str], measures: list[str], **how: Any) -> dict[str, Any]:
@@ -247,6 +276,7 @@ QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "report": judging.report,
     "look": judging.look,
     "bundle": bundle,
+    "claim": claim,
     "views": preview.views,
     "epoch": preview.epoch,
     "risk": preview.risk,
@@ -261,10 +291,12 @@ QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
 
 def serve(store: Store, questions: TextIO, answers: TextIO) -> None:
     """Answer one JSON question a line until the pipe closes."""
+    limits.confine(store.root)
     for line in questions:
         asked = json.loads(line)
+        acting = Store(store.root, Visitor(asked["visitor"], Role(asked["role"])))
         try:
-            reply: dict[str, Any] = {"ok": QUESTIONS[asked["verb"]](store, **asked["values"])}
+            reply: dict[str, Any] = {"ok": QUESTIONS[asked["verb"]](acting, **asked["values"])}
         except SmallAlignError as error:
             reply = {"error": str(error), "bad_input": isinstance(error, BadInput)}
         except Exception as error:  # noqa: BLE001  # whatever one question does, the desk answers the next
@@ -284,10 +316,11 @@ class Desk:
 
     Args:
         store: the store that questions are about.
+        visitor: who asks, looked up at each question in the thread that asks it.
     """
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, store: Store, visitor: Callable[[], Visitor] = lambda: OWNER) -> None:
+        self.store, self._visitor = store, visitor
         self._process: subprocess.Popen[str] | None = None
         self._turn = threading.Lock()
 
@@ -298,7 +331,8 @@ class Desk:
             BadInput: what was asked cannot be.
             WorkFailed: it went wrong, took longer than `timeout` seconds, or the process died.
         """
-        question = json.dumps({"verb": verb, "values": values}) + "\n"
+        who = self._visitor()
+        question = json.dumps({"verb": verb, "values": values, "visitor": who.name, "role": who.role}) + "\n"
         with self._turn:
             # Every question may be asked twice, so a process that died since the last one costs a start and no error.
             line = self._exchange(question, timeout, verb) or self._exchange(question, timeout, verb)

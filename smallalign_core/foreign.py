@@ -37,6 +37,13 @@ FLOOR = 1e-8  # of probabilities, before their logarithm
 METADATA = ("smallalign", "classes", "names", "labels")  # where files keep their classes: ours, then others' habits
 
 
+def opened(content: bytes, threads: int) -> jail.Session:
+    """An accepted file, answering from a jail. A batch of a large network may need gigabytes; half of the machine's
+    leaves whoever trains alive."""
+    limits = jail.Limits(memory=max(jail.LIMITS.memory, memory() // 2), seconds=ANSWER_SECONDS)
+    return jail.Session(content, threads=threads, limits=limits)
+
+
 class OnnxClassifier(Answering):
     """An accepted ONNX file as a classifier: uint8 images in, logits out; preprocessing is inside, and it never learns.
 
@@ -52,9 +59,7 @@ class OnnxClassifier(Answering):
         super().__init__()
         if hashlib.sha256(content).hexdigest() != how.sha256:
             raise BadModel("the imported file is damaged", given=how.file, do="delete the import, and import it again")
-        # A batch of a large network may need gigabytes; half of the machine's leaves whoever trains alive.
-        limits = jail.Limits(memory=max(jail.LIMITS.memory, memory() // 2), seconds=ANSWER_SECONDS)
-        self.session = jail.Session(content, threads=torch.get_num_threads(), limits=limits)
+        self.session = opened(content, torch.get_num_threads())
         self.how, self.classes, self.body = how, how.classes, nn.Identity()
         mean, std = (values if len(values) == how.channels else (sum(values) / len(values),) for values in _normal(how))
         self.mean, self.std = torch.tensor(mean).view(1, -1, 1, 1), torch.tensor(std).view(1, -1, 1, 1)
@@ -93,6 +98,11 @@ class OnnxClassifier(Answering):
         filled = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
         found = self.session.run(self.how.output, self.how.input, filled)
         return found.reshape(len(filled), -1)[: len(part)]
+
+    def latency(self, image: Tensor) -> tuple[float, float]:
+        """(p50, p95) milliseconds of one batch as small as the file takes, of uint8 images [1, channels, H, W]."""
+        one = self.prepare(image).repeat(self.how.batch or 1, axis=0)
+        return self.session.latency(self.how.output, self.how.input, one)
 
 
 def _normal(how: Import) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -180,27 +190,11 @@ def digest_of(run: Run) -> str:
 # --- bringing a file in -----------------------------------------------------------------------------------------------
 
 
-def bring(
-    file: Path,
-    spec: DataSpec,
-    store: Store,
-    *,
-    classes: Sequence[str] | None = None,
-    output: str | None = None,
-    layout: str | None = None,
-    size: tuple[int, int] | None = None,
-    white: float | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-) -> Run:
+def bring(file: Path, spec: DataSpec, store: Store, **told: Any) -> Run:
     """Take an ONNX classifier into the store, scored on the validation and test images of `spec`.
 
     Args:
-        classes: its classes in the order of its answers; without, those that the file names.
-        output: which output holds the answers; without, `logits`, or the only one of two dimensions.
-        layout: `nchw` or `nhwc`, where the file leaves it open.
-        size: (height, width) to resize to, where the file leaves it open; without, images stay as they are.
-        white, mean, std: float inputs only: (pixel / 255 * white - mean) / std; ImageNet's without.
+        told: what a person says of the file, as `describe` takes it.
 
     Raises:
         BadModel: the jail refused the file, or it does not run.
@@ -211,7 +205,7 @@ def bring(
         content = file.read_bytes() if file.stat().st_size <= jail.LIMITS.file else b""
     except OSError as error:
         raise BadInput(f"the file cannot be read: {error.strerror}", given=file, do="name an .onnx file") from None
-    facts = jail.inspect(file, size or splits.shape[1:])
+    facts = jail.inspect(file, told.get("size") or splits.shape[1:])
     if facts["kind"] != "onnx":
         raise BadInput(
             "a file of weights alone is not a classifier",
@@ -221,24 +215,54 @@ def bring(
     digest = hashlib.sha256(content).hexdigest()
     if digest != facts["sha256"]:
         raise BadInput("the file changed while it was looked at", given=file, do="import it again")
+    how = describe(file.name, facts, spec, splits, **told)
+    if answers_probabilities(OnnxClassifier(content, how), splits.val.images[:64]):
+        how = how.model_copy(update={"answers": "probabilities"})
+    asked = OnnxClassifier(content, how)
+    mapped = Selected(asked, columns_of(how.classes, splits.classes), splits.classes)
+    return _kept(store, how, content, _scored(mapped, how, splits, facts, store))
+
+
+def describe(
+    name: str,
+    facts: dict[str, Any],
+    spec: DataSpec,
+    splits: data.Splits,
+    *,
+    classes: Sequence[str] | None = None,
+    output: str | None = None,
+    layout: str | None = None,
+    size: tuple[int, int] | None = None,
+    white: float | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Import:
+    """What is known of a file called `name`, for images of `spec`: what the jail found, and what a person told.
+
+    Args:
+        facts: the jail's.
+        classes: its classes in the order of its answers; without, those that the file names.
+        output: which output holds the answers; without, `logits`, or the only one of two dimensions.
+        layout: `nchw` or `nhwc`, where the file leaves it open.
+        size: (height, width) to resize to, where the file leaves it open; without, images stay as they are.
+        white, mean, std: float inputs only: (pixel / 255 * white - mean) / std; ImageNet's without.
+
+    Raises:
+        BadInput: the classes are unknown, or an option does not fit the file.
+    """
     source = spec.source if spec.source in data.NAMED else str(Path(spec.source).expanduser().resolve())
     found: dict[str, Any] = {
-        "file": file.name,
-        "sha256": digest,
+        "file": name,
+        "sha256": facts["sha256"],
         "data": spec.model_copy(update={"source": source, "fingerprint": splits.fingerprint}),
-        "classes": tuple(classes or _classes_in(facts["metadata"])),
+        "classes": tuple(classes or classes_in(facts["metadata"])),
         **_input(facts["input"], splits.shape, layout, size),
         **_output(facts, output),
         **{name: value for name, value in (("white", white), ("mean", mean), ("std", std)) if value is not None},
     }
     if found["dtype"] == "uint8" and {"white", "mean", "std"} & set(found):
         raise BadInput("a file that takes uint8 pixels scales them itself", do="leave out --white, --mean and --std")
-    how = _checked(found)
-    if _answers_probabilities(OnnxClassifier(content, how), splits.val.images[:64]):
-        how = how.model_copy(update={"answers": "probabilities"})
-    asked = OnnxClassifier(content, how)
-    mapped = Selected(asked, columns_of(how.classes, splits.classes), splits.classes)
-    return _kept(store, how, content, _scored(mapped, how, splits, facts, store))
+    return _checked(found)
 
 
 def _kept(store: Store, how: Import, content: bytes, result: dict[str, Any]) -> Run:
@@ -270,7 +294,7 @@ def _checked(found: dict[str, Any]) -> Import:
     return how
 
 
-def _classes_in(metadata: dict[str, str]) -> list[str]:
+def classes_in(metadata: dict[str, str]) -> list[str]:
     """The class names that a file carries: a JSON list, a JSON object of index to name, or our own facts."""
     for key in METADATA:
         try:
@@ -332,7 +356,7 @@ def _output(facts: dict[str, Any], asked: str | None) -> dict[str, Any]:
     return {"output": chosen}
 
 
-def _answers_probabilities(model: OnnxClassifier, images: NDArray[np.uint8]) -> bool:
+def answers_probabilities(model: OnnxClassifier, images: NDArray[np.uint8]) -> bool:
     """Whether every answer is a distribution: nothing below zero, and a sum of one."""
     found = model(torch.from_numpy(np.ascontiguousarray(images)))
     if found.shape[1] != len(model.classes):

@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 
-from smallalign_core import jail
+from smallalign_core import jail, limits
 from smallalign_core.errors import BadModel, Refused, SmallAlignError, WorkFailed
 from smallalign_core.files import SCHEMA, is_held, read_json, read_lines
 from smallalign_core.recording import checkpoints
@@ -53,7 +53,7 @@ class Check:
 
 def examine(store: Store) -> list[Check]:
     """All checks, in the order in which a person would mend them."""
-    machine = [_python(), *_packages(), *_devices(), _room(store), _jail(), *_limits()]
+    machine = [_python(), *_packages(), *_devices(), _room(store), _jail(), *_limits(), _visitors()]
     return [*machine, _bank(store), *_runs(store), *_files(store), _orphans(store)]
 
 
@@ -139,6 +139,19 @@ def _bank(store: Store) -> Check:
     count, size, limit = len(shelf.kept()), shelf.size / 1024**2, shelf.limit / 1024**2
     found = f"{count} kept, {size:,.1f} of {limit:,.0f} MB (SMALLALIGN_CACHE_GB); to free them delete {shelf.root}"
     return Check("teachers' answers", True, found)
+
+
+def _visitors() -> Check:
+    """What visitors of the dashboard may ask for, and from which folders."""
+    try:
+        most, folders = limits.current(), limits.roots()
+    except SmallAlignError as error:
+        return Check("visitors", False, str(error))
+    said = [f"{name}={value} ({what})" for name, value, what in most.said()]
+    where = "unset (any folder, where nobody has to log in)"
+    if folders is not None:
+        where = os.pathsep.join(map(str, folders)) or "none but uploads"
+    return Check("visitors", True, "; ".join([*said, f"{limits.ROOTS}: {where}"]))
 
 
 def _runs(store: Store) -> list[Check]:
@@ -274,7 +287,7 @@ def _left(store: Store) -> Iterator[Path]:
     for folder in store.root.glob("exports/[0-9a-f]*"):
         if folder.name not in known:
             yield folder
-    for file in store.root.glob("cache/compare/*.json"):
+    for file in store.root.glob("cache/compare/[0-9a-f]*"):
         if not set(re.findall(r"(?<![0-9a-f])[0-9a-f]{16}(?![0-9a-f])", file.name)) <= known:
             yield file
 

@@ -21,8 +21,9 @@ def save(store: Store, name: str, policy: Sequence[Augment]) -> Path:
     """Save a policy; saving an equal one again changes nothing.
 
     Raises:
-        Refused: it is not a name, another policy has it, or the file cannot be written.
+        Refused: who asks may only look; it is not a name, another policy has it, or the file cannot be written.
     """
+    store.visitor.may("save policies")
     file = _file(store, name)
     if file.exists():
         try:
@@ -48,6 +49,7 @@ def load(store: Store, name: str) -> tuple[Augment, ...]:
 
 def delete(store: Store, name: str) -> None:
     """Delete a policy; one that is gone already is no error."""
+    store.visitor.may("delete policies")
     _file(store, name).unlink(missing_ok=True)
 
 

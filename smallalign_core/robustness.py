@@ -178,7 +178,7 @@ def assess(runs: Sequence[Run], splits: Splits, split: str, store: Store) -> Wor
 
 
 def _file(run: Run, splits: Splits, split: str, store: Store) -> Path:
-    return folder(store) / f"{run.id}.{digest_of(run)}-{splits.fingerprint}-{split}-corrupted-{FORMAT}.npy"
+    return folder(store) / f"{run.id}.{digest_of(run)}-{splits.fingerprint[:12]}-{split}-corrupted-{FORMAT}.npy"
 
 
 def kept(run: Run, splits: Splits, split: str, store: Store) -> NDArray[np.bool_] | None:

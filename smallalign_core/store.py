@@ -1,16 +1,14 @@
 """The store: one folder a run, read by all three doors, written by one worker at a time.
 
     <root>/runs/<id>/   spec.json             what to train; written once
-                        queued                a marker: waits for a worker
-                        request               `pause` or `cancel`, asked of the worker
+                        queued, request       markers: waits for a worker; `pause` or `cancel`, asked of it
                         lock                  held by the worker; the system lets go when it dies
                         state.json            what the worker last said of itself: attempt, pid, why it stopped
                         events.jsonl          append-only, one line an event
                         checkpoints.json      the last two checkpoints with their SHA-256
                         weights.safetensors   the best weights by validation
                         logits.safetensors    what these answered to each validation and test image; may be deleted
-                        result.json           written last: its existence means finished
-                        log.txt, export/
+                        result.json, log.txt  written last: its existence means finished; what its workers said
     <root>/runs/<id>/   import.json, model.onnx, result.json: a classifier that was made elsewhere, and its scores here
     <root>/zoo/<name>/  spec.yaml, weights.safetensors, result.json, card.md: starter models, committed
     <root>/policies/    augmentation policies that were saved under a name
@@ -28,7 +26,7 @@ import os
 import re
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -36,10 +34,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from smallalign_core import data, jail
+from smallalign_core import data, jail, limits, visitors
 from smallalign_core.errors import BadModel, Refused, SmallAlignError, UnknownRun
 from smallalign_core.files import SCHEMA as SCHEMA, append, is_held, read_json, read_lines, write, write_json
 from smallalign_core.spec import Borrowed, DataSpec, Import, RunSpec, digest, parse, read, title
+from smallalign_core.visitors import OWNER, Visitor
 
 SHIPPED_ZOO = Path(__file__).resolve().parents[1] / "models" / "zoo"
 NAME = "[a-z][a-z0-9-]{2,47}"
@@ -73,6 +72,7 @@ class Run:
     """A view of a run's folder; never a copy."""
 
     folder: Path
+    by: Visitor = field(default=OWNER, compare=False)  # on whose behalf its state is changed
 
     @property
     def record(self) -> Path:
@@ -167,10 +167,9 @@ class Run:
     @property
     def result(self) -> dict[str, Any] | None:
         """Scores and facts of a finished run; None before."""
-        found = read_json(self.folder / "result.json", missing=None)
-        if found is not None and not isinstance(found, dict):
-            raise BadModel("the run's result.json is damaged", given=self.name, do="delete the run, and train it again")
-        return found
+        if isinstance(found := read_json(self.folder / "result.json", missing=None), dict | None):
+            return found
+        raise BadModel("the run's result.json is damaged", given=self.name, do="delete the run")
 
     @property
     def created(self) -> float:
@@ -198,8 +197,9 @@ class Run:
         """Ask its worker to `pause` or `cancel`; without one, do it now.
 
         Raises:
-            Refused: it is finished, or already stopped.
+            Refused: it is finished, or already stopped; who asks may only look.
         """
+        self.by.may(f"{request} runs")
         state = self.state
         if not state.active and not (request == "cancel" and state in (State.PAUSED, State.INTERRUPTED)):
             raise Refused(f"there is nothing to {request}: the run is {state}", given=self.name)
@@ -230,10 +230,14 @@ class Store:
 
     Args:
         root: the folder; made when something is first written.
+        visitor: on whose behalf; the library and the command line act for the owner, who may do everything.
     """
 
-    def __init__(self, root: Path | str = "models") -> None:
-        self.root = Path(root)
+    def __init__(self, root: Path | str = "models", visitor: Visitor = OWNER) -> None:
+        self.root, self.visitor = Path(root), visitor
+
+    def _at(self, folder: Path) -> Run:
+        return Run(folder, self.visitor)
 
     @property
     def data_cache(self) -> Path:
@@ -249,13 +253,13 @@ class Store:
         for zoo in (SHIPPED_ZOO, self.root / "zoo"):
             if zoo.is_dir():
                 folders |= {child.name: child for child in sorted(zoo.iterdir()) if (child / "result.json").is_file()}
-        return [Run(folder) for folder in folders.values()]
+        return [self._at(folder) for folder in folders.values()]
 
     def runs(self) -> list[Run]:
         """All runs, newest first."""
         folder = self.root / "runs"
         children = folder.iterdir() if folder.is_dir() else ()
-        found = [run for run in map(Run, children) if run.record.is_file() and not run.folder.name.startswith(".")]
+        found = [run for run in map(self._at, children) if run.record.is_file() and not run.folder.name.startswith(".")]
         return sorted(found, key=lambda run: run.created, reverse=True)
 
     def run(self, reference: str) -> Run:
@@ -270,16 +274,16 @@ class Store:
         if re.fullmatch("[0-9a-f]{4,16}", reference):
             found = {run.id: run for run in zoo.values() if run.id.startswith(reference)}
             for child in (self.root / "runs").glob(f"{reference}*"):
-                if Run(child).record.is_file():
-                    found[child.name] = Run(child)
+                if self._at(child).record.is_file():
+                    found[child.name] = self._at(child)
             if len(found) == 1:
                 return next(iter(found.values()))
             if found:
                 raise UnknownRun(f"{len(found)} runs begin so", given=reference, do="give more characters of the id")
         with contextlib.suppress(OSError, RuntimeError, ValueError):  # too long, `~nobody`, a zero byte
-            path = Path(reference).expanduser()
-            if Run(path).record.is_file():
-                return Run(path)
+            limits.check_path(path := Path(reference).expanduser(), "that run")
+            if (there := self._at(path)).record.is_file():
+                return there
         raise UnknownRun(
             "no run goes by that name", given=reference, do="see `python -m smallalign_core runs` for those there are"
         )
@@ -336,6 +340,7 @@ class Store:
         filled = spec.data.model_copy(update={"source": source, "fingerprint": splits.fingerprint})
         if isinstance(network, Borrowed) and network.weights is not None:
             file = Path(network.weights).expanduser().resolve()
+            limits.check_path(file, "the file of weights")
             accepted = {"weights": str(file), "weights_sha256": jail.accepted_weights(file)}
             network = network.model_copy(update=accepted)
         known = {"data": filled, "network": network, "precision": precision, "start": start.id if start else None}
@@ -360,14 +365,14 @@ class Store:
 
     def find(self, spec: RunSpec) -> Run | None:
         """The run that a resolved `spec` describes; None if nobody asked for it yet."""
-        run = Run(self.root / "runs" / digest(spec))
+        run = self._at(self.root / "runs" / digest(spec))
         return run if (run.folder / "spec.json").exists() else None
 
     def create(self, spec: RunSpec) -> Run:
         """The run that a resolved `spec` describes; an equal spec is the same run, whatever its state."""
-        run, known = Run(self.root / "runs" / digest(spec)), self.find(spec)
+        run, known = self._at(self.root / "runs" / digest(spec)), self.find(spec)
         if not known:
-            _check_room(self.root)
+            limits.check_disk(self.root)
             run.folder.mkdir(parents=True, exist_ok=True)
         if not known or _places(Run(run.folder).spec) != _places(spec):  # the same images or weights, moved
             write_json(run.folder / "spec.json", {"spec": spec.model_dump(mode="json")})
@@ -376,39 +381,45 @@ class Store:
         return run
 
     def submit(self, spec: RunSpec) -> Run:
-        """Put the run of a resolved `spec` into the queue, unless it is there, running or finished already."""
+        """Put the run of a resolved `spec` into the queue, unless it is there, running or finished already.
+
+        Raises:
+            Refused: whoever this store acts for may not start runs, or not so many. So does `enqueue`.
+        """
+        self.visitor.may("start runs")
+        if self.find(spec) is None:
+            visitors.check_room(self.root, self.visitor)  # before there is a folder that nobody asked for
         return self.enqueue(self.create(spec))
 
     def enqueue(self, run: Run) -> Run:
         """Queue `run` (again); a paused, cancelled or failed one goes on from its last checkpoint."""
         if run.state not in (State.FINISHED, State.RUNNING, State.QUEUED):
             # Under the lock: a worker that takes or finishes it at this moment must not be left a stale marker.
-            with contextlib.suppress(Timeout), run.lock(timeout=2.0):
-                if not run.finished:
+            with (
+                visitors.admitted(self.root, self.visitor) as turn,
+                contextlib.suppress(Timeout),
+                run.lock(timeout=2.0),
+            ):
+                if not run.finished and not (run.folder / "queued").exists():  # two clicks are one start
                     (run.folder / "request").unlink(missing_ok=True)
                     if run.said.get("deaths"):  # who asks for it again means it
                         write_json(run.folder / "state.json", {**run.said, "deaths": 0})
-                    write(run.folder / "queued", str(time.time()))
+                    turn.write(run.folder / "queued")
         return run
 
     def queue(self) -> list[Run]:
-        """Runs that wait, in the order in which they were submitted."""
-        waiting = [Run(marker.parent) for marker in (self.root / "runs").glob("[0-9a-f]*/queued")]
-        waiting = [run for run in waiting if not run.finished]
-
-        def since(run: Run) -> float:
-            with contextlib.suppress(OSError, ValueError):
-                return float((run.folder / "queued").read_text())
-            return time.time()
-
-        return sorted(waiting, key=since)
+        """Runs that wait, in the order in which they will be trained: visitors take turns."""
+        waiting = map(self._at, visitors.waiting(self.root / "runs"))
+        return [run for run in waiting if not run.finished]
 
     def delete(self, reference: str) -> Run:
         """Delete a run and all that it made.
 
         Raises:
-            UnknownRun, Refused: it is not there; it is running, in the zoo, or the teacher of an unfinished run.
+            UnknownRun, Refused: it is not there; it is running, in the zoo, or the teacher of an unfinished run; who
+                asks may only look.
         """
+        self.visitor.may("delete runs")
         run = self.run(reference)
         if run.in_zoo:
             raise Refused("zoo models are part of SmallAlign and are not deleted", given=run.name)
@@ -447,10 +458,3 @@ class Store:
 def _places(spec: RunSpec) -> tuple[str, str | None]:
     """Where a run finds its images and the weights that it starts from."""
     return spec.data.source, getattr(spec.network, "weights", None)
-
-
-def _check_room(root: Path, needed: int = 50 * 1024**2) -> None:
-    """Refuse to start a run where even a small model's checkpoints would not fit."""
-    there = next(path for path in (root, *root.resolve().parents) if path.exists())
-    if shutil.disk_usage(there).free < needed:
-        raise Refused("the disk is full: a run needs at least 50 MB", given=there, do="make room, then submit again")

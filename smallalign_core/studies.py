@@ -136,6 +136,7 @@ def settled(run: Run | None) -> bool:
 
 def create(store: Store, kind: str, spec: Any) -> Study:
     """The study of a resolved spec; an equal one is the same study."""
+    store.visitor.may("start studies")
     study = Study(store.root / "studies" / KINDS[kind].study_id(spec))
     if not (study.folder / "study.json").exists():
         study.folder.mkdir(parents=True, exist_ok=True)
@@ -146,6 +147,7 @@ def create(store: Store, kind: str, spec: Any) -> Study:
 
 def start(store: Store, study: Study) -> None:
     """Let workers take its runs by themselves. Those that were stopped, or failed, go on from their checkpoints."""
+    store.visitor.may("start studies")
     (study.folder / "trouble").unlink(missing_ok=True)
     write(study.folder / "active", "")
     for spec in study.missing(store):
@@ -156,6 +158,7 @@ def start(store: Store, study: Study) -> None:
 
 def pause(store: Store, study: Study) -> None:
     """Stop its runs for now; each keeps a checkpoint."""
+    store.visitor.may("pause studies")
     (study.folder / "active").unlink(missing_ok=True)
     for spec in study.missing(store):
         run = store.find(spec)
@@ -205,8 +208,9 @@ def delete(store: Store, study: Study, *, runs: bool = False) -> list[str]:
         The ids of the runs that were deleted.
 
     Raises:
-        Refused: it is active.
+        Refused: it is active, or who asks may only look.
     """
+    store.visitor.may("delete studies")
     if study.active:
         raise Refused("the study is active", given=study.id, do="pause it first")
     gone: list[str] = []

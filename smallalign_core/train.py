@@ -221,12 +221,7 @@ class Training:
     def _waiting(self) -> Iterator[Waiting]:
         """Let the caller stop while the teacher answers more than one batch; nothing changed since the last step."""
         said = -float("inf")
-        shares = iter(self.teacher.prepare(self.views, self.step) if self.teacher else ())
-        while True:
-            with self.shared.lap():
-                share = next(shares, None)
-            if share is None:
-                return
+        for share in self.shared.over(self.teacher.prepare(self.views, self.step) if self.teacher else ()):
             if time.monotonic() - said < REPORT_SECONDS:
                 continue
             for index, student in enumerate(self.students):
@@ -313,8 +308,10 @@ class Training:
         if begins:
             with student.clock.standing():  # a report, not a part of the step
                 student.measure_shares(parts)
-        total = sum(parts.values(), start=torch.zeros(()))
-        student.optimizer.zero_grad(set_to_none=True)
+        first, *others = parts.values()
+        total = sum(others, start=first)
+        for weight in student.learning:  # what `zero_grad` does, without a profiler's entry
+            weight.grad = None
         total.backward()
         student.gradients += 1
         if student.companion:

@@ -44,7 +44,12 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def dashboard(
-    log: Path, *, app: Path = ROOT / "app.py", environment: Mapping[str, str] | None = None, seconds: float = 90
+    log: Path,
+    *,
+    app: Path = ROOT / "app.py",
+    environment: Mapping[str, str] | None = None,
+    seconds: float = 90,
+    port: int | None = None,
 ) -> Iterator[str]:
     """Run `streamlit run app.py` and yield its address, such as `http://127.0.0.1:40123`.
 
@@ -53,8 +58,9 @@ def dashboard(
         app: the application file.
         environment: what to set besides the present environment, for instance the folder of the store.
         seconds: how long it may take to answer.
+        port: where it listens; without one, on a free port.
     """
-    port = free_port()
+    port = port or free_port()
     command = [sys.executable, "-m", "streamlit", "run", str(app), "--server.port", str(port)]
     command += ["--server.address", "127.0.0.1", "--server.headless", "true"]
     command += ["--server.fileWatcherType", "none", "--browser.gatherUsageStats", "false"]

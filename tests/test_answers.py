@@ -13,8 +13,13 @@ from smallalign_core.errors import BadModel, BadSpec
 from smallalign_core.evaluate import logits_of
 from smallalign_core.store import Store
 
+QUICK = {"kind": "mlp", "width": 16, "depth": 1}
+"""Made into a graph in half a second."""
 
-@pytest.mark.parametrize("network", ["mlp", "cnn", "separable", "resnet"])
+
+@pytest.mark.parametrize(
+    "network", ["mlp", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("cnn", "separable")), "resnet"]
+)
 def test_a_graph_answers_as_its_network(network: str, digits: Splits) -> None:
     spec = tiny(network=network).network
     classifier = networks.build(spec, digits.classes, digits.shape, mean=[0.3], std=[0.4], seed=1).eval()
@@ -55,7 +60,7 @@ def test_a_run_says_how_close_its_teachers_answers_are(
 
 
 def test_answers_are_made_once_and_a_damaged_file_is_made_again(store: Store, train: Train, digits: Splits) -> None:
-    teacher = train(epochs=4)
+    teacher = train(epochs=4, network=QUICK)
     spec = desk.resolve(store, tiny(teacher=teacher.id, answers="int8"))
     (file,) = (store.root / "cache" / "answers").glob("*.onnx")
     content, made = file.read_bytes(), file.stat().st_mtime_ns
@@ -67,7 +72,7 @@ def test_answers_are_made_once_and_a_damaged_file_is_made_again(store: Store, tr
 
 
 def test_integers_that_disagree_are_refused(store: Store, train: Train) -> None:
-    teacher = train(epochs=4)
+    teacher = train(epochs=4, network=QUICK)
     desk.resolve(store, tiny(teacher=teacher.id, answers="int8"))
     (facts,) = (store.root / "cache" / "answers").glob("*.json")
     files.write_json(facts, files.read_json(facts) | {"agreement": 0.9})
@@ -81,7 +86,7 @@ def test_losses_of_layers_need_the_teacher_itself() -> None:
 
 
 def test_either_file_may_be_deleted_at_any_time(store: Store, train: Train, digits: Splits) -> None:
-    teacher = train(epochs=4)
+    teacher = train(epochs=4, network=QUICK)
     spec = desk.resolve(store, tiny(teacher=teacher.id, answers="int8"))
     (file,) = (store.root / "cache" / "answers").glob("*.onnx")
     for gone in (file, file.with_suffix(".json")):

@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import chromium
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, Train, tiny
 
+from pages.ui.browser._npm import PACKAGES
 from smallalign_core import desk, execution, files, networks, worker
 from smallalign_core.data import Splits
 from smallalign_core.evaluate import logits_of
@@ -277,3 +279,20 @@ def _remembered(
     teacher, student = ways.teacher_of(pair, splits).body, ways.classifier(pair.student, splits).body.train()  # type: ignore[attr-defined]
     kept.append(student)
     return teacher, student
+
+
+# --- benchmarks/browser.py --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.browser
+def test_the_browser_benchmark_prints_times_and_ratios() -> None:
+    if chromium.executable() is None or not PACKAGES.installed():
+        pytest.skip("no Chromium, or the browser parts are not installed")
+    asked = ["--rounds", "1", "--threads", "1", "--only", "digits-student"]
+    code, text = printed("benchmarks/browser.py", *asked)
+    assert code == 0, text
+    _, row, slowest, ratio = text.splitlines()
+    seconds, web, here, times = (float(row.split()[at]) for at in (3, 5, 7, 9))
+    assert times == pytest.approx(web / here, abs=0.05 + 0.05 * times)
+    assert f"{seconds:.2f} s (promised: 5 s)" in slowest
+    assert f"{times:.1f} to {times:.1f} (goal: at most 3)" in ratio

@@ -13,13 +13,15 @@ import time
 import urllib.error
 import urllib.request
 import warnings
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import axe
 import chromium
 import psutil
 import pytest
-from conftest import command
+from conftest import program
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from smallalign_core.store import State, Store
@@ -92,14 +94,14 @@ def watched(browser: Browser, site: str) -> Iterator[Watched]:
 
 
 def cells(page: Page) -> dict[str, list[str]]:
-    """The parity table: row name -> what PyTorch, ONNX Runtime and the browser say."""
-    rows = page.locator("table tbody tr").all()
-    found = {}
-    for row in rows:
-        texts = [text.strip() for text in row.locator("th, td").all_inner_texts()]
-        texts = [text for index, text in enumerate(texts) if not (index == 0 and text.isdigit())]
-        found[texts[0]] = texts[1:]
-    return found
+    """The parity table by column: what PyTorch, ONNX Runtime and the browser say."""
+    table = page.locator("table").filter(has_text="Largest logit difference")
+    names = [text.strip() for text in table.locator("thead th").all_inner_texts()]
+    rows = [
+        [text.strip() for text in row.locator("th, td").all_inner_texts()] for row in table.locator("tbody tr").all()
+    ]
+    assert [row[0] for row in rows] == ["PyTorch", "ONNX Runtime", "Your browser"]
+    return {name: [row[at] for row in rows] for at, name in enumerate(names)}
 
 
 def test_the_whole_story(watched: Watched, shop: Store, tmp_path: Path) -> None:
@@ -125,7 +127,7 @@ def test_the_whole_story(watched: Watched, shop: Store, tmp_path: Path) -> None:
     page.goto(f"{site}/export?run={run}")
     expect(page.get_by_text(re.compile(r"Yes: on 359 test images"))).to_be_visible(timeout=2 * MINUTE)
     page.get_by_role("button", name="Check in this browser").click()
-    expect(page.locator("table").get_by_text("onnxruntime-web")).to_be_visible(timeout=2 * MINUTE)
+    expect(page.get_by_text("onnxruntime-web, wasm")).to_be_visible(timeout=2 * MINUTE)
     table = cells(page)
     assert table["Same top-1"][1:] == ["100.00%", "100.00%"]
     assert float(table["Largest logit difference"][1]) < 1e-4
@@ -133,16 +135,28 @@ def test_the_whole_story(watched: Watched, shop: Store, tmp_path: Path) -> None:
     assert len(set(table["Accuracy"])) == 1
     assert table["Accuracy"][0] == f"{result['test']['accuracy']:.2%}"
     assert int(table["Threads"][2]) >= 2, "COOP and COEP give the browser threads"
-    assert float(table["p50 per image"][2].split()[0]) < 50
+    assert float(table["p50"][2].split()[0]) < 50
 
     with page.expect_download() as waiting:
-        page.get_by_role("link", name="Download").first.click()
+        page.get_by_role("link", name="ONNX file").click()
     waiting.value.save_as(tmp_path / "student.onnx")
     content = (tmp_path / "student.onnx").read_bytes()
     report = json.loads((shop.root / "exports" / run / "parity.json").read_text())
     assert hashlib.sha256(content).hexdigest() == report["sha256"]
-    proof = command("verify", tmp_path / "student.onnx", "--json", store=shop)
+    proof = program("verify", tmp_path / "student.onnx", "--json", store=shop)
     assert json.loads(proof.stdout)["ok"] is True
+
+    with page.expect_download() as waiting:
+        page.get_by_role("link", name="Zip with card").click()
+    with zipfile.ZipFile(waiting.value.path()) as archive:
+        told = json.loads(archive.read("parity.json"))
+        assert archive.read("model.onnx") == content
+        assert "onnxruntime-web" in archive.read("card.md").decode()
+    assert told["browser"]["top1_agreement"] == 1.0
+    assert told["browser"]["got_the_file"] is True
+    page.reload()
+    expect(page.get_by_text("onnxruntime-web, wasm")).to_be_visible(timeout=MINUTE)
+    expect(page.get_by_role("button", name="Check again in this browser")).to_be_visible()
 
 
 def test_draw_and_both_models_answer(watched: Watched, shop: Store) -> None:
@@ -223,6 +237,20 @@ def test_every_page_opens_by_a_deep_link(path: str, scheme: str, browser: Browse
     context.close()
 
 
+@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_export_is_accessible(scheme: str, width: int, browser: Browser, site: str) -> None:
+    context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900})  # type: ignore[arg-type]
+    page = context.new_page()
+    page.goto(f"{site}/export?run=digits-student&precision=int8")
+    expect(page.get_by_text("Try it in this browser")).to_be_visible(timeout=2 * MINUTE)
+    expect(page.locator("canvas.paper")).to_be_visible(timeout=MINUTE)
+    page.wait_for_timeout(1000)
+    found = axe.grave(page)
+    context.close()
+    assert found == []
+
+
 def test_headers_and_isolation(watched: Watched) -> None:
     with urllib.request.urlopen(watched.site) as answer:
         headers = {name.lower(): value for name, value in answer.headers.items()}
@@ -249,7 +277,7 @@ def test_killing_the_server_never_harms_a_run(tmp_path: Path, browser: Browser) 
     spec.write_text("data: digits\nnetwork: {kind: cnn, width: 12}\nepochs: 80\naugment: [shift]\n")
     try:
         with chromium.dashboard(tmp_path / "one.log", environment=environment) as site:
-            run = store.run(json.loads(command("submit", spec, "--json", store=store).stdout)["id"])
+            run = store.run(json.loads(program("submit", spec, "--json", store=store).stdout)["id"])
             until = time.monotonic() + 90
             while not run.events("epoch"):
                 assert time.monotonic() < until, "the server's worker never started the run"

@@ -11,8 +11,8 @@ from scipy.stats import binom, entropy
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, confusion_matrix, recall_score
 
-from smallalign_core import compare, data, evaluate
-from smallalign_core.data import Splits
+from smallalign_core import compare, data, evaluate, health
+from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import BadInput
 from smallalign_core.store import Run, Store
 
@@ -92,12 +92,32 @@ def test_recall_changes_are_those_of_scikit_learn(said: tuple[np.ndarray, np.nda
         assert one.low < one.change < one.high
 
 
-def test_the_paired_interval_is_the_published_one() -> None:
-    """Airway hyper-responsiveness, Fagerland, Lydersen & Laake (2014), table V: 1 and 7 discordant pairs of 21."""
-    change, low, high = evaluate.paired_difference(7, 1, 21)
+def test_a_chart_of_many_classes_shows_those_that_changed_most() -> None:
+    changes = [{"name": str(n), "images": n % 7, "change": (n * 37 % 100 - 50) / 100} for n in range(100)]
+    shown = compare.most_changed({"recall_change": changes}, 12)
 
-    assert change == pytest.approx(-6 / 21)
-    assert (round(low, 3), round(high, 3)) == (-0.508, -0.013)
+    assert len(shown) == 12
+    least = min(abs(one["change"]) for one in shown)
+    assert all(abs(one["change"]) <= least for one in changes if one not in shown and one["images"])
+    assert all(one["images"] for one in shown)
+    assert [int(one["name"]) for one in shown] == sorted(int(one["name"]) for one in shown)
+
+
+def test_the_paired_interval_and_test_are_those_of_an_independent_implementation() -> None:
+    """Complete response before and after therapy (Cavo et al., 2012), by R's contingencytables."""
+    change, low, high = evaluate.paired_difference(16, 6, 161)  # of 161: 59, 6, 16, 80
+    classes, labels = ("a", "b"), np.zeros(161, np.int64)
+    logits = np.tile(np.float32([1, 0]), (161, 1))
+    before, after = logits.copy(), logits.copy()
+    before[65:] = before[65:, ::-1]  # 59 + 6 right
+    after[np.r_[59:65, 81:161]] = after[np.r_[59:65, 81:161], ::-1]  # 59 + 16 right
+    images = ImageSet(np.zeros((161, 1, 2, 2), np.uint8), labels, np.zeros(161, np.uint64), classes)
+    found = compare.of_logits(after, before, images)
+
+    assert (round(change, 4), round(low, 4), round(high, 4)) == (-0.0621, -0.1195, -0.0032)
+    assert (found.both_right, found.student_only, found.teacher_only, found.both_wrong) == (59, 6, 16, 80)
+    assert (found.accuracy_change, found.accuracy_change_low, found.accuracy_change_high) == (change, low, high)
+    assert round(found.mcnemar_p, 6) == 0.052479
 
 
 def test_the_paired_interval_holds_what_it_promises() -> None:
@@ -177,6 +197,19 @@ def test_kept_answers_that_are_damaged_are_asked_again(taught: tuple[Store, Run,
     for file in compare.folder(store).glob("*-val-*.json"):
         file.write_text("{")
     assert compare.compare_once(teacher, [student], store, split="val")[0]["student_id"] == student.id
+
+
+def test_what_is_kept_of_runs_that_are_there_is_not_left_over(taught: tuple[Store, Run, Run]) -> None:
+    store, teacher, student = taught
+    compare.compare_once(teacher, [student], store, split="val")
+    kept = set(compare.folder(store).iterdir())
+    assert {file.suffix for file in kept} == {".npy", ".json"}
+
+    assert not kept & set(health._left(store))
+    stranger = compare.folder(store) / f"{'0' * 16}.12345678-aaaaaaaaaaaa-val.npy"
+    stranger.write_bytes(b"")
+    assert set(health._left(store)) & {*kept, stranger} == {stranger}
+    stranger.unlink()
 
 
 def test_what_was_not_compared_says_so(taught: tuple[Store, Run, Run], tmp_path) -> None:

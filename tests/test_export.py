@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,35 @@ from PIL import Image
 from smallalign_core import data, export, networks
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadInput, BadModel
+from smallalign_core.export import _file
 from smallalign_core.networks import Classifier
 from smallalign_core.spec import DataSpec, parse
 from smallalign_core.store import Run, Store
 
 Taught = tuple[Store, Run, Run]
 
-NETWORKS: list[Any] = [
+OWN: list[Any] = [
     {"kind": "mlp", "width": 12},
     {"kind": "cnn", "width": 6},
     {"kind": "separable", "width": 8},
     {"kind": "resnet", "width": 4},
+]
+BORROWED: list[Any] = [
     "torchvision:mobilenet_v3_small",
     "torchvision:resnet18",
     "torchvision:squeezenet1_1",
+    {"kind": "timm", "name": "test_vit", "size": 32},
+    {"kind": "timm", "name": "vit_tiny_patch16_224", "size": 32},
 ]
+NETWORKS = [*OWN, *(pytest.param(network, marks=pytest.mark.slow) for network in BORROWED)]
+
+
+@pytest.fixture(scope="module")
+def sold(taught: Taught, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The student's file, alone in its folder."""
+    file = tmp_path_factory.mktemp("sold") / "s.onnx"
+    assert export.export(taught[2], file, taught[0])["bytes"] == file.stat().st_size
+    return file
 
 
 def lived_in(network: Any, splits: Splits) -> Classifier:
@@ -44,27 +57,103 @@ def lived_in(network: Any, splits: Splits) -> Classifier:
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=str)
-def test_every_family_exports_and_agrees(network: Any, digits: Splits) -> None:
+def test_every_family_exports_in_every_precision_and_agrees(network: Any, digits: Splits) -> None:
     classifier = lived_in(network, digits)
-    content = export.to_onnx(classifier, temperature=2.0)
-    answers = export.OnnxClassifier(content).logits(export.nhwc(digits.test, 64), batch=17)
+    graph = _file.graph_of(classifier, 2.0)
+    pixels = export.nhwc(digits.test, 64)
     with torch.no_grad():
         expected = classifier(torch.from_numpy(digits.test.images[:64])).numpy()
-    gap = np.abs(answers - expected).max()
+    files = {
+        precision: _file.finished(_file.in_precision(graph, precision, digits.train), {})
+        for precision in export.PRECISIONS
+    }
+    answers = {name: export.OnnxClassifier(file).logits(pixels, batch=17) for name, file in files.items()}
+    gap = np.abs(answers["fp32"] - expected).max()
     assert gap < 1e-4 or gap / expected.std() < 1e-5
-    assert (answers.argmax(1) == expected.argmax(1)).all()
+    assert (answers["fp32"].argmax(1) == expected.argmax(1)).all()
+
+    assert 1e-7 < np.abs(answers["fp16"] - expected).max() / expected.std() < 2e-2
+    assert (answers["fp16"].argmax(1) == expected.argmax(1)).mean() >= 0.98
+    stored = onnx.load_model_from_string(files["fp16"]).graph.initializer
+    many = [tensor for tensor in stored if np.prod(tensor.dims) >= 64 and tensor.data_type != onnx.TensorProto.INT64]
+    assert {tensor.data_type for tensor in many} == {onnx.TensorProto.FLOAT16}
+    assert len(files["fp32"]) < 1e6 or len(files["fp16"]) < 0.56 * len(files["fp32"])
+
+    assert np.abs(answers["int8"] - expected).max() / expected.std() > 1e-3, "it is another graph"
+    assert (answers["int8"].argmax(1) == expected.argmax(1)).mean() >= 0.85  # of random weights, which are near ties
+    check_integers(onnx.load_model_from_string(files["int8"]))
 
 
-def test_one_plain_file(taught: Taught, tmp_path: Path) -> None:
-    _, _, student = taught
-    written = export.export(student, tmp_path / "s.onnx")
-    content = (tmp_path / "s.onnx").read_bytes()
-    model = onnx.load(tmp_path / "s.onnx")
-    assert [path.name for path in tmp_path.iterdir()] == ["s.onnx"]
+def check_integers(model: onnx.ModelProto) -> None:
+    """Weights of products are int8 with a scale for each channel; pixels come in and logits leave as they are."""
+    made = {output: node for node in model.graph.node for output in node.output}
+    held = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    products = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    scaled = [
+        made[node.input[1]] for node in products if node.input[1] in made and made[node.input[1]].input[0] in held
+    ]
+    assert scaled
+    assert all(node.op_type == "DequantizeLinear" for node in scaled)
+    assert all(held[node.input[0]].dtype == np.int8 for node in scaled)
+    assert all(held[node.input[1]].size == max(held[node.input[1]].shape, default=1) for node in scaled)
+    assert any(held[node.input[1]].size > 1 for node in scaled), "by channel"
+    assert not any(held[node.input[1]].dtype == np.float32 for node in products if node.input[1] in held)
+    assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    resize = next(node for node in model.graph.node if node.op_type == "Resize")
+    assert made[resize.input[0]].op_type != "DequantizeLinear", "pixels are not rounded again"
+
+
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    zip(OWN, [(3, 4, 4), (3, 5, 7), (1, 12, 3), (3, 3, 3)], strict=True),
+    ids=["mlp", "cnn", "separable", "resnet"],
+)
+def test_small_images_and_colours_export(network: Any, shape: tuple[int, int, int]) -> None:
+    spec = parse({"data": "digits", "network": network}).network
+    mean, std = [0.4, 0.5, 0.6][: shape[0]], [0.2, 0.3, 0.4][: shape[0]]
+    classifier = networks.build(spec, "abc", shape, mean=mean, std=std, seed=1).eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (9, *shape), dtype=np.uint8)
+    answers = export.OnnxClassifier(export.to_onnx(classifier)).logits(pixels.transpose(0, 2, 3, 1).copy())
+    with torch.no_grad():
+        assert np.abs(answers - classifier(torch.from_numpy(pixels)).numpy()).max() < 1e-4
+
+
+def test_int8_is_calibrated_on_training_images_of_every_class(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = np.argsort(digits.train.labels, kind="stable")  # as a folder lists them: one class after the other
+    seen: list[np.ndarray[Any, Any]] = []
+
+    def record(content: bytes, batches: list[np.ndarray[Any, Any]], *, input: str) -> bytes:
+        seen.extend(batches)
+        assert input == "images"
+        return content
+
+    monkeypatch.setattr(_file.graphs, "in_integers", record)
+    _file.in_precision(b"graph", "int8", digits.train.take(order))
+    pixels = np.concatenate(seen)[:, :, :, 0]
+    known = {
+        image.tobytes(): label for image, label in zip(digits.train.images[:, 0], digits.train.labels, strict=True)
+    }
+    labels = [known[image.tobytes()] for image in pixels]
+    assert len(labels) == 512
+    assert set(labels) == set(range(10))
+
+
+def test_halves_keep_what_does_not_fit(digits: Splits) -> None:
+    classifier = lived_in({"kind": "mlp", "width": 12}, digits)
+    with torch.no_grad():
+        classifier.body[1].weight[0, 0] = 1e6  # type: ignore[index,union-attr]
+    halved = onnx.load_model_from_string(export.to_onnx(classifier, precision="fp16"))
+    kinds = {tensor.data_type for tensor in halved.graph.initializer if np.prod(tensor.dims) >= 64}
+    assert kinds == {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16}
+
+
+def test_one_plain_file(sold: Path) -> None:
+    content = sold.read_bytes()
+    model = onnx.load(sold)
+    assert [path.name for path in sold.parent.iterdir()] == ["s.onnx"]
     assert not any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer)
     for trace in (b".py", b"/home", str(Path(__file__).parents[1]).encode(), b"stack_trace", b"pkg.torch"):
         assert trace not in content
-    assert written["bytes"] == len(content)
     (image,) = model.graph.input
     assert image.name == "images"
     assert image.type.tensor_type.elem_type == onnx.TensorProto.UINT8
@@ -72,10 +161,10 @@ def test_one_plain_file(taught: Taught, tmp_path: Path) -> None:
     assert [output.name for output in model.graph.output] == ["logits", "probabilities"]
 
 
-def test_metadata(taught: Taught, tmp_path: Path) -> None:
+def test_metadata(taught: Taught, sold: Path) -> None:
     _, _, student = taught
-    export.export(student, tmp_path / "s.onnx")
-    facts = export.OnnxClassifier((tmp_path / "s.onnx").read_bytes()).metadata
+    facts = export.OnnxClassifier(sold.read_bytes()).metadata
+    assert (facts["precision"], facts["opset"]) == ("fp32", 20)
     assert student.result is not None
     assert facts["classes"] == list("0123456789")
     assert facts["weights_sha256"] == student.result["weights_sha256"]
@@ -84,10 +173,9 @@ def test_metadata(taught: Taught, tmp_path: Path) -> None:
     assert parse(__import__("yaml").safe_load(facts["spec"])).network == student.spec.network
 
 
-def test_probabilities_hold_the_fitted_temperature(taught: Taught, tmp_path: Path) -> None:
+def test_probabilities_hold_the_fitted_temperature(taught: Taught, sold: Path) -> None:
     store, _, student = taught
-    export.export(student, tmp_path / "s.onnx")
-    model = export.OnnxClassifier((tmp_path / "s.onnx").read_bytes())
+    model = export.OnnxClassifier(sold.read_bytes())
     pixels = export.nhwc(data.load(student.spec.data, store.data_cache).test, 20)
     logits, probabilities = model.session.run(["logits", "probabilities"], {"images": pixels})
     assert student.result is not None
@@ -96,61 +184,65 @@ def test_probabilities_hold_the_fitted_temperature(taught: Taught, tmp_path: Pat
 
 
 @pytest.mark.parametrize("size", [(8, 8), (28, 28), (17, 40), (5, 9)])
-def test_other_sizes_are_resized_inside_as_pillow_would(size: tuple[int, int], taught: Taught, tmp_path: Path) -> None:
-    _, teacher, _ = taught
-    export.export(teacher, tmp_path / "t.onnx")
-    model = export.OnnxClassifier((tmp_path / "t.onnx").read_bytes())
+def test_other_sizes_are_resized_inside_as_pillow_would(size: tuple[int, int], taught: Taught, sold: Path) -> None:
+    _, _, student = taught
+    model = export.OnnxClassifier(sold.read_bytes())
     draw = np.random.default_rng(0)
     image = np.asarray(Image.fromarray(draw.integers(0, 256, (6, 6), dtype=np.uint8)).resize(size[::-1], 2))
     resized = np.asarray(Image.fromarray(image).resize((8, 8), Image.Resampling.BILINEAR))
     inside, outside = (model.logits(picture[None, :, :, None]) for picture in (image, resized))
     assert np.abs(inside - outside).max() < 0.3  # Pillow rounds to whole numbers in between
     with torch.no_grad():
-        expected = networks.from_file(teacher.weights)(torch.from_numpy(image.copy())[None, None]).numpy()
+        expected = networks.from_file(student.weights)(torch.from_numpy(image.copy())[None, None]).numpy()
     assert np.abs(inside - expected).max() < 1e-4
 
 
-def test_verify(taught: Taught, tmp_path: Path) -> None:
-    store, teacher, student = taught
-    export.export(student, tmp_path / "s.onnx")
-    found = export.verify(tmp_path / "s.onnx", store)
+def test_verify(taught: Taught, sold: Path) -> None:
+    store, teacher, _ = taught
+    found = export.verify(sold, store)
     assert found["ok"]
+    assert found["sealed"]
     assert found["images"] == 359
     assert found["top1_agreement"] == 1.0
     assert found["max_abs_diff"] < 1e-4
     assert found["accuracy"] == found["promised_accuracy"]
-    wrong = export.verify(tmp_path / "s.onnx", store, run=teacher.id)
+    wrong = export.verify(sold, store, run=teacher.id)
     assert not wrong["ok"]
     assert wrong["top1_agreement"] < 1
 
 
-def test_verify_without_the_run_keeps_the_promise(taught: Taught, tmp_path: Path) -> None:
-    _, _, student = taught
-    export.export(student, tmp_path / "s.onnx")
-    found = export.verify(tmp_path / "s.onnx", Store(tmp_path / "another"))
+def test_verify_without_the_run_keeps_the_promise(sold: Path, tmp_path: Path) -> None:
+    found = export.verify(sold, Store(tmp_path / "another"))
     assert found["ok"]
     assert "accuracy written" in found["compared_with"]
     assert found["top1_agreement"] is None
-    by_data = export.verify(tmp_path / "s.onnx", Store(tmp_path / "another"), data_source="digits")
+    by_data = export.verify(sold, Store(tmp_path / "another"), data_source="digits")
     assert by_data["ok"]
     assert by_data["same_images"]
 
 
-def test_hostile_metadata_is_named(taught: Taught, tmp_path: Path) -> None:
-    store, teacher, _ = taught
-    classifier = networks.from_file(teacher.weights)
-    for facts in ([1], {"data_spec": {"validation": 7}}, {"scores": 3}, {"data": []}):
-        (tmp_path / "x.onnx").write_bytes(export.to_onnx(classifier, metadata=facts))  # type: ignore[arg-type]
+def unsealed(content: bytes) -> bytes:
+    """A file as its exporter left it, before metadata and seal."""
+    model = onnx.load_model_from_string(content)
+    del model.metadata_props[:]
+    return bytes(model.SerializeToString())
+
+
+def test_hostile_metadata_is_named(taught: Taught, sold: Path, tmp_path: Path) -> None:
+    graph = unsealed(sold.read_bytes())
+    for facts in ([1], {"data_spec": {"validation": 7}}, {"scores": 3}, {"data": []}, {"loss": 1}):
+        (tmp_path / "x.onnx").write_bytes(_file.finished(graph, facts))  # type: ignore[arg-type]
         with pytest.raises(BadModel, match="metadata"):
-            export.verify(tmp_path / "x.onnx", store)
+            export.verify(tmp_path / "x.onnx", taught[0])
 
 
-def test_verify_notices_other_weights(taught: Taught, tmp_path: Path) -> None:
-    store, teacher, student = taught
-    export.export(student, tmp_path / "s.onnx")
-    model = onnx.load(tmp_path / "s.onnx")
-    facts = json.loads(model.metadata_props[0].value)
-    (tmp_path / "forged.onnx").write_bytes(export.to_onnx(networks.from_file(teacher.weights), metadata=facts))
+def test_verify_notices_other_weights_under_a_new_seal(taught: Taught, sold: Path, tmp_path: Path) -> None:
+    """A seal has no secret: whoever forges a file can seal it. The answers still give it away."""
+    store, teacher, _ = taught
+    facts = export.OnnxClassifier(sold.read_bytes()).metadata
+    forged = export.to_onnx(networks.from_file(teacher.weights), metadata=facts)
+    assert export.is_whole(forged)
+    (tmp_path / "forged.onnx").write_bytes(forged)
     assert not export.verify(tmp_path / "forged.onnx", store)["ok"]
     assert not export.verify(tmp_path / "forged.onnx", Store(tmp_path / "another"))["ok"]
 
@@ -169,22 +261,6 @@ def test_exports_go_where_they_can(taught: Taught, tmp_path: Path) -> None:
     for target in (tmp_path / "s.pt", tmp_path / "nowhere" / "s.onnx"):
         with pytest.raises(BadInput, match=r"\.onnx"):
             export.export(student, target)
-
-
-def test_bundles_are_kept_until_they_are_damaged(taught: Taught) -> None:
-    store, _, student = taught
-    report = export.bundle(student, store)
-    assert export.kept_bundle(student, store) == report
-    folder = export.bundle_folder(student, store)
-    assert (folder / "images.bin").stat().st_size == int(np.prod(report["shape"]))
-    logits = np.frombuffer((folder / "logits.bin").read_bytes(), "<f4").reshape(len(report["labels"]), -1)
-    assert (logits.argmax(1) == report["labels"]).mean() == pytest.approx(report["parity"]["accuracy"], abs=1e-6)
-    report["weights_sha256"] = "0" * 64  # retrained since: the same run may have other weights on another machine
-    (folder / "parity.json").write_text(json.dumps(report))
-    assert export.kept_bundle(student, store) is None
-    export.bundle(student, store)
-    (folder / "model.onnx").write_bytes(b"other")
-    assert export.kept_bundle(student, store) is None
 
 
 def test_colour_images_export(tmp_path: Path) -> None:

@@ -229,10 +229,10 @@ def test_every_loss_is_trained_here() -> None:
 
 
 @pytest.mark.parametrize("loss", TAUGHT, ids=kind)
-def test_resume_is_exact(loss: dict[str, Any], digits: Splits, teacher: Teacher) -> None:
+def test_resume_is_exact(loss: dict[str, Any], few: Splits, teacher: Teacher) -> None:
     """Regressor and warm-up included; the student's dropout does not depend on the past."""
-    spec = taught(loss, network={"kind": "cnn", "width": 4, "depth": 2, "dropout": 0.3})
-    whole, first, second = (Training([spec], digits, teacher) for _ in range(3))
+    spec = taught(loss, network={"kind": "cnn", "width": 4, "depth": 2, "dropout": 0.3}, batch=32)
+    whole, first, second = (Training([spec], few, teacher) for _ in range(3))
     list(whole)
     for _ in range(12):
         first.advance()
@@ -248,24 +248,25 @@ def test_resume_is_exact(loss: dict[str, Any], digits: Splits, teacher: Teacher)
         assert equal([*ours.parameters()], [*theirs.parameters()])
 
 
-def test_lockstep_changes_nobody(digits: Splits, teacher: Teacher) -> None:
+def test_lockstep_changes_nobody(few: Splits, teacher: Teacher) -> None:
+    mixed: dict[str, Any] = {"augment": [{"kind": "mixup", "alpha": 1}]}
     for group in (
-        [taught(loss) for loss in TAUGHT if kind(loss) != "function_matching"],
-        [taught(loss, augment=[{"kind": "mixup", "alpha": 1}]) for loss in TAUGHT if kind(loss) != "dkd"],
+        [taught(loss, batch=32) for loss in TAUGHT if kind(loss) != "function_matching"],
+        [taught(loss, batch=32, **mixed) for loss in TAUGHT if kind(loss) != "dkd"],
     ):
-        together = Training(group, digits, teacher)
+        together = Training(group, few, teacher)
         list(together)
         for index, spec in enumerate(group):
-            alone = Training([spec], digits, teacher)
+            alone = Training([spec], few, teacher)
             list(alone)
             assert equal(weights(together, index), weights(alone)), spec.loss
 
 
 @pytest.mark.parametrize("loss", NO_LABELS, ids=kind)
-def test_without_labels_shuffled_labels_change_nothing(loss: dict[str, Any], digits: Splits, teacher: Teacher) -> None:
-    order = np.random.default_rng(0).permutation(len(digits.train))
-    shuffled = replace(digits, train=replace(digits.train, labels=digits.train.labels[order]))
-    runs = [Training([taught(loss)], splits, teacher) for splits in (digits, shuffled)]
+def test_without_labels_shuffled_labels_change_nothing(loss: dict[str, Any], few: Splits, teacher: Teacher) -> None:
+    order = np.random.default_rng(0).permutation(len(few.train))
+    shuffled = replace(few, train=replace(few.train, labels=few.train.labels[order]))
+    runs = [Training([taught(loss, batch=32)], splits, teacher) for splits in (few, shuffled)]
     for run in runs:
         list(run)
     assert equal(weights(runs[0]), weights(runs[1]))
@@ -331,6 +332,7 @@ def test_every_loss_goes_from_spec_to_weights_with_its_defaults(loss: str, train
     assert np.isfinite(run.result["test"]["nll"])
 
 
+@pytest.mark.slow
 def test_the_export_of_a_hinted_student_has_no_regressor(train: Train) -> None:
     """Weights file and ONNX graph hold the same tensors as those of a student that learned from labels."""
     hinted, plain = (

@@ -93,13 +93,13 @@ def tiny_optimizer(stack: Any) -> Any:
 # --- resume and lockstep ----------------------------------------------------------------------------------------------
 
 
-def resumes(stack: Any, stop: int, digits: Splits, teacher: Teacher) -> None:
-    spec = taught(stack)
-    whole, first = (Training([spec], digits, teacher) for _ in range(2))
+def resumes(stack: Any, stop: int, few: Splits, teacher: Teacher) -> None:
+    spec = taught(stack, batch=32)
+    whole, first = (Training([spec], few, teacher) for _ in range(2))
     list(whole)
     for _ in range(stop):
         first.advance()
-    second = resumed(first, Training([spec], digits, teacher))
+    second = resumed(first, Training([spec], few, teacher))
     torch.manual_seed(999)
     list(second)
     assert whole.step > stop
@@ -115,9 +115,9 @@ def spec_evaluations(spec: Any) -> int:
 
 
 @pytest.mark.parametrize("stack", STACKS, ids=called)
-def test_resume_is_exact(stack: Any, digits: Splits, teacher: Teacher) -> None:
+def test_resume_is_exact(stack: Any, few: Splits, teacher: Teacher) -> None:
     """In the middle of a Lookahead cycle too: 11 is no multiple of 3, 4 or 5."""
-    resumes(stack, 11, digits, teacher)
+    resumes(stack, 11, few, teacher)
 
 
 kinds = st.sampled_from(PLAIN_KINDS).map(lambda kind: {"kind": kind})
@@ -128,19 +128,20 @@ ahead = st.tuples(st.integers(2, 7), kinds | sharp).map(
 averaged = (kinds | sharp | ahead | st.just({"kind": "polyak"})).map(lambda inner: {"kind": "ema", "inner": inner})
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(stack=kinds | sharp | ahead | averaged, stop=st.integers(1, 19))
-def test_any_nesting_resumes_exactly_anywhere(stack: Any, stop: int, digits: Splits, teacher: Teacher) -> None:
-    resumes(stack, stop, digits, teacher)
+def test_any_nesting_resumes_exactly_anywhere(stack: Any, stop: int, few: Splits, teacher: Teacher) -> None:
+    resumes(stack, stop, few, teacher)
 
 
-def test_lockstep_of_all_kinds_changes_nobody(digits: Splits, teacher: Teacher) -> None:
+def test_lockstep_of_all_kinds_changes_nobody(few: Splits, teacher: Teacher) -> None:
     stacks = [*PLAIN_KINDS, "schedule_free", "polyak", SHARP[0], SHARP[5], AHEAD[0], *STACKS[-3:]]
-    specs = [taught(stack, epochs=1) for stack in stacks]
-    together = Training(specs, digits, teacher)
+    specs = [taught(stack, epochs=1, batch=32) for stack in stacks]
+    together = Training(specs, few, teacher)
     list(together)
     for index, spec in enumerate(specs):
-        alone = Training([spec], digits, teacher)
+        alone = Training([spec], few, teacher)
         list(alone)
         assert equal(weights(together, index), weights(alone)), spec.optimizer
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -306,6 +306,15 @@ def test_the_finder_is_the_loop_with_a_growing_rate(store: Store, digits: Splits
     assert adamw.seconds > 0
 
 
+def test_the_finder_begins_where_the_runs_begin(store: Store, train: Train) -> None:
+    """A student that goes on from another run's weights is better at its first step than one that begins at random."""
+    student = {name: SMALL[name] for name in ("data", "network", "batch", "precision") if name in SMALL}
+    begun = train(**student, epochs=8, optimizer={"kind": "adamw", "lr": 0.01})
+    fresh, gone_on = (found_for(store, asked(optimizers=[], **more))[1][0] for more in ({}, {"start": begun.id}))
+
+    assert gone_on.losses[0] < 0.8 * fresh.losses[0]
+
+
 def test_the_finder_ends_where_the_loss_explodes(store: Store) -> None:
     _, (adamw, sgd) = found_for(store, asked(optimizers=["sgd"]))
 
@@ -361,7 +370,17 @@ def test_a_clock_counts_laps_and_not_what_is_between_them() -> None:
         work(0.02)
     with clock.standing():
         work(0.01)
+    other = Clock(torch.device("cpu"))
 
+    def made() -> Iterator[float]:
+        for share in (0.0, 0.5, 1.0):
+            work(0.01)
+            yield share
+
+    for _ in other.over(made()):
+        work(0.02)
+
+    assert other.seconds == pytest.approx(0.03, abs=0.008)
     assert clock.seconds == pytest.approx(0.03, abs=0.008)
     assert clock.median == pytest.approx(0.01, abs=0.004)
 

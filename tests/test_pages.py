@@ -6,18 +6,19 @@ import io
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.ui import backstage, listing, teachers
-from smallalign_core import policies
-from smallalign_core.errors import Diverged
-from smallalign_core.spec import lessons
+from pages.ui import backstage, listing, proof, teachers
+from smallalign_core import export, foreign, policies
+from smallalign_core.errors import Diverged, WorkFailed
+from smallalign_core.spec import DataSpec, lessons
 from smallalign_core.store import Run, Store
 from tests.conftest import ROOT, Train
 
-PAGES = ("home", "data", "augment", "distil", "runs", "compare", "export")
+PAGES = ("home", "data", "augment", "distil", "optimizers", "runs", "compare", "export")
 
 
 def test_every_page_is_opened_here():
@@ -27,7 +28,7 @@ def test_every_page_is_opened_here():
 
 
 @pytest.fixture
-def shown(store: Store, monkeypatch: pytest.MonkeyPatch):
+def shown(store: Store, desk_here: None, monkeypatch: pytest.MonkeyPatch):
     """Open a page of the test's store: `shown("runs", run=...)`."""
     monkeypatch.setenv("SMALLALIGN_STORE", str(store.root))
 
@@ -63,13 +64,18 @@ def fail(store: Store, train: Train) -> Run:
     return next(run for run in store.runs() if run.state == "failed")
 
 
-def test_every_page_opens_in_an_empty_store(shown):
-    for page in PAGES:
-        app = shown(page)
+COSTLY = ("augment", "export")  # at once they judge a policy, and export the zoo
 
-        assert not app.error, page
-        assert app.title[0].value
-        assert "No run is being trained" in texts(app), page
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.slow) if page in COSTLY else page for page in PAGES]
+)
+def test_every_page_opens_in_an_empty_store(page: str, shown):
+    app = shown(page)
+
+    assert not app.error
+    assert app.title[0].value
+    assert "No run is being trained" in texts(app)
 
 
 @pytest.mark.slow
@@ -299,6 +305,48 @@ def test_compare_counts_who_is_right(shown, store: Store):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_export_shows_three_precisions_and_says_which_one_loses_or_fails(
+    shown, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = proof.bundle
+
+    def ask(run: str, store: Store, precision: str = "fp32") -> dict[str, object]:
+        if precision == "fp16":
+            raise WorkFailed("this network cannot be halved", do="export it as fp32")
+        found = kept(run, store, "fp32")
+        if precision == "int8":
+            worse = found["loss"]["val"] | {"loss": 0.034, "low": 0.01, "high": 0.05, "flagged": True}
+            found = found | {"precision": "int8", "flagged": True, "loss": found["loss"] | {"val": worse}}
+        return found
+
+    monkeypatch.setattr(proof, "bundle", ask)
+    app = shown("export", run="digits-student")
+    table = app.table[0].value
+    assert list(table[""]) == ["**fp32**", "fp16", "int8"]
+    assert list(table["Size"])[1] == "failed"
+    assert table["Lost on validation"].iloc[2] == ":material/flag: 3.40 (1.00 to 5.00)"
+    assert not app.warning
+    assert not app.error
+
+    app.selectbox(key="pick-precision").set_value("int8").run()
+    assert "loses more than 1 point" in app.warning[0].value
+    app.selectbox(key="pick-precision").set_value("fp16").run()
+    assert "cannot be halved" in app.error[0].value
+
+
+@pytest.mark.slow
+def test_export_explains_that_an_import_is_an_onnx_file_already(shown, store: Store, tmp_path: Path) -> None:
+    export.export(store.run("digits-student"), tmp_path / "s.onnx")
+    imported = foreign.bring(tmp_path / "s.onnx", DataSpec(source="digits"), store)
+
+    app = shown("export", run=imported.id)
+
+    assert not app.error
+    assert "imported as an ONNX file" in texts(app)
+    assert not app.table
+
+
 def test_export_proves_the_file(shown, store: Store):
     app = shown("export", run="digits-student")
 

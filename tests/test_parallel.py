@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, Train, command, tiny
+from conftest import ROOT, Train, program, tiny
 
 from smallalign_core.errors import BadSpec
 from smallalign_core.parallel import World
@@ -51,7 +51,7 @@ def spec(tmp_path: Path, train: Train) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_two_processes_have_the_loss_curve_of_one(store: Store, spec: dict[str, Any], tmp_path: Path) -> None:
-    alone = json.loads(told(command("train", written(spec, tmp_path), "--json", store=store)))
+    alone = json.loads(told(program("train", written(spec, tmp_path), "--json", store=store)))
     one = store.run(alone["id"])
     store_of_two = Store(tmp_path / "two")
     store_of_two._adopt(store.run(spec["teacher"]))

@@ -17,7 +17,8 @@ from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.websockets import WebSocket
 
 from pages.ui.browser._npm import FILES, Packages, compressed
-from pages.ui.server import middleware, routes
+from pages.ui.server import routes
+from pages.ui.wall import middleware
 
 LOCAL = ("127.0.0.1", 50_000)
 MODEL = bytes(range(256)) * 40
@@ -221,7 +222,7 @@ def test_every_answer_carries_the_security_headers(client: TestClient) -> None:
     "host", ["localhost", "LOCALHOST:80", "127.0.0.1:8501", "127.8.8.8", "[::1]:8501", "lab.example"]
 )
 def test_known_hosts_are_served(store: Path, packages: Packages, host: str) -> None:
-    visitor = TestClient(build(store, packages, hosts=("lab.example",)), client=LOCAL)
+    visitor = TestClient(build(store, packages, hosts=("lab.example",)), base_url="http://localhost", client=LOCAL)
     assert visitor.get("/", headers={"Host": host}).status_code == 200
 
 
@@ -245,11 +246,12 @@ def test_a_foreign_host_is_refused_in_a_sentence(client: TestClient, host: str) 
 
 
 def test_a_socket_of_a_foreign_host_is_refused(client: TestClient) -> None:
-    with client.websocket_connect("/_stcore/stream", headers={"Host": "localhost:8501"}):
+    address, origin = "ws://localhost:8501/_stcore/stream", {"Origin": "http://localhost:8501"}
+    with client.websocket_connect(address, headers={"Host": "localhost:8501", **origin}):
         pass
     with (
         pytest.raises(WebSocketDenialResponse) as refusal,
-        client.websocket_connect("/_stcore/stream", headers={"Host": "evil.example"}),
+        client.websocket_connect(address, headers={"Host": "evil.example", **origin}),
     ):
         pass
     assert refusal.value.status_code == 421

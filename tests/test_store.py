@@ -22,7 +22,7 @@ from filelock import FileLock
 from smallalign_core import desk, execution, files, worker
 from smallalign_core.errors import BadInput, BadModel, Diverged, Refused, SmallAlignError, UnknownRun, WorkFailed
 from smallalign_core.recording import Recording, checkpoints
-from smallalign_core.spec import digest
+from smallalign_core.spec import RunSpec, digest
 from smallalign_core.store import Run, State, Store
 
 
@@ -46,6 +46,13 @@ def start_worker(store: Store, *extra: str) -> subprocess.Popen[bytes]:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+
+
+def work_in_a_thread(store: Store) -> threading.Thread:
+    """A worker without a process of its own."""
+    working = threading.Thread(target=worker.serve, args=(store,), kwargs={"device": "cpu", "once": True}, daemon=True)
+    working.start()
+    return working
 
 
 def test_an_equal_spec_is_the_same_run(train: Train, store: Store) -> None:
@@ -247,10 +254,10 @@ def test_a_network_that_would_take_all_memory_is_refused(store: Store) -> None:
 @pytest.mark.parametrize("request_", ["pause", "cancel"])
 def test_pause_and_cancel_keep_a_checkpoint_and_resume_goes_on(request_: str, store: Store) -> None:
     run = long_run(store)
-    process = start_worker(store, "--once")
+    working = work_in_a_thread(store)
     until(lambda: bool(run.events("progress")))
     run.ask(request_)
-    process.wait(60)
+    working.join(60)
     assert run.state is (State.PAUSED if request_ == "pause" else State.CANCELLED)
     assert run.asked is None
     assert run.said["reason"] is None
@@ -258,11 +265,12 @@ def test_pause_and_cancel_keep_a_checkpoint_and_resume_goes_on(request_: str, st
     assert step > 0
     store.enqueue(run)
     assert run.state is State.QUEUED
-    process = start_worker(store, "--once")
+    working = work_in_a_thread(store)
     until(lambda: any(event["kind"] == "resumed" for event in run.events()))
     assert run.events("resumed")[0]["step"] == step
     run.ask("cancel")
-    process.wait(60)
+    working.join(60)
+    assert run.state is State.CANCELLED
 
 
 def test_a_queued_run_can_be_cancelled_without_a_worker(store: Store) -> None:
@@ -274,8 +282,8 @@ def test_a_queued_run_can_be_cancelled_without_a_worker(store: Store) -> None:
         run.ask("cancel")
 
 
-def medium(store: Store) -> Run:
-    return store.create(desk.resolve(store, tiny(epochs=60, optimizer="lookahead", augment=["shift", "rotate"])))
+def medium(store: Store, epochs: int = 16) -> Run:
+    return store.create(desk.resolve(store, tiny(epochs=epochs, optimizer="lookahead", augment=["shift", "rotate"])))
 
 
 def group(store: Store, teacher: Run, epochs: int = 4) -> list[Run]:
@@ -365,9 +373,9 @@ def test_last_and_best_weights_are_both_reported(train: Train) -> None:
 def test_kill_9_at_random_moments_loses_nothing(store: Store, tmp_path: Path) -> None:
     """Acknowledged events stay, checkpoints are whole, and the resumed run ends with the same bits."""
     whole = Store(tmp_path / "whole")
-    expected = worker.execute(medium(whole), whole, device="cpu")["weights_sha256"]
+    expected = worker.execute(medium(whole, epochs=60), whole, device="cpu")["weights_sha256"]
 
-    run = store.enqueue(medium(store))
+    run = store.enqueue(medium(store, epochs=60))
     draw = random.Random(0)
     kills = 0
     while run.state is not State.FINISHED:
@@ -395,13 +403,22 @@ def test_kill_9_at_random_moments_loses_nothing(store: Store, tmp_path: Path) ->
 EVENTS = 9  # of a run of 4 epochs on digits: two an epoch, and a few in between on a slow machine
 
 
-@pytest.mark.parametrize("index", range(1, EVENTS))
-def test_pausing_at_any_event_changes_nothing(index: int, store: Store, tmp_path: Path) -> None:
-    """Also between an epoch's last step and its validation, and in the only epoch that there is."""
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[RunSpec, dict[str, Any]]]:
+    """(spec, result) of runs of 1 and 4 epochs."""
+    whole, found = Store(tmp_path_factory.mktemp("whole") / "models"), []
     for epochs in (1, 4):
         spec = tiny(epochs=epochs, optimizer={"kind": "adamw", "lr": 0.02})
-        whole = Store(tmp_path / "whole" / str(epochs))
-        expected = worker.execute(whole.create(desk.resolve(whole, spec)), whole, device="cpu")
+        found.append((spec, worker.execute(whole.create(desk.resolve(whole, spec)), whole, device="cpu")))
+    return found
+
+
+@pytest.mark.parametrize("index", range(1, EVENTS))
+def test_pausing_at_any_event_changes_nothing(
+    index: int, store: Store, unbroken: list[tuple[RunSpec, dict[str, Any]]]
+) -> None:
+    """Also between an epoch's last step and its validation, and in the only epoch that there is."""
+    for spec, expected in unbroken:
         run = store.create(desk.resolve(store, spec))
         seen = []
 
@@ -416,7 +433,7 @@ def test_pausing_at_any_event_changes_nothing(index: int, store: Store, tmp_path
                 break
         assert result["weights_sha256"] == expected["weights_sha256"]
         assert result["best_epoch"] == expected["best_epoch"]
-        assert [event["epoch"] for event in run.events("epoch")] == list(range(1, epochs + 1))
+        assert [event["epoch"] for event in run.events("epoch")] == list(range(1, int(spec.epochs) + 1))
 
 
 def stopped_run(store: Store, monkeypatch: pytest.MonkeyPatch) -> Run:

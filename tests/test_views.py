@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as reference
 
 from smallalign_core import data
 from smallalign_core.data import ImageSet, Splits
-from smallalign_core.spec import Augment, DataSpec, Flip, Rotate, Shift
+from smallalign_core.spec import Augment, DataSpec, Flip, MixUp, Rotate, Shift
 from smallalign_core.views import Views
 
 POLICY: tuple[Augment, ...] = (Flip(), Shift(pixels=2), Rotate(degrees=20))
@@ -34,6 +34,23 @@ def test_a_view_does_not_depend_on_what_was_asked_before(step: int, history: lis
     one, other = fresh(step), used(step)
     assert torch.equal(one.images, other.images)
     assert torch.equal(one.rows, other.rows)
+
+
+@pytest.mark.parametrize("batch", [3, 7, 20])
+@pytest.mark.parametrize("share", [slice(None), slice(1, 3)], ids=["all", "share"])
+@pytest.mark.parametrize("last", [(), (MixUp(probability=1),)], ids=["plain", "mixup"])
+def test_steps_that_are_made_at_once_are_those_that_are_made_alone(
+    batch: int, share: slice, last: tuple[Augment, ...]
+) -> None:
+    """Through several epochs, with a jump, and with steps in between that somebody else asks for."""
+    policy = (*POLICY, *last)
+    running = Views(pictures(), policy, batch=batch, seed=3, share=share)
+    for step in (*range(30), *range(11, 20)):
+        alone, together = Views(pictures(), policy, batch=batch, seed=3, share=share)(step), running(step)
+        for name in ("rows", "images", "labels"):
+            assert torch.equal(getattr(alone, name), getattr(together, name)), (step, name)
+        if step % 5 == 0:
+            running(97)
 
 
 def test_a_view_does_not_depend_on_the_batch_size() -> None:

@@ -369,7 +369,7 @@ def test_the_command_line_queues(tmp_path: Path, store: Store) -> None:
 
 
 @pytest.fixture
-def panel(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def panel(store: Store, desk_here: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Draw the panel alone, for a spec in the test's store, beside an empty page of runs that it may link to."""
     monkeypatch.setenv("SMALLALIGN_STORE", str(store.root))
     frame = "import streamlit as st\nst.navigation([st.Page('panel.py', default=True), st.Page('runs.py')]).run()\n"
@@ -468,9 +468,9 @@ def form(store: Store, monkeypatch: pytest.MonkeyPatch):
 
     def show(**query: str) -> AppTest:
         app = AppTest.from_string(
-            "import json\nimport streamlit as st\nfrom pages.ui import backstage, worth\n"
+            "import json\nimport streamlit as st\nfrom pages.ui import backstage, students\n"
             "classes = tuple('0123456789')\n"
-            "st.code(json.dumps(worth.student_form('digits', classes, backstage.store(), key='student')))\n",
+            "st.code(json.dumps(students.form('digits', classes, backstage.store(), key='student')))\n",
             default_timeout=120,
         )
         for name, value in query.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,23 +12,31 @@ from typing import Any
 
 import streamlit as st
 
+from pages.ui import access, browser
 from smallalign_core.desk import Desk
 from smallalign_core.errors import SmallAlignError
-from smallalign_core.files import is_held
+from smallalign_core.files import is_held, write
 from smallalign_core.store import Store
 
-BUNDLE_FILES = frozenset({"model.onnx", "images.bin", "logits.bin", "parity.json"})
-"""What an export's folder offers to the browser; nothing else in it is served."""
+PRECISIONS = ("fp32", "fp16", "int8")
+BUNDLE_FILES = frozenset({"model.onnx", "model.zip", "logits.bin", "parity.json"})
+"""What an export's folder offers to the browser in each precision, beside the images and the demo."""
+
+
+def named(file: str, precision: str) -> str:
+    """What a file of an export is called in another precision than fp32, such as `model-int8.onnx`."""
+    stem, _, kind = file.rpartition(".")
+    return file if precision == "fp32" else f"{stem}-{precision}.{kind}"
 
 
 def store() -> Store:
-    """The store that this server shows: the folder in SMALLALIGN_STORE, else `models`."""
-    return Store(os.environ.get("SMALLALIGN_STORE") or "models")
+    """The store that this server shows, acting for whoever looks: the folder in SMALLALIGN_STORE, else `models`."""
+    return Store(os.environ.get("SMALLALIGN_STORE") or "models", access.visitor())
 
 
 @functools.cache
 def _desk(root: Path) -> Desk:
-    return Desk(Store(root))
+    return Desk(Store(root), access.visitor)
 
 
 def desk() -> Desk:
@@ -48,13 +57,40 @@ def worker_alive() -> bool:
 
 def exported(run: str, name: str) -> Path | None:
     """The file `name` of a run's export, for the artifact route; None for any other name."""
-    return store().root / "exports" / run / name if name in BUNDLE_FILES else None
+    folder = store().root / "exports" / run
+    for precision in PRECISIONS:
+        if name == named("demo.zip", precision):
+            return _demo(folder, precision)
+        if name in {named(file, precision) for file in BUNDLE_FILES} | {"images.bin"}:
+            return folder / name
+    return None
+
+
+def _demo(folder: Path, precision: str) -> Path | None:
+    """The demo of an export, made when it is first asked for: it holds 14 MB of the runtime."""
+    model, proof, made = (folder / named(file, precision) for file in ("model.onnx", "parity.json", "demo.zip"))
+    try:
+        if not made.is_file() or made.stat().st_mtime_ns < model.stat().st_mtime_ns:
+            report = json.loads(proof.read_text())
+            title = f"{report['run'][:6]} {precision}"
+            with contextlib.suppress(SmallAlignError):
+                title = f"{store().run(report['run']).title} {precision}"
+            write(made, browser.demo_zip(model.read_bytes(), report, title))
+    except (OSError, ValueError, KeyError, browser.InstallError):
+        return None
+    return made
 
 
 @contextlib.contextmanager
-def told() -> Iterator[None]:
-    """Show an error as its sentence. The frame uses it, and so do fragments, which rerun without the frame."""
+def told(*, stop: bool = False) -> Iterator[None]:
+    """Show an error as its sentence. The frame uses it, and so do fragments, which rerun without the frame.
+
+    Args:
+        stop: end the page there: what would follow costs, and a crowd of refused clicks should cost nothing.
+    """
     try:
         yield
     except SmallAlignError as error:
         st.error(str(error), icon=":material/error:")
+        if stop:
+            st.stop()

@@ -13,6 +13,8 @@ import streamlit as st
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
+from pages.ui import saved
+
 READABLE_CLASSES = 20
 """Up to so many classes, every cell and tick of a matrix can carry its text."""
 
@@ -27,11 +29,8 @@ def palette() -> list[str]:
     return list(st.get_option(f"theme.{'dark' if dark() else 'light'}.chartCategoricalColors"))
 
 
-def show(figure: go.Figure, *, alt: str, key: str, height: int, top: int = 8, **selecting: Any) -> None:
-    """Draw a chart that is looked at once. `selecting` is what `st.plotly_chart` takes for clicks on its points."""
-    legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom"}
-    figure.update_layout(height=height, margin={"l": 0, "r": 0, "t": top, "b": 0}, legend=legend)
-    st.plotly_chart(figure, key=key, alt=alt, config={"displayModeBar": False}, **selecting)
+show = saved.plot
+"""Draws a chart that is looked at once, with the buttons that save it."""
 
 
 def counts(per_split: Mapping[str, Mapping[str, int]], *, key: str) -> None:

@@ -58,7 +58,7 @@ def part(
                 values[name] = plain(name, model.model_fields[name], f"{key}.{name}")
     for name in names:
         if name not in flat:
-            values[name] = _nested(name, model.model_fields[name], f"{key}.{name}")
+            values[name] = _nested(name, model.model_fields[name], f"{key}.{name}", without)
     return values
 
 
@@ -68,12 +68,19 @@ def _filled_in(field: FieldInfo) -> bool:
 
 
 def choice(
-    title: str, family: Iterable[type[Part]], *, key: str, start: str | None = None, help: str | None = None
+    title: str,
+    family: Iterable[type[Part]],
+    *,
+    key: str,
+    start: str | None = None,
+    help: str | None = None,
+    without: Collection[str] = (),
 ) -> dict[str, Any]:
     """Draw a menu of kinds and the fields of the one that is chosen.
 
     Args:
         start: the kind to begin with; the first without it.
+        without: fields to leave out, in parts below it, too.
     """
     kinds = {kind_of(member): member for member in family}
     begin(f"{key}.kind", start if start in kinds else next(iter(kinds)), kinds)
@@ -87,7 +94,7 @@ def choice(
     )
     member = kinds[str(chosen)]
     st.caption(" ".join((member.__doc__ or "").split()))
-    return {"kind": chosen, **part(member, key=f"{key}.{chosen}")}
+    return {"kind": chosen, **part(member, key=f"{key}.{chosen}", without=without)}
 
 
 def several(
@@ -200,7 +207,7 @@ def _classes(annotation: object) -> list[type]:
     return [found for inner in get_args(annotation) for found in _classes(inner)]
 
 
-def _nested(name: str, field: FieldInfo, key: str) -> Any:
+def _nested(name: str, field: FieldInfo, key: str, without: Collection[str]) -> Any:
     annotation = field.annotation
     if get_origin(annotation) is tuple:
         most = limit(field, "max_length")
@@ -214,6 +221,11 @@ def _nested(name: str, field: FieldInfo, key: str) -> Any:
     if get_origin(annotation) in (Union, types.UnionType):
         default = None if field.is_required() else field.default
         return choice(
-            label(name), get_args(annotation), key=key, start=getattr(default, "kind", None), help=field.description
+            label(name),
+            get_args(annotation),
+            key=key,
+            start=getattr(default, "kind", None),
+            help=field.description,
+            without=without,
         )
-    return part(_classes(annotation)[0], key=key)
+    return part(_classes(annotation)[0], key=key, without=without)

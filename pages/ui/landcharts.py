@@ -15,7 +15,6 @@ from pages.ui import charts
 FEW = 6
 """Runs that one picture can tell apart."""
 NORMS = {"eval": "running statistics", "train": "each batch's own", "reestimate": "estimated anew"}
-SAVED = {"displayModeBar": True, "displaylogo": False, "modeBarButtons": [["toImage"]]}
 VERDICTS = {
     "supports": "smaller is more rugged",
     "opposite": "bigger is more rugged",
@@ -77,7 +76,7 @@ def told_apart(labels: Mapping[str, str]) -> dict[str, str]:
 
 def _table(runs: Sequence[Mapping[str, Any]], names: Sequence[str], norms: str) -> None:
     columns: dict[str, list[Any]] = {
-        "Run": list(names),
+        **({"Run": list(names)} if len(names) > 1 else {}),
         "Parameters": [run["params"] for run in runs],
         "Loss": [run["loss"] for run in runs],
     }
@@ -127,12 +126,8 @@ def _numbers(values: Sequence[Any]) -> bool:
 def _draw(figure: go.Figure, *, title: str, mode: str, alt: str, key: str, height: int, top: int = 34) -> None:
     if title:
         st.markdown(f"**{title}**")
-    figure.update_layout(
-        height=height,
-        margin={"l": 0, "r": 0, "t": top, "b": 0},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "entrywidthmode": "pixels"},
-    )
-    st.plotly_chart(figure, key=key, alt=f"{alt} ({mode})", config=SAVED)
+    figure.update_layout(legend={"entrywidthmode": "pixels"})
+    charts.show(figure, alt=f"{alt} ({mode})", key=key, height=height, top=top)
 
 
 Drawn = Sequence[tuple[Mapping[str, Any], str]]
@@ -191,10 +186,10 @@ def _band(drawn: Drawn, mode: str, key: str) -> None:
 
 def _spectrum(drawn: Drawn, mode: str, key: str) -> None:
     figure = go.Figure()
-    lowest = 1.0
+    everything: list[float] = []
     for (run, name), colour in zip(drawn, _colours(), strict=False):
         values = run["measures"]["curvature"]["eigenvalues"]
-        lowest = min([lowest, *values])
+        everything += values
         figure.add_scatter(
             x=list(range(1, len(values) + 1)),
             y=values,
@@ -204,9 +199,10 @@ def _spectrum(drawn: Drawn, mode: str, key: str) -> None:
             name=name,
             hovertemplate="number %{x}: %{y:.4g}<extra></extra>",
         )
+    steep = bool(everything) and max(everything) > 20 * min(everything) > 0
     figure.update_layout(
         xaxis={"title": "eigenvalue, the largest first", "dtick": 1},
-        yaxis={"title": "of the Hessian"} | ({"type": "log", "dtick": "D2"} if lowest > 0 else {}),
+        yaxis={"title": "of the Hessian"} | ({"type": "log", "dtick": "D2"} if steep else {"rangemode": "tozero"}),
         showlegend=len(drawn) > 1,
     )
     _draw(figure, title="Curvature", mode=mode, alt="Largest eigenvalues.", key=f"{key}-spectrum", height=330)

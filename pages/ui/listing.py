@@ -31,6 +31,7 @@ class Row:
         imported: whether it was made elsewhere: then there is no spec, and nothing to export.
         accuracy, low, high: on test, with the 95 % interval; None before the run is finished.
         validation: accuracy on validation, by which a choice may be made.
+        seconds: how long its training took.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Row:
     low: float | None = None
     high: float | None = None
     params: int | None = None
+    seconds: float | None = None
     reason: str | None = None
     imported: bool = False
 
@@ -158,6 +160,7 @@ def _of_result(folder: Path, changed: int) -> dict[str, Any]:  # noqa: ARG001  #
         "low": float(test["accuracy_low"]),
         "high": float(test["accuracy_high"]),
         "params": int(result["params"]),
+        "seconds": float(took) if isinstance(took := result.get("seconds"), int | float) else None,
         "classes": tuple(result["classes"]),
     }
 

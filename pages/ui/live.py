@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from pages.ui.browser import Curve, curves
 from smallalign_core.store import Run, State, Store
 
 TICK_SECONDS = 1
+RECENT = 10
+"""Finished runs by which the wait in the queue is guessed."""
 
 
 def draw(run: Run, drawn: str, store: Store) -> None:
@@ -33,8 +36,7 @@ def _progress(
     run: Run, state: State, progress: Sequence[dict[str, Any]], epochs: Sequence[dict[str, Any]], store: Store
 ) -> None:
     if state is State.QUEUED:
-        place = [waiting.name for waiting in store.queue()].index(run.name) + 1 if run in store.queue() else 1
-        st.progress(0, text="Waiting for the worker" if place == 1 else f"Waiting: number {place} in the queue")
+        st.progress(0, text=_waiting(run, store))
         if not backstage.worker_alive():
             st.caption(
                 "The worker is starting. If this lasts, start one by hand: `python -m smallalign_core "
@@ -52,6 +54,28 @@ def _progress(
         f"{last['images_per_second']:,.0f} images/s · best validation accuracy {wording.percent(best)}"
     )
     st.progress(min(1.0, last["step"] / last["steps"]), text=text)
+
+
+def _waiting(run: Run, store: Store) -> str:
+    """Where a run stands in the queue, and roughly when its turn comes."""
+    ahead = [waiting.name for waiting in store.queue()]
+    ahead = ahead[: ahead.index(run.name)] if run.name in ahead else []
+    rows = listing.rows(store)
+    left = [
+        events[-1]["eta"]
+        for row in rows
+        if row.state == State.RUNNING and (events := Run(store.root / "runs" / row.name).events("progress"))
+    ]
+    if not ahead and not left:
+        return "Waiting for the worker"
+    place = f"Waiting: number {len(ahead) + 1} in the queue"
+    took = [row.seconds for row in rows if row.seconds is not None and not row.in_zoo][:RECENT]
+    if ahead and not took:
+        return place
+    usual = statistics.median(took) if took else 0.0
+    wait = max(left, default=0.0) + len(ahead) * usual
+    says = f" if runs take {wording.duration(usual)} as the last {len(took)} did" if ahead and len(took) > 1 else ""
+    return f"{place}, its turn comes in about {wording.duration(wait)}{says}"
 
 
 def _curves(run: Run, progress: Sequence[dict[str, Any]], epochs: Sequence[dict[str, Any]], store: Store) -> None:

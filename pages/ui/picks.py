@@ -7,8 +7,9 @@ from typing import Any
 
 import streamlit as st
 
-from pages.ui import backstage, listing
+from pages.ui import backstage, listing, uploading
 from pages.ui.listing import Row
+from smallalign_core import uploads
 from smallalign_core.data import NAMED
 from smallalign_core.store import Store
 
@@ -70,6 +71,32 @@ def pick_number(
     return chosen
 
 
+def pick_some(
+    label: str, options: Mapping[str, str], *, key: str, first: Sequence[str], help: str | None = None
+) -> list[str]:
+    """Some of `options` (value to text), kept in the address as `key`: their values, joined by commas."""
+    widget = f"pick-{key}"
+    if (asked := changed(key)) is not None:
+        given = [value for value in asked.split(",") if value]
+        if all(value in options for value in given):
+            st.session_state[widget] = given
+        else:
+            st.warning(f"The link asks for what is not offered. Given: {key}={asked[:80]}. Choose again below.")
+    st.session_state.setdefault(widget, list(first))
+    chosen = st.pills(
+        label,
+        list(options),
+        selection_mode="multi",
+        format_func=options.__getitem__,
+        key=widget,
+        help=help,
+        persist_state="session",
+    )
+    found = [value for value in options if value in (chosen or ())]
+    keep(key, ",".join(found))
+    return found
+
+
 def pick_row(
     label: str,
     rows: Sequence[Row],
@@ -120,8 +147,9 @@ def pick_data(store: Store) -> tuple[str, dict[str, Any] | None]:
         BadData: the source cannot be used; the message says why.
     """
     used = {row.source: None for row in listing.rows(store) if row.source}
+    kept = {uploading.shown(file): None for file in uploads.kept(store) if str(file) not in used}
     asked = st.query_params.get("data", "")
-    options = list({**dict.fromkeys(NAMED), **used} | ({asked: None} if asked else {}))
+    options = list({**dict.fromkeys(NAMED), **used, **kept} | ({asked: None} if asked else {}))
     source = st.selectbox(
         "Dataset",
         options,

@@ -1,28 +1,20 @@
-"""What `app.py` plugs into `st.App`: the routes for browser parts and exported files, and the wall around everything.
+"""The routes that `app.py` plugs into `st.App`: the parts of the pages that run in the browser, and exported files.
 
-    st.App("pages/frame.py", routes=routes(locate), middleware=middleware())
-
-The headers isolate the page (without which in-browser inference has one thread), allow scripts from this server only,
-and forbid framing. The host check stops DNS rebinding: a foreign site that points its own name at this machine.
+st.App("pages/frame.py", routes=routes(locate), middleware=middleware())
 """
 
 from __future__ import annotations
 
-import base64
 import functools
 import hashlib
-import importlib.util
-import ipaddress
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.middleware import Middleware
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .browser._npm import PACKAGES, Packages, compressed
 from .browser._urls import MODULES, base_path
@@ -33,7 +25,6 @@ Locate = Callable[[str, str], Path | None]
 _RUN = re.compile(r"[a-z0-9-]{1,64}")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _MODULE = re.compile(r"[a-z_]{1,64}\.mjs")
-_HOST = re.compile(r"(?P<name>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
 
 _TYPES = {
     ".mjs": "text/javascript",
@@ -133,114 +124,3 @@ def _digest(path: Path) -> str:
 def _sha256(path: Path, _mtime_ns: int, _size: int) -> str:
     with path.open("rb") as file:
         return f'"{hashlib.file_digest(file, "sha256").hexdigest()}"'
-
-
-def middleware(hosts: Sequence[str] = ()) -> list[Middleware]:
-    """The wall around every response and every connection.
-
-    Args:
-        hosts: names or addresses, without port, that visitors may use besides the loopback ones.
-    """
-    return [Middleware(Wall, hosts=tuple(hosts))]
-
-
-class Wall:
-    """ASGI middleware: refuses foreign hosts, keeps metrics local, and adds the security headers."""
-
-    def __init__(self, app: ASGIApp, hosts: Sequence[str] = ()) -> None:
-        self.app = app
-        self.hosts = {host.lower().strip("[]") for host in hosts}
-        self.scripts = " ".join(f"'{digest}'" for digest in _inline_scripts())
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request or connection."""
-        if scope["type"] not in ("http", "websocket"):
-            await self.app(scope, receive, send)
-            return
-        host = Headers(scope=scope).get("host", "")
-        if not self._known(host):
-            await _refuse(
-                scope, receive, send, 421,
-                f"This application does not answer to that host name. Given: {host[:80]!r}. "
-                "Open it as localhost, or start it with this name among its allowed hosts.",
-            )  # fmt: skip
-            return
-        if scope["path"].rstrip("/").endswith("/_stcore/metrics") and not _local(scope):
-            await _refuse(
-                scope, receive, send, 403,
-                "Metrics are for this machine only. Given: a request from elsewhere. Read them on the machine itself.",
-            )  # fmt: skip
-            return
-
-        policy = self._policy(host)
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                if headers.get("content-encoding") == "identity":
-                    del headers["content-encoding"]
-                headers["Content-Security-Policy"] = policy
-                headers["Cross-Origin-Opener-Policy"] = "same-origin"
-                headers["Cross-Origin-Embedder-Policy"] = "require-corp"
-                headers["Cross-Origin-Resource-Policy"] = "same-origin"
-                headers["X-Content-Type-Options"] = "nosniff"
-                headers["X-Frame-Options"] = "DENY"
-                headers["Referrer-Policy"] = "no-referrer"
-            await send(message)
-
-        await self.app(scope, receive, send_with_headers)
-
-    def _known(self, host: str) -> bool:
-        match = _HOST.fullmatch(host)
-        if not match:
-            return False
-        name = match["name"].lower().strip("[]")
-        return name == "localhost" or name in self.hosts or _is_loopback(name)
-
-    def _policy(self, host: str) -> str:
-        # blob: is where Streamlit loads a component's inline code from; wasm-unsafe-eval compiles WebAssembly and
-        # nothing else; inline styles are how Streamlit's own front end draws. The socket's address is spelled out
-        # because older Safari does not count it as 'self'. data: is how Streamlit's camera reads its own photo.
-        return (
-            "default-src 'self'; "
-            f"script-src 'self' {self.scripts} 'wasm-unsafe-eval' blob:; "
-            "style-src 'self' 'unsafe-inline'; font-src 'self' data:; "
-            "img-src 'self' data: blob:; media-src 'self' data: blob:; "
-            f"connect-src 'self' ws://{host} wss://{host} data:; "
-            "worker-src 'self' blob:; frame-src 'self'; form-action 'self'; "
-            "object-src 'none'; base-uri 'self'; frame-ancestors 'none'"
-        )
-
-
-def _is_loopback(name: str) -> bool:
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
-
-
-def _local(scope: Scope) -> bool:
-    # Behind a proxy on this machine every client looks local, so a forwarded request does not count as local.
-    headers = Headers(scope=scope)
-    client = scope.get("client")
-    direct = "x-forwarded-for" not in headers and "forwarded" not in headers
-    return direct and client is not None and _is_loopback(client[0])
-
-
-async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, sentence: str) -> None:
-    # Starlette turns the response into the refusal of a handshake, with the sentence if the server can send one.
-    if scope["type"] == "websocket" and "websocket.http.response" not in scope.get("extensions", {}):
-        await send({"type": "websocket.close", "code": 1008, "reason": "host not allowed"})
-        return
-    await PlainTextResponse(sentence, status_code=status)(scope, receive, send)
-
-
-@functools.cache
-def _inline_scripts() -> tuple[str, ...]:
-    """The digests of the inline scripts in Streamlit's page, which change with its version."""
-    spec = importlib.util.find_spec("streamlit")
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("Streamlit is not installed. Run: pip install -r requirements.txt")
-    page = (Path(spec.origin).parent / "static" / "index.html").read_text(encoding="utf-8")
-    scripts = re.findall(r"<script(?![^>]*\bsrc=)[^>]*>(.*?)</script>", page, flags=re.DOTALL)
-    return tuple(f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}" for text in scripts)

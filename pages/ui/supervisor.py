@@ -98,7 +98,7 @@ def warm_up() -> None:
     import plotly.graph_objects
     import plotly.io  # noqa: F401
 
-    from pages.ui import comparison, forms, proof, runview  # noqa: F401
+    from pages.ui import comparison, forms, proof, runview, studyview  # noqa: F401
 
     with contextlib.suppress(OSError):
         backstage.desk().warm()

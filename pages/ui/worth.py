@@ -7,10 +7,10 @@ from typing import Any
 
 import streamlit as st
 
-from pages.ui import backstage, charts, forms, listing, live, picks, specs, wording
+from pages.ui import backstage, charts, live, specs, wording
 from smallalign_core import worth
 from smallalign_core.errors import BadSpec, Refused
-from smallalign_core.spec import Cnn, DataSpec, Network, RunSpec, canonical, members, parse
+from smallalign_core.spec import RunSpec, parse
 from smallalign_core.store import Run, State, Store
 from smallalign_core.worth import CONTROLS, METRICS, What, Worth, capital
 
@@ -188,46 +188,3 @@ def _runs(found: Worth) -> None:
                         continue
                     icon = wording.STATES[arm.state][1]
                     st.page_link("runs.py", label=label, icon=icon, query_params={"run": arm.id}, width="content")
-
-
-# --- a student to measure with ----------------------------------------------------------------------------------------
-
-
-def student_form(source: str, classes: tuple[str, ...], store: Store, *, key: str) -> dict[str, Any]:
-    """Ask for a student, for a page that has images and a policy but no student; returns a spec without `augment`.
-
-    What is chosen stands in the address: the teacher as `<key>-teacher`, the rest as `<key>`.
-    """
-    _from_address(source, key)
-    left, right = st.columns(2, gap="medium")
-    with left:
-        network = forms.choice("Student network", members(Network), key=f"{key}.network", start=Cnn().kind)
-    with right:
-        fitting = [row for row in listing.finished(store) if row.classes == classes]
-        nobody = "None: learn from the labels only"
-        teacher = picks.pick_row("Teacher", fitting, key=f"{key}-teacher", none=nobody)
-        epochs, images = st.columns(2)
-        with epochs:
-            chosen = forms.part(RunSpec, key=key, only=("epochs",), across=1)
-        with images:
-            of_data = forms.part(DataSpec, key=f"{key}.data", only=("images",), across=1)
-    chosen |= {"network": network, "data": {"source": source, **of_data}}
-    written = canonical(parse(chosen))
-    written["data"].pop("source")
-    st.session_state[f"{key}-seen"] = st.query_params[key] = json.dumps(written, separators=(",", ":"))
-    return chosen | {"teacher": teacher.id if teacher else None}
-
-
-def _from_address(source: str, key: str) -> None:
-    """Fill the form from the address, if that was changed and not the form."""
-    asked = st.query_params.get(key)
-    if asked is None or asked == st.session_state.get(f"{key}-seen"):
-        return
-    try:
-        written = json.loads(asked)
-        spec = parse({**written, "data": {**written.get("data", {}), "source": source}})
-    except (BadSpec, ValueError, AttributeError, TypeError):
-        st.warning(f"The link names a student that cannot be. Given: {key}={asked[:80]}. Choose another one below.")
-        return
-    plain = spec.model_dump(mode="json", include={"network": True, "epochs": True, "data": {"images"}})
-    forms.fill(plain, key=key)

@@ -30,6 +30,7 @@ from smallalign_core.compare._pair import (
 from smallalign_core.compare._words import (
     commonest_mistake as commonest_mistake,
     mcnemar as mcnemar,
+    most_changed as most_changed,
     verdict as verdict,
 )
 from smallalign_core.data import Splits
@@ -112,7 +113,7 @@ def temperature(run: Run, splits: Splits, store: Store) -> float:
 def kept(teacher: Run, student: Run, fingerprint: str, store: Store, split: str) -> Path:
     """Where a comparison is kept: under what decides its figures, which is both runs' weights and the images."""
     names = "-".join(f"{run.id}.{digest_of(run)}" for run in (teacher, student))
-    return folder(store) / f"{names}-{fingerprint}-{split}-{FORMAT}.json"
+    return folder(store) / f"{names}-{fingerprint[:12]}-{split}-{FORMAT}.json"
 
 
 def _told_apart(runs: Sequence[Run]) -> None:

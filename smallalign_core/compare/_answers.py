@@ -16,7 +16,10 @@ Logits = NDArray[np.float32]
 
 
 def folder(store: Store) -> Path:
-    """Where all that is known of runs on held-out images is kept; a run's files go when it is deleted."""
+    """Where all that is known of runs on held-out images is kept.
+
+    Files are named after the runs that they are about, and go with them: nothing else in a name looks like an id.
+    """
     return store.root / "cache" / "compare"
 
 
@@ -27,7 +30,7 @@ def digest_of(run: Run) -> str:
 
 def file_of(run: Run, fingerprint: str, split: str, store: Store) -> Path:
     """The file of a run's logits on one split of the data of that fingerprint."""
-    return folder(store) / f"{run.id}.{digest_of(run)}-{fingerprint}-{split}.npy"
+    return folder(store) / f"{run.id}.{digest_of(run)}-{fingerprint[:12]}-{split}.npy"
 
 
 def kept_logits(run: Run, splits: Splits, split: str, store: Store) -> Logits | None:

@@ -32,6 +32,13 @@ def commonest_mistake(found: dict[str, Any]) -> int:
     )
 
 
+def most_changed(found: dict[str, Any], most: int = 40) -> list[dict[str, Any]]:
+    """The classes with images whose recall changed most, in the order of the classes: as many as a chart can show."""
+    there = [one for one in found["recall_change"] if one["images"]]
+    kept = sorted(there, key=lambda one: -abs(one["change"]))[:most]
+    return [one for one in there if one in kept]
+
+
 def verdict(found: dict[str, Any], teacher: str, student: str) -> str:
     """A comparison in three lines: how often they agree, who is right where, and how sure each is."""
     split = "test" if found["split"] == "test" else "validation"

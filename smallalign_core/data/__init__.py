@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from smallalign_core.data._decode import DISK_FULL, Decoded, decode_one as decode_one, walk
 from smallalign_core.data._readers import NAMED as NAMED, path_of, reader
 from smallalign_core.data._sets import ImageSet as ImageSet, MappedRows, Splits as Splits, statistics as statistics
+from smallalign_core.data._zips import check_upload as check_upload
 from smallalign_core.errors import BadData, BadModel, Refused
 from smallalign_core.files import read_json, write_json
 from smallalign_core.spec import DataSpec

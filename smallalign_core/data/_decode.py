@@ -22,6 +22,7 @@ IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # what a file holds, whatever its name says: others may start programs
 GREY_MODES = ("L", "1", "I;16", "I", "LA")
 MAX_PIXELS = 25_000_000  # one image; above this a small file can ask for gigabytes
+MAX_IMAGE_SIDE = 10_000  # likewise: long and thin costs as much where it is turned or scaled
 MAX_UNREADABLE = 0.01
 MAX_SIDE = 224  # photographs are scaled to this unless `data.size` says otherwise
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") else {errno.ENOSPC}
@@ -47,7 +48,7 @@ class Decoded:
 def source_id(pixels: NDArray[np.uint8]) -> int:
     """A hash of one image's shape and pixels, [H, W] or [H, W, 3], as its source has them: before any resizing."""
     digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=8)
-    digest.update(pixels.tobytes())
+    digest.update(np.ascontiguousarray(pixels).data)
     return int.from_bytes(digest.digest(), "little")
 
 
@@ -125,7 +126,7 @@ def _look(
         for file, label in files:
             try:
                 with Image.open(file, formats=FORMATS) as picture:
-                    if picture.width * picture.height > MAX_PIXELS:
+                    if _too_many(picture.size):
                         raise ValueError
                     tagged = picture.info.keys() & {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
                     turned = bool(tagged) and picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
@@ -137,6 +138,10 @@ def _look(
             colour = colour or not grey
             readable[part].append((file, label))
     return readable, sizes, colour
+
+
+def _too_many(size: tuple[int, int]) -> bool:
+    return math.prod(size) > MAX_PIXELS or max(size) > MAX_IMAGE_SIDE
 
 
 def _side(sizes: Counter[tuple[int, int]], wanted: int | None) -> tuple[int | None, list[str]]:
@@ -206,14 +211,14 @@ def decode_one(content: bytes, shape: tuple[int, int, int]) -> NDArray[np.uint8]
     try:
         with Image.open(BytesIO(content), formats=FORMATS) as picture:
             size = picture.size
-        if math.prod(size) <= MAX_PIXELS:
+        if not _too_many(size):
             return _pixels(BytesIO(content), channels == 3, (width, height))[0]
     except Exception:  # noqa: BLE001  # Pillow's parsers raise what they like on a damaged file
         raise BadData(
             "the file is not an image that can be read", given=f"{len(content):,} bytes", do="use PNG, JPEG or WebP"
         ) from None
     raise BadData(
-        f"the image has more than {MAX_PIXELS // 1_000_000} million pixels",
+        f"the image has more than {MAX_PIXELS // 1_000_000} million pixels, or over {MAX_IMAGE_SIDE:,} on a side",
         given=f"{size[0]} x {size[1]}",
         do="make it smaller",
     )
@@ -225,14 +230,18 @@ def _pixels(file: Path | BytesIO, colour: bool, size: tuple[int, int]) -> tuple[
 
     with Image.open(file, formats=FORMATS) as opened:
         grey = opened.mode in GREY_MODES
-        picture: Image.Image = ImageOps.exif_transpose(opened)
+        ImageOps.exif_transpose(opened, in_place=True)  # a copy of 25 million pixels is 100 MB: none that is not needed
+        picture: Image.Image = opened
         if picture.mode in ("I;16", "I"):  # 16-bit grey: keep the high byte instead of clipping to white
             picture = Image.fromarray((np.asarray(picture, dtype=np.uint32) >> 8).astype(np.uint8))
         if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture.convert("RGBA"))
+            if picture.mode != "RGBA":
+                picture = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)
         picture = picture.convert("L" if grey else "RGB")  # what the file is, whatever the others are
         found = source_id(np.asarray(picture))
-        picture = picture.convert("RGB" if colour else "L")
+        if colour != (picture.mode == "RGB"):
+            picture = picture.convert("RGB" if colour else "L")
         if picture.size != size:
             picture = ImageOps.fit(picture, size, Image.Resampling.BILINEAR)
         array = np.asarray(picture)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import lzma
 import math
 import os
 import shutil
@@ -20,24 +19,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from smallalign_core import limits
 from smallalign_core.data._decode import DISK_FULL, IMAGE_ENDINGS, Decoded, decode, hidden, source_ids, walk
+from smallalign_core.data._zips import DAMAGED as DAMAGED_ZIP, OWNERS, unpack
 from smallalign_core.errors import BadData
 from smallalign_core.spec import DataSpec
 
 MAX_IDX_BYTES = 8 * 1024**3  # an IDX file is read into RAM whole
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian package dataset-fashion-mnist
-
-DAMAGED_ZIP = (  # what zipfile and the unpackers below it raise
-    zipfile.BadZipFile,
-    OSError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    struct.error,
-    zlib.error,
-    lzma.LZMAError,
-    IndexError,  # an entry without a name
-)
 
 NAMED: dict[str, str] = {
     "digits": "1,797 handwritten digits, 8x8 grey (UCI; ships with scikit-learn)",
@@ -84,6 +73,7 @@ def path_of(source: str) -> Path:
             given=ascii(source),
             do=f"use a path, or one of: {', '.join(NAMED)}",
         ) from None
+    limits.check_path(path, "the dataset")
     return path
 
 
@@ -287,7 +277,7 @@ def _read_zip(spec: DataSpec, into: Path) -> Decoded:
     path, room = path_of(spec.source), into / "unzipped"
     try:
         with zipfile.ZipFile(path) as archive:
-            names = _unzip(archive, room)
+            names = unpack(archive, room, OWNERS)  # an upload was held to closer bounds before it was kept
     except DAMAGED_ZIP as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise  # not the zip's fault
@@ -306,52 +296,3 @@ def _read_zip(spec: DataSpec, into: Path) -> Decoded:
     finally:
         shutil.rmtree(into / "unzipped", ignore_errors=True)
     return replace(found, notes=(*found.notes, f"{names} files were read from the zip."))
-
-
-def _unzip(archive: zipfile.ZipFile, room: Path, *, max_entries: int = 200_000, max_bytes: int = 8 * 1024**3) -> int:
-    """Unpack images only, counting what is really written: an archive's own sizes may lie.
-
-    Raises:
-        BadData: names that leave the folder, too many entries, or too much content.
-    """
-    entries = [
-        entry
-        for entry in archive.infolist()
-        if not entry.is_dir() and Path(entry.filename).suffix.lower() in IMAGE_ENDINGS
-    ]
-    if len(entries) > max_entries:
-        raise BadData(
-            f"the zip has over {max_entries:,} images", given=len(entries), do="unpack it and give the folder"
-        )
-    written = count = 0
-    for entry in entries:
-        parts = Path(entry.filename).parts
-        if (
-            entry.filename.startswith("/")
-            or ".." in parts
-            or "\\" in entry.filename
-            or ":" in parts[0]
-            or len(entry.filename) > 500
-        ):
-            raise BadData(
-                "the zip holds a name that leaves its folder",
-                given=entry.filename,
-                do="pack it again with relative names",
-            )
-        if any(map(hidden, parts)):
-            continue
-        count += 1
-        target = room.joinpath(*parts)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with archive.open(entry) as source, target.open("xb") as sink:
-            while chunk := source.read(1 << 20):
-                written += len(chunk)
-                if written > max_bytes or (len(chunk) and sink.tell() > 100 * 1024**2):
-                    raise BadData(
-                        "the zip unpacks to more than is allowed",
-                        given=entry.filename,
-                        do="unpack it and give the folder",
-                    )
-                sink.write(chunk)
-    room.mkdir(parents=True, exist_ok=True)
-    return count

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from smallalign_core.optimstudy._build import curves as curves, report as report
 from smallalign_core.optimstudy._parts import (
+    FAR as FAR,
     Curve as Curve,
     Difference as Difference,
     Finder as Finder,

@@ -73,7 +73,8 @@ def measure(
     splits = data.load(spec.student.data, store.data_cache)
     level = {"schedule": Constant(warmup=0), "epochs": spec.student.epochs}
     specs = [run_spec(spec, entry.optimizer, 1, tuning_seed(spec)).model_copy(update=level) for entry in some]
-    training = train.Training(specs, splits, teaching.live(specs, store, splits, where), device=where)
+    taught, starts = teaching.live(specs, store, splits, where), teaching.starts(specs, store)
+    training = train.Training(specs, splits, taught, device=where, starts=starts)
     rates: list[list[float]] = [[] for _ in some]
     losses: list[list[float]] = [[] for _ in some]
     stopped, shared = [False] * len(some), [0.0] * len(some)
@@ -89,7 +90,7 @@ def measure(
         for index, student in enumerate(training.students):
             if not student.learns:
                 continue
-            loss, student.sums = float(student.sums["total"]), {}
+            loss, student.sums, student.recent = float(student.sums["total"]), {}, []
             mean = SMOOTHED * losses[index][-1] + (1 - SMOOTHED) * loss if losses[index] else loss
             losses[index].append(mean)
             shared[index] = training.shared.seconds

@@ -84,14 +84,13 @@ def reliability(found: Plain, who: str) -> str:
 
 def recall(changes: Sequence[Plain]) -> str:
     """The student's recall minus the teacher's, a line a class, with 95 % intervals."""
-    shown = [one for one in changes if one["images"]]
-    worst = max((max(abs(one["low"]), abs(one["high"])) for one in shown), default=0.1) * 1.05
+    worst = max((max(abs(one["low"]), abs(one["high"])) for one in changes), default=0.1) * 1.05
     left, width, step = 130, 560, 22
     scale = (width - left - 70) / (2 * worst)
     middle = left + worst * scale
-    bottom = 8 + len(shown) * step
+    bottom = 8 + len(changes) * step
     parts = [line([(middle, 4), (middle, bottom)], "axis")]
-    for place, one in enumerate(shown):
+    for place, one in enumerate(changes):
         y = 8 + place * step + step / 2
         sure = "bad" if one["high"] < 0 else "good" if one["low"] > 0 else "neutral"
         parts.append(text(left - 10, y + 4, _short(one["name"], 18), "tick", "end"))

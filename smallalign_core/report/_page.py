@@ -129,12 +129,14 @@ def _pair(found: Plain, teacher: str, student: str) -> str:
         matrices.append(f"<figure><figcaption>{who.capitalize()}</figcaption>{chart}</figure>")
         chart = _charts.reliability(found[f"{who}_calibration"], who)
         diagrams.append(f"<figure><figcaption>{who.capitalize()}</figcaption>{chart}</figure>")
+    shown = compare.most_changed(found)
+    few = f"; the {len(shown)} classes that changed most" if len(shown) < len(found["classes"]) else ""
     return (
         f"<section><h2>{escape(student)} against {escape(teacher)}</h2>"
         f"{''.join(f'<p>{escape(one)}</p>' for one in lines)}"
         f"{square}{_table(['', 'teacher', 'student'], figures, 'Accuracy and calibration')}"
-        f"<h3>Recall of each class</h3><p>Student minus teacher in points, with 95 % intervals.</p>"
-        f"<figure>{_charts.recall(found['recall_change'])}</figure>"
+        f"<h3>Recall of each class</h3><p>Student minus teacher in points, with 95 % intervals{few}.</p>"
+        f"<figure>{_charts.recall(shown)}</figure>"
         f"<h3>Confusion matrices</h3><p>Rows are true classes, columns what was said. Mistakes are coloured, on one "
         f"scale for both.</p><div class='pair'>{''.join(matrices)}</div>"
         "<h3>Reliability</h3><p>Accuracy over confidence in bins of 1/15, with 95 % intervals; larger dots are more "

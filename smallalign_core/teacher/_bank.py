@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,9 @@ from smallalign_core.views import Batch, Views
 log = logging.getLogger("smallalign")
 
 SAVE_SECONDS = 10.0
+AHEAD_STEPS, AHEAD_BYTES = 16, 4 * 1024**2
+"""Lessons are taken from memory for so many steps at once, and no more than so many bytes of images: taking costs more
+than the bytes."""
 CHECKED_CHUNKS = 4
 """Of the chunks that others left, so many are checked when the teacher is loaded."""
 
@@ -82,7 +86,7 @@ class Bank:
         self._chunks: dict[int, Chunk] = {}
         self._places_in_epoch: dict[int, NDArray[np.int64]] = {}
         self._made: tuple[int, Batch] | None = None
-        self._found: tuple[int, NDArray[np.int64]] = -1, np.empty(0, np.int64)
+        self._ready: dict[int, tuple[Batch, Answer]] = {}
         self._on: dict[str, NDArray[np.float32]] = {}
         self._checked, self._emptied, self._unkept = False, False, False
         self._folder: Path | None = None
@@ -110,6 +114,8 @@ class Bank:
 
         Between two values the caller may stop: what was answered so far is kept.
         """
+        if step in self._ready:
+            return
         missing = sum(wanted - self._chunks[number].steps for number, wanted in self._lacking(views, step))
         if missing > 1:  # one is the step's own, which costs what a live teacher costs
             for done, _ in enumerate(self._fill(views, step), 1):
@@ -117,17 +123,33 @@ class Bank:
 
     def lesson(self, views: Views, step: int) -> tuple[Batch, Answer]:
         """The batch of `step`, and the answer to it."""
-        for _ in self._fill(views, step):
-            pass
-        if self.live:
-            batch = views(step)
-            return batch, Answer(self._answer(views, batch.images))
-        logits, images = self._taken(self._places(views, step))
-        if self._made and self._made[0] == step:
-            batch = self._made[1]
-        else:
-            batch = views(step, None if images is None else torch.from_numpy(images).to(views.device))
-        return batch, Answer(torch.from_numpy(logits).to(views.device).float())
+        if step not in self._ready:
+            for _ in self._fill(views, step):
+                pass
+            if self.live:
+                batch = views(step)
+                return batch, Answer(self._answer(views, batch.images))
+            self._ready = self._lessons(views, step)
+        return self._ready.pop(step)
+
+    def _lessons(self, views: Views, step: int) -> dict[int, tuple[Batch, Answer]]:
+        """The lesson of `step`, whose answers are there, and those of the steps after it as far as theirs are."""
+        batch, just_made = self.plan.batch, self._made is not None and self._made[0] == step
+        places = self._places(views, step, 1 if just_made else self._ahead)
+        places = places[: batch + self._there(places[batch:]) // batch * batch]
+        logits, images = self._taken(places)
+        said = torch.from_numpy(logits).to(views.device).float().split(batch)
+        if self._made is not None and just_made:
+            return {step: (self._made[1], Answer(said[0]))}
+        made = [None] * len(said) if images is None else torch.from_numpy(images).to(views.device).split(batch)
+        return {at: (views(at, own), Answer(one)) for at, (own, one) in enumerate(zip(made, said, strict=True), step)}
+
+    @property
+    def _ahead(self) -> int:
+        """For how many steps lessons are taken at once; images that are made anew are made when they are needed."""
+        if self.plan.renders and not self._keeps_images:
+            return 1
+        return max(1, min(AHEAD_STEPS, AHEAD_BYTES // (self.plan.batch * math.prod(self.plan.shape))))
 
     def on(self, images: ImageSet) -> NDArray[np.float32]:
         """Logits [N, C] of images as they are, in full precision."""
@@ -145,22 +167,17 @@ class Bank:
 
     # --- where answers stand ------------------------------------------------------------------------------------------
 
-    def _places(self, views: Views, step: int) -> NDArray[np.int64]:
-        """Where the answers to the batch of `step` stand, counted in images from the first step."""
-        if self._found[0] != step:  # asked for several times a step
-            self._found = step, self._places_now(views, step)
-        return self._found[1]
-
-    def _places_now(self, views: Views, step: int) -> NDArray[np.int64]:
-        first, count = step * self.plan.batch, self.plan.count
-        if not self.plan.views or first + self.plan.batch <= self.plan.views * count:
-            return np.arange(first, first + self.plan.batch)
-        rows, view = views.dealt(step)
-        view = view % self.plan.views
-        places = np.empty(len(rows), np.int64)
-        for number in np.unique(view):
-            here = view == number
-            places[here] = number * count + self._met(views, int(number))[rows[here]]
+    def _places(self, views: Views, step: int, steps: int = 1) -> NDArray[np.int64]:
+        """Where the answers to the batches of `steps` from `step` on stand, counted in images from the first step."""
+        first, batch, count = step * self.plan.batch, self.plan.batch, self.plan.count
+        places = np.arange(first, first + steps * batch)
+        asked = max(0, self.plan.views * count // batch - step) * batch if self.plan.views else len(places)
+        if asked < len(places):  # these images were met before
+            rows, view = views.dealt(step + asked // batch, steps - asked // batch)
+            view = view % self.plan.views
+            for number in np.unique(view).tolist():
+                here = np.flatnonzero(view == number)
+                places[asked + here] = number * count + self._met(views, number)[rows[here]]
         return places
 
     def _met(self, views: Views, epoch: int) -> NDArray[np.int64]:
@@ -190,6 +207,14 @@ class Bank:
             for number, wanted in self._needed(views, step)
             if self._chunk(views, number).steps < wanted
         ]
+
+    def _there(self, places: NDArray[np.int64]) -> int:
+        """How many of the answers at `places`, from the first on, stand in chunks that are open."""
+        chunks, inside = np.divmod(places // self.plan.batch, self.plan.chunk_steps)
+        there = np.zeros(len(places), bool)
+        for number, chunk in self._chunks.items():
+            there |= (chunks == number) & (inside < chunk.steps)
+        return len(there) if there.all() else int(there.argmin())
 
     def _whole(self, number: int) -> int:
         """Steps of a chunk that is full."""
@@ -398,6 +423,7 @@ class Bank:
         self.live, self._emptied = self._emptied, True
         self._warn(f"the cache of the teacher's answers is emptied: {why}")
         self._chunks.clear()
+        self._ready.clear()
         self._on.clear()
         if self._folder is not None:
             for file in self._folder.glob("[0-9o]*.*"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -20,23 +20,31 @@ DataOption = Annotated[str, typer.Option("--data", help="A dataset's name, or a 
 SizeOption = Annotated[str | None, typer.Option("--size", help="HEIGHTxWIDTH to resize to, such as 224x224.")]
 
 
+ClassesOption = Annotated[
+    str | None, typer.Option("--classes", help="Its classes in order: a,b,c, or a JSON file with a list.")
+]
+OutputOption = Annotated[str | None, typer.Option("--output", help="Which output holds the answers.")]
+LayoutOption = Annotated[
+    Literal["nchw", "nhwc"] | None, typer.Option("--layout", help="Where the file leaves it open.")
+]
+WhiteOption = Annotated[
+    float | None, typer.Option("--white", help="A white pixel before mean and std: 1 (default) or 255.")
+]
+MeanOption = Annotated[str | None, typer.Option("--mean", help="One number a channel; ImageNet's without.")]
+StdOption = Annotated[str | None, typer.Option("--std", help="One number a channel; ImageNet's without.")]
+
+
 def import_(
     file: Annotated[Path, typer.Argument(help="An ONNX classifier, in one file.")],
     data_source: DataOption,
-    classes: Annotated[
-        str | None, typer.Option("--classes", help="Its classes in order: a,b,c, or a JSON file with a list.")
-    ] = None,
+    classes: ClassesOption = None,
     name: Annotated[str | None, typer.Option("--as", help="Keep it in the zoo under a name.")] = None,
-    output: Annotated[str | None, typer.Option("--output", help="Which output holds the answers.")] = None,
-    layout: Annotated[
-        Literal["nchw", "nhwc"] | None, typer.Option("--layout", help="Where the file leaves it open.")
-    ] = None,
+    output: OutputOption = None,
+    layout: LayoutOption = None,
     size: SizeOption = None,
-    white: Annotated[
-        float | None, typer.Option("--white", help="A white pixel before mean and std: 1 (default) or 255.")
-    ] = None,
-    mean: Annotated[str | None, typer.Option("--mean", help="One number a channel; ImageNet's without.")] = None,
-    std: Annotated[str | None, typer.Option("--std", help="One number a channel; ImageNet's without.")] = None,
+    white: WhiteOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
     store: StoreOption = MODELS,
     json: JsonOption = False,
 ) -> None:
@@ -47,18 +55,8 @@ def import_(
     place = Store(store)
     if name is not None:
         place.claim_zoo_name(name)  # before the work, not after it
-    run = foreign.bring(
-        file,
-        parse_data(data_source),
-        place,
-        classes=_names(classes) if classes else None,
-        output=output,
-        layout=layout,
-        size=_size(size) if size else None,
-        white=white,
-        mean=_numbers(mean) if mean else None,
-        std=_numbers(std) if std else None,
-    )
+    told = told_of(classes, output, layout, size, white, mean, std)
+    run = foreign.bring(file, parse_data(data_source), place, **told)
     if name is not None:
         run = card.keep(run, place, name)
     assert run.imported is not None
@@ -99,6 +97,27 @@ def convert(
     write(to, content)
     value = {"file": str(to), "bytes": len(content), **facts}
     answer(value, json, f"{to}: {facts['tensors']} tensors, {facts['params']:,} numbers")
+
+
+def told_of(
+    classes: str | None,
+    output: str | None,
+    layout: str | None,
+    size: str | None,
+    white: float | None,
+    mean: str | None,
+    std: str | None,
+) -> dict[str, Any]:
+    """What the options say of a file of others, as `foreign.describe` takes it."""
+    return {
+        "classes": _names(classes) if classes else None,
+        "output": output,
+        "layout": layout,
+        "size": _size(size) if size else None,
+        "white": white,
+        "mean": _numbers(mean) if mean else None,
+        "std": _numbers(std) if std else None,
+    }
 
 
 def _names(text: str) -> list[str]:

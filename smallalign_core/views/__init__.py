@@ -32,6 +32,10 @@ MIX = 0xFFFE  # partners and shares of a step
 SHUFFLE = 0xFFFD  # classmates of a step
 
 
+TOGETHER = 2**20
+"""Steps that follow each other are augmented at once up to so many values: images are cheap, calls are not."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """One step's worth of images.
@@ -89,6 +93,8 @@ class Views:
             self._held = torch.from_numpy(np.ascontiguousarray(images.images)).to(self.device)
         self._drawn: dict[tuple[int, int], NDArray[np.float64]] = {}
         self._order: dict[int, NDArray[np.int64]] = {}
+        self._ready: dict[int, Tensor] = {}
+        self._next = -1
 
     def __call__(self, step: int, made: Tensor | None = None) -> Batch:
         """The batch of `step`, counted from 0.
@@ -96,25 +102,36 @@ class Views:
         Args:
             made: its images before any mixing, where they were kept; without them they are made now.
         """
-        rows, view = self.dealt(step)
+        rows, _ = self.dealt(step)
         mine = self._share
         if self.policy and isinstance(last := self.policy[-1], MixUp | CutMix):
-            images = self.augmented(rows, view) if made is None else made
+            images = self._made(step) if made is None else made
             labels = self._labels[rows].to(self.device)
             draws = self._generator(step, MIX).random((self.batch, _mix.COLUMNS))
             images, labels = (whole[mine] for whole in _mix.mixed(last, images, labels, self._classes, draws))
         else:
-            images = self.augmented(rows[mine], view[mine]) if made is None else made[mine]
+            images = self._made(step, mine) if made is None else made[mine]
             labels = self._labels[rows[mine]].to(self.device)
         return Batch(torch.from_numpy(rows[mine]), images, labels)
 
-    def dealt(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Whose turn it is at `step`: the rows int64 [B] and the number of the view of each."""
-        rows, view = np.empty((2, self.batch), np.int64)
+    def _made(self, step: int, mine: slice = slice(None)) -> Tensor:
+        """The augmented images of `step`; asked for one step after the other, those of some are made at once."""
+        if step not in self._ready:
+            values = self.batch * math.prod(self._images.shape[1:])
+            steps = min(TOGETHER // values, self.count // self.batch) if step == self._next and self.policy else 1
+            rows, view = (whole.reshape(-1, self.batch)[:, mine] for whole in self.dealt(step, max(1, steps)))
+            made = self.augmented(rows.reshape(-1), view.reshape(-1)).split(rows.shape[1])
+            self._ready = dict(enumerate(made, step))
+        self._next = step + 1
+        return self._ready.pop(step)
+
+    def dealt(self, step: int, steps: int = 1) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Whose turn it is in `steps` from `step` on: the rows int64 [steps x B] and the number of the view of each."""
+        rows, view = np.empty((2, steps * self.batch), np.int64)
         done = 0
-        while done < self.batch:
+        while done < len(rows):
             epoch, place = divmod(step * self.batch + done, self.count)
-            piece = self.order(epoch)[place : place + self.batch - done]
+            piece = self.order(epoch)[place : place + len(rows) - done]
             rows[done : done + len(piece)] = piece
             view[done : done + len(piece)] = epoch % self.fixed if self.fixed else epoch
             done += len(piece)

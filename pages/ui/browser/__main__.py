@@ -1,8 +1,11 @@
-"""Install the browser parts: `python -m pages.ui.browser`."""
+"""Install the browser parts: `python -m pages.ui.browser`; `demo STUDENT.zip FOLDER` makes a demo of a download."""
 
+import argparse
 import sys
+from pathlib import Path
 from typing import TextIO
 
+from ._demo import unpack_demo
 from ._npm import PACKAGES, InstallError
 
 
@@ -13,9 +16,18 @@ def say(line: str, stream: TextIO) -> None:
 
 
 def main() -> int:
-    """Install, say what happened, and return the exit code: 0 done, 1 failed with the reason on stderr."""
+    """Do what was asked, say what happened, and return the exit code: 0 done, 1 failed with the reason on stderr."""
+    parser = argparse.ArgumentParser(prog="python -m pages.ui.browser", description=__doc__)
+    parser.add_argument("--tests", action="store_true", help="install what tests need, too")
+    demo = parser.add_subparsers(dest="verb").add_parser("demo", help="make a browser demo of a downloaded zip")
+    demo.add_argument("download", type=Path, help="the .zip that an export gives")
+    demo.add_argument("folder", type=Path, help="a new folder, to be served by any static host")
+    asked = parser.parse_args()
     try:
-        PACKAGES.install(report=lambda line: say(line, sys.stderr))
+        PACKAGES.install(report=lambda line: say(line, sys.stderr), tests=asked.tests)
+        if asked.verb == "demo":
+            say(f"made {unpack_demo(asked.download, asked.folder)}", sys.stdout)
+            return 0
     except InstallError as error:
         say(str(error), sys.stderr)
         return 1

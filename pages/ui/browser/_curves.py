@@ -76,6 +76,7 @@ def curves(
             "x_label": x_label,
             "y_label": y_label,
             "alt": alt,
+            "name": f"smallalign-{key}",
             "height": height,
             "log_y": log_y,
             "smoothing": min(max(smoothing, 0.0), 0.99),

@@ -60,8 +60,8 @@ class Packages:
         path = self.folder / "node_modules" / package / name
         return path if path.is_file() else None
 
-    def installed(self) -> bool:
-        """True if `node_modules` holds every needed file in its locked version."""
+    def installed(self, *, tests: bool = False) -> bool:
+        """True if `node_modules` holds every needed file in its locked version, and with `tests` what they need."""
         # npm writes this hidden lock file last, so an interrupted install does not count.
         try:
             here = json.loads((self.folder / "node_modules" / ".package-lock.json").read_text(encoding="utf-8"))[
@@ -69,27 +69,32 @@ class Packages:
             ]
         except (OSError, ValueError, KeyError):
             return False
+        lock = json.loads((self.folder / "package-lock.json").read_text(encoding="utf-8"))["packages"]
+        wanted = lock.get("", {}).get("devDependencies", {}) if tests else {}
+        if any(here.get(f"node_modules/{name}", {}).get("version") != version for name, version in wanted.items()):
+            return False
         return all(
             here.get(f"node_modules/{package}", {}).get("version") == self.versions[package]
             and all(self.file(package, self.versions[package], name) for name in names)
             for package, names in FILES.items()
         )
 
-    def install(self, report: Callable[[str], None] = lambda _: None) -> None:
+    def install(self, report: Callable[[str], None] = lambda _: None, *, tests: bool = False) -> None:
         """Run `npm ci`, then compress the large files once so that the server never compresses per request.
 
         Safe when several processes call it at once: the first installs, the others wait and find the work done.
 
         Args:
             report: receives one line of progress at a time.
+            tests: install the packages that only tests need, too.
 
         Raises:
             InstallError: no npm, no network, or a folder that cannot be written.
         """
         try:
             with FileLock(self.folder / "node_modules.lock"):
-                if not self.installed():
-                    self._npm_ci(report)
+                if not self.installed(tests=tests):
+                    self._npm_ci(report, tests)
                 for path in self._compressible():
                     report(f"compressing {path.name}")
                     _compress(path)
@@ -99,19 +104,20 @@ class Packages:
                 f"Make it writable, with 500 MB free, and run: {INSTALL}"
             ) from error
 
-    def _npm_ci(self, report: Callable[[str], None]) -> None:
+    def _npm_ci(self, report: Callable[[str], None], tests: bool) -> None:
         tried: list[str] = []
+        extent = [] if tests else ["--omit=dev"]
         for name, npm in _npms():
             report(f"npm ci with {name}")
             done = subprocess.run(
-                [*npm, "ci", "--no-progress", "--fetch-retries=1"],
+                [*npm, "ci", *extent, "--no-progress", "--fetch-retries=1"],
                 cwd=self.folder,
                 capture_output=True,
                 text=True,
                 encoding="utf-8",
                 errors="replace",
             )
-            if done.returncode == 0 and self.installed():
+            if done.returncode == 0 and self.installed(tests=tests):
                 return
             said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip() and " warn " not in line]
             tried.append(f"{name} (exit code {done.returncode}): {' / '.join(said[:3]) or 'no message'}")

@@ -39,6 +39,8 @@ class Timing:
     samples: int
     batch_ms: float
     """All images together."""
+    sha256: str | None = None
+    """Of the file that arrived; None where the page is no secure context."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,13 @@ class ParityResult:
     timings: dict[str, Timing]
     logits: dict[str, npt.NDArray[np.float32]]
     """By model: float32 [count, classes]."""
+    images_sha256: str | None = None
+    """Of the images that arrived, as `Timing.sha256`."""
 
 
 _RUNTIME = TypeAdapter(Runtime)
 _TIMING = TypeAdapter(Timing)
+_DIGEST = TypeAdapter(str | None)
 
 
 def parity(
@@ -145,6 +150,7 @@ def decode(answer: Mapping[str, Any], *, models: list[str], count: int, classes:
     try:
         runtime = _RUNTIME.validate_python(answer.get("runtime"))
         timings = {name: _TIMING.validate_python(answer["timings"][name]) for name in models}
+        images = _DIGEST.validate_python(answer.get("images_sha256"))
         logits = {name: _matrix(answer["logits"][name], name, count, classes) for name in models}
     except (KeyError, TypeError, ValidationError) as error:
         where = "a figure is missing or has the wrong type"
@@ -154,7 +160,9 @@ def decode(answer: Mapping[str, Any], *, models: list[str], count: int, classes:
         raise ValueError(
             f"The browser's answer cannot be used. Given: {where}. Reload the page and check again."
         ) from error
-    return ParityResult(request=str(answer.get("request")), runtime=runtime, timings=timings, logits=logits)
+    return ParityResult(
+        request=str(answer.get("request")), runtime=runtime, timings=timings, logits=logits, images_sha256=images
+    )
 
 
 def _matrix(text: str, name: str, count: int, classes: int | None) -> npt.NDArray[np.float32]:

@@ -1,5 +1,7 @@
 // A line chart that takes longer data on every rerun and keeps zoom, hover, hidden lines and smoothing.
 
+import { buttons, element, sheet } from './picture.mjs';
+
 const charts = new WeakMap();
 
 // Steps between the ticks of an axis that counts: there is no epoch 0.25.
@@ -35,6 +37,7 @@ class Chart {
     this.find('.smoothing').oninput = () => this.plot && this.refresh();
     this.find('.log').onchange = () => this.plot && this.build();
     this.find('.reset').onclick = () => this.unzoom();
+    buttons(root, () => ({ name: this.data.name, csv: () => this.table(), picture: () => this.picture() }));
     this.observer = new ResizeObserver(() => this.plot?.setSize(this.extent()));
     this.observer.observe(this.find('.plot'));
   }
@@ -208,6 +211,68 @@ class Chart {
       const value = over ? drawn[this.plot.cursor.idxs[2 * i + 2] ?? idx] : drawn.findLast((y) => y !== undefined);
       this.values[i].textContent = format(value);
     });
+  }
+
+  /** The chart as an SVG: what is drawn on the canvas now, and the legend above it. */
+  async picture() {
+    if (!this.plot) throw new Error('there are no points yet');
+    const { plot, data, colours } = this;
+    const { width, height } = this.extent();
+    const style = getComputedStyle(this.find('.box'));
+    const read = (name) => style.getPropertyValue(`--st-${name}`).trim();
+    const shown = data.series.map((line, i) => [line, i]).filter(([{ name }]) => !this.hidden.has(name));
+    const top = 20 * shown.length;
+    const looks = { background: read('background-color'), font: read('font') || 'sans-serif', title: data.alt };
+    const picture = await sheet(width, top + height, looks);
+    const { offsetLeft: left, offsetTop: above, clientWidth: wide, clientHeight: high } = plot.over;
+    const text = (x, y, anchor, content, more) => element('text', { x, y, fill: colours.text, 'font-size': 12, 'text-anchor': anchor, ...more }, content);
+    const grid = (x1, y1, x2, y2) => element('line', { x1, y1, x2, y2, stroke: colours.grid });
+    const clip = element('clipPath', { id: 'inside' }, element('rect', { x: 0, y: 0, width: wide, height: high }));
+    const inside = element('g', { transform: `translate(${left},${top + above})` }, element('defs', {}, clip));
+    plot.axes.forEach(({ scale, _splits, _values }, which) => _splits?.forEach((value, i) => {
+      const at = plot.valToPos(value, scale);
+      if (_values[i] === '' || at < -1 || at > (which ? high : wide) + 1) return;
+      inside.append(...(which
+        ? [grid(0, at, wide, at), text(-8, at + 4, 'end', String(_values[i]))]
+        : [grid(at, 0, at, high), text(at, high + 18, 'middle', String(_values[i]))]));
+    }));
+    inside.append(text(wide / 2, high + 38, 'middle', data.x_label));
+    inside.append(text(0, 0, 'middle', data.y_label, { transform: `translate(${12 - left},${high / 2}) rotate(-90)` }));
+    const lines = element('g', { 'clip-path': 'url(#inside)', fill: 'none' });
+    shown.forEach(([line, i], row) => {
+      const stroke = this.colour(line);
+      const dash = line.dashed ? '8 5' : undefined;
+      const smoothing = Number(this.find('.smoothing').value) > 0;
+      for (const [at, strength] of [...(smoothing ? [[2 * i + 1, 0.3]] : []), [2 * i + 2, 1]]) {
+        lines.append(element('path', { d: this.path(at), stroke, 'stroke-opacity': strength, 'stroke-width': 2, 'stroke-dasharray': dash }));
+      }
+      picture.append(element('line', { x1: left, x2: left + 24, y1: 20 * row + 12, y2: 20 * row + 12, stroke, 'stroke-width': 3, 'stroke-dasharray': dash }),
+        text(left + 32, 20 * row + 16, 'start', line.name));
+    });
+    inside.append(lines);
+    picture.append(inside);
+    return picture;
+  }
+
+  /** The points as they came, before smoothing; a note below the chart says if these are extremes of more. */
+  table() {
+    const { series, x_label, y_label } = this.data;
+    const cell = (value) => (/[",\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
+    const rows = series.flatMap(({ name, x, y }) => x.map((at, i) => [name, String(at), y[i] === null ? '' : String(y[i])]));
+    return [['series', x_label, y_label], ...rows].map((row) => `${row.map(cell).join(',')}\r\n`).join('');
+  }
+
+  /** A line of the plot as an SVG path; null is a gap, undefined is another line's x. */
+  path(at) {
+    const [x] = this.plot.data;
+    let pen = 'M';
+    return this.plot.data[at].map((y, i) => {
+      if (y === undefined) return '';
+      if (y === null) { pen = 'M'; return ''; }
+      const point = `${pen}${this.plot.valToPos(x[i], 'x').toFixed(2)} ${this.plot.valToPos(y, 'y').toFixed(2)}`;
+      pen = 'L';
+      return point;
+    }).join('');
   }
 
   end() {

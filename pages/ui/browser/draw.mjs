@@ -1,4 +1,4 @@
-// A pad to draw on or drop a picture on; every model answers while the visitor draws.
+// A pad to draw on, drop a picture on, or point the camera at; every model answers while the visitor draws.
 
 import { Ort, Stopped } from './ort.mjs';
 import { brightBorder, frame, grey, rgb, show, shrink } from './pixels.mjs';
@@ -93,6 +93,7 @@ class Pad {
     this.paper.onpointerdown = (event) => {
       if (event.button) return;
       event.preventDefault();
+      this.stopCamera(); // What it saw last stays, to be drawn on.
       this.paper.setPointerCapture(event.pointerId);
       last = stroke(event, at(event));
       this.answer();
@@ -106,7 +107,11 @@ class Pad {
       if (last) this.answer(true);
       last = null;
     };
-    this.find('.clear').onclick = () => this.clear();
+    this.find('.clear').onclick = () => {
+      this.stopCamera();
+      this.clear();
+    };
+    this.find('.camera').onclick = () => (this.stream ? this.stopCamera() : this.startCamera());
     this.find('.centre').onchange = this.find('.invert').onchange = () => this.empty || this.answer(true);
     this.find('.file').onchange = (event) => {
       this.picture(event.target.files[0]);
@@ -135,17 +140,66 @@ class Pad {
       this.problem(`That file is no picture. Given: ${file.name}. Choose a PNG, JPEG or WebP file.`);
       return;
     }
+    this.stopCamera();
     this.clear();
-    const { width, height } = this.paper;
-    const scale = Math.max(width / bitmap.width, height / bitmap.height);
-    const [w, h] = [bitmap.width * scale, bitmap.height * scale];
-    this.ink.imageSmoothingQuality = 'high';
-    this.ink.drawImage(bitmap, (width - w) / 2, (height - h) / 2, w, h);
+    this.fill(bitmap, bitmap.width, bitmap.height);
     bitmap.close();
-    this.empty = false;
-    // Ink on paper is dark on light; models of one channel learnt light on dark. The visitor sees it and can undo it.
-    this.find('.invert').checked = this.monochrome && brightBorder(grey(this.pixels()), width, height);
+    this.guessInk();
     this.answer(true);
+  }
+
+  /** Put the middle of a picture or of a camera's frame on the pad, cut to the pad's shape. */
+  fill(source, wide, high) {
+    const { width, height } = this.paper;
+    const scale = Math.max(width / wide, height / high);
+    const [w, h] = [wide * scale, high * scale];
+    this.ink.imageSmoothingQuality = 'high';
+    this.ink.drawImage(source, (width - w) / 2, (height - h) / 2, w, h);
+    this.empty = false;
+  }
+
+  /** Ink on paper is dark on light; models of one channel learnt light on dark. The visitor sees it and can undo it. */
+  guessInk() {
+    const { width, height } = this.paper;
+    this.find('.invert').checked = this.monochrome && brightBorder(grey(this.pixels()), width, height);
+  }
+
+  /** Show what the camera sees, and answer to it, until it is stopped. */
+  async startCamera() {
+    let stream;
+    try {
+      // Without a secure context there is no `mediaDevices` at all.
+      if (!navigator.mediaDevices) throw new Error('a browser offers it to https pages and to localhost only');
+      stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: 'environment' } });
+    } catch (error) {
+      const why = error.name === 'NotFoundError' ? 'there is none' : error.name === 'NotAllowedError' ? 'it was not allowed' : error.message;
+      this.problem(`The camera cannot be used: ${why}. Draw, or choose a picture.`);
+      return;
+    }
+    if (this.stream || this.gone) return stream.getTracks().forEach((track) => track.stop());
+    this.stream = stream;
+    this.find('.camera').setAttribute('aria-pressed', 'true');
+    this.find('.camera').textContent = 'Stop the camera';
+    const video = Object.assign(document.createElement('video'), { srcObject: stream, muted: true, playsInline: true });
+    await video.play().catch(() => null); // Stopped before it began.
+    let first = true;
+    while (this.stream === stream) {
+      if (video.videoWidth) {
+        this.fill(video, video.videoWidth, video.videoHeight);
+        if (first) this.guessInk();
+        first = false;
+        this.answer();
+      }
+      await new Promise((resolve) => setTimeout(resolve, PAUSE));
+    }
+  }
+
+  stopCamera() {
+    if (!this.stream) return;
+    this.stream.getTracks().forEach((track) => track.stop());
+    this.stream = null;
+    this.find('.camera').setAttribute('aria-pressed', 'false');
+    this.find('.camera').textContent = 'Camera';
   }
 
   pixels() {
@@ -302,6 +356,8 @@ export default function ({ data, parentElement, setStateValue }) {
   return () => {
     // Streamlit may call the clean-up of an earlier turn late; only the last one means that the component is gone.
     if (turn !== pad.turn) return;
+    pad.gone = true;
+    pad.stopCamera();
     pad.stop();
     pads.delete(parentElement);
   };

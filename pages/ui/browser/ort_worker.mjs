@@ -29,6 +29,13 @@ async function fetchBytes(url) {
   return new Uint8Array(await response.arrayBuffer());
 }
 
+/** SHA-256 of what arrived, in hexadecimal; null where the page is not a secure context, which alone may compute it. */
+async function digest(bytes) {
+  if (!self.crypto?.subtle) return null;
+  const hash = new Uint8Array(await crypto.subtle.digest('SHA-256', bytes));
+  return [...hash].map((byte) => byte.toString(16).padStart(2, '0')).join('');
+}
+
 /** Run one batch of uint8 NHWC pixels; waits for the numbers, because WebGPU answers before it has worked. */
 async function run(session, pixels, shape, output) {
   const input = new ort.Tensor('uint8', pixels, shape);
@@ -103,7 +110,8 @@ const operations = {
     }
     if (backend === 'webgpu') session = await withoutAntialias(session, file, shape);
     sessions.set(name, session);
-    return { bytes: file.length, fetch_ms: fetched - began, load_ms: performance.now() - fetched };
+    const load = performance.now() - fetched;
+    return { bytes: file.length, fetch_ms: fetched - began, load_ms: load, sha256: await digest(file) };
   },
 
   /** Measure the latency of one image in the steady state. */
@@ -169,14 +177,14 @@ const operations = {
     return { batch_ms: performance.now() - began, logits };
   },
 
-  /** Fetch the raw images and check that there are as many as promised. */
+  /** Fetch the raw images and check that there are as many as promised; with their digest. */
   async images({ url, count, shape }) {
     const images = await fetchBytes(url);
     const expected = shape.reduce((a, b) => a * b, count);
     if (images.length !== expected) {
       throw new Error(`The images have the wrong size. Given: ${images.length} bytes, expected ${expected}. Reload the page.`);
     }
-    return images;
+    return { images, sha256: await digest(images) };
   },
 
   /** Probabilities and time of one image for one model. */

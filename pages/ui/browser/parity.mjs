@@ -19,7 +19,7 @@ async function check({ models, images, count, shape, runtime, backend, threads }
   say('Loading ONNX Runtime Web', 0);
   return withRuntime({ runtime, backend, threads }, keep, async (ort, about) => {
     const names = Object.keys(models);
-    const pixels = await ort.ask('images', { url: absolute(images), count, shape });
+    const { images: pixels, sha256 } = await ort.ask('images', { url: absolute(images), count, shape });
     const first = pixels.slice(0, shape.reduce((a, b) => a * b, 1));
     const timings = {}, logits = {};
     for (const [i, name] of names.entries()) {
@@ -38,7 +38,7 @@ async function check({ models, images, count, shape, runtime, backend, threads }
     if (size > MOST_CHARACTERS) {
       throw new Error(`The answers are too large to send. Given: ${(size / 1e6).toFixed(0)} MB. Check fewer images.`);
     }
-    return { runtime: about, timings, logits };
+    return { runtime: about, timings, logits, images_sha256: sha256 };
   });
 }
 

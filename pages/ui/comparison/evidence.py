@@ -20,33 +20,32 @@ QUIET = "rgba(128,140,152,0.8)"
 
 def recall_change(changes: Sequence[dict[str, Any]], *, key: str) -> None:
     """Student minus teacher in each class, with 95 % intervals."""
-    kept = [one for one in changes if one["images"]]
     grey = "#A9BAC4" if charts.dark() else "#546E7A"
     good, bad = charts.palette()[2], charts.palette()[1]
-    colours = [bad if one["high"] < 0 else good if one["low"] > 0 else grey for one in kept]
+    colours = [bad if one["high"] < 0 else good if one["low"] > 0 else grey for one in changes]
     figure = go.Figure()
-    for one, colour in zip(kept, colours, strict=True):
+    for one, colour in zip(changes, colours, strict=True):
         bar = {"color": colour, "width": 4}
         figure.add_scatter(
             x=[one["low"], one["high"]], y=[one["name"]] * 2, mode="lines", line=bar, hoverinfo="skip", opacity=0.6
         )
     figure.add_scatter(
-        x=[one["change"] for one in kept],
-        y=[one["name"] for one in kept],
+        x=[one["change"] for one in changes],
+        y=[one["name"] for one in changes],
         mode="markers",
         marker={"color": colours, "size": 9},
-        customdata=[(one["images"], one["teacher"], one["student"]) for one in kept],
+        customdata=[(one["images"], one["teacher"], one["student"]) for one in changes],
         hovertemplate="%{y}, %{customdata[0]} images: teacher %{customdata[1]:.1%}, student %{customdata[2]:.1%}"
         "<extra></extra>",
     )
     figure.add_vline(x=0, line={"color": QUIET, "width": 1})
-    far = 1.05 * max((max(-one["low"], one["high"]) for one in kept), default=0.1)
+    far = 1.05 * max((max(-one["low"], one["high"]) for one in changes), default=0.1)
     figure.update_layout(
         showlegend=False,
         xaxis={"title": "student minus teacher", "tickformat": "+.0%", "range": [-far, far]},
         yaxis={"type": "category", "autorange": "reversed", "automargin": True},
     )
-    charts.show(figure, alt="Change of recall by class, student minus teacher.", key=key, height=90 + 24 * len(kept))
+    charts.show(figure, alt="Change of recall by class, student minus teacher.", key=key, height=90 + 24 * len(changes))
 
 
 def reliability(before: Sequence[Bin], after: Sequence[Bin], temperature: float, colour: str, *, key: str) -> None:

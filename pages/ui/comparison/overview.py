@@ -68,10 +68,12 @@ def panel(reports: list[dict[str, Any]], sides: Sides) -> None:
         st.subheader("All runs beside the teacher", anchor=False)
         _others(reports, sides)
     st.subheader("Which classes did the student lose?", anchor=False)
-    evidence.recall_change(found["recall_change"], key="recall-change")
+    shown = compare.most_changed(found)
+    evidence.recall_change(shown, key="recall-change")
     st.caption(
         "Recall of the student minus that of the teacher, with 95 % intervals of paired shares (Bonett & Price, 2012). "
         "Coloured where the interval leaves out zero; with many classes, one in twenty does so by chance."
+        + (f" The {len(shown)} classes that changed most are shown." if len(shown) < len(found["classes"]) else "")
     )
 
 

@@ -1,0 +1,111 @@
+"""The browser demo: a folder that any static host serves, with one model, our pad and the runtime from npm.
+
+It needs no server of ours, no other host and no special headers (without cross-origin isolation there is one thread).
+The third-party files are copied from `node_modules` when the demo is made; none of them is committed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from ._npm import INSTALL, PACKAGES, InstallError, Packages
+from ._urls import MODULES
+
+PAD = ("demo.mjs", "draw.mjs", "ort.mjs", "ort_worker.mjs", "pixels.mjs")
+RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+NOTICE = """onnxruntime-web {version}, from npm.
+
+MIT License. Copyright (c) Microsoft Corporation
+
+Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
+documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
+rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
+persons to whom the Software is furnished to do so, subject to the following conditions:
+
+The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
+Software.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
+WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
+COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
+OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+"""  # the package brings no licence file of its own
+README = """Serve this folder with any static host, for instance `python -m http.server`, and open it. Opening the page
+itself does not work: browsers load modules and models from a server only. A camera needs https or localhost.
+"""
+
+
+def demo_files(model: bytes, report: dict[str, Any], name: str, packages: Packages = PACKAGES) -> dict[str, bytes]:
+    """The files of the demo by their path.
+
+    Args:
+        model: the .onnx file.
+        report: the export's proof, as in parity.json.
+        name: what to call the model.
+
+    Raises:
+        InstallError: the npm packages are not here.
+    """
+    version = packages.versions["onnxruntime-web"]
+    found = {part: packages.file("onnxruntime-web", version, f"dist/{part}") for part in RUNTIME}
+    _, height, width, channels = report["shape"]
+    loss = report["parity"]
+    facts = {
+        "name": name,
+        "classes": report["classes"],
+        "size": [height, width],
+        "channels": channels,
+        "about": f"{report['precision']}, {report['bytes']:,} bytes, {loss['accuracy']:.2%} of {loss['images']:,} test "
+        "images. It runs in this browser.",
+    }
+    page = (MODULES / "demo.html").read_text(encoding="utf-8")
+    files = {
+        "index.html": page.replace("<!-- the pad -->", (MODULES / "draw.html").read_text(encoding="utf-8")),
+        "demo.json": json.dumps(facts, ensure_ascii=False),
+        "README.txt": README,
+        "ort/LICENSE.txt": NOTICE.format(version=version),
+    }
+    made = {path: text.encode() for path, text in files.items()}
+    made |= {part: (MODULES / part).read_bytes() for part in PAD} | {"model.onnx": model}
+    for part, path in found.items():
+        if path is None:
+            raise InstallError(
+                f"The demo needs the browser parts. Given: onnxruntime-web {version} without {part}. Run: {INSTALL}"
+            )
+        made[f"ort/{part}"] = path.read_bytes()
+    return made
+
+
+def demo_zip(model: bytes, report: dict[str, Any], name: str, packages: Packages = PACKAGES) -> bytes:
+    """The demo as a zip whose files lie in one folder."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path, content in demo_files(model, report, name, packages).items():
+            archive.writestr(f"demo/{path}", content)
+    return stream.getvalue()
+
+
+def unpack_demo(download: Path, to: Path) -> Path:
+    """Make the demo's folder from a downloaded zip of an export; returns its page.
+
+    Raises:
+        InstallError: the zip is not such a download, the folder holds files already, or the npm packages are not here.
+    """
+    try:
+        with zipfile.ZipFile(download) as archive:
+            model, report = archive.read("model.onnx"), json.loads(archive.read("parity.json"))
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        raise InstallError(
+            f"That is no download of an export. Given: {download}. Make one with "
+            "`python -m smallalign_core export RUN --to student.zip`."
+        ) from None
+    if to.exists() and any(to.iterdir()):
+        raise InstallError(f"The folder holds files already. Given: {to}. Name another one.")
+    for path, content in demo_files(model, report, f"{report['run']} {report['precision']}").items():
+        (to / path).parent.mkdir(parents=True, exist_ok=True)
+        (to / path).write_bytes(content)
+    return to / "index.html"

@@ -1,0 +1,20 @@
+"""The buttons that save a plot as PNG, SVG and CSV: the Python side."""
+
+from __future__ import annotations
+
+from ._mount import mount
+
+
+def save(*, key: str, name: str, alt: str, csv: str) -> None:
+    """Show the buttons for the Plotly chart that stands in the same container, whose key begins with `plot-`.
+
+    Pictures are made in the browser of what it draws at that moment: zoomed, with the lines that are on, and in
+    the visitor's theme.
+
+    Args:
+        key: of the Streamlit component.
+        name: of the files, without ending.
+        alt: what the chart shows: the SVG's title.
+        csv: the numbers behind it.
+    """
+    mount("save", key=key, data={"name": name, "alt": alt, "csv": csv})

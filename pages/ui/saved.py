@@ -1,0 +1,95 @@
+"""Every plot of the dashboard goes through here: drawn, and to be saved as PNG, SVG and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+import streamlit as st
+
+from pages.ui import browser
+
+Table = Mapping[str, Sequence[Any]]
+"""Columns by name, equally long."""
+
+
+def plot(
+    figure: go.Figure,
+    *,
+    alt: str,
+    key: str,
+    height: int,
+    top: int = 8,
+    table: Table | None = None,
+    **selecting: Any,
+) -> None:
+    """Draw a figure with the buttons that save it.
+
+    Args:
+        alt: what it shows, in a sentence.
+        key: of the chart; files are called `smallalign-<key>`.
+        height: in CSS pixels; `top` is the room above the plot.
+        table: what the CSV holds, where the traces' own coordinates would not tell it well.
+        selecting: what `st.plotly_chart` takes for clicks on its points.
+    """
+    legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom"}
+    figure.update_layout(height=height, margin={"l": 0, "r": 0, "t": top, "b": 0}, legend=legend)
+    with st.container(key=f"plot-{key}", gap=None):
+        st.plotly_chart(figure, key=key, alt=alt, config={"displayModeBar": False}, **selecting)
+        rows = as_csv(traces(figure) if table is None else table)
+        browser.save(key=f"save-{key}", name=f"smallalign-{key}", alt=alt, csv=rows)
+
+
+def as_csv(table: Table) -> str:
+    """A table as CSV (RFC 4180): commas, a line of names; None and NaN are empty, numbers are not rounded."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(table)
+    for row in zip(*table.values(), strict=True):
+        writer.writerow(["" if value is None or value != value else value for value in row])
+    return text.getvalue()
+
+
+def traces(figure: go.Figure) -> dict[str, list[Any]]:
+    """What the traces of a figure hold: one row a point, or a cell of a matrix, under the axes' names."""
+    layout = figure.layout
+    x, y = (axis.title.text or plain for axis, plain in ((layout.xaxis, "x"), (layout.yaxis, "y")))
+    rows: list[dict[str, Any]] = []
+    for trace in figure.data:
+        name = {"series": trace.name} if any(other.name for other in figure.data) else {}
+        if trace.type in ("heatmap", "contour"):
+            rows += [name | {x: across, y: down, "value": value} for across, down, value in _cells(trace)]
+            continue
+        drawn = _listed(trace.y)
+        for at, (across, down) in enumerate(zip(_listed(trace.x) or range(len(drawn)), drawn, strict=True)):
+            rows.append(name | {x: across, y: down} | _around(trace, at))
+    names = dict.fromkeys(column for row in rows for column in row)
+    return {column: [row.get(column) for row in rows] for column in names}
+
+
+def _cells(trace: Any) -> Iterator[tuple[Any, Any, Any]]:
+    values = [_listed(line) for line in trace.z]
+    across, down = _listed(trace.x) or range(len(values[0])), _listed(trace.y) or range(len(values))
+    return ((x, y, value) for y, line in zip(down, values, strict=True) for x, value in zip(across, line, strict=True))
+
+
+def _around(trace: Any, at: int) -> dict[str, Any]:
+    """The text of a point, and the ends of its error bar."""
+    found: dict[str, Any] = {}
+    if isinstance(trace.text, list | tuple) and at < len(trace.text):
+        found["text"] = trace.text[at]
+    for values, error in ((trace.x, trace.error_x), (trace.y, trace.error_y)):
+        if error is not None and error.array is not None:
+            below = error.array if error.arrayminus is None else error.arrayminus
+            found |= {"low": values[at] - below[at], "high": values[at] + error.array[at]}
+    return found
+
+
+def _listed(values: Any) -> list[Any]:
+    """Plain values: plotly keeps arrays of numpy."""
+    if values is None:
+        return []
+    return list(values.tolist() if hasattr(values, "tolist") else values)

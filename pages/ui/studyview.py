@@ -1,0 +1,252 @@
+"""One optimizer study: how far it is, what can be done with it, and what it found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from pages.ui import backstage, contenders, live, studyform, studyresults, wording
+from smallalign_core import studies
+from smallalign_core.errors import SmallAlignError, UnknownRun
+from smallalign_core.optimstudy import Arm, OptimizerStudy
+from smallalign_core.store import Run, State, Store
+from smallalign_core.studies import Study
+
+KIND = "optimizers"
+LISTED = 4
+"""So many studies are listed before the rest is folded away."""
+STATES = {
+    "finished": wording.STATES["finished"],
+    "running": wording.STATES["running"],
+    "paused": wording.STATES["paused"],
+    "failed": wording.STATES["failed"],
+}
+
+
+def listing(store: Store) -> None:
+    """The studies of this store, newest first, each a link."""
+    lines = [studies.summary(study, store) for study in studies.listing(store)]
+    lines = [line for line in lines if line["kind"] in (KIND, "damaged")]
+    if not lines:
+        st.caption("No study yet. The form below is filled in: **Start the study** is enough for a first one.")
+        return
+    _lines(lines[:LISTED])
+    if len(lines) > LISTED:
+        with st.expander(f"{len(lines) - LISTED} older studies"):
+            _lines(lines[LISTED:])
+
+
+def _lines(lines: list[dict[str, Any]]) -> None:
+    for line in lines:
+        with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+            if line["kind"] == "damaged":
+                st.error(f"`{line['id']}`: {line['title']}", icon=":material/broken_image:")
+                continue
+            label = f"{line['title']} · {line['id'][:6]}"
+            icon = ":material/play_circle:" if line["active"] else ":material/leaderboard:"
+            st.page_link("optimizers.py", label=label, icon=icon, query_params={"study": line["id"]})
+            state = "running" if line["active"] else "done" if line["done"] == line["known"] else "paused"
+            st.caption(f"{state}, {line['done']} of {line['known']} known runs · {wording.ago(line['created'])}")
+
+
+def show(reference: str, store: Store) -> None:
+    """The whole view of a study; it moves by itself only while it is active."""
+    if st.button("All studies", icon=":material/arrow_back:", type="tertiary"):
+        st.query_params.clear()
+        st.rerun()
+    try:
+        study = studies.find(store, reference)
+    except UnknownRun as error:
+        st.error(str(error))
+        return
+    try:
+        report: OptimizerStudy = study.report(store)
+    except SmallAlignError as error:
+        st.error(str(error), icon=":material/broken_image:")
+        _delete(study, store)
+        return
+    state = _state(report)
+    colour, icon = STATES[state]
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.header(report.title, anchor=False, width="content")
+        st.badge(state, icon=icon, color=colour)
+    st.caption(
+        f"{len(report.at(report.budgets[0]))} optimizers, {len(report.seeds)} seed{'s' * (len(report.seeds) > 1)}, "
+        f"budgets {', '.join(report.budget_words(one) for one in report.budgets)} · study `{report.id}`"
+        + "".join(f" · {one}" for one in report.hardware)
+    )
+    _actions(study, report, state, store)
+    _trouble(report)
+    if report.active:
+        st.fragment(_live, run_every=2 * live.TICK_SECONDS, key="study-live")(study, _rounds(report), store)
+    elif not report.complete:
+        _progress(report)
+    studyresults.draw(report, study, store)
+
+
+def _state(report: OptimizerStudy) -> str:
+    if report.active:
+        return "running"
+    if report.complete:
+        return "finished"
+    return "failed" if report.failed else "paused"
+
+
+def _rounds(report: OptimizerStudy) -> int:
+    """Seeds that all arms of a budget have behind them: figures are drawn anew when this grows, not at each run."""
+    found = 0
+    for budget in report.budgets:
+        settled = [
+            sum(bool(run.test) or run.diverged for run in arm.runs) for arm in report.at(budget) if not _lost(arm)
+        ]
+        found += min(settled, default=0)
+    return found
+
+
+def _lost(arm: Arm) -> bool:
+    """Whether it diverged at every rate that was tried, so that it will not race."""
+    return bool(arm.trials) and all(trial.diverged for trial in arm.trials)
+
+
+# --- what can be done with it -----------------------------------------------------------------------------------------
+
+
+def _actions(study: Study, report: OptimizerStudy, state: str, store: Store) -> None:
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if report.active:
+            if st.button("Pause", icon=":material/pause:", help="Each run keeps its checkpoint; nothing is lost."):
+                studies.pause(store, study)
+                st.rerun()
+        elif not report.complete:
+            word = "Try again" if state == "failed" else "Resume"
+            if st.button(word, icon=":material/play_arrow:", type="primary"):
+                studies.start(store, study)
+                st.rerun()
+        with st.popover("Extend", icon=":material/add_circle:"):
+            _extend(study)
+        st.page_link(
+            "optimizers.py",
+            label="Change and ask again",
+            icon=":material/edit:",
+            query_params=studyform.address(study.spec),
+        )
+        if not report.active:
+            _delete(study, store)
+
+
+def _extend(study: Study) -> None:
+    """More seeds, budgets and optimizers; what is done is not trained again."""
+    spec = study.spec
+    st.caption("More of the same question. Finished runs are not repeated.")
+    seeds = st.number_input("Seeds", spec.seeds, 100, spec.seeds, key="extend-seeds")
+    known = sorted({*map(int, studyform.BUDGETS), *spec.budgets})
+    budgets = st.pills(
+        "Budgets",
+        known,
+        selection_mode="multi",
+        default=list(spec.budgets),
+        format_func=lambda one: studyform.BUDGETS.get(str(one), f"{one}B"),
+        key="extend-budgets",
+    )
+    more = contenders.others(spec, key="extend-optimizers")
+    wider = {
+        "seeds": seeds,
+        "budgets": tuple(sorted({*spec.budgets, *budgets})),
+        "optimizers": (*spec.optimizers, *more),
+    }
+    grown = seeds > spec.seeds or more or set(budgets) - set(spec.budgets)
+    if st.button("Extend and start", type="primary", disabled=not grown):
+        asked = spec.model_copy(update=wider).model_dump(mode="json")
+        answer = backstage.ask("study", "Preparing the study", kind=KIND, spec=asked, start=True)
+        st.switch_page("optimizers.py", query_params={"study": answer["id"]})
+
+
+def _delete(study: Study, store: Store) -> None:
+    with st.popover("Delete", icon=":material/delete:"):
+        st.write("Delete this study? Its runs stay in the list of runs, unless you say so.")
+        runs = st.toggle("Its runs, too", key="delete-runs", help="Not those that another study or student needs.")
+        if st.button("Delete for good", type="primary"):
+            studies.delete(store, study, runs=runs)
+            st.switch_page("optimizers.py")
+
+
+def _trouble(report: OptimizerStudy) -> None:
+    """Failed and diverged runs in words."""
+    for line in report.failed[:5]:
+        st.error(f"Failed: {line}", icon=":material/error:")
+    if len(report.failed) > 5:
+        st.caption(f"And {len(report.failed) - 5} more.")
+    wrong = [
+        f"{arm.label} on {arm.diverged} of {len(arm.runs)} seeds ({report.budget_words(arm.budget)})"
+        for arm in report.arms
+        if arm.diverged
+    ]
+    if wrong:
+        st.warning(
+            f"Diverged, so missing from the figures, which flatters them: {'; '.join(wrong)}.",
+            icon=":material/trending_down:",
+        )
+    for arm in filter(_lost, report.arms):
+        tried = ", ".join(f"{trial.rate:g}" for trial in arm.trials)
+        st.warning(
+            f"{arm.label} diverged at every learning rate that was tried ({tried}): it has no place in the race."
+        )
+
+
+# --- what moves while it trains ---------------------------------------------------------------------------------------
+
+
+def _live(study: Study, rounds: int, store: Store) -> None:
+    """Progress by stage. When a round or the study ends, the whole page is drawn anew, once."""
+    with backstage.told():
+        report: OptimizerStudy = study.report(store)
+        if not report.active or _rounds(report) != rounds:
+            st.rerun()
+        _progress(report)
+        st.caption(_doing(report, store))
+
+
+def _progress(report: OptimizerStudy) -> None:
+    for column, (name, done, of) in zip(st.columns(3), _stages(report), strict=True):
+        column.progress(min(1.0, done / of) if of else 0.0, text=f"{name}: {done} of {of}")
+
+
+def _stages(report: OptimizerStudy) -> list[tuple[str, int, int]]:
+    """(stage, done, of) of the three stages, over all budgets."""
+    tuned = [arm for arm in report.arms if arm.track == "tuned"]
+    first = [arm for arm in tuned if arm.budget == report.budgets[0]]
+    planned = int(report.spec["trials"])
+    done = sum(trial.accuracy is not None or trial.diverged for arm in tuned for trial in arm.trials)
+    of = sum(max(planned, len(arm.trials)) if not arm.runs else len(arm.trials) for arm in tuned)
+    race = sum(bool(run.test) or run.diverged for arm in report.arms for run in arm.runs)
+    return [
+        ("Finding learning rates", sum(arm.finder is not None for arm in first), len(first)),
+        ("Trials", done, of),
+        ("Race", race, sum(not _lost(arm) for arm in report.arms) * len(report.seeds)),
+    ]
+
+
+def _doing(report: OptimizerStudy, store: Store) -> str:
+    """What happens now, in a sentence."""
+    if not backstage.worker_alive():
+        return f"The worker is starting. If this lasts: `python -m smallalign_core worker --store {store.root}`"
+    now = [(arm, what, id) for arm in report.arms for what, id in _running(arm)]
+    if not now:
+        if report.running:
+            return "Waiting for its turn in the queue."
+        return (
+            "Looking for learning rates: about 100 steps of each optimizer." if report.finding else "Next runs follow."
+        )
+    arm, what, first = now[0]
+    events = Run(store.root / "runs" / first).events("progress")
+    text = f"In training, in lockstep: {len(now)} run{'s' * (len(now) > 1)}, {what}, {report.budget_words(arm.budget)}"
+    if events:
+        last = events[-1]
+        text += f" · step {last['step']:,} of {last['steps']:,} · {wording.duration(last['eta'])} left"
+    return text + "."
+
+
+def _running(arm: Arm) -> list[tuple[str, str]]:
+    trials = [("trials of learning rates", one.id) for one in arm.trials if one.state == State.RUNNING]
+    return trials + [(f"race, seed {one.seed}", one.id) for one in arm.runs if one.state == State.RUNNING]

@@ -1,0 +1,81 @@
+"""Uploading a dataset: a zip is checked, kept in the store, read once, and then named like any other dataset."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import streamlit as st
+from streamlit.runtime.memory_uploaded_file_manager import MemoryUploadedFileManager
+from streamlit.runtime.scriptrunner import get_script_run_ctx
+from streamlit.runtime.uploaded_file_manager import UploadedFile
+
+from pages.ui import backstage
+from smallalign_core import limits, uploads
+from smallalign_core.errors import SmallAlignError
+from smallalign_core.store import Store
+from smallalign_core.visitors import Role
+
+_ROUND, _SAID = "upload-round", "upload-said"
+
+
+def panel(store: Store) -> None:
+    """A place to drop a zip; once it is read, the page's dataset is the upload. Draw it above the dataset's menu."""
+    if store.visitor.role is Role.VIEWER:
+        return
+    most, said = limits.current(), st.session_state.get(_SAID)
+    with st.expander("Upload a dataset", icon=":material/upload:", expanded=said is not None):
+        if said:
+            st.error(said, icon=":material/block:")
+        file = st.file_uploader(
+            "A zip of a folder with one sub-folder of images per class",
+            type="zip",
+            max_upload_size=most.upload_mb,
+            key=f"upload-{st.session_state.setdefault(_ROUND, 0)}",
+        )
+        st.caption(
+            f"PNG, JPEG, WebP or BMP; up to {most.zip_entries:,} files, {most.zip_mb // 1024} GB when unpacked. It is "
+            "checked, then kept on this server under its content. Larger datasets: type the path of their folder below."
+        )
+    if file is None:
+        return
+    try:
+        source = receive(store, file.name, file.getvalue())
+    except SmallAlignError as error:
+        st.session_state[_SAID] = str(error)
+    else:
+        st.session_state.pop(_SAID, None)
+        st.session_state["data"] = source
+    forget(file)
+    st.session_state[_ROUND] += 1  # an empty place for the next one
+    st.rerun()
+
+
+def receive(store: Store, name: str, content: bytes) -> str:
+    """Keep a visitor's zip and read it; returns what names it as a dataset. What cannot be used leaves nothing behind.
+
+    Raises:
+        SmallAlignError: it was refused; the message says why.
+    """
+    file, new = uploads.keep(store, name, content)
+    source = shown(file)
+    try:
+        backstage.ask("inspect", "Reading the images", source=source)
+    except SmallAlignError:
+        if new:
+            uploads.drop(store, file)
+        raise
+    return source
+
+
+def shown(file: Path) -> str:
+    """The path of an upload as menus and links have it: from here, if it lies below."""
+    return os.path.relpath(file) if file.is_relative_to(Path.cwd()) else str(file)
+
+
+def forget(file: UploadedFile) -> None:
+    """Let go of what Streamlit keeps in memory of an upload."""
+    context = get_script_run_ctx(suppress_warning=True)
+    files = st.runtime.get_instance().uploaded_file_mgr if st.runtime.exists() else None
+    if context is not None and isinstance(files, MemoryUploadedFileManager):
+        files.remove_file(context.session_id, file.file_id)

@@ -1,0 +1,35 @@
+"""Export: one ONNX file that takes raw pixels, and the proof that it gives the same answers.
+
+Input `images` is uint8 [N, height, width, channels], any batch, height and width, as a canvas or PIL gives it; resizing
+and normalising are inside. Outputs are `logits` and `probabilities`, float32 [N, classes]; the temperature fitted on
+validation is folded into the probabilities. The file is in single precision, its constants in halves, or in 8-bit
+integers; what the smaller ones lose is measured and written into them. A seal shows whether it was changed since.
+"""
+
+from smallalign_core.export._bundle import (
+    bundle as bundle,
+    bundle_folder as bundle_folder,
+    claim as claim,
+    download as download,
+    kept_bundle as kept_bundle,
+    named as named,
+)
+from smallalign_core.export._download import zipped as zipped
+from smallalign_core.export._file import (
+    PRECISIONS as PRECISIONS,
+    Precision as Precision,
+    export as export,
+    precision_of as precision_of,
+    to_onnx as to_onnx,
+)
+from smallalign_core.export._proof import (
+    GATES as GATES,
+    LIMIT as LIMIT,
+    Loss as Loss,
+    Parity as Parity,
+    loss_of as loss_of,
+    parity as parity,
+)
+from smallalign_core.export._runtime import OnnxClassifier as OnnxClassifier, nhwc as nhwc
+from smallalign_core.export._seal import is_whole as is_whole, sealed as sealed
+from smallalign_core.export._verify import verify as verify

@@ -1,0 +1,171 @@
+"""What the Export page needs of a run in one precision: the file, its proof, images for the browser, the download."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smallalign_core import data
+from smallalign_core.errors import BadInput, SmallAlignError
+from smallalign_core.export._download import pack
+from smallalign_core.export._file import Precision, make, references
+from smallalign_core.export._proof import GATES, IN_A_BROWSER, parity
+from smallalign_core.export._runtime import OnnxClassifier, nhwc
+from smallalign_core.files import read_json, write, write_json
+from smallalign_core.store import Run, Store
+
+BUNDLE = 3  # raised when a bundle's files change, so that kept ones are made again
+KEPT = ("model.onnx", "logits.bin", "model.zip")
+COUNT = 1000  # images that a browser answers
+CLAIM = (
+    "said by a visitor's browser; top-1 agreement, accuracy and the largest difference were computed from its logits "
+    "in Python, times and the name of the browser are as it told them"
+)
+
+
+def bundle_folder(run: Run, store: Store) -> Path:
+    """Where a run's bundle is kept. Zoo models are committed, so theirs lies with the store too."""
+    return store.root / "exports" / run.id
+
+
+def named(file: str, precision: str) -> str:
+    """What a file of a bundle is called: `model.onnx`, and `model-int8.onnx` for another precision than fp32."""
+    stem, _, kind = file.rpartition(".")
+    return file if precision == "fp32" else f"{stem}-{precision}.{kind}"
+
+
+def kept_bundle(run: Run, store: Store, precision: Precision = "fp32") -> dict[str, Any] | None:
+    """The report of a bundle that was made before and whose file is still what it was; None otherwise."""
+    folder = bundle_folder(run, store)
+    try:
+        report: dict[str, Any] = read_json(folder / named("parity.json", precision))
+        whole = all(
+            hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+            for name, digest in report["files"].items()
+        )
+    except (OSError, SmallAlignError, LookupError, AttributeError):
+        return None
+    same = report.get("weights_sha256") == (run.result or {}).get("weights_sha256")
+    return report if whole and same and report.get("bundle") == BUNDLE else None
+
+
+def bundle(run: Run, store: Store, *, precision: Precision = "fp32", count: int = COUNT) -> dict[str, Any]:
+    """Export a run, compare every test image with PyTorch, and keep what a page and a download need.
+
+    In the folder, here for fp32: `model.onnx` is the export; `images.bin` holds the first `count` test images as raw
+    uint8 NHWC; `reference.bin` and `logits.bin` what PyTorch and ONNX Runtime answer to them (float32); `model.zip` the
+    download; `parity.json` the proof, written last.
+    """
+    folder = bundle_folder(run, store)
+    folder.mkdir(parents=True, exist_ok=True)
+    made = make(run, store, precision, measured=True)
+    splits = data.load(run.spec.data, store.data_cache)
+    images = splits.test
+    model = OnnxClassifier(made.content)
+    pixels, reference = nhwc(images, count), references(run, splits, store)["test"]
+    answers = made.answers["test"]
+    proof = parity(reference, answers, images, model.latency(pixels[0]), GATES[precision])
+    write(folder / named("model.onnx", precision), made.content)
+    write(folder / "images.bin", pixels.tobytes())
+    write(folder / "reference.bin", reference[:count].astype("<f4").tobytes())
+    write(folder / named("logits.bin", precision), answers[:count].astype("<f4").tobytes())
+    result = run.result or {}
+    report = {
+        "bundle": BUNDLE,
+        "file": named("model.onnx", precision),
+        **made.facts,
+        "weights_sha256": result.get("weights_sha256"),
+        "data": {"fingerprint": splits.fingerprint, "images_sha256": hashlib.sha256(pixels.tobytes()).hexdigest()},
+        "temperature": result.get("temperature"),
+        "parity": proof.as_dict(),
+        "browser": None,
+        "classes": list(images.classes),
+        "shape": list(pixels.shape),
+        "labels": [int(label) for label in images.labels[:count]],
+    }
+    _keep(run, store, report, None)
+    return report
+
+
+def claim(run: Run, store: Store, precision: Precision, said: dict[str, Any]) -> dict[str, Any]:
+    """Write what a visitor's browser answered into the proof and the download. Returns the report with it.
+
+    Nothing that can be computed is believed: the top-1, the accuracy and the gap come from the logits.
+
+    Args:
+        said: `logits` (base64 of float32 [count, classes]), `sha256` and `images_sha256` of what it got (None where the
+            browser could not say), `runtime`, `timing`.
+
+    Raises:
+        BadInput: the bundle was made anew meanwhile, or the answer is not one to its images.
+    """
+    report = kept_bundle(run, store, precision)
+    if report is None:
+        raise BadInput("the export that the browser answered is gone", given=run.name, do="check again")
+    for what, got, had in (
+        ("file", said.get("sha256"), report["sha256"]),
+        ("images", said.get("images_sha256"), report["data"]["images_sha256"]),
+    ):
+        if got is not None and got != had:
+            raise BadInput(
+                f"the browser was given another {what}", given=f"{str(got)[:16]}…, not {had[:16]}…", do="check again"
+            )
+    count, classes = len(report["labels"]), len(report["classes"])
+    try:
+        raw = base64.b64decode(said["logits"], validate=True)
+        logits = np.frombuffer(raw, "<f4").reshape(count, classes).astype(np.float32)
+    except (binascii.Error, KeyError, TypeError, ValueError):
+        raise BadInput("the browser did not answer these images", given=run.name, do="check again") from None
+    if not np.isfinite(logits).all():
+        raise BadInput(
+            "the browser's answers are not finite", given=run.name, do="check again, or with another browser"
+        )
+    folder = bundle_folder(run, store)
+    reference = np.fromfile(folder / "reference.bin", "<f4").reshape(count, classes)
+    images = data.load(run.spec.data, store.data_cache).test.take(np.arange(count))
+    timing = said["timing"]
+    found = parity(reference, logits, images, (timing["p50_ms"], timing["p95_ms"]), IN_A_BROWSER[precision])
+    report["browser"] = {
+        "what": CLAIM,
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "got_the_file": said.get("sha256") is not None,
+        "logits_sha256": hashlib.sha256(raw).hexdigest(),
+        "runtime": {name: _plain(told) for name, told in said["runtime"].items()},
+        "timing": timing,
+        **found.as_dict(),
+    }
+    write(folder / named("browser.bin", precision), raw)
+    _keep(run, store, report, raw)
+    return report
+
+
+def _plain(told: Any) -> Any:
+    """Texts of a browser go into Markdown, here and on the page: what could be markup there is taken out."""
+    return re.sub(r"[^\w .,;:/()+-]|_{2,}", "", told)[:200] if isinstance(told, str) else told
+
+
+def _keep(run: Run, store: Store, report: dict[str, Any], logits: bytes | None) -> None:
+    folder, precision = bundle_folder(run, store), report["precision"]
+    content = (folder / named("model.onnx", precision)).read_bytes()
+    write(folder / named("model.zip", precision), pack(run, store, report, content, logits))
+    names = ["images.bin", "reference.bin", *(named(name, precision) for name in KEPT)]
+    report["files"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    write_json(folder / named("parity.json", precision), report)
+
+
+def download(run: Run, store: Store, to: Path, precision: Precision) -> dict[str, Any]:
+    """Write the download of a run to `to`, a .zip: the file, its card, proof, labels and snippets."""
+    report = kept_bundle(run, store, precision) or bundle(run, store, precision=precision)
+    write(to, (bundle_folder(run, store) / named("model.zip", precision)).read_bytes())
+    return {"file": str(to), **{key: report[key] for key in ("bytes", "sha256", "opset", "run", "precision")}} | {
+        "loss": report["loss"],
+        "flagged": report["flagged"],
+        "limit": report["limit"],
+    }

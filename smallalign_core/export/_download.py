@@ -1,0 +1,139 @@
+"""The download: the file with its card, its proof, its labels, and a snippet for each place where it may run."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from smallalign_core import card
+from smallalign_core.export._proof import LIMIT
+from smallalign_core.export._runtime import OnnxClassifier
+from smallalign_core.store import Run, Store
+
+SNIPPETS = Path(__file__).parent / "snippets"
+LONG_AGO = (1980, 1, 1, 0, 0, 0)  # no time in the zip: the same export gives the same bytes
+
+
+def pack(run: Run, store: Store, report: dict[str, Any], content: bytes, browser_logits: bytes | None) -> bytes:
+    """The download as a zip.
+
+    Args:
+        report: of the bundle.
+        content: the .onnx file.
+        browser_logits: float32 [count, classes] that a visitor's browser answered, so that anybody can check its row.
+    """
+    facts = OnnxClassifier(content).metadata
+    public = {key: value for key, value in report.items() if key not in ("bundle", "files")} | {"file": "model.onnx"}
+    files: dict[str, str | bytes] = {
+        "model.onnx": content,
+        "card.md": card_of(run, store, report),
+        "labels.json": json.dumps(report["classes"], ensure_ascii=False),
+        "parity.json": json.dumps(public, indent=1, allow_nan=False),
+        "spec.yaml": facts["spec"],
+        **{file.name: file.read_bytes() for file in sorted(SNIPPETS.iterdir()) if file.is_file()},
+    }
+    if browser_logits is not None:
+        files["browser-logits.bin"] = browser_logits
+    return zipped(files)
+
+
+def zipped(files: dict[str, str | bytes]) -> bytes:
+    """A zip of these files; equal files give equal bytes."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, held in files.items():
+            entry = zipfile.ZipInfo(name, LONG_AGO)
+            entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+            archive.writestr(entry, held)
+    return stream.getvalue()
+
+
+def card_of(run: Run, store: Store, report: dict[str, Any]) -> str:
+    """The run's card with what is known of this file: digests, what it loses, and the proof."""
+    height, width, channels = report["shape"][1:]
+    return f"""{card.card(run, store, run.name)}
+## The file
+
+| | |
+|---|---|
+| file | `model.onnx`, {report["precision"]}, {report["bytes"]:,} bytes, ONNX opset {report["opset"]}, one file |
+| input | `images`: uint8 [any, any height, any width, {channels}], trained on {height} x {width} |
+| outputs | `logits` and `probabilities` (temperature {report["temperature"]:.3f}, fitted on validation): float32 [N, {len(report["classes"])}] |
+| file (SHA-256) | `{report["sha256"]}` |
+| weights (SHA-256) | `{report["weights_sha256"]}` |
+| data fingerprint | `{report["data"]["fingerprint"]}` |
+| lost on validation | {_loss(report["loss"]["val"])} |
+| lost on test | {_loss(report["loss"]["test"])} |
+
+{_flag(report)}
+## The proof
+
+| | images | accuracy | same top-1 as PyTorch | largest logit difference | p50 | p95 | load | threads |
+|---|---|---|---|---|---|---|---|---|
+{_rows(report)}
+
+{_browser(report)}
+Check the file and repeat the Python half on any machine that has SmallAlign:
+
+    python -m smallalign_core verify model.onnx --proof parity.json
+
+The file carries a seal: a digest of its own bytes. It shows whether the file was changed since it was exported. It does
+not show who exported it; for that compare the SHA-256 above with one that came to you by another way.
+
+## Running it
+
+    pip install onnxruntime numpy pillow && python classify.py picture.png
+    npm install && node classify.mjs picture.png
+    npm install && python -m http.server      # then open http://localhost:8000/index.html
+"""
+
+
+def _loss(loss: dict[str, Any]) -> str:
+    return (
+        f"{100 * loss['loss']:+.2f} points of accuracy on {loss['images']:,} images (95 % interval "
+        f"{100 * loss['low']:+.2f} to {100 * loss['high']:+.2f}); {loss['agreement']:.2%} keep their top-1"
+    )
+
+
+def _flag(report: dict[str, Any]) -> str:
+    if not report["flagged"]:
+        return ""
+    return (
+        f"**Flagged: this precision loses more than {LIMIT:.0%} of accuracy. Use fp32 or fp16, or see whether the loss is "
+        "acceptable to you.**\n"
+    )
+
+
+def _rows(report: dict[str, Any]) -> str:
+    proof, browser = report["parity"], report["browser"]
+    rows = [
+        f"| PyTorch | {proof['images']:,} | {proof['reference_accuracy']:.2%} | reference | reference | | | | |",
+        f"| ONNX Runtime, CPU | {_figures(proof)} | | 1 |",
+    ]
+    if browser is not None:
+        runtime, timing = browser["runtime"], browser["timing"]
+        rows.append(
+            f"| onnxruntime-web {runtime['version']}, {runtime['backend']} | {_figures(browser)} | "
+            f"{timing['load_ms']:.0f} ms | {runtime['threads']} |"
+        )
+    return "\n".join(rows)
+
+
+def _figures(found: dict[str, Any]) -> str:
+    return (
+        f"{found['images']:,} | {found['accuracy']:.2%} | {found['top1_agreement']:.2%} | {found['max_abs_diff']:.1e} | "
+        f"{found['p50_ms']:.2f} ms | {found['p95_ms']:.2f} ms"
+    )
+
+
+def _browser(report: dict[str, Any]) -> str:
+    browser = report["browser"]
+    if browser is None:
+        return "No browser has checked this file yet.\n"
+    return (
+        f"The browser's row is a visitor's claim of {browser['when']}: {browser['what']}. Its logits are in "
+        f"`browser-logits.bin` (SHA-256 `{browser['logits_sha256']}`). It called itself `{browser['runtime']['user_agent']}`.\n"
+    )

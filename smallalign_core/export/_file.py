@@ -1,0 +1,289 @@
+"""A run as one ONNX file: the graph, its precision, what it says of itself, and its seal."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from smallalign_core import data, graphs, networks
+from smallalign_core.data import ImageSet, Splits
+from smallalign_core.errors import BadInput, WorkFailed
+from smallalign_core.evaluate import logits_of, score
+from smallalign_core.export._proof import LIMIT, Loss, loss_of
+from smallalign_core.export._runtime import METADATA, OnnxClassifier, nhwc
+from smallalign_core.export._seal import is_whole, sealed
+from smallalign_core.files import write
+from smallalign_core.graphs import OPSET, quiet
+from smallalign_core.networks import Classifier
+from smallalign_core.spec import Borrowed, to_yaml
+from smallalign_core.store import Run, Store
+
+Precision = Literal["fp32", "fp16", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+CALIBRATED_ON = 512  # training images that give the ranges of the activations
+CHUNK = 64
+
+
+def precision_of(name: str) -> Precision:
+    """The precision of that name.
+
+    Raises:
+        BadInput: there is none.
+    """
+    for known in PRECISIONS:
+        if name == known:
+            return known
+    raise BadInput("there is no such precision", given=name, do=f"choose {', '.join(PRECISIONS)}")
+
+
+class _Deployed(nn.Module):
+    """A classifier as it leaves the house: raw NHWC pixels in, logits and calibrated probabilities out."""
+
+    def __init__(self, classifier: Classifier, temperature: float) -> None:
+        super().__init__()
+        self.classifier, self.temperature = classifier, temperature
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        prepared = self.classifier.prepare(images.permute(0, 3, 1, 2), always_resize=True)
+        logits = self.classifier.body(prepared)
+        return logits, torch.softmax(logits / self.temperature, dim=1)
+
+
+def to_onnx(
+    classifier: Classifier,
+    *,
+    temperature: float = 1.0,
+    metadata: Mapping[str, Any] | None = None,
+    precision: Precision = "fp32",
+    training: ImageSet | None = None,
+) -> bytes:
+    """`classifier` as one ONNX file without external data and without source paths.
+
+    Args:
+        metadata: JSON-able facts, kept under the key `smallalign`.
+        training: the images that int8 is calibrated on.
+    """
+    graph = in_precision(graph_of(classifier, temperature), precision, training)
+    return finished(graph, metadata or {"classes": list(classifier.classes)})
+
+
+def graph_of(classifier: Classifier, temperature: float) -> bytes:
+    """The graph of a classifier in single precision, with a free batch, height and width."""
+    channels, height, width = classifier.input_shape
+    # Two sizes unlike any real one: an example of batch 1 or of equal height and width would be taken as fixed.
+    example = torch.zeros((2, height + 1, width + 2, channels), dtype=torch.uint8)
+    free = {
+        "images": {
+            0: torch.export.Dim("batch", min=1, max=65536),
+            1: torch.export.Dim("height", min=1, max=16384),
+            2: torch.export.Dim("width", min=1, max=16384),
+        }
+    }
+    # A copy in plain memory order: channels_last is for training speed, and would be exported as gathers.
+    plain = copy.deepcopy(classifier).cpu().to(memory_format=torch.contiguous_format)
+    plain.channels_last = False
+    deployed = _Deployed(plain, temperature).eval()
+    with quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            deployed,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["images"],
+            output_names=["logits", "probabilities"],
+            dynamic_shapes=free,
+            verbose=False,
+        )
+    assert program is not None
+    return bytes(program.model_proto.SerializeToString())
+
+
+def in_precision(graph: bytes, precision: Precision, training: ImageSet | None) -> bytes:
+    """A graph of `graph_of` in another precision; int8 takes the ranges of its activations from training images."""
+    if precision == "fp32":
+        return graph
+    if precision == "fp16":
+        return graphs.in_halves(graph)
+    assert training is not None, "int8 is calibrated on training images"
+    # Spread over the whole set: folders list one class after the other.
+    rows = np.unique(np.linspace(0, len(training) - 1, CALIBRATED_ON).astype(np.int64))
+    pixels = nhwc(training.take(rows))
+    batches = [pixels[at : at + CHUNK] for at in range(0, len(pixels), CHUNK)]
+    try:
+        return graphs.in_integers(graph, batches, input="images")
+    except Exception as error:  # the quantizer's errors share no base class
+        raise WorkFailed(
+            "this network cannot be written in 8-bit integers", given=f"{error!r:.160}", do="export it as fp16"
+        ) from error
+
+
+def finished(graph: bytes, metadata: Mapping[str, Any]) -> bytes:
+    """A graph without what tools wrote into it, with our metadata and the seal."""
+    model = onnx.load_model_from_string(graph)
+    inner = model.graph
+    holders = (inner, *inner.node, *inner.input, *inner.output, *inner.value_info, *inner.initializer, *model.functions)
+    for holder in holders:
+        del holder.metadata_props[:]  # the exporter writes source paths and lines of code there
+    for node in inner.node:
+        node.doc_string = ""
+    del model.metadata_props[:]
+    model.producer_name, model.producer_version, model.doc_string = "SmallAlign", "1", ""
+    entry = model.metadata_props.add()
+    entry.key, entry.value = METADATA, json.dumps(metadata, sort_keys=True)
+    onnx.checker.check_model(model)
+    return sealed(bytes(model.SerializeToString()))
+
+
+# --- a run's file -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Made:
+    """An export in memory.
+
+    Attributes:
+        content: the file.
+        facts: of it, JSON-able.
+        answers: its logits by split, where it was measured.
+    """
+
+    content: bytes
+    facts: dict[str, Any]
+    answers: dict[str, NDArray[np.float32]]
+
+
+def make(run: Run, store: Store | None, precision: Precision = "fp32", *, measured: bool = False) -> Made:
+    """The file of a finished run. What fp16 and int8 lose is measured on validation and test, and written into them.
+
+    Args:
+        measured: fp32 too, whose loss is the exporter's error alone.
+
+    Raises:
+        BadModel: the weights cannot be read.
+        BadData: the images to measure on are gone.
+    """
+    metadata = _metadata(run) | {"precision": precision, "opset": OPSET}
+    graph = _graph(run, store, metadata)
+    answers: dict[str, NDArray[np.float32]] = {}
+    losses: dict[str, Loss] = {}
+    if precision != "fp32" or measured:
+        place = store or Store()
+        splits = data.load(run.spec.data, place.data_cache)
+        graph = in_precision(graph, precision, splits.train)
+        model, reference = OnnxClassifier(finished(graph, metadata)), references(run, splits, place)
+        for name, part in (("val", splits.val), ("test", splits.test)):
+            answers[name] = model.logits_of(part)
+            losses[name] = loss_of(reference[name], answers[name], part)
+            if precision != "fp32":  # its promise is its own accuracy
+                found = score(answers[name], part.labels, part.classes).as_dict()
+                metadata["scores"][name] = {key: found[key] for key in SCORES}
+        place.count_test_look(splits.fingerprint, run.id, f"export {precision}")
+    loss = {name: one.as_dict() for name, one in losses.items()}
+    if precision != "fp32":
+        metadata["loss"] = loss
+    if precision == "int8":
+        metadata["calibrated_on"] = f"{min(CALIBRATED_ON, len(splits.train))} training images"
+    content = finished(graph, metadata)
+    facts = {
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "opset": OPSET,
+        "run": run.id,
+        "precision": precision,
+        "loss": loss or None,
+        "flagged": any(one.flagged for one in losses.values()),
+        "limit": LIMIT,
+    }
+    return Made(content, facts, answers)
+
+
+SCORES = ("images", "accuracy", "nll", "ece")
+
+
+def _metadata(run: Run) -> dict[str, Any]:
+    result, spec = run.result or {}, run.spec
+    bare: dict[str, Any] = {"data": spec.data.model_copy(update={"source": Path(spec.data.source).name})}
+    if isinstance(spec.network, Borrowed) and spec.network.weights is not None:  # no paths leave the house
+        bare["network"] = spec.network.model_copy(update={"weights": Path(spec.network.weights).name})
+    return {
+        "run": run.id,
+        "classes": result["classes"],
+        "input_shape": result["input_shape"],
+        "data": {"source": Path(spec.data.source).name, "fingerprint": spec.data.fingerprint},
+        "data_spec": spec.data.model_dump(mode="json", exclude_defaults=True) | {"source": Path(spec.data.source).name},
+        "spec": to_yaml(spec.model_copy(update=bare)),
+        "scores": {split: {key: result[split][key] for key in SCORES} for split in ("val", "test")},
+        "temperature": result["temperature"],
+        "weights_sha256": result["weights_sha256"],
+    }
+
+
+def _graph(run: Run, store: Store | None, metadata: dict[str, Any]) -> bytes:
+    """The graph of a run in single precision, kept for the other precisions: the exporter takes seconds."""
+    if store is None:
+        return graph_of(networks.from_file(run.weights, metadata["weights_sha256"]), metadata["temperature"])
+    facts = [metadata["weights_sha256"], metadata["temperature"], metadata["classes"], OPSET, torch.__version__]
+    file = _kept(store, facts, ".onnx")
+    with contextlib.suppress(OSError):
+        held = file.read_bytes()
+        if is_whole(held):
+            return held
+    graph = sealed(graph_of(networks.from_file(run.weights, metadata["weights_sha256"]), metadata["temperature"]))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write(file, graph)
+    return graph
+
+
+def _kept(store: Store, facts: list[Any], ending: str) -> Path:
+    """Where something that these facts decide is kept."""
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    return store.root / "cache" / "exports" / f"{key}{ending}"
+
+
+def references(run: Run, splits: Splits, store: Store) -> dict[str, NDArray[np.float32]]:
+    """PyTorch's logits of a run on `val` and `test`, kept for the other precisions."""
+    file = _kept(store, [(run.result or {})["weights_sha256"], splits.fingerprint, torch.__version__], ".npz")
+    with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile), np.load(file) as kept:
+        return {name: kept[name] for name in ("val", "test")}
+    classifier = networks.from_file(run.weights, (run.result or {})["weights_sha256"])
+    found = {name: logits_of(classifier, part) for name, part in (("val", splits.val), ("test", splits.test))}
+    stream = io.BytesIO()
+    np.savez(stream, allow_pickle=False, **found)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write(file, stream.getvalue())
+    return found
+
+
+def export(run: Run, to: Path, store: Store | None = None, *, precision: Precision = "fp32") -> dict[str, Any]:
+    """Write a finished run as ONNX to `to`. Returns its path, size, digest and, but for fp32, what it loses.
+
+    Args:
+        store: whose images int8 is calibrated and both smaller precisions are measured on.
+
+    Raises:
+        BadInput: the target is not an .onnx file, or its folder is missing.
+        BadModel: the weights cannot be read.
+    """
+    if to.suffix != ".onnx" or not to.parent.is_dir():
+        raise BadInput(
+            "an export goes into an existing folder, as a file ending in .onnx",
+            given=to,
+            do="write for example --to student.onnx",
+        )
+    made = make(run, store, precision)
+    write(to, made.content)
+    return {"file": str(to), **made.facts}

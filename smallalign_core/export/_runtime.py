@@ -1,0 +1,104 @@
+"""Our exports run by ONNX Runtime on one CPU thread, as they were just made: users' files are run in the jail."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from smallalign_core.data import ImageSet
+from smallalign_core.errors import BadModel
+from smallalign_core.spec import DataSpec
+
+METADATA = "smallalign"
+BATCH = 256
+
+
+class OnnxClassifier:
+    """An ONNX classifier of ours, run by ONNX Runtime on one CPU thread, from bytes (no external data can be read).
+
+    Raises:
+        BadModel: it is not an ONNX file, or not one with our input and outputs.
+    """
+
+    def __init__(self, content: bytes, name: str = "the file") -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 4
+        try:
+            self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # noqa: BLE001  # onnxruntime's exceptions share no base class
+            raise BadModel(
+                "the file is not an ONNX model that ONNX Runtime can open",
+                given=f"{name}: {str(error)[:120]}",
+                do="export it again",
+            ) from None
+        check_doors(
+            [(one.name, one.type) for one in self.session.get_inputs()],
+            {one.name for one in self.session.get_outputs()},
+            name,
+        )
+        self.metadata = read_metadata(self.session.get_modelmeta().custom_metadata_map.get(METADATA), name)
+
+    def logits(self, images: NDArray[np.uint8], batch: int = BATCH) -> NDArray[np.float32]:
+        """Logits [N, C] of uint8 images [N, H, W, C]."""
+        parts = [
+            self.session.run(["logits"], {"images": images[i : i + batch]})[0] for i in range(0, len(images), batch)
+        ]
+        return np.concatenate(parts)
+
+    def logits_of(self, images: ImageSet) -> NDArray[np.float32]:
+        """Logits [N, C] of all images of a split, which may be larger than the memory."""
+        rows = np.arange(len(images))
+        return np.concatenate([self.logits(nhwc(images.take(part))) for part in np.split(rows, rows[BATCH::BATCH])])
+
+    def latency(self, image: NDArray[np.uint8], seconds: float = 0.5) -> tuple[float, float]:
+        """(p50, p95) milliseconds for one image, after as long a warm-up."""
+        return timed(lambda: self.session.run(["logits"], {"images": image[None]}), seconds)
+
+
+def timed(work: Callable[[], object], seconds: float) -> tuple[float, float]:
+    """(p50, p95) milliseconds of `work`, repeated for `seconds` after as long a warm-up."""
+    times: list[float] = []
+    for phase in ("warm-up", "measured"):
+        times, until = [], time.perf_counter() + seconds
+        while time.perf_counter() < until or len(times) < 20:
+            start = time.perf_counter()
+            work()
+            times.append((time.perf_counter() - start) * 1000)
+            if phase == "measured" and len(times) >= 5000:
+                break
+    return float(np.percentile(times, 50)), float(np.percentile(times, 95))
+
+
+def check_doors(inputs: list[tuple[str, str]], outputs: set[str], name: str) -> None:
+    """Refuse a file that has not the one input and the two outputs of an export of ours."""
+    if inputs != [("images", "tensor(uint8)")] or not {"logits", "probabilities"} <= outputs:
+        raise BadModel(
+            "the model does not have the input `images` (uint8) and the outputs `logits` and `probabilities`",
+            given=f"{name}: {inputs} -> {sorted(outputs)}",
+            do="give a file that SmallAlign exported",
+        )
+
+
+def read_metadata(kept: str | None, name: str) -> dict[str, Any]:
+    """What an export says of itself; refuses what cannot be that."""
+    known = {"data": dict, "data_spec": dict, "scores": dict, "loss": dict, "classes": list, "precision": str}
+    try:
+        metadata = json.loads(kept) if kept else {}
+        if not isinstance(metadata, dict) or any(not isinstance(metadata.get(k, t()), t) for k, t in known.items()):
+            raise ValueError
+        DataSpec.model_validate({"source": "-", **metadata.get("data_spec", {})})
+    except ValueError:
+        raise BadModel("the model's metadata is damaged", given=name, do="export it again") from None
+    return metadata
+
+
+def nhwc(images: ImageSet, count: int | None = None) -> NDArray[np.uint8]:
+    """The first `count` images as an exported file takes them: uint8 [N, H, W, C]."""
+    return np.ascontiguousarray(images.images[:count].transpose(0, 2, 3, 1))

@@ -1,0 +1,248 @@
+"""Does a file give the answers that it promises? Any ONNX classifier is looked at, ours or not, in the jail alone."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from smallalign_core import data, foreign, jail
+from smallalign_core.data import ImageSet, Splits
+from smallalign_core.errors import BadInput, BadModel
+from smallalign_core.evaluate import logits_of, score
+from smallalign_core.export._proof import GATES, parity
+from smallalign_core.export._runtime import BATCH, METADATA, check_doors, nhwc, read_metadata
+from smallalign_core.export._seal import KEY, is_whole
+from smallalign_core.spec import DataSpec, parse_data
+from smallalign_core.store import Run, Store
+
+COMPARED = ("max_abs_diff", "relative_diff", "top1_agreement", "reference_accuracy")
+
+
+def verify(
+    file: Path,
+    store: Store,
+    *,
+    run: str | None = None,
+    data_source: str | None = None,
+    proof: Path | None = None,
+    told: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Look at an ONNX file, and try it on the whole held-out test set.
+
+    An export of ours must carry its seal whole. It is compared with PyTorch where the run that it names (or `run`) is
+    in the store, and always with the accuracy that was written into it. A file of others is compared with `run`, scored
+    on `data_source`, or only described if neither is given.
+
+    Args:
+        proof: the parity.json that came with the file. Its digest must be the file's, and its figures are computed
+            again: the Python half by running the file, the browser's from the logits beside it (browser-logits.bin).
+        told: what is known of a file of others, as `foreign.describe` takes it.
+
+    Raises:
+        BadInput: the file is missing, or there are no images to try it on.
+        BadModel: it is refused by the jail, or it was changed since it was exported.
+    """
+    try:
+        content = file.read_bytes() if file.stat().st_size <= jail.LIMITS.file else b""
+    except OSError:
+        raise BadInput("the file cannot be read", given=file, do="name an exported .onnx file") from None
+    told = dict(told or {})
+    digest = hashlib.sha256(content).hexdigest()
+    held = None if proof is None else _read_proof(proof, digest)
+    facts = jail.inspect(file, told.get("size") or (224, 224))
+    if facts["kind"] != "onnx":
+        raise BadModel("the file is not an ONNX model", given=f"{file}, {facts['kind']}", do="name an .onnx file")
+    if facts["sha256"] != digest:
+        raise BadInput("the file changed while it was looked at", given=file, do="verify it again")
+    ours = METADATA in facts["metadata"] or KEY in facts["metadata"]
+    if ours and not is_whole(content):
+        raise BadModel(
+            "the file was changed after it was exported: its seal is broken or missing",
+            given=file,
+            do="export the run again, or ask for the file that was exported",
+        )
+    if ours:
+        found = _ours(file, content, facts, store, run, data_source, held)
+        found["ok"] = found["ok"] and False not in (found["proof"] or {}).values()
+    else:
+        found = _theirs(file, content, facts, store, run, data_source, told)
+    described = ("bytes", "sha256", "opset", "ir", "nodes", "params", "input", "outputs", "producer")
+    return found | {"sealed": ours} | {name: facts[name] for name in described}
+
+
+def _read_proof(proof: Path, digest: str) -> dict[str, Any]:
+    try:
+        held: dict[str, Any] = json.loads(proof.read_text())
+        promised = held["sha256"]
+        count, classes = len(held["labels"]), len(held["classes"])
+        said, beside = held["browser"], proof.with_name("browser-logits.bin")
+        raw = beside.read_bytes() if said is not None and beside.is_file() else None
+        logits = None if raw is None else np.frombuffer(raw, "<f4").reshape(count, classes)
+        figures = ("accuracy", "top1_agreement")
+        known = {"fingerprint": str(held["data"]["fingerprint"]), "accuracy": float(held["parity"]["accuracy"])}
+        if said is not None and raw is not None and hashlib.sha256(raw).hexdigest() == said["logits_sha256"]:
+            known |= {"browser": {name: float(said[name]) for name in figures}, "logits": logits}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise BadInput("the proof cannot be read", given=proof, do="give the parity.json of the download") from None
+    if promised != digest:
+        raise BadModel(
+            "the file is not the one that the proof is about",
+            given=f"SHA-256 {digest[:16]}…, the proof says {str(promised)[:16]}…",
+            do="take file and proof from the same download",
+        )
+    return known
+
+
+def _repeated(
+    held: dict[str, Any] | None,
+    found: dict[str, Any],
+    near: float,
+    reference: NDArray[np.float32] | None,
+    splits: Splits,
+) -> dict[str, bool] | None:
+    """Which figures of a proof come out again: `python` by running the file, `browser` from the logits it sent."""
+    if held is None or held["fingerprint"] != splits.fingerprint:
+        return None
+    again = {"python": abs(held["accuracy"] - found["accuracy"]) < near}
+    if "logits" in held:
+        top = held["logits"].argmax(1)
+        right = float((top == splits.test.labels[: len(top)]).mean())
+        again["browser"] = abs(right - held["browser"]["accuracy"]) < 1e-9
+        if reference is not None:
+            same = float((top == reference[: len(top)].argmax(1)).mean())
+            again["browser"] = again["browser"] and abs(same - held["browser"]["top1_agreement"]) < 1e-9
+    return again
+
+
+def _ours(
+    file: Path,
+    content: bytes,
+    facts: dict[str, Any],
+    store: Store,
+    run: str | None,
+    data_source: str | None,
+    held: dict[str, Any] | None,
+) -> dict[str, Any]:
+    doors = [(facts["input"]["name"], facts["input"]["type"])]
+    check_doors(doors, {door["name"] for door in facts["outputs"]}, str(file))
+    told = read_metadata(facts["metadata"].get(METADATA), str(file))
+    asked = run or told.get("run")
+    known = None
+    with contextlib.suppress(BadInput) if run is None else contextlib.nullcontext():
+        known = store.finished(asked) if asked else None
+    splits = _images_for(told, known, store, data_source)
+    images = splits.test
+    answers, latency = _answered(content, images)
+    if answers.shape[1] != len(images.classes):
+        raise _other_classes(answers.shape[1], images)
+    store.count_test_look(splits.fingerprint, asked or file.name, "verify")
+    precision = told.get("precision", "fp32")
+    gate = GATES.get(precision, GATES["fp32"])
+    reference = logits_of(foreign.classifier(known, images.classes), images) if known else answers
+    found = parity(reference, answers, images, latency, gate).as_dict()
+    promised = told.get("scores", {}).get("test", {}).get("accuracy")
+    same_images = promised is not None and told.get("data", {}).get("fingerprint") == splits.fingerprint
+    near = max(gate.promise, 0.5 / len(images))
+    kept_promise = abs(promised - found["accuracy"]) < near if same_images else None
+    found["ok"] = kept_promise is not False and (found["ok"] if known else kept_promise is True)
+    proved = _repeated(held, found, near, reference if known else None, splits)
+    if known is None:  # nothing was compared image by image, so nothing is claimed
+        found |= dict.fromkeys(COMPARED)
+    return {
+        **found,
+        "proof": proved,
+        "compared_with": f"PyTorch, run {known.name}" if known else "the accuracy written into the file",
+        "promised_accuracy": promised,
+        "same_images": same_images,
+        "run": asked,
+        "precision": precision,
+        "loss": told.get("loss"),
+        "flagged": any(one.get("flagged") for one in told.get("loss", {}).values()),
+    }
+
+
+def _answered(content: bytes, images: ImageSet) -> tuple[NDArray[np.float32], tuple[float, float]]:
+    """What an export of ours answers to all images, and its latency."""
+    session = foreign.opened(content, threads=1)
+    parts = []
+    for at in range(0, len(images), BATCH):
+        pixels = nhwc(images.take(np.arange(at, min(at + BATCH, len(images)))))
+        parts.append(session.run("logits", "images", pixels))
+    return np.concatenate(parts), session.latency("logits", "images", nhwc(images, 1))
+
+
+def _other_classes(count: int, images: ImageSet) -> BadInput:
+    return BadInput(
+        "the model and the data do not have the same classes",
+        given=f"{count} and {len(images.classes)}",
+        do="name the data that it was trained on",
+    )
+
+
+def _images_for(facts: dict[str, Any], run: Run | None, store: Store, data_source: str | None) -> Splits:
+    """The images to try a file on: those named, the run's, or those that the file says it was made for."""
+    kept = {key: value for key, value in facts.get("data_spec", {}).items() if key != "fingerprint"}
+    if data_source is not None:  # divided as the file's own data was, so that its test images are found again
+        return data.load(parse_data({**kept, "source": data_source}), store.data_cache)
+    if run is not None:
+        return data.load(run.data, store.data_cache)
+    if kept:
+        return data.load(DataSpec.model_validate(kept), store.data_cache)
+    raise BadInput("the file does not say which data it was made for", do="add --data or --run")
+
+
+# --- files of others --------------------------------------------------------------------------------------------------
+
+
+def _theirs(
+    file: Path,
+    content: bytes,
+    facts: dict[str, Any],
+    store: Store,
+    run: str | None,
+    data_source: str | None,
+    told: dict[str, Any],
+) -> dict[str, Any]:
+    """A file without our metadata: described; scored if there is data; compared image by image if there is a run."""
+    nothing = {"images": 0, "accuracy": None, "p50_ms": None, "p95_ms": None, "ok": True}
+    known = store.finished(run) if run else None
+    if known is None and data_source is None:
+        return nothing | dict.fromkeys(COMPARED) | {"compared_with": "nothing: name a --run or --data", "run": None}
+    spec = parse_data(data_source) if data_source is not None else known.data  # type: ignore[union-attr]
+    splits = data.load(spec, store.data_cache)
+    images = splits.test
+    named = True
+    if not told.get("classes"):
+        try:
+            foreign.classes_in(facts["metadata"])
+        except BadInput:  # as many answers as classes are taken to be in their order, and the report says so
+            named, told["classes"] = False, splits.classes
+    how = foreign.describe(file.name, facts, spec, splits, **told)
+    whole = foreign.OnnxClassifier(content, how)
+    if foreign.answers_probabilities(whole, splits.val.images[:64]):
+        whole.how = how.model_copy(update={"answers": "probabilities"})
+    answers = logits_of(
+        foreign.Selected(whole, foreign.columns_of(how.classes, splits.classes), splits.classes), images
+    )
+    latency = whole.latency(torch.from_numpy(np.array(images.images[:1])))
+    store.count_test_look(splits.fingerprint, known.id if known else file.name, "verify")
+    found: dict[str, Any] = nothing | dict.fromkeys(COMPARED)
+    found |= {"images": len(images), "accuracy": score(answers, images.labels, images.classes).accuracy}
+    found |= {"p50_ms": latency[0], "p95_ms": latency[1]}
+    if known is not None:
+        reference = logits_of(foreign.classifier(known, images.classes), images)
+        found = parity(reference, answers, images, latency).as_dict()
+    with_whom = "the labels" if known is None else f"{'import' if known.imported else 'PyTorch, run'} {known.name}"
+    return found | {
+        "compared_with": with_whom,
+        "classes_named": named,
+        "run": known.id if known else None,
+    }

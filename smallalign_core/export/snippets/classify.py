@@ -1,0 +1,22 @@
+"""Classify a picture: python classify.py picture.png (needs onnxruntime, numpy and pillow)."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+here = Path(__file__).parent
+labels = json.loads((here / "labels.json").read_text(encoding="utf-8"))
+session = onnxruntime.InferenceSession(str(here / "model.onnx"), providers=["CPUExecutionProvider"])
+
+channels = session.get_inputs()[0].shape[3]
+picture = Image.open(sys.argv[1]).convert("L" if channels == 1 else "RGB")
+# Raw pixels, any size: resizing and normalising are inside the model. Several pictures of one size may go at once.
+images = np.asarray(picture, dtype=np.uint8).reshape(1, picture.height, picture.width, channels)
+(probabilities,) = session.run(["probabilities"], {"images": images})
+
+for place in np.argsort(-probabilities[0])[:3]:
+    print(f"{labels[place]}: {probabilities[0][place]:.2%}")

@@ -1,0 +1,313 @@
+"""The Optimizers page: a form that lives in the address, a study while it trains and after, every plot to take away."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import plotly.graph_objects as go
+import pytest
+import yaml
+from streamlit.testing.v1 import AppTest
+
+from pages.ui import backstage, contenders, saved, studyform
+from smallalign_core import desk, studies
+from smallalign_core.optimstudy import parse_study
+from smallalign_core.spec import Lookahead, Muon
+from smallalign_core.store import Store
+from smallalign_core.studies import Study
+from tests.conftest import ROOT
+
+SMALL: dict[str, Any] = {
+    "data": {"source": "digits", "images": 100},
+    "network": {"kind": "mlp", "width": 8, "depth": 1},
+    "batch": 50,
+    "epochs": 3,
+    "optimizers": ["sgd"],
+    "hands_off": [],
+    "trials": 1,
+    "seeds": 2,
+    "budgets": [1],
+}
+
+
+Show = Callable[..., AppTest]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """A store that all tests of this file share, so that its desk has to start only once."""
+    yield Store(tmp_path_factory.mktemp("place") / "models")
+    backstage.desk().close()
+
+
+@pytest.fixture
+def shown(place: Store, monkeypatch: pytest.MonkeyPatch) -> Show:
+    """Open the page of the shared store: `shown(study=...)`."""
+    monkeypatch.setenv("SMALLALIGN_STORE", str(place.root))
+
+    def show(**query: str) -> AppTest:
+        app = AppTest.from_file(str(ROOT / "pages" / "frame.py"), default_timeout=120).run()
+        for name, value in query.items():
+            app.query_params[name] = value
+        app = app.switch_page("optimizers.py").run()
+        assert not app.exception
+        return app
+
+    return show
+
+
+def texts(app: AppTest) -> str:
+    found = [*app.title, *app.header, *app.markdown, *app.caption, *app.info, *app.error, *app.warning, *app.success]
+    return "\n".join(str(element.value) for element in found)
+
+
+def ask(store: Store, **changes: Any) -> Study:
+    resolved = desk.resolve_study(store, "optimizers", parse_study(SMALL | changes))
+    return studies.create(store, "optimizers", resolved)
+
+
+@pytest.fixture(scope="module")
+def raced(place: Store) -> Study:
+    """A finished study."""
+    study = ask(place, hands_off=[{"kind": "adamw", "lr": 0.001}])
+    assert not studies.drive(study, place, device="cpu")
+    return study
+
+
+# --- the form ---------------------------------------------------------------------------------------------------------
+
+
+def shown_yaml(app: AppTest) -> dict[str, Any]:
+    return dict(yaml.safe_load(app.code[0].value))
+
+
+def test_an_empty_store_has_a_form_that_is_ready_to_start(shown: Show):
+    app = shown()
+
+    assert "No study yet" in texts(app)
+    assert [button.label for button in app.button].count("Start the study") == 1
+    assert {metric.label for metric in app.metric} == {"Runs", "Takes about"}
+    spec = parse_study(shown_yaml(app))
+    assert set(spec.optimizers) == set(contenders.USUAL)
+    assert (spec.seeds, spec.trials, spec.budgets) == (3, 3, (1,))
+
+
+def test_what_is_chosen_is_in_the_address_and_comes_back_from_it(shown: Show):
+    app = shown()
+    app.number_input(key="student.epochs").set_value(2)
+    app.button(key="preset-Standard").click().run()
+    app.number_input(key="pick-margin").set_value(2.5).run()
+
+    again = shown(**{name: str(app.query_params[name]) for name in ("student", "seeds", "trials", "margin", "budgets")})
+
+    spec = parse_study(shown_yaml(again))
+    assert (spec.student.epochs, spec.seeds, spec.trials, spec.budgets, spec.margin) == (2, 5, 4, (1, 2), 0.025)
+    assert shown_yaml(again) == shown_yaml(app)
+
+
+def test_a_nest_that_was_built_is_compared_and_in_the_address(shown: Show):
+    app = shown(optimizers='["muon"]')
+    app.selectbox(key="contenders-own.kind").set_value("lookahead").run()
+    app.number_input(key="contenders-own.lookahead.k").set_value(10).run()
+    app.button(key="contenders-add").click().run()
+
+    chosen = json.loads(str(app.query_params["optimizers"]))
+
+    assert chosen == ["muon", {"kind": "lookahead", "k": 10}]
+    assert parse_study(shown_yaml(app)).optimizers == (Muon(), Lookahead(k=10))
+    assert "contenders-own.lookahead.inner.adamw.lr" not in app.session_state  # a rate is found, not given
+
+
+def test_an_address_that_cannot_be_says_so(shown: Show):
+    wrong = [
+        ("optimizers", '["owl"]', "optimizers that cannot be"),
+        ("optimizers", "{", "optimizers that cannot be"),
+        ("hands-off", '["sgd"]', "optimizers that cannot be"),
+        ("budgets", "1,3", "not offered"),
+        ("seeds", "0", "cannot be"),
+    ]
+    for name, value, says in wrong:
+        app = shown(**{name: value})
+
+        assert says in "\n".join(str(one.value) for one in app.warning), name
+        assert not app.error
+
+
+def test_the_yaml_and_the_address_give_a_study_back(place: Store):
+    spec = parse_study(
+        SMALL
+        | {
+            "augment": [{"kind": "shift", "pixels": 1}],
+            "optimizers": [{"kind": "lookahead", "k": 7}, "muon"],
+            "hands_off": ["prodigy"],
+            "budgets": [1, 4],
+            "margin": 0.02,
+            "target": 0.9,
+        }
+    )
+
+    assert parse_study(yaml.safe_load(studyform.written(spec, place))) == spec
+    back = studyform.address(spec)
+    assert json.loads(back["optimizers"]) == [{"kind": "lookahead", "k": 7}, "muon"]
+    assert (back["budgets"], back["margin"], back["data"]) == ("1,4", "2", "digits")
+    student = json.loads(back["student"])
+    assert student["augment"] == [{"kind": "shift", "pixels": 1}]
+    assert student["data"] == {"images": 100}
+
+
+def test_one_seed_is_called_no_evidence_before_it_starts(shown: Show):
+    assert "1 seed: not evidence" in texts(shown(seeds="1"))
+
+
+# --- a study ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_study_is_said_so(shown: Show):
+    assert "no study goes by that name" in shown(study="abc").error[0].value.lower()
+
+
+def test_a_damaged_study_can_be_deleted_and_hides_no_other(shown: Show, place: Store):
+    good, bad = ask(place, seeds=7), ask(place, seeds=8)
+    (bad.folder / "study.json").write_text("{")
+
+    assert bad.id in texts(shown())
+    app = shown(study=bad.id)
+
+    assert "damaged" in app.error[0].value
+    next(button for button in app.button if button.label == "Delete for good").click().run()
+    assert good.id in {study.id for study in studies.listing(place)}
+    assert not bad.folder.exists()
+
+
+def test_a_study_waits_pauses_and_goes_on(shown: Show, place: Store):
+    study = ask(place, seeds=9)
+    studies.start(place, study)
+
+    app = shown(study=study.id)
+    assert "The worker is starting" in texts(app)  # none serves the test's store
+    next(button for button in app.button if button.label == "Pause").click().run()
+    assert not study.active
+
+    app = shown(study=study.id)
+    assert "Nothing is raced yet" in texts(app)
+    next(button for button in app.button if button.label == "Resume").click().run()
+    assert study.active
+    studies.pause(place, study)
+
+
+@pytest.mark.slow
+def test_a_finished_study_shows_verdict_rates_and_one_open_tab(shown: Show, place: Store, raced: Study):
+    study = raced
+    report = study.report(place)
+
+    app = shown(study=study.id)
+
+    told = texts(app)
+    assert report.verdict(1) in told
+    assert "At 3 epochs" in told
+    assert report.scope() in told
+    assert len(app.dataframe) == 1  # the table's tab is open, and no other is drawn
+    table = app.dataframe[0].value
+    assert set(table["Optimizer"]) == {"AdamW", "SGD", "AdamW lr 0.001"}
+    by_name = dict(zip(table["Optimizer"], table["Test accuracy"], strict=True))
+    assert by_name["SGD"] == report.arm("sgd", 1).mean("accuracy")
+    ratio = report.arm("adamw", 1).ratio
+    assert ratio is not None
+    assert (f"×{ratio:.3g} below the optimum of AdamW" in told) == (ratio >= 4)
+    for part in (
+        "Curves",
+        "Time to target",
+        "Learning rates",
+        "Accuracy and cost",
+        "By seed",
+        "Memory and time",
+        "Runs",
+    ):
+        opened = shown(study=study.id, part=part)
+        assert not opened.error, part
+        assert not opened.dataframe, part
+
+
+@pytest.mark.slow
+def test_one_seed_is_shown_and_called_no_evidence(shown: Show, place: Store, raced: Study):
+    single = ask(place, seeds=1, hands_off=[{"kind": "adamw", "lr": 0.001}])
+    runs = len(place.runs())
+    studies.drive(single, place, device="cpu")
+    assert len(place.runs()) == runs  # all were done already
+    assert not single.missing(place)
+
+    app = shown(study=single.id)
+
+    assert "1 seed: not evidence" in app.warning[0].value
+    assert " better" not in app.warning[0].value
+
+
+@pytest.mark.slow
+def test_diverged_runs_are_named_and_the_study_is_whole(shown: Show, place: Store):
+    wild = {"kind": "sgd", "lr": 100.0, "momentum": 0.99}
+    study = ask(place, optimizers=[], hands_off=[wild], network={"kind": "mlp", "width": 32, "depth": 2}, epochs=20)
+    studies.drive(study, place, device="cpu")
+    lost = study.report(place).arms[1].diverged
+    assert lost
+
+    app = shown(study=study.id)
+
+    assert any(
+        "Diverged" in one.value and "SGD" in one.value and f"{lost} of 2 seeds" in one.value for one in app.warning
+    )
+    assert not app.error
+    assert "finished" in str(app.main)
+
+
+@pytest.mark.slow
+def test_extending_repeats_nothing(shown: Show, place: Store, raced: Study):
+    study = raced
+    runs = len(place.runs())
+    app = shown(study=study.id)
+    app.number_input(key="extend-seeds").set_value(3).run()
+
+    next(button for button in app.button if button.label == "Extend and start").click().run()
+
+    wider = studies.find(place, "".join(app.query_params["study"]))
+    assert wider.id != study.id
+    assert wider.active
+    assert not studies.drive(wider, place, device="cpu")
+    assert len(place.runs()) == runs + 3  # one more seed of three optimizers
+    studies.pause(place, wider)
+
+
+def test_the_page_never_loads_torch():
+    code = "import sys; from pages.ui import studyview, studyform, contenders; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+# --- plots as files ---------------------------------------------------------------------------------------------------
+
+
+def test_a_csv_holds_what_the_traces_hold():
+    figure = go.Figure()
+    figure.add_bar(x=["a,b", "c"], y=[1.5, 2], name="one", error_y={"array": [0.5, 1], "arrayminus": [0.25, 0]})
+    figure.add_scatter(x=["a,b"], y=[float("nan")], name="two", text=["here"])
+    figure.update_layout(xaxis_title="class", yaxis_title="images")
+
+    rows = list(csv.DictReader(io.StringIO(saved.as_csv(saved.traces(figure)))))
+
+    assert rows == [
+        {"series": "one", "class": "a,b", "images": "1.5", "low": "1.25", "high": "2.0", "text": ""},
+        {"series": "one", "class": "c", "images": "2", "low": "2", "high": "3", "text": ""},
+        {"series": "two", "class": "a,b", "images": "", "low": "", "high": "", "text": "here"},
+    ]
+
+
+def test_a_csv_of_a_matrix_has_a_row_for_each_cell():
+    figure = go.Figure(go.Heatmap(z=[[1, 2], [3, None]]))
+
+    rows = list(csv.reader(io.StringIO(saved.as_csv(saved.traces(figure)))))
+
+    assert rows == [["x", "y", "value"], ["0", "0", "1"], ["1", "0", "2"], ["0", "1", "3"], ["1", "1", ""]]
