@@ -61,8 +61,9 @@ def mend(checks: list[Check]) -> list[Path]:
     """Remove what checks have found safe to remove. Returns what is gone."""
     gone = []
     for path in (path for check in checks for path in check.mend):
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-        gone.append(path)
+        with contextlib.suppress(OSError):  # not ours to remove, or gone: the next look says so
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+            gone.append(path)
     return gone
 
 

@@ -1,16 +1,14 @@
 """The store: one folder a run, read by all three doors, written by one worker at a time.
 
     <root>/runs/<id>/   spec.json             what to train; written once
-                        queued                a marker: waits for a worker
-                        request               `pause` or `cancel`, asked of the worker
+                        queued, request       markers: waits for a worker; `pause` or `cancel`, asked of it
                         lock                  held by the worker; the system lets go when it dies
                         state.json            what the worker last said of itself: attempt, pid, why it stopped
                         events.jsonl          append-only, one line an event
                         checkpoints.json      the last two checkpoints with their SHA-256
                         weights.safetensors   the best weights by validation
                         logits.safetensors    what these answered to each validation and test image; may be deleted
-                        result.json           written last: its existence means finished
-                        log.txt, export/
+                        result.json, log.txt  written last: its existence means finished; what its workers said
     <root>/runs/<id>/   import.json, model.onnx, result.json: a classifier that was made elsewhere, and its scores here
     <root>/zoo/<name>/  spec.yaml, weights.safetensors, result.json, card.md: starter models, committed
     <root>/policies/    augmentation policies that were saved under a name
@@ -169,7 +167,9 @@ class Run:
     @property
     def result(self) -> dict[str, Any] | None:
         """Scores and facts of a finished run; None before."""
-        return read_json(self.folder / "result.json", missing=None)
+        if isinstance(found := read_json(self.folder / "result.json", missing=None), dict | None):
+            return found
+        raise BadModel("the run's result.json is damaged", given=self.name, do="delete the run")
 
     @property
     def created(self) -> float:
@@ -280,10 +280,10 @@ class Store:
                 return next(iter(found.values()))
             if found:
                 raise UnknownRun(f"{len(found)} runs begin so", given=reference, do="give more characters of the id")
-        path = Path(reference).expanduser()
-        limits.check_path(path, "that run")
-        if self._at(path).record.is_file():
-            return self._at(path)
+        with contextlib.suppress(OSError, RuntimeError, ValueError):  # too long, `~nobody`, a zero byte
+            limits.check_path(path := Path(reference).expanduser(), "that run")
+            if (there := self._at(path)).record.is_file():
+                return there
         raise UnknownRun(
             "no run goes by that name", given=reference, do="see `python -m smallalign_core runs` for those there are"
         )

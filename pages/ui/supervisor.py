@@ -49,7 +49,8 @@ def keep_worker(store: Store, stop: threading.Event) -> None:
     while not stop.is_set():
         if process is not None and process.poll() not in (None, 0) and process is not mourned:
             mourned = process  # what it was training waits in the queue again, or has failed for good
-            revive(store, _cause(process.returncode))
+            with contextlib.suppress(OSError):
+                revive(store, _cause(process.returncode))
         here = is_held(store.root / "worker-auto.lock") or (process is not None and process.poll() is None)
         if (
             not here

@@ -55,6 +55,7 @@ DAMAGED = (  # what zipfile and the unpackers below it raise
     struct.error,
     zlib.error,
     lzma.LZMAError,
+    IndexError,  # an entry without a name
 )
 
 OWNERS = Bounds(entries=200_000, total=8 * 1024 * MB, entry=100 * MB)
