@@ -1,0 +1,115 @@
+"""What does lockstep save? Six optimizers trained together against six separate runs, as a ratio of CPU time.
+
+Same work both ways: the same student, seed, views, loss and steps; the only difference is that together each view is
+made and the teacher asked once for all. That the results are the same is asserted, bit for bit. With a live teacher,
+and with a full bank of its answers, which separate runs share too. The two ways take turns; what is divided are the
+minima over rounds, beside the least and the most of the rounds' own ratios. The teacher has random weights: its answers
+cost the same.
+
+    python benchmarks/lockstep.py [--rounds 5] [--steps 48] [--images 3072]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smallalign_core import data, networks
+from smallalign_core.data import Splits, statistics
+from smallalign_core.machine import keep_freed_memory
+from smallalign_core.spec import DataSpec, RunSpec, parse
+from smallalign_core.teacher import Bank, Shelf, Teacher, plan
+from smallalign_core.train import Training
+
+OPTIMIZERS = ("adamw", "sgd", "muon", "soap", "lookahead", "schedule_free")
+TEACHERS = {"ResNet 24": {"kind": "resnet", "width": 24}, "CNN 16": {"kind": "cnn", "width": 16}}
+STUDENTS = {"CNN 8": {"kind": "cnn", "width": 8}, "CNN 16": {"kind": "cnn", "width": 16}}
+AUGMENT = [{"kind": "crop"}, {"kind": "flip"}, {"kind": "rotate", "degrees": 10}]
+GOAL = 0.35
+
+Opened = Callable[[], contextlib.AbstractContextManager[Teacher | Bank]]
+
+
+def specs(student: dict[str, object]) -> list[RunSpec]:
+    """One run for each optimizer, all with the same views."""
+    shared = {"data": "-", "network": student, "teacher": "t", "augment": AUGMENT, "batch": 64, "precision": "fp32"}
+    return [parse({**shared, "optimizer": kind, "epochs": 100}) for kind in OPTIMIZERS]
+
+
+def trained(group: list[RunSpec], splits: Splits, opened: Opened, steps: int) -> tuple[float, list[list[Tensor]]]:
+    """(CPU seconds of training these in lockstep, the weights of each)."""
+    begun = time.process_time()
+    with opened() as teacher:
+        training = Training(group, splits, teacher)
+        for _ in range(steps):
+            training.advance()
+    seconds = time.process_time() - begun
+    return seconds, [list(student.classifier.state_dict().values()) for student in training.students]
+
+
+def ratio(asked: list[RunSpec], splits: Splits, opened: Opened, steps: int, rounds: int) -> tuple[float, float, float]:
+    """(together over separate by minima, the least and the most of the rounds' own ratios)."""
+    together, separate = [], []
+    for _ in range(rounds):
+        seconds, ours = trained(asked, splits, opened, steps)
+        together.append(seconds)
+        alone = [trained([spec], splits, opened, steps) for spec in asked]
+        separate.append(sum(seconds for seconds, _ in alone))
+        for here, (_, (there,)) in zip(ours, alone, strict=True):
+            assert all(torch.equal(one, other) for one, other in zip(here, there, strict=True)), "not the same weights"
+    own = np.divide(together, separate)
+    return min(together) / min(separate), float(own.min()), float(own.max())
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=48)
+    parser.add_argument("--images", type=int, default=3072)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    whole = data.load(DataSpec(source="fashion-mnist"), Path("models/cache/data"))
+    splits = replace(whole, train=whole.train.take(np.arange(asked.images)))
+    mean, std = statistics(splits.train)
+    found: dict[str, float] = {}
+    for big, teacher_network in TEACHERS.items():
+        network = parse({"data": "-", "network": teacher_network}).network
+        live = Teacher(networks.build(network, splits.classes, splits.shape, mean=mean, std=std), splits.classes)
+        for small, student_network in STUDENTS.items():
+            runs = specs(student_network)
+            # As many epochs as the steps need: the bank is then as large as what is trained from it.
+            epochs = -(-asked.steps * runs[0].batch // asked.images)
+            runs = [run.model_copy(update={"epochs": epochs}) for run in runs]
+            with tempfile.TemporaryDirectory() as folder:
+                wanted = plan(runs[0], splits, ["0" * 64], torch.device("cpu"))
+                assert wanted is not None
+                shelf = Shelf(Path(folder), 2**34)
+
+                def bank(wanted=wanted, shelf=shelf, live=live) -> Bank:  # type: ignore[no-untyped-def]
+                    return Bank(wanted, shelf, lambda: live)
+
+                trained(runs[:1], splits, bank, wanted.steps)  # fills it
+                trained(runs, splits, bank, 1)  # imports the optimizers' libraries
+                for how, opened in (("live", lambda live=live: contextlib.nullcontext(live)), ("bank", bank)):
+                    quotient, least, most = ratio(runs, splits, opened, asked.steps, asked.rounds)
+                    name = f"{big} to {small}, {how}"
+                    found[name] = round(quotient, 3)
+                    goal = f" (goal {GOAL})" if (big, how) == ("ResNet 24", "live") else ""
+                    print(f"{name}: {quotient:.3f} ({least:.3f} to {most:.3f}){goal}, weights equal", flush=True)
+    print(json.dumps({"optimizers": len(OPTIMIZERS), "together_over_separate": found}))
+
+
+if __name__ == "__main__":
+    main()
