@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import chromium
 import numpy as np
@@ -296,3 +297,27 @@ def test_the_browser_benchmark_prints_times_and_ratios() -> None:
     assert times == pytest.approx(web / here, abs=0.05 + 0.05 * times)
     assert f"{seconds:.2f} s (promised: 5 s)" in slowest
     assert f"{times:.1f} to {times:.1f} (goal: at most 3)" in ratio
+
+
+# --- benchmarks/lockstep.py -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not FASHION.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
+def test_lockstep_is_compared_on_the_same_work() -> None:
+    code, text = printed("benchmarks/lockstep.py", "--rounds", "1", "--steps", "4", "--images", "256")
+    assert code == 0, text
+    found = json.loads(text.splitlines()[-1])
+    assert found["optimizers"] == 6
+    assert text.count("weights equal") == len(found["together_over_separate"]) == 8
+
+
+def test_lockstep_notices_other_weights(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    lockstep, calls = benchmark("lockstep", monkeypatch), iter(range(3))
+
+    def drifting(group: list[Any], *_: object) -> tuple[float, list[list[torch.Tensor]]]:
+        return 1.0, [[torch.full((1,), float(next(calls) == 2))] for _ in group]
+
+    monkeypatch.setattr(lockstep, "trained", drifting)
+    with pytest.raises(AssertionError, match="not the same weights"):
+        lockstep.ratio([tiny(), tiny()], digits, lambda: None, 1, 1)
