@@ -313,7 +313,7 @@ def test_lockstep_is_compared_on_the_same_work() -> None:
 
 
 def test_lockstep_notices_other_weights(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
-    lockstep, calls = benchmark("lockstep", monkeypatch), iter(range(3))
+    lockstep, calls = benchmark("lockstep", monkeypatch), iter(range(4))
 
     def drifting(group: list[Any], *_: object) -> tuple[float, list[list[torch.Tensor]]]:
         return 1.0, [[torch.full((1,), float(next(calls) == 2))] for _ in group]
