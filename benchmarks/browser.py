@@ -40,7 +40,8 @@ import chromium
 
 from pages.ui.browser import install
 from pages.ui.browser._urls import package_url
-from pages.ui.server import middleware, routes
+from pages.ui.server import routes
+from pages.ui.wall import middleware
 from smallalign_core import data, export, networks
 from smallalign_core.export._runtime import timed
 from smallalign_core.networks import Classifier

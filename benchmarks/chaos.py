@@ -240,7 +240,8 @@ def _read_whole(file: Path) -> None:
         case ".answers" | ".images" | ".logits":
             _chunk.opened(file, f"{file.parent.name}/{file.name}")
         case "queued":
-            float(file.read_text())
+            if set(json.loads(file.read_text())) != {"turn", "since", "visitor"}:
+                raise ValueError("it is no turn")
         case "request":
             ("pause", "cancel").index(file.read_text())
 

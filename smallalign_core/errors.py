@@ -33,7 +33,9 @@ class SmallAlignError(Exception):
         parts = [wrong + (f" (given: {_short(self.given)})" if self.given else "")]
         if do:
             parts.append(do)
-        super().__init__(" ".join(part[:1].upper() + part[1:].rstrip(".") + "." for part in parts))
+        # On one line, whatever names of a user's are in it.
+        lines = (" ".join(part.split()) for part in parts)
+        super().__init__(" ".join(line[:1].upper() + line[1:].rstrip(".") + "." for line in lines))
 
 
 def _short(text: str, limit: int = 200) -> str:

@@ -212,7 +212,7 @@ def test_build_a_policy_see_it_change_and_find_it_again(watched: Watched) -> Non
     assert pictures(page) == shuffled, "the same address shows the same pictures"
     address = page.url
     page.goto(f"{watched.site}/data")
-    expect(page.get_by_text("Images per class")).to_be_visible(timeout=MINUTE)
+    expect(page.get_by_text("Images per class", exact=True)).to_be_visible(timeout=MINUTE)
     page.goto(address)
     assert pictures(page) == shuffled
 

@@ -73,7 +73,7 @@ def test_from_a_matrix_to_its_images_and_from_a_drawing_to_two_maps(site: str, b
     page.reload()
     expect(page.get_by_text("All images: 2 of 359")).to_be_visible(timeout=MINUTE)
     page.get_by_role("tab", name="Images").press("ArrowRight")
-    expect(page.get_by_role("tab", name="Calibration")).to_be_focused()
+    expect(page.get_by_role("tab", name="Calibration")).to_have_attribute("aria-selected", "true")
     page.keyboard.press("Enter")
     expect(page.get_by_text("Teacher's temperature")).to_be_visible(timeout=MINUTE)
     assert "tab=Calibration" in page.url
