@@ -30,6 +30,7 @@ from smallalign_core.spec import (
     Sgd,
     Soap,
     canonical,
+    evolves,
     fields_in,
     nest,
     parse,
@@ -226,6 +227,9 @@ def epochs_of(spec: OptimizerStudySpec, optimizer: Optimizer, budget: int) -> in
 def run_spec(spec: OptimizerStudySpec, optimizer: Optimizer, budget: int, seed: int) -> RunSpec:
     """One run of a study.
 
+    Evolution strategies, which rank small differences between losses, take their steps in fp32 whatever the others do:
+    what `auto` means for gradients must not keep them out.
+
     Raises:
         BadSpec: this optimizer cannot be used with the rest of the spec.
     """
@@ -236,6 +240,8 @@ def run_spec(spec: OptimizerStudySpec, optimizer: Optimizer, budget: int, seed: 
     }
     if (usual := usual_schedule(optimizer)) is not None:
         fields["schedule"] = usual.model_dump()
+    if evolves(optimizer):
+        fields["precision"] = "fp32"
     return parse(fields)
 
 
