@@ -262,7 +262,10 @@ def ladder(store: Store, run: str, widths: list[int], seeds: int) -> dict[str, A
     """Queue the run at several widths and seeds, unless they exist: `runs`, the ids and states of all."""
     from smallalign_core import landscape as looking
 
+    store.visitor.may("start runs")
     specs = looking.ladder(resolve(store, store.finished(run).spec), widths, seeds)
+    missing = sum(one is None or one.state.resumable for one in map(store.find, specs))
+    visitors.check_room(store.root, store.visitor, missing)  # all of them or none
     return {"runs": [{"id": one.id, "state": str(one.state)} for one in map(store.submit, specs)]}
 
 
