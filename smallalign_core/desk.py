@@ -266,7 +266,8 @@ def ladder(store: Store, run: str, widths: list[int], seeds: int) -> dict[str, A
     specs = looking.ladder(resolve(store, store.finished(run).spec), widths, seeds)
     missing = sum(one is None or one.state.resumable for one in map(store.find, specs))
     visitors.check_room(store.root, store.visitor, missing)  # all of them or none
-    return {"runs": [{"id": one.id, "state": str(one.state)} for one in map(store.submit, specs)]}
+    runs = [store.submit(spec, together=True) for spec in specs]
+    return {"runs": [{"id": one.id, "state": str(one.state)} for one in runs]}
 
 
 QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {

@@ -153,7 +153,7 @@ def start(store: Store, study: Study) -> None:
     for spec in study.missing(store):
         run = store.find(spec)
         if run is not None and run.state.resumable:
-            store.enqueue(run)
+            store.enqueue(run, together=True)
 
 
 def pause(store: Store, study: Study) -> None:
