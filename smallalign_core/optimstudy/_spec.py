@@ -166,7 +166,7 @@ def tunable(optimizer: Optimizer) -> bool:
 def gradients_a_step(optimizer: Optimizer) -> int:
     """What one step asks for, in gradients: SAM takes two, and losses without a gradient cost a third of one."""
     if candidates := getattr(nest(optimizer)[-1], "population", 0):  # an evolution strategy
-        return max(1, round(candidates / EVALUATIONS))
+        return max(1, round((candidates + 1) / EVALUATIONS))  # the loss at the weights themselves is one more
     return 2 if any(isinstance(part, Sam | Asam) for part in nest(optimizer)) else 1
 
 
