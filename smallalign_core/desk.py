@@ -262,8 +262,12 @@ def ladder(store: Store, run: str, widths: list[int], seeds: int) -> dict[str, A
     """Queue the run at several widths and seeds, unless they exist: `runs`, the ids and states of all."""
     from smallalign_core import landscape as looking
 
+    store.visitor.may("start runs")
     specs = looking.ladder(resolve(store, store.finished(run).spec), widths, seeds)
-    return {"runs": [{"id": one.id, "state": str(one.state)} for one in map(store.submit, specs)]}
+    missing = sum(one is None or one.state.resumable for one in map(store.find, specs))
+    visitors.check_room(store.root, store.visitor, missing)  # all of them or none
+    runs = [store.submit(spec, together=True) for spec in specs]
+    return {"runs": [{"id": one.id, "state": str(one.state)} for one in runs]}
 
 
 QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {

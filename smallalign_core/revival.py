@@ -8,9 +8,10 @@ import time
 from filelock import Timeout
 
 from smallalign_core.errors import SmallAlignError
-from smallalign_core.files import write, write_json
+from smallalign_core.files import write_json
 from smallalign_core.machine import boot, memory_kills
 from smallalign_core.store import Run, State, Store
+from smallalign_core.visitors import Turn, waiting
 
 MOST = 2
 """How often a run is resumed by itself. A person who resumes it starts the count anew."""
@@ -36,7 +37,7 @@ def revive(store: Store, cause: str = "") -> list[Run]:
             if _lies_dead(run) and run.state is State.INTERRUPTED:
                 with run.lock(timeout=0.5):
                     if _lies_dead(run):
-                        _revive(run, cause)
+                        _revive(run, store, cause)
                         found.append(run)
     return found
 
@@ -53,7 +54,7 @@ def _lies_dead(run: Run) -> bool:
     return bool(said.get("served")) and said.get("ended") is None
 
 
-def _revive(run: Run, cause: str) -> None:
+def _revive(run: Run, store: Store, cause: str) -> None:
     count, said, why = deaths(run) + 1, run.said, _why(run, cause)
     if run.asked:  # of the worker that died before it could obey
         ended = State.CANCELLED if run.asked == "cancel" else State.PAUSED
@@ -65,7 +66,9 @@ def _revive(run: Run, cause: str) -> None:
     else:
         reason = f"Resumed by itself ({count} of {MOST}): its worker died. {why}"
         write_json(run.folder / "state.json", {**said, "deaths": count, "reason": reason})
-        write(run.folder / "queued", str(time.time()))
+        # It had its turn: it is due with those that are served now, and puts nobody's turn back.
+        turns = waiting(store.root / "runs").values()
+        Turn(min((turn.number for turn in turns), default=0), time.time()).write(run.folder / "queued")
 
 
 def _why(run: Run, cause: str) -> str:

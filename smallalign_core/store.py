@@ -380,23 +380,23 @@ class Store:
             (run.folder / "request").unlink(missing_ok=True)  # asked of an attempt that is over
         return run
 
-    def submit(self, spec: RunSpec) -> Run:
+    def submit(self, spec: RunSpec, *, together: bool = False) -> Run:
         """Put the run of a resolved `spec` into the queue, unless it is there, running or finished already.
 
         Raises:
-            Refused: whoever this store acts for may not start runs, or not so many. So does `enqueue`.
+            Refused: who this acts for may not start runs, or not so many; `together`: see `visitors.check_room`.
         """
         self.visitor.may("start runs")
-        if self.find(spec) is None:
-            visitors.check_room(self.root, self.visitor)  # before there is a folder that nobody asked for
-        return self.enqueue(self.create(spec))
+        if self.find(spec) is None:  # before there is a folder that nobody asked for
+            visitors.check_room(self.root, self.visitor, together=together)
+        return self.enqueue(self.create(spec), together=together)
 
-    def enqueue(self, run: Run) -> Run:
+    def enqueue(self, run: Run, *, together: bool = False) -> Run:
         """Queue `run` (again); a paused, cancelled or failed one goes on from its last checkpoint."""
         if run.state not in (State.FINISHED, State.RUNNING, State.QUEUED):
             # Under the lock: a worker that takes or finishes it at this moment must not be left a stale marker.
             with (
-                visitors.admitted(self.root, self.visitor) as turn,
+                visitors.admitted(self.root, self.visitor, together=together) as turn,
                 contextlib.suppress(Timeout),
                 run.lock(timeout=2.0),
             ):

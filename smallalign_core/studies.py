@@ -24,7 +24,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from smallalign_core import optimstudy
+from smallalign_core import optimstudy, visitors
 from smallalign_core.errors import BadModel, Refused, SmallAlignError, UnknownRun, WorkFailed
 from smallalign_core.execution import TOGETHER, Observer, execute_together
 from smallalign_core.files import read_json, write, write_json
@@ -146,14 +146,19 @@ def create(store: Store, kind: str, spec: Any) -> Study:
 
 
 def start(store: Store, study: Study) -> None:
-    """Let workers take its runs by themselves. Those that were stopped, or failed, go on from their checkpoints."""
+    """Let workers take its runs by themselves. Those that were stopped, or failed, go on from their checkpoints.
+
+    Raises:
+        Refused: who asks may only look, or there is no room in the queue for those that go on; then nothing changed.
+    """
     store.visitor.may("start studies")
+    found = [store.find(spec) for spec in study.missing(store)]
+    stopped = [run for run in found if run is not None and run.state.resumable]
+    visitors.check_room(store.root, store.visitor, len(stopped))
     (study.folder / "trouble").unlink(missing_ok=True)
     write(study.folder / "active", "")
-    for spec in study.missing(store):
-        run = store.find(spec)
-        if run is not None and run.state.resumable:
-            store.enqueue(run)
+    for run in stopped:
+        store.enqueue(run, together=True)
 
 
 def pause(store: Store, study: Study) -> None:

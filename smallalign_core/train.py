@@ -225,10 +225,7 @@ class Training:
             if time.monotonic() - said < REPORT_SECONDS:
                 continue
             for index, student in enumerate(self.students):
-                student.sums, student.recent = (
-                    {},
-                    [],
-                )  # a checkpoint made now must not count these losses to later steps
+                student.sums = {}  # a checkpoint made now must not count these losses to later steps
                 if student.learns:
                     yield Waiting(index, self.step, share)
             if not any(student.learns for student in self.students):
@@ -249,6 +246,9 @@ class Training:
         swapped = None
         if said is not None and any(student.spec.shuffled for student in learning):
             swapped = said.taken(self.views.classmates(self.step, view.labels))
+        for student in self.students:
+            if student.learns and student.stuck:  # until it is told, every step is one more without a loss
+                student.add({"total": torch.full((), torch.nan, device=self.device)})
         for student in learning:
             wanted = swapped if student.spec.shuffled else said
             with student.clock.lap():

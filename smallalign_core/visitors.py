@@ -120,7 +120,7 @@ def next_turn(turns: list[Turn], visitor: Visitor) -> Turn:
 
 
 @contextlib.contextmanager
-def admitted(root: Path, visitor: Visitor) -> Iterator[Turn]:
+def admitted(root: Path, visitor: Visitor, *, together: bool = False) -> Iterator[Turn]:
     """Check that `visitor` may queue one more run of the store at `root`, and hold the place while it is done.
 
     Yields:
@@ -135,14 +135,17 @@ def admitted(root: Path, visitor: Visitor) -> Iterator[Turn]:
         return
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / "admission.lock", timeout=10.0):  # two tabs and two processes may ask at once
-        turns = check_room(root, visitor)
+        turns = check_room(root, visitor, together=together)
         yield next_turn(turns, visitor)
         starts = _starts(root)
         write(root / "starts.json", json.dumps([*starts, [time.time(), visitor.name]]))
 
 
-def check_room(root: Path, visitor: Visitor, count: int = 1) -> list[Turn]:
+def check_room(root: Path, visitor: Visitor, count: int = 1, *, together: bool = False) -> list[Turn]:
     """Check that there is room in the queue for `count` more runs of `visitor`; returns the turns that wait.
+
+    Args:
+        together: they are some of those that were let in as one start: how many that were is not held against them.
 
     Raises:
         Refused: there is none, or they may not start runs at all.
@@ -162,7 +165,7 @@ def check_room(root: Path, visitor: Visitor, count: int = 1) -> list[Turn]:
     if others + count > most.waiting_total:
         raise Refused("the queue is full", given=f"{others} of at most {most.waiting_total} runs wait", do=do)
     recent = [when for when, who in _starts(root) if who == visitor.name]
-    if len(recent) + count > max(count, most.starts_a_minute):
+    if not together and len(recent) + count > max(count, most.starts_a_minute):
         rest = max(1, round(MINUTE - (time.time() - min(recent))))
         given = f"{len(recent)} runs in the last minute"
         raise Refused("you are starting runs faster than one visitor may", given=given, do=f"try again in {rest} s")

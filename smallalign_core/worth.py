@@ -130,10 +130,12 @@ def pairs(spec: RunSpec, what: What, seeds: int) -> list[tuple[RunSpec, RunSpec]
 def start(store: Store, spec: RunSpec, what: What, seeds: int) -> list[Run]:
     """Queue what is not finished, pair after pair. Stopped and failed runs go on from their last checkpoint.
 
+    All are one start: who acts for a visitor asks `visitors.check_room` for all of them before.
+
     Args:
         spec: resolved, as for all that follows: with fingerprint, teacher's id and precision filled in.
     """
-    return [store.submit(arm) for pair in pairs(spec, what, seeds) for arm in pair]
+    return [store.submit(arm, together=True) for pair in pairs(spec, what, seeds) for arm in pair]
 
 
 # --- the figures ------------------------------------------------------------------------------------------------------

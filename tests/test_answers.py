@@ -95,3 +95,5 @@ def test_either_file_may_be_deleted_at_any_time(store: Store, train: Train, digi
         assert gone.exists()
     file.with_suffix(".json").unlink()
     assert teaching.closeness(spec, store) == [], "what is not known is not claimed"
+    file.with_suffix(".json").write_text("{")
+    assert teaching.closeness(spec, store) == [], "nor is what is damaged"

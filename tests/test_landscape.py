@@ -26,6 +26,7 @@ from smallalign_core.spec import RunSpec
 from smallalign_core.steps import by_callback, finish
 from smallalign_core.store import Run, Store
 from smallalign_core.train import Training
+from smallalign_core.visitors import Role, Visitor
 
 MODES = ("eval", "train", "reestimate")
 
@@ -326,6 +327,15 @@ def test_it_is_done_in_steps_and_kept(taught: tuple[Store, Run, Run], monkeypatc
     assert json.loads(json.dumps(again)) == again
 
 
+def test_what_was_kept_and_is_damaged_is_measured_again(taught: tuple[Store, Run, Run]) -> None:
+    store, _, student = taught
+    asked: dict[str, Any] = {**QUICK, "seed": 12}
+    first = landscape.landscape(store, [student.id], ["line"], **asked)
+    for file in (store.root / "cache" / "landscape").glob("*.json"):
+        file.write_bytes(file.read_bytes().replace(b"loss", b"lose", 1))
+    assert landscape.landscape(store, [student.id], ["line"], **asked) == first
+
+
 def test_ways_lead_between_runs_of_one_network(train: Train, store: Store) -> None:
     runs = [train(epochs=1, seed=seed) for seed in (0, 1)]
     report = landscape.landscape(store, [run.id for run in runs], ["path"], **QUICK)["report"]
@@ -409,6 +419,22 @@ def test_a_ladder_is_of_ordinary_specs() -> None:
             landscape.ladder(spec, widths, seeds)
     with pytest.raises(BadInput, match="has one size"):
         landscape.ladder(tiny(network="torchvision:resnet18"), [4, 8], 1)
+    with pytest.raises(BadInput, match="start from are those of one width"):
+        landscape.ladder(tiny(start="0123456789abcdef"), [4, 8], 1)
+
+
+def test_a_ladder_is_queued_whole_or_not_at_all(train: Train, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = train(epochs=1)
+    monkeypatch.setenv("SMALLALIGN_WAITING_EACH", "3")
+    visitor = Store(store.root, Visitor("somebody"))
+    with pytest.raises(Refused, match="One visitor may have 3 runs waiting"):
+        desk.ladder(visitor, run.id, [3, 5], 2)
+    assert store.queue() == []
+    (width,) = {run.spec.network.width}  # type: ignore[union-attr]
+    assert len(desk.ladder(visitor, run.id, [width, 5], 2)["runs"]) == 4, "one of them is finished already"
+    assert len(store.queue()) == 3
+    with pytest.raises(Refused, match="not start runs"):
+        desk.ladder(Store(store.root, Visitor("guest", Role.VIEWER)), run.id, [3, 5], 2)
 
 
 @pytest.mark.slow

@@ -161,6 +161,35 @@ def test_budgets_are_equal_in_gradients() -> None:
     assert [_spec.epochs_of(spec, sam, budget) for budget in (1, 2)] == [5, 10]
 
 
+def test_an_evolution_strategy_is_budgeted_for_what_it_is_counted_for(digits: Splits) -> None:
+    spec = tiny(optimizer={"kind": "snes", "population": 4}, network={"kind": "mlp", "width": 4, "depth": 1})
+    loop = training.Training([spec], digits)
+    for _ in range(6):
+        loop.advance()
+
+    assert _spec.gradients_a_step(spec.optimizer) == round(loop.students[0].evaluations / 6 / _spec.EVALUATIONS)
+
+
+def test_an_evolution_strategy_is_raced_in_fp32_where_auto_means_bf16() -> None:
+    spec = asked(hands_off=["snes"])
+    fast = optimstudy.resolved(spec, spec.student.model_copy(update={"precision": "bf16"}))
+
+    assert [run.precision for run in optimstudy.probes(fast)] == ["bf16"] * (len(optimstudy.entries(spec)) - 1) + [
+        "fp32"
+    ]
+
+
+def test_who_takes_more_than_its_budget_is_named(tmp_path: Path) -> None:
+    """One epoch is the least, and an evolution strategy's costs that of many."""
+    spec = asked(epochs=2, budgets=[1, 64], hands_off=["snes"])
+
+    told = optimstudy.report(spec, Store(tmp_path), tmp_path).scope()
+
+    assert "SNES lr 1 takes 11 times as many at 2 epochs" in told
+    assert "AdamW takes" not in told
+    assert "128 epochs" not in told
+
+
 def test_the_arms_differ_in_the_optimizer_alone() -> None:
     spec = asked(
         teacher="digits-teacher", augment=["shift"], optimizers=["muon", "schedule_free"], hands_off=["polyak"]

@@ -24,6 +24,7 @@ from smallalign_core.recording import Recording
 from smallalign_core.spec import RunSpec, digest, parse
 from smallalign_core.store import Run, State, Store
 from smallalign_core.studies import Study
+from smallalign_core.visitors import Visitor
 
 
 class Asked(BaseModel):
@@ -265,6 +266,22 @@ def test_pausing_keeps_checkpoints_and_starting_goes_on(store: Store, toy: Toy, 
     studies.start(store, study)
     serve(store)
     assert study.missing(store) == []
+
+
+def test_where_the_queue_has_no_room_a_study_stays_as_it_is(
+    store: Store, toy: Toy, resolved: RunSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SMALLALIGN_WAITING_EACH", "1")
+    study = ask(store, resolved, 1, 2)
+    for spec in study.missing(store):
+        store.submit(spec).ask("pause")
+    visitor = Store(store.root, Visitor("somebody"))
+
+    with pytest.raises(Refused, match="may have 1 run waiting"):
+        studies.start(visitor, study)
+
+    assert not study.active
+    assert store.queue() == []
 
 
 def test_stopping_ends_the_foreground(store: Store, toy: Toy, resolved: RunSpec) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import shutil
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -384,3 +385,33 @@ def test_a_compiled_student_learns_resumes_and_measures_its_shares(digits: Split
     again.restore(copy.deepcopy(first.state()))
     list(again)
     assert equal(weights(again), weights(whole))
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_the_step_that_an_optimizer_could_not_take_is_named(
+    waits: bool, digits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the report comes steps later, and when the teacher was waited for in between."""
+    training = Training([tiny(epochs=1)], digits)
+    (student,) = training.students
+    real, taken = student.optimizer.step, []
+
+    def step(*given: Any) -> Any:
+        taken.append(training.step)
+        if len(taken) == 3:
+            raise torch.linalg.LinAlgError
+        return real(*given)
+
+    student.optimizer.step = step  # type: ignore[method-assign]
+    monkeypatch.setattr(train, "REPORT_SECONDS", 1e9)
+    prepared = SimpleNamespace(
+        prepare=lambda _, at: [0.5] * (waits and at == 3), lesson=lambda views, at: (views(at), None)
+    )
+    monkeypatch.setattr(training, "teacher", prepared)
+
+    *before, last = training
+
+    assert len(before) == waits
+    assert isinstance(last, train.Stopped)
+    assert f"nan at step 3 of {training.steps}" in str(last.error)
+    assert len(taken) == 3

@@ -7,6 +7,7 @@ batch. None of these predicts test accuracy by itself (Dinh et al., 2017). What 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from smallalign_core import data, foreign, networks, teaching
 from smallalign_core.data import Splits
-from smallalign_core.errors import BadInput, Refused
+from smallalign_core.errors import BadInput, Refused, SmallAlignError
 from smallalign_core.files import read_json, write_json
 from smallalign_core.landscape import _measures, _sizes, _surface
 from smallalign_core.landscape._sizes import ladder as ladder
@@ -156,8 +157,10 @@ class Landscape:
         return _Task(run, measure, other, hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24])
 
     def _kept(self, task: _Task) -> dict[str, Any] | None:
-        found = read_json(self.store.root / "cache" / "landscape" / f"{task.key}.json", missing=None)
-        return found if isinstance(found, dict) and found.get("version") == VERSION else None
+        with contextlib.suppress(SmallAlignError):  # damaged: measured again
+            found = read_json(self.store.root / "cache" / "landscape" / f"{task.key}.json", missing=None)
+            return found if isinstance(found, dict) and found.get("version") == VERSION else None
+        return None
 
     @property
     def missing(self) -> list[_Task]:

@@ -155,11 +155,17 @@ def ladder(spec: RunSpec, widths: Sequence[int], seeds: int) -> list[RunSpec]:
     """The same run at several widths, `seeds` of each from the spec's own seed upwards: ordinary specs.
 
     Raises:
-        BadInput: not a number of widths or seeds, or the network has no width.
+        BadInput: not a number of widths or seeds, the network has no width, or only that of weights to start from.
         BadSpec: no such width.
     """
     if isinstance(spec.network, Borrowed):
         raise BadInput("this network has one size", given=spec.network.name, do="choose mlp, cnn, separable or resnet")
+    if spec.start:
+        raise BadInput(
+            "the weights to start from are those of one width",
+            given=f"start {spec.start}",
+            do="choose a run without `start`",
+        )
     if not 2 <= len(set(widths)) <= 12 or not 1 <= seeds <= 20:
         raise BadInput(
             "compare 2 to 12 different widths, 1 to 20 seeds each",

@@ -15,6 +15,9 @@ from typing import Any, Literal
 from smallalign_core.optimstudy._parts import Difference, Finder, RaceRun, Track, Trial
 from smallalign_core.worth import METRICS
 
+MORE = 1.2
+"""Times its budget in gradients from which an arm is named for taking more."""
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -209,8 +212,19 @@ class OptimizerStudy:
             f"Differences are to the tuned reference on the same seeds, so with the same first weights, images and "
             f"views. Intervals are over {over}, 95 % each; `better` and `worse` also hold after Holm's correction over "
             f"the optimizers of a budget. Learning rates were chosen on {self._chosen_on()} with a seed of their own. "
-            "Budgets are equal in gradients. Another student, other images or another budget may rank differently."
+            f"Budgets are equal in gradients{self._over()}. Another student, other images or another budget may rank "
+            "differently."
         )
+
+    def _over(self) -> str:
+        """Who takes more than its budget."""
+        shares = [(arm, arm.epochs * arm.gradients_a_step / (arm.budget * self.epochs)) for arm in self.arms]
+        told = [
+            f"{arm.label} takes {share:.3g} times as many at {self.budget_words(arm.budget)}"
+            for arm, share in shares
+            if share > MORE
+        ]
+        return f", but {', '.join(told)}: one epoch is the least, and all are whole" if told else ""
 
     def _chosen_on(self) -> str:
         some = next((int(run.val["images"]) for arm in self.arms for run in arm.finished if run.val), None)

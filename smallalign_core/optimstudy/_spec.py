@@ -30,6 +30,7 @@ from smallalign_core.spec import (
     Sgd,
     Soap,
     canonical,
+    evolves,
     fields_in,
     nest,
     parse,
@@ -165,7 +166,7 @@ def tunable(optimizer: Optimizer) -> bool:
 def gradients_a_step(optimizer: Optimizer) -> int:
     """What one step asks for, in gradients: SAM takes two, and losses without a gradient cost a third of one."""
     if candidates := getattr(nest(optimizer)[-1], "population", 0):  # an evolution strategy
-        return max(1, round(candidates / EVALUATIONS))
+        return max(1, round((candidates + 1) / EVALUATIONS))  # the loss at the weights themselves is one more
     return 2 if any(isinstance(part, Sam | Asam) for part in nest(optimizer)) else 1
 
 
@@ -226,6 +227,9 @@ def epochs_of(spec: OptimizerStudySpec, optimizer: Optimizer, budget: int) -> in
 def run_spec(spec: OptimizerStudySpec, optimizer: Optimizer, budget: int, seed: int) -> RunSpec:
     """One run of a study.
 
+    Evolution strategies, which rank small differences between losses, take their steps in fp32 whatever the others do:
+    what `auto` means for gradients must not keep them out.
+
     Raises:
         BadSpec: this optimizer cannot be used with the rest of the spec.
     """
@@ -236,6 +240,8 @@ def run_spec(spec: OptimizerStudySpec, optimizer: Optimizer, budget: int, seed: 
     }
     if (usual := usual_schedule(optimizer)) is not None:
         fields["schedule"] = usual.model_dump()
+    if evolves(optimizer):
+        fields["precision"] = "fp32"
     return parse(fields)
 
 

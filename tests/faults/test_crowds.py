@@ -111,6 +111,19 @@ def test_starts_are_counted_by_the_minute(strict: None, store: Store, monkeypatc
     queue(store, ADA, 7)
 
 
+def test_several_at_once_are_all_queued_or_none(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pairs of a control are one start, also where they are more than a minute's."""
+    monkeypatch.setenv("SMALLALIGN_STARTS_A_MINUTE", "3")
+    ada, spec = Store(store.root, ADA), tiny(augment=["shift"]).model_dump(mode="json")
+    assert desk.worth(ada, spec, "augment", 2, start=True)["running"] == 2
+    assert len(store.queue()) == 4
+    with pytest.raises(Refused, match="faster than one visitor may"):
+        desk.worth(ada, spec, "augment", 3, start=True)
+    with pytest.raises(Refused, match="faster than one visitor may"):
+        ada.submit(tiny(seed=30))
+    assert len(store.queue()) == 4
+
+
 def test_resuming_is_starting(strict: None, store: Store) -> None:
     run = queue(store, ADA, 0)
     run.ask("cancel")

@@ -23,6 +23,7 @@ from smallalign_core.errors import Diverged, Refused, WorkFailed
 from smallalign_core.recording import Recording
 from smallalign_core.store import Run, State, Store
 from smallalign_core.train import Training
+from smallalign_core.visitors import Turn, Visitor
 
 
 def created(store: Store, **fields: Any) -> Run:
@@ -213,6 +214,21 @@ def test_a_run_is_resumed_twice_by_itself_and_then_failed_with_the_reason(store:
     store.enqueue(run)
     assert run.state is State.QUEUED
     assert revival.deaths(run) == 0, "who asks for it again means it"
+
+
+def test_a_run_that_is_resumed_by_itself_puts_nobodys_turn_back(store: Store) -> None:
+    ours, theirs = (Store(store.root, Visitor(name)) for name in ("a", "b"))
+    dead, *waiting = [ours.enqueue(created(store, seed=seed)) for seed in range(4)]
+    die(dead)
+    for marker in store.root.glob("runs/*/queued"):  # as after many turns
+        turn = Turn.read(marker)
+        assert turn is not None
+        Turn(turn.number + 40, turn.since, turn.visitor).write(marker)
+    revival.revive(store)
+    late = [theirs.enqueue(created(store, seed=10 + seed)) for seed in range(3)]
+    order = [run.id for run in store.queue()]
+    assert order.index(waiting[1].id) < order.index(late[2].id), "one run each, in turns"
+    assert order.index(dead.id) < order.index(waiting[1].id)
 
 
 def test_what_a_person_asked_of_a_worker_that_died_is_done(store: Store) -> None:
