@@ -23,11 +23,11 @@ from PIL import Image
 from pages.ui.browser import InstallError
 from pages.ui.browser._demo import demo_files
 from pages.ui.browser._npm import PACKAGES
-from smallalign_core import desk, export, graphs
+from smallalign_core import desk, export, foreign, graphs
 from smallalign_core.__main__ import main
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadInput, BadModel
-from smallalign_core.export import _file
+from smallalign_core.export import _file, _runtime
 from smallalign_core.store import Run, Store
 
 Report = dict[str, Any]
@@ -103,6 +103,56 @@ def test_a_changed_file_is_refused(change: Any, shop: tuple[Store, Run, dict[str
     change(model)
     (tmp_path / "x.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(BadModel, match="changed after it was exported"):
+        export.verify(tmp_path / "x.onnx", shop[0])
+
+
+def resealed(shop: tuple[Store, Run, dict[str, Report]], change: Any) -> bytes:
+    """An export that somebody changed and sealed anew: there is no secret in a seal."""
+    model = onnx.load(file_of(shop, "fp32"))
+    entry, facts = model.metadata_props[0], json.loads(model.metadata_props[0].value)
+    change(model, facts)
+    entry.value = json.dumps(facts)
+    without_seal(model)
+    return export.sealed(model.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"run": 5},
+        {"run": "/tmp/elsewhere"},
+        {"scores": {"test": []}},
+        {"scores": {"test": {"accuracy": "0.9"}}},
+        {"loss": {"val": "none"}},
+        {"classes": "abc"},
+    ],
+)
+def test_what_a_sealed_file_says_of_itself_is_not_trusted(lie: dict[str, Any]) -> None:
+    with pytest.raises(BadModel, match="metadata is damaged"):
+        _runtime.read_metadata(json.dumps(lie), "x.onnx")
+
+
+def test_nesting_takes_down_no_reader_of_metadata_or_proof(tmp_path: Path) -> None:
+    deep = "[" * 100_000
+    with pytest.raises(BadModel, match="metadata is damaged"):
+        _runtime.read_metadata(deep, "x.onnx")
+    with pytest.raises(BadInput, match="does not name its classes"):
+        foreign.classes_in({"classes": deep, "names": '{"\u00b2": "a"}'})
+    (tmp_path / "x.onnx").write_bytes(b"x")
+    (tmp_path / "parity.json").write_text(deep)
+    assert main(["verify", str(tmp_path / "x.onnx"), "--proof", str(tmp_path / "parity.json")]) == 2
+
+
+def test_answers_of_another_shape_are_refused(shop: tuple[Store, Run, dict[str, Report]], tmp_path: Path) -> None:
+    def one_number(model: onnx.ModelProto, _: Report) -> None:
+        for node in model.graph.node:
+            node.output[:] = ["whole" if name == "logits" else name for name in node.output]
+            node.input[:] = ["whole" if name == "logits" else name for name in node.input]
+        model.graph.node.append(helper.make_node("ReduceSum", ["whole"], ["logits"], keepdims=0))
+        next(one for one in model.graph.output if one.name == "logits").type.tensor_type.ClearField("shape")
+
+    (tmp_path / "x.onnx").write_bytes(resealed(shop, one_number))
+    with pytest.raises(BadModel, match="one row of answers an image"):
         export.verify(tmp_path / "x.onnx", shop[0])
 
 
