@@ -26,9 +26,10 @@ from pages.ui.browser._npm import PACKAGES
 from smallalign_core import desk, export, foreign, graphs
 from smallalign_core.__main__ import main
 from smallalign_core.data import Splits
-from smallalign_core.errors import BadInput, BadModel
+from smallalign_core.errors import BadInput, BadModel, Refused
 from smallalign_core.export import _file, _runtime
 from smallalign_core.store import Run, Store
+from smallalign_core.visitors import Role, Visitor
 
 Report = dict[str, Any]
 TIMING = {"p50_ms": 0.1, "p95_ms": 0.2, "load_ms": 3.0, "sha256": None}
@@ -333,6 +334,40 @@ def test_nan_in_a_browsers_logits_is_no_parity(copied: tuple[Store, Run]) -> Non
     logits[5, 3] = np.nan
     with pytest.raises(BadInput, match="not finite"):
         export.claim(run, store, "int8", said(logits))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"timing": TIMING | {"p50_ms": float("nan")}},
+        {"timing": TIMING | {"batch_ms": float("inf")}},
+        {"timing": TIMING | {"load_ms": -1.0}},
+        {"timing": TIMING | {"load_ms": "3"}},
+        {"timing": {}},
+        {"timing": None},
+        {"runtime": {"backend": "wasm"}},
+        {"runtime": RUNTIME | {"threads": 10**400}},
+    ],
+)
+def test_what_a_browser_says_of_itself_is_checked_before_anything_is_written(
+    changes: dict[str, Any], copied: tuple[Store, Run]
+) -> None:
+    store, run = copied
+    before = {file.name: file.read_bytes() for file in export.bundle_folder(run, store).iterdir()}
+    with pytest.raises(BadInput, match="does not say what it ran on"):
+        export.claim(run, store, "fp32", said(kept_logits(store, run)) | changes)
+    assert {file.name: file.read_bytes() for file in export.bundle_folder(run, store).iterdir()} == before
+
+
+def test_a_viewers_browser_writes_nothing_into_the_proof(copied: tuple[Store, Run]) -> None:
+    """The proof goes into the card and the download of everybody: who may only look cannot change it."""
+    store, run = copied
+    watched = Store(store.root, Visitor("eve@example.org", Role.VIEWER))
+    with pytest.raises(Refused, match="You may look at everything here but not"):
+        desk.claim(watched, run.id, "fp32", said(kept_logits(store, run)))
+    report = export.kept_bundle(run, store)
+    assert report is not None
+    assert report["browser"] is None
 
 
 # --- downloads --------------------------------------------------------------------------------------------------------
