@@ -23,11 +23,12 @@ from PIL import Image
 from pages.ui.browser import InstallError
 from pages.ui.browser._demo import demo_files
 from pages.ui.browser._npm import PACKAGES
-from smallalign_core import desk, export, foreign, graphs
+from smallalign_core import card, desk, export, foreign, graphs
 from smallalign_core.__main__ import main
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadInput, BadModel, Refused
 from smallalign_core.export import _file, _runtime
+from smallalign_core.files import write_json
 from smallalign_core.store import Run, Store
 from smallalign_core.visitors import Role, Visitor
 
@@ -368,6 +369,21 @@ def test_a_viewers_browser_writes_nothing_into_the_proof(copied: tuple[Store, Ru
     report = export.kept_bundle(run, store)
     assert report is not None
     assert report["browser"] is None
+
+
+def test_names_of_classes_are_no_markup_in_a_card(store: Store, tmp_path: Path) -> None:
+    """Classes are called as folders of an upload are."""
+    shipped = store.run("digits-student")
+    shutil.copytree(shipped.folder, tmp_path / "run")
+    run, names = Run(tmp_path / "run"), ["a|b", "<img src=x onerror=alert(1)>", "[c](javascript:1)", "`d", "e\n# f"]
+    names += list("56789")
+    write_json(run.folder / "result.json", {**(run.result or {}), "classes": names})
+    text = card.card(run, store, "x")
+    (line,) = [line for line in text.split("\n") if line.startswith("| classes")]
+    assert line == (
+        "| classes | 10: a\\|b, \\<img src=x onerror=alert(1)\\>, \\[c\\](javascript:1), \\`d, e # f, 5, 6, 7, 8, 9 |"
+    )
+    assert card.card(shipped, store, shipped.name) == (shipped.folder / "card.md").read_text()
 
 
 # --- downloads --------------------------------------------------------------------------------------------------------
