@@ -21,7 +21,7 @@ from onnx import helper
 from PIL import Image
 
 from pages.ui.browser import InstallError
-from pages.ui.browser._demo import demo_files
+from pages.ui.browser._demo import demo_files, unpack_demo
 from pages.ui.browser._npm import PACKAGES
 from smallalign_core import card, desk, export, foreign, graphs
 from smallalign_core.__main__ import main
@@ -621,3 +621,20 @@ def test_a_demo_is_made_of_a_download(unpacked: Path, tmp_path: Path) -> None:
     again = subprocess.run(command_line, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
     assert again.returncode == 1
     assert "holds files already" in again.stderr
+
+
+@pytest.mark.parametrize("proof", ["[]", "{}", '{"shape": 3, "parity": {}}', "[" * 100_000])
+def test_what_is_no_download_makes_no_demo(proof: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("model.onnx", b"x")
+        archive.writestr("parity.json", proof)
+    with pytest.raises(InstallError, match="no download of an export"):
+        unpack_demo(tmp_path / "x.zip", tmp_path / "demo")
+    assert not (tmp_path / "demo").exists()
+
+
+def test_a_demo_goes_into_a_folder(unpacked: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InstallError, match="Name another one"):
+        unpack_demo(unpacked / "student.zip", tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
