@@ -262,11 +262,7 @@ def ladder(store: Store, run: str, widths: list[int], seeds: int) -> dict[str, A
     """Queue the run at several widths and seeds, unless they exist: `runs`, the ids and states of all."""
     from smallalign_core import landscape as looking
 
-    store.visitor.may("start runs")  # before the work of preparing them
     specs = looking.ladder(resolve(store, store.finished(run).spec), widths, seeds)
-    known = [store.find(spec) for spec in specs]
-    if missing := sum(one is None or not (one.state.active or one.finished) for one in known):
-        visitors.check_room(store.root, store.visitor, missing)  # all of them or none
     return {"runs": [{"id": one.id, "state": str(one.state)} for one in map(store.submit, specs)]}
 
 

@@ -272,25 +272,6 @@ def test_a_viewer_changes_nothing(store: Store, train: Train) -> None:
     assert desk.inspect(watched, "digits")["images"] == 1797
 
 
-def test_a_ladder_is_queued_whole_or_not_at_all(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Six runs where five may wait: nothing is queued; a viewer is refused before anything is looked up."""
-    monkeypatch.setattr(Store, "finished", lambda self, _name: self.find(resolved))
-    monkeypatch.setattr(desk, "resolve", lambda _store, spec: spec)
-    monkeypatch.setenv("SMALLALIGN_WAITING_EACH", "5")
-    resolved = desk_resolve(store, tiny())
-    store.create(resolved)
-    with pytest.raises(Refused, match="may have 5 runs waiting"):
-        desk.ladder(Store(store.root, RUNNER), "it", [4, 8, 12], 2)
-    assert store.queue() == []
-    assert len(desk.ladder(Store(store.root, RUNNER), "it", [4, 8], 2)["runs"]) == 4
-    assert len(desk.ladder(Store(store.root, RUNNER), "it", [4, 8], 2)["runs"]) == 4, "they are known"
-    with pytest.raises(Refused, match="not start runs"):
-        desk.ladder(Store(store.root, VIEWER), "nobody", [4, 8], 2)
-
-
-desk_resolve = desk.resolve
-
-
 @pytest.mark.slow
 def test_the_desk_acts_for_whoever_asks(store: Store) -> None:
     asking = [VIEWER]
