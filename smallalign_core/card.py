@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 
 from smallalign_core.files import write, write_json
 from smallalign_core.spec import Import, to_yaml
 from smallalign_core.store import Run, Store
+
+
+def plain(text: str) -> str:
+    """A user's word as Markdown that shows it: one line, no markup, no end of a table's cell."""
+    return re.sub(r"([\\`*\[\]<>|&])", r"\\\1", " ".join(text.split()))
 
 
 def card(run: Run, store: Store, name: str) -> str:
@@ -18,12 +24,12 @@ def card(run: Run, store: Store, name: str) -> str:
     teacher = ", ".join(f"`{store.name_of(name)}`" for name in run.spec.teachers) or "none: labels only"
     return f"""# {name}
 
-{run.title}
+{plain(run.title)}
 
 | | |
 |---|---|
 | input | {channels} x {height} x {width} (channels, height, width), 0 to 255; other heights and widths are resized inside |
-| classes | {len(result["classes"])}: {", ".join(result["classes"])} |
+| classes | {len(result["classes"])}: {", ".join(map(plain, result["classes"]))} |
 | parameters | {result["params"]:,} ({result["macs"]:,} multiply-accumulates an image) |
 | teacher | {teacher} |
 | test accuracy | **{test["accuracy"]:.2%}** on {test["images"]:,} images (95 % interval {test["accuracy_low"]:.2%} to {test["accuracy_high"]:.2%}), seed {run.spec.seed}: 1 seed is not evidence |
@@ -45,15 +51,15 @@ def card_of_import(run: Run, how: Import, name: str) -> str:
     test = result["test"]
     return f"""# {name}
 
-`{how.file}`, an ONNX classifier that was made elsewhere.
+{plain(how.file)}, an ONNX classifier that was made elsewhere.
 
 | | |
 |---|---|
 | input | {how.dtype}, {how.layout}, {how.channels} channels, size {how.size or "any"}, batch {how.batch or "any"} |
 | preprocessing | {"its own" if how.dtype == "uint8" else f"(pixel / 255 * {how.white:g} - {how.mean}) / {how.std}"} |
-| classes | {len(how.classes)}: {", ".join(how.classes[:20])}{", …" if len(how.classes) > 20 else ""} |
+| classes | {len(how.classes)}: {", ".join(map(plain, how.classes[:20]))}{", …" if len(how.classes) > 20 else ""} |
 | parameters | {result["params"]:,} ({result["bytes"]:,} bytes) |
-| test accuracy | **{test["accuracy"]:.2%}** on {test["images"]:,} images (95 % interval {test["accuracy_low"]:.2%} to {test["accuracy_high"]:.2%}) of {how.data.source} |
+| test accuracy | **{test["accuracy"]:.2%}** on {test["images"]:,} images (95 % interval {test["accuracy_low"]:.2%} to {test["accuracy_high"]:.2%}) of {plain(how.data.source)} |
 | data fingerprint | `{how.data.fingerprint}` |
 | file (SHA-256) | `{how.sha256}` |
 """

@@ -299,11 +299,11 @@ def classes_in(metadata: dict[str, str]) -> list[str]:
     for key in METADATA:
         try:
             held = json.loads(metadata.get(key, "null"))
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if key == "smallalign" and isinstance(held, dict):
             held = held.get("classes")
-        if isinstance(held, dict) and all(index.isdigit() for index in held):
+        if isinstance(held, dict) and all(index.isdecimal() for index in held):
             held = [held[index] for index in sorted(held, key=int)]
         if isinstance(held, list) and held and all(isinstance(name, str) for name in held):
             return held

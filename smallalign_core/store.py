@@ -351,6 +351,7 @@ class Store:
         with contextlib.suppress(UnknownRun):
             self.run(run.id)
             return
+        self.visitor.may("take runs into the store")
         if hashlib.sha256(run.weights.read_bytes()).hexdigest() != (run.result or {}).get("weights_sha256"):
             raise BadModel("the teacher's weights are not those that its result describes", given=run.folder)
         target = self.root / "runs" / run.id
@@ -409,8 +410,7 @@ class Store:
 
     def queue(self) -> list[Run]:
         """Runs that wait, in the order in which they will be trained: visitors take turns."""
-        waiting = map(self._at, visitors.waiting(self.root / "runs"))
-        return [run for run in waiting if not run.finished]
+        return [run for run in map(self._at, visitors.waiting(self.root / "runs")) if not run.finished]
 
     def delete(self, reference: str) -> Run:
         """Delete a run and all that it made.

@@ -186,3 +186,12 @@ def test_runs_of_more_than_two_each_have_their_section(taught: tuple[Store, Run,
     assert page.text.count("against") >= 2
     assert "passes all limits" in page.text or "pass all limits" in page.text
     assert dataclasses.asdict(frontier.Limits(kb=60, ms=5, accuracy=0.5)) == found["frontier"]["limits"]
+
+
+def test_a_report_takes_no_others_json(tmp_path: Path) -> None:
+    """The JSON is written beside the HTML, unasked: whatever lies there and is no earlier report's stays."""
+    (tmp_path / "results.json").write_text("mine")
+    with pytest.raises(BadInput, match="would overwrite"):
+        report.target(tmp_path / "results.html")
+    (tmp_path / "results.html").write_text("an earlier report")
+    assert report.target(tmp_path / "results.html") == tmp_path / "results.html"

@@ -21,14 +21,16 @@ from onnx import helper
 from PIL import Image
 
 from pages.ui.browser import InstallError
-from pages.ui.browser._demo import demo_files
+from pages.ui.browser._demo import demo_files, unpack_demo
 from pages.ui.browser._npm import PACKAGES
-from smallalign_core import desk, export, graphs
+from smallalign_core import card, desk, export, foreign, graphs
 from smallalign_core.__main__ import main
 from smallalign_core.data import Splits
-from smallalign_core.errors import BadInput, BadModel
-from smallalign_core.export import _file
+from smallalign_core.errors import BadInput, BadModel, Refused
+from smallalign_core.export import _file, _runtime
+from smallalign_core.files import write_json
 from smallalign_core.store import Run, Store
+from smallalign_core.visitors import Role, Visitor
 
 Report = dict[str, Any]
 TIMING = {"p50_ms": 0.1, "p95_ms": 0.2, "load_ms": 3.0, "sha256": None}
@@ -103,6 +105,56 @@ def test_a_changed_file_is_refused(change: Any, shop: tuple[Store, Run, dict[str
     change(model)
     (tmp_path / "x.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(BadModel, match="changed after it was exported"):
+        export.verify(tmp_path / "x.onnx", shop[0])
+
+
+def resealed(shop: tuple[Store, Run, dict[str, Report]], change: Any) -> bytes:
+    """An export that somebody changed and sealed anew: there is no secret in a seal."""
+    model = onnx.load(file_of(shop, "fp32"))
+    entry, facts = model.metadata_props[0], json.loads(model.metadata_props[0].value)
+    change(model, facts)
+    entry.value = json.dumps(facts)
+    without_seal(model)
+    return export.sealed(model.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"run": 5},
+        {"run": "/tmp/elsewhere"},
+        {"scores": {"test": []}},
+        {"scores": {"test": {"accuracy": "0.9"}}},
+        {"loss": {"val": "none"}},
+        {"classes": "abc"},
+    ],
+)
+def test_what_a_sealed_file_says_of_itself_is_not_trusted(lie: dict[str, Any]) -> None:
+    with pytest.raises(BadModel, match="metadata is damaged"):
+        _runtime.read_metadata(json.dumps(lie), "x.onnx")
+
+
+def test_nesting_takes_down_no_reader_of_metadata_or_proof(tmp_path: Path) -> None:
+    deep = "[" * 100_000
+    with pytest.raises(BadModel, match="metadata is damaged"):
+        _runtime.read_metadata(deep, "x.onnx")
+    with pytest.raises(BadInput, match="does not name its classes"):
+        foreign.classes_in({"classes": deep, "names": '{"\u00b2": "a"}'})
+    (tmp_path / "x.onnx").write_bytes(b"x")
+    (tmp_path / "parity.json").write_text(deep)
+    assert main(["verify", str(tmp_path / "x.onnx"), "--proof", str(tmp_path / "parity.json")]) == 2
+
+
+def test_answers_of_another_shape_are_refused(shop: tuple[Store, Run, dict[str, Report]], tmp_path: Path) -> None:
+    def one_number(model: onnx.ModelProto, _: Report) -> None:
+        for node in model.graph.node:
+            node.output[:] = ["whole" if name == "logits" else name for name in node.output]
+            node.input[:] = ["whole" if name == "logits" else name for name in node.input]
+        model.graph.node.append(helper.make_node("ReduceSum", ["whole"], ["logits"], keepdims=0))
+        next(one for one in model.graph.output if one.name == "logits").type.tensor_type.ClearField("shape")
+
+    (tmp_path / "x.onnx").write_bytes(resealed(shop, one_number))
+    with pytest.raises(BadModel, match="one row of answers an image"):
         export.verify(tmp_path / "x.onnx", shop[0])
 
 
@@ -283,6 +335,55 @@ def test_nan_in_a_browsers_logits_is_no_parity(copied: tuple[Store, Run]) -> Non
     logits[5, 3] = np.nan
     with pytest.raises(BadInput, match="not finite"):
         export.claim(run, store, "int8", said(logits))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"timing": TIMING | {"p50_ms": float("nan")}},
+        {"timing": TIMING | {"batch_ms": float("inf")}},
+        {"timing": TIMING | {"load_ms": -1.0}},
+        {"timing": TIMING | {"load_ms": "3"}},
+        {"timing": {}},
+        {"timing": None},
+        {"runtime": {"backend": "wasm"}},
+        {"runtime": RUNTIME | {"threads": 10**400}},
+    ],
+)
+def test_what_a_browser_says_of_itself_is_checked_before_anything_is_written(
+    changes: dict[str, Any], copied: tuple[Store, Run]
+) -> None:
+    store, run = copied
+    before = {file.name: file.read_bytes() for file in export.bundle_folder(run, store).iterdir()}
+    with pytest.raises(BadInput, match="does not say what it ran on"):
+        export.claim(run, store, "fp32", said(kept_logits(store, run)) | changes)
+    assert {file.name: file.read_bytes() for file in export.bundle_folder(run, store).iterdir()} == before
+
+
+def test_a_viewers_browser_writes_nothing_into_the_proof(copied: tuple[Store, Run]) -> None:
+    """The proof goes into the card and the download of everybody: who may only look cannot change it."""
+    store, run = copied
+    watched = Store(store.root, Visitor("eve@example.org", Role.VIEWER))
+    with pytest.raises(Refused, match="You may look at everything here but not"):
+        desk.claim(watched, run.id, "fp32", said(kept_logits(store, run)))
+    report = export.kept_bundle(run, store)
+    assert report is not None
+    assert report["browser"] is None
+
+
+def test_names_of_classes_are_no_markup_in_a_card(store: Store, tmp_path: Path) -> None:
+    """Classes are called as folders of an upload are."""
+    shipped = store.run("digits-student")
+    shutil.copytree(shipped.folder, tmp_path / "run")
+    run, names = Run(tmp_path / "run"), ["a|b", "<img src=x onerror=alert(1)>", "[c](javascript:1)", "`d", "e\n# f"]
+    names += list("56789")
+    write_json(run.folder / "result.json", {**(run.result or {}), "classes": names})
+    text = card.card(run, store, "x")
+    (line,) = [line for line in text.split("\n") if line.startswith("| classes")]
+    assert line == (
+        "| classes | 10: a\\|b, \\<img src=x onerror=alert(1)\\>, \\[c\\](javascript:1), \\`d, e # f, 5, 6, 7, 8, 9 |"
+    )
+    assert card.card(shipped, store, shipped.name) == (shipped.folder / "card.md").read_text()
 
 
 # --- downloads --------------------------------------------------------------------------------------------------------
@@ -520,3 +621,20 @@ def test_a_demo_is_made_of_a_download(unpacked: Path, tmp_path: Path) -> None:
     again = subprocess.run(command_line, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
     assert again.returncode == 1
     assert "holds files already" in again.stderr
+
+
+@pytest.mark.parametrize("proof", ["[]", "{}", '{"shape": 3, "parity": {}}', "[" * 100_000])
+def test_what_is_no_download_makes_no_demo(proof: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("model.onnx", b"x")
+        archive.writestr("parity.json", proof)
+    with pytest.raises(InstallError, match="no download of an export"):
+        unpack_demo(tmp_path / "x.zip", tmp_path / "demo")
+    assert not (tmp_path / "demo").exists()
+
+
+def test_a_demo_goes_into_a_folder(unpacked: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InstallError, match="Name another one"):
+        unpack_demo(unpacked / "student.zip", tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"

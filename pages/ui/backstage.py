@@ -76,7 +76,7 @@ def _demo(folder: Path, precision: str) -> Path | None:
             with contextlib.suppress(SmallAlignError):
                 title = f"{store().run(report['run']).title} {precision}"
             write(made, browser.demo_zip(model.read_bytes(), report, title))
-    except (OSError, ValueError, KeyError, browser.InstallError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, SmallAlignError, browser.InstallError):
         return None
     return made
 

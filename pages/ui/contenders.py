@@ -115,7 +115,7 @@ def _from_address(key: str, known: Sequence[Any], first: Sequence[Any], *, other
             wanted = [one for one in wanted if one != AdamW()] if others else wanted
             if not others and any(one not in known for one in wanted):
                 raise ValueError
-        except (ValidationError, ValueError, TypeError):
+        except (ValidationError, ValueError, TypeError, RecursionError):
             wanted = None
             st.warning(f"The link names optimizers that cannot be. Given: {key}={asked[:80]}. Choose below.")
     if wanted is None:

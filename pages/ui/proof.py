@@ -13,6 +13,7 @@ from pages.ui import backstage, browser, listing, wording
 from pages.ui.listing import Row
 from smallalign_core.errors import SmallAlignError
 from smallalign_core.store import Store
+from smallalign_core.visitors import Role
 
 PRECISIONS = {
     "fp32": "fp32, full size",
@@ -176,10 +177,13 @@ def check(row: Row, report: Report) -> None:
     memory = f"browser-check-{report['sha256']}"
     turn = st.session_state.get(memory, 0)
     again = report["browser"] is not None
+    looks = backstage.store().visitor.role is Role.VIEWER
     if st.button(
         "Check again in this browser" if again else "Check in this browser",
         icon=":material/travel_explore:",
         type="secondary" if again else "primary",
+        disabled=looks,
+        help="The answers go into everybody's proof: ask for a runner's rights." if looks else None,
     ):
         turn = st.session_state[memory] = turn + 1
     if turn:

@@ -23,6 +23,7 @@ from smallalign_core.store import Run, Store
 
 BUNDLE = 3  # raised when a bundle's files change, so that kept ones are made again
 KEPT = ("model.onnx", "logits.bin", "model.zip")
+MOST = 1e12  # of any number that a browser tells
 COUNT = 1000  # images that a browser answers
 CLAIM = (
     "said by a visitor's browser; top-1 agreement, accuracy and the largest difference were computed from its logits "
@@ -105,7 +106,9 @@ def claim(run: Run, store: Store, precision: Precision, said: dict[str, Any]) ->
 
     Raises:
         BadInput: the bundle was made anew meanwhile, or the answer is not one to its images.
+        Refused: the visitor may only look.
     """
+    store.visitor.may("add to a proof")
     report = kept_bundle(run, store, precision)
     if report is None:
         raise BadInput("the export that the browser answered is gone", given=run.name, do="check again")
@@ -127,23 +130,37 @@ def claim(run: Run, store: Store, precision: Precision, said: dict[str, Any]) ->
         raise BadInput(
             "the browser's answers are not finite", given=run.name, do="check again, or with another browser"
         )
+    runtime, timing = _of_itself(run, said)
     folder = bundle_folder(run, store)
     reference = np.fromfile(folder / "reference.bin", "<f4").reshape(count, classes)
     images = data.load(run.spec.data, store.data_cache).test.take(np.arange(count))
-    timing = said["timing"]
     found = parity(reference, logits, images, (timing["p50_ms"], timing["p95_ms"]), IN_A_BROWSER[precision])
     report["browser"] = {
         "what": CLAIM,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "got_the_file": said.get("sha256") is not None,
         "logits_sha256": hashlib.sha256(raw).hexdigest(),
-        "runtime": {name: _plain(told) for name, told in said["runtime"].items()},
+        "runtime": runtime,
         "timing": timing,
         **found.as_dict(),
     }
     write(folder / named("browser.bin", precision), raw)
     _keep(run, store, report, raw)
     return report
+
+
+def _of_itself(run: Run, said: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a browser says it ran on, and its times: the names that a card needs, and numbers that are ones."""
+    try:
+        runtime, timing = ({name: _plain(told) for name, told in said[part].items()} for part in ("runtime", "timing"))
+        numbers = [runtime["threads"], *(timing[name] for name in ("p50_ms", "p95_ms", "load_ms"))]
+        numbers += [told for told in (*runtime.values(), *timing.values()) if isinstance(told, float)]
+        texts = [runtime[name] for name in ("backend", "version", "user_agent", "why")]
+        if all(0 <= number < MOST for number in numbers) and all(isinstance(text, str) for text in texts):
+            return runtime, timing
+    except (AttributeError, KeyError, TypeError):
+        pass
+    raise BadInput("the browser does not say what it ran on, or how long", given=run.name, do="check again")
 
 
 def _plain(told: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from smallalign_core.spec import DataSpec
 
 METADATA = "smallalign"
 BATCH = 256
+RUN = re.compile("[0-9a-f]{4,64}")
 
 
 class OnnxClassifier:
@@ -88,13 +90,27 @@ def check_doors(inputs: list[tuple[str, str]], outputs: set[str], name: str) -> 
 
 def read_metadata(kept: str | None, name: str) -> dict[str, Any]:
     """What an export says of itself; refuses what cannot be that."""
-    known = {"data": dict, "data_spec": dict, "scores": dict, "loss": dict, "classes": list, "precision": str}
+    known = {
+        "data": dict,
+        "data_spec": dict,
+        "scores": dict,
+        "loss": dict,
+        "classes": list,
+        "precision": str,
+        "run": str,
+    }
     try:
         metadata = json.loads(kept) if kept else {}
         if not isinstance(metadata, dict) or any(not isinstance(metadata.get(k, t()), t) for k, t in known.items()):
             raise ValueError
+        test = metadata.get("scores", {}).get("test", {})
+        inner = [test, *metadata.get("loss", {}).values()]
+        if not all(isinstance(one, dict) for one in inner) or not isinstance(test.get("accuracy", 0.0), float | int):
+            raise ValueError
+        if not RUN.fullmatch(metadata.get("run", "0000")):  # an id: a file names no folder of this machine
+            raise ValueError
         DataSpec.model_validate({"source": "-", **metadata.get("data_spec", {})})
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BadModel("the model's metadata is damaged", given=name, do="export it again") from None
     return metadata
 

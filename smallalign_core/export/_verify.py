@@ -90,7 +90,7 @@ def _read_proof(proof: Path, digest: str) -> dict[str, Any]:
         known = {"fingerprint": str(held["data"]["fingerprint"]), "accuracy": float(held["parity"]["accuracy"])}
         if said is not None and raw is not None and hashlib.sha256(raw).hexdigest() == said["logits_sha256"]:
             known |= {"browser": {name: float(said[name]) for name in figures}, "logits": logits}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise BadInput("the proof cannot be read", given=proof, do="give the parity.json of the download") from None
     if promised != digest:
         raise BadModel(
@@ -114,6 +114,8 @@ def _repeated(
     again = {"python": abs(held["accuracy"] - found["accuracy"]) < near}
     if "logits" in held:
         top = held["logits"].argmax(1)
+        if len(top) > len(splits.test):
+            return again | {"browser": False}
         right = float((top == splits.test.labels[: len(top)]).mean())
         again["browser"] = abs(right - held["browser"]["accuracy"]) < 1e-9
         if reference is not None:
@@ -176,6 +178,12 @@ def _answered(content: bytes, images: ImageSet) -> tuple[NDArray[np.float32], tu
     for at in range(0, len(images), BATCH):
         pixels = nhwc(images.take(np.arange(at, min(at + BATCH, len(images)))))
         parts.append(session.run("logits", "images", pixels))
+        if parts[-1].ndim != 2 or len(parts[-1]) != len(pixels):
+            raise BadModel(
+                "the model does not give one row of answers an image",
+                given=f"{parts[-1].shape} for {len(pixels)} images",
+                do="give a file that SmallAlign exported",
+            )
     return np.concatenate(parts), session.latency("logits", "images", nhwc(images, 1))
 
 

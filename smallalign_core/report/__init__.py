@@ -64,7 +64,7 @@ def target(file: Path) -> Path:
     """Refuse a place for a report before the work, not after it.
 
     Raises:
-        BadInput: it is not an .html file, or its folder is missing.
+        BadInput: it is not an .html file, its folder is missing, or its JSON would overwrite what is no report.
     """
     if file.suffix != ".html" or not file.parent.is_dir():
         raise BadInput(
@@ -72,6 +72,8 @@ def target(file: Path) -> Path:
             given=file,
             do="write for example --report comparison.html",
         )
+    if (beside := file.with_suffix(".json")).exists() and not file.exists():
+        raise BadInput("the report's JSON would overwrite a file", given=beside, do="give the report another name")
     return file
 
 

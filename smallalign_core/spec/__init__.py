@@ -414,7 +414,7 @@ def set_field(written: dict[str, Any], override: str) -> dict[str, Any]:
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
         if isinstance(node, list):
-            if not key.isdigit() or int(key) >= len(node):
+            if not key.isdecimal() or int(key) >= len(node):
                 raise BadSpec(
                     f"`{'.'.join(keys[:depth])}` is a list of {len(node)}", given=override, do="use a position from 0"
                 )

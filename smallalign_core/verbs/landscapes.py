@@ -63,7 +63,7 @@ def _ladder(place: Store, runs: list[str], widths: str, seeds: int) -> list[str]
     """The ids of the runs of all widths and seeds, trained now where they are not finished."""
     from smallalign_core import landscape as looking
 
-    if len(runs) > 1 or not all(width.strip().isdigit() for width in widths.split(",")):
+    if len(runs) > 1 or not all(width.strip().isdecimal() for width in widths.split(",")):
         raise BadInput(
             "widths are whole numbers, of one run",
             given=f"{len(runs)} runs, --widths {widths}",

@@ -142,6 +142,6 @@ def _numbers(text: str) -> list[float]:
 
 def _size(text: str) -> tuple[int, int]:
     sides = text.lower().split("x")
-    if len(sides) not in (1, 2) or not all(side.isdigit() and 4 <= int(side) <= 4096 for side in sides):
+    if len(sides) not in (1, 2) or not all(side.isdecimal() and 4 <= int(side) <= 4096 for side in sides):
         raise BadInput("a size is HEIGHTxWIDTH, 4 to 4096 each", given=text, do="write for example 224x224")
     return int(sides[0]), int(sides[-1])

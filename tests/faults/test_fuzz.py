@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT
 from hypothesis import HealthCheck, given, settings, strategies as st
 from onnx import helper
 from test_teachers import bomb, graph
 
 from smallalign_core import files, jail, policies
+from smallalign_core.__main__ import main
 from smallalign_core.data import _readers
 from smallalign_core.errors import SmallAlignError
 from smallalign_core.jail import __main__ as inside
@@ -320,3 +322,18 @@ def _place(factory: pytest.TempPathFactory) -> Path:
         _PLACES[id(factory)] = factory.mktemp("fuzz") / "in"
         _PLACES[id(factory)].mkdir()
     return _PLACES[id(factory)]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ["landscape", "digits-student", "--widths", "4,²"],
+        ["verify", "x.onnx", "--size", "²x²"],
+        ["train", str(ROOT / "models/zoo/digits-student/spec.yaml"), "--set", "augment.².pixels=1"],
+    ],
+)
+def test_what_only_looks_like_a_digit_is_refused(
+    asked: list[str], store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*asked, "--store", str(store.root)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -7,6 +7,7 @@ import http.client
 import http.server
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from starlette.testclient import TestClient
 from streamlit import config
 from streamlit.testing.v1 import AppTest
 
-from pages.ui import access, wall
+from pages.ui import access, backstage, wall
 from smallalign_core import desk, uploads, worker
 from smallalign_core.errors import BadInput, Refused
 from smallalign_core.files import write_json
@@ -587,3 +588,37 @@ def test_the_real_server_holds_its_wall(hostile: tuple[str, Store, Run, str]) ->
     line.request("GET", "/_stcore/metrics", headers={"Host": here, "X-Forwarded-For": "10.0.0.9"})
     assert line.getresponse().status == 403
     line.close()
+
+
+@pytest.mark.parametrize("proof", ["[]", "{}", '{"run": 5}', "[" * 100_000])
+def test_a_damaged_proof_gives_no_demo_and_no_error(proof: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMALLALIGN_STORE", str(store.root))
+    folder = store.root / "exports" / "ab"
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(b"x")
+    (folder / "parity.json").write_text(proof)
+    assert backstage.exported("ab", "demo.zip") is None
+
+
+def test_a_full_disk_gives_no_demo_and_no_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise Refused("the disk is full")
+
+    monkeypatch.setenv("SMALLALIGN_STORE", str(store.root))
+    monkeypatch.setattr(backstage.browser, "demo_zip", lambda *_: b"x")
+    monkeypatch.setattr(backstage, "write", full)
+    folder = store.root / "exports" / "ab"
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(b"x")
+    (folder / "parity.json").write_text('{"run": "ab"}')
+    assert backstage.exported("ab", "demo.zip") is None
+
+
+def test_a_viewer_takes_no_run_into_the_store(store: Store, train: Train, tmp_path: Path) -> None:
+    run = train()
+    elsewhere = tmp_path / "elsewhere" / run.id
+    shutil.copytree(run.folder, elsewhere)
+    other = Store(tmp_path / "other", VIEWER)
+    with pytest.raises(Refused, match="not take runs into the store"):
+        other._adopt(other.run(str(elsewhere)))
+    assert not other.root.exists()

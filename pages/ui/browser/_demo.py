@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -95,17 +96,18 @@ def unpack_demo(download: Path, to: Path) -> Path:
     Raises:
         InstallError: the zip is not such a download, the folder holds files already, or the npm packages are not here.
     """
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise InstallError(f"The folder holds files already, or is a file. Given: {to}. Name another one.")
     try:
         with zipfile.ZipFile(download) as archive:
             model, report = archive.read("model.onnx"), json.loads(archive.read("parity.json"))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        files = demo_files(model, report, f"{report['run']} {report['precision']}")
+    except (OSError, LookupError, ValueError, TypeError, RuntimeError, zlib.error, zipfile.BadZipFile):
         raise InstallError(
             f"That is no download of an export. Given: {download}. Make one with "
             "`python -m smallalign_core export RUN --to student.zip`."
         ) from None
-    if to.exists() and any(to.iterdir()):
-        raise InstallError(f"The folder holds files already. Given: {to}. Name another one.")
-    for path, content in demo_files(model, report, f"{report['run']} {report['precision']}").items():
+    for path, content in files.items():
         (to / path).parent.mkdir(parents=True, exist_ok=True)
         (to / path).write_bytes(content)
     return to / "index.html"
