@@ -62,7 +62,8 @@ def of_claims(claims: Mapping[str, Any]) -> Visitor:
     by_proxy = not get_secrets_auth_section()
     if not (by_proxy or claims.get("is_logged_in") is True):
         return NOT_HERE
-    named = [str(claims[key]) for key in ("email", "preferred_username", "sub") if claims.get(key)]
+    # Not `preferred_username`: people may choose that themselves, somebody else's address too.
+    named = [str(claims[key]) for key in ("email", "sub") if claims.get(key)]
     if not named:
         return NOT_HERE
     name = " ".join(named[0].split())[:200].lower()

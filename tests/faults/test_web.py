@@ -163,6 +163,7 @@ def login(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ({"is_logged_in": True, "email": "anyone@not-school.example"}, Role.VIEWER),
         ({"is_logged_in": True, "email": "x@school.example.evil"}, Role.VIEWER),
         ({"is_logged_in": True, "sub": "@school.example"}, Role.RUNNER),
+        ({"is_logged_in": True, "sub": "1f3", "preferred_username": "ada@example.org"}, Role.VIEWER),
     ],
 )
 def test_claims_make_roles(login: None, claims: dict[str, Any], role: Role) -> None:
