@@ -27,7 +27,7 @@ from smallalign_core.landscape import _measures, _sizes, _surface
 from smallalign_core.landscape._sizes import ladder as ladder
 from smallalign_core.landscape._surface import Norms as Norms, Surface as Surface
 from smallalign_core.spec import canonical
-from smallalign_core.steps import Work, advance, finish
+from smallalign_core.steps import Work, advance, finish, part_of
 from smallalign_core.store import Run, Store
 
 Measure = Literal["line", "plane", "path", "curvature", "predictiveness"]
@@ -260,7 +260,7 @@ class Landscape:
         """
         missing = self.missing
         for place, task in enumerate(missing):
-            found = yield from _part_of(self._measured(task), place, len(missing))
+            found = yield from part_of(self._measured(task), place, len(missing))
             file = self.store.root / "cache" / "landscape" / f"{task.key}.json"
             file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, found)
@@ -291,17 +291,6 @@ class Landscape:
     def _row(self, run: Run, kept: dict[str, Any]) -> dict[str, Any]:
         facts = {"id": run.id, "name": self._name(run), "title": run.title, "params": (run.result or {})["params"]}
         return facts | {name: kept[name] for name in ("loss", "images", "shapes")} | {"measures": {}}
-
-
-def _part_of(work: Work[dict[str, Any]], place: int, count: int) -> Work[dict[str, Any]]:
-    """The same work, its share counted as one of `count` pieces."""
-    while True:
-        try:
-            done = next(work)
-        except StopIteration as finished:
-            found: dict[str, Any] = finished.value
-            return found
-        yield (place + done) / count
 
 
 def _counted(measure: Measure, look: Look, parts: int) -> tuple[int, int]:
