@@ -18,6 +18,12 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from smallalign_core.data._decisions import (
+    Decision as Decision,
+    Decisions as Decisions,
+    decided as decided,
+    read_decisions as read_decisions,
+)
 from smallalign_core.data._decode import DISK_FULL, Decoded, decode_one as decode_one, walk
 from smallalign_core.data._readers import NAMED as NAMED, path_of, reader
 from smallalign_core.data._sets import ImageSet as ImageSet, MappedRows, Splits as Splits, statistics as statistics
@@ -211,8 +217,29 @@ def _divide(stored: dict[str, ImageSet], spec: DataSpec, notes: tuple[str, ...],
                 do="change data.images",
             )
         if spec.images < len(train):
-            _, train = _hold_out(train, spec.images / len(train), salt=b"images", count=spec.images)
+            salt = b"images%d" % spec.draw if spec.draw else b"images"
+            _, train = _hold_out(train, spec.images / len(train), salt=salt, count=spec.images)
+    if spec.noise:
+        train = _mislabelled(train, spec)
+        said.append(f"{spec.noise:.0%} of the training labels are wrong on purpose (`noise`).")
+    if spec.decisions:
+        decisions, before = read_decisions(Path(spec.decisions).expanduser()), len(train) + len(val)
+        train, val = decided(train, decisions), decided(val, decisions)
+        left_out = before - len(train) - len(val)
+        said.append(f"{left_out:,} images are left out, by decisions about {len(decisions.by_image):,} images.")
     return Splits(train, val, test, tuple(said), unreadable)
+
+
+def _mislabelled(images: ImageSet, spec: DataSpec) -> ImageSet:
+    """The same with a share of wrong labels, each other class as likely. By what an image shows and by `draw`, so that
+    an image that is mislabelled in a small draw is so in a larger one, and equal images are so alike.
+    """
+    key = np.frombuffer(hashlib.blake2b(b"noise%d" % spec.draw, digest_size=8).digest(), "<u8")[0]
+    chance = _mix(images.ids ^ key)
+    wrong = chance / np.float64(2**64) < spec.noise
+    others = np.uint64(len(images.classes) - 1)
+    shifted = (images.labels + 1 + (_mix(chance) % others).astype(np.int64)) % len(images.classes)
+    return images.relabelled(np.where(wrong, shifted, images.labels))
 
 
 def _hold_out(

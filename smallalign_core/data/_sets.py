@@ -57,6 +57,10 @@ class ImageSet:
         images = self.images.take(rows) if isinstance(self.images, MappedRows) else self.images[rows]
         return replace(self, images=images, labels=self.labels[rows], ids=self.ids[rows])
 
+    def relabelled(self, labels: NDArray[np.int64]) -> ImageSet:
+        """The same images with other labels [N]."""
+        return replace(self, labels=labels)
+
     def counts(self) -> dict[str, int]:
         """Images per class, in the order of `classes`."""
         tally = np.bincount(self.labels, minlength=len(self.classes))

@@ -250,6 +250,7 @@ def canonical(part: Part) -> dict[str, Any]:
             written[name] = _plain(value)
     if isinstance(part, DataSpec) and part.fingerprint:
         del written["source"]
+        written.pop("decisions", None)
     if isinstance(part, Borrowed) and part.weights_sha256:
         del written["weights"]
     return written

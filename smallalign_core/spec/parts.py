@@ -35,6 +35,17 @@ class DataSpec(Part):
     test: Annotated[
         float, Field(gt=0, le=0.5, description="Share held out for the test, where the source has no test images.")
     ] = 0.2
+    draw: Annotated[
+        int, Field(ge=0, le=2**31 - 1, description="Which of many draws of `images` it is, and of labels by `noise`.")
+    ] = 0
+    noise: Annotated[
+        float,
+        Field(ge=0, le=0.9, description="A control: so large a share of training images gets a wrong label by chance."),
+    ] = 0.0
+    decisions: Annotated[
+        str | None,
+        Field(max_length=1000, description="A file of decisions about single images: which to drop or relabel."),
+    ] = None
     fingerprint: Annotated[
         str | None,
         Field(pattern="^[0-9a-f]{16}$", description="Digest of the images; filled in.", json_schema_extra=FILLED_IN),
