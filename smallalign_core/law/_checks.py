@@ -1,0 +1,253 @@
+"""Does the instrument work? Multipliers whose truth is known, from the runs that are there, and the gate they make.
+
+A *placebo* compares the baseline with itself: half of its replicates against the other half. It asks whether the
+intervals are wide enough. Its intervals come from the spread within the halves alone: with that of all replicates the
+test could not fail (of 4 the ratio would be at most the square root of 3).
+
+A *dose* compares the baseline on r times the images (or parameters) with the baseline, by calling images d / r what
+were d. It asks whether the law bends where the runs do. All replicates are in both roles, so nearly all noise
+cancels and a law of the wrong form shows; the interval is that of the same whole replicates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+
+from smallalign_core.errors import BadData
+from smallalign_core.law._fit import DRAWS, Draws, fit, resample
+from smallalign_core.law._form import Axis, Shape
+from smallalign_core.law._multiplier import LEAST_REPLICATES, WORDS, Multiplier, Plane, estimate, plane, replicates
+from smallalign_core.law._observed import Floats, Ints, Observations, joined
+
+Kind = Literal["placebo", "dose"]
+SPLITS = 10
+MOST_LACK = 4.0
+WIDEST = 2.0
+COPY = "placebo"
+MATERIAL = 1.25
+"""A dose that is read within this factor is read well enough, however narrow its interval is."""
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """A multiplier whose truth is known.
+
+    Attributes:
+        truth: 1 for a placebo, the dose for a dose.
+        found: what the law says.
+        half: replicates that stood for the baseline in a placebo; empty for a dose.
+    """
+
+    kind: Kind
+    truth: float
+    found: Multiplier
+    half: tuple[int, ...] = ()
+
+    @property
+    def covers(self) -> bool:
+        """Whether the interval holds the truth."""
+        return self.found.low <= self.truth <= self.found.high
+
+    @property
+    def off(self) -> float:
+        """How far the estimate is from the truth, as a factor of at least 1."""
+        return math.exp(abs(math.log(self.found.k / self.truth))) if 0 < self.found.k < math.inf else math.inf
+
+    @property
+    def passed(self) -> bool:
+        """Whether the interval holds the truth; a dose also if it is read within x/÷1.25."""
+        return self.covers or (self.kind == "dose" and self.off <= MATERIAL)
+
+    @property
+    def words(self) -> str:
+        """In a sentence."""
+        what = f"{'placebo' if self.kind == 'placebo' else 'dose'}, {WORDS[self.found.axis]}"
+        high = "∞" if math.isinf(self.found.high) else f"{self.found.high:.2f}"
+        verdict = "covers" if self.covers else "misses, but is close" if self.passed else "misses"
+        return f"{what}: ×{self.truth:.2f} is read as {self.found.number} [{self.found.low:.2f}, {high}]: {verdict}"
+
+
+def self_tests(
+    observations: Observations, baseline: str, n: float, d: float, *, shape: Shape = "saturating", draws: int = DRAWS
+) -> list[SelfTest]:
+    """Placebos and doses of the baseline at (n, d), or for doses at the nearest cell below; costs no run.
+
+    There is a placebo for every split of the replicates into halves (10 at most), on both axes, from 4 replicates on;
+    a dose by one rung in the middle and one by the last, on either axis.
+    """
+    alone = observations.only(baseline)
+    if alone.cells.replicates < LEAST_REPLICATES:
+        return []
+    gamma = fit(alone, shape).form.free_gamma
+    found = []
+    for half in _halves(np.unique(alone.replicate)):
+        found += _placebo(alone, half, n, d, shape, gamma, draws)
+    for axis in ("n", "d"):
+        found += _doses(alone, axis, n, d, shape, gamma, draws)
+    return found
+
+
+def _halves(names: Ints) -> list[tuple[int, ...]]:
+    """Balanced splits of the replicates, each once: the halves that stand for the baseline."""
+    count = len(names)
+    if count < 4:
+        return []
+    some = [half for half in combinations(map(int, names), (count + 1) // 2) if count % 2 or half[0] == names[0]]
+    step = max(1, len(some) // SPLITS)
+    return some[::step][:SPLITS]
+
+
+def _placebo(
+    alone: Observations, half: tuple[int, ...], n: float, d: float, shape: Shape, gamma: bool, draws: int
+) -> list[SelfTest]:
+    (name,) = alone.arms
+    chosen = np.isin(alone.replicate, half)
+    first, second = alone.where(chosen), alone.where(~chosen)
+    both = joined(first, second.relabelled(COPY))
+    resampled = resample(both, fit(both, shape, gamma=gamma), draws=draws)
+    axes: tuple[Axis, ...] = ("n", "d")
+    return [SelfTest("placebo", 1.0, _estimate(resampled, COPY, name, n, d, axis), half) for axis in axes]
+
+
+def _doses(
+    alone: Observations, axis: Axis, n: float, d: float, shape: Shape, gamma: bool, draws: int
+) -> list[SelfTest]:
+    (name,) = alone.arms
+    rungs = alone.rungs(name)[0 if axis == "n" else 1]
+    ratio = float((rungs[-1] / rungs[0]) ** (1 / (len(rungs) - 1)))
+    values = alone.n if axis == "n" else alone.d
+    some = alone.where(values > rungs[0])
+    some = some.relabelled("dose", **{axis: (some.n if axis == "n" else some.d) / ratio})
+    if len(rungs) - 1 < 3:  # the dosed arm would have too few rungs of its own for `fit`
+        return []
+    both = joined(alone, some)
+    resampled = resample(both, fit(both, shape, gamma=gamma), draws=draws)
+    found = []
+    for rung in sorted({len(rungs) // 2, len(rungs) - 1}):
+        at = float(rungs[rung]) / ratio
+        where = (at, d) if axis == "n" else (n, at)
+        found.append(SelfTest("dose", ratio, _estimate(resampled, "dose", name, *where, axis)))
+    return found
+
+
+def _estimate(resampled: Draws, recipe: str, baseline: str, n: float, d: float, axis: Axis) -> Multiplier:
+    return estimate(resampled, recipe, baseline, n, d, axis, least=1)
+
+
+def resolutions(
+    draws: Draws, baseline: str, axis: Axis, n: Iterable[float] | None = None, d: Iterable[float] | None = None
+) -> Plane:
+    """What multipliers can be told from 1 by: `factor` of a placebo with as many replicates as the baseline has.
+
+    The baseline is fitted beside a copy of itself whose replicates are drawn independently, so the estimate is 1.
+    """
+    alone = draws.observations.only(baseline)
+    apart = alone.replicate + int(np.ptp(alone.replicate)) + 1
+    both = joined(alone, alone.relabelled(COPY, replicate=apart))
+    law = fit(both, draws.law.form.shape, gamma=draws.law.form.free_gamma)
+    return plane(resample(both, law, draws=len(draws.thetas)), COPY, baseline, axis, n, d)
+
+
+def resolution(draws: Draws, baseline: str, n: float, d: float, axis: Axis) -> float:
+    """`resolutions` at one cell: x/÷, infinite where the curve is too flat to tell anything."""
+    return resolutions(draws, baseline, axis, [n], [d]).found[0][0].factor
+
+
+def hidden(found: Multiplier, width: float) -> str:
+    """Why a multiplier must not be shown as a number, given the `resolution` of its cell; empty if it may be.
+
+    One that is infinite for certain is shown: it needs no slope.
+    """
+    if width < WIDEST or math.isinf(found.low):
+        return ""
+    shown = "at all" if math.isinf(width) else f"better than ×/÷{width:.1f}"
+    thing = WORDS[found.axis]
+    return f"here the baseline's {thing} cannot be told {shown} from its loss; ×/÷{WIDEST:g} is asked for"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Whether multipliers may be shown, and why not.
+
+    Attributes:
+        passed: no reason against it.
+        reasons: against it, each a sentence.
+        warnings: what should be said beside a multiplier.
+    """
+
+    passed: bool
+    reasons: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def gate(draws: Draws, tests: Sequence[SelfTest]) -> Gate:
+    """The rules for a whole study: the law fits, placebos hold, doses are read right. For its cells see `hidden`.
+
+    Args:
+        tests: of `self_tests`.
+    """
+    law, reasons, warnings = draws.law, [], []
+    count = replicates(draws.observations.cells, law, *law.arms)
+    if count < LEAST_REPLICATES:
+        advice = f"finish {LEAST_REPLICATES}, better 4 or more, of each cell"
+        reasons.append(f"{count:g} replicates are not analysable: {advice}")
+    elif count < 4:
+        warnings.append("3 replicates: intervals are wide, on 2 degrees of freedom, and no placebo can be made")
+    if math.isnan(law.lack):
+        reasons.append("too few cells or replicates to ask whether the law fits")
+    elif law.lack >= MOST_LACK:
+        off = f"lack of fit {law.lack:.1f} (chi squared per degree of freedom), limit {MOST_LACK:g}"
+        reasons.append(f"the law misses your runs: {off}")
+    for axis, thing in WORDS.items():
+        placebos = [test for test in tests if test.kind == "placebo" and test.found.axis == axis]
+        held = sum(test.covers for test in placebos)
+        if 2 * held < len(placebos):
+            reasons.append(f"placebo, {thing}: ×1 is held by {held} of {len(placebos)} splits of the replicates")
+        doses = [test for test in tests if test.kind == "dose" and test.found.axis == axis]
+        reasons += [test.words for test in doses if not test.passed]
+        if not doses:
+            warnings.append(f"no dose of {thing} can be made of fewer than 4 rungs")
+    return Gate(not reasons, tuple(reasons), tuple(warnings))
+
+
+@dataclass(frozen=True, eq=False)
+class Extrapolation:
+    """How well the smaller half of a study foretells the rest.
+
+    Attributes:
+        rmse: of ln(expected / measured) over the cells that were not fitted.
+        mean, sd: of the relative error |expected - measured| / measured.
+        cells: how many.
+        fitted: how many cells the law was fitted to.
+    """
+
+    rmse: float
+    mean: float
+    sd: float
+    cells: int
+    fitted: int
+
+
+def extrapolation(observations: Observations, shape: Shape = "saturating") -> Extrapolation:
+    """Fit where n and d are at most half of the largest, foretell all other cells (Rosenfeld et al., 2020).
+
+    Raises:
+        BadData: the smaller half has too few rungs for a law.
+    """
+    small = (observations.n <= observations.n.max() / 2) & (observations.d <= observations.d.max() / 2)
+    if not small.any():
+        raise BadData("no cell lies in the smaller half", do="measure more rungs")
+    law = fit(observations.where(small), shape)
+    cells = observations.cells
+    rest = (cells.n > observations.n.max() / 2) | (cells.d > observations.d.max() / 2)
+    expected = law.form.log_loss(law.theta, cells.arm[rest], cells.n[rest], cells.d[rest])
+    off: Floats = expected - cells.mean[rest]
+    relative = np.abs(np.expm1(off))
+    rmse = float(np.sqrt((off**2).mean()))
+    return Extrapolation(rmse, float(relative.mean()), float(relative.std()), int(rest.sum()), int((~rest).sum()))

@@ -1,0 +1,214 @@
+"""What was measured: the loss of students by arm, parameters, images and replicate. Unbalanced is fine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from smallalign_core.errors import BadData
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+def chance(classes: int, metric: str) -> float:
+    """The level of who knows nothing: ln K for "nll", 1 - 1/K for "error"."""
+    return math.log(classes) if metric == "nll" else 1 - 1 / classes
+
+
+@dataclass(frozen=True, eq=False)
+class Observations:
+    """One row a finished run, in long format.
+
+    Arms that share a replicate's number share its images, first weights and order: they are paired. Replicates of
+    different numbers are independent. That is all that is ever asked of a replicate.
+
+    Attributes:
+        arms: names of recipes.
+        arm: [M] index into `arms`.
+        n, d: [M] parameters of the student, images that it learned from.
+        replicate: [M] which draw.
+        y: [M] test NLL in nats, or error in 0..1; above 0. Laws are fitted to its logarithm.
+        chance: the level of who knows nothing (`chance`); infinite where there is none.
+
+    Raises:
+        BadData: lists of different lengths, a value that has no logarithm, an unknown arm, a run that stands twice.
+    """
+
+    arms: tuple[str, ...]
+    arm: Ints
+    n: Floats
+    d: Floats
+    replicate: Ints
+    y: Floats
+    chance: float
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.arm), len(self.n), len(self.d), len(self.replicate), len(self.y)}
+        if len(lengths) != 1 or lengths == {0}:
+            raise BadData(
+                "a scaling study needs equally many of everything", given=sorted(lengths), do="give one a run"
+            )
+        for name, values in (("parameters", self.n), ("images", self.d), ("losses", self.y)):
+            bad = ~(np.isfinite(values) & (values > 0))
+            if bad.any():
+                do = "leave diverged runs out" if name == "losses" else "give the number of each run"
+                raise BadData(f"{name} must be above 0 and finite", given=values[bad][0], do=do)
+        if self.arm.min() < 0 or self.arm.max() >= len(self.arms):
+            raise BadData("an arm has no name", given=int(self.arm.max()), do="name all arms")
+        runs = np.stack([self.arm, self.n, self.d, self.replicate], axis=1)
+        if len(np.unique(runs, axis=0)) < len(runs):
+            raise BadData("a run stands twice", do="give each arm, size, number of images and replicate once")
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[str, float, float, int, float]], chance: float) -> Observations:
+        """From rows of (arm, parameters, images, replicate, loss); arms in the order in which they first stand."""
+        arms = tuple(dict.fromkeys(row[0] for row in rows))
+        return make(
+            arms,
+            [arms.index(row[0]) for row in rows],
+            [row[1] for row in rows],
+            [row[2] for row in rows],
+            [row[3] for row in rows],
+            [row[4] for row in rows],
+            chance,
+        )
+
+    def index(self, arm: str) -> int:
+        """The number of an arm.
+
+        Raises:
+            BadData: there is none of that name.
+        """
+        if arm not in self.arms:
+            raise BadData("no arm goes by that name", given=arm, do=f"name one of {', '.join(self.arms)}")
+        return self.arms.index(arm)
+
+    def where(self, chosen: NDArray[np.bool_]) -> Observations:
+        """Only those rows; all arms keep their numbers."""
+        some = {name: getattr(self, name)[chosen] for name in ("arm", "n", "d", "replicate", "y")}
+        return replace(self, **some)
+
+    def only(self, *arms: str) -> Observations:
+        """Only those arms, numbered anew in that order."""
+        numbers = [self.index(arm) for arm in arms]
+        some = self.where(np.isin(self.arm, numbers))
+        return replace(some, arms=arms, arm=np.array([numbers.index(one) for one in some.arm], np.int64))
+
+    def relabelled(self, arm: str, **changed: ArrayLike) -> Observations:
+        """One arm of this alone, under a new name and with `n`, `d` or `replicate` changed."""
+        kinds = {"n": np.float64, "d": np.float64, "replicate": np.int64}
+        fields: dict[str, Any] = {name: np.asarray(value, kinds[name]) for name, value in changed.items()}
+        return replace(self, arms=(arm,), arm=np.zeros_like(self.arm), **fields)
+
+    @cached_property
+    def cells(self) -> Cells:
+        """The same by cell."""
+        keys, cell = np.unique(np.stack([self.arm, self.n, self.d], axis=1), axis=0, return_inverse=True)
+        cell = cell.reshape(-1)
+        replicates, replicate = np.unique(self.replicate, return_inverse=True)
+        count = np.bincount(cell)
+        log_y = np.log(self.y)
+        mean = np.bincount(cell, log_y) / count
+        residuals = np.zeros((len(replicates), len(keys)))
+        residuals[replicate, cell] = log_y - mean[cell]
+        there = np.zeros(residuals.shape, bool)
+        there[replicate, cell] = True
+        freedom = int((count - 1).sum())
+        noise = math.sqrt(float((residuals**2).sum()) / freedom) if freedom else math.nan
+        return Cells(keys[:, 0].astype(np.int64), keys[:, 1], keys[:, 2], count, mean, residuals, there, noise, freedom)
+
+    def rungs(self, arm: str) -> tuple[Floats, Floats]:
+        """The sizes and the numbers of images at which an arm was measured, ascending."""
+        mine = self.arm == self.index(arm)
+        return np.unique(self.n[mine]), np.unique(self.d[mine])
+
+
+def make(
+    arms: Sequence[str],
+    arm: ArrayLike,
+    n: ArrayLike,
+    d: ArrayLike,
+    replicate: ArrayLike,
+    y: ArrayLike,
+    chance: float,
+) -> Observations:
+    """Observations from lists or arrays of any type."""
+    floats = [np.asarray(values, np.float64) for values in (n, d, y)]
+    ints = [np.asarray(values, np.int64) for values in (arm, replicate)]
+    return Observations(tuple(arms), ints[0], floats[0], floats[1], ints[1], floats[2], float(chance))
+
+
+def joined(first: Observations, second: Observations) -> Observations:
+    """Both, the second's arms after the first's. Equal numbers of replicates stay paired."""
+    both = {
+        name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in ("n", "d", "replicate", "y")
+    }
+    arm = np.concatenate([first.arm, second.arm + len(first.arms)])
+    return Observations((*first.arms, *second.arms), arm, chance=first.chance, **both)
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """Observations by cell (arm, n, d).
+
+    Attributes:
+        arm, n, d: [C].
+        count: [C] runs.
+        mean: [C] of log y.
+        residuals: [S, C] log y less the cell's mean; 0 where a replicate is not there.
+        there: [S, C] whether it is.
+        noise: standard deviation of a run's log y within its cell, pooled; NaN where no cell has two runs.
+        freedom: its degrees of freedom.
+    """
+
+    arm: Ints
+    n: Floats
+    d: Floats
+    count: Ints
+    mean: Floats
+    residuals: Floats
+    there: NDArray[np.bool_]
+    noise: float
+    freedom: int
+
+    @cached_property
+    def replicates(self) -> float:
+        """Runs of a typical cell (the median)."""
+        return float(np.median(self.count))
+
+    @cached_property
+    def errors(self) -> Floats:
+        """[S + lone cells, C]: times independent standard normals, errors of the cells' means.
+
+        A replicate moves all cells that it is in together, by its own residuals, inflated by sqrt(k / (k - 1)) since
+        they were taken from the mean of k: a wild cluster bootstrap (Cameron, Gelbach & Miller, 2008) whose covariance
+        is that of the sample. A cell of one run has no residual; it gets the pooled deviation, independently.
+        """
+        inflated = np.sqrt(self.count / np.maximum(1, self.count - 1)) / self.count
+        lone = np.flatnonzero(self.count == 1)
+        alone = np.zeros((len(lone), len(self.count)))
+        alone[np.arange(len(lone)), lone] = 0.0 if math.isnan(self.noise) else self.noise
+        return np.concatenate([self.residuals * inflated, alone])
+
+    def degrees(self, weights: Floats) -> float:
+        """Degrees of freedom of the variance of a sum of cells' means with these weights [C] (Satterthwaite, 1946).
+
+        The estimate is a quadratic form of the residuals; its first two moments under runs of equal variance give
+        S - 1 where all cells have all S replicates, S - 2 where two halves are compared, and less than the sum of
+        what the cells have elsewhere.
+        """
+        many = self.count > 1
+        share = (weights[many] ** 2) / (self.count[many] * (self.count[many] - 1))
+        there = self.there[:, many].astype(np.float64)
+        gram = np.diag(there @ share) - (there * (share / self.count[many])) @ there.T
+        lone = weights[~many] ** 2
+        total = float(np.trace(gram) + lone.sum())
+        squares = float((gram**2).sum() + (lone.sum() ** 2) / max(1, self.freedom))
+        return total**2 / squares if squares > 0 else 1.0
