@@ -160,5 +160,4 @@ def _covariance(draws: Draws) -> Floats:
     law, now = draws.law, draws.observations.cells
     _, by = law.form.jacobian(law.theta, now.arm, now.n, now.d)
     by = by[:, law.form.free]
-    found: Floats = np.linalg.inv(by.T @ (by * now.count[:, None]) + RIDGE**2 * np.eye(by.shape[1]))
-    return found
+    return np.asarray(np.linalg.inv(by.T @ (by * now.count[:, None]) + RIDGE**2 * np.eye(by.shape[1])), np.float64)

@@ -88,18 +88,18 @@ def fit(
     """Fit all arms together, to the logarithms of the means of their cells, weighted by their runs.
 
     Args:
-        gamma: whether gamma is fitted; None: where an arm has 20 cells or more.
+        gamma: whether gamma is fitted; None: in the saturating law, where an arm has 20 cells or more.
         huber: residuals beyond it count linearly (Huber, 1964); None: least squares.
 
     Raises:
-        BadData: an arm has fewer than 3 sizes or numbers of images, or there are fewer cells than parameters.
+        BadData: no arm has 3 sizes or numbers of images, one has not even 2, or there are fewer cells than parameters.
     """
     from scipy.optimize import least_squares
 
     _check(observations, shape)
     cells = observations.cells
     if gamma is None:
-        gamma = int(np.bincount(cells.arm).max()) >= CELLS_FOR_GAMMA
+        gamma = shape == "saturating" and int(np.bincount(cells.arm).max()) >= CELLS_FOR_GAMMA
     n_ref, d_ref = (math.exp(float(np.log(np.unique(values)).mean())) for values in (cells.n, cells.d))
     top = observations.chance if shape == "saturating" else float(np.exp(cells.mean).max())
     form = Form(shape, top, len(observations.arms), gamma, n_ref, d_ref)
@@ -152,12 +152,12 @@ def fit(
 
 
 def _check(observations: Observations, shape: Shape) -> None:
-    for arm in observations.arms:
-        sizes, images = observations.rungs(arm)
-        if min(len(sizes), len(images)) < RUNGS:
-            given = f"{arm}: {len(sizes)} sizes, {len(images)} numbers of images"
-            do = f"measure at least {RUNGS} of each"
-            raise BadData("an arm has too few rungs for a law", given=given, do=do)
+    rungs = {arm: [len(some) for some in observations.rungs(arm)] for arm in observations.arms}
+    for arm, least in rungs.items():
+        if min(least) < 2 or min(map(max, zip(*rungs.values(), strict=True))) < RUNGS:
+            given = f"{arm}: {least[0]} sizes, {least[1]} numbers of images"
+            do = f"measure at least {RUNGS} of each, 2 in any arm"
+            raise BadData("there are too few rungs for a law", given=given, do=do)
     if shape == "saturating" and not math.isfinite(observations.chance):
         raise BadData(
             "the saturating law needs the level of chance", given=observations.chance, do="give ln K or 1 - 1/K"

@@ -76,7 +76,7 @@ class Form:
         return theta[..., own], of_n, of_d, np.logaddexp(of_n, of_d)
 
     def log_loss(self, theta: Floats, arm: Ints | int, n: ArrayLike, d: ArrayLike) -> Floats:
-        """Logarithms of L [..., C] of parameters [..., P] at C points; `arm`, `n` and `d` are [C], or scalars among [C]."""
+        """Logarithms of L [..., C] for parameters [..., P]; `arm`, `n` and `d` are [C], or scalars beside it."""
         log_e, _, _, total = self._terms(theta, arm, n, d)
         log_u, e = theta[..., 2:3] * total, np.exp(log_e)
         if self.shape == "additive":
