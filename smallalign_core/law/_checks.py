@@ -8,6 +8,8 @@ test could not fail (of 4, the ratio is at most the square root of 3). One split
 A *dose* compares the baseline on r times the images (or parameters) with the baseline, by calling images d / r what
 were d. It asks whether the law bends where the runs do. All replicates are in both roles, so nearly all noise
 cancels and a law of the wrong form shows; the interval is that of the same whole replicates.
+
+Neither interval is widened by the lack of fit: they are to find what is wrong, not to make room for it.
 """
 
 from __future__ import annotations
@@ -131,7 +133,7 @@ def _doses(
 
 
 def _estimate(resampled: Draws, recipe: str, baseline: str, n: float, d: float, axis: Axis) -> Multiplier:
-    return estimate(resampled, recipe, baseline, n, d, axis, least=1)
+    return estimate(resampled, recipe, baseline, n, d, axis, least=1, widened=False)
 
 
 def resolutions(

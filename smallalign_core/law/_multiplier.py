@@ -114,6 +114,7 @@ def estimate(
     *,
     level: float = 0.95,
     least: float = LEAST_REPLICATES,
+    widened: bool = True,
 ) -> Multiplier:
     """The multiplier with its interval.
 
@@ -125,6 +126,7 @@ def estimate(
     Args:
         level: that the interval holds the truth.
         least: replicates that are asked for; only halves of a study may have fewer than 3.
+        widened: by the lack of fit (`Draws.widening`); not in tests that are to find it.
 
     Raises:
         BadData: fewer replicates.
@@ -136,7 +138,7 @@ def estimate(
     grid = _grid(log_k)
     gap, spread = _gaps(draws, recipe, baseline, n, d, axis, grid)
     df = _degrees(draws, recipe, baseline, n, d, axis, float(np.clip(log_k, -REACH, REACH)))
-    half = stats.t_quantile(df, 0.5 + level / 2) * spread * draws.widening
+    half = stats.t_quantile(df, 0.5 + level / 2) * spread * (draws.widening if widened else 1.0)
     low, high = _accepted(grid, np.abs(gap) - half, log_k)
     rungs = observations.rungs(baseline)[0 if axis == "n" else 1]
     here = n if axis == "n" else d
