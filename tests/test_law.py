@@ -15,6 +15,7 @@ from scipy import optimize, stats as scipy_stats
 
 from smallalign_core import law
 from smallalign_core.errors import BadData
+from smallalign_core.files import read_json, write_json
 from smallalign_core.law import Observations
 from smallalign_core.law._fit import refit
 from smallalign_core.law._form import Form
@@ -386,6 +387,28 @@ def test_the_plane_is_the_multipliers_of_its_cells(draws: law.Draws) -> None:
     expected = [[law.multiplier(draws.law, "better", "base", float(n), float(d), "d") for d in IMAGES] for n in SIZES]
     assert found.table("k") == pytest.approx(np.array(expected))
     assert (found.table("low") <= found.table("k")).all()
+
+
+def test_everything_found_goes_into_a_file(draws: law.Draws, tmp_path: Path) -> None:
+    """Infinities and what is not known included; numpy's numbers are not JSON's."""
+    runs = draws.observations
+    endless = law.estimate(draws, "better", "base", 5000, 250, "n")
+    found = {
+        "law": law.as_dict(replace(draws.law, lack=math.nan)),
+        "endless": law.as_dict(endless),
+        "plane": law.as_dict(law.plane(draws, "better", "base", "n", [1225], IMAGES)),
+        "tests": [law.as_dict(test) for test in law.self_tests(runs, "base", 1225, 1000, draws=20)],
+        "more": law.as_dict(law.allocate(draws, "better", "base", 1225, 1000, "n", budget=5)),
+    }
+
+    write_json(tmp_path / "found.json", found)
+
+    read = read_json(tmp_path / "found.json")
+    assert (read["law"]["lack"], read["law"]["arms"]["base"]["E"]) == (None, draws.law.constants("base")["E"])
+    assert (read["endless"]["k"], read["endless"]["words"]) == ("inf", endless.words)
+    assert read["plane"]["found"][0][2]["recipe"] == "better"
+    assert read["tests"][0]["found"]["low"] < 1
+    assert sum(count for _, count in read["more"]["more"]) == 5
 
 
 def test_two_replicates_are_refused() -> None:

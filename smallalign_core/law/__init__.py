@@ -40,3 +40,4 @@ from smallalign_core.law._multiplier import (
     smaller as smaller,
 )
 from smallalign_core.law._observed import Observations as Observations, chance as chance, make as make
+from smallalign_core.law._plain import as_dict as as_dict

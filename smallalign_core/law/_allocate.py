@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from smallalign_core.errors import BadData
-from smallalign_core.law._fit import RIDGE, Draws
+from smallalign_core.law._fit import Draws
 from smallalign_core.law._form import Axis
 from smallalign_core.law._multiplier import REACH, estimate, gradient
 from smallalign_core.law._observed import Floats
@@ -160,4 +160,4 @@ def _covariance(draws: Draws) -> Floats:
     law, now = draws.law, draws.observations.cells
     _, by = law.form.jacobian(law.theta, now.arm, now.n, now.d)
     by = by[:, law.form.free]
-    return np.asarray(np.linalg.inv(by.T @ (by * now.count[:, None]) + RIDGE**2 * np.eye(by.shape[1])), np.float64)
+    return np.asarray(np.linalg.inv(by.T @ (by * now.count[:, None]) + law.ridge**2 * np.eye(by.shape[1])), np.float64)

@@ -29,7 +29,7 @@ class Law:
         form: its formula and units.
         arms: names, in the order of the parameters.
         theta: [P] the parameters (`Form`).
-        start: [P] what the ridge pulls towards.
+        start, ridge: [P] what the parameters are pulled towards, and how strongly.
         rms: of ln(mean loss of a cell) from the law.
         lack: lack of fit, chi squared per degree of freedom: how much farther the cells' means are from the law than
             their replicates explain; 1 is expected of a true law. NaN where it cannot be asked.
@@ -40,6 +40,7 @@ class Law:
     arms: tuple[str, ...]
     theta: Floats
     start: Floats
+    ridge: float
     rms: float
     lack: float
     freedom: int
@@ -148,7 +149,7 @@ def fit(
     freedom = len(cells.mean) - len(free)
     known = freedom > 0 and cells.freedom > 0 and cells.noise > 0
     lack = float((cells.count * off**2).sum()) / cells.noise**2 / freedom if known else math.nan
-    return Law(form, observations.arms, theta, start, float(np.sqrt((off**2).mean())), lack, freedom)
+    return Law(form, observations.arms, theta, start, ridge, float(np.sqrt((off**2).mean())), lack, freedom)
 
 
 def _check(observations: Observations, shape: Shape) -> None:
@@ -190,7 +191,7 @@ class Draws:
         inside = [i for i in law.form.free if low[i] + 1e-9 < law.theta[i] < high[i] - 1e-9]
         weighted = by[:, inside] * cells.count[:, None]
         found = np.zeros((len(law.theta), len(cells.mean)))
-        found[inside] = np.linalg.solve(by[:, inside].T @ weighted + RIDGE**2 * np.eye(len(inside)), weighted.T)
+        found[inside] = np.linalg.solve(by[:, inside].T @ weighted + law.ridge**2 * np.eye(len(inside)), weighted.T)
         return found
 
 
@@ -221,7 +222,7 @@ def refit(law: Law, cells: Cells, means: Floats, *, steps: int = 40) -> Floats:
     def off(some: Floats, rows: Ints) -> tuple[Floats, Floats]:
         found = form.log_loss(some, cells.arm, cells.n, cells.d) - means[rows]
         pull = some[:, free] - law.start[free]
-        return found, (cells.count * found**2).sum(1) + RIDGE**2 * (pull**2).sum(1)
+        return found, (cells.count * found**2).sum(1) + law.ridge**2 * (pull**2).sum(1)
 
     _, cost = off(theta, at)
     for _ in range(steps):
@@ -229,8 +230,10 @@ def refit(law: Law, cells: Cells, means: Floats, *, steps: int = 40) -> Floats:
         value, by = form.jacobian(current, cells.arm, cells.n, cells.d)
         by = by[..., free]
         weighted = by * cells.count[:, None]
-        slope = np.einsum("bcp,bc->bp", weighted, value - means[at]) + RIDGE**2 * (current[:, free] - law.start[free])
-        bend = by.transpose(0, 2, 1) @ weighted + RIDGE**2 * by_step
+        slope = np.einsum("bcp,bc->bp", weighted, value - means[at]) + law.ridge**2 * (
+            current[:, free] - law.start[free]
+        )
+        bend = by.transpose(0, 2, 1) @ weighted + law.ridge**2 * by_step
         mine = current[:, free]
         stuck = ((mine <= low) & (slope > 0)) | ((mine >= high) & (slope < 0))
         slope[stuck] = 0.0

@@ -121,7 +121,7 @@ class Form:
         at, beside = (0, 1) if axis == "n" else (1, 0)
         above = loss - np.exp(theta[..., own])
         below = self.top - loss if self.shape == "saturating" else np.ones_like(loss)
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             total = (np.log(above) - np.log(below)) / theta[..., 2]
             given = theta[..., own + 1 + beside] - theta[..., beside] * np.log(other / other_ref)
             left = total + np.log1p(-np.exp(given - total))

@@ -96,7 +96,8 @@ def multiplier(law: Law, recipe: str, baseline: str, n: float, d: float, axis: A
 def _log_k(law: Law, theta: Floats, recipe: str, baseline: str, n: float, d: float, axis: Axis) -> Floats:
     target = np.exp(law.form.log_loss(theta, law.index(recipe), n, d))[..., 0]
     here, other = (n, d) if axis == "n" else (d, n)
-    return law.form.reach(theta, law.index(baseline), target, axis, other) - math.log(here)
+    found = law.form.reach(theta, law.index(baseline), target, axis, other) - math.log(here)
+    return np.maximum(found, -4 * REACH)  # at chance nothing is needed
 
 
 def replicates(cells: Cells, law: Law, *arms: str) -> float:
