@@ -20,10 +20,9 @@ SHOWN: dict[str, tuple[str, ...]] = {
 def as_dict(found: Any) -> dict[str, Any]:
     """Any result of this package. Infinity becomes "inf", what is not known (NaN) null; a law loses its arrays."""
     if isinstance(found, Law):
-        names = ("rms", "lack", "freedom", "exponents")
-        plain = {name: _plain(getattr(found, name)) for name in every}
+        fit = {name: _plain(getattr(found, name)) for name in ("rms", "lack", "freedom", "exponents")}
         arms = {arm: _plain(found.constants(arm)) for arm in found.arms}
-        return {"shape": found.form.shape, "chance": _plain(found.form.top), **plain, "arms": arms}
+        return {"shape": found.form.shape, "chance": _plain(found.form.top), **fit, "arms": arms}
     every = tuple(one.name for one in fields(found)) + SHOWN.get(type(found).__name__, ())
     return {name: _plain(getattr(found, name)) for name in every}
 
