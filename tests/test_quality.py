@@ -1,4 +1,4 @@
-"""Are the data clean enough? What is found is what was put there, on real digits; decisions are kept for all who decide."""
+"""Are the data clean enough? What is found is what was put there, on real digits; and what many decide is kept."""
 
 from __future__ import annotations
 

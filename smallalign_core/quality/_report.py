@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from smallalign_core.data import Decision, Decisions
+
 
 @dataclass(frozen=True)
 class Place:
@@ -178,6 +180,21 @@ class QualityReport:
         for name in ("classes", "unreadable", "warnings"):
             made[name] = tuple(found[name])
         return cls(**{**found, **made})
+
+    def decisions(self) -> Decisions:
+        """What can be decided without a look: training and validation images with a sure label issue, with equal copies
+        of another label, or that the test has as well, are dropped; of other equal copies one is kept. What is only
+        near wants a person.
+        """
+        drop = {int(issue.id, 16) for issue in self.label_issues if issue.sure and issue.split != "test"}
+        drop |= {int(leak.train.id, 16) for leak in self.leaks if leak.kind == "exact"}
+        once: set[int] = set()
+        for group in self.duplicates:
+            copies = [int(image.id, 16) for image in group.images if image.split != "test"]
+            if group.kind == "exact" and len(copies) > 1:
+                (once if group.same_label else drop).add(copies[0])
+        made = dict.fromkeys(once - drop, Decision("once")) | dict.fromkeys(drop, Decision("drop"))
+        return Decisions(self.source, made)
 
     def words(self) -> str:
         """The report for people, a line a finding."""
