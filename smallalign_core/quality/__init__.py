@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from smallalign_core import data, steps
 from smallalign_core.data import Decision, Decisions, ImageSet, Splits
 from smallalign_core.errors import BadInput, SmallAlignError
 from smallalign_core.files import read_json, write_json
-from smallalign_core.quality import _labels, _oddities, _twins
+from smallalign_core.quality import _asked, _labels, _oddities, _twins
 from smallalign_core.quality._progress import (
     decide as decide,
     decisions as decisions,
@@ -48,6 +49,12 @@ VERSION = 1
 """Raised when a finding starts to mean something else; then what was kept no longer answers."""
 SIDE = 16
 """Pixels a side that labels are judged by."""
+FEW = 20
+"""Training and validation images a class, below which automatic cleaning hurt."""
+DOUBTFUL = 0.9
+"""Share of labels that judges must agree with to be believed."""
+MOST_HARD = 1_000
+"""Hard examples that are told."""
 
 
 def look(store: Store, spec: DataSpec, *, method: str = "auto", teacher: str | None = None) -> QualityReport:
@@ -70,7 +77,7 @@ def automatic(images: ImageSet) -> Decisions:
     """What automatic cleaning would do, judged from these images alone: sure label issues and copies that are labelled
     in different ways are dropped, of other copies one is kept. At least one image of every class stays.
     """
-    features = steps.finish(_twins.small([images], SIDE)).reshape(len(images), -1)
+    features = _flat(steps.finish(_twins.small([images], SIDE)))
     classes = len(images.classes)
     judged = steps.finish(_labels.judged(features, images.labels, images.ids, classes, len(images)))
     suspects = _labels.suspects(images.labels, judged.probabilities)
@@ -102,11 +109,26 @@ class Looking:
         self.store = store
         self.spec = spec.model_copy(update={"decisions": None, "fingerprint": None})
         self.splits: Splits = data.load(self.spec, store.data_cache)
-        self.method = "pixels" if method == "auto" else method
+        self.parts = {"train": self.splits.train, "val": self.splits.val, "test": self.splits.test}
+        self.learned = len(self.splits.train) + len(self.splits.val)
+        self.teacher = store.finished(teacher) if teacher is not None and method != "pixels" else None
+        self.voters = _asked.voters(store, self.spec) if method in ("auto", "votes") else []
+        if method == "votes" and len(self.voters) < _asked.LEAST_VOTES:
+            raise BadInput(
+                f"votes need {_asked.LEAST_VOTES} finished runs that learned a part of these images from labels",
+                given=f"{len(self.voters)} such runs",
+                do="run a scaling study on these images, or choose another method",
+            )
+        if len(self.voters) < _asked.LEAST_VOTES:
+            self.voters = []
 
     @property
     def key(self) -> str:
-        facts = [VERSION, self.splits.fingerprint, self.spec.source, self.method]
+        """Digest of all that the report depends on."""
+        from smallalign_core import foreign
+
+        teacher = self.teacher and foreign.digest_of(self.teacher)
+        facts = [VERSION, self.splits.fingerprint, self.spec.source, teacher, [run.id for run in self.voters]]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 
     @property
@@ -121,60 +143,102 @@ class Looking:
         """Look, in steps, unless it was done before."""
         if (before := self.kept) is not None:
             return before
-        splits = self.splits
-        parts = {"train": splits.train, "val": splits.val, "test": splits.test}
-        atlas, learned = _twins.Atlas(parts), len(splits.train) + len(splits.val)
-        fine = yield from steps.part_of(_twins.small(list(parts.values())), 0, 3)
-        pairs = yield from steps.part_of(_twins.near(fine, atlas.ids), 1, 3)
+        atlas, parts = _twins.Atlas(self.parts), list(self.parts.values())
+        fine = yield from steps.part_of(_twins.small(parts), 0, 4)
+        pairs = yield from steps.part_of(_twins.near(fine, atlas.ids), 1, 4)
         duplicates, leaks = _twins.told(atlas, pairs)
-        features = yield from self._features(fine)
-        work = _labels.judged(features, atlas.labels, atlas.ids, len(splits.classes), learned)
-        judged = yield from steps.part_of(work, 2, 3)
-        issues = _issues(atlas, judged.probabilities, learned)
-        names, count = splits.classes, len(atlas.rows)
+        features = yield from steps.part_of(self._features(), 2, 4)
+        judged = yield from steps.part_of(self._judged(features, atlas), 3, 4)
+        votes = yield from steps.part_of(_asked.votes(self.voters, self.store, parts), 3, 4)
+        voted = votes.count >= _asked.LEAST_VOTES
+        probabilities = np.where(voted[:, None], votes.probabilities, judged.probabilities)
+        names, own = self.splits.classes, slice(self.learned)
+        confused = _labels.confused(atlas.labels[own], probabilities[own])
+        agreed = float((probabilities[own].argmax(1) == atlas.labels[own]).mean())
+        odd = [
+            *_oddities.pixels(fine),
+            *(("odd_size", row, off) for row, off in self._odd_sizes()),
+        ]
         found = QualityReport(
             source=self.spec.source,
-            fingerprint=splits.fingerprint,
+            fingerprint=self.splits.fingerprint,
             classes=names,
-            images=count,
-            counts={name: part.counts() for name, part in parts.items()},
-            method=self._method(judged.probabilities[:learned], atlas.labels[:learned]),
+            images=len(atlas.rows),
+            counts={name: part.counts() for name, part in self.parts.items()},
+            method=self._method(int(voted.sum()), votes.runs, agreed),
             near=_twins.WORDS,
-            unreadable=splits.unreadable,
+            unreadable=self.splits.unreadable,
             duplicates=duplicates,
             leaks=leaks,
-            label_issues=issues,
-            pairs=tuple(
-                Pair((names[one], names[other]), share, round(share * learned))
-                for one, other, share in _labels.confused(atlas.labels[:learned], judged.probabilities[:learned])
-            ),
+            label_issues=_issues(atlas, probabilities, self.learned),
+            pairs=tuple(Pair((names[a], names[b]), share, round(share * self.learned)) for a, b, share in confused),
             outliers=tuple(
                 Outlier(*_at(atlas, row), float(score))
                 for row, score in zip(*_oddities.outliers(judged.distance), strict=True)
             ),
-            pixels=tuple(PixelIssue(*_at(atlas, row), kind, value) for kind, row, value in _oddities.pixels(fine)),
+            pixels=tuple(PixelIssue(*_at(atlas, row), kind, value) for kind, row, value in odd),
+            hard=_hard(atlas, votes),
+            warnings=tuple(self._warnings(agreed)),
         )
         file = self.store.root / "cache" / "quality" / f"{self.key}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, found.as_dict())
         return found
 
-    def _features(self, fine: NDArray[np.float32]) -> Work[NDArray[np.float32]]:
-        by = -(-max(fine.shape[2:]) // SIDE)
-        high, wide = fine.shape[2] // by, fine.shape[3] // by
-        blocks = fine[:, :, : high * by, : wide * by].reshape(*fine.shape[:2], high, by, wide, by)
-        yield 0.66
-        return blocks.mean((3, 5)).reshape(len(fine), -1)
+    def _features(self) -> Work[NDArray[np.float32]]:
+        parts = list(self.parts.values())
+        if self.teacher is not None:
+            return (yield from _asked.features(self.teacher, parts))
+        return _flat((yield from _twins.small(parts, SIDE)))
 
-    def _method(self, probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> str:
-        agreed = float((probabilities.argmax(1) == labels).mean())
-        return (
-            f"5-fold: the mean of {_labels.NEIGHBOURS} nearest neighbours and logistic regression on pixels, which "
-            f"agree with {agreed:.1%} of the labels that they did not learn"
-        )
+    def _judged(self, features: NDArray[np.float32], atlas: _twins.Atlas) -> Work[_labels.Judged]:
+        return _labels.judged(features, atlas.labels, atlas.ids, len(self.splits.classes), self.learned)
+
+    def _odd_sizes(self) -> list[tuple[int, float]]:
+        sizes = [part.sizes for part in self.parts.values() if part.sizes is not None]
+        return _oddities.odd_sizes(np.concatenate(sizes)) if len(sizes) == len(self.parts) else []
+
+    def _method(self, voted: int, runs: int, agreed: float) -> str:
+        """How out-of-sample probabilities were made, in words."""
+        of = f"features of {self.teacher.name}" if self.teacher is not None else "pixels"
+        split = f"5-fold, the mean of {_labels.NEIGHBOURS} nearest neighbours and logistic regression on {of}"
+        if min(self.learned, _labels.MOST_FITTED) < self.learned:
+            split += f", fitted to {_labels.MOST_FITTED:,} images at most"
+        if voted:
+            rest = sum(map(len, self.parts.values())) - voted
+            split = f"votes of {runs} runs that did not learn the image" + (
+                f"; {rest:,} images by {split}" if rest else ""
+            )
+        return f"{split}; agrees with {agreed:.1%} of the labels"
+
+    def _warnings(self, agreed: float) -> Iterator[str]:
+        each = self.learned / len(self.splits.classes)
+        if each < FEW:
+            yield (
+                f"automatic cleaning would likely hurt: {each:.0f} images a class are too few to judge labels by "
+                f"(below {FEW}, about half of what it drops is right); look at each image instead"
+            )
+        if agreed < DOUBTFUL:
+            yield (
+                f"the judges agree with {agreed:.0%} of the labels only: many that they suspect will be right; "
+                "look before you drop, or give a teacher of these images"
+            )
+        if self.teacher is not None:
+            known = _asked.learned(self.teacher, self.store)
+            ids = np.concatenate([part.ids for part in self.parts.values()])
+            if known is not None and self.teacher.imported is None and np.isin(ids, known).any():
+                yield (
+                    f"{self.teacher.name} learned from some of these images: wrong labels that it memorised may look "
+                    "right to it"
+                )
 
 
-def _at(atlas: _twins.Atlas, row: int) -> tuple[str, int, str]:
+def _flat(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Pixels [N, C, h, w] as features float32 [N, F], 0..1."""
+    return pixels.reshape(len(pixels), -1).astype(np.float32) / np.float32(255)
+
+
+def _at(atlas: _twins.Atlas, row: int | np.integer[Any]) -> tuple[str, int, str]:
     place = atlas.place(row)
     return place.split, place.row, place.id
 
@@ -190,6 +254,26 @@ def _issues(atlas: _twins.Atlas, probabilities: NDArray[np.float64], learned: in
             given = atlas.classes[atlas.labels[row]]
             found.append(LabelIssue(*_at(atlas, row), given, atlas.classes[suggested], float(score), bool(sure)))
     return tuple(sorted(found, key=lambda issue: issue.score))
+
+
+def _hard(atlas: _twins.Atlas, votes: _asked.Votes) -> tuple[Hard, ...]:
+    """Images that the smallest students do not learn, hardest first."""
+    if not votes.runs:
+        return ()
+    smallest = votes.learned_by[votes.learned_by > 0].min(initial=np.iinfo(np.int64).max)
+    rows = np.flatnonzero((votes.count > 0) & (votes.learned_by != smallest))
+    size = np.where(votes.learned_by == 0, np.iinfo(np.int64).max, votes.learned_by)
+    rows = rows[np.lexsort((votes.right[rows], -size[rows]))][:MOST_HARD]
+    return tuple(
+        Hard(
+            *_at(atlas, row),
+            atlas.classes[atlas.labels[row]],
+            int(votes.learned_by[row]) or None,
+            float(votes.right[row]),
+            int(votes.count[row]),
+        )
+        for row in rows
+    )
 
 
 # --- asked from the dashboard and the command line --------------------------------------------------------------------

@@ -95,8 +95,8 @@ class Outlier(Place):
 class PixelIssue(Place):
     """An image that is `dark`, `bright`, `blank` or of an `odd_size`.
 
-    `value`: mean brightness 0..1; for `blank` the standard deviation of brightness; for `odd_size` the original aspect
-    ratio or side over the usual one.
+    `value`: mean brightness 0..1; for `blank` the standard deviation of brightness; for `odd_size` the side of its
+    file (root of its area) or its width / height, whichever is further off, over the usual one.
     """
 
     kind: str

@@ -10,6 +10,7 @@ Who is compared at all is decided by the magnitudes of low frequencies, which a 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,26 +40,27 @@ Pairs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
 """(one, other, distance) of pairs of rows, one < other."""
 
 
-def small(parts: Sequence[ImageSet], side: int = SIDE) -> Work[NDArray[np.float32]]:
-    """The pixels of all images float32 [N, C, h, w], 0..1, each block of pixels averaged: no side is above `side`."""
+def small(parts: Sequence[ImageSet], side: int = SIDE) -> Work[NDArray[np.uint8]]:
+    """The pixels of all images uint8 [N, C, h, w], each block of pixels averaged: no side is above `side`."""
     channels, height, width = parts[0].shape
     by = (-(-height // side), -(-width // side))
     high, wide = height // by[0], width // by[1]
-    found, at = np.empty((sum(map(len, parts)), channels, high, wide), np.float32), 0
+    found, at = np.empty((sum(map(len, parts)), channels, high, wide), np.uint8), 0
     for images in parts:
         for start in range(0, len(images), CHUNK):
             part = np.asarray(images.images[start : start + CHUNK])[:, :, : high * by[0], : wide * by[1]]
             blocks = part.reshape(len(part), channels, high, by[0], wide, by[1])
-            found[at : at + len(part)] = blocks.mean((3, 5), dtype=np.float32) / 255
+            found[at : at + len(part)] = blocks.mean((3, 5), dtype=np.float32).round()
             at += len(part)
             yield at / len(found)
     return found
 
 
-def near(pixels: NDArray[np.float32], ids: NDArray[np.uint64]) -> Work[Pairs]:
+def near(pixels: NDArray[np.uint8], ids: NDArray[np.uint64]) -> Work[Pairs]:
     """Pairs of near, not exact, duplicates among images [N, C, h, w]; of equal images the first stands for all."""
     rows = np.sort(np.unique(ids, return_index=True)[1])
-    rows = rows[pixels[rows].std((1, 2, 3)) > 0]  # nothing can be said of blank ones
+    flat = pixels.reshape(len(pixels), -1)
+    rows = rows[flat.min(1)[rows] < flat.max(1)[rows]]  # nothing can be said of blank ones
     nothing = np.empty(0, np.int64)
     if len(rows) < 3:
         return nothing, nothing, np.empty(0)
@@ -75,7 +77,7 @@ def near(pixels: NDArray[np.float32], ids: NDArray[np.uint64]) -> Work[Pairs]:
     return rows[one[order]], rows[other[order]], distance[order]
 
 
-def _candidates(pixels: NDArray[np.float32], rows: NDArray[np.int64]) -> Work[NDArray[np.int64]]:
+def _candidates(pixels: NDArray[np.uint8], rows: NDArray[np.int64]) -> Work[NDArray[np.int64]]:
     """Pairs worth comparing, as one * len(rows) + other, each once."""
     from sklearn.neighbors import NearestNeighbors
 
@@ -91,9 +93,9 @@ def _candidates(pixels: NDArray[np.float32], rows: NDArray[np.int64]) -> Work[ND
     return np.unique(np.concatenate(found))
 
 
-def _spectrum(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+def _spectrum(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Magnitudes of the low frequencies of images [N, C, h, w] in grey, of length 1: float32 [N, features]."""
-    grey = pixels.mean(1)
+    grey = pixels.mean(1, dtype=np.float32)
     grey = grey - grey.mean((1, 2), keepdims=True)
     side = 2 * max(grey.shape[1:])  # twice as large: what leaves on one side does not come back on the other
     found = np.abs(np.fft.rfft2(grey, s=(side, side)))
@@ -102,8 +104,9 @@ def _spectrum(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(low / np.linalg.norm(low, axis=1, keepdims=True).clip(1e-9), np.float32)
 
 
-def aligned(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float64]:
+def aligned(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> NDArray[np.float64]:
     """1 - correlation of pairs of images [N, C, h, w] where they overlap, after the best shift: float64 [N]."""
+    left, right = left.astype(np.float32), right.astype(np.float32)
     best = np.ones(len(left))
     high, wide = left.shape[2:]
     for down in range(-SHIFT, SHIFT + 1):
@@ -144,10 +147,10 @@ class Atlas:
         self.labels = np.concatenate([part.labels for part in splits.values()])
         self.classes = next(iter(splits.values())).classes
 
-    def place(self, row: int) -> Place:
+    def place(self, row: int | np.integer[Any]) -> Place:
         return Place(str(self.names[row]), int(self.rows[row]), f"{int(self.ids[row]):016x}")
 
-    def labelled(self, row: int) -> LabelledPlace:
+    def labelled(self, row: int | np.integer[Any]) -> LabelledPlace:
         at = self.place(row)
         return LabelledPlace(at.split, at.row, at.id, self.classes[self.labels[row]])
 
