@@ -50,9 +50,9 @@ VERSION = 1
 SIDE = 16
 """Pixels a side that labels are judged by."""
 FEW = 20
-"""Training and validation images a class, below which automatic cleaning hurt."""
-DOUBTFUL = 0.9
-"""Share of labels that judges must agree with to be believed."""
+"""Training and validation images a class, below which automatic cleaning cost accuracy: see the README."""
+DOUBTFUL = 0.95
+"""Share of the labels that they do not suspect with which judges must agree, or they are weak on these images."""
 MOST_HARD = 1_000
 """Hard examples that are told."""
 
@@ -62,7 +62,8 @@ def look(store: Store, spec: DataSpec, *, method: str = "auto", teacher: str | N
 
     Args:
         method: who judges labels: `votes` of finished runs that did not learn the image, a probe on a `teacher`'s
-            features, `pixels`, or the first of these that is possible (`auto`).
+            features, or on `pixels`. `auto`: on the teacher's features if one is named, else on pixels; where there
+            are votes that foretell the labels better, these.
         teacher: a finished run or import whose features are used.
 
     Raises:
@@ -106,7 +107,7 @@ class Looking:
             raise BadInput("labels are not judged in such a way", given=method, do=f"choose {', '.join(METHODS)}")
         if method == "teacher" and teacher is None:
             raise BadInput("no teacher was named", do="name a finished run or an import")
-        self.store = store
+        self.store, self.method = store, method
         self.spec = spec.model_copy(update={"decisions": None, "fingerprint": None})
         self.splits: Splits = data.load(self.spec, store.data_cache)
         self.parts = {"train": self.splits.train, "val": self.splits.val, "test": self.splits.test}
@@ -125,10 +126,9 @@ class Looking:
     @property
     def key(self) -> str:
         """Digest of all that the report depends on."""
-        from smallalign_core import foreign
-
-        teacher = self.teacher and foreign.digest_of(self.teacher)
-        facts = [VERSION, self.splits.fingerprint, self.spec.source, teacher, [run.id for run in self.voters]]
+        teacher = self.teacher.id if self.teacher is not None else None
+        forced = self.method == "votes"
+        facts = [VERSION, self.splits.fingerprint, self.spec.source, teacher, forced, [run.id for run in self.voters]]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 
     @property
@@ -150,11 +150,14 @@ class Looking:
         features = yield from steps.part_of(self._features(), 2, 4)
         judged = yield from steps.part_of(self._judged(features, atlas), 3, 4)
         votes = yield from steps.part_of(_asked.votes(self.voters, self.store, parts), 3, 4)
-        voted = votes.count >= _asked.LEAST_VOTES
+        voted = self._trusted(votes, judged, atlas.labels)
         probabilities = np.where(voted[:, None], votes.probabilities, judged.probabilities)
         names, own = self.splits.classes, slice(self.learned)
         confused = _labels.confused(atlas.labels[own], probabilities[own])
-        agreed = float((probabilities[own].argmax(1) == atlas.labels[own]).mean())
+        agreed = probabilities.argmax(1) == atlas.labels
+        issues = _issues(atlas, probabilities, self.learned)
+        suspected = sum(issue.split != "test" for issue in issues)
+        disputed = int((~agreed[own]).sum()) - suspected  # judges name another class, and do not suspect the label
         odd = [
             *_oddities.pixels(fine),
             *(("odd_size", row, off) for row, off in self._odd_sizes()),
@@ -165,12 +168,12 @@ class Looking:
             classes=names,
             images=len(atlas.rows),
             counts={name: part.counts() for name, part in self.parts.items()},
-            method=self._method(int(voted.sum()), votes.runs, agreed),
+            method=self._method(int(voted.sum()), votes.runs, float(agreed[own].mean())),
             near=_twins.WORDS,
             unreadable=self.splits.unreadable,
             duplicates=duplicates,
             leaks=leaks,
-            label_issues=_issues(atlas, probabilities, self.learned),
+            label_issues=issues,
             pairs=tuple(Pair((names[a], names[b]), share, round(share * self.learned)) for a, b, share in confused),
             outliers=tuple(
                 Outlier(*_at(atlas, row), float(score))
@@ -178,7 +181,7 @@ class Looking:
             ),
             pixels=tuple(PixelIssue(*_at(atlas, row), kind, value) for kind, row, value in odd),
             hard=_hard(atlas, votes),
-            warnings=tuple(self._warnings(agreed)),
+            warnings=tuple(self._warnings(1 - disputed / max(1, self.learned - suspected))),
         )
         file = self.store.root / "cache" / "quality" / f"{self.key}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -194,6 +197,14 @@ class Looking:
     def _judged(self, features: NDArray[np.float32], atlas: _twins.Atlas) -> Work[_labels.Judged]:
         return _labels.judged(features, atlas.labels, atlas.ids, len(self.splits.classes), self.learned)
 
+    def _trusted(self, votes: _asked.Votes, judged: _labels.Judged, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whose label is judged by votes [N]: where there are enough, if these foretell labels better or were asked."""
+        enough = votes.count >= _asked.LEAST_VOTES
+        rows = np.flatnonzero(enough[: self.learned])
+        both = (votes.probabilities, judged.probabilities)
+        right, others = ((said[rows].argmax(1) == labels[rows]).sum() for said in both)
+        return enough if right > others or self.method == "votes" else np.zeros_like(enough)
+
     def _odd_sizes(self) -> list[tuple[int, float]]:
         sizes = [part.sizes for part in self.parts.values() if part.sizes is not None]
         return _oddities.odd_sizes(np.concatenate(sizes)) if len(sizes) == len(self.parts) else []
@@ -201,7 +212,7 @@ class Looking:
     def _method(self, voted: int, runs: int, agreed: float) -> str:
         """How out-of-sample probabilities were made, in words."""
         of = f"features of {self.teacher.name}" if self.teacher is not None else "pixels"
-        split = f"5-fold, the mean of {_labels.NEIGHBOURS} nearest neighbours and logistic regression on {of}"
+        split = f"5-fold, the mean of {_labels.NEIGHBOURS} nearest neighbours and kernel logistic regression on {of}"
         if min(self.learned, _labels.MOST_FITTED) < self.learned:
             split += f", fitted to {_labels.MOST_FITTED:,} images at most"
         if voted:
@@ -209,19 +220,23 @@ class Looking:
             split = f"votes of {runs} runs that did not learn the image" + (
                 f"; {rest:,} images by {split}" if rest else ""
             )
+        elif runs:
+            split += f" (which foretell labels better than the votes of {runs} runs)"
         return f"{split}; agrees with {agreed:.1%} of the labels"
 
     def _warnings(self, agreed: float) -> Iterator[str]:
+        """What to know before anything is dropped; `agreed`: with which share of the other labels judges agree."""
         each = self.learned / len(self.splits.classes)
         if each < FEW:
             yield (
                 f"automatic cleaning would likely hurt: {each:.0f} images a class are too few to judge labels by "
-                f"(below {FEW}, about half of what it drops is right); look at each image instead"
+                f"(below {FEW} it cost accuracy where it was measured); look at each image instead"
             )
         if agreed < DOUBTFUL:
             yield (
-                f"the judges agree with {agreed:.0%} of the labels only: many that they suspect will be right; "
-                "look before you drop, or give a teacher of these images"
+                f"automatic cleaning may hurt: the judges name another class for {1 - agreed:.0%} of the labels that "
+                "they do not even suspect, so many that they suspect will be right; look before you drop, give a "
+                "teacher, or let a scaling study measure what cleaning is worth"
             )
         if self.teacher is not None:
             known = _asked.learned(self.teacher, self.store)

@@ -21,8 +21,9 @@ MOST_FITTED = 10_000
 MOST_REFERENCES = 60_000
 """Images among which nearest neighbours are looked for."""
 CHUNK = 1_000
-STRENGTH = 0.05
-"""The inverse strength of the logistic regression's penalty, on standardised features."""
+STRENGTH, KERNELS = 0.03, 300
+"""The inverse strength of the logistic regression's penalty, and how many images it compares one with (Nyström's
+approximation of a Gaussian kernel, whose width is the median distance; Williams & Seeger, 2001)."""
 LEAST_PAIR = 0.001
 """Share of images that two classes confuse, below which it is not told."""
 
@@ -43,7 +44,7 @@ class Judged:
 @dataclass(frozen=True)
 class Suspects:
     """Suspected labels, worst first: `rows`, their `scores`, whether a stricter rule agrees (`sure`), and the label
-    that each looks like (`suggested`); and for all images the `scores_of_all`."""
+    that each looks like (`suggested`)."""
 
     rows: NDArray[np.int64]
     scores: NDArray[np.float64]
@@ -54,7 +55,7 @@ class Suspects:
 def judged(
     features: NDArray[np.float32], labels: NDArray[np.int64], ids: NDArray[np.uint64], classes: int, learned: int
 ) -> Work[Judged]:
-    """Out-of-sample probabilities of all images, by the mean of nearest neighbours and logistic regressions.
+    """Out-of-sample probabilities of all images, by the mean of nearest neighbours and kernel logistic regressions.
 
     Args:
         features: [N, F].
@@ -105,7 +106,7 @@ def _regressions(
     learned: int,
     begun: float,
 ) -> Work[NDArray[np.float64]]:
-    """Probabilities [N, classes] of logistic regressions, each fitted to the other folds; equal images share a fold."""
+    """Probabilities [N, classes] of kernel logistic regressions fitted to the other folds; copies share one."""
     fold = np.full(len(features), -1)
     fold[:learned] = _folds(labels[:learned], ids[:learned])
     found, rng = np.zeros((len(features), classes)), np.random.default_rng(0)
@@ -133,15 +134,21 @@ def _folds(labels: NDArray[np.int64], ids: NDArray[np.uint64]) -> NDArray[np.int
 def _regression(
     seen: NDArray[np.float32], labels: NDArray[np.int64], asked: NDArray[np.float32], classes: int
 ) -> NDArray[np.float64]:
-    """Probabilities [asked, classes] of a logistic regression that saw images with labels."""
+    """Probabilities [asked, classes] of a kernel logistic regression that saw images with labels."""
+    from sklearn.kernel_approximation import Nystroem
     from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics.pairwise import euclidean_distances
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     known = np.unique(labels)
     if len(known) < 2:
         return np.full((len(asked), classes), 1 / classes)
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=STRENGTH, max_iter=200))
+    some = np.random.default_rng(0).permutation(len(seen))[:KERNELS]
+    apart = euclidean_distances(seen[some], squared=True)
+    width = float(np.median(apart[apart > 0])) if (apart > 0).any() else 1.0
+    kernel = Nystroem(gamma=1 / width, n_components=len(some), random_state=0)
+    model = make_pipeline(kernel, StandardScaler(), LogisticRegression(C=STRENGTH, max_iter=200))
     found = np.zeros((len(asked), classes))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # 200 iterations are enough to rank by
@@ -152,24 +159,24 @@ def _regression(
 def suspects(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> Suspects:
     """Suspected labels among images with labels [N] and out-of-sample probabilities [N, classes].
 
-    Suspected is what cleanlab's `prune_by_noise_rate` flags; sure what its `both` does, which needs the class of the
-    label and the class that it looks like to agree.
+    Sure are, of all images, as many as confident learning counts, those whose label is least believed (cleanlab's
+    `low_self_confidence`). Suspected are these and what `prune_by_noise_rate` flags in each pair of classes.
     """
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # classes without images, or none that is confident
-        flagged, strict = (
+        by_pairs, least = (
             np.asarray(find_label_issues(labels, probabilities, filter_by=rule, n_jobs=1), bool)
-            for rule in ("prune_by_noise_rate", "both")
+            for rule in ("prune_by_noise_rate", "low_self_confidence")
         )
         scores = np.asarray(get_label_quality_scores(labels, probabilities), np.float64)
-    rows = np.flatnonzero(flagged)
+    rows = np.flatnonzero((by_pairs | least) & (probabilities.argmax(1) != labels))
     rows = rows[np.argsort(scores[rows], kind="stable")]
     others = probabilities[rows].copy()
     others[np.arange(len(rows)), labels[rows]] = -1
-    return Suspects(rows, scores[rows], strict[rows], others.argmax(1))
+    return Suspects(rows, scores[rows], least[rows], others.argmax(1))
 
 
 def confused(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> list[tuple[int, int, float]]:

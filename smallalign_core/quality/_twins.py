@@ -25,7 +25,7 @@ SHIFT = 1
 STRICT, LOOSE, GAP = 0.005, 0.03, 4.0
 """Near below STRICT; up to LOOSE if everything else is GAP times further away."""
 FREQUENCIES = 6
-LEAST_CANDIDATES, MOST_CANDIDATES, CANDIDATES = 16, 128, 250_000
+LEAST_CANDIDATES, MOST_CANDIDATES, CANDIDATES = 16, 200, 400_000
 """Images that one is compared with: so many in all where there are few, at least and at most so many for each."""
 CHUNK = 1_000
 MOST_PAIRS = 5_000

@@ -43,6 +43,7 @@ def inspect(
         raise BadInput("decisions go into a new file of an existing folder", given=decide, do="choose another name")
     asked: dict[str, Any] = parse_data(fields).model_dump(mode="json")
     facts = desk.inspect(place, asked)
+    quality.quality(place, asked, method, teacher, start=False)  # what cannot be is refused before there is a bar
     with Progress(console=progress_console) as bar:
         task = bar.add_task("looking", total=1.0)
         while "report" not in (found := quality.quality(place, asked, method, teacher, patience=PATIENCE)):
