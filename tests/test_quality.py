@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -306,6 +307,8 @@ def test_automatic_cleaning_judges_by_these_images_alone_and_empties_no_class(ne
     assert made == quality.automatic(images)
     mixed = images.relabelled(np.where(np.arange(400) < 3, 9, np.where(images.labels == 9, 0, images.labels)))
     assert set(data.decided(mixed, quality.automatic(mixed)).labels) == set(mixed.labels)
+    nothing = replace(images, images=np.random.default_rng(0).integers(0, 256, images.images.shape).astype(np.uint8))
+    assert quality.automatic(nothing).by_image == {}, "who knows nothing suspects nobody"
     for few in (10, 20):
         small = data.load(DataSpec(source="digits", images=few), near_store.data_cache).train
         assert set(data.decided(small, quality.automatic(small)).labels) == set(range(10))
@@ -321,10 +324,14 @@ def test_few_images_are_warned_of(near_store: Store) -> None:
 def test_a_teachers_features_judge_better_than_pixels(near_store: Store) -> None:
     spec = DataSpec(source="digits", noise=0.1, draw=2)
     wrong = wrong_in(near_store, spec)
-    pixels, features = (quality.look(near_store, spec, teacher=name) for name in (None, "digits-teacher"))
+    pixels = quality.look(near_store, spec)
+    features = quality.look(near_store, spec, method="teacher", teacher="digits-teacher")
     assert "features of digits-teacher" in features.method
-    assert sum(found_of(features, wrong)) > sum(found_of(pixels, wrong))
-    assert any("learned from some of these images" in warning for warning in features.warnings)
+    assert sum(found_of(features, wrong)) > sum(found_of(pixels, wrong)), "it learned the right labels"
+    assert any("features hide wrong labels" in warning for warning in features.warnings)
+    unasked = quality.look(near_store, spec, teacher="digits-teacher")
+    assert unasked.label_issues == pixels.label_issues
+    assert any("so pixels were used" in warning for warning in unasked.warnings)
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ from smallalign_core.quality._report import (
 )
 from smallalign_core.spec import DataSpec, parse_data
 from smallalign_core.steps import Work
-from smallalign_core.store import Store
+from smallalign_core.store import Run, Store
 
 METHODS = ("auto", "votes", "teacher", "pixels")
 VERSION = 1
@@ -62,8 +62,8 @@ def look(store: Store, spec: DataSpec, *, method: str = "auto", teacher: str | N
 
     Args:
         method: who judges labels: `votes` of finished runs that did not learn the image, a probe on a `teacher`'s
-            features, or on `pixels`. `auto`: on the teacher's features if one is named, else on pixels; where there
-            are votes that foretell the labels better, these.
+            features, or on `pixels`. `auto`: on a teacher's features if one is named that did not learn these images,
+            else on pixels; where there are votes that foretell the labels better, these.
         teacher: a finished run or import whose features are used.
 
     Raises:
@@ -112,7 +112,10 @@ class Looking:
         self.splits: Splits = data.load(self.spec, store.data_cache)
         self.parts = {"train": self.splits.train, "val": self.splits.val, "test": self.splits.test}
         self.learned = len(self.splits.train) + len(self.splits.val)
-        self.teacher = store.finished(teacher) if teacher is not None and method != "pixels" else None
+        self.teacher = store.finished(teacher) if teacher is not None and method in ("auto", "teacher") else None
+        self.biased = self.teacher if self.teacher is not None and self._learned_by(self.teacher) else None
+        if self.biased is not None and method == "auto":
+            self.teacher = None
         self.voters = _asked.voters(store, self.spec) if method in ("auto", "votes") else []
         if method == "votes" and len(self.voters) < _asked.LEAST_VOTES:
             raise BadInput(
@@ -123,12 +126,19 @@ class Looking:
         if len(self.voters) < _asked.LEAST_VOTES:
             self.voters = []
 
+    def _learned_by(self, teacher: Run) -> bool:
+        """Whether a teacher learned from some of these images, as far as can be known."""
+        known = None if teacher.imported is not None else _asked.learned(teacher, self.store)
+        return known is not None and any(np.isin(part.ids, known).any() for part in self.parts.values())
+
     @property
     def key(self) -> str:
         """Digest of all that the report depends on."""
         teacher = self.teacher.id if self.teacher is not None else None
-        forced = self.method == "votes"
-        facts = [VERSION, self.splits.fingerprint, self.spec.source, teacher, forced, [run.id for run in self.voters]]
+        facts = [
+            *(VERSION, self.splits.fingerprint, self.spec.source, self.method == "votes"),
+            *(teacher, self.biased and self.biased.id, [run.id for run in self.voters]),
+        ]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 
     @property
@@ -144,12 +154,12 @@ class Looking:
         if (before := self.kept) is not None:
             return before
         atlas, parts = _twins.Atlas(self.parts), list(self.parts.values())
-        fine = yield from steps.part_of(_twins.small(parts), 0, 4)
-        pairs = yield from steps.part_of(_twins.near(fine, atlas.ids), 1, 4)
+        fine = yield from steps.part_of(_twins.small(parts), 0, 5)
+        pairs = yield from steps.part_of(_twins.near(fine, atlas.ids), 1, 5)
         duplicates, leaks = _twins.told(atlas, pairs)
-        features = yield from steps.part_of(self._features(), 2, 4)
-        judged = yield from steps.part_of(self._judged(features, atlas), 3, 4)
-        votes = yield from steps.part_of(_asked.votes(self.voters, self.store, parts), 3, 4)
+        features = yield from steps.part_of(self._features(), 2, 5)
+        judged = yield from steps.part_of(self._judged(features, atlas), 3, 5)
+        votes = yield from steps.part_of(_asked.votes(self.voters, self.store, parts), 4, 5)
         voted = self._trusted(votes, judged, atlas.labels)
         probabilities = np.where(voted[:, None], votes.probabilities, judged.probabilities)
         names, own = self.splits.classes, slice(self.learned)
@@ -181,7 +191,10 @@ class Looking:
             ),
             pixels=tuple(PixelIssue(*_at(atlas, row), kind, value) for kind, row, value in odd),
             hard=_hard(atlas, votes),
-            warnings=tuple(self._warnings(1 - disputed / max(1, self.learned - suspected))),
+            warnings=(
+                *self._warnings(1 - disputed / max(1, self.learned - suspected)),
+                *([_twins.MORE] if len(pairs[0]) == _twins.MOST_PAIRS else []),
+            ),
         )
         file = self.store.root / "cache" / "quality" / f"{self.key}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -238,14 +251,12 @@ class Looking:
                 "they do not even suspect, so many that they suspect will be right; look before you drop, give a "
                 "teacher, or let a scaling study measure what cleaning is worth"
             )
-        if self.teacher is not None:
-            known = _asked.learned(self.teacher, self.store)
-            ids = np.concatenate([part.ids for part in self.parts.values()])
-            if known is not None and self.teacher.imported is None and np.isin(ids, known).any():
-                yield (
-                    f"{self.teacher.name} learned from some of these images: wrong labels that it memorised may look "
-                    "right to it"
-                )
+        if self.biased is not None:
+            yield (
+                f"{self.biased.name} learned from some of these images, and its features hide wrong labels that it "
+                "memorised"
+                + (": look with `pixels`, too" if self.teacher is not None else ", so pixels were used instead")
+            )
 
 
 def _flat(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -99,7 +99,7 @@ def _may_vote(run: Run, spec: DataSpec) -> bool:
         if run.finished and run.imported is None and not run.spec.teachers and run.spec.start is None:
             theirs = run.spec.data
             partly = theirs.images is not None and (spec.images is None or theirs.images < spec.images)
-            return partly and _same(theirs) == _same(spec)
+            return partly and "params" in (run.result or {}) and _same(theirs) == _same(spec)
     return False
 
 

@@ -160,11 +160,16 @@ def suspects(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> S
     """Suspected labels among images with labels [N] and out-of-sample probabilities [N, classes].
 
     Sure are, of all images, as many as confident learning counts, those whose label is least believed (cleanlab's
-    `low_self_confidence`). Suspected are these and what `prune_by_noise_rate` flags in each pair of classes.
+    `low_self_confidence`). Suspected are these and what `prune_by_noise_rate` flags in each pair of classes. Judges who
+    agree with no more labels than the largest class has know nothing, and suspect nobody.
     """
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
 
+    counts, named = np.bincount(labels), probabilities.argmax(1)
+    if np.count_nonzero(counts) < 2 or (named == labels).sum() <= counts.max():
+        nobody = np.empty(0, np.int64)
+        return Suspects(nobody, np.empty(0), np.empty(0, bool), nobody)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # classes without images, or none that is confident
         by_pairs, least = (
@@ -172,7 +177,7 @@ def suspects(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> S
             for rule in ("prune_by_noise_rate", "low_self_confidence")
         )
         scores = np.asarray(get_label_quality_scores(labels, probabilities), np.float64)
-    rows = np.flatnonzero((by_pairs | least) & (probabilities.argmax(1) != labels))
+    rows = np.flatnonzero((by_pairs | least) & (named != labels))
     rows = rows[np.argsort(scores[rows], kind="stable")]
     others = probabilities[rows].copy()
     others[np.arange(len(rows)), labels[rows]] = -1

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from smallalign_core.data import Decision, Decisions, read_decisions
-from smallalign_core.errors import BadInput
+from smallalign_core.errors import BadInput, Refused
 from smallalign_core.files import append, read_lines
 from smallalign_core.store import Store
 
@@ -112,7 +112,11 @@ def undoable(store: Store, fingerprint: str) -> int:
 def _held(store: Store, fingerprint: str) -> Iterator[None]:
     file = file_of(store, fingerprint)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(file.with_suffix(".lock"), timeout=PATIENCE):
+    try:
+        lock = FileLock(file.with_suffix(".lock"), timeout=PATIENCE).acquire()
+    except Timeout:
+        raise Refused("somebody else is deciding about these images", given=file, do="try again") from None
+    with lock:
         yield
 
 

@@ -36,6 +36,8 @@ WORDS = (
     f"{STRICT}, or below {LOOSE} and {GAP:g} times smaller than to any other image"
 )
 
+MORE = f"there are more near duplicates: only the {MOST_PAIRS:,} closest pairs are told, and leaks among them"
+
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
 """(one, other, distance) of pairs of rows, one < other."""
 

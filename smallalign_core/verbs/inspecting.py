@@ -49,7 +49,7 @@ def inspect(
         while "report" not in (found := quality.quality(place, asked, method, teacher, patience=PATIENCE)):
             bar.update(task, completed=found["done"])
         bar.update(task, completed=1.0)
-    text = found["words"]
+    text = "\n".join([found["words"], *(f"note: {note}" for note in facts["notes"])])
     if decide is not None:
         made = quality.QualityReport.from_dict(found["report"]).decisions()
         made.write(decide)
