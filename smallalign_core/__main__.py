@@ -20,6 +20,7 @@ from smallalign_core.files import write_folder
 from smallalign_core.spec import DataSpec, parse_data, read_policy
 from smallalign_core.store import Store
 from smallalign_core.verbs import MODELS, DeviceOption, JsonOption, Reference, StoreOption, answer, percent
+from smallalign_core.verbs.inspecting import inspect
 from smallalign_core.verbs.judging import compare
 from smallalign_core.verbs.landscapes import landscape
 from smallalign_core.verbs.runs import app as runs_app
@@ -31,7 +32,7 @@ from smallalign_core.verbs.training import submit, train, worth
 app = typer.Typer(
     help="SmallAlign: distil, compare and ship small image classifiers.", no_args_is_help=True, add_completion=False
 )
-for verb in (train, submit, worth, optimizers, preflight, convert, compare, landscape, export, verify):
+for verb in (inspect, train, submit, worth, optimizers, preflight, convert, compare, landscape, export, verify):
     app.command()(verb)
 app.command("import")(import_)
 app.add_typer(runs_app, name="runs")

@@ -18,7 +18,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from smallalign_core import data, judging, limits, preview, studies, teaching, tuning, visitors, worth as measuring
+from smallalign_core import (
+    data,
+    judging,
+    limits,
+    preview,
+    quality,
+    studies,
+    teaching,
+    tuning,
+    visitors,
+    worth as measuring,
+)
 from smallalign_core.errors import BadInput, SmallAlignError, WorkFailed
 from smallalign_core.machine import set_threads
 from smallalign_core.spec import CutMix, MixUp, OfLayers, RunSpec, digest, parse, parse_data
@@ -290,6 +301,7 @@ QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "study": study,
     "landscape": landscape,
     "ladder": ladder,
+    "quality": quality.quality,
 }
 
 

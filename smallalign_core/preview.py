@@ -264,6 +264,7 @@ def _among_others(own: dict[str, Any], train: ImageSet) -> ImageSet:
         images=np.concatenate([image[None], others.images[:]]),
         labels=np.concatenate([[0], others.labels]),
         ids=np.concatenate([np.zeros(1, np.uint64), others.ids]),
+        sizes=None,
     )
 
 

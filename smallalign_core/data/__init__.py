@@ -25,7 +25,7 @@ from smallalign_core.data._decisions import (
     read_decisions as read_decisions,
 )
 from smallalign_core.data._decode import DISK_FULL, Decoded, decode_one as decode_one, walk
-from smallalign_core.data._readers import NAMED as NAMED, path_of, reader
+from smallalign_core.data._readers import NAMED as NAMED, path_of as path_of, reader
 from smallalign_core.data._sets import ImageSet as ImageSet, MappedRows, Splits as Splits, statistics as statistics
 from smallalign_core.data._zips import check_upload as check_upload
 from smallalign_core.errors import BadData, BadModel, Refused
@@ -35,7 +35,7 @@ from smallalign_core.spec import DataSpec
 RAM_BUDGET = 2 * 1024**3
 """Image arrays above this many bytes are memory-mapped instead of read into RAM."""
 
-FORMAT = 2
+FORMAT = 3
 """Part of every cache key; raised when decoding changes."""
 
 DAMAGED = (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, BadModel)
@@ -94,6 +94,8 @@ def _prepared(spec: DataSpec, cache: Path) -> Path:
                 np.save(part / f"{name}.source_ids.npy", ids)
                 if not (part / f"{name}.images.npy").exists():
                     np.save(part / f"{name}.images.npy", images)
+                if name in decoded.sizes:
+                    np.save(part / f"{name}.sizes.npy", decoded.sizes[name])
             facts = {
                 "files": {file.name: [_digest(file), file.stat().st_mtime_ns] for file in part.glob("*.npy")},
                 "classes": decoded.classes,
@@ -142,12 +144,14 @@ def _digest(file: Path) -> str:
 def _open_part(folder: Path, name: str, classes: tuple[str, ...], ram_budget: int) -> ImageSet:
     file, labels = folder / f"{name}.images.npy", np.load(folder / f"{name}.labels.npy")
     ids, count = np.load(folder / f"{name}.source_ids.npy"), len(labels)
+    sizes = np.load(folder / f"{name}.sizes.npy") if (folder / f"{name}.sizes.npy").exists() else None
     mapped = file.stat().st_size > ram_budget
     images = np.load(file, mmap_mode="r" if mapped else None)
-    if len(images) < count or len(ids) != count or images.ndim != 4:
+    if len(images) < count or len(ids) != count or images.ndim != 4 or (sizes is not None and len(sizes) != count):
         raise ValueError
     # there may be rows to spare at the end: of files that turned out to be unreadable
-    return ImageSet(MappedRows(images, np.arange(count)) if mapped else images[:count], labels, ids, classes)
+    rows = MappedRows(images, np.arange(count)) if mapped else images[:count]
+    return ImageSet(rows, labels, ids, classes, sizes)
 
 
 def _repaired(spec: DataSpec, cache: Path, ram_budget: int) -> tuple[dict[str, Any], dict[str, ImageSet]]:

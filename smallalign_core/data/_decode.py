@@ -8,7 +8,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 
@@ -37,12 +37,14 @@ class Decoded:
 
     Attributes:
         parts: images, labels and source ids of the splits that the source itself brings; `train` always.
+        sizes: (height, width) of each image of a split before it was scaled, int32 [N, 2], where they may differ.
     """
 
     parts: dict[str, tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint64]]]
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = ()
+    sizes: dict[str, NDArray[np.int32]] = field(default_factory=dict)
 
 
 def source_id(pixels: NDArray[np.uint8]) -> int:
@@ -87,29 +89,31 @@ def decode(
     _refuse_unreadable(unreadable, total)
     side, notes = _side(sizes, spec.size)
     width, height = (side, side) if side else next(iter(sizes))
-    parts = {}
+    parts, originals = {}, {}
     for part, files in readable.items():
         if not files:
             continue
         array = _reserved(into / f"{part}.images.npy", (len(files), 3 if colour else 1, height, width))
         labels: list[int] = []
         ids: list[int] = []
+        before: list[tuple[int, int]] = []
         for file, label in files:
             try:
-                array[len(ids)], found = _pixels(file, colour, (width, height))
+                array[len(ids)], found, size = _pixels(file, colour, (width, height))
             except Exception:  # noqa: BLE001  # Pillow's parsers raise what they like on a damaged file
                 unreadable.append(name(file))
                 continue
             labels.append(label)
             ids.append(found)
+            before.append(size)
         parts[part] = (array[: len(ids)], np.array(labels, np.int64), np.array(ids, np.uint64))
+        originals[part] = np.array(before, np.int32).reshape(-1, 2)
     _refuse_unreadable(unreadable, total)
     if unreadable:
         named = ", ".join(unreadable[:3]) + (", …" if len(unreadable) > 3 else "")
         notes.append(f"{len(unreadable)} of {total} files could not be read and were left out: {named}.")
-    return Decoded(
-        {part: found for part, found in parts.items() if len(found[1])}, classes, tuple(notes), tuple(unreadable)
-    )
+    held = {part: found for part, found in parts.items() if len(found[1])}
+    return Decoded(held, classes, tuple(notes), tuple(unreadable), originals)
 
 
 def _look(
@@ -224,8 +228,11 @@ def decode_one(content: bytes, shape: tuple[int, int, int]) -> NDArray[np.uint8]
     )
 
 
-def _pixels(file: Path | BytesIO, colour: bool, size: tuple[int, int]) -> tuple[NDArray[np.uint8], int]:
-    """One image as uint8 [C, H, W], and its source id: upright by its EXIF tag, transparency on black, first frame."""
+def _pixels(
+    file: Path | BytesIO, colour: bool, size: tuple[int, int]
+) -> tuple[NDArray[np.uint8], int, tuple[int, int]]:
+    """One image as uint8 [C, H, W], its source id, and its (height, width) before: upright by its EXIF tag,
+    transparency on black, first frame."""
     from PIL import Image, ImageOps
 
     with Image.open(file, formats=FORMATS) as opened:
@@ -239,10 +246,10 @@ def _pixels(file: Path | BytesIO, colour: bool, size: tuple[int, int]) -> tuple[
                 picture = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)
         picture = picture.convert("L" if grey else "RGB")  # what the file is, whatever the others are
-        found = source_id(np.asarray(picture))
+        found, before = source_id(np.asarray(picture)), (picture.height, picture.width)
         if colour != (picture.mode == "RGB"):
             picture = picture.convert("RGB" if colour else "L")
         if picture.size != size:
             picture = ImageOps.fit(picture, size, Image.Resampling.BILINEAR)
         array = np.asarray(picture)
-    return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1)), found
+    return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1)), found, before

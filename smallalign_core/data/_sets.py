@@ -36,12 +36,14 @@ class ImageSet:
         ids: uint64 [N], a hash of each image's source pixels, upright and before any resizing: equal pixels have equal
             ids in any dataset, at any `data.size`.
         classes: the class names.
+        sizes: int32 [N, 2], the (height, width) of each image's file; None where all came in one array.
     """
 
     images: NDArray[np.uint8] | MappedRows
     labels: NDArray[np.int64]
     ids: NDArray[np.uint64]
     classes: tuple[str, ...]
+    sizes: NDArray[np.int32] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -55,7 +57,8 @@ class ImageSet:
     def take(self, rows: NDArray[np.int64]) -> ImageSet:
         """The images at `rows`, in that order."""
         images = self.images.take(rows) if isinstance(self.images, MappedRows) else self.images[rows]
-        return replace(self, images=images, labels=self.labels[rows], ids=self.ids[rows])
+        sizes = None if self.sizes is None else self.sizes[rows]
+        return replace(self, images=images, labels=self.labels[rows], ids=self.ids[rows], sizes=sizes)
 
     def relabelled(self, labels: NDArray[np.int64]) -> ImageSet:
         """The same images with other labels [N]."""

@@ -1,0 +1,58 @@
+"""The verb that looks at data before anything is trained on them: `inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.progress import Progress
+
+from smallalign_core import desk, quality
+from smallalign_core.errors import BadInput
+from smallalign_core.machine import set_threads
+from smallalign_core.spec import parse_data, set_field
+from smallalign_core.store import Store
+from smallalign_core.verbs import MODELS, JsonOption, SetOption, StoreOption, answer, progress_console
+
+PATIENCE = 1.0
+"""Seconds between two looks at how far the work is."""
+
+Method = Literal["auto", "votes", "teacher", "pixels"]
+
+
+def inspect(
+    data_source: Annotated[str, typer.Argument(metavar="DATA", help="A dataset's name, or a path.")],
+    method: Annotated[Method, typer.Option("--method", help="Who judges labels without having learned them.")] = "auto",
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", help="A run or an import whose features judge labels.")
+    ] = None,
+    decide: Annotated[
+        Path | None, typer.Option("--decide", help="Write what automatic cleaning would decide into this new file.")
+    ] = None,
+    set: SetOption = None,
+    store: StoreOption = MODELS,
+    json: JsonOption = False,
+) -> None:
+    """Are the data clean enough? Balance, duplicates, leaks into test, suspected labels, outliers, unreadable files."""
+    set_threads()
+    place, fields = Store(store), {"source": data_source}
+    for override in set or []:
+        fields = set_field(fields, override)
+    if decide is not None and (decide.exists() or not decide.parent.is_dir()):
+        raise BadInput("decisions go into a new file of an existing folder", given=decide, do="choose another name")
+    asked: dict[str, Any] = parse_data(fields).model_dump(mode="json")
+    facts = desk.inspect(place, asked)
+    quality.quality(place, asked, method, teacher, start=False)  # what cannot be is refused before there is a bar
+    with Progress(console=progress_console) as bar:
+        task = bar.add_task("looking", total=1.0)
+        while "report" not in (found := quality.quality(place, asked, method, teacher, patience=PATIENCE)):
+            bar.update(task, completed=found["done"])
+        bar.update(task, completed=1.0)
+    text = "\n".join([found["words"], *(f"note: {note}" for note in facts["notes"])])
+    if decide is not None:
+        made = quality.QualityReport.from_dict(found["report"]).decisions()
+        made.write(decide)
+        counts = ", ".join(f"{count:,} {what}" for what, count in made.count().items()) or "nothing to decide"
+        text += f"\n{decide}: {counts}; name it in a spec as `data.decisions`"
+    answer({**facts, **found["report"], "words": found["words"]}, json, text)
