@@ -25,14 +25,14 @@ from smallalign_core.verbs.judging import compare
 from smallalign_core.verbs.landscapes import landscape
 from smallalign_core.verbs.runs import app as runs_app
 from smallalign_core.verbs.shipping import export, verify
-from smallalign_core.verbs.studying import optimizers
+from smallalign_core.verbs.studying import optimizers, scale
 from smallalign_core.verbs.teaching import convert, import_, preflight
 from smallalign_core.verbs.training import submit, train, worth
 
 app = typer.Typer(
     help="SmallAlign: distil, compare and ship small image classifiers.", no_args_is_help=True, add_completion=False
 )
-for verb in (inspect, train, submit, worth, optimizers, preflight, convert, compare, landscape, export, verify):
+for verb in (inspect, train, submit, worth, optimizers, scale, preflight, convert, compare, landscape, export, verify):
     app.command()(verb)
 app.command("import")(import_)
 app.add_typer(runs_app, name="runs")

@@ -114,11 +114,14 @@ def resolve_study(store: Store, kind: str, spec: Any, device: str = "auto") -> A
 
     module = studies.KINDS[kind]
     first, *others = module.probes(spec)
-    resolved = module.resolved(spec, resolve(store, first, device))
+    known = resolve(store, first, device)
     where, splits = train.pick_device(device), data.load(first.data, store.data_cache)
     for other in others:
-        _fitting(other, splits, where)
-    return resolved
+        if (other.augment, other.loss, other.teacher) == (first.augment, first.loss, first.teacher):
+            _fitting(other, splits, where)
+        else:
+            resolve(store, other.model_copy(update={"precision": known.precision}), device)
+    return module.resolved(spec, known, store)
 
 
 def study(store: Store, kind: str, spec: dict[str, Any], start: bool = False) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from smallalign_core import optimstudy, visitors
+from smallalign_core import optimstudy, scaling, visitors
 from smallalign_core.errors import BadModel, Refused, SmallAlignError, UnknownRun, WorkFailed
 from smallalign_core.execution import TOGETHER, Observer, execute_together
 from smallalign_core.files import read_json, write, write_json
@@ -33,14 +33,14 @@ from smallalign_core.store import SCHEMA, Run, State, Store
 
 log = logging.getLogger("smallalign")
 
-KINDS: dict[str, ModuleType] = {"optimizers": optimstudy}
+KINDS: dict[str, ModuleType] = {"optimizers": optimstudy, "scaling": scaling}
 """What a kind of study must answer, as functions of its module; `spec` is resolved, `folder` is the study's own:
 
     parse_study(written) -> spec            a frozen pydantic model, or BadSpec
     study_id(spec) -> str                   its digest: 16 hexadecimal characters
     title_of(spec) -> str                   what is studied, in a few words
     probes(spec) -> [RunSpec]               one run of each sort: what refuses one of them refuses the study
-    resolved(spec, run) -> spec             with what was filled in of the first probe, so that ids do not change
+    resolved(spec, run, store) -> spec      with what was filled in of the first probe, so that ids do not change
     wanted(spec, store, folder) -> [RunSpec]    all runs that it wants as far as it can know now, in order: a pure
                                             function of what is finished; more may follow when these are
     prepare(spec, store, folder, device, stop)  measure what `wanted` needs besides runs, if that is missing

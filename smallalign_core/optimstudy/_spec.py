@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
@@ -40,6 +40,9 @@ from smallalign_core.spec import (
 )
 from smallalign_core.spec.optimizer import Asam, kind_of
 from smallalign_core.spec.parts import Part
+
+if TYPE_CHECKING:
+    from smallalign_core.store import Store
 
 LIBRARY_RATES = {
     "sgd": 1e-3,
@@ -305,7 +308,7 @@ def probes(spec: OptimizerStudySpec) -> list[RunSpec]:
     return [run_spec(spec, entry.optimizer, spec.budgets[0], spec.student.seed) for entry in entries(spec)]
 
 
-def resolved(spec: OptimizerStudySpec, run: RunSpec) -> OptimizerStudySpec:
+def resolved(spec: OptimizerStudySpec, run: RunSpec, _: Store | None = None) -> OptimizerStudySpec:
     """The study with what its first probe was resolved to: fingerprints, the teacher's id, precision, layers."""
     own = {name: getattr(spec.student, name) for name in ("optimizer", "schedule", "epochs", "seed")}
     return spec.model_copy(update={"student": run.model_copy(update=own)})

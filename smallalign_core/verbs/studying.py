@@ -1,4 +1,4 @@
-"""The verbs that ask a question of many runs: `optimizers`."""
+"""The verbs that ask a question of many runs: `optimizers` and `scale`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from smallalign_core import desk, optimstudy, studies, worker
+from smallalign_core import desk, optimstudy, scaling, studies, worker
 from smallalign_core.store import Run, Store
 from smallalign_core.verbs import MODELS, DeviceOption, JsonOption, SetOption, StoreOption, answer, progress_console
 
@@ -28,9 +28,31 @@ def optimizers(
 ) -> None:
     """Compare optimizers fairly: tuned alike, raced on the same seeds. Exit code 1 if it is not complete."""
     overrides = [*(set or []), *([] if seeds is None else [f"seeds={seeds}"])]
-    asked, place = optimstudy.read_study(study, overrides), Store(store)
+    _answer("optimizers", optimstudy.read_study(study, overrides), Store(store), queue, device, json)
+
+
+def scale(
+    study: Annotated[Path, typer.Argument(help="A YAML or JSON file: a student, `recipes`, sizes, images.")],
+    preset: Annotated[str | None, typer.Option("--preset", help="quick, standard or paper, instead of the file's.")] = (
+        None
+    ),
+    queue: Annotated[bool, typer.Option("--queue", help="Leave the training to workers, say what is known.")] = False,
+    set: SetOption = None,
+    store: StoreOption = MODELS,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """What are clean data, augmentation, optimizer and distillation worth as the student shrinks? Exit code 1 if it is
+    not complete.
+    """
+    overrides = [*(set or []), *([] if preset is None else [f"preset={preset}"])]
+    _answer("scaling", scaling.read_study(study, overrides), Store(store), queue, device, json)
+
+
+def _answer(kind: str, asked: Any, place: Store, queue: bool, device: str, json: bool) -> None:
+    """Train what a study lacks, here or by workers, and say what is known."""
     progress_console.print("loading torch and data …", style="dim")
-    found = studies.create(place, "optimizers", desk.resolve_study(place, "optimizers", asked, device))
+    found = studies.create(place, kind, desk.resolve_study(place, kind, asked, device))
     if queue:
         studies.start(place, found)
     else:
@@ -54,7 +76,7 @@ def _train(study: studies.Study, place: Store, device: str) -> None:
 def _watched(place: Store) -> Iterator[Any]:
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn()
     with Progress(*columns, console=progress_console) as bar:
-        whole = bar.add_task("study", total=None, note="looking for learning rates")
+        whole = bar.add_task("study", total=None, note="preparing")
         now = bar.add_task("now", total=None, note="")
 
         def observe(runs: Sequence[Run], study: studies.Study) -> worker.Observer:

@@ -1,0 +1,38 @@
+"""What alignment is worth as students shrink: sizes x images x recipes x replicates, and a law through all of it.
+
+Runs of a study are ordinary runs, found by their digests, so whatever is extended never repeats what is done. Reading a
+study imports no torch: the dashboard reads through this package. The statistics are `smallalign_core.law`.
+"""
+
+from __future__ import annotations
+
+from smallalign_core.scaling._build import report as report
+from smallalign_core.scaling._plan import (
+    Cell as Cell,
+    prepare as prepare,
+    probes as probes,
+    resolved as resolved,
+    wanted as wanted,
+)
+from smallalign_core.scaling._report import (
+    CellMean as CellMean,
+    Cost as Cost,
+    LadderRung as LadderRung,
+    Line as Line,
+    Map as Map,
+    Paired as Paired,
+    Reading as Reading,
+    ScalingStudy as ScalingStudy,
+    Worth as Worth,
+)
+from smallalign_core.scaling._spec import (
+    PRESETS as PRESETS,
+    RECIPES as RECIPES,
+    ScalingStudySpec as ScalingStudySpec,
+    Target as Target,
+    epochs_of as epochs_of,
+    parse_study as parse_study,
+    read_study as read_study,
+    study_id as study_id,
+    title_of as title_of,
+)
