@@ -124,8 +124,10 @@ def resolve_study(store: Store, kind: str, spec: Any, device: str = "auto") -> A
     return module.resolved(spec, known, store)
 
 
-def study(store: Store, kind: str, spec: dict[str, Any], start: bool = False) -> dict[str, Any]:
+def study(store: Store, kind: str, spec: dict[str, Any], start: bool = False, probe: bool = False) -> dict[str, Any]:
     """What a study knows so far; with `start`, workers train what is missing by themselves from now on.
+
+    With `probe`, a few steps are taken to say in how many `seconds` a scaling study would be done.
 
     Returns:
         Its `id`, the resolved `spec`, and the report as plain values and in `words`.
@@ -141,7 +143,8 @@ def study(store: Store, kind: str, spec: dict[str, Any], start: bool = False) ->
         asked = studies.create(store, kind, resolved)
         studies.start(store, asked)
     found = module.report(resolved, store, asked.folder, active=asked.active, trouble=asked.trouble)
-    return {"id": asked.id, "spec": resolved.model_dump(mode="json"), "report": found.as_dict(), "words": found.words()}
+    told = {"id": asked.id, "spec": resolved.model_dump(mode="json"), "report": found.as_dict(), "words": found.words()}
+    return told | ({"seconds": module.expected(resolved, store, asked.folder)} if probe and kind == "scaling" else {})
 
 
 def submit(store: Store, spec: dict[str, Any]) -> dict[str, Any]:

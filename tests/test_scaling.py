@@ -345,6 +345,14 @@ def test_the_command_line_and_the_desk_say_the_same(place: Store, finished: stud
     assert "replicates" in bad.stderr
 
 
+def test_the_cost_is_known_before_the_first_run(place: Store, finished: studies.Study) -> None:
+    told = desk.study(place, "scaling", {**STUDY, "epochs": 40}, probe=True)
+    longer = desk.study(place, "scaling", {**STUDY, "epochs": 400}, probe=True)
+    assert 0 < told["seconds"] < longer["seconds"]
+    assert desk.study(place, "scaling", STUDY, probe=True)["seconds"] == 0  # all of it is done
+    assert finished.report(place).cost.spent > 0
+
+
 def test_reading_a_study_imports_no_torch() -> None:
     code = "import sys; from smallalign_core import scaling, studies; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

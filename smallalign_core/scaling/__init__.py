@@ -7,6 +7,7 @@ study imports no torch: the dashboard reads through this package. The statistics
 from __future__ import annotations
 
 from smallalign_core.scaling._build import report as report
+from smallalign_core.scaling._expected import expected as expected
 from smallalign_core.scaling._plan import (
     Cell as Cell,
     prepare as prepare,
