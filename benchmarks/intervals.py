@@ -62,7 +62,7 @@ KINDS = {
     "bent": Kind(worth(n=2), gamma=0.7),
     "10 % lost": Kind(worth(n=2), lost=0.1),
 }
-GRIDS = ("3x3x3", "3x3x4", "4x4x4", "4x4x5", "5x5x4")
+GRIDS = ("3x3x4", "4x4x4", "5x5x4")
 
 
 def loss(arm: Arm, n: np.ndarray | float, d: np.ndarray | float, gamma: float) -> np.ndarray:

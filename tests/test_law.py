@@ -361,6 +361,11 @@ def test_what_lies_outside_of_the_rungs_is_marked(draws: law.Draws) -> None:
     assert (other.extrapolated, other.beyond) == (True, False)
     assert other.words.endswith("(extrapolated)")
 
+    harmful = law.resample(observed({"base": worth(), "worse": worth(d=1 / 12)}, run=0.005, shared=0.01))
+    below = law.estimate(harmful, "worse", "base", 1225, 500, "d")  # as 42 images; 250 is the least, 99 a rung below
+    assert (below.extrapolated, below.beyond, below.number) == (True, True, "≤ ×0.125")
+    assert not law.estimate(harmful, "worse", "base", 1225, 4000, "d").extrapolated  # as 333
+
 
 def test_the_smaller_student_and_what_the_baseline_would_need(draws: law.Draws) -> None:
     smaller = law.smaller(draws, "better", "base", 5000, 4000)
@@ -380,6 +385,31 @@ def test_the_plane_is_the_multipliers_of_its_cells(draws: law.Draws) -> None:
     expected = [[law.multiplier(draws.law, "better", "base", float(n), float(d), "d") for d in IMAGES] for n in SIZES]
     assert found.table("k") == pytest.approx(np.array(expected))
     assert (found.table("low") <= found.table("k")).all()
+
+
+def test_without_any_noise_there_is_no_interval() -> None:
+    """Replicates that do not differ: nothing to divide by, and nothing to ask the fit with."""
+    resampled = law.resample(observed({"base": worth(), "better": worth(n=2)}, run=0, shared=0))
+
+    found = law.estimate(resampled, "better", "base", 1225, 1000, "n")
+
+    assert found.low <= found.k <= found.high
+    assert found.low == pytest.approx(found.high, rel=1e-4)
+    assert "no spread" in law.gate(resampled, []).reasons[0]
+
+
+@pytest.mark.parametrize("scale", [0.001, 3.0])
+def test_a_recipe_out_of_all_proportion_is_no_traceback(scale: float) -> None:
+    """Far below the baseline's floor, or above chance."""
+    runs = observed({"base": worth(), "better": worth()})
+    runs = replace(runs, y=np.where(runs.arm == 1, scale * runs.y, runs.y))
+    resampled = law.resample(runs)
+
+    for axis in ("n", "d"):
+        found = law.estimate(resampled, "better", "base", 1225, 1000, axis)
+        assert (found.k == math.inf) == (scale < 1)
+        assert found.low <= found.k <= found.high
+    assert not law.gate(resampled, law.self_tests(runs, "base", 1225, 1000)).passed
 
 
 def test_everything_found_goes_into_a_file(draws: law.Draws, tmp_path: Path) -> None:
@@ -627,7 +657,7 @@ def test_too_few_rungs_and_unknown_arms_are_refused() -> None:
         law.fit(runs.where(runs.n < 1000))
     with pytest.raises(BadData, match="level of chance"):
         law.fit(replace(runs, chance=math.inf))
-    with pytest.raises(BadData, match="no such arm"):
+    with pytest.raises(BadData, match="No arm goes by that name"):
         law.fit(runs).loss("better", 10, 10)
     with pytest.raises(BadData, match="No arm goes by that name"):
         runs.only("better")

@@ -142,6 +142,9 @@ def resolutions(
     """What multipliers can be told from 1 by: `factor` of a placebo with as many replicates as the baseline has.
 
     The baseline is fitted beside a copy of itself whose replicates are drawn independently, so the estimate is 1.
+
+    Raises:
+        BadData: fewer than 3 replicates.
     """
     alone = draws.observations.only(baseline)
     apart = alone.replicate + int(np.ptp(alone.replicate)) + 1
@@ -197,7 +200,7 @@ def gate(draws: Draws, tests: Sequence[SelfTest]) -> Gate:
     elif count < 4:
         warnings.append("3 replicates: intervals are wide, on 2 degrees of freedom, and no placebo can be made")
     if math.isnan(law.lack):
-        reasons.append("too few cells or replicates to ask whether the law fits")
+        reasons.append("too few cells, or no spread over replicates, to ask whether the law fits")
     elif law.lack >= MOST_LACK:
         off = f"lack of fit {law.lack:.1f} (chi squared per degree of freedom), limit {MOST_LACK:g}"
         reasons.append(f"the law misses your runs: {off}")

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from smallalign_core.errors import BadData
 from smallalign_core.law._form import SHARED, Axis, Form, Shape
-from smallalign_core.law._observed import Cells, Floats, Ints, Observations
+from smallalign_core.law._observed import Cells, Floats, Ints, Observations, position
 
 RIDGE = 0.02
 """Pull of each parameter towards its first guess, in units of log loss: E is not identified on a decade of scale."""
@@ -19,6 +19,8 @@ CELLS_FOR_GAMMA = 20
 """An arm must have as many cells before gamma is fitted."""
 RUNGS = 3
 DRAWS = 200
+NO_NOISE = 1e-9
+"""Replicates that differ by no more do not differ."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,14 +60,8 @@ class Law:
         return {"E": math.exp(log_e), "A": math.exp(log_a), "B": math.exp(log_b)}
 
     def index(self, arm: str) -> int:
-        """The number of an arm.
-
-        Raises:
-            BadData: there is none of that name.
-        """
-        if arm not in self.arms:
-            raise BadData("the law has no such arm", given=arm, do=f"name one of {', '.join(self.arms)}")
-        return self.arms.index(arm)
+        """The number of an arm, as `position`."""
+        return position(self.arms, arm)
 
     def loss(self, arm: str, n: ArrayLike, d: ArrayLike) -> Floats:
         """What the law expects at parameters `n` and images `d`, which broadcast."""
@@ -147,7 +143,7 @@ def fit(
     theta[free] = best.x
     off = cells.mean - form.log_loss(theta, cells.arm, cells.n, cells.d)
     freedom = len(cells.mean) - len(free)
-    known = freedom > 0 and cells.freedom > 0 and cells.noise > 0
+    known = freedom > 0 and cells.freedom > 0 and cells.noise > NO_NOISE
     lack = float((cells.count * off**2).sum()) / cells.noise**2 / freedom if known else math.nan
     return Law(form, observations.arms, theta, start, ridge, float(np.sqrt((off**2).mean())), lack, freedom)
 

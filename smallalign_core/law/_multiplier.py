@@ -20,6 +20,8 @@ FAR = 4.0
 REACH = 9.2
 """ln of the largest multiplier that is looked at: ten thousand."""
 STEPS = 60
+EQUAL = 1e-9
+"""Logarithms of losses that differ by less are equal: replicates may have no spread at all."""
 WORDS: dict[Axis, str] = {"n": "parameters", "d": "images"}
 
 
@@ -139,7 +141,7 @@ def estimate(
     grid = _grid(log_k)
     gap, spread = _gaps(draws, recipe, baseline, n, d, axis, grid)
     df = _degrees(draws, recipe, baseline, n, d, axis, float(np.clip(log_k, -REACH, REACH)))
-    half = stats.t_quantile(df, 0.5 + level / 2) * spread * (draws.widening if widened else 1.0)
+    half = stats.t_quantile(df, 0.5 + level / 2) * spread * (draws.widening if widened else 1.0) + EQUAL
     low, high = _accepted(grid, np.abs(gap) - half, log_k)
     rungs = observations.rungs(baseline)[0 if axis == "n" else 1]
     here = n if axis == "n" else d
@@ -150,7 +152,10 @@ def estimate(
     limit = (rungs[-1] * FAR if log_k > 0 else rungs[0] / FAR) / here
     outside = not lowest - step_low - 1e-9 <= needed <= highest + step_high + 1e-9
     k = math.exp(log_k) if log_k < 700 else math.inf
-    return Multiplier(axis, recipe, baseline, n, d, k, low, high, infinite, df, outside, limit, beyond)
+    at = float(n), float(d)
+    return Multiplier(
+        axis, recipe, baseline, *at, k, min(low, k), max(high, k), infinite, df, outside, float(limit), beyond
+    )
 
 
 def _enough(count: float, least: float) -> None:
