@@ -526,7 +526,7 @@ def test_where_the_curve_is_flat_the_cell_is_hidden() -> None:
 
 
 def test_the_resolution_is_that_of_a_placebo_which_was_trained() -> None:
-    """Against the baseline again, with replicates of its own; on the mean of 6 studies, since 4 replicates tell little."""
+    """Against the baseline again, with replicates of its own; the mean of 6 studies, since 4 replicates tell little."""
     found, trained = [], []
     for seed in range(6):
         runs = observed({"base": worth(), "again": worth()}, shared=0, seed=seed)
@@ -547,6 +547,10 @@ def test_the_larger_half_is_foretold_by_the_right_law_alone() -> None:
     assert (right.fitted, right.cells) == (25, 11)
     assert right.rmse < 0.03
     assert wrong.rmse > 2 * right.rmse
+    rest = (runs.n > 5000) | (runs.d > 5000)
+    moved = law.extrapolation(replace(runs, y=np.where(rest, runs.y * 0.5, runs.y)))
+    assert moved.rmse == pytest.approx(math.log(2), abs=0.05)  # what is foretold is not looked at
+    assert moved.mean == pytest.approx(1, abs=0.1)
 
 
 # --- more runs --------------------------------------------------------------------------------------------------------
