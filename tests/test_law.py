@@ -520,7 +520,7 @@ def test_where_the_curve_is_flat_the_cell_is_hidden() -> None:
     found = {axis: law.estimate(resampled, "better", "base", 300, 4000, axis) for axis in ("n", "d")}
     assert widths["n"] < 2 < widths["d"]
     assert law.hidden(found["n"], widths["n"]) == ""
-    assert "better than ×/÷2.5" in law.hidden(found["n"], 2.5)
+    assert "only within ×/÷2.5" in law.hidden(found["n"], 2.5)
     assert "images" in law.hidden(found["d"], widths["d"])
     assert law.resolutions(resampled, "base", "d").table("factor")[0, -1] == widths["d"]
 

@@ -166,9 +166,9 @@ def hidden(found: Multiplier, width: float) -> str:
     """
     if width < WIDEST or math.isinf(found.low):
         return ""
-    shown = "at all" if math.isinf(width) else f"better than ×/÷{width:.1f}"
+    read = "as anything" if math.isinf(width) else f"only within ×/÷{width:.1f}"
     thing = WORDS[found.axis]
-    return f"here the baseline's {thing} cannot be told {shown} from its loss; ×/÷{WIDEST:g} is asked for"
+    return f"the baseline's loss hardly depends on {thing} here: ×1 would be read {read}, the limit is ×/÷{WIDEST:g}"
 
 
 @dataclass(frozen=True)
