@@ -361,10 +361,19 @@ def test_what_lies_outside_of_the_rungs_is_marked(draws: law.Draws) -> None:
     assert (other.extrapolated, other.beyond) == (True, False)
     assert other.words.endswith("(extrapolated)")
 
+    elsewhere = law.estimate(
+        law.resample(runs), "better", "base", 40_000, 100, "d"
+    )  # far from all sizes, for 1,200 images
+    assert (elsewhere.extrapolated, elsewhere.beyond) == (True, False)
+    tiny = law.estimate(law.resample(runs), "better", "base", 1225, 100_000, "n")  # in images that nobody had
+    assert tiny.extrapolated
+
     harmful = law.resample(observed({"base": worth(), "worse": worth(d=1 / 12)}, run=0.005, shared=0.01))
     below = law.estimate(harmful, "worse", "base", 1225, 500, "d")  # as 42 images; 250 is the least, 99 a rung below
     assert (below.extrapolated, below.beyond, below.number) == (True, True, "≤ ×0.125")
     assert not law.estimate(harmful, "worse", "base", 1225, 4000, "d").extrapolated  # as 333
+    above = law.estimate(harmful, "worse", "base", 1225, 10**6, "d")  # worse, and as 83,000 images
+    assert (above.k < 1, above.beyond, above.number) == (True, True, "≥ ×0.016")
 
 
 def test_the_smaller_student_and_what_the_baseline_would_need(draws: law.Draws) -> None:
@@ -488,6 +497,17 @@ def test_the_additive_law_misreads_a_dose_that_the_saturating_one_reads() -> Non
     reasons = law.gate(law.resample(runs, law.fit(runs, "additive")), wrong).reasons
     assert reasons[0].startswith("the law misses your runs")
     assert reasons[1].startswith("dose, images: ×2.00 is read as")
+
+
+def test_replicates_of_a_few_cells_are_no_half_of_a_study() -> None:
+    """After an allocation the cells that tell most have many more runs than the others."""
+    many = observed({"base": worth(), "better": worth(n=2)}, 12)
+    runs = many.where((many.replicate < 4) | ((many.n == SIZES[2]) & (many.d == IMAGES[2])))
+
+    tests = law.self_tests(runs, "base", 1225, 1000)
+
+    assert [test.half for test in tests if test.kind == "placebo"] == [(0, 1)] * 2
+    assert law.gate(law.resample(runs), tests).passed
 
 
 def test_replicates_that_drift_fail_the_placebo() -> None:

@@ -99,10 +99,12 @@ def self_tests(
 
 
 def _placebo(alone: Observations, n: float, d: float, shape: Shape, gamma: bool, draws: int) -> list[SelfTest]:
-    (name,), names = alone.arms, np.unique(alone.replicate)
-    if len(names) < 4 or alone.cells.replicates < 4:
+    (name,) = alone.arms
+    # Replicates that were added to a few cells make no half of a study.
+    names = np.unique(alone.replicate)[alone.cells.there.mean(1) >= 0.5]
+    if len(names) < 4:
         return []
-    half = names[: (len(names) + 1) // 2]
+    alone, half = alone.where(np.isin(alone.replicate, names)), names[: (len(names) + 1) // 2]
     chosen = np.isin(alone.replicate, half)
     copy = f"{name} again"
     both = joined(alone.where(chosen), alone.where(~chosen).relabelled(copy))
