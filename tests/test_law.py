@@ -630,6 +630,15 @@ def test_an_allocation_avoids_what_is_dear(draws: law.Draws) -> None:
     assert found.cost / found.runs < price
 
 
+def test_an_allocation_between_equals_has_nothing_to_gain() -> None:
+    runs = observed({"base": worth(), "same": worth()})
+    equal = replace(runs, y=np.concatenate([runs.y[runs.arm == 0]] * 2))
+
+    found = law.allocate(law.resample(equal), "same", "base", 1225, 1000, "n", budget=10)
+
+    assert (found.runs, found.ratio) == (0, 1.0)
+
+
 def test_an_allocation_needs_an_end(draws: law.Draws) -> None:
     with pytest.raises(BadData, match="needs an end"):
         law.allocate(draws, "better", "base", 1225, 1000, "n")

@@ -18,6 +18,7 @@ from smallalign_core.law._observed import Floats
 GRID = 0.35
 """Share of a budget that goes to the least measured cells, whatever the law says: it may be wrong."""
 MOST_RUNS = 2_000
+TINY = 1e-300
 Cell = tuple[str, float, float]
 
 
@@ -122,7 +123,7 @@ def allocate(
         if not payable.any():
             break
         after = design.variances(wanted, counts + choices)
-        gain = np.where(payable, np.log(variance / after) / dear, -np.inf)
+        gain = np.where(payable, np.log(variance / np.maximum(after, TINY)) / dear, -np.inf)
         if spread < GRID * spent:
             fewest = np.where(choices > 0, counts, np.inf).min(1)
             gain[fewest > fewest[payable].min()] = -np.inf
@@ -130,7 +131,7 @@ def allocate(
         chosen = int(np.argmax(gain))
         counts, variance, spent = counts + choices[chosen], float(after[chosen]), spent + float(dear[chosen])
         order |= dict.fromkeys(np.flatnonzero(choices[chosen]).tolist())
-    less = math.sqrt(variance / first)
+    less = math.sqrt(variance / first) if first > 0 else 1.0  # arms that are one and the same leave nothing to learn
     added = (counts - design.counts).astype(int)
     more = tuple((design.cells[index], int(added[index])) for index in order)
     after_all = math.inf if math.isinf(found.factor) else found.factor**less
