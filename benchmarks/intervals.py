@@ -12,7 +12,6 @@ Ends with 1 where a share is below 0.88.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import time
@@ -62,7 +61,7 @@ KINDS = {
     "bent": Kind(worth(n=2), gamma=0.7),
     "10 % lost": Kind(worth(n=2), lost=0.1),
 }
-GRIDS = ("3x3x3", "3x3x4", "4x4x4", "4x4x5", "5x5x4")
+GRIDS = ("3x3x4", "4x4x4", "5x5x4")
 
 
 def loss(arm: Arm, n: np.ndarray | float, d: np.ndarray | float, gamma: float) -> np.ndarray:
@@ -121,7 +120,7 @@ def measured(kind: Kind, grid: str, studies: int, tests: bool = True) -> dict[st
 
 
 def main() -> int:
-    """Print the table, one line a row, then everything as JSON."""
+    """Print the table, one line a row, then the lowest share."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--studies", type=int, default=200)
     parser.add_argument("--kinds", default=",".join(KINDS))
@@ -138,7 +137,7 @@ def main() -> int:
             seconds = time.perf_counter() - started
             print(f"| {kind} | {grid} | {shares} | {row['x/÷ n']:.2f} | {row['x/÷ d']:.2f} | {seconds:.0f} |")
     least = min(row[name] for row in found.values() for name in names if name in row)
-    print(json.dumps({"studies": asked.studies, "least": least, "rows": found}))
+    print(f"least of {asked.studies} studies a row: {least:.3f}, asked for {LEAST}")
     return int(least < LEAST)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from smallalign_core.law._observed import Floats
 GRID = 0.35
 """Share of a budget that goes to the least measured cells, whatever the law says: it may be wrong."""
 MOST_RUNS = 2_000
+TINY = 1e-300
 Cell = tuple[str, float, float]
 
 
@@ -86,78 +87,97 @@ def allocate(
     budget: float = math.inf,
     ratio: float = 0.0,
     cost: Callable[[str, float, float], float] | None = None,
-    cells: Sequence[Cell] | None = None,
 ) -> Allocation:
     """Add runs until the budget is spent, or until the interval is expected to be narrower by `ratio`.
 
-    Greedy c-optimal design (Elfving, 1952; Chernoff, 1953): each run is the one that lowers the variance of the log
-    multiplier most for its cost, except for about a third that go to the cells with the fewest runs. Pairs are not
-    counted as such, so the true gain is
-    rather larger. All is expected of the law as it is now; one that is wrong gains less.
+    Greedy c-optimal design (Elfving, 1952; Chernoff, 1953): next comes the run, or the pair of runs of both arms, that
+    lowers the variance of the log multiplier most for its cost; but a third goes to the cells with the fewest runs,
+    since the law may be wrong. What is expected is expected of the law and the noise as they look now.
 
     Args:
         budget: in the unit of `cost`; runs without.
         ratio: 0.5 halves the interval (on the log scale).
         cost: of a run (arm, n, d); 1 without.
-        cells: that runs may be added to; those of both arms without.
 
     Raises:
         BadData: neither a budget nor a ratio, or a budget that pays for no run.
     """
-    law, now = draws.law, draws.observations.cells
     if math.isinf(budget) and ratio <= 0:
         raise BadData("an allocation needs an end", do="give a budget or a ratio")
-    if cells is None:
-        mine = np.isin(now.arm, [law.index(recipe), law.index(baseline)])
-        keys = zip(now.arm[mine], now.n[mine], now.d[mine], strict=True)
-        cells = [(law.arms[arm], float(size), float(images)) for arm, size, images in keys]
-    prices = np.array([1.0 if cost is None else cost(*cell) for cell in cells])
-    if budget < prices.min():
-        raise BadData("the budget pays for no run", given=budget, do=f"give at least {prices.min():.3g}")
-    arm = np.array([law.index(cell[0]) for cell in cells])
-    size, images = np.array([cell[1] for cell in cells]), np.array([cell[2] for cell in cells])
-    counts = np.array([_runs(draws, cell) for cell in cells], np.float64)
-    _, slopes = law.form.jacobian(law.theta, arm, size, images)
-    slopes = slopes[:, law.form.free]
-    inverse = _covariance(draws)
+    design = _Design(draws, recipe, baseline)
+    prices = np.array([1.0 if cost is None else cost(*cell) for cell in design.cells])
+    choices = design.choices
+    dear = choices @ prices
+    if budget < dear.min():
+        raise BadData("the budget pays for no run", given=budget, do=f"give at least {dear.min():.3g}")
     found = estimate(draws, recipe, baseline, n, d, axis)
     log_k = math.log(found.k) if 0 < found.k < math.inf else REACH
-    wanted = gradient(law, recipe, baseline, n, d, axis, float(np.clip(log_k, -REACH, REACH)))[law.form.free]
-    first = variance = float(wanted @ inverse @ wanted)
-    spent, on_grid = 0.0, 0.0
-    added: dict[int, int] = {}
-    while sum(added.values()) < MOST_RUNS and variance > first * ratio**2:
-        payable = spent + prices <= budget
+    slope = gradient(draws.law, recipe, baseline, n, d, axis, float(np.clip(log_k, -REACH, REACH)))
+    wanted = slope[draws.law.form.free]
+    counts = design.counts.astype(np.float64)
+    order: dict[int, None] = {}
+    first = variance = float(design.variances(wanted, counts[None])[0])
+    spent = spread = 0.0
+    while (counts - design.counts).sum() < MOST_RUNS and variance > first * ratio**2:
+        payable = spent + dear <= budget
         if not payable.any():
             break
-        along = slopes @ inverse
-        drop = (along @ wanted) ** 2 / (1 + np.einsum("cp,cp->c", along, slopes))
-        if on_grid < GRID * spent:
-            chosen = int(np.lexsort((-drop, np.where(payable, counts, np.inf)))[0])
-            on_grid += prices[chosen]
-        else:
-            gain = -np.log1p(-np.minimum(drop / variance, 1 - 1e-12)) / prices
-            chosen = int(np.argmax(np.where(payable, gain, -np.inf)))
-        variance -= float(drop[chosen])
-        inverse = inverse - np.outer(along[chosen], along[chosen]) / (1 + along[chosen] @ slopes[chosen])
-        counts[chosen] += 1
-        spent += prices[chosen]
-        added[chosen] = added.get(chosen, 0) + 1
-    less = math.sqrt(variance / first)
-    after = math.inf if math.isinf(found.factor) else found.factor**less
-    more = tuple((cells[index], count) for index, count in added.items())
-    return Allocation(more, sum(added.values()), float(spent), found.factor, after, less)
+        after = design.variances(wanted, counts + choices)
+        gain = np.where(payable, np.log(variance / np.maximum(after, TINY)) / dear, -np.inf)
+        if spread < GRID * spent:
+            fewest = np.where(choices > 0, counts, np.inf).min(1)
+            gain[fewest > fewest[payable].min()] = -np.inf
+            spread += dear[np.argmax(gain)]
+        chosen = int(np.argmax(gain))
+        counts, variance, spent = counts + choices[chosen], float(after[chosen]), spent + float(dear[chosen])
+        order |= dict.fromkeys(np.flatnonzero(choices[chosen]).tolist())
+    less = math.sqrt(variance / first) if first > 0 else 1.0  # arms that are one and the same leave nothing to learn
+    added = (counts - design.counts).astype(int)
+    more = tuple((design.cells[index], int(added[index])) for index in order)
+    after_all = math.inf if math.isinf(found.factor) else found.factor**less
+    return Allocation(more, int(added.sum()), spent, found.factor, after_all, less)
 
 
-def _runs(draws: Draws, cell: Cell) -> int:
-    now = draws.observations.cells
-    here = (now.arm == draws.law.index(cell[0])) & (now.n == cell[1]) & (now.d == cell[2])
-    return int(now.count[here].sum())
+class _Design:
+    """The cells of two arms: how many runs they have, and how exact a combination of parameters would be with others.
 
+    Attributes:
+        cells: [K] (arm, n, d).
+        counts: [K] runs now.
+        choices: [C, K] what may be added at once: a run, or one of either arm at the same (n, d).
+    """
 
-def _covariance(draws: Draws) -> Floats:
-    """[free, free] of the parameters for runs of variance 1, as all cells are now."""
-    law, now = draws.law, draws.observations.cells
-    _, by = law.form.jacobian(law.theta, now.arm, now.n, now.d)
-    by = by[:, law.form.free]
-    return np.asarray(np.linalg.inv(by.T @ (by * now.count[:, None]) + law.ridge**2 * np.eye(by.shape[1])), np.float64)
+    def __init__(self, draws: Draws, recipe: str, baseline: str) -> None:
+        law, now = draws.law, draws.observations.cells
+        mine = np.isin(now.arm, [law.index(recipe), law.index(baseline)])
+        self._ridge = law.ridge**2 * np.eye(len(law.form.free))
+        _, slopes = law.form.jacobian(law.theta, now.arm, now.n, now.d)
+        slopes = slopes[:, law.form.free]
+        self._slopes, others = slopes[mine], slopes[~mine]
+        self._others = others.T @ (others * now.count[~mine, None])
+        self.counts = now.count[mine]
+        keys = zip(now.arm[mine], now.n[mine], now.d[mine], strict=True)
+        self.cells = [(law.arms[arm], float(size), float(images)) for arm, size, images in keys]
+        places: dict[tuple[float, float], list[int]] = {}
+        for index, (_, size, images) in enumerate(self.cells):
+            places.setdefault((size, images), []).append(index)
+        self._pairs = np.array([pair for pair in places.values() if len(pair) == 2], np.int64).reshape(-1, 2)
+        alone = np.eye(len(self.cells))
+        self.choices = np.concatenate([alone, alone[self._pairs[:, 0]] + alone[self._pairs[:, 1]]])
+        ours, theirs = (now.residuals[:, mine][:, self._pairs[:, side]] for side in (0, 1))
+        power = math.sqrt(float((ours**2).sum() * (theirs**2).sum()))
+        self._paired = float((ours * theirs).sum()) / power if power > 0 else 0.0  # correlation of arms in a replicate
+
+    def variances(self, wanted: Floats, counts: Floats) -> Floats:
+        """Of `wanted` times the parameters [free], for each row of counts [R, K] and runs of variance 1.
+
+        The fit weighs runs equally whatever they share, so it is the variance of that fit: runs of their own, and
+        what the arms of a replicate have in common.
+        """
+        bend = self._slopes.T @ (counts[:, :, None] * self._slopes) + self._others + self._ridge
+        weight = np.linalg.solve(bend, np.broadcast_to(wanted[:, None], (len(counts), len(wanted), 1)))[..., 0]
+        each = weight @ self._slopes.T
+        one, other = self._pairs.T
+        both = np.minimum(counts[:, one], counts[:, other]) * each[:, one] * each[:, other]
+        outside = np.einsum("rp,pq,rq->r", weight, self._others, weight)
+        return (counts * each**2).sum(1) + 2 * self._paired * both.sum(1) + outside

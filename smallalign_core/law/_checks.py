@@ -99,10 +99,12 @@ def self_tests(
 
 
 def _placebo(alone: Observations, n: float, d: float, shape: Shape, gamma: bool, draws: int) -> list[SelfTest]:
-    (name,), names = alone.arms, np.unique(alone.replicate)
-    if len(names) < 4 or alone.cells.replicates < 4:
+    (name,) = alone.arms
+    # Replicates that were added to a few cells make no half of a study.
+    names = np.unique(alone.replicate)[alone.cells.there.mean(1) >= 0.5]
+    if len(names) < 4:
         return []
-    half = names[: (len(names) + 1) // 2]
+    alone, half = alone.where(np.isin(alone.replicate, names)), names[: (len(names) + 1) // 2]
     chosen = np.isin(alone.replicate, half)
     copy = f"{name} again"
     both = joined(alone.where(chosen), alone.where(~chosen).relabelled(copy))
@@ -142,6 +144,9 @@ def resolutions(
     """What multipliers can be told from 1 by: `factor` of a placebo with as many replicates as the baseline has.
 
     The baseline is fitted beside a copy of itself whose replicates are drawn independently, so the estimate is 1.
+
+    Raises:
+        BadData: fewer than 3 replicates.
     """
     alone = draws.observations.only(baseline)
     apart = alone.replicate + int(np.ptp(alone.replicate)) + 1
@@ -163,9 +168,9 @@ def hidden(found: Multiplier, width: float) -> str:
     """
     if width < WIDEST or math.isinf(found.low):
         return ""
-    shown = "at all" if math.isinf(width) else f"better than ×/÷{width:.1f}"
+    read = "as anything" if math.isinf(width) else f"only within ×/÷{width:.1f}"
     thing = WORDS[found.axis]
-    return f"here the baseline's {thing} cannot be told {shown} from its loss; ×/÷{WIDEST:g} is asked for"
+    return f"the baseline's loss hardly depends on {thing} here: ×1 would be read {read}, the limit is ×/÷{WIDEST:g}"
 
 
 @dataclass(frozen=True)
@@ -197,7 +202,7 @@ def gate(draws: Draws, tests: Sequence[SelfTest]) -> Gate:
     elif count < 4:
         warnings.append("3 replicates: intervals are wide, on 2 degrees of freedom, and no placebo can be made")
     if math.isnan(law.lack):
-        reasons.append("too few cells or replicates to ask whether the law fits")
+        reasons.append("too few cells, or no spread over replicates, to ask whether the law fits")
     elif law.lack >= MOST_LACK:
         off = f"lack of fit {law.lack:.1f} (chi squared per degree of freedom), limit {MOST_LACK:g}"
         reasons.append(f"the law misses your runs: {off}")

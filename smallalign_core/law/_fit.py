@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from smallalign_core.errors import BadData
 from smallalign_core.law._form import SHARED, Axis, Form, Shape
-from smallalign_core.law._observed import Cells, Floats, Ints, Observations
+from smallalign_core.law._observed import Cells, Floats, Ints, Observations, position
 
 RIDGE = 0.02
 """Pull of each parameter towards its first guess, in units of log loss: E is not identified on a decade of scale."""
@@ -19,6 +19,8 @@ CELLS_FOR_GAMMA = 20
 """An arm must have as many cells before gamma is fitted."""
 RUNGS = 3
 DRAWS = 200
+NO_NOISE = 1e-9
+"""Replicates that differ by no more do not differ."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,14 +60,8 @@ class Law:
         return {"E": math.exp(log_e), "A": math.exp(log_a), "B": math.exp(log_b)}
 
     def index(self, arm: str) -> int:
-        """The number of an arm.
-
-        Raises:
-            BadData: there is none of that name.
-        """
-        if arm not in self.arms:
-            raise BadData("the law has no such arm", given=arm, do=f"name one of {', '.join(self.arms)}")
-        return self.arms.index(arm)
+        """The number of an arm, as `position`."""
+        return position(self.arms, arm)
 
     def loss(self, arm: str, n: ArrayLike, d: ArrayLike) -> Floats:
         """What the law expects at parameters `n` and images `d`, which broadcast."""
@@ -147,7 +143,7 @@ def fit(
     theta[free] = best.x
     off = cells.mean - form.log_loss(theta, cells.arm, cells.n, cells.d)
     freedom = len(cells.mean) - len(free)
-    known = freedom > 0 and cells.freedom > 0 and cells.noise > 0
+    known = freedom > 0 and cells.freedom > 0 and cells.noise > NO_NOISE
     lack = float((cells.count * off**2).sum()) / cells.noise**2 / freedom if known else math.nan
     return Law(form, observations.arms, theta, start, ridge, float(np.sqrt((off**2).mean())), lack, freedom)
 
@@ -180,7 +176,7 @@ class Draws:
     @property
     def widening(self) -> float:
         """By which intervals are widened where cells miss the law by more than their replicates (Birge, 1932)."""
-        return math.sqrt(max(1.0, self.law.lack)) if self.law.lack > 1 else 1.0
+        return math.sqrt(self.law.lack) if self.law.lack > 1 else 1.0
 
     @cached_property
     def influence(self) -> Floats:
@@ -217,24 +213,21 @@ def refit(law: Law, cells: Cells, means: Floats, *, steps: int = 40) -> Floats:
     theta = np.repeat(law.theta[None], len(means), axis=0)
     damping = np.full(len(means), 1e-3)
     at = np.arange(len(means))  # those that still move
-    by_step = np.eye(len(free))
 
-    def off(some: Floats, rows: Ints) -> tuple[Floats, Floats]:
-        found = form.log_loss(some, cells.arm, cells.n, cells.d) - means[rows]
-        pull = some[:, free] - law.start[free]
-        return found, (cells.count * found**2).sum(1) + law.ridge**2 * (pull**2).sum(1)
+    def squares(some: Floats, rows: Ints) -> Floats:
+        off = form.log_loss(some, cells.arm, cells.n, cells.d) - means[rows]
+        pull = law.ridge * (some[:, free] - law.start[free])
+        return (cells.count * off**2).sum(1) + (pull**2).sum(1)
 
-    _, cost = off(theta, at)
+    cost = squares(theta, at)
     for _ in range(steps):
         current = theta[at]
         value, by = form.jacobian(current, cells.arm, cells.n, cells.d)
         by = by[..., free]
         weighted = by * cells.count[:, None]
-        slope = np.einsum("bcp,bc->bp", weighted, value - means[at]) + law.ridge**2 * (
-            current[:, free] - law.start[free]
-        )
-        bend = by.transpose(0, 2, 1) @ weighted + law.ridge**2 * by_step
         mine = current[:, free]
+        slope = np.einsum("bcp,bc->bp", weighted, value - means[at]) + law.ridge**2 * (mine - law.start[free])
+        bend = by.transpose(0, 2, 1) @ weighted + law.ridge**2 * np.eye(len(free))
         stuck = ((mine <= low) & (slope > 0)) | ((mine >= high) & (slope < 0))
         slope[stuck] = 0.0
         bend[stuck[:, :, None] | stuck[:, None, :]] = 0.0
@@ -244,7 +237,7 @@ def refit(law: Law, cells: Cells, means: Floats, *, steps: int = 40) -> Floats:
         moved = np.clip(mine - np.linalg.solve(bend, slope[..., None])[..., 0], low, high)
         candidate = current.copy()
         candidate[:, free] = moved
-        _, new = off(candidate, at)
+        new = squares(candidate, at)
         better = new <= cost[at]
         gain, far = cost[at] - new, np.abs(moved - mine).max(1)
         theta[at[better]], cost[at[better]] = candidate[better], new[better]

@@ -20,6 +20,8 @@ FAR = 4.0
 REACH = 9.2
 """ln of the largest multiplier that is looked at: ten thousand."""
 STEPS = 60
+EQUAL = 1e-9
+"""Logarithms of losses that differ by less are equal: replicates may have no spread at all."""
 WORDS: dict[Axis, str] = {"n": "parameters", "d": "images"}
 
 
@@ -32,7 +34,8 @@ class Multiplier:
         low, high: 95 % interval; `high` is infinite where no number can be excluded, `low` where all are.
         infinite: share of draws in which no number is enough.
         df: degrees of freedom of its t.
-        extrapolated: k times n (or d) lies more than one rung outside of what was measured of the baseline.
+        extrapolated: (n, d) lies more than one rung outside of what was measured of the recipe, or the baseline that
+            is as good outside of what was measured of the baseline.
         limit: 4 times the largest, or a quarter of the smallest, of them, as a multiplier: where `beyond`, all that
             may be said is that k is past it.
         beyond: whether k is.
@@ -70,7 +73,7 @@ class Multiplier:
         if math.isinf(self.k):
             return "∞"
         if self.beyond:
-            return f"{'≥' if self.k > 1 else '≤'} ×{self.limit:.3g}"
+            return f"{'≥' if self.k > self.limit else '≤'} ×{self.limit:.3g}"
         return f"×{self.k:.2f}"
 
     @property
@@ -139,18 +142,25 @@ def estimate(
     grid = _grid(log_k)
     gap, spread = _gaps(draws, recipe, baseline, n, d, axis, grid)
     df = _degrees(draws, recipe, baseline, n, d, axis, float(np.clip(log_k, -REACH, REACH)))
-    half = stats.t_quantile(df, 0.5 + level / 2) * spread * (draws.widening if widened else 1.0)
+    half = stats.t_quantile(df, 0.5 + level / 2) * spread * (draws.widening if widened else 1.0) + EQUAL
     low, high = _accepted(grid, np.abs(gap) - half, log_k)
-    rungs = observations.rungs(baseline)[0 if axis == "n" else 1]
-    here = n if axis == "n" else d
-    needed = math.log(here) + log_k
-    step_low, step_high = math.log(rungs[1] / rungs[0]), math.log(rungs[-1] / rungs[-2])
-    lowest, highest = math.log(rungs[0]), math.log(rungs[-1])
-    beyond = math.isfinite(log_k) and not lowest - math.log(FAR) <= needed <= highest + math.log(FAR)
-    limit = (rungs[-1] * FAR if log_k > 0 else rungs[0] / FAR) / here
-    outside = not lowest - step_low - 1e-9 <= needed <= highest + step_high + 1e-9
     k = math.exp(log_k) if log_k < 700 else math.inf
-    return Multiplier(axis, recipe, baseline, n, d, k, low, high, infinite, df, outside, limit, beyond)
+    here, needed = (n, (n * k, d)) if axis == "n" else (d, (n, d * k))
+    measured, target = observations.rungs(baseline), observations.rungs(recipe)
+    outside = any(map(_outside, (*measured, *target), (*needed, n, d)))
+    rungs, reached = (measured[0], needed[0]) if axis == "n" else (measured[1], needed[1])
+    beyond = math.isfinite(k) and not rungs[0] / FAR <= reached <= rungs[-1] * FAR
+    limit = (rungs[-1] * FAR if reached > rungs[-1] else rungs[0] / FAR) / here
+    at = float(n), float(d)
+    return Multiplier(
+        axis, recipe, baseline, *at, k, min(low, k), max(high, k), infinite, df, outside, float(limit), beyond
+    )
+
+
+def _outside(rungs: Floats, value: float) -> bool:
+    """Whether a value lies more than one rung below or above what was measured."""
+    low, high = rungs[0] ** 2 / rungs[1], rungs[-1] ** 2 / rungs[-2]
+    return not low * (1 - 1e-9) <= value <= high * (1 + 1e-9)
 
 
 def _enough(count: float, least: float) -> None:

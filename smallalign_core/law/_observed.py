@@ -22,6 +22,17 @@ def chance(classes: int, metric: str) -> float:
     return math.log(classes) if metric == "nll" else 1 - 1 / classes
 
 
+def position(arms: tuple[str, ...], arm: str) -> int:
+    """The number of an arm.
+
+    Raises:
+        BadData: there is none of that name.
+    """
+    if arm not in arms:
+        raise BadData("no arm goes by that name", given=arm, do=f"name one of {', '.join(arms)}")
+    return arms.index(arm)
+
+
 @dataclass(frozen=True, eq=False)
 class Observations:
     """One row a finished run, in long format.
@@ -81,14 +92,8 @@ class Observations:
         )
 
     def index(self, arm: str) -> int:
-        """The number of an arm.
-
-        Raises:
-            BadData: there is none of that name.
-        """
-        if arm not in self.arms:
-            raise BadData("no arm goes by that name", given=arm, do=f"name one of {', '.join(self.arms)}")
-        return self.arms.index(arm)
+        """The number of an arm, as `position`."""
+        return position(self.arms, arm)
 
     def where(self, chosen: NDArray[np.bool_]) -> Observations:
         """Only those rows; all arms keep their numbers."""
