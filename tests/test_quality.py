@@ -275,6 +275,13 @@ def test_known_dirt_is_found_and_nothing_else(dirty: Path, store: Store, tmp_pat
     assert "new file" in refused.stderr
 
 
+def test_the_desk_answers_whoever_may_look(near_store: Store) -> None:
+    asked = {"verb": "quality", "values": {"source": "digits", "patience": 0}, "visitor": "eve", "role": "viewer"}
+    answers = io.StringIO()
+    desk.serve(near_store, io.StringIO(json.dumps(asked) + "\n"), answers)
+    assert 0 <= json.loads(answers.getvalue())["ok"]["done"] < 1
+
+
 def test_bad_questions_are_one_line(store: Store) -> None:
     with pytest.raises(BadInput, match="such a way"):
         quality.look(store, DataSpec(source="digits"), method="guess")
