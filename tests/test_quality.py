@@ -158,7 +158,7 @@ def test_nobody_judges_an_image_that_they_learned(digits: data.Splits) -> None:
     pixels = quality._flat(steps.finish(_twins.small([digits.val, digits.val])))
     labels = np.random.default_rng(0).integers(0, 10, len(digits.val))
     twice, ids = np.tile(labels, 2), np.tile(digits.val.ids, 2)
-    found = steps.finish(_labels.judged(pixels, twice, ids, 10, len(twice)))
+    found = steps.finish(_labels.judged(_labels.Pool(pixels, twice, ids, 10, len(twice))))
     assert (found.probabilities.argmax(1) == twice).mean() < 0.2
     assert found.probabilities.sum(1) == pytest.approx(1)
 
@@ -169,9 +169,9 @@ def test_what_is_said_of_training_images_does_not_depend_on_the_test_labels(digi
         np.concatenate([getattr(part, name) for part in (digits.val, digits.test)]) for name in ("labels", "ids")
     )
     own = len(digits.val)
-    one = steps.finish(_labels.judged(pixels, labels, ids, 10, own)).probabilities
+    one = steps.finish(_labels.judged(_labels.Pool(pixels, labels, ids, 10, own))).probabilities
     labels = np.concatenate([labels[:own], (labels[own:] + 1) % 10])
-    assert np.array_equal(one, steps.finish(_labels.judged(pixels, labels, ids, 10, own)).probabilities)
+    assert np.array_equal(one, steps.finish(_labels.judged(_labels.Pool(pixels, labels, ids, 10, own))).probabilities)
 
 
 # --- duplicates, leaks, oddities --------------------------------------------------------------------------------------

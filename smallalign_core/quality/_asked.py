@@ -17,6 +17,7 @@ from smallalign_core import data
 from smallalign_core.data import ImageSet
 from smallalign_core.errors import SmallAlignError
 from smallalign_core.evaluate import log_softmax
+from smallalign_core.machine import set_threads
 from smallalign_core.spec import DataSpec
 from smallalign_core.steps import Work
 from smallalign_core.store import Run, Store
@@ -55,6 +56,7 @@ def features(run: Run, parts: Sequence[ImageSet]) -> Work[NDArray[np.float32]]:
 
     from smallalign_core import foreign, networks
 
+    set_threads()
     teacher = foreign.classifier(run)
     caught: list[Any] = []
     if run.imported is None:
@@ -154,6 +156,7 @@ def _answers(
 
     from smallalign_core import foreign
 
+    set_threads()
     classifier = foreign.classifier(run, parts[0].classes)
     begin = 0
     for images in parts:
