@@ -106,8 +106,8 @@ class Scene:
         self.slowest = max(self.slowest, time.monotonic() - begun)
         self.ordeal.look(runs)
 
-    def survive(self, runs: Sequence[Run], kills: int, draw: random.Random) -> None:
-        """Let the dashboard train `runs`, and kill it meanwhile."""
+    def survive(self, runs: Sequence[Run], kills: int, draw: random.Random) -> int:
+        """Let the dashboard train `runs`, and kill it meanwhile. Returns how many kills are left when they finish."""
         for run in runs:
             self.store.enqueue(run)
         left = kills
@@ -128,6 +128,7 @@ class Scene:
                     self.ordeal.tally.wrong.append(f"{run.name}: failed: {run.said['reason']}")
         self.by_itself += sum(len(run.events("resumed")) for run in runs)
         self.ordeal.tally.torn += chaos.torn(self.store)
+        return left
 
     def close(self) -> None:
         """End the server; its worker ends with it when the queue is empty."""
@@ -147,13 +148,18 @@ def main() -> None:
         store, other = Store(Path(place).resolve() / "models"), Store(Path(place) / "undisturbed")
         scene = Scene(store, chaos.Ordeal(store, draw, tally, Path(place) / "log.txt"), Path(place) / "server.txt")
         network = {"kind": "cnn", "width": 6, "depth": 2, "dropout": 0.2}
-        specs = [
-            {"data": "digits", "network": network, "epochs": EPOCHS, "augment": ["shift", "rotate"], "optimizer": kind}
-            for kind in ("lookahead", "adamw")
-        ]
-        runs = [store.create(desk.resolve(store, parse(spec))) for spec in specs]
+        spec = {"data": "digits", "network": network, "epochs": EPOCHS, "augment": ["shift", "rotate"]}
+        runs: list[Run] = []
+        left = asked.kills
         try:
-            scene.survive(runs, asked.kills, draw)
+            while (left or not runs) and not tally.damage:  # the more kills, the more pairs of runs
+                pair = [
+                    store.create(desk.resolve(store, parse({**spec, "seed": len(runs) // 2, "optimizer": kind})))
+                    for kind in ("lookahead", "adamw")
+                ]
+                runs += pair
+                left = scene.survive(pair, left, draw)
+                print(f"{len(runs)} runs, {scene.kills.total()} kills", file=sys.stderr)
         finally:
             scene.close()
         for run in runs if not tally.damage else ():

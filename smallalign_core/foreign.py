@@ -202,7 +202,7 @@ def bring(file: Path, spec: DataSpec, store: Store, **told: Any) -> Run:
     """
     splits = data.load(spec, store.data_cache)
     try:
-        content = file.read_bytes() if file.stat().st_size <= jail.LIMITS.file else b""
+        content = file.read_bytes() if file.is_file() and file.stat().st_size <= jail.LIMITS.file else b""
     except OSError as error:
         raise BadInput(f"the file cannot be read: {error.strerror}", given=file, do="name an .onnx file") from None
     facts = jail.inspect(file, told.get("size") or splits.shape[1:])

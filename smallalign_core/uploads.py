@@ -7,6 +7,7 @@ The name is what is left of the visitor's own without everything but a-z, 0-9 an
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import shutil
@@ -32,8 +33,11 @@ def folder(store: Store) -> Path:
 def kept(store: Store) -> list[Path]:
     """All that is kept, newest first."""
     there = folder(store)
-    files = [file for file in there.glob("*.zip") if not file.name.startswith(".")] if there.is_dir() else []
-    return sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)
+    aged = []
+    for file in there.glob("*.zip"):
+        with contextlib.suppress(FileNotFoundError):  # another visitor's turned out to be useless at this moment
+            aged += [] if file.name.startswith(".") else [(file.stat().st_mtime, file)]
+    return [file for _, file in sorted(aged, reverse=True)]
 
 
 def keep(store: Store, name: str, content: bytes) -> tuple[Path, bool]:
@@ -59,7 +63,10 @@ def keep(store: Store, name: str, content: bytes) -> tuple[Path, bool]:
     if known := next(there.glob(f"*-{digest}.zip"), None):
         return known, False
     there.mkdir(parents=True, exist_ok=True)
-    size = sum(file.stat().st_size for file in there.iterdir())
+    size = 0
+    for file in there.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            size += file.stat().st_size
     if size + len(content) > most.kept_mb * limits.MB:
         do = f"whoever runs this dashboard can delete old ones from {there}"
         raise Refused("there is no more room for uploads", given=f"{size / limits.MB:,.0f} MB are kept", do=do)

@@ -78,7 +78,7 @@ def read_decisions(file: Path) -> Decisions:
     limits.check_path(file, "the file of decisions")
     do = "give a file that the Data page or `inspect --decide` wrote"
     try:
-        written = read_json(file, missing=None)
+        written = read_json(file, missing=None) if file.is_file() else None
         if not isinstance(written, dict):
             raise ValueError("no fields" if file.exists() else "there is no such file")
         return Decisions(str(written["source"]), dict(_read(written["decisions"])))

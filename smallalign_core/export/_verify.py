@@ -51,7 +51,8 @@ def verify(
         BadModel: it is refused by the jail, or it was changed since it was exported.
     """
     try:
-        content = file.read_bytes() if file.stat().st_size <= jail.LIMITS.file else b""
+        # The size of a pipe or device says nothing, and its content may never end: the jail says that it is no file.
+        content = file.read_bytes() if file.is_file() and file.stat().st_size <= jail.LIMITS.file else b""
     except OSError:
         raise BadInput("the file cannot be read", given=file, do="name an exported .onnx file") from None
     told = dict(told or {})
@@ -80,7 +81,7 @@ def verify(
 
 def _read_proof(proof: Path, digest: str) -> dict[str, Any]:
     try:
-        held: dict[str, Any] = json.loads(proof.read_text())
+        held: dict[str, Any] = json.loads(proof.read_text() if proof.is_file() else "")
         promised = held["sha256"]
         count, classes = len(held["labels"]), len(held["classes"])
         said, beside = held["browser"], proof.with_name("browser-logits.bin")

@@ -16,6 +16,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from smallalign_core.errors import BadSpec
+from smallalign_core.spec._file import loaded
 from smallalign_core.spec._part import expanded
 from smallalign_core.spec._words import told as told
 from smallalign_core.spec.augment import (
@@ -300,7 +301,7 @@ def fields_in(path: Path, what: str, overrides: Sequence[str] = ()) -> dict[str,
     Raises:
         BadSpec: the file is missing or not YAML, or holds no fields.
     """
-    written = _loaded(path, what)
+    written = loaded(path, what)
     if not isinstance(written, dict):
         raise BadSpec(
             f"a {what} is a list of `field: value` lines", given=path, do="begin with `data: digits` and `network: cnn`"
@@ -310,40 +311,13 @@ def fields_in(path: Path, what: str, overrides: Sequence[str] = ()) -> dict[str,
     return written
 
 
-def _loaded(path: Path, what: str) -> Any:
-    """The plain values in a YAML or JSON file."""
-    try:
-        if path.stat().st_size > 1_000_000:
-            raise BadSpec(
-                f"a {what} is a short text, this file is over 1 MB", given=path, do="name a YAML or JSON file"
-            )
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = (
-            "is not text" if isinstance(error, UnicodeDecodeError) else (error.strerror or "cannot be read").lower()
-        )
-        raise BadSpec(f"the {what} cannot be read: {reason}", given=path, do="name a YAML or JSON file") from None
-    try:
-        return yaml.safe_load(text)
-    except RecursionError:
-        raise BadSpec(f"the {what} is nested too deeply", given=path, do="four levels are enough for any") from None
-    except yaml.YAMLError as error:
-        where = (
-            f" in line {error.problem_mark.line + 1}"
-            if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark
-            else ""
-        )
-        wrong = f"the {what} is not valid YAML{where}"
-        raise BadSpec(wrong, given=path, do="check its indentation and quotes") from None
-
-
 def read_policy(path: Path) -> tuple[Augment, ...]:
     """The policy in a YAML or JSON file: a list of parts, or a spec whose `augment` is meant.
 
     Raises:
         BadSpec: the file is missing or not YAML, holds no parts, or a part is unknown, misplaced or out of range.
     """
-    return parse_policy(_loaded(path, "policy"))
+    return parse_policy(loaded(path, "policy"))
 
 
 def parse_policy(written: object) -> tuple[Augment, ...]:

@@ -32,9 +32,10 @@ from streamlit import config
 from streamlit.testing.v1 import AppTest
 
 from pages.ui import access, backstage, wall
-from smallalign_core import desk, uploads, worker
+from smallalign_core import desk, optimstudy, policies, studies, uploads, worker
 from smallalign_core.errors import BadInput, Refused
 from smallalign_core.files import write_json
+from smallalign_core.spec import Shift
 from smallalign_core.store import Run, State, Store
 from smallalign_core.visitors import OWNER, Role, Visitor
 from tests.chromium import FLAGS, dashboard, executable, free_port
@@ -246,6 +247,10 @@ def test_a_viewer_changes_nothing(store: Store, train: Train) -> None:
     waiting = store.submit(desk.resolve(store, tiny(seed=5)))
     paused = store.submit(desk.resolve(store, tiny(seed=4)))
     paused.ask("pause")
+    written = {"student": tiny().model_dump(mode="json", exclude={"optimizer"}), "optimizers": ["sgd"], "budgets": [1]}
+    asked = desk.resolve_study(store, "optimizers", optimstudy.parse_study(written))
+    study = studies.create(store, "optimizers", asked)
+    policies.save(store, "mine", (Shift(pixels=1),))
     watched = Store(store.root, VIEWER)
     stopped = watched.run(paused.id)
     seen = {path: path.read_bytes() for path in store.root.rglob("*") if path.is_file() and path.suffix != ".lock"}
@@ -258,6 +263,13 @@ def test_a_viewer_changes_nothing(store: Store, train: Train) -> None:
         lambda: watched.queue()[0].ask("cancel"),
         lambda: watched.runs()[0].ask("pause"),
         lambda: uploads.keep(watched, "x.zip", b"PK\x03\x04"),
+        lambda: studies.create(watched, "optimizers", asked.model_copy(update={"seeds": 4})),
+        lambda: studies.start(watched, study),
+        lambda: studies.pause(watched, study),
+        lambda: studies.delete(watched, study),
+        lambda: desk.study(watched, "optimizers", written, start=True),
+        lambda: policies.save(watched, "other", (Shift(pixels=1),)),
+        lambda: policies.delete(watched, "mine"),
         lambda: desk.submit(watched, tiny(seed=7).model_dump(mode="json")),
         lambda: desk.worth(
             watched, tiny(augment=[{"kind": "shift", "pixels": 1}]).model_dump(mode="json"), "augment", 1, True
