@@ -54,6 +54,18 @@ def test_who_undoes_takes_back_only_what_is_theirs(store: Store) -> None:
     assert quality.undo(ben, SOME)[0].by_image == {2: Decision("drop")}
 
 
+def test_a_damaged_line_of_the_history_costs_that_step_and_no_other(store: Store) -> None:
+    for image in (1, 2, 3):
+        quality.decide(store, SOME, "x", [(image, Decision("drop"))])
+    quality.undo(store, SOME)
+    history = quality.file_of(store, SOME).with_suffix(".history.jsonl")
+    lines = history.read_text().splitlines(keepends=True)
+    history.write_text("".join([lines[0].replace("drop", "keep"), *lines[1:]]))
+    assert quality.undo(store, SOME)[1] == [(2, None)]
+    assert quality.undo(store, SOME)[1] == []
+    assert quality.decisions(store, SOME).by_image == {1: Decision("drop")}
+
+
 def test_nothing_is_lost_where_many_decide_at_once(store: Store) -> None:
     def one(image: int) -> None:
         quality.decide(Store(store.root, Visitor(f"v{image % 4}")), SOME, "x", [(image, Decision("drop"))])
