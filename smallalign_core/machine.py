@@ -8,18 +8,30 @@ import platform
 from pathlib import Path
 
 
-def set_threads() -> int:
-    """How many threads torch may use: OMP_NUM_THREADS if set; else one on small machines, half the cores on larger.
+def threads() -> int:
+    """How many threads a process may use: OMP_NUM_THREADS if set; else one on small machines, half the cores on larger.
 
     Two OpenMP threads that share cores with a dashboard, a browser or a neighbour spin against each other: on two
     shared cores that was measured 4 to 300 times slower than one thread.
     """
+    cores = os.cpu_count() or 1
+    return int(os.environ.get("OMP_NUM_THREADS") or 0) or (1 if cores <= 4 else cores // 2)
+
+
+def set_threads() -> int:
+    """Let torch use `threads()`."""
     import torch
 
-    cores = os.cpu_count() or 1
-    threads = int(os.environ.get("OMP_NUM_THREADS") or 0) or (1 if cores <= 4 else cores // 2)
-    torch.set_num_threads(threads)
-    return threads
+    torch.set_num_threads(threads())
+    return threads()
+
+
+def set_sklearn_threads() -> None:
+    """Let scikit-learn, and what multiplies matrices for it and NumPy, use `threads()`."""
+    import sklearn.utils  # noqa: F401  # only libraries that are loaded can be told
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(threads())
 
 
 def keep_freed_memory() -> None:

@@ -54,6 +54,18 @@ def test_who_undoes_takes_back_only_what_is_theirs(store: Store) -> None:
     assert quality.undo(ben, SOME)[0].by_image == {2: Decision("drop")}
 
 
+def test_a_damaged_line_of_the_history_costs_that_step_and_no_other(store: Store) -> None:
+    for image in (1, 2, 3):
+        quality.decide(store, SOME, "x", [(image, Decision("drop"))])
+    quality.undo(store, SOME)
+    history = quality.file_of(store, SOME).with_suffix(".history.jsonl")
+    lines = history.read_text().splitlines(keepends=True)
+    history.write_text("".join([lines[0].replace("drop", "keep"), *lines[1:]]))
+    assert quality.undo(store, SOME)[1] == [(2, None)]
+    assert quality.undo(store, SOME)[1] == []
+    assert quality.decisions(store, SOME).by_image == {1: Decision("drop")}
+
+
 def test_nothing_is_lost_where_many_decide_at_once(store: Store) -> None:
     def one(image: int) -> None:
         quality.decide(Store(store.root, Visitor(f"v{image % 4}")), SOME, "x", [(image, Decision("drop"))])
@@ -158,7 +170,7 @@ def test_nobody_judges_an_image_that_they_learned(digits: data.Splits) -> None:
     pixels = quality._flat(steps.finish(_twins.small([digits.val, digits.val])))
     labels = np.random.default_rng(0).integers(0, 10, len(digits.val))
     twice, ids = np.tile(labels, 2), np.tile(digits.val.ids, 2)
-    found = steps.finish(_labels.judged(pixels, twice, ids, 10, len(twice)))
+    found = steps.finish(_labels.judged(_labels.Pool(pixels, twice, ids, 10, len(twice))))
     assert (found.probabilities.argmax(1) == twice).mean() < 0.2
     assert found.probabilities.sum(1) == pytest.approx(1)
 
@@ -169,9 +181,9 @@ def test_what_is_said_of_training_images_does_not_depend_on_the_test_labels(digi
         np.concatenate([getattr(part, name) for part in (digits.val, digits.test)]) for name in ("labels", "ids")
     )
     own = len(digits.val)
-    one = steps.finish(_labels.judged(pixels, labels, ids, 10, own)).probabilities
+    one = steps.finish(_labels.judged(_labels.Pool(pixels, labels, ids, 10, own))).probabilities
     labels = np.concatenate([labels[:own], (labels[own:] + 1) % 10])
-    assert np.array_equal(one, steps.finish(_labels.judged(pixels, labels, ids, 10, own)).probabilities)
+    assert np.array_equal(one, steps.finish(_labels.judged(_labels.Pool(pixels, labels, ids, 10, own))).probabilities)
 
 
 # --- duplicates, leaks, oddities --------------------------------------------------------------------------------------
@@ -273,6 +285,13 @@ def test_known_dirt_is_found_and_nothing_else(dirty: Path, store: Store, tmp_pat
     refused = command("inspect", dirty, "--decide", made, store=store)
     assert refused.returncode == 2
     assert "new file" in refused.stderr
+
+
+def test_the_desk_answers_whoever_may_look(near_store: Store) -> None:
+    asked = {"verb": "quality", "values": {"source": "digits", "patience": 0}, "visitor": "eve", "role": "viewer"}
+    answers = io.StringIO()
+    desk.serve(near_store, io.StringIO(json.dumps(asked) + "\n"), answers)
+    assert 0 <= json.loads(answers.getvalue())["ok"]["done"] < 1
 
 
 def test_bad_questions_are_one_line(store: Store) -> None:

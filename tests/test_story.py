@@ -152,5 +152,17 @@ def test_doctor_notices_damaged_weights(tmp_path: Path) -> None:
 
 def test_help_names_every_verb() -> None:
     done = subprocess.run([sys.executable, "-m", "smallalign_core", "--help"], capture_output=True, text=True, cwd=ROOT)
-    for verb in ("datasets", "train", "submit", "worker", "runs", "evaluate", "compare", "export", "verify", "doctor"):
+    for verb in (
+        "datasets",
+        "inspect",
+        "train",
+        "submit",
+        "worker",
+        "runs",
+        "evaluate",
+        "compare",
+        "export",
+        "verify",
+        "doctor",
+    ):
         assert verb in done.stdout

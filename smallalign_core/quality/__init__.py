@@ -20,6 +20,7 @@ from smallalign_core import data, steps
 from smallalign_core.data import Decision, Decisions, ImageSet, Splits
 from smallalign_core.errors import BadInput, SmallAlignError
 from smallalign_core.files import read_json, write_json
+from smallalign_core.machine import set_sklearn_threads
 from smallalign_core.quality import _asked, _labels, _oddities, _twins
 from smallalign_core.quality._progress import (
     decide as decide,
@@ -78,9 +79,10 @@ def automatic(images: ImageSet) -> Decisions:
     """What automatic cleaning would do, judged from these images alone: sure label issues and copies that are labelled
     in different ways are dropped, of other copies one is kept. At least one image of every class stays.
     """
+    set_sklearn_threads()
     features = _flat(steps.finish(_twins.small([images], SIDE)))
     classes = len(images.classes)
-    judged = steps.finish(_labels.judged(features, images.labels, images.ids, classes, len(images)))
+    judged = steps.finish(_labels.judged(_labels.Pool(features, images.labels, images.ids, classes, len(images))))
     suspects = _labels.suspects(images.labels, judged.probabilities)
     drop = {int(one) for one in images.ids[suspects.rows[suspects.sure]]}
     once: set[int] = set()
@@ -153,12 +155,14 @@ class Looking:
         """Look, in steps, unless it was done before."""
         if (before := self.kept) is not None:
             return before
+        set_sklearn_threads()
         atlas, parts = _twins.Atlas(self.parts), list(self.parts.values())
         fine = yield from steps.part_of(_twins.small(parts), 0, 5)
         pairs = yield from steps.part_of(_twins.near(fine, atlas.ids), 1, 5)
         duplicates, leaks = _twins.told(atlas, pairs)
         features = yield from steps.part_of(self._features(), 2, 5)
-        judged = yield from steps.part_of(self._judged(features, atlas), 3, 5)
+        pool = _labels.Pool(features, atlas.labels, atlas.ids, len(self.splits.classes), self.learned)
+        judged = yield from steps.part_of(_labels.judged(pool), 3, 5)
         votes = yield from steps.part_of(_asked.votes(self.voters, self.store, parts), 4, 5)
         voted = self._trusted(votes, judged, atlas.labels)
         probabilities = np.where(voted[:, None], votes.probabilities, judged.probabilities)
@@ -206,9 +210,6 @@ class Looking:
         if self.teacher is not None:
             return (yield from _asked.features(self.teacher, parts))
         return _flat((yield from _twins.small(parts, SIDE)))
-
-    def _judged(self, features: NDArray[np.float32], atlas: _twins.Atlas) -> Work[_labels.Judged]:
-        return _labels.judged(features, atlas.labels, atlas.ids, len(self.splits.classes), self.learned)
 
     def _trusted(self, votes: _asked.Votes, judged: _labels.Judged, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whose label is judged by votes [N]: where there are enough, if these foretell labels better or were asked."""

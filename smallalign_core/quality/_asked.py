@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,9 @@ from numpy.typing import NDArray
 
 from smallalign_core import data
 from smallalign_core.data import ImageSet
-from smallalign_core.errors import SmallAlignError
+from smallalign_core.errors import SmallAlignError, WorkFailed
 from smallalign_core.evaluate import log_softmax
+from smallalign_core.machine import set_threads
 from smallalign_core.spec import DataSpec
 from smallalign_core.steps import Work
 from smallalign_core.store import Run, Store
@@ -55,6 +58,7 @@ def features(run: Run, parts: Sequence[ImageSet]) -> Work[NDArray[np.float32]]:
 
     from smallalign_core import foreign, networks
 
+    set_threads()
     teacher = foreign.classifier(run)
     caught: list[Any] = []
     if run.imported is None:
@@ -67,7 +71,10 @@ def features(run: Run, parts: Sequence[ImageSet]) -> Work[NDArray[np.float32]]:
                 logits = teacher(torch.from_numpy(np.ascontiguousarray(images.images[start : start + CHUNK])))
             found.append(_narrow((caught[0] if caught else logits).float().numpy()))
             yield min(1.0, CHUNK * len(found) / total)
-    return np.concatenate(found)
+    features = np.concatenate(found)
+    if not np.isfinite(features).all():
+        raise WorkFailed("the teacher's features are not all finite", given=run.name, do="choose another teacher")
+    return features
 
 
 def _narrow(values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -87,20 +94,36 @@ def learned(run: Run, store: Store) -> NDArray[np.uint64] | None:
 def voters(store: Store, spec: DataSpec) -> list[Run]:
     """Finished runs that may have votes on the images of `spec`, smallest first: on the same images and labels, of
     which they left some out, taught by nobody (a teacher may have learned those)."""
-    found = [run for run in store.runs() if _may_vote(run, spec)]
-    found.sort(key=lambda run: ((run.result or {})["params"], run.id))
-    if len(found) <= MOST_RUNS:
-        return found
-    return [found[row] for row in np.linspace(0, len(found) - 1, MOST_RUNS).round().astype(int)]
+    found = []
+    for run in store.runs():
+        with contextlib.suppress(OSError):  # no result: not finished
+            known = _learner(str(run.folder), (run.folder / "result.json").stat().st_mtime_ns)
+            if known is not None and _partly(known[0], spec):
+                found.append((known[1], run.id, run))
+    found.sort(key=lambda one: one[:2])
+    if len(found) > MOST_RUNS:
+        found = [found[row] for row in np.linspace(0, len(found) - 1, MOST_RUNS).round().astype(int)]
+    return [run for *_, run in found]
 
 
-def _may_vote(run: Run, spec: DataSpec) -> bool:
+@lru_cache(maxsize=4096)
+def _learner(folder: str, _changed: int) -> tuple[DataSpec, int] | None:
+    """(the images, how many parameters) of a finished run that learned from labels only; None for any other. Pages ask
+    at every rerun, so what was read once is remembered."""
     with contextlib.suppress(SmallAlignError, KeyError, TypeError):
+        run = Run(Path(folder))
         if run.finished and run.imported is None and not run.spec.teachers and run.spec.start is None:
-            theirs = run.spec.data
-            partly = theirs.images is not None and (spec.images is None or theirs.images < spec.images)
-            return partly and "params" in (run.result or {}) and _same(theirs) == _same(spec)
-    return False
+            return run.spec.data, int((run.result or {})["params"])
+    return None
+
+
+def _partly(theirs: DataSpec, spec: DataSpec) -> bool:
+    """Whether who learned from `theirs` left out some of the images of `spec`, and knows the same labels."""
+    left_out = theirs.images is not None and (spec.images is None or theirs.images < spec.images)
+    try:
+        return left_out and _same(theirs) == _same(spec)
+    except SmallAlignError:  # a path that may not be looked at
+        return False
 
 
 def _same(spec: DataSpec) -> tuple[Any, ...]:
@@ -129,6 +152,8 @@ def votes(runs: Sequence[Run], store: Store, parts: Sequence[ImageSet]) -> Work[
         fresh = np.flatnonzero(~np.isin(ids, known))
         done = 0
         for rows, logits in _answers(run, parts, fresh):
+            if not np.isfinite(logits).all():
+                continue  # who says nothing of some has no vote on any of these
             said = np.exp(log_softmax(logits, float((run.result or {}).get("temperature") or 1.0)))
             hit = said.argmax(1) == labels[rows]
             total[rows] += said
@@ -154,6 +179,7 @@ def _answers(
 
     from smallalign_core import foreign
 
+    set_threads()
     classifier = foreign.classifier(run, parts[0].classes)
     begin = 0
     for images in parts:

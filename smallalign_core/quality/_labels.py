@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from smallalign_core.steps import Work
+from smallalign_core.steps import Work, part_of
 
 NEIGHBOURS = 10
 FOLDS = 5
@@ -52,37 +52,41 @@ class Suspects:
     suggested: NDArray[np.int64]
 
 
-def judged(
-    features: NDArray[np.float32], labels: NDArray[np.int64], ids: NDArray[np.uint64], classes: int, learned: int
-) -> Work[Judged]:
-    """Out-of-sample probabilities of all images, by the mean of nearest neighbours and kernel logistic regressions.
+@dataclass(frozen=True)
+class Pool:
+    """What is judged.
 
-    Args:
-        features: [N, F].
+    Attributes:
+        features: float32 [N, F].
+        labels, ids: int64, uint64 [N]; equal images have equal ids, and never judge each other.
+        classes: how many there are.
         learned: the first so many may be learned from; the others are only judged.
-        ids: equal images never judge each other.
     """
-    votes, distance = yield from _neighbours(features, labels, ids, classes, learned, 0.0)
-    lines = yield from _regressions(features, labels, ids, classes, learned, 0.5)
+
+    features: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    ids: NDArray[np.uint64]
+    classes: int
+    learned: int
+
+
+def judged(pool: Pool) -> Work[Judged]:
+    """Out-of-sample probabilities of all images, by the mean of nearest neighbours and kernel logistic regressions."""
+    votes, distance = yield from part_of(_neighbours(pool), 0, 2)
+    lines = yield from part_of(_regressions(pool), 1, 2)
     return Judged((votes + lines) / 2, distance)
 
 
-def _neighbours(
-    features: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    ids: NDArray[np.uint64],
-    classes: int,
-    learned: int,
-    begun: float,
-) -> Work[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+def _neighbours(pool: Pool) -> Work[tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """(votes weighted by 1 / distance [N, classes], mean distance [N]): every image is left out of its own vote."""
     from sklearn.neighbors import NearestNeighbors
 
-    chosen = np.random.default_rng(0).permutation(learned)[:MOST_REFERENCES]
+    features, labels, ids = pool.features, pool.labels, pool.ids
+    chosen = np.random.default_rng(0).permutation(pool.learned)[:MOST_REFERENCES]
     chosen.sort()
     wanted = min(len(chosen), 2 * NEIGHBOURS)  # some may be the image itself and its copies
     finder = NearestNeighbors(n_neighbors=wanted, algorithm="brute").fit(features[chosen])
-    votes, distance = np.zeros((len(features), classes)), np.empty(len(features))
+    votes, distance = np.zeros((len(features), pool.classes)), np.empty(len(features))
     for start in range(0, len(features), CHUNK):
         rows = np.arange(start, min(start + CHUNK, len(features)))
         far, near = finder.kneighbors(features[rows])
@@ -90,35 +94,29 @@ def _neighbours(
         counts = ids[others] != ids[rows][:, None]
         counts &= np.cumsum(counts, axis=1) <= NEIGHBOURS
         weight = np.where(counts, 1 / np.maximum(far, 1e-6), 0.0)
-        for label in range(classes):
+        for label in range(pool.classes):
             votes[rows, label] = (weight * (labels[others] == label)).sum(1)
         distance[rows] = (far * counts).sum(1) / np.maximum(counts.sum(1), 1)
-        yield begun + 0.5 * (rows[-1] + 1) / len(features)
+        yield float(rows[-1] + 1) / len(features)
     total = votes.sum(1, keepdims=True)
-    return np.where(total > 0, votes / np.maximum(total, 1e-12), 1 / classes), distance
+    return np.where(total > 0, votes / np.maximum(total, 1e-12), 1 / pool.classes), distance
 
 
-def _regressions(
-    features: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    ids: NDArray[np.uint64],
-    classes: int,
-    learned: int,
-    begun: float,
-) -> Work[NDArray[np.float64]]:
+def _regressions(pool: Pool) -> Work[NDArray[np.float64]]:
     """Probabilities [N, classes] of kernel logistic regressions fitted to the other folds; copies share one."""
+    features, labels, learned = pool.features, pool.labels, pool.learned
     fold = np.full(len(features), -1)
-    fold[:learned] = _folds(labels[:learned], ids[:learned])
-    found, rng = np.zeros((len(features), classes)), np.random.default_rng(0)
+    fold[:learned] = _folds(labels[:learned], pool.ids[:learned])
+    found, rng = np.zeros((len(features), pool.classes)), np.random.default_rng(0)
     for number in range(FOLDS):
         fitted = rng.permutation(np.flatnonzero((fold != number)[:learned]))[:MOST_FITTED]
         asked = np.flatnonzero(fold == number)
         tests = np.flatnonzero(fold == -1)
         both = np.concatenate([asked, tests])
-        answers = _regression(features[fitted], labels[fitted], features[both], classes)
+        answers = _regression(features[fitted], labels[fitted], features[both], pool.classes)
         found[asked] = answers[: len(asked)]
         found[tests] += answers[len(asked) :] / FOLDS
-        yield begun + 0.5 * (number + 1) / FOLDS
+        yield (number + 1) / FOLDS
     return found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,8 @@ def decide(store: Store, fingerprint: str, source: str, changes: Sequence[Change
         before = [(image, found.by_image.get(image)) for image, _ in changes]
         after = _changed(found, changes)
         if after != found:  # the history first: killed in between, undoing restores what is there
-            step: dict[str, object] = {"by": store.visitor.name, "before": _plain(before), "made": _plain(changes)}
-            append(_history(store, fingerprint), step, sync=True)
+            who = {"by": store.visitor.name, "step": secrets.token_hex(8)}
+            append(_history(store, fingerprint), {**who, "before": _plain(before), "made": _plain(changes)}, sync=True)
             after.write(file_of(store, fingerprint))
         return after
 
@@ -99,7 +100,7 @@ def undo(store: Store, fingerprint: str) -> tuple[Decisions, list[Change]]:
         ]
         after = _changed(found, restored)
         after.write(file_of(store, fingerprint))
-        append(_history(store, fingerprint), {"by": store.visitor.name, "undid": mine[-1]["number"]}, sync=True)
+        append(_history(store, fingerprint), {"by": store.visitor.name, "undid": mine[-1]["step"]}, sync=True)
         return after, restored
 
 
@@ -125,13 +126,13 @@ def _history(store: Store, fingerprint: str) -> Path:
 
 
 def _steps(store: Store, fingerprint: str) -> list[dict[str, Any]]:
-    """The steps that were not taken back, oldest first; each with its `number`: its line in the history."""
-    standing: dict[int, dict[str, Any]] = {}
-    for number, line in enumerate(read_lines(_history(store, fingerprint))[0]):
+    """The steps that were not taken back, oldest first; lines that were damaged are no steps any more."""
+    standing: dict[str, dict[str, Any]] = {}
+    for line in read_lines(_history(store, fingerprint))[0]:
         if "undid" in line:
             standing.pop(line["undid"], None)
         else:
-            standing[number] = {**line, "number": number}
+            standing[line["step"]] = line
     return list(standing.values())
 
 

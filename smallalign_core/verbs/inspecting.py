@@ -10,7 +10,6 @@ from rich.progress import Progress
 
 from smallalign_core import desk, quality
 from smallalign_core.errors import BadInput
-from smallalign_core.machine import set_threads
 from smallalign_core.spec import parse_data, set_field
 from smallalign_core.store import Store
 from smallalign_core.verbs import MODELS, JsonOption, SetOption, StoreOption, answer, progress_console
@@ -35,7 +34,6 @@ def inspect(
     json: JsonOption = False,
 ) -> None:
     """Are the data clean enough? Balance, duplicates, leaks into test, suspected labels, outliers, unreadable files."""
-    set_threads()
     place, fields = Store(store), {"source": data_source}
     for override in set or []:
         fields = set_field(fields, override)
