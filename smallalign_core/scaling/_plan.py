@@ -23,7 +23,7 @@ from smallalign_core.store import Run, State, Store
 
 CLEANED = "cleaned.json"
 ROUNDS = 4
-"""An adaptive study looks so many times, after its pilot, where the next runs narrow most."""
+"""An adaptive study looks so many times, after its pilot, where the next replicates narrow most."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def _result(folder: Path, _: int) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=64)
 def _next(spec: ScalingStudySpec, rows: tuple[Row, ...], share: int, known: tuple[Cell, ...]) -> tuple[Cell, ...]:
-    """The next cells of an adaptive study, half for parameters and half for images, by recipes in turn."""
+    """The next replicates of the pilot's cells, half for parameters and half for images, by recipes in turn."""
     params = {row[1]: row[2] for row in rows}
     sizes = {size: width for width, size in params.items()}
     chance = max(row[5] for row in rows) * 4  # only slopes matter here, and no chance level is known without classes
@@ -231,16 +231,7 @@ def _next(spec: ScalingStudySpec, rows: tuple[Row, ...], share: int, known: tupl
             part = (share - len(found)) // (len(wishes) - turn)
             if part < 1:
                 continue
-            more = law.allocate(
-                draws,
-                recipe,
-                "baseline",
-                params[spec.width],
-                spec.most,
-                axis,
-                budget=part,
-                cells=[(arm, size, images) for arm in ("baseline", recipe) for size in sizes for images in spec.images],
-            ).more
+            more = law.allocate(draws, recipe, "baseline", params[spec.width], spec.most, axis, budget=part).more
             for (arm, size, images), count in more:
                 for _ in range(count):
                     place = (arm, sizes[int(size)], int(images))
