@@ -52,6 +52,12 @@ page = st.navigation(
                 icon=":material/leaderboard:",
                 help="Compare optimizers fairly on your student, over seeds and budgets.",
             ),
+            st.Page(
+                "scaling.py",
+                title="Scaling",
+                icon=":material/open_in_full:",
+                help="What data, augmentation, optimizer and distillation are worth as the student shrinks.",
+            ),
         ],
         "Judge": [
             st.Page("runs.py", title="Runs", icon=":material/list_alt:", help="All runs, live and finished."),

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages.ui import backstage, contenders, picks, students, studyform, studyview
+from pages.ui import backstage, contenders, picks, students, studyform, studylist, studyview
 
 store = backstage.store()
 if reference := st.query_params.get("study"):
@@ -14,7 +14,7 @@ st.markdown(
     "Which optimizer trains **your** student best? Each gets its learning rate found and tried alike, then all race on "
     "the same seeds: same first weights, images and views, in lockstep. You get paired differences with intervals."
 )
-studyview.listing(store)
+studylist.listing(store, studyview.OPTIMIZERS)
 form, side = st.columns([3, 2], gap="large")
 with form:
     st.subheader("A new study", anchor=False)

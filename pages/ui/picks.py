@@ -47,6 +47,20 @@ def keep(key: str, chosen: str) -> None:
     st.query_params[key] = chosen
 
 
+def switch(label: str, options: dict[str, str], *, key: str) -> str:
+    """A choice of a few, kept in the address."""
+    widget = f"pick-{key}"
+    if (asked := changed(key)) in options:
+        st.session_state[widget] = asked
+    if st.session_state.get(widget) not in options:
+        st.session_state[widget] = next(iter(options))
+    chosen = st.segmented_control(
+        label, list(options), required=True, format_func=options.__getitem__, key=widget, persist_state="session"
+    )
+    keep(key, str(chosen))
+    return str(chosen)
+
+
 def pick_number(
     draw: Callable[..., Any], label: str, low: float, high: float, step: float, *, key: str, first: float, **look: Any
 ) -> Any:

@@ -22,6 +22,7 @@ def form(
     key: str,
     only: Sequence[str] = ("epochs",),
     lesson: bool = False,
+    taught: bool = True,
 ) -> dict[str, Any]:
     """Ask for a student, for a page that is about something else; returns the spec's fields that were asked for.
 
@@ -29,6 +30,7 @@ def form(
 
     Args:
         only: which plain fields of a spec to ask for, besides data, network and teacher.
+        taught: whether to ask for a teacher.
         lesson: whether to ask for loss and augmentation, too; without, both are the usual ones.
     """
     _from_address(source, key, (*only, *(("loss", "augment") if lesson else ())))
@@ -39,7 +41,7 @@ def form(
     with right:
         fitting = [row for row in listing.finished(store) if row.classes == classes]
         nobody = "None: learn from the labels only"
-        teacher = picks.pick_row("Teacher", fitting, key=f"{key}-teacher", none=nobody)
+        teacher = picks.pick_row("Teacher", fitting, key=f"{key}-teacher", none=nobody) if taught else None
         chosen: dict[str, Any] = {"teacher": teacher.id if teacher else None, "network": network}
         if lesson:
             chosen["loss"] = forms.choice("Loss", lessons(taught=teacher is not None), key=f"{key}.loss")

@@ -43,8 +43,8 @@ def draw(report: OptimizerStudy, study: Study, store: Store) -> None:
 def _headline(report: OptimizerStudy, shown: list[int]) -> int:
     with st.container(horizontal=True, vertical_alignment="bottom"):
         names = {str(one): report.budget_words(one) for one in shown}
-        budget = int(_switch("Budget", names, key="budget")) if len(shown) > 1 else shown[0]
-        metric = _switch("Scored by", {"accuracy": "Accuracy", "nll": "NLL"}, key="metric")
+        budget = int(picks.switch("Budget", names, key="budget")) if len(shown) > 1 else shown[0]
+        metric = picks.switch("Scored by", {"accuracy": "Accuracy", "nll": "NLL"}, key="metric")
     told = [arm.differences[metric].verdict for arm in report.at(budget)]
     text = f"**{report.verdict(budget, metric)}**"
     if "better" in told:
@@ -60,20 +60,6 @@ def _headline(report: OptimizerStudy, shown: list[int]) -> int:
         )
     _far_off(report, budget)
     return budget
-
-
-def _switch(label: str, options: dict[str, str], *, key: str) -> str:
-    """A choice of a few, kept in the address."""
-    widget = f"pick-{key}"
-    if (asked := picks.changed(key)) in options:
-        st.session_state[widget] = asked
-    if st.session_state.get(widget) not in options:
-        st.session_state[widget] = next(iter(options))
-    chosen = st.segmented_control(
-        label, list(options), required=True, format_func=options.__getitem__, key=widget, persist_state="session"
-    )
-    picks.keep(key, str(chosen))
-    return str(chosen)
 
 
 def _far_off(report: OptimizerStudy, budget: int) -> None:
@@ -184,7 +170,7 @@ def _curves(report: OptimizerStudy, study: Study, store: Store, budget: int) -> 
     if not found:
         st.caption("No run of the race has an epoch behind it.")
         return
-    axis = _switch("Against", studycharts.AXES, key="against")
+    axis = picks.switch("Against", studycharts.AXES, key="against")
     metric = st.session_state.get("pick-metric", "accuracy")
     outside = studycharts.curves(report, found, axis, metric, key="optimizers-curves")
     st.caption(
@@ -201,7 +187,7 @@ def _below(outside: list[str]) -> str:
 
 def _target(report: OptimizerStudy, _: Study, __: Store, budget: int) -> None:
     target = report.targets[budget]
-    axis = _switch("Count", studycharts.AXES, key="against")
+    axis = picks.switch("Count", studycharts.AXES, key="against")
     studycharts.to_target(report, budget, axis, key="optimizers-target")
     reference = report.arm(report.reference, budget).label
     whose = "as the study asks" if report.spec.get("target") else f"the median of tuned {reference}"
@@ -222,7 +208,7 @@ def _rates(report: OptimizerStudy, _: Study, __: Store, budget: int) -> None:
             words = ", ".join(f"{arm.label} {100 * value:.1f}" for arm, value in lost)
             st.caption(f"Points lost on average by a rate up to four times off, within the trials: {words}.")
     st.markdown("**The finder**")
-    chosen = _switch("Optimizer", {arm.name: arm.label for arm in arms}, key="finder")
+    chosen = picks.switch("Optimizer", {arm.name: arm.label for arm in arms}, key="finder")
     arm = next(one for one in arms if one.name == chosen)
     studycharts.finder(arm, studyforest.colours(report)[arm.name], key="optimizers-finder")
     assert arm.finder is not None

@@ -2,95 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import streamlit as st
 
-from pages.ui import backstage, contenders, live, studyform, studyresults, wording
-from smallalign_core import studies
-from smallalign_core.errors import SmallAlignError, UnknownRun
+from pages.ui import backstage, contenders, live, studyform, studylist, studyresults, wording
 from smallalign_core.optimstudy import Arm, OptimizerStudy
 from smallalign_core.store import Run, State, Store
 from smallalign_core.studies import Study
 
-KIND = "optimizers"
-LISTED = 4
-"""So many studies are listed before the rest is folded away."""
-STATES = {
-    "finished": wording.STATES["finished"],
-    "running": wording.STATES["running"],
-    "paused": wording.STATES["paused"],
-    "failed": wording.STATES["failed"],
-}
-
-
-def listing(store: Store) -> None:
-    """The studies of this store, newest first, each a link."""
-    lines = [studies.summary(study, store) for study in studies.listing(store)]
-    lines = [line for line in lines if line["kind"] in (KIND, "damaged")]
-    if not lines:
-        st.caption("No study yet. The form below is filled in: **Start the study** is enough for a first one.")
-        return
-    _lines(lines[:LISTED])
-    if len(lines) > LISTED:
-        with st.expander(f"{len(lines) - LISTED} older studies"):
-            _lines(lines[LISTED:])
-
-
-def _lines(lines: list[dict[str, Any]]) -> None:
-    for line in lines:
-        with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-            if line["kind"] == "damaged":
-                st.error(f"`{line['id']}`: {line['title']}", icon=":material/broken_image:")
-                continue
-            label = f"{line['title']} · {line['id'][:6]}"
-            icon = ":material/play_circle:" if line["active"] else ":material/leaderboard:"
-            st.page_link("optimizers.py", label=label, icon=icon, query_params={"study": line["id"]})
-            state = "running" if line["active"] else "done" if line["done"] == line["known"] else "paused"
-            st.caption(f"{state}, {line['done']} of {line['known']} known runs · {wording.ago(line['created'])}")
+OPTIMIZERS = studylist.Kind("optimizers", "optimizers.py", ":material/leaderboard:")
 
 
 def show(reference: str, store: Store) -> None:
     """The whole view of a study; it moves by itself only while it is active."""
-    if st.button("All studies", icon=":material/arrow_back:", type="tertiary"):
-        st.query_params.clear()
-        st.rerun()
-    try:
-        study = studies.find(store, reference)
-    except UnknownRun as error:
-        st.error(str(error))
+    if (found := studylist.opened(reference, store, OPTIMIZERS)) is None:
         return
-    try:
-        report: OptimizerStudy = study.report(store)
-    except SmallAlignError as error:
-        st.error(str(error), icon=":material/broken_image:")
-        _delete(study, store)
-        return
-    state = _state(report)
-    colour, icon = STATES[state]
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.header(report.title, anchor=False, width="content")
-        st.badge(state, icon=icon, color=colour)
+    study, report = found
+    studylist.title(report)
     st.caption(
         f"{len(report.at(report.budgets[0]))} optimizers, {len(report.seeds)} seed{'s' * (len(report.seeds) > 1)}, "
         f"budgets {', '.join(report.budget_words(one) for one in report.budgets)} · study `{report.id}`"
         + "".join(f" · {one}" for one in report.hardware)
     )
-    _actions(study, report, state, store)
+    _actions(study, report, store)
     _trouble(report)
     if report.active:
         st.fragment(_live, run_every=2 * live.TICK_SECONDS, key="study-live")(study, _rounds(report), store)
     elif not report.complete:
         _progress(report)
     studyresults.draw(report, study, store)
-
-
-def _state(report: OptimizerStudy) -> str:
-    if report.active:
-        return "running"
-    if report.complete:
-        return "finished"
-    return "failed" if report.failed else "paused"
 
 
 def _rounds(report: OptimizerStudy) -> int:
@@ -112,17 +51,9 @@ def _lost(arm: Arm) -> bool:
 # --- what can be done with it -----------------------------------------------------------------------------------------
 
 
-def _actions(study: Study, report: OptimizerStudy, state: str, store: Store) -> None:
+def _actions(study: Study, report: OptimizerStudy, store: Store) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
-        if report.active:
-            if st.button("Pause", icon=":material/pause:", help="Each run keeps its checkpoint; nothing is lost."):
-                studies.pause(store, study)
-                st.rerun()
-        elif not report.complete:
-            word = "Try again" if state == "failed" else "Resume"
-            if st.button(word, icon=":material/play_arrow:", type="primary"):
-                studies.start(store, study)
-                st.rerun()
+        studylist.pause_or_resume(study, report, store)
         with st.popover("Extend", icon=":material/add_circle:"):
             _extend(study)
         st.page_link(
@@ -132,7 +63,7 @@ def _actions(study: Study, report: OptimizerStudy, state: str, store: Store) -> 
             query_params=studyform.address(study.spec),
         )
         if not report.active:
-            _delete(study, store)
+            studylist.delete(study, store, OPTIMIZERS)
 
 
 def _extend(study: Study) -> None:
@@ -158,25 +89,13 @@ def _extend(study: Study) -> None:
     grown = seeds > spec.seeds or more or set(budgets) - set(spec.budgets)
     if st.button("Extend and start", type="primary", disabled=not grown):
         asked = spec.model_copy(update=wider).model_dump(mode="json")
-        answer = backstage.ask("study", "Preparing the study", kind=KIND, spec=asked, start=True)
+        answer = backstage.ask("study", "Preparing the study", kind=OPTIMIZERS.name, spec=asked, start=True)
         st.switch_page("optimizers.py", query_params={"study": answer["id"]})
-
-
-def _delete(study: Study, store: Store) -> None:
-    with st.popover("Delete", icon=":material/delete:"):
-        st.write("Delete this study? Its runs stay in the list of runs, unless you say so.")
-        runs = st.toggle("Its runs, too", key="delete-runs", help="Not those that another study or student needs.")
-        if st.button("Delete for good", type="primary"):
-            studies.delete(store, study, runs=runs)
-            st.switch_page("optimizers.py")
 
 
 def _trouble(report: OptimizerStudy) -> None:
     """Failed and diverged runs in words."""
-    for line in report.failed[:5]:
-        st.error(f"Failed: {line}", icon=":material/error:")
-    if len(report.failed) > 5:
-        st.caption(f"And {len(report.failed) - 5} more.")
+    studylist.failures(report.failed)
     wrong = [
         f"{arm.label} on {arm.diverged} of {len(arm.runs)} seeds ({report.budget_words(arm.budget)})"
         for arm in report.arms

@@ -1,0 +1,120 @@
+"""What the pages of all kinds of study share: the list, opening one, pausing, resuming and deleting it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import streamlit as st
+
+from pages.ui import wording
+from smallalign_core import studies
+from smallalign_core.errors import SmallAlignError, UnknownRun
+from smallalign_core.store import Store
+from smallalign_core.studies import Study
+
+LISTED = 4
+"""So many studies are listed before the rest is folded away."""
+STATES = {name: wording.STATES[name] for name in ("finished", "running", "paused", "failed")}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of study, and the page that shows it."""
+
+    name: str
+    page: str
+    icon: str
+
+
+def listing(store: Store, kind: Kind) -> None:
+    """The studies of this store, newest first, each a link."""
+    lines = [studies.summary(study, store) for study in studies.listing(store)]
+    lines = [line for line in lines if line["kind"] in (kind.name, "damaged")]
+    if not lines:
+        st.caption("No study yet. The form below is filled in: **Start the study** is enough for a first one.")
+        return
+    _lines(lines[:LISTED], kind)
+    if len(lines) > LISTED:
+        with st.expander(f"{len(lines) - LISTED} older studies"):
+            _lines(lines[LISTED:], kind)
+
+
+def _lines(lines: list[dict[str, Any]], kind: Kind) -> None:
+    for line in lines:
+        with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+            if line["kind"] == "damaged":
+                st.error(f"`{line['id']}`: {line['title']}", icon=":material/broken_image:")
+                continue
+            label = f"{line['title']} · {line['id'][:6]}"
+            icon = ":material/play_circle:" if line["active"] else kind.icon
+            st.page_link(kind.page, label=label, icon=icon, query_params={"study": line["id"]})
+            state = "running" if line["active"] else "done" if line["done"] == line["known"] else "paused"
+            st.caption(f"{state}, {line['done']} of {line['known']} known runs · {wording.ago(line['created'])}")
+
+
+def opened(reference: str, store: Store, kind: Kind) -> tuple[Study, Any] | None:
+    """The study of that id and its report; None after a sentence why there is none."""
+    if st.button("All studies", icon=":material/arrow_back:", type="tertiary"):
+        st.query_params.clear()
+        st.rerun()
+    try:
+        study = studies.find(store, reference)
+    except UnknownRun as error:
+        st.error(str(error))
+        return None
+    try:
+        return study, study.report(store)
+    except SmallAlignError as error:
+        st.error(str(error), icon=":material/broken_image:")
+        delete(study, store, kind)
+        return None
+
+
+def state_of(report: Any) -> str:
+    """One of `STATES`."""
+    if report.active:
+        return "running"
+    if report.complete:
+        return "finished"
+    return "failed" if report.failed else "paused"
+
+
+def title(report: Any) -> None:
+    """What is studied, and how it stands."""
+    state = state_of(report)
+    colour, icon = STATES[state]
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.header(report.title, anchor=False, width="content")
+        st.badge(state, icon=icon, color=colour)
+
+
+def pause_or_resume(study: Study, report: Any, store: Store) -> None:
+    """The button that stops it, or goes on with it."""
+    if report.active:
+        if st.button("Pause", icon=":material/pause:", help="Each run keeps its checkpoint; nothing is lost."):
+            studies.pause(store, study)
+            st.rerun()
+    elif not report.complete:
+        word = "Try again" if state_of(report) == "failed" else "Resume"
+        if st.button(word, icon=":material/play_arrow:", type="primary"):
+            studies.start(store, study)
+            st.rerun()
+
+
+def delete(study: Study, store: Store, kind: Kind) -> None:
+    """Delete it, once that was confirmed."""
+    with st.popover("Delete", icon=":material/delete:"):
+        st.write("Delete this study? Its runs stay in the list of runs, unless you say so.")
+        runs = st.toggle("Its runs, too", key="delete-runs", help="Not those that another study or student needs.")
+        if st.button("Delete for good", type="primary"):
+            studies.delete(store, study, runs=runs)
+            st.switch_page(kind.page)
+
+
+def failures(failed: tuple[str, ...]) -> None:
+    """Failed runs in words."""
+    for line in failed[:5]:
+        st.error(f"Failed: {line}", icon=":material/error:")
+    if len(failed) > 5:
+        st.caption(f"And {len(failed) - 5} more.")
