@@ -117,6 +117,15 @@ def run_of(spec: ScalingStudySpec, cell: Cell, decided: dict[str, Cleaned]) -> R
     return None if images is None else _run(spec, cell, images)
 
 
+@functools.lru_cache(maxsize=64)
+def ids_of(
+    spec: ScalingStudySpec, every: tuple[Cell, ...], decided: tuple[tuple[str, Cleaned], ...]
+) -> tuple[str | None, ...]:
+    """The ids of the runs of cells, None where images are not judged yet; remembered, since pages ask each second."""
+    known = dict(decided)
+    return tuple(None if (run := run_of(spec, cell, known)) is None else id_of(run) for cell in every)
+
+
 @functools.lru_cache(maxsize=16_384)
 def _run(spec: ScalingStudySpec, cell: Cell, images: DataSpec) -> RunSpec:
     adds, fields = spec.adds(cell.recipe), spec.student.model_dump()
