@@ -33,7 +33,7 @@ STUDY = {
     "teacher": "digits-teacher",
     "recipes": ["baseline", "distil"],
     "batch": 64,
-    "epochs": 20,
+    "epochs": 10,
     "precision": "fp32",
     "preset": "quick",
 }

@@ -22,6 +22,7 @@ from smallalign_core.scaling._plan import (
     cells,
     cleaned,
     id_of,
+    ids_of,
     ladder,
     result_of,
     run_of,
@@ -53,11 +54,11 @@ def report(
     every, decided = cells(spec, store, folder), cleaned(spec, folder)
     found: Seen = {}
     failed, running, diverged, unknown = ([trouble] if trouble else []), 0, set(), 0
-    for cell in every:
-        if (spec_of := run_of(spec, cell, decided)) is None:
+    for cell, name in zip(every, ids_of(spec, every, tuple(decided.items())), strict=True):
+        if name is None:
             unknown += 1
             continue
-        run = Run(store.root / "runs" / id_of(spec_of))
+        run = Run(store.root / "runs" / name)
         if (result := result_of(run)) is not None:
             found[cell] = result
         elif run.record.exists():

@@ -25,6 +25,9 @@ CLEANED = "cleaned.json"
 ROUNDS = 4
 """An adaptive study looks so many times, after its pilot, where the next replicates narrow most."""
 
+MOST_REPLICATES = 16
+"""Of a cell of an adaptive study: their images are known, with digests, before the first run."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -112,6 +115,15 @@ def run_of(spec: ScalingStudySpec, cell: Cell, decided: dict[str, Cleaned]) -> R
     """
     images = data_of(spec, cell, decided)
     return None if images is None else _run(spec, cell, images)
+
+
+@functools.lru_cache(maxsize=64)
+def ids_of(
+    spec: ScalingStudySpec, every: tuple[Cell, ...], decided: tuple[tuple[str, Cleaned], ...]
+) -> tuple[str | None, ...]:
+    """The ids of the runs of cells, None where images are not judged yet; remembered, since pages ask each second."""
+    known = dict(decided)
+    return tuple(None if (run := run_of(spec, cell, known)) is None else id_of(run) for cell in every)
 
 
 @functools.lru_cache(maxsize=16_384)
@@ -235,8 +247,9 @@ def _next(spec: ScalingStudySpec, rows: tuple[Row, ...], share: int, known: tupl
             for (arm, size, images), count in more:
                 for _ in range(count):
                     place = (arm, sizes[int(size)], int(images))
-                    counts[place] = (at := counts.get(place, 0)) + 1
-                    found.append(Cell(*place, at))
+                    if (at := counts.get(place, 0)) < MOST_REPLICATES:
+                        counts[place] = at + 1
+                        found.append(Cell(*place, at))
     except (BadData, KeyError):  # too few were finished for a law: the pilot is all
         return ()
     return tuple(found)
@@ -323,7 +336,7 @@ def resolved(spec: ScalingStudySpec, run: RunSpec, store: Store) -> ScalingStudy
 @functools.lru_cache(maxsize=16)
 def _fingerprints(spec: ScalingStudySpec, cache: Path, _: str) -> tuple[tuple[str, str], ...]:
     """Of all draws, remembered as long as the whole of the images has the same fingerprint."""
-    replicates = spec.replicates if spec.budget is None else max(spec.replicates, 16)
+    replicates = spec.replicates if spec.budget is None else MOST_REPLICATES
     every = [
         Cell(recipe, spec.width, images, replicate)
         for recipe in spec.recipes
