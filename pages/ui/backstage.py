@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
+from streamlit import runtime
 
 from pages.ui import access, browser
 from smallalign_core.desk import Desk
@@ -18,6 +19,8 @@ from smallalign_core.errors import SmallAlignError
 from smallalign_core.files import is_held, write
 from smallalign_core.store import Store
 
+CROWD = 20
+"""Visitors from whom on each looks more seldom."""
 PRECISIONS = ("fp32", "fp16", "int8")
 BUNDLE_FILES = frozenset({"model.onnx", "model.zip", "logits.bin", "parity.json"})
 """What an export's folder offers to the browser in each precision, beside the images and the demo."""
@@ -48,6 +51,17 @@ def ask(verb: str, waiting: str, **values: Any) -> dict[str, Any]:
     """The desk's answer to one question, with a sentence on the page while it thinks."""
     with st.spinner(waiting, show_time=True):
         return desk().ask(verb, **values)
+
+
+def pace(seconds: float) -> float:
+    """After how many seconds a page looks again that usually does so after `seconds`: a crowd looks more seldom.
+
+    So many visitors cost no more than `CROWD` do. A page keeps its pace until it is drawn again.
+    """
+    if not runtime.exists():  # a test of a page
+        return seconds
+    there = runtime.get_instance()._session_mgr.list_active_sessions()
+    return seconds * max(1.0, len(there) / CROWD)
 
 
 def worker_alive() -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages.ui import charts, landscapes, listing, live, specs, wording, worth
+from pages.ui import backstage, charts, landscapes, listing, live, specs, wording, worth
 from pages.ui.listing import Row
 from smallalign_core.store import Run, State, Store
 from smallalign_core.worth import What
@@ -49,9 +49,8 @@ def show(run: Run, store: Store) -> None:
         paused = "Why it paused: " if row.state == State.PAUSED else ""
         st.warning(f"{paused}{row.reason}", icon=":material/pause_circle:" if paused else ":material/warning:")
     above = st.container()  # always there: the curves below keep their place, and so their zoom, when the run ends
-    st.fragment(live.draw, run_every=live.TICK_SECONDS if State(row.state).active else None, key="live")(
-        run, row.state, store
-    )
+    tick = backstage.pace(live.TICK_SECONDS) if State(row.state).active else None
+    st.fragment(live.draw, run_every=tick, key="live")(run, row.state, store)
     if row.finished and run.result:
         with above:
             _scores(run.result, row, store)

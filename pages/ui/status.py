@@ -19,7 +19,7 @@ def strip() -> None:
     store = backstage.store()
     active = any(row.state in (State.RUNNING, State.QUEUED) for row in listing.rows(store))
     with st.bottom:
-        st.fragment(_draw, run_every=TICK_SECONDS if active else None, key="status")(store, active)
+        st.fragment(_draw, run_every=backstage.pace(TICK_SECONDS) if active else None, key="status")(store, active)
 
 
 def _draw(store: Store, was_active: bool) -> None:

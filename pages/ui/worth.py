@@ -73,7 +73,7 @@ def _measured(asked: RunSpec, what: What, store: Store, key: str) -> None:
     if seeds == 1 and not found.finished:
         st.caption(":orange[**1 seed: not evidence.**] It shows the direction at best; 3 are the least to learn from.")
     costs = st.container()
-    tick = live.TICK_SECONDS if active else None
+    tick = backstage.pace(live.TICK_SECONDS) if active else None
     st.fragment(_live, run_every=tick, key=f"{key}-live")(spec, what, seeds, active, store, key)
     with st.expander("The same from the command line"):
         does = "this trains what is missing and prints the same figures"

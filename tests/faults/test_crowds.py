@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 from benchmarks import crowd
-from pages.ui import live
+from pages.ui import backstage, live
 from smallalign_core import desk
 from smallalign_core.errors import Refused, SmallAlignError
 from smallalign_core.files import append, write_json
@@ -204,3 +205,14 @@ def test_a_small_crowd_against_the_real_server() -> None:
     slow = {promise for promise in crowd.broken(found) if "p95" in promise or "core" in promise}
     assert set(crowd.broken(found)) == slow, found  # speed is the benchmark's to judge, not of a busy test machine
     assert (found["waiting"], found["refused"]) == (20, 16)
+
+
+def test_a_crowd_looks_more_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    visitors: list[object] = []
+    manager = SimpleNamespace(list_active_sessions=lambda: visitors)
+    assert backstage.pace(2) == 2, "no server: a test of a page"
+    monkeypatch.setattr(backstage.runtime, "exists", lambda: True)
+    monkeypatch.setattr(backstage.runtime, "get_instance", lambda: SimpleNamespace(_session_mgr=manager))
+    for count, seconds in ((1, 2.0), (20, 2.0), (50, 5.0)):
+        visitors[:] = range(count)
+        assert backstage.pace(2) == seconds
