@@ -630,6 +630,20 @@ def test_an_allocation_avoids_what_is_dear(draws: law.Draws) -> None:
     assert found.cost / found.runs < price
 
 
+def test_an_allocation_may_add_cells_to_a_pilot_of_two_replicates() -> None:
+    """3 x 3 x 2 runs, then what is best of a grid of 5 x 5."""
+    sizes, images = np.geomspace(300, 5000, 5), np.geomspace(250, 4000, 5)
+    pilot = observed({"base": worth(), "better": worth(n=2)}, 2, sizes=sizes[::2], images=images[::2])
+    cells = [(arm, float(n), float(d)) for arm in ("base", "better") for n in sizes for d in images]
+
+    found = law.allocate(law.resample(pilot), "better", "base", 1225, 1000, "n", budget=40, cells=cells)
+
+    assert found.runs == 40
+    assert {cell for cell, _ in found.more} <= set(cells)
+    assert any(cell[1] == sizes[1] or cell[2] == images[1] for cell, _ in found.more)
+    assert found.ratio < 0.75
+
+
 def test_an_allocation_between_equals_has_nothing_to_gain() -> None:
     runs = observed({"base": worth(), "same": worth()})
     equal = replace(runs, y=np.concatenate([runs.y[runs.arm == 0]] * 2))
