@@ -368,6 +368,12 @@ def test_what_lies_outside_of_the_rungs_is_marked(draws: law.Draws) -> None:
     tiny = law.estimate(law.resample(runs), "better", "base", 1225, 100_000, "n")  # in images that nobody had
     assert tiny.extrapolated
 
+    some = observed({"base": worth(), "better": worth()}, run=0.005, shared=0.01)
+    some = some.where((some.arm == 0) | (some.d < 1000))  # the recipe on 250 and 630 images only
+    unseen = law.resample(some)
+    assert law.estimate(unseen, "better", "base", 1225, 4000, "n").extrapolated
+    assert not law.estimate(unseen, "better", "base", 1225, 630, "n").extrapolated
+
     harmful = law.resample(observed({"base": worth(), "worse": worth(d=1 / 12)}, run=0.005, shared=0.01))
     below = law.estimate(harmful, "worse", "base", 1225, 500, "d")  # as 42 images; 250 is the least, 99 a rung below
     assert (below.extrapolated, below.beyond, below.number) == (True, True, "≤ ×0.125")
