@@ -368,6 +368,12 @@ def test_what_lies_outside_of_the_rungs_is_marked(draws: law.Draws) -> None:
     tiny = law.estimate(law.resample(runs), "better", "base", 1225, 100_000, "n")  # in images that nobody had
     assert tiny.extrapolated
 
+    some = observed({"base": worth(), "better": worth()}, run=0.005, shared=0.01)
+    some = some.where((some.arm == 0) | (some.d < 1000))  # the recipe on 250 and 630 images only
+    unseen = law.resample(some)
+    assert law.estimate(unseen, "better", "base", 1225, 4000, "n").extrapolated
+    assert not law.estimate(unseen, "better", "base", 1225, 630, "n").extrapolated
+
     harmful = law.resample(observed({"base": worth(), "worse": worth(d=1 / 12)}, run=0.005, shared=0.01))
     below = law.estimate(harmful, "worse", "base", 1225, 500, "d")  # as 42 images; 250 is the least, 99 a rung below
     assert (below.extrapolated, below.beyond, below.number) == (True, True, "≤ ×0.125")
@@ -628,6 +634,20 @@ def test_an_allocation_avoids_what_is_dear(draws: law.Draws) -> None:
     cheap = law.allocate(draws, "better", "base", 1225, 1000, "n", budget=found.runs)
     price = sum(count * cost(*cell) for cell, count in cheap.more) / cheap.runs
     assert found.cost / found.runs < price
+
+
+def test_an_allocation_may_add_cells_to_a_pilot_of_two_replicates() -> None:
+    """3 x 3 x 2 runs, then what is best of a grid of 5 x 5."""
+    sizes, images = np.geomspace(300, 5000, 5), np.geomspace(250, 4000, 5)
+    pilot = observed({"base": worth(), "better": worth(n=2)}, 2, sizes=sizes[::2], images=images[::2])
+    cells = [(arm, float(n), float(d)) for arm in ("base", "better") for n in sizes for d in images]
+
+    found = law.allocate(law.resample(pilot), "better", "base", 1225, 1000, "n", budget=40, cells=cells)
+
+    assert found.runs == 40
+    assert {cell for cell, _ in found.more} <= set(cells)
+    assert any(cell[1] == sizes[1] or cell[2] == images[1] for cell, _ in found.more)
+    assert found.ratio < 0.75
 
 
 def test_an_allocation_between_equals_has_nothing_to_gain() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,6 +87,7 @@ def allocate(
     budget: float = math.inf,
     ratio: float = 0.0,
     cost: Callable[[str, float, float], float] | None = None,
+    cells: Sequence[Cell] | None = None,
 ) -> Allocation:
     """Add runs until the budget is spent, or until the interval is expected to be narrower by `ratio`.
 
@@ -98,19 +99,20 @@ def allocate(
         budget: in the unit of `cost`; runs without.
         ratio: 0.5 halves the interval (on the log scale).
         cost: of a run (arm, n, d); 1 without.
+        cells: of both arms, that runs may be added to, measured or not; all that were measured without.
 
     Raises:
         BadData: neither a budget nor a ratio, or a budget that pays for no run.
     """
     if math.isinf(budget) and ratio <= 0:
         raise BadData("an allocation needs an end", do="give a budget or a ratio")
-    design = _Design(draws, recipe, baseline)
+    design = _Design(draws, recipe, baseline, cells)
     prices = np.array([1.0 if cost is None else cost(*cell) for cell in design.cells])
     choices = design.choices
     dear = choices @ prices
     if budget < dear.min():
         raise BadData("the budget pays for no run", given=budget, do=f"give at least {dear.min():.3g}")
-    found = estimate(draws, recipe, baseline, n, d, axis)
+    found = estimate(draws, recipe, baseline, n, d, axis, least=2)  # a pilot of 2 may ask for more
     log_k = math.log(found.k) if 0 < found.k < math.inf else REACH
     slope = gradient(draws.law, recipe, baseline, n, d, axis, float(np.clip(log_k, -REACH, REACH)))
     wanted = slope[draws.law.form.free]
@@ -147,26 +149,30 @@ class _Design:
         choices: [C, K] what may be added at once: a run, or one of either arm at the same (n, d).
     """
 
-    def __init__(self, draws: Draws, recipe: str, baseline: str) -> None:
+    def __init__(self, draws: Draws, recipe: str, baseline: str, cells: Sequence[Cell] | None) -> None:
         law, now = draws.law, draws.observations.cells
-        mine = np.isin(now.arm, [law.index(recipe), law.index(baseline)])
-        self._ridge = law.ridge**2 * np.eye(len(law.form.free))
-        _, slopes = law.form.jacobian(law.theta, now.arm, now.n, now.d)
-        slopes = slopes[:, law.form.free]
-        self._slopes, others = slopes[mine], slopes[~mine]
-        self._others = others.T @ (others * now.count[~mine, None])
-        self.counts = now.count[mine]
-        keys = zip(now.arm[mine], now.n[mine], now.d[mine], strict=True)
-        self.cells = [(law.arms[arm], float(size), float(images)) for arm, size, images in keys]
-        places: dict[tuple[float, float], list[int]] = {}
-        for index, (_, size, images) in enumerate(self.cells):
-            places.setdefault((size, images), []).append(index)
-        self._pairs = np.array([pair for pair in places.values() if len(pair) == 2], np.int64).reshape(-1, 2)
-        alone = np.eye(len(self.cells))
+        ours, theirs = law.index(recipe), law.index(baseline)
+        measured = {key: at for at, key in enumerate(zip(now.arm, now.n, now.d, strict=True))}
+        if cells is None:
+            cells = [(law.arms[arm], float(n), float(d)) for arm, n, d in measured if arm in (ours, theirs)]
+        self.cells = list(cells)
+        keys = [(law.index(arm), n, d) for arm, n, d in self.cells]
+        self.counts = np.array([now.count[measured[key]] if key in measured else 0 for key in keys])
+        arm, n, d = (np.array(column) for column in zip(*keys, strict=True))
+        free = law.form.free
+        self._slopes = law.form.jacobian(law.theta, arm, n.astype(np.float64), d.astype(np.float64))[1][:, free]
+        fixed = np.array([key not in keys for key in measured])
+        others = law.form.jacobian(law.theta, now.arm, now.n, now.d)[1][fixed][:, free]
+        self._others = others.T @ (others * now.count[fixed, None])
+        self._ridge = law.ridge**2 * np.eye(len(free))
+        at = {key: index for index, key in enumerate(keys)}
+        self._pairs = np.array(_pairs(at, theirs, ours), np.int64).reshape(-1, 2)
+        alone = np.eye(len(keys))
         self.choices = np.concatenate([alone, alone[self._pairs[:, 0]] + alone[self._pairs[:, 1]]])
-        ours, theirs = (now.residuals[:, mine][:, self._pairs[:, side]] for side in (0, 1))
-        power = math.sqrt(float((ours**2).sum() * (theirs**2).sum()))
-        self._paired = float((ours * theirs).sum()) / power if power > 0 else 0.0  # correlation of arms in a replicate
+        shared = np.array(_pairs(measured, theirs, ours), np.int64).reshape(-1, 2)
+        one, other = now.residuals[:, shared[:, 0]], now.residuals[:, shared[:, 1]]
+        power = math.sqrt(float((one**2).sum() * (other**2).sum()))
+        self._paired = float((one * other).sum()) / power if power > 0 else 0.0  # correlation of arms in a replicate
 
     def variances(self, wanted: Floats, counts: Floats) -> Floats:
         """Of `wanted` times the parameters [free], for each row of counts [R, K] and runs of variance 1.
@@ -181,3 +187,8 @@ class _Design:
         both = np.minimum(counts[:, one], counts[:, other]) * each[:, one] * each[:, other]
         outside = np.einsum("rp,pq,rq->r", weight, self._others, weight)
         return (counts * each**2).sum(1) + 2 * self._paired * both.sum(1) + outside
+
+
+def _pairs(at: dict[tuple[int, float, float], int], first: int, second: int) -> list[tuple[int, int]]:
+    """Where both arms stand at the same (n, d)."""
+    return [(here, at[second, n, d]) for (arm, n, d), here in at.items() if arm == first and (second, n, d) in at]
