@@ -104,6 +104,7 @@ def pick_some(
         format_func=options.__getitem__,
         key=widget,
         help=help,
+        wrap=True,
         persist_state="session",
     )
     found = [value for value in options if value in (chosen or ())]

@@ -63,7 +63,7 @@ def forest(study: ScalingStudy, reading: Reading, *, key: str) -> None:
     for one, axis, found, hidden in lines:
         row += 1.0 if axis == "n" else 0.62
         if hidden:
-            said = f"not shown: {hidden}"
+            said = "not shown"
         else:
             said = _interval(found) + (", extrapolated" if found.extrapolated else "")
             _mark(figure, found, row, colour[one.recipe], far, one.label)
@@ -232,9 +232,7 @@ def curves(study: ScalingStudy, metric: str, axis: Axis, *, key: str) -> None:
     names = [f"{one:,} {'images' if axis == 'n' else 'parameters'}" for one in panels]
     across = min(2, len(panels))
     down = -(-len(panels) // across)
-    figure = make_subplots(
-        rows=down, cols=across, subplot_titles=names, shared_yaxes="all", horizontal_spacing=0.06, vertical_spacing=0.16
-    )
+    figure = make_subplots(rows=down, cols=across, shared_yaxes="all", horizontal_spacing=0.06, vertical_spacing=0.2)
     rows: list[dict[str, Any]] = []
     for place, other in enumerate(panels):
         where = {"row": place // across + 1, "col": place % across + 1}
@@ -278,12 +276,14 @@ def curves(study: ScalingStudy, metric: str, axis: Axis, *, key: str) -> None:
                 for one, (mean, low, high) in zip(mine, scores, strict=True)
             ]
     title = "parameters" if axis == "n" else "training images"
-    figure.update_xaxes(type="log", nticks=6, exponentformat="SI")
-    figure.update_xaxes(title=title, row=down)
+    rungs = sorted({_x(axis)(one) for one in cells})
+    figure.update_xaxes(type="log", tickvals=rungs, ticktext=[f"{one:,}" for one in rungs])
+    for place, name in enumerate(names):
+        figure.update_xaxes(title=f"{title}, with {name}", row=place // across + 1, col=place % across + 1)
     figure.update_yaxes(type="log", tickformat=".0%" if metric == "error" else None, nticks=8)
     figure.update_yaxes(title="test error" if metric == "error" else "test NLL (nats)", col=1)
     alt = f"Scores over {title}, by recipe; dotted lines are the law's."
-    plot(figure, alt=alt, key=key, height=90 + 270 * down, top=60, table=columns(rows))
+    plot(figure, alt=alt, key=key, height=60 + 300 * down, top=40, table=columns(rows))
 
 
 def _x(axis: Axis) -> Any:

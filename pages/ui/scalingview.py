@@ -127,7 +127,7 @@ def _results(report: ScalingStudy, study: Study) -> None:
         scalingcharts.forest(report, reading, key="scaling-forest")
         st.caption(
             "Diamond: estimate; bar: 95 % interval; open and dotted: extrapolated; arrow: further than the axis, ∞ "
-            f"included. {report.scope()}"
+            f"included. {_hidden(reading)}{report.scope()}"
         )
     else:
         st.warning(f"**{_escaped(capital(reading.verdict()))}.**", icon=":material/balance:")
@@ -145,10 +145,23 @@ def _results(report: ScalingStudy, study: Study) -> None:
 
 
 def _headline(report: ScalingStudy, reading: Reading) -> str:
-    if reading.metric == "nll":
-        return report.headline()
-    told = ". ".join(one.words() for one in reading.worth)
-    return f"At {report.params or 0:,} parameters and {report.images:,} images, {told}.{report.disagreement()}"
+    """Who is worth parameters at the target, in a sentence; the figures stand in the plot below it."""
+    groups: dict[str, list[str]] = {"worth it": [], "cost more than they give": [], "not decided": []}
+    for one in reading.worth:
+        found = one.parameters
+        sure = not one.hidden_parameters and (found.low > 1 or found.high < 1)
+        groups["not decided" if not sure else "worth it" if found.low > 1 else "cost more than they give"].append(
+            one.label
+        )
+    told = "; ".join(f"{what}: {', '.join(labels)}" for what, labels in groups.items() if labels)
+    place = f"At {report.params or 0:,} parameters and {report.images:,} images, in parameters"
+    return f"{place}: {told}.{report.disagreement()}"
+
+
+def _hidden(reading: Reading) -> str:
+    """Why some figures are not shown."""
+    reasons = dict.fromkeys(why for one in reading.worth for why in (one.hidden_parameters, one.hidden_images) if why)
+    return f"Not shown: {'; '.join(reasons)}. " if reasons else ""
 
 
 def _escaped(text: str) -> str:
@@ -167,7 +180,7 @@ def _instrument(reading: Reading) -> None:
     fit = f", lack of fit {lack:.1f} (should be below 4)" if isinstance(lack, int | float) else ""
     st.caption(
         f"{passed} of {len(reading.tests)} self-tests pass{fit}. A placebo compares the baseline with itself: the "
-        "truth is ×1. A dose gives it more images or parameters: it is known, too. Ring: the truth; bar: the law's word."
+        "truth is ×1. A dose gives it more images or parameters: known, too. Ring: the truth; bar: the law's word."
     )
     scalingcharts.self_tests(reading, key="scaling-tests")
 

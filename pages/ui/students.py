@@ -35,7 +35,7 @@ def form(
     """
     _from_address(source, key, (*only, *(("loss", "augment") if lesson else ())))
     # A form that asks for more than a student has columns of its own, in which two more would be too narrow.
-    left, right = (st.container(), st.container()) if lesson else st.columns(2, gap="medium")
+    left, right = (st.container(), st.container()) if lesson or not taught else st.columns(2, gap="medium")
     with left:
         network = forms.choice("Student network", members(Network), key=f"{key}.network", start=Cnn().kind)
     with right:
