@@ -22,7 +22,7 @@ with form:
     if facts is None:
         st.info("Name a dataset, or type the path of a folder with one sub-folder per class.")
         st.stop()
-    asked = scalingform.form(source, tuple(facts["classes"]), facts["counts"]["train"], store)
+    asked = scalingform.form(source, facts, store)
 with side, backstage.told():
     st.subheader("Start", anchor=False)
     scalingform.begin(asked)

@@ -147,14 +147,14 @@ def self_tests(reading: Reading, *, key: str) -> None:
             y=[row],
             mode="markers",
             marker={"color": ink(), "size": 15, "symbol": "circle-open", "line": {"width": 2}},
-            hovertemplate=f"truth {times(test.truth)}<extra></extra>",
+            hovertemplate=f"truth {times(test.truth)}, at {test.found.n:,.0f} parameters, {test.found.d:,.0f} images"
+            "<extra></extra>",
         )
-        place = f"at {test.found.n:,.0f} parameters, {test.found.d:,.0f} images"
         figure.add_annotation(
             x=0,
             xref="paper",
             y=row - 0.16,
-            text=f"{'✓' if test.passed else '✗'} {test.words} <i>({place})</i>",
+            text=f"{'✓' if test.passed else '✗'} {test.words}",
             font={"color": ink(), "size": 12},
             showarrow=False,
             xanchor="left",
@@ -279,7 +279,7 @@ def curves(study: ScalingStudy, metric: str, axis: Axis, *, key: str) -> None:
     rungs = sorted({_x(axis)(one) for one in cells})
     figure.update_xaxes(type="log", tickvals=rungs, ticktext=[f"{one:,}" for one in rungs])
     for place, name in enumerate(names):
-        figure.update_xaxes(title=f"{title}, with {name}", row=place // across + 1, col=place % across + 1)
+        figure.update_xaxes(title=name, row=place // across + 1, col=place % across + 1)
     figure.update_yaxes(type="log", tickformat=".0%" if metric == "error" else None, nticks=8)
     figure.update_yaxes(title="test error" if metric == "error" else "test NLL (nats)", col=1)
     alt = f"Scores over {title}, by recipe; dotted lines are the law's."

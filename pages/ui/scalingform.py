@@ -10,18 +10,21 @@ import streamlit as st
 import yaml
 
 from pages.ui import backstage, forms, listing, picks, policy, students, wording
+from smallalign_core import quality
 from smallalign_core.errors import BadSpec
 from smallalign_core.scaling import PRESETS, ScalingStudySpec, parse_study
 from smallalign_core.spec import Lookahead, Optimizer, RunSpec, canonical, lessons, members, parse_policy
 from smallalign_core.store import Store
 
-ADDS = {"augment": "Augmentation", "optimizer": "Optimizer", "distil": "Distillation", "clean": "Automatic cleaning"}
+ADDS = {"augment": "Augmentation", "optimizer": "Optimizer", "distil": "Distillation", "clean": "Cleaning"}
 EXTRA = {"all": "All together", "noise": "10 % wrong labels (a control)"}
+LADDER = (1, 2, 5, 10, 20)
 KEY, ADDED = "student", "scaling-adds"
 
 
-def form(source: str, classes: tuple[str, ...], counts: Mapping[str, int], store: Store) -> dict[str, Any]:
+def form(source: str, facts: Mapping[str, Any], store: Store) -> dict[str, Any]:
     """Ask for a study; returns the fields of its file. All but what a recipe adds in detail stands in the address."""
+    classes, counts = tuple(facts["classes"]), facts["counts"]["train"]
     student = students.form(source, classes, store, key=KEY, only=("epochs", "batch"), taught=False)
     sizes = _sizes(student)
     there = min(sum(counts.values()), student["data"].get("images") or sum(counts.values()))
@@ -47,8 +50,16 @@ def form(source: str, classes: tuple[str, ...], counts: Mapping[str, int], store
             )
             found["teacher"] = teacher.id if teacher else None
             found["loss"] = forms.choice("Loss", lessons(taught=True), key=f"{ADDED}.loss")
+            found["ladder"] = st.pills(
+                "Also by the teacher after so many epochs",
+                LADDER,
+                selection_mode="multi",
+                key=f"{ADDED}.ladder",
+                help="Is a weaker teacher the better one for so small a student (the capacity gap)? Each costs a "
+                "training of the teacher, and the target's draws.",
+            )
     if "clean" in recipes:
-        found["decisions"] = "automatic"
+        found["decisions"] = _cleaning(facts["fingerprint"], store)
     if "all" in recipes and len(set(recipes) & set(ADDS)) < 2:
         st.caption("All together needs two things to add: it is left out.")
         recipes.remove("all")
@@ -59,6 +70,15 @@ def form(source: str, classes: tuple[str, ...], counts: Mapping[str, int], store
 def _start(key: str, fill: Any) -> None:
     if key not in st.session_state:
         fill()
+
+
+def _cleaning(fingerprint: str, store: Store) -> str:
+    """What cleaning drops: what is suspected, or what was decided on the Data page."""
+    file = quality.file_of(store, fingerprint)
+    if not file.is_file():
+        return "automatic"
+    ways = {"automatic": "What is suspected in each draw", "decided": "My decisions on the Data page"}
+    return str(file) if picks.switch("Cleaning drops", ways, key="cleaning") == "decided" else "automatic"
 
 
 def _sizes(student: dict[str, Any]) -> dict[str, Any]:
@@ -102,7 +122,14 @@ def _effort(there: int) -> dict[str, Any]:
         )
     least = round(there * PRESETS[preset]["fractions"][0])
     st.caption(f"From {least:,} to {there:,} training images.")
-    return {"preset": preset, "replicates": draws, "steps": steps}
+    found: dict[str, Any] = {"preset": preset, "replicates": draws, "steps": steps}
+    if st.toggle(
+        "Adaptive: spend a number of runs where they tell most",
+        key="scaling-adaptive",
+        help="A pilot of the lowest, middle and highest rungs first; then draws where they narrow the intervals most.",
+    ):
+        found["budget"] = st.number_input("Runs", 54, 100_000, 120, key="scaling-budget")
+    return found
 
 
 def written(spec: ScalingStudySpec) -> str:
