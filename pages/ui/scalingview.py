@@ -207,9 +207,8 @@ def _curves(report: ScalingStudy, _: Study, metric: Metric) -> None:
         "d" if picks.switch("Over", {"n": "Parameters", "d": "Images"}, key="over") == "d" else "n"
     )
     scalingcharts.curves(report, metric, axis, key="scaling-curves")
-    st.caption(
-        f"Over {'training images' if axis == 'd' else 'parameters'}. Points: means with 95 % t intervals over draws; dotted lines: the law, where one was fitted."
-    )
+    over = "training images" if axis == "d" else "parameters"
+    st.caption(f"Over {over}. Points: means with 95 % t intervals over draws; dotted: the law, where one was fitted.")
 
 
 def _pairs(report: ScalingStudy, _: Study, metric: Metric) -> None:

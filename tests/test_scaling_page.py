@@ -1,0 +1,179 @@
+"""The Scaling page: a form that lives in the address, and a study in all of its states."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import yaml
+from streamlit.testing.v1 import AppTest
+
+from pages.ui import backstage, scalingcharts, scalingview
+from smallalign_core import desk, quality, scaling, studies
+from smallalign_core.data import Decision
+from smallalign_core.scaling import parse_study
+from smallalign_core.store import Store
+from smallalign_core.studies import Study
+from tests.conftest import ROOT
+
+SMALL: dict[str, Any] = {
+    "data": "digits",
+    "network": {"kind": "mlp", "width": 8, "depth": 1},
+    "batch": 64,
+    "epochs": 2,
+    "precision": "fp32",
+    "widths": [4, 8, 16],
+    "images": [40, 80, 160],
+    "augment": [{"kind": "shift", "pixels": 1}],
+    "recipes": ["baseline", "augment"],
+    "replicates": 3,
+}
+
+Show = Callable[..., AppTest]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    yield Store(tmp_path_factory.mktemp("scaled") / "models")
+    backstage.desk().close()
+
+
+@pytest.fixture
+def shown(place: Store, monkeypatch: pytest.MonkeyPatch) -> Show:
+    """Open the page of the shared store: `shown(study=...)`."""
+    monkeypatch.setenv("SMALLALIGN_STORE", str(place.root))
+
+    def show(**query: str) -> AppTest:
+        app = AppTest.from_file(str(ROOT / "pages" / "frame.py"), default_timeout=120).run()
+        for name, value in query.items():
+            app.query_params[name] = value
+        app = app.switch_page("scaling.py").run()
+        assert not app.exception
+        return app
+
+    return show
+
+
+def texts(app: AppTest) -> str:
+    found = [*app.title, *app.header, *app.subheader, *app.markdown, *app.caption, *app.info, *app.error]
+    return "\n".join(str(element.value) for element in [*found, *app.warning, *app.success])
+
+
+def ask(store: Store, **changes: Any) -> Study:
+    resolved = desk.resolve_study(store, "scaling", parse_study(SMALL | changes), "cpu")
+    return studies.create(store, "scaling", resolved)
+
+
+@pytest.fixture(scope="module")
+def trained(place: Store) -> Study:
+    """54 runs, finished."""
+    study = ask(place)
+    assert not studies.drive(study, place, device="cpu")
+    return study
+
+
+# --- the form ---------------------------------------------------------------------------------------------------------
+
+
+def asked_for(app: AppTest) -> scaling.ScalingStudySpec:
+    return parse_study(yaml.safe_load(app.code[0].value))
+
+
+def test_an_empty_store_has_a_form_that_is_ready_to_start(shown: Show) -> None:
+    app = shown(data="digits")
+    spec = asked_for(app)
+    assert "No study yet" in texts(app)
+    assert [button.label for button in app.button].count("Start the study") == 1
+    assert {metric.label: metric.value for metric in app.metric}["Runs"] == "72"
+    assert spec.recipes == ("baseline", "augment")
+    assert (len(spec.widths), len(spec.fractions), spec.replicates) == (3, 3, 4)
+
+
+def test_what_is_chosen_is_in_the_address_and_comes_back_from_it(shown: Show) -> None:
+    app = shown(data="digits", recipes="augment,clean,noise,all", draws="5", preset="standard", steps="50")
+    spec = asked_for(app)
+    assert spec.recipes == ("baseline", "augment", "clean", "noise", "all")
+    assert (spec.replicates, spec.steps, len(spec.widths), spec.decisions) == (5, 50, 4, "automatic")
+    names = ("data", "student", "recipes", "draws", "preset", "steps")
+    again = shown(**{name: str(app.query_params[name]) for name in names})
+    assert asked_for(again) == spec
+
+
+def test_all_together_needs_two_things_and_none_is_a_sentence(shown: Show) -> None:
+    app = shown(data="digits", recipes="augment,all")
+    assert "All together needs two things" in texts(app)
+    assert asked_for(app).recipes == ("baseline", "augment")
+    assert "compares recipes with the baseline" in texts(shown(data="digits", recipes=""))
+
+
+def test_own_decisions_are_offered_where_there_are_some(shown: Show, place: Store) -> None:
+    fingerprint = desk.inspect(place, "digits")["fingerprint"]
+    quality.decide(place, fingerprint, "digits", [("00000000000000ff", Decision("drop"))])
+    app = shown(data="digits", recipes="clean", cleaning="decided")
+    assert asked_for(app).decisions == str(quality.file_of(place, fingerprint))
+
+
+# --- a study ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_study_without_runs_says_so(shown: Show, place: Store) -> None:
+    app = shown(study=ask(place, epochs=3).id)
+    assert "No run is finished yet" in texts(app)
+    assert "Resume" in [button.label for button in app.button]
+
+
+def test_a_finished_study_shows_verdict_instrument_and_every_tab(shown: Show, trained: Study, place: Store) -> None:
+    report = trained.report(place)
+    assert report.complete
+    for metric in ("nll", "error"):
+        app = shown(study=trained.id, metric=metric)
+        said = texts(app)
+        reading = report.readings[metric]
+        assert reading.gate is not None
+        if not reading.gate.passed:
+            assert "do not support a scaling law" in said
+            assert "Raw paired differences" in said
+        assert "Does the instrument work" in said
+        assert f"{sum(test.passed for test in reading.tests)} of {len(reading.tests)} self-tests pass" in said
+        for tab in [*app.tabs]:
+            shown(study=trained.id, metric=metric, part=tab.label)
+    assert "All figures" in [tab.label for tab in app.tabs]
+
+
+def test_where_the_law_holds_the_forest_is_of_its_figures(
+    trained: Study, place: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = trained.report(place)
+    reading = report.readings["nll"]
+    drawn: dict[str, Any] = {}
+    monkeypatch.setattr(scalingcharts, "plot", lambda figure, **how: drawn.update(figure=figure, **how))
+    monkeypatch.setattr(scalingcharts, "palette", lambda: ["#0072B2", "#C24E00", "#00805A", "#8899AA"])
+    monkeypatch.setattr(scalingcharts, "ink", lambda: "#000000")
+    scalingcharts.forest(report, reading, key="x")
+    (one,) = reading.worth
+    assert drawn["table"]["times"] == [one.parameters.k, one.images.k]
+    assert drawn["table"]["low"] == [one.parameters.low, one.images.low]
+    hidden = dataclasses.replace(one, hidden_parameters="because")
+    scalingcharts.forest(report, dataclasses.replace(reading, worth=(hidden,)), key="x")
+    assert "not shown" in drawn["figure"].layout.annotations[0].text
+    scalingcharts.self_tests(reading, key="x")
+    assert drawn["table"]["truth"] == [test.truth for test in reading.tests]
+    marks = [note.text[0] for note in drawn["figure"].layout.annotations]
+    assert marks == ["✓" if test.passed else "✗" for test in reading.tests]
+
+
+def test_the_headline_sorts_recipes_by_their_intervals(trained: Study, place: Store) -> None:
+    report = trained.report(place)
+    reading = report.readings["nll"]
+    (one,) = reading.worth
+    for low, high, told in ((1.2, 2.0, "worth it"), (0.4, 0.8, "cost more"), (0.8, 1.2, "not decided")):
+        found = dataclasses.replace(
+            one, hidden_parameters="", parameters=dataclasses.replace(one.parameters, k=1.0, low=low, high=high)
+        )
+        assert told in scalingview._headline(report, dataclasses.replace(reading, worth=(found,)))
+
+
+def test_a_study_that_is_not_there_is_a_sentence(shown: Show) -> None:
+    assert "no study goes by that name" in texts(shown(study="ffff")).lower()
