@@ -101,9 +101,9 @@ def _offer(asked: str, images: int) -> None:
 def _summary(report: QualityReport) -> None:
     kinds = Counter(one.kind for one in report.pixels)
     sure = sum(one.sure for one in report.label_issues)
-    with st.grid(min_column_width=140):
+    with st.grid(min_column_width=125):
         for name, count, help in (
-            ("Suspected labels", len(report.label_issues), f"{sure:,} of them are sure."),
+            ("Labels", len(report.label_issues), f"Images whose label is probably wrong; {sure:,} of them are sure."),
             ("Leaks", len({one.test.row for one in report.leaks}), "Test images that are learned from or chosen by."),
             ("Duplicates", len(report.duplicates), f"Groups of images that show the same. {report.near}."),
             ("Outliers", len(report.outliers), "Images far from all others."),
@@ -134,16 +134,17 @@ def _review(report: QualityReport, splits: Splits, store: Store) -> None:
         )
         if found == PAIRS:
             _pairs(report)
+            _use(made, report, store)
         elif cards := FOUND[found](report):
             _decide(cards, found, report, splits, made, store)
         else:
-            st.success(NOTHING[found], icon=":material/check:")
-        _use(made, report, store)
+            (st.info if found == "Hard" else st.success)(NOTHING[found])
+            _use(made, report, store)
 
 
 def _pairs(report: QualityReport) -> None:
     if not report.pairs:
-        st.success(NOTHING[PAIRS], icon=":material/check:")
+        st.success(NOTHING[PAIRS])
         return
     shown = report.pairs[:12][::-1]
     figure = go.Figure()
@@ -173,18 +174,23 @@ def _decide(
     with st.container(border=True, key="judging"):
         picture, words = st.columns([2, 3], gap="large")
         with picture:
-            st.html(qualitycards.pictured(card, splits, qualitycards.LARGE // (2 if len(card.places) > 1 else 1)))
+            st.html(
+                qualitycards.pictured(
+                    card, splits, qualitycards.LARGE if len(card.places) == 1 else qualitycards.PAIRED
+                )
+            )
         with words:
             st.text(f"{card.told} {card.score[:1].upper()}{card.score[1:]}.")
             state = card.decided(made.by_image)
             st.caption(
-                f"{at + 1:,} of {len(cards):,}, worst first. " + (f"Decided: {_plain(state)}." if state else "Open.")
+                f"{at + 1:,} of {len(cards):,}{', worst first' if len(card.places) == 1 else ''}. "
+                + (f"Decided: {_plain(state)}." if state else "Undecided.")
             )
             with st.container(horizontal=True):
                 _step("Back", at - 1, len(cards), "Left")
                 _step("Next", at + 1, len(cards), "Right")
             _choices(card, cards, at, report, splits, store)
-    _bulk(found, cards, report, made, store)
+    _use(made, report, store, found, cards)
     _gallery(cards, at, splits, made)
 
 
@@ -315,13 +321,13 @@ def _bulk(found: str, cards: Sequence[Card], report: QualityReport, made: Decisi
 
 def _gallery(cards: Sequence[Card], at: int, splits: Splits, made: Decisions) -> None:
     begin = at // PER_PAGE * PER_PAGE
-    with st.grid(min_column_width=180):
+    with st.grid(min_column_width=135 if len(cards[at].places) == 1 else 200):
         for place, card in enumerate(cards[begin : begin + PER_PAGE], begin):
             with st.container(border=True, height="stretch", gap="xsmall", key=f"quality-card-{place % PER_PAGE}"):
                 st.html(qualitycards.pictured(card, splits, qualitycards.SMALL))
                 st.text(f"→ {card.suggested}, {card.score}" if card.suggested else card.score)
                 st.button(
-                    f"{place + 1}: {_plain(card.decided(made.by_image) or 'Open')}",
+                    f"{place + 1}: {_plain(card.decided(made.by_image) or 'undecided')}",
                     key=f"quality-open-{place % PER_PAGE}",
                     type="primary" if place == at else "secondary",
                     on_click=_go,
@@ -338,12 +344,15 @@ def _plain(text: str) -> str:
     return re.sub(r"([^\w\s])", r"\\\1", text)
 
 
-def _use(made: Decisions, report: QualityReport, store: Store) -> None:
+def _use(made: Decisions, report: QualityReport, store: Store, found: str = "", cards: Sequence[Card] = ()) -> None:
     """How many decisions there are, how to take one back, and how they become part of a run."""
     counts = made.count()
     words = {"keep": "keep", "drop": "drop", "once": "keep one", "relabel": "relabel"}
     told = ", ".join(f"{count:,} {words[what]}" for what, count in counts.items())
-    st.markdown(f"**{len(made.by_image):,} images decided**" + (f": {told}" if told else ""))
+    st.markdown(
+        f"**{len(made.by_image):,} image{'' if len(made.by_image) == 1 else 's'} decided**"
+        + (f": {told}" if told else "")
+    )
     if not made.by_image:
         st.caption("Decide with the buttons or the keys on them. Decisions are a file; images are never touched.")
     with st.container(horizontal=True, vertical_alignment="center"):
@@ -357,6 +366,7 @@ def _use(made: Decisions, report: QualityReport, store: Store) -> None:
             disabled=not quality.undoable(store, report.fingerprint),
             help="Your last step; what others decided stays.",
         )
+        _bulk(found, cards, report, made, store)
         if not made.by_image:
             return
         st.download_button(

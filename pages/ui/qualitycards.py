@@ -13,8 +13,8 @@ from smallalign_core.quality import Place, QualityReport
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
 MOST_PICTURES = 6
 """Pictures on a card; groups of more copies name the rest."""
-LARGE, SMALL = 208, 76
-"""CSS pixels that a picture may fill: where it is decided about, and in the gallery."""
+LARGE, PAIRED, SMALL = 208, 150, 76
+"""CSS pixels that a picture may fill: where it is decided about, alone and beside others, and in the gallery."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def _labels(report: QualityReport) -> list[Card]:
             (one,),
             f"Labelled {one.given}, looks like {one.suggested}. "
             + ("Sure: automatic cleaning would drop it." if one.sure else "Not sure: it wants a person."),
-            f"{wording.percent(one.score)} for its label",
+            f"its label gets {wording.percent(one.score)}",
             one.suggested,
             sure=one.sure,
         )
@@ -146,7 +146,9 @@ FOUND: dict[str, Callable[[QualityReport], list[Card]]] = {
 
 
 def _alike(kind: str, same_label: bool) -> str:
-    return f"{'Equal pixels' if kind == 'exact' else 'Nearly equal'}, {'one label' if same_label else 'other labels'}."
+    return (
+        f"{'Equal pixels' if kind == 'exact' else 'Nearly equal'}, {'one label' if same_label else 'different labels'}."
+    )
 
 
 def _distance(distance: float) -> str:
