@@ -87,7 +87,11 @@ def panel(store: Store, source: str, facts: dict[str, Any]) -> None:
 def _offer(asked: str, images: int) -> None:
     st.caption(
         "Looks at every image for duplicates, leaks into test, wrong labels and oddities. Nothing is changed. "
-        + ("Takes seconds." if images < 10_000 else "Takes minutes with so many images; you can go on meanwhile.")
+        + (
+            "Takes seconds."
+            if images < 10_000
+            else "Takes minutes with so many images; if you leave, it goes on when you come back."
+        )
     )
     st.button(
         "Look closely",
@@ -316,7 +320,7 @@ def _bulk(found: str, cards: Sequence[Card], report: QualityReport, made: Decisi
         )
         if found == "Duplicates":
             st.caption("One of each is kept; copies with different labels, or that the test has as well, are dropped.")
-        st.button("Do it", type="primary", key="quality-bulk", on_click=_settle, args=(store, report, sure, cards, 0))
+        st.button("Do it", type="primary", key="quality-bulk", on_click=_settle, args=(store, report, sure, cards, -1))
 
 
 def _gallery(cards: Sequence[Card], at: int, splits: Splits, made: Decisions) -> None:
@@ -327,7 +331,7 @@ def _gallery(cards: Sequence[Card], at: int, splits: Splits, made: Decisions) ->
                 st.html(qualitycards.pictured(card, splits, qualitycards.SMALL))
                 st.text(f"→ {card.suggested}, {card.score}" if card.suggested else card.score)
                 st.button(
-                    f"{place + 1}: {_plain(card.decided(made.by_image) or 'undecided')}",
+                    f"{place + 1}: {_plain(card.decided(made.by_image) or ('undecided' if card.images else 'test'))}",
                     key=f"quality-open-{place % PER_PAGE}",
                     type="primary" if place == at else "secondary",
                     on_click=_go,
