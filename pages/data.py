@@ -1,9 +1,9 @@
-"""Data: what a dataset holds, how it was divided, and its images."""
+"""Data: what a dataset holds, how it was divided, whether it is clean, and its images."""
 
 import numpy as np
 import streamlit as st
 
-from pages.ui import backstage, charts, picks, pictures, uploading
+from pages.ui import backstage, charts, picks, pictures, quality, uploading
 from smallalign_core.spec import DataSpec
 
 PER_PAGE = 60
@@ -39,6 +39,9 @@ if facts["unreadable"]:
 st.subheader("Images per class")
 charts.counts(facts["counts"], key="counts")
 
+st.subheader("Are the images clean?")
+looked = st.container()  # filled last: nothing else on the page waits for a look
+
 st.subheader("Images")
 splits = pictures.splits(DataSpec(source=source, fingerprint=facts["fingerprint"]), store)
 with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -66,3 +69,5 @@ else:
     st.caption("This split has no images of that class.")
 st.page_link("augment.py", label="Augment these images", icon=":material/auto_fix_high:", query_params={"data": source})
 st.page_link("distil.py", label="Distil on this dataset", icon=":material/science:", query_params={"data": source})
+with looked, backstage.told():
+    quality.panel(store, source, facts)

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages.ui import backstage, forms, listing, picks, policy, specs, teachers, wording
+from pages.ui import backstage, forms, listing, picks, policy, quality, specs, teachers, wording
 from smallalign_core.spec import Cnn, DataSpec, Network, RunSpec, lessons, members, parse, usual_schedule
 
 ESSENTIAL = ("epochs", "batch", "seed")
@@ -22,6 +22,7 @@ if like := st.query_params.get(
     st.query_params["start"] = spec.start or picks.NOBODY
     st.session_state["data"] = spec.data.source
 policy.receive(KEY)
+quality.receive(store, KEY)
 
 form, side = st.columns([3, 2], gap="large")
 with form:
@@ -77,7 +78,8 @@ with form:
             none="None: random weights",
             help=RunSpec.model_fields["start"].description,
         )
-    with st.expander("More: how the images are divided and sized"):
+    decided = bool(st.session_state.get(f"{KEY}.data.decisions"))
+    with st.expander("More: how the images are divided and sized, and decisions about them", expanded=decided):
         divided = forms.part(DataSpec, key=f"{KEY}.data", without=("source",))
 
 with side:

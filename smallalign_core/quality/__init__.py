@@ -23,6 +23,7 @@ from smallalign_core.files import read_json, write_json
 from smallalign_core.machine import set_sklearn_threads
 from smallalign_core.quality import _asked, _labels, _oddities, _twins
 from smallalign_core.quality._progress import (
+    RIGHT as RIGHT,
     decide as decide,
     decisions as decisions,
     file_of as file_of,

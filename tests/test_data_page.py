@@ -1,0 +1,182 @@
+"""The Data page's close look: what it tells, decisions by click and by keyboard, and the run that carries them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import axe
+import numpy as np
+import pytest
+from chromium import FLAGS, dashboard, executable
+from PIL import Image
+from streamlit.testing.v1 import AppTest
+
+from pages.ui import access, backstage, qualitycards
+from smallalign_core import data, quality
+from smallalign_core.data import Decision, Splits
+from smallalign_core.quality import Duplicates, Place
+from smallalign_core.spec import DataSpec
+from smallalign_core.store import Store
+from smallalign_core.visitors import Role, Visitor
+from tests.conftest import ROOT
+
+PATIENCE = 240_000
+"""Milliseconds that a step may take on a busy machine."""
+
+
+def write(root: Path, splits: Splits) -> Path:
+    """300 training and 60 test digits as folders: 8 wrong labels, a copy, and a test image that is learned from."""
+
+    def put(split: str, name: str, pixels: Any, label: int) -> None:
+        folder = root / split / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[0]).save(folder / f"{name}.png")
+
+    for row in range(300):
+        label = int(splits.train.labels[row])
+        put("train", f"{row}", splits.train.images[row], (label + 3) % 10 if row < 8 else label)
+    for row in range(60):
+        put("test", f"{row}", splits.test.images[row], int(splits.test.labels[row]))
+    put("train", "copy", splits.train.images[100], int(splits.train.labels[100]))
+    put("train", "leak", splits.test.images[7], int(splits.test.labels[7]))
+    return root
+
+
+@pytest.fixture
+def dirty(tmp_path: Path, digits: Splits) -> Path:
+    return write(tmp_path / "dirty", digits)
+
+
+@pytest.fixture
+def shown(store: Store, desk_here: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.setenv("SMALLALIGN_STORE", str(store.root))
+
+    def show(page: str, **query: str) -> AppTest:
+        app = AppTest.from_file(str(ROOT / "pages" / "frame.py"), default_timeout=120).run()
+        for name, value in query.items():
+            app.query_params[name] = value
+        app = app.switch_page(f"{page}.py").run()
+        assert not app.exception
+        return app
+
+    yield show
+    backstage.desk().close()
+
+
+def press(app: AppTest, label: str) -> AppTest:
+    next(button for button in app.button if button.label == label).click().run()
+    assert not app.exception
+    return app
+
+
+def labels(app: AppTest) -> set[str]:
+    return {button.label for button in app.button}
+
+
+def texts(app: AppTest) -> str:
+    return "\n".join(str(one.value) for one in [*app.markdown, *app.caption, *app.info, *app.warning, *app.text])
+
+
+@pytest.mark.slow
+def test_a_look_is_asked_for_and_what_is_decided_can_be_undone(shown: Any, store: Store, dirty: Path) -> None:
+    app = shown("data", data=str(dirty))
+    assert "Look closely" in labels(app)
+    app = press(app, "Look closely")
+    report = quality.look(store, DataSpec(source=str(dirty)))
+    told = {metric.label: metric.value for metric in app.metric}
+    assert told["Labels"] == str(len(report.label_issues))
+    assert (told["Leaks"], told["Duplicates"]) == ("1", str(len(report.duplicates)))
+    assert report.method in texts(app)
+    worst = report.label_issues[0]
+    assert f"Labelled {worst.given}, looks like {worst.suggested}." in texts(app)
+
+    app = press(app, "Relabel")  # the suggested class comes first
+    found = quality.decisions(store, report.fingerprint).by_image
+    assert found == {int(worst.id, 16): Decision("relabel", worst.suggested)}
+    assert app.query_params["at"] in ("2", ["2"])
+    assert "1 image decided" in texts(app)
+
+    app = press(app, "Undo")
+    assert quality.decisions(store, report.fingerprint).by_image == {}
+    assert app.query_params["at"] in ("1", ["1"])
+
+    sure = {int(one.id, 16) for one in report.label_issues if one.sure and one.split != "test"}
+    assert sure
+    app = press(app, "Do it")
+    assert quality.decisions(store, report.fingerprint).by_image == dict.fromkeys(sure, Decision("drop"))
+
+
+@pytest.mark.slow
+def test_a_viewer_looks_and_does_not_decide(
+    shown: Any, store: Store, dirty: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quality.look(store, DataSpec(source=str(dirty)))
+    monkeypatch.setattr(access, "visitor", lambda: Visitor("eve", Role.VIEWER))
+    app = shown("data", data=str(dirty))
+    assert "decide about images" in texts(app)
+    assert not {"Keep", "Drop", "Relabel", "Do it", "Look closely"} & labels(app)
+
+
+@pytest.mark.slow
+def test_a_link_that_names_no_decisions_gets_a_sentence(shown: Any) -> None:
+    app = shown("distil", data="digits", decisions="../../etc")
+    assert "16 hexadecimal" in app.error[0].value
+
+
+def test_one_of_several_is_kept_and_test_images_are_never_changed() -> None:
+    places = (Place("train", 0, f"{1:016x}"), Place("val", 3, f"{2:016x}"), Place("test", 5, f"{3:016x}"))
+    card = qualitycards.Card(places, "", "", several=True)
+    made = dict(card.changes("once"))
+    assert made == {1: Decision("once"), 2: Decision("drop")}
+    assert card.decided({1: Decision("once"), 2: Decision("drop")}) == "Keep one"
+    assert card.decided({1: Decision("keep"), 2: Decision("drop")}) == "Mixed"
+    assert card.decided({1: Decision("keep")}) is None
+    assert qualitycards.Card(places[2:], "", "").changes("drop") == []
+    assert Duplicates("near", 0.1, True, places).images == places
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_decisions_by_click_and_by_keyboard_survive_and_become_part_of_a_run(tmp_path: Path, digits: Splits) -> None:
+    if (found := executable()) is None:
+        pytest.skip("needs Chromium: install it, or name it in CHROMIUM")
+    from playwright.sync_api import sync_playwright
+
+    store, source = Store(tmp_path / "models"), write(tmp_path / "dirty", digits)
+    report = quality.look(store, DataSpec(source=str(source)))
+    issues = [int(one.id, 16) for one in report.label_issues if one.split != "test"]
+    environment = {"SMALLALIGN_STORE": str(store.root), "OMP_NUM_THREADS": "1"}
+    with dashboard(tmp_path / "log.txt", environment=environment) as address, sync_playwright() as playwright:
+        page = playwright.chromium.launch(executable_path=found, args=FLAGS).new_page()
+        page.set_default_timeout(PATIENCE)
+        page.goto(f"{address}/data?data={source}")
+        page.get_by_role("button", name="Drop", exact=False).first.wait_for()
+        for count, key in enumerate((None, "k", "l", "d"), 1):
+            if key is None:
+                page.locator(".st-key-quality-drop button").click()
+            else:
+                page.keyboard.press(key)
+            page.get_by_text(f"{count} image{'s' * (count > 1)} decided").wait_for()
+        page.keyboard.press("u")
+        page.get_by_text("3 images decided").wait_for()
+        page.keyboard.press("ArrowLeft")
+        page.get_by_text("3 of ").wait_for()
+        made = quality.decisions(store, report.fingerprint)
+        assert {made.by_image[one].what for one in issues[:3]} == {"drop", "keep", "relabel"}
+        page.reload()
+        page.get_by_text("3 images decided").wait_for()
+        page.get_by_text("3 of ").wait_for()
+        assert axe.grave(page) == []
+
+        page.get_by_role("link", name="Distil with these decisions").click()
+        page.get_by_text("Training time").wait_for()
+        page.get_by_role("button", name="Start").click()
+        page.get_by_role("link", name="Change and run again").wait_for()
+    (run,) = [one for one in store.runs() if not one.folder.is_relative_to(ROOT)]
+    assert run.spec.data.decisions
+    assert json.loads(Path(run.spec.data.decisions).read_text())["decisions"] == made.as_dict()["decisions"]
+    learned = data.load(run.spec.data, store.data_cache)
+    assert np.isin(np.array(issues[:1], np.uint64), learned.train.ids).sum() == 0
