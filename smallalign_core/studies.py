@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 from smallalign_core import optimstudy, visitors
 from smallalign_core.errors import BadModel, Refused, SmallAlignError, UnknownRun, WorkFailed
@@ -247,18 +247,57 @@ def together(specs: Sequence[RunSpec]) -> list[RunSpec]:
     return chosen[: -(-len(chosen) // groups)]
 
 
+class Crew(Protocol):
+    """Who trains groups of runs that keep step."""
+
+    @property
+    def free(self) -> bool:
+        """Whether another group may begin now."""
+
+    def begin(self, runs: Sequence[Run]) -> None:
+        """Take a group: each of its runs ends once, whatever happens to it."""
+
+    def ended(self) -> list[tuple[list[Run], list[dict[str, Any] | SmallAlignError]]]:
+        """The groups that ended since this was last asked, or parts of them; waits for a moment at least."""
+
+
+class Here:
+    """The process that asks, which trains one group at a time; arguments as of `drive`."""
+
+    def __init__(
+        self, store: Store, device: str, stop: threading.Event, observe: Callable[[Sequence[Run]], Observer]
+    ) -> None:
+        self._store, self._device, self._stop, self._observe = store, device, stop, observe
+        self._runs: list[Run] = []
+
+    @property
+    def free(self) -> bool:
+        return not self._runs
+
+    def begin(self, runs: Sequence[Run]) -> None:
+        self._runs = list(runs)
+
+    def ended(self) -> list[tuple[list[Run], list[dict[str, Any] | SmallAlignError]]]:
+        runs, self._runs = self._runs, []
+        watching = self._observe(runs)
+        how = execute_together(runs, self._store, device=self._device, observe=watching, stop=self._stop)
+        return [(runs, how)]
+
+
 def drive(
     study: Study,
     store: Store,
     *,
     device: str = "auto",
     stop: threading.Event | None = None,
-    observe: Callable[[Sequence[Run], Study], Observer] = lambda _, __: lambda ___: None,
+    observe: Callable[[Sequence[Run]], Observer] = lambda _: lambda __: None,
+    crew: Crew | None = None,
 ) -> list[SmallAlignError]:
-    """Train all that it wants, here and now, until there is nothing more or `stop` is set.
+    """Train all that it wants, now, until there is nothing more or `stop` is set.
 
     Args:
         observe: is told which runs are trained next, and returns who watches them.
+        crew: who trains them; this process if nobody is named.
 
     Returns:
         Why runs failed, each once; diverged ones among them.
@@ -269,16 +308,23 @@ def drive(
     stop, failed = stop or threading.Event(), []
     import torch._dynamo  # noqa: F401  # the first optimizer would, and its second would be the first run's
 
+    crew = crew or Here(store, device, stop, observe)
     tried: set[str] = set()
+    away: set[str] = set()
     study.module.prepare(study.spec, store, study.folder, device, stop)
-    while not stop.is_set():
-        some = together([spec for spec in study.missing(store) if digest(spec) not in tried])
-        if not some:
-            break
-        runs = [store.create(spec) for spec in some]
-        ended = execute_together(runs, store, device=device, observe=observe(runs, study), stop=stop)
-        failed += [how for how in ended if isinstance(how, SmallAlignError)]
-        tried |= {run.id for run in runs} if not stop.is_set() else set()
+    more = True
+    while not stop.is_set() and (more or away):
+        while more and crew.free:
+            some = together([spec for spec in study.missing(store) if digest(spec) not in tried | away])
+            if more := bool(some):
+                runs = [store.create(spec) for spec in some]
+                away |= {run.id for run in runs}
+                crew.begin(runs)
+        for ended, how in crew.ended() if away else ():
+            failed += [one for one in how if isinstance(one, SmallAlignError)]
+            away -= {run.id for run in ended}
+            tried |= {run.id for run in ended}
+            more = True  # what is finished may ask for others
     return failed
 
 

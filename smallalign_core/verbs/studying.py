@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from smallalign_core import desk, optimstudy, studies, worker
+from smallalign_core import cluster, desk, optimstudy, studies, worker
 from smallalign_core.store import Run, Store
 from smallalign_core.verbs import MODELS, DeviceOption, JsonOption, SetOption, StoreOption, answer, progress_console
 
+RayOption = Annotated[
+    str | None, typer.Option("--ray", help="Train on this Ray cluster: host:port of its head, or auto.")
+]
 StudyFile = Annotated[Path, typer.Argument(help="A YAML or JSON file: a student, and `optimizers`.")]
 
 
@@ -24,6 +27,7 @@ def optimizers(
     set: SetOption = None,
     store: StoreOption = MODELS,
     device: DeviceOption = "auto",
+    ray: RayOption = None,
     json: JsonOption = False,
 ) -> None:
     """Compare optimizers fairly: tuned alike, raced on the same seeds. Exit code 1 if it is not complete."""
@@ -34,30 +38,32 @@ def optimizers(
     if queue:
         studies.start(place, found)
     else:
-        _train(found, place, device)
+        _train(found, place, device, ray)
     report = found.report(place)
     answer(report.as_dict() | {"words": report.words()}, json, report.words())
     if not queue and not report.complete:
         raise typer.Exit(1)
 
 
-def _train(study: studies.Study, place: Store, device: str) -> None:
-    """Train what is missing, with a bar for all of it and one for those that are trained now."""
+def _train(study: studies.Study, place: Store, device: str, ray: str | None) -> None:
+    """Train what is missing, here or on a cluster, with a bar for all of it and one for those that are trained now."""
     worker.keep_freed_memory()
     stop = worker.stop_on_signals()
-    with _watched(place) as observe:
-        for error in studies.drive(study, place, device=device, stop=stop, observe=observe):
+    with ExitStack() as held:
+        crew = held.enter_context(cluster.Cluster(ray, place, device=device)) if ray else None
+        observe = held.enter_context(_watched(study, place))
+        for error in studies.drive(study, place, device=device, stop=stop, observe=observe, crew=crew):
             progress_console.print(str(error), highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
-def _watched(place: Store) -> Iterator[Any]:
+def _watched(study: studies.Study, place: Store) -> Iterator[Any]:
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn()
     with Progress(*columns, console=progress_console) as bar:
         whole = bar.add_task("study", total=None, note="looking for learning rates")
         now = bar.add_task("now", total=None, note="")
 
-        def observe(runs: Sequence[Run], study: studies.Study) -> worker.Observer:
+        def observe(runs: Sequence[Run]) -> worker.Observer:
             report = study.report(place)
             every = report.done + report.missing + report.running + len(report.failed)
             bar.update(whole, total=every, completed=report.done, note=f"{report.done} of about {every} runs")

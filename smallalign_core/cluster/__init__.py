@@ -1,0 +1,239 @@
+"""More than one machine: groups of runs go to a Ray cluster, and come back as if they had been trained here.
+
+Machines need not share a disk. A group takes with it what its specs name (teachers, decisions, weights to start from);
+images are found by name or path on each machine, and their fingerprint is checked there. The code travels too, so a
+machine needs nothing but the packages of requirements.txt. Nothing imports ray unless a cluster is asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import socket
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from smallalign_core.cluster import _node, _parcel
+from smallalign_core.errors import BadInput, Diverged, Refused, SmallAlignError, WorkFailed
+from smallalign_core.files import write
+from smallalign_core.recording import Recording
+from smallalign_core.store import Run, State, Store
+
+log = logging.getLogger("smallalign")
+
+SECONDS = 0.5
+REACH_SECONDS = 5.0
+RETRIES = 3
+"""How often a group is begun again when its machine dies."""
+OURS = ("attempt", "pid", "time", "boot", "memory_kills", "served", "ended", "reason", "diverged")
+"""What a worker says of itself that is not of the run."""
+
+Ended = dict[str, Any] | SmallAlignError
+
+
+@dataclass
+class _Away:
+    runs: list[Run]
+    held: dict[str, Recording]
+
+
+class Cluster:
+    """Trains groups of runs on the machines of a Ray cluster; a context manager, which lets go of it.
+
+    While a group is away, this process holds the locks of its runs: nobody else trains them, and the dashboard shows
+    them running. If this process dies, they are interrupted, like those of any worker.
+
+    Args:
+        address: `host:port` of the cluster's head, `ray://host:port`, or `auto` for the one that this machine is in.
+        store: where the runs belong.
+        observe: is told which runs are sent.
+        device: that each group trains on there; a GPU where a machine has one.
+
+    Raises:
+        BadInput: nobody answers at that address, or it is none.
+        WorkFailed: ray is not installed.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        store: Store,
+        *,
+        observe: Callable[[Sequence[Run]], object] = lambda _: None,
+        device: str = "auto",
+    ) -> None:
+        self.store, self._observe, self._device = store, observe, device
+        self._ray = _connected(address)
+        self._away: dict[Any, _Away] = {}
+        self._elders: dict[str, Any] = {}
+        self._over: list[tuple[list[Run], list[Ended]]] = []
+        self._home = hashlib.sha256(f"{socket.gethostname()} {store.root.resolve()}".encode()).hexdigest()[:16]
+        gpus = float(self._ray.cluster_resources().get("GPU", 0))
+        self._task = self._ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_retries=RETRIES)(_node.train)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for ref, away in self._away.items():
+            with contextlib.suppress(Exception):  # it may be gone, and we are leaving
+                self._ray.cancel(ref, force=True)
+            for recording in away.held.values():
+                with contextlib.suppress(Refused):
+                    recording.say(ended=State.PAUSED, reason="stopped while it was on the cluster: it begins anew")
+                recording.let_go()
+        self._away = {}
+        self._ray.shutdown()
+
+    @property
+    def free(self) -> bool:
+        """Whether more groups are worth sending: one waits for each that can be trained."""
+        slots = self._ray.cluster_resources()
+        return len(self._away) < 2 * max(1, int(slots.get("GPU", 0) or slots.get("CPU", 1)))
+
+    def begin(self, runs: Sequence[Run]) -> None:
+        """Send a group; each of its runs ends once, in `ended`."""
+        held: dict[str, Recording] = {}
+        for run in runs:
+            try:
+                recording = Recording(run).__enter__()
+            except Refused as error:  # somebody trains it here
+                self._over.append(([run], [error]))
+                continue
+            held[run.id] = recording
+        sent = [run for run in runs if run.id in held]
+        if not sent:
+            return
+        try:
+            specs = [run.spec for run in sent]
+            needed = [self._elder(name) for name in _parcel.needs(specs)]
+            ref = self._task.remote(_parcel.parcel(specs, self._home, self._device), needed)
+        except BaseException:
+            for recording in held.values():
+                recording.let_go()
+            raise
+        self._away[ref] = _Away(sent, held)
+        self._observe(sent)
+
+    def _elder(self, name: str) -> Any:
+        if name not in self._elders:  # sent once, however many learn from it
+            self._elders[name] = self._ray.put(_parcel.elder(self.store.finished(name)))
+        return self._elders[name]
+
+    def ended(self) -> list[tuple[list[Run], list[Ended]]]:
+        """Groups that came back since this was last asked; waits a moment where there are none."""
+        over, self._over = self._over, []
+        if not self._away:
+            return over
+        done, _ = self._ray.wait(list(self._away), num_returns=1, timeout=0 if over else SECONDS)
+        for ref in done:
+            away = self._away.pop(ref)
+            try:
+                replies = self._ray.get(ref)
+            except Exception as error:  # noqa: BLE001  # ray's own, or a bug over there
+                lost = WorkFailed(
+                    "the cluster did not train the run",
+                    given=str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__,
+                    do="see the cluster's logs, then run the study again",
+                )
+                replies = [_parcel.Returned("", None, _told(lost), {}, {}) for _ in away.runs]
+            ended = [taken_in(away.held[run.id], reply) for run, reply in zip(away.runs, replies, strict=True)]
+            for run, how in zip(away.runs, ended, strict=True):
+                if not isinstance(how, SmallAlignError):
+                    self.store.count_test_look(str(run.spec.data.fingerprint), run.id, "training finished")
+            over.append((away.runs, ended))
+        return over
+
+
+def taken_in(recording: Recording, reply: _parcel.Returned) -> Ended:
+    """Put what came back into the run's folder, and let go of it. The lock that we hold makes it once."""
+    run = recording.run
+    try:
+        return _taken_in(recording, reply)
+    except SmallAlignError as error:
+        with contextlib.suppress(Refused):  # the disk may be full
+            recording.say(ended=State.FAILED, reason=str(error), diverged=isinstance(error, Diverged))
+        log.warning("%s: %s", run.name, error)
+        return error
+    finally:
+        recording.let_go()
+
+
+def _taken_in(recording: Recording, reply: _parcel.Returned) -> Ended:
+    run, result = recording.run, reply.result
+    facts = {name: value for name, value in reply.said.items() if name not in OURS and name != "schema"}
+    recording.say(**{**facts, "host": reply.host})
+    for name in ("events.jsonl", "log.txt"):  # it began anew there: what an earlier attempt did here is over
+        if name in reply.files:
+            write(run.folder / name, reply.files[name])
+    if error := _parcel.error_of(reply):
+        raise error
+    weights, logits = (reply.files.get(name, b"") for name in ("weights.safetensors", "logits.safetensors"))
+    if result is None or hashlib.sha256(weights).hexdigest() != result.get("weights_sha256"):
+        raise WorkFailed("what came back from the cluster is damaged", given=reply.host, do="run the study again")
+    if (known := run.result) is not None:  # finished by a process that needed no lock: an import, a copied folder
+        if known.get("weights_sha256") != result["weights_sha256"]:
+            raise WorkFailed(
+                "two machines trained other weights from one spec",
+                given=f"{reply.host}, {result.get('processor')}; here {known.get('processor')}",
+                do="equal weights are promised on equal processors with as many threads only",
+            )
+        return known
+    recording.finish(weights, logits, result)
+    return run.result or result
+
+
+def _told(error: SmallAlignError) -> tuple[str, str, str, str]:
+    return type(error).__name__, error.wrong, error.given, error.do
+
+
+def _connected(address: str) -> Any:
+    """ray, connected to a cluster; nothing of its noise."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its own dependencies
+            import ray
+    except ImportError:
+        raise WorkFailed("ray is not installed", do="pip install the version in requirements.txt") from None
+    _reach(address)
+    package = str(Path(__file__).resolve().parents[1])
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ray.init(
+                address,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                runtime_env={"py_modules": [package], "env_vars": {"OMP_NUM_THREADS": "1"}},
+            )
+    except Exception as error:  # noqa: BLE001  # whatever ray says, in its many words
+        words = str(error).strip().splitlines() or [type(error).__name__]
+        raise BadInput(
+            f"the Ray cluster cannot be used: {words[0][:200]}",
+            given=address,
+            do="start one with `ray start --head`, and give host:port of its head, or `auto` on one of its machines",
+        ) from None
+    return ray
+
+
+def _reach(address: str) -> None:
+    """Say at once that nobody is there: ray itself would try for half a minute."""
+    if address == "auto":
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65_535:
+        raise BadInput("that is no address of a Ray cluster", given=address, do="give host:port, or `auto`")
+    try:
+        socket.create_connection((host, int(port)), REACH_SECONDS).close()
+    except OSError as error:
+        raise BadInput(
+            f"nobody answers at the cluster's address: {(error.strerror or str(error)).lower()}",
+            given=address,
+            do="start the cluster with `ray start --head`, and give host:port of its head",
+        ) from None

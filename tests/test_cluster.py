@@ -1,0 +1,210 @@
+"""A cluster of real Ray nodes: runs come back as if they had been trained here, once, whatever dies meanwhile."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, Train, tiny
+
+from smallalign_core import cluster, desk, studies, worker
+from smallalign_core.cluster import _node, _parcel
+from smallalign_core.data import Decision, Decisions, load
+from smallalign_core.errors import BadInput, Diverged, SmallAlignError, WorkFailed
+from smallalign_core.recording import Recording
+from smallalign_core.spec import digest
+from smallalign_core.store import Run, State, Store
+
+
+def packed(run: Run, how: dict[str, Any] | SmallAlignError | None = None) -> _parcel.Returned:
+    return _parcel.returned(run, run.result or {} if how is None else how, "there")
+
+
+# --- what is sent, and what comes back --------------------------------------------------------------------------------
+
+
+def test_a_run_that_comes_back_is_as_if_trained_here(train: Train, store: Store, tmp_path: Path) -> None:
+    there = train()
+    here = Store(tmp_path / "home").create(there.spec)
+    with Recording(here) as recording:
+        recording.event("progress", 1)  # of an earlier attempt here
+        assert cluster.taken_in(recording, packed(there)) == there.result
+        assert here.state is State.FINISHED
+    assert {event["kind"] for event in here.events()} == {event["kind"] for event in there.events()}
+    assert here.events("progress") == there.events("progress")
+    assert here.weights.read_bytes() == there.weights.read_bytes()
+    assert here.said["host"] == "there"
+    assert here.said["pid"] != there.said["pid"] or there.said["attempt"] == 1
+
+
+def test_what_was_finished_meanwhile_is_not_overwritten(train: Train, tmp_path: Path) -> None:
+    there = train()
+    other = packed(there)
+    assert other.result is not None
+    here = Store(tmp_path / "home").create(there.spec)
+    with Recording(here) as recording:
+        cluster.taken_in(recording, other)
+    before = (here.folder / "result.json").read_bytes()
+    with Recording(here) as recording:
+        assert cluster.taken_in(recording, other)["id"] == here.id
+    weights = other.files["weights.safetensors"] + b" "
+    forged = {**other.result, "weights_sha256": hashlib.sha256(weights).hexdigest()}
+    changed = _parcel.Returned("there", forged, None, other.said, {**other.files, "weights.safetensors": weights})
+    with Recording(here) as recording:
+        told = cluster.taken_in(recording, changed)
+    assert isinstance(told, WorkFailed)
+    assert "Two machines trained other weights" in str(told)
+    assert (here.folder / "result.json").read_bytes() == before
+
+
+def test_damage_and_divergence_are_told_as_at_home(train: Train, tmp_path: Path) -> None:
+    there = train()
+    whole = packed(there)
+    store = Store(tmp_path / "home")
+    cut = _parcel.Returned("there", whole.result, None, whole.said, {**whole.files, "weights.safetensors": b"x"})
+    here = store.create(there.spec)
+    with Recording(here) as recording:
+        told = cluster.taken_in(recording, cut)
+    assert "damaged" in str(told)
+    assert here.state is State.FAILED
+    assert not here.finished
+    diverged = packed(there, Diverged("the loss became nan at step 3 of 9", given="lr", do="lower it"))
+    with Recording(here) as recording:
+        told = cluster.taken_in(recording, diverged)
+    assert isinstance(told, Diverged)
+    assert here.state is State.FAILED
+    assert here.said["diverged"] is True
+    assert "the loss became nan at step 3 of 9" in here.said["reason"].lower() or "Loss became" in here.said["reason"]
+
+
+def test_a_parcel_carries_what_specs_name(train: Train, store: Store, tmp_path: Path) -> None:
+    teacher = train()
+    splits = load(teacher.spec.data, store.data_cache)
+    file = tmp_path / "mine.json"
+    Decisions("digits", {int(splits.train.ids[3]): Decision("drop")}).write(file)
+    spec = desk.resolve(store, tiny(teacher=teacher.id, data={"source": "digits", "decisions": str(file)}))
+    (needed,) = _parcel.needs([spec])
+    given = _parcel.parcel([spec], "home", "cpu")
+    assert spec.data.decisions is not None
+    Path(spec.data.decisions).unlink()
+    other = Store(tmp_path / "there")
+    _parcel.settle(_parcel.elder(store.finished(needed)), other)
+    (same,) = _parcel.unpacked(given, other)
+    assert digest(same) == digest(spec)
+    assert other.finished(needed).spec == teacher.spec
+    assert len(load(same.data, other.data_cache).train) == len(splits.train) - 1
+
+
+def test_another_torch_is_refused_in_words(train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    given = _parcel.parcel([train().spec], "home", "cpu")
+    import torch
+
+    monkeypatch.setattr(torch, "__version__", "1.0")
+    (reply,) = _node.train(given, [])
+    assert "another torch" in str(_parcel.error_of(reply))
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("nowhere", "no address of a Ray cluster"),
+        ("127.0.0.1:9", "Nobody answers"),
+        ("ray://127.0.0.1:9", "Nobody answers"),
+    ],
+)
+def test_a_wrong_address_is_a_sentence_at_once(address: str, why: str, store: Store) -> None:
+    with pytest.raises(BadInput, match=why):
+        cluster.Cluster(address, store)
+
+
+def test_nothing_imports_ray_unless_it_is_asked_for() -> None:
+    code = "import sys, smallalign_core.__main__, smallalign_core.cluster; print('ray' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+# --- the real thing ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nodes() -> Iterator[Any]:
+    """A head that trains nothing, and two machines that train one group each."""
+    pytest.importorskip("ray")
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        yield made, [made.add_node(num_cpus=1) for _ in range(2)]
+    finally:
+        made.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_machine_may_die_and_every_run_is_finished_once(
+    nodes: Any, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    made, (_, doomed) = nodes
+    specs = [desk.resolve(store, tiny(seed=seed, epochs=10)) for seed in range(6)]
+    finished: Counter[str] = Counter()
+    finish = Recording.finish
+
+    def counted(recording: Recording, *what: Any) -> None:
+        finished[recording.run.id] += 1
+        finish(recording, *what)
+
+    monkeypatch.setattr(Recording, "finish", counted)
+    with cluster.Cluster(made.address, store, device="cpu") as crew:
+        killed = threading.Timer(0, lambda: None)
+        waiting, over = list(specs), 0
+        while over < len(specs):
+            while waiting and crew.free:
+                crew.begin([store.create(waiting.pop())])
+            for runs, how in crew.ended():
+                assert not [one for one in how if isinstance(one, SmallAlignError)], how
+                over += len(runs)
+                if over == 1:  # in the middle of others
+                    made.remove_node(doomed, allow_graceful=False)
+        killed.cancel()
+    assert set(finished.values()) == {1}
+    assert len(finished) == len(specs)
+    alone = Store(tmp_path / "alone")
+    for spec in specs:
+        twin = alone.create(spec)
+        worker.execute(twin, alone, device="cpu")
+        run = store.find(spec)
+        assert run is not None
+        assert run.state is State.FINISHED
+        assert (twin.result or {})["weights_sha256"] == (run.result or {})["weights_sha256"]
+        assert (twin.result or {})["test"] == (run.result or {})["test"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_study_by_command_on_a_cluster(nodes: Any, store: Store, tmp_path: Path) -> None:
+    made, _ = nodes
+    study = {"data": "digits", "network": {"kind": "mlp", "width": 8}, "epochs": 1, "optimizers": ["sgd"]}
+    file = tmp_path / "study.json"
+    file.write_text(json.dumps({**study, "hands_off": [], "trials": 1, "seeds": 2, "budgets": [1]}))
+    asked = [sys.executable, "-m", "smallalign_core", "optimizers", str(file), "--ray", made.address, "--json"]
+    done = subprocess.run([*asked, "--store", str(store.root)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    (found,) = studies.listing(store)
+    assert found.report(store).complete
+    assert {run.said["host"] for run in store.runs() if run.finished} == {socket.gethostname()}
