@@ -79,7 +79,7 @@ with form:
             help=RunSpec.model_fields["start"].description,
         )
     decided = bool(st.session_state.get(f"{KEY}.data.decisions"))
-    with st.expander("More: how the images are divided and sized, and decisions about them", expanded=decided):
+    with st.expander("More: how images are divided, sized and decided about", expanded=decided):
         divided = forms.part(DataSpec, key=f"{KEY}.data", without=("source",))
 
 with side:

@@ -176,7 +176,7 @@ def _decide(
     at = _at(found, len(cards))
     card = cards[at]
     with st.container(border=True, key="judging"):
-        picture, words = st.columns([2, 3], gap="large")
+        picture, words = st.columns([2, 3], gap="medium")
         with picture:
             st.html(
                 qualitycards.pictured(

@@ -13,7 +13,7 @@ from smallalign_core.quality import Place, QualityReport
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
 MOST_PICTURES = 6
 """Pictures on a card; groups of more copies name the rest."""
-LARGE, PAIRED, SMALL = 208, 150, 76
+LARGE, PAIRED, SMALL = 224, 150, 88
 """CSS pixels that a picture may fill: where it is decided about, alone and beside others, and in the gallery."""
 
 
