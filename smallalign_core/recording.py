@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import re
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 from filelock import Timeout
@@ -136,6 +138,21 @@ class Recording:
         write(self.run.folder / "logits.safetensors", logits)
         write_json(self.run.folder / "result.json", result)
         clean_up(self.run)
+
+
+@contextlib.contextmanager
+def logged(runs: Sequence[Run]) -> Iterator[None]:
+    """Keep what is logged meanwhile in each run's log.txt."""
+    log = logging.getLogger("smallalign")
+    with contextlib.ExitStack() as logs:
+        for run in runs:
+            with contextlib.suppress(OSError):  # deleted since it was listed
+                handler = logging.FileHandler(run.folder / "log.txt", encoding="utf-8")
+                handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+                log.addHandler(handler)
+                logs.callback(handler.close)
+                logs.callback(log.removeHandler, handler)
+        yield
 
 
 def checkpoints(run: Run) -> list[dict[str, Any]]:

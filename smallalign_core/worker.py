@@ -19,7 +19,7 @@ from smallalign_core import studies
 from smallalign_core.errors import Refused, SmallAlignError
 from smallalign_core.execution import TOGETHER, Observer as Observer, execute as execute, execute_together
 from smallalign_core.machine import keep_freed_memory as keep_freed_memory, set_threads as set_threads
-from smallalign_core.recording import clean_up
+from smallalign_core.recording import clean_up, logged
 from smallalign_core.revival import MOST, deaths, revive
 from smallalign_core.spec import RunSpec
 from smallalign_core.store import Run, Store
@@ -118,14 +118,7 @@ def _in_step(waiting: list[Run]) -> list[Run]:
 
 def serve_some(runs: Sequence[Run], store: Store, device: str, stop: threading.Event) -> None:
     """Train queued runs in lockstep; whatever happens is kept in their folders, and the worker lives on."""
-    with contextlib.ExitStack() as logs:
-        for run in runs:
-            with contextlib.suppress(OSError):  # deleted since it was listed
-                handler = logging.FileHandler(run.folder / "log.txt", encoding="utf-8")
-                handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-                log.addHandler(handler)
-                logs.callback(handler.close)
-                logs.callback(log.removeHandler, handler)
+    with logged(runs):
         give_up = partial(os._exit, HUNG)
         ended = execute_together(runs, store, device=device, from_queue=True, stop=stop, give_up=give_up)
         for run, how in zip(runs, ended, strict=True):

@@ -7,9 +7,10 @@ import json
 import socket
 import subprocess
 import sys
-import threading
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from conftest import ROOT, Train, tiny
 from smallalign_core import cluster, desk, studies, worker
 from smallalign_core.cluster import _node, _parcel
 from smallalign_core.data import Decision, Decisions, load
-from smallalign_core.errors import BadInput, Diverged, SmallAlignError, WorkFailed
+from smallalign_core.errors import BadInput, Diverged, Refused, SmallAlignError, WorkFailed
 from smallalign_core.recording import Recording
 from smallalign_core.spec import digest
 from smallalign_core.store import Run, State, Store
@@ -112,6 +113,104 @@ def test_another_torch_is_refused_in_words(train: Train, monkeypatch: pytest.Mon
     monkeypatch.setattr(torch, "__version__", "1.0")
     (reply,) = _node.train(given, [])
     assert "another torch" in str(_parcel.error_of(reply))
+    assert reply.unfit
+
+
+def test_other_code_and_other_images_are_refused_in_words(
+    train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    spec = train().spec
+    given = _parcel.parcel([spec], "home", "cpu")
+    (reply,) = _node.train(replace(given, code="0" * 16), [])
+    assert "another SmallAlign" in str(_parcel.error_of(reply))
+    assert reply.unfit
+    gone = spec.model_copy(update={"data": spec.data.model_copy(update={"source": str(tmp_path / "gone")})})
+    (reply,) = _node.train(_parcel.parcel([gone], "home", "cpu"), [])
+    assert "no such path exists" in str(_parcel.error_of(reply))
+    assert reply.unfit
+
+
+def test_a_teacher_that_was_trained_anew_is_sent_anew(train: Train, tmp_path: Path) -> None:
+    first = _parcel.elder(train())
+    there = Store(tmp_path / "there")
+    _parcel.settle(first, there)
+    other = {"weights.safetensors": b"other", "result.json": b"{}"}
+    _parcel.settle(replace(first, files={**first.files, **other}), there)
+    assert (there.root / "runs" / first.id / "weights.safetensors").read_bytes() == b"other"
+
+
+class Idle:
+    """A cluster that answers when it is told to, instead of ray."""
+
+    def __init__(self) -> None:
+        self.done: dict[str, list[_parcel.Returned]] = {}
+        self.cancelled: list[str] = []
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 1.0}
+
+    def remote(self, *given: Any, **_: Any) -> Any:
+        return (lambda _: self) if not given else "group"
+
+    def wait(self, refs: list[str], **_: Any) -> tuple[list[str], list[str]]:
+        return [ref for ref in refs if ref in self.done], []
+
+    def get(self, ref: str) -> list[_parcel.Returned]:
+        return self.done[ref]
+
+    def cancel(self, ref: str, **_: Any) -> None:
+        self.cancelled.append(ref)
+
+    def shutdown(self) -> None:
+        pass
+
+
+@pytest.fixture
+def idle(monkeypatch: pytest.MonkeyPatch) -> Idle:
+    ray = Idle()
+    monkeypatch.setattr(cluster, "_connected", lambda _: ray)
+    return ray
+
+
+def test_a_machine_that_cannot_take_part_stops_the_study_and_fails_no_run(idle: Idle, store: Store) -> None:
+    run = store.create(desk.resolve(store, tiny()))
+    with cluster.Cluster("x:1", store) as crew:
+        crew.begin([run])
+        assert run.state is State.RUNNING
+        idle.done["group"] = [_parcel.refused("there", BadInput("it has no images"), unfit=True)]
+        with pytest.raises(Refused, match="cannot take part"):
+            crew.ended()
+    assert run.state is State.PAUSED
+
+
+def test_who_pauses_a_run_that_is_away_gets_it_back(idle: Idle, store: Store) -> None:
+    runs = [store.create(desk.resolve(store, tiny(network={"kind": "mlp", "width": width}))) for width in (4, 5)]
+    with cluster.Cluster("x:1", store) as crew:
+        crew.begin(runs)
+        runs[0].ask("pause")
+        assert (crew.ended(), idle.cancelled) == ([], []), "the other one needs the group"
+        runs[1].ask("cancel")
+        ((back, how),) = crew.ended()
+    assert idle.cancelled == ["group"]
+    assert back == runs
+    assert [one["state"] for one in how if isinstance(one, dict)] == ["paused", "cancelled"]
+    assert [run.state for run in runs] == [State.PAUSED, State.CANCELLED]
+
+
+def test_a_run_that_cannot_be_sent_fails_alone(idle: Idle, train: Train, store: Store, tmp_path: Path) -> None:
+    teacher = train()
+    images = load(teacher.spec.data, store.data_cache).train.ids
+    file = tmp_path / "mine.json"
+    Decisions("digits", {int(images[3]): Decision("drop")}).write(file)
+    run = store.create(desk.resolve(store, tiny(data={"source": "digits", "decisions": str(file)})))
+    assert run.spec.data.decisions is not None
+    Path(run.spec.data.decisions).unlink()
+    with cluster.Cluster("x:1", store) as crew:
+        crew.begin([run])
+        ((_, (told,)),) = crew.ended()
+    assert "a file that a run needs" in str(told).lower()
+    assert run.state is State.FAILED
 
 
 @pytest.mark.parametrize(
@@ -125,6 +224,24 @@ def test_another_torch_is_refused_in_words(train: Train, monkeypatch: pytest.Mon
 def test_a_wrong_address_is_a_sentence_at_once(address: str, why: str, store: Store) -> None:
     with pytest.raises(BadInput, match=why):
         cluster.Cluster(address, store)
+
+
+@pytest.mark.slow
+def test_another_server_at_the_address_is_no_cluster(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself would try for minutes, and fill the terminal."""
+    monkeypatch.setattr(cluster, "HEALTHY_SECONDS", 4.0)
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(BadInput, match="is no Ray head"):
+        cluster.Cluster(f"127.0.0.1:{other.getsockname()[1]}", store)
+
+
+def test_a_cluster_that_wants_a_token_says_so(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = subprocess.CompletedProcess([], 1, "", "ray.exceptions.AuthenticationError: RPC error: InvalidAuthToken")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: told)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as head,
+        pytest.raises(BadInput, match=r"wants a token.*RAY_AUTH_MODE=token"),
+    ):
+        cluster.Cluster(f"127.0.0.1:{head.getsockname()[1]}", store)
 
 
 def test_nothing_imports_ray_unless_it_is_asked_for() -> None:
@@ -170,7 +287,6 @@ def test_a_machine_may_die_and_every_run_is_finished_once(
 
     monkeypatch.setattr(Recording, "finish", counted)
     with cluster.Cluster(made.address, store, device="cpu") as crew:
-        killed = threading.Timer(0, lambda: None)
         waiting, over = list(specs), 0
         while over < len(specs):
             while waiting and crew.free:
@@ -180,7 +296,6 @@ def test_a_machine_may_die_and_every_run_is_finished_once(
                 over += len(runs)
                 if over == 1:  # in the middle of others
                     made.remove_node(doomed, allow_graceful=False)
-        killed.cancel()
     assert set(finished.values()) == {1}
     assert len(finished) == len(specs)
     alone = Store(tmp_path / "alone")
@@ -208,3 +323,4 @@ def test_a_study_by_command_on_a_cluster(nodes: Any, store: Store, tmp_path: Pat
     (found,) = studies.listing(store)
     assert found.report(store).complete
     assert {run.said["host"] for run in store.runs() if run.finished} == {socket.gethostname()}
+    assert all("test accuracy" in (run.folder / "log.txt").read_text() for run in store.runs())

@@ -11,9 +11,12 @@ import contextlib
 import hashlib
 import logging
 import os
+import signal
 import socket
+import subprocess
+import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -28,8 +31,13 @@ log = logging.getLogger("smallalign")
 
 SECONDS = 0.5
 REACH_SECONDS = 5.0
+HEALTHY_SECONDS = 10.0
 RETRIES = 3
 """How often a group is begun again when its machine dies."""
+GPU_SHARE = 0.25
+"""Of a GPU, for a group: small students do not fill one."""
+MOST_AWAY = 64
+"""Groups that are away at once: each run of them holds an open lock here, and a process may have 1,024 files open."""
 OURS = ("attempt", "pid", "time", "boot", "memory_kills", "served", "ended", "reason", "diverged")
 """What a worker says of itself that is not of the run."""
 
@@ -51,8 +59,10 @@ class Cluster:
     Args:
         address: `host:port` of the cluster's head, `ray://host:port`, or `auto` for the one that this machine is in.
         store: where the runs belong.
-        observe: is told which runs are sent.
-        device: that each group trains on there; a GPU where a machine has one.
+        device: that each group trains on there; `auto` is a GPU if the cluster has any, else the processor.
+
+    Attributes:
+        observe: is told which runs are sent, and which came back; returns who is told from where.
 
     Raises:
         BadInput: nobody answers at that address, or it is none.
@@ -64,17 +74,21 @@ class Cluster:
         address: str,
         store: Store,
         *,
-        observe: Callable[[Sequence[Run]], object] = lambda _: None,
         device: str = "auto",
     ) -> None:
-        self.store, self._observe, self._device = store, observe, device
+        self.store = store
+        self.observe: Callable[[Sequence[Run]], Callable[[dict[str, Any]], object]] = lambda _: lambda __: None
         self._ray = _connected(address)
         self._away: dict[Any, _Away] = {}
         self._elders: dict[str, Any] = {}
         self._over: list[tuple[list[Run], list[Ended]]] = []
         self._home = hashlib.sha256(f"{socket.gethostname()} {store.root.resolve()}".encode()).hexdigest()[:16]
-        gpus = float(self._ray.cluster_resources().get("GPU", 0))
-        self._task = self._ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_retries=RETRIES)(_node.train)
+        if device == "auto":
+            device = "cuda" if self._ray.cluster_resources().get("GPU", 0) else "cpu"
+        self._device = device
+        self._show: Callable[[dict[str, Any]], object] = lambda _: None
+        gpus = GPU_SHARE if device.startswith("cuda") else 0
+        self._task = self._ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_node.train)
 
     def __enter__(self) -> Self:
         return self
@@ -93,8 +107,9 @@ class Cluster:
     @property
     def free(self) -> bool:
         """Whether more groups are worth sending: one waits for each that can be trained."""
-        slots = self._ray.cluster_resources()
-        return len(self._away) < 2 * max(1, int(slots.get("GPU", 0) or slots.get("CPU", 1)))
+        there = self._ray.cluster_resources()
+        slots = there.get("GPU", 0) / GPU_SHARE if self._device.startswith("cuda") else there.get("CPU", 0)
+        return len(self._away) < min(MOST_AWAY, 2 * max(1, int(slots)))
 
     def begin(self, runs: Sequence[Run]) -> None:
         """Send a group; each of its runs ends once, in `ended`."""
@@ -113,12 +128,21 @@ class Cluster:
             specs = [run.spec for run in sent]
             needed = [self._elder(name) for name in _parcel.needs(specs)]
             ref = self._task.remote(_parcel.parcel(specs, self._home, self._device), needed)
+        except SmallAlignError as error:  # a teacher is gone, say: these fail, as they would here, and others go on
+            replies = [_parcel.refused("", error) for _ in sent]
+            self._over.append((sent, [taken_in(held[run.id], reply) for run, reply in zip(sent, replies, strict=True)]))
+            return
         except BaseException:
             for recording in held.values():
                 recording.let_go()
             raise
         self._away[ref] = _Away(sent, held)
-        self._observe(sent)
+        self._show = self.observe(sent)
+        self._tell("")
+
+    def _tell(self, host: str) -> None:
+        runs = sum(len(away.runs) for away in self._away.values())
+        self._show({"kind": "away", "groups": len(self._away), "runs": runs, "host": host})
 
     def _elder(self, name: str) -> Any:
         if name not in self._elders:  # sent once, however many learn from it
@@ -126,8 +150,13 @@ class Cluster:
         return self._elders[name]
 
     def ended(self) -> list[tuple[list[Run], list[Ended]]]:
-        """Groups that came back since this was last asked; waits a moment where there are none."""
-        over, self._over = self._over, []
+        """Groups that came back since this was last asked; waits a moment where there are none.
+
+        Raises:
+            Refused: a machine cannot train what is asked. Left in the cluster it would fail one group after the other,
+                faster than the others train them.
+        """
+        over, self._over = [*self._over, *self._stopped()], []
         if not self._away:
             return over
         done, _ = self._ray.wait(list(self._away), num_returns=1, timeout=0 if over else SECONDS)
@@ -141,13 +170,34 @@ class Cluster:
                     given=str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__,
                     do="see the cluster's logs, then run the study again",
                 )
-                replies = [_parcel.Returned("", None, _told(lost), {}, {}) for _ in away.runs]
+                replies = [_parcel.refused("", lost) for _ in away.runs]
+            if replies[0].unfit and (why := _parcel.error_of(replies[0])):
+                self._away[ref] = away  # to be paused with the others
+                given = f"{replies[0].host}: {why.wrong}" + (f" ({why.given})" if why.given else "")
+                raise Refused("a machine of the cluster cannot take part", given=given, do=why.do)
             ended = [taken_in(away.held[run.id], reply) for run, reply in zip(away.runs, replies, strict=True)]
             for run, how in zip(away.runs, ended, strict=True):
                 if not isinstance(how, SmallAlignError):
                     self.store.count_test_look(str(run.spec.data.fingerprint), run.id, "training finished")
             over.append((away.runs, ended))
+            self._show = self.observe(away.runs)
+            self._tell(replies[0].host)
         return over
+
+    def _stopped(self) -> Iterator[tuple[list[Run], list[Ended]]]:
+        """Groups that people asked to stop, taken back; one of which only some were asked goes on with all."""
+        for ref, away in list(self._away.items()):
+            asked = [run.asked for run in away.runs]
+            if all(asked):
+                with contextlib.suppress(Exception):  # it may be back already
+                    self._ray.cancel(ref, force=True)
+                del self._away[ref]
+                states = [State.CANCELLED if one == "cancel" else State.PAUSED for one in asked]
+                for run, state in zip(away.runs, states, strict=True):
+                    away.held[run.id].say(ended=state, reason="taken back from the cluster: it begins anew")
+                    away.held[run.id].let_go()
+                told = zip(away.runs, states, asked, strict=True)
+                yield away.runs, [{"id": run.id, "state": str(state), "asked": one} for run, state, one in told]
 
 
 def taken_in(recording: Recording, reply: _parcel.Returned) -> Ended:
@@ -188,10 +238,6 @@ def _taken_in(recording: Recording, reply: _parcel.Returned) -> Ended:
     return run.result or result
 
 
-def _told(error: SmallAlignError) -> tuple[str, str, str, str]:
-    return type(error).__name__, error.wrong, error.given, error.do
-
-
 def _connected(address: str) -> Any:
     """ray, connected to a cluster; nothing of its noise."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -202,6 +248,7 @@ def _connected(address: str) -> Any:
     except ImportError:
         raise WorkFailed("ray is not installed", do="pip install the version in requirements.txt") from None
     _reach(address)
+    ours = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     package = str(Path(__file__).resolve().parents[1])
     try:
         with warnings.catch_warnings():
@@ -219,6 +266,9 @@ def _connected(address: str) -> Any:
             given=address,
             do="start one with `ray start --head`, and give host:port of its head, or `auto` on one of its machines",
         ) from None
+    with contextlib.suppress(ValueError):  # only the main thread may, and there ray put its own: a stack and an abort
+        for number, handler in ours.items():
+            signal.signal(number, handler)
     return ray
 
 
@@ -237,3 +287,26 @@ def _reach(address: str) -> None:
             given=address,
             do="start the cluster with `ray start --head`, and give host:port of its head",
         ) from None
+    if not address.startswith("ray://"):
+        _healthy(address)
+
+
+def _healthy(address: str) -> None:
+    """Ask ray in a process that can be ended: from another server, or without the token, it would wait on and on."""
+    asked = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=HEALTHY_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise BadInput(
+            "who answers at that address is no Ray head", given=address, do="give the port of `ray start --head`"
+        ) from None
+    if done.returncode == 0:
+        return
+    if "AuthenticationError" in done.stderr:
+        raise BadInput(
+            "the cluster wants a token, and has not got the right one",
+            given=address,
+            do="set RAY_AUTH_MODE=token here too, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH",
+        )
+    last = done.stderr.strip().splitlines()[-1:] or ["it does not say why"]
+    raise BadInput(f"the Ray cluster cannot be used: {last[0][:200]}", given=address, do="see the head's own logs")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import socket
@@ -9,8 +10,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smallalign_core.cluster._parcel import Elder, Parcel, Returned, returned, settle, unpacked
+from smallalign_core.cluster._parcel import Elder, Parcel, Returned, code, refused, returned, settle, unpacked
 from smallalign_core.errors import Refused, SmallAlignError
+from smallalign_core.recording import logged
 from smallalign_core.store import Store
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ def train(given: Parcel, needed: Sequence[Any]) -> list[Returned]:
     import ray
     import torch
 
+    from smallalign_core import data
     from smallalign_core.execution import execute_together
     from smallalign_core.machine import keep_freed_memory
 
@@ -52,14 +55,23 @@ def train(given: Parcel, needed: Sequence[Any]) -> list[Returned]:
                 given=f"{torch.__version__} on {host}, {given.torch} where the study is",
                 do="install the same requirements.txt on all machines",
             )
+        if code() != given.code:
+            raise Refused(
+                "this machine has another SmallAlign, found before the one that was sent",
+                given=str(Path(__file__).resolve().parents[1]),
+                do="update it, or start ray there from another folder",
+            )
         elders: list[Elder] = ray.get(list(needed))
         for one in elders:
             settle(one, store)
-        runs = [store.create(spec) for spec in unpacked(given, store)]
+        specs = unpacked(given, store)
+        data.load(specs[0].data, store.data_cache)
+        runs = [store.create(spec) for spec in specs]
     except SmallAlignError as error:
-        said = (type(error).__name__, error.wrong, error.given, error.do)
-        return [Returned(host, None, said, {}, {}) for _ in given.specs]
-    ended = execute_together(runs, store, device=given.device)
+        return [refused(host, error, unfit=True) for _ in given.specs]
+    logging.getLogger("smallalign").setLevel(logging.INFO)
+    with logged(runs):
+        ended = execute_together(runs, store, device=given.device)
     replies = [returned(run, how, host) for run, how in zip(runs, ended, strict=True)]
     for run in runs:  # what was sent back is kept there
         shutil.rmtree(run.folder, ignore_errors=True)

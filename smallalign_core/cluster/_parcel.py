@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from smallalign_core import errors
-from smallalign_core.errors import SmallAlignError, WorkFailed
+from smallalign_core.errors import BadInput, SmallAlignError, WorkFailed
 from smallalign_core.files import write_folder, write_json
 from smallalign_core.spec import Borrowed, RunSpec, parse
 from smallalign_core.store import Run, Store
@@ -33,6 +35,7 @@ class Parcel:
     Attributes:
         home: names the store that they belong to: machines keep decoded images and answers for each.
         torch: version of the sender's; another one would give other weights.
+        code: digest of the sender's library. It travels along, but a checkout at the same path there comes first.
         specs: resolved.
         files: by path, what specs name besides images: decisions, weights to start from.
         device: as of `train.pick_device`.
@@ -40,6 +43,7 @@ class Parcel:
 
     home: str
     torch: str
+    code: str
     specs: list[dict[str, Any]]
     files: dict[str, bytes] = field(default_factory=dict)
     device: str = "auto"
@@ -55,6 +59,7 @@ class Returned:
         error: (class, what is wrong, given, what to do) where it did.
         said: what the other worker said of itself.
         files: those of `RETURNED` that there are.
+        unfit: whether the machine could not begin: it lacks the images, or what is installed differs.
     """
 
     host: str
@@ -62,6 +67,15 @@ class Returned:
     error: tuple[str, str, str, str] | None
     said: dict[str, Any]
     files: dict[str, bytes]
+    unfit: bool = False
+
+
+def code() -> str:
+    """Digest of this library's modules."""
+    package, found = Path(__file__).resolve().parents[1], hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        found.update(f"{file.relative_to(package).as_posix()}\0".encode() + file.read_bytes())
+    return found.hexdigest()[:16]
 
 
 def needs(specs: Sequence[RunSpec]) -> list[str]:
@@ -77,11 +91,23 @@ def elder(run: Run) -> Elder:
 
 
 def parcel(specs: Sequence[RunSpec], home: str, device: str) -> Parcel:
-    """Runs, packed: all but the runs that they need, and their images."""
+    """Runs, packed: all but the runs that they need, and their images.
+
+    Raises:
+        BadInput: a file that they name is gone.
+    """
     import torch
 
-    files = {path: Path(path).read_bytes() for spec in specs for path in _paths(spec).values()}
-    return Parcel(home, torch.__version__, [spec.model_dump(mode="json") for spec in specs], files, device)
+    files = {path: _content(path) for spec in specs for path in _paths(spec).values()}
+    return Parcel(home, torch.__version__, code(), [spec.model_dump(mode="json") for spec in specs], files, device)
+
+
+def _content(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        reason = (error.strerror or "unknown").lower()
+        raise BadInput(f"a file that a run needs cannot be read: {reason}", given=path, do="bring it back") from None
 
 
 def _paths(spec: RunSpec) -> dict[str, str]:
@@ -93,10 +119,12 @@ def _paths(spec: RunSpec) -> dict[str, str]:
 
 
 def settle(one: Elder, store: Store) -> None:
-    """Put a run that others need into this machine's store, unless it is there."""
+    """Put a run that others need into this machine's store, unless it is there with these weights."""
     folder = store.root / "runs" / one.id
-    if (folder / "result.json").is_file():
-        return
+    with contextlib.suppress(OSError):
+        if (folder / "result.json").read_bytes() == one.files["result.json"]:
+            return
+    shutil.rmtree(folder, ignore_errors=True)  # trained anew since, elsewhere: the id is the same, the weights are not
     folder.mkdir(parents=True, exist_ok=True)
     if one.spec is not None:
         write_json(folder / "spec.json", {"spec": one.spec})
@@ -125,9 +153,19 @@ def _placed(content: bytes, store: Store) -> Path:
     return file.resolve()
 
 
+def refused(host: str, error: SmallAlignError, *, unfit: bool = False) -> Returned:
+    """What comes back of a run that could not begin."""
+    return Returned(host, None, told(error), {}, {}, unfit)
+
+
+def told(error: SmallAlignError) -> tuple[str, str, str, str]:
+    """An error as plain text, in its parts."""
+    return type(error).__name__, error.wrong, error.given, error.do
+
+
 def returned(run: Run, how: Mapping[str, Any] | SmallAlignError, host: str) -> Returned:
     """How a run ended here, packed."""
-    error = (type(how).__name__, how.wrong, how.given, how.do) if isinstance(how, SmallAlignError) else None
+    error = told(how) if isinstance(how, SmallAlignError) else None
     files = {name: (run.folder / name).read_bytes() for name in RETURNED if (run.folder / name).is_file()}
     return Returned(host, run.result if error is None else None, error, run.said, files)
 

@@ -75,6 +75,8 @@ def _train(study: studies.Study, place: Store, device: str, ray: str | None) -> 
     with ExitStack() as held:
         crew = held.enter_context(cluster.Cluster(ray, place, device=device)) if ray else None
         observe = held.enter_context(_watched(study, place))
+        if crew is not None:
+            crew.observe = observe
         for error in studies.drive(study, place, device=device, stop=stop, observe=observe, crew=crew):
             progress_console.print(str(error), highlight=False, markup=False, soft_wrap=True)
 
@@ -96,6 +98,9 @@ def _watched(study: studies.Study, place: Store) -> Iterator[Any]:
             def show(event: dict[str, Any]) -> None:
                 if event["kind"] == "progress":
                     bar.update(now, total=event["steps"], completed=event["step"])
+                elif event["kind"] == "away":
+                    last = f", the last to come back from {event['host']}" if event["host"] else ""
+                    bar.update(now, note=f"{event['runs']} runs in {event['groups']} groups on the cluster{last}")
 
             return show
 
