@@ -63,7 +63,8 @@ class Study:
     @cached_property
     def _written(self) -> dict[str, Any]:
         written = read_json(self.folder / "study.json")
-        if not isinstance(written, dict) or written.get("kind") not in KINDS:
+        whole = isinstance(written, dict) and isinstance(written.get("spec"), dict)
+        if not whole or written.get("kind") not in list(KINDS):
             raise BadModel("the study's study.json is damaged", given=self.id, do="delete the study and ask again")
         return written
 
@@ -311,9 +312,10 @@ def drive(
     crew = crew or Here(store, device, stop, observe)
     tried: set[str] = set()
     away: set[str] = set()
-    study.module.prepare(study.spec, store, study.folder, device, stop)
     more = True
     while not stop.is_set() and (more or away):
+        if more:
+            study.module.prepare(study.spec, store, study.folder, device, stop)
         while more and crew.free:
             some = together([spec for spec in study.missing(store) if digest(spec) not in tried | away])
             if more := bool(some):
@@ -338,6 +340,8 @@ def feed(store: Store, device: str, stop: threading.Event) -> bool:
             continue
         try:
             study.module.prepare(study.spec, store, study.folder, device, stop)
+            if not study.active:  # paused or deleted meanwhile
+                continue
             missing = study.missing(store)
             some = together([spec for spec in missing if _by_itself(store.find(spec))])
             for spec in some:

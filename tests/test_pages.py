@@ -18,7 +18,7 @@ from smallalign_core.spec import DataSpec, lessons
 from smallalign_core.store import Run, Store
 from tests.conftest import ROOT, Train
 
-PAGES = ("home", "data", "augment", "distil", "optimizers", "runs", "compare", "export")
+PAGES = ("home", "data", "augment", "distil", "optimizers", "scaling", "runs", "compare", "export")
 
 
 def test_every_page_is_opened_here():

@@ -84,6 +84,11 @@ def finished(place: Store) -> studies.Study:
         ({"teacher": "digits-teacher", "loss": {"kind": "cross_entropy"}}, "never asks the teacher"),
         ({"teacher": "digits-teacher", "loss": {"kind": "fitnets"}}, "compares layers"),
         ({"augment": None, "recipes": None}, "names nothing to compare"),
+        ({"recipes": 5}, "list of names"),
+        ({"recipes": [1]}, "list of names"),
+        ({"preset": ["quick"]}, "no such preset"),
+        ({"target": {"width": "abc"}, "widths": None}, "target"),
+        ({"target": [1], "widths": None}, "target"),
     ],
 )
 def test_what_cannot_be_done_is_refused_in_words(more: dict[str, Any], words: str) -> None:
@@ -380,3 +385,52 @@ def test_a_killed_study_goes_on_and_ends_the_same(place: Store, finished: studie
         assert (ours.result or {})["weights_sha256"] == (theirs.result or {})["weights_sha256"]
     assert json.loads(told.stdout)["headline"] == finished.report(place).headline()
     assert json.loads(told.stdout)["done"] == 54
+
+
+# --- what a review found ----------------------------------------------------------------------------------------------
+
+
+def test_a_ladder_never_holds_the_teacher_itself(place: Store) -> None:
+    spec = resolved(place, teacher="digits-teacher", recipes=["baseline", "distil"])
+    own = place.run(spec.teacher or "").spec.epochs
+    rungs = _plan.ladder(spec.model_copy(update={"ladder": (1, own)}), place)
+    assert [epochs for epochs, _ in rungs] == [1]
+
+
+def test_a_loss_of_nothing_is_no_end_of_the_report() -> None:
+    assert _plan.nll_of({"test_calibrated": {"nll": -0.0, "images": 50}}) == 0.01
+    assert _plan.nll_of({"test_calibrated": {"nll": 0.3, "images": 50}}) == 0.3
+
+
+@pytest.mark.slow
+def test_a_law_is_not_quoted_from_runs_that_were_deleted(tmp_path: Path) -> None:
+    store = Store(tmp_path / "models")
+    study = studies.create(store, "scaling", resolved(store))
+    assert not studies.drive(study, store, device="cpu")
+    assert study.report(store).readings["nll"].runs == 54
+    for run in store.runs()[:36]:
+        store.delete(run.id)
+    assert study.report(store).readings["nll"].runs <= 18
+
+
+def test_a_study_that_was_paused_while_it_was_prepared_queues_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "models")
+    study = studies.create(store, "scaling", resolved(store))
+    studies.start(store, study)
+    monkeypatch.setattr(scaling, "prepare", lambda *_: studies.pause(store, study))
+    assert not studies.feed(store, "cpu", threading.Event())
+    assert store.queue() == []
+
+
+@pytest.mark.parametrize(
+    "text", ['{"kind": "scaling"}', '{"kind": "scaling", "spec": null}', '{"kind": ["x"], "spec": {}}', "[]"]
+)
+def test_a_damaged_study_hides_no_other(tmp_path: Path, text: str) -> None:
+    store = Store(tmp_path / "models")
+    folder = store.root / "studies" / "0123456789abcdef"
+    folder.mkdir(parents=True)
+    (folder / "study.json").write_text(text)
+    (study,) = studies.listing(store)
+    assert studies.summary(study, store)["kind"] == "damaged"

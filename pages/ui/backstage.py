@@ -58,10 +58,10 @@ def pace(seconds: float) -> float:
 
     So many visitors cost no more than `CROWD` do. A page keeps its pace until it is drawn again.
     """
-    if not runtime.exists():  # a test of a page
+    sessions = getattr(runtime.get_instance(), "_session_mgr", None) if runtime.exists() else None
+    if sessions is None:  # a test of a page
         return seconds
-    there = runtime.get_instance()._session_mgr.list_active_sessions()
-    return seconds * max(1.0, len(there) / CROWD)
+    return seconds * max(1.0, len(sessions.list_active_sessions()) / CROWD)
 
 
 def worker_alive() -> bool:

@@ -113,11 +113,10 @@ def _progress(report: ScalingStudy) -> None:
 
 
 def _results(report: ScalingStudy, study: Study) -> None:
-    names = {key: name for key, name in SCORES.items() if report.readings[key].runs}
-    if not report.done or not names:
-        st.info("No run is finished yet. The first figures come when the target has runs of every recipe.")
+    if not any(one.runs for one in report.cells):
+        st.info("No run is finished yet. The first figures come when the target has runs of two recipes.")
         return
-    metric: Metric = "error" if picks.switch("Scored by", names, key="metric") == "error" else "nll"
+    metric: Metric = "error" if picks.switch("Scored by", SCORES, key="metric") == "error" else "nll"
     reading = report.readings[metric]
     passed = reading.gate is not None and reading.gate.passed
     if passed:

@@ -19,11 +19,12 @@ from smallalign_core.files import write
 from smallalign_core.scaling import _fits
 from smallalign_core.scaling._plan import (
     Cell,
-    cells,
     cleaned,
+    grown,
     id_of,
     ids_of,
     ladder,
+    nll_of,
     result_of,
     run_of,
     seen,
@@ -51,7 +52,7 @@ def report(
         active: whether workers take its runs.
         trouble: why it could not go on by itself.
     """
-    every, decided = cells(spec, store, folder), cleaned(spec, folder)
+    (every, over), decided = grown(spec, store, folder), cleaned(spec, folder)
     found: Seen = {}
     failed, running, diverged, unknown = ([trouble] if trouble else []), 0, set(), 0
     for cell, name in zip(every, ids_of(spec, every, tuple(decided.items())), strict=True):
@@ -70,12 +71,14 @@ def report(
                 failed.append(
                     f"{spec.label(cell.recipe)}, width {cell.width}, {cell.images} images: {run.said.get('reason')}"
                 )
-    rungs, of_ladder = _ladder(spec, store, found, decided)
-    total = max(len(every), spec.budget or 0) + of_ladder[1]
+    rungs, of_ladder = _ladder(spec, store, found, decided, failed)
+    total = (len(every) if over else max(len(every), spec.budget or 0)) + of_ladder[1]
     done = len(found) + len(diverged) + of_ladder[0]
     params = {cell.width: int(result["params"]) for cell, result in found.items()}
     price = _price(spec, found)
-    readings = _readings(spec, folder, found, params, lambda cell: price(cell) if price else 1.0, settled=done >= total)
+    readings = _readings(
+        spec, folder, found, params, lambda cell: price(cell) if price else 1.0, settled=done >= total or not active
+    )
     tested = next((int(result["test_calibrated"]["images"]) for result in found.values()), None)
     return ScalingStudy(
         id=study_id(spec),
@@ -108,7 +111,7 @@ def report(
 def _scores(result: dict[str, Any]) -> dict[str, float]:
     """Calibrated NLL and error; no error at all counts as half of one, since the law is of logarithms."""
     test = result["test_calibrated"]
-    return {"nll": float(test["nll"]), "error": max(1 - float(test["accuracy"]), 0.5 / float(test["images"]))}
+    return {"nll": nll_of(result), "error": max(1 - float(test["accuracy"]), 0.5 / float(test["images"]))}
 
 
 def _mean(values: Sequence[float]) -> tuple[float | None, float | None, float | None]:
@@ -195,14 +198,19 @@ def _price(spec: ScalingStudySpec, found: Seen) -> Callable[[Cell], float] | Non
 
 
 def _ladder(
-    spec: ScalingStudySpec, store: Store, found: Seen, decided: dict[str, Any]
+    spec: ScalingStudySpec, store: Store, found: Seen, decided: dict[str, Any], failed: list[str]
 ) -> tuple[tuple[LadderRung, ...], tuple[int, int]]:
     """The rungs; (runs of them that are done, all)."""
     rungs, done, total = [], 0, 0
     for epochs, teacher in ladder(spec, store):
         name = id_of(teacher)
-        result = result_of(Run(store.root / "runs" / name))
+        taught = Run(store.root / "runs" / name)
+        result = result_of(taught)
         there = []
+        if result is None and taught.record.exists() and taught.state is State.FAILED:
+            failed.append(f"teacher of {epochs} epochs: {taught.said.get('reason')}")
+            total += 1
+            continue
         for cell in students(spec, name):
             student = run_of(spec, cell, decided)
             if result is not None and student is not None:
@@ -251,7 +259,7 @@ def _readings(
     rows = sorted((*key, *_scores(result).values(), int(result["params"])) for key, result in _keys(found))
     digest = hashlib.sha256(json.dumps([_fits.FORMAT, study_id(spec), rows]).encode()).hexdigest()[:16]
     kept = _kept(folder)
-    if kept and (kept[0] == digest or (not settled and len(rows) < ENOUGH * kept[1])):
+    if kept and (kept[0] == digest or (not settled and kept[1] <= len(rows) < ENOUGH * kept[1])):
         return kept[2]
     readings: dict[str, Reading] = {}
     for metric in METRICS:
@@ -288,5 +296,5 @@ def _read(folder: Path, _: int) -> tuple[str, int, dict[str, Reading]] | None:
     try:
         written = json.loads((folder / FITS).read_text())
         return str(written["digest"]), int(written["runs"]), _fits.unpacked(written["readings"])
-    except (ValueError, KeyError, TypeError):  # damaged: fitted again
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # damaged: fitted again
         return None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from smallalign_core import data
 from smallalign_core.machine import set_threads
-from smallalign_core.scaling._plan import Cell, cells, data_of, id_of, key_of, result_of, run_of, seen
+from smallalign_core.scaling._plan import Cell, cells, data_of, id_of, key_of, ladder, result_of, run_of, seen
 from smallalign_core.scaling._spec import ScalingStudySpec, epochs_of
 from smallalign_core.store import Run, Store
 
@@ -32,8 +32,8 @@ def expected(spec: ScalingStudySpec, store: Store, folder: Path, device: str = "
     lesson = 0.0
     splits = None
     for width in sorted({cell.width for cell in missing}):
-        taught = "distil" in spec.recipes and not step
-        cell = Cell("distil" if taught else "baseline", width, spec.most, 0)
+        taught = not step and next((one for one in spec.recipes if "distil" in spec.adds(one)), None)
+        cell = Cell(taught or "baseline", width, spec.most, 0)
         run = run_of(spec, cell, {})
         if run is None:  # the baseline's images are always known
             continue
@@ -54,7 +54,20 @@ def expected(spec: ScalingStudySpec, store: Store, folder: Path, device: str = "
         adds = spec.adds(cell.recipe)
         if "distil" in adds:
             shared.add((key_of(cell, spec), "augment" in adds, cell.images))
-    return total + sum(lesson * epochs_of(spec, images) * images / batch for _, _, images in shared)
+    total += sum(lesson * epochs_of(spec, images) * images / batch for _, _, images in shared)
+    if spec.budget is not None:  # only the pilot is known yet
+        total *= max(1.0, spec.budget / len(cells(spec, store, folder)))
+    return total + _ladder(spec, store, total / max(1, len(missing)))
+
+
+def _ladder(spec: ScalingStudySpec, store: Store, usual: float) -> float:
+    """Seconds of the teachers with fewer epochs, by what the teacher itself took, and of the students they teach."""
+    rungs = ladder(spec, store)
+    if not rungs or not spec.teacher:
+        return 0.0
+    own = store.run(spec.teacher)
+    took = float((own.result or {}).get("seconds", 0.0)) / own.spec.epochs
+    return sum(epochs * took + spec.replicates * usual for epochs, _ in rungs)
 
 
 def _done(spec: ScalingStudySpec, store: Store, cell: Cell) -> bool:

@@ -45,8 +45,8 @@ def reading(
     if "baseline" not in ready or len(ready) < 2 or params is None:
         need = f"{REPLICATES} replicates of {RUNGS} sizes and {RUNGS} numbers of images"
         return Reading(metric, len(some), f"the baseline and another recipe need {need}", left_out=left_out)
-    runs = Observations.of(sorted(some, key=lambda row: spec.recipes.index(row[0])), law.chance(classes, metric))
     try:
+        runs = Observations.of(sorted(some, key=lambda row: spec.recipes.index(row[0])), law.chance(classes, metric))
         draws = law.resample(runs)
         tests = law.self_tests(runs, "baseline", params, spec.most)
         return _told(spec, metric, draws, tests, params, left_out, cost)

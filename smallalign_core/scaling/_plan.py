@@ -40,6 +40,12 @@ class Cell:
     teacher: str | None = None
 
 
+def nll_of(result: dict[str, Any]) -> float:
+    """Calibrated NLL on test; at least half a nat over all images, since the law is of logarithms."""
+    test = result["test_calibrated"]
+    return max(float(test["nll"]), 0.5 / float(test["images"]))
+
+
 @dataclass(frozen=True)
 class Cleaned:
     """What automatic cleaning made of one draw.
@@ -90,8 +96,13 @@ def cleaned(spec: ScalingStudySpec, folder: Path) -> dict[str, Cleaned]:
 @functools.lru_cache(maxsize=64)
 def _cleaned(folder: Path, _: int) -> dict[str, Cleaned]:
     try:
-        return {key: Cleaned(**one) for key, one in read_json(folder / CLEANED).items()}
-    except (SmallAlignError, TypeError, AttributeError):  # damaged: judged again
+        kept = folder.resolve().parents[1] / "decisions" / "kept"  # wherever the store is by now
+        return {
+            key: Cleaned(str(kept / Path(one["decisions"]).name), str(one["fingerprint"]), int(one["dropped"]))
+            for key, one in read_json(folder / CLEANED).items()
+            if key.startswith("clean")
+        }
+    except (SmallAlignError, TypeError, AttributeError, KeyError, ValueError, RecursionError):  # judged again
         return {}
 
 
@@ -176,19 +187,27 @@ def pilot(spec: ScalingStudySpec) -> tuple[Cell, ...]:
 
 def cells(spec: ScalingStudySpec, store: Store, folder: Path) -> tuple[Cell, ...]:
     """All cells that the study wants as far as it can know now."""
+    return grown(spec, store, folder)[0]
+
+
+def grown(spec: ScalingStudySpec, store: Store, folder: Path) -> tuple[tuple[Cell, ...], bool]:
+    """(all cells that are known to be wanted now, whether there will be no others)."""
     if spec.budget is None:
-        return grid(spec)
+        return grid(spec), True
     found, decided = list(pilot(spec)), cleaned(spec, folder)
     left = spec.budget - len(found)
     for turn in range(ROUNDS):
-        share = left // (ROUNDS - turn)
-        rows = [_row(store, run_of(spec, cell, decided), cell) for cell in found]
-        if None in rows or share < 1:
+        if left < 1:
             break
+        rows = [_row(store, run_of(spec, cell, decided), cell) for cell in found]
+        if None in rows:
+            return tuple(found), False
         known = tuple(row for row in rows if row)
-        more = _next(spec, known, share, tuple(found))
+        more = _next(spec, known, max(1, left // (ROUNDS - turn)), tuple(found))
+        if not more:  # every cell has as many replicates as there may be, or no law can say where they help
+            break
         found, left = found + list(more), left - len(more)
-    return tuple(found)
+    return tuple(found), True
 
 
 Row = tuple[str, int, int, int, int, float]
@@ -201,8 +220,7 @@ def _row(store: Store, run: RunSpec | None, cell: Cell) -> Row | tuple[()] | Non
         return None
     found = Run(store.root / "runs" / id_of(run))
     if (result := result_of(found)) is not None:
-        nll = float(result["test_calibrated"]["nll"])
-        return cell.recipe, cell.width, int(result["params"]), cell.images, cell.replicate, nll
+        return cell.recipe, cell.width, int(result["params"]), cell.images, cell.replicate, nll_of(result)
     return () if found.record.exists() and found.state is State.FAILED and found.said.get("diverged") else None
 
 
@@ -263,7 +281,8 @@ def ladder(spec: ScalingStudySpec, store: Store) -> tuple[tuple[int, RunSpec], .
         own = store.run(spec.teacher).spec
     except SmallAlignError:
         return ()
-    return tuple((epochs, own.model_copy(update={"epochs": epochs})) for epochs in spec.ladder)
+    # Its own number of epochs is the teacher itself: no run of the study, which could be deleted with it.
+    return tuple((some, own.model_copy(update={"epochs": some})) for some in spec.ladder if some != own.epochs)
 
 
 def wanted(spec: ScalingStudySpec, store: Store, folder: Path) -> list[RunSpec]:
@@ -356,8 +375,10 @@ def prepare(spec: ScalingStudySpec, store: Store, folder: Path, _: str, stop: th
     known = dict(cleaned(spec, folder))
     for cell in cells(spec, store, folder):
         key = key_of(cell, spec)
-        if key in known or not key.startswith("clean") or stop.is_set():
+        if key in known or not key.startswith("clean"):
             continue
+        if stop.is_set() or not folder.is_dir():  # deleted meanwhile
+            return
         plain = draw_of(spec, cell.images, cell.replicate)
         made = quality.automatic(data.load(plain, store.data_cache).train)
         file = folder / "decisions" / f"{cell.images}-{cell.replicate}.json"

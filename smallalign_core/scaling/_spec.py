@@ -247,6 +247,8 @@ def parse_study(written: Mapping[str, Any]) -> ScalingStudySpec:
     if (unknown := next((name for name in rest if name not in known), None)) is not None:
         near = difflib.get_close_matches(str(unknown), known, n=1)
         raise BadSpec(f"unknown field `{unknown}`" + (f", did you mean `{near[0]}`?" if near else ""))
+    if below is not None and not isinstance(below, Mapping | RunSpec):
+        raise BadSpec("`student` holds the fields of a spec", given=below, do="write them below it, one a line")
     student = parse(below.model_dump() if isinstance(below, RunSpec) else dict(below or rest))
     try:
         return ScalingStudySpec.model_validate({"student": student, **_preset(own, student)})
@@ -257,16 +259,20 @@ def parse_study(written: Mapping[str, Any]) -> ScalingStudySpec:
 def _preset(own: dict[str, Any], student: RunSpec) -> dict[str, Any]:
     """The fields with those of the preset where nothing was given; recipes always begin with the baseline."""
     name = own.pop("preset", "quick")
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise BadSpec("there is no such preset", given=name, do=f"choose {', '.join(PRESETS)}")
     preset, target = PRESETS[name], own.get("target")
     width = target.get("width") if isinstance(target, Mapping) else getattr(student.network, "width", 2)
-    own.setdefault("widths", sorted({max(2, round(width * times)) for times in preset["widths"]} if width else ()))
+    known = isinstance(width, int) and 1 < width < 100_000  # else the field itself says what is wrong
+    own.setdefault("widths", sorted({max(2, round(width * times)) for times in preset["widths"]} if known else ()))
     if not own.get("images"):
         own.setdefault("fractions", preset["fractions"])
     own.setdefault("replicates", preset["replicates"])
-    recipes = own.get("recipes")
-    recipes = [recipes] if isinstance(recipes, str) else list(recipes or ())
+    recipes = own.get("recipes") or ()
+    recipes = [recipes] if isinstance(recipes, str) else recipes
+    if not isinstance(recipes, list | tuple) or not all(isinstance(one, str) for one in recipes):
+        raise BadSpec("`recipes` is a list of names", given=recipes, do=f"choose of {', '.join(RECIPES)}")
+    recipes = list(recipes)
     if "clean" in recipes or "all-clean" in recipes:
         own.setdefault("decisions", AUTOMATIC)
     if not recipes:

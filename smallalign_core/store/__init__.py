@@ -286,6 +286,6 @@ class Store:
         return damaged + sum(look.get("data") == fingerprint for look in looks)  # one too many is the honest mistake
 
 
-def _places(spec: RunSpec) -> tuple[str, str | None]:
-    """Where a run finds its images and the weights that it starts from."""
-    return spec.data.source, getattr(spec.network, "weights", None)
+def _places(spec: RunSpec) -> tuple[str | None, ...]:
+    """Where a run finds its images, the decisions about them, and the weights that it starts from."""
+    return spec.data.source, spec.data.decisions, getattr(spec.network, "weights", None)
