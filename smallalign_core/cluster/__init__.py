@@ -253,6 +253,7 @@ def _connected(address: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            ray.shutdown()  # of a cluster on this machine that somebody's call began by itself
             ray.init(
                 address,
                 logging_level=logging.ERROR,

@@ -61,7 +61,7 @@ def train(given: Parcel, needed: Sequence[Any]) -> list[Returned]:
                 given=str(Path(__file__).resolve().parents[1]),
                 do="update it, or start ray there from another folder",
             )
-        elders: list[Elder] = ray.get(list(needed))
+        elders: list[Elder] = ray.get(list(needed)) if needed else []  # it would begin a cluster here
         for one in elders:
             settle(one, store)
         specs = unpacked(given, store)
