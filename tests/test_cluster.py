@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -237,11 +238,27 @@ def test_another_server_at_the_address_is_no_cluster(store: Store, monkeypatch: 
 def test_a_cluster_that_wants_a_token_says_so(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     told = subprocess.CompletedProcess([], 1, "", "ray.exceptions.AuthenticationError: RPC error: InvalidAuthToken")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: told)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # no token of this machine's
     with (
         socket.create_server(("127.0.0.1", 0)) as head,
-        pytest.raises(BadInput, match=r"wants a token.*RAY_AUTH_MODE=token"),
+        pytest.raises(BadInput, match=r"wants a token.*auth_token"),
     ):
         cluster.Cluster(f"127.0.0.1:{head.getsockname()[1]}", store)
+
+
+def test_the_token_of_this_machine_is_used_unless_somebody_said_otherwise(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, "x")  # so that what the call below sets is taken back
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert not cluster._take_token()
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("secret")
+    assert cluster._take_token()
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert not cluster._take_token(), "said already"
 
 
 def test_nothing_imports_ray_unless_it_is_asked_for() -> None:

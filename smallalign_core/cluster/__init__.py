@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import logging
 import os
 import signal
@@ -241,13 +242,12 @@ def _taken_in(recording: Recording, reply: _parcel.Returned) -> Ended:
 def _connected(address: str) -> Any:
     """ray, connected to a cluster; nothing of its noise."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its own dependencies
-            import ray
-    except ImportError:
-        raise WorkFailed("ray is not installed", do="pip install the version in requirements.txt") from None
+    if importlib.util.find_spec("ray") is None:
+        raise WorkFailed("ray is not installed", do="pip install the version in requirements.txt")
     _reach(address)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its own dependencies
+        import ray
     ours = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     package = str(Path(__file__).resolve().parents[1])
     try:
@@ -276,6 +276,7 @@ def _connected(address: str) -> Any:
 def _reach(address: str) -> None:
     """Say at once that nobody is there: ray itself would try for half a minute."""
     if address == "auto":
+        _take_token()
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65_535:
@@ -292,6 +293,18 @@ def _reach(address: str) -> None:
         _healthy(address)
 
 
+def _take_token() -> bool:
+    """Use the token of this machine, as `ray start` does by itself, if there is one and nobody said otherwise."""
+    there = (
+        "RAY_AUTH_TOKEN" in os.environ
+        or Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token")).is_file()
+    )
+    if not there or "RAY_AUTH_MODE" in os.environ:
+        return False
+    os.environ["RAY_AUTH_MODE"] = "token"
+    return True
+
+
 def _healthy(address: str) -> None:
     """Ask ray in a process that can be ended: from another server, or without the token, it would wait on and on."""
     asked = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
@@ -303,11 +316,14 @@ def _healthy(address: str) -> None:
         ) from None
     if done.returncode == 0:
         return
+    if "AuthenticationError" in done.stderr and _take_token():
+        _healthy(address)
+        return
     if "AuthenticationError" in done.stderr:
         raise BadInput(
             "the cluster wants a token, and has not got the right one",
             given=address,
-            do="set RAY_AUTH_MODE=token here too, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH",
+            do="give this machine the token of the head, in ~/.ray/auth_token or by RAY_AUTH_TOKEN",
         )
     last = done.stderr.strip().splitlines()[-1:] or ["it does not say why"]
     raise BadInput(f"the Ray cluster cannot be used: {last[0][:200]}", given=address, do="see the head's own logs")
