@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from pages.ui.charts import palette
 from pages.ui.saved import plot
-from pages.ui.studyforest import columns, ink, quiet
+from pages.ui.studyforest import above, columns, ink, quiet, sides
 from smallalign_core.law import Multiplier
 from smallalign_core.scaling import CellMean, Map, Reading, ScalingStudy
 
@@ -19,6 +19,8 @@ Axis = Literal["n", "d"]
 THINGS: dict[str, str] = {"n": "parameters", "d": "images"}
 REACH = 100.0
 """No axis of multipliers goes further than x/÷ this; what is beyond is an arrow at its edge."""
+COLOURED = 10.0
+"""Multipliers beyond x/÷ this have the strongest colours of a map."""
 TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 
 
@@ -68,23 +70,11 @@ def forest(study: ScalingStudy, reading: Reading, *, key: str) -> None:
             said = _interval(found) + (", extrapolated" if found.extrapolated else "")
             _mark(figure, found, row, colour[one.recipe], far, one.label)
         name = f"<b>{one.label}</b>  " if axis == "n" else ""
-        figure.add_annotation(
-            x=0,
-            xref="paper",
-            y=row - 0.14,
-            text=f"{name}in {THINGS[axis]}: {said}",
-            font={"color": ink(), "size": 13},
-            showarrow=False,
-            xanchor="left",
-            yanchor="bottom",
-        )
+        above(figure, row - 0.14, f"{name}in {THINGS[axis]}: {said}")
         rows.append({"recipe": one.label, "in": THINGS[axis]} | _cells(found) | {"not_shown": hidden or None})
     edge = math.log10(far)
     figure.add_vline(x=0, line={"color": quiet(), "width": 2}, layer="below")
-    for x, anchor, text in ((0, "left", "← costs"), (1, "right", "is worth →")):
-        figure.add_annotation(
-            x=x, xref="paper", y=1, yref="paper", text=text, showarrow=False, xanchor=anchor, yanchor="bottom"
-        )
+    sides(figure, "← costs", "is worth →")
     figure.update_xaxes(range=[-edge, edge], title="times what the baseline has", zeroline=False, **_ticks(far))
     figure.update_yaxes(range=[row + 0.4, 0.35], visible=False, fixedrange=True)
     figure.update_layout(showlegend=False)
@@ -150,16 +140,7 @@ def self_tests(reading: Reading, *, key: str) -> None:
             hovertemplate=f"truth {times(test.truth)}, at {test.found.n:,.0f} parameters, {test.found.d:,.0f} images"
             "<extra></extra>",
         )
-        figure.add_annotation(
-            x=0,
-            xref="paper",
-            y=row - 0.16,
-            text=f"{'✓' if test.passed else '✗'} {test.words}",
-            font={"color": ink(), "size": 12},
-            showarrow=False,
-            xanchor="left",
-            yanchor="bottom",
-        )
+        above(figure, row - 0.16, f"{'✓' if test.passed else '✗'} {test.words}", size=12)
         rows.append({"test": test.kind, "in": THINGS[test.found.axis], "truth": test.truth} | _cells(test.found))
     edge = math.log10(far)
     figure.update_xaxes(range=[-edge, edge], zeroline=False, **_ticks(far))
@@ -171,10 +152,10 @@ def self_tests(reading: Reading, *, key: str) -> None:
 
 def plane(study: ScalingStudy, found: Map, *, key: str) -> None:
     """A recipe's multiplier over all sizes and numbers of images; the target has a ring, hidden cells are blank."""
-    edge = math.log10(min(REACH, 10.0))
+    edge = math.log10(COLOURED)
     values, texts, said, rows = [], [], [], []
     for params, cells, hidden in zip(found.params, found.found, found.hidden, strict=True):
-        values.append([None if why else _log(cell.k, 10.0) for cell, why in zip(cells, hidden, strict=True)])
+        values.append([None if why else _log(cell.k, COLOURED) for cell, why in zip(cells, hidden, strict=True)])
         texts.append(["" if why else _short(cell) for cell, why in zip(cells, hidden, strict=True)])
         said.append([why or _interval(cell) for cell, why in zip(cells, hidden, strict=True)])
         rows += [
@@ -195,7 +176,7 @@ def plane(study: ScalingStudy, found: Map, *, key: str) -> None:
             zmin=-edge,
             zmax=edge,
             colorscale=[[0, palette()[1]], [0.5, "#D9DEE3"], [1, palette()[0]]],
-            colorbar={"title": "times", **_ticks(10.0), "thickness": 12},
+            colorbar={"title": "times", **_ticks(COLOURED), "thickness": 12},
             xgap=2,
             ygap=2,
             hoverongaps=True,
@@ -352,22 +333,10 @@ def raw(study: ScalingStudy, metric: Literal["nll", "error"], *, key: str) -> No
             hovertemplate="mean %{x:+.3g}<extra></extra>",
         )
         interval = f" [{found[0]:+.2f}, {found[1]:+.2f}]" if found else " (1 draw: not evidence)"
-        figure.add_annotation(
-            x=0,
-            xref="paper",
-            y=row - 0.16,
-            text=f"<b>{study.labels[one.recipe]}</b>  {scale * one.mean:+.2f}{interval}",
-            font={"color": ink(), "size": 13},
-            showarrow=False,
-            xanchor="left",
-            yanchor="bottom",
-        )
+        above(figure, row - 0.16, f"<b>{study.labels[one.recipe]}</b>  {scale * one.mean:+.2f}{interval}")
         rows.append({"recipe": study.labels[one.recipe], "mean": one.mean, "low": one.low, "high": one.high})
     far = 1.1 * max(map(abs, ends)) or 1.0
-    for x, anchor, text in ((0, "left", "← worse"), (1, "right", "better →")):
-        figure.add_annotation(
-            x=x, xref="paper", y=1, yref="paper", text=text, showarrow=False, xanchor=anchor, yanchor="bottom"
-        )
+    sides(figure, "← worse", "better →")
     unit = "test error (points)" if metric == "error" else "test NLL (nats)"
     figure.add_vline(x=0, line={"color": quiet(), "width": 2}, layer="below")
     figure.update_xaxes(range=[far, -far], title=f"{unit}: difference to the baseline", zeroline=False, nticks=7)

@@ -49,6 +49,28 @@ def verdict(difference: Difference) -> str:
     return f"not decided: {difference.outlook}"
 
 
+def above(figure: go.Figure, y: float, text: str, *, size: int = 13) -> None:
+    """Text at the left edge, above a line of a forest plot."""
+    figure.add_annotation(
+        x=0,
+        xref="paper",
+        y=y,
+        text=text,
+        font={"color": ink(), "size": size},
+        showarrow=False,
+        xanchor="left",
+        yanchor="bottom",
+    )
+
+
+def sides(figure: go.Figure, left: str, right: str) -> None:
+    """What lies at the two sides of a forest plot."""
+    for x, anchor, text in ((0, "left", left), (1, "right", right)):
+        figure.add_annotation(
+            x=x, xref="paper", y=1, yref="paper", text=text, showarrow=False, xanchor=anchor, yanchor="bottom"
+        )
+
+
 def forest(study: OptimizerStudy, budget: int, metric: str, *, key: str) -> None:
     """Paired differences to the reference, the best on top, each with its interval, its seeds and its verdict."""
     of, reference = METRICS[metric], study.arm(study.reference, budget)
@@ -87,23 +109,15 @@ def forest(study: OptimizerStudy, budget: int, metric: str, *, key: str) -> None
             marker={"color": colour, "size": 11, "symbol": "diamond" if ends else "diamond-open"},
             hovertemplate=f"{found.figures()}<extra>{arm.label}</extra>",
         )
-        figure.add_annotation(
-            x=0,
-            xref="paper",
-            y=row - 0.18,
-            text=f"<b>{arm.label}</b>  {verdict(found)}" + (f": {found.figures()}" if _outside(found, far) else ""),
-            font={"color": ink(), "size": 13},
-            showarrow=False,
-            xanchor="left",
-            yanchor="bottom",
+        above(
+            figure,
+            row - 0.18,
+            f"<b>{arm.label}</b>  {verdict(found)}" + (f": {found.figures()}" if _outside(found, far) else ""),
         )
     if metric == "accuracy":
         edge = of.scale * float(study.spec["margin"])
         figure.add_vrect(x0=-edge, x1=edge, fillcolor=quiet(0.12), line_width=0, layer="below")
-    for x, anchor, text in ((0, "left", "← worse"), (1, "right", "better →")):
-        figure.add_annotation(
-            x=x, xref="paper", y=1, yref="paper", text=text, showarrow=False, xanchor=anchor, yanchor="bottom"
-        )
+    sides(figure, "← worse", "better →")
     figure.update_xaxes(
         range=[far, -far] if of.less_is_better else [-far, far],
         title=f"{of.label}{f' ({of.unit.strip()})' * bool(of.unit)}: difference to tuned {reference.label}",
