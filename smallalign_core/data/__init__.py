@@ -52,11 +52,7 @@ def load(spec: DataSpec, cache: Path, *, ram_budget: int = RAM_BUDGET) -> Splits
     Raises:
         BadData: the source is unknown, unreadable, has no classes or only one, or does not match its fingerprint.
     """
-    folder = _prepared(spec, cache)
-    try:
-        facts, stored = _open(folder, ram_budget)
-    except DAMAGED:
-        facts, stored = _repaired(spec, cache, ram_budget)
+    facts, stored = _stored(spec, cache, ram_budget)
     splits = _divide(stored, spec, facts["notes"], facts["unreadable"])
     if spec.fingerprint and splits.fingerprint != spec.fingerprint:
         raise BadData(
@@ -75,8 +71,7 @@ def fingerprints(specs: Sequence[DataSpec], cache: Path) -> list[str]:
     """
     if not specs:
         return []
-    load(specs[0], cache)  # decodes, repairs, refuses
-    facts, stored = _open(_prepared(specs[0], cache), RAM_BUDGET)
+    facts, stored = _stored(specs[0], cache, RAM_BUDGET)
     return [_divide(stored, spec, facts["notes"], facts["unreadable"]).fingerprint for spec in specs]
 
 
@@ -148,6 +143,15 @@ def _open(folder: Path, ram_budget: int) -> tuple[dict[str, Any], dict[str, Imag
     facts = {name: tuple(facts[name]) for name in ("classes", "parts", "notes", "unreadable")}
     classes = facts["classes"]
     return facts, {name: _open_part(folder, name, classes, ram_budget) for name in facts["parts"]}
+
+
+def _stored(spec: DataSpec, cache: Path, ram_budget: int) -> tuple[dict[str, Any], dict[str, ImageSet]]:
+    """What `_open` gives, decoded before and repaired if need be."""
+    folder = _prepared(spec, cache)
+    try:
+        return _open(folder, ram_budget)
+    except DAMAGED:
+        return _repaired(spec, cache, ram_budget)
 
 
 def _digest(file: Path) -> str:
