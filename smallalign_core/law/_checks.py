@@ -91,7 +91,7 @@ def self_tests(
     alone = observations.only(baseline)
     if alone.cells.replicates < LEAST_REPLICATES:
         return []
-    gamma = fit(alone, shape, gamma=gamma).form.free_gamma
+    gamma = shape == "saturating" if gamma is None else gamma
     found = _placebo(alone, n, d, shape, gamma, draws)
     for axis in ("n", "d"):
         found += _doses(alone, axis, n, d, shape, gamma, draws)

@@ -15,10 +15,10 @@ from smallalign_core.law._observed import Cells, Floats, Ints, Observations, pos
 
 RIDGE = 0.02
 """Pull of each parameter towards its first guess, in units of log loss: E is not identified on a decade of scale."""
-CELLS_FOR_GAMMA = 20
-"""An arm must have as many cells before gamma is fitted."""
 RUNGS = 3
 DRAWS = 200
+OWN = 3
+"""Parameters of an arm: E, A and B. The exponents are everyone's."""
 NO_NOISE = 1e-9
 """Replicates that differ by no more do not differ."""
 
@@ -85,7 +85,7 @@ def fit(
     """Fit all arms together, to the logarithms of the means of their cells, weighted by their runs.
 
     Args:
-        gamma: whether gamma is fitted; None: in the saturating law, where an arm has 20 cells or more.
+        gamma: whether gamma is fitted; None: in the saturating law.
         huber: residuals beyond it count linearly (Huber, 1964); None: least squares.
 
     Raises:
@@ -95,8 +95,7 @@ def fit(
 
     _check(observations, shape)
     cells = observations.cells
-    if gamma is None:
-        gamma = shape == "saturating" and int(np.bincount(cells.arm).max()) >= CELLS_FOR_GAMMA
+    gamma = shape == "saturating" if gamma is None else gamma
     n_ref, d_ref = (math.exp(float(np.log(np.unique(values)).mean())) for values in (cells.n, cells.d))
     top = observations.chance if shape == "saturating" else float(np.exp(cells.mean).max())
     form = Form(shape, top, len(observations.arms), gamma, n_ref, d_ref)
@@ -173,10 +172,39 @@ class Draws:
     observations: Observations
     thetas: Floats
 
-    @property
-    def widening(self) -> float:
-        """By which intervals are widened where cells miss the law by more than their replicates (Birge, 1932)."""
-        return math.sqrt(self.law.lack) if self.law.lack > 1 else 1.0
+    def widening(self, recipe: str, baseline: str) -> float:
+        """By which intervals are widened where cells miss the law by more than their replicates (Birge, 1932).
+
+        Arms that share replicates differ by less noise than each has, but not by less of what the law misses: so
+        their differences are asked too, and the larger lack of fit counts.
+        """
+        lacks = (1.0, self.law.lack, self._lack_of_pairs(self.law.index(recipe), self.law.index(baseline)))
+        return math.sqrt(max(one for one in lacks if not math.isnan(one)))
+
+    def _lack_of_pairs(self, recipe: int, baseline: int) -> float:
+        """Lack of fit of two arms' differences in the cells that both have; NaN where it cannot be asked."""
+        cells, form = self.observations.cells, self.law.form
+        at = {
+            (n, d): i for i, (arm, n, d) in enumerate(zip(cells.arm, cells.n, cells.d, strict=True)) if arm == baseline
+        }
+        pairs = [
+            (i, at[n, d])
+            for i, (arm, n, d) in enumerate(zip(cells.arm, cells.n, cells.d, strict=True))
+            if arm == recipe and (n, d) in at
+        ]
+        first, second = np.array(pairs or [(0, 0)]).T
+        there = cells.there[:, first] & cells.there[:, second]  # [S, pairs]
+        count = there.sum(0)
+        logs = cells.mean + cells.residuals
+        gaps = np.where(there, logs[:, first] - logs[:, second], 0.0)
+        mean = gaps.sum(0) / np.maximum(count, 1)
+        freedom, of_noise = int((count > 0).sum()) - OWN, int(np.maximum(count - 1, 0).sum())
+        if not pairs or freedom < 1 or of_noise < 1:
+            return math.nan
+        noise = float((np.where(there, gaps - mean, 0.0) ** 2).sum()) / of_noise
+        expected = form.log_loss(self.law.theta, cells.arm, cells.n, cells.d)
+        off = mean - (expected[first] - expected[second])
+        return float((count * off**2).sum()) / noise / freedom if noise > NO_NOISE**2 else math.nan
 
     @cached_property
     def influence(self) -> Floats:
@@ -202,7 +230,7 @@ def resample(observations: Observations, law: Law | None = None, *, draws: int =
     return Draws(law, observations, refit(law, cells, cells.mean + moved))
 
 
-def refit(law: Law, cells: Cells, means: Floats, *, steps: int = 40) -> Floats:
+def refit(law: Law, cells: Cells, means: Floats, *, steps: int = 120) -> Floats:
     """The parameters [B, P] for other means of the same cells [B, C], all at once.
 
     Levenberg-Marquardt (Marquardt, 1963) within the bounds, from the law's own parameters. scipy takes one problem at a

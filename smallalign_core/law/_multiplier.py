@@ -142,7 +142,9 @@ def estimate(
     grid = _grid(log_k)
     gap, spread = _gaps(draws, recipe, baseline, n, d, axis, grid)
     df = _degrees(draws, recipe, baseline, n, d, axis, float(np.clip(log_k, -REACH, REACH)))
-    half = stats.t_quantile(df, 0.5 + level / 2) * spread * (draws.widening if widened else 1.0) + EQUAL
+    half = (
+        stats.t_quantile(df, 0.5 + level / 2) * spread * (draws.widening(recipe, baseline) if widened else 1.0) + EQUAL
+    )
     low, high = _accepted(grid, np.abs(gap) - half, log_k)
     k = math.exp(log_k) if log_k < 700 else math.inf
     here, needed = (n, (n * k, d)) if axis == "n" else (d, (n, d * k))
