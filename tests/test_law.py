@@ -356,6 +356,21 @@ def test_no_number_of_parameters_is_said_in_words(draws: law.Draws) -> None:
     assert law.hidden(found, math.inf) == ""
 
 
+def test_infinity_is_certain_only_where_the_pairs_of_that_cell_say_so(draws: law.Draws) -> None:
+    runs = draws.observations
+    here = (runs.arm == 1) & (runs.n == SIZES[2]) & (runs.d == IMAGES[0])
+    base = runs.y[(runs.arm == 0) & (runs.n == SIZES[2]) & (runs.d == IMAGES[0])]
+    at = "better", "base", SIZES[2], IMAGES[0], "n"
+    assert law.estimate(draws, *at).low == math.inf
+
+    equal = replace(runs, y=runs.y.copy())
+    equal.y[here] = base * np.exp([-0.02, 0.01, 0.02, -0.01])  # in this cell alone the two do not differ
+    found = law.estimate(replace(draws, observations=equal), *at, widened=False)
+
+    assert (found.k, found.low, found.high) == (math.inf, pytest.approx(SIZES[3] / SIZES[2]), math.inf)
+    assert "cannot be excluded" in found.words
+
+
 def test_an_open_interval_is_said_too() -> None:
     """The truth is large, and infinity cannot be excluded."""
     runs = observed({"base": worth(), "better": worth(n=2, d=2)}, run=0.05, shared=0.05)

@@ -184,27 +184,13 @@ class Draws:
     def _lack_of_pairs(self, recipe: int, baseline: int) -> float:
         """Lack of fit of two arms' differences in the cells that both have; NaN where it cannot be asked."""
         cells, form = self.observations.cells, self.law.form
-        at = {
-            (n, d): i for i, (arm, n, d) in enumerate(zip(cells.arm, cells.n, cells.d, strict=True)) if arm == baseline
-        }
-        pairs = [
-            (i, at[n, d])
-            for i, (arm, n, d) in enumerate(zip(cells.arm, cells.n, cells.d, strict=True))
-            if arm == recipe and (n, d) in at
-        ]
-        first, second = np.array(pairs or [(0, 0)]).T
-        there = cells.there[:, first] & cells.there[:, second]  # [S, pairs]
-        count = there.sum(0)
-        logs = cells.mean + cells.residuals
-        gaps = np.where(there, logs[:, first] - logs[:, second], 0.0)
-        mean = gaps.sum(0) / np.maximum(count, 1)
-        freedom, of_noise = int((count > 0).sum()) - OWN, int(np.maximum(count - 1, 0).sum())
-        if not pairs or freedom < 1 or of_noise < 1:
+        pairs = cells.pairs(recipe, baseline)
+        freedom = len(pairs.mean) - OWN
+        if freedom < 1 or not pairs.noise > NO_NOISE:
             return math.nan
-        noise = float((np.where(there, gaps - mean, 0.0) ** 2).sum()) / of_noise
         expected = form.log_loss(self.law.theta, cells.arm, cells.n, cells.d)
-        off = mean - (expected[first] - expected[second])
-        return float((count * off**2).sum()) / noise / freedom if noise > NO_NOISE**2 else math.nan
+        off = pairs.mean - (expected[pairs.first] - expected[pairs.second])
+        return float((pairs.count * off**2).sum()) / pairs.noise**2 / freedom
 
     @cached_property
     def influence(self) -> Floats:

@@ -127,6 +127,10 @@ def estimate(
     the draws, the degrees of freedom are those of the replicates behind it. So nothing needs to be cut off where k
     is infinite in some draws, and where the curve is flat the interval says so.
 
+    That no number at all is enough is said for certain only where the pairs of that very cell show the recipe to be
+    better, too: else the law alone would speak of what nobody measured. There the interval begins at the largest
+    size (or number of images) of the baseline.
+
     Args:
         level: that the interval holds the truth.
         least: replicates that are asked for; only halves of a study may have fewer than 3.
@@ -146,6 +150,11 @@ def estimate(
         stats.t_quantile(df, 0.5 + level / 2) * spread * (draws.widening(recipe, baseline) if widened else 1.0) + EQUAL
     )
     low, high = _accepted(grid, np.abs(gap) - half, log_k)
+    if math.isinf(low) and _pairs_allow_equal(draws, recipe, baseline, n, d, level):
+        here, largest = (
+            (n, observations.rungs(baseline)[0][-1]) if axis == "n" else (d, observations.rungs(baseline)[1][-1])
+        )
+        low = max(1.0, float(largest) / here)
     k = math.exp(log_k) if log_k < 700 else math.inf
     here, needed = (n, (n * k, d)) if axis == "n" else (d, (n, d * k))
     measured, target = observations.rungs(baseline), observations.rungs(recipe)
@@ -157,6 +166,17 @@ def estimate(
     return Multiplier(
         axis, recipe, baseline, *at, k, min(low, k), max(high, k), infinite, df, outside, float(limit), beyond
     )
+
+
+def _pairs_allow_equal(draws: Draws, recipe: str, baseline: str, n: float, d: float, level: float) -> bool:
+    """Whether the cell (n, d) was measured and its own pairs do not show the recipe to be better."""
+    cells, law = draws.observations.cells, draws.law
+    pairs = cells.pairs(law.index(recipe), law.index(baseline))
+    (here,) = np.nonzero((cells.n[pairs.first] == n) & (cells.d[pairs.first] == d))
+    if not len(here) or not pairs.freedom:
+        return False
+    error = pairs.noise / math.sqrt(pairs.count[here[0]])
+    return bool(pairs.mean[here[0]] + stats.t_quantile(pairs.freedom, 0.5 + level / 2) * error > 0)
 
 
 def _outside(rungs: Floats, value: float) -> bool:

@@ -183,6 +183,23 @@ class Cells:
     noise: float
     freedom: int
 
+    def pairs(self, arm: int, other: int) -> Pairs:
+        """The differences of two arms, where both have a replicate of a cell."""
+        at = {(n, d): i for i, (n, d) in enumerate(zip(self.n, self.d, strict=True)) if self.arm[i] == other}
+        keys = enumerate(zip(self.n, self.d, strict=True))
+        both = [(i, at[key]) for i, key in keys if self.arm[i] == arm and key in at]
+        first, second = np.array(both, np.int64).reshape(-1, 2).T
+        there = self.there[:, first] & self.there[:, second]
+        logs = self.mean + self.residuals
+        gaps = np.where(there, logs[:, first] - logs[:, second], 0.0)
+        count = there.sum(0)
+        mean = gaps.sum(0) / np.maximum(count, 1)
+        freedom = int(np.maximum(count - 1, 0).sum())
+        squares = float((np.where(there, gaps - mean, 0.0) ** 2).sum())
+        some = count > 0
+        noise = math.sqrt(squares / freedom) if freedom else math.nan
+        return Pairs(first[some], second[some], count[some], mean[some], noise, freedom)
+
     @cached_property
     def replicates(self) -> float:
         """Runs of a typical cell (the median)."""
@@ -217,3 +234,23 @@ class Cells:
         total = float(np.trace(gram) + lone.sum())
         squares = float((gram**2).sum() + (lone.sum() ** 2) / max(1, self.freedom))
         return total**2 / squares if squares > 0 else 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Two arms' differences of log y on the same replicates, by cell.
+
+    Attributes:
+        first, second: [K] the cells.
+        count: [K] pairs.
+        mean: [K] of the differences, first less second.
+        noise: standard deviation of a pair's difference within its cell, pooled; NaN where no cell has two pairs.
+        freedom: its degrees of freedom.
+    """
+
+    first: Ints
+    second: Ints
+    count: Ints
+    mean: Floats
+    noise: float
+    freedom: int
