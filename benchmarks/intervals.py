@@ -42,7 +42,7 @@ class Kind:
 
     Attributes:
         recipe: the other arm.
-        gamma: below 20 cells it is not fitted, so there the law is wrong.
+        gamma: of the law that both arms follow.
         whole: noise that a replicate has in all of its cells.
         lost: share of runs that are missing.
     """
