@@ -98,7 +98,8 @@ class _Unrolled:
         conv, own = self.conv, _geometry(self.conv)
         pixels, weight = math.prod(size), conv.input[1]
         few = pixels == 1 or 2 * pixels <= math.prod(own.kernel)
-        if own.odd or len(size) != 2 or not pixels or not few or weight not in self.constants or self._grouped():
+        plain = not own.odd and not self._grouped() and all(name in self.constants for name in conv.input[1:])
+        if len(size) != 2 or not pixels or not few or not plain:
             return []
         channels = self.constants[weight].dims[0]
         result = [
@@ -115,10 +116,8 @@ class _Unrolled:
         axes, views = self._constant("axes", np.array([2, 3])), list[str]()
         for corner in ((row + before[0], column + before[1]) for row in starts[0] for column in starts[1]):
             name = f"view{len(views)}"
-            start, end = (
-                self._constant(f"{name}_from", np.array(corner)),
-                self._constant(f"{name}_to", np.add(corner, size)),
-            )
+            start = self._constant(f"{name}_from", np.array(corner))
+            end = self._constant(f"{name}_to", np.add(corner, size))
             views.append(self._node("Slice", name, [weight, start, end, axes]))
         rows = self._constant("rows", np.array([channels * len(views), -1]))
         matrix = self._node("Reshape", "matrix", [self._node("Concat", "views", views, axis=1), rows])
