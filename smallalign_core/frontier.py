@@ -36,7 +36,7 @@ AGREE = 0.1
 """It ends when the medians of two windows differ by less than this share."""
 MEASURED = 0.9
 """Seconds that are measured."""
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from smallalign_core import data, export, networks
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadInput, BadModel
-from smallalign_core.export import _file
+from smallalign_core.export import _file, _lean
 from smallalign_core.networks import Classifier
 from smallalign_core.spec import DataSpec, parse
 from smallalign_core.store import Run, Store
@@ -116,6 +118,86 @@ def test_small_images_and_colours_export(network: Any, shape: tuple[int, int, in
     answers = export.OnnxClassifier(export.to_onnx(classifier)).logits(pixels.transpose(0, 2, 3, 1).copy())
     with torch.no_grad():
         assert np.abs(answers - classifier(torch.from_numpy(pixels)).numpy()).max() < 1e-4
+
+
+# Height and width, kernel, stride, padding at start and end, groups, pooling by two behind it; and what becomes of it.
+GEOMETRIES: list[tuple[tuple[int, int], int, int, int, int, int, bool, str]] = [
+    ((2, 2), 3, 1, 1, 1, 1, False, "unrolled"),
+    ((2, 2), 3, 2, 1, 1, 1, False, "unrolled"),
+    ((2, 2), 3, 1, 2, 0, 1, False, "unrolled"),
+    ((1, 1), 3, 1, 1, 1, 1, False, "unrolled"),
+    ((1, 1), 1, 1, 0, 0, 1, False, "unrolled"),
+    ((3, 4), 5, 1, 2, 2, 1, False, "unrolled"),
+    ((4, 3), 5, 2, 2, 2, 1, False, "unrolled"),
+    ((1, 4), 3, 1, 1, 1, 1, False, "unrolled"),
+    ((2, 2), 3, 1, 1, 1, 2, False, "as it was"),
+    ((3, 3), 3, 1, 1, 1, 1, False, "as it was"),
+    ((2, 2), 1, 1, 0, 0, 1, False, "as it was"),
+    ((7, 7), 3, 1, 1, 1, 1, True, "trimmed"),
+    ((7, 8), 3, 1, 1, 1, 1, True, "trimmed"),
+    ((14, 14), 5, 2, 2, 2, 1, True, "trimmed"),
+    ((7, 7), 3, 1, 1, 1, 4, True, "trimmed"),
+    ((8, 8), 3, 1, 1, 1, 1, True, "as it was"),
+    ((9, 9), 3, 1, 0, 0, 1, True, "as it was"),
+]
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "bare"])
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_less_work_gives_the_same_answers(geometry: Any, bias: bool) -> None:
+    size, kernel, stride, before, after, groups, pooled, becomes = geometry
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn((8, 4 // groups, kernel, kernel), generator=generator)
+    shift = torch.randn(8, generator=generator) if bias else None
+    images = torch.randn((3, 4, *size), generator=generator)
+    padded = F.pad(images, (before, after, before, after))
+    expected = F.relu(F.conv2d(padded, weight, shift, stride, groups=groups))
+    expected = F.max_pool2d(expected, 2) if pooled else expected
+
+    held = {"weight": weight} | ({} if shift is None else {"bias": shift})
+    moves = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [before] * 2 + [after] * 2}
+    nodes = [
+        onnx.helper.make_node("Conv", ["images", *held], ["sums"], "conv", group=groups, **moves),
+        onnx.helper.make_node("Relu", ["sums"], ["found"] if not pooled else ["kept"], "relu"),
+    ]
+    if pooled:
+        nodes.append(onnx.helper.make_node("MaxPool", ["kept"], ["found"], "pool", kernel_shape=[2, 2], strides=[2, 2]))
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        nodes,
+        "graph",
+        [value("images", onnx.TensorProto.FLOAT, ["batch", 4, *size])],
+        [value("found", onnx.TensorProto.FLOAT, ["batch", 8, *expected.shape[2:]])],
+        [onnx.numpy_helper.from_array(tensor.numpy(), name) for name, tensor in held.items()],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    content = _lean.lean(model.SerializeToString())
+    onnx.checker.check_model(content, full_check=True)
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"images": images.numpy()})
+    assert found.shape == expected.shape
+    assert np.abs(found - expected.numpy()).max() < 1e-6 * expected.abs().max().item()
+
+    inferred = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(content)).graph
+    sums = [[one.dim_value for one in v.type.tensor_type.shape.dim] for v in inferred.value_info if v.name == "sums"]
+    if becomes == "trimmed":
+        assert sums[0][2:] == [2 * length for length in expected.shape[2:]], "only what is pooled"
+    made = inferred.node
+    pads = next((list(one.ints) for node in made for one in node.attribute if one.name == "pads"), None)
+    unrolled = not any(node.op_type == "Conv" for node in made)
+    trimmed = not unrolled and pads != [before] * 2 + [after] * 2
+    assert (unrolled, trimmed) == (becomes == "unrolled", becomes == "trimmed")
+
+
+def test_an_export_has_no_needless_work() -> None:
+    spec = parse({"data": "digits", "network": {"kind": "cnn", "width": 6}}).network
+    classifier = networks.build(spec, "abc", (1, 10, 10), mean=[0.4], std=[0.2], seed=1).eval()
+    nodes = onnx.load_model_from_string(export.to_onnx(classifier)).graph.node
+    pads = [list(one.ints) for node in nodes if node.op_type == "Conv" for one in node.attribute if one.name == "pads"]
+    assert pads == [[1, 1, 1, 1], [1, 1, 0, 0]], (
+        "10 -> 5, of which 4 are pooled -> 2 pixels, whose convolution is a matrix"
+    )
+    assert [node.op_type for node in nodes].count("Gemm") == 2
 
 
 def test_int8_is_calibrated_on_training_images_of_every_class(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:

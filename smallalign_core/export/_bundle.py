@@ -21,7 +21,7 @@ from smallalign_core.export._runtime import OnnxClassifier, nhwc
 from smallalign_core.files import read_json, write, write_json
 from smallalign_core.store import Run, Store
 
-BUNDLE = 3  # raised when a bundle's files change, so that kept ones are made again
+BUNDLE = 4  # raised when a bundle's files change, so that kept ones are made again
 KEPT = ("model.onnx", "logits.bin", "model.zip")
 MOST = 1e12  # of any number that a browser tells
 COUNT = 1000  # images that a browser answers

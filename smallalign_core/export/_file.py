@@ -23,6 +23,7 @@ from smallalign_core import data, graphs, networks
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import BadInput, WorkFailed
 from smallalign_core.evaluate import logits_of, score
+from smallalign_core.export._lean import lean
 from smallalign_core.export._proof import LIMIT, Loss, loss_of
 from smallalign_core.export._runtime import METADATA, OnnxClassifier, nhwc
 from smallalign_core.export._seal import is_whole, sealed
@@ -115,9 +116,9 @@ def graph_of(classifier: Classifier, temperature: float) -> bytes:
 def in_precision(graph: bytes, precision: Precision, training: ImageSet | None) -> bytes:
     """A graph of `graph_of` in another precision; int8 takes the ranges of its activations from training images."""
     if precision == "fp32":
-        return graph
+        return lean(graph)
     if precision == "fp16":
-        return graphs.in_halves(graph)
+        return graphs.in_halves(lean(graph))
     assert training is not None, "int8 is calibrated on training images"
     # Spread over the whole set: folders list one class after the other.
     rows = np.unique(np.linspace(0, len(training) - 1, CALIBRATED_ON).astype(np.int64))
