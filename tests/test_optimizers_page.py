@@ -294,7 +294,7 @@ def test_the_page_never_loads_torch():
 def drawn_curves(losses: dict[str, list[list[float]]], monkeypatch: pytest.MonkeyPatch) -> tuple[go.Figure, list[str]]:
     """The NLL over steps of these optimizers, seeds and epochs, and who lies outside of the picture."""
     arms = [SimpleNamespace(name=name, label=name) for name in losses]
-    study: Any = SimpleNamespace(budgets=(1,), reference="a", targets={1: None}, at=lambda _: arms)
+    study: Any = SimpleNamespace(budgets=(1,), reference="a", targets={1: None}, at=lambda _: arms, budget_words=str)
     found = [
         Curve(name, 1, seed, "-", tuple(Point(n, n, n, n, n, 0.5, value, None) for n, value in enumerate(values)))
         for name, seeds in losses.items()

@@ -931,6 +931,10 @@ def test_the_command_line(tmp_path: Path, store: Store) -> None:
 
     found = json.loads(done.stdout)
     assert (found["complete"], found["seeds"]) == (True, [0, 1, 2])
+    raced = {run["id"]: run["val"]["accuracy"] for arm in found["arms"] for run in arm["runs"]}
+    best = {one["id"]: max(point["accuracy"] for point in one["points"]) for one in found["curves"]}
+    assert best == raced, "a curve of each run; the best epoch by validation is kept"
+    assert all(one["points"][-1]["seconds"] > one["points"][-1]["own_seconds"] > 0 for one in found["curves"])
     assert json.loads(served.stdout)["taken"] + 4 == len(store.runs()), "one more seed of four arms"
     for run in store.runs():
         assert [event["kind"] for event in run.events("started")] == ["started"], "trained once"

@@ -112,7 +112,9 @@ def curves(study: OptimizerStudy, found: Sequence[Curve], axis: str, metric: str
             hovertemplate="%{y:.4g}<extra>" + arm.label + "</extra>",
         )
         rows += [
-            {"optimizer": arm.label, "seed": curve.seed, **vars(point)} for curve in mine for point in curve.points
+            {"optimizer": arm.label, "budget": study.budget_words(curve.budget), "seed": curve.seed, **vars(point)}
+            for curve in mine
+            for point in curve.points
         ]
     share = metric == "accuracy"
     if share and (target := study.targets[found[0].budget]):
@@ -157,7 +159,13 @@ def to_target(study: OptimizerStudy, budget: int, axis: str, *, key: str) -> Non
     figure.update_xaxes(title=AXES[axis], range=[0, 1.25 * longest])  # room for words at the end of the longest
     figure.update_yaxes(autorange="reversed", automargin=True)
     rows = [
-        {"optimizer": arm.label, f"{axis}_to_target": took[arm.name], "tuning_seconds": arm.tuning_seconds}
+        {
+            "optimizer": arm.label,
+            "budget": study.budget_words(budget),
+            "target": study.targets[budget],
+            f"{axis}_to_target": took[arm.name],
+            "tuning_seconds": arm.tuning_seconds,
+        }
         for arm in arms
     ]
     alt = f"{AXES[axis].capitalize()} until validation accuracy reached the target, by optimizer."
@@ -203,6 +211,7 @@ def sensitivity(study: OptimizerStudy, budget: int, *, key: str) -> None:
         rows += [
             {
                 "optimizer": arm.label,
+                "budget": study.budget_words(budget),
                 "learning_rate": trial.rate,
                 "validation_accuracy": trial.accuracy,
                 "diverged": trial.diverged,
@@ -300,6 +309,7 @@ def pareto(study: OptimizerStudy, budget: int, *, tuning: bool, key: str) -> lis
     rows = [
         {
             "optimizer": arm.label,
+            "budget": study.budget_words(budget),
             "track": arm.track,
             "seconds": cost[arm.name],
             "test_accuracy": score[arm.name],

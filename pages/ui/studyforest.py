@@ -126,7 +126,8 @@ def forest(study: OptimizerStudy, budget: int, metric: str, *, key: str) -> None
     sides(figure, "← worse", "better →")
     figure.update_xaxes(
         range=[far, -far] if of.less_is_better else [-far, far],
-        title=f"{of.label}{f' ({of.unit.strip()})' * bool(of.unit)}: difference to tuned {reference.label}",
+        title=f"{of.label}{f' ({of.unit.strip()})' * bool(of.unit)}: difference to tuned {reference.label}<br>"
+        f"at {study.budget_words(budget)}",  # a saved picture leaves the page behind
         zeroline=False,
         nticks=7,
     )
@@ -150,7 +151,7 @@ def forest(study: OptimizerStudy, budget: int, metric: str, *, key: str) -> None
         for found in [arm.differences[metric]]
     ]
     alt = f"Paired differences to tuned {reference.label}, test {of.label}. {study.verdict(budget, metric)}"
-    plot(figure, alt=alt, key=key, height=70 + 62 * len(shown), top=24, table=columns(table))
+    plot(figure, alt=alt, key=key, height=86 + 62 * len(shown), top=24, table=columns(table))
 
 
 def _reach(shown: Sequence[Arm], metric: str) -> float:

@@ -282,13 +282,17 @@ def _always(_: OptimizerStudy, __: int) -> bool:
     return True
 
 
+def _begun(report: OptimizerStudy, budget: int) -> bool:
+    return any(run.state in wording.STATES for arm in report.at(budget) for run in arm.runs)
+
+
 def _raced(report: OptimizerStudy, budget: int) -> bool:
     return any(arm.finished for arm in report.at(budget))
 
 
 TABS: dict[str, tuple[Callable[[OptimizerStudy, int], bool], Panel]] = {
     "All figures": (_raced, _table),
-    "Curves": (lambda report, budget: any(arm.runs for arm in report.at(budget)), _curves),
+    "Curves": (_begun, _curves),
     "Time to target": (lambda report, budget: _raced(report, budget) and bool(report.targets[budget]), _target),
     "Learning rates": (lambda report, budget: any(arm.finder for arm in report.at(budget)), _rates),
     "Accuracy and cost": (_raced, _pareto),
