@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import streamlit as st
@@ -252,9 +253,9 @@ def _bars(report: OptimizerStudy, _: Study, __: Store, budget: int) -> None:
 
 
 def _landscape(report: OptimizerStudy, _: Study, store: Store, budget: int) -> None:
-    first = [arm.finished[0].id for arm in report.at(budget) if arm.finished]
+    first = {arm.label: store.run(arm.finished[0].id) for arm in report.at(budget) if arm.finished}
     st.caption("One run of each optimizer, all of the first seed that it finished.")
-    landscapes.panel([listing.row(store.run(id), store) for id in first], store)
+    landscapes.panel([replace(listing.row(run, store), title=label) for label, run in first.items()], store)
 
 
 def _runs(report: OptimizerStudy, _: Study, __: Store, budget: int) -> None:
