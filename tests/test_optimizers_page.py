@@ -16,7 +16,7 @@ import pytest
 import yaml
 from streamlit.testing.v1 import AppTest
 
-from pages.ui import backstage, contenders, saved, studycharts, studyform
+from pages.ui import backstage, contenders, saved, status, studycharts, studyform
 from smallalign_core import desk, studies
 from smallalign_core.optimstudy import Curve, Point, parse_study
 from smallalign_core.spec import Lookahead, Muon
@@ -192,6 +192,8 @@ def test_a_study_waits_pauses_and_goes_on(shown: Show, place: Store):
 
     app = shown(study=study.id)
     assert "The worker is starting" in texts(app)  # none serves the test's store
+    assert status._active(place), "the strip below moves, though no run is in the queue"
+    assert [tab.label for tab in app.tabs] == ["Runs", "Spec and command"]
     next(button for button in app.button if button.label == "Pause").click().run()
     assert not study.active
 
@@ -245,8 +247,11 @@ def test_one_seed_is_shown_and_called_no_evidence(shown: Show, place: Store, rac
 
     app = shown(study=single.id)
 
-    assert "1 seed: not evidence" in app.warning[0].value
-    assert " better" not in app.warning[0].value
+    assert app.warning
+    for one in app.warning:
+        assert "1 seed: not evidence" in one.value
+        assert "3 epochs" in one.value
+        assert " better" not in one.value
 
 
 @pytest.mark.slow

@@ -81,8 +81,9 @@ def _far_off(report: OptimizerStudy, budget: int) -> None:
     text = (
         "**Library defaults are far from the best learning rate here.** With them you would be " + ", ".join(told) + "."
     )
-    if cost is not None and cost.differences["accuracy"].figures():
-        text += f" For AdamW that means {cost.differences['accuracy'].figures()}."
+    if cost is not None and (figures := cost.differences["accuracy"].figures()):
+        text += f" For AdamW that means {figures} at {report.budget_words(budget)}: "
+        text += f"{cost.differences['accuracy'].words()}."
     st.warning(text, icon=":material/tune:")
 
 
