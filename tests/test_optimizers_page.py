@@ -312,7 +312,7 @@ def drawn_curves(losses: dict[str, list[list[float]]], monkeypatch: pytest.Monke
 
 
 def test_a_wild_beginning_or_optimizer_leaves_the_others_to_be_seen(monkeypatch: pytest.MonkeyPatch):
-    near = {name: [[1e20, 0.6, 0.5, 0.4 + shift], [8.0, 0.6, 0.5, 0.42]] for name, shift in (("a", 0), ("b", 0.02))}
+    near = {name: [[1e20, 0.6, 0.5, 0.6 + shift], [8.0, 0.6, 0.4, 0.5]] for name, shift in (("a", 0), ("b", 0.02))}
 
     together, nobody = drawn_curves(near, monkeypatch)
     apart, far = drawn_curves({**near, "c": [[9.0, 30.0, 30.0, 30.0]]}, monkeypatch)
@@ -321,7 +321,7 @@ def test_a_wild_beginning_or_optimizer_leaves_the_others_to_be_seen(monkeypatch:
     for figure in (together, apart):
         low, high = figure.layout.yaxis.range
         assert low < 0.4
-        assert 0.5 < high < 0.7
+        assert 0.56 < high < 0.7, "what rises again at the end is seen"
         assert {trace.mode for trace in figure.data} == {"lines"}, "few points would be dots"
 
 

@@ -264,7 +264,7 @@ def _beside(figures: Sequence[go.Figure], names: Sequence[str], mode: str, key: 
     columns = st.columns(min(3, len(figures)))
     for place, (figure, name) in enumerate(zip(figures, names, strict=True)):
         with columns[place % len(columns)]:
-            alt = f"Loss on a plane {name}.".replace(" .", ".")
+            alt = f"Loss on a plane: {name}." if name else "Loss on a plane."
             contour = figure.data[0]
             cells = [(x, y) for y in contour.y for x in contour.x]
             table = {

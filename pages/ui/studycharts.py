@@ -98,9 +98,9 @@ def curves(study: OptimizerStudy, found: Sequence[Curve], axis: str, metric: str
             )
         means = [statistics.fmean(each) for each in y]
         drawn.append(arm)
-        late = means[len(means) // 2]
+        late = means[len(means) // 2 :]
         final[arm.name] = means[-1]
-        spans[arm.name] = (min(map(min, y)), late) if less_is_better else (late, max(map(max, y)))
+        spans[arm.name] = (min(map(min, y)), max(late)) if less_is_better else (late[0], max(map(max, y)))
         dash = "dash" if arm.name == study.reference else "solid" if place < len(palette()) else "dot"
         figure.add_scatter(
             x=x,
