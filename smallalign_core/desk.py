@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -66,11 +66,14 @@ def inspect(store: Store, source: str | dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def resolve(store: Store, spec: RunSpec, device: str = "auto") -> RunSpec:
+def resolve(store: Store, spec: RunSpec, device: str = "auto", *, beside: Sequence[RunSpec] = ()) -> RunSpec:
     """A spec with everything filled in that its digest depends on.
 
     What would fail after minutes in the queue is refused now: data, device, policy, teacher, network and loss are all
     tried.
+
+    Args:
+        beside: other runs of a study, whose optimizers must fit into memory too before this one takes its first steps.
     """
     from smallalign_core import losses, networks, train, views as viewing
 
@@ -78,6 +81,8 @@ def resolve(store: Store, spec: RunSpec, device: str = "auto") -> RunSpec:
     splits = data.load(spec.data, store.data_cache)
     resolved = store.resolve(spec, splits, spec.precision)  # first: weights to start from pass the jail
     student = _fitting(resolved, splits, where)
+    for other in beside:
+        _fitting(other, splits, where, student if other.network == spec.network else None)
     for file in teaching.starts([resolved], store).values():
         networks.begin_from(student, file)
     viewing.check(spec.augment, splits.shape)
@@ -93,12 +98,17 @@ def resolve(store: Store, spec: RunSpec, device: str = "auto") -> RunSpec:
     return resolved
 
 
-def _fitting(spec: RunSpec, splits: data.Splits, where: Any) -> Any:
-    """The untrained student of a spec, once it is sure that what its optimizer keeps fits into memory."""
+def _fitting(spec: RunSpec, splits: data.Splits, where: Any, student: Any = None) -> Any:
+    """The untrained student of a spec, once it is sure that what its optimizer keeps fits into memory.
+
+    Args:
+        student: if it is built already.
+    """
     from smallalign_core import networks, optim
 
     plain = [0.5] * splits.shape[0]
-    student = networks.build(spec.network, splits.classes, splits.shape, mean=plain, std=plain)
+    if student is None:
+        student = networks.build(spec.network, splits.classes, splits.shape, mean=plain, std=plain)
     optim.check(
         optim.state_bytes(spec.optimizer, student, head=networks.head(student)), where, optim.named(spec.optimizer)[0]
     )
@@ -110,16 +120,11 @@ def resolve_study(store: Store, kind: str, spec: Any, device: str = "auto") -> A
 
     What one of its runs would be refused for refuses it now.
     """
-    from smallalign_core import train
-
     module = studies.KINDS[kind]
     first, *others = module.probes(spec)
-    known = resolve(store, first, device)
-    where, splits = train.pick_device(device), data.load(first.data, store.data_cache)
+    known = resolve(store, first, device, beside=others)
     for other in others:
-        if (other.augment, other.loss, other.teacher) == (first.augment, first.loss, first.teacher):
-            _fitting(other, splits, where)
-        else:
+        if (other.augment, other.loss, other.teacher) != (first.augment, first.loss, first.teacher):
             resolve(store, other.model_copy(update={"precision": known.precision}), device)
     return module.resolved(spec, known, store)
 

@@ -139,12 +139,6 @@ def holm(p: Sequence[float]) -> list[float]:
     return found
 
 
-def within(found: Mean, margin: float) -> bool:
-    """Whether the true mean is inside ± `margin`, by two one-sided t tests at 5 % (Schuirmann, 1987)."""
-    half = t_quantile(found.df, 0.95) * found.se
-    return abs(found.mean) + half < margin
-
-
 def pairs_needed(mean: float, sd: float, floor: float = 0.0, tests: int = 1) -> int | None:
     """Pairs for 80 % power at 5 %, two-sided, of a paired t test (Guenther, 1981); None if no number would do.
 

@@ -244,6 +244,16 @@ def test_the_way_between_two_solutions(digits: Splits) -> None:
     again = done(_measures.path(ends[0], Surface(spec, one, parts, "eval"), points=5))
     assert again["barrier"] == pytest.approx(0, abs=1e-5)
 
+    sheet = done(_measures.between(*ends, points=7, reach=0.6, seed=2))
+    assert sheet["shares"] == pytest.approx(np.arange(-0.25, 1.3, 0.25))
+    np.testing.assert_allclose(sheet["losses"][3][1:6], found["losses"][::2], rtol=1e-4)  # the way itself
+    (beside,) = ends[0].directions(1, 2)
+    there = at(half, _surface.flat(list(half.parameters())).detach() + sheet["at"][5] * beside, parts)
+    assert sheet["losses"][5][3] == pytest.approx(there, rel=1e-4)
+    past = 1.25 * ends[1].start - 0.25 * ends[0].start - 0.6 * beside
+    assert sheet["losses"][0][6] == pytest.approx(at(other, past, parts), rel=1e-4), "statistics of the nearer end"
+    assert torch.equal(_surface.flat(ends[0].weights), ends[0].start)
+
 
 def test_predictiveness_of_a_quadratic_is_the_closed_form(digits: Splits) -> None:
     """One step further the gradient is g - H s, and the loss has changed by -g s + s H s / 2."""
@@ -338,9 +348,9 @@ def test_what_was_kept_and_is_damaged_is_measured_again(taught: tuple[Store, Run
 
 def test_ways_lead_between_runs_of_one_network(train: Train, store: Store) -> None:
     runs = [train(epochs=1, seed=seed) for seed in (0, 1)]
-    report = landscape.landscape(store, [run.id for run in runs], ["path"], **QUICK)["report"]
-    (way,) = report["ways"]
-    assert (way["run"], way["other"]) == (runs[0].id, runs[1].id)
+    report = landscape.landscape(store, [run.id for run in runs], ["path", "between"], **QUICK)["report"]
+    for (way,) in (report["ways"], report["between"]):
+        assert (way["run"], way["other"]) == (runs[0].id, runs[1].id)
     assert report["shared"]
     other = train(epochs=1, network={"kind": "cnn", "width": 4, "depth": 2})
     with pytest.raises(BadInput, match="no straight way between different networks"):

@@ -125,12 +125,15 @@ sharp = st.tuples(st.sampled_from(["sam", "asam"]), kinds).map(lambda pair: {"ki
 ahead = st.tuples(st.integers(2, 7), kinds | sharp).map(
     lambda pair: {"kind": "lookahead", "k": pair[0], "inner": pair[1]}
 )
-averaged = (kinds | sharp | ahead | st.just({"kind": "polyak"})).map(lambda inner: {"kind": "ema", "inner": inner})
+evolved = st.sampled_from(["snes", "pgpe"]).map(lambda kind: {"kind": kind, "population": 4})
+free = evolved | st.just({"kind": "polyak"})
+averaged = (kinds | sharp | ahead | free).map(lambda inner: {"kind": "ema", "inner": inner})
+anything = kinds | sharp | ahead | free | averaged | st.just({"kind": "schedule_free"})
 
 
 @pytest.mark.slow
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
-@given(stack=kinds | sharp | ahead | averaged, stop=st.integers(1, 19))
+@settings(max_examples=14, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(stack=anything, stop=st.integers(1, 19))
 def test_any_nesting_resumes_exactly_anywhere(stack: Any, stop: int, few: Splits, teacher: Teacher) -> None:
     resumes(stack, stop, few, teacher)
 

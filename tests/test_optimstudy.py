@@ -675,6 +675,19 @@ def test_equal_students_do_not_differ_by_more_than_the_margin(tmp_path: Path) ->
     assert found["accuracy"].words() == "no difference larger than 1 point"
 
 
+def test_a_verdict_says_no_more_than_the_interval_shows(tmp_path: Path) -> None:
+    """`no difference larger` than a margin only where all of the interval, as it is drawn, lies inside."""
+    reference, ours = seen(drawn(0.9, draw=1), tmp_path / "a"), seen(drawn(0.9, draw=2), tmp_path / "b")
+    found = _judge.against(reference, [ours], 0.01)[0]["accuracy"]
+    assert found.low is not None
+    assert found.high is not None
+    furthest = max(abs(found.low), abs(found.high))
+
+    told = [_judge.against(reference, [ours], furthest * times)[0]["accuracy"].verdict for times in (0.99, 1.01)]
+
+    assert told == ["undecided", "no difference larger"]
+
+
 def test_many_arms_are_corrected_for(tmp_path: Path) -> None:
     """One arm of eight that alone would just be better is not, since eight had the chance."""
     reference = seen(drawn(0.8, images=300, draw=0), tmp_path / "r")
@@ -890,6 +903,9 @@ def test_an_optimizer_that_would_not_fit_is_refused_before_anything(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("smallalign_core.optim._memory.memory", lambda: 20_000_000)
+    monkeypatch.setattr(
+        "smallalign_core.tuning.precision", lambda *_: pytest.fail("the reference took its first steps")
+    )
     wide = asked(network={"kind": "mlp", "width": 512}, optimizers=["soap"])
 
     with pytest.raises(BadSpec, match="more than half of the memory") as told:
@@ -915,6 +931,10 @@ def test_the_command_line(tmp_path: Path, store: Store) -> None:
 
     found = json.loads(done.stdout)
     assert (found["complete"], found["seeds"]) == (True, [0, 1, 2])
+    raced = {run["id"]: run["val"]["accuracy"] for arm in found["arms"] for run in arm["runs"]}
+    best = {one["id"]: max(point["accuracy"] for point in one["points"]) for one in found["curves"]}
+    assert best == raced, "a curve of each run; the best epoch by validation is kept"
+    assert all(one["points"][-1]["seconds"] > one["points"][-1]["own_seconds"] > 0 for one in found["curves"])
     assert json.loads(served.stdout)["taken"] + 4 == len(store.runs()), "one more seed of four arms"
     for run in store.runs():
         assert [event["kind"] for event in run.events("started")] == ["started"], "trained once"

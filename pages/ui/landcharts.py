@@ -29,7 +29,7 @@ def show(report: Mapping[str, Any], labels: Mapping[str, str], *, key: str) -> N
     Args:
         labels: what runs are called, by id.
     """
-    mode = f"batch norm: {NORMS[report['norms']]} ({report['norms']})"
+    mode = f"batch norm: {report['norms']} ({NORMS[report['norms']]})"
     st.caption(
         f"{report['images']:,} training images, seed {report['seed']}, {mode}. None of these numbers predicts test "
         "accuracy by itself: rescaling layers changes most of them and not one answer (Dinh et al., 2017)."
@@ -54,6 +54,8 @@ def show(report: Mapping[str, Any], labels: Mapping[str, str], *, key: str) -> N
         _contours(drawn, mode, key)
     if report["ways"]:
         _ways(report["ways"], labels, mode, key)
+    if report["between"]:
+        _between(report["between"], labels, mode, key)
     if report["sizes"]:
         _sizes(report["sizes"], report["words"], mode, key)
     st.download_button(
@@ -123,11 +125,27 @@ def _numbers(values: Sequence[Any]) -> bool:
     return all(isinstance(value, int | float) for value in values if value is not None)
 
 
-def _draw(figure: go.Figure, *, title: str, mode: str, alt: str, key: str, height: int, top: int = 34) -> None:
+def _draw(
+    figure: go.Figure,
+    *,
+    title: str,
+    mode: str,
+    alt: str,
+    key: str,
+    height: int,
+    top: int = 34,
+    table: Mapping[str, list[Any]] | None = None,
+) -> None:
     if title:
         st.markdown(f"**{title}**")
     figure.update_layout(legend={"entrywidthmode": "pixels"})
-    charts.show(figure, alt=f"{alt} ({mode})", key=key, height=height, top=top)
+    short = mode.split(" (")[0]  # on the axis, so that it is on every picture and in every table that is saved
+    of = figure.layout.xaxis if figure.layout.yaxis.visible is False else figure.layout.yaxis
+    of.title.text = f"{of.title.text} [{short}]"
+    told = (
+        {"table": {name.replace("loss", f"loss [{short}]"): values for name, values in table.items()}} if table else {}
+    )
+    charts.show(figure, alt=f"{alt} ({mode})", key=key, height=height, top=top, **told)
 
 
 Drawn = Sequence[tuple[Mapping[str, Any], str]]
@@ -211,49 +229,81 @@ def _spectrum(drawn: Drawn, mode: str, key: str) -> None:
 
 def _contours(drawn: Drawn, mode: str, key: str) -> None:
     """A plane a run; all share directions, where the networks allow, and colours."""
-    planes = [run["measures"]["plane"] for run, _ in drawn]
-    logs = [[list(map(_logarithm, line)) for line in plane["losses"]] for plane in planes]
-    values = [z for plane in logs for line in plane for z in line if z is not None]
-    low, high = min(values, default=0.0), max(values, default=1.0)
-    step = (high - low) / 14 or 1.0
-    ticks = [low + (high - low) * place / 4 for place in range(5)]
     st.markdown("**On a plane of two random directions**")
-    columns = st.columns(min(3, len(drawn)))
-    for place, ((_, name), plane) in enumerate(zip(drawn, planes, strict=True)):
-        figure = go.Figure(
-            go.Contour(
-                x=plane["at"],
-                y=plane["at"],
-                z=logs[place],
-                customdata=plane["losses"],
-                contours={"start": low, "end": high, "size": step},
-                zmin=low,
-                zmax=high,
-                colorscale="Cividis",
-                line={"width": 0.6, "color": "rgba(255,255,255,0.6)"},
-                colorbar={
-                    "tickvals": ticks,
-                    "ticktext": [f"{10**tick:.2g}" for tick in ticks],
-                    "thickness": 10,
-                    "title": {"text": "loss"},
-                },
-                hovertemplate="%{x:.2f}, %{y:.2f}: loss %{customdata:.4g}<extra></extra>",
-            )
-        )
+    planes = [run["measures"]["plane"] for run, _ in drawn]
+    figures = [_contour(one, planes, one["at"]) for one in planes]
+    names = [name if len(drawn) > 1 else "" for _, name in drawn]
+    for figure in figures:
         figure.add_scatter(x=[0], y=[0], mode="markers", marker={"color": "#FFFFFF", "symbol": "x"}, hoverinfo="skip")
-        figure.update_yaxes(scaleanchor="x", constrain="domain", showgrid=False)
-        figure.update_xaxes(constrain="domain", showgrid=False)
-        with columns[place % len(columns)]:
-            _draw(
-                figure,
-                title=name if len(drawn) > 1 else "",
-                mode=mode,
-                alt=f"Loss of {name} on a plane.",
-                key=f"{key}-plane-{place}",
-                height=330,
-            )
+        figure.update_xaxes(title="one direction")
+        figure.update_yaxes(title="another", scaleanchor="x", constrain="domain")
+    _beside(figures, names, mode, f"{key}-plane")
     shared = "All share colours, and directions where the networks are the same; " if len(drawn) > 1 else ""
     st.caption(f"The cross is where training ended. Colours are logarithmic. {shared}{mode}.")
+
+
+def _between(planes: Sequence[Mapping[str, Any]], labels: Mapping[str, str], mode: str, key: str) -> None:
+    """The planes that hold the first run and another."""
+    first = labels.get(planes[0]["run"], planes[0]["run"])
+    st.markdown(f"**Between {first} and others**")
+    figures = [_contour(one, planes, one["shares"]) for one in planes[:FEW]]
+    for figure in figures:
+        ends = {"mode": "markers", "marker": {"color": "#FFFFFF", "symbol": "x"}, "hoverinfo": "skip"}
+        figure.add_scatter(x=[0, 1], y=[0, 0], **ends)
+        figure.update_xaxes(title="share of the way", tickformat=".0%")
+        figure.update_yaxes(title="beside it")
+    names = [f"to {labels.get(one['other'], one['to'])}" for one in planes[:FEW]]
+    _beside(figures, names, mode, f"{key}-between")
+    st.caption(
+        "The crosses are both ends: left the first run, right the other; upwards a filter-normalised random direction. "
+        f"Colours are logarithmic, on the first run's loss; {mode}."
+    )
+
+
+def _beside(figures: Sequence[go.Figure], names: Sequence[str], mode: str, key: str) -> None:
+    columns = st.columns(min(3, len(figures)))
+    for place, (figure, name) in enumerate(zip(figures, names, strict=True)):
+        with columns[place % len(columns)]:
+            alt = f"Loss on a plane: {name}." if name else "Loss on a plane."
+            contour = figure.data[0]
+            cells = [(x, y) for y in contour.y for x in contour.x]
+            table = {
+                figure.layout.xaxis.title.text: [x for x, _ in cells],
+                figure.layout.yaxis.title.text: [y for _, y in cells],
+                "loss": [loss for line in contour.customdata for loss in line],
+            }
+            _draw(figure, title=name, mode=mode, alt=alt, key=f"{key}-{place}", height=330, table=table)
+
+
+def _contour(plane: Mapping[str, Any], planes: Sequence[Mapping[str, Any]], across: Sequence[float]) -> go.Figure:
+    """One plane in the colours that all of them share."""
+    logs = [[list(map(_logarithm, line)) for line in one["losses"]] for one in planes]
+    values = [z for one in logs for line in one for z in line if z is not None]
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    ticks = [low + (high - low) * place / 4 for place in range(5)]
+    figure = go.Figure(
+        go.Contour(
+            x=across,
+            y=plane["at"],
+            z=[list(map(_logarithm, line)) for line in plane["losses"]],
+            customdata=plane["losses"],
+            contours={"start": low, "end": high, "size": (high - low) / 14 or 1.0},
+            zmin=low,
+            zmax=high,
+            colorscale="Cividis",
+            line={"width": 0.6, "color": "rgba(255,255,255,0.6)"},
+            colorbar={
+                "tickvals": ticks,
+                "ticktext": [f"{10**tick:.2g}" for tick in ticks],
+                "thickness": 10,
+                "title": {"text": "loss"},
+            },
+            hovertemplate="%{x:.2f}, %{y:.2f}: loss %{customdata:.4g}<extra></extra>",
+        )
+    )
+    figure.update_yaxes(showgrid=False)
+    figure.update_xaxes(constrain="domain", showgrid=False)
+    return figure
 
 
 def _logarithm(loss: float | None) -> float | None:

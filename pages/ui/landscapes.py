@@ -24,6 +24,7 @@ MEASURES = {
     "curvature": "Curvature",
     "predictiveness": "Gradients",
     "path": "Ways",
+    "between": "Between",
 }
 
 
@@ -63,7 +64,7 @@ def _asked(rows: Mapping[str, Row], key: str) -> dict[str, Any] | None:
             key=f"{key}-runs",
             help="With three sizes or more, and six runs, the panel also says whether smaller is more rugged.",
         )
-    offered = [name for name in MEASURES if name != "path" or len(runs) > 1]
+    offered = [name for name in MEASURES if name not in ("path", "between") or len(runs) > 1]
     with st.container(horizontal=True, vertical_alignment="bottom"):
         measures = st.pills(
             "Measures",

@@ -8,6 +8,7 @@ import streamlit as st
 
 from pages.ui import backstage, listing, wording
 from pages.ui.listing import Row
+from smallalign_core import studies
 from smallalign_core.store import Run, State, Store
 
 TICK_SECONDS = 2
@@ -15,11 +16,17 @@ LITTLE_ROOM = 2e9
 
 
 def strip() -> None:
-    """Draw the strip; it moves by itself only while a run is active."""
+    """Draw the strip; it moves by itself only while a run or a study is active."""
     store = backstage.store()
-    active = any(row.state in (State.RUNNING, State.QUEUED) for row in listing.rows(store))
+    active = _active(store)
     with st.bottom:
         st.fragment(_draw, run_every=backstage.pace(TICK_SECONDS) if active else None, key="status")(store, active)
+
+
+def _active(store: Store) -> bool:
+    """Whether anything is trained or waits; a study that still looks for learning rates has no run in the queue."""
+    busy = any(row.state in (State.RUNNING, State.QUEUED) for row in listing.rows(store))
+    return busy or studies.any_active(store)
 
 
 def _draw(store: Store, was_active: bool) -> None:
@@ -42,7 +49,7 @@ def _draw(store: Store, was_active: bool) -> None:
         _say(
             f"{wording.size(free)} free" if free > LITTLE_ROOM else f":red[Only {wording.size(free)} free on the disk]"
         )
-    if was_active and not running and not waiting:
+    if was_active and not _active(store):
         st.rerun()  # the page around the strip has something new to show, and the strip may rest
 
 

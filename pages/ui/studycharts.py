@@ -33,20 +33,26 @@ def _clear(colour: str, share: float) -> str:
 
 
 def _close_up(
-    figure: go.Figure, arms: Sequence[Arm], final: dict[str, float], spans: dict[str, tuple[float, float]]
+    figure: go.Figure,
+    arms: Sequence[Arm],
+    final: dict[str, float],
+    spans: dict[str, tuple[float, float]],
+    *,
+    less_is_better: bool = False,
 ) -> list[str]:
-    """Let the y axis show the usual arms only, if some are far below, and name those.
+    """Let the y axis show the usual arms only, if some are far behind, and name those.
 
     Args:
         final: of each arm, by which it is judged; `spans`: from where to where its values are worth seeing.
+        less_is_better: then the axis always is that of `spans`: nothing bounds what a run began with.
     """
     if not arms:
         return []
-    best = max(final.values())
-    behind = sorted(best - value for value in final.values())
+    best = (min if less_is_better else max)(final.values())
+    behind = sorted(abs(best - value) for value in final.values())
     usual = OUTLYING * behind[len(behind) // 2]
-    inside = [arm for arm in arms if best - final[arm.name] <= usual]
-    if not usual or len(inside) == len(arms):
+    inside = [arm for arm in arms if abs(best - final[arm.name]) <= usual] if usual else list(arms)
+    if len(inside) == len(arms) and not less_is_better:
         return []
     bottom = min(spans[arm.name][0] for arm in inside)
     top = max(spans[arm.name][1] for arm in inside)
@@ -62,8 +68,9 @@ def curves(study: OptimizerStudy, found: Sequence[Curve], axis: str, metric: str
     """Validation scores over what was spent: the mean of the seeds, and the band from the lowest to the highest.
 
     Returns:
-        The optimizers that lie below the picture.
+        The optimizers that lie outside of the picture.
     """
+    less_is_better = METRICS[metric].less_is_better
     figure, colour = go.Figure(), colours(study)
     rows, drawn, final, spans = [], [], {}, {}
     for place, arm in enumerate(study.at(found[0].budget)):
@@ -81,6 +88,7 @@ def curves(study: OptimizerStudy, found: Sequence[Curve], axis: str, metric: str
             figure.add_scatter(
                 x=[*x, *reversed(x)],
                 y=[*map(max, y), *map(min, reversed(y))],
+                mode="lines",  # or few points would be dots
                 fill="toself",
                 fillcolor=_clear(colour[arm.name], 0.13),
                 line={"width": 0},
@@ -90,7 +98,9 @@ def curves(study: OptimizerStudy, found: Sequence[Curve], axis: str, metric: str
             )
         means = [statistics.fmean(each) for each in y]
         drawn.append(arm)
-        final[arm.name], spans[arm.name] = means[-1], (means[len(means) // 2], max(map(max, y)))
+        late = means[len(means) // 2 :]
+        final[arm.name] = means[-1]
+        spans[arm.name] = (min(map(min, y)), max(late)) if less_is_better else (late[0], max(map(max, y)))
         dash = "dash" if arm.name == study.reference else "solid" if place < len(palette()) else "dot"
         figure.add_scatter(
             x=x,
@@ -102,7 +112,9 @@ def curves(study: OptimizerStudy, found: Sequence[Curve], axis: str, metric: str
             hovertemplate="%{y:.4g}<extra>" + arm.label + "</extra>",
         )
         rows += [
-            {"optimizer": arm.label, "seed": curve.seed, **vars(point)} for curve in mine for point in curve.points
+            {"optimizer": arm.label, "budget": study.budget_words(curve.budget), "seed": curve.seed, **vars(point)}
+            for curve in mine
+            for point in curve.points
         ]
     share = metric == "accuracy"
     if share and (target := study.targets[found[0].budget]):
@@ -110,7 +122,7 @@ def curves(study: OptimizerStudy, found: Sequence[Curve], axis: str, metric: str
     figure.update_xaxes(title=AXES[axis])
     figure.update_yaxes(title="validation " + METRICS[metric].label, tickformat=".0%" if share else None)
     figure.update_layout(hovermode="x unified")
-    outside = _close_up(figure, drawn, final, spans) if share else []
+    outside = _close_up(figure, drawn, final, spans, less_is_better=less_is_better)
     alt = f"Validation {METRICS[metric].label} over {AXES[axis]}, mean and range of the seeds of each optimizer."
     plot(figure, alt=alt, key=key, height=430, table=columns(rows))
     return outside
@@ -129,7 +141,6 @@ def to_target(study: OptimizerStudy, budget: int, axis: str, *, key: str) -> Non
             x=[tuning[arm.name] for arm in arms],
             y=names,
             orientation="h",
-            name="finding its learning rate",
             marker_color=quiet(0.45),
             hovertemplate="%{x:.3g} s of tuning<extra>%{y}</extra>",
         )
@@ -137,18 +148,24 @@ def to_target(study: OptimizerStudy, budget: int, axis: str, *, key: str) -> Non
         x=[took[arm.name] or 0 for arm in arms],
         y=names,
         orientation="h",
-        name="to the target, median of seeds",
         marker_color=[colour[arm.name] for arm in arms],
         text=["" if took[arm.name] is not None else " not reached" for arm in arms],
         textposition="outside",
         cliponaxis=False,
         hovertemplate="%{x:.4g} to the target<extra>%{y}</extra>",
     )
-    figure.update_layout(barmode="stack", bargap=0.35, showlegend=axis == "seconds")
-    figure.update_xaxes(title=AXES[axis])
+    figure.update_layout(barmode="stack", bargap=0.35, showlegend=False)
+    longest = max(tuning[arm.name] + (took[arm.name] or 0) for arm in arms) or 1.0
+    figure.update_xaxes(title=AXES[axis], range=[0, 1.25 * longest])  # room for words at the end of the longest
     figure.update_yaxes(autorange="reversed", automargin=True)
     rows = [
-        {"optimizer": arm.label, f"{axis}_to_target": took[arm.name], "tuning_seconds": arm.tuning_seconds}
+        {
+            "optimizer": arm.label,
+            "budget": study.budget_words(budget),
+            "target": study.targets[budget],
+            f"{axis}_to_target": took[arm.name],
+            "tuning_seconds": arm.tuning_seconds,
+        }
         for arm in arms
     ]
     alt = f"{AXES[axis].capitalize()} until validation accuracy reached the target, by optimizer."
@@ -194,6 +211,7 @@ def sensitivity(study: OptimizerStudy, budget: int, *, key: str) -> None:
         rows += [
             {
                 "optimizer": arm.label,
+                "budget": study.budget_words(budget),
                 "learning_rate": trial.rate,
                 "validation_accuracy": trial.accuracy,
                 "diverged": trial.diverged,
@@ -291,6 +309,7 @@ def pareto(study: OptimizerStudy, budget: int, *, tuning: bool, key: str) -> lis
     rows = [
         {
             "optimizer": arm.label,
+            "budget": study.budget_words(budget),
             "track": arm.track,
             "seconds": cost[arm.name],
             "test_accuracy": score[arm.name],

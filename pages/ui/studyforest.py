@@ -46,7 +46,7 @@ def verdict(difference: Difference) -> str:
         return "not decided: too few test images"
     if difference.more_seeds > FAR:
         return f"not decided: {FAR} more seeds may not tell"
-    return f"not decided: {difference.outlook}"
+    return f"not decided: {difference.outlook}".replace(": after correction, need", ", corrected: need")
 
 
 def above(figure: go.Figure, y: float, text: str, *, size: int = 13) -> None:
@@ -92,13 +92,23 @@ def forest(study: OptimizerStudy, budget: int, metric: str, *, key: str) -> None
             hovertemplate="%{text}: %{x:+.4g}<extra>" + arm.label + "</extra>",
         )
         if _outside(found, far):
-            left = ((found.mean or 0) < 0) != of.less_is_better
+            edge = 0.985 * math.copysign(far, found.mean or 0)
+            side = "left" if ((found.mean or 0) < 0) != of.less_is_better else "right"
             figure.add_scatter(
-                x=[0.985 * math.copysign(far, found.mean or 0)],
+                x=[edge],
                 y=[row],
                 mode="markers",
-                marker={"color": colour, "size": 12, "symbol": "triangle-left" if left else "triangle-right"},
+                marker={"color": colour, "size": 12, "symbol": f"triangle-{side}"},
                 hovertemplate=f"{found.figures()}<extra>{arm.label}</extra>",
+            )
+            figure.add_annotation(
+                x=edge,
+                y=row + 0.1,
+                text=found.figures(),
+                font={"color": ink()},
+                showarrow=False,
+                xanchor=side,
+                yanchor="top",
             )
         if ends:
             figure.add_scatter(x=ends, y=[row, row], mode="lines", line={"color": colour, "width": 4}, hoverinfo="skip")
@@ -109,18 +119,15 @@ def forest(study: OptimizerStudy, budget: int, metric: str, *, key: str) -> None
             marker={"color": colour, "size": 11, "symbol": "diamond" if ends else "diamond-open"},
             hovertemplate=f"{found.figures()}<extra>{arm.label}</extra>",
         )
-        above(
-            figure,
-            row - 0.18,
-            f"<b>{arm.label}</b>  {verdict(found)}" + (f": {found.figures()}" if _outside(found, far) else ""),
-        )
+        above(figure, row - 0.18, f"<b>{arm.label}</b>  {verdict(found)}")
     if metric == "accuracy":
-        edge = of.scale * float(study.spec["margin"])
-        figure.add_vrect(x0=-edge, x1=edge, fillcolor=quiet(0.12), line_width=0, layer="below")
+        most = of.scale * float(study.spec["margin"])
+        figure.add_vrect(x0=-most, x1=most, fillcolor=quiet(0.12), line_width=0, layer="below")
     sides(figure, "← worse", "better →")
     figure.update_xaxes(
         range=[far, -far] if of.less_is_better else [-far, far],
-        title=f"{of.label}{f' ({of.unit.strip()})' * bool(of.unit)}: difference to tuned {reference.label}",
+        title=f"{of.label}{f' ({of.unit.strip()})' * bool(of.unit)}: difference to tuned {reference.label}<br>"
+        f"at {study.budget_words(budget)}",  # a saved picture leaves the page behind
         zeroline=False,
         nticks=7,
     )
@@ -144,13 +151,13 @@ def forest(study: OptimizerStudy, budget: int, metric: str, *, key: str) -> None
         for found in [arm.differences[metric]]
     ]
     alt = f"Paired differences to tuned {reference.label}, test {of.label}. {study.verdict(budget, metric)}"
-    plot(figure, alt=alt, key=key, height=70 + 62 * len(shown), top=24, table=columns(table))
+    plot(figure, alt=alt, key=key, height=86 + 62 * len(shown), top=24, table=columns(table))
 
 
 def _reach(shown: Sequence[Arm], metric: str) -> float:
     """How far the axis goes from zero: to the furthest of all that is drawn, unless most are much nearer.
 
-    One optimizer that fails by 70 points must not press all others into a dot; it lies outside, its line says where.
+    One optimizer that fails by 70 points must not press all others into a dot; it lies outside, and words say where.
     """
     ends = sorted(_furthest(arm.differences[metric]) for arm in shown)
     if not ends:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import streamlit as st
@@ -80,8 +81,9 @@ def _far_off(report: OptimizerStudy, budget: int) -> None:
     text = (
         "**Library defaults are far from the best learning rate here.** With them you would be " + ", ".join(told) + "."
     )
-    if cost is not None and cost.differences["accuracy"].figures():
-        text += f" For AdamW that means {cost.differences['accuracy'].figures()}."
+    if cost is not None and (figures := cost.differences["accuracy"].figures()):
+        text += f" For AdamW that means {figures} at {report.budget_words(budget)}: "
+        text += f"{cost.differences['accuracy'].words()}."
     st.warning(text, icon=":material/tune:")
 
 
@@ -107,7 +109,7 @@ def _table(report: OptimizerStudy, _: Study, __: Store, budget: int) -> None:
         alt="All optimizers with score, difference, learning rate and costs.",
         column_config={
             "Optimizer": st.column_config.TextColumn(pinned=True),
-            score: st.column_config.NumberColumn(format="percent" if metric == "accuracy" else "%.4f"),
+            score: st.column_config.NumberColumn(format="%.2f%%" if metric == "accuracy" else "%.4f"),
             "Difference": st.column_config.TextColumn(width=235, help="To tuned AdamW, with its 95 % interval."),
             "Verdict": st.column_config.TextColumn(width=240),
             "Spread": st.column_config.NumberColumn(format="%.2f", help="Standard deviation over seeds."),
@@ -116,6 +118,9 @@ def _table(report: OptimizerStudy, _: Study, __: Store, budget: int) -> None:
             "Of default": st.column_config.TextColumn(help="Chosen learning rate over the library's default."),
             "Tuning (s)": st.column_config.NumberColumn(format="%.1f", help="Finder and trials, as if alone."),
             "A run (s)": st.column_config.NumberColumn(format="%.2f", help="Median, as if alone."),
+            "To target (s)": st.column_config.NumberColumn(
+                format="%.2f", help="Median, as if alone, with the tuning; empty: not reached."
+            ),
             "Gradients": st.column_config.NumberColumn(format="localized", help="Of the loss, in a whole run."),
             "State": st.column_config.TextColumn(help="What the optimizer keeps beside the weights."),
             "Memory": st.column_config.TextColumn(help="Weights, gradients, state and the backward pass of a step."),
@@ -131,11 +136,13 @@ def _table(report: OptimizerStudy, _: Study, __: Store, budget: int) -> None:
 def _columns(study: OptimizerStudy, budget: int, metric: str) -> dict[str, list[Any]]:
     """All arms of a budget with all that is known of them, as columns for people."""
     of = METRICS[metric]
-    arms = sorted(study.at(budget), key=lambda arm: (arm.mean(metric) or 0.0) * (1 if of.less_is_better else -1))
+    sign = 1 if of.less_is_better else -1
+    known = {arm.name: arm.mean(metric) for arm in study.at(budget)}
+    arms = sorted(study.at(budget), key=lambda arm: (known[arm.name] is None, sign * (known[arm.name] or 0.0)))
     rows = [
         {
             "Optimizer": arm.label,
-            f"Test {of.label}": arm.mean(metric),
+            f"Test {of.label}": None if (mean := known[arm.name]) is None else of.scale * mean,
             "Spread": None if (sd := arm.sd(metric)) is None else of.scale * sd,
             "Difference": arm.differences[metric].figures(),
             "Verdict": _standing(arm, metric),
@@ -144,6 +151,7 @@ def _columns(study: OptimizerStudy, budget: int, metric: str) -> dict[str, list[
             "Of default": None if arm.track != "tuned" or arm.ratio is None else f"×{arm.ratio:.3g}",
             "Tuning (s)": arm.tuning_seconds,
             "A run (s)": arm.median("alone_seconds"),
+            "To target (s)": arm.score,
             "Gradients": arm.median("gradients"),
             "State": None if (kept := arm.median("state_bytes")) is None else wording.size(kept),
             "Memory": None if (most := arm.median("memory_bytes")) is None else wording.size(most),
@@ -177,12 +185,12 @@ def _curves(report: OptimizerStudy, study: Study, store: Store, budget: int) -> 
         "Mean of the seeds on validation images; band: lowest to highest seed. Evaluation is off the clock. Before the "
         "end, ranks follow the schedule as much as the optimizer."
         + (" Dotted: the target." if report.targets[budget] and metric == "accuracy" else "")
-        + _below(outside)
+        + _below(outside, "Above" if METRICS[metric].less_is_better else "Below")
     )
 
 
-def _below(outside: list[str]) -> str:
-    return f" Below the picture: {', '.join(outside)}; double-click it to see all." if outside else ""
+def _below(outside: list[str], where: str = "Below") -> str:
+    return f" {where} the picture: {', '.join(outside)}; double-click it to see all." if outside else ""
 
 
 def _target(report: OptimizerStudy, _: Study, __: Store, budget: int) -> None:
@@ -194,6 +202,7 @@ def _target(report: OptimizerStudy, _: Study, __: Store, budget: int) -> None:
     st.caption(
         f"Target: validation accuracy {wording.percent(target, 2)}, {whose}. Medians over seeds; one that never got "
         "there counts as forever. At the end of an epoch, so a fast one is known to the epoch only."
+        + (" Grey: finding the learning rate." if axis == "seconds" else "")
     )
 
 
@@ -231,7 +240,7 @@ def _pareto(report: OptimizerStudy, _: Study, __: Store, budget: int) -> None:
 def _slopes(report: OptimizerStudy, _: Study, __: Store, budget: int) -> None:
     outside = studycharts.slopes(report, budget, key="optimizers-seeds")
     rho = [(arm.label, found.rho, found.gain) for arm in report.at(budget) for found in [arm.differences["accuracy"]]]
-    told = [f"{label} {rho:+.2f}" for label, rho, _ in rho if rho is not None]
+    told = [f"{label} " + f"{rho:+.2f}".replace("-", "−") for label, rho, _ in rho if rho is not None]
     if told:
         st.caption(
             "A seed fixes first weights, order and views, so lines that run alike make paired differences narrower. "
@@ -245,9 +254,9 @@ def _bars(report: OptimizerStudy, _: Study, __: Store, budget: int) -> None:
 
 
 def _landscape(report: OptimizerStudy, _: Study, store: Store, budget: int) -> None:
-    first = [arm.finished[0].id for arm in report.at(budget) if arm.finished]
+    first = {arm.label: store.run(arm.finished[0].id) for arm in report.at(budget) if arm.finished}
     st.caption("One run of each optimizer, all of the first seed that it finished.")
-    landscapes.panel([listing.row(store.run(id), store) for id in first], store)
+    landscapes.panel([replace(listing.row(run, store), title=label) for label, run in first.items()], store)
 
 
 def _runs(report: OptimizerStudy, _: Study, __: Store, budget: int) -> None:
@@ -275,13 +284,17 @@ def _always(_: OptimizerStudy, __: int) -> bool:
     return True
 
 
+def _begun(report: OptimizerStudy, budget: int) -> bool:
+    return any(run.state in wording.STATES for arm in report.at(budget) for run in arm.runs)
+
+
 def _raced(report: OptimizerStudy, budget: int) -> bool:
     return any(arm.finished for arm in report.at(budget))
 
 
 TABS: dict[str, tuple[Callable[[OptimizerStudy, int], bool], Panel]] = {
     "All figures": (_raced, _table),
-    "Curves": (lambda report, budget: any(arm.runs for arm in report.at(budget)), _curves),
+    "Curves": (_begun, _curves),
     "Time to target": (lambda report, budget: _raced(report, budget) and bool(report.targets[budget]), _target),
     "Learning rates": (lambda report, budget: any(arm.finder for arm in report.at(budget)), _rates),
     "Accuracy and cost": (_raced, _pareto),

@@ -26,15 +26,18 @@ def show(reference: str, store: Store) -> None:
     _actions(study, report, store)
     _trouble(report)
     if report.active:
-        st.fragment(_live, run_every=2 * live.TICK_SECONDS, key="study-live")(study, _rounds(report), store)
+        tick = backstage.pace(2 * live.TICK_SECONDS)
+        st.fragment(_live, run_every=tick, key="study-live")(study, _rounds(report), store)
     elif not report.complete:
         _progress(report)
     studyresults.draw(report, study, store)
 
 
 def _rounds(report: OptimizerStudy) -> int:
-    """Seeds that all arms of a budget have behind them: figures are drawn anew when this grows, not at each run."""
-    found = 0
+    """Rates that are found and seeds that all arms of a budget have behind them: figures are drawn anew when this
+    grows, not at each run.
+    """
+    found = sum((arm.finder is not None) + (arm.rate is not None) for arm in report.arms if arm.track == "tuned")
     for budget in report.budgets:
         settled = [
             sum(bool(run.test) or run.diverged for run in arm.runs) for arm in report.at(budget) if not _lost(arm)

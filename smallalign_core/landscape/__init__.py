@@ -30,8 +30,10 @@ from smallalign_core.spec import canonical
 from smallalign_core.steps import Work, advance, finish, part_of
 from smallalign_core.store import Run, Store
 
-Measure = Literal["line", "plane", "path", "curvature", "predictiveness"]
-MEASURES: tuple[Measure, ...] = ("line", "plane", "path", "curvature", "predictiveness")
+Measure = Literal["line", "plane", "path", "between", "curvature", "predictiveness"]
+MEASURES: tuple[Measure, ...] = ("line", "plane", "path", "between", "curvature", "predictiveness")
+PAIRS = ("path", "between")
+"""Measures of the first run and each other one."""
 VERSION = 1
 """Raised when a measure starts to mean something else; then what was kept no longer answers."""
 MOST_RUNS, MOST_IMAGES = 40, 10_000
@@ -100,7 +102,7 @@ class Landscape:
 
     Args:
         references: finished runs of this store, by id, prefix, name or path.
-        measures: which; `path` goes from the first run to each other one.
+        measures: which; `path` and `between` go from the first run to each other one.
 
     Raises:
         UnknownRun, Refused: a run is not there, not finished, or has no one loss to look at.
@@ -123,14 +125,14 @@ class Landscape:
             if run.imported is not None:
                 raise Refused("an import has no loss that it was trained with", given=run.name, do="choose a run")
             _surface.refuse(run.spec, run.name)
-        if "path" in measures:
+        if any(name in PAIRS for name in measures):
             self._refuse_ways()
         self.tasks = [
             self._task(run, measure, other)
             for run in self.runs
             for measure in MEASURES
             if measure in measures
-            for other in (self._others(run) if measure == "path" else [None])
+            for other in (self._others(run) if measure in PAIRS else [None])
         ]
         self._splits: dict[str, Splits] = {}
 
@@ -146,7 +148,7 @@ class Landscape:
                 raise BadInput(
                     "there is no straight way between different networks",
                     given=f"{first.name}: {first.title}; {other.name}: {other.title}",
-                    do="name runs of the same network, or leave `path` out",
+                    do="name runs of the same network, or leave `path` and `between` out",
                 )
 
     def _task(self, run: Run, measure: Measure, other: Run | None) -> _Task:
@@ -241,6 +243,10 @@ class Landscape:
                 assert task.other is not None
                 end = yield from self._built(task.other, look, task.run)
                 work = _measures.path(surface, end, points=look.points)
+            case "between":
+                assert task.other is not None
+                end = yield from self._built(task.other, look, task.run)
+                work = _measures.between(surface, end, points=look.grid, reach=look.reach, seed=look.seed)
             case "curvature":
                 work = _measures.curvature(surface, eigenvalues=look.eigenvalues, probes=look.probes, seed=look.seed)
             case "predictiveness":
@@ -255,8 +261,9 @@ class Landscape:
 
         Returns:
             `norms`, `images`, `seed`; `runs`, each with `id`, `name`, `title`, `params`, `loss` (of these images) and
-            its `measures`; `ways`: from the first run to others, with `barrier`; `shared`: whether all runs have the
-            same directions; `sizes`: see `_sizes.Trend`, where there are runs of several sizes; `words`.
+            its `measures`; `ways`: from the first run to others, with `barrier`; `between`: the planes that hold both;
+            `shared`: whether all runs have the same directions; `sizes`: see `_sizes.Trend`, where there are runs of
+            several sizes; `words`.
         """
         missing = self.missing
         for place, task in enumerate(missing):
@@ -265,21 +272,23 @@ class Landscape:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, found)
         runs: dict[str, dict[str, Any]] = {}
-        ways = []
+        pairs: dict[str, list[dict[str, Any]]] = {name: [] for name in PAIRS}
         for task in self.tasks:
             kept = self._kept(task) or {}
             row = runs.setdefault(task.run.id, self._row(task.run, kept))
             if task.other is None:
                 row["measures"][task.measure] = kept["found"]
             else:
-                ways.append({"run": task.run.id, "other": task.other.id, "to": self._name(task.other), **kept["found"]})
+                ends = {"run": task.run.id, "other": task.other.id, "to": self._name(task.other)}
+                pairs[task.measure].append(ends | kept["found"])
         rows = [runs[run.id] for run in self.runs if run.id in runs]
         found = {
             "norms": self.look.norms,
             "images": max(row["images"] for row in rows),
             "seed": self.look.seed,
             "runs": rows,
-            "ways": ways,
+            "ways": pairs["path"],
+            "between": pairs["between"],
             "shared": len({row["shapes"] for row in rows}) == 1,
             "sizes": _sizes.trends(rows) if len({row["params"] for row in rows}) > 1 else [],
         }
@@ -295,7 +304,8 @@ class Landscape:
 
 def _counted(measure: Measure, look: Look, parts: int) -> tuple[int, int]:
     """(losses, gradients) of batches that a measure asks for, about."""
-    losses = {"line": look.directions * look.points, "plane": look.grid**2, "path": look.points}.get(measure, 0)
+    flat = {"plane": look.grid**2, "between": look.grid**2}
+    losses = {"line": look.directions * look.points, "path": look.points, **flat}.get(measure, 0)
     products = 20 + 4 * look.eigenvalues + look.probes if measure == "curvature" else 0
     slopes = 1 + len(_measures.STRIDES) if measure == "predictiveness" else 3 * products
     return losses * parts, slopes * parts

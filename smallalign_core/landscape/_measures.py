@@ -18,6 +18,8 @@ from smallalign_core.steps import Work, by_callback
 
 RISE_AT = 0.2
 """Where along a direction the rise of the loss is read, in lengths of the weights."""
+PAST = 0.25
+"""How far a plane between two solutions reaches past them, in ways from one to the other."""
 STRIDES = (0.01, 0.05)
 """Steps along the gradient, in lengths of all weights."""
 Found = dict[str, Any]
@@ -67,6 +69,25 @@ def path(surface: Surface, other: Surface, *, points: int) -> Work[Found]:
     the weights, unless they are estimated anew.
     """
     at = np.linspace(0, 1, points)
+    losses = yield from _on_the_way(surface, other, [(float(share), torch.zeros(())) for share in at])
+    straight = (1 - at) * losses[0] + at * losses[-1]
+    return {"at": at.tolist(), "losses": _plain(np.array(losses)), "barrier": _finite((losses - straight).max())}
+
+
+def between(surface: Surface, other: Surface, *, points: int, reach: float, seed: int) -> Work[Found]:
+    """The loss on a plane that holds two solutions: `shares` [points] of the way from one to the other, a quarter past
+    both, and `at` [points] along a filter-normalised random direction; `losses` [points][points], rows along that
+    direction. Running statistics are mixed as on the way; past an end they are those of that end.
+    """
+    shares, at = np.linspace(-PAST, 1 + PAST, points), np.linspace(-reach, reach, points)
+    (direction,) = surface.directions(1, seed)
+    places = [(float(share), float(a) * direction) for a in at for share in shares]
+    losses = yield from _on_the_way(surface, other, places)
+    return {"shares": shares.tolist(), "at": at.tolist(), "losses": _plain(np.reshape(losses, (points, points)))}
+
+
+def _on_the_way(surface: Surface, other: Surface, places: Sequence[tuple[float, Tensor]]) -> Work[list[float]]:
+    """The losses at a share of the way from one solution to another, and so far beside it."""
     ends = [dict(one.network.named_buffers()) for one in (surface, other)]
     kept = {name: tensor.clone() for name, tensor in ends[0].items()}
 
@@ -76,18 +97,17 @@ def path(surface: Surface, other: Surface, *, points: int) -> Work[Found]:
                 tensor.copy_((1 - share) * kept[name] + share * ends[1][name])
 
     losses = []
-    for place, share in enumerate(at):
+    for count, (share, beside) in enumerate(places):
         if surface.norms == "eval":
-            mixed(float(share))
-        surface.put((1 - float(share)) * surface.start + float(share) * other.start)
+            mixed(min(1.0, max(0.0, share)))
+        surface.put((1 - share) * surface.start + share * other.start + beside)
         for value in surface.value():
             last = value
-            yield place / points
+            yield count / len(places)
         losses.append(last)
     mixed(0.0)
     surface.put(surface.start)
-    straight = (1 - at) * losses[0] + at * losses[-1]
-    return {"at": at.tolist(), "losses": _plain(np.array(losses)), "barrier": _finite((losses - straight).max())}
+    return losses
 
 
 def curvature(surface: Surface, *, eigenvalues: int, probes: int, seed: int) -> Work[Found]:

@@ -109,7 +109,7 @@ def _one_metric(
 def _verdict(found: stats.Mean, holm: float, less_is_better: bool, margin: float | None) -> Verdict:
     if not found.low <= 0 <= found.high and holm < LEVEL:
         return "better" if (found.mean < 0) == less_is_better else "worse"
-    if margin is not None and stats.within(found, margin):
+    if margin is not None and -margin < found.low and found.high < margin:
         return "no difference larger"
     return "undecided"
 

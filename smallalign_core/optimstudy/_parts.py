@@ -159,7 +159,8 @@ class Difference:
             `seeds`: t over seeds alone, where the runs' answers to each image are not kept.
         p: two-sided, of the same t statistic; `holm`: corrected over all arms of this budget (Holm, 1979).
         verdict: `better` and `worse` only where the interval leaves out zero and `holm` is below 0.05; `no difference
-            larger` than `margin` by two one-sided tests (Schuirmann, 1987); `no spread` where all pairs differ equally.
+            larger` than `margin` only where the whole interval lies inside it; `no spread` where all pairs differ
+            equally.
         margin: for accuracy only.
         more_seeds: where undecided, roughly how many more might tell; None: no number of seeds would.
         beats: share of seeds on which the arm is better, ties counting half.

@@ -20,7 +20,7 @@ def landscape(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Finished runs.")],
     measure: Annotated[
         list[str] | None,
-        typer.Option("--measure", help="line, plane, path, curvature, predictiveness. May be repeated."),
+        typer.Option("--measure", help="line, plane, path, between, curvature, predictiveness. May be repeated."),
     ] = None,
     bn: Annotated[str, typer.Option("--bn", help="What batch norms use: eval, train, reestimate.")] = "eval",
     images: Annotated[int, typer.Option("--images", help="Training images to look at, about.")] = 512,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,9 +64,16 @@ def _answer(kind: str, asked: Any, place: Store, queue: bool, device: str, ray: 
     else:
         _train(found, place, device, ray)
     report = found.report(place)
-    answer(report.as_dict() | {"words": report.words()}, json, report.words())
+    more = {"curves": _curves(found, place)} if json and kind == "optimizers" else {}
+    answer(report.as_dict() | more | {"words": report.words()}, json, report.words())
     if not queue and not report.complete:
         raise typer.Exit(1)
+
+
+def _curves(study: studies.Study, place: Store) -> list[dict[str, Any]]:
+    """Every run of the race, epoch by epoch: against steps, gradients and seconds."""
+    budgets, folder = study.spec.budgets, study.folder
+    return [asdict(curve) for one in budgets for curve in optimstudy.curves(study.spec, place, folder, one)]
 
 
 def _train(study: studies.Study, place: Store, device: str, ray: str | None) -> None:
