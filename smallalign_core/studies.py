@@ -43,7 +43,9 @@ KINDS: dict[str, ModuleType] = {"optimizers": optimstudy, "scaling": scaling}
     resolved(spec, run, store) -> spec      with what was filled in of the first probe, so that ids do not change
     wanted(spec, store, folder) -> [RunSpec]    all runs that it wants as far as it can know now, in order: a pure
                                             function of what is finished; more may follow when these are
-    prepare(spec, store, folder, device, stop)  measure what `wanted` needs besides runs, if that is missing
+    prepare(spec, store, folder, device, stop) -> bool
+                                            measure what `wanted` needs besides runs, for seconds rather than minutes,
+                                            and keep it; whether some of it is still missing
     report(spec, store, folder, active=, trouble=)  what is known now, with as_dict() and words()
 """
 ATTEMPTS = 5
@@ -315,8 +317,9 @@ def drive(
     more = True
     while not stop.is_set() and (more or away):
         if more:
-            study.module.prepare(study.spec, store, study.folder, device, stop)
-        while more and crew.free:
+            while study.module.prepare(study.spec, store, study.folder, device, stop) and not stop.is_set():
+                pass
+        while more and crew.free and not stop.is_set():
             some = together([spec for spec in study.missing(store) if digest(spec) not in tried | away])
             if more := bool(some):
                 runs = [store.create(spec) for spec in some]
@@ -331,7 +334,8 @@ def drive(
 
 
 def feed(store: Store, device: str, stop: threading.Event) -> bool:
-    """Queue the next runs of the oldest active study that has any; whether there were some.
+    """Go on with the oldest active study that has anything to do: queue its next runs, or prepare them for some
+    seconds, after which the queue comes first again. Returns whether there was one.
 
     A study that has nothing more to train is let go: it is finished, or waits for a person.
     """
@@ -339,9 +343,11 @@ def feed(store: Store, device: str, stop: threading.Event) -> bool:
         if not study.active:
             continue
         try:
-            study.module.prepare(study.spec, store, study.folder, device, stop)
+            unready = study.module.prepare(study.spec, store, study.folder, device, stop)
             if not study.active:  # paused or deleted meanwhile
                 continue
+            if unready:
+                return True
             missing = study.missing(store)
             some = together([spec for spec in missing if _by_itself(store.find(spec))])
             for spec in some:

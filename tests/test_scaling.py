@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
-from smallalign_core import data, desk, scaling, stats, studies
+from smallalign_core import data, desk, quality, scaling, stats, studies
 from smallalign_core.errors import BadData, BadSpec
 from smallalign_core.execution import TOGETHER
 from smallalign_core.scaling import _build, _fits, _plan
@@ -185,7 +185,8 @@ def test_automatic_cleaning_is_judged_within_each_draw(place: Store) -> None:
     study = studies.create(place, "scaling", resolved(place, **fields))
     assert len(study.wanted(place)) == 27
     assert study.report(place).preparing
-    scaling.prepare(study.spec, place, study.folder, "cpu", threading.Event())
+    while scaling.prepare(study.spec, place, study.folder, "cpu", threading.Event()):
+        pass
     runs = study.wanted(place)
     assert len(runs) == 54
     made = [run for run in runs if run.data.decisions]
@@ -198,6 +199,35 @@ def test_automatic_cleaning_is_judged_within_each_draw(place: Store) -> None:
         assert after.test.fingerprint == before.test.fingerprint
     assert digest(made[0]) == digest(study.wanted(place)[runs.index(made[0])])
     studies.delete(place, study)
+
+
+def test_judging_gives_the_worker_back_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A draw at a time, a long one in slices; a pause is obeyed at once, and nothing is judged twice."""
+    store, begun = Store(tmp_path / "models"), []
+
+    def slowly(images: data.ImageSet) -> Any:
+        begun.append(len(images))
+        yield 0.5
+        return data.Decisions("", {int(images.ids[0]): data.Decision("drop")})
+
+    monkeypatch.setattr(quality, "automatic", slowly)
+    study = studies.create(store, "scaling", resolved(store, recipes=["baseline", "clean"]))
+    studies.start(store, study)
+    stop = threading.Event()
+    assert studies.feed(store, "cpu", stop)
+    assert (len(study.wanted(store)), store.queue()) == (30, [])  # 27 of the baseline and 3 sizes of one draw
+    studies.pause(store, study)
+    assert not studies.feed(store, "cpu", stop)
+    studies.start(store, study)
+    monkeypatch.setattr(_plan, "SLICE", -1.0)
+    assert studies.feed(store, "cpu", stop)
+    assert len(study.wanted(store)) == 30, "half of the second draw is judged"
+    for _ in range(14):
+        assert studies.feed(store, "cpu", stop)
+        assert store.queue() == []
+    assert studies.feed(store, "cpu", stop)
+    assert store.queue()
+    assert begun == [160, 80, 40] * 3
 
 
 # --- what is found ----------------------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ class Toy(ModuleType):
         super().__init__("toy")
         self.prepared = 0
         self.broken: Exception | None = None
+        self.unready = 0
 
     def parse_study(self, written: dict[str, Any]) -> Asked:
         return Asked(**written)
@@ -49,10 +50,12 @@ class Toy(ModuleType):
     def title_of(self, _: Asked) -> str:
         return "a toy"
 
-    def prepare(self, *_: object) -> None:
+    def prepare(self, *_: object) -> bool:
         self.prepared += 1
         if self.broken:
             raise self.broken
+        self.unready -= self.unready > 0
+        return self.unready > 0
 
     def wanted(self, spec: Asked, store: Store, _: Path) -> list[RunSpec]:
         found = [parse(spec.student | {"epochs": length}) for length in spec.lengths]
@@ -193,6 +196,43 @@ def test_what_people_submit_comes_before_studies(store: Store, toy: Toy, resolve
     assert own.finished
     assert began[3] == min(began.values())
     assert len(began) == 3
+
+
+def test_what_is_submitted_while_a_study_is_prepared_does_not_wait_for_it(
+    store: Store, toy: Toy, resolved: RunSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = ask(store, resolved)
+    studies.start(store, study)
+    toy.unready, before = 10, []
+    own = resolved.model_copy(update={"seed": 3})
+    real = worker.serve_some
+
+    def serving(runs: Any, *rest: Any) -> None:
+        before.append((runs[0].spec.seed, toy.prepared))
+        real(runs, *rest)
+
+    def prepare(*asked: object) -> bool:
+        if toy.prepared == 2:
+            store.submit(own)
+        return Toy.prepare(toy, *asked)
+
+    monkeypatch.setattr(worker, "serve_some", serving)
+    monkeypatch.setattr(toy, "prepare", prepare)
+
+    serve(store)
+
+    assert before[:2] == [(3, 3), (0, 10)]
+    assert study.missing(store) == []
+
+
+def test_the_foreground_prepares_to_the_end_first(store: Store, toy: Toy, resolved: RunSpec) -> None:
+    toy.unready = 5
+    study = ask(store, resolved)
+
+    studies.drive(study, store, device="cpu")
+
+    assert (toy.unready, study.missing(store)) == (0, [])
+    assert toy.prepared >= 5
 
 
 def test_a_study_that_cannot_go_on_says_why_and_the_worker_lives(store: Store, toy: Toy, resolved: RunSpec) -> None:

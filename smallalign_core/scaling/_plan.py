@@ -7,13 +7,12 @@ neither, so that recipes are paired; a larger draw holds a smaller one of the sa
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smallalign_core import data, law, quality
+from smallalign_core import data, law, quality, steps
 from smallalign_core.errors import BadData, BadSpec, SmallAlignError
 from smallalign_core.files import read_json, write_folder, write_json
 from smallalign_core.law import Axis, Observations
@@ -24,6 +23,9 @@ from smallalign_core.store import Run, State, Store
 CLEANED = "cleaned.json"
 ROUNDS = 4
 """An adaptive study looks so many times, after its pilot, where the next replicates narrow most."""
+
+SLICE = 2.0
+"""Seconds for which images are judged before whoever does it may turn to something else."""
 
 MOST_REPLICATES = 16
 """Of a cell of an adaptive study: their images are known, with digests, before the first run."""
@@ -368,34 +370,44 @@ def _fingerprints(spec: ScalingStudySpec, cache: Path, _: str) -> tuple[tuple[st
     return tuple(zip([key for key, _ in known], data.fingerprints([one for _, one in known], cache), strict=True))
 
 
-def prepare(spec: ScalingStudySpec, store: Store, folder: Path, _: str, stop: threading.Event) -> None:
-    """Judge the images of each draw that automatic cleaning is to clean, from that draw alone, unless it is done."""
-    if spec.decisions != AUTOMATIC or not any("clean" in spec.adds(recipe) for recipe in spec.recipes):
-        return
-    known = dict(cleaned(spec, folder))
-    for cell in cells(spec, store, folder):
-        key = key_of(cell, spec)
-        if key in known or not key.startswith("clean"):
-            continue
-        if stop.is_set() or not folder.is_dir():  # deleted meanwhile
-            return
-        plain = draw_of(spec, cell.images, cell.replicate)
-        made = quality.automatic(data.load(plain, store.data_cache).train)
-        file = folder / "decisions" / f"{cell.images}-{cell.replicate}.json"
-        write_folder(file.parent, {})
-        data.Decisions(plain.source, made.by_image).write(file)
-        asked = plain.model_copy(update={"decisions": str(file.resolve())})
-        left = data.load(asked, store.data_cache)
-        run = store.resolve(spec.student.model_copy(update={"data": asked}), left, spec.student.precision)
-        known[key] = Cleaned(str(run.data.decisions), left.fingerprint, len(made.by_image))
-        write_json(folder / CLEANED, {key: vars(one) for key, one in known.items()})
+def prepare(spec: ScalingStudySpec, store: Store, folder: Path, *_: object) -> bool:
+    """Judge images that automatic cleaning is to clean, for `SLICE` seconds or until one draw is judged, from that draw
+    alone. Returns whether others are left to judge.
+
+    A draw that was begun is gone on with by the same process only; what was judged stays in the study's folder.
+    """
+    if spec.decisions != AUTOMATIC:
+        return False
+    known = cleaned(spec, folder)
+    keys = dict.fromkeys(key_of(cell, spec) for cell in cells(spec, store, folder))
+    left = [key for key in keys if key.startswith("clean") and key not in known]
+    if not left or not folder.is_dir():  # deleted meanwhile
+        return False
+    images, replicate = map(int, left[0].split()[1:])
+    plain = draw_of(spec, images, replicate)
+
+    def begin() -> steps.Work[data.Decisions]:
+        return quality.automatic(data.load(plain, store.data_cache).train)
+
+    made, _ = steps.advance(f"{left[0]} {folder}", begin, SLICE)
+    if made is not None:
+        _keep(spec, store, folder, left[0], made)
+    return made is None or len(left) > 1
 
 
-def seconds_of(result: dict[str, Any]) -> float:
-    """What a run cost as if it had been alone."""
-    if "own_seconds" not in result:
-        return float(result["seconds"])
-    return float(result["own_seconds"]) + float(result["shared_seconds"])
+def _keep(spec: ScalingStudySpec, store: Store, folder: Path, key: str, made: data.Decisions) -> None:
+    """Write down what automatic cleaning made of a draw."""
+    images, replicate = map(int, key.split()[1:])
+    plain = draw_of(spec, images, replicate)
+    file = folder / "decisions" / f"{images}-{replicate}.json"
+    write_folder(file.parent, {})
+    data.Decisions(plain.source, made.by_image).write(file)
+    asked = plain.model_copy(update={"decisions": str(file.resolve())})
+    left = data.load(asked, store.data_cache)
+    run = store.resolve(spec.student.model_copy(update={"data": asked}), left, spec.student.precision)
+    one = Cleaned(str(run.data.decisions), left.fingerprint, len(made.by_image))
+    known = {**cleaned(spec, folder), key: one}  # read again: another worker may have judged one meanwhile
+    write_json(folder / CLEANED, {key: vars(one) for key, one in known.items()})
 
 
 def seen(spec: ScalingStudySpec, cell: Cell) -> float:
