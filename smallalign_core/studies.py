@@ -3,6 +3,7 @@
     <root>/studies/<id>/    study.json      what is asked; written once, and the id is its digest
                             active          a marker: workers take its runs by themselves
                             trouble         why a worker could not go on with it
+                            needs           runs that it learns from, which are not deleted while it lacks runs
                             (and what its kind keeps there)
 
 A study never says how far it is: that is read from the runs. Whatever is killed, the same question asked again goes on.
@@ -134,6 +135,24 @@ def settled(run: Run | None) -> bool:
     return state is State.FINISHED or (state is State.FAILED and bool(run.said.get("diverged")))
 
 
+def _claim(study: Study, store: Store) -> None:
+    """Keep the runs that a study learns from until it has all of its own.
+
+    A paused study keeps them too: it would be no use to go on with one whose teacher is gone. Who gives a study up
+    deletes it, which leaves its finished runs; what is complete, once, claims nothing any more.
+    """
+    every = [*study.module.probes(study.spec), *study.wanted(store)]
+    needed = {name for spec in every for name in (*spec.teachers, spec.start) if name}
+    if needed:
+        write(study.folder / "needs", "\n".join(sorted(needed)))
+
+
+def _release(study: Study, store: Store) -> None:
+    """Let go of them if it has all of its runs."""
+    if not study.missing(store):
+        (study.folder / "needs").unlink(missing_ok=True)
+
+
 # --- asking -----------------------------------------------------------------------------------------------------------
 
 
@@ -159,6 +178,7 @@ def start(store: Store, study: Study) -> None:
     stopped = [run for run in found if run is not None and run.state.resumable]
     visitors.check_room(store.root, store.visitor, len(stopped))
     (study.folder / "trouble").unlink(missing_ok=True)
+    _claim(study, store)
     write(study.folder / "active", "")
     for run in stopped:
         store.enqueue(run, together=True)
@@ -221,19 +241,19 @@ def delete(store: Store, study: Study, *, runs: bool = False) -> list[str]:
     store.visitor.may("delete studies")
     if study.active:
         raise Refused("the study is active", given=study.id, do="pause it first")
-    gone: list[str] = []
-    if runs:
-        others: set[str] = set()
-        for other in listing(store):
-            with contextlib.suppress(SmallAlignError):
-                others |= {digest(spec) for spec in other.wanted(store)} if other.id != study.id else set()
-        for spec in study.wanted(store):
-            if digest(spec) not in others and store.find(spec) is not None:
-                with contextlib.suppress(Refused):
-                    gone.append(store.delete(digest(spec)).name)
+    own = list(dict.fromkeys(map(digest, study.wanted(store)))) if runs else []
     aside = study.folder.with_name(f".deleted-{study.id}-{os.getpid()}")
-    study.folder.rename(aside)
+    study.folder.rename(aside)  # first: it would keep the teachers among its own runs
     shutil.rmtree(aside, ignore_errors=True)
+    others: set[str] = set()
+    for other in listing(store) if runs else ():
+        with contextlib.suppress(SmallAlignError):
+            others |= set(map(digest, other.wanted(store)))
+    gone: list[str] = []
+    for name in reversed(own):  # students before their teachers
+        if name not in others and Run(store.root / "runs" / name).record.exists():
+            with contextlib.suppress(Refused):
+                gone.append(store.delete(name).name)
     return gone
 
 
@@ -312,6 +332,7 @@ def drive(
     import torch._dynamo  # noqa: F401  # the first optimizer would, and its second would be the first run's
 
     crew = crew or Here(store, device, stop, observe)
+    _claim(study, store)
     tried: set[str] = set()
     away: set[str] = set()
     more = True
@@ -330,6 +351,8 @@ def drive(
             away -= {run.id for run in ended}
             tried |= {run.id for run in ended}
             more = True  # what is finished may ask for others
+    if not stop.is_set():
+        _release(study, store)
     return failed
 
 
@@ -356,6 +379,7 @@ def feed(store: Store, device: str, stop: threading.Event) -> bool:
                 return True
             if not any(run is not None and run.state.active for run in map(store.find, missing)):
                 (study.folder / "active").unlink(missing_ok=True)
+                _release(study, store)
         except Exception as error:  # whatever is wrong with one study, the worker serves the others
             if stop.is_set():
                 return False

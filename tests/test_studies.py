@@ -50,6 +50,9 @@ class Toy(ModuleType):
     def title_of(self, _: Asked) -> str:
         return "a toy"
 
+    def probes(self, spec: Asked) -> list[RunSpec]:
+        return [parse(spec.student)]
+
     def prepare(self, *_: object) -> bool:
         self.prepared += 1
         if self.broken:
@@ -357,6 +360,47 @@ def test_deleting_keeps_the_runs_of_others(store: Store, toy: Toy, resolved: Run
     assert [study.id for study in studies.listing(store)] == [small.id]
     studies.delete(store, small)
     assert len(store.runs()) == 2, "without `runs` they stay"
+
+
+def test_a_teacher_stays_while_a_study_lacks_runs(store: Store, toy: Toy, resolved: RunSpec) -> None:
+    """Whoever trains it, active or paused; not once it is complete, nor once it is deleted."""
+    teacher = store.create(resolved.model_copy(update={"seed": 9}))
+    worker.execute(teacher, store, device="cpu")
+    student = desk.resolve(store, parse(resolved.model_dump(mode="json") | {"teacher": teacher.id, "loss": "kd"}))
+    study, other = ask(store, student), ask(store, student, 2)
+    for one in (study, other):
+        studies.start(store, one)
+        studies.pause(store, one)
+
+    refused = command("runs", "delete", teacher.id, store=store)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("Unfinished studies learn from it (given: ")
+    assert study.id in refused.stderr
+    assert other.id in refused.stderr
+    assert refused.stderr.rstrip().endswith("or delete them: their finished runs stay.")
+    studies.delete(store, other)
+    studies.start(store, study)
+    with pytest.raises(Refused, match=f"given: {study.id}"):
+        store.delete(teacher.id)
+    serve(store)
+    assert study.missing(store) == []
+    store.delete(teacher.id)
+    assert sorted(run.spec.seed for run in store.runs()) == [0, 7]
+
+
+def test_a_study_deletes_its_own_teachers_too(store: Store, toy: Toy, resolved: RunSpec) -> None:
+    teacher = store.create(resolved)
+    worker.execute(teacher, store, device="cpu")
+    student = desk.resolve(store, parse(resolved.model_dump(mode="json") | {"teacher": teacher.id, "loss": "kd"}))
+    study = ask(store, student, 2)
+    toy.wanted = lambda *_: [resolved, student]  # type: ignore[method-assign]
+    studies.start(store, study)
+    studies.pause(store, study)
+    store.create(student)
+
+    assert studies.delete(store, study, runs=True) == [digest(student), teacher.id]
+
+    assert store.runs() == []
 
 
 # --- killed -----------------------------------------------------------------------------------------------------------

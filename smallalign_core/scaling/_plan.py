@@ -389,8 +389,7 @@ def prepare(spec: ScalingStudySpec, store: Store, folder: Path, *_: object) -> b
     def begin() -> steps.Work[data.Decisions]:
         return quality.automatic(data.load(plain, store.data_cache).train)
 
-    made, _ = steps.advance(f"{left[0]} {folder}", begin, SLICE)
-    if made is not None:
+    if (made := steps.advance(f"{left[0]} {folder}", begin, SLICE)[0]) is not None:
         _keep(spec, store, folder, left[0], made)
     return made is None or len(left) > 1
 
