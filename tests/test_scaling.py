@@ -349,6 +349,9 @@ def test_a_budget_is_spent_where_it_narrows_most(place: Store, monkeypatch: pyte
     assert found == _plan.cells(spec, place, place.root / "nowhere")
     more = [cell for cell in found[54:] if (cell.recipe, cell.width, cell.images) == ("augment", 8, 160)]
     assert len(more) > 26 / 18  # the recipe at the target gets more than its share
+    for budget in (81, 130):
+        larger = _plan.cells(spec.model_copy(update={"budget": budget}), place, place.root / "nowhere")
+        assert (len(larger), larger[:80]) == (budget, found), "a larger budget shares all runs"
 
 
 def test_a_ladder_wants_teachers_then_their_students(place: Store) -> None:

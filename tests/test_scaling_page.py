@@ -13,7 +13,7 @@ from streamlit.testing.v1 import AppTest
 from pages.ui import backstage, scalingcharts, scalingview
 from smallalign_core import desk, quality, scaling, studies
 from smallalign_core.data import Decision
-from smallalign_core.scaling import parse_study
+from smallalign_core.scaling import most_of, parse_study
 from smallalign_core.store import Store
 from smallalign_core.studies import Study
 from tests.conftest import ROOT
@@ -122,6 +122,21 @@ def test_a_study_without_runs_says_so(shown: Show, place: Store) -> None:
     app = shown(study=ask(place, epochs=3).id)
     assert "No run is finished yet" in texts(app)
     assert "Resume" in [button.label for button in app.button]
+
+
+def test_an_adaptive_study_is_extended_by_runs(shown: Show, place: Store) -> None:
+    study = ask(place, budget=60)
+    app = shown(study=study.id)
+    assert app.number_input(key="extend-runs").value == 80
+    app.number_input(key="extend-runs").set_value(70).run()
+    next(button for button in app.button if button.label == "Extend and start").click().run()
+    assert not app.exception
+    more = studies.find(place, app.query_params["study"][0])
+    assert (more.spec.budget, more.active) == (70, True)
+    assert more.spec.model_copy(update={"budget": 60}) == study.spec
+    studies.pause(place, more)
+    whole = ask(place, budget=most_of(study.spec))
+    assert "Ask again with more sizes" in texts(shown(study=whole.id))
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import yaml
 from pages.ui import backstage, forms, listing, picks, policy, students, wording
 from smallalign_core import quality
 from smallalign_core.errors import BadSpec
-from smallalign_core.scaling import PRESETS, ScalingStudySpec, parse_study
+from smallalign_core.scaling import MOST_REPLICATES, PILOT, PRESETS, REPLICATES, ScalingStudySpec, parse_study
 from smallalign_core.spec import Lookahead, Optimizer, RunSpec, canonical, lessons, members, parse_policy
 from smallalign_core.store import Store
 
@@ -64,7 +64,7 @@ def form(source: str, facts: Mapping[str, Any], store: Store) -> dict[str, Any]:
         st.caption("All together needs two things to add: it is left out.")
         recipes.remove("all")
     st.subheader("How much evidence", anchor=False)
-    return student | sizes | found | {"recipes": ["baseline", *recipes]} | _effort(there)
+    return student | sizes | found | {"recipes": ["baseline", *recipes]} | _effort(there, 1 + len(recipes))
 
 
 def _start(key: str, fill: Any) -> None:
@@ -90,7 +90,7 @@ def _sizes(student: dict[str, Any]) -> dict[str, Any]:
     return {"target": {"width": width}}
 
 
-def _effort(there: int) -> dict[str, Any]:
+def _effort(there: int, recipes: int) -> dict[str, Any]:
     names = {
         name: f"{name.capitalize()}: {len(one['widths'])} sizes × {len(one['fractions'])}"
         for name, one in PRESETS.items()
@@ -128,7 +128,8 @@ def _effort(there: int) -> dict[str, Any]:
         key="scaling-adaptive",
         help="A pilot of the lowest, middle and highest rungs first; then draws where they narrow the intervals most.",
     ):
-        found["budget"] = st.number_input("Runs", 54, 100_000, 120, key="scaling-budget")
+        least, most = (recipes * PILOT**2 * some for some in (REPLICATES, MOST_REPLICATES))
+        found["budget"] = st.number_input("Runs", least, most, 2 * least, key=f"scaling-budget-{least}")
     return found
 
 

@@ -7,6 +7,7 @@ neither, so that recipes are paired; a larger draw holds a smaller one of the sa
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,19 +17,25 @@ from smallalign_core import data, law, quality, steps
 from smallalign_core.errors import BadData, BadSpec, SmallAlignError
 from smallalign_core.files import read_json, write_folder, write_json
 from smallalign_core.law import Axis, Observations
-from smallalign_core.scaling._spec import AUTOMATIC, REPLICATES, ScalingStudySpec, epochs_of
+from smallalign_core.scaling._spec import AUTOMATIC, PILOT, REPLICATES, ScalingStudySpec, epochs_of
 from smallalign_core.spec import DataSpec, RunSpec, digest, parse
 from smallalign_core.store import Run, State, Store
 
 CLEANED = "cleaned.json"
-ROUNDS = 4
-"""An adaptive study looks so many times, after its pilot, where the next replicates narrow most."""
-
 SLICE = 2.0
 """Seconds for which images are judged before whoever does it may turn to something else."""
 
 MOST_REPLICATES = 16
 """Of a cell of an adaptive study: their images are known, with digests, before the first run."""
+
+
+ROUND = 3
+"""Every so manieth of the runs that there are is added before an adaptive study looks again where they narrow most."""
+
+
+def most_of(spec: ScalingStudySpec) -> int:
+    """Runs that an adaptive study may have: its cells have no more replicates."""
+    return len(spec.recipes) * PILOT**2 * MOST_REPLICATES
 
 
 @dataclass(frozen=True)
@@ -197,18 +204,15 @@ def grown(spec: ScalingStudySpec, store: Store, folder: Path) -> tuple[tuple[Cel
     if spec.budget is None:
         return grid(spec), True
     found, decided = list(pilot(spec)), cleaned(spec, folder)
-    left = spec.budget - len(found)
-    for turn in range(ROUNDS):
-        if left < 1:
-            break
+    while (left := spec.budget - len(found)) > 0:
         rows = [_row(store, run_of(spec, cell, decided), cell) for cell in found]
         if None in rows:
             return tuple(found), False
         known = tuple(row for row in rows if row)
-        more = _next(spec, known, max(1, left // (ROUNDS - turn)), tuple(found))
+        more = _next(spec, known, tuple(found))
         if not more:  # every cell has as many replicates as there may be, or no law can say where they help
             break
-        found, left = found + list(more), left - len(more)
+        found += more[:left]
     return tuple(found), True
 
 
@@ -244,9 +248,12 @@ def _result(folder: Path, _: int) -> dict[str, Any]:
     return result
 
 
-@functools.lru_cache(maxsize=64)
-def _next(spec: ScalingStudySpec, rows: tuple[Row, ...], share: int, known: tuple[Cell, ...]) -> tuple[Cell, ...]:
-    """The next replicates of the pilot's cells, half for parameters and half for images, by recipes in turn."""
+@functools.lru_cache(maxsize=256)
+def _next(spec: ScalingStudySpec, rows: tuple[Row, ...], known: tuple[Cell, ...]) -> tuple[Cell, ...]:
+    """A round: the next replicates of the pilot's cells, for parameters and for images, by recipes in turn.
+
+    Neither how many they are nor their order depends on the budget, so that a larger one shares all runs of a smaller.
+    """
     params = {row[1]: row[2] for row in rows}
     sizes = {size: width for width, size in params.items()}
     chance = max(row[5] for row in rows) * 4  # only slopes matter here, and no chance level is known without classes
@@ -258,21 +265,20 @@ def _next(spec: ScalingStudySpec, rows: tuple[Row, ...], share: int, known: tupl
     wishes = [(recipe, axis) for recipe in spec.recipes[1:] for axis in axes]
     try:
         draws = law.resample(Observations.of([(r, p, d, s, y) for r, _, p, d, s, y in rows], chance), draws=50)
-        found: list[Cell] = []
-        for turn, (recipe, axis) in enumerate(wishes):
-            part = (share - len(found)) // (len(wishes) - turn)
-            if part < 1:
-                continue
+        found = []
+        for recipe, axis in wishes:
+            part = len(known) // ROUND // len(wishes)
             more = law.allocate(draws, recipe, "baseline", params[spec.width], spec.most, axis, budget=part).more
-            for (arm, size, images), count in more:
-                for _ in range(count):
-                    place = (arm, sizes[int(size)], int(images))
-                    if (at := counts.get(place, 0)) < MOST_REPLICATES:
-                        counts[place] = at + 1
-                        found.append(Cell(*place, at))
+            found.append([(arm, sizes[int(size)], int(images)) for (arm, size, images), n in more for _ in range(n)])
     except (BadData, KeyError):  # too few were finished for a law: the pilot is all
         return ()
-    return tuple(found)
+    cells: list[Cell] = []
+    for place in itertools.chain.from_iterable(itertools.zip_longest(*found)):
+        if place is not None and (at := counts.get(place, 0)) < MOST_REPLICATES:
+            counts[place] = at + 1
+            recipe, width, images = place
+            cells.append(Cell(recipe, width, images, at))
+    return tuple(cells)
 
 
 def ladder(spec: ScalingStudySpec, store: Store) -> tuple[tuple[int, RunSpec], ...]:
