@@ -48,6 +48,7 @@ KINDS: dict[str, ModuleType] = {"optimizers": optimstudy, "scaling": scaling}
                                             measure what `wanted` needs besides runs, for seconds rather than minutes,
                                             and keep it; whether some of it is still missing
     report(spec, store, folder, active=, trouble=)  what is known now, with as_dict() and words()
+    expected(spec, store, folder, device) -> float  seconds that what is missing takes here, from a few real steps
 """
 ATTEMPTS = 5
 """A worker takes a run by itself at most so often: one that kills its worker must not do so forever."""

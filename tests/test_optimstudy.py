@@ -801,6 +801,15 @@ def test_every_claim_carries_its_budget(raced: tuple[Store, studies.Study]) -> N
     assert json.loads(json.dumps(found.as_dict()))["arms"][1]["words"]["accuracy"]
 
 
+def test_the_cost_is_known_before_the_first_run(raced: tuple[Store, studies.Study]) -> None:
+    store, _ = raced
+    assert desk.study(store, "optimizers", SMALL, probe=True)["seconds"] == 0, "all of it is done"
+    some, more = (desk.study(store, "optimizers", SMALL | {"seeds": n}, probe=True)["seconds"] for n in (4, 40))
+    taught = desk.study(store, "optimizers", SMALL | {"teacher": "digits-teacher"}, probe=True)["seconds"]
+    assert 0 < some < more
+    assert taught > 0
+
+
 def test_more_seeds_optimizers_and_budgets_repeat_nothing(raced: tuple[Store, studies.Study]) -> None:
     store, study = raced
     done = {digest(spec) for spec in study.wanted(store)}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +20,7 @@ import pytest
 from conftest import ROOT, command, tiny
 from pydantic import BaseModel
 
-from smallalign_core import desk, optimstudy, studies, worker
+from smallalign_core import desk, studies, worker
 from smallalign_core.errors import BadData, Refused, UnknownRun
 from smallalign_core.recording import Recording
 from smallalign_core.spec import RunSpec, digest, parse
@@ -453,6 +455,11 @@ def test_killed_anywhere_it_ends_with_the_same_runs(tmp_path: Path) -> None:
     assert digests[0] == digests[1]
 
 
-def test_optimizers_are_a_kind() -> None:
-    for name in ("parse_study", "study_id", "title_of", "probes", "resolved", "wanted", "prepare", "report"):
-        assert callable(getattr(optimstudy, name)), name
+def test_every_kind_answers_all_that_is_asked() -> None:
+    answers = re.findall(
+        r"^    (\w+)\(", inspect.getsource(studies).partition("KINDS: ")[2].partition("ATTEMPTS")[0], re.M
+    )
+    assert len(answers) == 9
+    for kind, module in studies.KINDS.items():
+        for name in answers:
+            assert callable(getattr(module, name, None)), (kind, name)

@@ -52,3 +52,10 @@ def prepare(spec: OptimizerStudySpec, store: Store, folder: Path, device: str, s
     from smallalign_core.optimstudy import _finder
 
     return _finder.prepare(spec, store, folder, device, stop)
+
+
+def expected(spec: OptimizerStudySpec, store: Store, folder: Path, device: str = "auto") -> float:
+    """Seconds that what is missing takes here: see `_expected.expected`. Imports torch, unless nothing is missing."""
+    from smallalign_core.optimstudy import _expected
+
+    return _expected.expected(spec, store, folder, device)
