@@ -264,18 +264,6 @@ def landscape(store: Store, runs: list[str], measures: list[str], **how: Any) ->
     return looking.landscape(store, runs, measures, **how)
 
 
-def ladder(store: Store, run: str, widths: list[int], seeds: int) -> dict[str, Any]:
-    """Queue the run at several widths and seeds, unless they exist: `runs`, the ids and states of all."""
-    from smallalign_core import landscape as looking
-
-    store.visitor.may("start runs")
-    specs = looking.ladder(resolve(store, store.finished(run).spec), widths, seeds)
-    missing = sum(one is None or one.state.resumable for one in map(store.find, specs))
-    visitors.check_room(store.root, store.visitor, missing)  # all of them or none
-    runs = [store.submit(spec, together=True) for spec in specs]
-    return {"runs": [{"id": one.id, "state": str(one.state)} for one in runs]}
-
-
 QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "inspect": inspect,
     "submit": submit,
@@ -295,7 +283,6 @@ QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "preflight": preflight,
     "study": study,
     "landscape": landscape,
-    "ladder": ladder,
     "quality": quality.quality,
 }
 
