@@ -16,7 +16,7 @@ from smallalign_core import export, foreign, policies
 from smallalign_core.errors import Diverged, WorkFailed
 from smallalign_core.spec import DataSpec, lessons
 from smallalign_core.store import Run, Store
-from tests.conftest import ROOT, Train
+from tests.conftest import ROOT, Train, texts
 
 PAGES = ("home", "data", "augment", "distil", "optimizers", "scaling", "runs", "compare", "export")
 
@@ -25,30 +25,6 @@ def test_every_page_is_opened_here():
     files = {file.stem for file in (ROOT / "pages").glob("*.py")} - {"frame"}
 
     assert files == set(PAGES)
-
-
-@pytest.fixture
-def shown(store: Store, desk_here: None, monkeypatch: pytest.MonkeyPatch):
-    """Open a page of the test's store: `shown("runs", run=...)`."""
-    monkeypatch.setenv("SMALLALIGN_STORE", str(store.root))
-
-    def show(page: str, **query: str) -> AppTest:
-        app = AppTest.from_file(str(ROOT / "pages" / "frame.py"), default_timeout=120).run()
-        assert not app.exception
-        for name, value in query.items():
-            app.query_params[name] = value
-        app = app.run() if page == "home" else app.switch_page(f"{page}.py").run()
-        assert not app.exception
-        return app
-
-    yield show
-    backstage.desk().close()
-
-
-def texts(app: AppTest) -> str:
-    """All that is written on a page."""
-    found = [*app.title, *app.header, *app.subheader, *app.markdown, *app.caption, *app.info, *app.error, *app.warning]
-    return "\n".join(str(element.value) for element in found)
 
 
 def break_spec(store: Store) -> Run:

@@ -22,42 +22,16 @@ from smallalign_core.execution import TOGETHER
 from smallalign_core.scaling import _build, _fits, _plan
 from smallalign_core.spec import RunSpec, digest
 from smallalign_core.store import Store
-from tests.conftest import ROOT, command
-
-STUDY = {
-    "data": "digits",
-    "network": {"kind": "mlp", "width": 8, "depth": 1},
-    "batch": 64,
-    "epochs": 2,
-    "precision": "fp32",
-    "widths": [4, 8, 16],
-    "images": [40, 80, 160],
-    "augment": [{"kind": "shift", "pixels": 1}],
-    "recipes": ["baseline", "augment"],
-    "replicates": 3,
-}
+from tests.conftest import ROOT, SCALING, command
 
 
 def asked(**more: Any) -> scaling.ScalingStudySpec:
-    return scaling.parse_study({**STUDY, **more})
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store(tmp_path_factory.mktemp("scaling") / "models")
+    return scaling.parse_study({**SCALING, **more})
 
 
 def resolved(store: Store, **more: Any) -> scaling.ScalingStudySpec:
     found: scaling.ScalingStudySpec = desk.resolve_study(store, "scaling", asked(**more), "cpu")
     return found
-
-
-@pytest.fixture(scope="module")
-def finished(place: Store) -> studies.Study:
-    """54 runs, trained."""
-    study = studies.create(place, "scaling", resolved(place))
-    assert not studies.drive(study, place, device="cpu")
-    return study
 
 
 # --- what is asked ----------------------------------------------------------------------------------------------------
@@ -105,7 +79,7 @@ def test_too_few_images_for_the_classes_are_refused(place: Store) -> None:
 
 @pytest.mark.parametrize(("preset", "runs", "recipes"), [("quick", 72, 2), ("standard", 256, 4), ("paper", 750, 6)])
 def test_presets_are_of_the_size_that_they_say(place: Store, preset: str, runs: int, recipes: int) -> None:
-    fields = {name: STUDY[name] for name in ("data", "network", "batch", "epochs", "precision", "augment")}
+    fields = {name: SCALING[name] for name in ("data", "network", "batch", "epochs", "precision", "augment")}
     more = {"optimizer": "sgd", "teacher": "digits-teacher", "decisions": "automatic", "preset": preset}
     spec = scaling.parse_study(fields | more)
     assert len(spec.recipes) == recipes
@@ -137,7 +111,7 @@ def test_runs_are_those_that_a_user_would_get(place: Store) -> None:
         "epochs": 2,
         "seed": 2,
         "precision": "fp32",
-        "augment": STUDY["augment"],
+        "augment": SCALING["augment"],
     }
     assert run is not None
     assert digest(desk.resolve(place, RunSpec.model_validate(own), "cpu")) == digest(run)
@@ -371,10 +345,10 @@ def test_a_ladder_wants_teachers_then_their_students(place: Store) -> None:
 
 def test_the_command_line_and_the_desk_say_the_same(place: Store, finished: studies.Study, tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
-    file.write_text(yaml.safe_dump(STUDY))
+    file.write_text(yaml.safe_dump(SCALING))
     told = command("scale", file, "--json", store=place)
     assert told.returncode == 0, told.stderr
-    answer = desk.study(place, "scaling", STUDY)
+    answer = desk.study(place, "scaling", SCALING)
     assert answer["id"] == finished.id
     assert answer["report"]["headline"] == json.loads(told.stdout)["headline"]
     assert json.loads(told.stdout)["words"] == answer["words"]
@@ -384,10 +358,10 @@ def test_the_command_line_and_the_desk_say_the_same(place: Store, finished: stud
 
 
 def test_the_cost_is_known_before_the_first_run(place: Store, finished: studies.Study) -> None:
-    told = desk.study(place, "scaling", {**STUDY, "epochs": 40}, probe=True)
-    longer = desk.study(place, "scaling", {**STUDY, "epochs": 400}, probe=True)
+    told = desk.study(place, "scaling", {**SCALING, "epochs": 40}, probe=True)
+    longer = desk.study(place, "scaling", {**SCALING, "epochs": 400}, probe=True)
     assert 0 < told["seconds"] < longer["seconds"]
-    assert desk.study(place, "scaling", STUDY, probe=True)["seconds"] == 0  # all of it is done
+    assert desk.study(place, "scaling", SCALING, probe=True)["seconds"] == 0  # all of it is done
     assert finished.report(place).cost.spent > 0
 
 
@@ -399,7 +373,7 @@ def test_reading_a_study_imports_no_torch() -> None:
 @pytest.mark.slow
 def test_a_killed_study_goes_on_and_ends_the_same(place: Store, finished: studies.Study, tmp_path: Path) -> None:
     file, other = tmp_path / "study.yaml", Store(tmp_path / "models")
-    file.write_text(yaml.safe_dump(STUDY))
+    file.write_text(yaml.safe_dump(SCALING))
     line = [sys.executable, "-m", "smallalign_core", "scale", str(file), "--json", "--store", str(other.root)]
     first = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 90
