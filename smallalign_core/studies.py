@@ -66,11 +66,13 @@ class Study:
 
     @cached_property
     def _written(self) -> dict[str, Any]:
-        written = read_json(self.folder / "study.json")
+        written = None
+        with contextlib.suppress(BadModel):
+            written = read_json(self.folder / "study.json")
         whole = isinstance(written, dict) and isinstance(written.get("spec"), dict)
         if not whole or written.get("kind") not in list(KINDS):
             raise BadModel("the study's study.json is damaged", given=self.id, do="delete the study and ask again")
-        return written
+        return dict(written)
 
     @property
     def kind(self) -> str:

@@ -12,8 +12,9 @@ from streamlit.testing.v1 import AppTest
 from pages.ui import scalingcharts, scalingview
 from smallalign_core import desk, quality, scaling, studies
 from smallalign_core.data import Decision
+from smallalign_core.recording import Recording
 from smallalign_core.scaling import most_of, parse_study
-from smallalign_core.store import Store
+from smallalign_core.store import State, Store
 from smallalign_core.studies import Study
 from tests.conftest import Show, scaled, texts
 
@@ -58,6 +59,11 @@ def test_all_together_needs_two_things_and_none_is_a_sentence(shown: Show) -> No
     assert "compares recipes with the baseline" in texts(shown("scaling", data="digits", recipes=""))
 
 
+def test_a_student_too_narrow_for_sizes_around_it_is_a_sentence(shown: Show) -> None:
+    student = '{"network":{"kind":"mlp","width":2}}'
+    assert "too narrow for 3 different sizes" in texts(shown("scaling", data="digits", student=student))
+
+
 def test_own_decisions_are_offered_where_there_are_some(shown: Show, place: Store) -> None:
     fingerprint = desk.inspect(place, "digits")["fingerprint"]
     quality.decide(place, fingerprint, "digits", [(255, Decision("drop"))])
@@ -87,6 +93,26 @@ def test_an_adaptive_study_is_extended_by_runs(shown: Show, place: Store) -> Non
     studies.pause(place, more)
     whole = scaled(place, budget=most_of(study.spec))
     assert "Ask again with more sizes" in texts(shown("scaling", study=whole.id))
+
+
+def test_failed_runs_are_told_by_reason_and_a_damaged_study_is_opened_from_the_list(shown: Show, place: Store) -> None:
+    study, bad = scaled(place, epochs=5), scaled(place, epochs=6)
+    for spec, reason in zip(
+        study.missing(place)[:4], ["no memory", "no memory", "no images", "no memory"], strict=True
+    ):
+        with Recording(place.create(spec)) as recording:
+            recording.say(ended=State.FAILED, reason=reason)
+    (study.folder / "trouble").write_text("The disk is full (given: 0 MB free). Make room.")
+    (bad.folder / "study.json").write_text("{")
+    app = shown("scaling", study=study.id)
+    assert [one.value for one in app.error] == [
+        "Failed: baseline, width 4, 160 images and 2 more: no memory",
+        "The disk is full (given: 0 MB free). Make room.",
+        "Failed: baseline, width 16, 160 images: no images",
+    ]
+    assert f"study's study.json is damaged (given: {bad.id}). Delete the study" in texts(shown("scaling"))
+    (bad.folder / "study.json").unlink()
+    (study.folder / "trouble").unlink()
 
 
 @pytest.mark.slow

@@ -39,7 +39,8 @@ def times(value: float) -> str:
 
 
 def _ticks(far: float) -> dict[str, Any]:
-    values = [one for one in TICKS if 1 / far <= one <= far]
+    decades = far > 10  # more would touch each other on a narrow screen
+    values = [one for one in TICKS if 1 / far <= one <= far and (not decades or math.log10(one).is_integer())]
     return {"tickvals": [math.log10(one) for one in values], "ticktext": [times(one) for one in values]}
 
 
@@ -63,7 +64,7 @@ def forest(study: ScalingStudy, reading: Reading, *, key: str) -> None:
     figure, colour, row = go.Figure(), colours(study), 0.0
     rows = []
     for one, axis, found, hidden in lines:
-        row += 1.0 if axis == "n" else 0.62
+        row += 1.0 if axis == "n" else 0.72
         if hidden:
             said = "not shown"
         else:

@@ -28,13 +28,12 @@ def show(reference: str, store: Store) -> None:
     studylist.title(report)
     sizes = sorted({one.width for one in report.cells})
     images = sorted({one.images for one in report.cells})
+    much = f"{report.replicates} draws" if study.spec.budget is None else f"adaptive: {study.spec.budget} runs"
     st.caption(
-        f"{len(sizes)} sizes, {len(images)} numbers of images, {len(report.recipes)} recipes, {report.replicates} "
-        f"draws · target: width {report.width}, {report.images:,} images · study `{report.id}`"
+        f"{len(sizes)} sizes, {len(images)} numbers of images, {len(report.recipes)} recipes, {much} · target: "
+        f"width {report.width}, {report.images:,} images · study `{report.id}`"
     )
     _actions(study, report, store)
-    if study.trouble:
-        st.error(study.trouble, icon=":material/error:")
     studylist.failures(report.failed)
     if diverged := sum(one.diverged for one in report.cells):
         st.warning(
