@@ -323,6 +323,7 @@ def test_export_explains_that_an_import_is_an_onnx_file_already(shown, store: St
     assert not app.table
 
 
+@pytest.mark.slow
 def test_export_proves_the_file(shown, store: Store):
     app = shown("export", run="digits-student")
 
@@ -369,6 +370,7 @@ def html_of(app: AppTest) -> str:
     return "\n".join(element.proto.body for element in app.get("html"))
 
 
+@pytest.mark.slow
 def test_augment_shows_pictures_what_the_student_sees_and_the_risk(shown):
     app = shown("augment", data="digits")
 
@@ -578,6 +580,7 @@ def test_a_run_is_measured_against_its_controls(shown, store: Store, train: Trai
     assert "Measure the rest" in [button.label for button in app.button]
 
 
+@pytest.mark.slow
 def test_distil_takes_over_every_teacher_of_a_run(shown, store: Store, train: Train) -> None:
     several = (train().id, train(seed=1).id)
     run = train(network={"kind": "cnn", "width": 3, "depth": 2}, teacher=several)
