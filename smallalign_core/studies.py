@@ -66,13 +66,14 @@ class Study:
 
     @cached_property
     def _written(self) -> dict[str, Any]:
-        written = None
-        with contextlib.suppress(BadModel):
+        written: Any = None
+        with contextlib.suppress(BadModel):  # whose words are of runs
             written = read_json(self.folder / "study.json")
         whole = isinstance(written, dict) and isinstance(written.get("spec"), dict)
         if not whole or written.get("kind") not in list(KINDS):
             raise BadModel("the study's study.json is damaged", given=self.id, do="delete the study and ask again")
-        return dict(written)
+        found: dict[str, Any] = written
+        return found
 
     @property
     def kind(self) -> str:

@@ -176,8 +176,8 @@ def _cost(spec: OptimizerStudySpec, everything: str) -> None:
         "Takes about",
         wording.duration(answer["seconds"]),
         border=True,
-        help="From a few real steps of each optimizer, on this machine as busy as it is now. One whose best rate is "
-        "the highest or lowest of those tried gets up to three trials more.",
+        help="From a few real steps with the reference, on this machine as busy as it is now. An optimizer whose best "
+        "rate is the highest or lowest of those tried gets up to three trials more.",
     )
     if known["done"]:
         words = f"{known['done']:,} of these runs are done already and are not repeated."

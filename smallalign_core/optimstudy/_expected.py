@@ -1,4 +1,4 @@
-"""What an optimizer study will cost, before anything of it is trained: a few real steps of each optimizer."""
+"""What an optimizer study will cost, before anything of it is trained: a few real steps with the reference."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from smallalign_core.execution import TOGETHER
 from smallalign_core.machine import fastest, set_threads
 from smallalign_core.optimstudy._finder import STEPS
 from smallalign_core.optimstudy._plan import finder_key, finders, look, wanted
-from smallalign_core.optimstudy._spec import OptimizerStudySpec, entries, epochs_of, gradients_a_step, run_spec
+from smallalign_core.optimstudy._spec import OptimizerStudySpec, entries, gradients_a_step, run_spec
 from smallalign_core.store import Store
 
 
@@ -17,8 +17,8 @@ def expected(spec: OptimizerStudySpec, store: Store, folder: Path, device: str =
     """Seconds that the missing runs, and searches for rates, of a resolved study take on this machine as it is loaded
     now, one group after the other.
 
-    Steps and the teacher's answers, which a group shares, are counted; imports, scoring and trials beyond an edge are
-    not.
+    Gradients and the teacher's answers, which a group shares, are counted; imports, scoring, trials beyond an edge and
+    what an optimizer computes besides are not.
     """
     from smallalign_core import teaching, train
 
@@ -29,19 +29,15 @@ def expected(spec: OptimizerStudySpec, store: Store, folder: Path, device: str =
         return 0.0
     set_threads()
     where, splits = train.pick_device(device), data.load(spec.student.data, store.data_cache)
-    together, total, planned = min(TOGETHER, len(every)), 0.0, 0.0
-    for entry in every:
-        run = run_spec(spec, entry.optimizer, 1, spec.student.seed)
-        teacher = teaching.live([run], store, splits, where)
-        training = train.Training([run], splits, teacher, device=where, starts=teaching.starts([run], store))
-        step = fastest(training.advance)
-        if teacher is not None:
-            views, asked = training.views, teacher
-            lesson = fastest(lambda: asked.lesson(views, 0))  # noqa: B023  # called at once
-            step = max(step - lesson, 0.1 * step) + lesson / together
-        runs = (spec.trials if entry.track == "tuned" else 0) + spec.seeds
-        epochs = sum(runs * epochs_of(spec, entry.optimizer, budget) for budget in spec.budgets)
-        total += step * (epochs * training.steps / run.epochs + STEPS * (entry in searched))
-        planned += epochs * gradients_a_step(entry.optimizer)
+    run = run_spec(spec, spec.reference, 1, spec.student.seed)
+    teacher = teaching.live([run], store, splits, where)
+    training = train.Training([run], splits, teacher, device=where, starts=teaching.starts([run], store))
+    step = fastest(training.advance)
+    if teacher is not None:
+        lesson = fastest(lambda: teacher.lesson(training.views, 0))
+        step = max(step - lesson, 0.1 * step) + lesson / min(TOGETHER, len(every))
+    runs = sum((spec.trials if one.track == "tuned" else 0) + spec.seeds for one in every)
+    planned = spec.student.epochs * sum(spec.budgets) * runs  # budgets are equal in gradients
     done = sum(run.epochs * gradients_a_step(run.optimizer) for run, settled in known if settled)
-    return total * max(0.0, 1 - done / planned)
+    gradients = max(0, planned - done) * training.steps / run.epochs
+    return step * (gradients + STEPS * sum(gradients_a_step(one.optimizer) for one in searched))
