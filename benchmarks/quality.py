@@ -121,7 +121,7 @@ def cleaning(store: Store, source: str, draws: int) -> None:
             for draw in range(1, draws + 1):
                 spec = DataSpec(source=source, images=size, draw=draw, noise=noise)
                 images, wrong = data.load(spec, store.data_cache).train, wrong_ids(store, spec)
-                made = quality.automatic(images)
+                made = steps.finish(quality.automatic(images))
                 dropped = {one for one, decision in made.by_image.items() if decision.what == "drop"}
                 before, after = error(images), error(data.decided(images, made))
                 right = len(dropped & wrong) / max(1, len(dropped))

@@ -31,13 +31,12 @@ from smallalign_core import (
     worth as measuring,
 )
 from smallalign_core.errors import BadInput, SmallAlignError, WorkFailed
-from smallalign_core.machine import set_threads
+from smallalign_core.machine import fastest, set_threads
 from smallalign_core.spec import CutMix, MixUp, OfLayers, RunSpec, digest, parse, parse_data
 from smallalign_core.store import Run, Store
 from smallalign_core.visitors import OWNER, Role, Visitor
 from smallalign_core.worth import What
 
-PROBE_STEPS = 6
 DOUBLE_SECONDS = 60.0
 MOST_REMEMBERED = 256
 
@@ -132,7 +131,7 @@ def resolve_study(store: Store, kind: str, spec: Any, device: str = "auto") -> A
 def study(store: Store, kind: str, spec: dict[str, Any], start: bool = False, probe: bool = False) -> dict[str, Any]:
     """What a study knows so far; with `start`, workers train what is missing by themselves from now on.
 
-    With `probe`, a few steps are taken to say in how many `seconds` a scaling study would be done.
+    With `probe`, a few steps are taken to say in how many `seconds` it would be done.
 
     Returns:
         Its `id`, the resolved `spec`, and the report as plain values and in `words`.
@@ -149,7 +148,7 @@ def study(store: Store, kind: str, spec: dict[str, Any], start: bool = False, pr
         studies.start(store, asked)
     found = module.report(resolved, store, asked.folder, active=asked.active, trouble=asked.trouble)
     told = {"id": asked.id, "spec": resolved.model_dump(mode="json"), "report": found.as_dict(), "words": found.words()}
-    return told | ({"seconds": module.expected(resolved, store, asked.folder)} if probe and kind == "scaling" else {})
+    return told | ({"seconds": module.expected(resolved, store, asked.folder)} if probe else {})
 
 
 def submit(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
@@ -198,10 +197,10 @@ def estimate(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
         classifier = training.students[0].classifier
         size = networks.measure(classifier)
         content = export.to_onnx(networks.baked(classifier))
-        seconds = training.steps * _fastest(training.advance)
+        seconds = training.steps * fastest(training.advance)
         if teacher is not None and plan is not None and room and ready < 1:
             asked = plan.steps * (1 - ready)  # the other steps will find their answers kept
-            spared = _fastest(lambda: teacher.lesson(training.views, 0)) - _fastest(lambda: training.views(0))
+            spared = fastest(lambda: teacher.lesson(training.views, 0)) - fastest(lambda: training.views(0))
             seconds -= (training.steps - asked) * spared
     known = store.find(resolved)
     return {
@@ -216,16 +215,6 @@ def estimate(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
         "cache_bytes": room,
         "cache_ready": ready,
     }
-
-
-def _fastest(work: Callable[[], object]) -> float:
-    """Seconds that `work` takes: the fastest of a few times, after one that warms up."""
-    times = []
-    for _ in range(PROBE_STEPS):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
 
 
 def worth(store: Store, spec: dict[str, Any], what: What, seeds: int = 3, start: bool = False) -> dict[str, Any]:
@@ -280,18 +269,6 @@ def landscape(store: Store, runs: list[str], measures: list[str], **how: Any) ->
     return looking.landscape(store, runs, measures, **how)
 
 
-def ladder(store: Store, run: str, widths: list[int], seeds: int) -> dict[str, Any]:
-    """Queue the run at several widths and seeds, unless they exist: `runs`, the ids and states of all."""
-    from smallalign_core import landscape as looking
-
-    store.visitor.may("start runs")
-    specs = looking.ladder(resolve(store, store.finished(run).spec), widths, seeds)
-    missing = sum(one is None or one.state.resumable for one in map(store.find, specs))
-    visitors.check_room(store.root, store.visitor, missing)  # all of them or none
-    runs = [store.submit(spec, together=True) for spec in specs]
-    return {"runs": [{"id": one.id, "state": str(one.state)} for one in runs]}
-
-
 QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "inspect": inspect,
     "submit": submit,
@@ -311,7 +288,6 @@ QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "preflight": preflight,
     "study": study,
     "landscape": landscape,
-    "ladder": ladder,
     "quality": quality.quality,
 }
 

@@ -1,23 +1,19 @@
 """What a finished run answered to each validation and test image: kept beside it, so that comparisons can be by image.
 
-The file is sealed with its SHA-256 in the run's result. It may be deleted, and made again from the weights; runs from
-before there was one do without. Reading imports no torch.
+The file is sealed with its SHA-256 in the run's result. It may be deleted: then, as for runs from before there was one,
+comparisons do without. Reading imports no torch.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from smallalign_core.data import Splits
-from smallalign_core.errors import BadModel
-from smallalign_core.files import write, write_json
-from smallalign_core.store import Run, Store
+from smallalign_core.store import Run
 
 FILE = "logits.safetensors"
 LEAST = -60_000.0
@@ -79,26 +75,3 @@ def kept(run: Run, split: str = "test") -> Answers | None:
         return None
     arrays = load(content)
     return Answers(arrays[split].astype(np.float32), arrays[f"{split}_labels"].astype(np.int64))
-
-
-def again(run: Run, store: Store, device: str = "cpu") -> Path:
-    """Answer all validation and test images again, from the weights, and seal that anew.
-
-    Raises:
-        Refused, BadModel, BadData: the run is none of ours or not finished; weights or images cannot be read.
-    """
-    from smallalign_core import data, foreign
-    from smallalign_core.evaluate import logits_of
-
-    found = store.finished(run.name)
-    splits = data.load(found.spec.data, store.data_cache)
-    classifier = foreign.classifier(found, splits.classes).to(device)
-    result: dict[str, Any] | None = found.result
-    if result is None:
-        raise BadModel("the run has no result", given=found.name, do="delete it and train it again")
-    store.count_test_look(splits.fingerprint, found.id, "logits")
-    val, test = (logits_of(classifier, part, device=device) for part in (splits.val, splits.test))
-    content = packed(val, test, splits)
-    write(found.folder / FILE, content)
-    write_json(found.folder / "result.json", result | {"logits_sha256": hashlib.sha256(content).hexdigest()})
-    return found.folder / FILE

@@ -5,7 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import time
+from collections.abc import Callable
 from pathlib import Path
+
+PROBES = 5
 
 
 def threads() -> int:
@@ -42,6 +46,16 @@ def keep_freed_memory() -> None:
         mallopt(mmap_max, 0)
         mallopt(trim_threshold, 2**31 - 1)
         mallopt(top_pad, 64 * 1024**2)
+
+
+def fastest(work: Callable[[], object]) -> float:
+    """Seconds that `work` takes here: the fastest of a few times, after one that warms up."""
+    times = []
+    for _ in range(PROBES):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
 
 
 def processor() -> str:

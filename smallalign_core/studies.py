@@ -3,6 +3,7 @@
     <root>/studies/<id>/    study.json      what is asked; written once, and the id is its digest
                             active          a marker: workers take its runs by themselves
                             trouble         why a worker could not go on with it
+                            needs           runs that it learns from, which are not deleted while it lacks runs
                             (and what its kind keeps there)
 
 A study never says how far it is: that is read from the runs. Whatever is killed, the same question asked again goes on.
@@ -43,8 +44,11 @@ KINDS: dict[str, ModuleType] = {"optimizers": optimstudy, "scaling": scaling}
     resolved(spec, run, store) -> spec      with what was filled in of the first probe, so that ids do not change
     wanted(spec, store, folder) -> [RunSpec]    all runs that it wants as far as it can know now, in order: a pure
                                             function of what is finished; more may follow when these are
-    prepare(spec, store, folder, device, stop)  measure what `wanted` needs besides runs, if that is missing
+    prepare(spec, store, folder, device, stop) -> bool
+                                            measure what `wanted` needs besides runs, for seconds rather than minutes,
+                                            and keep it; whether some of it is still missing
     report(spec, store, folder, active=, trouble=)  what is known now, with as_dict() and words()
+    expected(spec, store, folder, device) -> float  seconds that what is missing takes here, from a few real steps
 """
 ATTEMPTS = 5
 """A worker takes a run by itself at most so often: one that kills its worker must not do so forever."""
@@ -62,11 +66,14 @@ class Study:
 
     @cached_property
     def _written(self) -> dict[str, Any]:
-        written = read_json(self.folder / "study.json")
+        written: Any = None
+        with contextlib.suppress(BadModel):  # whose words are of runs
+            written = read_json(self.folder / "study.json")
         whole = isinstance(written, dict) and isinstance(written.get("spec"), dict)
         if not whole or written.get("kind") not in list(KINDS):
             raise BadModel("the study's study.json is damaged", given=self.id, do="delete the study and ask again")
-        return written
+        found: dict[str, Any] = written
+        return found
 
     @property
     def kind(self) -> str:
@@ -132,6 +139,24 @@ def settled(run: Run | None) -> bool:
     return state is State.FINISHED or (state is State.FAILED and bool(run.said.get("diverged")))
 
 
+def _claim(study: Study, store: Store) -> None:
+    """Keep the runs that a study learns from until it has all of its own.
+
+    A paused study keeps them too: it would be no use to go on with one whose teacher is gone. Who gives a study up
+    deletes it, which leaves its finished runs; what is complete, once, claims nothing any more.
+    """
+    every = [*study.module.probes(study.spec), *study.wanted(store)]
+    needed = {name for spec in every for name in (*spec.teachers, spec.start) if name}
+    if needed:
+        write(study.folder / "needs", "\n".join(sorted(needed)))
+
+
+def _release(study: Study, store: Store) -> None:
+    """Let go of them if it has all of its runs."""
+    if not study.missing(store):
+        (study.folder / "needs").unlink(missing_ok=True)
+
+
 # --- asking -----------------------------------------------------------------------------------------------------------
 
 
@@ -157,6 +182,7 @@ def start(store: Store, study: Study) -> None:
     stopped = [run for run in found if run is not None and run.state.resumable]
     visitors.check_room(store.root, store.visitor, len(stopped))
     (study.folder / "trouble").unlink(missing_ok=True)
+    _claim(study, store)
     write(study.folder / "active", "")
     for run in stopped:
         store.enqueue(run, together=True)
@@ -219,19 +245,19 @@ def delete(store: Store, study: Study, *, runs: bool = False) -> list[str]:
     store.visitor.may("delete studies")
     if study.active:
         raise Refused("the study is active", given=study.id, do="pause it first")
-    gone: list[str] = []
-    if runs:
-        others: set[str] = set()
-        for other in listing(store):
-            with contextlib.suppress(SmallAlignError):
-                others |= {digest(spec) for spec in other.wanted(store)} if other.id != study.id else set()
-        for spec in study.wanted(store):
-            if digest(spec) not in others and store.find(spec) is not None:
-                with contextlib.suppress(Refused):
-                    gone.append(store.delete(digest(spec)).name)
+    own = list(dict.fromkeys(map(digest, study.wanted(store)))) if runs else []
     aside = study.folder.with_name(f".deleted-{study.id}-{os.getpid()}")
-    study.folder.rename(aside)
+    study.folder.rename(aside)  # first: it would keep the teachers among its own runs
     shutil.rmtree(aside, ignore_errors=True)
+    others: set[str] = set()
+    for other in listing(store) if runs else ():
+        with contextlib.suppress(SmallAlignError):
+            others |= set(map(digest, other.wanted(store)))
+    gone: list[str] = []
+    for name in reversed(own):  # students before their teachers
+        if name not in others and Run(store.root / "runs" / name).record.exists():
+            with contextlib.suppress(Refused):
+                gone.append(store.delete(name).name)
     return gone
 
 
@@ -310,13 +336,15 @@ def drive(
     import torch._dynamo  # noqa: F401  # the first optimizer would, and its second would be the first run's
 
     crew = crew or Here(store, device, stop, observe)
+    _claim(study, store)
     tried: set[str] = set()
     away: set[str] = set()
     more = True
     while not stop.is_set() and (more or away):
         if more:
-            study.module.prepare(study.spec, store, study.folder, device, stop)
-        while more and crew.free:
+            while study.module.prepare(study.spec, store, study.folder, device, stop) and not stop.is_set():
+                pass
+        while more and crew.free and not stop.is_set():
             some = together([spec for spec in study.missing(store) if digest(spec) not in tried | away])
             if more := bool(some):
                 runs = [store.create(spec) for spec in some]
@@ -327,11 +355,14 @@ def drive(
             away -= {run.id for run in ended}
             tried |= {run.id for run in ended}
             more = True  # what is finished may ask for others
+    if not stop.is_set():
+        _release(study, store)
     return failed
 
 
 def feed(store: Store, device: str, stop: threading.Event) -> bool:
-    """Queue the next runs of the oldest active study that has any; whether there were some.
+    """Go on with the oldest active study that has anything to do: queue its next runs, or prepare them for some
+    seconds, after which the queue comes first again. Returns whether there was one.
 
     A study that has nothing more to train is let go: it is finished, or waits for a person.
     """
@@ -339,9 +370,11 @@ def feed(store: Store, device: str, stop: threading.Event) -> bool:
         if not study.active:
             continue
         try:
-            study.module.prepare(study.spec, store, study.folder, device, stop)
+            unready = study.module.prepare(study.spec, store, study.folder, device, stop)
             if not study.active:  # paused or deleted meanwhile
                 continue
+            if unready:
+                return True
             missing = study.missing(store)
             some = together([spec for spec in missing if _by_itself(store.find(spec))])
             for spec in some:
@@ -350,6 +383,7 @@ def feed(store: Store, device: str, stop: threading.Event) -> bool:
                 return True
             if not any(run is not None and run.state.active for run in map(store.find, missing)):
                 (study.folder / "active").unlink(missing_ok=True)
+                _release(study, store)
         except Exception as error:  # whatever is wrong with one study, the worker serves the others
             if stop.is_set():
                 return False

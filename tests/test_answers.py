@@ -85,6 +85,7 @@ def test_losses_of_layers_need_the_teacher_itself() -> None:
         tiny(teacher="t", loss="fitnets", answers="int8")
 
 
+@pytest.mark.slow
 def test_either_file_may_be_deleted_at_any_time(store: Store, train: Train, digits: Splits) -> None:
     teacher = train(epochs=4, network=QUICK)
     spec = desk.resolve(store, tiny(teacher=teacher.id, answers="int8"))

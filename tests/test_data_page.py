@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,14 @@ from chromium import FLAGS, dashboard, executable
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
-from pages.ui import access, backstage, qualitycards
+from pages.ui import access, qualitycards
 from smallalign_core import data, quality
 from smallalign_core.data import Decision, Splits
 from smallalign_core.quality import Duplicates, Place
 from smallalign_core.spec import DataSpec
 from smallalign_core.store import Store
 from smallalign_core.visitors import Role, Visitor
-from tests.conftest import ROOT
+from tests.conftest import ROOT, texts
 
 PATIENCE = 240_000
 """Milliseconds that a step may take on a busy machine."""
@@ -50,22 +49,6 @@ def dirty(tmp_path: Path, digits: Splits) -> Path:
     return write(tmp_path / "dirty", digits)
 
 
-@pytest.fixture
-def shown(store: Store, desk_here: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.setenv("SMALLALIGN_STORE", str(store.root))
-
-    def show(page: str, **query: str) -> AppTest:
-        app = AppTest.from_file(str(ROOT / "pages" / "frame.py"), default_timeout=120).run()
-        for name, value in query.items():
-            app.query_params[name] = value
-        app = app.switch_page(f"{page}.py").run()
-        assert not app.exception
-        return app
-
-    yield show
-    backstage.desk().close()
-
-
 def press(app: AppTest, label: str) -> AppTest:
     next(button for button in app.button if button.label == label).click().run()
     assert not app.exception
@@ -74,10 +57,6 @@ def press(app: AppTest, label: str) -> AppTest:
 
 def labels(app: AppTest) -> set[str]:
     return {button.label for button in app.button}
-
-
-def texts(app: AppTest) -> str:
-    return "\n".join(str(one.value) for one in [*app.markdown, *app.caption, *app.info, *app.warning, *app.text])
 
 
 @pytest.mark.slow

@@ -107,8 +107,12 @@ def check_integers(model: onnx.ModelProto) -> None:
 
 @pytest.mark.parametrize(
     ("network", "shape"),
-    zip(OWN, [(3, 4, 4), (3, 5, 7), (1, 12, 3), (3, 3, 3)], strict=True),
-    ids=["mlp", "cnn", "separable", "resnet"],
+    [
+        pytest.param(OWN[0], (3, 4, 4), id="mlp"),
+        pytest.param(OWN[1], (3, 5, 7), id="cnn"),
+        pytest.param(OWN[2], (1, 12, 3), id="separable", marks=pytest.mark.slow),
+        pytest.param(OWN[3], (3, 3, 3), id="resnet", marks=pytest.mark.slow),
+    ],
 )
 def test_small_images_and_colours_export(network: Any, shape: tuple[int, int, int]) -> None:
     spec = parse({"data": "digits", "network": network}).network
@@ -293,6 +297,7 @@ def test_verify(taught: Taught, sold: Path) -> None:
     assert wrong["top1_agreement"] < 1
 
 
+@pytest.mark.slow
 def test_verify_without_the_run_keeps_the_promise(sold: Path, tmp_path: Path) -> None:
     found = export.verify(sold, Store(tmp_path / "another"))
     assert found["ok"]
@@ -318,6 +323,7 @@ def test_hostile_metadata_is_named(taught: Taught, sold: Path, tmp_path: Path) -
             export.verify(tmp_path / "x.onnx", taught[0])
 
 
+@pytest.mark.slow
 def test_verify_notices_other_weights_under_a_new_seal(taught: Taught, sold: Path, tmp_path: Path) -> None:
     """A seal has no secret: whoever forges a file can seal it. The answers still give it away."""
     store, teacher, _ = taught

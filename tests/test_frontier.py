@@ -106,6 +106,7 @@ def test_figures_are_those_of_the_run_and_of_its_file(measured: dict, taught: tu
     assert measured["candidates"][0]["bytes"] > measured["candidates"][1]["bytes"]
 
 
+@pytest.mark.slow
 def test_latency_is_kept_for_run_and_machine(
     measured: dict, taught: tuple[Store, Run, Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,7 +26,6 @@ from smallalign_core.spec import RunSpec
 from smallalign_core.steps import by_callback, finish
 from smallalign_core.store import Run, Store
 from smallalign_core.train import Training
-from smallalign_core.visitors import Role, Visitor
 
 MODES = ("eval", "train", "reestimate")
 
@@ -431,20 +430,6 @@ def test_a_ladder_is_of_ordinary_specs() -> None:
         landscape.ladder(tiny(network="torchvision:resnet18"), [4, 8], 1)
     with pytest.raises(BadInput, match="start from are those of one width"):
         landscape.ladder(tiny(start="0123456789abcdef"), [4, 8], 1)
-
-
-def test_a_ladder_is_queued_whole_or_not_at_all(train: Train, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = train(epochs=1)
-    monkeypatch.setenv("SMALLALIGN_WAITING_EACH", "3")
-    visitor = Store(store.root, Visitor("somebody"))
-    with pytest.raises(Refused, match="One visitor may have 3 runs waiting"):
-        desk.ladder(visitor, run.id, [3, 5], 2)
-    assert store.queue() == []
-    (width,) = {run.spec.network.width}  # type: ignore[union-attr]
-    assert len(desk.ladder(visitor, run.id, [width, 5], 2)["runs"]) == 4, "one of them is finished already"
-    assert len(store.queue()) == 3
-    with pytest.raises(Refused, match="not start runs"):
-        desk.ladder(Store(store.root, Visitor("guest", Role.VIEWER)), run.id, [3, 5], 2)
 
 
 @pytest.mark.slow

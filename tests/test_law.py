@@ -599,21 +599,6 @@ def test_the_resolution_is_that_of_a_placebo_which_was_trained() -> None:
     assert np.mean(found) == pytest.approx(np.mean(trained), rel=0.35)
 
 
-def test_the_larger_half_is_foretold_by_the_right_law_alone() -> None:
-    five = {"sizes": np.geomspace(100, 10_000, 6), "images": np.geomspace(100, 10_000, 6)}
-    runs = observed({"base": (0.1, 15.0, 20.0)}, run=0.005, shared=0.005, **five)
-
-    right, wrong = law.extrapolation(runs), law.extrapolation(runs, "additive")
-
-    assert (right.fitted, right.cells) == (25, 11)
-    assert right.rmse < 0.03
-    assert wrong.rmse > 2 * right.rmse
-    rest = (runs.n > 5000) | (runs.d > 5000)
-    moved = law.extrapolation(replace(runs, y=np.where(rest, runs.y * 0.5, runs.y)))
-    assert moved.rmse == pytest.approx(math.log(2), abs=0.05)  # what is foretold is not looked at
-    assert moved.mean == pytest.approx(1, abs=0.1)
-
-
 # --- more runs --------------------------------------------------------------------------------------------------------
 
 

@@ -248,6 +248,7 @@ def test_resume_is_exact(loss: dict[str, Any], few: Splits, teacher: Teacher) ->
         assert equal([*ours.parameters()], [*theirs.parameters()])
 
 
+@pytest.mark.slow
 def test_lockstep_changes_nobody(few: Splits, teacher: Teacher) -> None:
     mixed: dict[str, Any] = {"augment": [{"kind": "mixup", "alpha": 1}]}
     for group in (
@@ -366,6 +367,7 @@ def test_layers_of_a_teacher_of_more_classes_are_compared(store: Store, tmp_path
         assert worker.execute(run, store, device="cpu")["state"] == "finished"
 
 
+@pytest.mark.slow
 def test_layers_of_an_import_are_refused_in_words(store: Store, tmp_path: Path) -> None:
     export.export(store.run("digits-student"), tmp_path / "theirs.onnx")
     imported = foreign.bring(tmp_path / "theirs.onnx", DataSpec(source="digits"), store)

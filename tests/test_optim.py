@@ -138,6 +138,7 @@ def test_any_nesting_resumes_exactly_anywhere(stack: Any, stop: int, few: Splits
     resumes(stack, stop, few, teacher)
 
 
+@pytest.mark.slow
 def test_lockstep_of_all_kinds_changes_nobody(few: Splits, teacher: Teacher) -> None:
     stacks = [*PLAIN_KINDS, "schedule_free", "polyak", SHARP[0], SHARP[5], AHEAD[0], *STACKS[-3:]]
     specs = [taught(stack, epochs=1, batch=32) for stack in stacks]

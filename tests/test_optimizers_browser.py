@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import csv
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium import FLAGS, dashboard, executable
 from PIL import Image
 
 from smallalign_core import studies
@@ -22,29 +20,6 @@ PATIENCE = 240_000
 """Milliseconds that a study may take on a busy machine."""
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store(tmp_path_factory.mktemp("browsed") / "models")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    found = executable()
-    if found is None:
-        pytest.skip("needs Chromium: install it, or name it in CHROMIUM")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=found, args=FLAGS)
-
-
-@pytest.fixture(scope="module")
-def address(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    log = tmp_path_factory.mktemp("server") / "log.txt"
-    with dashboard(log, environment={"SMALLALIGN_STORE": str(store.root), "OMP_NUM_THREADS": "1"}) as found:
-        yield found
-
-
 def save(page: Any, kind: str, folder: Path) -> Path:
     label = {"csv": "Save this plot's numbers as CSV"}.get(kind, f"Save this plot as {kind.upper()}")
     with page.expect_download() as event:
@@ -54,10 +29,10 @@ def save(page: Any, kind: str, folder: Path) -> Path:
     return folder / f"forest.{kind}"
 
 
-def test_a_study_by_clicks_and_its_forest_as_files(browser: Any, address: str, store: Store, tmp_path: Path) -> None:
+def test_a_study_by_clicks_and_its_forest_as_files(browser: Any, site: str, place: Store, tmp_path: Path) -> None:
     page = browser.new_page(viewport={"width": 1200, "height": 1400})
     page.set_default_timeout(PATIENCE)
-    page.goto(f'{address}/optimizers?student={STUDENT}&optimizers=["sgd"]&hands-off=[]&seeds=2&trials=1')
+    page.goto(f'{site}/optimizers?student={STUDENT}&optimizers=["sgd"]&hands-off=[]&seeds=2&trials=1')
     page.get_by_text("Takes about").wait_for()
 
     page.get_by_role("button", name="Start the study").click()
@@ -67,8 +42,8 @@ def test_a_study_by_clicks_and_its_forest_as_files(browser: Any, address: str, s
     page.locator(".st-key-plot-optimizers-forest .main-svg").first.wait_for()
     page.locator(".st-key-plot-optimizers-forest").get_by_text("better →").wait_for()
 
-    (study,) = studies.listing(store)
-    report = study.report(store)
+    (study,) = studies.listing(place)
+    report = study.report(place)
     found = report.arm("sgd", 1).differences["accuracy"]
     assert report.complete
     assert page.get_by_text(report.verdict(1)).first.is_visible()

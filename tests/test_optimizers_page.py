@@ -7,7 +7,6 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,13 +15,13 @@ import pytest
 import yaml
 from streamlit.testing.v1 import AppTest
 
-from pages.ui import backstage, contenders, saved, status, studycharts, studyform
+from pages.ui import contenders, saved, status, studycharts, studyform
 from smallalign_core import desk, studies
 from smallalign_core.optimstudy import Curve, Point, parse_study
 from smallalign_core.spec import Lookahead, Muon
 from smallalign_core.store import Store
 from smallalign_core.studies import Study
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Show, texts
 
 SMALL: dict[str, Any] = {
     "data": {"source": "digits", "images": 100},
@@ -37,35 +36,10 @@ SMALL: dict[str, Any] = {
 }
 
 
-Show = Callable[..., AppTest]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    """A store that all tests of this file share, so that its desk has to start only once."""
-    yield Store(tmp_path_factory.mktemp("place") / "models")
-    backstage.desk().close()
-
-
 @pytest.fixture
-def shown(place: Store, monkeypatch: pytest.MonkeyPatch) -> Show:
-    """Open the page of the shared store: `shown(study=...)`."""
-    monkeypatch.setenv("SMALLALIGN_STORE", str(place.root))
-
-    def show(**query: str) -> AppTest:
-        app = AppTest.from_file(str(ROOT / "pages" / "frame.py"), default_timeout=120).run()
-        for name, value in query.items():
-            app.query_params[name] = value
-        app = app.switch_page("optimizers.py").run()
-        assert not app.exception
-        return app
-
-    return show
-
-
-def texts(app: AppTest) -> str:
-    found = [*app.title, *app.header, *app.markdown, *app.caption, *app.info, *app.error, *app.warning, *app.success]
-    return "\n".join(str(element.value) for element in found)
+def store(place: Store) -> Store:
+    """All tests of this file share one."""
+    return place
 
 
 def ask(store: Store, **changes: Any) -> Study:
@@ -89,7 +63,7 @@ def shown_yaml(app: AppTest) -> dict[str, Any]:
 
 
 def test_an_empty_store_has_a_form_that_is_ready_to_start(shown: Show):
-    app = shown()
+    app = shown("optimizers")
 
     assert "No study yet" in texts(app)
     assert [button.label for button in app.button].count("Start the study") == 1
@@ -100,12 +74,15 @@ def test_an_empty_store_has_a_form_that_is_ready_to_start(shown: Show):
 
 
 def test_what_is_chosen_is_in_the_address_and_comes_back_from_it(shown: Show):
-    app = shown()
+    app = shown("optimizers")
     app.number_input(key="student.epochs").set_value(2)
     app.button(key="preset-Standard").click().run()
     app.number_input(key="pick-margin").set_value(2.5).run()
 
-    again = shown(**{name: str(app.query_params[name]) for name in ("student", "seeds", "trials", "margin", "budgets")})
+    again = shown(
+        "optimizers",
+        **{name: str(app.query_params[name]) for name in ("student", "seeds", "trials", "margin", "budgets")},
+    )
 
     spec = parse_study(shown_yaml(again))
     assert (spec.student.epochs, spec.seeds, spec.trials, spec.budgets, spec.margin) == (2, 5, 4, (1, 2), 0.025)
@@ -113,7 +90,7 @@ def test_what_is_chosen_is_in_the_address_and_comes_back_from_it(shown: Show):
 
 
 def test_a_nest_that_was_built_is_compared_and_in_the_address(shown: Show):
-    app = shown(optimizers='["muon"]')
+    app = shown("optimizers", optimizers='["muon"]')
     app.selectbox(key="contenders-own.kind").set_value("lookahead").run()
     app.number_input(key="contenders-own.lookahead.k").set_value(10).run()
     app.button(key="contenders-add").click().run()
@@ -134,7 +111,7 @@ def test_an_address_that_cannot_be_says_so(shown: Show):
         ("seeds", "0", "cannot be"),
     ]
     for name, value, says in wrong:
-        app = shown(**{name: value})
+        app = shown("optimizers", **{name: value})
 
         assert says in "\n".join(str(one.value) for one in app.warning), name
         assert not app.error
@@ -163,22 +140,22 @@ def test_the_yaml_and_the_address_give_a_study_back(place: Store):
 
 
 def test_one_seed_is_called_no_evidence_before_it_starts(shown: Show):
-    assert "1 seed: not evidence" in texts(shown(seeds="1"))
+    assert "1 seed: not evidence" in texts(shown("optimizers", seeds="1"))
 
 
 # --- a study ----------------------------------------------------------------------------------------------------------
 
 
 def test_an_unknown_study_is_said_so(shown: Show):
-    assert "no study goes by that name" in shown(study="abc").error[0].value.lower()
+    assert "no study goes by that name" in shown("optimizers", study="abc").error[0].value.lower()
 
 
 def test_a_damaged_study_can_be_deleted_and_hides_no_other(shown: Show, place: Store):
     good, bad = ask(place, seeds=7), ask(place, seeds=8)
     (bad.folder / "study.json").write_text("{")
 
-    assert bad.id in texts(shown())
-    app = shown(study=bad.id)
+    assert bad.id in texts(shown("optimizers"))
+    app = shown("optimizers", study=bad.id)
 
     assert "damaged" in app.error[0].value
     next(button for button in app.button if button.label == "Delete for good").click().run()
@@ -190,14 +167,14 @@ def test_a_study_waits_pauses_and_goes_on(shown: Show, place: Store):
     study = ask(place, seeds=9)
     studies.start(place, study)
 
-    app = shown(study=study.id)
+    app = shown("optimizers", study=study.id)
     assert "The worker is starting" in texts(app)  # none serves the test's store
     assert status._active(place), "the strip below moves, though no run is in the queue"
     assert [tab.label for tab in app.tabs] == ["Runs", "Spec and command"]
     next(button for button in app.button if button.label == "Pause").click().run()
     assert not study.active
 
-    app = shown(study=study.id)
+    app = shown("optimizers", study=study.id)
     assert "Nothing is raced yet" in texts(app)
     next(button for button in app.button if button.label == "Resume").click().run()
     assert study.active
@@ -209,7 +186,7 @@ def test_a_finished_study_shows_verdict_rates_and_one_open_tab(shown: Show, plac
     study = raced
     report = study.report(place)
 
-    app = shown(study=study.id)
+    app = shown("optimizers", study=study.id)
 
     told = texts(app)
     assert report.verdict(1) in told
@@ -232,7 +209,7 @@ def test_a_finished_study_shows_verdict_rates_and_one_open_tab(shown: Show, plac
         "Memory and time",
         "Runs",
     ):
-        opened = shown(study=study.id, part=part)
+        opened = shown("optimizers", study=study.id, part=part)
         assert not opened.error, part
         assert not opened.dataframe, part
 
@@ -245,7 +222,7 @@ def test_one_seed_is_shown_and_called_no_evidence(shown: Show, place: Store, rac
     assert len(place.runs()) == runs  # all were done already
     assert not single.missing(place)
 
-    app = shown(study=single.id)
+    app = shown("optimizers", study=single.id)
 
     assert app.warning
     for one in app.warning:
@@ -262,7 +239,7 @@ def test_diverged_runs_are_named_and_the_study_is_whole(shown: Show, place: Stor
     lost = study.report(place).arms[1].diverged
     assert lost
 
-    app = shown(study=study.id)
+    app = shown("optimizers", study=study.id)
 
     assert any(
         "Diverged" in one.value and "SGD" in one.value and f"{lost} of 2 seeds" in one.value for one in app.warning
@@ -275,7 +252,7 @@ def test_diverged_runs_are_named_and_the_study_is_whole(shown: Show, place: Stor
 def test_extending_repeats_nothing(shown: Show, place: Store, raced: Study):
     study = raced
     runs = len(place.runs())
-    app = shown(study=study.id)
+    app = shown("optimizers", study=study.id)
     app.number_input(key="extend-seeds").set_value(3).run()
 
     next(button for button in app.button if button.label == "Extend and start").click().run()

@@ -551,16 +551,13 @@ def test_answers_are_those_of_the_weights(train: Train, store: Store) -> None:
         assert kept.nll == pytest.approx(expected)
 
 
-def test_answers_may_be_deleted_and_come_back(train: Train, store: Store) -> None:
+def test_answers_that_are_missing_or_changed_are_not_there(train: Train) -> None:
     run = train()
     file = run.folder / logits.FILE
     content = file.read_bytes()
     file.unlink()
     assert logits.kept(run) is None
 
-    logits.again(run, store)
-
-    assert file.read_bytes() == content
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert logits.kept(run) is None, "not what the result sealed"
     result = run.result or {}
@@ -812,6 +809,15 @@ def test_every_claim_carries_its_budget(raced: tuple[Store, studies.Study]) -> N
     for arm in found.arms:
         assert arm.label in found.words()
     assert json.loads(json.dumps(found.as_dict()))["arms"][1]["words"]["accuracy"]
+
+
+def test_the_cost_is_known_before_the_first_run(raced: tuple[Store, studies.Study]) -> None:
+    store, _ = raced
+    assert desk.study(store, "optimizers", SMALL, probe=True)["seconds"] == 0, "all of it is done"
+    some, more = (desk.study(store, "optimizers", SMALL | {"seeds": n}, probe=True)["seconds"] for n in (4, 40))
+    taught = desk.study(store, "optimizers", SMALL | {"teacher": "digits-teacher"}, probe=True)["seconds"]
+    assert 0 < some < more
+    assert taught > 0
 
 
 def test_more_seeds_optimizers_and_budgets_repeat_nothing(raced: tuple[Store, studies.Study]) -> None:

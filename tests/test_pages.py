@@ -16,7 +16,7 @@ from smallalign_core import export, foreign, policies
 from smallalign_core.errors import Diverged, WorkFailed
 from smallalign_core.spec import DataSpec, lessons
 from smallalign_core.store import Run, Store
-from tests.conftest import ROOT, Train
+from tests.conftest import ROOT, Train, texts
 
 PAGES = ("home", "data", "augment", "distil", "optimizers", "scaling", "runs", "compare", "export")
 
@@ -25,30 +25,6 @@ def test_every_page_is_opened_here():
     files = {file.stem for file in (ROOT / "pages").glob("*.py")} - {"frame"}
 
     assert files == set(PAGES)
-
-
-@pytest.fixture
-def shown(store: Store, desk_here: None, monkeypatch: pytest.MonkeyPatch):
-    """Open a page of the test's store: `shown("runs", run=...)`."""
-    monkeypatch.setenv("SMALLALIGN_STORE", str(store.root))
-
-    def show(page: str, **query: str) -> AppTest:
-        app = AppTest.from_file(str(ROOT / "pages" / "frame.py"), default_timeout=120).run()
-        assert not app.exception
-        for name, value in query.items():
-            app.query_params[name] = value
-        app = app.run() if page == "home" else app.switch_page(f"{page}.py").run()
-        assert not app.exception
-        return app
-
-    yield show
-    backstage.desk().close()
-
-
-def texts(app: AppTest) -> str:
-    """All that is written on a page."""
-    found = [*app.title, *app.header, *app.subheader, *app.markdown, *app.caption, *app.info, *app.error, *app.warning]
-    return "\n".join(str(element.value) for element in found)
 
 
 def break_spec(store: Store) -> Run:
@@ -347,6 +323,7 @@ def test_export_explains_that_an_import_is_an_onnx_file_already(shown, store: St
     assert not app.table
 
 
+@pytest.mark.slow
 def test_export_proves_the_file(shown, store: Store):
     app = shown("export", run="digits-student")
 
@@ -393,6 +370,7 @@ def html_of(app: AppTest) -> str:
     return "\n".join(element.proto.body for element in app.get("html"))
 
 
+@pytest.mark.slow
 def test_augment_shows_pictures_what_the_student_sees_and_the_risk(shown):
     app = shown("augment", data="digits")
 
@@ -602,6 +580,7 @@ def test_a_run_is_measured_against_its_controls(shown, store: Store, train: Trai
     assert "Measure the rest" in [button.label for button in app.button]
 
 
+@pytest.mark.slow
 def test_distil_takes_over_every_teacher_of_a_run(shown, store: Store, train: Train) -> None:
     several = (train().id, train(seed=1).id)
     run = train(network={"kind": "cnn", "width": 3, "depth": 2}, teacher=several)

@@ -63,6 +63,7 @@ def test_mixed_views_in_the_grid_are_training_s_too(digits: Splits) -> None:
     assert met == 6
 
 
+@pytest.mark.slow
 def test_the_risk_comes_in_steps_and_is_the_same() -> None:
     policy = [{"kind": "rotate", "degrees": 31}]
     shares = []

@@ -107,6 +107,10 @@ def near_store(tmp_path: Path, decoded: Path) -> Store:
     return Store(tmp_path / "models")
 
 
+def cleaned(images: data.ImageSet) -> data.Decisions:
+    return steps.finish(quality.automatic(images))
+
+
 def wrong_in(store: Store, spec: DataSpec) -> set[int]:
     """The ids of the training images that `noise` mislabelled."""
     clean = data.load(spec.model_copy(update={"noise": 0.0}), store.data_cache).train
@@ -317,20 +321,20 @@ def test_bad_questions_are_one_line(store: Store) -> None:
 def test_automatic_cleaning_judges_by_these_images_alone_and_empties_no_class(near_store: Store) -> None:
     spec = DataSpec(source="digits", images=400, draw=2, noise=0.1)
     images = data.load(spec, near_store.data_cache).train
-    made = quality.automatic(images)
+    made = cleaned(images)
     dropped = {one for one, decision in made.by_image.items() if decision.what == "drop"}
     wrong = wrong_in(near_store, spec)
     assert len(dropped & wrong) / len(dropped) >= 0.8
     assert len(dropped & wrong) / len(wrong) >= 0.5
     assert dropped <= set(images.ids.tolist())
-    assert made == quality.automatic(images)
+    assert made == cleaned(images)
     mixed = images.relabelled(np.where(np.arange(400) < 3, 9, np.where(images.labels == 9, 0, images.labels)))
-    assert set(data.decided(mixed, quality.automatic(mixed)).labels) == set(mixed.labels)
+    assert set(data.decided(mixed, cleaned(mixed)).labels) == set(mixed.labels)
     nothing = replace(images, images=np.random.default_rng(0).integers(0, 256, images.images.shape).astype(np.uint8))
-    assert quality.automatic(nothing).by_image == {}, "who knows nothing suspects nobody"
+    assert cleaned(nothing).by_image == {}, "who knows nothing suspects nobody"
     for few in (10, 20):
         small = data.load(DataSpec(source="digits", images=few), near_store.data_cache).train
-        assert set(data.decided(small, quality.automatic(small)).labels) == set(range(10))
+        assert set(data.decided(small, cleaned(small)).labels) == set(range(10))
 
 
 def test_few_images_are_warned_of(near_store: Store) -> None:

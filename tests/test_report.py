@@ -50,6 +50,7 @@ def made(taught: tuple[Store, Run, Run]) -> tuple[dict, data.Splits]:
         return steps.finish(report.gather([teacher, student], splits, "val", store)), splits
 
 
+@pytest.mark.slow
 def test_it_holds_everything(made: tuple[dict, data.Splits], tmp_path: Path) -> None:
     found, splits = made
     files = report.save(found, splits, tmp_path / "r.html")

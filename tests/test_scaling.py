@@ -16,48 +16,22 @@ import numpy as np
 import pytest
 import yaml
 
-from smallalign_core import data, desk, scaling, stats, studies
+from smallalign_core import data, desk, quality, scaling, stats, studies
 from smallalign_core.errors import BadData, BadSpec
 from smallalign_core.execution import TOGETHER
 from smallalign_core.scaling import _build, _fits, _plan
 from smallalign_core.spec import RunSpec, digest
 from smallalign_core.store import Store
-from tests.conftest import ROOT, command
-
-STUDY = {
-    "data": "digits",
-    "network": {"kind": "mlp", "width": 8, "depth": 1},
-    "batch": 64,
-    "epochs": 2,
-    "precision": "fp32",
-    "widths": [4, 8, 16],
-    "images": [40, 80, 160],
-    "augment": [{"kind": "shift", "pixels": 1}],
-    "recipes": ["baseline", "augment"],
-    "replicates": 3,
-}
+from tests.conftest import ROOT, SCALING, command
 
 
 def asked(**more: Any) -> scaling.ScalingStudySpec:
-    return scaling.parse_study({**STUDY, **more})
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store(tmp_path_factory.mktemp("scaling") / "models")
+    return scaling.parse_study({**SCALING, **more})
 
 
 def resolved(store: Store, **more: Any) -> scaling.ScalingStudySpec:
     found: scaling.ScalingStudySpec = desk.resolve_study(store, "scaling", asked(**more), "cpu")
     return found
-
-
-@pytest.fixture(scope="module")
-def finished(place: Store) -> studies.Study:
-    """54 runs, trained."""
-    study = studies.create(place, "scaling", resolved(place))
-    assert not studies.drive(study, place, device="cpu")
-    return study
 
 
 # --- what is asked ----------------------------------------------------------------------------------------------------
@@ -70,7 +44,8 @@ def finished(place: Store) -> studies.Study:
         ({"recipes": ["baseline", "optimizer"]}, "recipe `optimizer` needs `optimizer`"),
         ({"recipes": ["baseline", "all"]}, "adds several things"),
         ({"replicates": 2}, "replicates"),
-        ({"widths": [4, 8]}, "widths"),
+        ({"widths": [4, 8]}, r"`widths` needs at least 3 of them \(given: \[4, 8\]\)"),
+        ({"widths": list(range(2, 12))}, "`widths` takes at most 8 of them"),
         ({"widths": [1, 4, 8]}, "widths"),
         ({"widths": [4, 16, 32]}, "the target's width is none"),
         ({"images": [40, 80]}, "at least 3 numbers of images"),
@@ -105,7 +80,7 @@ def test_too_few_images_for_the_classes_are_refused(place: Store) -> None:
 
 @pytest.mark.parametrize(("preset", "runs", "recipes"), [("quick", 72, 2), ("standard", 256, 4), ("paper", 750, 6)])
 def test_presets_are_of_the_size_that_they_say(place: Store, preset: str, runs: int, recipes: int) -> None:
-    fields = {name: STUDY[name] for name in ("data", "network", "batch", "epochs", "precision", "augment")}
+    fields = {name: SCALING[name] for name in ("data", "network", "batch", "epochs", "precision", "augment")}
     more = {"optimizer": "sgd", "teacher": "digits-teacher", "decisions": "automatic", "preset": preset}
     spec = scaling.parse_study(fields | more)
     assert len(spec.recipes) == recipes
@@ -137,7 +112,7 @@ def test_runs_are_those_that_a_user_would_get(place: Store) -> None:
         "epochs": 2,
         "seed": 2,
         "precision": "fp32",
-        "augment": STUDY["augment"],
+        "augment": SCALING["augment"],
     }
     assert run is not None
     assert digest(desk.resolve(place, RunSpec.model_validate(own), "cpu")) == digest(run)
@@ -185,7 +160,8 @@ def test_automatic_cleaning_is_judged_within_each_draw(place: Store) -> None:
     study = studies.create(place, "scaling", resolved(place, **fields))
     assert len(study.wanted(place)) == 27
     assert study.report(place).preparing
-    scaling.prepare(study.spec, place, study.folder, "cpu", threading.Event())
+    while scaling.prepare(study.spec, place, study.folder, "cpu", threading.Event()):
+        pass
     runs = study.wanted(place)
     assert len(runs) == 54
     made = [run for run in runs if run.data.decisions]
@@ -198,6 +174,35 @@ def test_automatic_cleaning_is_judged_within_each_draw(place: Store) -> None:
         assert after.test.fingerprint == before.test.fingerprint
     assert digest(made[0]) == digest(study.wanted(place)[runs.index(made[0])])
     studies.delete(place, study)
+
+
+def test_judging_gives_the_worker_back_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A draw at a time, a long one in slices; a pause is obeyed at once, and nothing is judged twice."""
+    store, begun = Store(tmp_path / "models"), []
+
+    def slowly(images: data.ImageSet) -> Any:
+        begun.append(len(images))
+        yield 0.5
+        return data.Decisions("", {int(images.ids[0]): data.Decision("drop")})
+
+    monkeypatch.setattr(quality, "automatic", slowly)
+    study = studies.create(store, "scaling", resolved(store, recipes=["baseline", "clean"]))
+    studies.start(store, study)
+    stop = threading.Event()
+    assert studies.feed(store, "cpu", stop)
+    assert (len(study.wanted(store)), store.queue()) == (30, [])  # 27 of the baseline and 3 sizes of one draw
+    studies.pause(store, study)
+    assert not studies.feed(store, "cpu", stop)
+    studies.start(store, study)
+    monkeypatch.setattr(_plan, "SLICE", -1.0)
+    assert studies.feed(store, "cpu", stop)
+    assert len(study.wanted(store)) == 30, "half of the second draw is judged"
+    for _ in range(14):
+        assert studies.feed(store, "cpu", stop)
+        assert store.queue() == []
+    assert studies.feed(store, "cpu", stop)
+    assert store.queue()
+    assert begun == [160, 80, 40] * 3
 
 
 # --- what is found ----------------------------------------------------------------------------------------------------
@@ -319,6 +324,9 @@ def test_a_budget_is_spent_where_it_narrows_most(place: Store, monkeypatch: pyte
     assert found == _plan.cells(spec, place, place.root / "nowhere")
     more = [cell for cell in found[54:] if (cell.recipe, cell.width, cell.images) == ("augment", 8, 160)]
     assert len(more) > 26 / 18  # the recipe at the target gets more than its share
+    for budget in (81, 130):
+        larger = _plan.cells(spec.model_copy(update={"budget": budget}), place, place.root / "nowhere")
+        assert (len(larger), larger[:80]) == (budget, found), "a larger budget shares all runs"
 
 
 def test_a_ladder_wants_teachers_then_their_students(place: Store) -> None:
@@ -338,10 +346,10 @@ def test_a_ladder_wants_teachers_then_their_students(place: Store) -> None:
 
 def test_the_command_line_and_the_desk_say_the_same(place: Store, finished: studies.Study, tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
-    file.write_text(yaml.safe_dump(STUDY))
+    file.write_text(yaml.safe_dump(SCALING))
     told = command("scale", file, "--json", store=place)
     assert told.returncode == 0, told.stderr
-    answer = desk.study(place, "scaling", STUDY)
+    answer = desk.study(place, "scaling", SCALING)
     assert answer["id"] == finished.id
     assert answer["report"]["headline"] == json.loads(told.stdout)["headline"]
     assert json.loads(told.stdout)["words"] == answer["words"]
@@ -351,10 +359,10 @@ def test_the_command_line_and_the_desk_say_the_same(place: Store, finished: stud
 
 
 def test_the_cost_is_known_before_the_first_run(place: Store, finished: studies.Study) -> None:
-    told = desk.study(place, "scaling", {**STUDY, "epochs": 40}, probe=True)
-    longer = desk.study(place, "scaling", {**STUDY, "epochs": 400}, probe=True)
+    told = desk.study(place, "scaling", {**SCALING, "epochs": 40}, probe=True)
+    longer = desk.study(place, "scaling", {**SCALING, "epochs": 400}, probe=True)
     assert 0 < told["seconds"] < longer["seconds"]
-    assert desk.study(place, "scaling", STUDY, probe=True)["seconds"] == 0  # all of it is done
+    assert desk.study(place, "scaling", SCALING, probe=True)["seconds"] == 0  # all of it is done
     assert finished.report(place).cost.spent > 0
 
 
@@ -366,7 +374,7 @@ def test_reading_a_study_imports_no_torch() -> None:
 @pytest.mark.slow
 def test_a_killed_study_goes_on_and_ends_the_same(place: Store, finished: studies.Study, tmp_path: Path) -> None:
     file, other = tmp_path / "study.yaml", Store(tmp_path / "models")
-    file.write_text(yaml.safe_dump(STUDY))
+    file.write_text(yaml.safe_dump(SCALING))
     line = [sys.executable, "-m", "smallalign_core", "scale", str(file), "--json", "--store", str(other.root)]
     first = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 90

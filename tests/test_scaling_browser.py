@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from axe import grave
-from chromium import FLAGS, dashboard, executable
 
 from smallalign_core import studies
 from smallalign_core.store import Store
@@ -19,33 +17,10 @@ PATIENCE = 240_000
 """Milliseconds that a study may take on a busy machine."""
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store(tmp_path_factory.mktemp("browsed") / "models")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    found = executable()
-    if found is None:
-        pytest.skip("needs Chromium: install it, or name it in CHROMIUM")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=found, args=FLAGS)
-
-
-@pytest.fixture(scope="module")
-def address(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    log = tmp_path_factory.mktemp("server") / "log.txt"
-    with dashboard(log, environment={"SMALLALIGN_STORE": str(store.root), "OMP_NUM_THREADS": "1"}) as found:
-        yield found
-
-
-def test_a_study_by_a_click(browser: Any, address: str, store: Store) -> None:
+def test_a_study_by_a_click(browser: Any, site: str, place: Store) -> None:
     page = browser.new_page(viewport={"width": 1200, "height": 1400})
     page.set_default_timeout(PATIENCE)
-    page.goto(f"{address}/scaling?data=digits&student={STUDENT}&recipes=augment&draws=3&steps=0")
+    page.goto(f"{site}/scaling?data=digits&student={STUDENT}&recipes=augment&draws=3&steps=0")
     page.get_by_text("Takes about").wait_for()
 
     page.get_by_role("button", name="Start the study").click()
@@ -54,8 +29,8 @@ def test_a_study_by_a_click(browser: Any, address: str, store: Store) -> None:
     page.get_by_role("button", name="Delete").wait_for()  # offered once nothing of it is in training
     page.locator(".st-key-plot-scaling-tests .main-svg").first.wait_for()
 
-    (study,) = studies.listing(store, "scaling")
-    report = study.report(store)
+    (study,) = studies.listing(place, "scaling")
+    report = study.report(place)
     assert (report.complete, report.total) == (True, 54)
     passed = sum(test.passed for test in report.readings["nll"].tests)
     assert page.get_by_text(f"{passed} of {len(report.readings['nll'].tests)} self-tests pass").is_visible()

@@ -3,75 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import yaml
 from streamlit.testing.v1 import AppTest
 
-from pages.ui import backstage, scalingcharts, scalingview
+from pages.ui import scalingcharts, scalingview
 from smallalign_core import desk, quality, scaling, studies
 from smallalign_core.data import Decision
-from smallalign_core.scaling import parse_study
-from smallalign_core.store import Store
+from smallalign_core.recording import Recording
+from smallalign_core.scaling import most_of, parse_study
+from smallalign_core.store import State, Store
 from smallalign_core.studies import Study
-from tests.conftest import ROOT
-
-SMALL: dict[str, Any] = {
-    "data": "digits",
-    "network": {"kind": "mlp", "width": 8, "depth": 1},
-    "batch": 64,
-    "epochs": 2,
-    "precision": "fp32",
-    "widths": [4, 8, 16],
-    "images": [40, 80, 160],
-    "augment": [{"kind": "shift", "pixels": 1}],
-    "recipes": ["baseline", "augment"],
-    "replicates": 3,
-}
-
-Show = Callable[..., AppTest]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    yield Store(tmp_path_factory.mktemp("scaled") / "models")
-    backstage.desk().close()
+from tests.conftest import Show, scaled, texts
 
 
 @pytest.fixture
-def shown(place: Store, monkeypatch: pytest.MonkeyPatch) -> Show:
-    """Open the page of the shared store: `shown(study=...)`."""
-    monkeypatch.setenv("SMALLALIGN_STORE", str(place.root))
-
-    def show(**query: str) -> AppTest:
-        app = AppTest.from_file(str(ROOT / "pages" / "frame.py"), default_timeout=120).run()
-        for name, value in query.items():
-            app.query_params[name] = value
-        app = app.switch_page("scaling.py").run()
-        assert not app.exception
-        return app
-
-    return show
-
-
-def texts(app: AppTest) -> str:
-    found = [*app.title, *app.header, *app.subheader, *app.markdown, *app.caption, *app.info, *app.error]
-    return "\n".join(str(element.value) for element in [*found, *app.warning, *app.success])
-
-
-def ask(store: Store, **changes: Any) -> Study:
-    resolved = desk.resolve_study(store, "scaling", parse_study(SMALL | changes), "cpu")
-    return studies.create(store, "scaling", resolved)
-
-
-@pytest.fixture(scope="module")
-def trained(place: Store) -> Study:
-    """54 runs, finished."""
-    study = ask(place)
-    assert not studies.drive(study, place, device="cpu")
-    return study
+def store(place: Store) -> Store:
+    """All tests of this file share one."""
+    return place
 
 
 # --- the form ---------------------------------------------------------------------------------------------------------
@@ -82,7 +33,7 @@ def asked_for(app: AppTest) -> scaling.ScalingStudySpec:
 
 
 def test_an_empty_store_has_a_form_that_is_ready_to_start(shown: Show) -> None:
-    app = shown(data="digits")
+    app = shown("scaling", data="digits")
     spec = asked_for(app)
     assert "No study yet" in texts(app)
     assert [button.label for button in app.button].count("Start the study") == 1
@@ -92,26 +43,31 @@ def test_an_empty_store_has_a_form_that_is_ready_to_start(shown: Show) -> None:
 
 
 def test_what_is_chosen_is_in_the_address_and_comes_back_from_it(shown: Show) -> None:
-    app = shown(data="digits", recipes="augment,clean,noise,all", draws="5", preset="standard", steps="50")
+    app = shown("scaling", data="digits", recipes="augment,clean,noise,all", draws="5", preset="standard", steps="50")
     spec = asked_for(app)
     assert spec.recipes == ("baseline", "augment", "clean", "all", "noise")
     assert (spec.replicates, spec.steps, len(spec.widths), spec.decisions) == (5, 50, 4, "automatic")
     names = ("student", "recipes", "draws", "preset", "steps")
-    again = shown(data="digits", **{name: str(app.query_params[name]) for name in names})
+    again = shown("scaling", data="digits", **{name: str(app.query_params[name]) for name in names})
     assert asked_for(again) == spec
 
 
 def test_all_together_needs_two_things_and_none_is_a_sentence(shown: Show) -> None:
-    app = shown(data="digits", recipes="augment,all")
+    app = shown("scaling", data="digits", recipes="augment,all")
     assert "All together needs two things" in texts(app)
     assert asked_for(app).recipes == ("baseline", "augment")
-    assert "compares recipes with the baseline" in texts(shown(data="digits", recipes=""))
+    assert "compares recipes with the baseline" in texts(shown("scaling", data="digits", recipes=""))
+
+
+def test_a_student_too_narrow_for_sizes_around_it_is_a_sentence(shown: Show) -> None:
+    student = '{"network":{"kind":"mlp","width":2}}'
+    assert "too narrow for 3 different sizes" in texts(shown("scaling", data="digits", student=student))
 
 
 def test_own_decisions_are_offered_where_there_are_some(shown: Show, place: Store) -> None:
     fingerprint = desk.inspect(place, "digits")["fingerprint"]
     quality.decide(place, fingerprint, "digits", [(255, Decision("drop"))])
-    app = shown(data="digits", recipes="clean", cleaning="decided")
+    app = shown("scaling", data="digits", recipes="clean", cleaning="decided")
     assert asked_for(app).decisions == str(quality.file_of(place, fingerprint))
 
 
@@ -119,17 +75,52 @@ def test_own_decisions_are_offered_where_there_are_some(shown: Show, place: Stor
 
 
 def test_a_study_without_runs_says_so(shown: Show, place: Store) -> None:
-    app = shown(study=ask(place, epochs=3).id)
+    app = shown("scaling", study=scaled(place, epochs=3).id)
     assert "No run is finished yet" in texts(app)
     assert "Resume" in [button.label for button in app.button]
 
 
+def test_an_adaptive_study_is_extended_by_runs(shown: Show, place: Store) -> None:
+    study = scaled(place, budget=60)
+    app = shown("scaling", study=study.id)
+    assert app.number_input(key="extend-runs").value == 80
+    app.number_input(key="extend-runs").set_value(70).run()
+    next(button for button in app.button if button.label == "Extend and start").click().run()
+    assert not app.exception
+    more = studies.find(place, app.query_params["study"][0])
+    assert (more.spec.budget, more.active) == (70, True)
+    assert more.spec.model_copy(update={"budget": 60}) == study.spec
+    studies.pause(place, more)
+    whole = scaled(place, budget=most_of(study.spec))
+    assert "Ask again with more sizes" in texts(shown("scaling", study=whole.id))
+
+
+def test_failed_runs_are_told_by_reason_and_a_damaged_study_is_opened_from_the_list(shown: Show, place: Store) -> None:
+    study, bad = scaled(place, epochs=5), scaled(place, epochs=6)
+    for spec, reason in zip(
+        study.missing(place)[:4], ["no memory", "no memory", "no images", "no memory"], strict=True
+    ):
+        with Recording(place.create(spec)) as recording:
+            recording.say(ended=State.FAILED, reason=reason)
+    (study.folder / "trouble").write_text("The disk is full (given: 0 MB free). Make room.")
+    (bad.folder / "study.json").write_text("{")
+    app = shown("scaling", study=study.id)
+    assert [one.value for one in app.error] == [
+        "Failed: baseline, width 4, 160 images and 2 more: no memory",
+        "The disk is full (given: 0 MB free). Make room.",
+        "Failed: baseline, width 16, 160 images: no images",
+    ]
+    assert f"study's study.json is damaged (given: {bad.id}). Delete the study" in texts(shown("scaling"))
+    (bad.folder / "study.json").unlink()
+    (study.folder / "trouble").unlink()
+
+
 @pytest.mark.slow
-def test_a_finished_study_shows_verdict_instrument_and_every_tab(shown: Show, trained: Study, place: Store) -> None:
-    report = trained.report(place)
+def test_a_finished_study_shows_verdict_instrument_and_every_tab(shown: Show, finished: Study, place: Store) -> None:
+    report = finished.report(place)
     assert report.complete
     for metric in ("nll", "error"):
-        app = shown(study=trained.id, metric=metric)
+        app = shown("scaling", study=finished.id, metric=metric)
         said = texts(app)
         reading = report.readings[metric]
         assert reading.gate is not None
@@ -139,15 +130,15 @@ def test_a_finished_study_shows_verdict_instrument_and_every_tab(shown: Show, tr
         assert "Does the instrument work" in said
         assert f"{sum(test.passed for test in reading.tests)} of {len(reading.tests)} self-tests pass" in said
         for tab in [*app.tabs]:
-            shown(study=trained.id, metric=metric, part=tab.label)
+            shown("scaling", study=finished.id, metric=metric, part=tab.label)
     assert "All figures" in [tab.label for tab in app.tabs]
 
 
 @pytest.mark.slow
 def test_where_the_law_holds_the_forest_is_of_its_figures(
-    trained: Study, place: Store, monkeypatch: pytest.MonkeyPatch
+    finished: Study, place: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report = trained.report(place)
+    report = finished.report(place)
     reading = report.readings["nll"]
     drawn: dict[str, Any] = {}
     monkeypatch.setattr(scalingcharts, "plot", lambda figure, **how: drawn.update(figure=figure, **how))
@@ -167,8 +158,8 @@ def test_where_the_law_holds_the_forest_is_of_its_figures(
 
 
 @pytest.mark.slow
-def test_the_headline_sorts_recipes_by_their_intervals(trained: Study, place: Store) -> None:
-    report = trained.report(place)
+def test_the_headline_sorts_recipes_by_their_intervals(finished: Study, place: Store) -> None:
+    report = finished.report(place)
     reading = report.readings["nll"]
     (one,) = reading.worth
     for low, high, told in ((1.2, 2.0, "worth it"), (0.4, 0.8, "cost more"), (0.8, 1.2, "not decided")):
@@ -179,4 +170,4 @@ def test_the_headline_sorts_recipes_by_their_intervals(trained: Study, place: St
 
 
 def test_a_study_that_is_not_there_is_a_sentence(shown: Show) -> None:
-    assert "no study goes by that name" in texts(shown(study="ffff")).lower()
+    assert "no study goes by that name" in texts(shown("scaling", study="ffff")).lower()

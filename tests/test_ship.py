@@ -195,6 +195,7 @@ def test_loss_counts_who_is_right_alone(digits: Splits) -> None:
     assert not export.loss_of(reference, reference, part).flagged
 
 
+@pytest.mark.slow
 def test_too_great_a_loss_is_flagged_everywhere(
     copied: tuple[Store, Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

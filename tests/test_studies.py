@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +20,7 @@ import pytest
 from conftest import ROOT, command, tiny
 from pydantic import BaseModel
 
-from smallalign_core import desk, optimstudy, studies, worker
+from smallalign_core import desk, studies, worker
 from smallalign_core.errors import BadData, Refused, UnknownRun
 from smallalign_core.recording import Recording
 from smallalign_core.spec import RunSpec, digest, parse
@@ -39,6 +41,7 @@ class Toy(ModuleType):
         super().__init__("toy")
         self.prepared = 0
         self.broken: Exception | None = None
+        self.unready = 0
 
     def parse_study(self, written: dict[str, Any]) -> Asked:
         return Asked(**written)
@@ -49,10 +52,15 @@ class Toy(ModuleType):
     def title_of(self, _: Asked) -> str:
         return "a toy"
 
-    def prepare(self, *_: object) -> None:
+    def probes(self, spec: Asked) -> list[RunSpec]:
+        return [parse(spec.student)]
+
+    def prepare(self, *_: object) -> bool:
         self.prepared += 1
         if self.broken:
             raise self.broken
+        self.unready -= self.unready > 0
+        return self.unready > 0
 
     def wanted(self, spec: Asked, store: Store, _: Path) -> list[RunSpec]:
         found = [parse(spec.student | {"epochs": length}) for length in spec.lengths]
@@ -195,6 +203,43 @@ def test_what_people_submit_comes_before_studies(store: Store, toy: Toy, resolve
     assert len(began) == 3
 
 
+def test_what_is_submitted_while_a_study_is_prepared_does_not_wait_for_it(
+    store: Store, toy: Toy, resolved: RunSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = ask(store, resolved)
+    studies.start(store, study)
+    toy.unready, before = 10, []
+    own = resolved.model_copy(update={"seed": 3})
+    real = worker.serve_some
+
+    def serving(runs: Any, *rest: Any) -> None:
+        before.append((runs[0].spec.seed, toy.prepared))
+        real(runs, *rest)
+
+    def prepare(*asked: object) -> bool:
+        if toy.prepared == 2:
+            store.submit(own)
+        return Toy.prepare(toy, *asked)
+
+    monkeypatch.setattr(worker, "serve_some", serving)
+    monkeypatch.setattr(toy, "prepare", prepare)
+
+    serve(store)
+
+    assert before[:2] == [(3, 3), (0, 10)]
+    assert study.missing(store) == []
+
+
+def test_the_foreground_prepares_to_the_end_first(store: Store, toy: Toy, resolved: RunSpec) -> None:
+    toy.unready = 5
+    study = ask(store, resolved)
+
+    studies.drive(study, store, device="cpu")
+
+    assert (toy.unready, study.missing(store)) == (0, [])
+    assert toy.prepared >= 5
+
+
 def test_a_study_that_cannot_go_on_says_why_and_the_worker_lives(store: Store, toy: Toy, resolved: RunSpec) -> None:
     good, bad = ask(store, resolved), ask(store, resolved, 2)
     for study in (good, bad):
@@ -319,6 +364,47 @@ def test_deleting_keeps_the_runs_of_others(store: Store, toy: Toy, resolved: Run
     assert len(store.runs()) == 2, "without `runs` they stay"
 
 
+def test_a_teacher_stays_while_a_study_lacks_runs(store: Store, toy: Toy, resolved: RunSpec) -> None:
+    """Whoever trains it, active or paused; not once it is complete, nor once it is deleted."""
+    teacher = store.create(resolved.model_copy(update={"seed": 9}))
+    worker.execute(teacher, store, device="cpu")
+    student = desk.resolve(store, parse(resolved.model_dump(mode="json") | {"teacher": teacher.id, "loss": "kd"}))
+    study, other = ask(store, student), ask(store, student, 2)
+    for one in (study, other):
+        studies.start(store, one)
+        studies.pause(store, one)
+
+    refused = command("runs", "delete", teacher.id, store=store)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("Unfinished studies learn from it (given: ")
+    assert study.id in refused.stderr
+    assert other.id in refused.stderr
+    assert refused.stderr.rstrip().endswith("or delete them: their finished runs stay.")
+    studies.delete(store, other)
+    studies.start(store, study)
+    with pytest.raises(Refused, match=f"given: {study.id}"):
+        store.delete(teacher.id)
+    serve(store)
+    assert study.missing(store) == []
+    store.delete(teacher.id)
+    assert sorted(run.spec.seed for run in store.runs()) == [0, 7]
+
+
+def test_a_study_deletes_its_own_teachers_too(store: Store, toy: Toy, resolved: RunSpec) -> None:
+    teacher = store.create(resolved)
+    worker.execute(teacher, store, device="cpu")
+    student = desk.resolve(store, parse(resolved.model_dump(mode="json") | {"teacher": teacher.id, "loss": "kd"}))
+    study = ask(store, student, 2)
+    toy.wanted = lambda *_: [resolved, student]  # type: ignore[method-assign]
+    studies.start(store, study)
+    studies.pause(store, study)
+    store.create(student)
+
+    assert studies.delete(store, study, runs=True) == [digest(student), teacher.id]
+
+    assert store.runs() == []
+
+
 # --- killed -----------------------------------------------------------------------------------------------------------
 
 
@@ -369,6 +455,11 @@ def test_killed_anywhere_it_ends_with_the_same_runs(tmp_path: Path) -> None:
     assert digests[0] == digests[1]
 
 
-def test_optimizers_are_a_kind() -> None:
-    for name in ("parse_study", "study_id", "title_of", "probes", "resolved", "wanted", "prepare", "report"):
-        assert callable(getattr(optimstudy, name)), name
+def test_every_kind_answers_all_that_is_asked() -> None:
+    answers = re.findall(
+        r"^    (\w+)\(", inspect.getsource(studies).partition("KINDS: ")[2].partition("ATTEMPTS")[0], re.M
+    )
+    assert len(answers) == 9
+    for kind, module in studies.KINDS.items():
+        for name in answers:
+            assert callable(getattr(module, name, None)), (kind, name)

@@ -102,6 +102,10 @@ def _offer(asked: str, images: int) -> None:
     )
 
 
+def _hard(found: int) -> str | int:
+    return f"{found:,} or more" if found == quality.MOST_HARD else found or "–"
+
+
 def _summary(report: QualityReport) -> None:
     kinds = Counter(one.kind for one in report.pixels)
     sure = sum(one.sure for one in report.label_issues)
@@ -117,7 +121,7 @@ def _summary(report: QualityReport) -> None:
                 ", ".join(f"{many} {kind.replace('_', ' ')}" for kind, many in kinds.items())
                 or "Dark, bright, blank, or of an odd size.",
             ),
-            ("Hard", len(report.hard) or "–", "Images that the smallest students of a scaling study do not learn."),
+            ("Hard", _hard(len(report.hard)), "Images that the smallest students of a scaling study do not learn."),
         ):
             st.metric(name, f"{count:,}" if isinstance(count, int) else count, border=True, help=help)
     if report.warnings:

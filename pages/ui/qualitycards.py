@@ -128,7 +128,7 @@ def _hard(report: QualityReport) -> list[Card]:
             "No student of the study learns it."
             if one.learned_by is None
             else f"The smallest student that learns it has {one.learned_by:,} parameters.",
-            f"{wording.percent(one.right)} of {one.votes} votes right",
+            f"{round(one.right * one.votes)} of {one.votes} votes right",
             known.get(one.id),
         )
         for one in report.hard

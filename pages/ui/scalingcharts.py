@@ -39,7 +39,8 @@ def times(value: float) -> str:
 
 
 def _ticks(far: float) -> dict[str, Any]:
-    values = [one for one in TICKS if 1 / far <= one <= far]
+    decades = far > 10  # more would touch each other on a narrow screen
+    values = [one for one in TICKS if 1 / far <= one <= far and (not decades or math.log10(one).is_integer())]
     return {"tickvals": [math.log10(one) for one in values], "ticktext": [times(one) for one in values]}
 
 
@@ -63,7 +64,7 @@ def forest(study: ScalingStudy, reading: Reading, *, key: str) -> None:
     figure, colour, row = go.Figure(), colours(study), 0.0
     rows = []
     for one, axis, found, hidden in lines:
-        row += 1.0 if axis == "n" else 0.62
+        row += 1.0 if axis == "n" else 0.72
         if hidden:
             said = "not shown"
         else:
@@ -391,13 +392,25 @@ def ladder(study: ScalingStudy, *, key: str) -> None:
     figure.add_scatter(
         x=[rung.teacher_nll for rung in shown],
         y=[sum(score for _, score in rung.students) / len(rung.students) for rung in shown],
-        mode="lines+markers+text",
-        text=[f"{rung.epochs} epochs" for rung in shown],
-        textposition="top center",
+        mode="lines+markers",
         line={"color": palette()[1]},
         hoverinfo="skip",
     )
-    figure.update_xaxes(title="teacher's test NLL (nats); better is left")
+    figure.add_scatter(
+        x=[rung.teacher_nll for rung in shown],
+        y=[max(score for _, score in rung.students) for rung in shown],  # above all dots, where nothing is crossed
+        mode="markers+text",
+        marker={"size": 14, "opacity": 0},  # keeps the words off the dot
+        text=[f"{rung.epochs} epoch{'s' * (rung.epochs > 1)}" for rung in shown],
+        textposition="top center",
+        cliponaxis=False,
+        hoverinfo="skip",
+    )
+    ends = [rung.teacher_nll or 0.0 for rung in shown]
+    room = 0.12 * (max(ends) - min(ends)) or 0.1
+    figure.update_xaxes(
+        title="teacher's test NLL (nats); better is left", range=[min(ends) - room, max(ends) + room], zeroline=False
+    )
     figure.update_yaxes(title="student's test NLL (nats)")
     figure.update_layout(showlegend=False)
     plot(figure, alt="Student's NLL over its teacher's NLL.", key=key, height=360)

@@ -12,7 +12,7 @@ import yaml
 from pages.ui import backstage, forms, listing, picks, policy, students, wording
 from smallalign_core import quality
 from smallalign_core.errors import BadSpec
-from smallalign_core.scaling import PRESETS, ScalingStudySpec, parse_study
+from smallalign_core.scaling import MOST_REPLICATES, PILOT, PRESETS, REPLICATES, ScalingStudySpec, parse_study
 from smallalign_core.spec import Lookahead, Optimizer, RunSpec, canonical, lessons, members, parse_policy
 from smallalign_core.store import Store
 
@@ -32,7 +32,7 @@ def form(source: str, facts: Mapping[str, Any], store: Store) -> dict[str, Any]:
     st.caption("The baseline is this student from labels alone, with AdamW. Each recipe adds one thing to it.")
     fitting = [row for row in listing.finished(store) if row.classes == classes]
     offered = {name: text for name, text in ADDS.items() if fitting or name != "distil"}
-    recipes = picks.pick_some("Recipes", offered | EXTRA, key="recipes", first=("augment",))
+    recipes = picks.pick_some("Beside the baseline", offered | EXTRA, key="recipes", first=("augment",))
     found: dict[str, Any] = {}
     if "augment" in recipes:
         _start(f"{ADDED}.augment.rows", lambda: policy.take(parse_policy(policy.FIRST), key=ADDED))
@@ -64,7 +64,7 @@ def form(source: str, facts: Mapping[str, Any], store: Store) -> dict[str, Any]:
         st.caption("All together needs two things to add: it is left out.")
         recipes.remove("all")
     st.subheader("How much evidence", anchor=False)
-    return student | sizes | found | {"recipes": ["baseline", *recipes]} | _effort(there)
+    return student | sizes | found | {"recipes": ["baseline", *recipes]} | _effort(there, 1 + len(recipes))
 
 
 def _start(key: str, fill: Any) -> None:
@@ -90,10 +90,9 @@ def _sizes(student: dict[str, Any]) -> dict[str, Any]:
     return {"target": {"width": width}}
 
 
-def _effort(there: int) -> dict[str, Any]:
+def _effort(there: int, recipes: int) -> dict[str, Any]:
     names = {
-        name: f"{name.capitalize()}: {len(one['widths'])} sizes × {len(one['fractions'])}"
-        for name, one in PRESETS.items()
+        name: f"{name.capitalize()}: {len(one['widths'])} × {len(one['fractions'])}" for name, one in PRESETS.items()
     }
     preset = picks.switch("Sizes × numbers of images", names, key="preset")
     first, second = st.columns(2)
@@ -124,11 +123,12 @@ def _effort(there: int) -> dict[str, Any]:
     st.caption(f"From {least:,} to {there:,} training images.")
     found: dict[str, Any] = {"preset": preset, "replicates": draws, "steps": steps}
     if st.toggle(
-        "Adaptive: spend a number of runs where they tell most",
+        "Adaptive: runs where they tell most",
         key="scaling-adaptive",
         help="A pilot of the lowest, middle and highest rungs first; then draws where they narrow the intervals most.",
     ):
-        found["budget"] = st.number_input("Runs", 54, 100_000, 120, key="scaling-budget")
+        least, most = (recipes * PILOT**2 * some for some in (REPLICATES, MOST_REPLICATES))
+        found["budget"] = st.number_input("Runs", least, most, 2 * least, key=f"scaling-budget-{least}")
     return found
 
 
@@ -170,6 +170,13 @@ def address(spec: ScalingStudySpec) -> dict[str, str]:
 
 def begin(asked: dict[str, Any]) -> None:
     """The cost, the button, the command. A study that is there already is opened instead."""
+    width, times = asked["target"]["width"], PRESETS[asked["preset"]]["widths"]
+    if len({max(2, round(width * one)) for one in times}) < len(times):
+        raise BadSpec(
+            f"the student is too narrow for {len(times)} different sizes around it",
+            given=f"width {width}",
+            do="choose a wider one",
+        )
     if len(asked["recipes"]) < 2:
         raise BadSpec("a study compares recipes with the baseline, and none is chosen", do="choose at least one")
     spec = parse_study(asked)

@@ -9,7 +9,7 @@ import streamlit as st
 
 from pages.ui import backstage, live, picks, scalingcharts, scalingform, studylist
 from pages.ui.studyforest import columns
-from smallalign_core.scaling import Reading, ScalingStudy
+from smallalign_core.scaling import ROUND, Reading, ScalingStudy, most_of
 from smallalign_core.store import Run, State, Store
 from smallalign_core.studies import Study
 from smallalign_core.worth import capital
@@ -17,6 +17,7 @@ from smallalign_core.worth import capital
 SCALING = studylist.Kind("scaling", "scaling.py", ":material/open_in_full:")
 Metric = Literal["nll", "error"]
 SCORES: dict[str, str] = {"nll": "NLL", "error": "Error"}
+RUNS = "In all. What is filled in should halve the widest interval, or adds a third where no law holds yet."
 
 
 def show(reference: str, store: Store) -> None:
@@ -27,13 +28,12 @@ def show(reference: str, store: Store) -> None:
     studylist.title(report)
     sizes = sorted({one.width for one in report.cells})
     images = sorted({one.images for one in report.cells})
+    much = f"{report.replicates} draws" if study.spec.budget is None else f"adaptive: {study.spec.budget} runs"
     st.caption(
-        f"{len(sizes)} sizes, {len(images)} numbers of images, {len(report.recipes)} recipes, {report.replicates} "
-        f"draws · target: width {report.width}, {report.images:,} images · study `{report.id}`"
+        f"{len(sizes)} sizes, {len(images)} numbers of images, {len(report.recipes)} recipes, {much} · target: "
+        f"width {report.width}, {report.images:,} images · study `{report.id}`"
     )
     _actions(study, report, store)
-    if study.trouble:
-        st.error(study.trouble, icon=":material/error:")
     studylist.failures(report.failed)
     if diverged := sum(one.diverged for one in report.cells):
         st.warning(
@@ -59,7 +59,7 @@ def _actions(study: Study, report: ScalingStudy, store: Store) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         studylist.pause_or_resume(study, report, store)
         with st.popover("Extend", icon=":material/add_circle:"):
-            _extend(study)
+            _extend(study, report)
         st.page_link(
             "scaling.py",
             label="Change and ask again",
@@ -70,13 +70,22 @@ def _actions(study: Study, report: ScalingStudy, store: Store) -> None:
             studylist.delete(study, store, SCALING)
 
 
-def _extend(study: Study) -> None:
-    """More draws; what is done is not trained again."""
+def _extend(study: Study, report: ScalingStudy) -> None:
+    """More draws of all cells, or of an adaptive study more runs; what is done is not trained again."""
     spec = study.spec
     st.caption("More of the same question. Finished runs are not repeated.")
-    draws = st.number_input("Draws", spec.replicates, 32, spec.replicates, key="extend-draws")
-    if st.button("Extend and start", type="primary", disabled=draws == spec.replicates):
-        wider = spec.model_copy(update={"replicates": draws, "fingerprints": ()}).model_dump(mode="json")
+    if spec.budget is None:
+        more = {"replicates": st.number_input("Draws", spec.replicates, 32, spec.replicates, key="extend-draws")}
+    elif spec.budget < (most := most_of(spec)):
+        proposal = report.readings["nll"].proposal
+        first = min(most, spec.budget + (proposal.runs if proposal else spec.budget // ROUND))
+        more = {"budget": st.number_input("Runs", spec.budget, most, first, key="extend-runs", help=RUNS)}
+    else:
+        st.caption("Every cell has as many draws as there may be. Ask again with more sizes or images instead.")
+        return
+    grown = spec.model_copy(update=more)
+    if st.button("Extend and start", type="primary", disabled=grown == spec):
+        wider = grown.model_copy(update={"fingerprints": ()}).model_dump(mode="json")
         answer = backstage.ask("study", "Preparing the study", kind=SCALING.name, spec=wider, start=True)
         st.switch_page("scaling.py", query_params={"study": answer["id"]})
 
@@ -255,7 +264,7 @@ def _figures(report: ScalingStudy, _: Study, metric: Metric) -> None:
     )
 
 
-def _next(report: ScalingStudy, _: Study, metric: Metric) -> None:
+def _next(report: ScalingStudy, study: Study, metric: Metric) -> None:
     more = report.readings[metric].proposal
     if more is None or not report.proposal():
         st.caption("Nothing to propose: the law has to hold first.")
@@ -269,7 +278,9 @@ def _next(report: ScalingStudy, _: Study, metric: Metric) -> None:
     )
     st.dataframe(table, hide_index=True, lazy=False, alt="Cells that would narrow the interval most.")
     st.caption(
-        "Extend adds whole draws, of every cell; an adaptive study (`budget` in its file) takes such cells only."
+        "Extend gives an adaptive study such cells only."
+        if study.spec.budget
+        else "Extend adds whole draws, of every cell; an adaptive study (`budget` in its file) takes such cells only."
     )
 
 

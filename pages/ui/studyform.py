@@ -9,7 +9,7 @@ from typing import Any
 import streamlit as st
 import yaml
 
-from pages.ui import backstage, contenders, picks, specs, wording
+from pages.ui import backstage, contenders, picks, wording
 from smallalign_core.optimstudy import OptimizerStudySpec, entries, parse_study
 from smallalign_core.spec import canonical, to_yaml
 from smallalign_core.store import Store
@@ -30,8 +30,6 @@ PRESETS = {
     "Publish": Preset(10, 6, ("1", "2", "4")),
 }
 BUDGETS = {"1": "B", "2": "2B", "4": "4B", "8": "8B"}
-FINDER_STEPS = 100
-"""Of a learning rate finder; counted with its optimizer's cost."""
 
 
 def effort() -> dict[str, Any]:
@@ -168,29 +166,22 @@ def begin(asked: dict[str, Any], store: Store) -> None:
 
 
 def _cost(spec: OptimizerStudySpec, everything: str) -> None:
-    one = specs.estimate(spec.student.model_dump_json())
-    known = _known(everything)["report"]
-    of = entries(spec)
+    answer = _known(everything)
+    known, of = answer["report"], entries(spec)
     tuned = sum(entry.track == "tuned" for entry in of)
     runs = tuned * spec.trials + len(of) * spec.seeds
-    seconds = sum(spec.budgets) * runs * one["seconds"]
-    seconds += tuned * FINDER_STEPS / max(1, one["steps"]) * one["seconds"]
-    share = known["missing"] / max(1, known["missing"] + known["done"] + known["running"])
     cells = st.columns(2)
     cells[0].metric("Runs", f"{len(spec.budgets) * runs:,}", border=True, help=_of_what(spec, tuned, len(of)))
     cells[1].metric(
         "Takes about",
-        wording.duration(seconds * share),
+        wording.duration(answer["seconds"]),
         border=True,
-        help=f"One run of B takes {wording.duration(one['seconds'])} on {one['device']}. Runs in lockstep share views "
-        "and teacher, which makes it cheaper; an optimizer whose best rate is the highest or lowest of those "
-        "tried gets up to three trials more.",
+        help="From a few real steps with the reference, on this machine as busy as it is now. An optimizer whose best "
+        "rate is the highest or lowest of those tried gets up to three trials more.",
     )
     if known["done"]:
         words = f"{known['done']:,} of these runs are done already and are not repeated."
         st.caption(words if known["missing"] else f"All {known['done']:,} runs of this study are done.")
-    if spec.student.teachers and one["cache_bytes"]:
-        st.caption(f"Teacher's answers: {wording.size(one['cache_bytes'])} cache, {one['cache_ready']:.0%} ready.")
 
 
 def _of_what(spec: OptimizerStudySpec, tuned: int, arms: int) -> str:
@@ -198,7 +189,9 @@ def _of_what(spec: OptimizerStudySpec, tuned: int, arms: int) -> str:
     return f"{tuned} tuned optimizers with {spec.trials} trials, {arms} with {spec.seeds} seeds, for {each}."
 
 
-@st.cache_data(max_entries=32, ttl=15, show_spinner=False)
+@st.cache_data(max_entries=32, ttl=60, show_spinner=False)
 def _known(everything: str) -> dict[str, Any]:
-    """What the store knows of the study that this JSON describes; also says what would refuse it."""
-    return backstage.ask("study", "Looking for runs", kind="optimizers", spec=json.loads(everything))
+    """What the store knows of the study that this JSON describes, and its cost; also says what would refuse it."""
+    return backstage.ask(
+        "study", "Counting runs and timing a few real steps", kind="optimizers", spec=json.loads(everything), probe=True
+    )

@@ -15,6 +15,8 @@ from smallalign_core.studies import Study
 
 LISTED = 4
 """So many studies are listed before the rest is folded away."""
+SHOWN = 5
+"""So many different reasons of failure are shown."""
 STATES = {name: wording.STATES[name] for name in ("finished", "running", "paused", "failed")}
 
 
@@ -36,19 +38,20 @@ def listing(store: Store, kind: Kind) -> None:
         return
     _lines(lines[:LISTED], kind)
     if len(lines) > LISTED:
-        with st.expander(f"{len(lines) - LISTED} older studies"):
+        with st.expander(f"{len(lines) - LISTED} older stud{'y' if len(lines) == LISTED + 1 else 'ies'}"):
             _lines(lines[LISTED:], kind)
 
 
 def _lines(lines: list[dict[str, Any]], kind: Kind) -> None:
     for line in lines:
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-            if line["kind"] == "damaged":
-                st.error(f"`{line['id']}`: {line['title']}", icon=":material/broken_image:")
-                continue
-            label = f"{line['title']} · {line['id'][:6]}"
-            icon = ":material/play_circle:" if line["active"] else kind.icon
+            lost = line["kind"] == "damaged"
+            label = f"{'Damaged' if lost else line['title']} · {line['id'][:6]}"
+            icon = ":material/broken_image:" if lost else ":material/play_circle:" if line["active"] else kind.icon
             st.page_link(kind.page, label=label, icon=icon, query_params={"study": line["id"]})
+            if lost:
+                st.caption(f":red[{line['title']}]")
+                continue
             state = "running" if line["active"] else "done" if line["done"] == line["known"] else "paused"
             st.caption(f"{state}, {line['done']} of {line['known']} known runs · {wording.ago(line['created'])}")
 
@@ -113,8 +116,14 @@ def delete(study: Study, store: Store, kind: Kind) -> None:
 
 
 def failures(failed: tuple[str, ...]) -> None:
-    """Failed runs in words."""
-    for line in failed[:5]:
-        st.error(f"Failed: {line}", icon=":material/error:")
-    if len(failed) > 5:
-        st.caption(f"And {len(failed) - 5} more.")
+    """Failed runs in words: those that failed for the same reason together, the most first."""
+    reasons: dict[str, list[str]] = {}
+    for line in failed:
+        which, _, why = line.partition(": ")
+        known = why and "(given" not in which  # what stopped the whole study names no run
+        reasons.setdefault(why if known else line, []).append(which if known else "")
+    for why, runs in sorted(reasons.items(), key=lambda one: -len(one[1]))[:SHOWN]:
+        more = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
+        st.error(f"Failed: {runs[0]}{more}: {why}" if runs[0] else why, icon=":material/error:")
+    if len(reasons) > SHOWN:
+        st.caption(f"And {len(reasons) - SHOWN} other reasons.")

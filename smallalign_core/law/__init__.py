@@ -19,10 +19,8 @@ from smallalign_core.law._allocate import (
     fit_cost as fit_cost,
 )
 from smallalign_core.law._checks import (
-    Extrapolation as Extrapolation,
     Gate as Gate,
     SelfTest as SelfTest,
-    extrapolation as extrapolation,
     gate as gate,
     hidden as hidden,
     resolution as resolution,

@@ -21,11 +21,10 @@ from typing import Literal
 
 import numpy as np
 
-from smallalign_core.errors import BadData
 from smallalign_core.law._fit import DRAWS, Draws, fit, resample
 from smallalign_core.law._form import Axis, Shape
 from smallalign_core.law._multiplier import LEAST_REPLICATES, WORDS, Multiplier, Plane, estimate, plane, replicates
-from smallalign_core.law._observed import Floats, Observations, joined
+from smallalign_core.law._observed import Observations, joined
 
 Kind = Literal["placebo", "dose"]
 MOST_LACK = 4.0
@@ -208,40 +207,3 @@ def gate(draws: Draws, tests: Sequence[SelfTest]) -> Gate:
         reasons.append(f"the law misses your runs: {off}")
     reasons += [test.words for test in tests if not test.passed]
     return Gate(not reasons, tuple(reasons), tuple(warnings))
-
-
-@dataclass(frozen=True, eq=False)
-class Extrapolation:
-    """How well the smaller half of a study foretells the rest.
-
-    Attributes:
-        rmse: of ln(expected / measured) over the cells that were not fitted.
-        mean, sd: of the relative error |expected - measured| / measured.
-        cells: how many.
-        fitted: how many cells the law was fitted to.
-    """
-
-    rmse: float
-    mean: float
-    sd: float
-    cells: int
-    fitted: int
-
-
-def extrapolation(observations: Observations, shape: Shape = "saturating") -> Extrapolation:
-    """Fit where n and d are at most half of the largest, foretell all other cells (Rosenfeld et al., 2020).
-
-    Raises:
-        BadData: the smaller half has too few rungs for a law.
-    """
-    small = (observations.n <= observations.n.max() / 2) & (observations.d <= observations.d.max() / 2)
-    if not small.any():
-        raise BadData("no cell lies in the smaller half", do="measure more rungs")
-    law = fit(observations.where(small), shape)
-    cells = observations.cells
-    rest = (cells.n > observations.n.max() / 2) | (cells.d > observations.d.max() / 2)
-    expected = law.form.log_loss(law.theta, cells.arm[rest], cells.n[rest], cells.d[rest])
-    off: Floats = expected - cells.mean[rest]
-    relative = np.abs(np.expm1(off))
-    rmse = float(np.sqrt((off**2).mean()))
-    return Extrapolation(rmse, float(relative.mean()), float(relative.std()), int(rest.sum()), int((~rest).sum()))

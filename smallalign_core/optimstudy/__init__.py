@@ -44,8 +44,18 @@ if TYPE_CHECKING:
     from smallalign_core.store import Store
 
 
-def prepare(spec: OptimizerStudySpec, store: Store, folder: Path, device: str, stop: threading.Event) -> None:
-    """Find learning rates: what `wanted` needs besides finished runs. Imports torch, unless all are there."""
+def prepare(spec: OptimizerStudySpec, store: Store, folder: Path, device: str, stop: threading.Event) -> bool:
+    """Find learning rates, what `wanted` needs besides finished runs, of a few optimizers; whether others are left.
+
+    Imports torch, unless all are there.
+    """
     from smallalign_core.optimstudy import _finder
 
-    _finder.prepare(spec, store, folder, device, stop)
+    return _finder.prepare(spec, store, folder, device, stop)
+
+
+def expected(spec: OptimizerStudySpec, store: Store, folder: Path, device: str = "auto") -> float:
+    """Seconds that what is missing takes here: see `_expected.expected`. Imports torch, unless nothing is missing."""
+    from smallalign_core.optimstudy import _expected
+
+    return _expected.expected(spec, store, folder, device)

@@ -29,8 +29,9 @@ DOWN, UP, HIGHEST = 1e-2, 1e4, 10.0
 """Where a curve begins and ends, relative to the library's rate; and where it ends at the latest."""
 
 
-def prepare(spec: OptimizerStudySpec, store: Store, folder: Path, device: str, stop: threading.Event) -> None:
-    """Measure what `wanted` needs besides runs: a curve for each tuned optimizer. Returns at once if all are there.
+def prepare(spec: OptimizerStudySpec, store: Store, folder: Path, device: str, stop: threading.Event) -> bool:
+    """Measure what `wanted` needs besides runs: a curve for each tuned optimizer, of those that share one lockstep, and
+    keep it. Returns whether others are left, at once if all are there.
 
     Curves of the same student and optimizer in other studies of this store are taken over.
 
@@ -40,16 +41,16 @@ def prepare(spec: OptimizerStudySpec, store: Store, folder: Path, device: str, s
     tuned = [entry for entry in entries(spec) if entry.track == "tuned"]
     keys = {finder_key(spec, entry.optimizer): entry for entry in tuned}
     if keys.keys() <= finders(folder).keys():
-        return
+        return False
     with FileLock(folder / "lock", timeout=600):
         known = {key: one for other in sorted(folder.parent.glob("*")) for key, one in finders(other).items()}
         known |= finders(folder)
         missing = [entry for key, entry in keys.items() if key not in known]
-        for start in range(0, len(missing), TOGETHER):
-            some = missing[start : start + TOGETHER]
-            curves = measure(spec, some, store, device, stop)
-            known |= {finder_key(spec, entry.optimizer): one for entry, one in zip(some, curves, strict=True)}
-        write(folder / FINDERS, finders_json({key: known[key] for key in keys}))
+        some = missing[:TOGETHER]
+        curves = measure(spec, some, store, device, stop) if some else []
+        known |= {finder_key(spec, entry.optimizer): one for entry, one in zip(some, curves, strict=True)}
+        write(folder / FINDERS, finders_json({key: known[key] for key in keys if key in known}))
+        return len(missing) > len(some)
 
 
 def swept(step: int, default: float) -> float:

@@ -76,14 +76,15 @@ def look(store: Store, spec: DataSpec, *, method: str = "auto", teacher: str | N
     return steps.finish(Looking(store, spec, method, teacher).report())
 
 
-def automatic(images: ImageSet) -> Decisions:
+def automatic(images: ImageSet) -> Work[Decisions]:
     """What automatic cleaning would do, judged from these images alone: sure label issues and copies that are labelled
     in different ways are dropped, of other copies one is kept. At least one image of every class stays.
     """
     set_sklearn_threads()
-    features = _flat(steps.finish(_twins.small([images], SIDE)))
+    features = _flat((yield from steps.part_of(_twins.small([images], SIDE), 0, 2)))
     classes = len(images.classes)
-    judged = steps.finish(_labels.judged(_labels.Pool(features, images.labels, images.ids, classes, len(images))))
+    pool = _labels.Pool(features, images.labels, images.ids, classes, len(images))
+    judged = yield from steps.part_of(_labels.judged(pool), 1, 2)
     suspects = _labels.suspects(images.labels, judged.probabilities)
     drop = {int(one) for one in images.ids[suspects.rows[suspects.sure]]}
     once: set[int] = set()

@@ -9,7 +9,10 @@ from __future__ import annotations
 from smallalign_core.scaling._build import report as report
 from smallalign_core.scaling._expected import expected as expected
 from smallalign_core.scaling._plan import (
+    MOST_REPLICATES as MOST_REPLICATES,
+    ROUND as ROUND,
     Cell as Cell,
+    most_of as most_of,
     prepare as prepare,
     probes as probes,
     resolved as resolved,
@@ -27,8 +30,10 @@ from smallalign_core.scaling._report import (
     Worth as Worth,
 )
 from smallalign_core.scaling._spec import (
+    PILOT as PILOT,
     PRESETS as PRESETS,
     RECIPES as RECIPES,
+    REPLICATES as REPLICATES,
     ScalingStudySpec as ScalingStudySpec,
     Target as Target,
     epochs_of as epochs_of,

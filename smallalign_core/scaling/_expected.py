@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from smallalign_core import data
-from smallalign_core.machine import set_threads
+from smallalign_core.machine import fastest, set_threads
 from smallalign_core.scaling._plan import Cell, cells, data_of, id_of, key_of, ladder, result_of, run_of, seen
 from smallalign_core.scaling._spec import ScalingStudySpec, epochs_of
 from smallalign_core.store import Run, Store
 
-STEPS = 4
 FORWARD = 1 / 3
 """Of a training step: what scoring as many images takes."""
 
@@ -40,10 +37,10 @@ def expected(spec: ScalingStudySpec, store: Store, folder: Path, device: str = "
         splits = splits or data.load(run.data, store.data_cache)
         teacher = teaching.live([run], store, splits, where) if taught else None
         training = train.Training([run], splits, teacher, device=where)
-        step[width] = _fastest(training.advance)
+        step[width] = fastest(training.advance)
         if teacher is not None:
             views, asked = training.views, teacher
-            lesson = _fastest(lambda: asked.lesson(views, 0))  # noqa: B023  # called at once
+            lesson = fastest(lambda: asked.lesson(views, 0))  # noqa: B023  # called at once
             step[width] = max(step[width] - lesson, 0.1 * step[width])
     if splits is None:
         return 0.0
@@ -75,13 +72,3 @@ def _done(spec: ScalingStudySpec, store: Store, cell: Cell) -> bool:
         return False
     run = run_of(spec, cell, {})
     return run is not None and result_of(Run(store.root / "runs" / id_of(run))) is not None
-
-
-def _fastest(work: Callable[[], object]) -> float:
-    """Seconds that `work` takes: the fastest of a few times, after one that warms up."""
-    times = []
-    for _ in range(STEPS):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times[1:])

@@ -7,26 +7,35 @@ neither, so that recipes are paired; a larger draw holds a smaller one of the sa
 from __future__ import annotations
 
 import functools
-import threading
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smallalign_core import data, law, quality
+from smallalign_core import data, law, quality, steps
 from smallalign_core.errors import BadData, BadSpec, SmallAlignError
 from smallalign_core.files import read_json, write_folder, write_json
 from smallalign_core.law import Axis, Observations
-from smallalign_core.scaling._spec import AUTOMATIC, REPLICATES, ScalingStudySpec, epochs_of
+from smallalign_core.scaling._spec import AUTOMATIC, PILOT, REPLICATES, ScalingStudySpec, epochs_of
 from smallalign_core.spec import DataSpec, RunSpec, digest, parse
 from smallalign_core.store import Run, State, Store
 
 CLEANED = "cleaned.json"
-ROUNDS = 4
-"""An adaptive study looks so many times, after its pilot, where the next replicates narrow most."""
+SLICE = 2.0
+"""Seconds for which images are judged before whoever does it may turn to something else."""
 
 MOST_REPLICATES = 16
 """Of a cell of an adaptive study: their images are known, with digests, before the first run."""
+
+
+ROUND = 3
+"""Every so manieth of the runs that there are is added before an adaptive study looks again where they narrow most."""
+
+
+def most_of(spec: ScalingStudySpec) -> int:
+    """Runs that an adaptive study may have: its cells have no more replicates."""
+    return len(spec.recipes) * PILOT**2 * MOST_REPLICATES
 
 
 @dataclass(frozen=True)
@@ -195,18 +204,15 @@ def grown(spec: ScalingStudySpec, store: Store, folder: Path) -> tuple[tuple[Cel
     if spec.budget is None:
         return grid(spec), True
     found, decided = list(pilot(spec)), cleaned(spec, folder)
-    left = spec.budget - len(found)
-    for turn in range(ROUNDS):
-        if left < 1:
-            break
+    while (left := spec.budget - len(found)) > 0:
         rows = [_row(store, run_of(spec, cell, decided), cell) for cell in found]
         if None in rows:
             return tuple(found), False
         known = tuple(row for row in rows if row)
-        more = _next(spec, known, max(1, left // (ROUNDS - turn)), tuple(found))
+        more = _next(spec, known, tuple(found))
         if not more:  # every cell has as many replicates as there may be, or no law can say where they help
             break
-        found, left = found + list(more), left - len(more)
+        found += more[:left]
     return tuple(found), True
 
 
@@ -242,9 +248,12 @@ def _result(folder: Path, _: int) -> dict[str, Any]:
     return result
 
 
-@functools.lru_cache(maxsize=64)
-def _next(spec: ScalingStudySpec, rows: tuple[Row, ...], share: int, known: tuple[Cell, ...]) -> tuple[Cell, ...]:
-    """The next replicates of the pilot's cells, half for parameters and half for images, by recipes in turn."""
+@functools.lru_cache(maxsize=256)
+def _next(spec: ScalingStudySpec, rows: tuple[Row, ...], known: tuple[Cell, ...]) -> tuple[Cell, ...]:
+    """A round: the next replicates of the pilot's cells, for parameters and for images, by recipes in turn.
+
+    Neither how many they are nor their order depends on the budget, so that a larger one shares all runs of a smaller.
+    """
     params = {row[1]: row[2] for row in rows}
     sizes = {size: width for width, size in params.items()}
     chance = max(row[5] for row in rows) * 4  # only slopes matter here, and no chance level is known without classes
@@ -256,21 +265,20 @@ def _next(spec: ScalingStudySpec, rows: tuple[Row, ...], share: int, known: tupl
     wishes = [(recipe, axis) for recipe in spec.recipes[1:] for axis in axes]
     try:
         draws = law.resample(Observations.of([(r, p, d, s, y) for r, _, p, d, s, y in rows], chance), draws=50)
-        found: list[Cell] = []
-        for turn, (recipe, axis) in enumerate(wishes):
-            part = (share - len(found)) // (len(wishes) - turn)
-            if part < 1:
-                continue
+        found = []
+        for recipe, axis in wishes:
+            part = len(known) // ROUND // len(wishes)
             more = law.allocate(draws, recipe, "baseline", params[spec.width], spec.most, axis, budget=part).more
-            for (arm, size, images), count in more:
-                for _ in range(count):
-                    place = (arm, sizes[int(size)], int(images))
-                    if (at := counts.get(place, 0)) < MOST_REPLICATES:
-                        counts[place] = at + 1
-                        found.append(Cell(*place, at))
+            found.append([(arm, sizes[int(size)], int(images)) for (arm, size, images), n in more for _ in range(n)])
     except (BadData, KeyError):  # too few were finished for a law: the pilot is all
         return ()
-    return tuple(found)
+    cells: list[Cell] = []
+    for place in itertools.chain.from_iterable(itertools.zip_longest(*found)):
+        if place is not None and (at := counts.get(place, 0)) < MOST_REPLICATES:
+            counts[place] = at + 1
+            recipe, width, images = place
+            cells.append(Cell(recipe, width, images, at))
+    return tuple(cells)
 
 
 def ladder(spec: ScalingStudySpec, store: Store) -> tuple[tuple[int, RunSpec], ...]:
@@ -368,34 +376,43 @@ def _fingerprints(spec: ScalingStudySpec, cache: Path, _: str) -> tuple[tuple[st
     return tuple(zip([key for key, _ in known], data.fingerprints([one for _, one in known], cache), strict=True))
 
 
-def prepare(spec: ScalingStudySpec, store: Store, folder: Path, _: str, stop: threading.Event) -> None:
-    """Judge the images of each draw that automatic cleaning is to clean, from that draw alone, unless it is done."""
-    if spec.decisions != AUTOMATIC or not any("clean" in spec.adds(recipe) for recipe in spec.recipes):
-        return
-    known = dict(cleaned(spec, folder))
-    for cell in cells(spec, store, folder):
-        key = key_of(cell, spec)
-        if key in known or not key.startswith("clean"):
-            continue
-        if stop.is_set() or not folder.is_dir():  # deleted meanwhile
-            return
-        plain = draw_of(spec, cell.images, cell.replicate)
-        made = quality.automatic(data.load(plain, store.data_cache).train)
-        file = folder / "decisions" / f"{cell.images}-{cell.replicate}.json"
-        write_folder(file.parent, {})
-        data.Decisions(plain.source, made.by_image).write(file)
-        asked = plain.model_copy(update={"decisions": str(file.resolve())})
-        left = data.load(asked, store.data_cache)
-        run = store.resolve(spec.student.model_copy(update={"data": asked}), left, spec.student.precision)
-        known[key] = Cleaned(str(run.data.decisions), left.fingerprint, len(made.by_image))
-        write_json(folder / CLEANED, {key: vars(one) for key, one in known.items()})
+def prepare(spec: ScalingStudySpec, store: Store, folder: Path, *_: object) -> bool:
+    """Judge images that automatic cleaning is to clean, for `SLICE` seconds or until one draw is judged, from that draw
+    alone. Returns whether others are left to judge.
+
+    A draw that was begun is gone on with by the same process only; what was judged stays in the study's folder.
+    """
+    if spec.decisions != AUTOMATIC:
+        return False
+    known = cleaned(spec, folder)
+    keys = dict.fromkeys(key_of(cell, spec) for cell in cells(spec, store, folder))
+    left = [key for key in keys if key.startswith("clean") and key not in known]
+    if not left or not folder.is_dir():  # deleted meanwhile
+        return False
+    images, replicate = map(int, left[0].split()[1:])
+    plain = draw_of(spec, images, replicate)
+
+    def begin() -> steps.Work[data.Decisions]:
+        return quality.automatic(data.load(plain, store.data_cache).train)
+
+    if (made := steps.advance(f"{left[0]} {folder}", begin, SLICE)[0]) is not None:
+        _keep(spec, store, folder, left[0], made)
+    return made is None or len(left) > 1
 
 
-def seconds_of(result: dict[str, Any]) -> float:
-    """What a run cost as if it had been alone."""
-    if "own_seconds" not in result:
-        return float(result["seconds"])
-    return float(result["own_seconds"]) + float(result["shared_seconds"])
+def _keep(spec: ScalingStudySpec, store: Store, folder: Path, key: str, made: data.Decisions) -> None:
+    """Write down what automatic cleaning made of a draw."""
+    images, replicate = map(int, key.split()[1:])
+    plain = draw_of(spec, images, replicate)
+    file = folder / "decisions" / f"{images}-{replicate}.json"
+    write_folder(file.parent, {})
+    data.Decisions(plain.source, made.by_image).write(file)
+    asked = plain.model_copy(update={"decisions": str(file.resolve())})
+    left = data.load(asked, store.data_cache)
+    run = store.resolve(spec.student.model_copy(update={"data": asked}), left, spec.student.precision)
+    one = Cleaned(str(run.data.decisions), left.fingerprint, len(made.by_image))
+    known = {**cleaned(spec, folder), key: one}  # read again: another worker may have judged one meanwhile
+    write_json(folder / CLEANED, {key: vars(one) for key, one in known.items()})
 
 
 def seen(spec: ScalingStudySpec, cell: Cell) -> float:

@@ -39,6 +39,8 @@ def explain(model: type[BaseModel], detail: ErrorDetails) -> str:
         "union_tag_not_found": lambda: f"`{shown}` needs a `kind`",
         "literal_error": lambda: f"`{shown}` must be {context.get('expected')} (given: {given!r:.80})",
         "finite_number": lambda: f"`{shown}` must be a finite number (given: {given})",
+        "too_short": lambda: f"`{shown}` needs at least {context.get('min_length')} of them (given: {given!r:.80})",
+        "too_long": lambda: f"`{shown}` takes at most {context.get('max_length')} of them (given: {given!r:.80})",
         "value_error": lambda: str(context.get("error", detail["msg"])),
     }
     if kind in rule:

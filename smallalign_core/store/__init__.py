@@ -13,6 +13,7 @@
     <root>/zoo/<name>/  spec.yaml, weights.safetensors, result.json, card.md: starter models, committed
     <root>/policies/    augmentation policies that were saved under a name
     <root>/decisions/   what was decided about single images of a dataset; kept/ holds what runs learned with
+    <root>/studies/<id>/needs   ids of the runs that an unfinished study learns from: see `smallalign_core.studies`
     <root>/cache/       can be deleted at any time
 
 A run's state is derived from these files in the order that a run lives, and stored nowhere. Files arrive whole (written
@@ -247,8 +248,8 @@ class Store:
         """Delete a run and all that it made.
 
         Raises:
-            UnknownRun, Refused: it is not there; it is running, in the zoo, or the teacher of an unfinished run; who
-                asks may only look.
+            UnknownRun, Refused: it is not there; it is running, in the zoo, or the teacher of an unfinished run or
+                study; who asks may only look.
         """
         self.visitor.may("delete runs")
         run = self.run(reference)
@@ -263,6 +264,12 @@ class Store:
                     pupils.append(other.name)
         if pupils:
             raise Refused("unfinished runs learn from it", given=", ".join(pupils[:3]), do="delete those first")
+        if needing := self._studies_that_need(run):
+            raise Refused(
+                "unfinished studies learn from it",
+                given=", ".join(needing[:3]),
+                do="let them train what they lack, or delete them: their finished runs stay",
+            )
         gone = run.folder.with_name(f".deleted-{run.folder.name}-{os.getpid()}")
         try:
             with run.lock(timeout=0.5):
@@ -274,6 +281,15 @@ class Store:
         for kept in (self.root / "cache" / "compare").glob(f"*{run.folder.name}*"):
             kept.unlink(missing_ok=True)
         return run
+
+    def _studies_that_need(self, run: Run) -> list[str]:
+        """Ids of studies that lack runs which would learn from this one."""
+        found = []
+        for needs in self.root.glob("studies/[!.]*/needs"):
+            with contextlib.suppress(OSError):  # finished at this moment
+                if run.id in needs.read_text().split():
+                    found.append(needs.parent.name)
+        return sorted(found)
 
     def count_test_look(self, fingerprint: str, run: str, why: str) -> None:
         """Remember that a test set was looked at. Nothing is ever chosen on test; this keeps everybody honest."""
