@@ -101,6 +101,7 @@ def answers_of(run: Run, classes: tuple[str, ...], images: torch.Tensor) -> torc
 # --- imports ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_import_of_our_own_export_answers_as_the_run_does(exported: tuple[Store, Run, Path], digits: Splits) -> None:
     store, run, file = exported
     imported = foreign.bring(file, DIGITS, store)
@@ -283,6 +284,7 @@ def test_a_pickle_does_not_run(tmp_path: Path) -> None:
     assert marker.exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_becomes_safetensors(tmp_path: Path) -> None:
     tensors = {"module.a": torch.arange(6.0).view(2, 3).t(), "module.b": torch.ones(2, dtype=torch.int64)}
     torch.save({"state_dict": tensors, "epoch": 3}, tmp_path / "c.pth")
@@ -446,6 +448,7 @@ def test_suggested_temperatures_are_where_they_are_said_to_be() -> None:
     assert preflight.suggested(logits / 1000) == pytest.approx((0.5, 0.5))  # never sharp enough: the loss's bound
 
 
+@pytest.mark.slow
 def test_heads_that_know_nothing_are_refused(exported: tuple[Store, Run, Path], tmp_path: Path) -> None:
     """A random head (all of five), and the zoo's teacher with its classes in a wrong order."""
     store, _, file = exported

@@ -75,6 +75,7 @@ GOOD = {
 # --- specs ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(text=st.lists(WORDS | st.sampled_from(["\n", "  ", ": ", ", ", "\t"]) | st.text(max_size=5), max_size=30))
 @cases("spec", 1 / 3)
 def test_spec_files(tmp_path_factory: pytest.TempPathFactory, text: list[str]) -> None:
@@ -93,6 +94,7 @@ def test_spec_files_of_bytes(tmp_path_factory: pytest.TempPathFactory, content: 
         read(file)
 
 
+@pytest.mark.slow
 @given(changes=st.dictionaries(st.sampled_from(sorted(RunSpec.model_fields)), PLAIN, min_size=1, max_size=3))
 @cases("spec", 1 / 3)
 def test_specs_of_any_values(changes: dict[str, Any]) -> None:
@@ -112,6 +114,7 @@ def test_policies_and_data_of_any_values(written: Any) -> None:
         parse_data(written)
 
 
+@pytest.mark.slow
 @given(
     path=st.lists(WORDS | st.text(max_size=6) | st.integers(-2, 20).map(str), max_size=5),
     value=st.text(max_size=12) | WORDS,
@@ -129,6 +132,7 @@ def test_overrides(tmp_path_factory: pytest.TempPathFactory, path: list[str], va
 # --- images -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(
     head=st.binary(max_size=4) | st.just(b"\0\0\x08\x03") | st.just(b"\0\0\x08\x01"),
     sides=st.lists(st.integers(0, 4) | st.integers(0, 2**32 - 1), max_size=4),
@@ -203,6 +207,7 @@ def test_names(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
 # --- model files ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(
     head=st.dictionaries(
         st.text(max_size=6),
