@@ -12,7 +12,9 @@ teacher in evaluation mode and without gradients. The ways:
     torchdistill  DistillationBox of torchdistill 1.1.5 and the loop of its examples, on that Dataset. It never puts
                   the teacher into evaluation mode; that is done for it here, or batch norm would go on learning
     ours          `Training` with a live teacher; the precision is what `auto` chooses
-    ours, bank    the same with two fixed views an image, whose answers (and images) an earlier run left in the bank
+    ours, bank    the same with two fixed views an image, whose answers (and images) an earlier run left in the bank; in
+                  the precision that suits the student alone, since nobody asks the teacher (`auto` looks at steps
+                  that do: where it chooses otherwise, `precision` has to be named)
 
 Each way has a process of its own, is built and warmed up, and then works only when it is its turn: slices in shuffled
 order, one a round. CPU seconds are those of the process and its children, on one thread, so that neighbours cost wall

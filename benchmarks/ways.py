@@ -273,7 +273,8 @@ def ours_with_bank(pair: Pair, splits: Splits, folder: Path, batch: int = BATCH)
             bank: Teaching = held.enter_context(Bank(wanted, Shelf(folder, limit=2**34), load))
             return Training([spec], splits, bank)
 
-        raced = {name: begin(name) for name in ("fp32", "bf16")}
+        alone = {"teacher": None, "loss": None, **with_batch(batch)}  # a full bank's teacher is not asked
+        raced = {name: Training([our_spec(pair, precision=name, **alone)], splits) for name in ("fp32", "bf16")}
         precision = tuning.chosen(tuning.race(raced))
         earlier = begin(precision, epochs=VIEWS)
         while earlier.step < earlier.steps:

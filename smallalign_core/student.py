@@ -31,6 +31,7 @@ class Student:
         call: the network, joined with those of other processes; `fast`: the same, compiled if that was asked for.
         average: of its weights, where an `ema` keeps one; then that is scored.
         learning: the weights that the optimizer moves.
+        rate: the learning rate that the schedule scales; `asks`: what a step asks for besides the gradient.
         learns: whether it still takes steps; `stuck`: whether its optimizer cannot take another one.
         gradients: gradients of the loss that its steps asked for so far; `evaluations`: losses of a batch without one.
         clock: of its own forward, backward and optimizer; `shared`: of views and teacher, which a lockstep shares.
@@ -52,6 +53,8 @@ class Student:
     optimizer: torch.optim.Optimizer = field(init=False)
     average: AveragedModel | None = field(init=False)
     learning: list[nn.Parameter] = field(init=False)
+    rate: float = field(init=False)
+    asks: str | None = field(init=False)
     learns: bool = True
     stuck: bool = False
     gradients: int = 0
@@ -74,6 +77,7 @@ class Student:
         head = networks.head(self.classifier)
         self.optimizer = optim.build(self.spec.optimizer, model, self.steps, head=head)
         self.average = optim.average(self.spec.optimizer, self.classifier)
+        self.rate, self.asks = optim.peak_rate(self.spec.optimizer), optim.asks(self.spec.optimizer)
         self.learning = [weight for group in self.optimizer.param_groups for weight in group["params"]]
 
     def step(self, closure: Callable[..., Tensor] | None) -> None:

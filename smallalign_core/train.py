@@ -140,6 +140,8 @@ class Training:
             )
         self.splits, self.device, self.world, self._starts = splits, torch.device(device), world, starts
         self.teacher = teacher if any(spec.teacher for spec in specs) else None
+        half = specs[0].precision == "bf16"
+        self._casting = torch.autocast(self.device.type, torch.bfloat16) if half else contextlib.nullcontext()
         self.views = views.of_run(specs[0], splits.train, self.device, world.share(specs[0].batch))
         self.steps = views.steps_of(specs[0], len(splits.train))
         self.step = self._kept = 0
@@ -259,11 +261,10 @@ class Training:
         spec = student.spec
         if not student.classifier.training:  # a walk over all modules
             student.classifier.train()
-        rate = optim.peak_rate(spec.optimizer) * optim.factor(spec.schedule, self.step, self.steps)
+        rate = student.rate * optim.factor(spec.schedule, self.step, self.steps)
         for group in student.optimizer.param_groups:
             group["lr"] = rate
-        asked = optim.asks(spec.optimizer)
-        if asked == "losses":
+        if student.asks == "losses":
             student.evolve(view, wanted, self.epoch, lambda: self._seed_step(spec))
             return
         parts = self._gradient(student, view, wanted)
@@ -278,7 +279,7 @@ class Training:
             return parts["total"].detach() - sum(own.values(), start=torch.zeros(()))
 
         try:
-            student.step(again if asked == "gradient" else excess if asked == "excess" else None)
+            student.step(again if student.asks == "gradient" else excess if student.asks == "excess" else None)
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             # SOAP factorises what it knows of gradients, and they were not finite: the next report says so.
             parts["total"], student.stuck = parts["total"] * torch.nan, True
@@ -302,7 +303,7 @@ class Training:
         # The shares ask for several gradients of one answer, and a compiled network spoils what the second one needs.
         call = student.call if begins else student.fast
         with student.counting() if begins and student.saved_bytes is None else contextlib.nullcontext():
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
+            with self._casting:
                 given = losses.answer(student.classifier, view.images, losses.layers(spec.loss)[0], call)
             parts = losses.terms(spec.loss, given, wanted, view.labels, epoch=self.epoch, companion=student.companion)
         if begins:

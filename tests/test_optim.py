@@ -215,6 +215,36 @@ def smooth(**fields: Any) -> Any:
 SGD = {"kind": "sgd", "lr": 0.05, "weight_decay": 0}
 
 
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_fused_steps_are_torchs_to_the_last_bit(kind: str) -> None:
+    """Rates that change, a weight without a gradient, and a state that was loaded included."""
+    plain = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[kind]
+    found = []
+    for ours in (True, False):
+        torch.manual_seed(0)
+        layers = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10), nn.Linear(10, 10)
+        network = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+        optimizer = optim.build(tiny_optimizer(kind), network)
+        assert plain in type(optimizer).__mro__[1:]
+        for step in range(12):
+            if step == 6:
+                kept = copy.deepcopy(optimizer.state_dict())
+                optimizer = optim.build(tiny_optimizer(kind), network)
+                optimizer.load_state_dict(kept)
+            for group in optimizer.param_groups:
+                group["lr"] = 0.01 / (1 + step)
+            optimizer.zero_grad()
+            short = network[:-1] if step == 9 else network
+            short(torch.randn(8, 1, 8, 8)).square().mean().backward()
+            if ours:
+                optimizer.step()
+            else:
+                plain.step(optimizer)
+        found.append(flat(network.parameters()))
+    assert torch.equal(*found)
+    assert found[0].isfinite().all()
+
+
 def test_lookahead_agrees_with_the_paper(digits: Splits) -> None:
     """Zhang et al. (2019), algorithm 1."""
     training = Training([smooth(optimizer={"kind": "lookahead", "inner": SGD, "k": 6, "alpha": 0.4})], digits)

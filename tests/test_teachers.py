@@ -22,6 +22,7 @@ from smallalign_core.data import Splits
 from smallalign_core.errors import BadInput, BadModel, BadSpec, Refused
 from smallalign_core.spec import DataSpec, canonical, digest, parse, to_yaml
 from smallalign_core.store import Run, Store
+from smallalign_core.teacher import _pack
 
 DIGITS = DataSpec(source="digits")
 QUICK = jail.Limits(seconds=3, wall=20.0)
@@ -256,6 +257,19 @@ def test_an_imported_file_that_was_damaged_is_noticed(exported: tuple[Store, Run
     run.weights.write_bytes(content)
     with pytest.raises(BadModel, match="imported file is damaged"):
         foreign.classifier(run)
+
+
+@pytest.mark.parametrize("shape", [(128, 64), (1, 64), (5, 3, 64)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_packed_weights_answer_the_same_to_the_last_bit(shape: tuple[int, ...], bias: bool) -> None:
+    torch.manual_seed(0)
+    layer, given = torch.nn.Linear(64, 200, bias=bias).bfloat16(), torch.randn(shape)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        plain = layer(given)
+        _pack(layer)
+        packed = layer(given)
+    assert torch.equal(plain, packed)
+    assert ("forward" in vars(layer)) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 # --- the jail ---------------------------------------------------------------------------------------------------------

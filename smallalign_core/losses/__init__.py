@@ -74,6 +74,9 @@ def answer(
     Raises:
         BadSpec: it has no such layer, or never asks it.
     """
+    call = classifier if call is None else call  # `or` would ask a compiled module for its length
+    if not layers:
+        return Answer(call(images))
     body, found = classifier.get_submodule("body"), dict[str, Tensor]()
 
     def keep(path: str, _module: nn.Module, _given: Any, made: Tensor) -> None:
@@ -86,7 +89,7 @@ def answer(
                 handles.append(body.get_submodule(path).register_forward_hook(partial(keep, path)))
             except AttributeError:
                 raise BadSpec("the network has no such layer", given=path, do="name one of its modules") from None
-        logits = (classifier if call is None else call)(images)  # `or` would ask a compiled module for its length
+        logits = call(images)
     finally:
         for handle in handles:
             handle.remove()

@@ -17,6 +17,7 @@ from smallalign_core.optim._evolution import (
     answers as answers,
     population_bytes as population_bytes,
 )
+from smallalign_core.optim._fused import FusedAdamW, FusedSgd
 from smallalign_core.optim._memory import check as check, state_bytes as state_bytes
 from smallalign_core.optim._polyak import PolyakStep as PolyakStep
 from smallalign_core.spec import (
@@ -99,9 +100,9 @@ def _groups(spec: Any, model: nn.Module, head: nn.Module | None) -> list[dict[st
 def _from_torch(spec: Sgd | AdamW | RmsProp | Polyak, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     match spec:
         case Sgd():
-            return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, nesterov=spec.momentum > 0, fused=True)
+            return FusedSgd(groups, lr=spec.lr, momentum=spec.momentum, nesterov=spec.momentum > 0, fused=True)
         case AdamW():
-            return torch.optim.AdamW(groups, lr=spec.lr, betas=(spec.beta1, spec.beta2), fused=True)
+            return FusedAdamW(groups, lr=spec.lr, betas=(spec.beta1, spec.beta2), fused=True)
         case RmsProp():
             return torch.optim.RMSprop(groups, lr=spec.lr, alpha=spec.beta2, momentum=spec.momentum)
         case Polyak():
