@@ -80,15 +80,15 @@ def chosen(seconds: dict[str, float]) -> str:
 
 
 def race(trainings: dict[str, Training]) -> dict[str, float]:
-    """CPU seconds a step, which neighbours do not lengthen: of each the fastest of a few, in turns, after a warm-up."""
-    best, begun = dict.fromkeys(trainings, float("inf")), time.process_time()
+    """Seconds a step of each: the fastest of a few real ones, taken in turns, after one that warms up."""
+    best, begun = dict.fromkeys(trainings, float("inf")), time.perf_counter()
     for turn in range(1 + STEPS):
         for name, training in trainings.items():
-            start = time.process_time()
+            start = time.perf_counter()
             training.advance()
-            taken = time.process_time() - start
+            taken = time.perf_counter() - start
             if turn or taken > ENOUGH_SECONDS:
                 best[name] = min(best[name], taken)
-        if turn and time.process_time() - begun > ENOUGH_SECONDS:
+        if turn and time.perf_counter() - begun > ENOUGH_SECONDS:
             break
     return best
