@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from streamlit.testing.v1 import AppTest
-from test_pages import shown as shown, texts  # the fixture that opens a page of the test's store
 
 from pages.ui import backstage, charts
 from pages.ui.browser._draw import picture
@@ -17,7 +16,7 @@ from pages.ui.comparison import own
 from smallalign_core import compare, data, desk
 from smallalign_core.evaluate import score
 from smallalign_core.store import Store
-from tests.conftest import Train
+from tests.conftest import Train, texts
 
 PAIR = {"teacher": "digits-teacher", "student": "digits-student"}
 

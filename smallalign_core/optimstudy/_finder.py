@@ -16,7 +16,7 @@ from smallalign_core.files import write
 from smallalign_core.machine import set_threads
 from smallalign_core.optimstudy._parts import Finder
 from smallalign_core.optimstudy._plan import FINDERS, finder_key, finders, finders_json
-from smallalign_core.optimstudy._spec import Entry, OptimizerStudySpec, entries, run_spec, tuning_seed, with_rate
+from smallalign_core.optimstudy._spec import Entry, OptimizerStudySpec, entries, run_spec, tuning_seed
 from smallalign_core.spec import Constant
 from smallalign_core.store import Store
 
@@ -83,10 +83,9 @@ def measure(
         if stop.is_set():
             raise Refused("the search for learning rates was stopped", do="give the same command to go on")
         for index, student in enumerate(training.students):
-            rate = swept(step, some[index].default_rate or 1.0)
-            student.spec = specs[index].model_copy(update={"optimizer": with_rate(some[index].optimizer, rate)})
+            student.rate = swept(step, some[index].default_rate or 1.0)
             if student.learns:
-                rates[index].append(rate)
+                rates[index].append(student.rate)
         training.advance()
         for index, student in enumerate(training.students):
             if not student.learns:
