@@ -107,7 +107,7 @@ class Study:
     def trouble(self) -> str | None:
         """Why a worker could not go on with it."""
         with contextlib.suppress(OSError):
-            return (self.folder / "trouble").read_text()
+            return (self.folder / "trouble").read_text(errors="replace")
         return None
 
     @property
@@ -259,6 +259,22 @@ def delete(store: Store, study: Study, *, runs: bool = False) -> list[str]:
             with contextlib.suppress(Refused):
                 gone.append(store.delete(name).name)
     return gone
+
+
+def delete_run(store: Store, reference: str) -> Run:
+    """Delete a run as `Store.delete` does. A study that has all of its runs by now, though it was paused before the
+    last of them or another study trained it, holds its teacher no longer.
+
+    Raises:
+        UnknownRun, Refused: as of `Store.delete`.
+    """
+    store.visitor.may("delete runs")
+    for name in store.studies_that_need(store.run(reference)):
+        study = Study(store.root / "studies" / name)
+        with contextlib.suppress(SmallAlignError):
+            if study.report(store).complete:
+                (study.folder / "needs").unlink(missing_ok=True)
+    return store.delete(reference)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import threading
 from collections.abc import Generator
@@ -252,6 +253,21 @@ def test_the_way_between_two_solutions(digits: Splits) -> None:
     past = 1.25 * ends[1].start - 0.25 * ends[0].start - 0.6 * beside
     assert sheet["losses"][0][6] == pytest.approx(at(other, past, parts), rel=1e-4), "statistics of the nearer end"
     assert torch.equal(_surface.flat(ends[0].weights), ends[0].start)
+
+
+def test_a_plane_holds_few_copies_of_the_network(digits: Splits) -> None:
+    """Of 51 x 51 places, all at once, a network of 11 million weights would take 114 GB."""
+    spec, classifier = small(digits)
+    one, other = (Surface(spec, copy.deepcopy(classifier), few(digits, 1), "eval") for _ in range(2))
+    for work in (
+        _measures.plane(one, points=5, reach=1.0, seed=0),
+        _measures.between(one, other, points=5, reach=1.0, seed=0),
+        _measures.line(one, directions=2, points=15, reach=1.0, seed=0),
+    ):
+        next(work)
+        copies = [each for each in gc.get_objects() if type(each) is Tensor and each.shape == one.start.shape]
+        work.close()
+        assert 2 <= len(copies) < 12
 
 
 def test_predictiveness_of_a_quadratic_is_the_closed_form(digits: Splits) -> None:

@@ -26,7 +26,7 @@ from smallalign_core import desk, execution, logits, optimstudy, stats, studies,
 from smallalign_core.clock import Clock
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadInput, BadSpec
-from smallalign_core.optimstudy import Finder, OptimizerStudySpec, _finder, _judge, _plan, _spec, parse_study
+from smallalign_core.optimstudy import Finder, OptimizerStudySpec, _expected, _finder, _judge, _plan, _spec, parse_study
 from smallalign_core.optimstudy._judge import Seen
 from smallalign_core.recording import Recording
 from smallalign_core.spec import AdamW, Lookahead, Sam, digest, nest
@@ -818,6 +818,19 @@ def test_the_cost_is_known_before_the_first_run(raced: tuple[Store, studies.Stud
     taught = desk.study(store, "optimizers", SMALL | {"teacher": "digits-teacher"}, probe=True)["seconds"]
     assert 0 < some < more
     assert taught > 0
+
+
+def test_a_reference_of_two_gradients_a_step_makes_no_study_dearer(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two gradients take twice as long as one: whoever is timed, the same runs of the same length cost the same."""
+    sam = {"kind": "sam", "inner": "adamw"}
+    seconds = []
+    for took, reference, other in ((1.0, "adamw", sam), (2.0, sam, "adamw")):
+        monkeypatch.setattr(_expected, "fastest", lambda _, took=took: took)
+        fields = SMALL | {"optimizers": [other], "reference": reference, "hands_off": []}
+        seconds.append(desk.study(store, "optimizers", fields, probe=True)["seconds"])
+    assert seconds[0] == pytest.approx(seconds[1])
 
 
 def test_more_seeds_optimizers_and_budgets_repeat_nothing(raced: tuple[Store, studies.Study]) -> None:

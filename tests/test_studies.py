@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +26,7 @@ from smallalign_core.recording import Recording
 from smallalign_core.spec import RunSpec, digest, parse
 from smallalign_core.store import Run, State, Store
 from smallalign_core.studies import Study
-from smallalign_core.visitors import Visitor
+from smallalign_core.visitors import Role, Visitor
 
 
 class Asked(BaseModel):
@@ -61,6 +61,9 @@ class Toy(ModuleType):
             raise self.broken
         self.unready -= self.unready > 0
         return self.unready > 0
+
+    def report(self, spec: Asked, store: Store, folder: Path, **_: object) -> SimpleNamespace:
+        return SimpleNamespace(complete=not Study(folder).missing(store))
 
     def wanted(self, spec: Asked, store: Store, _: Path) -> list[RunSpec]:
         found = [parse(spec.student | {"epochs": length}) for length in spec.lengths]
@@ -388,6 +391,36 @@ def test_a_teacher_stays_while_a_study_lacks_runs(store: Store, toy: Toy, resolv
     assert study.missing(store) == []
     store.delete(teacher.id)
     assert sorted(run.spec.seed for run in store.runs()) == [0, 7]
+
+
+def test_a_teacher_is_let_go_by_studies_that_are_complete_or_no_more(
+    store: Store, toy: Toy, resolved: RunSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paused before the last run was finished, or trained by somebody else: nothing is left that would let it go."""
+    teacher = store.create(resolved.model_copy(update={"seed": 9}))
+    worker.execute(teacher, store, device="cpu")
+    student = desk.resolve(store, parse(resolved.model_dump(mode="json") | {"teacher": teacher.id, "loss": "kd"}))
+    study, lost = ask(store, student), ask(store, student, 2)
+    for one in (study, lost):
+        studies.start(store, one)
+        studies.pause(store, one)
+    (lost.folder / "study.json").unlink()
+    damaged = ask(store, student, 3)
+    for name in ("needs", "trouble"):
+        (damaged.folder / name).write_bytes(b"\xff\xfe")
+    assert damaged.trouble
+
+    complete = {study.id: False}
+    monkeypatch.setattr(Study, "report", lambda self, _: SimpleNamespace(complete=complete[self.id]))
+    with pytest.raises(Refused, match=rf"given: {study.id}\)"):
+        studies.delete_run(store, teacher.id)
+    complete[study.id] = True
+    with pytest.raises(Refused, match="but not delete runs"):
+        studies.delete_run(Store(store.root, Visitor("somebody", Role.VIEWER)), teacher.id)
+
+    studies.delete_run(store, teacher.id)
+
+    assert store.runs() == []
 
 
 def test_a_study_deletes_its_own_teachers_too(store: Store, toy: Toy, resolved: RunSpec) -> None:

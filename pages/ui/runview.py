@@ -9,6 +9,7 @@ import streamlit as st
 
 from pages.ui import backstage, charts, landscapes, listing, live, specs, wording, worth
 from pages.ui.listing import Row
+from smallalign_core import studies
 from smallalign_core.store import Run, State, Store
 from smallalign_core.worth import What
 
@@ -125,7 +126,7 @@ def _delete(run: Run, store: Store) -> None:
     with st.popover("Delete", icon=":material/delete:"):
         st.write("Delete this run with its weights and curves? This cannot be undone.")
         if st.button("Delete for good", type="primary"):
-            store.delete(run.name)
+            studies.delete_run(store, run.name)
             st.switch_page("runs.py")
 
 

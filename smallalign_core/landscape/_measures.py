@@ -4,7 +4,7 @@ foretells the next.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,9 @@ def line(surface: Surface, *, directions: int, points: int, reach: float, seed: 
     """
     at = np.linspace(-reach, reach, points)
     drawn = surface.directions(directions, seed)
-    losses = yield from _losses(surface, [surface.start + float(a) * one for one in drawn for a in at])
+    losses = yield from _losses(
+        surface, (surface.start + float(a) * one for one in drawn for a in at), directions * points
+    )
     table = np.reshape(losses, (directions, points))
     centre = table[:, points // 2]
     near = [int(np.abs(at - side).argmin()) for side in (-RISE_AT, RISE_AT)]
@@ -58,8 +60,8 @@ def plane(surface: Surface, *, points: int, reach: float, seed: int) -> Work[Fou
     """
     at = np.linspace(-reach, reach, points)
     one, other = surface.directions(2, seed)
-    places = [surface.start + float(a) * one + float(b) * other for b in at for a in at]
-    losses = yield from _losses(surface, places)
+    places = (surface.start + float(a) * one + float(b) * other for b in at for a in at)
+    losses = yield from _losses(surface, places, points**2)
     return {"at": at.tolist(), "losses": _plain(np.reshape(losses, (points, points)))}
 
 
@@ -69,7 +71,7 @@ def path(surface: Surface, other: Surface, *, points: int) -> Work[Found]:
     the weights, unless they are estimated anew.
     """
     at = np.linspace(0, 1, points)
-    losses = yield from _on_the_way(surface, other, [(float(share), torch.zeros(())) for share in at])
+    losses = yield from _on_the_way(surface, other, ((float(share), torch.zeros(())) for share in at), points)
     straight = (1 - at) * losses[0] + at * losses[-1]
     return {"at": at.tolist(), "losses": _plain(np.array(losses)), "barrier": _finite((losses - straight).max())}
 
@@ -81,13 +83,15 @@ def between(surface: Surface, other: Surface, *, points: int, reach: float, seed
     """
     shares, at = np.linspace(-PAST, 1 + PAST, points), np.linspace(-reach, reach, points)
     (direction,) = surface.directions(1, seed)
-    places = [(float(share), float(a) * direction) for a in at for share in shares]
-    losses = yield from _on_the_way(surface, other, places)
+    places = ((float(share), float(a) * direction) for a in at for share in shares)
+    losses = yield from _on_the_way(surface, other, places, points**2)
     return {"shares": shares.tolist(), "at": at.tolist(), "losses": _plain(np.reshape(losses, (points, points)))}
 
 
-def _on_the_way(surface: Surface, other: Surface, places: Sequence[tuple[float, Tensor]]) -> Work[list[float]]:
-    """The losses at a share of the way from one solution to another, and so far beside it."""
+def _on_the_way(
+    surface: Surface, other: Surface, places: Iterable[tuple[float, Tensor]], of: int
+) -> Work[list[float]]:
+    """The losses at `of` places: a share of the way from one solution to another, and so far beside it."""
     ends = [dict(one.network.named_buffers()) for one in (surface, other)]
     kept = {name: tensor.clone() for name, tensor in ends[0].items()}
 
@@ -103,7 +107,7 @@ def _on_the_way(surface: Surface, other: Surface, places: Sequence[tuple[float, 
         surface.put((1 - share) * surface.start + share * other.start + beside)
         for value in surface.value():
             last = value
-            yield count / len(places)
+            yield count / of
         losses.append(last)
     mixed(0.0)
     surface.put(surface.start)
@@ -198,13 +202,14 @@ def predictiveness(surface: Surface, *, strides: Sequence[float] = STRIDES) -> W
     return {"strides": found, "batches": len(surface.parts)}
 
 
-def _losses(surface: Surface, places: Sequence[Tensor]) -> Work[list[float]]:
+def _losses(surface: Surface, places: Iterable[Tensor], of: int) -> Work[list[float]]:
+    """The losses at `of` places, one at a time: each is as large as the network, and a plane has thousands."""
     losses = []
     for count, place in enumerate(places):
         surface.put(place)
         for value in surface.value():
             last = value
-            yield count / len(places)
+            yield count / of
         losses.append(last)
     surface.put(surface.start)
     return losses

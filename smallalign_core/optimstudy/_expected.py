@@ -40,4 +40,5 @@ def expected(spec: OptimizerStudySpec, store: Store, folder: Path, device: str =
     planned = spec.student.epochs * sum(spec.budgets) * runs  # budgets are equal in gradients
     done = sum(run.epochs * gradients_a_step(run.optimizer) for run, settled in known if settled)
     gradients = max(0, planned - done) * training.steps / run.epochs
-    return step * (gradients + STEPS * sum(gradients_a_step(one.optimizer) for one in searched))
+    gradient = step / gradients_a_step(spec.reference)
+    return gradient * (gradients + STEPS * sum(gradients_a_step(one.optimizer) for one in searched))

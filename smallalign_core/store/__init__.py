@@ -264,7 +264,7 @@ class Store:
                     pupils.append(other.name)
         if pupils:
             raise Refused("unfinished runs learn from it", given=", ".join(pupils[:3]), do="delete those first")
-        if needing := self._studies_that_need(run):
+        if needing := self.studies_that_need(run):
             raise Refused(
                 "unfinished studies learn from it",
                 given=", ".join(needing[:3]),
@@ -282,13 +282,13 @@ class Store:
             kept.unlink(missing_ok=True)
         return run
 
-    def _studies_that_need(self, run: Run) -> list[str]:
-        """Ids of studies that lack runs which would learn from this one."""
+    def studies_that_need(self, run: Run) -> list[str]:
+        """Ids of studies that lacked runs which would learn from this one, when they were last looked at."""
         found = []
-        for needs in self.root.glob("studies/[!.]*/needs"):
+        for asked in self.root.glob("studies/[!.]*/study.json"):  # a folder without one is no study, and never ends
             with contextlib.suppress(OSError):  # finished at this moment
-                if run.id in needs.read_text().split():
-                    found.append(needs.parent.name)
+                if run.id in (asked.parent / "needs").read_text(errors="replace").split():
+                    found.append(asked.parent.name)
         return sorted(found)
 
     def count_test_look(self, fingerprint: str, run: str, why: str) -> None:

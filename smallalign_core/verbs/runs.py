@@ -127,7 +127,9 @@ def runs_resume(reference: Reference, store: StoreOption = MODELS, json: JsonOpt
 @app.command("delete")
 def runs_delete(reference: Reference, store: StoreOption = MODELS, json: JsonOption = False) -> None:
     """Delete a run and all that it made."""
-    run = Store(store).delete(reference)
+    from smallalign_core import studies
+
+    run = studies.delete_run(Store(store), reference)
     answer({"id": run.folder.name, "deleted": True}, json, f"{run.folder.name}: deleted")
 
 
