@@ -193,6 +193,20 @@ def test_less_work_gives_the_same_answers(geometry: Any, bias: bool) -> None:
     assert (unrolled, trimmed) == (becomes == "unrolled", becomes == "trimmed")
 
 
+def test_a_pooling_larger_than_its_map_adds_nothing() -> None:
+    value = onnx.helper.make_tensor_value_info
+    weight = onnx.numpy_helper.from_array(np.ones((1, 1, 1, 7), np.float32), "weight")
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "weight"], ["c"], "conv", kernel_shape=[1, 7], pads=[0, 3, 0, 2]),
+        onnx.helper.make_node("MaxPool", ["c"], ["y"], "pool", kernel_shape=[1, 3], strides=[1, 3]),
+    ]
+    sizes = [value(name, onnx.TensorProto.FLOAT, ["n", 1, 20, width]) for name, width in (("x", 3), ("y", 1))]
+    graph = onnx.helper.make_graph(nodes, "graph", sizes[:1], sizes[1:], [weight])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    made = onnx.load_model_from_string(_lean.lean(model.SerializeToString())).graph
+    assert [list(one.ints) for one in made.node[0].attribute if one.name == "pads"] == [[0, 3, 0, 2]]
+
+
 def test_an_export_has_no_needless_work() -> None:
     spec = parse({"data": "digits", "network": {"kind": "cnn", "width": 6}}).network
     classifier = networks.build(spec, "abc", (1, 10, 10), mean=[0.4], std=[0.2], seed=1).eval()

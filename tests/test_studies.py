@@ -62,7 +62,7 @@ class Toy(ModuleType):
         self.unready -= self.unready > 0
         return self.unready > 0
 
-    def report(self, spec: Asked, store: Store, folder: Path, **_: object) -> SimpleNamespace:
+    def report(self, _: Asked, store: Store, folder: Path, **__: object) -> SimpleNamespace:
         return SimpleNamespace(complete=not Study(folder).missing(store))
 
     def wanted(self, spec: Asked, store: Store, _: Path) -> list[RunSpec]:

@@ -79,7 +79,7 @@ def _trim(conv: onnx.NodeProto, graph: onnx.GraphProto, sizes: dict[str, Size]) 
         return
     for axis in (0, 1):
         over = have[axis] - (kept[axis] - 1) * pool.strides[axis] - pool.kernel[axis]
-        if own.pads[2 + axis] >= over * own.strides[axis]:
+        if 0 < over * own.strides[axis] <= own.pads[2 + axis]:  # below 0: the pooling itself is larger than the map
             own.pads[2 + axis] -= over * own.strides[axis]
     for attribute in conv.attribute:
         if attribute.name == "pads":

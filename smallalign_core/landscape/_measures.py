@@ -88,9 +88,7 @@ def between(surface: Surface, other: Surface, *, points: int, reach: float, seed
     return {"shares": shares.tolist(), "at": at.tolist(), "losses": _plain(np.reshape(losses, (points, points)))}
 
 
-def _on_the_way(
-    surface: Surface, other: Surface, places: Iterable[tuple[float, Tensor]], of: int
-) -> Work[list[float]]:
+def _on_the_way(surface: Surface, other: Surface, places: Iterable[tuple[float, Tensor]], of: int) -> Work[list[float]]:
     """The losses at `of` places: a share of the way from one solution to another, and so far beside it."""
     ends = [dict(one.network.named_buffers()) for one in (surface, other)]
     kept = {name: tensor.clone() for name, tensor in ends[0].items()}
