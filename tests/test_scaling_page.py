@@ -167,6 +167,14 @@ def test_the_headline_sorts_recipes_by_their_intervals(finished: Study, place: S
             one, hidden_parameters="", parameters=dataclasses.replace(one.parameters, k=1.0, low=low, high=high)
         )
         assert told in scalingview._headline(report, dataclasses.replace(reading, worth=(found,)))
+        turned = dataclasses.replace(found, hidden_parameters="flat", images=found.parameters, hidden_images="")
+        alone, beside = (
+            scalingview._headline(report, dataclasses.replace(reading, worth=worth))
+            for worth in ((turned,), (found, turned))
+        )
+        assert "images, in images: " in alone
+        assert told in alone
+        assert "(in images)" in beside
 
 
 def test_a_study_that_is_not_there_is_a_sentence(shown: Show) -> None:

@@ -19,6 +19,8 @@ Axis = Literal["n", "d"]
 THINGS: dict[str, str] = {"n": "parameters", "d": "images"}
 REACH = 100.0
 """No axis of multipliers goes further than x/÷ this; what is beyond is an arrow at its edge."""
+MARGIN = 1.04
+"""So that arrows are not cut off there."""
 COLOURED = 10.0
 """Multipliers beyond x/÷ this have the strongest colours of a map."""
 TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
@@ -76,7 +78,9 @@ def forest(study: ScalingStudy, reading: Reading, *, key: str) -> None:
     edge = math.log10(far)
     figure.add_vline(x=0, line={"color": quiet(), "width": 2}, layer="below")
     sides(figure, "← costs", "is worth →")
-    figure.update_xaxes(range=[-edge, edge], title="times what the baseline has", zeroline=False, **_ticks(far))
+    figure.update_xaxes(
+        range=[-MARGIN * edge, MARGIN * edge], title="times what the baseline has", zeroline=False, **_ticks(far)
+    )
     figure.update_yaxes(range=[row + 0.4, 0.35], visible=False, fixedrange=True)
     figure.update_layout(showlegend=False)
     alt = f"What recipes are worth at {study.params:,} parameters and {study.images:,} images. {study.headline()}"
@@ -144,7 +148,7 @@ def self_tests(reading: Reading, *, key: str) -> None:
         above(figure, row - 0.16, f"{'✓' if test.passed else '✗'} {test.words}", size=12)
         rows.append({"test": test.kind, "in": THINGS[test.found.axis], "truth": test.truth} | _cells(test.found))
     edge = math.log10(far)
-    figure.update_xaxes(range=[-edge, edge], zeroline=False, **_ticks(far))
+    figure.update_xaxes(range=[-MARGIN * edge, MARGIN * edge], zeroline=False, **_ticks(far))
     figure.update_yaxes(range=[len(shown) - 0.5, -0.7], visible=False, fixedrange=True)
     figure.update_layout(showlegend=False)
     told = "; ".join(test.words for test in shown)

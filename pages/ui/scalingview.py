@@ -153,17 +153,19 @@ def _results(report: ScalingStudy, study: Study) -> None:
 
 
 def _headline(report: ScalingStudy, reading: Reading) -> str:
-    """Who is worth parameters at the target, in a sentence; the figures stand in the plot below it."""
+    """Who is worth it at the target, in a sentence: in parameters, or in images where those tell nothing."""
     groups: dict[str, list[str]] = {"worth it": [], "cost more than they give": [], "not decided": []}
-    for one in reading.worth:
-        found = one.parameters
-        sure = not one.hidden_parameters and (found.low > 1 or found.high < 1)
-        groups["not decided" if not sure else "worth it" if found.low > 1 else "cost more than they give"].append(
-            one.label
-        )
+    other = [bool(one.hidden_parameters) for one in reading.worth]
+    for one, by_images in zip(reading.worth, other, strict=True):
+        found, hidden = (one.images, one.hidden_images) if by_images else (one.parameters, "")
+        sure = not hidden and (found.low > 1 or found.high < 1)
+        named = f"{one.label} (in images)" if by_images and not all(other) else one.label
+        groups["not decided" if not sure else "worth it" if found.low > 1 else "cost more than they give"].append(named)
     told = "; ".join(f"{what}: {', '.join(labels)}" for what, labels in groups.items() if labels)
-    place = f"At {report.params or 0:,} parameters and {report.images:,} images, in parameters"
-    return f"{place}: {told}.{report.disagreement()}"
+    unit = "images" if all(other) else "parameters"
+    return (
+        f"At {report.params or 0:,} parameters and {report.images:,} images, in {unit}: {told}.{report.disagreement()}"
+    )
 
 
 def _hidden(reading: Reading) -> str:

@@ -167,7 +167,7 @@ def hidden(found: Multiplier, width: float) -> str:
     """
     if width < WIDEST or math.isinf(found.low):
         return ""
-    read = "as anything" if math.isinf(width) else f"only within ×/÷{width:.1f}"
+    read = "as anything" if math.isinf(width) else f"only within ×/÷{width:.2f}"
     thing = WORDS[found.axis]
     return f"the baseline's loss hardly depends on {thing} here: ×1 would be read {read}, the limit is ×/÷{WIDEST:g}"
 
