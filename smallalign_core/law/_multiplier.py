@@ -150,16 +150,15 @@ def estimate(
         stats.t_quantile(df, 0.5 + level / 2) * spread * (draws.widening(recipe, baseline) if widened else 1.0) + EQUAL
     )
     low, high = _accepted(grid, np.abs(gap) - half, log_k)
-    if math.isinf(low) and _pairs_allow_equal(draws, recipe, baseline, n, d, level):
-        here, largest = (
-            (n, observations.rungs(baseline)[0][-1]) if axis == "n" else (d, observations.rungs(baseline)[1][-1])
-        )
-        low = max(1.0, float(largest) / here)
-    k = math.exp(log_k) if log_k < 700 else math.inf
-    here, needed = (n, (n * k, d)) if axis == "n" else (d, (n, d * k))
     measured, target = observations.rungs(baseline), observations.rungs(recipe)
+    rungs = measured[0] if axis == "n" else measured[1]
+    here = n if axis == "n" else d
+    if math.isinf(low) and _pairs_allow_equal(draws, recipe, baseline, n, d, level):
+        low = max(1.0, float(rungs[-1]) / here)
+    k = math.exp(log_k) if log_k < 700 else math.inf
+    needed = (n * k, d) if axis == "n" else (n, d * k)
     outside = any(map(_outside, (*measured, *target), (*needed, n, d)))
-    rungs, reached = (measured[0], needed[0]) if axis == "n" else (measured[1], needed[1])
+    reached = here * k
     beyond = math.isfinite(k) and not rungs[0] / FAR <= reached <= rungs[-1] * FAR
     limit = (rungs[-1] * FAR if reached > rungs[-1] else rungs[0] / FAR) / here
     at = float(n), float(d)
