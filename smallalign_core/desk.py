@@ -74,7 +74,7 @@ def resolve(store: Store, spec: RunSpec, device: str = "auto", *, beside: Sequen
     Args:
         beside: other runs of a study, whose optimizers must fit into memory too before this one takes its first steps.
     """
-    from smallalign_core import losses, networks, train, views as viewing
+    from smallalign_core import evidence, losses, networks, train, views as viewing
 
     where = train.pick_device(device)
     splits = data.load(spec.data, store.data_cache)
@@ -92,6 +92,8 @@ def resolve(store: Store, spec: RunSpec, device: str = "auto", *, beside: Sequen
 
         teacher = foreign.classifier(store.finished(spec.teachers[0]))  # with all its classes: layers do not know them
         resolved = resolved.model_copy(update={"loss": losses.place(spec.loss, student, teacher)})
+    if seen := teaching.preflight(resolved, store, splits, where):
+        resolved = resolved.model_copy(update={"loss": evidence.chosen(resolved.loss, seen)})
     resolved = resolved.model_copy(update={"precision": tuning.precision(resolved, store, splits, where)})
     teaching.live([resolved], store, splits, "cpu")
     return resolved
@@ -124,7 +126,9 @@ def resolve_study(store: Store, kind: str, spec: Any, device: str = "auto") -> A
     known = resolve(store, first, device, beside=others)
     for other in others:
         if (other.augment, other.loss, other.teacher) != (first.augment, first.loss, first.teacher):
-            resolve(store, other.model_copy(update={"precision": known.precision}), device)
+            settled = resolve(store, other.model_copy(update={"precision": known.precision}), device)
+            if other.teacher and not first.teacher:  # of a scaling study, whose baseline has none
+                spec = spec.model_copy(update={"loss": settled.loss})
     return module.resolved(spec, known, store)
 
 

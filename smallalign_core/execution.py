@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from smallalign_core import data, logits, teaching
@@ -34,7 +34,7 @@ log = logging.getLogger("smallalign")
 CHECKPOINT_SECONDS = 10.0
 TOGETHER = 8
 """Most runs that a worker or a study trains in lockstep."""
-ANNOUNCED = ("device", "threads", "processes", "params", "macs", "steps", "together", "answers")
+ANNOUNCED = ("device", "threads", "processes", "params", "macs", "steps", "together", "answers", "preflight")
 """What is known before the first step and belongs to the result."""
 TRAIN_SCORED_ON = 2_000
 """Training images that the best weights are scored on, about: enough for the gap to test."""
@@ -336,22 +336,22 @@ def _announce(training: Training, pupils: Sequence[Pupil], store: Store) -> None
     from smallalign_core import networks
 
     for pupil, student in zip(pupils, training.students, strict=True):
-        size = networks.measure(student.classifier)
         pupil.taught = training.teacher if pupil.run.spec.teacher else None
         facts = {
             "device": _named(training.device),
             "threads": torch.get_num_threads(),
             "processes": training.world.size,
-            "params": size.params,
-            "macs": size.macs,
+            **asdict(networks.measure(student.classifier)),
             "steps": training.steps,
             "together": len(pupils),
             "teacher": pupil.taught and ("live" if pupil.taught.live else "cache"),
-            "answers": teaching.closeness(pupil.run.spec, store),
+            **teaching.facts(pupil.run.spec, store, training.splits, training.device),
         }
         pupil.started = pupil.saved = pupil.recorded = time.monotonic()
         pupil.recording.say(**facts)
         pupil.recording.event("resumed" if pupil.began else "started", training.step, **facts)
+        for doubt in (facts["preflight"] or {}).get("warnings", ()):
+            pupil.recording.event("warning", training.step, message=doubt)
         pupil.began = True
         log.info("run %s: from step %d of %d on %s", pupil.run.name, training.step, training.steps, facts["device"])
 

@@ -64,6 +64,11 @@ class OnnxClassifier(Answering):
         mean, std = (values if len(values) == how.channels else (sum(values) / len(values),) for values in _normal(how))
         self.mean, self.std = torch.tensor(mean).view(1, -1, 1, 1), torch.tensor(std).view(1, -1, 1, 1)
 
+    @property
+    def learned_side(self) -> int | None:
+        """The longer side that the file takes; None where it takes any."""
+        return max(self.how.size) if self.how.size else None
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits float32 [N, classes] of uint8 images [N, channels, H, W], any H and W."""
         prepared = self.prepare(images.cpu())
@@ -121,6 +126,11 @@ class Selected(Answering):
         self.register_buffer("columns", torch.tensor(columns), persistent=False)
 
     columns: Tensor
+
+    @property
+    def learned_side(self) -> int | None:
+        """That of the whole classifier."""
+        return self.whole.learned_side
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits float32 [N, chosen classes] of uint8 images [N, channels, H, W]."""

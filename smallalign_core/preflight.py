@@ -11,32 +11,23 @@ import torch
 from numpy.typing import NDArray
 
 from smallalign_core import data, foreign
-from smallalign_core.evaluate import Scores, fit_temperature, log_softmax, score
+from smallalign_core.evaluate import Scores, fit_temperature, score
+from smallalign_core.evidence import (
+    Softness as Softness,
+    chance_of,
+    refusal as refusal,
+    softness as softness,
+    suggested as suggested,
+)
 from smallalign_core.networks import Answering
 from smallalign_core.spec import DataSpec
 from smallalign_core.store import Run, Store
 
 MOST_IMAGES = 2_000
 SHOWN_TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
-SHARPEST = 0.9  # mean top-1 probability below which soft targets begin to tell more than labels
-LOWEST, HIGHEST = 0.5, 50.0  # what the loss accepts as a temperature
 UNSTEADY = 1e-3  # of the logits' spread: beyond it, two answers to one image differ by more than rounding
 BATCH = 64
 SPEED_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class Softness:
-    """How much of a teacher's doubts one temperature shows.
-
-    Attributes:
-        confidence: mean probability of its top class.
-        entropy: mean, in nats; at most log(classes).
-    """
-
-    temperature: float
-    confidence: float
-    entropy: float
 
 
 @dataclass(frozen=True)
@@ -129,7 +120,7 @@ def preflight(run: Run, store: Store, spec: DataSpec | None = None, *, device: t
     logits = _ask(teacher, images, device)
     scores, temperature = score(logits, labels, splits.classes), fit_temperature(logits, labels)
     calibrated = score(logits, labels, splits.classes, temperature)
-    chance = max(1 / len(splits.classes), float(np.bincount(labels).max() / len(labels)))
+    chance = chance_of(labels, len(splits.classes))
     batch = images[:BATCH]
     first = _ask(teacher, batch, device)
     singly = np.concatenate([_ask(teacher, batch[i : i + 1], device) for i in range(min(16, len(batch)))])
@@ -168,45 +159,6 @@ def preflight(run: Run, store: Store, spec: DataSpec | None = None, *, device: t
         bytes=run.weights.stat().st_size,
         **steady,
     )
-
-
-def refusal(scores: Scores, chance: float) -> str | None:
-    """Why a teacher of these scores should not teach: the burden of proof is on it.
-
-    Its whole 95 % interval must lie above chance. The upper end alone would let a random head through on any small
-    validation set.
-    """
-    if scores.accuracy_low > chance:
-        return None
-    return (
-        f"it is not shown to be better than chance: accuracy {scores.accuracy:.1%} "
-        f"[{scores.accuracy_low:.1%}, {scores.accuracy_high:.1%}] on {scores.images:,} images, chance {chance:.1%}"
-    )
-
-
-def softness(logits: NDArray[np.float32], temperature: float) -> Softness:
-    """Mean confidence and entropy of logits [N, C] at a temperature."""
-    log_p = log_softmax(logits, temperature)
-    p = np.exp(log_p)
-    return Softness(temperature, float(p.max(1).mean()), float(-(p * log_p).sum(1).mean()))
-
-
-def suggested(logits: NDArray[np.float32]) -> tuple[float, float]:
-    """The temperatures at which a teacher's mean confidence is 90 %, and halfway between chance and 100 %."""
-    classes = logits.shape[1]
-    return _temperature_of(logits, SHARPEST), _temperature_of(logits, (1 + 1 / classes) / 2)
-
-
-def _temperature_of(logits: NDArray[np.float32], confidence: float) -> float:
-    """Bisection: mean confidence falls with temperature. The nearer bound where it is never reached."""
-    low, high = np.log(LOWEST), np.log(HIGHEST)
-    for _ in range(40):
-        middle = (low + high) / 2
-        if softness(logits, float(np.exp(middle))).confidence > confidence:
-            low = middle
-        else:
-            high = middle
-    return float(np.exp((low + high) / 2))
 
 
 def _warnings(scores: Scores, calibrated: Scores, steady: dict[str, float], trained_on: bool) -> list[str]:

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smallalign_core import data
+from smallalign_core import data, evidence
 from smallalign_core.errors import BadModel, BadSpec, Refused, SmallAlignError
+from smallalign_core.evidence import Evidence
 from smallalign_core.files import read_json, write, write_json
-from smallalign_core.spec import RunSpec, canonical
+from smallalign_core.spec import CrossEntropy, RunSpec, canonical, digest
 from smallalign_core.store import Run, Store
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ log = logging.getLogger("smallalign")
 
 CALIBRATED_ON = 4
 """Batches of views from which the ranges of 8-bit activations are taken."""
+EVIDENCE = 1
+"""Part of the key of what is kept of a pre-flight; raised when that starts to mean something else."""
 LEAST_AGREEMENT = 0.95
 """Share of validation images on which 8-bit answers must name the teacher's own class."""
 
@@ -50,6 +53,88 @@ def live(specs: Sequence[RunSpec], store: Store, splits: data.Splits, device: An
     layers = sorted({layer for each in specs for layer in losses.layers(each.loss)[1]})
     precision = spec.precision if spec.answers == "torch" else "fp32"
     return Teacher(classifiers, splits.classes, device, layers=layers, precision=precision)
+
+
+def preflight(spec: RunSpec, store: Store, splits: data.Splits, device: Any = "cpu") -> Evidence | None:
+    """What the teachers of a resolved `spec` know of its validation images; None without a teacher.
+
+    Up to 1,000 images are answered once for each teacher and dataset, and what was found is kept in the store's cache.
+
+    Raises:
+        BadSpec: a teacher is not better than chance on them, or learned from larger images than it would see.
+        UnknownRun, Refused, BadInput, BadModel: as `live`.
+    """
+    runs = [store.finished(name) for name in spec.teachers]
+    found = None
+    for some in [[run] for run in runs] + ([runs] if len(runs) > 1 else []):  # each alone, then all together
+        found, name = _evidence(some, spec, store, splits, device), ", ".join(run.name for run in some)
+        evidence.check_side(found.learned, spec, splits.shape, name)
+        evidence.check(found, spec, name)
+    return found
+
+
+def _evidence(runs: Sequence[Run], spec: RunSpec, store: Store, splits: data.Splits, device: Any) -> Evidence:
+    import numpy as np
+
+    from smallalign_core import foreign
+    from smallalign_core.evaluate import logits_of
+    from smallalign_core.teacher import averaged_logits
+
+    digests, side = [foreign.digest_of(run) for run in runs], max(splits.shape[1:])
+    facts = json.dumps([EVIDENCE, digests, splits.val.fingerprint, evidence.MOST_IMAGES])
+    file = store.preflights / f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.json"
+    with contextlib.suppress(SmallAlignError, TypeError, KeyError):  # damaged, or of another version: asked again
+        known = read_json(file, missing={})
+        return Evidence(**{**known, "data": splits.fingerprint, "suggested": tuple(known["suggested"])})
+    val = splits.val
+    rows = np.unique(np.linspace(0, len(val) - 1, min(len(val), evidence.MOST_IMAGES)).astype(int))
+    some, answers, sides = val.take(rows), [], []
+    for run in runs:
+        _refuse_changed(run, "teacher's")
+        teacher = foreign.classifier(run, splits.classes).to(device)
+        evidence.check_side(teacher.learned_side, spec, splits.shape, run.name)
+        sides.append(teacher.learned_side)
+        answers.append(logits_of(teacher, some, device=device))
+    found = evidence.of_logits(
+        averaged_logits(answers),
+        some.labels,
+        splits.classes,
+        teacher=",".join(run.id for run in runs),
+        digest=",".join(digests),
+        data=splits.fingerprint,
+        side=side,
+        learned=max((one for one in sides if one is not None), default=None),
+    )
+    with contextlib.suppress(Refused):  # no room for it: the next run asks again
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, found.as_dict())
+    return found
+
+
+def facts(spec: RunSpec, store: Store, splits: data.Splits, device: Any) -> dict[str, Any]:
+    """What a run's result keeps of its teachers: `preflight` with `warnings`, and `answers`, see `closeness`."""
+    seen = preflight(spec, store, splits, device)
+    told = seen and {**seen.as_dict(), "warnings": doubts(spec, store, seen)}
+    for doubt in told["warnings"] if told else ():
+        log.warning(doubt)
+    return {"answers": closeness(spec, store), "preflight": told}
+
+
+def doubts(spec: RunSpec, store: Store, found: Evidence) -> list[str]:
+    """What speaks against the teacher of a resolved `spec` without forbidding it: the same student, already trained on
+    these images without a teacher, is right more often."""
+    alone = {"teacher": None, "loss": CrossEntropy(), "shuffled": False, "answers": "torch"}
+    for seed in dict.fromkeys((spec.seed, 0, 1, 2)):
+        run = store.find(spec.model_copy(update=alone | {"seed": seed}))
+        if run is not None and run.finished:
+            own = (run.result or {})["val"]["accuracy"]
+            if own > found.accuracy:
+                return [
+                    f"the teacher is right on {found.accuracy:.1%} of {found.images:,} validation images, and the same "
+                    f"student without it (run {run.name}) on {own:.1%}: learning from it may cost accuracy"
+                ]
+            return []
+    return []
 
 
 def _refuse_changed(run: Run, whose: str) -> None:
@@ -205,9 +290,12 @@ def of_runs(
     Raises:
         UnknownRun, Refused: a teacher is not there, or not finished.
         BadInput, BadModel: it does not know these classes, or its weights cannot be read.
+        BadSpec: it failed its `preflight`.
     """
     from smallalign_core.teacher import Bank, Shelf
 
+    for spec in specs:
+        preflight(spec, store, splits, device)
     wanted, shelf = plan(specs, store, splits, device), Shelf(store.teacher_cache)
     if wanted is None or not bank or not shelf.fitting(wanted)[0]:
         yield live(specs, store, splits, device)

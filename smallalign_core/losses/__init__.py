@@ -205,7 +205,8 @@ def _taught(
         case CrossEntropy():
             return {}
         case HintonKd():
-            return {"teacher": loss.weight * hinton_kd(ours, theirs, loss.temperature)}
+            temperature, weight = loss.numbers
+            return {"teacher": weight * hinton_kd(ours, theirs, temperature)}
         case LogitMse():
             return {"teacher": loss.weight * logit_mse(ours, theirs)}
         case ScaledMse():

@@ -38,6 +38,11 @@ class Answering(nn.Module):
     classes: tuple[str, ...]
     body: nn.Module
 
+    @property
+    def learned_side(self) -> int | None:
+        """Pixels a side of the images that it learned from, as far as its network saw them; None if that is unknown."""
+        return None
+
 
 class Classifier(Answering):
     """A network together with its preprocessing and its classes.
@@ -75,6 +80,11 @@ class Classifier(Answering):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
         if self.channels_last:
             self.body.to(memory_format=torch.channels_last)
+
+    @property
+    def learned_side(self) -> int:
+        """The longer side of its images, or the one to which it resizes them if that is shorter."""
+        return min(max(self.input_shape[1:]), max(self.inner_size))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits float32 [N, classes] of uint8 images [N, channels, H, W], any H and W."""
@@ -188,12 +198,17 @@ def _own_body(network: Mlp | Cnn | Separable | Resnet, shape: tuple[int, int, in
             assert_never(network)
 
 
+def _seen(network: Mlp | Cnn | Separable | Resnet, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """(channels, height, width) of what the body gets from images of `shape`."""
+    return (shape[0], network.size, network.size) if network.size else shape
+
+
 def _refuse_giants(network: Network, shape: tuple[int, int, int], classes: int) -> None:
     """Count before building: a width and depth that are each allowed may together ask for all of the memory."""
     if isinstance(network, Borrowed):
         return
     with torch.device("meta"):
-        body = _own_body(network, shape, classes)
+        body = _own_body(network, _seen(network, shape), classes)
     params = sum(parameter.numel() for parameter in body.parameters())
     if params > MAX_PARAMS:
         raise BadSpec(
@@ -226,7 +241,8 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if not isinstance(network, Borrowed):
-            return Classifier(_own_body(network, shape, len(classes)), classes, shape, mean, std)
+            body = _own_body(network, _seen(network, shape), len(classes))
+            return Classifier(body, classes, shape, mean, std, size=network.size)
         body, head, normal = _borrowed.build(network, len(classes))
     if normal is not None:
         mean, std = normal
@@ -280,8 +296,9 @@ def to_bytes(classifier: Classifier, spec: RunSpec) -> bytes:
 
 
 def _architecture(network: dict[str, object]) -> dict[str, object]:
-    """The fields of a network without those that say what it starts from: a file with weights needs no others."""
-    return {name: value for name, value in network.items() if name not in START}
+    """The fields of a network without those that say what it starts from: a file with weights needs no others. An
+    empty size is left out too, so that files keep the bytes that they had before there was one."""
+    return {name: value for name, value in network.items() if name not in START and (name, value) != ("size", None)}
 
 
 def begin_from(classifier: Classifier, file: Path) -> None:

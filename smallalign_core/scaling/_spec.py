@@ -250,6 +250,8 @@ def parse_study(written: Mapping[str, Any]) -> ScalingStudySpec:
     if below is not None and not isinstance(below, Mapping | RunSpec):
         raise BadSpec("`student` holds the fields of a spec", given=below, do="write them below it, one a line")
     student = parse(below.model_dump() if isinstance(below, RunSpec) else dict(below or rest))
+    if own.get("teacher"):  # as a run's: what is not named is chosen when the study is prepared
+        own.setdefault("loss", HintonKd(temperature=None, weight=None))
     try:
         return ScalingStudySpec.model_validate({"student": student, **_preset(own, student)})
     except ValidationError as error:

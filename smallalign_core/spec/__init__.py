@@ -150,9 +150,13 @@ class RunSpec(Part):
     @model_validator(mode="before")
     @classmethod
     def _default_loss(cls, given: Any) -> Any:
-        """Soft targets with a teacher, cross entropy without: written out, so that the spec says what it does."""
+        """Soft targets with a teacher, cross entropy without: written out, so that the spec says what it does.
+
+        Temperature and weight are then chosen when the run is prepared, from the teacher's answers to its validation
+        images, and written into its spec. Of `kd` alone they are what they were before there was such a choice.
+        """
         if isinstance(given, Mapping) and given.get("loss") is None:
-            return {**given, "loss": HintonKd() if given.get("teacher") else CrossEntropy()}
+            return {**given, "loss": HintonKd(temperature=None, weight=None) if given.get("teacher") else CrossEntropy()}
         return given
 
     @model_validator(mode="before")
@@ -281,6 +285,11 @@ def to_yaml(spec: RunSpec) -> str:
     if isinstance(spec.network, Borrowed):
         bare["network"] = spec.network.model_copy(update={"weights_sha256": None})
     written = canonical(spec.model_copy(update=bare))
+    if isinstance(spec.loss, HintonKd):
+        if spec.loss.temperature is None and spec.loss.weight is None:
+            del written["loss"]
+        else:
+            written["loss"] = {name: "auto" if value is None else value for name, value in written["loss"].items()}
     if list(written["data"]) == ["source"]:
         written["data"] = written["data"]["source"]
     return yaml.safe_dump(written, sort_keys=False, allow_unicode=True, width=120)

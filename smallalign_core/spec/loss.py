@@ -21,6 +21,30 @@ LabelsWeight = Annotated[
 Temperature = Annotated[
     float, Field(ge=0.5, le=50, description="Higher shows more of the teacher's doubts; small students like 2 to 4.")
 ]
+BY_PREFLIGHT = {"empty": "auto"}
+_OR_AUTO = BeforeValidator(lambda given: None if given == "auto" else given)
+AutoTemperature = Annotated[
+    float | None,
+    Field(
+        ge=0.5,
+        le=50,
+        description="Higher shows more of the teacher's doubts; small students like 2 to 4. auto: from its answers to "
+        "validation images, and written into the spec.",
+        json_schema_extra=BY_PREFLIGHT,
+    ),
+    _OR_AUTO,
+]
+AutoWeight = Annotated[
+    float | None,
+    Field(
+        gt=0,
+        le=1,
+        description="Share of the teacher's term; the rest goes to the labels. 1: no labels. auto: from its accuracy on "
+        "validation images, since a teacher that is often wrong costs more than it gives.",
+        json_schema_extra=BY_PREFLIGHT,
+    ),
+    _OR_AUTO,
+]
 KdWeight = Annotated[
     float, Field(ge=0, le=1000, description="Weight of soft targets beside it, as in `kd`; 0 leaves them out.")
 ]
@@ -52,8 +76,15 @@ class HintonKd(_Loss):
     """Soft targets: T² KL(teacher || student) of softened logits (Hinton et al., 2015)."""
 
     kind: Literal["kd"] = "kd"
-    temperature: Temperature = 4.0
-    weight: TeacherWeight = 0.9
+    temperature: AutoTemperature = 4.0
+    weight: AutoWeight = 0.9
+
+    @property
+    def numbers(self) -> tuple[float, float]:
+        """(temperature, weight); where one is `auto` and no teacher was looked at yet, the number of the literature."""
+        own = type(self).model_fields
+        temperature = own["temperature"].default if self.temperature is None else self.temperature
+        return float(temperature), float(own["weight"].default if self.weight is None else self.weight)
 
 
 class LogitMse(_Loss):
@@ -203,7 +234,9 @@ def labels_share(loss: Loss) -> float:
     match loss:
         case CrossEntropy() | Dkd():
             return 1.0
-        case HintonKd() | LogitMse() | ScaledMse():
+        case HintonKd():
+            return 1 - loss.numbers[1]
+        case LogitMse() | ScaledMse():
             return 1 - loss.weight
         case FunctionMatching():
             return 0.0
@@ -218,6 +251,8 @@ def titled(loss: Loss) -> str:
     words = str(loss.kind)
     if isinstance(loss, FitNets | AttentionTransfer):
         words += f" + kd T={loss.temperature:g}" if loss.kd_weight else ""
+    elif isinstance(loss, HintonKd):
+        words += " T=auto" if loss.temperature is None else f" T={loss.temperature:g}"
     elif not isinstance(loss, CrossEntropy | LogitMse):
         words += f" T={loss.temperature:g}"
     return words if labels_share(loss) or isinstance(loss, FunctionMatching) else f"{words}, no labels"

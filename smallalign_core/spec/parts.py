@@ -56,6 +56,16 @@ class DataSpec(Part):
 
 Width = Annotated[int, Field(ge=2, le=2048, description="Channels of the first stage (units of a layer, for an MLP).")]
 Depth = Annotated[int, Field(ge=1, le=8, description="Number of stages (hidden layers, for an MLP).")]
+Inside = Annotated[
+    int | None,
+    Field(
+        ge=4,
+        le=512,
+        description="Side to which the network itself resizes its input; empty keeps that of the images. So a student of "
+        "few pixels learns from a teacher of more: `data.size` is then the teacher's.",
+        json_schema_extra={"empty": "as the images"},
+    ),
+]
 Dropout = Annotated[float, Field(ge=0, lt=1, description="Share of the last features dropped in training.")]
 
 
@@ -66,6 +76,7 @@ class Mlp(Part):
     width: Width = 64
     depth: Depth = 2
     dropout: Dropout = 0.0
+    size: Inside = None
 
 
 class Cnn(Part):
@@ -75,6 +86,7 @@ class Cnn(Part):
     width: Width = 16
     depth: Depth = 3
     dropout: Dropout = 0.0
+    size: Inside = None
 
 
 class Separable(Part):
@@ -84,6 +96,7 @@ class Separable(Part):
     width: Width = 24
     depth: Depth = 3
     dropout: Dropout = 0.0
+    size: Inside = None
 
 
 class Resnet(Part):
@@ -93,6 +106,7 @@ class Resnet(Part):
     width: Width = 16
     depth: Depth = 1
     dropout: Dropout = 0.0
+    size: Inside = None
 
 
 class Borrowed(Part):

@@ -67,6 +67,11 @@ class Store:
     def teacher_cache(self) -> Path:
         return self.root / "cache" / "teacher"
 
+    @property
+    def preflights(self) -> Path:
+        """What teachers answered to validation images before runs learned from them."""
+        return self.root / "cache" / "preflight"
+
     def zoo(self) -> list[Run]:
         """The starter models: the store's own, and those that ship with SmallAlign."""
         folders: dict[str, Path] = {}

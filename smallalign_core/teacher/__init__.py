@@ -157,5 +157,10 @@ def averaged(logits: Sequence[Tensor]) -> Tensor:
     return torch.stack([one.log_softmax(1) for one in logits]).logsumexp(0) - float(np.log(len(logits)))
 
 
+def averaged_logits(logits: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """As `averaged`, of arrays."""
+    return np.asarray(averaged([torch.from_numpy(one) for one in logits]).numpy())
+
+
 def _listed(names: tuple[str, ...]) -> str:
     return f"{len(names)} ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"
