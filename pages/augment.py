@@ -4,7 +4,7 @@ import secrets
 
 import streamlit as st
 
-from pages.ui import augmented, backstage, listing, picks, pictures, policy, riskview, students, worth
+from pages.ui import augmented, backstage, picks, pictures, policy, riskview, students, teachers, worth
 from smallalign_core.spec import DataSpec, parse_policy
 
 
@@ -22,12 +22,10 @@ with left:
         st.info("Name a dataset, or type the path of a folder with one sub-folder per class.")
         st.stop()
     classes, shape = tuple(facts["classes"]), tuple(facts["shape"])
-    fitting = [row for row in listing.finished(store) if row.classes == classes]
-    teacher = picks.pick_row(
-        "Teacher",
-        fitting,
-        key="teacher",
-        first=listing.likeliest(fitting, source),
+    teacher, _ = teachers.pick(
+        store,
+        source,
+        facts,
         none="Nobody: pictures only",
         help="Says what it sees in each picture, and whether that is still the class.",
     )

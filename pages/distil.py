@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages.ui import backstage, forms, listing, picks, policy, quality, specs, teachers, wording
+from pages.ui import backstage, forms, picks, policy, quality, specs, teachers, wording
 from smallalign_core.spec import Cnn, DataSpec, Network, RunSpec, lessons, members, parse, usual_schedule
 
 ESSENTIAL = ("epochs", "batch", "seed")
@@ -18,6 +18,7 @@ if like := st.query_params.get(
     forms.fill(spec.model_dump(mode="json", exclude={"data": {"fingerprint"}, "teacher": True}), key=KEY)
     st.session_state[f"{KEY}.data.source"] = None
     st.query_params.clear()
+    st.session_state.pop("pick-teacher-seen", None)  # the address names it anew
     st.query_params["teacher"], *st.session_state["more-teachers"] = spec.teachers or (picks.NOBODY,)
     st.query_params["start"] = spec.start or picks.NOBODY
     st.session_state["data"] = spec.data.source
@@ -33,12 +34,10 @@ with form:
         st.stop()
     classes = tuple(facts["classes"])
     st.caption(f"{facts['images']:,} images, {len(classes)} classes, {facts['shape'][2]} × {facts['shape'][1]} pixels.")
-    fitting = [row for row in listing.finished(store) if row.classes == classes]
-    teacher = picks.pick_row(
-        "Teacher",
-        fitting,
-        key="teacher",
-        first=listing.likeliest(fitting, source),
+    teacher, fitting = teachers.pick(
+        store,
+        source,
+        facts,
         none="None: learn from the labels only",
         help=RunSpec.model_fields["teacher"].description,
     )
@@ -134,6 +133,7 @@ with side:
         )
         cells[0].metric("MACs", wording.count(cost["macs"]), border=True, help="Multiply-accumulates for one image.")
         cells[1].metric("ONNX file", wording.size(cost["onnx_bytes"]), border=True)
+        teachers.seen(cost, teacher)
         if cost["cache_bytes"]:
             st.caption(
                 f"Teacher's answers: {wording.size(cost['cache_bytes'])} cache, {cost['cache_ready']:.0%} ready.",

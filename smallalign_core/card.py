@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from typing import Any
 
 from smallalign_core.files import write, write_json
 from smallalign_core.spec import Import, to_yaml
@@ -31,7 +32,7 @@ def card(run: Run, store: Store, name: str) -> str:
 | input | {channels} x {height} x {width} (channels, height, width), 0 to 255; other heights and widths are resized inside |
 | classes | {len(result["classes"])}: {", ".join(map(plain, result["classes"]))} |
 | parameters | {result["params"]:,} ({result["macs"]:,} multiply-accumulates an image) |
-| teacher | {teacher} |
+| teacher | {teacher}{_evidence(result)} |
 | test accuracy | **{test["accuracy"]:.2%}** on {test["images"]:,} images (95 % interval {test["accuracy_low"]:.2%} to {test["accuracy_high"]:.2%}), seed {run.spec.seed}: 1 seed is not evidence |
 | validation accuracy | {val["accuracy"]:.2%} on {val["images"]:,} images; best epoch {result["best_epoch"]} of {run.spec.epochs} |
 | test NLL, ECE | {test["nll"]:.4f}, {test["ece"]:.2%}; with the fitted temperature {result["temperature"]:.3f}: {calibrated["nll"]:.4f}, {calibrated["ece"]:.2%} |
@@ -43,6 +44,15 @@ To make it again (equal weights on an equal processor with the same number of th
 
     python -m smallalign_core train spec.yaml
 """
+
+
+def _evidence(result: dict[str, Any]) -> str:
+    """What the teacher knew of the images before the run; empty without one, and for runs from before it was kept."""
+    seen = result.get("preflight")
+    if not seen:
+        return ""
+    interval = f"95 % interval {seen['accuracy_low']:.2%} to {seen['accuracy_high']:.2%}"
+    return f"; accuracy {seen['accuracy']:.2%} on {seen['images']:,} validation images of this data ({interval})"
 
 
 def card_of_import(run: Run, how: Import, name: str) -> str:

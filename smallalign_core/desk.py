@@ -58,6 +58,7 @@ def inspect(store: Store, source: str | dict[str, Any]) -> dict[str, Any]:
         "classes": list(splits.classes),
         "shape": list(splits.shape),
         "fingerprint": splits.fingerprint,
+        "validation": splits.val.fingerprint,
         "counts": {name: part.counts() for name, part in parts.items()},
         "notes": list(splits.notes),
         "unreadable": list(splits.unreadable),
@@ -207,8 +208,11 @@ def estimate(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
             spared = fastest(lambda: teacher.lesson(training.views, 0)) - fastest(lambda: training.views(0))
             seconds -= (training.steps - asked) * spared
     known = store.find(resolved)
+    told = teaching.facts(resolved, store, splits, device)
     return {
         "id": digest(resolved),
+        "preflight": told["preflight"],
+        "loss": resolved.loss.model_dump(mode="json"),
         "state": str(known.state) if known else None,
         "params": size.params,
         "macs": size.macs,

@@ -45,7 +45,7 @@ class Evidence:
     Attributes:
         teacher: its id; of several, which answer together, their ids with commas between them.
         digest: of its weights; likewise.
-        data: fingerprint of the images' dataset.
+        data: fingerprint of the run's images; `validation`: of those held out, whatever was left for training.
         side: pixels of the longer side of the images; `learned`: of those that it learned from, None if unknown.
         images: how many it answered.
         accuracy: top-1, with its 95 % interval.
@@ -58,6 +58,7 @@ class Evidence:
     teacher: str
     digest: str
     data: str
+    validation: str
     side: int
     learned: int | None
     images: int
@@ -136,8 +137,8 @@ def check(found: Evidence, spec: RunSpec, name: str) -> None:
 
 
 def check_side(learned: int | None, spec: RunSpec, shape: tuple[int, int, int], name: str) -> None:
-    """Refuse images that were made smaller than those that a teacher learned from: enlarged again, they are blurred, and
-    it answers them far worse.
+    """Refuse images that were made smaller than those that a teacher learned from: enlarged again, they are blurred,
+    and it answers them far worse.
 
     Images that are small in their source are let through: there are no better pixels, and the pre-flight shows what the
     teacher makes of them.

@@ -27,8 +27,20 @@ from smallalign_core.store import Run, Store
 def compare(store: Store, teacher: str, students: list[str], split: str = "test") -> dict[str, Any]:
     """Teacher and students side by side, kept for the next time: the first pair, and under `others` the other pairs."""
     runs = [store.finished(name) for name in (teacher, *students)]
-    first, *others = comparing.compare_once(runs[0], runs[1:], store, split=split)
+    found = comparing.compare_once(runs[0], runs[1:], store, split=split)
+    first, *others = (one | {"data": _images_of(runs[0], runs[1])} for one in found)
     return first | {"others": others}
+
+
+def _images_of(teacher: Run, student: Run) -> dict[str, Any]:
+    """Which images a comparison is on, those of the student's data, and the side that its teacher learned from."""
+    _, height, width = (student.result or {})["input_shape"]
+    if teacher.imported is not None:
+        learned = max(teacher.imported.size) if teacher.imported.size else None
+    else:
+        sides = [max((teacher.result or {})["input_shape"][1:]), teacher.spec.network.size]
+        learned = min(side for side in sides if side)
+    return {"source": student.data.source, "height": height, "width": width, "teacher_side": learned}
 
 
 def robustness(store: Store, runs: list[str], split: str = "test", patience: float | None = None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from smallalign_core import data, evidence
 from smallalign_core.errors import BadModel, BadSpec, Refused, SmallAlignError
 from smallalign_core.evidence import Evidence
 from smallalign_core.files import read_json, write, write_json
-from smallalign_core.spec import CrossEntropy, RunSpec, canonical, digest
+from smallalign_core.spec import CrossEntropy, RunSpec, canonical
 from smallalign_core.store import Run, Store
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ def _evidence(runs: Sequence[Run], spec: RunSpec, store: Store, splits: data.Spl
         teacher=",".join(run.id for run in runs),
         digest=",".join(digests),
         data=splits.fingerprint,
+        validation=val.fingerprint,
         side=side,
         learned=max((one for one in sides if one is not None), default=None),
     )

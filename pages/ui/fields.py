@@ -38,7 +38,7 @@ def label(name: str) -> str:
 
 def plain(name: str, field: FieldInfo, key: str) -> Any:
     """One widget for one plain field."""
-    annotation, default = field.annotation, None if field.is_required() else field.default
+    annotation, default = field.annotation, None if field.is_required() or empty(field) else field.default
     look: dict[str, Any] = {"label": label(name), "key": key, "help": field.description, "persist_state": "session"}
     optional = type(None) in get_args(annotation)
     kind = (
@@ -80,8 +80,14 @@ def _number(field: FieldInfo, whole: bool, default: float | None, optional: bool
         step=cast(step),
         format="%d" if whole else "%g",
         **look,
-        **({"value": None, "placeholder": "all"} if optional else {}),
+        **({"value": None, "placeholder": empty(field) or "all"} if optional else {}),
     )
+
+
+def empty(field: FieldInfo) -> str | None:
+    """What a field means where nothing is entered, if its spec says so: such a field begins empty."""
+    extra = field.json_schema_extra
+    return str(extra["empty"]) if isinstance(extra, dict) and extra.get("empty") else None
 
 
 def limit(field: FieldInfo, name: str) -> float | None:

@@ -6,14 +6,16 @@ import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from smallalign_core.data import NAMED
 from smallalign_core.errors import SmallAlignError
-from smallalign_core.spec import canonical
+from smallalign_core.files import read_json
+from smallalign_core.spec import canonical, id_of
 from smallalign_core.store import Run, State, Store
 
 DAMAGED = "damaged"
@@ -32,6 +34,10 @@ class Row:
         accuracy, low, high: on test, with the 95 % interval; None before the run is finished.
         validation: accuracy on validation, by which a choice may be made.
         seconds: how long its training took.
+        data: fingerprint of the images that it was trained or, if it was imported, scored on.
+        digest: of its weights.
+        here: of a teacher that is offered for some images, its accuracy on validation images of them; None where
+            nothing is known of it there. `note` says so in its label, in place of its accuracy on images of its own.
     """
 
     id: str
@@ -53,6 +59,10 @@ class Row:
     seconds: float | None = None
     reason: str | None = None
     imported: bool = False
+    data: str = ""
+    digest: str = ""
+    here: float | None = None
+    note: str = ""
 
     @property
     def finished(self) -> bool:
@@ -63,6 +73,8 @@ class Row:
     def label(self) -> str:
         """What menus show."""
         first = self.name if self.in_zoo else f"{self.title} · {self.id[:6]}"
+        if self.note:
+            return f"{first} · {self.note}"
         return first + (f" · {self.accuracy:.1%}" if self.accuracy is not None else "")
 
 
@@ -111,13 +123,76 @@ def _row(run: Run, names: Mapping[str, str]) -> Row:
         )
 
 
-def likeliest(among: list[Row], source: str) -> str | None:
-    """The id of the best teacher for images from `source`: of those that learned from them, if any did.
+def teachers(store: Store, source: str, facts: Mapping[str, Any]) -> list[Row]:
+    """Finished runs and imports that know the classes of a dataset, each with its accuracy on validation images of it
+    as far as that is known, the most accurate first.
 
-    By validation: nothing is ever chosen on test. Equally good ones are ranked by size, the largest first.
+    Args:
+        source: where the images come from; `facts`: what the desk says of them.
     """
-    best = max(among, key=lambda one: (one.source == source, one.validation or 0, one.params or 0), default=None)
+    fitting = [row for row in finished(store) if row.classes == tuple(facts["classes"])]
+    seen = {(one["digest"], one["validation"]): one for one in preflights(store)}
+    found = [_offered(row, source, facts, seen) for row in fitting]
+    return sorted(found, key=lambda row: -1.0 if row.here is None else row.here, reverse=True)
+
+
+def _offered(row: Row, source: str, facts: Mapping[str, Any], seen: Mapping[tuple[str, str], Mapping[str, Any]]) -> Row:
+    known = seen.get((row.digest, str(facts["validation"])))
+    own = facts["fingerprint"] == row.data or _same(source, row)
+    here = known["accuracy"] if known else row.validation if own else None
+    if known and known["refused"]:
+        return replace(row, note="no better than chance on these images")
+    note = "not evaluated on these images" if here is None else f"{here:.1%} on validation images"
+    return replace(row, here=here, note=note)
+
+
+def _same(source: str, row: Row) -> bool:
+    """Whether a run's images come from `source`: at another size or of another number they are still those."""
+    return source == row.source or (source not in NAMED and str(Path(source).expanduser().resolve()) == row.source)
+
+
+def preflights(store: Store) -> list[dict[str, Any]]:
+    """What is kept of teachers that were looked at before a run."""
+    files = store.preflights.glob("[!.]*.json") if store.preflights.is_dir() else ()
+    return [found for file in files if (found := _preflight(file, _changed(file)))]
+
+
+@functools.lru_cache(maxsize=1024)
+def _preflight(file: Path, changed: int) -> dict[str, Any] | None:  # noqa: ARG001  # a change makes a new entry
+    with contextlib.suppress(*_BAD):
+        found = read_json(file)
+        return {name: found[name] for name in ("digest", "validation", "accuracy", "refused")}
+    return None
+
+
+def likeliest(among: Iterable[Row]) -> str | None:
+    """The id of the teacher to begin with, of those that `teachers` offers; None if none suits.
+
+    It was evaluated on these images and is no student itself. By validation: nothing is ever chosen on test. Of those
+    within about a point, the largest.
+    """
+    suited = [row for row in among if row.here is not None and row.teacher is None]
+    best = max(suited, key=lambda row: (round(row.here or 0, 2), row.params or 0), default=None)
     return best.id if best else None
+
+
+def teacher_here(run: Run, store: Store) -> float | None:
+    """The accuracy of a run's teacher on validation images of the run's own data; None where it is not known.
+
+    Runs from before there was a pre-flight have none; then what the teacher reached on the same images stands in.
+    """
+    kept = (run.result or {}).get("preflight") or run.said.get("preflight")
+    with contextlib.suppress(*_BAD):
+        if kept:
+            return float(kept["accuracy"])
+        names = _names(store.zoo())
+        wanted = {names.get(name, name) for name in run.spec.teachers}
+        if len(wanted) == 1:
+            return next(
+                (row.validation for row in finished(store) if row.id in wanted and row.data == run.data.fingerprint),
+                None,
+            )
+    return None
 
 
 def siblings(store: Store, one: Row) -> list[Row]:
@@ -135,7 +210,14 @@ def _changed(file: Path) -> int:
 def _of_spec(folder: Path, changed: int) -> dict[str, Any]:  # noqa: ARG001  # a change makes a new entry
     run = Run(folder)
     if run.imported is not None:
-        return {"title": run.title, "source": run.data.source, "family": run.folder.name, "imported": True}
+        return {
+            "title": run.title,
+            "source": run.data.source,
+            "family": run.folder.name,
+            "imported": True,
+            "data": run.data.fingerprint or "",
+            "digest": id_of(run.imported),
+        }
     spec = run.spec
     kept = canonical(spec)
     kept.pop("seed", None)
@@ -146,6 +228,7 @@ def _of_spec(folder: Path, changed: int) -> dict[str, Any]:  # noqa: ARG001  # a
         "source": spec.data.source,
         "seed": spec.seed,
         "family": family,
+        "data": spec.data.fingerprint or "",
     }
 
 
@@ -162,6 +245,7 @@ def _of_result(folder: Path, changed: int) -> dict[str, Any]:  # noqa: ARG001  #
         "params": int(result["params"]),
         "seconds": float(took) if isinstance(took := result.get("seconds"), int | float) else None,
         "classes": tuple(result["classes"]),
+        **({} if result.get("imported") else {"digest": str(result.get("weights_sha256", ""))}),
     }
 
 

@@ -92,18 +92,10 @@ def _curves(run: Run, progress: Sequence[dict[str, Any]], epochs: Sequence[dict[
         Curve("student" if run.spec.teacher else "validation accuracy", steps, [event["accuracy"] for event in epochs])
     ]
     if run.spec.teacher and steps:
-        teacher = next((row for row in listing.finished(store) if row.id in run.spec.teachers), None)
-        known = store.run(teacher.name).result if teacher else None
-        if known:
-            scores.append(
-                Curve(
-                    "teacher",
-                    [min(steps), max(*steps, min(steps) + 1)],
-                    [known["val"]["accuracy"]] * 2,
-                    dashed=True,
-                    colour=1,
-                )
-            )
+        known = listing.teacher_here(run, store)
+        if known is not None:
+            line = [min(steps), max(*steps, min(steps) + 1)]
+            scores.append(Curve("teacher", line, [known] * 2, dashed=True, colour=1))
     left, right = st.columns(2)
     with left:
         st.markdown("**Training loss**")

@@ -11,7 +11,7 @@ from pages.ui import backstage, charts, landscapes, listing, live, specs, wordin
 from pages.ui.listing import Row
 from smallalign_core import studies
 from smallalign_core.store import Run, State, Store
-from smallalign_core.worth import What
+from smallalign_core.worth import What, capital
 
 CONTROLS: dict[What, str] = {
     "teacher": "without a teacher",
@@ -164,6 +164,15 @@ def _scores(result: dict[str, Any], row: Row, store: Store) -> None:
             f"It agrees with PyTorch on {close['agreement']:.1%} of {close['images']:,} validation images; "
             f"KL {close['kl']:.2g} nats."
         )
+    if seen := result.get("preflight"):
+        st.caption(
+            f"Its teacher's accuracy on these images, before training: {wording.percent(seen['accuracy'])} on "
+            f"{seen['images']:,} validation images (95 % interval "
+            f"{wording.interval(seen['accuracy_low'], seen['accuracy_high'])}, "
+            f"chance {wording.percent(seen['chance'])})."
+        )
+        for warning in seen["warnings"]:
+            st.warning(capital(warning) + ".")
     same = listing.siblings(store, row)
     seeds = f"{len(same)} seed{'s' if len(same) > 1 else ''}"
     text = (

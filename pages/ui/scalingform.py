@@ -9,7 +9,7 @@ from typing import Any
 import streamlit as st
 import yaml
 
-from pages.ui import backstage, forms, listing, picks, policy, students, wording
+from pages.ui import backstage, forms, listing, picks, policy, students, teachers, wording
 from smallalign_core import quality
 from smallalign_core.errors import BadSpec
 from smallalign_core.scaling import MOST_REPLICATES, PILOT, PRESETS, REPLICATES, ScalingStudySpec, parse_study
@@ -30,7 +30,7 @@ def form(source: str, facts: Mapping[str, Any], store: Store) -> dict[str, Any]:
     there = min(sum(counts.values()), student["data"].get("images") or sum(counts.values()))
     st.subheader("Recipes", anchor=False)
     st.caption("The baseline is this student from labels alone, with AdamW. Each recipe adds one thing to it.")
-    fitting = [row for row in listing.finished(store) if row.classes == classes]
+    fitting = listing.teachers(store, source, facts)
     offered = {name: text for name, text in ADDS.items() if fitting or name != "distil"}
     recipes = picks.pick_some("Beside the baseline", offered | EXTRA, key="recipes", first=("augment",))
     found: dict[str, Any] = {}
@@ -45,9 +45,7 @@ def form(source: str, facts: Mapping[str, Any], store: Store) -> dict[str, Any]:
             )
     if "distil" in recipes:
         with st.expander("Who teaches, and what", expanded=True):
-            teacher = picks.pick_row(
-                "Teacher", fitting, key="teacher", first=listing.likeliest(fitting, source), none=None
-            )
+            teacher, _ = teachers.pick(store, source, facts, none=None)
             found["teacher"] = teacher.id if teacher else None
             found["loss"] = forms.choice("Loss", lessons(taught=True), key=f"{ADDED}.loss")
             found["ladder"] = st.pills(

@@ -3,18 +3,68 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import streamlit as st
 
-from pages.ui import backstage, charts, wording
+from pages.ui import backstage, charts, listing, picks, wording
 from pages.ui.listing import Row
 from smallalign_core import worth
 from smallalign_core.spec import RunSpec
+from smallalign_core.store import Store
 from smallalign_core.worth import CONTROLS, What, capital
 
 SIDE_BY_SIDE: tuple[What, ...] = ("teacher", "shuffled")
 """The controls of a distillation: what they leave out shows what it was worth."""
+
+
+def pick(
+    store: Store, source: str, facts: Mapping[str, Any], *, none: str | None, help: str | None = None
+) -> tuple[Row | None, list[Row]]:
+    """A menu of teachers for a dataset, which begins with the one that did best on it; (the chosen one, all of them).
+
+    A teacher that was chosen for other images is not carried over to these, unless the address names it anew.
+    """
+    offered = listing.teachers(store, source, facts)
+    if st.session_state.get("teacher-for") != facts["fingerprint"]:
+        st.session_state["teacher-for"] = facts["fingerprint"]
+        if picks.changed("teacher") is None:
+            st.session_state.pop("pick-teacher", None)
+    first = listing.likeliest(offered)
+    chosen = picks.pick_row("Teacher", offered, key="teacher", first=first, none=none, help=help)
+    if offered and first is None and none:
+        evaluated = sum(row.here is not None for row in offered)
+        reason = (
+            "the models evaluated on these images were distilled themselves"
+            if evaluated
+            else "no model with these class names was evaluated on these images"
+        )
+        st.caption(f"No teacher is preselected: {reason}.")
+    return chosen, offered
+
+
+def seen(cost: Mapping[str, Any], teacher: Row | None) -> None:
+    """What the pre-flight of a run found, beside its cost."""
+    if not (found := cost["preflight"]):
+        return
+    interval = wording.interval(found["accuracy_low"], found["accuracy_high"])
+    st.caption(
+        f"Teacher on {found['images']:,} validation images of this run: accuracy "
+        f"{wording.percent(found['accuracy'])} (95 % interval {interval}), chance {wording.percent(found['chance'])}."
+        + _numbers(cost["loss"])
+    )
+    for warning in found["warnings"]:
+        st.warning(capital(warning) + ".")
+    if teacher and teacher.params and teacher.params < cost["params"]:
+        st.warning(f"The teacher has {teacher.params:,} parameters, fewer than the student's {cost['params']:,}.")
+
+
+def _numbers(loss: Mapping[str, Any]) -> str:
+    """What `auto` became."""
+    if loss["kind"] != "kd":
+        return ""
+    return f" Soft targets at T = {loss['temperature']:g} with weight {loss['weight']:g}."
 
 
 def more(fitting: list[Row], teacher: Row) -> tuple[str, ...]:

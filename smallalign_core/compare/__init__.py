@@ -29,6 +29,8 @@ from smallalign_core.compare._pair import (
 )
 from smallalign_core.compare._words import (
     commonest_mistake as commonest_mistake,
+    enlarged as enlarged,
+    images as images,
     mcnemar as mcnemar,
     most_changed as most_changed,
     verdict as verdict,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 
@@ -15,6 +16,27 @@ def mcnemar(found: dict[str, Any]) -> str:
     if p < 0.05:
         return f"The {better} is right more often than chance explains ({chance}, exact McNemar test)."
     return f"The difference in accuracy may be chance ({chance}, exact McNemar test)."
+
+
+def images(found: dict[str, Any]) -> str:
+    """Which images a comparison is on: how many, of which split and dataset, of which size."""
+    split = "test" if found["split"] == "test" else "validation"
+    text = f"{found['images']:,} {split} images"
+    if (data := found.get("data")) is None:
+        return text
+    return f"{text} of {Path(data['source']).name}, {data['width']} × {data['height']} pixels"
+
+
+def enlarged(found: dict[str, Any]) -> str:
+    """A sentence where the teacher learned from larger images than those of the comparison; else empty."""
+    data = found.get("data") or {}
+    learned, side = data.get("teacher_side"), max(data.get("height", 0), data.get("width", 0))
+    if learned is None or learned <= side:
+        return ""
+    return (
+        f"The teacher learned from images of {learned} pixels a side and gets {side} here, enlarged: its accuracy on "
+        "images of its own size is higher or lower than this one."
+    )
 
 
 def commonest_mistake(found: dict[str, Any]) -> int:
@@ -41,9 +63,8 @@ def most_changed(found: dict[str, Any], most: int = 40) -> list[dict[str, Any]]:
 
 def verdict(found: dict[str, Any], teacher: str, student: str) -> str:
     """A comparison in three lines: how often they agree, who is right where, and how sure each is."""
-    split = "test" if found["split"] == "test" else "validation"
     lines = [
-        f"{student} against {teacher}, {found['images']:,} {split} images: agreement {found['agreement']:.2%} "
+        f"{student} against {teacher}, {images(found)}: agreement {found['agreement']:.2%} "
         f"[{found['agreement_low']:.2%}, {found['agreement_high']:.2%}], KL {found['kl']:.4f}",
         f"both right {found['both_right']:,}, only teacher {found['teacher_only']:,}, only student "
         f"{found['student_only']:,}, both wrong {found['both_wrong']:,} ({found['inherited']:,} in the same way)",
@@ -59,4 +80,4 @@ def verdict(found: dict[str, Any], teacher: str, student: str) -> str:
             f"{fitted['temperature']:.2f} (fitted on validation) NLL {after['nll']:.4f}, ECE {after['ece']:.2%}, "
             f"Brier {after['brier']:.4f}"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *filter(None, [enlarged(found)])])

@@ -156,7 +156,10 @@ class RunSpec(Part):
         images, and written into its spec. Of `kd` alone they are what they were before there was such a choice.
         """
         if isinstance(given, Mapping) and given.get("loss") is None:
-            return {**given, "loss": HintonKd(temperature=None, weight=None) if given.get("teacher") else CrossEntropy()}
+            return {
+                **given,
+                "loss": HintonKd(temperature=None, weight=None) if given.get("teacher") else CrossEntropy(),
+            }
         return given
 
     @model_validator(mode="before")

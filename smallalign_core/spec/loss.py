@@ -39,8 +39,8 @@ AutoWeight = Annotated[
     Field(
         gt=0,
         le=1,
-        description="Share of the teacher's term; the rest goes to the labels. 1: no labels. auto: from its accuracy on "
-        "validation images, since a teacher that is often wrong costs more than it gives.",
+        description="Share of the teacher's term; the rest goes to the labels. 1: no labels. auto: from its accuracy "
+        "on validation images, since a teacher that is often wrong costs more than it gives.",
         json_schema_extra=BY_PREFLIGHT,
     ),
     _OR_AUTO,

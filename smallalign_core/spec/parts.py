@@ -61,8 +61,8 @@ Inside = Annotated[
     Field(
         ge=4,
         le=512,
-        description="Side to which the network itself resizes its input; empty keeps that of the images. So a student of "
-        "few pixels learns from a teacher of more: `data.size` is then the teacher's.",
+        description="Side to which the network itself resizes its input; empty keeps that of the images. A student of "
+        "16 pixels then learns from a teacher of 64: `data.size` is 64, its own size 16.",
         json_schema_extra={"empty": "as the images"},
     ),
 ]

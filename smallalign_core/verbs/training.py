@@ -59,9 +59,12 @@ def train(
     if result["state"] != State.FINISHED:
         answer(result, json, f"{run.name}: {result['state']}, with a checkpoint. Give the same command to go on.")
         raise typer.Exit(1)
+    seen = result.get("preflight")
     text = (
         f"{run.name}: {run.title}\n"
-        f"test accuracy {percent(result['test']['accuracy'])}  "
+        + (f"teacher: {seen['accuracy']:.2%} on {seen['images']:,} validation images of this data\n" if seen else "")
+        + "".join(f"warning: {warning}\n" for warning in (seen or {}).get("warnings", ()))
+        + f"test accuracy {percent(result['test']['accuracy'])}  "
         f"NLL {result['test']['nll']:.4f}  ECE {percent(result['test']['ece'])}\n"
         f"{result['params']:,} parameters, {result['images_per_second']:,.0f} images/s, "
         f"best epoch {result['best_epoch']}"

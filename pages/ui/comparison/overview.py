@@ -21,6 +21,7 @@ CELLS = {
 def figures(found: dict[str, Any], sides: Sides) -> None:
     """The few figures above all tabs."""
     teacher, student = sides.runs[:2]
+    st.caption(f"On {compare.images(found)}. {compare.enlarged(found)}")
     with st.grid(min_column_width=160):
         _metric(
             "They agree on",
@@ -56,10 +57,9 @@ def panel(reports: list[dict[str, Any]], sides: Sides) -> None:
         for name, field in CELLS.items():
             st.metric(name, f"{found[field]:,}", border=True, height="stretch")
     low, high = 100 * found["accuracy_change_low"], 100 * found["accuracy_change_high"]
-    images = "test" if sides.split == "test" else "validation"
     st.markdown(
         f"{compare.mcnemar(found)} The student's accuracy is {100 * found['accuracy_change']:+.2f} points beside the "
-        f"teacher's (95 % interval {low:+.2f} to {high:+.2f}), on {found['images']:,} {images} images. They agree on "
+        f"teacher's (95 % interval {low:+.2f} to {high:+.2f}), on {compare.images(found)}. They agree on "
         f"{wording.percent(found['agreement'])} "
         f"({wording.interval(found['agreement_low'], found['agreement_high'])}), and make the same mistake on "
         f"{found['inherited']:,}. One training run each: what another seed would give is not in these intervals."
