@@ -56,9 +56,9 @@ def live(specs: Sequence[RunSpec], store: Store, splits: data.Splits, device: An
 
 
 def preflight(spec: RunSpec, store: Store, splits: data.Splits, device: Any = "cpu") -> Evidence | None:
-    """What the teachers of a resolved `spec` know of its validation images; None without a teacher.
+    """How good the teachers of a resolved `spec` are on its validation images; None without a teacher.
 
-    Up to 1,000 images are answered once for each teacher and dataset, and what was found is kept in the store's cache.
+    Up to 1,000 images are answered once for each teacher and dataset; the result is kept in the store's cache.
 
     Raises:
         BadSpec: a teacher is not better than chance on them, or learned from larger images than it would see.

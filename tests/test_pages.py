@@ -608,17 +608,20 @@ def test_controls_have_the_precision_of_their_run(
 
 
 def test_the_teacher_that_is_offered_is_chosen_on_validation() -> None:
-    """One that is better on test only, or that learned from other images, is not."""
+    """One that is better on test only, that is a student itself, or that was not evaluated on the images, is not."""
 
     def row(name: str, **facts: float | str) -> listing.Row:
-        return listing.Row(name, name, "finished", name, 0.0, **({"source": "digits"} | facts))  # type: ignore[arg-type]
+        return listing.Row(name, name, "finished", name, 0.0, **facts)  # type: ignore[arg-type]
 
-    lucky = row("lucky", accuracy=0.99, validation=0.95)
-    good = row("good", accuracy=0.97, validation=0.98)
-    foreign = row("foreign", accuracy=1.0, validation=1.0, source="elsewhere")
-    assert listing.likeliest([lucky, good, foreign], "digits") == "good"
-    assert listing.likeliest([lucky, good, foreign], "new") == "foreign"
-    assert listing.likeliest([], "digits") is None
+    lucky = row("lucky", accuracy=0.99, here=0.95)
+    good = row("good", accuracy=0.97, here=0.98)
+    large = row("large", accuracy=0.97, here=0.98, params=9)
+    student = row("student", accuracy=1.0, here=1.0, teacher="good")
+    foreign = row("foreign", accuracy=1.0, validation=1.0)
+    assert listing.likeliest([lucky, good, student, foreign]) == "good"
+    assert listing.likeliest([lucky, good, large]) == "large"
+    assert listing.likeliest([student, foreign]) is None
+    assert listing.likeliest([]) is None
 
 
 @pytest.mark.slow

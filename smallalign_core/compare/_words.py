@@ -35,7 +35,7 @@ def enlarged(found: dict[str, Any]) -> str:
         return ""
     return (
         f"The teacher learned from images of {learned} pixels a side and gets {side} here, enlarged: its accuracy on "
-        "images of its own size is higher or lower than this one."
+        "images of its own size may be higher."
     )
 
 
