@@ -75,6 +75,7 @@ class Row:
         first = self.name if self.in_zoo else f"{self.title} · {self.id[:6]}"
         if self.note:
             return f"{first} · {self.note}"
+        first += f" · {Path(self.source).name}" if self.in_zoo else ""  # the accuracy is that on its own images
         return first + (f" · {self.accuracy:.1%}" if self.accuracy is not None else "")
 
 

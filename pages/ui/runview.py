@@ -166,8 +166,8 @@ def _scores(result: dict[str, Any], row: Row, store: Store) -> None:
         )
     if seen := result.get("preflight"):
         st.caption(
-            f"Its teacher's accuracy on these images, before training: {wording.percent(seen['accuracy'])} on "
-            f"{seen['images']:,} validation images (95 % interval "
+            f"The teacher's accuracy on {seen['images']:,} validation images of this data: "
+            f"{wording.percent(seen['accuracy'])} (95 % interval "
             f"{wording.interval(seen['accuracy_low'], seen['accuracy_high'])}, "
             f"chance {wording.percent(seen['chance'])})."
         )

@@ -63,7 +63,7 @@ Inside = Annotated[
         le=512,
         description="Side to which the network itself resizes its input; empty keeps that of the images. A student of "
         "16 pixels then learns from a teacher of 64: `data.size` is 64, its own size 16.",
-        json_schema_extra={"empty": "as the images"},
+        json_schema_extra={"empty": "as is"},
     ),
 ]
 Dropout = Annotated[float, Field(ge=0, lt=1, description="Share of the last features dropped in training.")]
