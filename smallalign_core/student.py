@@ -75,7 +75,8 @@ class Student:
         """Make the optimizer and the average anew from the weights as they are: Lookahead copies its slow ones now."""
         model = nn.ModuleList([self.classifier, self.companion]) if self.companion else self.classifier
         head = networks.head(self.classifier)
-        self.optimizer = optim.build(self.spec.optimizer, model, self.steps, head=head)
+        rate = self.spec.head_rate
+        self.optimizer = optim.build(self.spec.optimizer, model, self.steps, head=head, head_rate=rate)
         self.average = optim.average(self.spec.optimizer, self.classifier)
         self.rate, self.asks = optim.peak_rate(self.spec.optimizer), optim.asks(self.spec.optimizer)
         self.learning = [weight for group in self.optimizer.param_groups for weight in group["params"]]

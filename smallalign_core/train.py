@@ -262,8 +262,7 @@ class Training:
         if not student.classifier.training:  # a walk over all modules
             student.classifier.train()
         rate = student.rate * optim.factor(spec.schedule, self.step, self.steps)
-        for group in student.optimizer.param_groups:
-            group["lr"] = rate
+        optim.set_rate(student.optimizer, rate)
         if student.asks == "losses":
             student.evolve(view, wanted, self.epoch, lambda: self._seed_step(spec))
             return
