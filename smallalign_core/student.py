@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from smallalign_core import losses, networks, optim
 from smallalign_core.clock import Clock
 from smallalign_core.evaluate import Scores
+from smallalign_core.frozen import Features
 from smallalign_core.losses import Answer
 from smallalign_core.networks import Classifier
 from smallalign_core.spec import RunSpec
@@ -39,6 +40,8 @@ class Student:
         saved_bytes: what a backward pass keeps of a step beside the weights; None before it was counted.
         before: own and shared seconds of earlier attempts.
         best_weights: by validation so far, of what is scored.
+        frozen: what is done about the features of a frozen body, as `frozen.standing` says it; None where all learns.
+        features: those, where they are kept; then `call` is the head.
     """
 
     spec: RunSpec
@@ -67,6 +70,8 @@ class Student:
     sums: dict[str, Tensor] = field(default_factory=dict)
     recent: list[Tensor] = field(default_factory=list)
     shares: dict[str, float] = field(default_factory=dict)
+    frozen: str | None = None
+    features: Features | None = None
 
     def __post_init__(self) -> None:
         self.begin()

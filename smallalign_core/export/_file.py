@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -114,9 +115,16 @@ def graph_of(classifier: Classifier, temperature: float) -> bytes:
 
 
 def in_precision(
-    graph: bytes, precision: Precision, training: ImageSet | None, metadata: Mapping[str, Any]
+    graph: bytes,
+    precision: Precision,
+    training: ImageSet | None,
+    metadata: Mapping[str, Any] = MappingProxyType({}),
 ) -> bytes:
-    """A graph of `graph_of` in another precision; int8 takes the ranges of its activations from training images."""
+    """A graph of `graph_of` in another precision; int8 takes the ranges of its activations from training images.
+
+    Args:
+        metadata: what the file will say of itself; the size that the network resizes to bounds the batches.
+    """
     if precision == "fp32":
         return lean(graph)
     if precision == "fp16":
