@@ -60,13 +60,13 @@ def needed(work: Callable[[], object]) -> int:
 
     What single operations use inside, and libraries' own buffers, are not in it.
     """
-    with _Counting() as counting:
+    with Counting() as counting:
         work()
     return counting.most
 
 
-class _Counting(TorchDispatchMode):
-    """Counts the storages that are alive of those that operations under it make."""
+class Counting(TorchDispatchMode):
+    """Counts the storages that are alive of those that operations under it make; `most`: the most at any time."""
 
     def __init__(self) -> None:
         super().__init__()

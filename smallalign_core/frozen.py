@@ -77,7 +77,9 @@ def standing(spec: RunSpec, classifier: Classifier, images: int, *, alone: bool 
         return None
     mixes = any(isinstance(part, MixUp | CutMix) for part in spec.augment)
     if mixes or (spec.augment and not spec.views):
-        return "computed at every step: the policy draws fresh views" + ("" if mixes else "; `views: K` keeps K of each")
+        return "computed at every step: the policy draws fresh views" + (
+            "" if mixes else "; `views: K` keeps K of each"
+        )
     if isinstance(spec.loss, OfLayers) or evolves(spec.optimizer) or not alone:
         what = "the loss looks into the body" if isinstance(spec.loss, OfLayers) else "the head does not learn alone"
         return f"computed at every step: {what}"

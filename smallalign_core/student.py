@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
 
-from smallalign_core import losses, networks, optim
+from smallalign_core import batches, losses, networks, optim
 from smallalign_core.clock import Clock
 from smallalign_core.evaluate import Scores
 from smallalign_core.frozen import Features
@@ -151,9 +151,11 @@ class Student:
                 found += storage.nbytes()
             return tensor.detach()  # the tensor itself might hold the graph that holds it
 
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            yield
-        self.saved_bytes = found
+        # A frozen body keeps nothing for a backward pass, and still needs its activations while it computes.
+        with batches.Counting() if self.frozen else contextlib.nullcontext() as working:
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                yield
+        self.saved_bytes = max(found, working.most if working else 0)
 
     def spent(self) -> dict[str, Any]:
         """What it took so far, earlier attempts included: gradients, evaluations, own seconds, shared seconds."""
@@ -168,17 +170,19 @@ class Student:
     def took(self) -> dict[str, Any]:
         """As `spent`, with the median step in milliseconds and what it needs in memory, in bytes.
 
-        `memory_bytes` are weights, gradients, optimizer state and what a backward pass keeps: counted from tensors at
-        one step, so that they do not depend on who trains beside it. Buffers inside of operations are not in them.
+        `memory_bytes` are weights, gradients, optimizer state, what a backward pass keeps or a frozen body computes
+        with, and features that are kept: counted from tensors at one step, so that they do not depend on what trains
+        beside it. Buffers inside of operations are not in them, nor is what validation needs: see `peak_bytes`.
         """
         parameters = [*self.classifier.parameters(), *(self.companion.parameters() if self.companion else ())]
         weights = sum(weight.numel() * weight.element_size() for weight in parameters)
         slopes = sum(weight.numel() * weight.element_size() for weight in parameters if weight.requires_grad)
+        features = self.features.bytes if self.features else 0
         return {
             **self.spent(),
             "step_ms": self.clock.median and self.clock.median * 1000,
             "state_bytes": self.state_bytes,
-            "memory_bytes": weights + slopes + self.state_bytes + (self.saved_bytes or 0),
+            "memory_bytes": weights + slopes + self.state_bytes + (self.saved_bytes or 0) + features,
         }
 
     def consider(self, scored: Classifier, scores: Scores, epoch: int) -> bool:

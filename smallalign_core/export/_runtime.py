@@ -52,9 +52,7 @@ class OnnxClassifier:
     def logits(self, images: NDArray[np.uint8], batch: int | None = None) -> NDArray[np.float32]:
         """Logits [N, C] of uint8 images [N, H, W, C], so many at once; without `batch`, `at_once`."""
         step = batch or at_once(self.metadata, *images.shape[1:3])
-        parts = [
-            self.session.run(["logits"], {"images": images[i : i + step]})[0] for i in range(0, len(images), step)
-        ]
+        parts = [self.session.run(["logits"], {"images": images[i : i + step]})[0] for i in range(0, len(images), step)]
         return np.concatenate(parts)
 
     def logits_of(self, images: ImageSet) -> NDArray[np.float32]:
