@@ -2,12 +2,12 @@
 
     python benchmarks/finetune.py FOLDER lite0.safetensors --size 64 --seeds 3
 
-FOLDER has one sub-folder of photographs a class; the weights are timm's names for `tf_efficientnet_lite0` (`convert` makes
-a safetensors file of a checkpoint). `plain` shares no code with the library: torch, timm, and an ordinary loop of shuffled
-epochs. Both get the same images, split, weights, optimizer (AdamW), schedule and batch; order and initial head differ, so
-their accuracies agree within noise only. Plain PyTorch runs a second time with the head as timm draws it, which is 10
-times too large: that is what starting it at zero is worth. Of one person's photographs some may be in training and
-others in the test: a random split of a folder cannot know.
+FOLDER has one sub-folder of photographs a class; the weights have timm's names for `tf_efficientnet_lite0` (`convert`
+makes a safetensors file of a checkpoint). `plain` shares no code with the library: torch, timm, and an ordinary loop of
+shuffled epochs. Both get the same images, split, weights, optimizer (AdamW), schedule and batch; the order of the
+images differs, so their accuracies agree within noise only. Plain PyTorch runs a second time with the head as timm
+draws it, 10 times as large as a linear layer's usual start: the difference is what starting at zero is worth. Of one
+person's photographs some may be in training and others in the test: a random split of a folder cannot know.
 """
 
 from __future__ import annotations

@@ -6,14 +6,15 @@ as ever; a network on photographs gets fewer at a time. Answers do not depend on
 
 from __future__ import annotations
 
+import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 BUDGET = 384 * 1024**2
 """Bytes that the tensors of one call may take together. A constant, so that equal runs use equal batches anywhere."""
@@ -37,7 +38,7 @@ def answered(model: nn.Module, images: Tensor) -> Tensor:
         return torch.cat([model(part) for part in images.split(step)])
 
 
-def fitting(model: nn.Module, images: Tensor, budget: int = BUDGET) -> int:
+def fitting(model: nn.Module, images: Tensor) -> int:
     """How many of `images` [N, ...] a forward pass without gradients may get at once: N, or a power of two below it."""
     if len(images) <= FEW:
         return len(images)
@@ -46,13 +47,13 @@ def fitting(model: nn.Module, images: Tensor, budget: int = BUDGET) -> int:
     if key not in known:
         with torch.no_grad():  # the second image's share: weights that a pass copies or rounds are not in it
             known[key] = max(1, needed(lambda: model(images[:2])) - needed(lambda: model(images[:1])))
-    most = max(1, budget // known[key])
+    most = max(1, BUDGET // known[key])
     return len(images) if most >= len(images) else 1 << (most.bit_length() - 1)
 
 
-def by_pixels(height: int, width: int, most: int) -> int:
-    """How many images of this size an ONNX file gets at once, at most `most`."""
-    return max(1, min(most, PIXELS // (height * width)))
+def by_pixels(sides: Sequence[int], most: int) -> int:
+    """How many images of this (height, width) an ONNX file gets at once, at most `most`."""
+    return max(1, min(most, PIXELS // max(1, math.prod(sides))))
 
 
 def needed(work: Callable[[], object]) -> int:
@@ -69,19 +70,21 @@ class Counting(TorchDispatchMode):
     """Counts the storages that are alive of those that operations under it make; `most`: the most at any time."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.most = 0
         self._alive: weakref.WeakSet[Any] = weakref.WeakSet()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = {one.untyped_storage().data_ptr() for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)}
         found = func(*args, **(kwargs or {}))
         for one in tree_leaves(found):
-            if isinstance(one, Tensor) and (storage := one.untyped_storage()).data_ptr() not in given:
-                if storage not in self._alive:
-                    self._alive.add(storage)
-                    self.now += storage.nbytes()
-                    weakref.finalize(storage, self._freed, storage.nbytes())
+            if not isinstance(one, Tensor):
+                continue
+            storage = one.untyped_storage()
+            if storage.data_ptr() not in given and storage not in self._alive:
+                self._alive.add(storage)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._freed, storage.nbytes())
         self.most = max(self.most, self.now)
         return found
 

@@ -69,7 +69,7 @@ class OnnxClassifier(Answering):
         """Logits float32 [N, classes] of uint8 images [N, channels, H, W], any H and W."""
         prepared = self.prepare(images.cpu())
         sides = prepared.shape[2:] if self.how.layout == "nchw" else prepared.shape[1:3]
-        step = self.how.batch or by_pixels(*sides, CHUNK)
+        step = self.how.batch or by_pixels(sides, CHUNK)
         found = np.concatenate([self._run(prepared[at : at + step]) for at in range(0, len(prepared), step)])
         logits = torch.from_numpy(found.astype(np.float32))
         if self.how.answers == "probabilities":

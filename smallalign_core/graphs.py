@@ -153,6 +153,6 @@ class Graph(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits float32 [N, classes] of inputs float32 [N, channels, height, width]."""
         given = np.ascontiguousarray(x.cpu().numpy())
-        step = by_pixels(*x.shape[2:], len(x))
+        step = by_pixels(x.shape[2:], len(x))
         parts = [self._session.run(None, {"input": given[at : at + step]})[0] for at in range(0, len(x), step)]
         return torch.from_numpy(np.concatenate(parts)).to(x.device)

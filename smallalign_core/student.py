@@ -152,9 +152,11 @@ class Student:
             return tensor.detach()  # the tensor itself might hold the graph that holds it
 
         # A frozen body keeps nothing for a backward pass, and still needs its activations while it computes.
-        with batches.Counting() if self.frozen else contextlib.nullcontext() as working:
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                yield
+        with (
+            batches.Counting() if self.frozen else contextlib.nullcontext() as working,
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        ):
+            yield
         self.saved_bytes = max(found, working.most if working else 0)
 
     def spent(self) -> dict[str, Any]:

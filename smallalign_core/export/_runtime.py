@@ -69,7 +69,7 @@ def at_once(metadata: Mapping[str, Any], height: int, width: int) -> int:
     """How many images of this size an export gets at once: a network of timm or torchvision resizes them inside, to
     the size that the spec in its metadata says."""
     inside = [int(side) for side in SIDE.findall(str(metadata.get("spec", "")))]
-    return by_pixels(max(height, *inside, 1), max(width, *inside, 1), BATCH)
+    return by_pixels((max(height, *inside, 1), max(width, *inside, 1)), BATCH)
 
 
 def timed(work: Callable[[], object], seconds: float) -> tuple[float, float]:

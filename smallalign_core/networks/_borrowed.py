@@ -22,6 +22,7 @@ from smallalign_core.spec import Borrowed, Timm
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AUXILIARY = ("AuxLogits", "aux1", "aux2", "aux_logits")  # heads that only ImageNet training uses
+SMALL = 0.01  # standard deviation of a new head that is not zero
 OURS = "body."  # in the files that `to_bytes` writes, the network's own tensors are named so
 
 
@@ -40,7 +41,7 @@ def build(spec: Borrowed, classes: int) -> tuple[nn.Module, nn.Module, tuple[Seq
     else:
         return network, head, None
     if new:
-        _zero(head)
+        _begin_small(head)
     if spec.frozen:
         network.requires_grad_(False)
         head.requires_grad_(True)
@@ -146,16 +147,19 @@ def _new_head(network: nn.Module, classes: int) -> nn.Module:
     return new
 
 
-def _zero(head: nn.Module) -> None:
-    """Start a new head at zero, so that the first loss is log(classes) (Zhang et al., 2019, Fixup, do the same).
+def _begin_small(head: nn.Module) -> None:
+    """Start a new head at zero, so that the first loss is log(classes) and the body's first gradient is zero.
 
-    timm's EfficientNets and MobileNets draw it 10 to 11 times as large as a linear layer's usual start, on features
-    that are large already: the first loss is then 5 to 6 nats at ten classes, and its gradients spoil what the body
-    has learned.
+    timm's EfficientNets and MobileNets draw it 10 to 11 times as large as a linear layer's usual start: at ten classes
+    the first loss is then 5 to 6 nats, and its gradients spoil what the body has learned. A convolution is drawn small
+    instead: behind SqueezeNet's stands a ReLU, which passes no gradient at zero.
     """
     with torch.no_grad():
         for parameter in head.parameters():
-            parameter.zero_()
+            if isinstance(head, nn.Linear) or parameter.ndim < 2:
+                parameter.zero_()
+            else:
+                nn.init.normal_(parameter, std=SMALL)
 
 
 def _start_from(

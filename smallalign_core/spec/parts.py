@@ -113,7 +113,7 @@ class Borrowed(Part):
             gt=0,
             le=1000,
             description="Learning rate of the new head, in multiples of the optimizer's; needs weights to start from. "
-            "Such a head starts at zero.",
+            "A new head starts at zero.",
             json_schema_extra={"log": True},
         ),
     ] = 1.0

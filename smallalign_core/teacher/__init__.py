@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from smallalign_core.data import ImageSet
 from smallalign_core.batches import answered
+from smallalign_core.data import ImageSet
 from smallalign_core.errors import BadInput, BadSpec
 from smallalign_core.evaluate import logits_of
 from smallalign_core.losses import Answer, answer
