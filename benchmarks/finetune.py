@@ -3,11 +3,11 @@
     python benchmarks/finetune.py FOLDER lite0.safetensors --size 64 --seeds 3
 
 FOLDER has one sub-folder of photographs a class; the weights have timm's names for `tf_efficientnet_lite0` (`convert`
-makes a safetensors file of a checkpoint). `plain` shares no code with the library: torch, timm, and an ordinary loop of
-shuffled epochs. Both get the same images, split, weights, optimizer (AdamW), schedule and batch; the order of the
-images differs, so their accuracies agree within noise only. Plain PyTorch runs a second time with the head as timm
-draws it, 10 times as large as a linear layer's usual start: the difference is what starting at zero is worth. Of one
-person's photographs some may be in training and others in the test: a random split of a folder cannot know.
+makes a safetensors file of a checkpoint). `plain` shares no code with the library: torch, timm, and an ordinary loop. Both
+get the same images, split, order, weights, optimizer (AdamW), schedule and batch, so they differ by rounding, which
+training amplifies. Plain PyTorch runs a second time with the head as timm draws it, 10 times as large as a linear
+layer's usual start: the difference is what starting at zero is worth. Of one person's photographs some may be in
+training and others in the test: a random split of a folder cannot know.
 """
 
 from __future__ import annotations
@@ -33,11 +33,14 @@ NAME = "tf_efficientnet_lite0"
 LR, DECAY, WARMUP = 0.002, 0.01, 0.05  # the library's defaults, written out
 
 
-def plain(images: dict[str, Tensor], labels: dict[str, Tensor], given: argparse.Namespace, **how: Any) -> float:
+def plain(
+    images: dict[str, Tensor], labels: dict[str, Tensor], order: Tensor, given: argparse.Namespace, **how: Any
+) -> float:
     """Test accuracy after training on `train`, with the weights that are best on `val`: PyTorch and timm, nothing else.
 
     Args:
         images, labels: uint8 [N, 3, H, W] and int64 [N] by split.
+        order: int64 [epochs * N], the training images one after the other.
         how: `seed`, `epochs`, `frozen`, and `zero`: whether the head starts at zero.
     """
     import timm
@@ -77,7 +80,6 @@ def plain(images: dict[str, Tensor], labels: dict[str, Tensor], given: argparse.
     )
     count = len(inputs["train"])
     steps = math.ceil(how["epochs"] * count / given.batch)
-    order = torch.cat([torch.randperm(count) for _ in range(how["epochs"] + 1)])
     best, kept, warm = (-1.0, 0.0), dict[str, Tensor](), round(WARMUP * steps)
     for step in range(steps):
         share = (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))) / 2
@@ -129,6 +131,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--epochs", type=int, default=6, help="of fine-tuning; the probe takes --probe-epochs")
+    parser.add_argument("--images", type=int, help="training photographs of fine-tuning; without, all")
     parser.add_argument("--probe-images", type=int, default=103)
     parser.add_argument("--probe-epochs", type=int, default=100)
     parser.add_argument("--only", choices=["probe", "fine-tuning"])
@@ -138,6 +141,7 @@ def main() -> None:
     from smallalign_core import data
     from smallalign_core.machine import set_threads
     from smallalign_core.spec import DataSpec
+    from smallalign_core.views import Views
 
     set_threads()
     cache, found = ROOT / "models" / "cache" / "data", dict[str, list[float]]()
@@ -145,16 +149,21 @@ def main() -> None:
         if given.only not in (None, task):
             continue
         probes = task == "probe"
-        spec = DataSpec(source=str(given.folder), images=given.probe_images if probes else None)
+        spec = DataSpec(source=str(given.folder), images=given.probe_images if probes else given.images)
         splits = data.load(spec, cache)
         images, labels = _tensors(splits, "images"), _tensors(splits, "labels")
         for seed in range(given.seeds):
             how: dict[str, Any] = {"seed": seed, "frozen": probes}
             how["epochs"] = given.probe_epochs if probes else given.epochs
+            met = Views(splits.train, (), batch=given.batch, seed=seed)
+            order = torch.from_numpy(np.concatenate([met.order(epoch) for epoch in range(how["epochs"] + 1)]))
             for way in ("ours", "plain, head at zero", "plain, head as timm draws it"):
                 start = time.perf_counter()
                 zero = "zero" in way
-                right = ours(splits, given, **how) if way == "ours" else plain(images, labels, given, zero=zero, **how)
+                if way == "ours":
+                    right = ours(splits, given, **how)
+                else:
+                    right = plain(images, labels, order, given, zero=zero, **how)
                 found.setdefault(f"{task}, {len(splits.train):,} photographs: {way}", []).append(100 * right)
                 seconds = time.perf_counter() - start
                 print(f"{task} seed {seed} {way}: {100 * right:.2f} % in {seconds:.0f} s", file=sys.stderr, flush=True)

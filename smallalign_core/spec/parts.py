@@ -105,7 +105,11 @@ class Borrowed(Part):
         bool, Field(description="Start from ImageNet weights (downloaded once; needs a network).")
     ] = False
     frozen: Annotated[
-        bool, Field(description="Train only the new head (a linear probe); needs weights to start from.")
+        bool,
+        Field(
+            description="Train only the new head (a linear probe) on features that are computed once, where the policy has few "
+            "views; needs weights to start from."
+        ),
     ] = False
     head_rate: Annotated[
         float,
