@@ -107,8 +107,8 @@ class Borrowed(Part):
     frozen: Annotated[
         bool,
         Field(
-            description="Train only the new head (a linear probe) on features that are computed once, where the policy has few "
-            "views; needs weights to start from."
+            description="Train only the new head (a linear probe), on features that are computed once where the policy "
+            "has few views; needs weights to start from."
         ),
     ] = False
     head_rate: Annotated[
