@@ -111,7 +111,7 @@ def test_a_head_before_a_relu_is_small_and_learns(tmp_path: Path) -> None:
     made = build({"kind": "torchvision", "name": "squeezenet1_1", "size": 64, "weights": str(file)}).train()
     F.cross_entropy(made(pixels()), torch.arange(8)).backward()
     head: Any = networks.head(made)
-    assert 0.005 < float(head.weight.std()) < 0.015
+    assert 0.005 < float(head.weight.detach().std()) < 0.015
     assert head.weight.grad.abs().max() > 0
 
 
@@ -169,7 +169,7 @@ def test_every_optimizer_with_a_rate_keeps_the_heads(weights: Path, kind: str) -
 def test_a_head_rate_that_means_nothing_is_refused(weights: Path) -> None:
     for network, words in (
         ({"kind": "timm", "name": "resnet18", "head_rate": 2}, "every layer is new"),
-        (fast(weights, head_rate=2, frozen=True), "the head alone learns"),
+        (fast(weights, head_rate=2, frozen=True), "[Tt]he head alone learns"),
     ):
         with pytest.raises(BadSpec, match=words):
             parse({"data": "-", "network": network})
@@ -238,6 +238,7 @@ def test_a_resumed_probe_ends_with_the_same_bits(weights: Path, few: Splits) -> 
     assert torch.equal(weight_of(finished(second)), weight_of(whole))
 
 
+@pytest.mark.slow
 def test_where_features_are_not_kept_it_is_said(weights: Path, few: Splits, tmp_path: Path) -> None:
     def said(**fields: Any) -> str:
         student = probe(weights, few, **fields).students[0]
@@ -272,13 +273,13 @@ def test_measuring_a_head_leaves_it_as_it_was(weights: Path) -> None:
     assert networks.head(made).training
 
 
+@pytest.mark.slow
 def test_a_probe_is_recorded_with_its_features_and_memory(train: Train, weights: Path) -> None:
     run = train(network=fast(weights, frozen=True), epochs=2, data={"source": "digits", "images": 100})
     result: dict[str, Any] = run.result or {}
     assert result["features"] == "kept"
     assert result["peak_bytes"] > 50e6
-    features = 4 * 2 * 0 + result["memory_bytes"]
-    assert features > result["params"] * 4
+    assert result["memory_bytes"] > result["params"] * 4
     live = train(
         network=fast(weights, frozen=True),
         epochs=1,
@@ -380,6 +381,7 @@ def test_onnx_files_get_a_batch_by_pixels() -> None:
     assert _runtime.at_once({}, 8192, 8192) == 1
 
 
+@pytest.mark.slow
 def test_a_graph_answers_in_parts_what_it_answers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5)).eval()
     x = torch.randn(21, 3, 8, 8)
@@ -423,14 +425,13 @@ def test_the_gap_of_logits_counts_relative_to_their_spread(digits: Splits) -> No
     off[0, 0] = small[0, 0] + 0.0015
     assert not export.parity(small, off, images).ok
     assert export.parity(small, off, images, gate=_proof.IN_A_BROWSER["fp32"]).ok
-    off[0, 0] = np.nan
-    assert not export.parity(small, off, images).ok
 
 
 def test_a_tiny_spread_does_not_make_a_tiny_gap_a_fault() -> None:
     gate = export.GATES["fp32"]
     assert gate.passes(1.0, 5e-5, 1e-3)
     assert not gate.passes(0.999, 0.0, 1.0)
+    assert not export.GATES["int8"].passes(1.0, math.nan, 1.0)
 
 
 def test_a_run_on_trained_weights_keeps_its_head_rate(store: Store, weights: Path) -> None:
