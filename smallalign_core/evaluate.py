@@ -72,16 +72,21 @@ def divergence(teacher: NDArray[np.float32], student: NDArray[np.float32]) -> ND
 def logits_of(
     classifier: nn.Module, images: ImageSet, *, device: torch.device | str = "cpu", batch: int = 512
 ) -> NDArray[np.float32]:
-    """Logits float32 [N, C] of all images, in evaluation mode and full precision."""
+    """Logits float32 [N, C] of all images, in evaluation mode and full precision.
+
+    Args:
+        batch: the most images that are answered at once; fewer where so many would need too much memory (`batches`).
+    """
     import torch
+
+    from smallalign_core.batches import answered
 
     was_training = classifier.training
     classifier.eval()
     found = []
-    with torch.no_grad():
-        for start in range(0, len(images), batch):
-            part = torch.from_numpy(np.ascontiguousarray(images.images[start : start + batch])).to(device)
-            found.append(classifier(part).float().cpu().numpy())
+    for start in range(0, len(images), batch):
+        part = torch.from_numpy(np.ascontiguousarray(images.images[start : start + batch])).to(device)
+        found.append(answered(classifier, part).float().cpu().numpy())
     classifier.train(was_training)
     return np.concatenate(found)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from smallalign_core import data, logits, teaching
 from smallalign_core.errors import BadModel, Diverged, Refused, SmallAlignError, WorkFailed
-from smallalign_core.machine import processor, set_threads
+from smallalign_core.machine import forget_peak, peak_memory, processor, set_threads
 from smallalign_core.recording import Recording
 from smallalign_core.spec import RunSpec
 from smallalign_core.store import Run, State, Store
@@ -34,7 +34,18 @@ log = logging.getLogger("smallalign")
 CHECKPOINT_SECONDS = 10.0
 TOGETHER = 8
 """Most runs that a worker or a study trains in lockstep."""
-ANNOUNCED = ("device", "threads", "processes", "params", "macs", "steps", "together", "answers", "preflight")
+ANNOUNCED = (
+    "device",
+    "threads",
+    "processes",
+    "params",
+    "macs",
+    "steps",
+    "together",
+    "answers",
+    "features",
+    "preflight",
+)
 """What is known before the first step and belongs to the result."""
 TRAIN_SCORED_ON = 2_000
 """Training images that the best weights are scored on, about: enough for the gap to test."""
@@ -292,6 +303,7 @@ def _prepared(
 
     set_threads()
     where = train.pick_device(setting.device)
+    forget_peak(where.type)
     splits = data.load(specs[0].data, setting.store.data_cache)
     # Each of several processes sees its share of a batch, and answers are kept for whole ones.
     bank = setting.world.size == 1
@@ -333,12 +345,12 @@ def _announce(training: Training, pupils: Sequence[Pupil], store: Store) -> None
     """Write what is known before the first step."""
     import torch
 
-    from smallalign_core import networks
+    from smallalign_core import networks, parallel
 
     for pupil, student in zip(pupils, training.students, strict=True):
         pupil.taught = training.teacher if pupil.run.spec.teacher else None
         facts = {
-            "device": _named(training.device),
+            "device": parallel.named(training.device),
             "threads": torch.get_num_threads(),
             "processes": training.world.size,
             **asdict(networks.measure(student.classifier)),
@@ -346,6 +358,7 @@ def _announce(training: Training, pupils: Sequence[Pupil], store: Store) -> None
             "together": len(pupils),
             "teacher": pupil.taught and ("live" if pupil.taught.live else "cache"),
             **teaching.facts(pupil.run.spec, store, training.splits, training.device),
+            "features": student.frozen,
         }
         pupil.started = pupil.saved = pupil.recorded = time.monotonic()
         pupil.recording.say(**facts)
@@ -354,12 +367,6 @@ def _announce(training: Training, pupils: Sequence[Pupil], store: Store) -> None
             pupil.recording.event("warning", training.step, message=doubt)
         pupil.began = True
         log.info("run %s: from step %d of %d on %s", pupil.run.name, training.step, training.steps, facts["device"])
-
-
-def _named(device: Any) -> str:
-    import torch
-
-    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
 def _follow(training: Training, pupils: Sequence[Pupil], setting: Setting, watch: Watch) -> None:
@@ -433,6 +440,7 @@ def _finish(pupil: Pupil, store: Store, splits: data.Splits, training: Training,
         "logits_sha256": hashlib.sha256(answers).hexdigest(),
         "images_per_second": training.steps * training.views.batch / max(1e-9, seconds),
         **student.took(),
+        "peak_bytes": peak_memory(training.device.type),
         "attempts": pupil.recording.attempt,
         "torch": torch.__version__,
         "processor": processor(),

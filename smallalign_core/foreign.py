@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from smallalign_core import data, jail, networks
+from smallalign_core.batches import by_pixels
 from smallalign_core.errors import BadInput, BadModel
 from smallalign_core.evaluate import fit_temperature, logits_of, score
 from smallalign_core.files import write_folder, write_json
@@ -32,7 +33,7 @@ from smallalign_core.spec import DataSpec, Import, id_of
 from smallalign_core.store import Run, Store
 
 ANSWER_SECONDS = 900  # of processor time that one batch may take
-CHUNK = 128  # images that a file of any batch gets at once
+CHUNK = 128  # images that a file of any batch gets at once, at most
 FLOOR = 1e-8  # of probabilities, before their logarithm
 METADATA = ("smallalign", "classes", "names", "labels")  # where files keep their classes: ours, then others' habits
 
@@ -72,17 +73,13 @@ class OnnxClassifier(Answering):
     def forward(self, images: Tensor) -> Tensor:
         """Logits float32 [N, classes] of uint8 images [N, channels, H, W], any H and W."""
         prepared = self.prepare(images.cpu())
-        found = np.concatenate(
-            [self._run(prepared[at : at + self._step]) for at in range(0, len(prepared), self._step)]
-        )
+        sides = prepared.shape[2:] if self.how.layout == "nchw" else prepared.shape[1:3]
+        step = self.how.batch or by_pixels(sides, CHUNK)
+        found = np.concatenate([self._run(prepared[at : at + step]) for at in range(0, len(prepared), step)])
         logits = torch.from_numpy(found.astype(np.float32))
         if self.how.answers == "probabilities":
             logits = logits.clamp_min(FLOOR).log()
         return logits.to(images.device)
-
-    @property
-    def _step(self) -> int:
-        return self.how.batch or CHUNK
 
     def prepare(self, images: Tensor) -> NDArray[Any]:
         """What the file takes: its channels, size, scale, layout and type."""

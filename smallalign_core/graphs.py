@@ -19,6 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from smallalign_core.batches import by_pixels
+
 OPSET = 20
 PRODUCTS = ("Conv", "Gemm", "MatMul")
 FEW = 64  # numbers that a constant must have to be worth halving; means and deviations of channels have fewer
@@ -149,6 +151,8 @@ class Graph(nn.Module):
         self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits float32 [N, classes] of inputs float32 [N, ...]."""
-        (found,) = self._session.run(None, {"input": np.ascontiguousarray(x.cpu().numpy())})
-        return torch.from_numpy(found).to(x.device)
+        """Logits float32 [N, classes] of inputs float32 [N, channels, height, width]."""
+        given = np.ascontiguousarray(x.cpu().numpy())
+        step = by_pixels(x.shape[2:], len(x))
+        parts = [self._session.run(None, {"input": given[at : at + step]})[0] for at in range(0, len(x), step)]
+        return torch.from_numpy(np.concatenate(parts)).to(x.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -88,6 +89,35 @@ def memory_kills() -> int:
             if name == "oom_kill":
                 return int(count)
     return 0
+
+
+def forget_peak(device: str = "cpu") -> None:
+    """Let `peak_memory` count from now, where the system can; elsewhere it counts from the start of the process."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    if device == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_memory(device: str = "cpu") -> int | None:
+    """The most bytes that this process, with all that it does, had resident at once; of CUDA those that torch had on
+    the device. None where the system does not say."""
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated())
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    with contextlib.suppress(ImportError):
+        import resource
+
+        unit = 1 if platform.system() == "Darwin" else 1024
+        return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return None
 
 
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")

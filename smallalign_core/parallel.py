@@ -91,3 +91,32 @@ def leave() -> None:
     """Say goodbye to the other processes, if there are any."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device called `name`; `auto` takes the first of cuda, xpu, mps and cpu that is there.
+
+    Raises:
+        BadSpec: that device is not there.
+    """
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "xpu": hasattr(torch, "xpu") and torch.xpu.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    kind = name.split(":")[0]
+    if name == "auto":
+        kind = name = next(kind for kind, found in there.items() if found)
+    if not there.get(kind):
+        raise BadSpec(
+            "this machine has no such device",
+            given=name,
+            do=f"choose one of: auto, {', '.join(k for k, v in there.items() if v)}",
+        )
+    return torch.device(name)
+
+
+def named(device: torch.device) -> str:
+    """A device with its GPU's name."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

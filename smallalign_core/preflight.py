@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from smallalign_core import data, foreign
+from smallalign_core.batches import answered
 from smallalign_core.evaluate import Scores, fit_temperature, score
 from smallalign_core.evidence import (
     Softness as Softness,
@@ -180,11 +181,10 @@ def _warnings(scores: Scores, calibrated: Scores, steady: dict[str, float], trai
 
 def _ask(teacher: Answering, images: NDArray[np.uint8], device: torch.device | str) -> NDArray[np.float32]:
     """Logits [N, C], in full precision."""
-    with torch.no_grad():
-        parts = [
-            teacher(torch.from_numpy(images[at : at + 2 * BATCH]).to(device)).float().cpu().numpy()
-            for at in range(0, len(images), 2 * BATCH)
-        ]
+    parts = [
+        answered(teacher, torch.from_numpy(images[at : at + 2 * BATCH]).to(device)).float().cpu().numpy()
+        for at in range(0, len(images), 2 * BATCH)
+    ]
     return np.concatenate(parts)
 
 

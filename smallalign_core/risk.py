@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from smallalign_core.batches import answered
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import BadSpec
 from smallalign_core.evaluate import log_softmax, wilson
@@ -265,9 +266,8 @@ class Judge:
         for view in range(self.draws if policy else 1):
             for start in range(0, len(self.images), BATCH):
                 rows = np.arange(start, min(start + BATCH, len(self.images)))
-                with torch.no_grad():  # not around the yield: whoever asks must not inherit it
-                    shown = views.augmented(rows, np.full(len(rows), view))
-                    found.append(self.teacher(shown).float().cpu().numpy())
+                shown = views.augmented(rows, np.full(len(rows), view))
+                found.append(answered(self.teacher, shown).float().cpu().numpy())
                 yield len(found)
         after = np.exp(log_softmax(np.concatenate(found))).reshape(-1, len(self.images), found[0].shape[1])
         if self._clean is None:  # the first that is asked is the empty policy
@@ -303,8 +303,7 @@ def assess(
 
 def said(teacher: Answering, shown: NDArray[np.uint8]) -> list[list[dict[str, Any]]]:
     """The teacher's class and confidence for each image of uint8 [rows, columns, C, H, W]."""
-    with torch.no_grad():
-        logits = teacher.eval()(torch.from_numpy(shown.reshape(-1, *shown.shape[2:]))).float().numpy()
+    logits = answered(teacher.eval(), torch.from_numpy(shown.reshape(-1, *shown.shape[2:]))).float().numpy()
     found = np.exp(log_softmax(logits)).reshape(*shown.shape[:2], -1)
     return [[{"class": teacher.classes[p.argmax()], "confidence": float(p.max())} for p in row] for row in found]
 

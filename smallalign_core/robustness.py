@@ -191,6 +191,7 @@ def _ask(run: Run, splits: Splits, split: str, store: Store) -> Work[NDArray[np.
     import torch
 
     from smallalign_core import foreign
+    from smallalign_core.batches import answered
 
     model = foreign.classifier(run, splits.classes)
     images = sample(getattr(splits, split))
@@ -201,8 +202,7 @@ def _ask(run: Run, splits: Splits, split: str, store: Store) -> Work[NDArray[np.
         shown = corrupted(images, *condition) if condition else lambda rows: torch.from_numpy(images.images[rows])
         for start in starts:
             rows = np.arange(start, min(start + BATCH, len(images)))
-            with torch.no_grad():  # not around the yield: whoever asks must not inherit it
-                said = model(shown(rows)).argmax(1).numpy()
+            said = answered(model, shown(rows)).argmax(1).numpy()
             right[number, rows] = said == images.labels[rows]
             yield (number * len(starts) + start // BATCH + 1) / (len(conditions) * len(starts))
     write_array(_file(run, splits, split, store), right)

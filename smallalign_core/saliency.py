@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from smallalign_core.batches import answered
 from smallalign_core.networks import Answering
 
 METHODS = {"grad-cam": "Grad-CAM (Selvaraju et al., 2017)", "occlusion": "Occlusion (Zeiler & Fergus, 2014)"}
@@ -133,7 +134,7 @@ def occlusion(model: Answering, pixels: Tensor, target: int) -> NDArray[np.float
             covered = pixels.repeat(len(part), 1, 1, 1)
             for place, (top, left) in enumerate(part):
                 covered[place, :, top : top + side, left : left + side] = grey
-            fall += (whole - model(covered).float().softmax(1)[:, target]).tolist()
+            fall += (whole - answered(model, covered).float().softmax(1)[:, target]).tolist()
     total, times = np.zeros((height, width)), np.zeros((height, width))
     for (top, left), less in zip(places, fall, strict=True):
         total[top : top + side, left : left + side] += less

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
 
-from smallalign_core import losses, networks, optim
+from smallalign_core import batches, losses, networks, optim
 from smallalign_core.clock import Clock
 from smallalign_core.evaluate import Scores
+from smallalign_core.frozen import Features
 from smallalign_core.losses import Answer
 from smallalign_core.networks import Classifier
 from smallalign_core.spec import RunSpec
@@ -39,6 +40,8 @@ class Student:
         saved_bytes: what a backward pass keeps of a step beside the weights; None before it was counted.
         before: own and shared seconds of earlier attempts.
         best_weights: by validation so far, of what is scored.
+        frozen: what is done about the features of a frozen body, as `frozen.standing` says it; None where all learns.
+        features: those, where they are kept; then `call` is the head.
     """
 
     spec: RunSpec
@@ -67,6 +70,8 @@ class Student:
     sums: dict[str, Tensor] = field(default_factory=dict)
     recent: list[Tensor] = field(default_factory=list)
     shares: dict[str, float] = field(default_factory=dict)
+    frozen: str | None = None
+    features: Features | None = None
 
     def __post_init__(self) -> None:
         self.begin()
@@ -75,7 +80,8 @@ class Student:
         """Make the optimizer and the average anew from the weights as they are: Lookahead copies its slow ones now."""
         model = nn.ModuleList([self.classifier, self.companion]) if self.companion else self.classifier
         head = networks.head(self.classifier)
-        self.optimizer = optim.build(self.spec.optimizer, model, self.steps, head=head)
+        rate = self.spec.head_rate
+        self.optimizer = optim.build(self.spec.optimizer, model, self.steps, head=head, head_rate=rate)
         self.average = optim.average(self.spec.optimizer, self.classifier)
         self.rate, self.asks = optim.peak_rate(self.spec.optimizer), optim.asks(self.spec.optimizer)
         self.learning = [weight for group in self.optimizer.param_groups for weight in group["params"]]
@@ -145,9 +151,13 @@ class Student:
                 found += storage.nbytes()
             return tensor.detach()  # the tensor itself might hold the graph that holds it
 
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        # A frozen body keeps nothing for a backward pass, and still needs its activations while it computes.
+        with (
+            batches.Counting() if self.frozen else contextlib.nullcontext() as working,
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        ):
             yield
-        self.saved_bytes = found
+        self.saved_bytes = max(found, working.most if working else 0)
 
     def spent(self) -> dict[str, Any]:
         """What it took so far, earlier attempts included: gradients, evaluations, own seconds, shared seconds."""
@@ -162,17 +172,19 @@ class Student:
     def took(self) -> dict[str, Any]:
         """As `spent`, with the median step in milliseconds and what it needs in memory, in bytes.
 
-        `memory_bytes` are weights, gradients, optimizer state and what a backward pass keeps: counted from tensors at
-        one step, so that they do not depend on who trains beside it. Buffers inside of operations are not in them.
+        `memory_bytes` are weights, gradients, optimizer state, what a backward pass keeps or a frozen body computes
+        with, and features that are kept: counted from tensors at one step, so that they do not depend on what trains
+        beside it. Buffers inside of operations are not in them, nor is what validation needs: see `peak_bytes`.
         """
         parameters = [*self.classifier.parameters(), *(self.companion.parameters() if self.companion else ())]
         weights = sum(weight.numel() * weight.element_size() for weight in parameters)
         slopes = sum(weight.numel() * weight.element_size() for weight in parameters if weight.requires_grad)
+        features = self.features.bytes if self.features else 0
         return {
             **self.spent(),
             "step_ms": self.clock.median and self.clock.median * 1000,
             "state_bytes": self.state_bytes,
-            "memory_bytes": weights + slopes + self.state_bytes + (self.saved_bytes or 0),
+            "memory_bytes": weights + slopes + self.state_bytes + (self.saved_bytes or 0) + features,
         }
 
     def consider(self, scored: Classifier, scores: Scores, epoch: int) -> bool:

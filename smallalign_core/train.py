@@ -21,14 +21,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from smallalign_core import losses, networks, optim, views
+from smallalign_core import frozen, losses, networks, optim, views
 from smallalign_core.clock import Clock
 from smallalign_core.data import Splits, statistics
 from smallalign_core.errors import BadModel, BadSpec, Diverged
 from smallalign_core.evaluate import Fidelity, Scores, fidelity, fit_temperature, logits_of, score
 from smallalign_core.losses import Answer
 from smallalign_core.networks import Classifier
-from smallalign_core.parallel import World
+from smallalign_core.parallel import World, pick_device as pick_device
 from smallalign_core.spec import RunSpec
 from smallalign_core.student import Student
 from smallalign_core.teacher import Teaching
@@ -93,7 +93,9 @@ class Stopped:
 
 @dataclass(frozen=True)
 class Waiting:
-    """A student waits for its teacher, who answers more than the next batch; `share` of that is done."""
+    """A student waits for its teacher's answers, or a frozen body's features, to more than the next batch; `share` of
+    that is done.
+    """
 
     student: int
     step: int
@@ -113,6 +115,7 @@ class Training:
         device: where to train.
         world: the processes that train together; each makes its share of every batch.
         starts: the files of weights that `start` names in some specs.
+        keep: whether features of frozen bodies may be computed ahead and kept; without, each step asks the body.
 
     Raises:
         BadSpec: the specs do not share their views, a batch cannot be shared, or an optimizer cannot do this.
@@ -128,6 +131,7 @@ class Training:
         device: torch.device | str = "cpu",
         world: World = ALONE,
         starts: Mapping[str, Path] = MappingProxyType({}),
+        keep: bool = True,
     ) -> None:
         if (
             not all(specs[0].keeps_step_with(spec) for spec in specs)
@@ -148,6 +152,7 @@ class Training:
         self.shared = Clock(self.device)
         self._expected: NDArray[np.float32] | None = None
         self._refuse_parted(specs)
+        self._keeps, self._bodies = keep, dict[str, frozen.Features]()
         mean, std = statistics(splits.train)
         self.students = [self._student(spec, mean, std) for spec in specs]
 
@@ -174,7 +179,14 @@ class Training:
         call = fast = self.world.joined(classifier, self.device)
         if spec.compile and not any(losses.layers(spec.loss)):  # hooks would be compiled away
             fast = torch.compile(call, mode="reduce-overhead" if self.device.type == "cuda" else "default")
-        return Student(spec, classifier, companion, call, fast, self.steps, Clock(self.device), self.shared, kept)
+        student = Student(spec, classifier, companion, call, fast, self.steps, Clock(self.device), self.shared, kept)
+        images = len(self.splits.train) + len(self.splits.val)
+        student.frozen = frozen.standing(spec, classifier, images, alone=self.world.size == 1)
+        if student.frozen == frozen.KEPT and self._keeps:
+            made = frozen.Features(classifier, self.views, self.splits.val, self._casting)
+            student.features = self._bodies.setdefault(frozen.key(spec), made)
+            student.call = student.fast = networks.head(classifier)
+        return student
 
     def _companion(self, spec: RunSpec, classifier: Classifier) -> nn.Module | None:
         layers = losses.layers(spec.loss)
@@ -221,9 +233,10 @@ class Training:
             reported, since = time.monotonic(), self.step
 
     def _waiting(self) -> Iterator[Waiting]:
-        """Let the caller stop while the teacher answers more than one batch; nothing changed since the last step."""
+        """Let the caller stop while the teacher answers more than one batch, or the features of a frozen body are
+        computed; nothing changed since the last step."""
         said = -float("inf")
-        for share in self.shared.over(self.teacher.prepare(self.views, self.step) if self.teacher else ()):
+        for share in self.shared.over(self._preparing()):
             if time.monotonic() - said < REPORT_SECONDS:
                 continue
             for index, student in enumerate(self.students):
@@ -233,6 +246,13 @@ class Training:
             if not any(student.learns for student in self.students):
                 return
             said = time.monotonic()
+
+    def _preparing(self) -> Iterator[float]:
+        if self.teacher:
+            yield from self.teacher.prepare(self.views, self.step)
+        for student in self.students:
+            if student.learns and student.features:
+                yield from student.features.prepare(self.step)
 
     def drop(self, student: int) -> None:
         """Let one student rest; the others go on."""
@@ -262,8 +282,7 @@ class Training:
         if not student.classifier.training:  # a walk over all modules
             student.classifier.train()
         rate = student.rate * optim.factor(spec.schedule, self.step, self.steps)
-        for group in student.optimizer.param_groups:
-            group["lr"] = rate
+        optim.set_rate(student.optimizer, rate)
         if student.asks == "losses":
             student.evolve(view, wanted, self.epoch, lambda: self._seed_step(spec))
             return
@@ -302,9 +321,10 @@ class Training:
         begins = self.step * self.views.batch % len(self.splits.train) < self.views.batch and not again  # an epoch
         # The shares ask for several gradients of one answer, and a compiled network spoils what the second one needs.
         call = student.call if begins else student.fast
+        seen = student.features.at(self.step) if student.features else view.images
         with student.counting() if begins and student.saved_bytes is None else contextlib.nullcontext():
             with self._casting:
-                given = losses.answer(student.classifier, view.images, losses.layers(spec.loss)[0], call)
+                given = losses.answer(student.classifier, seen, losses.layers(spec.loss)[0], call)
             parts = losses.terms(spec.loss, given, wanted, view.labels, epoch=self.epoch, companion=student.companion)
         if begins:
             with student.clock.standing():  # a report, not a part of the step
@@ -356,7 +376,8 @@ class Training:
             student.spec.epochs if self.step == self.steps else self.step * self.views.batch // len(self.splits.train)
         )
         scored = self.scored(index)
-        said = logits_of(scored, val, device=self.device)
+        kept = student.features
+        said = kept.answers(networks.head(scored)) if kept else logits_of(scored, val, device=self.device)
         self._refuse_nan(student, float(np.abs(said).max()))
         scores = score(said, val.labels, val.classes)
         some = slice(None, None, max(1, len(said) // FITTED_ON))
@@ -422,27 +443,3 @@ class Training:
                 given=type(error).__name__,
                 do="delete the run and start it again",
             ) from None
-
-
-def pick_device(name: str = "auto") -> torch.device:
-    """The device called `name`; `auto` takes the first of cuda, xpu, mps and cpu that is there.
-
-    Raises:
-        BadSpec: that device is not there.
-    """
-    there = {
-        "cuda": torch.cuda.is_available(),
-        "xpu": hasattr(torch, "xpu") and torch.xpu.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    kind = name.split(":")[0]
-    if name == "auto":
-        kind = name = next(kind for kind, found in there.items() if found)
-    if not there.get(kind):
-        raise BadSpec(
-            "this machine has no such device",
-            given=name,
-            do=f"choose one of: auto, {', '.join(k for k, v in there.items() if v)}",
-        )
-    return torch.device(name)

@@ -63,7 +63,7 @@ def _faster(spec: RunSpec, store: Store, splits: data.Splits, device: torch.devi
 
     def prepared(name: str) -> Training:
         chosen = spec.model_copy(update={"precision": name})
-        return train.Training([chosen], splits, live([chosen], store, splits, device), device=device)
+        return train.Training([chosen], splits, live([chosen], store, splits, device), device=device, keep=False)
 
     first = prepared("fp32")
     macs = networks.measure(first.students[0].classifier).macs

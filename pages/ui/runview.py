@@ -156,8 +156,12 @@ def _scores(result: dict[str, Any], row: Row, store: Store) -> None:
             "Training took",
             wording.duration(result["seconds"]),
             border=True,
-            help=f"{result['images_per_second']:,.0f} images a second on {result['device']}.",
+            help=f"{result['images_per_second']:,.0f} images a second on {result['device']}."
+            + (f" Peak memory of the process: {wording.size(peak)}." if (peak := result.get("peak_bytes")) else ""),
         )
+    if told := result.get("features"):
+        kept = "computed once and kept" if told == "kept" else told
+        st.caption(f"The body is frozen. Its features were {kept}.")
     for close in result.get("answers") or ():
         st.caption(
             f"The teacher's answers came from ONNX Runtime ({store.run(row.id).spec.answers}). "

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +26,7 @@ from smallalign_core.errors import BadInput, WorkFailed
 from smallalign_core.evaluate import logits_of, score
 from smallalign_core.export._lean import lean
 from smallalign_core.export._proof import LIMIT, Loss, loss_of
-from smallalign_core.export._runtime import METADATA, OnnxClassifier, nhwc
+from smallalign_core.export._runtime import METADATA, OnnxClassifier, at_once, nhwc
 from smallalign_core.export._seal import is_whole, sealed
 from smallalign_core.files import write
 from smallalign_core.graphs import OPSET, quiet
@@ -78,7 +79,7 @@ def to_onnx(
         metadata: JSON-able facts, kept under the key `smallalign`.
         training: the images that int8 is calibrated on.
     """
-    graph = in_precision(graph_of(classifier, temperature), precision, training)
+    graph = in_precision(graph_of(classifier, temperature), precision, training, metadata or {})
     return finished(graph, metadata or {"classes": list(classifier.classes)})
 
 
@@ -113,8 +114,17 @@ def graph_of(classifier: Classifier, temperature: float) -> bytes:
     return bytes(program.model_proto.SerializeToString())
 
 
-def in_precision(graph: bytes, precision: Precision, training: ImageSet | None) -> bytes:
-    """A graph of `graph_of` in another precision; int8 takes the ranges of its activations from training images."""
+def in_precision(
+    graph: bytes,
+    precision: Precision,
+    training: ImageSet | None,
+    metadata: Mapping[str, Any] = MappingProxyType({}),
+) -> bytes:
+    """A graph of `graph_of` in another precision; int8 takes the ranges of its activations from training images.
+
+    Args:
+        metadata: what the file will say of itself; the size that the network resizes to bounds the batches.
+    """
     if precision == "fp32":
         return lean(graph)
     if precision == "fp16":
@@ -123,7 +133,8 @@ def in_precision(graph: bytes, precision: Precision, training: ImageSet | None) 
     # Spread over the whole set: folders list one class after the other.
     rows = np.unique(np.linspace(0, len(training) - 1, CALIBRATED_ON).astype(np.int64))
     pixels = nhwc(training.take(rows))
-    batches = [pixels[at : at + CHUNK] for at in range(0, len(pixels), CHUNK)]
+    step = min(CHUNK, at_once(metadata, *pixels.shape[1:3]))
+    batches = [pixels[at : at + step] for at in range(0, len(pixels), step)]
     try:
         return graphs.in_integers(graph, batches, input="images")
     except Exception as error:  # the quantizer's errors share no base class
@@ -184,7 +195,7 @@ def make(run: Run, store: Store | None, precision: Precision = "fp32", *, measur
     if precision != "fp32" or measured:
         place = store or Store()
         splits = data.load(run.spec.data, place.data_cache)
-        graph = in_precision(graph, precision, splits.train)
+        graph = in_precision(graph, precision, splits.train, metadata)
         model, reference = OnnxClassifier(finished(graph, metadata)), references(run, splits, place)
         for name, part in (("val", splits.val), ("test", splits.test)):
             answers[name] = model.logits_of(part)

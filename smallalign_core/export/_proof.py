@@ -19,33 +19,32 @@ LIMIT = 0.01
 class Gate:
     """What two ways of running one precision must have in common.
 
-    Logits differ in scale from network to network, so their gap counts relative to the reference's spread.
+    Logits differ in scale from network to network, and rounding errors grow with them, so the gap counts relative to
+    the reference's spread; below a spread of 1 it counts as it is.
 
     Attributes:
         agreement: the least share of images with the same top-1.
-        relative: the largest gap of a logit, divided by the standard deviation of the reference's logits; None: any.
-            Integers are not portable: processors multiply and round them differently.
-        absolute: a gap that is small enough whatever the spread.
+        tolerance: the largest gap of a logit, in multiples of the standard deviation of the reference's logits, or of 1
+            where that is less; None: any. Integers are not portable: processors multiply and round them differently.
         promise: how far the accuracy may be from the one that was written into the file.
     """
 
     agreement: float
-    relative: float | None
-    absolute: float = 0.0
+    tolerance: float | None
     promise: float = 0.0
 
-    def passes(self, agreement: float, gap: float, relative: float) -> bool:
-        """Whether what was found is within it."""
-        near = self.relative is None or gap < self.absolute or relative < self.relative
+    def passes(self, agreement: float, gap: float, spread: float) -> bool:
+        """Whether what was found is within it; `spread` is that standard deviation."""
+        near = self.tolerance is None or gap < self.tolerance * max(1.0, spread)
         return agreement >= self.agreement and near and bool(np.isfinite(gap))
 
 
 GATES = {
-    "fp32": Gate(agreement=1.0, relative=1e-5, absolute=1e-4),
-    "fp16": Gate(agreement=0.99, relative=1e-2, promise=0.005),
-    "int8": Gate(agreement=0.95, relative=None, promise=0.02),
+    "fp32": Gate(agreement=1.0, tolerance=1e-4),
+    "fp16": Gate(agreement=0.99, tolerance=1e-2, promise=0.005),
+    "int8": Gate(agreement=0.95, tolerance=None, promise=0.02),
 }
-IN_A_BROWSER = GATES | {"fp32": Gate(agreement=1.0, relative=1e-3, absolute=1e-4)}
+IN_A_BROWSER = GATES | {"fp32": Gate(agreement=1.0, tolerance=1e-3)}
 """Graphics cards sum in another order, and with less care."""
 
 
@@ -61,8 +60,8 @@ class Parity:
         accuracy: of the file's answers.
         reference_accuracy: of the reference's answers.
         p50_ms, p95_ms: time for one image, batch 1, after warm-up.
-        ok: within the gate of its precision; for fp32 the same top-1 everywhere, and logits within 1e-4 absolute or
-            1e-5 relative.
+        ok: within the gate of its precision; for fp32 the same top-1 everywhere, and logits within 1e-4 of their
+            spread.
     """
 
     images: int
@@ -89,18 +88,18 @@ def parity(
     """How `answers` differ from `reference`: logits [N, C] of the same images."""
     labels = images.labels[: len(answers)]
     gap = float(np.abs(answers - reference).max())
-    relative = gap / max(float(reference.std()), 1e-12)
+    spread = float(reference.std())
     agreement = float((answers.argmax(1) == reference.argmax(1)).mean())
     return Parity(
         images=len(answers),
         max_abs_diff=gap,
-        relative_diff=relative,
+        relative_diff=gap / max(spread, 1e-12),
         top1_agreement=agreement,
         accuracy=score(answers, labels, images.classes).accuracy,
         reference_accuracy=score(reference, labels, images.classes).accuracy,
         p50_ms=latency[0],
         p95_ms=latency[1],
-        ok=gate.passes(agreement, gap, relative),
+        ok=gate.passes(agreement, gap, spread),
     )
 
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from smallalign_core.batches import by_pixels
 from smallalign_core.data import ImageSet
 from smallalign_core.errors import BadModel
 from smallalign_core.spec import DataSpec
 
 METADATA = "smallalign"
 BATCH = 256
+SIDE = re.compile(r"\bsize: (\d{1,3})\b")
 RUN = re.compile("[0-9a-f]{4,64}")
 
 
@@ -47,11 +49,10 @@ class OnnxClassifier:
         )
         self.metadata = read_metadata(self.session.get_modelmeta().custom_metadata_map.get(METADATA), name)
 
-    def logits(self, images: NDArray[np.uint8], batch: int = BATCH) -> NDArray[np.float32]:
-        """Logits [N, C] of uint8 images [N, H, W, C]."""
-        parts = [
-            self.session.run(["logits"], {"images": images[i : i + batch]})[0] for i in range(0, len(images), batch)
-        ]
+    def logits(self, images: NDArray[np.uint8], batch: int | None = None) -> NDArray[np.float32]:
+        """Logits [N, C] of uint8 images [N, H, W, C], so many at once; without `batch`, `at_once`."""
+        step = batch or at_once(self.metadata, *images.shape[1:3])
+        parts = [self.session.run(["logits"], {"images": images[i : i + step]})[0] for i in range(0, len(images), step)]
         return np.concatenate(parts)
 
     def logits_of(self, images: ImageSet) -> NDArray[np.float32]:
@@ -62,6 +63,13 @@ class OnnxClassifier:
     def latency(self, image: NDArray[np.uint8], seconds: float = 0.5) -> tuple[float, float]:
         """(p50, p95) milliseconds for one image, after as long a warm-up."""
         return timed(lambda: self.session.run(["logits"], {"images": image[None]}), seconds)
+
+
+def at_once(metadata: Mapping[str, Any], height: int, width: int) -> int:
+    """How many images of this size an export gets at once: a network of timm or torchvision resizes them inside, to
+    the size that the spec in its metadata says."""
+    inside = [int(side) for side in SIDE.findall(str(metadata.get("spec", "")))]
+    return by_pixels((max(height, *inside, 1), max(width, *inside, 1)), BATCH)
 
 
 def timed(work: Callable[[], object], seconds: float) -> tuple[float, float]:

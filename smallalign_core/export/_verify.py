@@ -18,7 +18,7 @@ from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import BadInput, BadModel
 from smallalign_core.evaluate import logits_of, score
 from smallalign_core.export._proof import GATES, parity
-from smallalign_core.export._runtime import BATCH, METADATA, check_doors, nhwc, read_metadata
+from smallalign_core.export._runtime import METADATA, at_once, check_doors, nhwc, read_metadata
 from smallalign_core.export._seal import KEY, is_whole
 from smallalign_core.spec import DataSpec, parse_data
 from smallalign_core.store import Run, Store
@@ -143,7 +143,7 @@ def _ours(
         known = store.finished(asked) if asked else None
     splits = _images_for(told, known, store, data_source)
     images = splits.test
-    answers, latency = _answered(content, images)
+    answers, latency = _answered(content, images, at_once(told, *images.shape[1:]))
     if answers.shape[1] != len(images.classes):
         raise _other_classes(answers.shape[1], images)
     store.count_test_look(splits.fingerprint, asked or file.name, "verify")
@@ -172,12 +172,12 @@ def _ours(
     }
 
 
-def _answered(content: bytes, images: ImageSet) -> tuple[NDArray[np.float32], tuple[float, float]]:
-    """What an export of ours answers to all images, and its latency."""
+def _answered(content: bytes, images: ImageSet, step: int) -> tuple[NDArray[np.float32], tuple[float, float]]:
+    """What an export of ours answers to all images, `step` at once, and its latency."""
     session = foreign.opened(content, threads=1)
     parts = []
-    for at in range(0, len(images), BATCH):
-        pixels = nhwc(images.take(np.arange(at, min(at + BATCH, len(images)))))
+    for at in range(0, len(images), step):
+        pixels = nhwc(images.take(np.arange(at, min(at + step, len(images)))))
         parts.append(session.run("logits", "images", pixels))
         if parts[-1].ndim != 2 or len(parts[-1]) != len(pixels):
             raise BadModel(

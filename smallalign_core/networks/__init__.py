@@ -25,7 +25,7 @@ from smallalign_core.networks._bits import baked as baked, in_bits as in_bits, p
 from smallalign_core.spec import Borrowed, Cnn, DataSpec, Mlp, Network, Resnet, RunSpec, Separable
 
 MAX_PARAMS = 200_000_000
-START = ("pretrained", "frozen", "weights", "weights_sha256")
+START = ("pretrained", "frozen", "head_rate", "weights", "weights_sha256")
 
 
 class Answering(nn.Module):

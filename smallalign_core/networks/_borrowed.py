@@ -22,6 +22,7 @@ from smallalign_core.spec import Borrowed, Timm
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AUXILIARY = ("AuxLogits", "aux1", "aux2", "aux_logits")  # heads that only ImageNet training uses
+SMALL = 0.01  # standard deviation of a new head that is not zero
 OURS = "body."  # in the files that `to_bytes` writes, the network's own tensors are named so
 
 
@@ -34,9 +35,13 @@ def build(spec: Borrowed, classes: int) -> tuple[nn.Module, nn.Module, tuple[Seq
     """
     network, head, normal = _timm(spec, classes) if isinstance(spec, Timm) else _torchvision(spec, classes)
     if spec.weights is not None:
-        normal = _start_from(spec, network, head, normal)
-    elif not spec.pretrained:
+        normal, new = _start_from(spec, network, head, normal)
+    elif spec.pretrained:
+        new = not (isinstance(spec, Timm) and network.pretrained_cfg["num_classes"] == classes)  # type: ignore[index]
+    else:
         return network, head, None
+    if new:
+        _begin_small(head)
     if spec.frozen:
         network.requires_grad_(False)
         head.requires_grad_(True)
@@ -142,10 +147,29 @@ def _new_head(network: nn.Module, classes: int) -> nn.Module:
     return new
 
 
+def _begin_small(head: nn.Module) -> None:
+    """Start a new head at zero, so that the first loss is log(classes) and the body's first gradient is zero.
+
+    timm's EfficientNets and MobileNets draw it 10 to 11 times as large as a linear layer's usual start: at ten classes
+    the first loss is then 5 to 6 nats, and its gradients spoil what the body has learned. A convolution is drawn small
+    instead: behind SqueezeNet's stands a ReLU, which passes no gradient at zero.
+    """
+    with torch.no_grad():
+        for parameter in head.parameters():
+            if isinstance(head, nn.Linear) or parameter.ndim < 2:
+                parameter.zero_()
+            else:
+                nn.init.normal_(parameter, std=SMALL)
+
+
 def _start_from(
     spec: Borrowed, network: nn.Module, head: nn.Module, normal: tuple[Sequence[float], Sequence[float]]
-) -> tuple[Sequence[float], Sequence[float]]:
-    """Load the file's tensors; a head for other classes stays new. Returns the mean and std that they expect."""
+) -> tuple[tuple[Sequence[float], Sequence[float]], bool]:
+    """Load the file's tensors; a head for other classes is new.
+
+    Returns:
+        The mean and std that they expect, and whether the head is new.
+    """
     assert spec.weights is not None
     try:
         content = Path(spec.weights).read_bytes()
@@ -175,7 +199,7 @@ def _start_from(
         heads = set()
     _refuse_others(spec, given, {name: tensor for name, tensor in wanted.items() if name not in heads})
     network.load_state_dict(as_saved_by(network, given), strict=False)
-    return normal
+    return normal, bool(heads)
 
 
 def as_saved_by(network: nn.Module, tensors: Mapping[str, Any]) -> OrderedDict[str, Any]:

@@ -47,7 +47,9 @@ from smallalign_core.spec import (
 )
 
 
-def build(spec: Optimizer, model: nn.Module, steps: int = 1, *, head: nn.Module | None = None) -> torch.optim.Optimizer:
+def build(
+    spec: Optimizer, model: nn.Module, steps: int = 1, *, head: nn.Module | None = None, head_rate: float = 1.0
+) -> torch.optim.Optimizer:
     """The optimizer that `spec` describes, over the trainable parameters of `model`.
 
     Weight decay is left off biases and norms (1-D parameters), where it does not regularise. Build it after the
@@ -56,45 +58,57 @@ def build(spec: Optimizer, model: nn.Module, steps: int = 1, *, head: nn.Module 
     Args:
         steps: how many it will take, for those that plan with it.
         head: the last layer, which Muon leaves to NAdamW.
+        head_rate: its learning rate, in multiples of the others'; kept as `rate` with its groups, for `set_rate`.
     """
     match spec:
         case Ema():
-            return build(spec.inner, model, steps, head=head)
+            return build(spec.inner, model, steps, head=head, head_rate=head_rate)
         case Lookahead():
             import pytorch_optimizer
 
-            inner = build(spec.inner, model, steps, head=head)
+            inner = build(spec.inner, model, steps, head=head, head_rate=head_rate)
             # pullback_momentum must be "none": the others do nothing for Adam and double its memory.
             return pytorch_optimizer.Lookahead(inner, k=spec.k, alpha=spec.alpha, pullback_momentum="none")
         case Sam() | Asam():
             import pytorch_optimizer
 
-            inner = build(spec.inner, model, steps, head=head)
+            inner = build(spec.inner, model, steps, head=head, head_rate=head_rate)
             made: Any = lambda _, **__: inner  # noqa: E731  # it asks for a class, and calls it
             return pytorch_optimizer.SAM(inner.param_groups, made, rho=spec.rho, adaptive=isinstance(spec, Asam))
         case Snes() | Pgpe():
             return Evolution(spec, [weight for weight in model.parameters() if weight.requires_grad])
         case Sgd() | AdamW() | RmsProp() | Polyak():
-            return _from_torch(spec, _groups(spec, model, head))
+            return _from_torch(spec, _groups(spec, model, head, head_rate))
         case NAdamW() | Muon():
-            return _from_timm(spec, _groups(spec, model, head))
+            return _from_timm(spec, _groups(spec, model, head, head_rate))
         case Lion() | Soap() | Prodigy() | ScheduleFree() | AdEmaMix():
-            return _from_pytorch_optimizer(spec, _groups(spec, model, head), steps)
+            return _from_pytorch_optimizer(spec, _groups(spec, model, head, head_rate), steps)
         case _:
             assert_never(spec)
 
 
-def _groups(spec: Any, model: nn.Module, head: nn.Module | None) -> list[dict[str, Any]]:
+def _groups(spec: Any, model: nn.Module, head: nn.Module | None, head_rate: float) -> list[dict[str, Any]]:
     """The trainable parameters by how they are treated; no group is empty."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    last = {id(parameter) for parameter in head.parameters()} if head and isinstance(spec, Muon) else set()
+    apart = head is not None and (isinstance(spec, Muon) or head_rate != 1)
+    last = {id(parameter) for parameter in head.parameters()} if head and apart else set()
+    quick = last if head_rate != 1 else set()
     decay = getattr(spec, "weight_decay", 0.0)
+    other: dict[str, Any] = {"use_fallback": True} if isinstance(spec, Muon) else {}
+    rate: dict[str, Any] = {"rate": head_rate} if quick else {}
     groups: list[dict[str, Any]] = [
         {"params": [p for p in trainable if p.ndim > 1 and id(p) not in last], "weight_decay": decay},
-        {"params": [p for p in trainable if p.ndim > 1 and id(p) in last], "weight_decay": decay, "use_fallback": True},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trainable if p.ndim > 1 and id(p) in last], "weight_decay": decay, **other, **rate},
+        {"params": [p for p in trainable if p.ndim <= 1 and id(p) not in quick], "weight_decay": 0.0},
+        {"params": [p for p in trainable if p.ndim <= 1 and id(p) in quick], "weight_decay": 0.0, **rate},
     ]
     return [group for group in groups if group["params"]]
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Let the next step have this learning rate, the head's groups in their multiple of it."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("rate", 1.0)
 
 
 def _from_torch(spec: Sgd | AdamW | RmsProp | Polyak, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

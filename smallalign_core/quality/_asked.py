@@ -57,6 +57,7 @@ def features(run: Run, parts: Sequence[ImageSet]) -> Work[NDArray[np.float32]]:
     import torch
 
     from smallalign_core import foreign, networks
+    from smallalign_core.batches import answered
 
     set_threads()
     teacher = foreign.classifier(run)
@@ -67,9 +68,9 @@ def features(run: Run, parts: Sequence[ImageSet]) -> Work[NDArray[np.float32]]:
     for images in parts:
         for start in range(0, len(images), CHUNK):
             caught.clear()
-            with torch.no_grad():
-                logits = teacher(torch.from_numpy(np.ascontiguousarray(images.images[start : start + CHUNK])))
-            found.append(_narrow((caught[0] if caught else logits).float().numpy()))
+            logits = answered(teacher, torch.from_numpy(np.ascontiguousarray(images.images[start : start + CHUNK])))
+            given = torch.cat(caught)[-len(logits) :] if caught else logits  # without those that were measured first
+            found.append(_narrow(given.float().numpy()))
             yield min(1.0, CHUNK * len(found) / total)
     features = np.concatenate(found)
     if not np.isfinite(features).all():
@@ -178,6 +179,7 @@ def _answers(
     import torch
 
     from smallalign_core import foreign
+    from smallalign_core.batches import answered
 
     set_threads()
     classifier = foreign.classifier(run, parts[0].classes)
@@ -186,7 +188,6 @@ def _answers(
         own = rows[(rows >= begin) & (rows < begin + len(images))]
         for start in range(0, len(own), CHUNK):
             chunk = own[start : start + CHUNK]
-            with torch.no_grad():
-                pixels = torch.from_numpy(np.ascontiguousarray(images.images[chunk - begin]))
-                yield chunk, classifier(pixels).float().numpy()
+            pixels = torch.from_numpy(np.ascontiguousarray(images.images[chunk - begin]))
+            yield chunk, answered(classifier, pixels).float().numpy()
         begin += len(images)

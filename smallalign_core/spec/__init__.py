@@ -95,6 +95,8 @@ from smallalign_core.spec.parts import (
 
 LOOP = 2
 """Raised when training starts to mean something else; then an old run no longer answers for a new spec."""
+HEAD = 1
+"""The same for networks that start from trained weights: 1 since their new heads start at zero."""
 
 
 class RunSpec(Part):
@@ -187,6 +189,11 @@ class RunSpec(Part):
         """The runs to learn from: none, one or several."""
         return (self.teacher,) if isinstance(self.teacher, str) else self.teacher or ()
 
+    @property
+    def head_rate(self) -> float:
+        """Learning rate of the last layer, in multiples of the optimizer's."""
+        return self.network.head_rate if isinstance(self.network, Borrowed) else 1.0
+
     def taught_by(self, names: Sequence[str]) -> RunSpec:
         """The same spec with these teachers."""
         return self.model_copy(update={"teacher": tuple(names) if len(names) > 1 else next(iter(names), None)})
@@ -222,6 +229,9 @@ class RunSpec(Part):
         fast = "precision" if self.precision == "bf16" else "compile" if self.compile else None
         if wrong := misfit(self.optimizer, self.schedule, taught=taught, layers=layers, fast=fast):
             raise ValueError(wrong)
+        base = nest(self.optimizer)[-1]
+        if self.head_rate != 1 and isinstance(base, Polyak | Snes | Pgpe):
+            raise ValueError(f"`{base.kind}` has one step for all weights: leave `head_rate` out")
         return self
 
     @model_validator(mode="after")
@@ -272,7 +282,8 @@ def _plain(value: object) -> object:
 
 def digest(spec: RunSpec) -> str:
     """The id of the run that `spec` describes: 16 hexadecimal characters."""
-    text = json.dumps({"loop": LOOP, **canonical(spec)}, sort_keys=True, separators=(",", ":"))
+    head = {"head": HEAD} if isinstance(spec.network, Borrowed) and spec.network.begins else {}
+    text = json.dumps({"loop": LOOP, **head, **canonical(spec)}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

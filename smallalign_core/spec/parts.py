@@ -119,8 +119,22 @@ class Borrowed(Part):
         bool, Field(description="Start from ImageNet weights (downloaded once; needs a network).")
     ] = False
     frozen: Annotated[
-        bool, Field(description="Train only the new head (a linear probe); needs weights to start from.")
+        bool,
+        Field(
+            description="Train only the new head (a linear probe), on features that are computed once where the policy "
+            "has few views; needs weights to start from."
+        ),
     ] = False
+    head_rate: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=1000,
+            description="Learning rate of the new head, in multiples of the optimizer's; needs weights to start from. "
+            "A new head starts at zero.",
+            json_schema_extra={"log": True},
+        ),
+    ] = 1.0
     weights: Annotated[
         str | None, Field(max_length=1000, description="Start from this safetensors file of the same network.")
     ] = None
@@ -129,12 +143,20 @@ class Borrowed(Part):
         Field(pattern="^[0-9a-f]{64}$", description="Digest of that file; filled in.", json_schema_extra=FILLED_IN),
     ] = None
 
+    @property
+    def begins(self) -> bool:
+        """Whether it starts from weights that were trained before, with a new head where the classes are others."""
+        return self.pretrained or self.weights is not None
+
     @model_validator(mode="after")
     def _starts_somewhere(self) -> Self:
         if self.pretrained and self.weights:
             raise ValueError("`pretrained` and `weights` are two places to start from: give one")
-        if self.frozen and not (self.pretrained or self.weights):
+        if self.frozen and not self.begins:
             raise ValueError("a frozen network never learns: set `pretrained` to true or give `weights`")
+        if self.head_rate != 1 and (self.frozen or not self.begins):
+            reason = "the head alone learns" if self.frozen else "without weights to start from, every layer is new"
+            raise ValueError(f"{reason}, at the optimizer's own rate: leave `head_rate` out")
         return self
 
 

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from smallalign_core.batches import answered
 from smallalign_core.data import ImageSet
 from smallalign_core.errors import BadInput, BadSpec
 from smallalign_core.evaluate import logits_of
@@ -98,7 +99,7 @@ class Teacher:
         """The answer to uint8 images [N, channels, H, W]; its logits are float32 [N, C]."""
         self.answered += len(images)
         with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._precision == "bf16"):
-            said = [answer(classifier, images, self._layers) for classifier in self._asked]
+            said = [_answer(classifier, images, self._layers) for classifier in self._asked]
             features = {path: made.float() for path, made in said[0].features.items()}
             return Answer(rounded(averaged([one.logits.float() for one in said])), features)
 
@@ -120,6 +121,13 @@ class Teacher:
         self.answered += len(images)
         found = [torch.from_numpy(logits_of(one, images, device=self._device)) for one in self._classifiers]
         return averaged(found).numpy()
+
+
+def _answer(classifier: Answering, images: Tensor, layers: Sequence[str]) -> Answer:
+    """As `losses.answer`, some images at a time where all of them would need too much memory."""
+    if layers:  # whose outputs are kept for all images anyway
+        return answer(classifier, images, layers)
+    return Answer(answered(classifier, images))
 
 
 def _cast(classifier: Answering) -> Answering:

@@ -69,6 +69,10 @@ def train(
         f"{result['params']:,} parameters, {result['images_per_second']:,.0f} images/s, "
         f"best epoch {result['best_epoch']}"
     )
+    if peak := result.get("peak_bytes"):
+        text += f", peak memory {peak / 1e9:.2f} GB"
+    if (told := result.get("features")) is not None:
+        text += f"\nfeatures of the frozen body: {told}"
     answer(result, json, text)
 
 
