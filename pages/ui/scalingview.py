@@ -145,11 +145,10 @@ def _results(report: ScalingStudy, study: Study) -> None:
             st.caption(f"Diamond: mean; bar: 95 % interval; dots: one a draw. {report.scope()}")
     _instrument(reading)
     tabs = {name: draw for name, (needs, draw) in TABS.items() if needs(report, reading)}
-    opened = st.tabs(list(tabs), key="part", on_change="rerun", bind="query-params")
-    for (_, draw), tab in zip(tabs.items(), opened, strict=True):
+    for name, tab in picks.tabs(list(tabs), key="part").items():
         if tab.open:  # only the open one is drawn
             with tab:
-                draw(report, study, metric)
+                tabs[name](report, study, metric)
 
 
 def _headline(report: ScalingStudy, reading: Reading) -> str:

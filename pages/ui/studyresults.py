@@ -17,6 +17,7 @@ from smallalign_core.worth import METRICS
 
 FAR_OFF = 4.0
 """A best learning rate so many times above or below the library's default is worth a banner."""
+SCORES = {"accuracy": "Accuracy", "nll": "NLL"}
 NAMED = 3
 """So many of them are named in it."""
 Panel = Callable[[OptimizerStudy, Study, Store, int], None]
@@ -34,8 +35,7 @@ def draw(report: OptimizerStudy, study: Study, store: Store) -> None:
     names = [name for name, (needs, _) in TABS.items() if needs(report, budget)]
     if not names:
         return
-    tabs = st.tabs(names, key="part", on_change="rerun", bind="query-params")
-    for name, tab in zip(names, tabs, strict=True):
+    for name, tab in picks.tabs(names, key="part").items():
         if tab.open:  # only the open one is drawn
             with tab:
                 TABS[name][1](report, study, store, budget)
@@ -45,7 +45,7 @@ def _headline(report: OptimizerStudy, shown: list[int]) -> int:
     with st.container(horizontal=True, vertical_alignment="bottom"):
         names = {str(one): report.budget_words(one) for one in shown}
         budget = int(picks.switch("Budget", names, key="budget")) if len(shown) > 1 else shown[0]
-        metric = picks.switch("Scored by", {"accuracy": "Accuracy", "nll": "NLL"}, key="metric")
+        metric = picks.switch("Scored by", SCORES, key="metric")
     told = [arm.differences[metric].verdict for arm in report.at(budget)]
     text = f"**{report.verdict(budget, metric)}**"
     if "better" in told:
@@ -97,7 +97,7 @@ def _off(arm: Arm) -> str:
 
 
 def _table(report: OptimizerStudy, _: Study, __: Store, budget: int) -> None:
-    metric = st.session_state.get("pick-metric", "accuracy")
+    metric = picks.kept("metric", SCORES, "accuracy")
     table = _columns(report, budget, metric)
     score = f"Test {METRICS[metric].label}"
     st.dataframe(
@@ -179,7 +179,7 @@ def _curves(report: OptimizerStudy, study: Study, store: Store, budget: int) -> 
         st.caption("No run of the race has an epoch behind it.")
         return
     axis = picks.switch("Against", studycharts.AXES, key="against")
-    metric = st.session_state.get("pick-metric", "accuracy")
+    metric = picks.kept("metric", SCORES, "accuracy")
     outside = studycharts.curves(report, found, axis, metric, key="optimizers-curves")
     st.caption(
         "Mean of the seeds on validation images; band: lowest to highest seed. Evaluation is off the clock. Before the "

@@ -240,6 +240,15 @@ class Store:
                     turn.write(run.folder / "queued")
         return run
 
+    def worker_lock(self, device: str) -> Path:
+        """The lock that the worker of this store on `device` holds as long as it lives."""
+        return self.root / f"worker-{device.replace(':', '-')}.lock"
+
+    def workers(self) -> list[str]:
+        """The devices, as they were named (`auto`, `cpu`, `cuda-1`), on which living workers serve this store."""
+        locks = sorted(self.root.glob(self.worker_lock("*").name))
+        return [lock.stem.removeprefix("worker-") for lock in locks if is_held(lock)]
+
     def queue(self) -> list[Run]:
         """Runs that wait, in the order in which they will be trained: visitors take turns."""
         return [run for run in map(self._at, visitors.waiting(self.root / "runs")) if not run.finished]
