@@ -297,7 +297,7 @@ def serve(store: Store, questions: TextIO, answers: TextIO) -> None:
     limits.confine(store.root)
     for line in questions:
         asked = json.loads(line)
-        acting = Store(store.root, Visitor(asked["visitor"], Role(asked["role"])))
+        acting = Store(store.root, Visitor(asked["visitor"], Role(asked["role"])), showing=True)
         try:
             reply: dict[str, Any] = {"ok": QUESTIONS[asked["verb"]](acting, **asked["values"])}
         except SmallAlignError as error:

@@ -282,6 +282,24 @@ def test_compare_counts_who_is_right(shown, store: Store):
 
 
 @pytest.mark.slow
+def test_opening_pages_is_no_look_at_test(shown, store: Store, train: Train) -> None:
+    """Not even where a page computes what it shows: exports in three precisions, comparisons, corrupted images."""
+    run = train()
+    fingerprint = str(run.spec.data.fingerprint)
+    assert store.test_looks(fingerprint) == 1, "the end of the training"
+    tabs = ("Overview", "Robustness", "Size and speed")
+    for _ in range(2):
+        for page in PAGES:
+            shown(page)
+        shown("export", run=run.id)
+        for tab in tabs:
+            shown("compare", teacher="digits-student", student=run.id, split="test", tab=tab)
+        assert store.test_looks(fingerprint) == 1
+        assert "Looks at the test images: 1 (" in texts(shown("data", data="digits"))
+    export.make(run, store, "int8")
+    assert store.test_looks(fingerprint) == 2, "an export by a script is one"
+
+
 @pytest.mark.slow
 def test_export_shows_three_precisions_and_says_which_one_loses_or_fails(
     shown, store: Store, monkeypatch: pytest.MonkeyPatch

@@ -1,4 +1,4 @@
-"""The table of runs in a real browser: whatever was filtered before, a tick opens the run of the row that was ticked."""
+"""The table of runs in a real browser: a tick opens the run of its row, whatever was filtered before."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def test_the_dashboard_sees_a_worker_on_any_device_and_starts_no_other(
 
         checks = 0
 
-        def wait(self, timeout: float | None = None) -> bool:
+        def wait(self, _timeout: float | None = None) -> bool:
             self.checks += 1
             if self.checks == 2:
                 self.set()

@@ -51,10 +51,11 @@ class Store:
     Args:
         root: the folder; made when something is first written.
         visitor: on whose behalf; the library and the command line act for the owner, who may do everything.
+        showing: what is computed fills a page that was opened, which is no look at test: see `count_test_look`.
     """
 
-    def __init__(self, root: Path | str = "models", visitor: Visitor = OWNER) -> None:
-        self.root, self.visitor = Path(root), visitor
+    def __init__(self, root: Path | str = "models", visitor: Visitor = OWNER, *, showing: bool = False) -> None:
+        self.root, self.visitor, self.showing = Path(root), visitor, showing
 
     def _at(self, folder: Path) -> Run:
         return Run(folder, self.visitor)
@@ -301,7 +302,14 @@ class Store:
         return sorted(found)
 
     def count_test_look(self, fingerprint: str, run: str, why: str) -> None:
-        """Remember that a test set was looked at. Nothing is ever chosen on test; this keeps everybody honest."""
+        """Count a look at test: an evaluation on the labels of a test set that somebody started.
+
+        These are the end of a training, an import, and what the command line or a script evaluates, compares, exports
+        or verifies, where that computes something new. A page that shows a finished run is none, whatever it computes
+        for that, nor is a stored result. Nothing is ever chosen on test.
+        """
+        if self.showing:
+            return
         self.root.mkdir(parents=True, exist_ok=True)
         append(self.root / "test-looks.jsonl", {"data": fingerprint, "run": run, "why": why, "time": time.time()})
 
