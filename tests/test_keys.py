@@ -169,7 +169,7 @@ def test_an_address_may_hold_the_text_of_an_option_as_older_links_do() -> None:
 
 JUNK = dict.fromkeys(
     (
-        *("metric", "part", "tab", "split", "page", "kind", "class", "cell", "also", "teacher", "student", "data"),
+        *("metric", "part", "tab", "split", "kind", "class", "cell", "also", "teacher", "student", "data"),
         *("seeds", "draws", "trials", "margin", "budgets", "recipes", "preset", "steps", "optimizers", "hands-off"),
         *("run", "precision", "strength", "epoch", "batch", "seed", "rows", "policy", "limit", "found", "at", "judge"),
     ),

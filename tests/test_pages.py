@@ -282,7 +282,7 @@ def test_compare_counts_who_is_right(shown, store: Store):
 
 
 @pytest.mark.slow
-def test_opening_pages_is_no_look_at_test(shown, store: Store, train: Train) -> None:
+def test_opening_pages_is_no_look_at_test(shown, store: Store, train: Train, tmp_path: Path) -> None:
     """Not even where a page computes what it shows: exports in three precisions, comparisons, corrupted images."""
     run = train()
     fingerprint = str(run.spec.data.fingerprint)
@@ -296,7 +296,7 @@ def test_opening_pages_is_no_look_at_test(shown, store: Store, train: Train) -> 
             shown("compare", teacher="digits-student", student=run.id, split="test", tab=tab)
         assert store.test_looks(fingerprint) == 1
         assert "Looks at the test images: 1 (" in texts(shown("data", data="digits"))
-    export.make(run, store, "int8")
+    export.export(run, tmp_path / "int8.onnx", store, precision="int8")
     assert store.test_looks(fingerprint) == 2, "an export by a script is one"
 
 

@@ -15,11 +15,7 @@ from smallalign_core.store import Store
 from smallalign_core.studies import Study
 from smallalign_core.worth import METRICS
 
-FAR_OFF = 4.0
-"""A best learning rate so many times above or below the library's default is worth a banner."""
 SCORES = {"accuracy": "Accuracy", "nll": "NLL"}
-NAMED = 3
-"""So many of them are named in it."""
 Panel = Callable[[OptimizerStudy, Study, Store, int], None]
 
 
@@ -51,7 +47,7 @@ def _headline(report: OptimizerStudy, shown: list[int]) -> int:
     if "better" in told:
         st.success(text, icon=":material/trending_up:")
     else:
-        (st.warning if "not evidence" in told else st.info)(text, icon=":material/balance:")
+        st.info(text, icon=":material/balance:")
     if any(arm.differences[metric].mean is not None for arm in report.at(budget)):
         studyforest.forest(report, budget, metric, key="optimizers-forest")
         extra = " Band: differences that you said do not matter." if metric == "accuracy" else ""
@@ -59,38 +55,16 @@ def _headline(report: OptimizerStudy, shown: list[int]) -> int:
             "Diamond: mean; bar: 95 % interval; dots: one a seed; colour only where the verdict is better or worse."
             f"{extra} {report.scope()}"
         )
-    _far_off(report, budget)
+    _defaults(report, budget)
     return budget
 
 
-def _far_off(report: OptimizerStudy, budget: int) -> None:
-    """How far library defaults are from what was best here: the largest gain of most studies."""
-    far = [
-        arm
-        for arm in report.at(budget)
-        if arm.track == "tuned" and arm.ratio is not None and not 1 / FAR_OFF < arm.ratio < FAR_OFF
-    ]
-    if not far:
-        return
-    told = [_off(arm) for arm in far[:NAMED]]  # the reference first
-    if len(far) > NAMED:
-        told.append(f"and far from that of {len(far) - NAMED} more")
-    cost = next(
-        (arm for arm in report.at(budget) if arm.track == "hands-off" and arm.optimizer["kind"] == "adamw"), None
-    )
-    text = (
-        "**Library defaults are far from the best learning rate here.** With them you would be " + ", ".join(told) + "."
-    )
-    if cost is not None and (figures := cost.differences["accuracy"].figures()):
-        text += f" For AdamW that means {figures} at {report.budget_words(budget)}: "
-        text += f"{cost.differences['accuracy'].words()}."
-    st.warning(text, icon=":material/tune:")
-
-
-def _off(arm: Arm) -> str:
-    ratio = arm.ratio or 1.0
-    where = f"×{ratio:.3g} below" if ratio > 1 else f"×{1 / ratio:.3g} above"
-    return f"{where} the optimum of {arm.label} ({arm.rate:g}, default {arm.default_rate:g})"
+def _defaults(report: OptimizerStudy, budget: int) -> None:
+    """How far tuned rates are from library defaults: a warning only where AdamW as it comes is shown to be worse."""
+    if text := report.defaults(budget):
+        plain = report.default_arm(budget)
+        worse = plain is not None and plain.differences["accuracy"].verdict == "worse"
+        (st.warning if worse else st.info)(text, icon=":material/tune:")
 
 
 # --- tabs -------------------------------------------------------------------------------------------------------------
