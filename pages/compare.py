@@ -29,14 +29,14 @@ with columns[1]:
 if student is None:
     st.stop()
 with columns[2]:
-    split = str(st.selectbox("Images", list(SPLITS), format_func=SPLITS.__getitem__, key="split", bind="query-params"))
+    split = picks.pick("Images", SPLITS, key="split")
 
 others = picks.pick_rows("More runs beside them", [row for row in pupils if row.id != student.id], key="also", most=8)
 sides = Sides((teacher, student, *others), split, store)
 reports = pairs(sides.ids, split, str(store.root.resolve()))
 overview.figures(reports[0], sides)
 
-tabs = dict(zip(TABS, st.tabs(TABS, key="tab", bind="query-params", on_change="rerun"), strict=True))
+tabs = picks.tabs(TABS, key="tab")
 with tabs["Overview"]:
     if tabs["Overview"].open:
         overview.panel(reports, sides)

@@ -25,8 +25,8 @@ with st.grid(min_column_width=125):
     for split, size in sizes.items():
         st.metric(SPLITS[split], f"{size:,}", border=True)
 st.caption(
-    f"Runs and comparisons have looked at the test images {facts['test_looks']:,} times; nothing is "
-    "ever chosen on them. "
+    f"Looks at the test images: {facts['test_looks']:,} (trainings, imports and commands; opening a page is none). "
+    "Nothing is ever chosen on them. "
     f"Validation is always held out of train. Fingerprint `{facts['fingerprint']}`: it changes with "
     "any pixel, label or class name."
 )

@@ -132,7 +132,7 @@ with side:
             help=f"{cost['steps']:,} steps on {cost['device']}.",
         )
         cells[0].metric("MACs", wording.count(cost["macs"]), border=True, help="Multiply-accumulates for one image.")
-        cells[1].metric("ONNX file", wording.size(cost["onnx_bytes"]), border=True)
+        cells[1].metric("ONNX file", wording.exact(cost["onnx_bytes"]), border=True, help=wording.sizes(cost["sizes"]))
         teachers.seen(cost, teacher)
         if cost["cache_bytes"]:
             st.caption(

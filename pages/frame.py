@@ -4,7 +4,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.ui import access, status
+from pages.ui import access, picks, status
 from pages.ui.backstage import told
 from pages.ui.charts import sign, wordmark
 
@@ -81,5 +81,6 @@ with st.sidebar:  # drawn here: Streamlit's own menu with sections is a list tha
             for member in members:
                 st.page_link(member)
 status.strip()  # before the page: one that stops early keeps its strip
+picks.on_page(page.url_path)
 with told():
     page.run()

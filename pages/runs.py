@@ -1,8 +1,10 @@
 """Runs: all of them in a table, or one of them live."""
 
+import hashlib
+
 import streamlit as st
 
-from pages.ui import backstage, listing, runview, wording
+from pages.ui import backstage, listing, picks, runview, wording
 from smallalign_core.errors import UnknownRun
 
 COLUMNS = {
@@ -14,7 +16,12 @@ COLUMNS = {
     "Created": st.column_config.DatetimeColumn(format="distance", width=115),
 }
 
+OPEN, TIMES = "runs-open", "runs-opened"
+"""The session's keys of the run that was ticked, and of how many were."""
+
 store = backstage.store()
+if ticked := st.session_state.pop(OPEN, None):
+    st.switch_page("runs.py", query_params={"run": ticked})
 if reference := st.query_params.get("run"):
     if st.button("All runs", icon=":material/arrow_back:", type="tertiary"):  # a link to this page keeps its address
         st.query_params.clear()
@@ -32,20 +39,30 @@ if all(row.in_zoo for row in rows):
     with st.container(horizontal=True):
         st.page_link("home.py", label="Distil a student now", icon=":material/play_arrow:")
         st.page_link("distil.py", label="Choose everything", icon=":material/science:")
-wanted = st.text_input(
-    "Filter",
-    key="filter",
-    bind="query-params",
-    placeholder="Words in name, state, data or network, for instance: cnn digits finished",
+words = (
+    picks.pick_text(
+        "Filter", key="filter", placeholder="Words in name, state, data or network, for instance: cnn digits finished"
+    )
+    .lower()
+    .split()
 )
-words = (wanted or "").lower().split()
 shown = [
     row for row in rows if all(word in f"{row.title} {row.name} {row.state} {row.source}".lower() for word in words)
 ]
 if rows and not shown:
     st.caption("No run matches the filter.")
 if shown:
-    opened = st.session_state.get("runs-opened", 0)
+    ids = [row.name for row in shown]
+    # Another listing is another table, so that no tick of one is read as a row of another; and after each run that was
+    # opened a new one, else its row would still be ticked on the way back.
+    key = f"runs-{hashlib.sha256(' '.join(ids).encode()).hexdigest()[:12]}-{st.session_state.get(TIMES, 0)}"
+
+    def tick() -> None:
+        """Runs before the page is drawn anew: `ids` are still those of the table that was ticked."""
+        if rows := st.session_state[key].selection.rows:
+            st.session_state[OPEN] = ids[rows[0]]
+            st.session_state[TIMES] = st.session_state.get(TIMES, 0) + 1
+
     table = {
         "State": [row.state for row in shown],
         "What": [f"{row.name}: {row.title}" if row.in_zoo else row.title for row in shown],
@@ -54,19 +71,16 @@ if shown:
         "Parameters": [row.params for row in shown],
         "Created": [listing.when(row) for row in shown],
     }
-    event = st.dataframe(
+    st.dataframe(
         table,
         column_config=COLUMNS,
         hide_index=True,
-        on_select="rerun",
+        on_select=tick,
         selection_mode="single-row",
-        key=f"table-{opened}",
+        key=key,
         lazy=False,
         placeholder="–",
         height=min(38 + 35 * len(shown), 620),
         alt="All runs with state, accuracy and size.",
     )
     st.caption(f"{len(shown)} of {len(rows)} runs and zoo models. Tick a row to open it.")
-    if event.selection.rows:
-        st.session_state["runs-opened"] = opened + 1  # else the row would still be ticked on the way back
-        st.switch_page("runs.py", query_params={"run": shown[event.selection.rows[0]].name})

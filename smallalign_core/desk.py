@@ -39,6 +39,8 @@ from smallalign_core.worth import What
 
 DOUBLE_SECONDS = 60.0
 MOST_REMEMBERED = 256
+CALIBRATION = 2e11
+"""Multiply-accumulates that an estimate spends on int8 at most: a few seconds of one processor core."""
 
 _SUBMITTED: dict[tuple[str, str], tuple[str, float]] = {}
 """What was asked for lately, as it was asked, and the run that it became: asking again costs no look at the images."""
@@ -175,7 +177,8 @@ def submit(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def estimate(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
-    """What a run would cost: parameters, MACs, bytes as ONNX, and seconds from a short probe of the real loop.
+    """What a run would cost: parameters, MACs, the exact bytes of its ONNX file in each precision (`sizes`, of a large
+    network without int8), and seconds from a short probe of the real loop.
 
     `cache_bytes` is what the teacher's answers would take on the disk (0: they are not kept), and `cache_ready` what
     share of them is there.
@@ -201,7 +204,9 @@ def estimate(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
         training = train.Training([resolved], splits, teacher, device=device, starts=starts)
         classifier = training.students[0].classifier
         size = networks.measure(classifier)
-        content = export.to_onnx(networks.baked(classifier))
+        # int8 is calibrated by running the network: where that takes long, the export itself will say.
+        small = size.macs * export.CALIBRATED_ON <= CALIBRATION
+        sizes = export.sizes_before(resolved, classifier, splits, export.PRECISIONS if small else export.PRECISIONS[:2])
         seconds = training.steps * fastest(training.advance)
         if teacher is not None and plan is not None and room and ready < 1:
             asked = plan.steps * (1 - ready)  # the other steps will find their answers kept
@@ -216,7 +221,8 @@ def estimate(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
         "state": str(known.state) if known else None,
         "params": size.params,
         "macs": size.macs,
-        "onnx_bytes": len(content),
+        "onnx_bytes": sizes["fp32"],
+        "sizes": sizes,
         "steps": training.steps,
         "seconds": max(0.0, seconds),
         "device": str(device),
@@ -305,7 +311,7 @@ def serve(store: Store, questions: TextIO, answers: TextIO) -> None:
     limits.confine(store.root)
     for line in questions:
         asked = json.loads(line)
-        acting = Store(store.root, Visitor(asked["visitor"], Role(asked["role"])))
+        acting = Store(store.root, Visitor(asked["visitor"], Role(asked["role"])), showing=True)
         try:
             reply: dict[str, Any] = {"ok": QUESTIONS[asked["verb"]](acting, **asked["values"])}
         except SmallAlignError as error:

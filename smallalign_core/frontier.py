@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,8 @@ AGREE = 0.1
 """It ends when the medians of two windows differ by less than this share."""
 MEASURED = 0.9
 """Seconds that are measured."""
-FORMAT = 2
+FORMAT = 3
+PRECISIONS = ("fp32", "fp16", "int8")
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,15 @@ class Latency:
     """Milliseconds for one image in ONNX Runtime.
 
     Attributes:
-        bytes: of the ONNX file, fp32.
+        bytes: of the ONNX file that `export` writes in fp32, or of an import.
+        sizes: the same by precision; None where a network cannot be written so. Of an import all are its file's.
         steady: whether the warm-up ended because two windows agreed; if not, the machine was busy.
         samples: how many answers were timed.
         runtime: ONNX Runtime's version. `threads`, `processor`: on what.
     """
 
     bytes: int
+    sizes: dict[str, int | None]
     p50_ms: float
     p95_ms: float
     steady: bool
@@ -62,11 +65,16 @@ class Latency:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a run may cost and must reach; None is no limit. 1 kB is 1,000 bytes; accuracy is a share."""
+    """What a run may cost and must reach; None is no limit. 1 kB is 1,000 bytes; accuracy is a share.
+
+    Attributes:
+        kb: of the file in `precision`; the other two are of fp32.
+    """
 
     kb: float | None = None
     ms: float | None = None
     accuracy: float | None = None
+    precision: str = "fp32"
 
     def check(self) -> None:
         """Refuse limits that nothing could pass.
@@ -74,6 +82,8 @@ class Limits:
         Raises:
             BadInput: one is out of range.
         """
+        if self.precision not in PRECISIONS:
+            raise BadInput("there is no such precision", given=self.precision, do=f"choose {', '.join(PRECISIONS)}")
         sizes = [value for value in (self.kb, self.ms) if value is not None]
         if any(not 0 < value < float("inf") for value in sizes) or not 0 <= (self.accuracy or 0) <= 1:
             raise BadInput(
@@ -92,7 +102,7 @@ class Candidate:
 
     Attributes:
         macs: multiply-accumulates of one image; None for an import, where they were not counted.
-        bytes, p50_ms, p95_ms, steady: see `Latency`.
+        bytes, sizes, p50_ms, p95_ms, steady: see `Latency`.
         accuracy: with its 95 % interval (Wilson, 1927).
         dominated_by: the id of a run that is no larger, no slower and no less accurate, and better in one of them;
             None if there is none.
@@ -114,6 +124,7 @@ class Candidate:
     nll: float
     dominated_by: str | None = None
     fails: tuple[str, ...] = ()
+    sizes: dict[str, int | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -135,10 +146,12 @@ class Frontier:
 def words(found: dict[str, Any]) -> str:
     """Which runs pass all limits, and which are dominated; of a `Frontier`'s plain values."""
     limits, names = found["limits"], {one["id"]: one["name"] for one in found["candidates"]}
+    precision = limits.get("precision", "fp32")
+    in_precision = "" if precision == "fp32" else f" in {precision}"
     asked = [
         text
         for text in (
-            None if limits["kb"] is None else f"at most {limits['kb']:,g} kB",
+            None if limits["kb"] is None else f"at most {limits['kb']:,g} kB{in_precision}",
             None if limits["ms"] is None else f"at most {limits['ms']:g} ms (p50)",
             None if limits["accuracy"] is None else f"at least {limits['accuracy']:.2%} accuracy",
         )
@@ -161,15 +174,26 @@ def words(found: dict[str, Any]) -> str:
     return " ".join(parts)
 
 
+def size_in(one: dict[str, Any], precision: str) -> int | None:
+    """Bytes of a candidate's file in a precision; None where it cannot be written so."""
+    known: dict[str, int | None] = one.get("sizes") or {}
+    return known.get(precision) if known else int(one["bytes"])
+
+
+def kilobytes(size: int | None) -> str:
+    """Bytes in kB of 1,000 bytes; a dash where there is no such file."""
+    return "-" if size is None else f"{size / 1000:,.1f}"
+
+
 def table(found: dict[str, Any]) -> str:
     """The plain values of a `Frontier` as lines of columns."""
-    head = ["run", "params", "MACs", "kB", "p50 ms", "p95 ms", "accuracy", "ECE", ""]
+    head = ["run", "params", "MACs", "kB fp32", "fp16", "int8", "p50 ms", "p95 ms", "accuracy", "ECE", ""]
     rows = [
         [
             one["name"],
             "-" if one["params"] is None else f"{one['params']:,}",
             "-" if one["macs"] is None else f"{one['macs']:,}",
-            f"{one['bytes'] / 1000:,.1f}",
+            *(kilobytes(size_in(one, precision)) for precision in PRECISIONS),
             f"{one['p50_ms']:.3f}",
             f"{one['p95_ms']:.3f}",
             f"{one['accuracy']:.2%}",
@@ -226,6 +250,7 @@ def frontier(
                 accuracy_high=scores.accuracy_high,
                 ece=scores.ece,
                 nll=scores.nll,
+                sizes=latency.sizes,
             )
         )
         yield (place + 1) / len(runs)
@@ -257,8 +282,9 @@ def dominated(one: dict[str, Any], among: Sequence[dict[str, Any]]) -> str | Non
 def failed(one: dict[str, Any], limits: dict[str, Any]) -> tuple[str, ...]:
     """Which limits a run does not pass."""
     kb, ms, accuracy = limits["kb"], limits["ms"], limits["accuracy"]
+    size = size_in(one, limits.get("precision", "fp32"))
     over = {
-        "kb": kb is not None and one["bytes"] > 1000 * kb,
+        "kb": kb is not None and (size is None or size > 1000 * kb),
         "ms": ms is not None and one["p50_ms"] > ms,
         "accuracy": accuracy is not None and one["accuracy"] < accuracy,
     }
@@ -287,7 +313,8 @@ def _measured(run: Run, splits: Splits, store: Store) -> Work[Latency]:
     """A run's latency, measured now and kept."""
     import onnxruntime
 
-    size, answer = _answering(run, splits)
+    sizes, answer = _answering(run, splits, store)
+    yield 0.01
     steady, windows, spent = False, [], 0.0
     while spent < WARM[1] and not steady:
         times = _timed(answer, WINDOW)
@@ -300,7 +327,8 @@ def _measured(run: Run, splits: Splits, store: Store) -> Work[Latency]:
         samples += _timed(answer, WINDOW)
         yield 0.5 + 0.5 * (part + 1) / parts
     found = Latency(
-        size,
+        int(sizes["fp32"] or 0),
+        sizes,
         float(np.percentile(samples, 50)),
         float(np.percentile(samples, 95)),
         steady,
@@ -314,8 +342,8 @@ def _measured(run: Run, splits: Splits, store: Store) -> Work[Latency]:
     return found
 
 
-def _answering(run: Run, splits: Splits) -> tuple[int, Callable[[], object]]:
-    """Bytes of a run's ONNX file, and a function that lets it answer one image.
+def _answering(run: Run, splits: Splits, store: Store) -> tuple[dict[str, int | None], Callable[[], object]]:
+    """Bytes of a run's ONNX file by precision, and a function that lets it answer one image.
 
     Ours takes raw pixels, so its preprocessing is timed with it; an import's is done before, since its file has none.
     """
@@ -330,15 +358,16 @@ def _answering(run: Run, splits: Splits) -> tuple[int, Callable[[], object]]:
         model = foreign.OnnxClassifier(content, run.imported)
         one = model.prepare(torch.from_numpy(image))
         given = {run.imported.input: np.repeat(one, run.imported.batch or 1, axis=0)}
-        output = run.imported.output
+        output, sizes = run.imported.output, dict.fromkeys(PRECISIONS, len(content))
     else:
         content = export.to_onnx(networks.from_file(run.weights))
         given, output = {"images": image.transpose(0, 2, 3, 1).copy()}, "logits"
+        sizes = export.sizes_of(run, store)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = THREADS
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return len(content), lambda: session.run([output], given)
+    return dict(sizes), lambda: session.run([output], given)
 
 
 def _timed(answer: Callable[[], object], seconds: float) -> list[float]:

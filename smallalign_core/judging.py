@@ -55,7 +55,7 @@ def frontier(
     store: Store,
     runs: list[str],
     split: str = "val",
-    limits: dict[str, float | None] | None = None,
+    limits: dict[str, Any] | None = None,
     patience: float | None = None,
 ) -> dict[str, Any]:
     """Size, speed and accuracy of runs, the teacher first: `done`, and when that is all, `report`."""
@@ -70,7 +70,7 @@ def report(
     store: Store,
     runs: list[str],
     split: str = "test",
-    limits: dict[str, float | None] | None = None,
+    limits: dict[str, Any] | None = None,
     patience: float | None = None,
     to: str | None = None,
 ) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def serve(
         Refused: another worker serves this store on this device.
     """
     store.root.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(store.root / f"worker-{device.replace(':', '-')}.lock", timeout=1.0)
+    lock = FileLock(store.worker_lock(device), timeout=1.0)
     try:
         held = lock.acquire()
     except Timeout:

@@ -6,6 +6,7 @@ more seeds never repeats what is done. This module does not import torch: the da
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -75,6 +76,12 @@ class Metric:
     scale: float
     digits: int
     unit: str
+    most: float = math.inf
+    """The largest value; the smallest is 0."""
+
+    def differences(self, low: float, high: float) -> tuple[float, float]:
+        """An interval of differences, kept within those that two values can have."""
+        return max(-self.most, low), min(self.most, high)
 
     def value(self, value: float) -> str:
         return f"{value * self.scale:.{self.digits}f}{'%' if self.unit else ''}"
@@ -86,9 +93,9 @@ class Metric:
 
 
 METRICS = {
-    "accuracy": Metric("accuracy", False, 100, 2, " points"),
+    "accuracy": Metric("accuracy", False, 100, 2, " points", most=1.0),
     "nll": Metric("NLL", True, 1, 4, ""),
-    "ece": Metric("ECE", True, 100, 2, " points"),
+    "ece": Metric("ECE", True, 100, 2, " points", most=1.0),
 }
 
 
@@ -256,7 +263,7 @@ def effect(metric: str, treated: Sequence[float], control: Sequence[float]) -> E
     found = stats.paired(differences)
     if not found.se:  # equal counts of the same images; what differs is rounding
         return Effect(metric, n, *means, mean, 0.0, None, None, "no spread", None)
-    shown = found.mean, found.seeds_sd, found.low, found.high
+    shown = found.mean, found.seeds_sd, *METRICS[metric].differences(found.low, found.high)
     if found.low <= 0 <= found.high:
         needed = stats.pairs_needed(found.mean, found.seeds_sd)
         return Effect(metric, n, *means, *shown, "noise", needed and max(1, needed - n))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import command
 
-from smallalign_core import compare, data, export, frontier, judging, networks, steps
+from smallalign_core import compare, data, export, frontier, judging, steps
 from smallalign_core.errors import BadInput
 from smallalign_core.frontier import Candidate, Limits
 from smallalign_core.store import Run, Store
@@ -74,6 +74,18 @@ def test_limits_that_nothing_could_pass_are_refused(wrong: dict[str, float]) -> 
         Limits(**wrong).check()
 
 
+def test_a_size_limit_holds_for_the_precision_that_is_named() -> None:
+    one = {"bytes": 90_000, "sizes": {"fp32": 90_000, "fp16": 50_000, "int8": None}, "p50_ms": 1.0, "accuracy": 0.9}
+    limits = {"kb": 50.0, "ms": None, "accuracy": None}
+
+    assert frontier.failed(one, limits) == ("kb",)
+    assert frontier.failed(one, limits | {"precision": "fp16"}) == ()
+    assert frontier.failed(one, limits | {"precision": "fp16", "kb": 49.999}) == ("kb",)  # 1 kB is 1,000 bytes
+    assert frontier.failed(one, limits | {"precision": "int8"}) == ("kb",), "it cannot be written so"
+    with pytest.raises(BadInput, match="precision"):
+        Limits(precision="fp8").check()
+
+
 @pytest.fixture(scope="module")
 def measured(taught: tuple[Store, Run, Run]) -> dict:
     store, teacher, student = taught
@@ -89,11 +101,16 @@ def measured(taught: tuple[Store, Run, Run]) -> dict:
 
 
 @pytest.mark.slow
-def test_figures_are_those_of_the_run_and_of_its_file(measured: dict, taught: tuple[Store, Run, Run]) -> None:
+def test_figures_are_those_of_the_run_and_of_its_file(
+    measured: dict, taught: tuple[Store, Run, Run], tmp_path: Path
+) -> None:
     store, teacher, student = taught
     for run, one in zip((teacher, student), measured["candidates"], strict=True):
         result = run.result or {}
-        assert one["bytes"] == len(export.to_onnx(networks.from_file(run.weights)))
+        assert one["bytes"] == one["sizes"]["fp32"]
+        for precision, size in one["sizes"].items():
+            file = tmp_path / f"{run.id}-{precision}.onnx"
+            assert export.export(run, file, store, precision=precision)["bytes"] == file.stat().st_size == size
         assert (one["params"], one["macs"]) == (result["params"], result["macs"])
         assert one["accuracy"] == pytest.approx(result["val"]["accuracy"])
         assert one["ece"] == pytest.approx(result["val"]["ece"])
@@ -123,7 +140,9 @@ def test_a_slower_answer_is_measured_as_slower(taught: tuple[Store, Run, Run], m
     store, _, student = taught
     splits = data.load(student.data, store.data_cache)
     monkeypatch.setattr(frontier, "FORMAT", 99)
-    monkeypatch.setattr(frontier, "_answering", lambda *_: (7, lambda: time.sleep(0.004)))
+    monkeypatch.setattr(
+        frontier, "_answering", lambda *_: ({"fp32": 7, "fp16": 5, "int8": None}, lambda: time.sleep(0.004))
+    )
     found = steps.finish(frontier._measured(student, splits, store))
 
     assert found.bytes == 7

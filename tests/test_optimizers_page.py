@@ -77,7 +77,7 @@ def test_what_is_chosen_is_in_the_address_and_comes_back_from_it(shown: Show):
     app = shown("optimizers")
     app.number_input(key="student.epochs").set_value(2)
     app.button(key="preset-Standard").click().run()
-    app.number_input(key="pick-margin").set_value(2.5).run()
+    app.number_input(key="optimizers/margin").set_value(2.5).run()
 
     again = shown(
         "optimizers",

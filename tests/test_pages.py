@@ -108,7 +108,7 @@ def test_data_says_in_a_sentence_that_a_path_does_not_exist(shown):
 @pytest.mark.slow
 def test_distil_submits_what_the_form_says(shown, store: Store):
     app = shown("distil")
-    app.selectbox(key="pick-teacher").set_value("none").run()
+    app.selectbox(key="distil/teacher").set_value("none").run()
     app.number_input(key="spec.epochs").set_value(2)
     app.selectbox(key="spec.optimizer.kind").set_value("lookahead").run()
     app.number_input(key="spec.optimizer.lookahead.k").set_value(7).run()
@@ -128,7 +128,8 @@ def test_distil_begins_with_the_best_teacher_there_is(shown):
     app = shown("distil")
 
     assert (
-        "digits-teacher" in app.selectbox(key="pick-teacher").value or app.selectbox(key="pick-teacher").value != "none"
+        "digits-teacher" in app.selectbox(key="distil/teacher").value
+        or app.selectbox(key="distil/teacher").value != "none"
     )
     assert any("Parameters" in metric.label for metric in app.metric), "the cost is shown before training"
 
@@ -265,7 +266,7 @@ def test_the_table_is_filtered_by_words(shown, train: Train):
     train()
     app = shown("runs")
 
-    app.text_input(key="filter").set_value("teacher resnet").run()
+    app.text_input(key="runs/filter").set_value("teacher resnet").run()
 
     assert next(iter(app.dataframe[0].value["What"])).startswith("digits-teacher")
     assert len(app.dataframe[0].value) == 1
@@ -281,6 +282,24 @@ def test_compare_counts_who_is_right(shown, store: Store):
 
 
 @pytest.mark.slow
+def test_opening_pages_is_no_look_at_test(shown, store: Store, train: Train, tmp_path: Path) -> None:
+    """Not even where a page computes what it shows: exports in three precisions, comparisons, corrupted images."""
+    run = train()
+    fingerprint = str(run.spec.data.fingerprint)
+    assert store.test_looks(fingerprint) == 1, "the end of the training"
+    tabs = ("Overview", "Robustness", "Size and speed")
+    for _ in range(2):
+        for page in PAGES:
+            shown(page)
+        shown("export", run=run.id)
+        for tab in tabs:
+            shown("compare", teacher="digits-student", student=run.id, split="test", tab=tab)
+        assert store.test_looks(fingerprint) == 1
+        assert "Looks at the test images: 1 (" in texts(shown("data", data="digits"))
+    export.export(run, tmp_path / "int8.onnx", store, precision="int8")
+    assert store.test_looks(fingerprint) == 2, "an export by a script is one"
+
+
 @pytest.mark.slow
 def test_export_shows_three_precisions_and_says_which_one_loses_or_fails(
     shown, store: Store, monkeypatch: pytest.MonkeyPatch
@@ -305,9 +324,9 @@ def test_export_shows_three_precisions_and_says_which_one_loses_or_fails(
     assert not app.warning
     assert not app.error
 
-    app.selectbox(key="pick-precision").set_value("int8").run()
+    app.selectbox(key="export/precision").set_value("int8").run()
     assert "loses more than 1 point" in app.warning[0].value
-    app.selectbox(key="pick-precision").set_value("fp16").run()
+    app.selectbox(key="export/precision").set_value("fp16").run()
     assert "cannot be halved" in app.error[0].value
 
 

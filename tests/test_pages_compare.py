@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
-from pages.ui import backstage, charts
+from pages.ui import backstage, charts, picks
 from pages.ui.browser._draw import picture
 from pages.ui.comparison import own
 from smallalign_core import compare, data, desk
@@ -69,11 +69,11 @@ def test_a_cell_a_class_and_a_kind_leave_exactly_their_images(here, shown, store
     assert f"{table[true, said]} of 359" in texts(app)
     assert app.query_params["cell"] == f"student-{true}-{said}"
 
-    app.selectbox(key="pick-class").set_value(str((true + 1) % 10)).run()
+    app.selectbox(key="compare/class").set_value(str((true + 1) % 10)).run()
     assert "No image passes all three filters" in texts(app)
-    app.selectbox(key="pick-class").set_value("any").run()
-    app.selectbox(key="pick-cell").set_value("any").run()
-    app.segmented_control(key="kind").set_value("regressions").run()
+    app.selectbox(key="compare/class").set_value("any").run()
+    app.selectbox(key="compare/cell").set_value("any").run()
+    app.segmented_control(key="compare/kind").set_value("regressions").run()
     assert f"does not: {found['teacher_only']} of 359" in texts(app)
     assert not app.exception
 
@@ -91,17 +91,20 @@ def test_a_click_on_a_matrix_is_a_choice_in_the_menus(here, shown, monkeypatch):
     clicks = {}
     monkeypatch.setattr(charts, "show", lambda *_, key, on_select=None, **__: clicks.__setitem__(key, on_select))
     app = tab(shown, "Images", kind="Fixes")
-    assert app.segmented_control(key="kind").value == "fixes"
-    state: dict[str, object] = {"confusion-teacher": {"selection": {"points": [{"x": 9, "y": 3}]}}}
+    assert app.segmented_control(key="compare/kind").value == "fixes"
+    state: dict[str, object] = {
+        picks.PAGE: "compare",
+        "confusion-teacher": {"selection": {"points": [{"x": 9, "y": 3}]}},
+    }
     monkeypatch.setattr("streamlit.session_state", state)
     clicks["confusion-teacher"]()
     monkeypatch.undo()
 
-    assert {key: value for key, value in state.items() if not key.startswith("confusion")} == {
-        "pick-cell": "teacher-3-9",
-        "pick-class": "any",
-        "kind": "any",
-        "page": 1,
+    assert {key: value for key, value in state.items() if key.startswith("compare/")} == {
+        "compare/cell": "teacher-3-9",
+        "compare/class": "any",
+        "compare/kind": "any",
+        "compare/page": 1,
     }
 
 
@@ -163,7 +166,7 @@ def test_more_runs_stand_beside_the_teacher(here, shown, store: Store, train: Tr
     assert len(rows) == 2
     assert rows["Regressions"][0] == int(figures(app)["Only teacher right"])
     assert "2 tests" not in texts(app)
-    app.multiselect(key="pick-also").set_value([]).run()
+    app.multiselect(key="compare/also").set_value([]).run()
     assert not app.dataframe
 
 

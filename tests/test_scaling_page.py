@@ -154,7 +154,7 @@ def test_where_the_law_holds_the_forest_is_of_its_figures(
     scalingcharts.self_tests(reading, key="x")
     assert drawn["table"]["truth"] == [test.truth for test in reading.tests]
     marks = [note.text[0] for note in drawn["figure"].layout.annotations]
-    assert marks == ["✓" if test.passed else "✗" for test in reading.tests]
+    assert marks == [{"passed": "✓", "missed": "✗", "uninformative": "–"}[test.outcome] for test in reading.tests]
 
 
 @pytest.mark.slow

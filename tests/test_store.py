@@ -13,17 +13,20 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import ROOT, Train, command, tiny
 from filelock import FileLock
 
+from pages.ui import backstage, supervisor
 from smallalign_core import desk, execution, files, worker
 from smallalign_core.errors import BadInput, BadModel, Diverged, Refused, SmallAlignError, UnknownRun, WorkFailed
 from smallalign_core.recording import Recording, checkpoints
 from smallalign_core.spec import RunSpec, digest
 from smallalign_core.store import Run, State, Store
+from smallalign_core.visitors import OWNER
 
 
 def until(true: Callable[[], bool], seconds: float = 90) -> None:
@@ -108,6 +111,37 @@ def test_a_second_worker_on_the_same_store_is_refused(store: Store) -> None:
     store.root.mkdir(parents=True)
     with FileLock(store.root / "worker-cpu.lock"), pytest.raises(Refused, match=r"(?i)another worker"):
         worker.serve(store, device="cpu", once=True)
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda:1"])
+def test_the_dashboard_sees_a_worker_on_any_device_and_starts_no_other(
+    store: Store, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    class Twice(threading.Event):
+        """Set once the supervisor has checked twice."""
+
+        checks = 0
+
+        def wait(self, _timeout: float | None = None) -> bool:
+            self.checks += 1
+            if self.checks == 2:
+                self.set()
+            return self.is_set()
+
+    store.submit(desk.resolve(store, tiny()))
+    started: list[Store] = []
+    monkeypatch.setattr(supervisor, "start_worker", lambda one: started.append(one) or SimpleNamespace(poll=lambda: 0))
+    monkeypatch.setenv("SMALLALIGN_STORE", str(store.root))
+    monkeypatch.setattr(backstage.access, "visitor", lambda: OWNER)
+    with FileLock(store.worker_lock(device)):
+        assert store.workers() == [device.replace(":", "-")]
+        assert backstage.worker_alive()
+        supervisor.keep_worker(store, Twice())
+    assert not started
+    assert not store.workers()
+    assert not backstage.worker_alive()
+    supervisor.keep_worker(store, Twice())
+    assert started
 
 
 def test_looking_never_keeps_a_worker_out(store: Store) -> None:

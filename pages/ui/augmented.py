@@ -33,7 +33,7 @@ def fitting(shape: Sequence[int]) -> tuple[int, int]:
 def choose(images: ImageSet, fingerprint: str) -> list[int]:
     """A menu of training images whose choice lives in the address; returns their rows."""
     wanted = fitting(images.shape)[0]
-    key, seen = "pick-rows", st.session_state.get("rows-of")
+    key, seen = picks.own("rows"), st.session_state.get("rows-of")
     asked = picks.changed("rows")
     if asked is not None:
         if _rows(asked, len(images)):
@@ -90,7 +90,7 @@ def _put(images: ImageSet, label: int | None, wanted: int, skip: int) -> None:
     there = np.arange(len(images)) if label is None else np.flatnonzero(images.labels == label)
     skip = skip if skip < len(there) else 0
     found = preview.in_turn(images.labels, wanted, skip) if label is None else there[skip : skip + wanted]
-    st.session_state["pick-rows"] = ",".join(map(str, found.tolist()))
+    st.session_state[picks.own("rows")] = ",".join(map(str, found.tolist()))
     st.session_state["rows-skip"] = skip
 
 

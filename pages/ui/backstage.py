@@ -16,7 +16,7 @@ from streamlit import runtime
 from pages.ui import access, browser
 from smallalign_core.desk import Desk
 from smallalign_core.errors import SmallAlignError
-from smallalign_core.files import is_held, write
+from smallalign_core.files import write
 from smallalign_core.store import Store
 
 CROWD = 20
@@ -65,8 +65,8 @@ def pace(seconds: float) -> float:
 
 
 def worker_alive() -> bool:
-    """Whether a worker serves this store."""
-    return is_held(store().root / "worker-auto.lock")
+    """Whether a worker serves this store, on whatever device."""
+    return bool(store().workers())
 
 
 def exported(run: str, name: str) -> Path | None:

@@ -144,7 +144,7 @@ def _show(report: dict[str, Any], flipped: tuple[str, str], strength: float) -> 
                 f"Use strength {suggested:g}",
                 icon=":material/tune:",
                 on_click=st.session_state.__setitem__,
-                args=("pick-strength", suggested),
+                args=(picks.own("strength"), suggested),
                 help="The largest strength tried up to which the share stays within what you accept.",
             )
     with right:

@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages.ui import backstage, charts, landscapes, listing, live, specs, wording, worth
+from pages.ui import backstage, charts, landscapes, listing, live, picks, specs, wording, worth
 from pages.ui.listing import Row
 from smallalign_core import studies
 from smallalign_core.store import Run, State, Store
@@ -202,7 +202,7 @@ def _scores(result: dict[str, Any], row: Row, store: Store) -> None:
 def _details(run: Run, row: Row, store: Store) -> None:
     names = ["Spec and command", *(["Per class"] if row.finished else []), "Log"]
     names += ["Did the teacher matter?"] if row.teacher and not run.spec.shuffled else []
-    tabs = dict(zip(names, st.tabs(names, key="tab", on_change="rerun", bind="query-params"), strict=True))
+    tabs = picks.tabs(names, key="tab")
     with tabs["Spec and command"]:
         specs.command(run.spec, store)
     if "Per class" in tabs and tabs["Per class"].open and run.result:
@@ -222,15 +222,10 @@ def _details(run: Run, row: Row, store: Store) -> None:
 
 def _mattered(run: Run, store: Store) -> None:
     """The run beside its controls, over seeds."""
-    what = st.segmented_control(
-        "Compared with the same student",
-        list(CONTROLS),
-        default="teacher",
-        required=True,
-        format_func=CONTROLS.__getitem__,
-        key="control",
-        bind="query-params",
+    chosen = picks.switch(
+        "Compared with the same student", {str(one): text for one, text in CONTROLS.items()}, key="control"
     )
+    what: What = "shuffled" if chosen == "shuffled" else "teacher"
     worth.panel(run.spec.model_dump(), what, store, key=f"worth-{what}")
 
 

@@ -135,7 +135,7 @@ def self_tests(reading: Reading, *, key: str) -> None:
     shown = reading.tests
     far = _far([test.found for test in shown])
     for row, test in enumerate(shown):
-        colour = good if test.passed else bad
+        colour, mark = {"passed": (good, "✓"), "missed": (bad, "✗")}.get(test.outcome, (palette()[-1], "–"))
         _mark(figure, test.found, row, colour, far, test.words)
         figure.add_scatter(
             x=[_log(test.truth, far)],
@@ -145,7 +145,7 @@ def self_tests(reading: Reading, *, key: str) -> None:
             hovertemplate=f"truth {times(test.truth)}, at {test.found.n:,.0f} parameters, {test.found.d:,.0f} images"
             "<extra></extra>",
         )
-        above(figure, row - 0.16, f"{'✓' if test.passed else '✗'} {test.words}", size=12)
+        above(figure, row - 0.16, f"{mark} {test.words}", size=12)
         rows.append({"test": test.kind, "in": THINGS[test.found.axis], "truth": test.truth} | _cells(test.found))
     edge = math.log10(far)
     figure.update_xaxes(range=[-MARGIN * edge, MARGIN * edge], zeroline=False, **_ticks(far))

@@ -9,6 +9,7 @@ import streamlit as st
 
 from pages.ui import backstage, live, picks, scalingcharts, scalingform, studylist
 from pages.ui.studyforest import columns
+from smallalign_core.law import VACUOUS
 from smallalign_core.scaling import ROUND, Reading, ScalingStudy, most_of
 from smallalign_core.store import Run, State, Store
 from smallalign_core.studies import Study
@@ -128,28 +129,36 @@ def _results(report: ScalingStudy, study: Study) -> None:
     metric: Metric = "error" if picks.switch("Scored by", SCORES, key="metric") == "error" else "nll"
     reading = report.readings[metric]
     passed = reading.gate is not None and reading.gate.passed
+    shown = passed and not all(one.hidden_parameters and one.hidden_images for one in reading.worth)
     if passed:
-        st.success(f"**{_escaped(_headline(report, reading))}**", icon=":material/verified:")
+        headline = f"**{_escaped(_headline(report, reading))}**"
+        if any(one.decided for one in reading.worth):
+            st.success(headline, icon=":material/verified:")
+        else:
+            st.info(headline, icon=":material/balance:")
         for text in report.ship() if metric == "nll" else ():
             st.info(f"**Ship less:** {_escaped(text)}.", icon=":material/deployed_code:")
+    else:
+        st.info(f"**{_escaped(capital(reading.verdict()))}.**", icon=":material/balance:")
+    if shown:
         scalingcharts.forest(report, reading, key="scaling-forest")
         st.caption(
             "Diamond: estimate; bar: 95 % interval; open and dotted: extrapolated; arrow: further than the axis, ∞ "
             f"included. {_hidden(reading)}{report.scope()}"
         )
     else:
-        st.warning(f"**{_escaped(capital(reading.verdict()))}.**", icon=":material/balance:")
+        if passed:
+            st.caption(f"No multiplier can be shown. {_hidden(reading)}")
         if report.at_target(metric):
             st.markdown("**Raw paired differences at the target**")
             scalingcharts.raw(report, metric, key="scaling-raw")
             st.caption(f"Diamond: mean; bar: 95 % interval; dots: one a draw. {report.scope()}")
     _instrument(reading)
     tabs = {name: draw for name, (needs, draw) in TABS.items() if needs(report, reading)}
-    opened = st.tabs(list(tabs), key="part", on_change="rerun", bind="query-params")
-    for (_, draw), tab in zip(tabs.items(), opened, strict=True):
+    for name, tab in picks.tabs(list(tabs), key="part").items():
         if tab.open:  # only the open one is drawn
             with tab:
-                draw(report, study, metric)
+                tabs[name](report, study, metric)
 
 
 def _headline(report: ScalingStudy, reading: Reading) -> str:
@@ -186,11 +195,15 @@ def _instrument(reading: Reading) -> None:
         st.caption(f"No self-test yet: {reading.why_not or 'they need 3 draws of the baseline at every size'}.")
         return
     passed = sum(test.passed for test in reading.tests)
+    vague = sum(test.outcome == "uninformative" for test in reading.tests)
+    unsure = f", {vague} uninformative" if vague else ""
     lack = reading.law.get("lack") if reading.law else None
     fit = f", lack of fit {lack:.1f} (should be below 4)" if isinstance(lack, int | float) else ""
     st.caption(
-        f"{passed} of {len(reading.tests)} self-tests pass{fit}. A placebo compares the baseline with itself: the "
-        "truth is ×1. A dose gives it more images or parameters: known, too. Ring: the truth; bar: the law's word."
+        f"{passed} of {len(reading.tests)} self-tests pass{unsure}{fit}. A placebo compares the baseline with itself: the "
+        "truth is ×1. A dose gives it more images or parameters: known, too. Ring: the truth; bar: what the law reads."
+        + f" Grey: an interval open or beyond ×/÷{VACUOUS:g} could not have missed, so it is no evidence."
+        * bool(vague)
     )
     scalingcharts.self_tests(reading, key="scaling-tests")
 
@@ -204,6 +217,9 @@ def _maps(report: ScalingStudy, _: Study, metric: Metric) -> None:
         recipe = picks.switch("Recipe", {one: report.labels[one] for one in _mapped(reading)}, key="recipe")
         axis = picks.switch("Worth in", {"n": "Parameters", "d": "Images"}, key="axis")
     found = next(one for one in reading.maps if (one.recipe, one.axis) == (recipe, axis))
+    if all(why for row in found.hidden for why in row):
+        st.caption(f"Nothing can be shown on this map: {found.hidden[0][0]}.")
+        return
     scalingcharts.plane(report, found, key="scaling-map")
     st.caption("How many times the baseline would need. Framed: the target; blank: not to be shown; *: extrapolated.")
 

@@ -99,8 +99,8 @@ def effort() -> dict[str, Any]:
 
 def _apply(preset: Preset) -> None:
     """In a callback, since values must be there before their fields are drawn."""
-    st.session_state["pick-seeds"], st.session_state["pick-trials"] = preset.seeds, preset.trials
-    st.session_state["pick-budgets"] = list(preset.budgets)
+    for key, value in (("seeds", preset.seeds), ("trials", preset.trials), ("budgets", list(preset.budgets))):
+        st.session_state[picks.own(key)] = value
 
 
 def written(spec: OptimizerStudySpec, store: Store) -> str:

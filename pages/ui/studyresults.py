@@ -15,10 +15,7 @@ from smallalign_core.store import Store
 from smallalign_core.studies import Study
 from smallalign_core.worth import METRICS
 
-FAR_OFF = 4.0
-"""A best learning rate so many times above or below the library's default is worth a banner."""
-NAMED = 3
-"""So many of them are named in it."""
+SCORES = {"accuracy": "Accuracy", "nll": "NLL"}
 Panel = Callable[[OptimizerStudy, Study, Store, int], None]
 
 
@@ -34,8 +31,7 @@ def draw(report: OptimizerStudy, study: Study, store: Store) -> None:
     names = [name for name, (needs, _) in TABS.items() if needs(report, budget)]
     if not names:
         return
-    tabs = st.tabs(names, key="part", on_change="rerun", bind="query-params")
-    for name, tab in zip(names, tabs, strict=True):
+    for name, tab in picks.tabs(names, key="part").items():
         if tab.open:  # only the open one is drawn
             with tab:
                 TABS[name][1](report, study, store, budget)
@@ -45,13 +41,13 @@ def _headline(report: OptimizerStudy, shown: list[int]) -> int:
     with st.container(horizontal=True, vertical_alignment="bottom"):
         names = {str(one): report.budget_words(one) for one in shown}
         budget = int(picks.switch("Budget", names, key="budget")) if len(shown) > 1 else shown[0]
-        metric = picks.switch("Scored by", {"accuracy": "Accuracy", "nll": "NLL"}, key="metric")
+        metric = picks.switch("Scored by", SCORES, key="metric")
     told = [arm.differences[metric].verdict for arm in report.at(budget)]
     text = f"**{report.verdict(budget, metric)}**"
     if "better" in told:
         st.success(text, icon=":material/trending_up:")
     else:
-        (st.warning if "not evidence" in told else st.info)(text, icon=":material/balance:")
+        st.info(text, icon=":material/balance:")
     if any(arm.differences[metric].mean is not None for arm in report.at(budget)):
         studyforest.forest(report, budget, metric, key="optimizers-forest")
         extra = " Band: differences that you said do not matter." if metric == "accuracy" else ""
@@ -59,45 +55,23 @@ def _headline(report: OptimizerStudy, shown: list[int]) -> int:
             "Diamond: mean; bar: 95 % interval; dots: one a seed; colour only where the verdict is better or worse."
             f"{extra} {report.scope()}"
         )
-    _far_off(report, budget)
+    _defaults(report, budget)
     return budget
 
 
-def _far_off(report: OptimizerStudy, budget: int) -> None:
-    """How far library defaults are from what was best here: the largest gain of most studies."""
-    far = [
-        arm
-        for arm in report.at(budget)
-        if arm.track == "tuned" and arm.ratio is not None and not 1 / FAR_OFF < arm.ratio < FAR_OFF
-    ]
-    if not far:
-        return
-    told = [_off(arm) for arm in far[:NAMED]]  # the reference first
-    if len(far) > NAMED:
-        told.append(f"and far from that of {len(far) - NAMED} more")
-    cost = next(
-        (arm for arm in report.at(budget) if arm.track == "hands-off" and arm.optimizer["kind"] == "adamw"), None
-    )
-    text = (
-        "**Library defaults are far from the best learning rate here.** With them you would be " + ", ".join(told) + "."
-    )
-    if cost is not None and (figures := cost.differences["accuracy"].figures()):
-        text += f" For AdamW that means {figures} at {report.budget_words(budget)}: "
-        text += f"{cost.differences['accuracy'].words()}."
-    st.warning(text, icon=":material/tune:")
-
-
-def _off(arm: Arm) -> str:
-    ratio = arm.ratio or 1.0
-    where = f"×{ratio:.3g} below" if ratio > 1 else f"×{1 / ratio:.3g} above"
-    return f"{where} the optimum of {arm.label} ({arm.rate:g}, default {arm.default_rate:g})"
+def _defaults(report: OptimizerStudy, budget: int) -> None:
+    """How far tuned rates are from library defaults: a warning only where AdamW as it comes is shown to be worse."""
+    if text := report.defaults(budget):
+        plain = report.default_arm(budget)
+        worse = plain is not None and plain.differences["accuracy"].verdict == "worse"
+        (st.warning if worse else st.info)(text, icon=":material/tune:")
 
 
 # --- tabs -------------------------------------------------------------------------------------------------------------
 
 
 def _table(report: OptimizerStudy, _: Study, __: Store, budget: int) -> None:
-    metric = st.session_state.get("pick-metric", "accuracy")
+    metric = picks.kept("metric", SCORES, "accuracy")
     table = _columns(report, budget, metric)
     score = f"Test {METRICS[metric].label}"
     st.dataframe(
@@ -179,7 +153,7 @@ def _curves(report: OptimizerStudy, study: Study, store: Store, budget: int) -> 
         st.caption("No run of the race has an epoch behind it.")
         return
     axis = picks.switch("Against", studycharts.AXES, key="against")
-    metric = st.session_state.get("pick-metric", "accuracy")
+    metric = picks.kept("metric", SCORES, "accuracy")
     outside = studycharts.curves(report, found, axis, metric, key="optimizers-curves")
     st.caption(
         "Mean of the seeds on validation images; band: lowest to highest seed. Evaluation is off the clock. Before the "

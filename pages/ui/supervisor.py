@@ -18,7 +18,6 @@ import streamlit as st
 
 from pages.ui import backstage, browser
 from smallalign_core import studies
-from smallalign_core.files import is_held
 from smallalign_core.revival import revive
 from smallalign_core.store import Store
 
@@ -51,7 +50,7 @@ def keep_worker(store: Store, stop: threading.Event) -> None:
             mourned = process  # what it was training waits in the queue again, or has failed for good
             with contextlib.suppress(OSError):
                 revive(store, _cause(process.returncode))
-        here = is_held(store.root / "worker-auto.lock") or (process is not None and process.poll() is None)
+        here = bool(store.workers()) or (process is not None and process.poll() is None)
         if (
             not here
             and (process is None or store.queue() or studies.any_active(store))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Literal
 
 Colour = Literal["red", "orange", "yellow", "blue", "green", "violet", "gray"]
@@ -46,6 +47,18 @@ def size(number: float) -> str:
         if number >= limit:
             return f"{number / limit:.3g} {unit}"
     return f"{number:.0f} bytes"
+
+
+def exact(number: int | None) -> str:
+    """Bytes in kB of 1,000 bytes, to the byte."""
+    return "–" if number is None else f"{number / 1000:,.3f} kB"
+
+
+def sizes(found: Mapping[str, int | None]) -> str:
+    """The exact size of an export in each precision."""
+    told = "; ".join(f"{name} {exact(size)}" for name, size in found.items())
+    later = "" if "int8" in found else " int8 takes a calibration of this large network: Export has it."
+    return f"What an export of this run will have: {told}. 1 kB is 1,000 bytes.{later}"
 
 
 def duration(seconds: float | None) -> str:

@@ -16,6 +16,7 @@ from smallalign_core.export._bundle import (
 )
 from smallalign_core.export._download import zipped as zipped
 from smallalign_core.export._file import (
+    CALIBRATED_ON as CALIBRATED_ON,
     PRECISIONS as PRECISIONS,
     Precision as Precision,
     export as export,
@@ -32,4 +33,5 @@ from smallalign_core.export._proof import (
 )
 from smallalign_core.export._runtime import OnnxClassifier as OnnxClassifier, nhwc as nhwc
 from smallalign_core.export._seal import is_whole as is_whole, sealed as sealed
+from smallalign_core.export._size import Sizes as Sizes, sizes_before as sizes_before, sizes_of as sizes_of
 from smallalign_core.export._verify import verify as verify

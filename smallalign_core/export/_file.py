@@ -31,13 +31,15 @@ from smallalign_core.export._seal import is_whole, sealed
 from smallalign_core.files import write
 from smallalign_core.graphs import OPSET, quiet
 from smallalign_core.networks import Classifier
-from smallalign_core.spec import Borrowed, to_yaml
+from smallalign_core.spec import Borrowed, RunSpec, to_yaml
 from smallalign_core.store import Run, Store
 
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 CALIBRATED_ON = 512  # training images that give the ranges of the activations
 CHUNK = 64
+DIGITS = 24
+"""Characters of the longest float: a sign, 17 digits, a point and an exponent."""
 
 
 def precision_of(name: str) -> Precision:
@@ -155,9 +157,24 @@ def finished(graph: bytes, metadata: Mapping[str, Any]) -> bytes:
     del model.metadata_props[:]
     model.producer_name, model.producer_version, model.doc_string = "SmallAlign", "1", ""
     entry = model.metadata_props.add()
-    entry.key, entry.value = METADATA, json.dumps(metadata, sort_keys=True)
+    entry.key, entry.value = METADATA, padded(metadata)
     onnx.checker.check_model(model)
     return sealed(bytes(model.SerializeToString()))
+
+
+def padded(metadata: Mapping[str, Any]) -> str:
+    """Metadata as JSON with spaces at its end, as long as it would be with the longest numbers: a file's size is then
+    known before its scores are."""
+    return json.dumps(metadata, sort_keys=True).ljust(len(json.dumps(_longest(metadata), sort_keys=True)))
+
+
+def _longest(value: Any) -> Any:
+    """The same with a number of `DIGITS` digits for each that is not whole, and for each yes or no."""
+    if isinstance(value, Mapping):
+        return {name: _longest(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_longest(one) for one in value]
+    return 10 ** (DIGITS - 1) if isinstance(value, float | bool) else value
 
 
 # --- a run's file -----------------------------------------------------------------------------------------------------
@@ -188,8 +205,8 @@ def make(run: Run, store: Store | None, precision: Precision = "fp32", *, measur
         BadModel: the weights cannot be read.
         BadData: the images to measure on are gone.
     """
-    metadata = _metadata(run) | {"precision": precision, "opset": OPSET}
-    graph = _graph(run, store, metadata)
+    metadata = metadata_of(run) | {"precision": precision, "opset": OPSET}
+    graph = graph_of_run(run, store, metadata)
     answers: dict[str, NDArray[np.float32]] = {}
     losses: dict[str, Loss] = {}
     if precision != "fp32" or measured:
@@ -204,11 +221,13 @@ def make(run: Run, store: Store | None, precision: Precision = "fp32", *, measur
                 found = score(answers[name], part.labels, part.classes).as_dict()
                 metadata["scores"][name] = {key: found[key] for key in SCORES}
         place.count_test_look(splits.fingerprint, run.id, f"export {precision}")
+    else:
+        graph = in_precision(graph, precision, None)
     loss = {name: one.as_dict() for name, one in losses.items()}
     if precision != "fp32":
         metadata["loss"] = loss
     if precision == "int8":
-        metadata["calibrated_on"] = f"{min(CALIBRATED_ON, len(splits.train))} training images"
+        metadata["calibrated_on"] = calibrated_on(splits.train)
     content = finished(graph, metadata)
     facts = {
         "bytes": len(content),
@@ -226,13 +245,23 @@ def make(run: Run, store: Store | None, precision: Precision = "fp32", *, measur
 SCORES = ("images", "accuracy", "nll", "ece")
 
 
-def _metadata(run: Run) -> dict[str, Any]:
-    result, spec = run.result or {}, run.spec
+def calibrated_on(training: ImageSet) -> str:
+    """What gave int8 the ranges of its activations, in words."""
+    return f"{min(CALIBRATED_ON, len(training))} training images"
+
+
+def metadata_of(run: Run) -> dict[str, Any]:
+    """What the file of a finished run says of it in any precision."""
+    return described(run.spec, run.id, run.result or {})
+
+
+def described(spec: RunSpec, id: str, result: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of what a run is: its spec, id and result."""
     bare: dict[str, Any] = {"data": spec.data.model_copy(update={"source": Path(spec.data.source).name})}
     if isinstance(spec.network, Borrowed) and spec.network.weights is not None:  # no paths leave the house
         bare["network"] = spec.network.model_copy(update={"weights": Path(spec.network.weights).name})
     return {
-        "run": run.id,
+        "run": id,
         "classes": result["classes"],
         "input_shape": result["input_shape"],
         "data": {"source": Path(spec.data.source).name, "fingerprint": spec.data.fingerprint},
@@ -244,7 +273,7 @@ def _metadata(run: Run) -> dict[str, Any]:
     }
 
 
-def _graph(run: Run, store: Store | None, metadata: dict[str, Any]) -> bytes:
+def graph_of_run(run: Run, store: Store | None, metadata: dict[str, Any]) -> bytes:
     """The graph of a run in single precision, kept for the other precisions: the exporter takes seconds."""
     if store is None:
         return graph_of(networks.from_file(run.weights, metadata["weights_sha256"]), metadata["temperature"])

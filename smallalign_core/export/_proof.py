@@ -127,6 +127,11 @@ class Loss:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @classmethod
+    def blank(cls, images: int) -> Loss:
+        """One of so many images whose figures stand for any."""
+        return cls(images, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, False)
+
 
 def loss_of(reference: NDArray[np.float32], answers: NDArray[np.float32], images: ImageSet) -> Loss:
     """What `answers` lose against `reference`: logits [N, C] of the same images."""

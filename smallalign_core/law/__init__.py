@@ -19,6 +19,7 @@ from smallalign_core.law._allocate import (
     fit_cost as fit_cost,
 )
 from smallalign_core.law._checks import (
+    VACUOUS as VACUOUS,
     Gate as Gate,
     SelfTest as SelfTest,
     gate as gate,

@@ -31,6 +31,9 @@ MOST_LACK = 4.0
 WIDEST = 2.0
 MATERIAL = 1.25
 """A dose that is read within this factor is read well enough, however narrow its interval is."""
+VACUOUS = 4.0
+"""An interval that reaches further than x/÷ this from its middle holds a placebo and every dose alike."""
+Outcome = Literal["passed", "missed", "uninformative"]
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,19 @@ class SelfTest:
         return math.exp(abs(math.log(self.found.k / self.truth))) if 0 < self.found.k < math.inf else math.inf
 
     @property
+    def outcome(self) -> Outcome:
+        """`passed` where the interval holds the truth, and for a dose also where it is read within x/÷1.25;
+        `uninformative` where the interval holds it, but would hold nearly anything: it reaches to 0 or infinity, or
+        further than x/÷4 from its middle.
+        """
+        if self.covers and not self.found.factor <= VACUOUS:
+            return "uninformative"
+        return "passed" if self.covers or (self.kind == "dose" and self.off <= MATERIAL) else "missed"
+
+    @property
     def passed(self) -> bool:
-        """Whether the interval holds the truth; a dose also if it is read within x/÷1.25."""
-        return self.covers or (self.kind == "dose" and self.off <= MATERIAL)
+        """Whether `outcome` is so; a test that could not have failed did not pass."""
+        return self.outcome == "passed"
 
     @property
     def words(self) -> str:
@@ -69,6 +82,8 @@ class SelfTest:
         what = f"{'placebo' if self.kind == 'placebo' else 'dose'}, {WORDS[self.found.axis]}"
         high = "∞" if math.isinf(self.found.high) else f"{self.found.high:.2f}"
         verdict = "covers" if self.covers else "misses, but is close" if self.passed else "misses"
+        if self.outcome == "uninformative":
+            verdict = "uninformative, the interval would hold nearly anything"
         return f"{what}: ×{self.truth:.2f} is read as {self.found.number} [{self.found.low:.2f}, {high}]: {verdict}"
 
 
@@ -188,7 +203,8 @@ class Gate:
 
 
 def gate(draws: Draws, tests: Sequence[SelfTest]) -> Gate:
-    """The rules for a whole study: the law fits, placebos hold, doses are read right. For its cells see `hidden`.
+    """The rules for a whole study: the law fits, placebos hold, doses are read right, and not all of these tests are
+    uninformative. For its cells see `hidden`.
 
     Args:
         tests: of `self_tests`.
@@ -205,5 +221,10 @@ def gate(draws: Draws, tests: Sequence[SelfTest]) -> Gate:
     elif law.lack >= MOST_LACK:
         off = f"lack of fit {law.lack:.1f} (chi squared per degree of freedom), limit {MOST_LACK:g}"
         reasons.append(f"the law misses your runs: {off}")
-    reasons += [test.words for test in tests if not test.passed]
+    reasons += [test.words for test in tests if test.outcome == "missed"]
+    vague = sum(test.outcome == "uninformative" for test in tests)
+    if vague and vague == len(tests):
+        reasons.append(f"none of {vague} self-tests is informative: their intervals would hold nearly anything")
+    elif vague:
+        warnings.append(f"{vague} of {len(tests)} self-tests are uninformative")
     return Gate(not reasons, tuple(reasons), tuple(warnings))

@@ -12,7 +12,7 @@ from smallalign_core.law._fit import Law
 
 SHOWN: dict[str, tuple[str, ...]] = {
     "Multiplier": ("factor", "needed", "number", "words"),
-    "SelfTest": ("covers", "off", "passed", "words"),
+    "SelfTest": ("covers", "off", "outcome", "passed", "words"),
 }
 """Properties that are written beside the fields."""
 

@@ -90,12 +90,13 @@ def _one_metric(
             continue
         p = next(corrected)
         verdict = _verdict(mean, p, METRICS[metric].less_is_better, more["margin"])
+        low, high = METRICS[metric].differences(mean.low, mean.high)
         judged.append(
             replace(
                 plain,
                 verdict=verdict,
-                low=mean.low,
-                high=mean.high,
+                low=low,
+                high=high,
                 method="crossed" if crossed else "seeds",
                 p=mean.p,
                 holm=p,

@@ -15,6 +15,10 @@ from typing import Any, Literal
 from smallalign_core.optimstudy._parts import Difference, Finder, RaceRun, Track, Trial
 from smallalign_core.worth import METRICS
 
+FAR_OFF = 4.0
+"""A chosen learning rate so many times above or below the library's default is named."""
+NAMED = 3
+"""So many of them are."""
 MORE = 1.2
 """Times its budget in gradients from which an arm is named for taking more."""
 
@@ -73,6 +77,17 @@ class Arm:
     def ratio(self) -> float | None:
         """The chosen rate over the library's default."""
         return self.rate / self.default_rate if self.rate and self.default_rate else None
+
+    @property
+    def far_from_default(self) -> bool:
+        """Whether the chosen rate is at least four times above or below the library's default."""
+        return self.ratio is not None and not 1 / FAR_OFF < self.ratio < FAR_OFF
+
+    def from_default(self) -> str:
+        """How far the chosen rate is from the library's default, in words."""
+        ratio = self.ratio or 1.0
+        where = f"×{ratio:.3g} above" if ratio > 1 else f"×{1 / ratio:.3g} below"
+        return f"{self.label} {self.rate:g}, {where} its default {self.default_rate:g}"
 
     def mean(self, metric: str, split: Literal["test", "val", "train"] = "test") -> float | None:
         """Mean over finished seeds of `accuracy`, `nll` or `ece`."""
@@ -192,17 +207,45 @@ class OptimizerStudy:
             for how in ("better", "worse")
             if (names := found.get(how))
         ]
-        if not told:
-            some = any(found.get(how) for how in ("no difference larger", "undecided", "no spread"))
-            only = "Nothing is better or worse" if some else "1 seed: not evidence"
-            told = [
-                f"{only} than tuned {label}"
-                if some
-                else only
-                if found.get("not evidence")
-                else "Nothing to compare yet"
-            ]
+        equal, open_ones = found.get("no difference larger", []), self._undecided(budget, metric)
+        if told:
+            told += [f"not decided: {_listed(open_ones)}"] if open_ones else []
+        elif equal:
+            told = [f"no difference to tuned {label} larger than the margin: {_listed(equal)}"]
+            told += [f"not decided: {_listed(open_ones)}"] if open_ones else []
+        elif open_ones:
+            told = [f"not decided whether any is better or worse than tuned {label}"]
+        else:
+            told = ["1 seed: not evidence" if found.get("not evidence") else "nothing to compare yet"]
         return f"At {self.budget_words(budget)}: {'; '.join(told)}."
+
+    def _undecided(self, budget: int, metric: str) -> list[str]:
+        """The arms of which the figures decide nothing."""
+        verdicts = [(arm, arm.differences.get(metric)) for arm in self.at(budget)]
+        return [arm.label for arm, found in verdicts if found and found.verdict in ("undecided", "no spread")]
+
+    def defaults(self, budget: int) -> str:
+        """How far the rates that tuning chose are from the library defaults, and what that was worth here as far as
+        the study raced AdamW as it comes; empty where none is far.
+        """
+        far = [arm for arm in self.at(budget) if arm.track == "tuned" and arm.far_from_default]
+        if not far:
+            return ""
+        told = [arm.from_default() for arm in far[:NAMED]]  # the reference first
+        told += [f"and {len(far) - NAMED} more"] if len(far) > NAMED else []
+        text = f"Tuning chose learning rates far from the library defaults: {'; '.join(told)}."
+        plain = self.default_arm(budget)
+        if plain is None or not (figures := plain.differences["accuracy"].figures()):
+            return f"{text} Whether that pays was not raced: no optimizer ran at its default."
+        return (
+            f"{text} AdamW as it comes, against tuned AdamW at {self.budget_words(budget)}: {figures}, "
+            f"{plain.differences['accuracy'].words()}."
+        )
+
+    def default_arm(self, budget: int) -> Arm | None:
+        """AdamW as the library has it, where the study raced it."""
+        fixed = [arm for arm in self.at(budget) if arm.track == "hands-off" and arm.optimizer["kind"] == "adamw"]
+        return next((arm for arm in fixed if arm.ratio in (None, 1.0)), None)
 
     def scope(self) -> str:
         """What the figures are of, and what they do not say."""
@@ -244,6 +287,7 @@ class OptimizerStudy:
         lines = [f"{self.title}, {len(self.seeds)} seed{'s' * (len(self.seeds) > 1)}: {self.states()}"]
         for budget in self.budgets:
             lines += ["", self.verdict(budget)]
+            lines += [text] if (text := self.defaults(budget)) else []
             lines += [f"  {line}" for arm in self.at(budget) if (line := _line(arm))]
         lines += [""] + [f"failed: {reason}" for reason in self.failed]
         return "\n".join([*lines, self.scope()])
@@ -256,6 +300,7 @@ class OptimizerStudy:
             "arms": [arm.as_dict() for arm in self.arms],
             "complete": self.complete,
             "verdicts": {budget: self.verdict(budget) for budget in self.budgets},
+            "defaults": {budget: self.defaults(budget) for budget in self.budgets},
             "scope": self.scope(),
         }
 

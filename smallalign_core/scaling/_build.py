@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ from smallalign_core.scaling._plan import (
     seen,
     students,
 )
-from smallalign_core.scaling._report import METRICS, CellMean, Cost, LadderRung, Paired, Reading, ScalingStudy
+from smallalign_core.scaling._report import METRICS, CellMean, Cost, LadderRung, Metric, Paired, Reading, ScalingStudy
 from smallalign_core.scaling._spec import AUTOMATIC, ScalingStudySpec, study_id, title_of
 from smallalign_core.store import Run, State, Store
 
@@ -114,11 +115,18 @@ def _scores(result: dict[str, Any]) -> dict[str, float]:
     return {"nll": nll_of(result), "error": max(1 - float(test["accuracy"]), 0.5 / float(test["images"]))}
 
 
-def _mean(values: Sequence[float]) -> tuple[float | None, float | None, float | None]:
+def _mean(
+    values: Sequence[float], least: float = -math.inf, most: float = math.inf
+) -> tuple[float | None, float | None, float | None]:
+    """(mean, low, high), the interval kept within what the metric can be."""
     if len(values) < 2:
         return (values[0] if values else None), None, None
     found = stats.paired(values)
-    return found.mean, found.low, found.high
+    return found.mean, max(least, found.low), min(most, found.high)
+
+
+MOST: dict[Metric, float] = {"nll": math.inf, "error": 1.0}
+"""The largest value of a metric; the smallest is 0."""
 
 
 def _means(
@@ -142,7 +150,7 @@ def _means(
                     for name, law in laws.items()
                     if size and (value := _fits.expected(law, recipe, size, images)) is not None
                 }
-                nll, error = (_mean([one[name] for one in scores]) for name in METRICS)
+                nll, error = (_mean([one[name] for one in scores], 0.0, MOST[name]) for name in METRICS)
                 there = lost.get((recipe, width, images), 0)
                 means.append(CellMean(recipe, width, size, images, len(scores), there, nll, error, expected))
     return tuple(means)
@@ -162,7 +170,7 @@ def _paired(found: Seen) -> tuple[Paired, ...]:
             ends = tuple(
                 (at, first[metric], second[metric]) for at, first, second in sorted(pairs, key=lambda one: one[0])
             )
-            mean, low, high = _mean([second - first for _, first, second in ends])
+            mean, low, high = _mean([second - first for _, first, second in ends], -MOST[metric], MOST[metric])
             told.append(Paired(recipe, metric, width, sizes[width], images, ends, mean or 0.0, low, high))
     return tuple(told)
 

@@ -14,7 +14,7 @@ from smallalign_core.law import Allocation, Axis, Draws, Gate, Multiplier, Obser
 from smallalign_core.scaling._report import METRICS, Line, Map, Metric, Reading, Worth
 from smallalign_core.scaling._spec import REPLICATES, RUNGS, ScalingStudySpec
 
-FORMAT = 2
+FORMAT = 3
 """Of what is kept; raised when a fit means something else."""
 POINTS = 24
 """Of a curve."""

@@ -79,6 +79,12 @@ class Worth:
     hidden_images: str
     smaller: Multiplier
 
+    @property
+    def decided(self) -> bool:
+        """Whether an interval that may be shown lies on one side of x1."""
+        shown = ((self.parameters, self.hidden_parameters), (self.images, self.hidden_images))
+        return any(_sign(found) for found, hidden in shown if not hidden)
+
     def words(self) -> str:
         """In a sentence."""
         told = [_told(self.parameters, self.hidden_parameters), _told(self.images, self.hidden_images)]
@@ -170,7 +176,11 @@ class Reading:
         if self.gate is None:
             return f"no law yet: {self.why_not}"
         if self.gate.passed:
-            return "the law holds: it fits, and all self-tests pass" + "".join(f"; {one}" for one in self.gate.warnings)
+            passed = sum(test.passed for test in self.tests)
+            told = (
+                "all self-tests pass" if passed == len(self.tests) else f"{passed} of {len(self.tests)} self-tests pass"
+            )
+            return f"the law holds: it fits, and {told}" + "".join(f"; {one}" for one in self.gate.warnings)
         return f"your runs do not support a scaling law ({'; '.join(self.gate.reasons)})"
 
 

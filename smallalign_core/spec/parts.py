@@ -27,7 +27,12 @@ class DataSpec(Part):
         int | None, Field(ge=4, le=512, description="Resize to this many pixels a side; empty keeps the size.")
     ] = None
     images: Annotated[
-        int | None, Field(ge=2, description="Use only so many training images (balanced); empty uses all.")
+        int | None,
+        Field(
+            ge=2,
+            description="Use only so many training images, in proportion to the classes (at least one of each); empty "
+            "uses all.",
+        ),
     ] = None
     validation: Annotated[
         float, Field(gt=0, le=0.5, description="Share of the training images held out to choose by.")

@@ -51,10 +51,11 @@ class Store:
     Args:
         root: the folder; made when something is first written.
         visitor: on whose behalf; the library and the command line act for the owner, who may do everything.
+        showing: what is computed fills a page that was opened, which is no look at test: see `count_test_look`.
     """
 
-    def __init__(self, root: Path | str = "models", visitor: Visitor = OWNER) -> None:
-        self.root, self.visitor = Path(root), visitor
+    def __init__(self, root: Path | str = "models", visitor: Visitor = OWNER, *, showing: bool = False) -> None:
+        self.root, self.visitor, self.showing = Path(root), visitor, showing
 
     def _at(self, folder: Path) -> Run:
         return Run(folder, self.visitor)
@@ -245,6 +246,15 @@ class Store:
                     turn.write(run.folder / "queued")
         return run
 
+    def worker_lock(self, device: str) -> Path:
+        """The lock that the worker of this store on `device` holds as long as it lives."""
+        return self.root / f"worker-{device.replace(':', '-')}.lock"
+
+    def workers(self) -> list[str]:
+        """The devices, as they were named (`auto`, `cpu`, `cuda-1`), on which living workers serve this store."""
+        locks = sorted(self.root.glob(self.worker_lock("*").name))
+        return [lock.stem.removeprefix("worker-") for lock in locks if is_held(lock)]
+
     def queue(self) -> list[Run]:
         """Runs that wait, in the order in which they will be trained: visitors take turns."""
         return [run for run in map(self._at, visitors.waiting(self.root / "runs")) if not run.finished]
@@ -297,7 +307,14 @@ class Store:
         return sorted(found)
 
     def count_test_look(self, fingerprint: str, run: str, why: str) -> None:
-        """Remember that a test set was looked at. Nothing is ever chosen on test; this keeps everybody honest."""
+        """Count a look at test: an evaluation on the labels of a test set that somebody started.
+
+        These are the end of a training, an import, and what the command line or a script evaluates, compares, exports
+        or verifies, where that computes something new. A page that shows a finished run is none, whatever it computes
+        for that, nor is a stored result. Nothing is ever chosen on test.
+        """
+        if self.showing:
+            return
         self.root.mkdir(parents=True, exist_ok=True)
         append(self.root / "test-looks.jsonl", {"data": fingerprint, "run": run, "why": why, "time": time.time()})
 

@@ -29,6 +29,7 @@ def compare(
         bool, typer.Option("--table", help="Also size, MACs, latency here, and who dominates whom.")
     ] = False,
     kb: Annotated[float | None, typer.Option("--max-kb", help="Largest ONNX file, in kB; with --table.")] = None,
+    precision: Annotated[str, typer.Option("--precision", help="Of the file that --max-kb is for.")] = "fp32",
     ms: Annotated[float | None, typer.Option("--max-ms", help="Longest p50 of one image; with --table.")] = None,
     accuracy: Annotated[float | None, typer.Option("--min-accuracy", help="0 to 1; with --table.")] = None,
     report: Annotated[Path | None, typer.Option("--report", help="Write all of it as one HTML file, and JSON.")] = None,
@@ -40,7 +41,8 @@ def compare(
 
     set_threads()
     place, runs = Store(store), [teacher, *students]
-    limits = {"kb": kb, "ms": ms, "accuracy": accuracy}
+    numbers = {"kb": kb, "ms": ms, "accuracy": accuracy}
+    limits: dict[str, Any] = {**numbers, "precision": precision}
     fronts.Limits(**limits).check()
     if report is not None:
         reporting.target(report)  # before the work, not after it
@@ -51,7 +53,7 @@ def compare(
         held = _waited("Corrupting images", lambda: judging.robustness(place, runs, split, PATIENCE))
         found["robustness"] = held["report"]
         lines.append(bearing.words(held["report"], runs))
-    if table or any(value is not None for value in limits.values()):
+    if table or any(value is not None for value in numbers.values()):
         held = _waited("Measuring latency", lambda: judging.frontier(place, runs, split, limits, PATIENCE))
         found["frontier"] = held["report"]
         lines.append(fronts.table(held["report"]) + "\n" + fronts.words(held["report"]))

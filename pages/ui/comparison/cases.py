@@ -56,26 +56,16 @@ def panel(found: dict[str, Any], sides: Sides) -> None:
 
 def _choose(who: str, true: int, said: int) -> None:
     """Show the images of a cell, and nothing else."""
-    st.session_state["pick-cell"] = f"{who}-{true}-{said}"
-    st.session_state["pick-class"] = ANY
-    st.session_state["kind"] = "any"
-    st.session_state["page"] = 1
+    st.session_state[picks.own("cell")] = f"{who}-{true}-{said}"
+    st.session_state[picks.own("class")] = ANY
+    st.session_state[picks.own("kind")] = "any"
+    picks.first_page()
 
 
 def _gallery(found: dict[str, Any], sides: Sides) -> None:
     classes = found["classes"]
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        kind = str(
-            st.segmented_control(
-                "Show",
-                list(KINDS),
-                default="differ",
-                required=True,
-                format_func=lambda kind: KINDS[kind][0],
-                key="kind",
-                bind="query-params",
-            )
-        )
+        kind = picks.switch("Show", {name: text for name, (text, _) in KINDS.items()}, key="kind")
     left, right = st.columns(2)
     with left:
         names = {ANY: "All classes"} | {str(place): name for place, name in enumerate(classes)}  # whatever they are

@@ -6,21 +6,25 @@ from typing import Any
 
 import streamlit as st
 
-from pages.ui import wording
+from pages.ui import picks, wording
 from pages.ui.comparison import Sides, evidence, in_steps
 from smallalign_core import frontier
 
+NAMES = {name: name for name in frontier.PRECISIONS}
 LIMITS = {
-    "kb": ("At most kB", "Of the ONNX file, fp32; 1 kB is 1,000 bytes.", 1e7, 10.0, "%.4g"),
+    "kb": ("At most kB", "Of the ONNX file in the precision chosen here; 1 kB is 1,000 bytes.", 1e7, 10.0, "%.4g"),
     "ms": ("At most ms", "Median time for one image in ONNX Runtime on this machine.", 1e5, 0.1, "%.4g"),
     "accuracy": ("At least % accuracy", "Share of the images shown here that it gets right.", 100.0, 0.5, "%.4g"),
 }
 
 
-def limits() -> dict[str, float | None]:
+def limits() -> dict[str, Any]:
     """What one's device allows and one's users need; empty fields are no limit."""
-    given: dict[str, float | None] = {}
-    for column, (name, (label, help, most, step, form)) in zip(st.columns(3), LIMITS.items(), strict=True):
+    given: dict[str, Any] = {}
+    first, *others = st.columns([1.3, 1, 1, 1], vertical_alignment="bottom")
+    with first:
+        given["precision"] = picks.switch("File", NAMES, key="file")
+    for column, (name, (label, help, most, step, form)) in zip(others, LIMITS.items(), strict=True):
         with column:
             value = st.number_input(
                 label,
@@ -39,10 +43,11 @@ def limits() -> dict[str, float | None]:
     return given
 
 
-def kept() -> dict[str, float | None]:
+def kept() -> dict[str, Any]:
     """The limits as they stand, where their fields are not drawn."""
+    precision = {"precision": picks.kept("file", NAMES, "fp32")}
     found = {name: st.session_state.get(f"limit-{name}") for name in LIMITS}
-    return {name: _share(name, value) for name, value in found.items()}
+    return {name: _share(name, value) for name, value in found.items()} | precision
 
 
 def _share(name: str, value: float | None) -> float | None:
@@ -56,7 +61,7 @@ def panel(sides: Sides) -> None:
     found = in_steps("frontier", sides, "Measuring the latency of each run, one after the other")
     found = judged(found, allowed)
     passing = [one for one in found["candidates"] if not one["fails"]]
-    told = st.info if not any(allowed.values()) else st.success if passing else st.warning
+    told = st.info if not any(allowed[name] for name in LIMITS) else st.success if passing else st.warning
     told(frontier.words(found))
     left, right = st.columns(2, gap="large")
     with left:
@@ -67,6 +72,7 @@ def panel(sides: Sides) -> None:
     threads = "1 thread" if found["threads"] == 1 else f"{found['threads']} threads"
     busy = [one["name"] for one in found["candidates"] if not one["steady"]]
     st.caption(
+        "Sizes are of the files that an export writes, 1 kB is 1,000 bytes; accuracy and latency are of fp32. "
         f"Latency: ONNX Runtime {found['runtime']}, one image, {threads}, after a warm-up, on {found['processor']}; "
         f"measured once for each run and machine, preprocessing included for runs trained here. Accuracy: "
         f"{found['images']:,} {'test' if found['split'] == 'test' else 'validation'} images, bars are 95 % intervals. "
@@ -75,10 +81,13 @@ def panel(sides: Sides) -> None:
     )
 
 
-def judged(found: dict[str, Any], allowed: dict[str, float | None]) -> dict[str, Any]:
-    """The same runs against other limits; nothing is measured again."""
-    runs = [one | {"fails": frontier.failed(one, allowed)} for one in found["candidates"]]
-    return found | {"limits": allowed, "candidates": runs}
+def judged(found: dict[str, Any], allowed: dict[str, Any]) -> dict[str, Any]:
+    """The same runs against other limits, with the sizes of another precision; nothing is measured again."""
+    runs = [one | {"bytes": frontier.size_in(one, allowed["precision"]) or one["bytes"]} for one in found["candidates"]]
+    marked = [
+        one | {"fails": frontier.failed(one, allowed), "dominated_by": frontier.dominated(one, runs)} for one in runs
+    ]
+    return found | {"limits": allowed, "candidates": marked}
 
 
 def _table(found: dict[str, Any]) -> None:
@@ -88,7 +97,10 @@ def _table(found: dict[str, Any]) -> None:
             "Run": [f"{place + 1}. {one['name']}" for place, one in enumerate(runs)],
             "Parameters": [one["params"] for one in runs],
             "MACs": [one["macs"] for one in runs],
-            "ONNX": [wording.size(one["bytes"]) for one in runs],
+            **{
+                f"{name} (kB)": [frontier.kilobytes(frontier.size_in(one, name)) for one in runs]
+                for name in frontier.PRECISIONS
+            },
             "p50": [f"{one['p50_ms']:.3g} ms" for one in runs],
             "p95": [f"{one['p95_ms']:.3g} ms" for one in runs],
             "Accuracy": [one["accuracy"] for one in runs],

@@ -1,0 +1,189 @@
+"""The session's keys: no two features share one by accident, and no value of another page or link breaks a field."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from tests.conftest import ROOT, Show
+
+PAGES = ROOT / "pages"
+SHARED = {
+    "data": "the dataset in hand goes along from page to page",
+    "student": "one form of a student, on the three pages that ask for one",
+    "strength": "the risk panel's suggestion sets the page's field",
+    "more-teachers": "Distil's further teachers: the page fills them from a run, and the panel asks for them",
+}
+"""Keys that more than one module reads or writes on purpose."""
+
+
+def modules() -> dict[str, ast.Module]:
+    """The dashboard's modules by their names, parsed."""
+    files = [*PAGES.glob("*.py"), *(PAGES / "ui").rglob("*.py")]
+    return {".".join(file.relative_to(ROOT).with_suffix("").parts): ast.parse(file.read_text()) for file in files}
+
+
+def constants(tree: ast.Module) -> dict[str, str]:
+    """A module's names of texts."""
+    found: dict[str, str] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign):
+            pairs = [(target, node.value) for target in node.targets]
+            if isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple):
+                pairs = list(zip(node.targets[0].elts, node.value.elts, strict=True))
+            for target, value in pairs:
+                if isinstance(target, ast.Name) and isinstance(value, ast.Constant) and isinstance(value.value, str):
+                    found[target.id] = value.value
+    return found
+
+
+def text_of(node: ast.expr, known: dict[str, str]) -> str | None:
+    """What an expression says, holes as `*`; None where it is not written out."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.Name):
+        return known.get(node.id)
+    if isinstance(node, ast.JoinedStr):
+        parts = [
+            part.value
+            if isinstance(part, ast.Constant)
+            else text_of(part.value, known) or "*"
+            if isinstance(part, ast.FormattedValue)
+            else "*"
+            for part in node.values
+        ]
+        return None if str(parts[0]).startswith("*") else "".join(map(str, parts))
+    return None
+
+
+def keys_of(tree: ast.Module) -> tuple[set[str], set[str]]:
+    """(keys in the session as they are, keys that `picks` makes the page's own) that a module uses."""
+    known, plain, own = constants(tree), set[str](), set[str]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "st.session_state":
+            plain.add(text_of(node.slice, known) or "")
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        if called.startswith("st.session_state.") and node.args:
+            plain.add(text_of(node.args[0], known) or "")
+        if called in ("picks.own", "picks.keep", "picks.changed", "picks.kept") and node.args:
+            own.add(text_of(node.args[0], known) or "")
+        for given in node.keywords:
+            if given.arg == "key" and (text := text_of(given.value, known)):
+                (own if called.startswith("picks.") else plain).add(text)
+    return plain - {""}, own - {""}
+
+
+def drawn_by(page: str, trees: dict[str, ast.Module]) -> set[str]:
+    """The modules that a page imports, at whatever distance."""
+    found, todo = set[str](), [page]
+    while todo:
+        if (name := todo.pop()) in found or name not in trees:
+            continue
+        found.add(name)
+        for node in ast.walk(trees[name]):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                todo += [node.module, f"{node.module}.__init__", *(f"{node.module}.{one.name}" for one in node.names)]
+                todo += [f"{node.module}.{one.name}.__init__" for one in node.names]
+    return found
+
+
+def shared(used: dict[str, set[str]]) -> dict[str, list[str]]:
+    """The keys that more than one module uses."""
+    by_key: dict[str, set[str]] = defaultdict(set)
+    for module, keys in used.items():
+        for key in keys:
+            by_key[key].add(module)
+    return {key: sorted(names) for key, names in by_key.items() if len(names) > 1 and key not in SHARED}
+
+
+def test_no_two_features_use_one_key_of_the_session() -> None:
+    trees = modules()
+    every = {name: keys_of(tree) for name, tree in trees.items() if name != "pages.ui.picks"}
+    assert sum(len(plain) + len(own) for plain, own in every.values()) > 120, "the keys are found"
+
+    assert not shared({name: plain for name, (plain, _) in every.items()})
+    for file in PAGES.glob("*.py"):
+        here = drawn_by(f"pages.{file.stem}", trees)
+        assert len(here) > 3, file
+        assert not shared({name: own for name, (_, own) in every.items() if name in here}), file
+
+
+def two_pages() -> None:
+    """A page whose name is in the address; both have a field of each kind by the same names, with other options."""
+    import streamlit as st
+
+    from pages.ui import picks
+
+    first = st.query_params.get("p", "one") == "one"
+    picks.on_page("one" if first else "two")
+    names = {"nll": "NLL", "error": "Error"} if first else {"accuracy": "Accuracy", "nll": "NLL"}
+    found: list[object] = [picks.kept("metric", names, next(iter(names)))]
+    found += [picks.switch("Scored by", names, key="metric"), picks.pick("Menu", names, key="menu")]
+    found += [picks.pick_some("Some", names, key="some", first=tuple(names))]
+    found += [picks.pick_number(st.number_input, "Draws", 3 if first else 10, 20, 1, key="draws", first=12)]
+    opened = picks.tabs(list(names.values()), key="part")
+    found += [next(name for name, tab in opened.items() if tab.open)]
+    found += [picks.pick_page(9 if first else 2), picks.pick_text("Filter", key="filter")]
+    st.session_state["found"] = found
+
+
+def opened(app: AppTest, **query: str) -> list[Any]:
+    app.query_params.clear()
+    for name, value in query.items():
+        app.query_params[name] = value
+    app.run()
+    assert not app.exception
+    return list(app.session_state["found"])
+
+
+def test_pages_with_fields_of_one_name_keep_a_value_each() -> None:
+    app = AppTest.from_function(two_pages)
+    chosen = {"metric": "error", "menu": "error", "some": "error", "draws": "4", "part": "Error", "page": "7"}
+    said = ["error", "error", "error", ["error"], 4, "Error", 7, "mlp"]
+    assert opened(app, p="one", filter="mlp", **chosen)[1:] == said[1:]
+
+    assert opened(app, p="two") == ["accuracy", "accuracy", "accuracy", ["accuracy", "nll"], 12, "Accuracy", 1, ""]
+    kept = opened(app, p="one")
+    assert [kept[at] for at in (0, 1, 3, 4, 7)] == [said[at] for at in (0, 1, 3, 4, 7)]
+
+
+@pytest.mark.parametrize("page", ["one", "two"])
+def test_what_an_address_names_that_is_no_option_never_raises(page: str) -> None:
+    app = AppTest.from_function(two_pages)
+    usual = opened(app, p=page)
+    for junk in ("", "?", "-1", "99999999999", "nan", "é", "a,b", "[1]"):
+        wrong = dict.fromkeys(("metric", "menu", "some", "draws", "part", "page"), junk)
+        assert opened(app, p=page, **wrong)[1:3] == usual[1:3], junk
+
+
+def test_an_address_may_hold_the_text_of_an_option_as_older_links_do() -> None:
+    assert opened(AppTest.from_function(two_pages), p="one", metric="Error", menu="Error")[1:3] == ["error", "error"]
+
+
+JUNK = dict.fromkeys(
+    (
+        *("metric", "part", "tab", "split", "kind", "class", "cell", "also", "teacher", "student", "data"),
+        *("seeds", "draws", "trials", "margin", "budgets", "recipes", "preset", "steps", "optimizers", "hands-off"),
+        *("run", "precision", "strength", "epoch", "batch", "seed", "rows", "policy", "limit", "found", "at", "judge"),
+    ),
+    "no such thing",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["data", "augment", "distil", "optimizers", "scaling", "compare"])
+def test_every_page_opens_with_an_address_of_nonsense(page: str, shown: Show) -> None:
+    shown(page, **(JUNK | {"data": "digits"}))
+    shown(page, **JUNK)
+
+
+def test_the_files_are_all_read() -> None:
+    assert {"pages.runs", "pages.ui.picks", "pages.ui.comparison.cases"} <= set(modules())
+    assert Path(PAGES / "frame.py").is_file()
