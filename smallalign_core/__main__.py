@@ -15,7 +15,7 @@ from rich.table import Table
 from typer._click.exceptions import ClickException  # typer carries its own click; both are pinned as one
 
 from smallalign_core import data, desk, preview, worker
-from smallalign_core.errors import BadInput, SmallAlignError
+from smallalign_core.errors import BadInput, SmallAlignError, of_system
 from smallalign_core.files import write_folder
 from smallalign_core.spec import DataSpec, parse_data, read_policy
 from smallalign_core.store import Store
@@ -189,6 +189,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except BrokenPipeError:
         return 1
+    except (OSError, RuntimeError, ValueError) as error:
+        if (told := of_system(error)) is None:
+            raise
+        sys.stderr.write(f"{told}\n")
+        return told.exit_code
 
 
 if __name__ == "__main__":

@@ -28,13 +28,14 @@ import json
 import os
 import re
 import shutil
+import stat
 import time
 from pathlib import Path
 
 from filelock import Timeout
 
 from smallalign_core import data, jail, limits, visitors
-from smallalign_core.errors import BadModel, Refused, SmallAlignError, UnknownRun
+from smallalign_core.errors import BadModel, Refused, SmallAlignError, UnknownRun, of_system
 from smallalign_core.files import SCHEMA as SCHEMA, append, is_held, read_lines, write_json
 from smallalign_core.spec import Borrowed, RunSpec, digest
 from smallalign_core.store._run import Run as Run, State as State
@@ -43,6 +44,24 @@ from smallalign_core.visitors import OWNER, Visitor
 SHIPPED_ZOO = Path(__file__).resolve().parents[2] / "models" / "zoo"
 NAME = "[a-z][a-z0-9-]{2,47}"
 """What people may call a zoo model, or a policy."""
+
+
+def check_root(root: Path) -> None:
+    """Refuse a folder for a store that neither is one nor can be made.
+
+    Raises:
+        Refused: the path leads to a file, through a loop of links, or is too long.
+    """
+    try:
+        kind = root.stat().st_mode
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        found = of_system(error)
+        assert found is not None
+        raise Refused(f"the store cannot be used: {found.wrong}", given=root, do="name another folder") from None
+    if not stat.S_ISDIR(kind):
+        raise Refused("the store cannot be used: it is a file, not a folder", given=root, do="name another folder")
 
 
 class Store:
@@ -54,6 +73,8 @@ class Store:
     """
 
     def __init__(self, root: Path | str = "models", visitor: Visitor = OWNER) -> None:
+        if not str(root).strip():
+            raise Refused("the store's path is empty", do="name a folder, or leave it out")
         self.root, self.visitor = Path(root), visitor
 
     def _at(self, folder: Path) -> Run:
