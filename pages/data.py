@@ -25,8 +25,7 @@ with st.grid(min_column_width=125):
     for split, size in sizes.items():
         st.metric(SPLITS[split], f"{size:,}", border=True)
 st.caption(
-    f"Runs and comparisons have looked at the test images {facts['test_looks']:,} times; nothing is "
-    "ever chosen on them. "
+    f"The test images were {looked_at(facts['test_looks'])} by runs and comparisons; nothing is ever chosen on them. "
     f"Validation is always held out of train. Fingerprint `{facts['fingerprint']}`: it changes with "
     "any pixel, label or class name."
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -86,6 +87,8 @@ def keep(run: Run, store: Store, name: str) -> Run:
     write(part / "spec.yaml", to_yaml(spec))
     write(part / "weights.safetensors", run.weights.read_bytes())
     write(part / "card.md", card(run, store, name))
-    write_json(part / "result.json", {**(run.result or {}), "fingerprint": run.spec.data.fingerprint})
+    files = {one: hashlib.sha256((part / one).read_bytes()).hexdigest() for one in ("spec.yaml", "card.md")}
+    kept = {**(run.result or {}), "fingerprint": run.spec.data.fingerprint, "files": files}
+    write_json(part / "result.json", kept)
     part.rename(folder)
     return Run(folder)

@@ -5,12 +5,29 @@ from __future__ import annotations
 from collections.abc import Collection
 
 WRAPPERS = frozenset(
-    "module _orig_mod model net network backbone encoder student teacher ema_model online_model averaged_model "
-    "_forward_module _fsdp_wrapped_module _checkpoint_wrapped_module base_model classifier_model".split()
+    [
+        "module",
+        "_orig_mod",
+        "model",
+        "net",
+        "network",
+        "backbone",
+        "encoder",
+        "student",
+        "teacher",
+        "ema_model",
+        "online_model",
+        "averaged_model",
+        "_forward_module",
+        "_fsdp_wrapped_module",
+        "_checkpoint_wrapped_module",
+        "base_model",
+        "classifier_model",
+    ]
 )
 """DataParallel, AveragedModel and DDP: `module`; torch.compile: `_orig_mod`; Lightning and others: an attribute's name."""
 
-COUNTERS = frozenset("n_averaged initted step decay num_updates".split())
+COUNTERS = frozenset(["n_averaged", "initted", "step", "decay", "num_updates"])
 """What keepers of averaged weights (torch's AveragedModel, ema-pytorch, timm) store beside them."""
 
 

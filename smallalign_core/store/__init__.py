@@ -25,6 +25,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -41,9 +42,20 @@ from smallalign_core.spec import Borrowed, RunSpec, digest
 from smallalign_core.store._run import Run as Run, State as State
 from smallalign_core.visitors import OWNER, Visitor
 
+log = logging.getLogger("smallalign")
+
 SHIPPED_ZOO = Path(__file__).resolve().parents[2] / "models" / "zoo"
 NAME = "[a-z][a-z0-9-]{2,47}"
 """What people may call a zoo model, or a policy."""
+
+
+def looked_at(times: int | None) -> str:
+    """How often test images were looked at, in words."""
+    return (
+        "looked at an unknown number of times: test-looks.jsonl cannot be read"
+        if times is None
+        else (f"looked at {times:,} times")
+    )
 
 
 def check_root(root: Path) -> None:
@@ -313,13 +325,26 @@ class Store:
         return sorted(found)
 
     def count_test_look(self, fingerprint: str, run: str, why: str) -> None:
-        """Remember that a test set was looked at. Nothing is ever chosen on test; this keeps everybody honest."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        append(self.root / "test-looks.jsonl", {"data": fingerprint, "run": run, "why": why, "time": time.time()})
+        """Remember that a test set was looked at. Nothing is ever chosen on test; this keeps everybody honest.
 
-    def test_looks(self, fingerprint: str) -> int:
-        """How often the test set of that data was looked at, by any run."""
-        looks, damaged = read_lines(self.root / "test-looks.jsonl")
+        Where the list itself cannot be opened, work goes on without: `test_looks` and the doctor say so.
+
+        Raises:
+            Refused: the disk is full.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        looks = self.root / "test-looks.jsonl"
+        try:
+            append(looks, {"data": fingerprint, "run": run, "why": why, "time": time.time()})
+        except (PermissionError, IsADirectoryError) as error:
+            log.warning("a look at the test images could not be noted: %s, %s", looks, error.strerror)
+
+    def test_looks(self, fingerprint: str) -> int | None:
+        """How often the test set of that data was looked at, by any run; None where that cannot be read."""
+        try:
+            looks, damaged = read_lines(self.root / "test-looks.jsonl")
+        except (OSError, Refused):
+            return None
         return damaged + sum(look.get("data") == fingerprint for look in looks)  # one too many is the honest mistake
 
 

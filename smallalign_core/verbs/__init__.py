@@ -28,7 +28,7 @@ class Terminal(Console):
 progress_console = Terminal(stderr=True)
 
 
-def place(path: str | Path) -> Path:
+def named(path: str | Path) -> Path:
     """What was given as --store.
 
     Raises:
@@ -40,12 +40,12 @@ def place(path: str | Path) -> Path:
 
 
 def usable(path: str | Path) -> Path:
-    """As `place`, and a folder of that name is there or could be.
+    """As `named`, and a folder of that name is there or could be.
 
     Raises:
-        Refused: as `place`; the path leads to a file, through a loop, or is too long.
+        Refused: as `named`; the path leads to a file, through a loop, or is too long.
     """
-    check_root(place(path))
+    check_root(named(path))
     return Path(path)
 
 

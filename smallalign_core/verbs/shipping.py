@@ -13,10 +13,10 @@ from smallalign_core.store import Store
 from smallalign_core.verbs import MODELS, JsonOption, Reference, StoreOption, answer, percent
 from smallalign_core.verbs.teaching import (
     AnswersOption,
-    OrderOption,
     ClassesOption,
     LayoutOption,
     MeanOption,
+    OrderOption,
     OutputOption,
     SizeOption,
     StdOption,
