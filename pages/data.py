@@ -5,6 +5,7 @@ import streamlit as st
 
 from pages.ui import backstage, charts, picks, pictures, quality, uploading
 from smallalign_core.spec import DataSpec
+from smallalign_core.store import looked_at
 
 PER_PAGE = 60
 SPLITS = {"train": "Train", "val": "Validation", "test": "Test"}

@@ -36,11 +36,11 @@ def card(run: Run, store: Store, name: str) -> str:
 | test accuracy | **{test["accuracy"]:.2%}** on {test["images"]:,} images (95 % interval {test["accuracy_low"]:.2%} to {test["accuracy_high"]:.2%}), seed {run.spec.seed}: 1 seed is not evidence |
 | validation accuracy | {val["accuracy"]:.2%} on {val["images"]:,} images; best epoch {result["best_epoch"]} of {run.spec.epochs} |
 | test NLL, ECE | {test["nll"]:.4f}, {test["ece"]:.2%}; with the fitted temperature {result["temperature"]:.3f}: {calibrated["nll"]:.4f}, {calibrated["ece"]:.2%} |
-| trained on | {result["processor"]}, device {result["device"]}, {result["threads"]} thread(s), torch {result["torch"]}, {result["seconds"]:.0f} s |
-| data fingerprint | `{run.spec.data.fingerprint}` |
+| trained on | {result["processor"]}{f" ({result['capability']})" if "capability" in result else ""}, device {result["device"]}, {result["threads"]} thread(s), torch {result["torch"]}, {result["seconds"]:.0f} s |
+{f"| note | {plain(result['moved'])} |" + chr(10) if result.get("moved") else ""}| data fingerprint | `{run.spec.data.fingerprint}` |
 | weights (SHA-256) | `{result["weights_sha256"]}` |
 
-To make it again (equal weights on an equal processor with the same number of threads):
+To make it again (equal weights on an equal processor{", its instruction sets too," if "capability" in result else ""} with the same number of threads):
 
     python -m smallalign_core train spec.yaml
 """

@@ -197,7 +197,7 @@ def _array(file: Path) -> str | None:
     return "" if read_array(file) is None else None
 
 
-def _in_facts(file: Path) -> str | None:
+def _in_facts(_: Path) -> str | None:
     return None  # its digest stands in facts.json, which is read too
 
 
@@ -255,5 +255,5 @@ def sha256(file: Path) -> str:
 
 
 def lock_of_nothing(lock: Path) -> bool:
-    """Whether a lock file of the cache of decoded images is of a dataset that is not there, and held by nobody."""
-    return bool(re.fullmatch("[0-9a-f]{16}", lock.stem)) and not lock.with_suffix("").exists() and not is_held(lock)
+    """Whether a lock file in the cache of decoded images is one of those that older versions left for each dataset."""
+    return bool(re.fullmatch("[0-9a-f]{16}", lock.stem)) and not is_held(lock)

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from smallalign_core import data, logits, teaching
+from smallalign_core import data, logits, machine, teaching
 from smallalign_core.errors import BadModel, Diverged, Refused, SmallAlignError, WorkFailed
-from smallalign_core.machine import processor, set_threads
+from smallalign_core.machine import set_threads
 from smallalign_core.recording import Recording
 from smallalign_core.spec import RunSpec
 from smallalign_core.store import Run, State, Store
@@ -34,7 +34,7 @@ log = logging.getLogger("smallalign")
 CHECKPOINT_SECONDS = 10.0
 TOGETHER = 8
 """Most runs that a worker or a study trains in lockstep."""
-ANNOUNCED = ("device", "threads", "processes", "params", "macs", "steps", "together", "answers")
+ANNOUNCED = (*machine.DECIDES, "processes", "params", "macs", "steps", "together", "answers", "moved")
 """What is known before the first step and belongs to the result."""
 TRAIN_SCORED_ON = 2_000
 """Training images that the best weights are scored on, about: enough for the gap to test."""
@@ -339,7 +339,9 @@ def _announce(training: Training, pupils: Sequence[Pupil], store: Store) -> None
         size = networks.measure(student.classifier)
         pupil.taught = training.teacher if pupil.run.spec.teacher else None
         facts = {
-            "device": _named(training.device),
+            "device": machine.device_name(training.device),
+            "processor": machine.processor(),
+            "capability": machine.capability(),
             "threads": torch.get_num_threads(),
             "processes": training.world.size,
             "params": size.params,
@@ -350,16 +352,13 @@ def _announce(training: Training, pupils: Sequence[Pupil], store: Store) -> None
             "answers": teaching.closeness(pupil.run.spec, store),
         }
         pupil.started = pupil.saved = pupil.recorded = time.monotonic()
+        if moved := machine.moved(pupil.run.said if training.step else {}, facts):
+            pupil.recording.event("warning", training.step, message=moved)
+        facts["moved"] = moved or (pupil.run.said.get("moved") if training.step else None)
         pupil.recording.say(**facts)
         pupil.recording.event("resumed" if pupil.began else "started", training.step, **facts)
         pupil.began = True
         log.info("run %s: from step %d of %d on %s", pupil.run.name, training.step, training.steps, facts["device"])
-
-
-def _named(device: Any) -> str:
-    import torch
-
-    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
 def _follow(training: Training, pupils: Sequence[Pupil], setting: Setting, watch: Watch) -> None:
@@ -435,7 +434,6 @@ def _finish(pupil: Pupil, store: Store, splits: data.Splits, training: Training,
         **student.took(),
         "attempts": pupil.recording.attempt,
         "torch": torch.__version__,
-        "processor": processor(),
         **{name: run.said[name] for name in ANNOUNCED},
         "seconds": seconds,
     }

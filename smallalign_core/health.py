@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 from filelock import FileLock
 
-from smallalign_core import SILENT, damage, jail, limits
+from smallalign_core import SILENT, damage, data, jail, limits
 from smallalign_core.errors import SmallAlignError, WorkFailed, of_system
 from smallalign_core.files import SCHEMA, is_held
 from smallalign_core.store import State, Store, check_root
@@ -243,7 +243,7 @@ def _left(store: Store) -> Iterator[Path]:
     yield from store.root.glob("runs/.*-*")
     yield from store.root.glob("zoo/.keeping-*")
     yield from store.root.glob("cache/teacher/.gone-*")
-    yield from (part for part in store.root.glob("cache/data/*.part") if not is_held(part.with_suffix(".lock")))
+    yield from (part for part in store.root.glob("cache/data/*.part") if not is_held(data.lock_of(part)))
     yield from (lock for lock in store.root.glob("cache/data/*.lock") if damage.lock_of_nothing(lock))
     for part in store.root.rglob(".*.part"):
         if not is_held(part.parent / "lock"):

@@ -25,7 +25,7 @@ WRAPPERS = frozenset(
         "classifier_model",
     ]
 )
-"""DataParallel, AveragedModel and DDP: `module`; torch.compile: `_orig_mod`; Lightning and others: an attribute's name."""
+"""DataParallel, DDP, AveragedModel: `module`; torch.compile: `_orig_mod`; Lightning: the name of an attribute."""
 
 COUNTERS = frozenset(["n_averaged", "initted", "step", "decay", "num_updates"])
 """What keepers of averaged weights (torch's AveragedModel, ema-pytorch, timm) store beside them."""
