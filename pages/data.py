@@ -3,7 +3,7 @@
 import numpy as np
 import streamlit as st
 
-from pages.ui import backstage, charts, picks, pictures, quality, uploading
+from pages.ui import backstage, charts, picks, pictures, quality, uploading, wording
 from smallalign_core.spec import DataSpec
 from smallalign_core.store import looked_at
 
@@ -31,7 +31,7 @@ st.caption(
     "any pixel, label or class name."
 )
 for note in facts["notes"]:
-    st.caption(f":material/info: {note}")
+    st.caption(f":material/info: {wording.plain(note)}")
 if facts["unreadable"]:
     with st.expander(f"{len(facts['unreadable'])} files could not be read and were skipped", icon=":material/warning:"):
         st.code("\n".join(facts["unreadable"][:200]), language=None)

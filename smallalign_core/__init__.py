@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from smallalign_core import silence as silence  # first: libraries read it when they are imported
 
 if TYPE_CHECKING:
     from smallalign_core.data import Splits
@@ -26,17 +27,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["fit", "load"]
-
-SILENT = {
-    "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime from 1.29 on: sessions, model names and a device id to its maker
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "STREAMLIT_BROWSER_GATHER_USAGE_STATS": "false",
-    "DO_NOT_TRACK": "1",
-}
-"""What keeps libraries from reporting to their makers. They read it when they are imported, and none is before this."""
-
-os.environ.update(SILENT)
 
 
 def __getattr__(name: str) -> Any:

@@ -21,9 +21,10 @@ from pathlib import Path
 import psutil
 from filelock import FileLock
 
-from smallalign_core import SILENT, damage, data, jail, limits
+from smallalign_core import damage, data, jail, limits
 from smallalign_core.errors import SmallAlignError, WorkFailed, of_system
 from smallalign_core.files import SCHEMA, is_held
+from smallalign_core.silence import SILENT
 from smallalign_core.store import State, Store, check_root
 
 PACKAGES = ("torch", "torchvision", "streamlit", "onnx", "onnxruntime", "pydantic", "safetensors")

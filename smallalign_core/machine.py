@@ -71,7 +71,7 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-FLAGS = frozenset(["avx", "avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd", "sve", "bf16"])
+FLAGS = {"avx", "avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd", "sve", "bf16"}
 """Instruction sets that matrix libraries choose their kernels by."""
 CHOSEN = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
 """Variables by which people choose for them."""

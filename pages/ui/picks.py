@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages.ui import backstage, listing, uploading
+from pages.ui import backstage, listing, uploading, wording
 from pages.ui.listing import Row
 from smallalign_core import uploads
 from smallalign_core.data import NAMED
@@ -27,7 +27,9 @@ def pick(label: str, options: Mapping[str, str], *, key: str, first: str | None 
     if asked in options:
         st.session_state[widget] = asked
     elif asked is not None:
-        st.warning(f"The link names something that is not here. Given: {key}={asked[:80]}. Choose another one below.")
+        st.warning(
+            f"The link names something that is not here. Given: {wording.given(key, asked)}. Choose another one below."
+        )
     if st.session_state.get(widget) not in options:
         st.session_state[widget] = first if first in options else next(iter(options))
     chosen = st.selectbox(label, list(options), format_func=lambda value: options[value], key=widget, help=help)
@@ -77,7 +79,7 @@ def pick_number(
             st.session_state[widget] = given
         except ValueError:
             st.warning(
-                f"The link asks for what cannot be. Given: {key}={asked[:80]}. It lies between {low:g} and {high:g}."
+                f"The link asks for what cannot be. Given: {wording.given(key, asked)}. It lies between {low:g} and {high:g}."
             )
     st.session_state.setdefault(widget, first)
     chosen = draw(label, low, high, step=step, key=widget, persist_state="session", **look)
@@ -95,7 +97,9 @@ def pick_some(
         if all(value in options for value in given):
             st.session_state[widget] = given
         else:
-            st.warning(f"The link asks for what is not offered. Given: {key}={asked[:80]}. Choose again below.")
+            st.warning(
+                f"The link asks for what is not offered. Given: {wording.given(key, asked)}. Choose again below."
+            )
     st.session_state.setdefault(widget, list(first))
     chosen = st.pills(
         label,
@@ -137,7 +141,9 @@ def pick_rows(label: str, rows: Sequence[Row], *, key: str, most: int, help: str
     if (asked := changed(key)) is not None:
         given = [named.get(name, name) for name in asked.split(",") if name]
         if unknown := [name for name in given if name not in found]:
-            st.warning(f"The link names runs that cannot stand here. Given: {', '.join(unknown)[:80]}. Choose others.")
+            st.warning(
+                f"The link names runs that cannot stand here. Given: {wording.given('', ', '.join(unknown))}. Choose others."
+            )
         st.session_state[widget] = [name for name in given if name in found][:most]
     if not found:  # nothing to choose: no empty menu
         return []

@@ -23,9 +23,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smallalign_core import SILENT
 from smallalign_core.errors import BadModel, WorkFailed
 from smallalign_core.jail._prefix import COUNTERS as COUNTERS, shared as shared
+from smallalign_core.silence import SILENT
 
 if TYPE_CHECKING:
     import numpy as np
