@@ -79,7 +79,8 @@ def pick_number(
             st.session_state[widget] = given
         except ValueError:
             st.warning(
-                f"The link asks for what cannot be. Given: {wording.given(key, asked)}. It lies between {low:g} and {high:g}."
+                f"The link asks for what cannot be. Given: {wording.given(key, asked)}. "
+                f"It lies between {low:g} and {high:g}."
             )
     st.session_state.setdefault(widget, first)
     chosen = draw(label, low, high, step=step, key=widget, persist_state="session", **look)
@@ -142,7 +143,8 @@ def pick_rows(label: str, rows: Sequence[Row], *, key: str, most: int, help: str
         given = [named.get(name, name) for name in asked.split(",") if name]
         if unknown := [name for name in given if name not in found]:
             st.warning(
-                f"The link names runs that cannot stand here. Given: {wording.given('', ', '.join(unknown))}. Choose others."
+                f"The link names runs that cannot stand here. Given: {wording.given('', ', '.join(unknown))}. "
+                "Choose others."
             )
         st.session_state[widget] = [name for name in given if name in found][:most]
     if not found:  # nothing to choose: no empty menu

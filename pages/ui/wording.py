@@ -23,7 +23,7 @@ STATES: dict[str, tuple[Colour, str]] = {
 """Colour and icon of each state of a run; `damaged` is for folders that cannot be read."""
 
 
-LINK = re.compile(r"(?:https?://|ftp://|www\.|mailto:)\S+|\b[\w.+-]+@[\w-]+\.\w[\w.-]*", re.IGNORECASE)
+LINK = re.compile(r"(?:https?://|ftp://|www\.|mailto:)\S+?(?=[).,;:'"]*(?:\s|$))|\b[\w.+-]+@[\w-]+\.\w[\w.-]*", re.IGNORECASE)
 MARKUP = re.compile(
     r"\](?=[(\[])|[$<~]|(?<!\w)[*_]+(?=\w)|(?<=\w)[*_]+(?!\w)|:(?=[a-z_]+[\[/:])|^[#>+-](?= )", re.IGNORECASE
 )
