@@ -23,10 +23,13 @@ STATES: dict[str, tuple[Colour, str]] = {
 """Colour and icon of each state of a run; `damaged` is for folders that cannot be read."""
 
 
-LINK = re.compile(r"(?:https?://|ftp://|www\.|mailto:)\S+?(?=[).,;:'"]*(?:\s|$))|\b[\w.+-]+@[\w-]+\.\w[\w.-]*", re.IGNORECASE)
+LINK = re.compile(
+    r"(?:https?://|ftp://|www\.|mailto:)\S+?(?=[).,;:'\"]*(?:\s|$))|\b[\w.+-]+@[\w-]+\.\w[\w-]*", re.IGNORECASE
+)
 MARKUP = re.compile(
     r"\](?=[(\[])|[$<~]|(?<!\w)[*_]+(?=\w)|(?<=\w)[*_]+(?!\w)|:(?=[a-z_]+[\[/:])|^[#>+-](?= )", re.IGNORECASE
 )
+"""What would be markup in a sentence: links, mathematics, tags, emphasis, Streamlit's directives, lists."""
 
 
 def plain(text: str) -> str:
