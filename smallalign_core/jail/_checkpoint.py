@@ -7,7 +7,6 @@ be installed, stand-ins take their place, so that nothing of theirs runs.
 from __future__ import annotations
 
 import argparse
-import collections
 import datetime
 import pathlib
 import types
@@ -37,8 +36,18 @@ class _Held:
         self.state = state
 
 
-class _Fields(dict):  # type: ignore[type-arg]
-    """Stands for a dict with attributes: Lightning's and others' arguments."""
+class _Fields:
+    """Stands for any kind of dict: torch's reader fills plain ones only."""
+
+    def __new__(cls, *_: Any) -> dict[str, Any]:  # type: ignore[misc]
+        return {}
+
+
+class _Items:
+    """Stands for any kind of list."""
+
+    def __new__(cls, *_: Any) -> list[Any]:  # type: ignore[misc]
+        return []
 
 
 def harmless() -> list[Any]:
@@ -52,7 +61,7 @@ def harmless() -> list[Any]:
         for name in ("scalar", "_reconstruct")
         for core in ("core", "_core")
     ]
-    values = [argparse.Namespace, types.SimpleNamespace, collections.defaultdict, collections.deque]
+    values = [argparse.Namespace, types.SimpleNamespace]
     values += [
         datetime.datetime,
         datetime.date,
@@ -73,6 +82,7 @@ def harmless() -> list[Any]:
     fields = [
         (_Fields, name)
         for name in (
+            "collections.defaultdict",
             "pytorch_lightning.utilities.parsing.AttributeDict",
             "lightning.pytorch.utilities.parsing.AttributeDict",
             "lightning_fabric.utilities.data.AttributeDict",
@@ -97,7 +107,7 @@ def harmless() -> list[Any]:
             "transformers.training_args.TrainingArguments",
         )
     ]
-    return [*numpy, *builders, *values, *paths, *fields, *held]
+    return [*numpy, *builders, *values, *paths, *fields, *held, (_Items, "collections.deque")]
 
 
 def convert(file: Path, to: Path, which: str | None) -> dict[str, Any]:
