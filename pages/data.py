@@ -3,8 +3,9 @@
 import numpy as np
 import streamlit as st
 
-from pages.ui import backstage, charts, picks, pictures, quality, uploading
+from pages.ui import backstage, charts, picks, pictures, quality, uploading, wording
 from smallalign_core.spec import DataSpec
+from smallalign_core.store import looked_at
 
 PER_PAGE = 60
 SPLITS = {"train": "Train", "val": "Validation", "test": "Test"}
@@ -25,13 +26,13 @@ with st.grid(min_column_width=125):
     for split, size in sizes.items():
         st.metric(SPLITS[split], f"{size:,}", border=True)
 st.caption(
-    f"Looks at the test images: {facts['test_looks']:,} (trainings, imports and commands; opening a page is none). "
-    "Nothing is ever chosen on them. "
+    f"Test images: {looked_at(facts['test_looks'])} by trainings, imports and commands (opening a page is none); "
+    "nothing is ever chosen on them. "
     f"Validation is always held out of train. Fingerprint `{facts['fingerprint']}`: it changes with "
     "any pixel, label or class name."
 )
 for note in facts["notes"]:
-    st.caption(f":material/info: {note}")
+    st.caption(f":material/info: {wording.plain(note)}")
 if facts["unreadable"]:
     with st.expander(f"{len(facts['unreadable'])} files could not be read and were skipped", icon=":material/warning:"):
         st.code("\n".join(facts["unreadable"][:200]), language=None)

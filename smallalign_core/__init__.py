@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smallalign_core import silence as silence  # first: libraries read it when they are imported
+
 if TYPE_CHECKING:
     from smallalign_core.data import Splits
     from smallalign_core.store import Run

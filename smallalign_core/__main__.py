@@ -15,11 +15,11 @@ from rich.table import Table
 from typer._click.exceptions import ClickException  # typer carries its own click; both are pinned as one
 
 from smallalign_core import data, desk, preview, worker
-from smallalign_core.errors import BadInput, SmallAlignError
+from smallalign_core.errors import BadInput, SmallAlignError, of_system
 from smallalign_core.files import write_folder
 from smallalign_core.spec import DataSpec, parse_data, read_policy
-from smallalign_core.store import Store
-from smallalign_core.verbs import MODELS, DeviceOption, JsonOption, Reference, StoreOption, answer, percent
+from smallalign_core.store import Store, looked_at
+from smallalign_core.verbs import MODELS, DeviceOption, JsonOption, Reference, StoreOption, answer, named, percent
 from smallalign_core.verbs.inspecting import inspect
 from smallalign_core.verbs.judging import compare
 from smallalign_core.verbs.landscapes import landscape
@@ -135,7 +135,7 @@ def evaluate(
     found = score(logits_of(classifier, splits.test), splits.test.labels, splits.classes)
     value = {"run": run.id, "data": spec.source, **found.as_dict(), "test_looks": place.test_looks(splits.fingerprint)}
     text = (
-        f"{run.name} on {found.images:,} test images of {spec.source} (looked at {value['test_looks']} times)\n"
+        f"{run.name} on {found.images:,} test images of {spec.source} ({looked_at(value['test_looks'])})\n"
         f"accuracy {percent(found.accuracy)} [{percent(found.accuracy_low)}, {percent(found.accuracy_high)}]  "
         f"NLL {found.nll:.4f}  ECE {percent(found.ece)}\n"
         + "\n".join(f"recall of {name}: {percent(recall)}" for name, recall in found.recall.items())
@@ -148,7 +148,9 @@ def doctor(
     mend: Annotated[
         bool, typer.Option("--mend", help="Remove leftovers, and damaged files that are made again by themselves.")
     ] = False,
-    store: StoreOption = MODELS,
+    store: Annotated[
+        Path, typer.Option("--store", help="Folder with all runs.", parser=named, metavar="PATH")
+    ] = MODELS,
     json: JsonOption = False,
 ) -> None:
     """Is everything here that SmallAlign needs, and is everything in the store whole? Exit code 1 if not."""
@@ -189,6 +191,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except BrokenPipeError:
         return 1
+    except (OSError, RuntimeError, ValueError) as error:
+        if (told := of_system(error)) is None:
+            raise
+        sys.stderr.write(f"{told}\n")
+        return told.exit_code
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -36,11 +37,11 @@ def card(run: Run, store: Store, name: str) -> str:
 | test accuracy | **{test["accuracy"]:.2%}** on {test["images"]:,} images (95 % interval {test["accuracy_low"]:.2%} to {test["accuracy_high"]:.2%}), seed {run.spec.seed}: 1 seed is not evidence |
 | validation accuracy | {val["accuracy"]:.2%} on {val["images"]:,} images; best epoch {result["best_epoch"]} of {run.spec.epochs} |
 | test NLL, ECE | {test["nll"]:.4f}, {test["ece"]:.2%}; with the fitted temperature {result["temperature"]:.3f}: {calibrated["nll"]:.4f}, {calibrated["ece"]:.2%} |
-| trained on | {result["processor"]}, device {result["device"]}, {result["threads"]} thread(s), torch {result["torch"]}, {result["seconds"]:.0f} s |
-| data fingerprint | `{run.spec.data.fingerprint}` |
+| trained on | {result["processor"]}{f" ({result['capability']})" if "capability" in result else ""}, device {result["device"]}, {result["threads"]} thread(s), torch {result["torch"]}, {result["seconds"]:.0f} s |
+{f"| note | {plain(result['moved'])} |" + chr(10) if result.get("moved") else ""}| data fingerprint | `{run.spec.data.fingerprint}` |
 | weights (SHA-256) | `{result["weights_sha256"]}` |
 
-To make it again (equal weights on an equal processor with the same number of threads):
+To make it again (equal weights on an equal processor{", its instruction sets too," if "capability" in result else ""} with the same number of threads):
 
     python -m smallalign_core train spec.yaml
 """
@@ -66,7 +67,8 @@ def card_of_import(run: Run, how: Import, name: str) -> str:
 | | |
 |---|---|
 | input | {how.dtype}, {how.layout}, {how.channels} channels, size {how.size or "any"}, batch {how.batch or "any"} |
-| preprocessing | {"its own" if how.dtype == "uint8" else f"(pixel / 255 * {how.white:g} - {how.mean}) / {how.std}"} |
+| preprocessing | {"its own" if how.dtype == "uint8" else f"(pixel / 255 * {how.white:g} - {how.mean}) / {how.std}"}, channels in the order {how.order.upper()} |
+| answers | {how.answers.replace("_", " ")}{"".join(f"; {plain(words)}" for words in (result.get("assumed") or {}).get("words", []))} |
 | classes | {len(how.classes)}: {", ".join(map(plain, how.classes[:20]))}{", …" if len(how.classes) > 20 else ""} |
 | parameters | {result["params"]:,} ({result["bytes"]:,} bytes) |
 | test accuracy | **{test["accuracy"]:.2%}** on {test["images"]:,} images (95 % interval {test["accuracy_low"]:.2%} to {test["accuracy_high"]:.2%}) of {plain(how.data.source)} |
@@ -95,6 +97,8 @@ def keep(run: Run, store: Store, name: str) -> Run:
     write(part / "spec.yaml", to_yaml(spec))
     write(part / "weights.safetensors", run.weights.read_bytes())
     write(part / "card.md", card(run, store, name))
-    write_json(part / "result.json", {**(run.result or {}), "fingerprint": run.spec.data.fingerprint})
+    files = {one: hashlib.sha256((part / one).read_bytes()).hexdigest() for one in ("spec.yaml", "card.md")}
+    kept = {**(run.result or {}), "fingerprint": run.spec.data.fingerprint, "files": files}
+    write_json(part / "result.json", kept)
     part.rename(folder)
     return Run(folder)

@@ -16,6 +16,17 @@ frame) catch these.
 
 from __future__ import annotations
 
+import errno
+import re
+
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What moves a cursor, turns text around, or is no character at all; tab and line feed are neither."""
+
+
+def printable(text: str) -> str:
+    """`text` as a terminal or page may show it: control characters, from whatever file, as `\\x1b`."""
+    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
 
 class SmallAlignError(Exception):
     """Base of all errors that are shown to a person without a traceback.
@@ -35,7 +46,7 @@ class SmallAlignError(Exception):
             parts.append(do)
         # On one line, whatever names of a user's are in it.
         lines = (" ".join(part.split()) for part in parts)
-        super().__init__(" ".join(line[:1].upper() + line[1:].rstrip(".") + "." for line in lines))
+        super().__init__(printable(" ".join(line[:1].upper() + line[1:].rstrip(".") + "." for line in lines)))
 
 
 def _short(text: str, limit: int = 200) -> str:
@@ -76,3 +87,41 @@ class WorkFailed(SmallAlignError):
 
 class Diverged(WorkFailed):
     """The loss became NaN or infinite."""
+
+
+SYSTEM = {
+    errno.ENOSPC: ("the disk is full", "make room, then try again"),
+    errno.EDQUOT: ("the disk quota is used up", "make room, then try again"),
+    errno.EROFS: ("the file system is read-only", "choose a folder that can be written (--store)"),
+    errno.EACCES: ("permission was denied", "check the rights of that path, or choose another"),
+    errno.EPERM: ("permission was denied", "check the rights of that path, or choose another"),
+    errno.ELOOP: ("the path leads through a loop of symbolic links", "choose another path"),
+    errno.ENAMETOOLONG: ("the path is too long", "choose a shorter one"),
+    errno.ENOTDIR: ("a part of the path is a file, not a folder", "choose another path"),
+    errno.ENOENT: ("there is no such file or folder, and it cannot be made", "choose another path"),
+    errno.ENOLCK: ("the file system has no locks", "choose a folder on a local disk (--store)"),
+    errno.ENOSYS: ("the file system has no locks", "choose a folder on a local disk (--store)"),
+    errno.ENOTSUP: ("the file system has no locks", "choose a folder on a local disk (--store)"),
+    errno.EMFILE: ("too many files are open", "close some programs, or raise `ulimit -n`"),
+    errno.ENFILE: ("too many files are open", "close some programs, or raise `ulimit -n`"),
+    errno.EIO: ("the disk cannot be read or written", "check the disk"),
+    errno.ESTALE: ("the file server has lost the file", "mount the folder again"),
+}
+"""What the operating system may answer to any call that touches a file, and what to do about it."""
+
+
+def of_system(error: Exception) -> Refused | None:
+    """The sentence for an error of the operating system or of its file systems; None for any other error."""
+    if isinstance(error, NotImplementedError) and "flock" in str(error):  # what filelock makes of ENOSYS
+        wrong, do = SYSTEM[errno.ENOLCK]
+        return Refused(wrong, do=do)
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # what pathlib makes of ELOOP
+        wrong, do = SYSTEM[errno.ELOOP]
+        return Refused(wrong, given=str(error).partition("from ")[2].strip("'"), do=do)
+    if isinstance(error, ValueError) and "embedded null" in str(error):
+        return Refused("a path holds a zero byte", do="choose another path")
+    if not isinstance(error, OSError):
+        return None
+    reason = (error.strerror or str(error) or type(error).__name__).lower()
+    wrong, do = SYSTEM.get(error.errno or 0, (f"the system refused: {reason}", "check that path"))
+    return Refused(wrong, given=error.filename or "", do=do)

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from smallalign_core import data, logits, teaching
+from smallalign_core import data, logits, machine, teaching
 from smallalign_core.errors import BadModel, Diverged, Refused, SmallAlignError, WorkFailed
-from smallalign_core.machine import forget_peak, peak_memory, processor, set_threads
+from smallalign_core.machine import forget_peak, peak_memory, set_threads
 from smallalign_core.recording import Recording
 from smallalign_core.spec import RunSpec
 from smallalign_core.store import Run, State, Store
@@ -35,8 +35,7 @@ CHECKPOINT_SECONDS = 10.0
 TOGETHER = 8
 """Most runs that a worker or a study trains in lockstep."""
 ANNOUNCED = (
-    "device",
-    "threads",
+    *machine.DECIDES,
     "processes",
     "params",
     "macs",
@@ -45,6 +44,7 @@ ANNOUNCED = (
     "answers",
     "features",
     "preflight",
+    "moved",
 )
 """What is known before the first step and belongs to the result."""
 TRAIN_SCORED_ON = 2_000
@@ -345,12 +345,14 @@ def _announce(training: Training, pupils: Sequence[Pupil], store: Store) -> None
     """Write what is known before the first step."""
     import torch
 
-    from smallalign_core import networks, parallel
+    from smallalign_core import networks
 
     for pupil, student in zip(pupils, training.students, strict=True):
         pupil.taught = training.teacher if pupil.run.spec.teacher else None
         facts = {
-            "device": parallel.named(training.device),
+            "device": machine.device_name(training.device),
+            "processor": machine.processor(),
+            "capability": machine.capability(),
             "threads": torch.get_num_threads(),
             "processes": training.world.size,
             **asdict(networks.measure(student.classifier)),
@@ -361,6 +363,9 @@ def _announce(training: Training, pupils: Sequence[Pupil], store: Store) -> None
             "features": student.frozen,
         }
         pupil.started = pupil.saved = pupil.recorded = time.monotonic()
+        if moved := machine.moved(pupil.run.said if training.step else {}, facts):
+            pupil.recording.event("warning", training.step, message=moved)
+        facts["moved"] = moved or (pupil.run.said.get("moved") if training.step else None)
         pupil.recording.say(**facts)
         pupil.recording.event("resumed" if pupil.began else "started", training.step, **facts)
         for doubt in (facts["preflight"] or {}).get("warnings", ()):
@@ -443,7 +448,6 @@ def _finish(pupil: Pupil, store: Store, splits: data.Splits, training: Training,
         "peak_bytes": peak_memory(training.device.type),
         "attempts": pupil.recording.attempt,
         "torch": torch.__version__,
-        "processor": processor(),
         **{name: run.said[name] for name in ANNOUNCED},
         "seconds": seconds,
     }

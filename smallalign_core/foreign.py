@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from smallalign_core import data, jail, networks
+from smallalign_core import classnames, data, jail, networks, reading
 from smallalign_core.batches import by_pixels
 from smallalign_core.errors import BadInput, BadModel
 from smallalign_core.evaluate import fit_temperature, logits_of, score
@@ -33,9 +32,10 @@ from smallalign_core.spec import DataSpec, Import, id_of
 from smallalign_core.store import Run, Store
 
 ANSWER_SECONDS = 900  # of processor time that one batch may take
-CHUNK = 128  # images that a file of any batch gets at once, at most
-FLOOR = 1e-8  # of probabilities, before their logarithm
-METADATA = ("smallalign", "classes", "names", "labels")  # where files keep their classes: ours, then others' habits
+STORED = {"float": "float", "float16": "float", "double": "float", "uint8": "uint8", "int8": "int8"}
+"""How answers of each type are kept in `Import.stored`."""
+
+CHUNK = 128  # images that a file of any batch gets at once
 
 
 def opened(content: bytes, threads: int) -> jail.Session:
@@ -61,9 +61,15 @@ class OnnxClassifier(Answering):
         if hashlib.sha256(content).hexdigest() != how.sha256:
             raise BadModel("the imported file is damaged", given=how.file, do="delete the import, and import it again")
         self.session = opened(content, torch.get_num_threads())
-        self.how, self.classes, self.body = how, how.classes, nn.Identity()
+        self.classes, self.body = how.classes, nn.Identity()
+        self.use(how)
+
+    def use(self, how: Import) -> Self:
+        """Prepare images and read answers in this way from now on."""
+        self.how = how
         mean, std = (values if len(values) == how.channels else (sum(values) / len(values),) for values in _normal(how))
         self.mean, self.std = torch.tensor(mean).view(1, -1, 1, 1), torch.tensor(std).view(1, -1, 1, 1)
+        return self
 
     @property
     def learned_side(self) -> int | None:
@@ -72,14 +78,15 @@ class OnnxClassifier(Answering):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits float32 [N, classes] of uint8 images [N, channels, H, W], any H and W."""
+        return torch.from_numpy(reading.logits(self.raw(images), self.how)).to(images.device)
+
+    def raw(self, images: Tensor) -> NDArray[np.float32]:
+        """The file's own numbers [N, outputs] of uint8 images [N, channels, H, W]."""
         prepared = self.prepare(images.cpu())
         sides = prepared.shape[2:] if self.how.layout == "nchw" else prepared.shape[1:3]
         step = self.how.batch or by_pixels(sides, CHUNK)
-        found = np.concatenate([self._run(prepared[at : at + step]) for at in range(0, len(prepared), step)])
-        logits = torch.from_numpy(found.astype(np.float32))
-        if self.how.answers == "probabilities":
-            logits = logits.clamp_min(FLOOR).log()
-        return logits.to(images.device)
+        parts = [self._run(prepared[at : at + step]) for at in range(0, len(prepared), step)]
+        return np.concatenate(parts).astype(np.float32)
 
     def prepare(self, images: Tensor) -> NDArray[Any]:
         """What the file takes: its channels, size, scale, layout and type."""
@@ -88,6 +95,8 @@ class OnnxClassifier(Answering):
             x = F.interpolate(x, size=self.how.size, mode="bilinear", align_corners=False, antialias=True)
         if x.shape[1] != self.how.channels:
             x = x.expand(-1, 3, -1, -1) if self.how.channels == 3 else x.mean(1, keepdim=True)
+        if self.how.order == "bgr":
+            x = x.flip(1)
         whole = self.how.dtype == "uint8"
         x = x.round().clamp(0, 255) if whole else (x / 255 * self.how.white - self.mean) / self.std
         if self.how.layout == "nhwc":
@@ -222,12 +231,50 @@ def bring(file: Path, spec: DataSpec, store: Store, **told: Any) -> Run:
     digest = hashlib.sha256(content).hexdigest()
     if digest != facts["sha256"]:
         raise BadInput("the file changed while it was looked at", given=file, do="import it again")
-    how = describe(file.name, facts, spec, splits, **told)
-    if answers_probabilities(OnnxClassifier(content, how), splits.val.images[:64]):
-        how = how.model_copy(update={"answers": "probabilities"})
-    asked = OnnxClassifier(content, how)
-    mapped = Selected(asked, columns_of(how.classes, splits.classes), splits.classes)
-    return _kept(store, how, content, _scored(mapped, how, splits, facts, store))
+    whole = OnnxClassifier(content, describe(file.name, facts, spec, splits, **told))
+    assumed = understand(whole, splits, told)
+    mapped = Selected(whole, columns_of(whole.how.classes, splits.classes), splits.classes)
+    result = _scored(mapped, whole.how, splits, facts, store) | {"assumed": assumed.as_dict()}
+    return _kept(store, whole.how, content, result)
+
+
+def understand(whole: OnnxClassifier, splits: data.Splits, told: Mapping[str, Any]) -> reading.Assumed:
+    """Decide what a file's answers are and how it wants its pixels, as far as nobody has said it; `whole` does so then.
+
+    Args:
+        told: as `describe` takes it.
+
+    Raises:
+        BadInput: the answers are not one number a class.
+        BadModel: they are not finite.
+    """
+    few = torch.from_numpy(np.ascontiguousarray(splits.val.images[:64]))
+    how, words = reading.answers_of(whole.raw(few), whole.how, told=told.get("answers"))
+    whole.use(how)
+    given = [name for name in ("white", "mean", "std", "order") if told.get(name) is not None]
+    if how.dtype == "uint8" or given:
+        return reading.Assumed(words)
+    columns = columns_of(how.classes, splits.classes)
+    images, labels = _sample(splits)
+
+    def ask(one: Import) -> NDArray[np.float32]:
+        with torch.no_grad():
+            return whole.use(one)(images).numpy()[:, columns]
+
+    how, scale = reading.scale_of(how, ask, labels)
+    whole.use(how)
+    return reading.Assumed([*words, *scale.words], scale.scales, scale.images)
+
+
+def _sample(splits: data.Splits) -> tuple[Tensor, NDArray[np.int64]]:
+    """Some labelled images to decide on, half of them for validation, spread evenly: never those of test."""
+    parts = []
+    for images, most in ((splits.val, reading.LOOKED_AT // 2), (splits.train, reading.LOOKED_AT)):
+        rows = np.flatnonzero(images.labels >= 0)
+        room = most - sum(len(labels) for _, labels in parts)
+        rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), room)).astype(int)]
+        parts.append((np.ascontiguousarray(images.images[rows]), images.labels[rows]))
+    return torch.from_numpy(np.concatenate([one for one, _ in parts])), np.concatenate([one for _, one in parts])
 
 
 def describe(
@@ -243,6 +290,8 @@ def describe(
     white: float | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    order: str | None = None,
+    answers: str | None = None,  # noqa: ARG001  # `understand` reads it
 ) -> Import:
     """What is known of a file called `name`, for images of `spec`: what the jail found, and what a person told.
 
@@ -253,19 +302,26 @@ def describe(
         layout: `nchw` or `nhwc`, where the file leaves it open.
         size: (height, width) to resize to, where the file leaves it open; without, images stay as they are.
         white, mean, std: float inputs only: (pixel / 255 * white - mean) / std; ImageNet's without.
+        order: of the channels, `rgb` or `bgr`.
+        answers: what its numbers are, as in `Import`; without, `understand` decides.
 
     Raises:
         BadInput: the classes are unknown, or an option does not fit the file.
     """
     source = spec.source if spec.source in data.NAMED else str(Path(spec.source).expanduser().resolve())
+    names = tuple(classes or classnames.in_metadata(facts["metadata"]))
     found: dict[str, Any] = {
         "file": name,
         "sha256": facts["sha256"],
         "data": spec.model_copy(update={"source": source, "fingerprint": splits.fingerprint}),
-        "classes": tuple(classes or classes_in(facts["metadata"])),
+        "classes": names,
         **_input(facts["input"], splits.shape, layout, size),
-        **_output(facts, output),
-        **{name: value for name, value in (("white", white), ("mean", mean), ("std", std)) if value is not None},
+        **_output(facts, output, len(names)),
+        **{
+            name: value
+            for name, value in (("white", white), ("mean", mean), ("std", std), ("order", order))
+            if value is not None
+        },
     }
     if found["dtype"] == "uint8" and {"white", "mean", "std"} & set(found):
         raise BadInput("a file that takes uint8 pixels scales them itself", do="leave out --white, --mean and --std")
@@ -301,22 +357,6 @@ def _checked(found: dict[str, Any]) -> Import:
     return how
 
 
-def classes_in(metadata: dict[str, str]) -> list[str]:
-    """The class names that a file carries: a JSON list, a JSON object of index to name, or our own facts."""
-    for key in METADATA:
-        try:
-            held = json.loads(metadata.get(key, "null"))
-        except (ValueError, RecursionError):
-            continue
-        if key == "smallalign" and isinstance(held, dict):
-            held = held.get("classes")
-        if isinstance(held, dict) and all(index.isdecimal() for index in held):
-            held = [held[index] for index in sorted(held, key=int)]
-        if isinstance(held, list) and held and all(isinstance(name, str) for name in held):
-            return held
-    raise BadInput("the file does not name its classes", do="give them in the order of its answers: --classes a,b,c")
-
-
 def _input(
     door: dict[str, Any], shape: tuple[int, int, int], layout: str | None, size: tuple[int, int] | None
 ) -> dict[str, Any]:
@@ -345,36 +385,33 @@ def _input(
     }
 
 
-def _output(facts: dict[str, Any], asked: str | None) -> dict[str, Any]:
-    """The output that holds one number a class."""
-    flat = [
-        door["name"]
+def _output(facts: dict[str, Any], asked: str | None, classes: int) -> dict[str, Any]:
+    """The output that holds one number a class, and how its numbers are stored."""
+    doors = {
+        door["name"]: (door["type"].removeprefix("tensor(").rstrip(")"), shape)
         for door, shape in zip(facts["outputs"], facts["trial"], strict=True)
-        if "float" in door["type"] and len(shape) >= 2 and all(side == 1 for side in shape[2:])
-    ]
-    names = [door["name"] for door in facts["outputs"]]
-    chosen = asked or ("logits" if "logits" in flat else flat[0] if len(flat) == 1 else None)
+    }
+    flat = {
+        name: shape
+        for name, (kind, shape) in doors.items()
+        if kind in STORED and all(side == 1 for side in shape[2:]) and (len(shape) >= 2 or (shape and classes == 2))
+    }
+    numbers = [f"{name}: {kind}" for name, (kind, _) in doors.items() if kind.startswith(("int", "uint", "string"))]
+    fitting = [name for name, shape in flat.items() if shape[1:2] == [classes]]
+    chosen = asked or next(
+        (found[0] for found in (["logits"] if "logits" in flat else [], list(flat), fitting) if len(found) == 1), None
+    )
     if chosen not in flat:
-        raise BadInput(
-            "the file has not exactly one output of [images, classes]",
-            given=f"{asked or ''} {names}".strip(),
-            do="name it with --output",
-        )
-    return {"output": chosen}
-
-
-def answers_probabilities(model: OnnxClassifier, images: NDArray[np.uint8]) -> bool:
-    """Whether every answer is a distribution: nothing below zero, and a sum of one."""
-    found = model(torch.from_numpy(np.ascontiguousarray(images)))
-    if found.shape[1] != len(model.classes):
-        raise BadInput(
-            "there are not as many class names as answers",
-            given=f"{len(model.classes)} names, {found.shape[1]} answers",
-            do="give the classes in the order of its answers: --classes a,b,c",
-        )
-    if not bool(torch.isfinite(found).all()):
-        raise BadModel("the model answers with numbers that are not finite", given=model.how.file, do="export it again")
-    return bool((found >= 0).all()) and bool(((found.sum(1) - 1).abs() < 1e-3).all())
+        given = f"{asked or ''} {list(doors)}".strip()
+        if numbers and (asked in doors or not flat):
+            raise BadInput(
+                "the output holds the number of a class (an argmax), not scores: nothing can be learned from it",
+                given=", ".join(numbers),
+                do="export the scores, from before the argmax",
+            )
+        wrong = "the file has not exactly one output of [images, classes]"
+        raise BadInput(wrong, given=given, do="name it with --output")
+    return {"output": chosen, "stored": STORED[doors[chosen][0]]}
 
 
 def _scored(model: Answering, how: Import, splits: data.Splits, facts: dict[str, Any], store: Store) -> dict[str, Any]:

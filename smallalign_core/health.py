@@ -7,7 +7,6 @@ what nobody owns any more. What `mend` removes is made again when it is needed, 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.metadata
 import os
 import re
@@ -18,23 +17,22 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
+from filelock import FileLock
 
-from smallalign_core import jail, limits
-from smallalign_core.errors import BadModel, Refused, SmallAlignError, WorkFailed
-from smallalign_core.files import SCHEMA, is_held, read_json, read_lines
-from smallalign_core.recording import checkpoints
-from smallalign_core.store import Run, State, Store
+from smallalign_core import damage, data, jail, limits
+from smallalign_core.errors import SmallAlignError, WorkFailed, of_system
+from smallalign_core.files import SCHEMA, is_held
+from smallalign_core.silence import SILENT
+from smallalign_core.store import State, Store, check_root
 
 PACKAGES = ("torch", "torchvision", "streamlit", "onnx", "onnxruntime", "pydantic", "safetensors")
 YOUNG_SECONDS = 60
 """What is younger may be somebody's, writing now."""
-MADE_AGAIN = ("cache", "exports")
-"""Folders of the store whose files are made again when they are missing."""
-SEALED = (".answers", ".images", ".logits")
 TOLD = 12
+PLACES = (*damage.FOLDERS, "cache/data", "cache/teacher", "cache/compare")
+"""Folders of a store that may lie on another disk, or belong to somebody else."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +51,16 @@ class Check:
 
 def examine(store: Store) -> list[Check]:
     """All checks, in the order in which a person would mend them."""
-    machine = [_python(), *_packages(), *_devices(), _room(store), _jail(), *_limits(), _visitors()]
-    return [*machine, _bank(store), *_runs(store), *_files(store), _orphans(store)]
+    machine = [_python(), *_packages(), *_devices(), _silence(), _jail(), *_limits(), _visitors()]
+    place = _place(store)
+    if not all(check.ok for check in place) and not store.root.is_dir():
+        return [*machine, *place]
+    try:
+        return [*machine, *place, _room(store), _bank(store), *_runs(store), *_files(store), _orphans(store)]
+    except (OSError, RuntimeError) as error:
+        if (told := of_system(error)) is None:
+            raise
+        return [*machine, *place, Check("store", False, f"it could not be looked through: {told}")]
 
 
 def mend(checks: list[Check]) -> list[Path]:
@@ -96,6 +102,46 @@ def _devices() -> list[Check]:
         room = torch.cuda.get_device_properties(number).total_memory / 1024**3
         checks.append(Check(f"cuda:{number}", True, f"{torch.cuda.get_device_name(number)}, {room:.0f} GB"))
     return [*checks, Check("processor", True, f"{processor()}; {memory() / 1024**3:.1f} GB of memory")]
+
+
+def _silence() -> Check:
+    """What keeps libraries from reporting to their makers."""
+    loud = [name for name, value in SILENT.items() if os.environ.get(name) != value]
+    told = "off: " + ", ".join(f"{name}={value}" for name, value in SILENT.items())
+    return Check("libraries' telemetry", not loud, f"on: set {', '.join(loud)} again" if loud else told)
+
+
+def _place(store: Store) -> list[Check]:
+    """Whether the store's folder, and each of its folders, can be written and locked: tried, not assumed."""
+    try:
+        check_root(store.root)
+        there = next(path for path in (store.root, *store.root.resolve().parents) if path.exists())
+        _try(there)
+    except (SmallAlignError, OSError, RuntimeError, StopIteration) as error:
+        told = error if isinstance(error, SmallAlignError) else of_system(error)
+        return [Check("store", False, f"it cannot be written: {told or error}")]
+    checks = [Check("store", True, f"{store.root} can be written and locked")]
+    for folder in (folder for name in PLACES for folder in (store.root / name,) if os.path.lexists(folder)):
+        try:
+            _try(folder)
+        except (OSError, RuntimeError) as error:
+            checks.append(Check(f"store {folder.name}", False, f"it cannot be written: {of_system(error) or error}"))
+    return checks
+
+
+def _try(folder: Path) -> None:
+    """Write, lock, rename and remove a file."""
+    first = folder / f".tried-{os.getpid()}"
+    try:
+        first.write_bytes(bytes(4096))
+        with FileLock(first, timeout=5):
+            pass
+        second = first.with_name(first.name + "-renamed")
+        first.rename(second)
+        second.unlink()
+    finally:
+        with contextlib.suppress(OSError):
+            first.unlink(missing_ok=True)
 
 
 def _room(store: Store) -> Check:
@@ -162,12 +208,11 @@ def _runs(store: Store) -> list[Check]:
         try:
             state = run.state
             states[state] += 1
-            _ = run.data, run.result
-            if wrong := _wrong(run, state):
+            if wrong := damage.of_run(run):
                 checks.append(Check(name, False, wrong))
             elif state is State.INTERRUPTED:
                 checks.append(Check(name, True, "interrupted: `runs resume` goes on from its last checkpoint"))
-        except (SmallAlignError, LookupError, TypeError, ValueError) as error:
+        except (SmallAlignError, LookupError, TypeError, ValueError, OSError) as error:
             told = str(error) if isinstance(error, SmallAlignError) else f"it cannot be read ({type(error).__name__})"
             checks.append(Check(name, False, told))
     count = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
@@ -175,82 +220,11 @@ def _runs(store: Store) -> list[Check]:
     return [Check("runs", all(check.ok for check in checks), found), *checks]
 
 
-def _wrong(run: Run, state: State) -> str:
-    """What is wrong with the large files of a run; empty if nothing is."""
-    if state is State.FINISHED:
-        if _sha256(run.weights) != (run.result or {}).get("weights_sha256"):
-            return "its weights are damaged or missing: delete it and train it again"
-        return ""
-    if state is State.RUNNING:  # its checkpoints come and go
-        return ""
-    kept = checkpoints(run)
-    bad = [one["file"] for one in kept if not _sha256(run.folder / one["file"]).startswith(one["sha256"])]
-    last = "the one before is used" if len(bad) < len(kept) else "delete it and submit its spec again"
-    return f"{', '.join(bad)} is damaged or missing: {last}" if bad else ""
-
-
 def _files(store: Store) -> list[Check]:
-    """Every file whose name promises something, and that a run's own check does not read."""
-    checks, count = [], 0
-    for file in _walk(store.root):
-        try:
-            count += _is_whole(file)
-        except Refused as error:  # a newer version wrote it: not ours to remove
-            checks.append(Check(str(file.relative_to(store.root)), False, str(error)))
-        except (SmallAlignError, OSError, ValueError, LookupError, TypeError) as error:
-            again = file.relative_to(store.root).parts[0] in MADE_AGAIN
-            why = str(error) if isinstance(error, ValueError) else "it is damaged"
-            told = f"{why}: {'`doctor --mend` removes it, and it is made again' if again else 'see its run'}"
-            checks.append(Check(str(file.relative_to(store.root)), False, told, _removed(file) if again else ()))
-    return [Check("files", not checks, f"{count} read, {len(checks)} damaged"), *checks]
-
-
-def _walk(root: Path) -> Iterator[Path]:
-    for folder, _, names in os.walk(root):
-        if not any(part.startswith(".") or part.endswith(".part") for part in Path(folder).relative_to(root).parts):
-            yield from (Path(folder) / name for name in names if not name.startswith("."))
-
-
-def _is_whole(file: Path) -> bool:
-    """Whether there is something to check in a file; raises if that is not what was written."""
-    if file.suffix == ".json":
-        told = read_json(file)
-        for name, digest in _files_named(file, told).items():
-            if _sha256(file.parent / name) != digest:
-                raise ValueError(f"{name} is damaged or missing")
-    elif file.suffix == ".jsonl":
-        if damaged := read_lines(file)[1]:
-            raise ValueError(f"{damaged} of its lines are damaged and left out")
-    elif file.suffix in SEALED:
-        from smallalign_core.teacher import intact
-
-        if not intact(file):
-            raise BadModel("it is damaged", given=file)
-    else:
-        return False
-    return True
-
-
-def _files_named(file: Path, told: Any) -> dict[str, str]:
-    """The files beside a JSON file whose digests it holds: those of a bundle, of decoded images, a teacher's graph."""
-    graph = file.with_suffix(".onnx")
-    if file.parent.name == "answers" and graph.exists():
-        return {graph.name: told["sha256"]}
-    files = told.get("files") if isinstance(told, dict) and file.name in ("parity.json", "facts.json") else None
-    return {file: kept[0] if isinstance(kept, list) else kept for file, kept in (files or {}).items()}
-
-
-def _removed(file: Path) -> tuple[Path, ...]:
-    """What goes with a damaged file: a bundle or decoded images are one thing."""
-    return (file.parent if file.name in ("parity.json", "facts.json") else file,)
-
-
-def _sha256(file: Path) -> str:
-    try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError:
-        return ""
+    """Every file that holds data, and that a run's own check does not read."""
+    count, found = damage.of_files(store)
+    checks = [Check(str(one.path), False, one.found, one.remove) for one in found]
+    return [Check("files", not checks, f"{count} read, {len(checks)} damaged or missing"), *checks]
 
 
 # --- what nobody owns -------------------------------------------------------------------------------------------------
@@ -270,7 +244,8 @@ def _left(store: Store) -> Iterator[Path]:
     yield from store.root.glob("runs/.*-*")
     yield from store.root.glob("zoo/.keeping-*")
     yield from store.root.glob("cache/teacher/.gone-*")
-    yield from (part for part in store.root.glob("cache/data/*.part") if not is_held(part.with_suffix(".lock")))
+    yield from (part for part in store.root.glob("cache/data/*.part") if not is_held(data.lock_of(part)))
+    yield from (lock for lock in store.root.glob("cache/data/*.lock") if damage.lock_of_nothing(lock))
     for part in store.root.rglob(".*.part"):
         if not is_held(part.parent / "lock"):
             yield part

@@ -7,8 +7,9 @@ import ctypes
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 PROBES = 5
 
@@ -68,6 +69,44 @@ def processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+FLAGS = {"avx", "avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd", "sve", "bf16"}
+"""Instruction sets that matrix libraries choose their kernels by."""
+CHOSEN = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
+"""Variables by which people choose for them."""
+
+
+def capability() -> str:
+    """The instruction set that sums are made with: processors of one name differ in it, and so do last bits of sums."""
+    import torch
+
+    flags: set[str] = set()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        flags = set(next(line for line in lines if line.startswith(("flags", "Features"))).split())
+    chosen = [f"{name}={os.environ[name]}" for name in CHOSEN if os.environ.get(name)]
+    return " ".join([torch.backends.cpu.get_cpu_capability(), *sorted(flags & FLAGS), *chosen])
+
+
+def device_name(device: Any) -> str:
+    """A torch device in words."""
+    import torch
+
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
+DECIDES = ("device", "processor", "capability", "threads")
+"""What decides the last bits of weights, among what a run notes of the machine that it is trained on."""
+
+
+def moved(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """In words, how the machine of a resumed run differs from the one before; empty if it does not."""
+    changed = [name for name in DECIDES if name in before and before[name] != now[name]]
+    if not changed:
+        return ""
+    told = "; ".join(f"{name} {before[name]}, now {now[name]}" for name in changed)
+    return f"resumed elsewhere, so its weights are not those of a run that was trained in one go: {told}"
 
 
 def boot() -> str:

@@ -115,8 +115,3 @@ def pick_device(name: str = "auto") -> torch.device:
             do=f"choose one of: auto, {', '.join(k for k, v in there.items() if v)}",
         )
     return torch.device(name)
-
-
-def named(device: torch.device) -> str:
-    """A device with its GPU's name."""
-    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

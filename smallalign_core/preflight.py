@@ -38,6 +38,7 @@ class Preflight:
     Attributes:
         refused: why it should not teach; None if it may.
         warnings: what to know if it does.
+        assumed: how its pixels and answers are read, where its file does not say.
         scores: on `scores.images` validation images.
         chance: what always naming the commonest class would reach, or 1/classes if that is more.
         temperature: fitted on the same images; `calibrated_ece`, `calibrated_nll` with it.
@@ -63,6 +64,7 @@ class Preflight:
     data: str
     refused: str | None
     warnings: list[str]
+    assumed: list[str]
     scores: Scores
     chance: float
     temperature: float
@@ -102,7 +104,8 @@ class Preflight:
             f"{self.params:,} parameters, {self.bytes:,} bytes, "
             f"{self.images_per_second:,.0f} images/s on {self.device}",
         ]
-        return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
+        assumed = [f"assumed: {words}" for words in self.assumed]
+        return "\n".join([*lines, *assumed, *(f"warning: {warning}" for warning in self.warnings)])
 
 
 def preflight(run: Run, store: Store, spec: DataSpec | None = None, *, device: torch.device | str = "cpu") -> Preflight:
@@ -143,6 +146,7 @@ def preflight(run: Run, store: Store, spec: DataSpec | None = None, *, device: t
         data=spec.source,
         refused=refusal(scores, chance),
         warnings=_warnings(scores, calibrated, steady, trained_on),
+        assumed=((run.result or {}).get("assumed") or {}).get("words", []),
         scores=scores,
         chance=chance,
         temperature=temperature,

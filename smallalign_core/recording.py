@@ -20,6 +20,9 @@ from smallalign_core.machine import boot, memory_kills
 from smallalign_core.store import Run
 
 KEPT_CHECKPOINTS = 2
+RESERVE = ".reserve"
+"""Held while a run trains, and let go to say why it stopped where the disk is full."""
+RESERVED = 64 * 1024
 NAMED = re.compile(r"checkpoint-(\d+)-([0-9a-f]{8})\.pt")
 
 
@@ -64,6 +67,7 @@ class Recording:
         if not self.run.finished:
             where = {"boot": boot(), "memory_kills": memory_kills()}
             self.say(ended=None, reason=None, diverged=None, served=self._from_queue, **where)
+            write(self.run.folder / RESERVE, os.urandom(RESERVED))  # what compresses would hold no room
             if damaged := read_lines(self.run.folder / "events.jsonl")[1]:
                 self.event("warning", 0, message=f"{damaged} lines of events.jsonl are damaged and left out")
         (self.run.folder / "queued").unlink(missing_ok=True)
@@ -76,6 +80,7 @@ class Recording:
         with self._saying:
             if self._lock.is_locked:
                 (self.run.folder / "request").unlink(missing_ok=True)  # obeyed, or too late
+                (self.run.folder / RESERVE).unlink(missing_ok=True)
                 self._lock.release()
 
     def say(self, **facts: object) -> None:
@@ -83,7 +88,12 @@ class Recording:
         with self._saying:
             if self._lock.is_locked:
                 now = {"attempt": self.attempt, "pid": os.getpid(), "time": time.time()}
-                write_json(self.run.folder / "state.json", {**self.run.said, **now, **facts})
+                state = {**self.run.said, **now, **facts}
+                try:
+                    write_json(self.run.folder / "state.json", state)
+                except Refused:
+                    (self.run.folder / RESERVE).unlink(missing_ok=True)
+                    write_json(self.run.folder / "state.json", state)
 
     def event(self, kind: str, step: int, **values: object) -> None:
         """Append one event. When this returns, no kill can lose it."""

@@ -13,9 +13,9 @@ from typing import Any
 import streamlit as st
 from streamlit import runtime
 
-from pages.ui import access, browser
+from pages.ui import access, browser, wording
 from smallalign_core.desk import Desk
-from smallalign_core.errors import SmallAlignError
+from smallalign_core.errors import SmallAlignError, of_system
 from smallalign_core.files import write
 from smallalign_core.store import Store
 
@@ -104,7 +104,10 @@ def told(*, stop: bool = False) -> Iterator[None]:
     """
     try:
         yield
-    except SmallAlignError as error:
-        st.error(str(error), icon=":material/error:")
+    except (SmallAlignError, OSError, RuntimeError, ValueError) as error:
+        said = error if isinstance(error, SmallAlignError) else of_system(error)
+        if said is None:
+            raise
+        st.error(wording.plain(str(said)), icon=":material/error:")
         if stop:
             st.stop()

@@ -9,7 +9,7 @@ from typing import Any
 import streamlit as st
 from pydantic import TypeAdapter, ValidationError
 
-from pages.ui import forms, picks
+from pages.ui import forms, picks, wording
 from smallalign_core.optimstudy import LIBRARY_RATES, OptimizerStudySpec, label_of, name_of
 from smallalign_core.spec import (
     AdamW,
@@ -117,7 +117,7 @@ def _from_address(key: str, known: Sequence[Any], first: Sequence[Any], *, other
                 raise ValueError
         except (ValidationError, ValueError, TypeError, RecursionError):
             wanted = None
-            st.warning(f"The link names optimizers that cannot be. Given: {key}={asked[:80]}. Choose below.")
+            st.warning(f"The link names optimizers that cannot be. Given: {wording.given(key, asked)}. Choose below.")
     if wanted is None:
         if f"contenders-{key}" in st.session_state:
             return

@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages.ui import backstage, listing, uploading
+from pages.ui import backstage, listing, uploading, wording
 from pages.ui.listing import Row
 from smallalign_core import uploads
 from smallalign_core.data import NAMED
@@ -49,7 +49,9 @@ def pick(label: str, options: Mapping[str, str], *, key: str, first: str | None 
     if (named := _named(asked, options)) is not None:
         st.session_state[widget] = named
     elif asked is not None:
-        st.warning(f"The link names something that is not here. Given: {key}={asked[:80]}. Choose another one below.")
+        st.warning(
+            f"The link names something that is not here. Given: {wording.given(key, asked)}. Choose another one below."
+        )
     if st.session_state.get(widget) not in options:
         st.session_state[widget] = first if first in options else next(iter(options))
     chosen = st.selectbox(label, list(options), format_func=lambda value: options[value], key=widget, help=help)
@@ -116,7 +118,8 @@ def pick_number(
             st.session_state[widget] = given
         except ValueError:
             st.warning(
-                f"The link asks for what cannot be. Given: {key}={asked[:80]}. It lies between {low:g} and {high:g}."
+                f"The link asks for what cannot be. Given: {wording.given(key, asked)}. "
+                f"It lies between {low:g} and {high:g}."
             )
     held = st.session_state.get(widget)
     if not isinstance(held, int | float) or not low <= held <= high:
@@ -136,7 +139,9 @@ def pick_some(
         if all(value in options for value in given):
             st.session_state[widget] = given
         else:
-            st.warning(f"The link asks for what is not offered. Given: {key}={asked[:80]}. Choose again below.")
+            st.warning(
+                f"The link asks for what is not offered. Given: {wording.given(key, asked)}. Choose again below."
+            )
     held = st.session_state.setdefault(widget, list(first))
     if any(value not in options for value in held or ()):  # of other options, which the page offered before
         st.session_state[widget] = [value for value in held if value in options]
@@ -180,7 +185,10 @@ def pick_rows(label: str, rows: Sequence[Row], *, key: str, most: int, help: str
     if (asked := changed(key)) is not None:
         given = [named.get(name, name) for name in asked.split(",") if name]
         if unknown := [name for name in given if name not in found]:
-            st.warning(f"The link names runs that cannot stand here. Given: {', '.join(unknown)[:80]}. Choose others.")
+            st.warning(
+                f"The link names runs that cannot stand here. Given: {wording.given('', ', '.join(unknown))}. "
+                "Choose others."
+            )
         st.session_state[widget] = [name for name in given if name in found][:most]
     if not found:  # nothing to choose: no empty menu
         return []

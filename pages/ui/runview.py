@@ -26,20 +26,20 @@ def show(run: Run, store: Store) -> None:
     row = listing.row(run, store)
     colour, icon = wording.STATES[row.state]
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.header(row.name if row.in_zoo else row.title.split(" · ")[0], anchor=False, width="content")
+        st.header(wording.plain(row.name if row.in_zoo else row.title.split(" · ")[0]), anchor=False, width="content")
         st.badge(row.state, icon=icon, color=colour)
     if row.state == listing.DAMAGED:
         st.caption(f"Run `{row.id}`")
-        st.error(row.reason or "This run's folder cannot be read.", icon=":material/broken_image:")
+        st.error(wording.plain(row.reason or "This run's folder cannot be read."), icon=":material/broken_image:")
         _delete(run, store)
         return
-    st.caption(f"{row.title} · run `{row.id}`")
+    st.caption(f"{wording.plain(row.title)} · run `{row.id}`")
     if row.imported:
         _imported(run, row, store)
         return
     _actions(run, row, store)
     if row.state == State.FAILED:
-        st.error(f"Why it stopped: {row.reason or 'its log may tell'}", icon=":material/error:")
+        st.error(f"Why it stopped: {wording.plain(row.reason or 'its log may tell')}", icon=":material/error:")
     elif row.state == State.INTERRUPTED:
         by_itself = "The next worker does so by itself, twice at most. " if run.said.get("served") else ""
         st.warning(
@@ -48,7 +48,9 @@ def show(run: Run, store: Store) -> None:
         )
     elif row.reason:
         paused = "Why it paused: " if row.state == State.PAUSED else ""
-        st.warning(f"{paused}{row.reason}", icon=":material/pause_circle:" if paused else ":material/warning:")
+        st.warning(
+            f"{paused}{wording.plain(row.reason)}", icon=":material/pause_circle:" if paused else ":material/warning:"
+        )
     above = st.container()  # always there: the curves below keep their place, and so their zoom, when the run ends
     tick = backstage.pace(live.TICK_SECONDS) if State(row.state).active else None
     st.fragment(live.draw, run_every=tick, key="live")(run, row.state, store)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -37,10 +39,38 @@ def plot(
     """
     legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom"}
     figure.update_layout(height=height, margin={"l": 0, "r": 0, "t": top, "b": 0}, legend=legend)
+    rows = as_csv(traces(figure) if table is None else table)
+    without_markup(figure)
     with st.container(key=f"plot-{key}", gap=None):
         st.plotly_chart(figure, key=key, alt=alt, config={"displayModeBar": False}, **selecting)
-        rows = as_csv(traces(figure) if table is None else table)
         browser.save(key=f"save-{key}", name=f"smallalign-{key}", alt=alt, csv=rows)
+
+
+OURS = re.compile(r"<(?!/?(?:b|i|br|sub|sup|extra)/?>)")
+"""The beginning of any tag but those that charts here are written with: plotly makes links of others."""
+
+
+def without_markup(figure: go.Figure) -> None:
+    """Show names of classes and runs as they are: plotly reads every text as HTML of a kind."""
+    for trace in figure.data:
+        for name in ("name", "text", "hovertext", "x", "y", "customdata"):
+            with contextlib.suppress(AttributeError):
+                if (value := getattr(trace, name)) is not None:
+                    setattr(trace, name, _shown(value))
+    for axis in (*figure.select_xaxes(), *figure.select_yaxes()):
+        axis.ticktext = _shown(axis.ticktext)
+        axis.title.text = _shown(axis.title.text)
+    for note in figure.layout.annotations:
+        note.text = _shown(note.text)
+
+
+def _shown(value: Any) -> Any:
+    """A text, or every text in a list, without other tags than ours; anything else as it is."""
+    if isinstance(value, str):
+        return OURS.sub("&lt;", value)
+    if isinstance(value, list | tuple) or getattr(getattr(value, "dtype", None), "kind", "") in "OU":
+        return [_shown(one) for one in value]
+    return value
 
 
 def as_csv(table: Table) -> str:

@@ -50,7 +50,7 @@ def _lines(lines: list[dict[str, Any]], kind: Kind) -> None:
             icon = ":material/broken_image:" if lost else ":material/play_circle:" if line["active"] else kind.icon
             st.page_link(kind.page, label=label, icon=icon, query_params={"study": line["id"]})
             if lost:
-                st.caption(f":red[{line['title']}]")
+                st.caption(f":red[{wording.plain(line['title'])}]")
                 continue
             state = "running" if line["active"] else "done" if line["done"] == line["known"] else "paused"
             st.caption(f"{state}, {line['done']} of {line['known']} known runs · {wording.ago(line['created'])}")
@@ -64,12 +64,12 @@ def opened(reference: str, store: Store, kind: Kind) -> tuple[Study, Any] | None
     try:
         study = studies.find(store, reference)
     except UnknownRun as error:
-        st.error(str(error))
+        st.error(wording.plain(str(error)))
         return None
     try:
         return study, study.report(store)
     except SmallAlignError as error:
-        st.error(str(error), icon=":material/broken_image:")
+        st.error(wording.plain(str(error)), icon=":material/broken_image:")
         delete(study, store, kind)
         return None
 
@@ -88,7 +88,7 @@ def title(report: Any) -> None:
     state = state_of(report)
     colour, icon = STATES[state]
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.header(report.title, anchor=False, width="content")
+        st.header(wording.plain(report.title), anchor=False, width="content")
         st.badge(state, icon=icon, color=colour)
 
 

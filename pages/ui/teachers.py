@@ -108,7 +108,7 @@ def preflight(teacher: Row, data: dict[str, Any], *, loss_key: str) -> None:
         found = _report(teacher.id, json.dumps(data), str(backstage.store().root.resolve()))
         scores = found["scores"]
         if found["refused"]:
-            st.error(f"Not a teacher for these images: {found['refused']}", icon=":material/block:")
+            st.error(f"Not a teacher for these images: {wording.plain(found['refused'])}", icon=":material/block:")
         for warning in found["warnings"]:
             st.warning(capital(warning) + ".")
         low, high = found["suggested"]

@@ -10,7 +10,7 @@ from streamlit.runtime.memory_uploaded_file_manager import MemoryUploadedFileMan
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
-from pages.ui import backstage
+from pages.ui import backstage, wording
 from smallalign_core import limits, uploads
 from smallalign_core.errors import SmallAlignError
 from smallalign_core.store import Store
@@ -26,7 +26,7 @@ def panel(store: Store) -> None:
     most, said = limits.current(), st.session_state.get(_SAID)
     with st.expander("Upload a dataset", icon=":material/upload:", expanded=said is not None):
         if said:
-            st.error(said, icon=":material/block:")
+            st.error(wording.plain(said), icon=":material/block:")
         file = st.file_uploader(
             "A zip of a folder with one sub-folder of images per class",
             type="zip",

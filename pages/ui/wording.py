@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from typing import Literal
+
+from smallalign_core.errors import printable
 
 Colour = Literal["red", "orange", "yellow", "blue", "green", "violet", "gray"]
 
@@ -19,6 +22,46 @@ STATES: dict[str, tuple[Colour, str]] = {
     "damaged": ("red", ":material/broken_image:"),
 }
 """Colour and icon of each state of a run; `damaged` is for folders that cannot be read."""
+
+
+LINK = re.compile(
+    r"(?:https?://|ftp://|www\.|mailto:)\S+?(?=[).,;:'\"]*(?:\s|$))|\b[\w.+-]+@[\w-]+\.\w[\w-]*", re.IGNORECASE
+)
+MARKUP = re.compile(
+    r"\](?=[(\[])|[$<~]|(?<!\w)[*_]+(?=\w)|(?<=\w)[*_]+(?!\w)|:(?=[a-z_]+[\[/:])|^[#>+-](?= )", re.IGNORECASE
+)
+"""What would be markup in a sentence: links, mathematics, tags, emphasis, Streamlit's directives, lists."""
+
+
+def plain(text: str) -> str:
+    """A text with names of files, classes or addresses in it, as Markdown that shows it and does nothing else.
+
+    Code between backticks stays; links, directives and emphasis that stand in names do not become any. An address is
+    shown as code: Markdown makes a link of every bare one, however it is escaped.
+    """
+    text = printable(" ".join(text.split()))
+    if "``" in text or text.count("`") % 2:
+        text = text.replace("`", "'")
+    parts = re.split("(`[^`]*`)", text)
+    return "".join(part if part.startswith("`") else _escaped(part) for part in parts)
+
+
+def _escaped(text: str) -> str:
+    """Outside code."""
+    found, at = "", 0
+    for link in LINK.finditer(text):
+        found += _literal(text[at : link.start()]) + f"`{link[0]}`"
+        at = link.end()
+    return found + _literal(text[at:])
+
+
+def _literal(text: str) -> str:
+    return MARKUP.sub(lambda one: "".join(f"\\{sign}" for sign in one[0]), text)
+
+
+def given(key: str, asked: str) -> str:
+    """What an address asked for, as a sentence may show it."""
+    return plain(f"{key}={asked[:80]}" if key else asked[:80])
 
 
 def percent(share: float | None, digits: int = 1) -> str:

@@ -30,7 +30,7 @@ def panel(spec: dict[str, Any], what: What, store: Store, *, key: str) -> None:
         try:
             worth.without(asked, what)
         except BadSpec as error:
-            st.info(str(error))
+            st.info(wording.plain(str(error)))
             return
         name = CONTROLS[what].name
         st.caption(
@@ -113,7 +113,7 @@ def _live(spec: RunSpec, what: What, seeds: int, was_active: bool, store: Store,
         if was_active:
             _progress(found, store)
         for reason in found.failed:
-            st.error(f"Failed: {reason}", icon=":material/error:")
+            st.error(f"Failed: {wording.plain(reason)}", icon=":material/error:")
         if found.failed and found.finished:
             st.caption("Failed seeds are missing from the figures, which flatters the arm that failed.")
         if found.finished:

@@ -241,7 +241,6 @@ def _taken_in(recording: Recording, reply: _parcel.Returned) -> Ended:
 
 def _connected(address: str) -> Any:
     """ray, connected to a cluster; nothing of its noise."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if importlib.util.find_spec("ray") is None:
         raise WorkFailed("ray is not installed", do="pip install the version in requirements.txt")
     _reach(address)

@@ -89,7 +89,7 @@ def _prepared(spec: DataSpec, cache: Path) -> Path:
     if (folder / "facts.json").is_file():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(folder) + ".lock"):
+    with FileLock(lock_of(folder)):
         if (folder / "facts.json").is_file():
             return folder
         part = folder.with_name(folder.name + ".part")
@@ -126,6 +126,12 @@ def _prepared(spec: DataSpec, cache: Path) -> Path:
         finally:
             shutil.rmtree(part, ignore_errors=True)
     return folder
+
+
+def lock_of(folder: Path) -> Path:
+    """What is held while the images of `folder` are decoded. Several folders share one: refused datasets, which leave
+    no folder behind, leave at most 256 of these."""
+    return folder.with_name(f"{folder.name[:2]}.lock")
 
 
 def _open(folder: Path, ram_budget: int) -> tuple[dict[str, Any], dict[str, ImageSet]]:
@@ -175,7 +181,7 @@ def _open_part(folder: Path, name: str, classes: tuple[str, ...], ram_budget: in
 def _repaired(spec: DataSpec, cache: Path, ram_budget: int) -> tuple[dict[str, Any], dict[str, ImageSet]]:
     """What `_open` gives after the damaged cache was removed and the source decoded again, once."""
     folder = cache / _cache_key(spec)
-    with FileLock(str(folder) + ".lock"):
+    with FileLock(lock_of(folder)):
         try:
             return _open(folder, ram_budget)  # another process was first
         except DAMAGED:

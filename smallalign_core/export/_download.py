@@ -88,6 +88,9 @@ not show who exported it; for that compare the SHA-256 above with one that came 
     pip install onnxruntime numpy pillow && python classify.py picture.png
     npm install && node classify.mjs picture.png
     npm install && python -m http.server      # then open http://localhost:8000/index.html
+
+ONNX Runtime for Python reports to its maker from version 1.29 on (model and graph names, a device id, the path of the
+program) unless `ORT_DISABLE_TELEMETRY=1` is set before it is imported. `classify.py` sets it; so should your program.
 """
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from smallalign_core import data, foreign, jail
+from smallalign_core import classnames, data, foreign, jail
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import BadInput, BadModel
 from smallalign_core.evaluate import logits_of, score
@@ -231,13 +231,12 @@ def _theirs(
     named = True
     if not told.get("classes"):
         try:
-            foreign.classes_in(facts["metadata"])
+            classnames.in_metadata(facts["metadata"])
         except BadInput:  # as many answers as classes are taken to be in their order, and the report says so
             named, told["classes"] = False, splits.classes
     how = foreign.describe(file.name, facts, spec, splits, **told)
     whole = foreign.OnnxClassifier(content, how)
-    if foreign.answers_probabilities(whole, splits.val.images[:64]):
-        whole.how = how.model_copy(update={"answers": "probabilities"})
+    assumed = foreign.understand(whole, splits, told)
     answers = logits_of(
         foreign.Selected(whole, foreign.columns_of(how.classes, splits.classes), splits.classes), images
     )
@@ -253,5 +252,6 @@ def _theirs(
     return found | {
         "compared_with": with_whom,
         "classes_named": named,
+        "assumed": assumed.as_dict(),
         "run": known.id if known else None,
     }

@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smallalign_core.errors import BadModel, WorkFailed
+from smallalign_core.jail._prefix import COUNTERS as COUNTERS, shared as shared
+from smallalign_core.silence import SILENT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,17 +63,27 @@ def inspect(file: Path, size: tuple[int, int] = (224, 224), limits: Limits = LIM
     return _ask({"verb": "inspect", "file": str(file.resolve()), "size": list(size)}, file, limits)
 
 
-def convert(file: Path, limits: Limits = LIMITS) -> tuple[bytes, dict[str, Any]]:
+def convert(file: Path, limits: Limits = LIMITS, *, which: str | None = None) -> tuple[bytes, dict[str, Any]]:
     """The tensors of a PyTorch checkpoint (.pt, .pth) as safetensors bytes, and facts about them.
 
-    The pickle is read with `weights_only=True`, which makes tensors and containers and calls nothing else.
+    The pickle is read with `weights_only=True`, which makes tensors, containers and plain values and calls nothing
+    else. What wraps a network (`module.`, `_orig_mod.`, ...) is taken off the names.
+
+    Args:
+        which: of several sets of weights, such as `state_dict`; without, averaged ones (EMA) where there are some.
 
     Raises:
-        BadModel: it holds anything but tensors, or is TorchScript or an exported program: those are programs.
+        BadModel: it holds what would run code, or is TorchScript or an exported program: those are programs.
     """
     with tempfile.TemporaryDirectory(prefix="smallalign-") as folder:
         made = Path(folder) / "weights.safetensors"
-        question = {"verb": "convert", "file": str(file.resolve()), "to": str(made), "written": 2 * limits.file}
+        question = {
+            "verb": "convert",
+            "file": str(file.resolve()),
+            "to": str(made),
+            "which": which,
+            "written": 2 * limits.file,
+        }
         facts = _ask(question, file, limits)
         return made.read_bytes(), facts
 
@@ -132,7 +144,7 @@ def _child(question: dict[str, Any], limits: Limits) -> dict[str, Any]:
         "stdout": subprocess.PIPE,
         "stderr": subprocess.DEVNULL,
         "start_new_session": True,
-        "env": kept | {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"},
+        "env": kept | SILENT | {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"},
     }
 
 

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from smallalign_core.jail import _walls
+from smallalign_core.jail import _checkpoint, _walls
+from smallalign_core.jail._refusal import Refusal
 
 GIANT = 1024**3  # bytes that one constant may declare
 MOST_NODES = 20_000
@@ -24,14 +25,6 @@ MOST_METADATA = 1_000_000
 ENDLESS = {"Loop", "Scan"}  # a trial on black images proves nothing about when these end on others
 DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
 TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32", "tensor(float16)": "float16"}
-
-
-class Refusal(Exception):
-    """What is wrong, what was found, what to do."""
-
-    def __init__(self, wrong: str, given: object = "", do: str = "give another file") -> None:
-        super().__init__(wrong)
-        self.parts = [wrong, str(given)[:300], do]
 
 
 # --- what kind of file ------------------------------------------------------------------------------------------------
@@ -85,8 +78,13 @@ def onnx_facts(file: Path, size: list[int], memory: int) -> dict[str, Any]:
     if not model.graph.node or not model.opset_import:
         raise Refusal("the file is neither ONNX nor safetensors", do="export the model as one .onnx file")
     nodes = list(_nodes(model.graph))
-    for function in model.functions:
-        nodes += [inner for node in function.node for inner in _with_inner(node)]
+    bodies = {
+        (function.domain, function.name): [inner for node in function.node for inner in _with_inner(node)]
+        for function in model.functions
+    }
+    _refuse_expanded(nodes, bodies)
+    for body in bodies.values():
+        nodes += body
     _refuse_nodes(nodes, DOMAINS | {function.domain for function in model.functions})
     tensors = list(_tensors(model.graph, nodes))
     for tensor in tensors:
@@ -174,12 +172,38 @@ def _refuse_nodes(nodes: list[Any], domains: set[str]) -> None:
             )
 
 
+def _refuse_expanded(nodes: list[Any], bodies: dict[tuple[str, str], list[Any]]) -> None:
+    """Functions that call functions: a few lines of them stand for billions of nodes once ONNX Runtime inlines them."""
+    known: dict[tuple[str, str], int] = {}
+
+    def expanded(inner: list[Any]) -> int:
+        total = 0
+        for node in inner:
+            name = (node.domain, node.op_type)
+            if name in bodies:
+                if known.get(name) == 0:
+                    raise Refusal("the model has a function that calls itself", node.op_type, "export it without")
+                if name not in known:
+                    known[name] = 0
+                    known[name] = 1 + expanded(bodies[name])
+            total += known.get(name, 1)
+        return total
+
+    try:
+        count = expanded(nodes)
+    except RecursionError:
+        raise Refusal("the model has functions nested too deeply", do="export it without functions") from None
+    if count > MOST_NODES:
+        most = f"{MOST_NODES:,} nodes, with its functions written out"
+        raise Refusal(f"the model has more than {most}", f"{count:.3g}", "export it without functions")
+
+
 def _refuse_tensor(tensor: Any) -> None:
     if tensor.data_location == 1 or tensor.external_data:
         raise Refusal(
             "the model keeps its weights in another file",
             tensor.name,
-            "save it as one file, without external data",
+            "save it as one file: torch.onnx.export(..., external_data=False)",
         )
     count = math.prod(tensor.dims)
     if not 0 <= count * 4 <= GIANT:
@@ -259,53 +283,6 @@ def safetensors_facts(file: Path, memory: int) -> dict[str, Any]:
     }
 
 
-def convert(file: Path, to: Path, memory: int) -> dict[str, Any]:
-    """Write the tensors of a checkpoint as safetensors."""
-    import pickle
-
-    import torch
-    from safetensors.torch import save_file
-
-    _walls.limit_memory(memory)
-    if kind_of(file) != "pickle":
-        raise Refusal("the file is not a PyTorch checkpoint", do="only .pt and .pth files need converting")
-    try:
-        held = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        asked = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
-        raise Refusal(
-            "the checkpoint holds more than tensors, which would run code when it is read",
-            asked[:160],
-            "save its state_dict alone, as safetensors",
-        ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
-        raise Refusal("the checkpoint is damaged", type(error).__name__) from None
-    for key in ("state_dict", "model_state_dict", "model", "net"):
-        if isinstance(held, dict) and isinstance(held.get(key), dict):
-            held = held[key]
-    if not isinstance(held, dict) or not held or not all(isinstance(one, torch.Tensor) for one in held.values()):
-        raise Refusal("the checkpoint is not a state_dict of tensors", type(held).__name__, "save its state_dict alone")
-    for name, tensor in held.items():
-        _refuse_odd(str(name), tensor)
-    if sum(tensor.numel() * tensor.element_size() for tensor in held.values()) > 2 * file.stat().st_size + 4096:
-        raise Refusal("the checkpoint declares more numbers than it holds", do="save its tensors with .clone()")
-    plain = {str(name).removeprefix("module."): tensor.detach().clone().contiguous() for name, tensor in held.items()}
-    save_file(plain, to)
-    return {"kind": "safetensors", "tensors": len(plain), "params": sum(t.numel() for t in plain.values())}
-
-
-def _refuse_odd(name: str, tensor: Any) -> None:
-    """Only plain tensors, whose numbers are all in the file."""
-    import torch
-
-    found = f"{name[:80]}, {tensor.dtype}, {tensor.layout}"
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-        raise Refusal("the checkpoint holds a tensor that is not plain", found, "save dense tensors: .to_dense()")
-    stretched = any(not step and size > 1 for size, step in zip(tensor.shape, tensor.stride(), strict=True))
-    if stretched or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise Refusal("the checkpoint declares more numbers than it holds", found, "save its tensors with .clone()")
-
-
 # --- the question -----------------------------------------------------------------------------------------------------
 
 
@@ -313,7 +290,15 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
     """Facts, or a `Refusal`."""
     file, memory = Path(asked["file"]), asked["limits"]["memory"]
     if asked["verb"] == "convert":
-        return convert(file, Path(asked["to"]), memory)
+        _walls.limit_memory(memory, for_good=False)  # a zip may list millions of files
+        kind = kind_of(file)
+        _walls.lift_memory()
+        if kind != "pickle":
+            raise Refusal("the file is not a PyTorch checkpoint", do="only .pt and .pth files need converting")
+        import torch  # noqa: F401  # before memory is limited
+
+        _walls.limit_memory(memory)
+        return _checkpoint.convert(file, Path(asked["to"]), asked["which"])
     _walls.limit_memory(memory, for_good=False)  # a zip may list millions of files
     kind = kind_of(file)
     _walls.lift_memory()

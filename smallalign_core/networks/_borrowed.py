@@ -18,6 +18,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from smallalign_core.errors import BadModel, BadSpec
+from smallalign_core.jail import COUNTERS, shared
 from smallalign_core.spec import Borrowed, Timm
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -191,6 +192,7 @@ def _start_from(
         given = {name.removeprefix(OURS): tensor for name, tensor in given.items() if name.startswith(OURS)}
     given = {name: tensor for name, tensor in given.items() if not name.startswith(AUXILIARY)}
     wanted = network.state_dict()
+    given = _unwrapped(given, wanted)
     place = next(name for name, module in network.named_modules() if module is head)
     heads = {f"{place}.weight", f"{place}.bias"} & set(wanted)
     if any(name not in given or given[name].shape != wanted[name].shape for name in heads):
@@ -207,6 +209,14 @@ def as_saved_by(network: nn.Module, tensors: Mapping[str, Any]) -> OrderedDict[s
     given = OrderedDict(tensors)
     given._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]
     return given
+
+
+def _unwrapped(given: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without what training code put before all names, unless the network's own begin so."""
+    kept = {name: tensor for name, tensor in given.items() if name in wanted or name not in COUNTERS}
+    parts = {part for name in kept for part in name.split(".")[:-1]} - {name.partition(".")[0] for name in wanted}
+    prefix = shared(kept, parts)
+    return {name[len(prefix) :]: tensor for name, tensor in kept.items()}
 
 
 def _refuse_others(spec: Borrowed, given: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:

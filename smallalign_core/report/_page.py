@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from smallalign_core import compare, frontier, robustness
 from smallalign_core.report import _charts
+from smallalign_core.store import looked_at
 
 STYLE = (Path(__file__).parent / "report.css").read_text()
 SHOWN = 24
@@ -66,7 +67,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = ""
 def _head(report: Plain, names: Sequence[str]) -> str:
     data = report["data"]
     split = "test" if report["split"] == "test" else "validation"
-    looks = f" These test images were looked at {report['test_looks']:,} times." if report["split"] == "test" else ""
+    looks = f" These test images were {looked_at(report['test_looks'])}." if report["split"] == "test" else ""
     others = ", ".join(names[1:])
     return (
         f"<header><h1>Can {escape(others)} replace {escape(names[0])}?</h1>"

@@ -9,6 +9,73 @@ import yaml
 
 from smallalign_core.errors import BadSpec
 
+MOST_VALUES = 10_000
+"""Values that a file may hold with every alias written out; the longest spec has a few hundred."""
+
+LONGEST_NUMBER = 100
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's plain values. Dates stay text, and what a few bytes can blow up is refused before it is built."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  # a date is a name here, and 2001-99-99 is none
+        first: [(tag, regexp) for tag, regexp in known if tag != "tag:yaml.org,2002:timestamp"]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def get_single_node(self) -> yaml.Node | None:
+        """The document's root, of bounded size."""
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None:
+            _measured(node, {})
+        return node
+
+
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", lambda loader, node: str(loader.construct_scalar(node)))
+
+
+def _measured(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
+    """How many values a node holds, with its aliases written out.
+
+    Raises:
+        ComposerError: it holds itself, too many, or an endless number.
+    """
+    if known.get(node) == 0:
+        raise _marked("a value that contains itself", node)
+    if node not in known:
+        known[node] = 0
+        if isinstance(node, yaml.ScalarNode):
+            if node.tag.endswith((":int", ":float")) and len(node.value) > LONGEST_NUMBER:
+                raise _marked(f"a number of {len(node.value):,} characters", node)
+            known[node] = 1
+            return 1
+        inner = [one for pair in node.value for one in pair] if isinstance(node, yaml.MappingNode) else node.value
+        known[node] = 1 + sum(_measured(one, known) for one in inner)
+        if known[node] > MOST_VALUES:
+            raise _marked(f"more than {MOST_VALUES:,} values", node)
+    return known[node]
+
+
+def _marked(found: str, node: yaml.Node) -> yaml.MarkedYAMLError:
+    return _Refused(problem=found, problem_mark=node.start_mark)
+
+
+class _Refused(yaml.MarkedYAMLError):
+    """Valid YAML that no spec is written in."""
+
+
+def value_of(text: str) -> Any:
+    """The plain values in a YAML or JSON text.
+
+    Raises:
+        YAMLError: it is no YAML, or a value in it cannot be read, contains itself, or is of a size that nobody means.
+        RecursionError: it is nested too deeply.
+    """
+    try:
+        return yaml.load(text, _Loader)  # a SafeLoader: it makes plain values only
+    except (ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:  # `!!int x`, `!!timestamp ~`
+        raise yaml.YAMLError(str(error)) from None
+
 
 def loaded(path: Path, what: str) -> Any:
     """The plain values in a YAML or JSON file.
@@ -24,15 +91,16 @@ def loaded(path: Path, what: str) -> Any:
                 f"a {what} is a short text, this file is over 1 MB", given=path, do="name a YAML or JSON file"
             )
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = (
-            "is not text" if isinstance(error, UnicodeDecodeError) else (error.strerror or "cannot be read").lower()
-        )
+    except (OSError, ValueError) as error:  # a ValueError: a zero byte in the name, or bytes that are no text
+        reason = (error.strerror or "cannot be read").lower() if isinstance(error, OSError) else "is not text"
         raise BadSpec(f"the {what} cannot be read: {reason}", given=path, do="name a YAML or JSON file") from None
     try:
-        return yaml.safe_load(text)
+        return value_of(text)
     except RecursionError:
         raise BadSpec(f"the {what} is nested too deeply", given=path, do="four levels are enough for any") from None
+    except _Refused as error:
+        where = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise BadSpec(f"the {what} has {error.problem}{where}", given=path, do="write out what is meant") from None
     except yaml.YAMLError as error:
         where = (
             f" in line {error.problem_mark.line + 1}"

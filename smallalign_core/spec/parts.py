@@ -227,11 +227,17 @@ class Import(Part):
     )
     output: str
     answers: Annotated[
-        Literal["logits", "probabilities"], Field(description="Of probabilities the logarithm is taken.")
+        Literal["logits", "probabilities", "sigmoid", "one_logit", "one_probability"],
+        Field(description="Of probabilities the logarithm is taken, of sigmoids the log-odds; one_: for two classes."),
     ] = "logits"
+    stored: Annotated[Literal["float", "uint8", "int8"], Field(description="Type of the answers.")] = "float"
+    floor: Annotated[float, Field(gt=0, lt=0.5, description="Smallest probability that the answers tell from 0.")] = (
+        1e-8
+    )
     white: Annotated[float, Field(gt=0, description="What a white pixel is before mean and std: 1 or 255.")] = 1.0
     mean: Triple = (0.485, 0.456, 0.406)
     std: Triple = (0.229, 0.224, 0.225)
+    order: Annotated[Literal["rgb", "bgr"], Field(description="Of the channels; mean and std are in it too.")] = "rgb"
 
 
 # --- teachers ---------------------------------------------------------------------------------------------------------

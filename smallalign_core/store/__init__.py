@@ -25,24 +25,55 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
+import stat
 import time
 from pathlib import Path
 
 from filelock import Timeout
 
 from smallalign_core import data, jail, limits, visitors
-from smallalign_core.errors import BadModel, Refused, SmallAlignError, UnknownRun
+from smallalign_core.errors import BadModel, Refused, SmallAlignError, UnknownRun, of_system
 from smallalign_core.files import SCHEMA as SCHEMA, append, is_held, read_lines, write_json
 from smallalign_core.spec import Borrowed, RunSpec, digest
 from smallalign_core.store._run import Run as Run, State as State
 from smallalign_core.visitors import OWNER, Visitor
 
+log = logging.getLogger("smallalign")
+
 SHIPPED_ZOO = Path(__file__).resolve().parents[2] / "models" / "zoo"
 NAME = "[a-z][a-z0-9-]{2,47}"
 """What people may call a zoo model, or a policy."""
+
+
+def looked_at(times: int | None) -> str:
+    """How often test images were looked at, in words."""
+    return (
+        "looked at an unknown number of times: test-looks.jsonl cannot be read"
+        if times is None
+        else (f"looked at {times:,} times")
+    )
+
+
+def check_root(root: Path) -> None:
+    """Refuse a folder for a store that neither is one nor can be made.
+
+    Raises:
+        Refused: the path leads to a file, through a loop of links, or is too long.
+    """
+    try:
+        kind = root.stat().st_mode
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        found = of_system(error)
+        assert found is not None
+        raise Refused(f"the store cannot be used: {found.wrong}", given=root, do="name another folder") from None
+    if not stat.S_ISDIR(kind):
+        raise Refused("the store cannot be used: it is a file, not a folder", given=root, do="name another folder")
 
 
 class Store:
@@ -55,6 +86,8 @@ class Store:
     """
 
     def __init__(self, root: Path | str = "models", visitor: Visitor = OWNER, *, showing: bool = False) -> None:
+        if not str(root).strip():
+            raise Refused("the store's path is empty", do="name a folder, or leave it out")
         self.root, self.visitor, self.showing = Path(root), visitor, showing
 
     def _at(self, folder: Path) -> Run:
@@ -312,15 +345,27 @@ class Store:
         These are the end of a training, an import, and what the command line or a script evaluates, compares, exports
         or verifies, where that computes something new. A page that shows a finished run is none, whatever it computes
         for that, nor is a stored result. Nothing is ever chosen on test.
+
+        Where the list itself cannot be opened, work goes on without: `test_looks` and the doctor say so.
+
+        Raises:
+            Refused: the disk is full.
         """
         if self.showing:
             return
         self.root.mkdir(parents=True, exist_ok=True)
-        append(self.root / "test-looks.jsonl", {"data": fingerprint, "run": run, "why": why, "time": time.time()})
+        looks = self.root / "test-looks.jsonl"
+        try:
+            append(looks, {"data": fingerprint, "run": run, "why": why, "time": time.time()})
+        except (PermissionError, IsADirectoryError) as error:
+            log.warning("a look at the test images could not be noted: %s, %s", looks, error.strerror)
 
-    def test_looks(self, fingerprint: str) -> int:
-        """How often the test set of that data was looked at, by any run."""
-        looks, damaged = read_lines(self.root / "test-looks.jsonl")
+    def test_looks(self, fingerprint: str) -> int | None:
+        """How often the test set of that data was looked at, by any run; None where that cannot be read."""
+        try:
+            looks, damaged = read_lines(self.root / "test-looks.jsonl")
+        except (OSError, Refused):
+            return None
         return damaged + sum(look.get("data") == fingerprint for look in looks)  # one too many is the honest mistake
 
 

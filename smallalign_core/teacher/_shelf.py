@@ -31,7 +31,7 @@ from smallalign_core import data, losses, views
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadInput
 from smallalign_core.files import is_held, write_folder
-from smallalign_core.machine import processor
+from smallalign_core.machine import capability, processor
 from smallalign_core.spec import LOOP, CutMix, MixUp, RunSpec, canonical
 from smallalign_core.teacher import _chunk
 
@@ -112,6 +112,7 @@ def plan(spec: RunSpec, splits: Splits, teachers: Sequence[str], device: torch.d
         "precision": spec.precision,
         "device": device.type,
         "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "capability": capability(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         **({} if spec.answers == "torch" else {"answers": spec.answers, "onnxruntime": onnxruntime.__version__}),

@@ -10,10 +10,46 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-progress_console = Console(stderr=True)
+from smallalign_core.errors import Refused, printable
+from smallalign_core.store import check_root
 
-StoreOption = Annotated[Path, typer.Option("--store", help="Folder with all runs.")]
+
+class Terminal(Console):
+    """A console on which every text is only text: no markup, no emoji, and control characters of files made visible."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As rich's, which renders every text of a message and every cell of a table."""
+        style = options.get("style", "")
+        return super().render_str(printable(text), style=style, markup=False, emoji=False, highlight=False)
+
+
+progress_console = Terminal(stderr=True)
+
+
+def named(path: str | Path) -> Path:
+    """What was given as --store.
+
+    Raises:
+        Refused: nothing was: an empty variable in a script would scatter folders where it runs.
+    """
+    if not str(path).strip():
+        raise Refused("--store is empty", do="name a folder, or leave the option out")
+    return Path(path)
+
+
+def usable(path: str | Path) -> Path:
+    """As `named`, and a folder of that name is there or could be.
+
+    Raises:
+        Refused: as `named`; the path leads to a file, through a loop, or is too long.
+    """
+    check_root(named(path))
+    return Path(path)
+
+
+StoreOption = Annotated[Path, typer.Option("--store", help="Folder with all runs.", parser=usable, metavar="PATH")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Override one field: optimizer.lr=0.01. May be repeated.")
@@ -26,9 +62,9 @@ MODELS = Path("models")
 def answer(value: dict[str, Any], as_json: bool, text: str | Table) -> None:
     """Print the answer of a verb: as JSON, or for people."""
     if as_json:
-        sys.stdout.write(jsonlib.dumps(value) + "\n")
+        sys.stdout.write(jsonlib.dumps(value).replace("\x7f", "\\u007f") + "\n")  # ASCII already, but for this one
     else:
-        Console().print(text, soft_wrap=isinstance(text, str), highlight=False, markup=False)
+        Terminal().print(text, soft_wrap=isinstance(text, str), highlight=False, markup=False)
 
 
 def percent(share: float | None) -> str:

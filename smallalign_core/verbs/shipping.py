@@ -12,9 +12,11 @@ from smallalign_core.machine import set_threads
 from smallalign_core.store import Store
 from smallalign_core.verbs import MODELS, JsonOption, Reference, StoreOption, answer, percent
 from smallalign_core.verbs.teaching import (
+    AnswersOption,
     ClassesOption,
     LayoutOption,
     MeanOption,
+    OrderOption,
     OutputOption,
     SizeOption,
     StdOption,
@@ -70,6 +72,8 @@ def verify(
     white: WhiteOption = None,
     mean: MeanOption = None,
     std: StdOption = None,
+    order: OrderOption = None,
+    answers: AnswersOption = None,
     store: StoreOption = MODELS,
     json: JsonOption = False,
 ) -> None:
@@ -79,13 +83,14 @@ def verify(
     set_threads()
     told = {
         name: value
-        for name, value in told_of(classes, output, layout, size, white, mean, std).items()
+        for name, value in told_of(classes, output, layout, size, white, mean, std, order, answers).items()
         if value is not None
     }
     found = exporting.verify(file, Store(store), run=run, data_source=data_source, proof=proof, told=told)
     if found["sealed"] and told:
         raise BadInput("an export of SmallAlign says all of that itself", given=", ".join(told), do="leave it out")
-    answer(found, json, "\n".join(_lines(found)))
+    assumed = [f"assumed: {words}" for words in found.get("assumed", {}).get("words", [])]
+    answer(found, json, "\n".join([*_lines(found), *assumed]))
     if not found["ok"]:
         raise typer.Exit(1)
 

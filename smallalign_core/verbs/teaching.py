@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from smallalign_core import desk, jail
+from smallalign_core import classnames, desk, jail
 from smallalign_core.errors import BadInput
 from smallalign_core.files import write
 from smallalign_core.machine import set_threads
@@ -21,7 +20,7 @@ SizeOption = Annotated[str | None, typer.Option("--size", help="HEIGHTxWIDTH to 
 
 
 ClassesOption = Annotated[
-    str | None, typer.Option("--classes", help="Its classes in order: a,b,c, or a JSON file with a list.")
+    str | None, typer.Option("--classes", help="Its classes in order: a,b,c, or a file of names.")
 ]
 OutputOption = Annotated[str | None, typer.Option("--output", help="Which output holds the answers.")]
 LayoutOption = Annotated[
@@ -32,6 +31,11 @@ WhiteOption = Annotated[
 ]
 MeanOption = Annotated[str | None, typer.Option("--mean", help="One number a channel; ImageNet's without.")]
 StdOption = Annotated[str | None, typer.Option("--std", help="One number a channel; ImageNet's without.")]
+OrderOption = Annotated[Literal["rgb", "bgr"] | None, typer.Option("--order", help="Of the channels.")]
+AnswersOption = Annotated[
+    Literal["logits", "probabilities", "sigmoid"] | None,
+    typer.Option("--answers", help="What its numbers are; decided from them without."),
+]
 
 
 def import_(
@@ -45,6 +49,8 @@ def import_(
     white: WhiteOption = None,
     mean: MeanOption = None,
     std: StdOption = None,
+    order: OrderOption = None,
+    answers: AnswersOption = None,
     store: StoreOption = MODELS,
     json: JsonOption = False,
 ) -> None:
@@ -55,18 +61,19 @@ def import_(
     place = Store(store)
     if name is not None:
         place.claim_zoo_name(name)  # before the work, not after it
-    told = told_of(classes, output, layout, size, white, mean, std)
+    told = told_of(classes, output, layout, size, white, mean, std, order, answers)
     run = foreign.bring(file, parse_data(data_source), place, **told)
     if name is not None:
         run = card.keep(run, place, name)
     assert run.imported is not None
     result = run.result or {}
-    kept = {key: result[key] for key in ("val", "test", "params", "bytes")}
+    kept = {key: result[key] for key in ("val", "test", "params", "bytes", "assumed")}
     value = {"id": run.id, "name": run.name, **run.imported.model_dump(mode="json"), **kept}
     text = (
         f"{run.name}: {run.title}\n{result['params']:,} parameters; validation accuracy "
         f"{result['val']['accuracy']:.2%}, test accuracy {result['test']['accuracy']:.2%}"
     )
+    text += "".join(f"\nassumed: {words}" for words in result["assumed"]["words"])
     answer(value, json, text)
 
 
@@ -87,16 +94,35 @@ def preflight(
 def convert(
     file: Annotated[Path, typer.Argument(help="A PyTorch checkpoint: .pt or .pth.")],
     to: Annotated[Path, typer.Option("--to", help="The .safetensors file to write.")],
+    weights: Annotated[
+        str | None,
+        typer.Option("--weights", help="Which set, where there are several: state_dict, ... Without: EMA, if any."),
+    ] = None,
     store: StoreOption = MODELS,  # noqa: ARG001  # nothing of it is needed, and every verb takes it
     json: JsonOption = False,
 ) -> None:
     """Write the tensors of a checkpoint as safetensors, without running what else is in it."""
     if to.suffix != ".safetensors" or not to.parent.is_dir():
         raise BadInput("weights go into an existing folder, as a file ending in .safetensors", given=to)
-    content, facts = jail.convert(file)
+    content, facts = jail.convert(file, which=weights)
     write(to, content)
     value = {"file": str(to), "bytes": len(content), **facts}
-    answer(value, json, f"{to}: {facts['tensors']} tensors, {facts['params']:,} numbers")
+    answer(value, json, f"{to}: {facts['tensors']} tensors, {facts['params']:,} numbers{_taken(facts)}")
+
+
+def _taken(facts: dict[str, Any]) -> str:
+    """Which weights of a checkpoint were taken, where that is not plain, and what was taken off their names."""
+    lines = []
+    others = [name for name in facts["sets"] if name != facts["taken"]]
+    if others:
+        lines.append(f"taken: {facts['taken']}; not taken: {', '.join(others)} (--weights chooses)")
+    elif facts["taken"] != ".":
+        lines.append(f"taken: {facts['taken']}")
+    if facts["prefix"]:
+        lines.append(f"names without their prefix {facts['prefix']}")
+    if facts["left"]:
+        lines.append(f"left out: {', '.join(facts['left'])}")
+    return "".join(f"\n{line}" for line in lines)
 
 
 def told_of(
@@ -107,6 +133,8 @@ def told_of(
     white: float | None,
     mean: str | None,
     std: str | None,
+    order: str | None,
+    answers: str | None,
 ) -> dict[str, Any]:
     """What the options say of a file of others, as `foreign.describe` takes it."""
     return {
@@ -117,20 +145,16 @@ def told_of(
         "white": white,
         "mean": _numbers(mean) if mean else None,
         "std": _numbers(std) if std else None,
+        "order": order,
+        "answers": answers,
     }
 
 
 def _names(text: str) -> list[str]:
-    """Class names from `a,b,c`, or from a JSON file with a list."""
-    if not text.endswith(".json"):
-        return [name.strip() for name in text.split(",")]
-    try:
-        held = jsonlib.loads(Path(text).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        held = None
-    if not isinstance(held, list) or not all(isinstance(name, str) for name in held):
-        raise BadInput("the class names cannot be read", given=text, do="give a JSON file with a list of names")
-    return held
+    """Class names from `a,b,c`, or from a file of them."""
+    if text.lower().endswith(classnames.ENDINGS):
+        return classnames.in_file(Path(text))
+    return [name.strip() for name in text.split(",")]
 
 
 def _numbers(text: str) -> list[float]:

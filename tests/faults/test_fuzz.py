@@ -54,9 +54,9 @@ def only_ours() -> Iterator[None]:
 TYPED = """
 data network kind width depth teacher loss optimizer inner lr seed epochs augment digits cnn kd adamw sam shift
 lookahead resnet temperature weight views batch ~ null true 1e400 .inf -0 0x10 2026-11-23
-<<: *a &a !!python/name:os {} [] : - ' " # | > % @
+<<: *a &a !!int !!timestamp 2001-99-99 !!python/name:os {} [] : - ' " # | > % @
 """
-WORDS = st.sampled_from(TYPED.split())
+WORDS = st.sampled_from([*TYPED.split(), "9" * 5000, "&a [*a, *a]", "\x1b[31m"])
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12) | WORDS,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(WORDS | st.text(max_size=8), inner, max_size=5),

@@ -1,8 +1,11 @@
 """Classify a picture: python classify.py picture.png (needs onnxruntime, numpy and pillow)."""
 
 import json
+import os
 import sys
 from pathlib import Path
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: ONNX Runtime 1.29 and later report to their maker
 
 import numpy as np
 import onnxruntime

@@ -1,0 +1,138 @@
+"""The doctor finds every corruption: 200 of them, planted in every kind of file that holds data."""
+
+from __future__ import annotations
+
+import io
+import random
+import shutil
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Train, command
+from PIL import Image
+from test_teachers import graph
+
+from smallalign_core import compare, damage, data, export, health, uploads
+from smallalign_core.store import Store
+
+PLANTED = 200
+KINDS = ("flip", "truncate", "delete", "empty")
+MAY_GO = ("cache", "exports")
+"""What may be deleted at any moment, so that a missing file is none; a file that something else names is one."""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store with everything that is kept."""
+    folder = tmp_path_factory.mktemp("whole")
+    store = Store(folder / "models")
+    (folder / "m.onnx").write_bytes(graph(names=list("0123456789")))
+    spec = folder / "spec.yaml"
+    spec.write_text(
+        "data: digits\nnetwork: {kind: cnn, width: 4, depth: 2}\nteacher: digits-teacher\nepochs: 2\n"
+        "augment: [{kind: shift, pixels: 1}]\nviews: 2\n"
+    )
+    for given in (
+        ["train", spec],
+        ["train", spec, "--set", "seed=1"],
+        ["import", folder / "m.onnx", "--data", "digits"],
+        ["submit", spec, "--set", "seed=2"],
+    ):
+        assert command(*given, store=store).returncode == 0
+    first, second = (run for run in store.runs() if run.finished and run.imported is None)
+    compare.compare(first, second, store, split="val")
+    export.bundle(first, store)
+    assert command("runs", "keep", first.id, "--as", "kept-one", store=store).returncode == 0
+    data.Decisions("digits", {1: data.Decision("drop")}).write(folder_of(store, "decisions") / "digits.json")
+    uploads.keep(store, "some.zip", zipped())
+    return store
+
+
+def folder_of(store: Store, name: str) -> Path:
+    (store.root / name).mkdir(exist_ok=True)
+    return store.root / name
+
+
+def zipped() -> bytes:
+    """A dataset as visitors upload it."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for number in range(6):
+            image = io.BytesIO()
+            Image.fromarray(np.full((4, 4), 40 * number, np.uint8)).save(image, "PNG")
+            archive.writestr(f"{'ab'[number % 2]}/{number}.png", image.getvalue())
+    return stream.getvalue()
+
+
+def planted(store: Store, seed: int) -> tuple[str, Path] | None:
+    """Spoil one file; None where that is no corruption."""
+    draw = random.Random(seed)
+    files = sorted(
+        file
+        for file in damage._walk(store.root)
+        if file.relative_to(store.root).parts[0] != "policies" and damage._holds_data(file.name)
+    )
+    by_kind: dict[str, list[Path]] = {}
+    for file in files:  # every kind of file as often, however many there are of it
+        by_kind.setdefault(f"{file.relative_to(store.root).parts[0]}/{file.suffix}", []).append(file)
+    file, kind = draw.choice(by_kind[draw.choice(sorted(by_kind))]), draw.choice(KINDS)
+    content = bytearray(file.read_bytes())
+    if kind == "delete" and file.relative_to(store.root).parts[0] in MAY_GO:
+        kind = "flip"
+    if kind == "flip":
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    elif kind == "truncate":
+        del content[draw.randrange(len(content)) :]
+    if kind == "delete":
+        file.unlink()
+    else:
+        file.write_bytes(b"" if kind == "empty" else content)
+    return kind, file.relative_to(store.root)
+
+
+@pytest.mark.slow
+def test_the_doctor_finds_every_one_of_200(whole: Store, tmp_path: Path) -> None:
+    def wrong(store: Store) -> list[str]:
+        return [f"{one.name}: {one.found}" for one in (*health._runs(store), *health._files(store)) if not one.ok]
+
+    assert wrong(whole) == [], "a whole store has nothing to mend"
+    missed, seen = [], Counter[str]()
+    for seed in range(PLANTED):
+        store = Store(tmp_path / str(seed))
+        shutil.copytree(whole.root, store.root, copy_function=_linked)
+        spoiled = planted(store, seed)
+        assert spoiled is not None
+        seen[spoiled[0]] += 1
+        if not wrong(store):
+            missed.append((seed, *spoiled))
+        shutil.rmtree(store.root)
+    assert not missed
+    assert set(seen) == set(KINDS)
+
+
+def _linked(source: str, target: str) -> str:
+    """A copy: whole files are read anyway, and links would be spoiled together."""
+    return str(shutil.copy2(source, target))
+
+
+def test_a_lost_spec_or_result_is_found(train: Train, store: Store) -> None:
+    run = train()
+    assert all(check.ok for check in (*health._runs(store), *health._files(store)))
+    kept = (run.folder / "result.json").read_bytes()
+    (run.folder / "result.json").unlink()
+    assert any("its result is missing" in check.found for check in health._runs(store))
+    (run.folder / "result.json").write_bytes(kept)
+    (run.folder / "spec.json").unlink()
+    assert any("its spec.json is missing" in check.found for check in health._files(store))
+
+
+def test_a_flipped_byte_in_logits_is_found(train: Train, store: Store) -> None:
+    run = train()
+    file = run.folder / "logits.safetensors"
+    content = np.frombuffer(file.read_bytes(), np.uint8).copy()
+    content[-1] ^= 1
+    file.write_bytes(content.tobytes())
+    assert any("logits.safetensors is damaged" in check.found for check in health._runs(store))
