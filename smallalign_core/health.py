@@ -22,13 +22,13 @@ from typing import Any
 
 import psutil
 
-from smallalign_core import jail, limits
+from smallalign_core import extras, jail, limits
 from smallalign_core.errors import BadModel, Refused, SmallAlignError, WorkFailed
 from smallalign_core.files import SCHEMA, is_held, read_json, read_lines
 from smallalign_core.recording import checkpoints
 from smallalign_core.store import Run, State, Store
 
-PACKAGES = ("torch", "torchvision", "streamlit", "onnx", "onnxruntime", "pydantic", "safetensors")
+PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "pydantic", "safetensors")
 YOUNG_SECONDS = 60
 """What is younger may be somebody's, writing now."""
 MADE_AGAIN = ("cache", "exports")
@@ -80,7 +80,10 @@ def _packages() -> list[Check]:
         try:
             checks.append(Check(name, True, importlib.metadata.version(name)))
         except importlib.metadata.PackageNotFoundError:
-            checks.append(Check(name, False, "missing: pip install -r requirements.txt"))
+            checks.append(Check(name, False, "missing: pip install smallalign"))
+    for name in extras.EXTRA_OF:  # none of these is needed by what is installed
+        found = extras.version(name) or f"not installed; {extras.command(name)} adds it"
+        checks.append(Check(name, True, found))
     return checks
 
 
