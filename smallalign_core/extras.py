@@ -73,16 +73,21 @@ def load(module: str, what: str) -> Any:
         what: as for `require`.
 
     Raises:
-        MissingExtra: the package, or one that it depends on, is not installed.
+        MissingExtra: the package, or one that it depends on, is not installed, or is too old to have that module.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of their own dependencies
             return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise _missing(module.partition(".")[0], what, error.name or "") from error
+        package, absent = module.partition(".")[0], error.name or ""
+        if absent.startswith(f"{package}."):
+            words = f"{what} needs a newer version of the package {package}"
+            newer = command(package).replace("install", "install --upgrade")
+            raise MissingExtra(words, given=version(package) or "unknown", do=f"run `{newer}`") from error
+        raise _missing(package, what, absent) from error
 
 
 def _missing(package: str, what: str, absent: str = "") -> MissingExtra:
-    name = absent if absent and not absent.startswith(package) else package
+    name = absent or package  # one that `package` itself depends on may be missing
     return MissingExtra(f"{what} needs the package {name}, which is not installed", do=f"run `{command(package)}`")
