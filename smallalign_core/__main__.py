@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
-from typer._click.exceptions import ClickException  # typer carries its own click; both are pinned as one
 
 from smallalign_core import data, desk, preview, worker
 from smallalign_core.errors import BadInput, SmallAlignError, of_system
@@ -20,6 +19,8 @@ from smallalign_core.files import write_folder
 from smallalign_core.spec import DataSpec, parse_data, read_policy
 from smallalign_core.store import Store, looked_at
 from smallalign_core.verbs import MODELS, DeviceOption, JsonOption, Reference, StoreOption, answer, named, percent
+from smallalign_core.verbs._compat import ClickException
+from smallalign_core.verbs.dashboard import dashboard
 from smallalign_core.verbs.inspecting import inspect
 from smallalign_core.verbs.judging import compare
 from smallalign_core.verbs.landscapes import landscape
@@ -32,7 +33,21 @@ from smallalign_core.verbs.training import submit, train, worth
 app = typer.Typer(
     help="SmallAlign: distil, compare and ship small image classifiers.", no_args_is_help=True, add_completion=False
 )
-for verb in (inspect, train, submit, worth, optimizers, scale, preflight, convert, compare, landscape, export, verify):
+for verb in (
+    dashboard,
+    inspect,
+    train,
+    submit,
+    worth,
+    optimizers,
+    scale,
+    preflight,
+    convert,
+    compare,
+    landscape,
+    export,
+    verify,
+):
     app.command()(verb)
 app.command("import")(import_)
 app.add_typer(runs_app, name="runs")

@@ -110,6 +110,7 @@ def _fitting(spec: RunSpec, splits: data.Splits, where: Any, student: Any = None
     """
     from smallalign_core import networks, optim
 
+    optim.require(spec.optimizer)
     plain = [0.5] * splits.shape[0]
     if student is None:
         student = networks.build(spec.network, splits.classes, splits.shape, mean=plain, std=plain)

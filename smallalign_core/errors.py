@@ -6,6 +6,7 @@ SmallAlignError
 │   ├── BadData         a dataset, or a file of one
 │   ├── BadModel        a model file, checkpoint or export
 │   ├── UnknownRun      no run, or more than one, goes by that name
+│   ├── MissingExtra    a feature whose packages are not installed; see `smallalign_core.extras`
 │   └── Refused         the request is well-formed but not possible now (a second worker, a full disk, ...)
 └── WorkFailed          the work itself went wrong (exit code 1)
     └── Diverged        the loss became NaN or infinite
@@ -75,6 +76,10 @@ class BadModel(BadInput):
 
 class UnknownRun(BadInput):
     """No run goes by that name, or more than one does."""
+
+
+class MissingExtra(BadInput):
+    """A feature needs a package that is not installed, and that an extra of SmallAlign installs."""
 
 
 class Refused(BadInput):

@@ -21,13 +21,13 @@ from pathlib import Path
 import psutil
 from filelock import FileLock
 
-from smallalign_core import damage, data, jail, limits
+from smallalign_core import damage, data, extras, jail, limits
 from smallalign_core.errors import SmallAlignError, WorkFailed, of_system
 from smallalign_core.files import SCHEMA, is_held
 from smallalign_core.silence import SILENT
 from smallalign_core.store import State, Store, check_root
 
-PACKAGES = ("torch", "torchvision", "streamlit", "onnx", "onnxruntime", "pydantic", "safetensors")
+PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "pydantic", "safetensors")
 YOUNG_SECONDS = 60
 """What is younger may be somebody's, writing now."""
 TOLD = 12
@@ -86,7 +86,10 @@ def _packages() -> list[Check]:
         try:
             checks.append(Check(name, True, importlib.metadata.version(name)))
         except importlib.metadata.PackageNotFoundError:
-            checks.append(Check(name, False, "missing: pip install -r requirements.txt"))
+            checks.append(Check(name, False, "missing: pip install smallalign"))
+    for name in extras.EXTRA_OF:  # none of these is needed by what is installed
+        found = extras.version(name) or f"not installed; {extras.command(name)} adds it"
+        checks.append(Check(name, True, found))
     return checks
 
 

@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
 
-from smallalign_core import batches, losses, networks, optim
+from smallalign_core import _compat, batches, losses, networks, optim
 from smallalign_core.clock import Clock
 from smallalign_core.evaluate import Scores
 from smallalign_core.frozen import Features
@@ -128,7 +127,9 @@ class Student:
     @contextlib.contextmanager
     def norms_at_rest(self) -> Iterator[None]:
         """Let batch norms use a batch's statistics without keeping them: they count a step once."""
-        norms = [one for one in self.classifier.modules() if isinstance(one, _BatchNorm) and one.track_running_stats]
+        norms = [
+            one for one in self.classifier.modules() if isinstance(one, _compat.BATCH_NORMS) and one.track_running_stats
+        ]
         for norm in norms:
             norm.track_running_stats = False
         try:

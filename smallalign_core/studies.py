@@ -349,7 +349,9 @@ def drive(
         SmallAlignError: what it needs besides runs could not be measured.
     """
     stop, failed = stop or threading.Event(), []
-    import torch._dynamo  # noqa: F401  # the first optimizer would, and its second would be the first run's
+    from smallalign_core._compat import load_compiler
+
+    load_compiler()
 
     crew = crew or Here(store, device, stop, observe)
     _claim(study, store)

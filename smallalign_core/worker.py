@@ -63,7 +63,9 @@ def serve(
         keep_freed_memory()
         log.info("worker %d serves %s on %s", os.getpid(), store.root, device)
         # Before the first run: these are the slowest imports, and the first click should not wait for them.
-        import torch._dynamo  # noqa: F401  # the first optimizer would
+        from smallalign_core._compat import load_compiler
+
+        load_compiler()
 
         for run in store.runs():
             if run.finished:  # its worker may have been killed between the result and the cleaning up

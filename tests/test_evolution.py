@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import sys
 from typing import Any
 
 import numpy as np
@@ -279,12 +278,6 @@ def test_several_processes_and_many_weights_are_refused(digits: Splits, store: S
     ):
         desk.submit(store, million)
     assert not store.runs()
-
-
-def test_without_evotorch_a_strategy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "evotorch", None)
-    with pytest.raises(BadSpec, match=r"needs the package evotorch.*Pip install evotorch==0\.6\.1"):
-        optim.build(tiny(optimizer="snes").optimizer, nn.Linear(2, 2))
 
 
 def test_another_network_is_no_start(train: Train, store: Store) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-import json
 import os
 import re
 import sys
@@ -18,12 +17,8 @@ from typing import Any
 
 import streamlit as st
 from starlette.datastructures import Headers
-from streamlit import config
-from streamlit.auth_util import get_secrets_auth_section
-from streamlit.runtime.scriptrunner import get_script_run_ctx
-from streamlit.web.server.starlette.starlette_server_config import USER_COOKIE_NAME
-from streamlit.web.server.starlette.starlette_websocket import _get_signed_cookie_with_chunks, gather_user_info
 
+from pages.ui import _compat
 from smallalign_core import limits
 from smallalign_core.errors import Refused
 from smallalign_core.visitors import Role, Visitor
@@ -38,17 +33,17 @@ NOT_HERE = Visitor("nobody", Role.NOBODY)
 
 def login_asked() -> bool:
     """Whether people have to log in: by Streamlit's [auth], or a proxy that does it for us."""
-    return bool(get_secrets_auth_section()) or bool(config.get_option("server.trustedUserHeaders"))
+    return bool(_compat.login_section()) or bool(st.get_option("server.trustedUserHeaders"))
 
 
 def visitor() -> Visitor:
     """Whoever looks at the page that is being drawn in this thread; outside of a page somebody who may only look."""
-    context = get_script_run_ctx(suppress_warning=True)
-    if context is None:
+    visit = _compat.session()
+    if visit is None:
         return Visitor("server", Role.VIEWER)
     if login_asked():
         return of_claims(st.user.to_dict())
-    return of_browser(st.context.cookies.get(COOKIE), context.session_id)
+    return of_browser(st.context.cookies.get(COOKIE), visit)
 
 
 def of_browser(token: object, session: str) -> Visitor:
@@ -59,7 +54,7 @@ def of_browser(token: object, session: str) -> Visitor:
 
 def of_claims(claims: Mapping[str, Any]) -> Visitor:
     """Who an identity provider's claims speak of. An address that it did not verify gives no rights."""
-    by_proxy = not get_secrets_auth_section()
+    by_proxy = not _compat.login_section()
     if not (by_proxy or claims.get("is_logged_in") is True):
         return NOT_HERE
     # Not `preferred_username`: people may choose that themselves, somebody else's address too.
@@ -81,21 +76,16 @@ def of_request(headers: Headers, cookies: Mapping[str, str]) -> Visitor:
     """Who sends an HTTP request, which no page sees: by the cookie that Streamlit signed at the login."""
     if not login_asked():
         return of_browser(cookies.get(COOKIE), "no cookie")
-    claims: dict[str, Any] = {}
-    signed = _get_signed_cookie_with_chunks(dict(cookies), USER_COOKIE_NAME)
-    if signed:
-        try:
-            claims = dict(json.loads(signed))
-        except (ValueError, TypeError):
-            claims = {}
-    return of_claims({**claims, **gather_user_info(headers)})
+    trusted = st.get_option("server.trustedUserHeaders")
+    by_proxy = {key: headers.get(name) for name, key in trusted.items()} if isinstance(trusted, dict) else {}
+    return of_claims({**_compat.claims_of_cookies(cookies), **by_proxy})
 
 
 def gate() -> None:
     """Where people have to log in: the door for those who did not, their name and the way out for those who did."""
     if not login_asked():
         return
-    who, ours = visitor(), bool(get_secrets_auth_section())
+    who, ours = visitor(), bool(_compat.login_section())
     if who.role is not Role.NOBODY:
         with st.sidebar:
             st.text(f"{st.user.get('name') or who.name} · {who.role}")  # no Markdown: the name is theirs to choose
@@ -126,7 +116,7 @@ def is_loopback(name: str) -> bool:
 
 def allowed_hosts() -> tuple[str, ...]:
     """The names, besides the loopback ones, by which visitors may call this server: Streamlit's server.allowedHosts."""
-    listed = (str(host).strip().lower().strip("[]").rstrip(".") for host in config.get_option("server.allowedHosts"))
+    listed = (str(host).strip().lower().strip("[]").rstrip(".") for host in st.get_option("server.allowedHosts"))
     return tuple(host for host in listed if host and not is_loopback(host))
 
 
@@ -136,14 +126,14 @@ def check_exposure() -> None:
     Raises:
         Refused: it listens beyond this machine, or answers to a name that is not this machine's, without a login.
     """
-    address, hosts = str(config.get_option("server.address") or "0.0.0.0"), allowed_hosts()
+    address, hosts = str(st.get_option("server.address") or "0.0.0.0"), allowed_hosts()
     do = (
         "add [auth] to .streamlit/secrets.toml (see Trust in the README), or let it listen on 127.0.0.1 and reach it "
         "through an SSH tunnel"
     )
     if "*" in hosts:
         raise Refused("server.allowedHosts may not be *", given="*", do="list the names by which visitors call it")
-    if bool(get_secrets_auth_section()) or (login_asked() and is_loopback(address)):
+    if bool(_compat.login_section()) or (login_asked() and is_loopback(address)):
         return
     if not is_loopback(address):
         what = "others could reach this dashboard, and nobody would have to log in"
@@ -163,7 +153,7 @@ def prepare(store: Path) -> None:
     except Refused as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(2)
-    config.set_option("server.maxUploadSize", most.upload_mb)  # our limit is the one place for it
+    _compat.set_upload_limit(most.upload_mb)  # our limit is the one place for it
     if login_asked():  # visitors are not the machine's owner then: no folder that was not allowed
         os.environ.setdefault(limits.ROOTS, "")
     limits.confine(store)

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
-from streamlit import runtime
 
-from pages.ui import access, browser, wording
+from pages.ui import _compat, access, browser, wording
 from smallalign_core.desk import Desk
 from smallalign_core.errors import SmallAlignError, of_system
 from smallalign_core.files import write
@@ -58,10 +57,7 @@ def pace(seconds: float) -> float:
 
     So many visitors cost no more than `CROWD` do. A page keeps its pace until it is drawn again.
     """
-    sessions = getattr(runtime.get_instance(), "_session_mgr", None) if runtime.exists() else None
-    if sessions is None:  # a test of a page
-        return seconds
-    return seconds * max(1.0, len(sessions.list_active_sessions()) / CROWD)
+    return seconds * max(1.0, (_compat.visits() or 0) / CROWD)
 
 
 def worker_alive() -> bool:

@@ -10,13 +10,12 @@ import asyncio
 import contextlib
 import re
 from collections import Counter
-from collections.abc import Mapping
 
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from streamlit.runtime import exists, get_instance
 
+from pages.ui._compat import uploads_held
 from smallalign_core import limits
 
 ROUTE = re.compile(r".*/_stcore/upload_file/(?P<session>[^/]+)/(?P<file>[^/]+)/?")
@@ -32,13 +31,6 @@ class _Stop(Exception):
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
         self.status, self.sentence = status, sentence
-
-
-def held() -> Mapping[str, tuple[int, int]]:
-    """(bytes, files) that Streamlit keeps for each visit."""
-    storage = getattr(get_instance().uploaded_file_mgr, "file_storage", {}) if exists() else {}
-    copied = {session: list(files.values()) for session, files in list(storage.items())}
-    return {session: (sum(len(file.data) for file in files), len(files)) for session, files in copied.items()}
 
 
 class Quota:
@@ -96,7 +88,7 @@ class Quota:
         """Check an upload that is (or says it is) `size` bytes; those that arrived are in `arriving` already."""
         if size > most.upload_mb * limits.MB + FRAMING:
             raise _Stop(413, f"A file may have {most.upload_mb} MB. Give larger datasets by path.")
-        there = held()
+        there = uploads_held()
         mine, files = there.get(session, (0, 0))
         if files >= FILES_EACH:
             raise _Stop(429, f"A visit may hold {FILES_EACH} files. Reload the page to drop them.")

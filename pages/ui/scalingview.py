@@ -201,7 +201,8 @@ def _instrument(reading: Reading) -> None:
     fit = f", lack of fit {lack:.1f} (should be below 4)" if isinstance(lack, int | float) else ""
     st.caption(
         f"{passed} of {len(reading.tests)} self-tests pass{unsure}{fit}. A placebo compares the baseline with itself: "
-        "the truth is ×1. A dose gives it more images or parameters: known, too. Ring: the truth; bar: what the law reads."
+        "the truth is ×1. A dose gives it more images or parameters: known, too. Ring: the truth; bar: what the law "
+        "reads."
         + f" Grey: an interval open or beyond ×/÷{VACUOUS:g} could not have missed, so it is no evidence."
         * bool(vague)
     )

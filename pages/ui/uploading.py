@@ -6,11 +6,8 @@ import os
 from pathlib import Path
 
 import streamlit as st
-from streamlit.runtime.memory_uploaded_file_manager import MemoryUploadedFileManager
-from streamlit.runtime.scriptrunner import get_script_run_ctx
-from streamlit.runtime.uploaded_file_manager import UploadedFile
 
-from pages.ui import backstage, wording
+from pages.ui import _compat, backstage, wording
 from smallalign_core import limits, uploads
 from smallalign_core.errors import SmallAlignError
 from smallalign_core.store import Store
@@ -46,7 +43,7 @@ def panel(store: Store) -> None:
     else:
         st.session_state.pop(_SAID, None)
         st.session_state["data"] = source
-    forget(file)
+    _compat.drop_upload(file)
     st.session_state[_ROUND] += 1  # an empty place for the next one
     st.rerun()
 
@@ -71,11 +68,3 @@ def receive(store: Store, name: str, content: bytes) -> str:
 def shown(file: Path) -> str:
     """The path of an upload as menus and links have it: from here, if it lies below."""
     return os.path.relpath(file) if file.is_relative_to(Path.cwd()) else str(file)
-
-
-def forget(file: UploadedFile) -> None:
-    """Let go of what Streamlit keeps in memory of an upload."""
-    context = get_script_run_ctx(suppress_warning=True)
-    files = st.runtime.get_instance().uploaded_file_mgr if st.runtime.exists() else None
-    if context is not None and isinstance(files, MemoryUploadedFileManager):
-        files.remove_file(context.session_id, file.file_id)

@@ -10,12 +10,10 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import importlib.util
 import logging
 import re
 import secrets
 from collections.abc import Sequence
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -27,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from smallalign_core.errors import Refused
 from smallalign_core.visitors import Role
 
-from . import access
+from . import _compat, access
 from .quota import ROUTE as UPLOADS, Quota
 
 log = logging.getLogger("smallalign.dashboard")
@@ -199,9 +197,5 @@ async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, sente
 @functools.cache
 def _inline_scripts() -> tuple[str, ...]:
     """The digests of the inline scripts in Streamlit's page, which change with its version."""
-    spec = importlib.util.find_spec("streamlit")
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("Streamlit is not installed. Run: pip install -r requirements.txt")
-    page = (Path(spec.origin).parent / "static" / "index.html").read_text(encoding="utf-8")
-    scripts = re.findall(r"<script(?![^>]*\bsrc=)[^>]*>(.*?)</script>", page, flags=re.DOTALL)
+    scripts = re.findall(r"<script(?![^>]*\bsrc=)[^>]*>(.*?)</script>", _compat.page_source(), flags=re.DOTALL)
     return tuple(f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}" for text in scripts)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import logging
 import os
 import signal
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from smallalign_core import extras
 from smallalign_core.cluster import _node, _parcel
 from smallalign_core.errors import BadInput, Diverged, Refused, SmallAlignError, WorkFailed
 from smallalign_core.files import write
@@ -241,12 +241,9 @@ def _taken_in(recording: Recording, reply: _parcel.Returned) -> Ended:
 
 def _connected(address: str) -> Any:
     """ray, connected to a cluster; nothing of its noise."""
-    if importlib.util.find_spec("ray") is None:
-        raise WorkFailed("ray is not installed", do="pip install the version in requirements.txt")
+    extras.require("ray", "a study on a cluster")
     _reach(address)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of its own dependencies
-        import ray
+    ray = extras.load("ray", "a study on a cluster")
     ours = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     package = str(Path(__file__).resolve().parents[1])
     try:

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from smallalign_core import losses
+from smallalign_core import _compat, losses
 from smallalign_core.data import ImageSet
 from smallalign_core.errors import Refused
 from smallalign_core.losses import Answer
@@ -52,7 +51,7 @@ class Surface:
         self.network = copy.deepcopy(classifier).requires_grad_(True).eval()
         self.weights = list(self.network.parameters())
         self.start = flat(self.weights).detach()
-        self._norms = [one for one in self.network.modules() if isinstance(one, _BatchNorm)]
+        self._norms = [one for one in self.network.modules() if isinstance(one, _compat.BATCH_NORMS)]
         if norms == "train":
             for norm in self._norms:  # a batch's statistics, without keeping them
                 norm.train()

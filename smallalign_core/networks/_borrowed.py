@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from smallalign_core import extras
 from smallalign_core.errors import BadModel, BadSpec
 from smallalign_core.jail import COUNTERS, shared
 from smallalign_core.spec import Borrowed, Timm
@@ -92,8 +93,7 @@ def _torchvision(spec: Borrowed, classes: int) -> tuple[nn.Module, nn.Module, An
 
 
 def _timm(spec: Borrowed, classes: int) -> tuple[nn.Module, nn.Module, Any]:
-    import timm  # imported only here: it costs seconds
-
+    timm = extras.load("timm", f"the network timm:{spec.name}")  # imported only here: it costs seconds
     name, _, tag = spec.name.partition(".")
     if not timm.is_model(name):
         _unknown("timm", name, timm.list_models(), "timm.list_models")

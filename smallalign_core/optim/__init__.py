@@ -11,6 +11,7 @@ from typing import Any, Literal, assert_never
 import torch
 from torch import nn
 
+from smallalign_core import extras
 from smallalign_core.optim._average import average as average, scored as scored
 from smallalign_core.optim._evolution import (
     Evolution as Evolution,
@@ -64,14 +65,12 @@ def build(
         case Ema():
             return build(spec.inner, model, steps, head=head, head_rate=head_rate)
         case Lookahead():
-            import pytorch_optimizer
-
+            pytorch_optimizer = _library(spec)
             inner = build(spec.inner, model, steps, head=head, head_rate=head_rate)
             # pullback_momentum must be "none": the others do nothing for Adam and double its memory.
             return pytorch_optimizer.Lookahead(inner, k=spec.k, alpha=spec.alpha, pullback_momentum="none")
         case Sam() | Asam():
-            import pytorch_optimizer
-
+            pytorch_optimizer = _library(spec)
             inner = build(spec.inner, model, steps, head=head, head_rate=head_rate)
             made: Any = lambda _, **__: inner  # noqa: E731  # it asks for a class, and calls it
             return pytorch_optimizer.SAM(inner.param_groups, made, rho=spec.rho, adaptive=isinstance(spec, Asam))
@@ -85,6 +84,37 @@ def build(
             return _from_pytorch_optimizer(spec, _groups(spec, model, head, head_rate), steps)
         case _:
             assert_never(spec)
+
+
+def package(part: Optimizer) -> str | None:
+    """The package of an extra that a part of an optimizer comes from; None for those that torch and we bring."""
+    match part:
+        case Lookahead() | Sam() | Asam() | Lion() | Soap() | Prodigy() | ScheduleFree() | AdEmaMix():
+            return "pytorch_optimizer"
+        case NAdamW() | Muon():
+            return "timm"
+        case Snes() | Pgpe():
+            return "evotorch"
+        case Sgd() | AdamW() | RmsProp() | Polyak() | Ema():
+            return None
+        case _:
+            assert_never(part)
+
+
+def require(spec: Optimizer) -> None:
+    """Refuse an optimizer any part of which comes from a package that is not installed. Nothing is imported.
+
+    Raises:
+        MissingExtra: one is not; the message has the command that installs it.
+    """
+    for part in nest(spec):
+        if (needed := package(part)) is not None:
+            extras.require(needed, f"the optimizer {part.kind}")
+
+
+def _library(part: Optimizer, module: str = "") -> Any:
+    """The package that a part comes from, or a module of it."""
+    return extras.load(f"{package(part)}{module}", f"the optimizer {part.kind}")
 
 
 def _groups(spec: Any, model: nn.Module, head: nn.Module | None, head_rate: float) -> list[dict[str, Any]]:
@@ -126,20 +156,16 @@ def _from_torch(spec: Sgd | AdamW | RmsProp | Polyak, groups: list[dict[str, Any
 
 
 def _from_timm(spec: NAdamW | Muon, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    from timm.optim import muon, nadamw
-
     betas = (spec.beta1, spec.beta2)
     if isinstance(spec, NAdamW):
-        return nadamw.NAdamW(groups, lr=spec.lr, betas=betas)
-    return muon.Muon(groups, lr=spec.lr, momentum=spec.momentum, nesterov=True, betas=betas)
+        return _library(spec, ".optim.nadamw").NAdamW(groups, lr=spec.lr, betas=betas)
+    return _library(spec, ".optim.muon").Muon(groups, lr=spec.lr, momentum=spec.momentum, nesterov=True, betas=betas)
 
 
 def _from_pytorch_optimizer(
     spec: Lion | Soap | Prodigy | ScheduleFree | AdEmaMix, groups: list[dict[str, Any]], steps: int
 ) -> torch.optim.Optimizer:
-    import pytorch_optimizer as library
-
-    betas = (spec.beta1, spec.beta2)
+    library, betas = _library(spec), (spec.beta1, spec.beta2)
     match spec:
         case Lion():
             return library.Lion(groups, lr=spec.lr, betas=betas)

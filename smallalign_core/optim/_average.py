@@ -8,9 +8,9 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, update_bn
 
+from smallalign_core import _compat
 from smallalign_core.spec import Ema, Optimizer, ScheduleFree
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -27,7 +27,7 @@ def average(spec: Optimizer, model: nn.Module) -> AveragedModel | None:
 
     def follow(averaged: Any, current: Any, count: Any) -> None:
         share = min(spec.decay, (1 + int(count)) / (10 + int(count)))
-        torch._foreach_lerp_(averaged, current, 1 - share)
+        _compat.foreach_lerp_(averaged, current, 1 - share)
 
     return AveragedModel(model, multi_avg_fn=follow)
 
@@ -52,7 +52,7 @@ def scored(
     else:
         return model
     found.train()  # a frozen body stays in evaluation mode: its statistics are those that it came with
-    if any(isinstance(part, _BatchNorm) and part.training for part in found.modules()):
+    if any(isinstance(part, _compat.BATCH_NORMS) and part.training for part in found.modules()):
         with torch.no_grad():
             update_bn(views(), found)
     return found.eval()
@@ -64,7 +64,7 @@ def _at_average(optimizer: Any, model: Network) -> Network:
     optimizer.eval()
     found = copy.deepcopy(model)
     with torch.no_grad():
-        torch._foreach_copy_(weights, learning)
+        _compat.foreach_copy_(weights, learning)
     for group in optimizer.param_groups:
         group["train_mode"] = True
     return found

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from smallalign_core import extras
 from smallalign_core.errors import BadSpec
 from smallalign_core.spec import Mlp, Pgpe, Snes
 
@@ -31,11 +31,11 @@ class Evolution(torch.optim.Optimizer):
     random numbers to keep.
 
     Raises:
-        BadSpec: evotorch is not installed.
+        MissingExtra: evotorch is not installed.
     """
 
     def __init__(self, spec: Snes | Pgpe, weights: list[Tensor]) -> None:
-        self._spec, self._evotorch = spec, _library()
+        self._spec, self._evotorch = spec, _library(spec.kind)
         super().__init__([{"params": weights}], {"lr": spec.lr})
 
     def step(self, closure: Losses | None = None) -> Any:  # type: ignore[override]
@@ -106,19 +106,10 @@ def _put(vector: Tensor, tensors: list[Tensor]) -> None:
         tensor.copy_(piece.view(tensor.shape))
 
 
-def _library() -> Any:
+def _library(kind: str) -> Any:
     """evotorch, which brings ray and matplotlib: imported where a spec names one of its strategies."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it compiles a function with torch.jit, which torch has given up
-            import evotorch
-            import evotorch.algorithms.functional
-    except ImportError as error:
-        raise BadSpec(
-            "an evolution strategy needs the package evotorch, which is not installed",
-            given=error.name or str(error),
-            do="pip install evotorch==0.6.1, or use another optimizer",
-        ) from None
+    extras.load("evotorch.algorithms.functional", f"the optimizer {kind}")
+    evotorch = extras.load("evotorch", f"the optimizer {kind}")
     logging.getLogger("evotorch").setLevel(logging.ERROR)
     return evotorch
 

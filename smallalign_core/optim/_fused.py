@@ -12,61 +12,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from smallalign_core import _compat
+
 
 class FusedSgd(torch.optim.SGD):
     """As torch's with `fused=True`, and with momentum; without it, or at the first step, torch's own way is taken."""
 
+    @_compat.unprofiled
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step."""
-        if closure is not None or not _begun(self):
+        if closure is not None or (kernel := _compat.fused_sgd()) is None or not _begun(self):
             return super().step(closure)
         with torch.no_grad():
             for group, weights, slopes, (momenta,) in _lists(self, "momentum_buffer"):
-                torch._fused_sgd_(
-                    weights,
-                    slopes,
-                    momenta,
-                    weight_decay=group["weight_decay"],
-                    momentum=group["momentum"],
-                    lr=group["lr"],
-                    dampening=group["dampening"],
-                    nesterov=group["nesterov"],
-                    maximize=False,
-                    is_first_step=False,
-                )
+                kernel(weights, slopes, momenta, group)
         return None
-
-    step.hooked = True  # type: ignore[attr-defined]  # or torch wraps it in the entry for profilers
 
 
 class FusedAdamW(torch.optim.AdamW):
     """As torch's with `fused=True`; at the first step torch's own way is taken."""
 
+    @_compat.unprofiled
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step."""
-        if closure is not None or not _begun(self):
+        if closure is not None or (kernel := _compat.fused_adamw()) is None or not _begun(self):
             return super().step(closure)
         with torch.no_grad():
-            for group, weights, slopes, (means, squares, counts) in _lists(self, "exp_avg", "exp_avg_sq", "step"):
-                torch._foreach_add_(counts, 1)
-                torch._fused_adamw_(
-                    weights,
-                    slopes,
-                    means,
-                    squares,
-                    [],
-                    counts,
-                    amsgrad=False,
-                    lr=group["lr"],
-                    beta1=group["betas"][0],
-                    beta2=group["betas"][1],
-                    weight_decay=group["weight_decay"],
-                    eps=group["eps"],
-                    maximize=False,
-                )
+            for group, weights, slopes, kept in _lists(self, "exp_avg", "exp_avg_sq", "step"):
+                kernel(weights, slopes, *kept, group)
         return None
-
-    step.hooked = True  # type: ignore[attr-defined]
 
 
 def _begun(optimizer: torch.optim.Optimizer) -> bool:

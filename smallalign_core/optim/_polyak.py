@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from smallalign_core import _compat
+
 
 class PolyakStep(torch.optim.Optimizer):
     """Iterate averaging with a Polyak step (IAM; Gower et al., 2025, arXiv 2504.01898), preconditioned as in Adam.
@@ -51,19 +53,19 @@ class PolyakStep(torch.optim.Optimizer):
                 }
         gradients = [weight.grad for weight in weights]
         leads, squares, counts = ([self.state[w][name] for w in weights] for name in ("lead", "exp_avg_sq", "step"))
-        torch._foreach_add_(counts, 1)
-        torch._foreach_mul_(squares, group["beta2"])
-        torch._foreach_addcmul_(squares, gradients, gradients, 1 - group["beta2"])
-        scales = torch._foreach_div(squares, [float(1 - group["beta2"] ** float(count)) for count in counts])
-        torch._foreach_sqrt_(scales)
-        torch._foreach_add_(scales, group["eps"])
-        directions = torch._foreach_div(gradients, scales)
-        ahead = _dot(gradients, torch._foreach_sub(leads, weights))
+        _compat.foreach_add_(counts, 1)
+        _compat.foreach_mul_(squares, group["beta2"])
+        _compat.foreach_addcmul_(squares, gradients, gradients, 1 - group["beta2"])
+        scales = _compat.foreach_div(squares, [float(1 - group["beta2"] ** float(count)) for count in counts])
+        _compat.foreach_sqrt_(scales)
+        _compat.foreach_add_(scales, group["eps"])
+        directions = _compat.foreach_div(gradients, scales)
+        ahead = _dot(gradients, _compat.foreach_sub(leads, weights))
         length = _dot(gradients, directions)
         reach = (excess + ahead).clamp(min=0) / length.clamp(min=torch.finfo(length.dtype).tiny)
-        torch._foreach_mul_(directions, reach)
-        torch._foreach_sub_(leads, directions)
-        torch._foreach_lerp_(weights, leads, 1 / (1 + group["averaging"]))
+        _compat.foreach_mul_(directions, reach)
+        _compat.foreach_sub_(leads, directions)
+        _compat.foreach_lerp_(weights, leads, 1 / (1 + group["averaging"]))
         return excess
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smallalign_core import data, steps
+from smallalign_core import data, extras, steps
 from smallalign_core.data import Decision, Decisions, ImageSet, Splits
 from smallalign_core.errors import BadInput, SmallAlignError
 from smallalign_core.files import read_json, write_json
@@ -157,6 +157,7 @@ class Looking:
         """Look, in steps, unless it was done before."""
         if (before := self.kept) is not None:
             return before
+        extras.require("cleanlab", _labels.NEEDS)  # now, not after minutes
         set_sklearn_threads()
         atlas, parts = _twins.Atlas(self.parts), list(self.parts.values())
         fine = yield from steps.part_of(_twins.small(parts), 0, 5)

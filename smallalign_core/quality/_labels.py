@@ -12,8 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from smallalign_core import extras
 from smallalign_core.steps import Work, part_of
 
+NEEDS = "the search for wrong labels"
+"""What is refused where cleanlab is not installed."""
 NEIGHBOURS = 10
 FOLDS = 5
 MOST_FITTED = 10_000
@@ -161,9 +164,8 @@ def suspects(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> S
     `low_self_confidence`). Suspected are these and what `prune_by_noise_rate` flags in each pair of classes. Judges who
     agree with no more labels than the largest class has know nothing, and suspect nobody.
     """
-    from cleanlab.filter import find_label_issues
-    from cleanlab.rank import get_label_quality_scores
-
+    find_label_issues = extras.load("cleanlab.filter", NEEDS).find_label_issues
+    get_label_quality_scores = extras.load("cleanlab.rank", NEEDS).get_label_quality_scores
     counts, named = np.bincount(labels), probabilities.argmax(1)
     if np.count_nonzero(counts) < 2 or (named == labels).sum() <= counts.max():
         nobody = np.empty(0, np.int64)
@@ -184,8 +186,7 @@ def suspects(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> S
 
 def confused(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> list[tuple[int, int, float]]:
     """(class, class, estimated share of images that are one and labelled as the other), the largest share first."""
-    from cleanlab.count import estimate_joint
-
+    estimate_joint = extras.load("cleanlab.count", NEEDS).estimate_joint
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         joint = np.asarray(estimate_joint(labels, probabilities))

@@ -37,6 +37,7 @@ from filelock import Timeout
 
 from smallalign_core import data, jail, limits, visitors
 from smallalign_core.errors import BadModel, Refused, SmallAlignError, UnknownRun, of_system
+from smallalign_core.extras import PACKAGE
 from smallalign_core.files import SCHEMA as SCHEMA, append, is_held, read_lines, write_json
 from smallalign_core.spec import Borrowed, RunSpec, digest
 from smallalign_core.store._run import Run as Run, State as State
@@ -44,7 +45,11 @@ from smallalign_core.visitors import OWNER, Visitor
 
 log = logging.getLogger("smallalign")
 
-SHIPPED_ZOO = Path(__file__).resolve().parents[2] / "models" / "zoo"
+SHIPPED_ZOO = next(
+    (zoo for zoo in (PACKAGE / "_models" / "zoo", PACKAGE.parent / "models" / "zoo") if zoo.is_dir()),
+    PACKAGE / "_models" / "zoo",
+)
+"""The starter models: package data of an installed wheel, and `models/zoo` of a checkout. They are only read."""
 NAME = "[a-z][a-z0-9-]{2,47}"
 """What people may call a zoo model, or a policy."""
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import crowd
-from pages.ui import backstage, live
+from pages.ui import _compat, backstage, live
 from smallalign_core import desk
 from smallalign_core.errors import Refused, SmallAlignError
 from smallalign_core.files import append, write_json
@@ -211,8 +211,7 @@ def test_a_crowd_looks_more_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
     visitors: list[object] = []
     manager = SimpleNamespace(list_active_sessions=lambda: visitors)
     assert backstage.pace(2) == 2, "no server: a test of a page"
-    monkeypatch.setattr(backstage.runtime, "exists", lambda: True)
-    monkeypatch.setattr(backstage.runtime, "get_instance", lambda: SimpleNamespace(_session_mgr=manager))
+    monkeypatch.setattr(_compat, "_runtime", lambda: SimpleNamespace(_session_mgr=manager))
     for count, seconds in ((1, 2.0), (20, 2.0), (50, 5.0)):
         visitors[:] = range(count)
         assert backstage.pace(2) == seconds

@@ -27,7 +27,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route, Router
 
-from pages.ui import quota, uploading
+from pages.ui import _compat, quota, uploading
 from smallalign_core import data, limits, uploads
 from smallalign_core.data import _zips
 from smallalign_core.errors import BadData, Refused, SmallAlignError
@@ -464,8 +464,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> tuple[quota.Quota, Storage]:
     """The quota around a route that keeps files as Streamlit's does."""
     storage = Storage()
     runtime = SimpleNamespace(uploaded_file_mgr=storage)
-    monkeypatch.setattr(quota, "exists", lambda: True)
-    monkeypatch.setattr(quota, "get_instance", lambda: runtime)
+    monkeypatch.setattr(_compat, "_runtime", lambda: runtime)
     monkeypatch.setenv("SMALLALIGN_UPLOAD_MB", "1")
     monkeypatch.setenv("SMALLALIGN_UPLOADS_EACH_MB", "3")
     monkeypatch.setenv("SMALLALIGN_UPLOADS_TOTAL_MB", "5")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import streamlit as st
 from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 from sklearn.datasets import load_digits
@@ -28,10 +29,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
-from streamlit import config
 from streamlit.testing.v1 import AppTest
 
-from pages.ui import access, backstage, wall
+from pages.ui import _compat, access, backstage, wall
 from smallalign_core import desk, optimstudy, policies, studies, uploads, worker
 from smallalign_core.errors import BadInput, Refused
 from smallalign_core.files import write_json
@@ -144,7 +144,7 @@ LISTED = "ada@example.org, @school.example"
 @pytest.fixture
 def login(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """People have to log in, and some may start runs."""
-    monkeypatch.setattr(access, "get_secrets_auth_section", lambda: {"client_id": "x"})
+    monkeypatch.setattr(_compat, "_auth_section", lambda: {"client_id": "x"})
     monkeypatch.setenv(access.RUNNERS, LISTED)
     return
 
@@ -218,8 +218,8 @@ def test_nobody_else_reaches_a_dashboard_without_login(
         "server.allowedHosts": hosts,
         "server.trustedUserHeaders": proxy and {"X": "email"},
     }
-    monkeypatch.setattr(config, "get_option", told.__getitem__)
-    monkeypatch.setattr(access, "get_secrets_auth_section", lambda: {"client_id": "x"} if auth else {})
+    monkeypatch.setattr(st, "get_option", told.__getitem__)
+    monkeypatch.setattr(_compat, "_auth_section", lambda: {"client_id": "x"} if auth else {})
     if not refused:
         access.check_exposure()
         return

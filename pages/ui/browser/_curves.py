@@ -60,7 +60,7 @@ def curves(
             "line": [curve.name for curve, x, _ in lines for _ in x],
         }
         st.line_chart(table, x="x", y="y", color="line", x_label=x_label, y_label=y_label, height=height)
-        st.caption(f"A plain chart: the live one is not installed. To install it run `{INSTALL}` in the repository.")
+        st.caption(f"A plain chart: the live one is not installed. To install it run `{INSTALL}`.")
         return
     cut = [
         f"{curve.name}: {len(curve.x):,} points, drawn as {len(x):,} extremes" for curve, x, _ in lines if _long(curve)

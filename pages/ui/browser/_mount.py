@@ -38,6 +38,6 @@ def missing(what: str) -> bool:
         return False
     st.info(
         f"{what} needs the browser parts, which are not installed yet. If the application started a moment ago, it is "
-        f"installing them: reload the page in half a minute. To install them by hand run `{INSTALL}` in the repository."
+        f"installing them: reload the page in half a minute. To install them by hand run `{INSTALL}`."
     )
     return True

