@@ -4,8 +4,8 @@ One process answers many visitors. A question that would take long is a generato
 when the patience of one call ends, it is put aside, and the next call with the same question goes on from there.
 
 What was begun is never dropped for what comes later: that would be a livelock, in which more visitors than places take
-each other's progress away for ever. `KEPT` questions are under way at a time, later ones wait in order of arrival, and a
-place is free again when its question is answered, fails, or is not asked any more.
+each other's progress away for ever. `KEPT` questions are under way at a time, later ones wait in order of arrival, and
+a place is free again when its question is answered, fails, or is not asked any more.
 """
 
 from __future__ import annotations
