@@ -39,17 +39,30 @@ NEARLY = 0.999
 """The largest share of unfinished work: a share of 1 comes only with the answer."""
 
 
-_visitor: ContextVar[str] = ContextVar("visitor", default="")
+@dataclass
+class Asking:
+    """One call for an answer.
+
+    Attributes:
+        visitor: on whose behalf; put_aside: whether some of the work is left, which only this process can go on with.
+    """
+
+    visitor: str = ""
+    put_aside: bool = False
+
+
+_asking: ContextVar[Asking | None] = ContextVar("asking", default=None)
 
 
 @contextlib.contextmanager
-def acting_for(visitor: str) -> Iterator[None]:
+def acting_for(visitor: str) -> Iterator[Asking]:
     """Questions that are asked within the block are those of `visitor`."""
-    token = _visitor.set(visitor)
+    asking = Asking(visitor)
+    token = _asking.set(asking)
     try:
-        yield
+        yield asking
     finally:
-        _visitor.reset(token)
+        _asking.reset(token)
 
 
 @dataclass
@@ -74,18 +87,18 @@ class _Table:
         if question in self.asked:
             self.round, self.asked = self.round + 1, set()
         self.asked.add(question)
-        self.last[question], self.visitors[question] = self.round, _visitor.get()
+        self.last[question], self.visitors[question] = self.round, (_asking.get() or Asking()).visitor
         if question in self.begun:
             return True
         for gone in [one for one in self.waiting if self._left(one, question)]:
             self.forget(gone)
         before = list(self.waiting).index(question) if question in self.waiting else len(self.waiting)
         if before >= KEPT - len(self.begun):
-            gone = [one for one in self.begun if self._left(one, question)]
-            if before or not gone:
+            left = [one for one in self.begun if self._left(one, question)]
+            if before or not left:
                 self.waiting[question] = None
                 return False
-            longest = min(gone, key=self.last.__getitem__)
+            longest = min(left, key=self.last.__getitem__)
             self.begun[longest].close()
             self.forget(longest)
         self.waiting.pop(question, None)
@@ -118,7 +131,9 @@ def advance(question: str, begin: Callable[[], Work[Answer]], patience: float | 
         question: equal for equal questions.
         begin: starts the work, if that was not done before.
     """
+    asking = _asking.get() or Asking()
     if not _table.place(question) and patience is not None:
+        asking.put_aside = True
         return None, 0.0
     work = _table.begun.pop(question, None)
     try:
@@ -128,18 +143,13 @@ def advance(question: str, begin: Callable[[], Work[Answer]], patience: float | 
         while True:
             done = next(work)
             if time.monotonic() > until:
-                _table.begun[question] = work
+                _table.begun[question], asking.put_aside = work, True
                 return None, min(done, NEARLY)
     except StopIteration as finished:
         return finished.value, 1.0
     finally:
         if question not in _table.begun:
             _table.forget(question)
-
-
-def under_way() -> int:
-    """Questions of this process that were begun and are not answered."""
-    return len(_table.begun)
 
 
 def finish(work: Work[Answer], told: Callable[[float], None] = lambda _: None) -> Answer:
