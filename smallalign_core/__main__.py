@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.table import Table
 
-from smallalign_core import data, desk, preview, worker
+from smallalign_core import backends, data, desk, preview, worker
 from smallalign_core.errors import BadInput, SmallAlignError, of_system
 from smallalign_core.files import write_folder
 from smallalign_core.spec import DataSpec, parse_data, read_policy
@@ -118,12 +118,22 @@ def worker_(
 
 
 @app.command("desk", hidden=True)
-def desk_(store: StoreOption = MODELS) -> None:
+def desk_(
+    store: StoreOption = MODELS,
+    fork: Annotated[bool, typer.Option(help="Fork a process for each socket at standard input instead.")] = False,
+) -> None:
     """Answer the dashboard's questions over a pipe."""
-    worker.set_threads()
     out = os.fdopen(os.dup(1), "w")  # our own stdout: whatever a library prints must not get between the answers
     os.dup2(2, 1)
-    desk.serve(Store(store), sys.stdin, out)
+
+    def answering(questions: TextIO, answers: TextIO) -> None:
+        worker.set_threads()
+        desk.serve(Store(store), questions, answers)
+
+    if fork:
+        backends.fork_when_told(desk.libraries(), answering)
+    else:
+        answering(sys.stdin, out)
 
 
 # --- judging and shipping ---------------------------------------------------------------------------------------------

@@ -1,21 +1,16 @@
-"""The desk: one helper process that answers the dashboard's questions, so that its own process never imports torch.
+"""The desk: what the dashboard asks, answered in other processes, so that its own never imports torch.
 
-`answer` does the work, in the desk's process. `Desk` is the dashboard's end: it starts the process when it is first
-needed, asks one question at a time over a pipe, and starts it again if it dies.
+`serve` answers, in such a process. `asking.Desk` is the dashboard's end.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import json
-import os
-import select
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TextIO
 
 from smallalign_core import (
@@ -24,17 +19,19 @@ from smallalign_core import (
     limits,
     preview,
     quality,
+    steps,
     studies,
     teaching,
     tuning,
     visitors,
     worth as measuring,
 )
+from smallalign_core.asking import Desk as Desk
 from smallalign_core.errors import BadInput, SmallAlignError, WorkFailed
 from smallalign_core.machine import fastest, set_threads
 from smallalign_core.spec import CutMix, MixUp, OfLayers, RunSpec, digest, parse, parse_data
 from smallalign_core.store import Run, Store
-from smallalign_core.visitors import OWNER, Role, Visitor
+from smallalign_core.visitors import Role, Visitor
 from smallalign_core.worth import What
 
 DOUBLE_SECONDS = 60.0
@@ -308,120 +305,35 @@ QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 def serve(store: Store, questions: TextIO, answers: TextIO) -> None:
-    """Answer one JSON question a line until the pipe closes."""
+    """Answer one JSON question a line until the pipe closes.
+
+    With the answer to a question that came with `patience` goes whether it is `unfinished`: then this process holds
+    what was done so far, and the question should come back here.
+    """
     limits.confine(store.root)
     for line in questions:
         asked = json.loads(line)
         acting = Store(store.root, Visitor(asked["visitor"], Role(asked["role"])), showing=True)
-        try:
-            reply: dict[str, Any] = {"ok": QUESTIONS[asked["verb"]](acting, **asked["values"])}
-        except SmallAlignError as error:
-            reply = {"error": str(error), "bad_input": isinstance(error, BadInput)}
-        except Exception as error:  # noqa: BLE001  # whatever one question does, the desk answers the next
-            failed = WorkFailed(
-                "the question could not be answered", given=repr(error), do="try again, or see desk.log"
-            )
-            reply = {"error": str(failed), "bad_input": False}
-        answers.write(json.dumps(reply) + "\n")
+        with steps.acting_for(acting.visitor.name) as asking:
+            try:
+                reply: dict[str, Any] = {"ok": QUESTIONS[asked["verb"]](acting, **asked["values"])}
+            except SmallAlignError as error:
+                reply = {"error": str(error), "bad_input": isinstance(error, BadInput)}
+            except Exception as error:  # noqa: BLE001  # whatever one question does, the desk answers the next
+                failed = WorkFailed(
+                    "the question could not be answered", given=repr(error), do="try again, or see desk.log"
+                )
+                reply = {"error": str(failed), "bad_input": False}
+        answers.write(json.dumps(reply | ({"unfinished": True} if asking.put_aside else {})) + "\n")
         answers.flush()
 
 
-# --- the dashboard's end ----------------------------------------------------------------------------------------------
+def libraries() -> list[Callable[[], object]]:
+    """Imports that a question may need; the first must be there before any is answered."""
 
+    def first() -> None:
+        from smallalign_core import foreign, losses, networks, optim, risk, train, views  # noqa: F401
 
-class Desk:
-    """Asks the desk's process, which it starts when needed.
-
-    Args:
-        store: the store that questions are about.
-        visitor: who asks, looked up at each question in the thread that asks it.
-    """
-
-    def __init__(self, store: Store, visitor: Callable[[], Visitor] = lambda: OWNER) -> None:
-        self.store, self._visitor = store, visitor
-        self._process: subprocess.Popen[str] | None = None
-        self._turn = threading.Lock()
-
-    def ask(self, verb: str, *, timeout: float = 300.0, **values: Any) -> dict[str, Any]:
-        """The answer to one question. One is answered at a time; others wait for their turn.
-
-        Raises:
-            BadInput: what was asked cannot be.
-            WorkFailed: it went wrong, took longer than `timeout` seconds, or the process died.
-        """
-        who = self._visitor()
-        question = json.dumps({"verb": verb, "values": values, "visitor": who.name, "role": who.role}) + "\n"
-        with self._turn:
-            # Every question may be asked twice, so a process that died since the last one costs a start and no error.
-            line = self._exchange(question, timeout, verb) or self._exchange(question, timeout, verb)
-        if not line:
-            reason = f"the reason may stand in {self.store.root / 'desk.log'}"
-            raise WorkFailed("the answer stopped short twice", given=verb, do=f"try again; {reason}")
-        reply = json.loads(line)
-        if "ok" in reply:
-            answer: dict[str, Any] = reply["ok"]
-            return answer
-        raise _Told(reply["error"]) if reply["bad_input"] else _ToldFailed(reply["error"])
-
-    def _exchange(self, question: str, timeout: float, verb: str) -> str:
-        """The line that answers `question`; empty if the process died before it could."""
-        process = self._alive()
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            process.stdin.write(question)
-            process.stdin.flush()
-            ready, _, _ = select.select([process.stdout], [], [], timeout)
-            line = process.stdout.readline() if ready else None
-        except OSError:
-            line = ""
-        if not line:
-            self.close()
-        if line is None:
-            raise WorkFailed(f"there was no answer in {timeout:.0f} seconds", given=verb, do="try again with less")
-        return line
-
-    def warm(self) -> None:
-        """Start the process now, so that the first question does not wait for it."""
-        with self._turn:
-            self._alive()
-
-    def _alive(self) -> subprocess.Popen[str]:
-        if self._process is None or self._process.poll() is not None:
-            self.store.root.mkdir(parents=True, exist_ok=True)
-            with (self.store.root / "desk.log").open("a") as log:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", "smallalign_core", "desk", "--store", str(self.store.root.resolve())],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    text=True,
-                    env=os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": _import_path()},
-                )
-        return self._process
-
-    def close(self) -> None:
-        """End the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-
-def _import_path() -> str:
-    """Where the desk finds this library. It works in the caller's folder, since users' paths may be relative to it."""
-    return os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]))
-
-
-class _Told(BadInput):
-    """An error that the desk has put into words already."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-
-
-class _ToldFailed(WorkFailed):
-    """As `_Told`, for work that failed."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
+    # ONNX Runtime is not among them: it has threads of its own, which a fork would lose.
+    later = ("sklearn.datasets", "sklearn.linear_model", "torchvision", "onnx", "torch.onnx", "torch._dynamo")
+    return [first, *(functools.partial(importlib.import_module, name) for name in later)]

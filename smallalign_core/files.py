@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import stat
 import tempfile
 import zlib
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from smallalign_core.errors import BadModel, Refused
+from smallalign_core.errors import BadData, BadModel, Refused
 
 SCHEMA = 2
 """Of every file that the store writes. 1 had no checksums."""
@@ -205,6 +206,20 @@ def _refuse_newer(file: Path, value: object) -> None:
             given=file,
             do="update SmallAlign; until then it is left as it is",
         )
+
+
+def check_regular(file: Path) -> None:
+    """Refuse what is no file, links followed: opening a pipe or a device may wait for ever.
+
+    Raises:
+        BadData: it is something else.
+        OSError: it is not there, or may not be looked at.
+    """
+    mode = file.stat().st_mode
+    if not stat.S_ISREG(mode):
+        kinds = ((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISDIR, "a folder"))
+        kind = next((name for known, name in kinds if known(mode)), "a device")
+        raise BadData(f"this is {kind} and not a file", given=file, do="remove it, or put a file there")
 
 
 def is_held(lock: Path) -> bool:

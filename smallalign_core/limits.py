@@ -40,6 +40,9 @@ class Limits:
     zip_ratio: int = _limit(100, "how many times its size an uploaded zip may unpack to")
     waiting_each: int = _limit(120, "runs of one visitor that wait")
     waiting_total: int = _limit(240, "runs of all visitors that wait")
+    answers_at_once: int = _limit(6, "questions that are answered at the same time, each by a process")
+    answers_each: int = _limit(2, "the same, of one visitor")
+    long_at_once: int = _limit(4, "long questions under way besides, such as the risk, each in a process")
     starts_a_minute: int = _limit(60, "runs that one visitor may put into the queue in a minute")
 
     def said(self) -> list[tuple[str, int, str]]:

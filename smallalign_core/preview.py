@@ -6,6 +6,7 @@ These are questions to the desk, and what `views` on the command line asks. Torc
 from __future__ import annotations
 
 import base64
+import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,8 +18,8 @@ from numpy.typing import NDArray
 from smallalign_core import data, steps
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import BadInput
-from smallalign_core.spec import parse_data, parse_policy, policy_yaml
-from smallalign_core.store import Store
+from smallalign_core.spec import Augment, parse_data, parse_policy, policy_yaml
+from smallalign_core.store import Run, Store
 
 if TYPE_CHECKING:
     from smallalign_core.risk import Judge
@@ -37,7 +38,7 @@ LEAST_SHARE = 0.005
 """Of a mixed label, what is worth a word."""
 
 KEPT = 3
-"""Judges that the desk's process keeps for the next question."""
+"""Judges that this process keeps for the next question; what is under way holds on to its own."""
 
 MOST_ANSWERS = 500
 """Policies that one judge remembers."""
@@ -172,7 +173,8 @@ def risk(
     Args:
         strength: that of the figures; the curve is over all strengths.
         limit: the highest accepted share of images whose class changes.
-        patience: seconds after which an unfinished answer comes back; asking again goes on from there.
+        patience: seconds after which an unfinished answer comes back; asking again goes on from there. Where many
+            questions are under way it may wait for its turn, and its share stays 0.
 
     Returns:
         `done`: the share that is done, and when that is all: `report`, and `words`, the same as text; `pixels` and
@@ -180,17 +182,29 @@ def risk(
     """
     from smallalign_core import views as viewing
 
-    asked = parse_policy(policy)
-    splits = _splits(store, data_source)
-    viewing.check(asked, splits.shape)
-    judge = _judge(store, splits, teacher, seed)
-    question = f"risk {id(judge)} {policy_yaml(asked)} {strength} {limit}"
-    report, done = steps.advance(question, lambda: judge.report(asked, strength=strength, limit=limit), patience)
-    if report is None:
-        return {"done": done}
-    made = viewing.Views(judge.images, viewing.scaled(asked, strength, splits.shape), batch=2, seed=seed)
+    asked, source, run = parse_policy(policy), parse_data(data_source), store.finished(teacher)
+
+    def begin() -> steps.Work[dict[str, Any]]:
+        splits = data.load(source, store.data_cache)
+        viewing.check(asked, splits.shape)
+        return _risk(_judge(store, splits, run, seed), asked, strength, limit)
+
+    # By what was asked and not by the judge: images are loaded and a teacher is opened once its turn has come.
+    facts = [str(store.root.resolve()), policy_yaml(asked), source.model_dump(mode="json"), run.id]
+    question = f"risk {json.dumps([*facts, seed, strength, limit])}"
+    found, done = steps.advance(question, begin, patience)
+    return {"done": done} if found is None else found
+
+
+def _risk(judge: Judge, policy: tuple[Augment, ...], strength: float, limit: float) -> steps.Work[dict[str, Any]]:
+    """The answer of `risk`, in steps."""
+    from smallalign_core import views as viewing
+
+    report = yield from judge.report(policy, strength=strength, limit=limit)
+    shape = judge.images.shape
+    made = viewing.Views(judge.images, viewing.scaled(policy, strength, shape), batch=2, seed=judge.seed)
     flipped = report.flipped[:PICTURED]
-    shown = np.zeros((len(flipped), 2, *splits.shape), np.uint8)
+    shown = np.zeros((len(flipped), 2, *shape), np.uint8)
     for place, one in enumerate(flipped):
         shown[place, 0] = judge.images.images[one.row]
         shown[place, 1] = made.augmented(np.array([one.row]), np.array([one.view]))[0].numpy()
@@ -283,11 +297,10 @@ def _packed(shown: NDArray[np.uint8]) -> dict[str, Any]:
 _judges: OrderedDict[tuple[str, str, str, int], Judge] = OrderedDict()
 
 
-def _judge(store: Store, splits: Splits, teacher: str, seed: int) -> Judge:
-    """A judge that remembers earlier questions; the last few are kept."""
+def _judge(store: Store, splits: Splits, run: Run, seed: int) -> Judge:
+    """A judge that remembers earlier questions; the last few are kept, and those that unfinished work still needs."""
     from smallalign_core import foreign, risk as judging
 
-    run = store.finished(teacher)
     key = (str(store.root.resolve()), run.id, splits.fingerprint, seed)
     judge = _judges.pop(key, None)
     if judge is None or judge.answered > MOST_ANSWERS:

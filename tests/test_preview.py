@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from smallalign_core import data, policies, preview
+from smallalign_core import data, policies, preview, risk, steps
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadData, BadInput, BadSpec, Refused
 from smallalign_core.spec import Augment, members, parse_policy
@@ -91,6 +92,39 @@ def test_a_judge_remembers_what_it_was_asked(monkeypatch: pytest.MonkeyPatch) ->
 
     assert finished.value.value.limit == 0.5
     assert finished.value.value.whole.flip_rate == first["report"]["whole"]["flip_rate"]
+
+
+@pytest.mark.slow
+def test_more_visitors_than_places_all_get_their_risk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each with a seed of their own, so with a judge of their own, and each asks again when it is their turn."""
+    monkeypatch.setattr(steps, "_table", steps._Table())
+    monkeypatch.setattr(preview, "_judges", OrderedDict())
+    monkeypatch.setattr(risk, "sample", lambda splits: (splits.val.take(np.arange(32)), 0))
+    judges: list[int] = []
+    prepare = risk.Judge.__init__
+    monkeypatch.setattr(
+        risk.Judge, "__init__", lambda self, *given, **more: (judges.append(1), prepare(self, *given, **more))[1]
+    )
+    policy = [{"kind": "rotate", "degrees": 33}]
+    waiting = list(range(2 * max(preview.KEPT, steps.KEPT) + 1))
+    shares: dict[int, list[float]] = {seed: [] for seed in waiting}
+    found: dict[int, Any] = {}
+    rounds = 0
+    while waiting:
+        rounds += 1
+        assert rounds < 1000, f"never answered: seeds {waiting}"
+        for seed in list(waiting):
+            answer = preview.risk(ZOO, policy, "digits", "digits-teacher", seed=seed, patience=0)
+            shares[seed].append(answer["done"])
+            if "report" in answer:
+                found[seed] = answer
+                waiting.remove(seed)
+
+    assert len(found) == len(judges), "nobody's teacher was opened twice"
+    assert all(one == sorted(one) for one in shares.values()), "no progress was lost"
+    assert len(preview._judges) <= preview.KEPT
+    assert found[0] == preview.risk(ZOO, policy, "digits", "digits-teacher", seed=0), "the answer of one who is alone"
+    assert found[0]["report"] != found[1]["report"]
 
 
 def test_the_curve_stays_where_it_is_when_the_strength_moves() -> None:

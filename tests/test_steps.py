@@ -28,15 +28,64 @@ def test_impatient_askers_get_the_answer_in_steps_and_nothing_is_done_twice() ->
     assert done == [1, 2, 3, 4] * 2, "an answered question is begun anew"
 
 
-def test_different_questions_do_not_mix_and_the_oldest_is_dropped() -> None:
-    done: dict[int, list[int]] = {number: [] for number in range(steps.KEPT + 1)}
-    for number, list_ in done.items():
-        steps.advance(f"number {number}", lambda list_=list_: counting(list_), 0.0)
+@pytest.fixture(autouse=True)
+def empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test finds what another one left unfinished."""
+    monkeypatch.setattr(steps, "_table", steps._Table())
 
-    assert steps.advance("number 1", lambda: counting([]), 0.0)[1] == 0.5
-    assert steps.advance("number 0", lambda: counting([]), 0.0)[1] == 0.25, "it was dropped, so it begins again"
-    for number in done:
-        steps.advance(f"number {number}", lambda: counting([]), None)
+
+@pytest.mark.parametrize("visitors", [2, steps.KEPT, steps.KEPT + 1, 5 * steps.KEPT])
+def test_everybody_finishes_however_many_ask_in_turn(visitors: int) -> None:
+    done: dict[int, list[int]] = {number: [] for number in range(visitors)}
+    order: list[int] = []
+    shares: dict[int, list[float]] = {number: [] for number in done}
+    for _ in range(5 * visitors):
+        for number in [one for one in done if one not in order]:
+            answer, share = steps.advance(f"number {number}", lambda own=done[number]: counting(own), 0.0)
+            shares[number].append(share)
+            if answer is not None:
+                order.append(number)
+        assert len(steps._table.begun) <= steps.KEPT
+
+    assert sorted(order) == list(done)
+    assert order == sorted(order), "first come, first served"
+    assert all(steps_done == [1, 2, 3, 4] for steps_done in done.values()), "nothing was begun twice"
+    assert all(told == sorted(told) for told in shares.values()), "no progress was lost"
+    assert not steps._table.last, "nothing is kept of what was answered"
+
+
+def test_what_is_not_asked_any_more_gives_way() -> None:
+    for number in range(steps.KEPT):
+        steps.advance(f"left {number}", lambda: counting([]), 0.0)
+    steps.advance("left in the line", lambda: counting([]), 0.0)
+    asked = 0
+    while steps.advance("new", lambda: counting([]), 0.0)[1] == 0:
+        asked += 1
+    assert asked == steps.ABANDONED + 1
+    assert steps.advance("left 1", lambda: counting([]), 0.0)[1] == 0.5, "only the one asked longest ago gave way"
+    assert steps.advance("new", lambda: counting([]), 0.0)[1] == 0.5
+
+
+def test_a_visitor_who_asks_something_else_waits_less() -> None:
+    def drag(visitor: str, place: int) -> float:
+        with steps.acting_for(visitor):
+            return steps.advance(f"{visitor} {place}", lambda: counting([]), 0.0)[1]
+
+    for place in range(steps.KEPT - 1):
+        drag("ada", place)
+    drag("bob", 0)
+    asked = 0
+    while drag("ada", 100) == 0:
+        asked += 1
+    assert asked == steps.REPLACED + 1
+    assert drag("bob", 0) == 0.5, "another visitor's work stays"
+
+
+def test_who_waits_to_the_end_waits_for_nobody() -> None:
+    for number in range(steps.KEPT):
+        steps.advance(f"number {number}", lambda: counting([]), 0.0)
+    assert steps.advance("at once", lambda: counting([]), None) == ("answer", 1.0)
+    assert steps.advance("number 0", lambda: counting([]), 0.0)[1] == 0.5
 
 
 def test_work_that_fails_is_not_put_aside() -> None:

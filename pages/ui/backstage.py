@@ -38,11 +38,20 @@ def store() -> Store:
 
 @functools.cache
 def _desk(root: Path) -> Desk:
-    return Desk(Store(root), access.visitor)
+    return Desk(Store(root), access.visitor, still_there)
+
+
+def still_there() -> None:
+    """End the script that runs in this thread if the page it draws is not wanted any more: a click, or a closed tab.
+
+    Whoever waits for an answer calls it; else a page would be stuck until the answer comes.
+    """
+    if _compat.session() is not None:
+        "anything" in st.session_state  # noqa: B015  # Streamlit looks for such a request at each access
 
 
 def desk() -> Desk:
-    """The one desk of this server process; it starts its own process when it is first asked."""
+    """The one desk of this server process; its own processes are started when they are needed."""
     return _desk(store().root)
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from smallalign_core.errors import BadData
+from smallalign_core.data import _guarded
+from smallalign_core.errors import BadData, WorkFailed
 from smallalign_core.spec import DataSpec
 
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -97,11 +98,14 @@ def decode(
         labels: list[int] = []
         ids: list[int] = []
         before: list[tuple[int, int]] = []
-        for file, label in files:
+        decoded = _guarded.each(_pixels, ([file, colour, (width, height)] for file, _ in files))
+        for (file, label), one in zip(files, decoded, strict=True):
             try:
-                array[len(ids)], found, size = _pixels(file, colour, (width, height))
-            except Exception:  # noqa: BLE001  # Pillow's parsers raise what they like on a damaged file
+                array[len(ids)], found, size = one.get()
+            except Exception as error:  # noqa: BLE001  # Pillow's parsers raise what they like on a damaged file
                 unreadable.append(name(file))
+                if isinstance(error, _guarded.TooCostly):  # each takes seconds: not all of them before it is refused
+                    _refuse_unreadable(unreadable, total)
                 continue
             labels.append(label)
             ids.append(found)
@@ -120,28 +124,36 @@ def _look(
     entries: Entries, unreadable: list[str], name: Callable[[Path], str]
 ) -> tuple[Entries, Counter[tuple[int, int]], bool]:
     """(the files whose header can be read, their upright sizes, whether any has colour): no pixel is decoded."""
-    from PIL import Image
-
-    Image.MAX_IMAGE_PIXELS = None  # we look at the header ourselves, below
     sizes: Counter[tuple[int, int]] = Counter()
-    colour = False
+    colour, total = False, sum(len(files) for files in entries.values())
     readable: Entries = {part: [] for part in entries}
     for part, files in entries.items():
-        for file, label in files:
+        found = _guarded.each(_header, ([file] for file, _ in files))
+        for (file, label), one in zip(files, found, strict=True):
             try:
-                with Image.open(file, formats=FORMATS) as picture:
-                    if _too_many(picture.size):
-                        raise ValueError
-                    tagged = picture.info.keys() & {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
-                    turned = bool(tagged) and picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-                    size, grey = picture.size, picture.mode in GREY_MODES
-            except Exception:  # noqa: BLE001  # Pillow's parsers raise what they like on a damaged file
+                size, grey = one.get()
+            except Exception as error:  # noqa: BLE001  # Pillow's parsers raise what they like on a damaged file
                 unreadable.append(name(file))
+                if isinstance(error, _guarded.TooCostly):  # each takes seconds: not all of them before it is refused
+                    _refuse_unreadable(unreadable, total)
                 continue
-            sizes[size[::-1] if turned else size] += 1
+            sizes[size] += 1
             colour = colour or not grey
             readable[part].append((file, label))
     return readable, sizes, colour
+
+
+def _header(file: Path) -> tuple[tuple[int, int], bool]:
+    """((width, height) of an image file as it stands upright, whether it is grey); no pixel is decoded."""
+    from PIL import Image
+
+    Image.MAX_IMAGE_PIXELS = None  # we look at the header ourselves
+    with Image.open(file, formats=FORMATS) as picture:
+        if _too_many(picture.size):
+            raise ValueError
+        tagged = picture.info.keys() & {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
+        turned = bool(tagged) and picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        return picture.size[::-1] if turned else picture.size, picture.mode in GREY_MODES
 
 
 def _too_many(size: tuple[int, int]) -> bool:
@@ -208,24 +220,31 @@ def decode_one(content: bytes, shape: tuple[int, int, int]) -> NDArray[np.uint8]
     Raises:
         BadData: it is no image, or has too many pixels. Its header is looked at before anything is decoded.
     """
-    from PIL import Image
-
-    Image.MAX_IMAGE_PIXELS = None  # we look at the header ourselves
     channels, height, width = shape
     try:
-        with Image.open(BytesIO(content), formats=FORMATS) as picture:
-            size = picture.size
-        if not _too_many(size):
-            return _pixels(BytesIO(content), channels == 3, (width, height))[0]
+        return _guarded.call(_upload, content, channels == 3, (width, height))
+    except (BadData, WorkFailed):
+        raise
     except Exception:  # noqa: BLE001  # Pillow's parsers raise what they like on a damaged file
         raise BadData(
             "the file is not an image that can be read", given=f"{len(content):,} bytes", do="use PNG, JPEG or WebP"
         ) from None
-    raise BadData(
-        f"the image has more than {MAX_PIXELS // 1_000_000} million pixels, or over {MAX_IMAGE_SIDE:,} on a side",
-        given=f"{size[0]} x {size[1]}",
-        do="make it smaller",
-    )
+
+
+def _upload(content: bytes, colour: bool, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The pixels of one image file's content, uint8 [C, H, W]."""
+    from PIL import Image
+
+    Image.MAX_IMAGE_PIXELS = None  # we look at the header ourselves
+    with Image.open(BytesIO(content), formats=FORMATS) as picture:
+        given = picture.size
+    if _too_many(given):
+        raise BadData(
+            f"the image has more than {MAX_PIXELS // 1_000_000} million pixels, or over {MAX_IMAGE_SIDE:,} on a side",
+            given=f"{given[0]} x {given[1]}",
+            do="make it smaller",
+        )
+    return _pixels(BytesIO(content), colour, size)[0]
 
 
 def _pixels(

@@ -23,6 +23,7 @@ from smallalign_core import limits
 from smallalign_core.data._decode import DISK_FULL, IMAGE_ENDINGS, Decoded, decode, hidden, source_ids, walk
 from smallalign_core.data._zips import DAMAGED as DAMAGED_ZIP, OWNERS, unpack
 from smallalign_core.errors import BadData
+from smallalign_core.files import check_regular
 from smallalign_core.spec import DataSpec
 
 MAX_IDX_BYTES = 8 * 1024**3  # an IDX file is read into RAM whole
@@ -168,6 +169,7 @@ def _read_idx(spec: DataSpec, _into: Path, folder: Path | None = None) -> Decode
 
 def _idx(file: Path, count: int | None = None) -> NDArray[np.uint8]:
     """One IDX array of unsigned bytes (yann.lecun.com/exdb/mnist), of `count` rows if that is given."""
+    check_regular(file)
     try:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
             zeros, kind, dimensions = struct.unpack(">HBB", stream.read(4))

@@ -1,0 +1,308 @@
+"""Backends, and which one a question goes to."""
+
+from __future__ import annotations
+
+import select
+import socket
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+IDLE = 60.0
+"""Seconds after which a backend that answers nothing ends, except for the last one."""
+
+LEFT = 30.0
+"""Seconds after which unfinished work is taken for abandoned where somebody else waits for its place."""
+
+PULSE = 0.2
+"""Seconds between two looks at whether the asker still waits."""
+
+
+class Died(Exception):
+    """The backend ended before it answered."""
+
+
+class Late(Exception):
+    """The answer took too long; the backend was ended."""
+
+
+class Full(Exception):
+    """Long work has to wait.
+
+    Attributes:
+        share: how much of it is done.
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+
+# --- one backend ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Backend:
+    """One process, and where it stands.
+
+    Attributes:
+        line: the socket of questions and answers.
+        kill: ends the process, whatever it does.
+        busy: whether it is answering; counted: the visitor against whose number of questions that counts.
+        holds: long questions that are unfinished there, each with the share that is done.
+        visitor: on whose behalf it answered last; since: when it became idle.
+    """
+
+    pid: int
+    line: socket.socket
+    kill: Callable[[], None]
+    busy: bool = True
+    counted: str | None = None
+    holds: dict[str, float] = field(default_factory=dict)
+    visitor: str = ""
+    since: float = 0.0
+    _rest: bytearray = field(default_factory=bytearray)
+
+    def ask(self, question: str, until: float, pulse: Callable[[], None]) -> str:
+        """The line that answers `question`; `pulse` is called now and then, and may raise to give up.
+
+        Raises:
+            Died, Late: there is none.
+        """
+        try:
+            self.line.sendall(question.encode())
+        except OSError:
+            raise Died from None
+        return self.answer(until, pulse)
+
+    def answer(self, until: float, pulse: Callable[[], None] = lambda: None) -> str:
+        """The next line.
+
+        Raises:
+            Died, Late: there is none.
+        """
+        ready = select.poll()
+        ready.register(self.line, select.POLLIN)
+        while not self._rest.endswith(b"\n"):
+            left = until - time.monotonic()
+            if left <= 0:
+                raise Late
+            if not ready.poll(1000 * min(PULSE, left)):
+                pulse()
+                continue
+            try:
+                some = self.line.recv(1 << 20)
+            except OSError:
+                some = b""
+            if not some:
+                raise Died
+            self._rest += some
+        found, self._rest = self._rest.decode(), bytearray()
+        return found
+
+
+# --- which backend ----------------------------------------------------------------------------------------------------
+
+
+class Pool:
+    """The backends of one store.
+
+    Args:
+        start: starts one; called outside of any lock.
+        most: how many questions are answered at the same time; long: how many backends may hold unfinished work
+            besides; each: how many questions of one visitor are answered at the same time.
+    """
+
+    def __init__(self, start: Callable[[], Backend], *, most: int, long: int, each: int) -> None:
+        self.most, self.long, self.each = most, long, each
+        self._start = start
+        self._all: list[Backend] = []
+        self._changed = threading.Condition()
+        self._starting = 0  # for long work
+        self._line: OrderedDict[object, str] = OrderedDict()  # who waits for a backend, in order of arrival
+        self._waiting: OrderedDict[str, float] = OrderedDict()  # long questions without a place, and when asked last
+        self._answering: dict[str, int] = {}
+        self._timer: threading.Timer | None = None
+
+    def backends(self) -> list[Backend]:
+        """Those that live, as far as is known."""
+        with self._changed:
+            return list(self._all)
+
+    def short(self, visitor: str, pulse: Callable[[], None]) -> Backend:
+        """A backend for one question of `visitor`, waited for; it comes back by `release`, `give_up` or `drop`."""
+        ticket = object()
+        with self._changed:
+            self._line[ticket] = visitor
+            try:
+                while not self._turn(ticket):
+                    self._wait(pulse)
+                self._answering[visitor] = self._answering.get(visitor, 0) + 1
+                found = self._idle(visitor)
+                if found is not None:
+                    found.busy, found.visitor, found.counted = True, visitor, visitor
+                    return found
+            finally:
+                del self._line[ticket]
+                self._changed.notify_all()
+        try:
+            return self._started(visitor, counted=visitor)
+        except BaseException:
+            with self._changed:
+                self._uncount(visitor)
+            raise
+
+    def _uncount(self, visitor: str | None) -> None:
+        if visitor is not None:
+            self._answering[visitor] -= 1
+            if not self._answering[visitor]:
+                del self._answering[visitor]
+
+    def _turn(self, ticket: object) -> bool:
+        """Whether a question may go: its visitor has not too many, there is room, and nobody before it could go."""
+        if sum(self._answering.values()) >= self.most:
+            return False
+        free = [one for one, whose in self._line.items() if self._answering.get(whose, 0) < self.each]
+        return bool(free) and free[0] is ticket
+
+    def _idle(self, visitor: str) -> Backend | None:
+        """A backend that answers nobody and holds nothing; if there is one, that which answered `visitor` last."""
+        found = [one for one in self._all if not one.busy and not one.holds]
+        return max(found, key=lambda one: (one.visitor == visitor, one.since), default=None)
+
+    def steady(self, question: str, visitor: str, patience: float, pulse: Callable[[], None]) -> Backend:
+        """The backend where long work goes on, or where it may begin.
+
+        Raises:
+            Full: within `patience` seconds there was none.
+        """
+        until = time.monotonic() + patience
+        with self._changed:
+            while True:
+                found = self._place(question, visitor)
+                if isinstance(found, Backend):
+                    found.busy, found.visitor = True, visitor
+                    found.holds.setdefault(question, 0.0)
+                    self._waiting.pop(question, None)
+                    return found
+                if found:
+                    self._starting += 1
+                    self._waiting.pop(question, None)
+                    break
+                if time.monotonic() >= until:
+                    raise Full(next((one.holds[question] for one in self._all if question in one.holds), 0.0))
+                self._wait(pulse, until)
+        try:
+            return self._started(visitor, question=question)
+        finally:
+            with self._changed:
+                self._starting -= 1
+
+    def _place(self, question: str, visitor: str) -> Backend | bool:
+        """A backend for long work; True: one may be started; False: not now."""
+        now = time.monotonic()
+        holding = [one for one in self._all if one.holds]
+        known = next((one for one in holding if question in one.holds), None) or next(
+            (one for one in holding if one.visitor == visitor), None
+        )
+        if known is not None:
+            return False if known.busy else known
+        for gone in [one for one, asked in self._waiting.items() if now - asked > LEFT]:
+            del self._waiting[gone]
+        self._waiting.setdefault(question, now)
+        self._waiting[question] = now
+        before = list(self._waiting).index(question)
+        if before >= self.long - len(holding) - self._starting:
+            left = [one for one in holding if not one.busy and now - one.since > LEFT]
+            if before or not left:
+                return False
+            self._drop(min(left, key=lambda one: one.since))
+        return self._idle(visitor) or True
+
+    def _wait(self, pulse: Callable[[], None], until: float = float("inf")) -> None:
+        """Wait for a change, without the lock while it is asked whether anybody still waits."""
+        self._changed.wait(max(0.0, min(PULSE, until - time.monotonic())))
+        self._changed.release()
+        try:
+            pulse()
+        finally:
+            self._changed.acquire()
+
+    def _started(self, visitor: str, counted: str | None = None, question: str | None = None) -> Backend:
+        found = self._start()
+        found.visitor, found.counted = visitor, counted
+        if question is not None:
+            found.holds[question] = 0.0
+        with self._changed:
+            self._all.append(found)
+        return found
+
+    def warm(self) -> None:
+        """Start one, if there is none."""
+        if not self.backends():
+            self.release(self._started(""))
+
+    def release(self, backend: Backend, question: str = "", share: float | None = None) -> None:
+        """It has answered; `share`: how much of the long `question` is done, if that goes on there."""
+        with self._changed:
+            self._uncount(backend.counted)
+            backend.busy, backend.counted, backend.since = False, None, time.monotonic()
+            backend.holds.pop(question, None)
+            if share is not None:
+                backend.holds[question] = share
+            self._changed.notify_all()
+            if self._timer is None or not self._timer.is_alive():
+                self._timer = threading.Timer(IDLE + 1, self.rest)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def give_up(self, backend: Backend, until: float, heard: Callable[[str], None] = lambda _: None) -> None:
+        """Nobody here waits for the answer any more: `heard` gets it when it comes, and the backend goes on."""
+
+        def drain() -> None:
+            line = ""
+            try:
+                line = backend.answer(until)
+                self.release(backend)
+            except (Died, Late):
+                self.drop(backend)
+            finally:
+                heard(line)
+
+        threading.Thread(target=drain, daemon=True).start()
+
+    def rest(self) -> None:
+        """End the backends that nobody needed for a while; the last one stays."""
+        with self._changed:
+            self._timer, now = None, time.monotonic()
+            for one in list(self._all):
+                idle = not one.busy and now - one.since > (IDLE if not one.holds else 10 * IDLE)
+                if idle and len(self._all) > 1:
+                    self._drop(one)
+            if len(self._all) > 1:
+                self._timer = threading.Timer(IDLE, self.rest)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def drop(self, backend: Backend) -> None:
+        """End a backend: it died, or took too long."""
+        with self._changed:
+            self._drop(backend)
+
+    def _drop(self, backend: Backend) -> None:
+        self._uncount(backend.counted)
+        backend.counted = None
+        if backend in self._all:
+            self._all.remove(backend)
+        backend.kill()
+        backend.line.close()
+        self._changed.notify_all()
+
+    def close(self) -> None:
+        """End them all."""
+        for one in self.backends():
+            self.drop(one)
+        if self._timer is not None:
+            self._timer.cancel()
