@@ -289,6 +289,21 @@ def test_a_worth_of_nothing_ships_nothing(place: Store) -> None:
     assert worth.parameters.low <= 1 <= worth.parameters.high
 
 
+@pytest.mark.parametrize("error", [ValueError("math domain error"), np.linalg.LinAlgError("Singular matrix")])
+def test_a_law_that_cannot_be_computed_is_no_traceback(
+    place: Store, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    spec = resolved(place).model_copy(update={"images": (100, 200, 400, 800)})
+
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(_fits.law, "allocate", fails)
+    found = _fits.reading(spec, "nll", known(("baseline", "augment")), 10, 1000, lambda *_: 1.0)
+    assert found.law is None
+    assert found.why_not == f"the law could not be computed from these runs ({error})"
+
+
 def test_an_unfinished_study_says_what_it_lacks(place: Store) -> None:
     spec = resolved(place, epochs=3)
     found = scaling.report(spec, place, place.root / "studies" / "nowhere")
