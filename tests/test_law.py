@@ -681,7 +681,7 @@ def test_an_allocation_between_equals_has_nothing_to_gain() -> None:
 
 
 def test_variances_of_a_design_are_those_of_its_covariance(draws: law.Draws) -> None:
-    """w' S w with the covariance of the runs written out, for counts of every kind and other arms beside."""
+    """W' S w with the covariance of the runs written out, for counts of every kind and other arms beside."""
     runs = observed({"base": worth(), "better": worth(n=2), "third": worth(d=2)})
     design = _Design(law.resample(runs, draws=2), "better", "base", None)
     rng = np.random.default_rng(0)

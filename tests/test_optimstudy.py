@@ -5,8 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import math
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,9 +13,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 import torch
-from conftest import ROOT, Train, command, tiny
+from conftest import Train, command, tiny
 from hypothesis import given, settings, strategies as st
 from scipy.special import log_softmax
 from torch import nn
@@ -895,7 +894,7 @@ study = studies.find(store, {study.id!r})
 print(study.report(store).complete, len(study.module.curves(study.spec, store, study.folder, 1)))
 print(sorted({{"torch", "sklearn", "onnxruntime"}} & set(sys.modules)))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    done = processes.run(processes.python("-c", code))
     assert done.stdout.split("\n")[:2] == ["True 8", "[]"], done.stderr
 
 

@@ -9,8 +9,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.parse
@@ -18,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import processes
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
@@ -229,10 +228,8 @@ def test_nobody_else_reaches_a_dashboard_without_login(
 
 @pytest.mark.slow
 def test_a_server_for_everybody_without_login_does_not_start() -> None:
-    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(free_port())]
-    done = subprocess.run(
-        [*command, "--server.address", "0.0.0.0"], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+    command = processes.python("-m", "streamlit", "run", "app.py", "--server.port", free_port())
+    done = processes.run([*command, "--server.address", "0.0.0.0"])
     assert done.returncode == 2
     assert "nobody would have to log in" in done.stderr
     assert "Traceback" not in done.stderr
