@@ -198,6 +198,11 @@ def test_build_a_policy_see_it_change_and_find_it_again(watched: Watched) -> Non
     turned = pictures(page, not_these=erased)
     page.get_by_role("button", name="Shuffle").click()
     shuffled = pictures(page, not_these=turned)
+    page.wait_for_url(re.compile(r"[?&]seed=\d+"), timeout=MINUTE)
+    (seed,) = re.findall(r"[?&]seed=(\d+)", page.url)
+    # The panel of an earlier policy stays until the new one is there; only the new one names the new seed.
+    expect(page.get_by_text(f"draws of each with seed {seed},")).to_be_visible(timeout=4 * MINUTE)
+    expect(page.get_by_text("Images that changed class")).to_be_visible(timeout=MINUTE)
 
     page.reload()
     assert pictures(page) == shuffled, "the same address shows the same pictures"
@@ -208,8 +213,12 @@ def test_build_a_policy_see_it_change_and_find_it_again(watched: Watched) -> Non
     assert pictures(page) == shuffled
 
     page.get_by_role("link", name="Use in a distillation").click()
-    expect(page.get_by_text("kind: erase").first).to_be_visible(timeout=MINUTE)
-    expect(page.get_by_text("degrees: 90").first).to_be_visible()
+    page.wait_for_url(re.compile(r"/distil\?"), timeout=MINUTE)
+    # The YAML of the page that is left names the parts too, but no seed.
+    spec = page.get_by_test_id("stCode").filter(has_text=f"seed: {seed}")
+    for words in ("kind: erase", "degrees: 90", "digits"):
+        spec = spec.filter(has_text=words)
+    expect(spec.first).to_be_visible(timeout=2 * MINUTE)
 
 
 @pytest.mark.parametrize("path", ["", "data?data=digits", "augment?data=digits", "distil", "runs", "compare", "export"])

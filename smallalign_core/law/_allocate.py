@@ -20,7 +20,7 @@ GRID = 0.35
 MOST_RUNS = 2_000
 TINY = 1e-300
 EQUAL = 1e-12
-"""A variance below this share of what its parts would add up to unpaired is rounding: arms that are one and the same."""
+"""A variance below this share of what its parts would add up to unpaired is rounding: the arms are equal."""
 Cell = tuple[str, float, float]
 
 

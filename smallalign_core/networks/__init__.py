@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from smallalign_core import machine
 from smallalign_core.errors import BadModel, BadSpec
 from smallalign_core.networks import _borrowed
 from smallalign_core.networks._bits import baked as baked, in_bits as in_bits, plain_names

@@ -52,7 +52,10 @@ def reading(
         return _told(spec, metric, draws, tests, params, left_out, cost)
     except BadData as error:
         why_not = str(error)
-    except (ArithmeticError, ValueError) as error:  # of the numbers at hand (LinAlgError is one); the study stays readable
+    except (
+        ArithmeticError,
+        ValueError,
+    ) as error:  # of the numbers at hand (LinAlgError is one); the study stays readable
         why_not = f"the law could not be computed from these runs ({error})"
     return Reading(metric, len(some), why_not, left_out=left_out)
 
