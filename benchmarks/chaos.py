@@ -19,6 +19,7 @@ The exit code is 1 if anything was lost, torn, different or wrong.
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import hashlib
 import itertools
@@ -200,6 +201,13 @@ def ended(pid: int, *, wait: bool = False) -> int | None:
     """The exit code of a child, negative for the signal that ended it; None while it lives."""
     found, status = os.waitpid(pid, 0 if wait else os.WNOHANG)
     return os.waitstatus_to_exitcode(status) if found else None
+
+
+def end_children() -> None:
+    """Kill the groups of processes that were started and live: they would go on without this one."""
+    for child in psutil.Process().children():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGKILL)
 
 
 def busy(pid: int) -> float:
@@ -449,10 +457,11 @@ def main() -> None:
     begun, tally = time.monotonic(), Tally()
     with tempfile.TemporaryDirectory() as place:
         store, other = Store(Path(place) / "models"), Store(Path(place) / "undisturbed")
+        atexit.register(end_children)
         ordeal = Ordeal(store, random.Random(asked.seed), tally, Path(place) / "log.txt")
         for cycle in itertools.count():
             groups = list(rounds(store, cycle))
-            if tally.damage or (tally.finished and tally.kills.total() >= asked.kills):
+            if tally.damage or (cycle and tally.kills.total() >= asked.kills):
                 break
             for number, specs in enumerate(groups):
                 left = asked.kills - tally.kills.total()

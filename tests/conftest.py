@@ -69,9 +69,11 @@ def _entries() -> set[Path]:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A session that leaves something in the checkout, or a process, has failed."""
+    """Remember how long tests took. A session that leaves something in the checkout, or a process, has failed."""
     if hasattr(session.config, "workerinput"):
         return
+    if TOOK and session.config.cache:
+        session.config.cache.set(SECONDS, session.config.cache.get(SECONDS, {}) | TOOK)
     left = [str(path.relative_to(ROOT)) for path in sorted(_entries() - BEFORE)]
     controlled = processes.family_of(f"{os.environ[processes.MARK]}/")
     running = [" ".join(one.cmdline()) for one in controlled if one.is_running()]
@@ -106,6 +108,30 @@ def no_network() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket, "getaddrinfo", local)
         yield
+
+
+SECONDS = "smallalign/seconds"
+"""In pytest's cache: how long each test took when it last ran here."""
+TOOK: dict[str, float] = {}
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    TOOK[report.nodeid] = TOOK.get(report.nodeid, 0.0) + report.duration
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Processes that share the files begin with the longest, so that none is left alone with it in the end.
+
+    How long a file takes is known from the last time that its tests ran; before, it is guessed from their marks.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    known: dict[str, float] = config.cache.get(SECONDS, {}) if config.cache else {}
+    seconds: dict[Path, float] = {}
+    for item in items:
+        slow = item.get_closest_marker("slow") or item.get_closest_marker("browser")
+        seconds[item.path] = seconds.get(item.path, 0.0) + known.get(item.nodeid, 15.0 if slow else 0.3)
+    items.sort(key=lambda item: -seconds[item.path])
 
 
 @pytest.hookimpl(wrapper=True)

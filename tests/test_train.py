@@ -437,7 +437,7 @@ def test_the_best_epoch_is_the_most_accurate_then_the_likeliest_then_the_first(f
 
 
 def test_a_narrow_strided_convolution_learns_rightly_on_every_processor() -> None:
-    """The AVX2 kernel of oneDNN for 1 x 1 of less than 8 channels in channels_last crashes, hangs or returns nonsense."""
+    """The AVX2 kernel of oneDNN for 1 x 1 of less than 8 channels in channels_last crashes, hangs or is wrong."""
     code = """
 import torch
 from smallalign_core import networks
