@@ -31,6 +31,8 @@ FLAGS = [
 ]
 
 
+PATIENCE = 120_000
+"""Milliseconds that a page may take for anything, on a busy machine."""
 RUNNING: list[Path] = []
 """The logs of the dashboards that run; beside each lies the folder `stacks`."""
 
@@ -84,6 +86,23 @@ def dashboard(
         finally:
             RUNNING.remove(log)
             processes.end(*processes.marked(mark))  # its worker and its desk too
+
+
+def launched(playwright: Any, executable: str | None, *flags: str) -> Any:
+    """A browser whose pages wait as long as a busy machine may need, unless a call says otherwise."""
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=PATIENCE)
+    browser = playwright.chromium.launch(executable_path=executable, args=[*FLAGS, *flags])
+    for name in ("new_page", "new_context"):
+
+        def opened(*arguments: Any, make: Any = getattr(browser, name), **named: Any) -> Any:
+            made = make(*arguments, **named)
+            made.set_default_timeout(PATIENCE)
+            return made
+
+        setattr(browser, name, opened)
+    return browser
 
 
 def keep_evidence(browser: Any, folder: Path) -> None:

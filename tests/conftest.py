@@ -72,8 +72,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Remember how long tests took. A session that leaves something in the checkout, or a process, has failed."""
     if hasattr(session.config, "workerinput"):
         return
-    if TOOK and session.config.cache:
-        session.config.cache.set(SECONDS, session.config.cache.get(SECONDS, {}) | TOOK)
+    if TOOK and (cache := getattr(session.config, "cache", None)):
+        cache.set(SECONDS, cache.get(SECONDS, {}) | TOOK)
     left = [str(path.relative_to(ROOT)) for path in sorted(_entries() - BEFORE)]
     controlled = processes.family_of(f"{os.environ[processes.MARK]}/")
     running = [" ".join(one.cmdline()) for one in controlled if one.is_running()]
@@ -126,7 +126,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     if not hasattr(config, "workerinput"):
         return
-    known: dict[str, float] = config.cache.get(SECONDS, {}) if config.cache else {}
+    cache = getattr(config, "cache", None)  # not there with -p no:cacheprovider
+    known: dict[str, float] = cache.get(SECONDS, {}) if cache else {}
     seconds: dict[Path, float] = {}
     for item in items:
         slow = item.get_closest_marker("slow") or item.get_closest_marker("browser")
@@ -316,7 +317,7 @@ def browser() -> Iterator[Any]:
     if (found := chromium.executable()) is None:
         pytest.skip("needs Chromium: install it, or name it in CHROMIUM")
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=found, args=chromium.FLAGS)
+        opened = chromium.launched(playwright, found)
         yield opened
         opened.close()
 

@@ -52,7 +52,7 @@ def site(shop: Store) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=FOUND, args=chromium.FLAGS)
+        opened = chromium.launched(playwright, FOUND)
         yield opened
         opened.close()
 

@@ -40,7 +40,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=FOUND, args=[*chromium.FLAGS, *CAMERA])
+        opened = chromium.launched(playwright, FOUND, *CAMERA)
         yield opened
         opened.close()
 

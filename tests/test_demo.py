@@ -35,7 +35,7 @@ CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=FOUND, args=[*chromium.FLAGS, *CAMERA])
+        opened = chromium.launched(playwright, FOUND, *CAMERA)
         yield opened
         opened.close()
 

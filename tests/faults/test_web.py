@@ -37,7 +37,7 @@ from smallalign_core.files import write_json
 from smallalign_core.spec import Shift
 from smallalign_core.store import Run, State, Store
 from smallalign_core.visitors import OWNER, Role, Visitor
-from tests.chromium import FLAGS, dashboard, executable, free_port
+from tests.chromium import dashboard, executable, free_port, launched
 from tests.conftest import ROOT, Train, tiny
 
 VIEWER, RUNNER = Visitor("eve@example.org", Role.VIEWER), Visitor("ada@example.org", Role.RUNNER)
@@ -396,7 +396,7 @@ def browser() -> Iterator[Browser]:
     if executable() is None:
         pytest.skip("no Chromium here")
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=executable(), args=FLAGS)
+        started = launched(playwright, executable())
         yield started
         started.close()
 
