@@ -1,6 +1,6 @@
 """Can a run be lost? Kills workers with SIGKILL at random moments until all runs are finished, and looks for damage.
 
-    python benchmarks/chaos.py [--kills 50] [--seed 0]        # about two minutes on one core
+    python benchmarks/chaos.py [--kills 50] [--seed 0]        # about two minutes of one idle core
 
 A worker is the command line's `worker --once`, in a process group of its own, with a checkpoint every 0.05 s instead of
 every 10 s. Four of five are forked from this process, which has imported torch already, so that a kill costs less than
@@ -9,7 +9,8 @@ processor time, by how many events were seen, or by the n-th time that it opens,
 before it does or up to 10 ms after. Between kills, runs are paused, cancelled and resumed by the command line, also
 while they train.
 
-Runs cover every optimizer and loss that a spec offers, with and without a teacher, alone and in lockstep. After each
+Runs cover every optimizer and loss that a spec offers, with and without a teacher, alone and in lockstep, in ten groups
+of which each is killed at least once; with fewer kills than that, as many groups are trained. After each
 kill: every event that was read before is still there, every file that must be whole is whole, and every run's state is
 one that it can be in. In the end weights, scores and epochs are those of a run in another store that nobody disturbed.
 The exit code is 1 if anything was lost, torn, different or wrong.
@@ -18,6 +19,7 @@ The exit code is 1 if anything was lost, torn, different or wrong.
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import hashlib
 import itertools
@@ -59,6 +61,8 @@ from smallalign_core.teacher import _chunk
 
 CHECKPOINT_SECONDS = 0.05
 EPOCHS = 24
+PATIENCE = 300.0
+"""Seconds without an event, or without the end of a command, after which a process hangs."""
 TEACHER = "digits-student"
 POLICIES: tuple[dict[str, Any], ...] = (
     {"augment": ["shift", "rotate"]},
@@ -197,6 +201,13 @@ def ended(pid: int, *, wait: bool = False) -> int | None:
     """The exit code of a child, negative for the signal that ended it; None while it lives."""
     found, status = os.waitpid(pid, 0 if wait else os.WNOHANG)
     return os.waitstatus_to_exitcode(status) if found else None
+
+
+def end_children() -> None:
+    """Kill the groups of processes that were started and live: they would go on without this one."""
+    for child in psutil.Process().children():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGKILL)
 
 
 def busy(pid: int) -> float:
@@ -343,8 +354,16 @@ class Ordeal:
 
         before, asking = dict(self.read), None
         pid = self.command("worker", "--once", "--device", "cpu", fresh=fresh, fatal=use)
+        seen, since = 0, time.monotonic()
         while (code := ended(pid)) is None:
             self.look(runs)
+            if (now := self.news(runs, before)) != seen:
+                seen, since = now, time.monotonic()
+            if time.monotonic() - since > PATIENCE:
+                self.tally.wrong.append(f"{', '.join(run.name for run in runs)}: no event in {PATIENCE:.0f} s")
+                os.killpg(pid, signal.SIGKILL)
+                code = ended(pid, wait=True)
+                break
             passed = busy(pid)
             if passed >= seconds or self.news(runs, before) >= events:
                 os.killpg(pid, signal.SIGKILL)
@@ -438,6 +457,7 @@ def main() -> None:
     begun, tally = time.monotonic(), Tally()
     with tempfile.TemporaryDirectory() as place:
         store, other = Store(Path(place) / "models"), Store(Path(place) / "undisturbed")
+        atexit.register(end_children)
         ordeal = Ordeal(store, random.Random(asked.seed), tally, Path(place) / "log.txt")
         for cycle in itertools.count():
             groups = list(rounds(store, cycle))
@@ -445,6 +465,8 @@ def main() -> None:
                 break
             for number, specs in enumerate(groups):
                 left = asked.kills - tally.kills.total()
+                if number and left <= 0 and asked.kills < len(groups):
+                    break
                 runs = [store.create(spec) for spec in specs]
                 ordeal.survive(runs, math.ceil(max(0, left) / (len(groups) - number)))
                 if tally.damage:

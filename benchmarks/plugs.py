@@ -110,9 +110,14 @@ class Scene:
         """Let the dashboard train `runs`, and kill it meanwhile. Returns how many kills are left when they finish."""
         for run in runs:
             self.store.enqueue(run)
-        left = kills
+        left, seen, since = kills, -1, time.monotonic()
         while not all(run.finished for run in runs) and not self.ordeal.tally.damage:
             self.serve()
+            if (now := sum(len(run.events()) for run in runs)) != seen:
+                seen, since = now, time.monotonic()
+            if time.monotonic() - since > chaos.PATIENCE:
+                self.ordeal.tally.wrong.append(f"no event in {chaos.PATIENCE:.0f} s")
+                break
             end = time.monotonic() + (draw.uniform(0, 15) if left else 1)
             while time.monotonic() < end and not all(run.finished for run in runs):
                 self.ordeal.look(runs)
@@ -131,10 +136,13 @@ class Scene:
         return left
 
     def close(self) -> None:
-        """End the server; its worker ends with it when the queue is empty."""
+        """End the server and its worker, which would go on without it."""
         if self.server is not None and self.server.poll() is None:
             self.server.terminate()
             self.server.wait()
+        for process in (left := self.workers()):
+            process.kill()
+        psutil.wait_procs(left, timeout=20)
 
 
 def main() -> None:

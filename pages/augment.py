@@ -10,7 +10,8 @@ from smallalign_core.spec import DataSpec, parse_policy
 
 def shuffle() -> None:
     """Another seed; in a callback, since it must be there before the field is drawn."""
-    st.session_state[picks.own("seed")] = secrets.randbelow(10_000)
+    seed = picks.own("seed")
+    st.session_state[seed] = (st.session_state[seed] + 1 + secrets.randbelow(9_999)) % 10_000
 
 
 store = backstage.store()

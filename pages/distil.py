@@ -18,7 +18,7 @@ if like := st.query_params.get(
     forms.fill(spec.model_dump(mode="json", exclude={"data": {"fingerprint"}, "teacher": True}), key=KEY)
     st.session_state[f"{KEY}.data.source"] = None
     st.query_params.clear()
-    st.session_state.pop("pick-teacher-seen", None)  # the address names it anew
+    st.session_state.pop(picks.own("teacher-seen"), None)  # the address names it anew
     st.query_params["teacher"], *st.session_state["more-teachers"] = spec.teachers or (picks.NOBODY,)
     st.query_params["start"] = spec.start or picks.NOBODY
     st.session_state["data"] = spec.data.source

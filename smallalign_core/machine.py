@@ -109,6 +109,15 @@ def moved(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return f"resumed elsewhere, so its weights are not those of a run that was trained in one go: {told}"
 
 
+def avx512() -> bool:
+    """Whether both ATen and oneDNN compute with AVX-512 here; their environment variables may lower either."""
+    import torch
+
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
+    lowered = limit.startswith(("SSE", "AVX2")) or limit == "AVX"
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and not lowered
+
+
 def boot() -> str:
     """Which start of the machine this is; empty where it does not say."""
     try:

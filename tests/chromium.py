@@ -1,4 +1,4 @@
-"""Real browsers for tests: find Chromium, start the application on a free port, stop it by its process id."""
+"""Real browsers for tests: find Chromium, start the application on a free port, stop it, keep what a failure shows."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+import processes
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,6 +29,12 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+
+
+PATIENCE = 120_000
+"""Milliseconds that a page may take for anything, on a busy machine."""
+RUNNING: list[Path] = []
+"""The logs of the dashboards that run; beside each lies the folder `stacks`."""
 
 
 def executable() -> str | None:
@@ -61,26 +70,57 @@ def dashboard(
         port: where it listens; without one, on a free port.
     """
     port = port or free_port()
-    command = [sys.executable, "-m", "streamlit", "run", str(app), "--server.port", str(port)]
+    command = processes.python("-m", "streamlit", "run", app, "--server.port", port)
     command += ["--server.address", "127.0.0.1", "--server.headless", "true"]
     command += ["--server.fileWatcherType", "none", "--browser.gatherUsageStats", "false"]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=app.parent, stdout=output, stderr=output, env={**os.environ, **(environment or {})}
-        )
-    try:
-        _wait(f"http://127.0.0.1:{port}/_stcore/health", process, log, seconds)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
+    mark = f"{os.environ.get(processes.MARK, '')}/{uuid.uuid4().hex}"
+    given = {**processes.with_stacks(log.parent / "stacks"), **(environment or {}), processes.MARK: mark}
+    with (
+        log.open("wb") as output,
+        processes.started(command, cwd=app.parent, environment=given, stdout=output, stderr=output) as process,
+    ):
+        RUNNING.append(log)
         try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            _wait(f"http://127.0.0.1:{port}/_stcore/health", process, log, seconds)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            RUNNING.remove(log)
+            processes.end(*processes.marked(mark))  # its worker and its desk too
 
 
-def _wait(address: str, process: subprocess.Popen[bytes], log: Path, seconds: float) -> None:
+def launched(playwright: Any, executable: str | None, *flags: str) -> Any:
+    """A browser whose pages wait as long as a busy machine may need, unless a call says otherwise."""
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=PATIENCE)
+    browser = playwright.chromium.launch(executable_path=executable, args=[*FLAGS, *flags])
+    for name in ("new_page", "new_context"):
+        make = getattr(browser, name)
+
+        def opened(*arguments: Any, make: Any = make, **named: Any) -> Any:
+            made = make(*arguments, **named)
+            made.set_default_timeout(PATIENCE)
+            return made
+
+        setattr(browser, name, opened)
+    return browser
+
+
+def keep_evidence(browser: Any, folder: Path) -> None:
+    """What a failed browser test looked like: text and picture of each page, logs and stacks of each dashboard."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, log in enumerate(RUNNING):
+        shutil.copy(log, folder / f"server-{number}.log")
+        (folder / f"stacks-{number}.txt").write_text(processes.stacks(log.parent / "stacks"))
+    pages = [page for context in (browser.contexts if browser else ()) for page in context.pages]
+    for number, page in enumerate(pages):
+        with contextlib.suppress(Exception):  # it may be what failed
+            page.set_default_timeout(10_000)
+            (folder / f"page-{number}.txt").write_text(f"{page.url}\n\n{page.locator('body').inner_text()}")
+            page.screenshot(path=folder / f"page-{number}.png", full_page=True)
+
+
+def _wait(address: str, process: subprocess.Popen[Any], log: Path, seconds: float) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until and process.poll() is None:
         with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=2) as answer:

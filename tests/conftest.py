@@ -6,15 +6,20 @@ import contextlib
 import io
 import logging
 import os
+import re
+import shutil
 import signal
+import socket
 import subprocess
-import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import processes
 import pytest
 import torch
 
@@ -29,6 +34,122 @@ if TYPE_CHECKING:
     from streamlit.testing.v1 import AppTest
 
 ROOT = Path(__file__).resolve().parents[1]
+OWN = {".git", ".hypothesis", ".pytest_cache", ".ruff_cache", ".mypy_cache", ".import_linter_cache", "__pycache__"}
+"""What tools keep in a checkout."""
+
+
+# --- nothing is left behind -------------------------------------------------------------------------------------------
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Mark what is started here, and give it a temporary folder of its own that goes with the session.
+
+    `tmp_path` stays where pytest puts it.
+    """
+    if not hasattr(config, "workerinput"):
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+        scratch = tempfile.mkdtemp(prefix="sa-")  # short: paths of sockets have 107 bytes
+        config.add_cleanup(lambda: shutil.rmtree(scratch, ignore_errors=True))
+        os.environ["TMPDIR"], os.environ["SMALLALIGN_DATA"] = scratch, f"{scratch}/data"
+        tempfile.tempdir = None
+        BEFORE.update(_entries())
+    processes.mark()
+
+
+BEFORE: set[Path] = set()
+
+
+def _entries() -> set[Path]:
+    """Files and folders of the checkout, less what tools keep there."""
+    found: set[Path] = set()
+    for folder, below, files in os.walk(ROOT):
+        below[:] = [name for name in below if name not in {*OWN, ".venv", "node_modules"}]
+        found.update(Path(folder, name) for name in (*below, *files))
+    return found
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Remember how long tests took. A session that leaves something in the checkout, or a process, has failed."""
+    if hasattr(session.config, "workerinput"):
+        return
+    if TOOK and (cache := getattr(session.config, "cache", None)):
+        cache.set(SECONDS, cache.get(SECONDS, {}) | TOOK)
+    left = [str(path.relative_to(ROOT)) for path in sorted(_entries() - BEFORE)]
+    controlled = processes.family_of(f"{os.environ[processes.MARK]}/")
+    running = [" ".join(one.cmdline()) for one in controlled if one.is_running()]
+    processes.end(*controlled)
+    for what, some in (("in the checkout", left), ("running", running)):
+        if some:
+            session.config.get_terminal_writer().line(f"\nThe tests left {what}: {', '.join(some)}", red=True)
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_process_left() -> Iterator[None]:
+    """What a file starts ends with it."""
+    yield
+    left = processes.family_of(os.environ[processes.MARK])
+    names = [" ".join(process.cmdline()) for process in left if process.is_running()]
+    processes.end(*left)
+    assert not names, "these processes were left running"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_network() -> Iterator[None]:
+    """Names are resolved only on this machine: a test must not depend on what others serve."""
+    resolve, here = socket.getaddrinfo, {"localhost", socket.gethostname(), socket.getfqdn()}
+
+    def local(host: Any, *arguments: Any, **named: Any) -> Any:
+        name = host.decode() if isinstance(host, bytes) else host
+        if name and name not in here and not re.fullmatch(r"[\d.]+|[\da-fA-F:.%]*:[\da-fA-F:.%\w]*", name):
+            raise socket.gaierror(socket.EAI_NONAME, f"tests resolve no names: {name}")
+        return resolve(host, *arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", local)
+        yield
+
+
+SECONDS = "smallalign/seconds"
+"""In pytest's cache: how long each test took when it last ran here."""
+TOOK: dict[str, float] = {}
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    TOOK[report.nodeid] = TOOK.get(report.nodeid, 0.0) + report.duration
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Processes that share the files begin with the longest, so that none is left alone with it in the end.
+
+    How long a file takes is known from the last time that its tests ran; before, it is guessed from their marks.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    cache = getattr(config, "cache", None)  # not there with -p no:cacheprovider
+    known: dict[str, float] = cache.get(SECONDS, {}) if cache else {}
+    seconds: dict[Path, float] = {}
+    for item in items:
+        slow = item.get_closest_marker("slow") or item.get_closest_marker("browser")
+        seconds[item.path] = seconds.get(item.path, 0.0) + known.get(item.nodeid, 15.0 if slow else 0.3)
+    items.sort(key=lambda item: -seconds[item.path])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    """Keep what a failed browser test looked like, and say where."""
+    report = yield
+    if report.failed and item.get_closest_marker("browser"):
+        import chromium
+
+        name = re.sub(r"\W+", "-", item.nodeid.removeprefix("tests/"))
+        folder = Path(os.environ["PYTEST_DEBUG_TEMPROOT"]) / "smallalign-failures" / f"{name}-{time.time():.0f}"
+        chromium.keep_evidence(getattr(item, "funcargs", {}).get("browser"), folder)
+        report.sections.append(("browser", f"page, server log and stacks: {folder}"))
+    return report
+
+
+# --- shared -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -196,7 +317,7 @@ def browser() -> Iterator[Any]:
     if (found := chromium.executable()) is None:
         pytest.skip("needs Chromium: install it, or name it in CHROMIUM")
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=found, args=chromium.FLAGS)
+        opened = chromium.launched(playwright, found)
         yield opened
         opened.close()
 
@@ -230,14 +351,8 @@ def command(*arguments: object, store: Store | None = None) -> subprocess.Comple
 
 def program(*arguments: object, store: Store | None = None, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user would, in a process of its own: two seconds of importing each time."""
-    return subprocess.run(
-        [sys.executable, "-m", "smallalign_core", *_given(arguments, store)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=timeout,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    line = processes.python("-m", "smallalign_core", *_given(arguments, store))
+    return processes.run(line, timeout=timeout)
 
 
 def _given(arguments: tuple[object, ...], store: Store | None) -> list[str]:

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Train, program, tiny
-from test_store import flip_a_byte, start_worker
+from test_store import flip_a_byte, one_worker
 
 from smallalign_core import desk, execution, export, health, networks, teaching, worker
 from smallalign_core.data import Splits
@@ -554,13 +553,12 @@ def test_kill_9_at_random_moments_changes_nothing(policy: dict[str, Any], store:
     run = store.enqueue(distilled(store, **policy))
     draw, kills = random.Random(0), 0
     while run.state is not State.FINISHED:
-        process = start_worker(store, "--once")
-        seen = len(run.events())
-        while process.poll() is None and (kills >= 4 or len(run.events()) < seen + draw.randint(2, 9)):
-            time.sleep(0.1 * draw.random())
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        with one_worker(store) as process:
+            seen = len(run.events())
+            while process.poll() is None and (kills >= 4 or len(run.events()) < seen + draw.randint(2, 9)):
+                time.sleep(0.1 * draw.random())
+            killed = process.poll() is None
+        if killed:
             kills += 1
             if kills == 3:
                 shutil.rmtree(store.teacher_cache)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import chromium
 import numpy as np
+import processes
 import pytest
 import torch
 from conftest import ROOT, Train, tiny
@@ -33,13 +32,7 @@ def benchmark(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def printed(*command: str) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, *command],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    done = processes.run(processes.python(*command), timeout=540)
     assert done.stdout, done.stderr
     return done.returncode, done.stdout
 

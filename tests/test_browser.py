@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 import urllib.error
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import axe
 import chromium
+import processes
 import psutil
 import pytest
 from conftest import program
@@ -47,20 +47,12 @@ def site(shop: Store) -> Iterator[str]:
     log = shop.root.parent / "server.log"
     with chromium.dashboard(log, environment={"SMALLALIGN_STORE": str(shop.root), "OMP_NUM_THREADS": "1"}) as address:
         yield address
-    end_worker(shop)
-
-
-def end_worker(store: Store) -> None:
-    """End the worker that the server started for this store; it would stop by itself once it is idle."""
-    for process in psutil.process_iter(["cmdline"]):
-        if str(store.root.resolve()) in (process.info["cmdline"] or []):
-            process.terminate()
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=FOUND, args=chromium.FLAGS)
+        opened = chromium.launched(playwright, FOUND)
         yield opened
         opened.close()
 
@@ -206,6 +198,11 @@ def test_build_a_policy_see_it_change_and_find_it_again(watched: Watched) -> Non
     turned = pictures(page, not_these=erased)
     page.get_by_role("button", name="Shuffle").click()
     shuffled = pictures(page, not_these=turned)
+    page.wait_for_url(re.compile(r"[?&]seed=\d+"), timeout=MINUTE)
+    (seed,) = re.findall(r"[?&]seed=(\d+)", page.url)
+    # The panel of an earlier policy stays until the new one is there; only the new one names the new seed.
+    expect(page.get_by_text(f"draws of each with seed {seed},")).to_be_visible(timeout=4 * MINUTE)
+    expect(page.get_by_text("Images that changed class")).to_be_visible(timeout=MINUTE)
 
     page.reload()
     assert pictures(page) == shuffled, "the same address shows the same pictures"
@@ -216,8 +213,12 @@ def test_build_a_policy_see_it_change_and_find_it_again(watched: Watched) -> Non
     assert pictures(page) == shuffled
 
     page.get_by_role("link", name="Use in a distillation").click()
-    expect(page.get_by_text("kind: erase").first).to_be_visible(timeout=MINUTE)
-    expect(page.get_by_text("degrees: 90").first).to_be_visible()
+    page.wait_for_url(re.compile(r"/distil\?"), timeout=MINUTE)
+    # The YAML of the page that is left names the parts too, but no seed.
+    spec = page.get_by_test_id("stCode").filter(has_text=f"seed: {seed}")
+    for words in ("kind: erase", "degrees: 90", "digits"):
+        spec = spec.filter(has_text=words)
+    expect(spec.first).to_be_visible(timeout=2 * MINUTE)
 
 
 @pytest.mark.parametrize("path", ["", "data?data=digits", "augment?data=digits", "distil", "runs", "compare", "export"])
@@ -274,30 +275,27 @@ def test_killing_the_server_never_harms_a_run(tmp_path: Path, browser: Browser) 
     environment = {"SMALLALIGN_STORE": str(store.root), "OMP_NUM_THREADS": "1"}
     spec = tmp_path / "spec.yaml"
     spec.write_text("data: digits\nnetwork: {kind: cnn, width: 12}\nepochs: 80\naugment: [shift]\n")
-    try:
-        with chromium.dashboard(tmp_path / "one.log", environment=environment) as site:
-            run = store.run(json.loads(program("submit", spec, "--json", store=store).stdout)["id"])
-            until = time.monotonic() + 90
-            while not run.events("epoch"):
-                assert time.monotonic() < until, "the server's worker never started the run"
-                time.sleep(0.1)
-            port = int(site.rsplit(":", 1)[1])
-            for process in psutil.process_iter(["cmdline"]):
-                if f"{port}" in (process.info["cmdline"] or []):
-                    os.kill(process.pid, signal.SIGKILL)
-        until = time.monotonic() + 120
+    with chromium.dashboard(tmp_path / "one.log", environment=environment) as site:
+        run = store.run(json.loads(program("submit", spec, "--json", store=store).stdout)["id"])
+        until = time.monotonic() + 90
+        while not run.events("epoch"):
+            assert time.monotonic() < until, "the server's worker never started the run"
+            time.sleep(0.1)
+        port = int(site.rsplit(":", 1)[1])
+        for process in psutil.process_iter(["cmdline"]):
+            if f"{port}" in (process.info["cmdline"] or []):
+                os.kill(process.pid, signal.SIGKILL)
+        until = time.monotonic() + 240
         while run.state is not State.FINISHED:
             assert run.state is State.RUNNING, f"the run is {run.state}"
             assert time.monotonic() < until
             time.sleep(0.2)
-        assert run.said["attempt"] == 1
-        with chromium.dashboard(tmp_path / "two.log", environment=environment) as site:
-            page = browser.new_page()
-            page.goto(f"{site}/runs?run={run.id}")
-            expect(page.get_by_text("finished").first).to_be_visible(timeout=MINUTE)
-            page.close()
-    finally:
-        end_worker(store)
+    assert run.said["attempt"] == 1
+    with chromium.dashboard(tmp_path / "two.log", environment=environment) as site:
+        page = browser.new_page()
+        page.goto(f"{site}/runs?run={run.id}")
+        expect(page.get_by_text("finished").first).to_be_visible(timeout=MINUTE)
+        page.close()
 
 
 def test_the_server_process_stays_light(site: str) -> None:
@@ -310,7 +308,5 @@ def test_the_server_process_stays_light(site: str) -> None:
 
 
 def test_the_browser_parts_say_how_they_are_installed() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pages.ui.browser"], capture_output=True, text=True, cwd=chromium.ROOT, timeout=600
-    )
+    done = processes.run(processes.python("-m", "pages.ui.browser"), timeout=500)
     assert done.returncode == 0, done.stderr

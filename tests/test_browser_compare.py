@@ -13,7 +13,6 @@ from pathlib import Path
 
 import axe
 import chromium
-import psutil
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
@@ -36,15 +35,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     environment = {"SMALLALIGN_STORE": str(models), "OMP_NUM_THREADS": "1"}
     with chromium.dashboard(models.parent / "server.log", environment=environment) as address:
         yield address
-    for process in psutil.process_iter(["cmdline"]):  # the worker that this server started
-        if str(models.resolve()) in (process.info["cmdline"] or []):
-            process.terminate()
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=FOUND, args=[*chromium.FLAGS, *CAMERA])
+        opened = chromium.launched(playwright, FOUND, *CAMERA)
         yield opened
         opened.close()
 

@@ -536,6 +536,18 @@ def test_fashion_mnist_has_the_same_classes_wherever_it_comes_from(
     assert load("fashion-mnist", tmp_path / "cache").classes == _readers.FASHION_CLASSES
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_download_that_fails_leaves_no_folder(there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "data"
+    if there:
+        (root / "other").mkdir(parents=True)
+    monkeypatch.setenv("SMALLALIGN_DATA", str(root))
+    with pytest.raises(BadData, match="could not be downloaded"):
+        load("mnist", tmp_path / "cache")
+    assert [path.name for path in tmp_path.glob("data/*")] == ["other"] * there
+    assert root.exists() == there
+
+
 @pytest.mark.parametrize("count", [300, 19_999])
 def test_statistics_of_at_most_so_many_images(count: int) -> None:
     from smallalign_core.data import statistics

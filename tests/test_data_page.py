@@ -9,7 +9,7 @@ from typing import Any
 import axe
 import numpy as np
 import pytest
-from chromium import FLAGS, dashboard, executable
+from chromium import dashboard, executable, launched
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
@@ -129,7 +129,7 @@ def test_decisions_by_click_and_by_keyboard_survive_and_become_part_of_a_run(tmp
     issues = [int(one.id, 16) for one in report.label_issues if one.split != "test"]
     environment = {"SMALLALIGN_STORE": str(store.root), "OMP_NUM_THREADS": "1"}
     with dashboard(tmp_path / "log.txt", environment=environment) as address, sync_playwright() as playwright:
-        page = playwright.chromium.launch(executable_path=found, args=FLAGS).new_page()
+        page = launched(playwright, found).new_page()
         page.set_default_timeout(PATIENCE)
         page.goto(f"{address}/data?data={source}")
         page.get_by_role("button", name="Drop", exact=False).first.wait_for()

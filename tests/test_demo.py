@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 import time
 import urllib.request
 import zipfile
@@ -15,6 +13,7 @@ from pathlib import Path
 import axe
 import chromium
 import numpy as np
+import processes
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -36,7 +35,7 @@ CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=FOUND, args=[*chromium.FLAGS, *CAMERA])
+        opened = chromium.launched(playwright, FOUND, *CAMERA)
         yield opened
         opened.close()
 
@@ -61,20 +60,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def site(folder: Path) -> Iterator[str]:
     """`python -m http.server` in that folder: no isolation, so one thread."""
     port = chromium.free_port()
-    command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
-    server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(100):
+    with processes.started(processes.python("-m", "http.server", port, "--bind", "127.0.0.1"), cwd=folder):
+        for _ in range(600):
             try:
                 urllib.request.urlopen(address, timeout=2).close()
                 break
             except OSError:
                 time.sleep(0.1)
         yield address
-    finally:
-        server.terminate()
-        server.wait()
 
 
 @pytest.fixture
@@ -161,9 +155,7 @@ def test_the_plain_page_answers_as_python_does(
     page: Page, site: str, folder: Path, tmp_path: Path, digits: Splits
 ) -> None:
     picture, _ = digit(tmp_path, digits)
-    said = subprocess.run(
-        [sys.executable, "classify.py", str(picture)], capture_output=True, text=True, cwd=folder, check=True
-    ).stdout.splitlines()
+    said = processes.run(processes.python("classify.py", picture), cwd=folder, check=True).stdout.splitlines()
     page.goto(f"{site}/index.html")
     page.wait_for_function("() => document.querySelector('input').onchange !== null", timeout=MINUTE)
     page.locator("input").set_input_files(picture)

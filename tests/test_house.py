@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 from conftest import ROOT
 
@@ -49,7 +48,7 @@ def test_every_requirement_is_pinned() -> None:
 
 
 def test_nothing_third_party_is_committed() -> None:
-    listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT)
+    listed = processes.run(["git", "ls-files"])
     if listed.returncode:
         pytest.skip("not a git checkout")
     files = listed.stdout.splitlines()
@@ -78,5 +77,5 @@ for file in sorted(pathlib.Path({str(ROOT / "pages")!r}).rglob("*.py")):
                 __import__(name.name)
 print(sorted({{"torch", "torchvision", "onnx", "onnxruntime", "sklearn"}} & set(sys.modules)))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    done = processes.run(processes.python("-c", code))
     assert done.stdout.strip().splitlines()[-1:] == ["[]"], done.stderr

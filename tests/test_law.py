@@ -19,6 +19,7 @@ from smallalign_core import law
 from smallalign_core.errors import BadData
 from smallalign_core.files import read_json, write_json
 from smallalign_core.law import Observations
+from smallalign_core.law._allocate import _Design
 from smallalign_core.law._fit import refit
 from smallalign_core.law._form import Form
 
@@ -677,6 +678,43 @@ def test_an_allocation_between_equals_has_nothing_to_gain() -> None:
     found = law.allocate(law.resample(equal), "same", "base", 1225, 1000, "n", budget=10)
 
     assert (found.runs, found.ratio) == (0, 1.0)
+
+
+def test_variances_of_a_design_are_those_of_its_covariance(draws: law.Draws) -> None:
+    """W' S w with the covariance of the runs written out, for counts of every kind and other arms beside."""
+    runs = observed({"base": worth(), "better": worth(n=2), "third": worth(d=2)})
+    design = _Design(law.resample(runs, draws=2), "better", "base", None)
+    rng = np.random.default_rng(0)
+    free = len(draws.law.form.free) + 3
+    counts = rng.integers(1, 6, (5, len(design.cells))).astype(float)
+    wanted = rng.normal(size=free)
+
+    found = design.variances(wanted, counts)
+
+    assert len(design._others) == 16
+    for row, variance in zip(counts, found, strict=True):
+        cell = np.repeat(np.arange(len(row)), row.astype(int))
+        replicate = np.concatenate([np.arange(count) for count in row])
+        by = np.concatenate([design._slopes[cell], design._others])
+        weights = wanted @ np.linalg.solve(by.T @ by + 0.02**2 * np.eye(free), by.T)
+        same = (cell[:, None] % 16 == cell % 16) & (replicate[:, None] == replicate) & (cell[:, None] != cell)
+        covariance = np.eye(len(weights))
+        covariance[: len(cell), : len(cell)] += design._paired * same
+        assert variance == pytest.approx(weights @ covariance @ weights, rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_variance_is_never_negative(seed: int) -> None:
+    """Arms that are one and the same: their difference has none, whatever the rounding of this machine's processor."""
+    runs = observed({"base": worth(), "same": worth()}, seed=seed)
+    design = _Design(law.resample(replace(runs, y=np.tile(runs.y[runs.arm == 0], 2)), draws=2), "same", "base", None)
+    wanted = np.zeros(len(design._ridge))
+    wanted[-6:-3], wanted[-3:] = (values := np.random.default_rng(seed).normal(size=3)), -values
+
+    found = design.variances(wanted, design.counts + design.choices)
+
+    assert found.min() >= 0
+    assert design.variances(wanted, design.counts[None].astype(float))[0] == 0
 
 
 def test_an_allocation_needs_an_end(draws: law.Draws) -> None:

@@ -197,6 +197,21 @@ def test_standardized_logits_have_no_scale_and_no_offset(scale: float) -> None:
     assert losses.standardized_kd(scale * teacher, teacher, 2.0).item() == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.parametrize(("beta", "gamma"), [(1.0, 0.001), (0.001, 1.0), (3.0, 0.5)])
+def test_dist_weighs_classes_by_beta_and_images_by_gamma(beta: float, gamma: float) -> None:
+    """Huang et al. (2022), equations 6 to 10, by numpy's correlation: beta between classes, gamma within each."""
+    student, teacher, _ = logits(batch=8)
+    p, q = (softmax(made.double().numpy() / 2, 1) for made in (student, teacher))
+    rows = np.mean([1 - np.corrcoef(a, b)[0, 1] for a, b in zip(p, q, strict=True)])
+    columns = np.mean([1 - np.corrcoef(a, b)[0, 1] for a, b in zip(p.T, q.T, strict=True)])
+    assert abs(rows - columns) > 0.01
+    found = losses.dist(student, teacher, 2.0, beta, gamma).item()
+    assert found == pytest.approx(4 * (beta * rows + gamma * columns), rel=2e-3)
+    spec = Dist(temperature=2.0, beta=beta, gamma=gamma)
+    said = in_words(spec, student.float(), teacher.float(), torch.zeros(8, dtype=torch.int64))["teacher"]
+    assert said.item() == pytest.approx(found, rel=1e-5)
+
+
 def test_dist_hardly_sees_the_scale() -> None:
     """Why short runs at T = 4 end uncalibrated: a hundredth of the teacher's logits costs little of what noise does."""
     student, teacher, _ = logits(batch=32)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-import subprocess
-import sys
 from types import SimpleNamespace
 from typing import Any
 
 import plotly.graph_objects as go
+import processes
 import pytest
 import yaml
 from streamlit.testing.v1 import AppTest
@@ -21,7 +20,7 @@ from smallalign_core.optimstudy import Curve, Point, parse_study
 from smallalign_core.spec import Lookahead, Muon
 from smallalign_core.store import Store
 from smallalign_core.studies import Study
-from tests.conftest import ROOT, Show, texts
+from tests.conftest import Show, texts
 
 SMALL: dict[str, Any] = {
     "data": {"source": "digits", "images": 100},
@@ -267,7 +266,7 @@ def test_extending_repeats_nothing(shown: Show, place: Store, raced: Study):
 
 def test_the_page_never_loads_torch():
     code = "import sys; from pages.ui import studyview, studyform, contenders; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    processes.run(processes.python("-c", code), check=True)
 
 
 # --- plots as files ---------------------------------------------------------------------------------------------------

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, Train, program, tiny
+from conftest import Train, program, tiny
+from processes import python, run
 
 from smallalign_core.errors import BadSpec
 from smallalign_core.parallel import World
@@ -22,15 +21,8 @@ from smallalign_core.views import Views
 
 def torchrun(*arguments: object, processes: int = 2) -> subprocess.CompletedProcess[str]:
     """The command line in several processes, as a user would start it."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return subprocess.run(
-        [*launcher, "-m", "smallalign_core", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=240,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    launcher = python("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}")
+    return run([*launcher, "-m", "smallalign_core", *arguments])
 
 
 def curve(run: Run) -> list[tuple[float, float]]:

@@ -112,10 +112,10 @@ def test_the_page_preselects_no_teacher_of_other_images_and_refuses_one(
 ) -> None:
     source = alien["data"]["source"]
     app = shown("distil", data=source)
-    assert app.selectbox(key="pick-teacher").value == "none"
+    assert app.selectbox(key="distil/teacher").value == "none"
     assert "no model with these class names was evaluated on these images" in texts(app)
     teacher = store.run("digits-teacher").id
-    app.selectbox(key="pick-teacher").select(teacher).run()
+    app.selectbox(key="distil/teacher").select(teacher).run()
     assert not app.exception
     assert any("not shown to be better than chance" in str(one.value) for one in app.error)
     next(button for button in app.button if button.label == "Start").click().run()
@@ -220,10 +220,10 @@ def test_a_network_that_keeps_the_size_of_its_images_has_the_file_that_it_always
 @pytest.mark.slow
 def test_a_teacher_is_not_carried_over_to_other_images(large: Run, store: Store, shown: Show) -> None:
     app = shown("distil", data="digits")
-    assert app.selectbox(key="pick-teacher").value == store.run("digits-teacher").id
+    assert app.selectbox(key="distil/teacher").value == store.run("digits-teacher").id
     app.selectbox(key="data").set_value(large.data.source).run()
     assert not app.exception
-    assert app.selectbox(key="pick-teacher").value == large.id
+    assert app.selectbox(key="distil/teacher").value == large.id
 
 
 # --- what is kept of it -----------------------------------------------------------------------------------------------

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import ROOT, command
+from scipy.stats import binomtest
 
 from smallalign_core import networks, preview, risk
 from smallalign_core.data import ImageSet, Splits
@@ -92,6 +94,36 @@ def test_the_suggested_strength_is_the_largest_up_to_which_all_stay_within_the_l
     assert all(rate <= 0.05 for rate in rates[:after])
     assert rates[after] > 0.05
     assert risk.assess(teacher, policy, looked, draws=1, grid=(2.0,), limit=0).suggested is None
+
+
+def test_the_interval_counts_images_not_views(looked: ImageSet) -> None:
+    """Views of one image are not independent: 4 of each change none of the interval's width."""
+    some = looked.take(np.arange(40))
+    clean = np.tile([0.9, 0.1], (40, 1))
+    one = clean.copy()
+    one[:12] = [0.2, 0.8]
+    for draws in (1, 4):
+        effect = risk._answer(clean, np.broadcast_to(one, (draws, 40, 2)), some, 0).effect
+        known = binomtest(12, 40).proportion_ci(method="wilson")
+        assert effect.flip_rate == pytest.approx(0.3)
+        assert (effect.flip_low, effect.flip_high) == pytest.approx((known.low, known.high), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rates", "largest"),
+    [
+        ((0.0, 0.02, 0.05, 0.2), 1.0),  # the limit itself is within it
+        ((0.01, 0.2, 0.01, 0.01), 0.25),  # beyond a strength over the limit nothing is suggested
+        ((0.2, 0.01, 0.01, 0.01), None),
+        ((0.0, 0.0, 0.0, 0.0), 2.0),
+    ],
+)
+def test_no_strength_beyond_one_over_the_limit_is_suggested(rates: tuple[float, ...], largest: float | None) -> None:
+    curve = [
+        SimpleNamespace(strength=strength, flip_rate=rate)
+        for strength, rate in zip((0.25, 0.5, 1.0, 2.0), rates, strict=True)
+    ]
+    assert risk._suggested(curve, 0.05) == largest
 
 
 def test_the_stddev_is_the_papers() -> None:

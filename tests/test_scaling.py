@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import signal
 import statistics
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 import yaml
 
@@ -22,7 +21,7 @@ from smallalign_core.execution import TOGETHER
 from smallalign_core.scaling import _build, _fits, _plan
 from smallalign_core.spec import RunSpec, digest
 from smallalign_core.store import Store
-from tests.conftest import ROOT, SCALING, command
+from tests.conftest import SCALING, command
 
 
 def asked(**more: Any) -> scaling.ScalingStudySpec:
@@ -289,6 +288,21 @@ def test_a_worth_of_nothing_ships_nothing(place: Store) -> None:
     assert worth.parameters.low <= 1 <= worth.parameters.high
 
 
+@pytest.mark.parametrize("error", [ValueError("math domain error"), np.linalg.LinAlgError("Singular matrix")])
+def test_a_law_that_cannot_be_computed_is_no_traceback(
+    place: Store, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    spec = resolved(place).model_copy(update={"images": (100, 200, 400, 800)})
+
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(_fits.law, "allocate", fails)
+    found = _fits.reading(spec, "nll", known(("baseline", "augment")), 10, 1000, lambda *_: 1.0)
+    assert found.law is None
+    assert found.why_not == f"the law could not be computed from these runs ({error})"
+
+
 def test_an_unfinished_study_says_what_it_lacks(place: Store) -> None:
     spec = resolved(place, epochs=3)
     found = scaling.report(spec, place, place.root / "studies" / "nowhere")
@@ -368,23 +382,23 @@ def test_the_cost_is_known_before_the_first_run(place: Store, finished: studies.
 
 def test_reading_a_study_imports_no_torch() -> None:
     code = "import sys; from smallalign_core import scaling, studies; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+    assert processes.run(processes.python("-c", code)).returncode == 0
 
 
 @pytest.mark.slow
 def test_a_killed_study_goes_on_and_ends_the_same(place: Store, finished: studies.Study, tmp_path: Path) -> None:
     file, other = tmp_path / "study.yaml", Store(tmp_path / "models")
     file.write_text(yaml.safe_dump(SCALING))
-    line = [sys.executable, "-m", "smallalign_core", "scale", str(file), "--json", "--store", str(other.root)]
-    first = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until = time.monotonic() + 90
-    while sum(1 for _ in (other.root / "runs").glob("*/result.json")) < 10 and time.monotonic() < until:
-        time.sleep(0.05)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
+    line = processes.python("-m", "smallalign_core", "scale", file, "--json", "--store", other.root)
+    with processes.started(line) as first:
+        until = time.monotonic() + 240
+        while sum(1 for _ in (other.root / "runs").glob("*/result.json")) < 10 and time.monotonic() < until:
+            time.sleep(0.05)
+        first.send_signal(signal.SIGKILL)
+        first.wait()
     done = sum(1 for _ in (other.root / "runs").glob("*/result.json"))
     assert 10 <= done < 54
-    told = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    told = processes.run(line)
     assert told.returncode == 0, told.stderr
     for spec in finished.wanted(place):
         ours, theirs = place.find(spec), other.find(spec)

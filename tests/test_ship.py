@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import shutil
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -15,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import onnx
+import processes
 import pytest
-from conftest import ROOT
 from onnx import helper
 from PIL import Image
 
@@ -475,7 +473,7 @@ def test_the_snippets_run(tool: str, unpacked: Path, tmp_path: Path, digits: Spl
         pytest.skip("no Node, or its packages are not here: python -m pages.ui.browser --tests")
     start = [sys.executable, "classify.py"] if tool == "python" else [str(node), "classify.mjs"]
     for picture, pixels in pictures(tmp_path, digits).values():
-        done = subprocess.run([*start, str(picture)], capture_output=True, text=True, cwd=unpacked, timeout=120)
+        done = processes.run([*start, picture], cwd=unpacked)
         assert done.returncode == 0, done.stderr
         assert near(done.stdout.split("\n")[:-1], expected(unpacked / "model.onnx", pixels)), done.stdout
 
@@ -607,19 +605,11 @@ def test_the_command_line_ships_and_refuses(
 
 @pytest.mark.slow
 def test_a_demo_is_made_of_a_download(unpacked: Path, tmp_path: Path) -> None:
-    command_line = [
-        sys.executable,
-        "-m",
-        "pages.ui.browser",
-        "demo",
-        str(unpacked / "student.zip"),
-        str(tmp_path / "d"),
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command_line, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
+    command_line = processes.python("-m", "pages.ui.browser", "demo", unpacked / "student.zip", tmp_path / "d")
+    done = processes.run(command_line)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "d" / "model.onnx").read_bytes() == (unpacked / "model.onnx").read_bytes()
-    again = subprocess.run(command_line, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
+    again = processes.run(command_line)
     assert again.returncode == 1
     assert "holds files already" in again.stderr
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import yaml
 from hypothesis import given, strategies as st
@@ -144,7 +143,7 @@ def test_every_part_builds_from_its_kind_and_round_trips(family: Any, index: int
 
 def test_importing_the_library_imports_no_torch() -> None:
     code = "import sys, smallalign_core, smallalign_core.spec, smallalign_core.store; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+    assert processes.run(processes.python("-c", code)).stdout.strip() == "False"
 
 
 def test_several_teachers_are_written_and_read_back() -> None:

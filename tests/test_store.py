@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import processes
 import pytest
-from conftest import ROOT, Train, command, tiny
+from conftest import Train, command, tiny
 from filelock import FileLock
 
 from pages.ui import backstage, supervisor
@@ -40,15 +41,12 @@ def long_run(store: Store, **fields: object) -> Run:
     return store.submit(desk.resolve(store, tiny(epochs=400, augment=["shift", "rotate"], **fields)))
 
 
-def start_worker(store: Store, *extra: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "smallalign_core", "worker", "--device", "cpu", "--store", str(store.root), *extra],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+@contextlib.contextmanager
+def one_worker(store: Store) -> Iterator[subprocess.Popen[bytes]]:
+    """`worker --once`, killed in the end if it has not ended."""
+    line = processes.python("-m", "smallalign_core", "worker", "--device", "cpu", "--store", store.root, "--once")
+    with processes.started(line) as process:
+        yield process
 
 
 def work_in_a_thread(store: Store) -> threading.Thread:
@@ -413,14 +411,14 @@ def test_kill_9_at_random_moments_loses_nothing(store: Store, tmp_path: Path) ->
     draw = random.Random(0)
     kills = 0
     while run.state is not State.FINISHED:
-        process = start_worker(store, "--once")
-        seen = len(run.events())
-        while process.poll() is None and (kills >= 6 or len(run.events()) < seen + draw.randint(2, 12)):
-            time.sleep(0.1 * draw.random())
-        if process.poll() is None:
-            known = (run.folder / "events.jsonl").read_bytes()
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        known = None
+        with one_worker(store) as process:
+            seen = len(run.events())
+            while process.poll() is None and (kills >= 6 or len(run.events()) < seen + draw.randint(2, 12)):
+                time.sleep(0.1 * draw.random())
+            if process.poll() is None:
+                known = (run.folder / "events.jsonl").read_bytes()
+        if known is not None:
             kills += 1
             assert (run.folder / "events.jsonl").read_bytes().startswith(known)
             assert run.state in (State.INTERRUPTED, State.QUEUED, State.FINISHED)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, command, program
+from conftest import command, program
 
 import smallalign_core as sa
 from smallalign_core.__main__ import main
@@ -151,7 +150,7 @@ def test_doctor_notices_damaged_weights(tmp_path: Path) -> None:
 
 
 def test_help_names_every_verb() -> None:
-    done = subprocess.run([sys.executable, "-m", "smallalign_core", "--help"], capture_output=True, text=True, cwd=ROOT)
+    done = program("--help")
     for verb in (
         "datasets",
         "inspect",

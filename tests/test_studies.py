@@ -5,19 +5,17 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import processes
 import pytest
-from conftest import ROOT, command, tiny
+from conftest import command, tiny
 from pydantic import BaseModel
 
 from smallalign_core import desk, studies, worker
@@ -454,24 +452,18 @@ def test_killed_anywhere_it_ends_with_the_same_runs(tmp_path: Path) -> None:
 
     killed = Store(tmp_path / "killed")
     for moment in ("finders.json.", "", "", ""):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "smallalign_core", *arguments, "--store", str(killed.root)],
-            cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        events = sum(len(run.events()) for run in killed.runs())
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and process.poll() is None:
-            if moment and list(killed.root.glob("studies/*/lock")):
-                break
-            if not moment and sum(len(run.events()) for run in killed.runs()) > events + 5:
-                break
-            time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        line = processes.python("-m", "smallalign_core", *arguments, "--store", killed.root)
+        with processes.started(line) as process:
+            events = sum(len(run.events()) for run in killed.runs())
+            deadline = time.monotonic() + 120
+            while time.monotonic() < deadline and process.poll() is None:
+                if moment and list(killed.root.glob("studies/*/lock")):
+                    break
+                if not moment and sum(len(run.events()) for run in killed.runs()) > events + 5:
+                    break
+                time.sleep(0.02)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
     again = command(*arguments, store=killed)
     assert again.returncode == 0, again.stderr
 

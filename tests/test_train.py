@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import io
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 import torch
 from conftest import tiny
@@ -415,3 +417,46 @@ def test_the_step_that_an_optimizer_could_not_take_is_named(
     assert isinstance(last, train.Stopped)
     assert f"nan at step 3 of {training.steps}" in str(last.error)
     assert len(taken) == 3
+
+
+def test_the_best_epoch_is_the_most_accurate_then_the_likeliest_then_the_first(few: Splits) -> None:
+    (student,) = Training([tiny()], few).students
+    logits, labels = logits_of(student.classifier, few.val), few.val.labels
+    base = score(logits, labels, few.val.classes)
+
+    def offered(epoch: int, accuracy: float, nll: float) -> bool:
+        return student.consider(student.classifier, replace(base, accuracy=accuracy, nll=nll), epoch)
+
+    assert offered(1, 0.8, 0.7)
+    assert not offered(2, 0.8, 0.9), "as accurate, less likely"
+    assert not offered(3, 0.8, 0.7), "equal: the first stays"
+    assert offered(4, 0.8, 0.6), "as accurate, likelier"
+    assert not offered(5, 0.7, 0.1), "less accurate, much likelier"
+    assert offered(6, 0.9, 2.0)
+    assert student.best_epoch == 6
+
+
+def test_a_narrow_strided_convolution_learns_rightly_on_every_processor() -> None:
+    """The AVX2 kernel of oneDNN for 1 x 1 of less than 8 channels in channels_last crashes, hangs or is wrong."""
+    code = """
+import torch
+from smallalign_core import networks
+from smallalign_core.spec import parse
+torch.set_num_threads(1)
+spec = parse({"data": "digits", "network": {"kind": "resnet", "width": 4}}).network
+classifier = networks.build(spec, tuple("0123456789"), (1, 16, 16), mean=[0.3], std=[0.4])
+images = torch.randint(0, 256, (32, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+def slope():
+    classifier.zero_grad()
+    classifier(images).square().sum().backward()
+    return torch.cat([weight.grad.flatten() for weight in classifier.parameters()])
+ours = slope()
+torch.backends.mkldnn.flags(enabled=False).__enter__()
+classifier.channels_last = False
+classifier.body.to(memory_format=torch.contiguous_format)
+theirs = slope()
+print(float((ours - theirs).norm() / theirs.norm()))
+"""
+    for lowered in ({}, {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}):
+        done = processes.run(processes.python("-c", code), environment=lowered, check=True)
+        assert float(done.stdout) < 1e-3, lowered

@@ -35,7 +35,7 @@ NOTHING = {
     PAIRS: "Labels confuse no two classes.",
 }
 BULK = {"Labels": "Drop the {} sure ones", "Leaks": "Drop the {} exact copies", "Duplicates": "Settle {} exact copies"}
-AT, SAID = "pick-at", "quality-said"
+AT, SAID = "quality-at", "quality-said"
 
 
 class _Unfinished(Exception):

@@ -120,8 +120,9 @@ def _show(report: dict[str, Any], flipped: tuple[str, str], strength: float) -> 
             f"destroys what there was to see. Clean images: {clean['stddev']:.4f}.",
         )
     st.caption(
-        f"{report['images']:,} images, {report['draws']} draws of each, at strength {strength:g}. 95 % interval of the "
-        f"share that changes: {wording.interval(whole['flip_low'], whole['flip_high'])}. No test image is looked at."
+        f"{report['images']:,} images, {report['draws']} draws of each with seed {report['seed']}, at strength "
+        f"{strength:g}. 95 % interval of the share that changes: "
+        f"{wording.interval(whole['flip_low'], whole['flip_high'])}. No test image is looked at."
     )
     if report["warnings"]:
         told = "\n".join(f"- {one[:1].upper()}{one[1:]}." for one in report["warnings"])

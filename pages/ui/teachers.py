@@ -30,7 +30,7 @@ def pick(
     if st.session_state.get("teacher-for") != facts["fingerprint"]:
         st.session_state["teacher-for"] = facts["fingerprint"]
         if picks.changed("teacher") is None:
-            st.session_state.pop("pick-teacher", None)
+            st.session_state.pop(picks.own("teacher"), None)
     first = listing.likeliest(offered)
     chosen = picks.pick_row("Teacher", offered, key="teacher", first=first, none=none, help=help)
     if offered and first is None and none:

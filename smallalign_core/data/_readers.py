@@ -112,6 +112,9 @@ def _read_named(spec: DataSpec, into: Path) -> Decoded:
             with contextlib.redirect_stdout(sys.stderr):  # the download announces itself; stdout is for the answer
                 found: Any = kind[spec.source](str(root), train=name == "train", download=True)
         except (OSError, RuntimeError) as error:
+            for made in (root / kind[spec.source].__name__ / "raw", root / kind[spec.source].__name__, root):
+                with contextlib.suppress(OSError):  # torchvision makes folders before it connects; full ones stay
+                    made.rmdir()
             raise BadData(
                 f"the dataset {spec.source} is not here and could not be downloaded ({type(error).__name__})",
                 given=f"looked in {root.resolve()}",

@@ -19,6 +19,8 @@ GRID = 0.35
 """Share of a budget that goes to the least measured cells, whatever the law says: it may be wrong."""
 MOST_RUNS = 2_000
 TINY = 1e-300
+EQUAL = 1e-12
+"""A variance below this share of what its parts would add up to unpaired is rounding: the arms are equal."""
 Cell = tuple[str, float, float]
 
 
@@ -133,7 +135,7 @@ def allocate(
         chosen = int(np.argmax(gain))
         counts, variance, spent = counts + choices[chosen], float(after[chosen]), spent + float(dear[chosen])
         order |= dict.fromkeys(np.flatnonzero(choices[chosen]).tolist())
-    less = math.sqrt(variance / first) if first > 0 else 1.0  # arms that are one and the same leave nothing to learn
+    less = math.sqrt(variance / first) if first > 0 else 1.0  # equal arms leave nothing to learn
     added = (counts - design.counts).astype(int)
     more = tuple((design.cells[index], int(added[index])) for index in order)
     after_all = math.inf if math.isinf(found.factor) else found.factor**less
@@ -163,7 +165,7 @@ class _Design:
         self._slopes = law.form.jacobian(law.theta, arm, n.astype(np.float64), d.astype(np.float64))[1][:, free]
         fixed = np.array([key not in keys for key in measured])
         others = law.form.jacobian(law.theta, now.arm, now.n, now.d)[1][fixed][:, free]
-        self._others = others.T @ (others * now.count[fixed, None])
+        self._others = others * np.sqrt(now.count[fixed, None])
         self._ridge = law.ridge**2 * np.eye(len(free))
         at = {key: index for index, key in enumerate(keys)}
         self._pairs = np.array(_pairs(at, theirs, ours), np.int64).reshape(-1, 2)
@@ -172,7 +174,8 @@ class _Design:
         shared = np.array(_pairs(measured, theirs, ours), np.int64).reshape(-1, 2)
         one, other = now.residuals[:, shared[:, 0]], now.residuals[:, shared[:, 1]]
         power = math.sqrt(float((one**2).sum() * (other**2).sum()))
-        self._paired = float((one * other).sum()) / power if power > 0 else 0.0  # correlation of arms in a replicate
+        paired = float((one * other).sum()) / power if power > 0 else 0.0
+        self._paired = min(1.0, max(-1.0, paired))  # correlation of arms in a replicate; 1 + 1e-16 by rounding
 
     def variances(self, wanted: Floats, counts: Floats) -> Floats:
         """Of `wanted` times the parameters [free], for each row of counts [R, K] and runs of variance 1.
@@ -180,13 +183,20 @@ class _Design:
         The fit weighs runs equally whatever they share, so it is the variance of that fit: runs of their own, and
         what the arms of a replicate have in common.
         """
-        bend = self._slopes.T @ (counts[:, :, None] * self._slopes) + self._others + self._ridge
+        bend = self._slopes.T @ (counts[:, :, None] * self._slopes) + self._others.T @ self._others + self._ridge
         weight = np.linalg.solve(bend, np.broadcast_to(wanted[:, None], (len(counts), len(wanted), 1)))[..., 0]
         each = weight @ self._slopes.T
         one, other = self._pairs.T
-        both = np.minimum(counts[:, one], counts[:, other]) * each[:, one] * each[:, other]
-        outside = np.einsum("rp,pq,rq->r", weight, self._others, weight)
-        return (counts * each**2).sum(1) + 2 * self._paired * both.sum(1) + outside
+        shared, r = np.minimum(counts[:, one], counts[:, other]), self._paired
+        # Sums of squares throughout: what is left of a difference of two equal sums has no certain sign. A pair's
+        # a² + 2 r a b + b² is (a + r b)² + (1 - r²) b².
+        alone = counts.copy()
+        np.subtract.at(alone, (slice(None), self._pairs), shared[:, :, None])
+        squares = each**2
+        pairs = (each[:, one] + r * each[:, other]) ** 2 + (1 - r * r) * squares[:, other]
+        outside = ((weight @ self._others.T) ** 2).sum(1)
+        found = (alone * squares).sum(1) + (shared * pairs).sum(1) + outside
+        return np.where(found > EQUAL * ((counts * squares).sum(1) + outside), found, 0.0)
 
 
 def _pairs(at: dict[tuple[int, float, float], int], first: int, second: int) -> list[tuple[int, int]]:

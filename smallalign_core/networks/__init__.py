@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from smallalign_core import machine
 from smallalign_core.errors import BadModel, BadSpec
 from smallalign_core.networks import _borrowed
 from smallalign_core.networks._bits import baked as baked, in_bits as in_bits, plain_names
@@ -75,7 +76,8 @@ class Classifier(Answering):
         self.input_shape = input_shape
         self.inner_size = (size, size) if size else input_shape[1:]
         self._probe = (probe,)  # in a tuple, so that it is not registered a second time
-        self.channels_last = any(isinstance(module, nn.Conv2d) for module in body.modules())
+        convolutions = [module for module in body.modules() if isinstance(module, nn.Conv2d)]
+        self.channels_last = bool(convolutions) and not any(map(_corrupts, convolutions))
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
         if self.channels_last:
@@ -117,6 +119,16 @@ class Classifier(Answering):
             x = x.expand(-1, wanted, -1, -1) if wanted == 3 else x.mean(1, keepdim=True)
         x = (x - self.mean).div_(self.std)
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
+
+
+def _corrupts(layer: nn.Conv2d) -> bool:
+    """Whether oneDNN's gradient of this layer's weights writes past its workspace when the input is channels_last.
+
+    Its AVX2 kernel for strided 1 x 1 convolutions of fewer than 8 channels does (oneDNN issue 6035, open in November
+    2026): training ends in a crash, a hang or wrong weights. Its AVX-512 kernels and plain memory order are right.
+    """
+    strided = layer.kernel_size == (1, 1) and max(layer.stride) > 1
+    return strided and layer.in_channels // layer.groups < 8 and not machine.avx512()
 
 
 # --- bodies -----------------------------------------------------------------------------------------------------------

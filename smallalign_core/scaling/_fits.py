@@ -50,8 +50,14 @@ def reading(
         draws = law.resample(runs)
         tests = law.self_tests(runs, "baseline", params, spec.most)
         return _told(spec, metric, draws, tests, params, left_out, cost)
-    except (BadData, np.linalg.LinAlgError) as error:
-        return Reading(metric, len(some), str(error), left_out=left_out)
+    except BadData as error:
+        why_not = str(error)
+    except (
+        ArithmeticError,
+        ValueError,
+    ) as error:  # of the numbers at hand (LinAlgError is one); the study stays readable
+        why_not = f"the law could not be computed from these runs ({error})"
+    return Reading(metric, len(some), why_not, left_out=left_out)
 
 
 def _ready(recipe: str, rows: Rows) -> bool:

@@ -59,7 +59,7 @@ def looked_at(times: int | None) -> str:
     return (
         "looked at an unknown number of times: test-looks.jsonl cannot be read"
         if times is None
-        else (f"looked at {times:,} times")
+        else f"looked at {times:,} {'time' if times == 1 else 'times'}"
     )
 
 

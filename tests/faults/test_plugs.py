@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import torch
-from conftest import ROOT, tiny
+from conftest import tiny
 from test_benchmarks import benchmark
 
 from pages.ui import supervisor
@@ -155,8 +155,7 @@ worker.serve(Store({root!r}), device="cpu", once=True)
 @pytest.mark.slow
 def test_a_hanging_run_is_stopped_by_its_person_and_goes_on_later(store: Store, tmp_path: Path) -> None:
     run = store.enqueue(created(store))
-    hanging = subprocess.Popen([sys.executable, "-c", HANGING.format(root=str(store.root))], cwd=ROOT)
-    try:
+    with processes.started(processes.python("-c", HANGING.format(root=str(store.root)))) as hanging:
         end = time.monotonic() + 300
         # A slow machine may take an earlier step for a hang, and take that back; the one that says so never ends.
         while not ((store.root / "hangs").exists() and run.said.get("reason")) and time.monotonic() < end:
@@ -164,9 +163,6 @@ def test_a_hanging_run_is_stopped_by_its_person_and_goes_on_later(store: Store, 
         assert "after step" in run.said["reason"]
         run.ask("pause")
         assert hanging.wait(120) == worker.HUNG
-    finally:
-        hanging.kill()
-        hanging.wait()
     assert run.state is State.PAUSED
     assert "hung" in run.said["reason"]
     assert run.asked is None
@@ -276,11 +272,12 @@ def test_runs_that_died_together_are_tried_alone_the_last_time(store: Store) -> 
 
 def test_the_supervisor_says_how_its_worker_ended(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     run, stop, started = store.enqueue(created(store)), threading.Event(), []
+    ends = contextlib.ExitStack()
     suicide = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
 
     def start(_: Store) -> subprocess.Popen[bytes]:
         die(run)
-        started.append(subprocess.Popen([sys.executable, "-c", suicide]))
+        started.append(ends.enter_context(processes.started(processes.python("-c", suicide))))
         return started[-1]
 
     monkeypatch.setattr(supervisor, "CHECK_SECONDS", 0.05)
@@ -292,6 +289,7 @@ def test_the_supervisor_says_how_its_worker_ended(store: Store, monkeypatch: pyt
         time.sleep(0.02)
     stop.set()
     keeper.join()
+    ends.close()
     assert run.state is State.FAILED
     assert "SIGKILL" in run.said["reason"]
     assert len(started) == 3, "it is not started again for a run that has failed"
@@ -303,13 +301,13 @@ def test_the_supervisor_says_how_its_worker_ended(store: Store, monkeypatch: pyt
 @contextlib.contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[None]:
     folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True)
+    done = processes.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder])
     if done.returncode:
-        pytest.skip(f"NOT TESTED: only root can mount a small disk ({done.stderr.decode().strip()})")
+        pytest.skip(f"NOT TESTED: only root can mount a small disk ({done.stderr.strip()})")
     try:
         yield
     finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
+        processes.run(["umount", "-l", folder], check=True)
 
 
 @pytest.mark.parametrize("left", [0, 6000, 30_000])

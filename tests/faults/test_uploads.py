@@ -8,8 +8,6 @@ import os
 import shutil
 import stat
 import struct
-import subprocess
-import sys
 import time
 import unicodedata
 import zipfile
@@ -20,6 +18,7 @@ from types import SimpleNamespace
 
 import httpx
 import numpy as np
+import processes
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
@@ -371,7 +370,7 @@ def test_the_largest_image_is_decoded_in_little_memory(bits: int, kind_of: int, 
         f"data.decode_one(Path({str(tmp_path / 'x.png')!r}).read_bytes(), (3, 32, 32))\n"
         "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = processes.run(processes.python("-c", code), check=True)
     assert int(done.stdout) / 1024 < MOST_MB
 
 
