@@ -10,7 +10,7 @@ import subprocess
 import time
 import urllib.request
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,16 +94,17 @@ def launched(playwright: Any, executable: str | None, *flags: str) -> Any:
 
     expect.set_options(timeout=PATIENCE)
     browser = playwright.chromium.launch(executable_path=executable, args=[*FLAGS, *flags])
-    for name in ("new_page", "new_context"):
-        make = getattr(browser, name)
-
-        def opened(*arguments: Any, make: Any = make, **named: Any) -> Any:
-            made = make(*arguments, **named)
-            made.set_default_timeout(PATIENCE)
-            return made
-
-        setattr(browser, name, opened)
+    browser.new_page, browser.new_context = map(_patient, (browser.new_page, browser.new_context))
     return browser
+
+
+def _patient(make: Callable[..., Any]) -> Callable[..., Any]:
+    def opened(*arguments: Any, **named: Any) -> Any:
+        made = make(*arguments, **named)
+        made.set_default_timeout(PATIENCE)
+        return made
+
+    return opened
 
 
 def keep_evidence(browser: Any, folder: Path) -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import processes
+import psutil
 import pytest
 import torch
 
@@ -89,6 +90,7 @@ def no_process_left() -> Iterator[None]:
     """What a file starts ends with it."""
     yield
     left = processes.family_of(os.environ[processes.MARK])
+    _, left = psutil.wait_procs(left, processes.PATIENCE)  # what was told to end may need a moment
     names = [" ".join(process.cmdline()) for process in left if process.is_running()]
     processes.end(*left)
     assert not names, "these processes were left running"
