@@ -331,6 +331,24 @@ def test_a_spec_without_a_loss_gets_numbers_that_are_part_of_its_id(train: Train
     assert (half.loss.temperature, half.loss.weight) == (7, known.loss.weight)  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "confident", "fitted", "wanted"),
+    [
+        (1.0, 1.6, 0.6, (1.5, 0.5)),  # a good one: softened until it shows doubts, and as much as the labels
+        (0.8, 0.5, 0.2, (0.5, 0.3)),  # unsure of itself and often wrong: sharp, and less
+        (0.8, 0.9, 2.6, (3.0, 0.3)),  # too sure of itself: as soft as its errors ask for
+        (0.2, 0.5, 50.0, (4.0, 0.1)),
+    ],
+)
+def test_the_choice_follows_accuracy_and_confidence(
+    accuracy: float, confident: float, fitted: float, wanted: tuple[float, float]
+) -> None:
+    found = evidence.Evidence(
+        "t", "d", "f", "v", 8, 8, 100, accuracy, accuracy, accuracy, 0.1, 1.0, 0.1, fitted, 0.1, (confident, 9.0), None
+    )
+    assert evidence.trust(found) == wanted
+
+
 def test_explicit_losses_keep_their_ids() -> None:
     """Of `kd` alone, and of specs that were stored with numbers."""
     fields = {"data": "digits", "network": "cnn", "teacher": "t"}
