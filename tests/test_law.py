@@ -552,6 +552,46 @@ def test_replicates_of_a_few_cells_are_no_half_of_a_study() -> None:
     assert law.gate(law.resample(runs), tests).passed
 
 
+def a_test(kind: str, truth: float, k: float, low: float, high: float) -> law.SelfTest:
+    found = law.Multiplier("n", "a", "b", 1000, 500, k, low, high, 0.0, 3.0, False, 4.0, False)
+    return law.SelfTest(kind, truth, found)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kind", "truth", "k", "low", "high", "outcome"),
+    [
+        ("placebo", 1.0, 1.1, 0.8, 1.5, "passed"),
+        ("placebo", 1.0, 1.5, 1.2, 1.9, "missed"),
+        ("placebo", 1.0, 1.1, 0.0, math.inf, "uninformative"),
+        ("placebo", 1.0, 1.1, 0.3, math.inf, "uninformative"),
+        ("placebo", 1.0, 1.1, 0.25, 4.0, "passed"),  # just x/÷4
+        ("placebo", 1.0, 1.1, 0.24, 4.0, "uninformative"),
+        ("placebo", 1.0, 9.0, 2.0, math.inf, "missed"),  # an open interval can miss, and then it tells something
+        ("dose", 2.0, 2.2, 2.1, 2.3, "passed"),  # it misses, within x/÷1.25
+        ("dose", 2.0, 3.0, 0.0, 900.0, "uninformative"),
+    ],
+)
+def test_a_self_test_that_could_not_miss_is_uninformative(
+    kind: str, truth: float, k: float, low: float, high: float, outcome: str
+) -> None:
+    found = a_test(kind, truth, k, low, high)
+
+    assert found.outcome == outcome
+    assert found.passed == (outcome == "passed")
+    assert ("uninformative" in found.words) == (outcome == "uninformative")
+    assert law.as_dict(found)["outcome"] == outcome
+
+
+def test_the_gate_is_closed_where_every_self_test_is_uninformative() -> None:
+    runs = law.resample(observed({"base": worth(), "better": worth(n=2)}, run=0.005, shared=0.01))
+    good, vague = a_test("placebo", 1.0, 1.0, 0.9, 1.1), a_test("placebo", 1.0, 1.0, 0.0, math.inf)
+
+    assert law.gate(runs, [vague, vague]).reasons[0].startswith("none of 2 self-tests is informative")
+    some = law.gate(runs, [good, vague])
+    assert some.passed
+    assert some.warnings == ("1 of 2 self-tests are uninformative",)
+
+
 def test_replicates_that_drift_fail_the_placebo() -> None:
     """As when half of the replicates were trained by other code."""
     runs = observed({"base": worth(), "better": worth(n=2)}, run=0.01, shared=0.01, drift=0.1)

@@ -8,6 +8,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +32,7 @@ from smallalign_core.recording import Recording
 from smallalign_core.spec import AdamW, Lookahead, Sam, digest, nest
 from smallalign_core.store import Run, State, Store
 from smallalign_core.student import Student
+from smallalign_core.worth import METRICS
 
 SMALL: dict[str, Any] = {
     "data": {"source": "digits", "images": 100},
@@ -801,6 +803,46 @@ def test_a_target_that_nobody_reaches_takes_for_ever(raced: tuple[Store, studies
 
     assert all(arm.to_target("step") is None and arm.score is None for arm in found.arms if arm.name == "prodigy")
     assert found.targets == {1: 1.0}
+
+
+def told_of(report: Any, **verdicts: str) -> Any:
+    """The report with other verdicts on accuracy at its first budget."""
+    arms = []
+    for arm in report.arms:
+        if arm.budget == report.budgets[0] and arm.name in verdicts:
+            judged = replace(arm.differences["accuracy"], verdict=verdicts[arm.name], mean=0.01, low=-0.02, high=0.04)
+            arm = replace(arm, differences=arm.differences | {"accuracy": judged})
+        arms.append(arm)
+    return replace(report, arms=tuple(arms))
+
+
+def test_the_verdict_says_not_decided_where_nothing_is(raced: tuple[Store, studies.Study]) -> None:
+    store, study = raced
+    report = study.report(store)
+    others = [arm.name for arm in report.at(report.budgets[0]) if arm.name != report.reference]
+    first, second = others[:2]
+
+    said = told_of(report, **dict.fromkeys(others, "undecided")).verdict(report.budgets[0])
+    assert "not decided whether any is better or worse than tuned AdamW" in said
+    assert "Nothing" not in said
+    mixed = told_of(report, **dict.fromkeys(others, "nothing") | {first: "better", second: "undecided"})
+    label = {arm.name: arm.label for arm in report.arms}
+    said = mixed.verdict(report.budgets[0])
+    assert f"{label[first]} is better than tuned AdamW; not decided: {label[second]}." in said
+    equal = told_of(report, **dict.fromkeys(others, "no difference larger")).verdict(report.budgets[0])
+    assert "no difference to tuned AdamW larger than the margin" in equal
+
+
+def test_an_interval_of_differences_stays_within_what_the_metric_can_be() -> None:
+    two = [_judge.Seen(seed, accuracy, 1.0 + seed, Path("none")) for seed, accuracy in ((0, 0.2), (1, 0.9))]
+    reference = [_judge.Seen(seed, 0.5, 1.0, Path("none")) for seed in (0, 1)]
+
+    (found,) = _judge.against(reference, [two], 0.01)
+
+    assert (found["accuracy"].low, found["accuracy"].high) == (-1.0, 1.0)  # Student's t alone: -4.4 to 4.5
+    assert found["nll"].high is not None
+    assert found["nll"].high > 5, "nothing bounds an NLL"
+    assert METRICS["accuracy"].differences(-0.3, 1.2) == (-0.3, 1.0)
 
 
 def test_every_claim_carries_its_budget(raced: tuple[Store, studies.Study]) -> None:

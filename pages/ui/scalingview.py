@@ -200,11 +200,10 @@ def _instrument(reading: Reading) -> None:
     lack = reading.law.get("lack") if reading.law else None
     fit = f", lack of fit {lack:.1f} (should be below 4)" if isinstance(lack, int | float) else ""
     st.caption(
-        f"{passed} of {len(reading.tests)} self-tests pass{unsure}{fit}. A placebo compares the baseline with itself: "
-        "the truth is ×1. A dose gives it more images or parameters: known, too. Ring: the truth; bar: what the law "
-        "reads."
-        + f" Grey: an interval open or beyond ×/÷{VACUOUS:g} could not have missed, so it is no evidence."
-        * bool(vague)
+        f"{passed} of {len(reading.tests)} self-tests pass{unsure}{fit}. "
+        "A placebo compares the baseline with itself: the truth is ×1. A dose gives it more images or parameters: "
+        "known, too. Ring: the truth; bar: what the law reads."
+        + (f" Grey: open or beyond ×/÷{VACUOUS:g}, so it could not have missed and is no evidence." if vague else "")
     )
     scalingcharts.self_tests(reading, key="scaling-tests")
 

@@ -138,11 +138,21 @@ def in_precision(
     step = min(CHUNK, at_once(metadata, *pixels.shape[1:3]))
     batches = [pixels[at : at + step] for at in range(0, len(pixels), step)]
     try:
-        return graphs.in_integers(graph, batches, input="images")
+        return _of_fixed_width(graphs.in_integers(graph, batches, input="images"))
     except Exception as error:  # the quantizer's errors share no base class
         raise WorkFailed(
             "this network cannot be written in 8-bit integers", given=f"{error!r:.160}", do="export it as fp16"
         ) from error
+
+
+def _of_fixed_width(graph: bytes) -> bytes:
+    """The same graph with raw constants: protobuf's own integers, such as zero points, take more bytes the larger they
+    are."""
+    model = onnx.load_model_from_string(graph)
+    for tensor in model.graph.initializer:
+        if not tensor.HasField("raw_data"):
+            tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name))
+    return bytes(model.SerializeToString())
 
 
 def finished(graph: bytes, metadata: Mapping[str, Any]) -> bytes:
