@@ -26,6 +26,7 @@ from streamlit.web.server.starlette.starlette_websocket import _get_signed_cooki
 
 from smallalign_core import limits
 from smallalign_core.errors import Refused
+from smallalign_core.store import check_root
 from smallalign_core.visitors import Role, Visitor
 
 RUNNERS = "SMALLALIGN_RUNNERS"
@@ -160,6 +161,7 @@ def prepare(store: Path) -> None:
     try:
         check_exposure()
         most = limits.current()
+        check_root(store)
     except Refused as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(2)
