@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from smallalign_core.errors import BadInput
-from smallalign_core.spec import plain_values
+from smallalign_core.spec import loaded
 
 KEYS = ("names", "classes", "labels", "id2label", "idx_to_class", "class_to_idx", "label2id", "class_indices")
 METADATA = ("smallalign", *KEYS)  # where files keep their classes: ours, then others' habits
@@ -54,7 +54,7 @@ def in_file(file: Path) -> list[str]:
             raise ValueError
         text = file.read_text(encoding="utf-8-sig")
         if file.suffix in (".yaml", ".yml", ".json"):
-            found = of_value(plain_values(file, "file of class names"))
+            found = of_value(loaded(file, "file of class names"))
         else:
             found = _items(text) if file.suffix == ".pbtxt" else _lines(text)
     except (OSError, ValueError):

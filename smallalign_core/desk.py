@@ -27,7 +27,7 @@ from smallalign_core import (
     worth as measuring,
 )
 from smallalign_core.asking import Desk as Desk
-from smallalign_core.errors import BadInput, SmallAlignError, WorkFailed
+from smallalign_core.errors import BadInput, SmallAlignError, WorkFailed, of_system
 from smallalign_core.machine import fastest, set_threads
 from smallalign_core.spec import CutMix, MixUp, OfLayers, RunSpec, digest, parse, parse_data
 from smallalign_core.store import Run, Store
@@ -320,10 +320,10 @@ def serve(store: Store, questions: TextIO, answers: TextIO) -> None:
             except SmallAlignError as error:
                 reply = {"error": str(error), "bad_input": isinstance(error, BadInput)}
             except Exception as error:  # noqa: BLE001  # whatever one question does, the desk answers the next
-                failed = WorkFailed(
+                failed = of_system(error) or WorkFailed(
                     "the question could not be answered", given=repr(error), do="try again, or see desk.log"
                 )
-                reply = {"error": str(failed), "bad_input": False}
+                reply = {"error": str(failed), "bad_input": isinstance(failed, BadInput)}
         answers.write(json.dumps(reply | ({"unfinished": True} if asking.put_aside else {})) + "\n")
         answers.flush()
 

@@ -21,7 +21,7 @@ from PIL import Image
 from pages.ui.browser import InstallError
 from pages.ui.browser._demo import demo_files, unpack_demo
 from pages.ui.browser._npm import PACKAGES
-from smallalign_core import card, desk, export, foreign, graphs
+from smallalign_core import card, classnames, desk, export, graphs
 from smallalign_core.__main__ import main
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadInput, BadModel, Refused
@@ -137,7 +137,7 @@ def test_nesting_takes_down_no_reader_of_metadata_or_proof(tmp_path: Path) -> No
     with pytest.raises(BadModel, match="metadata is damaged"):
         _runtime.read_metadata(deep, "x.onnx")
     with pytest.raises(BadInput, match="does not name its classes"):
-        foreign.classes_in({"classes": deep, "names": '{"\u00b2": "a"}'})
+        classnames.in_metadata({"classes": deep, "names": '{"\u00b2": "a"}'})
     (tmp_path / "x.onnx").write_bytes(b"x")
     (tmp_path / "parity.json").write_text(deep)
     assert main(["verify", str(tmp_path / "x.onnx"), "--proof", str(tmp_path / "parity.json")]) == 2

@@ -631,6 +631,9 @@ def test_the_zoo_student_can_be_made_again(store: Store) -> None:
     assert zoo.result is not None
     assert abs(result["test"]["accuracy"] - zoo.result["test"]["accuracy"]) < 0.02
     if result["processor"] == zoo.result["processor"] and result["threads"] == zoo.result["threads"]:
+        made_with = zoo.result.get("capability", "AVX512")  # those that ship were made before it was noted
+        if result["capability"].split()[0] != made_with.split()[0] or "=" in result["capability"]:
+            pytest.skip(f"NOT TESTED: equal weights are promised with {made_with}, this is {result['capability']}")
         assert result["weights_sha256"] == zoo.result["weights_sha256"]
 
 

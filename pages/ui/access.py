@@ -21,6 +21,7 @@ from starlette.datastructures import Headers
 from pages.ui import _compat
 from smallalign_core import limits
 from smallalign_core.errors import Refused
+from smallalign_core.store import check_root
 from smallalign_core.visitors import Role, Visitor
 
 RUNNERS = "SMALLALIGN_RUNNERS"
@@ -150,6 +151,7 @@ def prepare(store: Path) -> None:
     try:
         check_exposure()
         most = limits.current()
+        check_root(store)
     except Refused as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(2)

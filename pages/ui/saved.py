@@ -68,7 +68,7 @@ def _shown(value: Any) -> Any:
     """A text, or every text in a list, without other tags than ours; anything else as it is."""
     if isinstance(value, str):
         return OURS.sub("&lt;", value)
-    if isinstance(value, list | tuple) or getattr(getattr(value, "dtype", None), "kind", "") in "OU":
+    if isinstance(value, list | tuple) or getattr(getattr(value, "dtype", None), "kind", "") in ("O", "U"):
         return [_shown(one) for one in value]
     return value
 

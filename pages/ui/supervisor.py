@@ -16,8 +16,9 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.ui import backstage, browser
+from pages.ui import backstage, browser, wording
 from smallalign_core import studies
+from smallalign_core.errors import of_system
 from smallalign_core.revival import revive
 from smallalign_core.store import Store
 
@@ -117,6 +118,9 @@ def get_browser_parts() -> None:
 def on_script_error(error: Exception) -> bool:
     """Say in the page that something went wrong here; what exactly stays in the log."""
     log.error("a page failed", exc_info=error)
+    if (said := of_system(error)) is not None:
+        st.error(wording.plain(str(said)), icon=":material/error:")
+        return True
     st.error(
         f"This page met an error that it did not expect ({type(error).__name__}). Your runs are not touched. "
         "Reload the page; if it comes again, the reason stands in the terminal that runs the dashboard.",

@@ -61,7 +61,7 @@ def harmless() -> list[Any]:
         for name in ("scalar", "_reconstruct")
         for core in ("core", "_core")
     ]
-    values = [argparse.Namespace, types.SimpleNamespace]
+    values: list[Any] = [argparse.Namespace, types.SimpleNamespace]
     values += [
         datetime.datetime,
         datetime.date,
@@ -74,7 +74,7 @@ def harmless() -> list[Any]:
         float,
         str,
     ]
-    paths = [
+    paths: list[Any] = [
         (pathlib.PurePosixPath, f"pathlib.{local}{name}")
         for local in ("", "_local.")
         for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path")

@@ -16,7 +16,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from smallalign_core.errors import BadSpec
-from smallalign_core.spec._file import loaded as plain_values, value_of
+from smallalign_core.spec._file import loaded as loaded, value_of
 from smallalign_core.spec._part import expanded
 from smallalign_core.spec._words import told as told
 from smallalign_core.spec.augment import (
@@ -324,7 +324,7 @@ def fields_in(path: Path, what: str, overrides: Sequence[str] = ()) -> dict[str,
     Raises:
         BadSpec: the file is missing or not YAML, or holds no fields.
     """
-    written = plain_values(path, what)
+    written = loaded(path, what)
     if not isinstance(written, dict):
         raise BadSpec(
             f"a {what} is a list of `field: value` lines", given=path, do="begin with `data: digits` and `network: cnn`"
@@ -340,7 +340,7 @@ def read_policy(path: Path) -> tuple[Augment, ...]:
     Raises:
         BadSpec: the file is missing or not YAML, holds no parts, or a part is unknown, misplaced or out of range.
     """
-    return parse_policy(plain_values(path, "policy"))
+    return parse_policy(loaded(path, "policy"))
 
 
 def parse_policy(written: object) -> tuple[Augment, ...]:

@@ -31,7 +31,11 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-_Loader.add_constructor("tag:yaml.org,2002:timestamp", lambda loader, node: str(loader.construct_scalar(node)))
+def _text(loader: yaml.SafeLoader, node: yaml.Node) -> str:
+    return str(node.value) if isinstance(node, yaml.ScalarNode) else str(loader.construct_object(node))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _text)
 
 
 def _measured(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
