@@ -6,9 +6,10 @@ from pages.ui import access
 from pages.ui.backstage import exported, store
 from pages.ui.server import routes
 from pages.ui.supervisor import lifespan, on_script_error
-from pages.ui.wall import middleware
+from pages.ui.wall import guard, middleware
 
 access.prepare(store().root)
+guard()
 
 app = st.App(
     "pages/frame.py",

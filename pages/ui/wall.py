@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from smallalign_core.errors import Refused
 from smallalign_core.visitors import Role
 
-from . import _compat, access
+from . import _compat, _compat_uvicorn, access
 from .quota import ROUTE as UPLOADS, Quota
 
 log = logging.getLogger("smallalign.dashboard")
@@ -33,6 +33,22 @@ log = logging.getLogger("smallalign.dashboard")
 _HOST = re.compile(r"(?P<name>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
 _GUARDED = re.compile(r".*/artifacts/.*")
 _KEPT_DAYS = 30
+
+
+ALWAYS = {
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Embedder-Policy": "require-corp",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+}
+"""Headers of every answer."""
+
+
+def guard() -> None:
+    """The same headers, and a policy that allows nothing, for what the server answers before the wall is asked."""
+    _compat_uvicorn.guard({"Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'", **ALWAYS})
 
 
 def middleware(hosts: Sequence[str] = ()) -> list[Middleware]:
@@ -70,7 +86,7 @@ class Wall:
 
         async def send_with_headers(message: Message) -> None:
             nonlocal began
-            if message["type"] == "http.response.start":
+            if message["type"] in ("http.response.start", "websocket.http.response.start"):
                 began = True
                 self._add(MutableHeaders(scope=message), host, new=access.COOKIE not in cookies)
             await send(message)
@@ -130,12 +146,8 @@ class Wall:
         if headers.get("content-encoding") == "identity":
             del headers["content-encoding"]
         headers["Content-Security-Policy"] = self._policy(host)
-        headers["Cross-Origin-Opener-Policy"] = "same-origin"
-        headers["Cross-Origin-Embedder-Policy"] = "require-corp"
-        headers["Cross-Origin-Resource-Policy"] = "same-origin"
-        headers["X-Content-Type-Options"] = "nosniff"
-        headers["X-Frame-Options"] = "DENY"
-        headers["Referrer-Policy"] = "no-referrer"
+        for name, value in ALWAYS.items():
+            headers[name] = value
         if new and headers.get("content-type", "").startswith("text/html"):
             kept = f"Max-Age={_KEPT_DAYS * 86_400}; Path=/; HttpOnly; SameSite=Lax"
             headers.append("Set-Cookie", f"{access.COOKIE}={secrets.token_urlsafe(16)}; {kept}")

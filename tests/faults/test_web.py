@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import http.server
@@ -30,7 +31,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from streamlit.testing.v1 import AppTest
 
-from pages.ui import _compat, access, backstage, wall
+from pages.ui import _compat, _compat_uvicorn, access, backstage, wall
 from smallalign_core import desk, optimstudy, policies, studies, uploads, worker
 from smallalign_core.errors import BadInput, Refused
 from smallalign_core.files import write_json
@@ -599,6 +600,114 @@ def test_the_real_server_holds_its_wall(hostile: tuple[str, Store, Run, str]) ->
     line.request("GET", "/_stcore/metrics", headers={"Host": here, "X-Forwarded-For": "10.0.0.9"})
     assert line.getresponse().status == 403
     line.close()
+
+
+ALWAYS = {name.lower(): value for name, value in wall.ALWAYS.items()}
+
+
+def said_to(port: int, content: bytes) -> tuple[int, dict[str, str], bytes]:
+    """What the server answers to these bytes: status, headers by lower-case name, body."""
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as line:
+        line.sendall(content)
+        answer = http.client.HTTPResponse(line)
+        answer.begin()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+
+
+HANDSHAKE = "GET /_stcore/stream HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{more}\r\n"
+KEY = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+
+
+@pytest.mark.slow
+def test_every_answer_has_the_headers_also_those_that_the_server_makes_itself(tmp_path: Path) -> None:
+    with dashboard(tmp_path / "log.txt", environment={"SMALLALIGN_STORE": str(tmp_path / "models")}) as base:
+        port = int(base.rpartition(":")[2])
+        host = f"127.0.0.1:{port}"
+        cases = {
+            b"nonsense\r\n\r\n": 400,
+            b"GET / HTTP/1.1\r\nHost: x\r\nBad Header\r\n\r\n": 400,
+            b"GET / HTTP/1.1\r\n\r\n": 400,
+            b"GET /" + b"x" * 70_000: 400,
+            HANDSHAKE.format(host=host, more=KEY).encode(): 403,  # no origin
+            HANDSHAKE.format(host=host, more=KEY + "Origin: http://evil.example\r\n").encode(): 403,
+            HANDSHAKE.format(host="evil.example", more=KEY + "Origin: http://evil.example\r\n").encode(): 421,
+            HANDSHAKE.format(host=host, more="Sec-WebSocket-Version: 13\r\n").encode(): 400,
+            HANDSHAKE.format(host=host, more=KEY.replace("13", "7")).encode(): 400,
+        }
+        for content, wanted in cases.items():
+            status, headers, body = said_to(port, content)
+            assert status == wanted, content[:80]
+            assert ALWAYS.items() <= headers.items(), (content[:80], headers)
+            assert "frame-ancestors 'none'" in headers["content-security-policy"]
+            assert b"Traceback" not in body
+        log = (tmp_path / "log.txt").read_text()
+        assert "Traceback" not in log
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The port of uvicorn with one route, whose requests have a second to arrive."""
+    import uvicorn
+
+    changed = [
+        (kind, name)
+        for kind in (_compat_uvicorn.H11Protocol, _compat_uvicorn.WebSocketsSansIOProtocol)
+        for name in ("__init__", "connection_made", "data_received", "connection_lost")
+    ]
+    before = {(kind, name): getattr(kind, name) for kind, name in changed}
+    before[_compat_uvicorn.H11Protocol, "send_400_response"] = _compat_uvicorn.H11Protocol.send_400_response
+    _compat_uvicorn.guard(wall.ALWAYS, seconds=1.0)
+
+    async def slow(_: Request) -> Response:
+        await asyncio.sleep(3)
+        return PlainTextResponse("answered")
+
+    app = Starlette(routes=[Route("/", lambda _: PlainTextResponse("page")), Route("/slow", slow)])
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=free_port(), log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield server.config.port
+    server.should_exit = True
+    thread.join(60)
+    for (kind, name), value in before.items():
+        setattr(kind, name, value)
+
+
+@pytest.mark.slow
+def test_a_request_that_trickles_in_is_ended(hurried: int) -> None:
+    def ended(*parts: bytes) -> bytes:
+        """What comes back when these parts were sent, and then a byte now and then until the server hangs up."""
+        with socket.create_connection(("127.0.0.1", hurried), timeout=60) as line:
+            for part in parts:
+                line.sendall(part)
+            line.settimeout(0.2)
+            got, until = b"", time.monotonic() + 60
+            while time.monotonic() < until:
+                with contextlib.suppress(TimeoutError):
+                    try:
+                        some = line.recv(65_536)
+                    except ConnectionResetError:
+                        return got
+                    if not some:
+                        return got
+                    got += some
+                if parts:
+                    with contextlib.suppress(OSError):
+                        line.sendall(b"x")
+            pytest.fail("it was never ended")
+
+    late = ended(b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+    assert late.startswith(b"HTTP/1.1 408 ")
+    assert b"took too long" in late
+    for name, value in wall.ALWAYS.items():
+        assert f"{name}: {value}".encode() in late
+    assert ended() == b"", "a connection that a browser opened ahead gets no answer"
+    kept = ended(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"GET / HTTP/1.1\r\nX-Slow: ")
+    assert kept.startswith(b"HTTP/1.1 200 ")
+    assert ended(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n").startswith(b"HTTP/1.1 405 ")
+    assert said_to(hurried, b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")[2] == b"answered", "answers may take long"
 
 
 @pytest.mark.parametrize("proof", ["[]", "{}", '{"run": 5}', "[" * 100_000])
