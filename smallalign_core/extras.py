@@ -62,7 +62,7 @@ def require(package: str, what: str) -> None:
         MissingExtra: `package` is not installed; the message has the command that installs it.
     """
     if not installed(package):
-        raise _missing(package, what)
+        raise _missing(package, what, package)
 
 
 def load(module: str, what: str) -> Any:
@@ -75,12 +75,14 @@ def load(module: str, what: str) -> Any:
     Raises:
         MissingExtra: the package, or one that it depends on, is not installed, or is too old to have that module.
     """
+    package = module.partition(".")[0]
+    require(package, what)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of their own dependencies
             return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        package, absent = module.partition(".")[0], error.name or ""
+        absent = error.name or package
         if absent.startswith(f"{package}."):
             words = f"{what} needs a newer version of the package {package}"
             newer = command(package).replace("install", "install --upgrade")
@@ -88,6 +90,6 @@ def load(module: str, what: str) -> Any:
         raise _missing(package, what, absent) from error
 
 
-def _missing(package: str, what: str, absent: str = "") -> MissingExtra:
-    name = absent or package  # one that `package` itself depends on may be missing
-    return MissingExtra(f"{what} needs the package {name}, which is not installed", do=f"run `{command(package)}`")
+def _missing(package: str, what: str, absent: str) -> MissingExtra:
+    """The error where `absent` is not installed: `package`, or one that it depends on."""
+    return MissingExtra(f"{what} needs the package {absent}, which is not installed", do=f"run `{command(package)}`")

@@ -150,9 +150,8 @@ def test_packed_weights_answer_as_the_layer_and_a_change_leaves_the_layer(monkey
 
 
 def test_the_error_of_a_command_line_is_found_through_typers_documented_one() -> None:
-    from typer._click.exceptions import ClickException
-
-    assert verbs_compat.ClickException is ClickException
+    where = verbs_compat.ClickException.__module__
+    assert where in ("typer._click.exceptions", "click.exceptions"), "newer typer carries click, older depends on it"
     with pytest.raises(verbs_compat.ClickException) as refused:
         app(["train", "--nonsense"], standalone_mode=False)
     assert "--nonsense" in refused.value.format_message()

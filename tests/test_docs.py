@@ -11,6 +11,7 @@ from conftest import ROOT
 from smallalign_core.__main__ import app, runs_app
 
 README = (ROOT / "README.md").read_text()
+BESIDE = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "CITATION.cff", "Dockerfile", "LICENSE", "pyproject.toml")
 
 
 def test_the_tree_is_on_the_disk() -> None:
@@ -43,10 +44,30 @@ def test_every_command_in_the_readme_exists(line: str) -> None:
         assert words[1] in {command.name for command in runs_app.registered_commands}
 
 
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])
+def test_every_path_in_the_other_documents_is_on_the_disk(name: str) -> None:
+    """As written, or below the folder of a module that was named in the same document."""
+    text = (ROOT / name).read_text()
+    paths = re.findall(r"`([a-z_.]+(?:/[a-z_.]+)+|[A-Za-z_.-]+\.(?:py|md|toml|txt))`", text)
+    assert paths
+    for path in (path for path in paths if path not in (".streamlit/config.toml", ".streamlit/secrets.toml")):
+        places = (ROOT, ROOT / "smallalign_core", ROOT / "pages" / "ui")
+        assert any((place / path).exists() for place in places), f"{path} is in {name} and not on the disk"
+
+
+def test_make_targets_that_are_named_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+)(?: [a-z ]+)?:", (ROOT / "Makefile").read_text(), re.MULTILINE)) | {
+        "fast",
+        "bench",
+    }
+    for name in ("README.md", "CONTRIBUTING.md"):
+        text = (ROOT / name).read_text()
+        assert set(re.findall(r"(?:^    |`)make ([a-z]+)", text, re.MULTILINE)) <= targets
+
+
 def test_no_host_or_path_of_a_developer_is_named() -> None:
     for file in [
-        ROOT / "README.md",
-        ROOT / "Makefile",
+        *(ROOT / name for name in ("README.md", "Makefile", *BESIDE)),
         *(ROOT / "smallalign_core").rglob("*.py"),
         *(ROOT / "pages").rglob("*.*"),
     ]:

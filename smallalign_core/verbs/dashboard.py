@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -71,7 +72,7 @@ def _check_free(port: int) -> None:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            reason = "is in use" if isinstance(error, OSError) and error.errno != 13 else "is not open to you"
+            reason = "needs more rights" if error.errno == errno.EACCES else "is in use"
             raise Refused(f"that port {reason}", given=port, do="choose another one with --port") from None
 
 
