@@ -16,6 +16,9 @@ frame) catch these.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class SmallAlignError(Exception):
     """Base of all errors that are shown to a person without a traceback.
@@ -24,12 +27,15 @@ class SmallAlignError(Exception):
         wrong: what is wrong, one clause without a full stop.
         given: what was given; shown in parentheses when it is not empty.
         do: what to do about it, one sentence without a full stop.
+        details: more than a sentence can hold, JSON-able: printed with --json, and listed on pages.
     """
 
     exit_code = 1
 
-    def __init__(self, wrong: str, *, given: object = "", do: str = "") -> None:
-        self.wrong, self.given, self.do = wrong, str(given), do
+    def __init__(
+        self, wrong: str, *, given: object = "", do: str = "", details: Mapping[str, Any] | None = None
+    ) -> None:
+        self.wrong, self.given, self.do, self.details = wrong, str(given), do, dict(details or {})
         parts = [wrong + (f" (given: {_short(self.given)})" if self.given else "")]
         if do:
             parts.append(do)

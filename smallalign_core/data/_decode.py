@@ -1,13 +1,13 @@
-"""From image files to arrays: which files count, what may be opened, and the pixels that come out."""
+"""From image files to arrays: what may be left out, how all become one size, and the arrays on the disk."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import math
 import os
+import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -15,19 +15,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from smallalign_core.data import _pixels, _progress
+from smallalign_core.data._files import Entry
+from smallalign_core.data._pixels import EXTRAS, Range, source_id
 from smallalign_core.errors import BadData
 from smallalign_core.spec import DataSpec
 
-IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # what a file holds, whatever its name says: others may start programs
-GREY_MODES = ("L", "1", "I;16", "I", "LA")
-MAX_PIXELS = 25_000_000  # one image; above this a small file can ask for gigabytes
-MAX_IMAGE_SIDE = 10_000  # likewise: long and thin costs as much where it is turned or scaled
 MAX_UNREADABLE = 0.01
 MAX_SIDE = 224  # photographs are scaled to this unless `data.size` says otherwise
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") else {errno.ENOSPC}
 
-Entries = dict[str, list[tuple[Path, int]]]
+Entries = dict[str, list[tuple[Entry, int]]]
 """Image files and their labels, by split."""
 
 
@@ -37,21 +35,19 @@ class Decoded:
 
     Attributes:
         parts: images, labels and source ids of the splits that the source itself brings; `train` always.
+        unreadable: files that were left out, and why.
         sizes: (height, width) of each image of a split before it was scaled, int32 [N, 2], where they may differ.
+        paths: the file of each image of a split, below the source, in UTF-8.
+        changed: whether it was read in a way that was unknown before 2026-12.
     """
 
     parts: dict[str, tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint64]]]
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
-    unreadable: tuple[str, ...] = ()
+    unreadable: dict[str, str] = field(default_factory=dict)
     sizes: dict[str, NDArray[np.int32]] = field(default_factory=dict)
-
-
-def source_id(pixels: NDArray[np.uint8]) -> int:
-    """A hash of one image's shape and pixels, [H, W] or [H, W, 3], as its source has them: before any resizing."""
-    digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=8)
-    digest.update(np.ascontiguousarray(pixels).data)
-    return int.from_bytes(digest.digest(), "little")
+    paths: dict[str, NDArray[np.bytes_]] = field(default_factory=dict)
+    changed: bool = False
 
 
 def source_ids(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
@@ -60,114 +56,156 @@ def source_ids(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
     return np.fromiter((source_id(image) for image in plain), np.uint64, len(images))
 
 
-def hidden(name: str) -> bool:
-    """Whether a file or folder of this name is none of the user's images: what macOS, Jupyter and editors leave."""
-    return name.startswith((".", "__MACOSX"))
+@dataclass
+class _Looked:
+    """What the headers say: no pixel is decoded, but those of deep images for their range."""
+
+    readable: Entries
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    colour: bool = False
+    deep: Range | None = None
+    deep_count: int = 0
 
 
-def walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """All images and IDX files below `folder`, through links, in an order that does not depend on the file system."""
-    here = os.path.realpath(folder)
-    if here in above:
-        return  # a link to a folder that holds it
-    children = sorted(child for child in folder.iterdir() if not hidden(child.name))
-    folders = [child for child in children if child.is_dir()]
-    for child in children:
-        if (child.suffix.lower() in IMAGE_ENDINGS or "ubyte" in child.name) and child not in folders:
-            yield child
-    for child in folders:
-        yield from walk(child, (*above, here))
+def decode(entries: Entries, classes: tuple[str, ...], spec: DataSpec, into: Path, *, old: bool = False) -> Decoded:
+    """Decode image files straight into memory-mapped arrays; unreadable ones are named, and refused above 1 %.
 
-
-def decode(
-    entries: Entries, classes: tuple[str, ...], spec: DataSpec, into: Path, *, name: Callable[[Path], str]
-) -> Decoded:
-    """Decode image files straight into memory-mapped arrays; unreadable ones are named, and refused above 1 %."""
-    unreadable: list[str] = []
-    readable, sizes, colour = _look(entries, unreadable, name)
+    Args:
+        old: as before 2026-12, for runs of that time.
+    """
+    unreadable: dict[str, str] = {}
+    extras: dict[str, list[str]] = {}
     total = sum(len(files) for files in entries.values())
-    _refuse_unreadable(unreadable, total)
-    side, notes = _side(sizes, spec.size)
-    width, height = (side, side) if side else next(iter(sizes))
-    parts, originals = {}, {}
-    for part, files in readable.items():
+    looked = _look(entries, unreadable, extras, old)
+    _refuse_unreadable(unreadable, total, spec)
+    side, notes = _side(looked.sizes, spec.size)
+    width, height = (side, side) if side else next(iter(looked.sizes))
+    parts, originals, paths, done = {}, {}, {}, len(unreadable)
+    for part, files in looked.readable.items():
         if not files:
             continue
-        array = _reserved(into / f"{part}.images.npy", (len(files), 3 if colour else 1, height, width))
+        array = _reserved(into / f"{part}.images.npy", (len(files), 3 if looked.colour else 1, height, width))
         labels: list[int] = []
         ids: list[int] = []
         before: list[tuple[int, int]] = []
-        for file, label in files:
+        names: list[bytes] = []
+        for entry, label in files:
+            done += 1
+            _progress.told(done, total)
             try:
-                array[len(ids)], found, size = _pixels(file, colour, (width, height))
-            except Exception:  # noqa: BLE001  # Pillow's parsers raise what they like on a damaged file
-                unreadable.append(name(file))
+                made = _pixels.pixels(entry.file, looked.colour, (width, height), looked.deep, old=old)
+                array[len(ids)] = made.pixels
+            except Exception as error:  # noqa: BLE001  # Pillow's parsers raise what they like on a damaged file
+                unreadable[entry.name] = _pixels.why(error, entry.file)
                 continue
+            _add(extras, made.extras, entry)
             labels.append(label)
-            ids.append(found)
-            before.append(size)
+            ids.append(made.id)
+            before.append(made.before)
+            names.append(entry.name.encode(errors="replace"))
         parts[part] = (array[: len(ids)], np.array(labels, np.int64), np.array(ids, np.uint64))
-        originals[part] = np.array(before, np.int32).reshape(-1, 2)
-    _refuse_unreadable(unreadable, total)
+        originals[part], paths[part] = np.array(before, np.int32).reshape(-1, 2), np.array(names, np.bytes_)
+    _refuse_unreadable(unreadable, total, spec)
+    _refuse_lost(entries, parts, classes, unreadable)
+    if looked.deep is not None:
+        notes.append(f"{_images(looked.deep_count)} grey of more than 8 bits and {looked.deep.told}.")
+    for what, named in extras.items():
+        notes.append(f"{_images(len(named))} {EXTRAS[what]} ({_some(named)}).")
     if unreadable:
-        named = ", ".join(unreadable[:3]) + (", …" if len(unreadable) > 3 else "")
-        notes.append(f"{len(unreadable)} of {total} files could not be read and were left out: {named}.")
+        told = [f"{name} ({reason})" for name, reason in unreadable.items()]
+        notes.append(f"{len(unreadable)} of {total} files could not be read and were left out: {_some(told)}.")
     held = {part: found for part, found in parts.items() if len(found[1])}
-    return Decoded(held, classes, tuple(notes), tuple(unreadable), originals)
+    changed = bool(extras or looked.deep)
+    return Decoded(held, classes, tuple(notes), unreadable, originals, paths, changed)
 
 
-def _look(
-    entries: Entries, unreadable: list[str], name: Callable[[Path], str]
-) -> tuple[Entries, Counter[tuple[int, int]], bool]:
-    """(the files whose header can be read, their upright sizes, whether any has colour): no pixel is decoded."""
-    from PIL import Image
-
-    Image.MAX_IMAGE_PIXELS = None  # we look at the header ourselves, below
-    sizes: Counter[tuple[int, int]] = Counter()
-    colour = False
-    readable: Entries = {part: [] for part in entries}
+def _look(entries: Entries, unreadable: dict[str, str], extras: dict[str, list[str]], old: bool) -> _Looked:
+    looked = _Looked({part: [] for part in entries})
     for part, files in entries.items():
-        for file, label in files:
+        for entry, label in files:
             try:
-                with Image.open(file, formats=FORMATS) as picture:
-                    if _too_many(picture.size):
-                        raise ValueError
-                    tagged = picture.info.keys() & {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
-                    turned = bool(tagged) and picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-                    size, grey = picture.size, picture.mode in GREY_MODES
-            except Exception:  # noqa: BLE001  # Pillow's parsers raise what they like on a damaged file
-                unreadable.append(name(file))
+                found = _pixels.header(entry.file, entry.ending, old)
+                if found.deep:
+                    looked.deep = _pixels.range_of(entry.file).joined(looked.deep)
+                    looked.deep_count += 1
+            except Exception as error:  # noqa: BLE001  # as above
+                unreadable[entry.name] = _pixels.why(error, entry.file)
                 continue
-            sizes[size[::-1] if turned else size] += 1
-            colour = colour or not grey
-            readable[part].append((file, label))
-    return readable, sizes, colour
+            _add(extras, found.extras, entry)
+            looked.sizes[found.size] += 1
+            looked.colour = looked.colour or not found.grey
+            looked.readable[part].append((entry, label))
+    return looked
 
 
-def _too_many(size: tuple[int, int]) -> bool:
-    return math.prod(size) > MAX_PIXELS or max(size) > MAX_IMAGE_SIDE
+def _add(extras: dict[str, list[str]], found: frozenset[str], entry: Entry) -> None:
+    for what in sorted(found):
+        named = extras.setdefault(what, [])
+        if not named or named[-1] != entry.name:  # header and pixels may say the same
+            named.append(entry.name)
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{' has' if count == 1 else 's have'}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _side(sizes: Counter[tuple[int, int]], wanted: int | None) -> tuple[int | None, list[str]]:
     """(the side of the squares that all images become, what to say about it); None keeps the one size there is."""
     shorts = sorted(min(size) for size in sizes.elements())
-    if wanted or (len(sizes) == 1 and shorts[0] <= MAX_SIDE):
-        return wanted, []
-    side = max(8, min(MAX_SIDE, shorts[len(shorts) // 2]))
+    if not wanted and len(sizes) == 1 and shorts[0] <= MAX_SIDE:
+        return None, []
+    side = wanted or max(8, min(MAX_SIDE, shorts[len(shorts) // 2]))
+    cut = _cut(sizes)
+    if wanted:
+        return side, [f"Each image was cut to a square about its centre: {cut}."] if cut else []
     width, height = next(iter(sizes))
     what = f"come in {len(sizes)} sizes" if len(sizes) > 1 else f"have {width} x {height} pixels"
     return side, [
         f"The images {what}: each was scaled to {side} pixels on its shorter side and cut to a square about its centre "
-        "(`data.size` sets another)."
+        f"(`data.size` sets another){f': {cut}' if cut else ''}."
     ]
 
 
-def _refuse_unreadable(unreadable: Sequence[str], total: int) -> None:
-    if unreadable and len(unreadable) > MAX_UNREADABLE * total:
+def _cut(sizes: Counter[tuple[int, int]]) -> str:
+    """How much of the images a square about their centre leaves out, in words; empty where nothing is."""
+    lost = sorted(1 - min(size) / max(size) for size in sizes.elements())
+    if not lost or lost[-1] == 0:
+        return ""
+    return f"the median image loses {statistics.median(lost):.0%} of its area, the longest {lost[-1]:.0%}"
+
+
+def _refuse_unreadable(unreadable: dict[str, str], total: int, spec: DataSpec) -> None:
+    if unreadable and len(unreadable) > MAX_UNREADABLE * total and not spec.skip_unreadable:
         raise BadData(
             f"{len(unreadable)} of {total} images cannot be read (more than {MAX_UNREADABLE:.0%})",
-            given=", ".join(unreadable[:3]),
-            do="repair or remove them",
+            given=_some([f"{name}: {reason}" for name, reason in unreadable.items()]),
+            do="repair or remove them, or leave them out with `data.skip_unreadable` (--set skip_unreadable=true); "
+            "--json lists all",
+            details={"unreadable": [{"path": name, "reason": reason} for name, reason in unreadable.items()]},
+        )
+
+
+def _refuse_lost(
+    entries: Entries,
+    parts: dict[str, tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint64]]],
+    classes: tuple[str, ...],
+    unreadable: dict[str, str],
+) -> None:
+    lost = [
+        f"{classes[label]} in {part}/"
+        for part, files in entries.items()
+        for label in sorted({label for _, label in files} - set(parts[part][1].tolist() if part in parts else ()))
+    ]
+    if lost:
+        raise BadData(
+            "a class would be lost: none of its images can be read",
+            given=f"{', '.join(lost[:5])}; {_some([f'{name}: {reason}' for name, reason in unreadable.items()])}",
+            do="repair them, or take the class out",
+            details={"unreadable": [{"path": name, "reason": reason} for name, reason in unreadable.items()]},
         )
 
 
@@ -208,48 +246,14 @@ def decode_one(content: bytes, shape: tuple[int, int, int]) -> NDArray[np.uint8]
     Raises:
         BadData: it is no image, or has too many pixels. Its header is looked at before anything is decoded.
     """
-    from PIL import Image
-
-    Image.MAX_IMAGE_PIXELS = None  # we look at the header ourselves
     channels, height, width = shape
     try:
-        with Image.open(BytesIO(content), formats=FORMATS) as picture:
-            size = picture.size
-        if not _too_many(size):
-            return _pixels(BytesIO(content), channels == 3, (width, height))[0]
+        return _pixels.pixels(BytesIO(content), channels == 3, (width, height)).pixels
+    except _pixels.Unreadable as error:
+        raise BadData("the image is too large", given=error, do="make it smaller") from None
     except Exception:  # noqa: BLE001  # Pillow's parsers raise what they like on a damaged file
         raise BadData(
-            "the file is not an image that can be read", given=f"{len(content):,} bytes", do="use PNG, JPEG or WebP"
+            "the file is not an image that can be read",
+            given=f"{len(content):,} bytes",
+            do="use PNG, JPEG, WebP, TIFF or HEIC",
         ) from None
-    raise BadData(
-        f"the image has more than {MAX_PIXELS // 1_000_000} million pixels, or over {MAX_IMAGE_SIDE:,} on a side",
-        given=f"{size[0]} x {size[1]}",
-        do="make it smaller",
-    )
-
-
-def _pixels(
-    file: Path | BytesIO, colour: bool, size: tuple[int, int]
-) -> tuple[NDArray[np.uint8], int, tuple[int, int]]:
-    """One image as uint8 [C, H, W], its source id, and its (height, width) before: upright by its EXIF tag,
-    transparency on black, first frame."""
-    from PIL import Image, ImageOps
-
-    with Image.open(file, formats=FORMATS) as opened:
-        grey = opened.mode in GREY_MODES
-        ImageOps.exif_transpose(opened, in_place=True)  # a copy of 25 million pixels is 100 MB: none that is not needed
-        picture: Image.Image = opened
-        if picture.mode in ("I;16", "I"):  # 16-bit grey: keep the high byte instead of clipping to white
-            picture = Image.fromarray((np.asarray(picture, dtype=np.uint32) >> 8).astype(np.uint8))
-        if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-            if picture.mode != "RGBA":
-                picture = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)
-        picture = picture.convert("L" if grey else "RGB")  # what the file is, whatever the others are
-        found, before = source_id(np.asarray(picture)), (picture.height, picture.width)
-        if colour != (picture.mode == "RGB"):
-            picture = picture.convert("RGB" if colour else "L")
-        if picture.size != size:
-            picture = ImageOps.fit(picture, size, Image.Resampling.BILINEAR)
-        array = np.asarray(picture)
-    return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1)), found, before
