@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from json import dumps as json_of
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ from smallalign_core.errors import BadInput, SmallAlignError
 from smallalign_core.files import write_folder
 from smallalign_core.spec import DataSpec, parse_data, read_policy
 from smallalign_core.store import Store
-from smallalign_core.verbs import MODELS, DeviceOption, JsonOption, Reference, StoreOption, answer, percent
+from smallalign_core.verbs import MODELS, DeviceOption, JsonOption, Reference, StoreOption, answer, decoding, percent
 from smallalign_core.verbs.inspecting import inspect
 from smallalign_core.verbs.judging import compare
 from smallalign_core.verbs.landscapes import landscape
@@ -173,9 +174,12 @@ def doctor(
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; every error that a person can cause is one line on stderr."""
     try:
-        code = app(arguments, standalone_mode=False)
+        with decoding():
+            code = app(arguments, standalone_mode=False)
         return code if isinstance(code, int) else 0
     except SmallAlignError as error:
+        if error.details and "--json" in (sys.argv[1:] if arguments is None else arguments):
+            sys.stdout.write(json_of({"error": str(error), **error.details}) + "\n")
         sys.stderr.write(f"{error}\n")
         return error.exit_code
     except ClickException as error:

@@ -106,5 +106,8 @@ def told(*, stop: bool = False) -> Iterator[None]:
         yield
     except SmallAlignError as error:
         st.error(str(error), icon=":material/error:")
+        if bad := error.details.get("unreadable"):
+            with st.expander(f"All {len(bad):,} files", icon=":material/list:"):
+                st.code("\n".join(f"{one['path']}: {one['reason']}" for one in bad[:2000]), language=None)
         if stop:
             st.stop()

@@ -28,7 +28,7 @@ from smallalign_core.data._decisions import (
 )
 from smallalign_core.data._decode import DISK_FULL, decode_one as decode_one
 from smallalign_core.data._files import files_below, old_walk
-from smallalign_core.data._names import natural as natural
+from smallalign_core.data._names import in_order as in_order, natural as natural
 from smallalign_core.data._progress import watching as watching
 from smallalign_core.data._readers import NAMED as NAMED, path_of as path_of, read_as_before, reader
 from smallalign_core.data._sets import ImageSet as ImageSet, MappedRows, Splits as Splits, statistics as statistics

@@ -139,9 +139,9 @@ def of_folder(root: Path) -> Listing:
     Raises:
         OSError: a folder may not be read.
     """
-    found, empty, left = [], [], Counter[str]()
-    for names, file in _walk(root, (), (), left):
-        (empty if file is None else found).append((names, file))
+    left = Counter[str]()
+    every = list(_walk(root, (), (), left))
+    found, empty = [one for one in every if one[1] is not None], [one for one in every if one[1] is None]
     raw = sorted({name for names, _ in (*found, *empty) for name in names})
     texts, page = of_system(raw)
     say = {name: shown(text) for name, text in zip(raw, texts, strict=True)}

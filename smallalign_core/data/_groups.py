@@ -151,13 +151,13 @@ def told(spec: DataSpec, parts: dict[str, ImageSet]) -> list[str]:
             names = ", ".join(sorted(both)[:3])
             said.append(f"{len(both):,} groups are in train and in test, as the source itself divides them: {names}.")
         return said
-    own = {name: [_original(part.path(row)) for row in range(len(part))] for name, part in parts.items()}
-    versions: dict[str, int] = {}
-    for names in own.values():
-        for name in names:
-            versions[name] = versions.get(name, 0) + 1
+    own, made = {}, set()
+    for name, part in parts.items():
+        found = [_original(str(part.path(row))) for row in range(len(part))]
+        own[name] = [original for original, _ in found]
+        made |= {original for original, version in found if version}
     learned = {*own["train"], *own["val"]}
-    leaked = [row for row, name in enumerate(own["test"]) if versions[name] > 1 and name in learned]
+    leaked = [row for row, name in enumerate(own["test"]) if name in made and name in learned]
     if not leaked:
         return []
     test = parts["test"]
@@ -172,9 +172,13 @@ def told(spec: DataSpec, parts: dict[str, ImageSet]) -> list[str]:
     ]
 
 
-def _original(path: str | None) -> str:
-    """The name of the image that a file is a version of: without ending, and without what editors add."""
-    folder, _, name = str(path).rpartition("/")
+def _original(path: str) -> tuple[str, bool]:
+    """(the image that a file is a version of, whether its name says that it is one): without ending and additions.
+
+    Numbers begin anew in each folder; other names mean one image in all folders of a class.
+    """
+    folder, _, name = path.rpartition("/")
     stem = name.rpartition(".")[0] or name
     found = VERSION.fullmatch(stem)
-    return f"{folder.rpartition('/')[2]}/{found['own'] if found else stem}"
+    own = found["own"] if found else stem
+    return f"{folder if own.isdecimal() else folder.rpartition('/')[2]}/{own}", found is not None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """Characters that turn the text around them, so that a name is not what it looks like."""
@@ -26,6 +27,14 @@ def natural(name: str) -> tuple[tuple[int, int, str], ...]:
     """A key that sorts names as people do: 2 before 10."""
     parts = re.split("([0-9]+)", name.casefold())
     return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part)
+
+
+Kept = TypeVar("Kept")
+
+
+def in_order(by_name: Mapping[str, Kept]) -> dict[str, Kept]:
+    """The same by name as people sort names. Labels keep the order of words: fingerprints of stored runs hold it."""
+    return {name: by_name[name] for name in sorted(by_name, key=natural)}
 
 
 def unseen(name: str) -> bool:

@@ -277,7 +277,7 @@ def _check_size(picture: Image.Image, old: bool) -> None:
         most, side = MOST.get(kind, MAX_PIXELS), MAX_IMAGE_SIDE
         if kind in ("JPEG", "MPO") and picture.info.get("progressive"):
             most = MAX_PROGRESSIVE
-        if picture.tile and picture.tile[0][0] == "ppm_plain":
+        if any(tile[0] == "ppm_plain" for tile in _tiles(picture)):
             most = MAX_PLAIN
         tags: Any = getattr(picture, "tag_v2", {})
         count = max(count, *(math.prod(_whole(tags.get(tag)) for tag in pair) for pair in TILES))
@@ -292,6 +292,11 @@ MAX_PLAIN = 1_000_000
 MOST = {"JPEG": MAX_SCALED, "MPO": MAX_SCALED, "HEIF": MAX_HEIF, "JPEG2000": 16_000_000}
 TILES = ((322, 323), (322, 278))
 """TIFF tags: the width and height of a tile, which may be larger than the image."""
+
+
+def _tiles(picture: Image.Image) -> list[Any]:
+    """How the file holds its pixels; HEIF says nothing."""
+    return getattr(picture, "tile", None) or []
 
 
 def _whole(value: object) -> int:
@@ -317,7 +322,7 @@ def _extras_of(picture: Image.Image, ending: str) -> frozenset[str]:
     kind, found = str(picture.format), set()
     if ending in NAMED and kind not in NAMED[ending]:
         found.add("named")
-    if picture.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile[3]) for tile in picture.tile):
+    if picture.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile[3]) for tile in _tiles(picture)):
         found.add("colour16")
     with contextlib.suppress(Exception):
         if kind != "MPO" and getattr(picture, "is_animated", False):  # last: looking for a second frame may seek

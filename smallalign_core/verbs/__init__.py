@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json as jsonlib
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
+
+from smallalign_core import data
 
 progress_console = Console(stderr=True)
 
@@ -21,6 +26,46 @@ SetOption = Annotated[
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, xpu.")]
 Reference = Annotated[str, typer.Argument(metavar="RUN", help="An id, the beginning of one, a zoo name, or a path.")]
 MODELS = Path("models")
+
+
+@contextlib.contextmanager
+def progress(what: str) -> Iterator[Callable[[float], None]]:
+    """A bar on stderr, or where that is no terminal a line for each tenth of the way; called with the share done."""
+    if progress_console.is_terminal:
+        with Progress(console=progress_console, transient=True) as bar:
+            task = bar.add_task(what, total=1.0)
+            yield lambda done: bar.update(task, completed=done)
+        return
+    said = 0
+
+    def told(done: float) -> None:
+        nonlocal said
+        if (tenth := int(10 * done + 1e-9)) > said:
+            said = tenth
+            sys.stderr.write(f"{what}: {10 * tenth} %\n")
+            sys.stderr.flush()
+
+    yield told
+
+
+@contextlib.contextmanager
+def decoding() -> Iterator[None]:
+    """Show how far it is wherever a dataset is decoded meanwhile."""
+    with contextlib.ExitStack() as bar:
+        shown: list[Callable[[float], None]] = []
+
+        def told(done: int, total: int) -> None:
+            if not shown and done >= total:
+                return  # it was quick
+            if not shown:
+                shown.append(bar.enter_context(progress("reading images")))
+            shown[0](done / max(1, total))
+            if done >= total:
+                bar.close()
+                shown.clear()
+
+        with data.watching(told):
+            yield
 
 
 def answer(value: dict[str, Any], as_json: bool, text: str | Table) -> None:

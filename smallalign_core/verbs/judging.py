@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.progress import Progress
 
 from smallalign_core import judging
 from smallalign_core.machine import set_threads
 from smallalign_core.store import Store
-from smallalign_core.verbs import MODELS, JsonOption, StoreOption, answer, progress_console
+from smallalign_core.verbs import MODELS, JsonOption, StoreOption, answer, progress
 
 PATIENCE = 1.0
 """Seconds between two looks at how far the work is."""
@@ -66,8 +65,7 @@ def compare(
 
 def _waited(what: str, ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The whole answer to a question that is answered in steps, with a progress bar on stderr."""
-    with Progress(console=progress_console, transient=True) as bar:
-        task = bar.add_task(what, total=1.0)
+    with progress(what) as told:
         while (held := ask())["done"] < 1:
-            bar.update(task, completed=held["done"])
+            told(held["done"])
     return held
