@@ -18,7 +18,7 @@ from typer._click.exceptions import ClickException  # typer carries its own clic
 from smallalign_core import data, desk, preview, worker
 from smallalign_core.errors import BadInput, SmallAlignError
 from smallalign_core.files import write_folder
-from smallalign_core.spec import DataSpec, parse_data, read_policy
+from smallalign_core.spec import DataSpec, read_policy
 from smallalign_core.store import Store
 from smallalign_core.verbs import MODELS, DeviceOption, JsonOption, Reference, StoreOption, answer, decoding, percent
 from smallalign_core.verbs.inspecting import inspect
@@ -123,25 +123,24 @@ def evaluate(
     json: JsonOption = False,
 ) -> None:
     """Accuracy, likelihood, calibration and recall per class, on the test images."""
-    from smallalign_core import foreign
-    from smallalign_core.evaluate import logits_of, score
+    from smallalign_core import judging
+    from smallalign_core.evaluate import never_found
 
     place = Store(store)
     worker.set_threads()
+    found = judging.evaluate(place, reference, data_source)
     run = place.finished(reference)
-    spec = run.data if data_source is None else parse_data(data_source)
-    splits = data.load(spec, place.data_cache)
-    classifier = foreign.classifier(run, splits.classes)
-    place.count_test_look(splits.fingerprint, run.id, "evaluate")
-    found = score(logits_of(classifier, splits.test), splits.test.labels, splits.classes)
-    value = {"run": run.id, "data": spec.source, **found.as_dict(), "test_looks": place.test_looks(splits.fingerprint)}
+    missed = never_found(found["recall"])
     text = (
-        f"{run.name} on {found.images:,} test images of {spec.source} (looked at {value['test_looks']} times)\n"
-        f"accuracy {percent(found.accuracy)} [{percent(found.accuracy_low)}, {percent(found.accuracy_high)}]  "
-        f"NLL {found.nll:.4f}  ECE {percent(found.ece)}\n"
-        + "\n".join(f"recall of {name}: {percent(recall)}" for name, recall in found.recall.items())
+        f"{run.name} on {found['images']:,} test images of {found['data']} (looked at {found['test_looks']} times)\n"
+        f"accuracy {percent(found['accuracy'])} "
+        f"[{percent(found['accuracy_low'])}, {percent(found['accuracy_high'])}]  "
+        f"NLL {found['nll']:.4f}  ECE {percent(found['ece'])}\n"
+        + (f"{missed}\n" if missed else "")
+        + "\n".join(f"recall of {name}: {percent(recall)}" for name, recall in found["recall"].items())
+        + "".join(f"\nnote: {note}" for note in found["notes"])
     )
-    answer(value, json, text)
+    answer(found, json, text)
 
 
 @app.command()

@@ -178,6 +178,6 @@ def _figures(places: Sequence[Place], splits: Splits, side: int) -> Iterator[str
         yield (
             f'<figure><img src="{pictures.png(part.images[place.row])}" width="{round(width * times)}" '
             f'height="{round(height * times)}" alt="{where}, labelled {name}"/>'
-            f'<figcaption style="max-width:{max(round(width * times), 64)}px" title="{file or name}"><b>{name}</b><br/>{where}'
-            f"{f'<br/><small>{file}</small>' if file else ''}</figcaption></figure>"
+            f'<figcaption style="max-width:{max(round(width * times), 64)}px" title="{file or name}"><b>{name}</b><br/>'
+            f"{where}{f'<br/><small>{file}</small>' if file else ''}</figcaption></figure>"
         )

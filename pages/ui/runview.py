@@ -9,7 +9,8 @@ import streamlit as st
 
 from pages.ui import backstage, charts, landscapes, listing, live, specs, wording, worth
 from pages.ui.listing import Row
-from smallalign_core import studies
+from smallalign_core import data, studies
+from smallalign_core.evaluate import never_found
 from smallalign_core.store import Run, State, Store
 from smallalign_core.worth import What
 
@@ -194,7 +195,7 @@ def _details(run: Run, row: Row, store: Store) -> None:
         specs.command(run.spec, store)
     if "Per class" in tabs and tabs["Per class"].open and run.result:
         with tabs["Per class"]:
-            charts.recall({"test": run.result["test"]["recall"]}, key="recall")
+            charts.recall({"test": data.in_order(run.result["test"]["recall"])}, key="recall")
     if tabs["Log"].open:
         with tabs["Log"]:
             st.code(

@@ -12,6 +12,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from smallalign_core.data import _groups, _progress
+from smallalign_core.data import _groups, _moved, _progress
 from smallalign_core.data._decisions import (
     Decision as Decision,
     Decisions as Decisions,
@@ -28,6 +29,7 @@ from smallalign_core.data._decisions import (
 )
 from smallalign_core.data._decode import DISK_FULL, decode_one as decode_one
 from smallalign_core.data._files import files_below, old_walk
+from smallalign_core.data._moved import found_at as found_at
 from smallalign_core.data._names import in_order as in_order, natural as natural
 from smallalign_core.data._progress import watching as watching
 from smallalign_core.data._readers import NAMED as NAMED, path_of as path_of, read_as_before, reader
@@ -55,7 +57,29 @@ def load(spec: DataSpec, cache: Path, *, ram_budget: int = RAM_BUDGET) -> Splits
 
     Raises:
         BadData: the source is unknown, unreadable, has no classes or only one, or does not match its fingerprint.
+            Images that are not there are looked for where `found_at` says, or where they were found before.
     """
+    if spec.fingerprint is None:
+        return _load(spec, cache, ram_budget)
+    errors: list[BadData] = []
+    for place in _moved.places(spec.source, spec.fingerprint, cache):
+        try:
+            splits = _load(spec.model_copy(update={"source": place}), cache, ram_budget)
+        except BadData as error:
+            errors.append(error)
+            continue
+        if place == spec.source:
+            return splits
+        place = place if place in NAMED else str(path_of(place).resolve())
+        _moved.remember(place, spec.fingerprint, cache)
+        note = f"The images were found in {place}: their fingerprint is that of {spec.source}."
+        return replace(splits, notes=(*splits.notes, note))
+    do = f"{errors[0].do}; or name where the images are now with --data"
+    raise BadData(errors[0].wrong, given=errors[0].given, do=do, details=errors[0].details)
+
+
+def _load(spec: DataSpec, cache: Path, ram_budget: int) -> Splits:
+    """The images in `spec.source`, of the fingerprint that `spec` has."""
     facts, stored = _stored(spec, cache, ram_budget)
     splits = None
     with contextlib.suppress(BadData) if spec.fingerprint and facts["changed"] else contextlib.nullcontext():
@@ -68,7 +92,7 @@ def load(spec: DataSpec, cache: Path, *, ram_budget: int = RAM_BUDGET) -> Splits
         raise BadData(
             "the images are not those that this run was made for",
             given=f"{spec.source}: {found}, expected {spec.fingerprint}",
-            do="restore the images, name where they are now with --data, or submit the spec again as a new run",
+            do="restore the images, or submit the spec again as a new run",
         )
     assert splits is not None
     return splits

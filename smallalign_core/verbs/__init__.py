@@ -24,6 +24,9 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Override one field: optimizer.lr=0.01. May be repeated.")
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, xpu.")]
+MovedOption = Annotated[
+    str | None, typer.Option("--data", help="Where the run's images are now; they are known by their fingerprint.")
+]
 Reference = Annotated[str, typer.Argument(metavar="RUN", help="An id, the beginning of one, a zoo name, or a path.")]
 MODELS = Path("models")
 

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from smallalign_core import judging
+from smallalign_core import data, judging
 from smallalign_core.machine import set_threads
 from smallalign_core.store import Store
-from smallalign_core.verbs import MODELS, JsonOption, StoreOption, answer, progress
+from smallalign_core.verbs import MODELS, JsonOption, MovedOption, StoreOption, answer, progress
 
 PATIENCE = 1.0
 """Seconds between two looks at how far the work is."""
@@ -31,14 +31,31 @@ def compare(
     ms: Annotated[float | None, typer.Option("--max-ms", help="Longest p50 of one image; with --table.")] = None,
     accuracy: Annotated[float | None, typer.Option("--min-accuracy", help="0 to 1; with --table.")] = None,
     report: Annotated[Path | None, typer.Option("--report", help="Write all of it as one HTML file, and JSON.")] = None,
+    data_source: MovedOption = None,
     store: StoreOption = MODELS,
     json: JsonOption = False,
 ) -> None:
     """Agreement, who is right where, calibration, and McNemar's test, for two or more runs on the same images."""
+    set_threads()
+    with data.found_at(data_source):
+        _compare(Store(store), [teacher, *students], split, robustness, table, kb, ms, accuracy, report, json)
+
+
+def _compare(
+    place: Store,
+    runs: list[str],
+    split: Literal["test", "val"],
+    robustness: bool,
+    table: bool,
+    kb: float | None,
+    ms: float | None,
+    accuracy: float | None,
+    report: Path | None,
+    json: bool,
+) -> None:
     from smallalign_core import compare as comparing, frontier as fronts, report as reporting, robustness as bearing
 
-    set_threads()
-    place, runs = Store(store), [teacher, *students]
+    teacher, *students = runs
     limits = {"kb": kb, "ms": ms, "accuracy": accuracy}
     fronts.Limits(**limits).check()
     if report is not None:

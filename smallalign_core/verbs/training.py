@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from smallalign_core import desk, execution, worker, worth as measuring
 from smallalign_core.errors import SmallAlignError
+from smallalign_core.evaluate import never_found
 from smallalign_core.spec import RunSpec, read
 from smallalign_core.store import State, Store
 from smallalign_core.verbs import (
@@ -66,6 +67,8 @@ def train(
         f"{result['params']:,} parameters, {result['images_per_second']:,.0f} images/s, "
         f"best epoch {result['best_epoch']}"
     )
+    if missed := never_found(result["test"]["recall"]):
+        text += f"\n{missed}"
     answer(result, json, text)
 
 
