@@ -10,7 +10,6 @@ import streamlit as st
 from pages.ui import backstage, charts, landscapes, listing, live, specs, wording, worth
 from pages.ui.listing import Row
 from smallalign_core import data, studies
-from smallalign_core.evaluate import never_found
 from smallalign_core.store import Run, State, Store
 from smallalign_core.worth import What
 
@@ -56,6 +55,11 @@ def show(run: Run, store: Store) -> None:
     if row.finished and run.result:
         with above:
             _scores(run.result, row, store)
+            if missed := sum(share == 0 for share in run.result["test"]["recall"].values()):
+                st.caption(
+                    f":material/warning: {missed} of {len(run.result['test']['recall'])} classes are never right on "
+                    "test (recall 0), which the accuracy hides where they are rare: see Per class."
+                )
         landscapes.panel([row], store)
     _details(run, row, store)
 

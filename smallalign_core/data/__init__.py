@@ -72,8 +72,7 @@ def load(spec: DataSpec, cache: Path, *, ram_budget: int = RAM_BUDGET) -> Splits
             return splits
         place = place if place in NAMED else str(path_of(place).resolve())
         _moved.remember(place, spec.fingerprint, cache)
-        note = f"The images were found in {place}: their fingerprint is that of {spec.source}."
-        return replace(splits, notes=(*splits.notes, note))
+        return replace(splits, notes=(*splits.notes, _moved.note(place, spec.source)))
     do = f"{errors[0].do}; or name where the images are now with --data"
     raise BadData(errors[0].wrong, given=errors[0].given, do=do, details=errors[0].details)
 
@@ -281,7 +280,9 @@ def _cache_key(spec: DataSpec, old: bool = False) -> str:
         path = path_of(spec.source)
         text.update(str(path.resolve()).encode(errors="surrogateescape"))
         with contextlib.suppress(OSError):  # gone since it was listed, or not ours to read: the reader will say so
-            for file in [path] if path.is_file() else old_walk(path) if old else files_below(path):
+            files, left = ([path], {}) if path.is_file() else (old_walk(path), {}) if old else files_below(path)
+            text.update(json.dumps(left).encode() if left else b"")
+            for file in files:
                 stat = file.stat()
                 text.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return text.hexdigest()[:16]

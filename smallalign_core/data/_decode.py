@@ -77,7 +77,9 @@ def decode(entries: Entries, classes: tuple[str, ...], spec: DataSpec, into: Pat
     extras: dict[str, list[str]] = {}
     total = sum(len(files) for files in entries.values())
     looked = _look(entries, unreadable, extras, old)
-    _refuse_unreadable(unreadable, total, spec)
+    if not looked.sizes:  # where some can be read, all are tried first: one round names all that cannot
+        _refuse_unreadable(unreadable, total, spec)
+        _refuse_lost(entries, {}, classes, unreadable)
     side, notes = _side(looked.sizes, spec.size)
     width, height = (side, side) if side else next(iter(looked.sizes))
     parts, originals, paths, done = {}, {}, {}, len(unreadable)
@@ -250,7 +252,12 @@ def decode_one(content: bytes, shape: tuple[int, int, int]) -> NDArray[np.uint8]
     try:
         return _pixels.pixels(BytesIO(content), channels == 3, (width, height)).pixels
     except _pixels.Unreadable as error:
-        raise BadData("the image is too large", given=error, do="make it smaller") from None
+        raise BadData(
+            f"the image has more than {_pixels.MAX_PIXELS // 1_000_000} million pixels, or over "
+            f"{_pixels.MAX_IMAGE_SIDE:,} on a side",
+            given=error,
+            do="make it smaller, or save it as a JPEG",
+        ) from None
     except Exception:  # noqa: BLE001  # Pillow's parsers raise what they like on a damaged file
         raise BadData(
             "the file is not an image that can be read",

@@ -150,9 +150,10 @@ def of_folder(root: Path) -> Listing:
     return sorted_out(entries, folders, [*page_note(page, "the folder"), *left_note(left)])
 
 
-def files_below(root: Path) -> list[Path]:
-    """All files that `of_folder` finds, in an order that does not depend on the file system."""
-    return [file for _, file in _walk(root, (), (), Counter()) if file is not None and regular(file)]
+def files_below(root: Path) -> tuple[list[Path], Counter[str]]:
+    """(all files that `of_folder` finds, in an order that does not depend on the file system; folders left out)."""
+    left = Counter[str]()
+    return [file for _, file in _walk(root, (), (), left) if file is not None and regular(file)], left
 
 
 def left_note(left: Counter[str]) -> list[str]:

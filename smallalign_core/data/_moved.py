@@ -11,17 +11,29 @@ from smallalign_core.errors import SmallAlignError
 from smallalign_core.files import read_json, write_json
 
 _named: ContextVar[str | None] = ContextVar("named", default=None)
+_told: ContextVar[list[str] | None] = ContextVar("told", default=None)
 
 
 @contextlib.contextmanager
-def found_at(source: str | None) -> Iterator[None]:
+def found_at(source: str | None) -> Iterator[list[str]]:
     """Look for the images of runs in `source` in this context, instead of where each run found them; None changes
-    nothing."""
-    token = _named.set(source)
+    nothing. Yields a list, into which notes come of what was found elsewhere."""
+    told: list[str] = []
+    token, heard = _named.set(source), _told.set(told)
     try:
-        yield
+        yield told
     finally:
+        _told.reset(heard)
         _named.reset(token)
+
+
+def note(place: str, source: str) -> str:
+    """What to say of images that were found in `place`; also said to who named a place."""
+    text = f"The images were found in {place}: their fingerprint is that of {source}."
+    told = _told.get()
+    if told is not None and text not in told:
+        told.append(text)
+    return text
 
 
 def places(source: str, fingerprint: str, cache: Path) -> list[str]:

@@ -65,7 +65,7 @@ def as_text(names: Sequence[bytes]) -> tuple[list[str], str | None]:
         except UnicodeDecodeError:
             continue
         letters = [letter for name in found for letter in name if ord(letter) > 127]
-        if sum(map(likely, letters)) >= LIKELY * len(letters) and not any(map(_mixed, found)):
+        if sum(map(likely, letters)) >= LIKELY * len(letters) and (page == "gb18030" or not any(map(_mixed, found))):
             return [name.decode(page) for name in names], page
     return [name.decode("cp437") for name in names], "cp437"
 
@@ -92,11 +92,11 @@ def _cyrillic(letter: str) -> bool:
 
 
 def _mixed(name: str) -> bool:
-    """Whether a word of a name has Latin and Cyrillic letters: then it was neither."""
+    """Whether a word of a name has Latin letters among others, without kana: then it was neither."""
+    words = re.findall(r"\w+", name)
     return any(
-        re.search("[a-z]", word, re.IGNORECASE) and re.search("[\u0400-\u04ff]", word)
-        for word in re.findall(r"\w+", name)
-    )
+        re.search("[A-Za-z]", word) and re.search("[\u0400-\u04ff\u4e00-\u9fff]", word) for word in words
+    ) and not re.search("[\u3040-\u30ff]", name)
 
 
 PAGES = {"gb18030": _common_hanzi, "cp932": _japanese, "cp866": _cyrillic, "cp1251": _cyrillic}

@@ -98,7 +98,8 @@ def _fitting(table: Entry, known: dict[str, list[Entry]]) -> tuple[Entry, dict[s
     wide = max(map(len, held))
 
     def share(place: int) -> float:
-        return sum(_meant(cell(row, place), known) is not None for row in body) / len(body)
+        named = {image.name for row in body if (image := _meant(cell(row, place), known)) is not None}
+        return len(named) / len(body)
 
     files = max(range(wide), key=lambda place: (share(place), -place))
     if share(files) < MATCHED:

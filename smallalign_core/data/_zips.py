@@ -142,7 +142,7 @@ def _sorted(archive: zipfile.ZipFile, bounds: Bounds) -> tuple[list[Named], list
     others: list[Named] = []
     for entry, name in zip(listed, names, strict=True):
         parts = name.split("/")
-        if any(hidden(part) for part in parts if part not in (".", "..")):
+        if "\\" not in name and any(hidden(part) for part in parts if part not in (".", "..")):
             left.update(shown(one) for one in parts[:-1] if hidden(one) and not one.startswith("."))
         elif not name.endswith("/"):
             (found if _wanted(archive, entry, name) else others).append((entry, name))

@@ -281,8 +281,8 @@ def _issues(atlas: _twins.Atlas, probabilities: NDArray[np.float64], learned: in
             suspects.rows + begin, suspects.scores, suspects.sure, suspects.suggested, strict=True
         ):
             given = atlas.classes[atlas.labels[row]]
-            suspected = (given, atlas.classes[suggested], float(score), bool(sure))
-            found.append(LabelIssue(*_at(atlas, row), *suspected, path=atlas.path(row)))
+            at, like = _at(atlas, row), atlas.classes[suggested]
+            found.append(LabelIssue(*at, given, like, float(score), bool(sure), path=atlas.path(row)))
     return tuple(sorted(found, key=lambda issue: issue.score))
 
 

@@ -71,6 +71,20 @@ def decoding() -> Iterator[None]:
             yield
 
 
+@contextlib.contextmanager
+def found_at(source: str | None) -> Iterator[None]:
+    """Look for runs' images where --data says; what was found elsewhere is said on stderr."""
+    with data.found_at(source) as notes:
+        yield
+    for note in notes:
+        tell(note)
+
+
+def tell(note: str) -> None:
+    """Say something beside the answer."""
+    progress_console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+
+
 def answer(value: dict[str, Any], as_json: bool, text: str | Table) -> None:
     """Print the answer of a verb: as JSON, or for people."""
     if as_json:

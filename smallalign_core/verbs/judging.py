@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from smallalign_core import data, judging
+from smallalign_core import judging
 from smallalign_core.machine import set_threads
 from smallalign_core.store import Store
-from smallalign_core.verbs import MODELS, JsonOption, MovedOption, StoreOption, answer, progress
+from smallalign_core.verbs import MODELS, JsonOption, MovedOption, StoreOption, answer, found_at, progress
 
 PATIENCE = 1.0
 """Seconds between two looks at how far the work is."""
@@ -37,7 +37,7 @@ def compare(
 ) -> None:
     """Agreement, who is right where, calibration, and McNemar's test, for two or more runs on the same images."""
     set_threads()
-    with data.found_at(data_source):
+    with found_at(data_source):
         _compare(Store(store), [teacher, *students], split, robustness, table, kb, ms, accuracy, report, json)
 
 

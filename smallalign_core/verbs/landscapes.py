@@ -10,7 +10,7 @@ from rich.progress import Progress
 from smallalign_core import data, desk, worker
 from smallalign_core.errors import BadInput
 from smallalign_core.store import Store
-from smallalign_core.verbs import MODELS, JsonOption, MovedOption, StoreOption, answer, progress_console
+from smallalign_core.verbs import MODELS, JsonOption, MovedOption, StoreOption, answer, found_at, progress_console
 from smallalign_core.verbs.training import train_all
 
 PATIENCE = 0.5
@@ -38,7 +38,7 @@ def landscape(
     worker.set_threads()
     place = Store(store)
     if data_source is not None:
-        with data.found_at(data_source):  # and remembered
+        with found_at(data_source):  # and remembered
             for name in runs:
                 data.load(place.finished(name).data, place.data_cache)
     measures = measure or ["line", "curvature", "predictiveness"]

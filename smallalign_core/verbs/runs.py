@@ -12,7 +12,7 @@ from rich.table import Table
 from smallalign_core import data
 from smallalign_core.errors import BadInput, Refused, SmallAlignError
 from smallalign_core.store import Run, Store
-from smallalign_core.verbs import MODELS, JsonOption, MovedOption, Reference, StoreOption, answer, percent
+from smallalign_core.verbs import MODELS, JsonOption, MovedOption, Reference, StoreOption, answer, found_at, percent
 
 app = typer.Typer(help="List runs, or act on one.", invoke_without_command=True)
 
@@ -124,7 +124,7 @@ def runs_resume(
     if not run.state.resumable:
         raise Refused(f"there is nothing to resume: the run is {run.state}", given=run.name)
     if data_source is not None:
-        with data.found_at(data_source):  # from now on the worker finds them there, too
+        with found_at(data_source):  # from now on the worker finds them there, too
             data.load(run.data, place.data_cache)
     place.enqueue(run)
     answer({"id": run.id, "state": str(run.state)}, json, f"{run.name}: {run.state}")

@@ -7,11 +7,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from smallalign_core import data
 from smallalign_core.errors import BadInput
 from smallalign_core.machine import set_threads
 from smallalign_core.store import Store
-from smallalign_core.verbs import MODELS, JsonOption, MovedOption, Reference, StoreOption, answer, percent
+from smallalign_core.verbs import MODELS, JsonOption, MovedOption, Reference, StoreOption, answer, found_at, percent
 from smallalign_core.verbs.teaching import (
     ClassesOption,
     LayoutOption,
@@ -41,7 +40,7 @@ def export(
     set_threads()
     place = Store(store)
     run = place.finished(reference)
-    with data.found_at(data_source):
+    with found_at(data_source):
         if to.suffix == ".zip" and to.parent.is_dir():
             written = exporting.download(run, place, to, precision)
         else:
