@@ -35,7 +35,7 @@ for note in facts["notes"]:
     st.caption(f":material/info: {wording.plain(note)}")
 if facts["unreadable"]:
     with st.expander(f"{len(facts['unreadable'])} files could not be read and were skipped", icon=":material/warning:"):
-        st.code("\n".join(facts["unreadable"][:200]), language=None)
+        st.code("\n".join(f"{name}: {facts['reasons'][name]}" for name in facts["unreadable"][:200]), language=None)
 
 st.subheader("Images per class")
 charts.counts(facts["counts"], key="counts")
@@ -55,7 +55,9 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
         key="split",
         bind="query-params",
     )
-    only = st.selectbox("Class", ["All classes", *facts["classes"]], key="class", bind="query-params", width=220)
+    only = st.selectbox(
+        "Class", ["All classes", *facts["counts"]["train"]], key="class", bind="query-params", width=220
+    )
 images = getattr(splits, str(split))
 rows = (
     np.arange(len(images)) if only == "All classes" else np.flatnonzero(images.labels == facts["classes"].index(only))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from json import dumps as json_of
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -16,9 +17,19 @@ from rich.table import Table
 from smallalign_core import backends, data, desk, preview, worker
 from smallalign_core.errors import BadInput, SmallAlignError, of_system
 from smallalign_core.files import write_folder
-from smallalign_core.spec import DataSpec, parse_data, read_policy
+from smallalign_core.spec import DataSpec, read_policy
 from smallalign_core.store import Store, looked_at
-from smallalign_core.verbs import MODELS, DeviceOption, JsonOption, Reference, StoreOption, answer, named, percent
+from smallalign_core.verbs import (
+    MODELS,
+    DeviceOption,
+    JsonOption,
+    Reference,
+    StoreOption,
+    answer,
+    decoding,
+    named,
+    percent,
+)
 from smallalign_core.verbs._compat import ClickException
 from smallalign_core.verbs.dashboard import dashboard
 from smallalign_core.verbs.inspecting import inspect
@@ -147,25 +158,24 @@ def evaluate(
     json: JsonOption = False,
 ) -> None:
     """Accuracy, likelihood, calibration and recall per class, on the test images."""
-    from smallalign_core import foreign
-    from smallalign_core.evaluate import logits_of, score
+    from smallalign_core import judging
+    from smallalign_core.evaluate import never_found
 
     place = Store(store)
     worker.set_threads()
+    found = judging.evaluate(place, reference, data_source)
     run = place.finished(reference)
-    spec = run.data if data_source is None else parse_data(data_source)
-    splits = data.load(spec, place.data_cache)
-    classifier = foreign.classifier(run, splits.classes)
-    place.count_test_look(splits.fingerprint, run.id, "evaluate")
-    found = score(logits_of(classifier, splits.test), splits.test.labels, splits.classes)
-    value = {"run": run.id, "data": spec.source, **found.as_dict(), "test_looks": place.test_looks(splits.fingerprint)}
+    missed = never_found(found["recall"])
     text = (
-        f"{run.name} on {found.images:,} test images of {spec.source} ({looked_at(value['test_looks'])})\n"
-        f"accuracy {percent(found.accuracy)} [{percent(found.accuracy_low)}, {percent(found.accuracy_high)}]  "
-        f"NLL {found.nll:.4f}  ECE {percent(found.ece)}\n"
-        + "\n".join(f"recall of {name}: {percent(recall)}" for name, recall in found.recall.items())
+        f"{run.name} on {found['images']:,} test images of {found['data']} ({looked_at(found['test_looks'])})\n"
+        f"accuracy {percent(found['accuracy'])} "
+        f"[{percent(found['accuracy_low'])}, {percent(found['accuracy_high'])}]  "
+        f"NLL {found['nll']:.4f}  ECE {percent(found['ece'])}\n"
+        + (f"{missed}\n" if missed else "")
+        + "\n".join(f"recall of {name}: {percent(recall)}" for name, recall in found["recall"].items())
+        + "".join(f"\nnote: {note}" for note in found["notes"])
     )
-    answer(value, json, text)
+    answer(found, json, text)
 
 
 @app.command()
@@ -200,9 +210,12 @@ def doctor(
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; every error that a person can cause is one line on stderr."""
     try:
-        code = app(arguments, standalone_mode=False)
+        with decoding():
+            code = app(arguments, standalone_mode=False)
         return code if isinstance(code, int) else 0
     except SmallAlignError as error:
+        if error.details and "--json" in (sys.argv[1:] if arguments is None else arguments):
+            sys.stdout.write(json_of({"error": str(error), **error.details}) + "\n")
         sys.stderr.write(f"{error}\n")
         return error.exit_code
     except ClickException as error:

@@ -80,7 +80,9 @@ class Desk:
         if "ok" in reply:
             answer: dict[str, Any] = reply["ok"]
             return answer
-        raise _Told(reply["error"]) if reply["bad_input"] else _ToldFailed(reply["error"])
+        error = _Told(reply["error"]) if reply["bad_input"] else _ToldFailed(reply["error"])
+        error.details = reply.get("details", {})
+        raise error
 
     def _exchange(self, question: str, timeout: float, verb: str) -> str:
         """The line that answers `question`; empty if its process died before it could, twice."""

@@ -55,12 +55,14 @@ def inspect(store: Store, source: str | dict[str, Any]) -> dict[str, Any]:
         "source": spec.source,
         "images": sum(len(part) for part in parts.values()),
         "classes": list(splits.classes),
+        "labels": {name: label for label, name in enumerate(splits.classes)},
         "shape": list(splits.shape),
         "fingerprint": splits.fingerprint,
         "validation": splits.val.fingerprint,
-        "counts": {name: part.counts() for name, part in parts.items()},
+        "counts": {name: data.in_order(part.counts()) for name, part in parts.items()},
         "notes": list(splits.notes),
         "unreadable": list(splits.unreadable),
+        "reasons": dict(zip(splits.unreadable, splits.reasons, strict=True)),
         "test_looks": store.test_looks(splits.fingerprint),
     }
 
@@ -318,7 +320,7 @@ def serve(store: Store, questions: TextIO, answers: TextIO) -> None:
             try:
                 reply: dict[str, Any] = {"ok": QUESTIONS[asked["verb"]](acting, **asked["values"])}
             except SmallAlignError as error:
-                reply = {"error": str(error), "bad_input": isinstance(error, BadInput)}
+                reply = {"error": str(error), "bad_input": isinstance(error, BadInput), "details": error.details}
             except Exception as error:  # noqa: BLE001  # whatever one question does, the desk answers the next
                 failed = of_system(error) or WorkFailed(
                     "the question could not be answered", given=repr(error), do="try again, or see desk.log"

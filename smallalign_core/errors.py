@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Mapping
+from typing import Any
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """What moves a cursor, turns text around, or is no character at all; tab and line feed are neither."""
@@ -36,12 +38,15 @@ class SmallAlignError(Exception):
         wrong: what is wrong, one clause without a full stop.
         given: what was given; shown in parentheses when it is not empty.
         do: what to do about it, one sentence without a full stop.
+        details: more than a sentence can hold, JSON-able: printed with --json, and listed on pages.
     """
 
     exit_code = 1
 
-    def __init__(self, wrong: str, *, given: object = "", do: str = "") -> None:
-        self.wrong, self.given, self.do = wrong, str(given), do
+    def __init__(
+        self, wrong: str, *, given: object = "", do: str = "", details: Mapping[str, Any] | None = None
+    ) -> None:
+        self.wrong, self.given, self.do, self.details = wrong, str(given), do, dict(details or {})
         parts = [wrong + (f" (given: {_short(self.given)})" if self.given else "")]
         if do:
             parts.append(do)

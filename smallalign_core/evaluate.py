@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +121,12 @@ def score(
             name: float(hit / total) if total else None for name, hit, total in zip(classes, hits, totals, strict=True)
         },
     )
+
+
+def never_found(recall: Mapping[str, float | None]) -> str:
+    """The classes of recall 0, in words; empty where there are none. A good accuracy hides them where they are rare."""
+    missed = [name for name, share in recall.items() if share == 0]
+    return f"never right: {', '.join(missed[:12])} (recall 0)" if missed else ""
 
 
 def calibration_error(confidence: NDArray[np.float64], right: NDArray[np.bool_], bins: int = BINS) -> float:

@@ -6,9 +6,13 @@ These are questions to the desk, and what `compare` on the command line asks. To
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from smallalign_core import (
     compare as comparing,
@@ -19,8 +23,9 @@ from smallalign_core import (
     robustness as bearing,
     steps,
 )
-from smallalign_core.data import Splits
-from smallalign_core.errors import BadInput
+from smallalign_core.data import ImageSet, Splits
+from smallalign_core.errors import BadData, BadInput, SmallAlignError
+from smallalign_core.spec import parse_data
 from smallalign_core.store import Run, Store
 
 
@@ -41,6 +46,63 @@ def _images_of(teacher: Run, student: Run) -> dict[str, Any]:
         sides = [max((teacher.result or {})["input_shape"][1:]), teacher.spec.network.size]
         learned = min(side for side in sides if side)
     return {"source": student.data.source, "height": height, "width": width, "teacher_side": learned}
+
+
+def evaluate(store: Store, name: str, source: str | None = None) -> dict[str, Any]:
+    """Scores of a finished run or import, as `Scores.as_dict`, on its test images or on images of `source`.
+
+    Of a source that brings no test images of its own every image is used, but none that the run learned from or chose
+    by, as far as these are still there; the run's own images in another place are divided as they were.
+
+    Raises:
+        BadInput: the images have other classes, or none are left.
+    """
+    from smallalign_core import foreign
+    from smallalign_core.evaluate import logits_of, score
+
+    run = store.finished(name)
+    images, notes, fingerprint = _asked_about(run, store, source)
+    classes = run.imported.classes if run.imported is not None else tuple((run.result or {})["classes"])
+    foreign.classifier(run, images.classes)  # refuses classes that it does not know
+    if source is not None and images.classes != classes:  # right among all that it may answer, not among those shown
+        there = np.array([classes.index(one) for one in images.classes], np.int64)
+        images = replace(images, labels=there[images.labels], classes=classes)
+    store.count_test_look(fingerprint, run.id, "evaluate")
+    found = score(logits_of(foreign.classifier(run, classes), images), images.labels, classes).as_dict()
+    found["recall"] = data.in_order(found["recall"])
+    looks = store.test_looks(fingerprint)
+    return {"run": run.id, "data": source or run.data.source, **found, "test_looks": looks, "notes": list(notes)}
+
+
+def _asked_about(run: Run, store: Store, source: str | None) -> tuple[ImageSet, tuple[str, ...], str]:
+    """(images to score a run on, notes, the fingerprint that looks at them are counted under)."""
+    if source is None:
+        splits = data.load(run.data, store.data_cache)
+        return splits.test, splits.notes, splits.fingerprint
+    with contextlib.suppress(BadData), data.found_at(source):
+        splits = data.load(run.data, store.data_cache)
+        return (
+            splits.test,
+            (*splits.notes, "These are the run's own images: its test images were used."),
+            splits.fingerprint,
+        )
+    shape = (run.result or {}).get("input_shape")
+    side = shape[1] if shape and shape[1] == shape[2] else None
+    spec = parse_data({"source": source, "size": run.data.size or side})
+    if data.brings_test(spec, store.data_cache):
+        splits = data.load(spec, store.data_cache)
+        return splits.test, splits.notes, splits.fingerprint
+    images, notes = data.everything(spec, store.data_cache)
+    with contextlib.suppress(SmallAlignError):
+        own = data.load(run.data, store.data_cache)
+        learned = np.concatenate([own.train.ids, own.val.ids])
+        fresh = np.flatnonzero(~np.isin(images.ids, learned))
+        if len(fresh) < len(images):
+            notes = (*notes, f"{len(images) - len(fresh):,} images were left out: the run learned from them.")
+            images = images.take(fresh)
+    if not len(images):
+        raise BadInput("the run learned from all of these images", given=source, do="name others")
+    return images, (*notes, f"All {len(images):,} images were used."), images.fingerprint
 
 
 def robustness(store: Store, runs: list[str], split: str = "test", patience: float | None = None) -> dict[str, Any]:

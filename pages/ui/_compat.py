@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from typing import Any
 import streamlit as st
 
 try:
-    from streamlit.runtime.scriptrunner import get_script_run_ctx as _context
+    from streamlit.runtime.scriptrunner import add_script_run_ctx as _attach, get_script_run_ctx as _context
 except ImportError:
-    _context = None  # type: ignore[assignment]
+    _attach = _context = None  # type: ignore[assignment]
 try:
     from streamlit.auth_util import get_secrets_auth_section as _auth_section
 except ImportError:
@@ -35,6 +36,12 @@ def session() -> str | None:
         return documented_session()
     context = _context(suppress_warning=True)
     return None if context is None else context.session_id
+
+
+def join_visit(thread: threading.Thread) -> None:
+    """Let a thread act for the visitor whose page is drawn in this one; without a visit, it has a guest's rights."""
+    if _attach is not None and _context is not None:
+        _attach(thread, _context(suppress_warning=True))
 
 
 def documented_session() -> str | None:

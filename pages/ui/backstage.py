@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,15 @@ from typing import Any
 import streamlit as st
 
 from pages.ui import _compat, access, browser, wording
+from smallalign_core import data
 from smallalign_core.desk import Desk
 from smallalign_core.errors import SmallAlignError, of_system
 from smallalign_core.files import write
+from smallalign_core.spec import parse_data
 from smallalign_core.store import Store
 
+PATIENCE = 0.5
+"""Seconds between two looks at how far reading a dataset is."""
 CROWD = 20
 """Visitors from whom on each looks more seldom."""
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -59,6 +64,37 @@ def ask(verb: str, waiting: str, **values: Any) -> dict[str, Any]:
     """The desk's answer to one question, with a sentence on the page while it thinks."""
     with st.spinner(waiting, show_time=True):
         return desk().ask(verb, **values)
+
+
+def read(source: str) -> dict[str, Any]:
+    """What is in a dataset, with a bar on the page while its images are decoded, by whichever process."""
+    answers: list[dict[str, Any]] = []
+    errors: list[BaseException] = []
+    place = store()
+
+    def asking() -> None:
+        try:
+            answers.append(desk().ask("inspect", source=source))
+        except BaseException as error:  # noqa: BLE001  # raised again below, in the page's own thread
+            errors.append(error)
+
+    thread = threading.Thread(target=asking, daemon=True)
+    _compat.join_visit(thread)
+    thread.start()
+    thread.join(PATIENCE)
+    if thread.is_alive():
+        with st.spinner(f"Reading {source}", show_time=True):
+            bar = st.empty()
+            while thread.is_alive():
+                with contextlib.suppress(SmallAlignError):
+                    if (found := data.decoding(parse_data(source), place.data_cache)) is not None:
+                        done, total = found
+                        bar.progress(done / max(1, total), f"{done:,} of {total:,} images are read")
+                thread.join(PATIENCE)
+            bar.empty()
+    if errors:
+        raise errors[0]
+    return answers[0]
 
 
 def pace(seconds: float) -> float:
@@ -114,5 +150,8 @@ def told(*, stop: bool = False) -> Iterator[None]:
         if said is None:
             raise
         st.error(wording.plain(str(said)), icon=":material/error:")
+        if bad := said.details.get("unreadable"):
+            with st.expander(f"All {len(bad):,} files", icon=":material/list:"):
+                st.code("\n".join(f"{one['path']}: {one['reason']}" for one in bad[:2000]), language=None)
         if stop:
             st.stop()

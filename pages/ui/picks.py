@@ -227,7 +227,7 @@ def pick_data(store: Store) -> tuple[str, dict[str, Any] | None]:
         "a zip of one, or a folder of IDX files. Type a path and press Enter.",
     )
     source = str(source or "").strip()
-    return source, backstage.ask("inspect", f"Reading {source}", source=source) if source else None
+    return source, backstage.read(source) if source else None
 
 
 def pick_page(pages: int) -> int:

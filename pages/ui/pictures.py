@@ -94,12 +94,13 @@ def tiles(images: NDArray[np.uint8]) -> tuple[str, list[str]]:
 
 
 def gallery(images: ImageSet) -> None:
-    """All of `images` with the class under each."""
+    """All of `images` with the class under each, and the file where the pointer rests."""
     style, boxes = tiles(images.images[:])
     width = shown_size(*images.images.shape[2:])[1]
     names = [html.escape(images.classes[label]) for label in images.labels]
+    files = [html.escape(images.path(row) or name) for row, name in enumerate(names)]
     cells = [
-        f'<figure style="width:{width}px">{box}<figcaption title="{name}">{name}</figcaption></figure>'
-        for box, name in zip(boxes, names, strict=True)
+        f'<figure style="width:{width}px" title="{file}">{box}<figcaption>{name}</figcaption></figure>'
+        for box, name, file in zip(boxes, names, files, strict=True)
     ]
     st.html(f'{style}<div class="sa-gallery">{"".join(cells)}</div>')

@@ -43,9 +43,9 @@ class Card:
 
     def changes(self, what: str, label: str | None = None) -> list[tuple[int, Decision | None]]:
         """What to decide so that this card is decided as `what`. `once`: one of several is left."""
-        if what == "once":
-            return [(one, Decision("drop" if place else "once")) for place, one in enumerate(self.images)]
-        return [(one, Decision(what, label)) for one in self.images]  # type: ignore[arg-type]
+        paths = {int(place.id, 16): place.path for place in reversed(self.places)}
+        made = [what if what != "once" or not place else "drop" for place in range(len(self.images))]
+        return [(one, Decision(how, label, paths[one])) for one, how in zip(self.images, made, strict=True)]  # type: ignore[arg-type]
 
     def decided(self, by_image: Mapping[int, Decision]) -> str | None:
         """How it was decided, in a word or two; None while an image of it is open."""
@@ -174,9 +174,10 @@ def _figures(places: Sequence[Place], splits: Splits, side: int) -> Iterator[str
         times = int(times) if times >= 1 else times  # pixels stay square
         name = html.escape(splits.classes[part.labels[place.row]])
         where = f"{SPLITS[place.split]} {place.row}"
+        file = html.escape(place.path or "")
         yield (
             f'<figure><img src="{pictures.png(part.images[place.row])}" width="{round(width * times)}" '
             f'height="{round(height * times)}" alt="{where}, labelled {name}"/>'
-            f'<figcaption style="max-width:{max(round(width * times), 64)}px" title="{name}"><b>{name}</b><br/>{where}'
-            "</figcaption></figure>"
+            f'<figcaption style="max-width:{max(round(width * times), 64)}px" title="{file or name}"><b>{name}</b><br/>'
+            f"{where}{f'<br/><small>{file}</small>' if file else ''}</figcaption></figure>"
         )

@@ -9,7 +9,7 @@ import streamlit as st
 
 from pages.ui import backstage, charts, landscapes, listing, live, picks, specs, wording, worth
 from pages.ui.listing import Row
-from smallalign_core import studies
+from smallalign_core import data, studies
 from smallalign_core.store import Run, State, Store
 from smallalign_core.worth import What, capital
 
@@ -57,6 +57,11 @@ def show(run: Run, store: Store) -> None:
     if row.finished and run.result:
         with above:
             _scores(run.result, row, store)
+            if missed := sum(share == 0 for share in run.result["test"]["recall"].values()):
+                st.caption(
+                    f":material/warning: {missed} of {len(run.result['test']['recall'])} classes are never right on "
+                    "test (recall 0), which the accuracy hides where they are rare: see Per class."
+                )
         landscapes.panel([row], store)
     _details(run, row, store)
 
@@ -209,7 +214,7 @@ def _details(run: Run, row: Row, store: Store) -> None:
         specs.command(run.spec, store)
     if "Per class" in tabs and tabs["Per class"].open and run.result:
         with tabs["Per class"]:
-            charts.recall({"test": run.result["test"]["recall"]}, key="recall")
+            charts.recall({"test": data.in_order(run.result["test"]["recall"])}, key="recall")
     if tabs["Log"].open:
         with tabs["Log"]:
             st.code(

@@ -31,7 +31,8 @@ def panel(store: Store) -> None:
             key=f"upload-{st.session_state.setdefault(_ROUND, 0)}",
         )
         st.caption(
-            f"PNG, JPEG, WebP or BMP; up to {most.zip_entries:,} files, {most.zip_mb // 1024} GB when unpacked. It is "
+            "PNG, JPEG, WebP, TIFF, GIF, HEIC, AVIF or BMP; "
+            f"up to {most.zip_entries:,} files, {most.zip_mb // 1024} GB when unpacked. It is "
             "checked, then kept on this server under its content. Larger datasets: type the path of their folder below."
         )
     if file is None:
@@ -57,7 +58,7 @@ def receive(store: Store, name: str, content: bytes) -> str:
     file, new = uploads.keep(store, name, content)
     source = shown(file)
     try:
-        backstage.ask("inspect", "Reading the images", source=source)
+        backstage.read(source)
     except SmallAlignError:
         if new:
             uploads.drop(store, file)

@@ -12,6 +12,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +20,30 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from smallalign_core.data import _groups, _moved, _progress
 from smallalign_core.data._decisions import (
     Decision as Decision,
     Decisions as Decisions,
     decided as decided,
     read_decisions as read_decisions,
 )
-from smallalign_core.data._decode import DISK_FULL, Decoded, decode_one as decode_one, walk
-from smallalign_core.data._readers import NAMED as NAMED, path_of as path_of, reader
+from smallalign_core.data._decode import DISK_FULL, decode_one as decode_one
+from smallalign_core.data._files import files_below, old_walk
+from smallalign_core.data._moved import found_at as found_at
+from smallalign_core.data._names import in_order as in_order, natural as natural
+from smallalign_core.data._progress import watching as watching
+from smallalign_core.data._readers import NAMED as NAMED, path_of as path_of, read_as_before, reader
 from smallalign_core.data._sets import ImageSet as ImageSet, MappedRows, Splits as Splits, statistics as statistics
 from smallalign_core.data._zips import check_upload as check_upload
 from smallalign_core.errors import BadData, BadModel, Refused
 from smallalign_core.files import read_json, write_json
 from smallalign_core.spec import DataSpec
 
-RAM_BUDGET = 2 * 1024**3
-"""Image arrays above this many bytes are memory-mapped instead of read into RAM."""
+RAM_BUDGET = 256 * 1024**2
+"""Image arrays above this many bytes are memory-mapped: all processes share one copy, and a start reads nothing."""
 
-FORMAT = 3
-"""Part of every cache key; raised when decoding changes."""
+FORMAT, OLD_FORMAT = 4, 3
+"""Part of every cache key; raised when decoding changes. The other one: as it was before 2026-12."""
 
 DAMAGED = (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, BadModel)
 """What reading a damaged cache raises: NumPy's and JSON's own errors are ValueErrors."""
@@ -51,16 +57,72 @@ def load(spec: DataSpec, cache: Path, *, ram_budget: int = RAM_BUDGET) -> Splits
 
     Raises:
         BadData: the source is unknown, unreadable, has no classes or only one, or does not match its fingerprint.
+            Images that are not there are looked for where `found_at` says, or where they were found before.
     """
+    if spec.fingerprint is None:
+        return _load(spec, cache, ram_budget)
+    errors: list[BadData] = []
+    for place in _moved.places(spec.source, spec.fingerprint, cache):
+        try:
+            splits = _load(spec.model_copy(update={"source": place}), cache, ram_budget)
+        except BadData as error:
+            errors.append(error)
+            continue
+        if place == spec.source:
+            return splits
+        place = place if place in NAMED else str(path_of(place).resolve())
+        _moved.remember(place, spec.fingerprint, cache)
+        return replace(splits, notes=(*splits.notes, _moved.note(place, spec.source)))
+    do = f"{errors[0].do}; or name where the images are now with --data"
+    raise BadData(errors[0].wrong, given=errors[0].given, do=do, details=errors[0].details)
+
+
+def _load(spec: DataSpec, cache: Path, ram_budget: int) -> Splits:
+    """The images in `spec.source`, of the fingerprint that `spec` has."""
     facts, stored = _stored(spec, cache, ram_budget)
-    splits = _divide(stored, spec, facts["notes"], facts["unreadable"])
-    if spec.fingerprint and splits.fingerprint != spec.fingerprint:
+    splits = None
+    with contextlib.suppress(BadData) if spec.fingerprint and facts["changed"] else contextlib.nullcontext():
+        splits = _divide(stored, spec, facts)
+    if spec.fingerprint and (splits is None or splits.fingerprint != spec.fingerprint):
+        before = _as_before(spec, cache, ram_budget) if facts["changed"] else None
+        if before is not None:
+            return before
+        found = "no such images" if splits is None else f"fingerprint {splits.fingerprint}"
         raise BadData(
             "the images are not those that this run was made for",
-            given=f"{spec.source}: fingerprint {splits.fingerprint}, expected {spec.fingerprint}",
+            given=f"{spec.source}: {found}, expected {spec.fingerprint}",
             do="restore the images, or submit the spec again as a new run",
         )
+    assert splits is not None
     return splits
+
+
+def everything(spec: DataSpec, cache: Path) -> tuple[ImageSet, tuple[str, ...]]:
+    """(all images that `spec` names as one set, notes), however few of each class there are: nothing is held out.
+
+    Raises:
+        BadData: as `load`, but for too few images.
+    """
+    facts, stored = _stored(spec, cache, RAM_BUDGET)
+    parts = list(stored.values())
+    whole = parts[0]
+    if len(parts) > 1:
+        images = np.concatenate([np.asarray(part.images[:]) for part in parts])
+        labels, ids = (np.concatenate([getattr(part, name) for part in parts]) for name in ("labels", "ids"))
+        held = [part.paths for part in parts if part.paths is not None]
+        paths = np.concatenate(held) if len(held) == len(parts) else None
+        whole = ImageSet(images, labels, ids, whole.classes, None, paths)
+    return whole, facts["notes"]
+
+
+def brings_test(spec: DataSpec, cache: Path) -> bool:
+    """Whether the source has test images of its own."""
+    return "test" in _stored(spec, cache, RAM_BUDGET)[1]
+
+
+def decoding(spec: DataSpec, cache: Path) -> tuple[int, int] | None:
+    """(images done, images in all) while any process decodes what `spec` names; None where none does."""
+    return _progress.read(cache / f"{_cache_key(spec)}.progress")
 
 
 def fingerprints(specs: Sequence[DataSpec], cache: Path) -> list[str]:
@@ -72,7 +134,7 @@ def fingerprints(specs: Sequence[DataSpec], cache: Path) -> list[str]:
     if not specs:
         return []
     facts, stored = _stored(specs[0], cache, RAM_BUDGET)
-    return [_divide(stored, spec, facts["notes"], facts["unreadable"]).fingerprint for spec in specs]
+    return [_divide(stored, spec, facts).fingerprint for spec in specs]
 
 
 def is_prepared(spec: DataSpec, cache: Path) -> bool:
@@ -83,9 +145,18 @@ def is_prepared(spec: DataSpec, cache: Path) -> bool:
 # --- the cache of decoded images --------------------------------------------------------------------------------------
 
 
-def _prepared(spec: DataSpec, cache: Path) -> Path:
+def _as_before(spec: DataSpec, cache: Path, ram_budget: int) -> Splits | None:
+    """The images as they were read before 2026-12, if those are the ones that `spec` remembers."""
+    with contextlib.suppress(BadData):
+        facts, stored = _stored(spec, cache, ram_budget, old=True)
+        splits = _divide(stored, spec, facts)
+        return splits if splits.fingerprint == spec.fingerprint else None
+    return None
+
+
+def _prepared(spec: DataSpec, cache: Path, old: bool = False) -> Path:
     """The folder with the decoded images of `spec.source`; made now if it is not there."""
-    folder = cache / _cache_key(spec)
+    folder = cache / _cache_key(spec, old)
     if (folder / "facts.json").is_file():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
@@ -96,8 +167,8 @@ def _prepared(spec: DataSpec, cache: Path) -> Path:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
         try:
-            decoded = reader(spec.source)(spec, part)
-            _check(decoded, spec.source)
+            with _progress.noted(cache / f"{folder.name}.progress"):
+                decoded = (read_as_before if old else reader(spec.source))(spec, part)
             for name, (images, labels, ids) in decoded.parts.items():
                 np.save(part / f"{name}.labels.npy", labels)
                 np.save(part / f"{name}.source_ids.npy", ids)
@@ -105,12 +176,16 @@ def _prepared(spec: DataSpec, cache: Path) -> Path:
                     np.save(part / f"{name}.images.npy", images)
                 if name in decoded.sizes:
                     np.save(part / f"{name}.sizes.npy", decoded.sizes[name])
+                if name in decoded.paths:
+                    np.save(part / f"{name}.paths.npy", decoded.paths[name])
             facts = {
                 "files": {file.name: [_digest(file), file.stat().st_mtime_ns] for file in part.glob("*.npy")},
                 "classes": decoded.classes,
                 "parts": list(decoded.parts),
                 "notes": decoded.notes,
-                "unreadable": decoded.unreadable,
+                "unreadable": list(decoded.unreadable),
+                "reasons": list(decoded.unreadable.values()),
+                "changed": decoded.changed,
             }
             write_json(part / "facts.json", facts)
             shutil.rmtree(folder, ignore_errors=True)
@@ -146,18 +221,21 @@ def _open(folder: Path, ram_budget: int) -> tuple[dict[str, Any], dict[str, Imag
         # What is too large for memory is read in parts, when they are needed: whole only now, and if it was touched.
         if (stat.st_size <= ram_budget or stat.st_mtime_ns != changed) and _digest(file) != digest:
             raise ValueError
-    facts = {name: tuple(facts[name]) for name in ("classes", "parts", "notes", "unreadable")}
+    told = {name: tuple(facts.get(name, ())) for name in ("classes", "parts", "notes", "unreadable", "reasons")}
+    facts = {**told, "changed": bool(facts.get("changed"))}
     classes = facts["classes"]
     return facts, {name: _open_part(folder, name, classes, ram_budget) for name in facts["parts"]}
 
 
-def _stored(spec: DataSpec, cache: Path, ram_budget: int) -> tuple[dict[str, Any], dict[str, ImageSet]]:
+def _stored(
+    spec: DataSpec, cache: Path, ram_budget: int, old: bool = False
+) -> tuple[dict[str, Any], dict[str, ImageSet]]:
     """What `_open` gives, decoded before and repaired if need be."""
-    folder = _prepared(spec, cache)
+    folder = _prepared(spec, cache, old)
     try:
         return _open(folder, ram_budget)
     except DAMAGED:
-        return _repaired(spec, cache, ram_budget)
+        return _repaired(spec, cache, ram_budget, old)
 
 
 def _digest(file: Path) -> str:
@@ -168,25 +246,30 @@ def _digest(file: Path) -> str:
 def _open_part(folder: Path, name: str, classes: tuple[str, ...], ram_budget: int) -> ImageSet:
     file, labels = folder / f"{name}.images.npy", np.load(folder / f"{name}.labels.npy")
     ids, count = np.load(folder / f"{name}.source_ids.npy"), len(labels)
-    sizes = np.load(folder / f"{name}.sizes.npy") if (folder / f"{name}.sizes.npy").exists() else None
+    sizes, paths = (
+        np.load(folder / f"{name}.{what}.npy") if (folder / f"{name}.{what}.npy").exists() else None
+        for what in ("sizes", "paths")
+    )
     mapped = file.stat().st_size > ram_budget
     images = np.load(file, mmap_mode="r" if mapped else None)
-    if len(images) < count or len(ids) != count or images.ndim != 4 or (sizes is not None and len(sizes) != count):
+    if len(images) < count or len(ids) != count or images.ndim != 4:
+        raise ValueError
+    if any(one is not None and len(one) != count for one in (sizes, paths)):
         raise ValueError
     # there may be rows to spare at the end: of files that turned out to be unreadable
-    rows = MappedRows(images, np.arange(count)) if mapped else images[:count]
-    return ImageSet(rows, labels, ids, classes, sizes)
+    rows = MappedRows(np.asarray(images), np.arange(count)) if mapped else images[:count]
+    return ImageSet(rows, labels, ids, classes, sizes, paths)
 
 
-def _repaired(spec: DataSpec, cache: Path, ram_budget: int) -> tuple[dict[str, Any], dict[str, ImageSet]]:
+def _repaired(spec: DataSpec, cache: Path, ram_budget: int, old: bool) -> tuple[dict[str, Any], dict[str, ImageSet]]:
     """What `_open` gives after the damaged cache was removed and the source decoded again, once."""
-    folder = cache / _cache_key(spec)
+    folder = cache / _cache_key(spec, old)
     with FileLock(lock_of(folder)):
         try:
             return _open(folder, ram_budget)  # another process was first
         except DAMAGED:
             shutil.rmtree(folder, ignore_errors=True)
-    folder = _prepared(spec, cache)
+    folder = _prepared(spec, cache, old)
     try:
         return _open(folder, ram_budget)
     except DAMAGED as error:
@@ -195,28 +278,30 @@ def _repaired(spec: DataSpec, cache: Path, ram_budget: int) -> tuple[dict[str, A
         ) from None
 
 
-def _cache_key(spec: DataSpec) -> str:
+def _cache_key(spec: DataSpec, old: bool = False) -> str:
     """Changes whenever the source's files do (by path, size and modification time), or how they are decoded."""
-    text = hashlib.sha256(json.dumps([FORMAT, spec.source, spec.size]).encode())
+    facts = [OLD_FORMAT if old else FORMAT, spec.source, spec.size, *(["skip"] if spec.skip_unreadable else [])]
+    text = hashlib.sha256(json.dumps(facts).encode())
     if spec.source not in NAMED:
         path = path_of(spec.source)
         text.update(str(path.resolve()).encode(errors="surrogateescape"))
         with contextlib.suppress(OSError):  # gone since it was listed, or not ours to read: the reader will say so
-            for file in [path] if path.is_file() else walk(path):
+            files, left = ([path], {}) if path.is_file() else (old_walk(path), {}) if old else files_below(path)
+            text.update(json.dumps(left).encode() if left else b"")
+            for file in files:
                 stat = file.stat()
                 text.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return text.hexdigest()[:16]
 
 
-def _check(decoded: Decoded, source: str) -> None:
-    if len(decoded.classes) < 2:
+def _check(train: ImageSet, source: str) -> None:
+    if len(train.classes) < 2:
         raise BadData(
             "a classifier needs at least two classes",
-            given=f"{source} has {', '.join(decoded.classes) or 'none'}",
+            given=f"{source} has {', '.join(train.classes) or 'none'}",
             do="put the images into one sub-folder per class",
         )
-    labels = decoded.parts["train"][1] if "train" in decoded.parts else np.empty(0, np.int64)
-    lonely = [name for row, name in enumerate(decoded.classes) if (labels == row).sum() < 3]
+    lonely = [name for row, name in enumerate(train.classes) if (train.labels == row).sum() < 3]
     if lonely:
         raise BadData(
             f"{len(lonely)} classes have fewer than 3 training images",
@@ -228,15 +313,17 @@ def _check(decoded: Decoded, source: str) -> None:
 # --- splits -----------------------------------------------------------------------------------------------------------
 
 
-def _divide(stored: dict[str, ImageSet], spec: DataSpec, notes: tuple[str, ...], unreadable: tuple[str, ...]) -> Splits:
+def _divide(stored: dict[str, ImageSet], spec: DataSpec, facts: dict[str, Any]) -> Splits:
     """Hold out what the source does not bring: test first, then validation; then keep `spec.images` of the rest."""
-    train, said = stored["train"], list(notes)
+    train, said = stored["train"], list(facts["notes"])
+    _check(train, spec.source)
     test, val = stored.get("test"), stored.get("val")
     if test is None:
-        train, test = _hold_out(train, spec.test, salt=b"test", leave=2 if val is None else 1)
+        train, test = _hold_out(train, spec.test, spec, salt=b"test", leave=2 if val is None else 1)
         said.append(f"The source has no test images: {spec.test:.0%} of each class were held out.")
     if val is None:
-        train, val = _hold_out(train, spec.validation, salt=b"validation")
+        train, val = _hold_out(train, spec.validation, spec, salt=b"validation")
+    said += _groups.told(spec, {"train": train, "val": val, "test": test})
     if spec.images is not None:
         if spec.images > len(train) or spec.images < len(train.classes):
             raise BadData(
@@ -246,7 +333,7 @@ def _divide(stored: dict[str, ImageSet], spec: DataSpec, notes: tuple[str, ...],
             )
         if spec.images < len(train):
             salt = b"images%d" % spec.draw if spec.draw else b"images"
-            _, train = _hold_out(train, spec.images / len(train), salt=salt, count=spec.images)
+            _, train = _hold_out(train, spec.images / len(train), spec, salt=salt, count=spec.images)
     if spec.noise:
         train = _mislabelled(train, spec)
         said.append(f"{spec.noise:.0%} of the training labels are wrong on purpose (`noise`).")
@@ -255,7 +342,7 @@ def _divide(stored: dict[str, ImageSet], spec: DataSpec, notes: tuple[str, ...],
         train, val = decided(train, decisions), decided(val, decisions)
         left_out = before - len(train) - len(val)
         said.append(f"{left_out:,} images are left out, by decisions about {len(decisions.by_image):,} images.")
-    return Splits(train, val, test, tuple(said), unreadable)
+    return Splits(train, val, test, tuple(said), facts["unreadable"], facts["reasons"])
 
 
 def _mislabelled(images: ImageSet, spec: DataSpec) -> ImageSet:
@@ -271,13 +358,14 @@ def _mislabelled(images: ImageSet, spec: DataSpec) -> ImageSet:
 
 
 def _hold_out(
-    images: ImageSet, share: float, *, salt: bytes, count: int | None = None, leave: int = 1
+    images: ImageSet, share: float, spec: DataSpec, *, salt: bytes, count: int | None = None, leave: int = 1
 ) -> tuple[ImageSet, ImageSet]:
     """(the rest, the held-out part): stratified, and by what each image shows instead of where it stands.
 
     Within a class, images are ordered by a hash of their source pixels and the first `share` is held out. So the
     division does not depend on file order or on `data.size`, and a larger share only adds to what a smaller one holds.
-    Equal images stay together whatever their labels (no leak through exact duplicates). Where a class would keep fewer
+    Equal images stay together whatever their labels (no leak through exact duplicates), and so do those of one group
+    (`spec.groups`). Where a class would keep fewer
     than `leave` different images, its last are kept. A folder that grows is another dataset, with other splits and
     another fingerprint.
 
@@ -287,7 +375,8 @@ def _hold_out(
         BadData: a class has too few different images to stand on both sides.
     """
     key = np.frombuffer(hashlib.blake2b(salt, digest_size=8).digest(), "<u8")[0]
-    order = _mix(images.ids ^ key)  # a bijection: equal only where the ids are
+    units = images.ids if count is not None else _groups.units(images, _groups.of(spec, images))
+    order = _mix(units ^ key)  # a bijection: equal only where the ids are, or the groups
     if count is not None:
         held = _first(order, images.labels, count)
     else:
@@ -307,7 +396,8 @@ def _hold_out(
             raise BadData(
                 f"{len(short)} classes have too few different images to hold some out",
                 given=", ".join(short[:5]),
-                do="add images, or remove equal ones (in other classes too)",
+                do="add images, or remove equal ones (in other classes too)"
+                + ("; images of one group count as one" if spec.groups else ""),
             )
     return images.take(np.flatnonzero(~held)), images.take(np.flatnonzero(held))
 

@@ -27,10 +27,14 @@ What = Literal["keep", "drop", "once", "relabel"]
 
 @dataclass(frozen=True)
 class Decision:
-    """What was decided about an image; `label` is a class name where it is to have another."""
+    """What was decided about an image; `label` is a class name where it is to have another.
+
+    `path` is the image's file below the source, for people: what counts is its id.
+    """
 
     what: What
     label: str | None = None
+    path: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,9 @@ class Decisions:
         return {
             "source": self.source,
             "decisions": [
-                {"image": f"{image:016x}", "what": made.what} | ({"label": made.label} if made.label else {})
+                {"image": f"{image:016x}", "what": made.what}
+                | ({"label": made.label} if made.label else {})
+                | ({"path": made.path} if made.path else {})
                 for image, made in sorted(self.by_image.items())
             ],
         }
@@ -97,7 +103,8 @@ def _read(lines: Iterable[dict[str, str]]) -> Iterable[tuple[int, Decision]]:
         image = int(line["image"], 16)
         if not 0 <= image < 2**64:
             raise ValueError(f"no image is called {line['image'][:40]}")
-        yield image, Decision(line["what"], line.get("label"))  # type: ignore[arg-type]
+        path = line.get("path")
+        yield image, Decision(line["what"], line.get("label"), path if isinstance(path, str) else None)  # type: ignore[arg-type]
 
 
 def decided(images: ImageSet, decisions: Decisions) -> ImageSet:

@@ -295,6 +295,7 @@ def serve() -> None:
     os.dup2(2, 1)  # whatever a library prints must not get between the answers
     Image.init()
     importlib.import_module("smallalign_core.data._decode")
+    importlib.import_module("smallalign_core.data._pixels").prepare()
     _walls.leave_network()
     _walls.refuse_calls()
     _walls.limit(None, 0)

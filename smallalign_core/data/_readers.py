@@ -20,7 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smallalign_core import limits
-from smallalign_core.data._decode import DISK_FULL, IMAGE_ENDINGS, Decoded, decode, hidden, source_ids, walk
+from smallalign_core.data._decode import DISK_FULL, Decoded, decode, source_ids
+from smallalign_core.data._files import OLD_ENDINGS, Listing, of_folder
+from smallalign_core.data._layout import find, find_as_before
 from smallalign_core.data._zips import DAMAGED as DAMAGED_ZIP, OWNERS, unpack
 from smallalign_core.errors import BadData
 from smallalign_core.files import check_regular
@@ -39,9 +41,6 @@ NAMED: dict[str, str] = {
 FASHION_CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
 
-PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""Folders (in any case) that hold classes instead of being one, and the split that each is."""
-
 Reader = Callable[[DataSpec, Path], Decoded]
 
 
@@ -51,9 +50,9 @@ def reader(source: str) -> Reader:
         return _read_digits if source == "digits" else _read_named
     path = path_of(source)
     if path.is_file() and zipfile.is_zipfile(path):
-        return _read_zip
+        return _read_files
     if path.is_dir():
-        return _read_idx if any(_idx_files(path)) else _read_folder
+        return _read_idx if any(_idx_files(path)) else _read_files
     what = "is neither a folder nor a zip file" if path.exists() else "is not known here, and no such path exists"
     raise BadData(f"the dataset {what}", given=source, do=f"use a path, or one of: {', '.join(NAMED)}")
 
@@ -215,89 +214,69 @@ def _resized(images: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:
     return resized
 
 
-def _visible_folders(folder: Path) -> list[Path]:
-    return sorted(child for child in folder.iterdir() if child.is_dir() and not hidden(child.name))
-
-
-def _splits_of(root: Path) -> dict[str, Path]:
-    """The folders of classes by split: `root` itself is `train` unless it has folders that are called like splits."""
-    folders = _visible_folders(root)
-    known = [child for child in folders if child.name.casefold() in PARTS]
-    if not known:
-        return {"train": root}
-    found = {PARTS[child.name.casefold()]: child for child in known}
-    others = [child for child in folders if child not in known and any(walk(child))]
-    wrong = ""
-    if "train" not in found:
-        wrong = f"there is {known[0].name}/ but no train/"
-    elif len(found) < len(known):
-        wrong = "two folders name the same split"
-    elif others:
-        wrong = "there are folders beside train/ that are neither validation nor test images"
-    elif flat := [child for child in found.values() if not _visible_folders(child) and any(walk(child))]:
-        wrong = f"{flat[0].name}/ has images but no classes"
-    if wrong:
+def _read_files(spec: DataSpec, into: Path) -> Decoded:
+    """A folder, or a zip of one, by the same rules: one sub-folder per class, optionally below parts, or a table."""
+    path = path_of(spec.source)
+    try:
+        return _read_listing(_listed(path, into), spec, into)
+    except BadData as error:  # names are relative to what the user gave
         raise BadData(
-            f"the folder cannot be understood: {wrong}",
-            given=f"{root}: {', '.join(child.name for child in [*known, *others][:8])}",
-            do="use train/, and beside it only val/ and test/, each with one sub-folder per class",
-        )
-    return found
+            error.wrong.replace("the folder", "the zip") if path.is_file() else error.wrong,
+            given=f"{spec.source}: {error.given}" if error.given else spec.source,
+            do=error.do,
+            details=error.details,
+        ) from None
+    finally:
+        shutil.rmtree(into / "unzipped", ignore_errors=True)
 
 
-def _read_folder(spec: DataSpec, into: Path) -> Decoded:
-    """A folder of one sub-folder per class, optionally below train/, val/ and test/."""
-    root = path_of(spec.source)
-    files = {
-        part: {
-            child.name: [file for file in walk(child) if file.suffix.lower() in IMAGE_ENDINGS]
-            for child in _visible_folders(base)
-        }
-        for part, base in _splits_of(root).items()
-    }
-    classes = tuple(name for name, found in files["train"].items() if found)
-    if not classes:
-        loose = sum(1 for file in root.iterdir() if file.suffix.lower() in IMAGE_ENDINGS and not hidden(file.name))
-        raise BadData(
-            "the folder has no classes" + (f", only {loose} images without labels" if loose else ""),
-            given=root,
-            do="put the images (" + ", ".join(sorted(e[1:] for e in IMAGE_ENDINGS)) + ") into one sub-folder per class",
-        )
-    strangers = {name for part in files.values() for name, found in part.items() if found} - set(classes)
-    if strangers:
-        raise BadData(
-            "classes in val/ or test/ are missing from train/",
-            given=", ".join(sorted(strangers)[:5]),
-            do="add training images of them",
-        )
-    entries = {
-        part: [(file, classes.index(name)) for name, found in by_class.items() for file in found]
-        for part, by_class in files.items()
-    }
-    return decode(entries, classes, spec, into, name=lambda file: str(file.relative_to(root)))
-
-
-def _read_zip(spec: DataSpec, into: Path) -> Decoded:
-    """A zip of such a folder: unpacked beside the cache under names of our own, read, and removed."""
-    path, room = path_of(spec.source), into / "unzipped"
+def _listed(path: Path, into: Path) -> Listing:
+    if path.is_dir():
+        return of_folder(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            names = unpack(archive, room, OWNERS)  # an upload was held to closer bounds before it was kept
+            return unpack(archive, into / "unzipped", OWNERS)  # an upload was held to closer bounds before it was kept
     except DAMAGED_ZIP as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise  # not the zip's fault
-        raise BadData("the zip file cannot be read", given=f"{path}: {error}", do="pack it again") from None
+        raise BadData("the zip file cannot be read", given=str(error), do="pack it again") from None
+
+
+def _read_listing(listing: Listing, spec: DataSpec, into: Path) -> Decoded:
+    layout = find(listing)
+    classes = tuple(layout.parts["train"])
+    entries = {
+        part: [(file, classes.index(name)) for name, files in by_class.items() for file in files]
+        for part, by_class in layout.parts.items()
+    }
+    found = decode(entries, classes, spec, into)
+    old = [entry for files in entries.values() for entry, _ in files if entry.ending in OLD_ENDINGS]
+    notes = [*listing.notes, *layout.notes, *found.notes]
+    if (into / "unzipped").is_dir():
+        notes.append(f"{sum(len(part[1]) for part in found.parts.values()):,} files were read from the zip.")
+    changed = found.changed or find_as_before(old).names() != layout.names()
+    return replace(found, notes=tuple(notes), changed=changed)
+
+
+def read_as_before(spec: DataSpec, into: Path) -> Decoded:
+    """A folder or a zip as it was read before 2026-12, for runs of that time.
+
+    Raises:
+        BadData: it has no classes in that way.
+    """
+    path = path_of(spec.source)
     try:
-        while (
-            len(inside := list(room.iterdir())) == 1
-            and inside[0].name.casefold() not in PARTS
-            and inside[0].is_dir()
-            and any(child.is_dir() for child in inside[0].iterdir())
-        ):
-            room = inside[0]  # a zip often holds one folder that holds everything
-        found = _read_folder(spec.model_copy(update={"source": str(room)}), into)
-    except BadData as error:  # name what the user gave, not where we unpacked it
-        raise BadData(error.wrong.replace("the folder", "the zip"), given=path, do=error.do) from None
+        listing = _listed(path, into)
+        layout = find_as_before([one for one in listing.pictures if one.ending in OLD_ENDINGS])
+        classes = tuple(layout.parts["train"])
+        if not set().union(*layout.parts.values()) <= set(classes):
+            raise BadData("classes in val/ or test/ are missing from train/")
+        entries = {
+            part: [(file, classes.index(name)) for name, files in by_class.items() for file in files]
+            for part, by_class in layout.parts.items()
+        }
+        found = decode(entries, classes, spec, into, old=True)
+        note = "These images are read as they were before 2026-12, since that is what the run was made for."
+        return replace(found, notes=(note, *found.notes))
     finally:
         shutil.rmtree(into / "unzipped", ignore_errors=True)
-    return replace(found, notes=(*found.notes, f"{names} files were read from the zip."))

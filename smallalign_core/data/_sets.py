@@ -37,6 +37,7 @@ class ImageSet:
             ids in any dataset, at any `data.size`.
         classes: the class names.
         sizes: int32 [N, 2], the (height, width) of each image's file; None where all came in one array.
+        paths: bytes [N], the file of each image below the source, in UTF-8; None where all came in one array.
     """
 
     images: NDArray[np.uint8] | MappedRows
@@ -44,6 +45,7 @@ class ImageSet:
     ids: NDArray[np.uint64]
     classes: tuple[str, ...]
     sizes: NDArray[np.int32] | None = None
+    paths: NDArray[np.bytes_] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,7 +60,12 @@ class ImageSet:
         """The images at `rows`, in that order."""
         images = self.images.take(rows) if isinstance(self.images, MappedRows) else self.images[rows]
         sizes = None if self.sizes is None else self.sizes[rows]
-        return replace(self, images=images, labels=self.labels[rows], ids=self.ids[rows], sizes=sizes)
+        paths = None if self.paths is None else self.paths[rows]
+        return replace(self, images=images, labels=self.labels[rows], ids=self.ids[rows], sizes=sizes, paths=paths)
+
+    def path(self, row: int) -> str | None:
+        """The file of one image below the source; None where it has none."""
+        return None if self.paths is None else bytes(self.paths[row]).decode(errors="replace")
 
     def relabelled(self, labels: NDArray[np.int64]) -> ImageSet:
         """The same images with other labels [N]."""
@@ -90,6 +97,8 @@ class Splits:
     test: ImageSet
     notes: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+    """Why each of `unreadable` is."""
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -12,21 +12,34 @@ import lzma
 import re
 import stat
 import struct
-import unicodedata
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from smallalign_core import limits
-from smallalign_core.data._decode import IMAGE_ENDINGS, hidden
+from smallalign_core.data._files import (
+    IMAGE_ENDINGS,
+    MAX_TABLE,
+    NO_PICTURES,
+    READ,
+    SNIFFED,
+    TABLES,
+    Entry,
+    Listing,
+    kind_of,
+    left_note,
+    sorted_out,
+    zip_names,
+)
+from smallalign_core.data._names import hidden, page_note, shown, unseen
 from smallalign_core.errors import BadData
 
 MB = 1024**2
 MOST_OF_NAME, MOST_OF_PATH = 120, 500
-ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".jar", ".whl", ".zst", ".lzma"}
 ENTRY_BYTES = 400  # of the directory, on average: 46 and the name
 NOTICED = MB  # an entry below this is no bomb, however well it packs: a blank bitmap does
 
@@ -36,7 +49,7 @@ class Bounds:
     """What a zip may hold. Sizes in bytes.
 
     Attributes:
-        strict: whether it comes from a visitor: then every entry must be harmless, not only the images.
+        strict: whether it comes from a visitor: then names must be harmless wherever it is unpacked.
     """
 
     entries: int
@@ -99,84 +112,133 @@ def check_upload(content: bytes) -> None:
     look(file, bounds)
     try:
         with zipfile.ZipFile(file) as archive:
-            found = images(archive, bounds)
+            found = [name for _, name in images(archive, bounds) if Path(name).suffix.lower() not in TABLES]
     except DAMAGED as error:
         raise BadData("the zip file cannot be read", given=str(error), do="pack it again") from None
     if not found:
-        endings = ", ".join(sorted(ending[1:] for ending in IMAGE_ENDINGS))
-        raise BadData("the zip holds no images", do=f"put images ({endings}) into one sub-folder per class")
+        raise BadData("the zip holds no images", do="put images into one sub-folder per class")
 
 
-def images(archive: zipfile.ZipFile, bounds: Bounds) -> list[zipfile.ZipInfo]:
-    """The entries that are images; nothing is unpacked.
+Named = tuple[zipfile.ZipInfo, str]
+"""An entry and its name as it is read, with `/` between folders."""
+
+
+def images(archive: zipfile.ZipFile, bounds: Bounds) -> list[Named]:
+    """The entries that may be images, or tables of labels; nothing is unpacked.
 
     Raises:
-        BadData: names that leave the folder, cannot be files everywhere or meet; links, devices and encrypted entries;
-            entries that share bytes; too many, too large, or packed too well; from visitors also archives inside.
+        BadData: names that leave the folder, or from visitors cannot be files everywhere or meet; links, devices and
+            encrypted entries; entries that share bytes; too many, too large, or packed too well.
     """
+    return _sorted(archive, bounds)[0]
+
+
+def _sorted(archive: zipfile.ZipFile, bounds: Bounds) -> tuple[list[Named], list[Named], list[str]]:
+    """(what `images` gives, all other files but what systems leave behind, notes about names)."""
     listed = archive.infolist()
-    found = [entry for entry in listed if _ending(entry) in IMAGE_ENDINGS]
+    names, page = zip_names(listed)
+    left: Counter[str] = Counter()
+    found: list[Named] = []
+    others: list[Named] = []
+    for entry, name in zip(listed, names, strict=True):
+        parts = name.split("/")
+        if "\\" not in name and any(hidden(part) for part in parts if part not in (".", "..")):
+            left.update(shown(one) for one in parts[:-1] if hidden(one) and not one.startswith("."))
+        elif not name.endswith("/"):
+            (found if _wanted(archive, entry, name) else others).append((entry, name))
     if len(listed if bounds.strict else found) > bounds.entries:
         what = "entries" if bounds.strict else "images"
         raise BadData(
             f"the zip has over {bounds.entries:,} {what}", given=len(found), do="unpack it and give the folder's path"
         )
-    for entry in listed if bounds.strict else found:
-        _check_entry(entry, bounds)
-    found = [entry for entry in found if not any(map(hidden, entry.filename.split("/")))]
-    _check_meeting(found)
-    _check_sizes(archive, listed if bounds.strict else found, bounds)
-    return found
+    for entry, name in found:
+        _check_entry(entry, name, bounds)
+    _check_meeting(found, bounds)
+    chosen = [entry for entry, _ in found]
+    _check_sizes(archive, chosen, listed if bounds.strict else chosen, bounds)
+    notes = left_note(Counter(dict.fromkeys(left, 1)))
+    return found, others, [*page_note(page, "the zip"), *notes]
 
 
-def unpack(archive: zipfile.ZipFile, room: Path, bounds: Bounds) -> int:
-    """Unpack the images only, counting what is really written: an archive's own sizes may lie. Returns how many.
+def _wanted(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> bool:
+    """Whether an entry is unpacked: by its ending, or by its first bytes where that says nothing."""
+    ending = Path(name).suffix.lower()
+    if ending in IMAGE_ENDINGS:
+        return True
+    if ending in TABLES:
+        return entry.file_size <= MAX_TABLE
+    if ending in NO_PICTURES or entry.flag_bits & 0x2041 or entry.compress_type not in PLAIN:
+        return False
+    try:
+        with archive.open(entry) as stream:
+            return kind_of(stream.read(SNIFFED)) in READ
+    except DAMAGED:
+        return False
+
+
+def unpack(archive: zipfile.ZipFile, room: Path, bounds: Bounds) -> Listing:
+    """Unpack what may be an image under numbers, counting what is really written: an archive's own sizes may lie.
 
     Raises:
         BadData: as `images`; or there is more in it than it says.
     """
-    entries, written = images(archive, bounds), 0
-    for entry in entries:
-        target = room.joinpath(*unicodedata.normalize("NFC", entry.filename).split("/"))
-        target.parent.mkdir(parents=True, exist_ok=True)
+    entries, others, notes = _sorted(archive, bounds)
+    written, unpacked = 0, []
+    room.mkdir(parents=True, exist_ok=True)
+    for number, (entry, name) in enumerate(entries):
+        ending = re.sub("[^a-z0-9]", "", Path(name).suffix.lower())[:8]
+        target = room / (f"{number:06d}.{ending}" if ending else f"{number:06d}")
         with archive.open(entry) as source, target.open("xb") as sink:
             while chunk := source.read(1 << 20):
                 written += len(chunk)
                 if written > bounds.total or sink.tell() + len(chunk) > bounds.entry:
                     raise _too_large(entry)
                 sink.write(chunk)
-    room.mkdir(parents=True, exist_ok=True)
-    return len(entries)
+        unpacked.append(Entry(_parts(name), target))
+    rest = [Entry(_parts(name), Path(archive.filename or room)) for _, name in others if _parts(name)]
+    return sorted_out([*unpacked, *rest], notes=notes)
 
 
-def _ending(entry: zipfile.ZipInfo) -> str:
-    """The ending of a file's name; none for a folder. (`ZipInfo.is_dir` fails for an empty name.)"""
-    return "" if entry.filename.endswith("/") else Path(entry.filename).suffix.lower()
+def _parts(name: str) -> tuple[str, ...]:
+    return tuple(shown(part) for part in name.split("/") if part not in ("", "."))
 
 
-def _check_entry(entry: zipfile.ZipInfo, bounds: Bounds) -> None:
-    wrong = _wrong_name(entry.orig_filename) or _wrong_name(entry.filename)
+def _check_entry(entry: zipfile.ZipInfo, name: str, bounds: Bounds) -> None:
+    wrong = _wrong_name(name, bounds)
+    if wrong is None and bounds.strict and unseen(entry.orig_filename):
+        wrong = UNSEEN
     do = "pack it again with plain names below the folder"
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if wrong is None and kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         wrong, do = "a link or a device", "pack it again with the files themselves"
     if wrong is None and entry.flag_bits & 0x2041:  # encrypted, strongly, or its directory
         wrong, do = "an encrypted file", "pack it again without a password"
-    if wrong is None and bounds.strict and _ending(entry) in ARCHIVES:
-        wrong, do = "another archive, which is not opened", "unpack that one first"
-    if wrong is None and bounds.strict and entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+    if wrong is None and bounds.strict and entry.compress_type not in PLAIN:
         wrong, do = "a file packed in an unusual way", "pack it again with an ordinary zip program"
     if wrong:
         raise BadData(f"the zip holds {wrong}", given=ascii(entry.orig_filename), do=do)
 
 
-def _wrong_name(name: str) -> str | None:
-    """What is wrong with an entry's name, as after "the zip holds"; None if nothing is."""
+PLAIN = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+UNSEEN = "a name with characters that cannot be seen"
+
+
+def _wrong_name(name: str, bounds: Bounds) -> str | None:
+    """What is wrong with an entry's name, as after "the zip holds"; None if nothing is.
+
+    No name becomes a file here. What a visitor sends is kept, though, and may be unpacked elsewhere by other programs.
+    """
     parts = name.removesuffix("/").split("/")
-    if name.startswith("/") or "\\" in name or ".." in parts or re.match("[A-Za-z]:", name):
+    if name.startswith("/") or ".." in parts or re.match("[A-Za-z]:", name):
         return "a name that leaves its folder"
-    if any(unicodedata.category(letter) in ("Cc", "Cs") or letter in BIDI for letter in name):
-        return "a name with characters that cannot be seen"
+    if not _parts(name):
+        return "a file without a name"
+    if not bounds.strict:
+        return None
+    if "\\" in name:
+        return "a name with backslashes beside names with slashes"
+    if unseen(name):
+        return UNSEEN
     if len(name) > MOST_OF_PATH or any(len(part) > MOST_OF_NAME or len(part.encode()) > 255 for part in parts):
         return "a name that is too long"
     if any(part in ("", ".") or part != part.rstrip(". ") or RESERVED.fullmatch(part) for part in parts):
@@ -184,22 +246,19 @@ def _wrong_name(name: str) -> str | None:
     return None
 
 
-BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""Characters that turn the text around them, so that a name is not what it looks like."""
-
 RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 """What Windows takes for devices."""
 
 
-def _check_meeting(entries: Sequence[zipfile.ZipInfo]) -> None:
-    """Names that would be one file, or folders that would be one class, where case or composition does not count."""
+def _check_meeting(entries: Sequence[Named], bounds: Bounds) -> None:
+    """Names that would be one file; from visitors also where case does not count, and folders that would be one."""
     spelled: dict[str, str] = {}
     files: set[str] = set()
-    for entry in entries:
+    for entry, name in entries:
         path = ""
-        for part in unicodedata.normalize("NFC", entry.filename).split("/"):
+        for part in _parts(name):
             path += "/" + part
-            known = spelled.setdefault(path.casefold(), path)
+            known = spelled.setdefault(path.casefold() if bounds.strict else path, path)
             if known != path:
                 raise _meet(entry)
         if path in files:
@@ -217,7 +276,10 @@ def _meet(entry: zipfile.ZipInfo) -> BadData:
     )
 
 
-def _check_sizes(archive: zipfile.ZipFile, entries: Sequence[zipfile.ZipInfo], bounds: Bounds) -> None:
+def _check_sizes(
+    archive: zipfile.ZipFile, entries: Sequence[zipfile.ZipInfo], apart: Sequence[zipfile.ZipInfo], bounds: Bounds
+) -> None:
+    """Sizes of `entries`, which are unpacked, and that those of `apart` share no bytes."""
     for entry in entries:
         well = entry.file_size > NOTICED and entry.file_size > bounds.ratio * max(1, entry.compress_size)
         if entry.file_size > bounds.entry or well:
@@ -231,7 +293,7 @@ def _check_sizes(archive: zipfile.ZipFile, entries: Sequence[zipfile.ZipInfo], b
         )
     end, file = 0, archive.fp
     assert file is not None
-    for entry in sorted(entries, key=lambda entry: entry.header_offset):
+    for entry in sorted(apart, key=lambda entry: entry.header_offset):
         file.seek(entry.header_offset + 26)
         lengths = file.read(4)
         if entry.header_offset < end or len(lengths) < 4:

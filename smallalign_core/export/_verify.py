@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from smallalign_core import classnames, data, foreign, jail
 from smallalign_core.data import ImageSet, Splits
-from smallalign_core.errors import BadInput, BadModel
+from smallalign_core.errors import BadData, BadInput, BadModel
 from smallalign_core.evaluate import logits_of, score
 from smallalign_core.export._proof import GATES, parity
 from smallalign_core.export._runtime import METADATA, at_once, check_doors, nhwc, read_metadata
@@ -141,7 +141,12 @@ def _ours(
     known = None
     with contextlib.suppress(BadInput) if run is None else contextlib.nullcontext():
         known = store.finished(asked) if asked else None
-    splits = _images_for(told, known, store, data_source)
+    try:
+        splits = _images_for(told, known, store, data_source)
+    except BadData as error:
+        if data_source is not None or run is not None:
+            raise
+        return _unscored(told, asked, f"nothing: accuracy was not checked, since {error.wrong}; name --data")
     images = splits.test
     answers, latency = _answered(content, images, at_once(told, *images.shape[1:]))
     if answers.shape[1] != len(images.classes):
@@ -167,6 +172,22 @@ def _ours(
         "same_images": same_images,
         "run": asked,
         "precision": precision,
+        "loss": told.get("loss"),
+        "flagged": any(one.get("flagged") for one in told.get("loss", {}).values()),
+    }
+
+
+def _unscored(told: dict[str, Any], asked: str | None, why: str) -> dict[str, Any]:
+    """What is known of an export of ours without its images: its seal, its doors, and what it says of itself."""
+    return {
+        **dict.fromkeys((*COMPARED, "accuracy", "p50_ms", "p95_ms", "proof")),
+        "images": 0,
+        "ok": True,
+        "compared_with": why,
+        "promised_accuracy": told.get("scores", {}).get("test", {}).get("accuracy"),
+        "same_images": None,
+        "run": asked,
+        "precision": told.get("precision", "fp32"),
         "loss": told.get("loss"),
         "flagged": any(one.get("flagged") for one in told.get("loss", {}).values()),
     }

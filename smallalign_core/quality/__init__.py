@@ -47,7 +47,7 @@ from smallalign_core.steps import Work
 from smallalign_core.store import Run, Store
 
 METHODS = ("auto", "votes", "teacher", "pixels")
-VERSION = 1
+VERSION = 2
 """Raised when a finding starts to mean something else; then what was kept no longer answers."""
 SIDE = 16
 """Pixels a side that labels are judged by."""
@@ -182,9 +182,9 @@ class Looking:
         found = QualityReport(
             source=self.spec.source,
             fingerprint=self.splits.fingerprint,
-            classes=names,
+            classes=tuple(sorted(names, key=data.natural)),
             images=len(atlas.rows),
-            counts={name: part.counts() for name, part in self.parts.items()},
+            counts={name: data.in_order(part.counts()) for name, part in self.parts.items()},
             method=self._method(int(voted.sum()), votes.runs, float(agreed[own].mean())),
             near=_twins.WORDS,
             unreadable=self.splits.unreadable,
@@ -193,10 +193,10 @@ class Looking:
             label_issues=issues,
             pairs=tuple(Pair((names[a], names[b]), share, round(share * self.learned)) for a, b, share in confused),
             outliers=tuple(
-                Outlier(*_at(atlas, row), float(score))
+                Outlier(*_at(atlas, row), float(score), path=atlas.path(row))
                 for row, score in zip(*_oddities.outliers(judged.distance), strict=True)
             ),
-            pixels=tuple(PixelIssue(*_at(atlas, row), kind, value) for kind, row, value in odd),
+            pixels=tuple(PixelIssue(*_at(atlas, row), kind, value, path=atlas.path(row)) for kind, row, value in odd),
             hard=_hard(atlas, votes),
             warnings=(
                 *self._warnings(1 - disputed / max(1, self.learned - suspected)),
@@ -282,7 +282,8 @@ def _issues(atlas: _twins.Atlas, probabilities: NDArray[np.float64], learned: in
             suspects.rows + begin, suspects.scores, suspects.sure, suspects.suggested, strict=True
         ):
             given = atlas.classes[atlas.labels[row]]
-            found.append(LabelIssue(*_at(atlas, row), given, atlas.classes[suggested], float(score), bool(sure)))
+            at, like = _at(atlas, row), atlas.classes[suggested]
+            found.append(LabelIssue(*at, given, like, float(score), bool(sure), path=atlas.path(row)))
     return tuple(sorted(found, key=lambda issue: issue.score))
 
 
@@ -301,6 +302,7 @@ def _hard(atlas: _twins.Atlas, votes: _asked.Votes) -> tuple[Hard, ...]:
             int(votes.learned_by[row]) or None,
             float(votes.right[row]),
             int(votes.count[row]),
+            path=atlas.path(row),
         )
         for row in rows
     )
@@ -327,11 +329,25 @@ def quality(
     Returns:
         `done`: the share that is done, and when that is all: `report` as `QualityReport.as_dict`, and `words`.
     """
-    asked = Looking(store, parse_data(source), method, teacher)
-    if not start and asked.kept is None:
+    spec = parse_data(source)
+    question = json.dumps([str(store.root.resolve()), spec.model_dump(mode="json"), method, teacher])
+    asked = _LOOKING.get(question) or Looking(store, spec, method, teacher)
+    if not start and asked.kept is None and question not in _LOOKING:
         return {"done": 0.0}
-    question = f"quality {store.root.resolve()} {asked.key}"
-    found, done = steps.advance(question, asked.report, patience)
+    # Kept while it goes on: its images are loaded once, however often somebody looks how far it is.
+    _LOOKING[question] = asked
+    while len(_LOOKING) > steps.KEPT:
+        _LOOKING.pop(next(iter(_LOOKING)))
+    try:
+        found, done = steps.advance(f"quality {question} {asked.key}", asked.report, patience if start else 0.0)
+    except BaseException:
+        _LOOKING.pop(question, None)
+        raise
     if found is None:
         return {"done": done}
+    _LOOKING.pop(question, None)
     return {"done": 1.0, "report": found.as_dict(), "words": found.words()}
+
+
+_LOOKING: dict[str, Looking] = {}
+"""Looks that are not finished, by what was asked."""

@@ -147,10 +147,11 @@ def _changed(found: Decisions, changes: Sequence[Change]) -> Decisions:
 
 def _plain(changes: Sequence[Change]) -> list[list[str | None]]:
     return [
-        [f"{image:016x}", *((made.what, made.label) if made is not None else (None, None))] for image, made in changes
+        [f"{image:016x}", *((made.what, made.label, made.path) if made is not None else (None, None))]
+        for image, made in changes
     ]
 
 
 def _read(line: list[Any]) -> Change:
-    image, what, label = line
-    return int(image, 16), Decision(what, label) if what else None
+    image, what, label, *path = line
+    return int(image, 16), Decision(what, label, *path) if what else None

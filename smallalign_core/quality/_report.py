@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from smallalign_core.data import Decision, Decisions
@@ -11,11 +12,18 @@ from smallalign_core.data import Decision, Decisions
 
 @dataclass(frozen=True)
 class Place:
-    """One image: its split, its row in that split of the undecided data, and its id as 16 hexadecimal digits."""
+    """One image: its split, its row in that split of the undecided data, its id as 16 hexadecimal digits, and its file
+    below the source; None where all came in one array."""
 
     split: str
     row: int
     id: str
+    path: str | None = field(default=None, kw_only=True)
+
+    @property
+    def where(self) -> str:
+        """The image as people find it."""
+        return self.path or f"{self.split} {self.row}"
 
 
 @dataclass(frozen=True)
@@ -188,12 +196,16 @@ class QualityReport:
         """
         drop = {int(issue.id, 16) for issue in self.label_issues if issue.sure and issue.split != "test"}
         drop |= {int(leak.train.id, 16) for leak in self.leaks if leak.kind == "exact"}
+        places = [*self.label_issues, *(leak.train for leak in self.leaks)]
+        places += [image for group in self.duplicates for image in group.images if image.split != "test"]
+        paths = {int(place.id, 16): place.path for place in reversed(places)}
         once: set[int] = set()
         for group in self.duplicates:
             copies = [int(image.id, 16) for image in group.images if image.split != "test"]
             if group.kind == "exact" and len(copies) > 1:
                 (once if group.same_label else drop).add(copies[0])
-        made = dict.fromkeys(once - drop, Decision("once")) | dict.fromkeys(drop, Decision("drop"))
+        made = {one: Decision("once", path=paths.get(one)) for one in once - drop}
+        made |= {one: Decision("drop", path=paths.get(one)) for one in drop}
         return Decisions(self.source, made)
 
     def words(self) -> str:
@@ -214,20 +226,26 @@ def _lines(report: QualityReport) -> list[str]:
             f"{kind} duplicates: {len(groups):,} groups, {spare:,} images too many"
             + (f", {torn:,} groups labelled in different ways" if torn else "")
         )
+        lines += [f"  {_listed(one.images)}" for one in groups[:3]]
     tests = {leak.test.row for leak in report.leaks}
     lines.append(
         f"leaks: {len(tests):,} test images are also among training or validation images"
         + (f" ({sum(leak.kind == 'near' for leak in report.leaks):,} pairs are near duplicates)" if tests else "")
     )
+    for leak in report.leaks[:3]:
+        lines.append(f"  {leak.test.where} is {'' if leak.kind == 'exact' else 'nearly '}{leak.train.where}")
     sure = sum(issue.sure for issue in report.label_issues)
     lines.append(f"suspected labels: {len(report.label_issues):,}, of which {sure:,} are sure ({report.method})")
     for issue in report.label_issues[:5]:
-        lines.append(f"  {issue.split} {issue.row}: labelled {issue.given}, looks like {issue.suggested}")
+        lines.append(f"  {issue.where}: labelled {issue.given}, looks like {issue.suggested}")
     for pair in report.pairs[:3]:
         lines.append(f"  confused: {pair.classes[0]} and {pair.classes[1]}, about {pair.images:,} images")
-    lines.append(f"outliers: {len(report.outliers):,}")
+    lines.append(f"outliers: {len(report.outliers):,}{_first(report.outliers)}")
     kinds = Counter(one.kind for one in report.pixels)
-    lines.append("pixels: " + (", ".join(f"{count:,} {kind}" for kind, count in kinds.items()) or "nothing odd"))
+    odd = [
+        f"{count:,} {kind}{_first([one for one in report.pixels if one.kind == kind])}" for kind, count in kinds.items()
+    ]
+    lines.append("pixels: " + (", ".join(odd) or "nothing odd"))
     if report.hard:
         never = sum(one.learned_by is None for one in report.hard)
         lines.append(f"hard examples: {never:,} of {len(report.hard):,} images with votes are learned by no student")
@@ -239,6 +257,15 @@ def _balance(tally: dict[str, int]) -> str:
     if tally[least] == tally[most]:
         return f", {tally[most]:,} of each class"
     return f", from {tally[least]:,} of {least} to {tally[most]:,} of {most}"
+
+
+def _listed(places: Sequence[Place]) -> str:
+    more = f" and {len(places) - 4:,} more" if len(places) > 4 else ""
+    return ", ".join(place.where for place in places[:4]) + more
+
+
+def _first(places: Sequence[Place]) -> str:
+    return _some(tuple(place.where for place in places))
 
 
 def _some(names: tuple[str, ...]) -> str:

@@ -148,13 +148,19 @@ class Atlas:
         self.ids = np.concatenate([part.ids for part in splits.values()])
         self.labels = np.concatenate([part.labels for part in splits.values()])
         self.classes = next(iter(splits.values())).classes
+        self._splits = splits
 
     def place(self, row: int | np.integer[Any]) -> Place:
-        return Place(str(self.names[row]), int(self.rows[row]), f"{int(self.ids[row]):016x}")
+        split, at = str(self.names[row]), int(self.rows[row])
+        return Place(split, at, f"{int(self.ids[row]):016x}", path=self._splits[split].path(at))
+
+    def path(self, row: int | np.integer[Any]) -> str | None:
+        """The file of a row below the source."""
+        return self.place(row).path
 
     def labelled(self, row: int | np.integer[Any]) -> LabelledPlace:
         at = self.place(row)
-        return LabelledPlace(at.split, at.row, at.id, self.classes[self.labels[row]])
+        return LabelledPlace(at.split, at.row, at.id, self.classes[self.labels[row]], path=at.path)
 
 
 def exact(ids: NDArray[np.uint64]) -> list[NDArray[np.int64]]:

@@ -267,8 +267,8 @@ def canonical(part: Part) -> dict[str, Any]:
         if name == "kind" or field.is_required() or value != field.get_default(call_default_factory=True):
             written[name] = _plain(value)
     if isinstance(part, DataSpec) and part.fingerprint:
-        del written["source"]
-        written.pop("decisions", None)
+        for name in ("source", "decisions", "groups", "skip_unreadable"):  # a fingerprint says what they led to
+            written.pop(name, None)
     if isinstance(part, Borrowed) and part.weights_sha256:
         del written["weights"]
     return written

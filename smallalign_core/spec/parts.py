@@ -51,6 +51,18 @@ class DataSpec(Part):
         str | None,
         Field(max_length=1000, description="A file of decisions about single images: which to drop or relabel."),
     ] = None
+    groups: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=1000,
+            description="Keep images of one person, patient or original on one side of the split: a regular expression "
+            "for the part of a path that names it, or a CSV file with the columns filename and group.",
+        ),
+    ] = None
+    skip_unreadable: Annotated[
+        bool, Field(description="Leave out images that cannot be read, however many they are; each is named.")
+    ] = False
     fingerprint: Annotated[
         str | None,
         Field(pattern="^[0-9a-f]{16}$", description="Digest of the images; filled in.", json_schema_extra=FILLED_IN),

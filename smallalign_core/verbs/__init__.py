@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json as jsonlib
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from smallalign_core import data
 from smallalign_core.errors import Refused, printable
 from smallalign_core.store import check_root
 
@@ -55,8 +59,65 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Override one field: optimizer.lr=0.01. May be repeated.")
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, xpu.")]
+MovedOption = Annotated[
+    str | None, typer.Option("--data", help="Where the run's images are now; they are known by their fingerprint.")
+]
 Reference = Annotated[str, typer.Argument(metavar="RUN", help="An id, the beginning of one, a zoo name, or a path.")]
 MODELS = Path("models")
+
+
+@contextlib.contextmanager
+def progress(what: str) -> Iterator[Callable[[float], None]]:
+    """A bar on stderr, or where that is no terminal a line for each tenth of the way; called with the share done."""
+    if progress_console.is_terminal:
+        with Progress(console=progress_console, transient=True) as bar:
+            task = bar.add_task(what, total=1.0)
+            yield lambda done: bar.update(task, completed=done)
+        return
+    said = 0
+
+    def told(done: float) -> None:
+        nonlocal said
+        if (tenth := int(10 * done + 1e-9)) > said:
+            said = tenth
+            sys.stderr.write(f"{what}: {10 * tenth} %\n")
+            sys.stderr.flush()
+
+    yield told
+
+
+@contextlib.contextmanager
+def decoding() -> Iterator[None]:
+    """Show how far it is wherever a dataset is decoded meanwhile."""
+    with contextlib.ExitStack() as bar:
+        shown: list[Callable[[float], None]] = []
+
+        def told(done: int, total: int) -> None:
+            if not shown and done >= total:
+                return  # it was quick
+            if not shown:
+                shown.append(bar.enter_context(progress("reading images")))
+            shown[0](done / max(1, total))
+            if done >= total:
+                bar.close()
+                shown.clear()
+
+        with data.watching(told):
+            yield
+
+
+@contextlib.contextmanager
+def found_at(source: str | None) -> Iterator[None]:
+    """Look for runs' images where --data says; what was found elsewhere is said on stderr."""
+    with data.found_at(source) as notes:
+        yield
+    for note in notes:
+        tell(note)
+
+
+def tell(note: str) -> None:
+    """Say something beside the answer."""
+    progress_console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
 
 
 def answer(value: dict[str, Any], as_json: bool, text: str | Table) -> None:

@@ -6,16 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.progress import Progress
 
-from smallalign_core import desk, quality
+from smallalign_core import desk, quality, steps
 from smallalign_core.errors import BadInput
 from smallalign_core.spec import parse_data, set_field
 from smallalign_core.store import Store
-from smallalign_core.verbs import MODELS, JsonOption, SetOption, StoreOption, answer, progress_console
-
-PATIENCE = 1.0
-"""Seconds between two looks at how far the work is."""
+from smallalign_core.verbs import MODELS, JsonOption, SetOption, StoreOption, answer, progress
 
 Method = Literal["auto", "votes", "teacher", "pixels"]
 
@@ -41,16 +37,13 @@ def inspect(
         raise BadInput("decisions go into a new file of an existing folder", given=decide, do="choose another name")
     asked: dict[str, Any] = parse_data(fields).model_dump(mode="json")
     facts = desk.inspect(place, asked)
-    quality.quality(place, asked, method, teacher, start=False)  # what cannot be is refused before there is a bar
-    with Progress(console=progress_console) as bar:
-        task = bar.add_task("looking", total=1.0)
-        while "report" not in (found := quality.quality(place, asked, method, teacher, patience=PATIENCE)):
-            bar.update(task, completed=found["done"])
-        bar.update(task, completed=1.0)
-    text = "\n".join([found["words"], *(f"note: {note}" for note in facts["notes"])])
+    looking = quality.Looking(place, parse_data(asked), method, teacher)  # what cannot be is refused before any bar
+    with progress("looking") as told:
+        found = steps.finish(looking.report(), told)
+    text = "\n".join([found.words(), *(f"note: {note}" for note in facts["notes"])])
     if decide is not None:
-        made = quality.QualityReport.from_dict(found["report"]).decisions()
+        made = found.decisions()
         made.write(decide)
         counts = ", ".join(f"{count:,} {what}" for what, count in made.count().items()) or "nothing to decide"
         text += f"\n{decide}: {counts}; name it in a spec as `data.decisions`"
-    answer({**facts, **found["report"], "words": found["words"]}, json, text)
+    answer({**facts, **found.as_dict(), "words": found.words()}, json, text)

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.progress import Progress
 
 from smallalign_core import judging
 from smallalign_core.machine import set_threads
 from smallalign_core.store import Store
-from smallalign_core.verbs import MODELS, JsonOption, StoreOption, answer, progress_console
+from smallalign_core.verbs import MODELS, JsonOption, MovedOption, StoreOption, answer, found_at, progress
 
 PATIENCE = 1.0
 """Seconds between two looks at how far the work is."""
@@ -33,14 +32,34 @@ def compare(
     ms: Annotated[float | None, typer.Option("--max-ms", help="Longest p50 of one image; with --table.")] = None,
     accuracy: Annotated[float | None, typer.Option("--min-accuracy", help="0 to 1; with --table.")] = None,
     report: Annotated[Path | None, typer.Option("--report", help="Write all of it as one HTML file, and JSON.")] = None,
+    data_source: MovedOption = None,
     store: StoreOption = MODELS,
     json: JsonOption = False,
 ) -> None:
     """Agreement, who is right where, calibration, and McNemar's test, for two or more runs on the same images."""
+    set_threads()
+    with found_at(data_source):
+        _compare(
+            Store(store), [teacher, *students], split, robustness, table, kb, ms, accuracy, precision, report, json
+        )
+
+
+def _compare(
+    place: Store,
+    runs: list[str],
+    split: Literal["test", "val"],
+    robustness: bool,
+    table: bool,
+    kb: float | None,
+    ms: float | None,
+    accuracy: float | None,
+    precision: str,
+    report: Path | None,
+    json: bool,
+) -> None:
     from smallalign_core import compare as comparing, frontier as fronts, report as reporting, robustness as bearing
 
-    set_threads()
-    place, runs = Store(store), [teacher, *students]
+    teacher, *students = runs
     numbers = {"kb": kb, "ms": ms, "accuracy": accuracy}
     limits: dict[str, Any] = {**numbers, "precision": precision}
     fronts.Limits(**limits).check()
@@ -68,8 +87,7 @@ def compare(
 
 def _waited(what: str, ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The whole answer to a question that is answered in steps, with a progress bar on stderr."""
-    with Progress(console=progress_console, transient=True) as bar:
-        task = bar.add_task(what, total=1.0)
+    with progress(what) as told:
         while (held := ask())["done"] < 1:
-            bar.update(task, completed=held["done"])
+            told(held["done"])
     return held

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress
 
-from smallalign_core import desk, worker
+from smallalign_core import data, desk, worker
 from smallalign_core.errors import BadInput
 from smallalign_core.store import Store
-from smallalign_core.verbs import MODELS, JsonOption, StoreOption, answer, progress_console
+from smallalign_core.verbs import MODELS, JsonOption, MovedOption, StoreOption, answer, found_at, progress_console
 from smallalign_core.verbs.training import train_all
 
 PATIENCE = 0.5
@@ -30,12 +30,17 @@ def landscape(
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", help="Runs of each width.")] = 3,
     cost: Annotated[bool, typer.Option("--cost", help="Only say what looking would cost.")] = False,
+    data_source: MovedOption = None,
     store: StoreOption = MODELS,
     json: JsonOption = False,
 ) -> None:
     """Slices, barriers, curvature and how well gradients foretell each other, on the run's own loss and images."""
     worker.set_threads()
     place = Store(store)
+    if data_source is not None:
+        with found_at(data_source):  # and remembered
+            for name in runs:
+                data.load(place.finished(name).data, place.data_cache)
     measures = measure or ["line", "curvature", "predictiveness"]
     if widths is not None:
         runs = _ladder(place, runs, widths, seeds)

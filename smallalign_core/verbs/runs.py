@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from smallalign_core import data
 from smallalign_core.errors import BadInput, Refused, SmallAlignError
 from smallalign_core.store import Run, Store
-from smallalign_core.verbs import MODELS, JsonOption, Reference, StoreOption, answer, percent
+from smallalign_core.verbs import MODELS, JsonOption, MovedOption, Reference, StoreOption, answer, found_at, percent
 
 app = typer.Typer(help="List runs, or act on one.", invoke_without_command=True)
 
@@ -114,12 +115,17 @@ def _ask(reference: str, request: str, store: Path, as_json: bool) -> None:
 
 
 @app.command("resume")
-def runs_resume(reference: Reference, store: StoreOption = MODELS, json: JsonOption = False) -> None:
+def runs_resume(
+    reference: Reference, data_source: MovedOption = None, store: StoreOption = MODELS, json: JsonOption = False
+) -> None:
     """Queue a stopped run again; it goes on from its last checkpoint."""
     place = Store(store)
     run = place.run(reference)
     if not run.state.resumable:
         raise Refused(f"there is nothing to resume: the run is {run.state}", given=run.name)
+    if data_source is not None:
+        with found_at(data_source):  # from now on the worker finds them there, too
+            data.load(run.data, place.data_cache)
     place.enqueue(run)
     answer({"id": run.id, "state": str(run.state)}, json, f"{run.name}: {run.state}")
 

@@ -10,7 +10,7 @@ import typer
 from smallalign_core.errors import BadInput
 from smallalign_core.machine import set_threads
 from smallalign_core.store import Store
-from smallalign_core.verbs import MODELS, JsonOption, Reference, StoreOption, answer, percent
+from smallalign_core.verbs import MODELS, JsonOption, MovedOption, Reference, StoreOption, answer, found_at, percent
 from smallalign_core.verbs.teaching import (
     AnswersOption,
     ClassesOption,
@@ -32,6 +32,7 @@ def export(
         Literal["fp32", "fp16", "int8"],
         typer.Option("--precision", help="fp16 halves the file, int8 quarters it; their loss is measured."),
     ] = "fp32",
+    data_source: MovedOption = None,
     store: StoreOption = MODELS,
     json: JsonOption = False,
 ) -> None:
@@ -41,10 +42,11 @@ def export(
     set_threads()
     place = Store(store)
     run = place.finished(reference)
-    if to.suffix == ".zip" and to.parent.is_dir():
-        written = exporting.download(run, place, to, precision)
-    else:
-        written = exporting.export(run, to, place, precision=precision)
+    with found_at(data_source):
+        if to.suffix == ".zip" and to.parent.is_dir():
+            written = exporting.download(run, place, to, precision)
+        else:
+            written = exporting.export(run, to, place, precision=precision)
     text = f"{written['file']}: {precision}, {written['bytes']:,} bytes, SHA-256 {written['sha256']}"
     for split, loss in (written["loss"] or {}).items():
         text += (

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from smallalign_core import desk, execution, worker, worth as measuring
+from smallalign_core import data, desk, execution, worker, worth as measuring
 from smallalign_core.errors import SmallAlignError
+from smallalign_core.evaluate import never_found
 from smallalign_core.spec import RunSpec, read
 from smallalign_core.store import State, Store
 from smallalign_core.verbs import (
@@ -23,6 +24,7 @@ from smallalign_core.verbs import (
     answer,
     percent,
     progress_console,
+    tell,
 )
 
 SpecFile = Annotated[Path, typer.Argument(help="A YAML or JSON file.")]
@@ -50,7 +52,10 @@ def train(
             return
         asked = read(spec, set or [])
         world.share(asked.batch)
-        run = place.create(_resolved(place, asked, device))
+        resolved = _resolved(place, asked, device)
+        run = place.create(resolved)
+        for note in data.load(resolved.data, place.data_cache).notes:
+            tell(note)
         world.say(run.id)
         with _progress(epochs=True) as follow:
             result = worker.execute(run, place, device=device, observe=follow(run.name), stop=stop, world=world)
@@ -73,6 +78,8 @@ def train(
         text += f", peak memory {peak / 1e9:.2f} GB"
     if (told := result.get("features")) is not None:
         text += f"\nfeatures of the frozen body: {told}"
+    if missed := never_found(result["test"]["recall"]):
+        text += f"\n{missed}"
     answer(result, json, text)
 
 

@@ -1,0 +1,63 @@
+"""Images that are not where a run found them: named by hand, known again by their fingerprint, and remembered."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from pathlib import Path
+
+from smallalign_core.errors import SmallAlignError
+from smallalign_core.files import read_json, write_json
+
+_named: ContextVar[str | None] = ContextVar("named", default=None)
+_told: ContextVar[list[str] | None] = ContextVar("told", default=None)
+
+
+@contextlib.contextmanager
+def found_at(source: str | None) -> Iterator[list[str]]:
+    """Look for the images of runs in `source` in this context, instead of where each run found them; None changes
+    nothing. Yields a list, into which notes come of what was found elsewhere."""
+    told: list[str] = []
+    token, heard = _named.set(source), _told.set(told)
+    try:
+        yield told
+    finally:
+        _told.reset(heard)
+        _named.reset(token)
+
+
+def note(place: str, source: str) -> str:
+    """What to say of images that were found in `place`; also said to who named a place."""
+    text = f"The images were found in {place}: their fingerprint is that of {source}."
+    told = _told.get()
+    if told is not None and text not in told:
+        told.append(text)
+    return text
+
+
+def places(source: str, fingerprint: str, cache: Path) -> list[str]:
+    """Where to look for the images of that fingerprint, in order."""
+    if (named := _named.get()) is not None:
+        return [named]
+    known = _known(cache).get(fingerprint)
+    return [source, known] if isinstance(known, str) and known != source else [source]
+
+
+def remember(source: str, fingerprint: str, cache: Path) -> None:
+    """The images of that fingerprint are in `source` now."""
+    known = _known(cache)
+    if known.get(fingerprint) != source:
+        with contextlib.suppress(SmallAlignError, OSError):  # a cache: without it, they are named again
+            write_json(_file(cache), {**known, fingerprint: source})
+
+
+def _known(cache: Path) -> dict[str, object]:
+    with contextlib.suppress(SmallAlignError):
+        found = read_json(_file(cache), missing={})
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _file(cache: Path) -> Path:
+    return cache / "moved.json"

@@ -1,0 +1,70 @@
+"""How far decoding is: for the process that decodes, and in a file for any other that waits for it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from smallalign_core.files import write
+
+EVERY = 0.5
+"""Seconds between two notes of how far it is."""
+
+Told = Callable[[int, int], None]
+
+
+@dataclass
+class _Work:
+    file: Path
+    told: Told | None
+    last: float = field(default_factory=time.monotonic)
+
+
+_listener: ContextVar[Told | None] = ContextVar("listener", default=None)
+_work: ContextVar[_Work | None] = ContextVar("work", default=None)
+
+
+@contextlib.contextmanager
+def watching(told: Told) -> Iterator[None]:
+    """Call `told` with (images done, images in all) while datasets are decoded in this context."""
+    token = _listener.set(told)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+@contextlib.contextmanager
+def noted(file: Path) -> Iterator[None]:
+    """Note in `file` how far decoding is."""
+    token = _work.set(_Work(file, _listener.get()))
+    try:
+        yield
+    finally:
+        _work.reset(token)
+        file.unlink(missing_ok=True)
+
+
+def told(done: int, total: int) -> None:
+    """So many images are decoded."""
+    work = _work.get()
+    if work is None or (time.monotonic() - work.last < EVERY and done < total):
+        return
+    work.last = time.monotonic()
+    with contextlib.suppress(OSError):
+        write(work.file, f"{done} {total}")
+    if work.told is not None:
+        work.told(done, total)
+
+
+def read(file: Path) -> tuple[int, int] | None:
+    """(done, total) as noted in `file`; None where nobody decodes."""
+    try:
+        done, total = file.read_text().split()
+        return int(done), int(total)
+    except (OSError, ValueError):
+        return None
