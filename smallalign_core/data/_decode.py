@@ -152,6 +152,8 @@ def _found(
         return None
     except SmallAlignError as error:
         reason, found = error.wrong, []
+    except (OSError, RuntimeError) as error:  # it is not there, or its links lead in a circle
+        reason, found = _pixels.why(error, entry.file), []
     if reason:
         unreadable[entry.name] = reason
         return None

@@ -120,10 +120,10 @@ def sorted_out(found: Iterable[Entry], empty: Iterable[tuple[str, ...]] = (), no
     """Files by what they are for. What only the content tells is looked at: an image may be called anything."""
     pictures, tables, others = [], [], []
     for entry in sorted(found, key=lambda entry: entry.order):
-        if not regular(entry.file):  # a pipe would never end, and a link may lead nowhere
-            others.append(entry)
-        elif entry.ending in IMAGE_ENDINGS:
+        if entry.ending in IMAGE_ENDINGS:  # one that is no file is refused in words where it is decoded
             pictures.append(entry)
+        elif not regular(entry.file):  # a pipe would never end, and a link may lead nowhere
+            others.append(entry)
         elif entry.ending in TABLES:
             tables.append(entry)
         elif entry.ending not in NO_PICTURES and signature(entry.file) in READ:

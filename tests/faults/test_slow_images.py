@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from smallalign_core import data, limits
-from smallalign_core.data import _decode, _guarded
+from smallalign_core.data import _guarded, _pixels
 from smallalign_core.errors import BadData, Refused
 from smallalign_core.spec import DataSpec
 
@@ -62,7 +62,7 @@ def test_what_is_no_file_is_named_and_waits_for_nothing(
         data.load(DataSpec(source=str(root)), tmp_path / "cache")
     if what == "a pipe":
         with pytest.raises(BadData, match="a pipe and not a file"):
-            _guarded.call(_decode._header, root / "cat" / "odd.png")
+            _guarded.call(_pixels.outcome_of_header, root / "cat" / "odd.png", ".png", False)
 
 
 def test_an_idx_pipe_is_refused(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_slow_images_are_refused_after_a_few(tmp_path: Path, monkeypatch: pytest
     each = _guarded.each
 
     def slow(work: Callable[..., Any], given: Iterable[Any]) -> Iterator[Any]:
-        if work is not _decode._pixels:
+        if work is not _pixels.outcome_of:
             yield from each(work, given)
             return
         for one in given:
@@ -155,6 +155,6 @@ def test_a_link_out_of_the_allowed_folders_is_unreadable(tmp_path: Path, monkeyp
     assert len(data.load(DataSpec(source=str(root)), tmp_path / "open").classes) == 2, "nobody is confined: links hold"
     monkeypatch.setattr(limits, "_confined", (root,))
     with pytest.raises(Refused, match="outside the folders"):
-        _guarded.call(_decode._header, root / "cat" / "linked.png")
+        _guarded.call(_pixels.outcome_of_header, root / "cat" / "linked.png", ".png", False)
     with pytest.raises(BadData, match=r"cannot be read.*linked\.png"):
         data.load(DataSpec(source=str(root)), tmp_path / "confined")
