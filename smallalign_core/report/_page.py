@@ -186,8 +186,8 @@ def _frontier(found: Plain | None) -> str:
     threads = "1 thread" if found["threads"] == 1 else f"{found['threads']} threads"
     return (
         f"<section><h2>Size, speed and accuracy</h2><p>{escape(frontier.words(found))}</p>{_table(head, rows)}"
-        f"<p>Size: the ONNX file, {precision}, 1 kB = 1,000 bytes. Latency: ONNX Runtime {escape(found['runtime'])}, one "
-        f"image, {threads}, warmed up, on {escape(found['processor'])}.</p><div class='pair'>"
+        f"<p>Size: the ONNX file, {precision}, 1 kB = 1,000 bytes. Latency: ONNX Runtime {escape(found['runtime'])}, "
+        f"one image, {threads}, warmed up, on {escape(found['processor'])}.</p><div class='pair'>"
         f"<figure>{_charts.pareto(found, 'bytes', 'kB (logarithmic)')}</figure>"
         f"<figure>{_charts.pareto(found, 'p50_ms', 'p50 in ms (logarithmic)')}</figure></div></section>"
     )
