@@ -165,6 +165,9 @@ def _bearing(found: Plain | None, names: Sequence[str]) -> str:
 def _frontier(found: Plain | None) -> str:
     if found is None:
         return ""
+    precision = found["limits"].get("precision", "fp32")
+    sized = [one | {"bytes": frontier.size_in(one, precision) or one["bytes"]} for one in found["candidates"]]
+    found = found | {"candidates": sized}  # the limit is for this file; the JSON keeps all three
     rows = [
         [
             f"{place + 1}. {one['name']}",
@@ -184,8 +187,8 @@ def _frontier(found: Plain | None) -> str:
     threads = "1 thread" if found["threads"] == 1 else f"{found['threads']} threads"
     return (
         f"<section><h2>Size, speed and accuracy</h2><p>{escape(frontier.words(found))}</p>{_table(head, rows)}"
-        f"<p>Size: the ONNX file, fp32, 1 kB = 1,000 bytes. Latency: ONNX Runtime {escape(found['runtime'])}, one "
-        f"image, {threads}, warmed up, on {escape(found['processor'])}.</p><div class='pair'>"
+        f"<p>Size: the ONNX file, {precision}, 1 kB = 1,000 bytes. Latency: ONNX Runtime {escape(found['runtime'])}, "
+        f"one image, {threads}, warmed up, on {escape(found['processor'])}.</p><div class='pair'>"
         f"<figure>{_charts.pareto(found, 'bytes', 'kB (logarithmic)')}</figure>"
         f"<figure>{_charts.pareto(found, 'p50_ms', 'p50 in ms (logarithmic)')}</figure></div></section>"
     )

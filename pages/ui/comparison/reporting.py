@@ -11,7 +11,7 @@ from pages.ui import backstage, wording
 from pages.ui.comparison import PATIENCE, Sides, wanted
 
 
-def panel(sides: Sides, limits: dict[str, float | None]) -> None:
+def panel(sides: Sides, limits: dict[str, Any]) -> None:
     """A button that makes the report, and two that download it."""
     asked = f"{sides.key} {limits}"
     about = (
@@ -44,7 +44,7 @@ def panel(sides: Sides, limits: dict[str, float | None]) -> None:
     )
 
 
-def _files(asked: str, sides: Sides, limits: dict[str, float | None]) -> list[Path]:
+def _files(asked: str, sides: Sides, limits: dict[str, Any]) -> list[Path]:
     """The report's files; made once a session, or again if the cache was emptied."""
     known: dict[str, Any] = st.session_state.get("report-files", {})
     files = [Path(name) for name in known.get(asked, [])]
