@@ -7,7 +7,15 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, log_loss
 
-from smallalign_core.evaluate import calibration_error, fit_temperature, score, wilson
+from smallalign_core.evaluate import (
+    brier,
+    calibration_error,
+    fit_temperature,
+    paired_difference,
+    reliability,
+    score,
+    wilson,
+)
 
 
 def sample(seed: int = 0, count: int = 500) -> tuple[np.ndarray, np.ndarray]:
@@ -62,3 +70,36 @@ def test_the_fitted_temperature_is_found(truth: float) -> None:
     p /= p.sum(1, keepdims=True)
     labels = (p.cumsum(1) > draw.uniform(size=(len(p), 1))).argmax(1)
     assert fit_temperature((logits * truth).astype(np.float32), labels) == pytest.approx(truth, rel=0.05)
+
+
+def test_the_brier_score_is_the_mean_squared_distance_from_the_truth() -> None:
+    logits, labels = sample()
+    p = np.exp(logits.astype(float))
+    p /= p.sum(1, keepdims=True)
+    assert brier(p, labels) == pytest.approx(np.mean(np.sum((p - np.eye(4)[labels]) ** 2, axis=1)))
+
+
+def test_a_paired_difference_by_the_formula_of_bonett_and_price() -> None:
+    p12, p21 = (12 + 1) / (200 + 2), (5 + 1) / (200 + 2)
+    half = 1.959964 * np.sqrt((p12 + p21 - (p12 - p21) ** 2) / (200 + 2))
+    expected = ((12 - 5) / 200, p12 - p21 - half, p12 - p21 + half)
+    assert paired_difference(5, 12, 200) == pytest.approx(expected)
+    assert paired_difference(0, 0, 0) == (0.0, -1.0, 1.0)
+
+
+def test_bins_of_a_reliability_diagram_by_hand() -> None:
+    logits, labels = sample()
+    p = np.exp(logits.astype(float))
+    p /= p.sum(1, keepdims=True)
+    sure, right = p.max(1), p.argmax(1) == labels
+    found = reliability(logits, labels)
+    assert sum(one.images for one in found) == len(labels)
+    for one in found:
+        here = (sure > one.low) & (sure <= one.high)
+        assert one.high - one.low == pytest.approx(1 / 15)
+        assert (one.images, one.confidence) == (here.sum(), pytest.approx(sure[here].mean()))
+        assert one.accuracy == pytest.approx(right[here].mean())
+
+
+def test_nothing_says_nothing_of_a_share() -> None:
+    assert wilson(0, 0) == (0.0, 1.0)

@@ -191,7 +191,8 @@ class _Design:
         # Sums of squares throughout: what is left of a difference of two equal sums has no certain sign. A pair's
         # a² + 2 r a b + b² is (a + r b)² + (1 - r²) b².
         alone = counts.copy()
-        np.subtract.at(alone, (slice(None), self._pairs), shared[:, :, None])
+        alone[:, one] -= shared
+        alone[:, other] -= shared
         squares = each**2
         pairs = (each[:, one] + r * each[:, other]) ** 2 + (1 - r * r) * squares[:, other]
         outside = ((weight @ self._others.T) ** 2).sum(1)
