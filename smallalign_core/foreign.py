@@ -230,7 +230,7 @@ def bring(file: Path, spec: DataSpec, store: Store, **told: Any) -> Run:
 
 
 def understand(whole: OnnxClassifier, splits: data.Splits, told: Mapping[str, Any]) -> reading.Assumed:
-    """Decide what a file's answers are and how it wants its pixels, as far as nobody has said it; `whole` does so then.
+    """Decide what a file's answers are and which scale its pixels have, where `told` does not say; `whole` follows.
 
     Args:
         told: as `describe` takes it.
