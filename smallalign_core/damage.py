@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from smallalign_core.errors import Refused, SmallAlignError
-from smallalign_core.files import is_exact, is_held, read_array, read_json, read_lines
+from smallalign_core.files import is_exact, is_held, read_array, read_json, read_lines, read_sealed
 from smallalign_core.logits import FILE as LOGITS
 from smallalign_core.recording import checkpoints
 from smallalign_core.spec import digest, read_policy
@@ -68,6 +68,8 @@ def of_run(run: Run) -> str:
             lost = [name for name in ("events.jsonl", "state.json") if not (run.folder / name).is_file()]
             if lost:
                 return f"{', '.join(lost)} is missing: how it was trained is lost"
+    elif result is not None:
+        return f"its {run.weights.name} is missing: delete it and make it again"
     elif (run.folder / "weights.safetensors").exists() and not is_held(run.folder / "lock"):
         return "its result is missing: `runs resume` makes it again"
     if run.imported is None and not run.in_zoo and len(run.folder.name) == 16 and digest(run.spec) != run.folder.name:
@@ -175,6 +177,8 @@ def _check_of(file: Path, part: Path) -> Callable[[Path], str | None] | None:
         return _sealed
     if file.name == "about.json":
         return _about
+    if part.parts[:2] == ("cache", "exports"):
+        return _graph if file.suffix == ".onnx" else lambda file: "" if read_sealed(file) is None else None
     if part.parts[:2] == ("cache", "answers") and file.suffix == ".onnx":
         return lambda file: None if file.with_suffix(".json").is_file() else "nothing says what it is"
     return places.get((part.parts[0], file.suffix)) or kinds.get(file.suffix)
@@ -197,6 +201,12 @@ def _sealed(file: Path) -> str | None:
     from smallalign_core.teacher import intact
 
     return None if intact(file) else ""
+
+
+def _graph(file: Path) -> str | None:
+    from smallalign_core.export import is_whole
+
+    return None if is_whole(file.read_bytes()) else ""
 
 
 def _array(file: Path) -> str | None:

@@ -84,18 +84,29 @@ def write_array(file: Path, array: NDArray[Any]) -> None:
     """As `write`, an array that notices damage: a .npy file with its SHA-256 behind it; its folder is made."""
     content = io.BytesIO()
     np.save(content, array, allow_pickle=False)
-    write_folder(file.parent, {file.name: content.getvalue() + hashlib.sha256(content.getvalue()).digest()})
+    write_sealed(file, content.getvalue())
 
 
-def read_array(file: Path) -> NDArray[Any] | None:
-    """What `write_array` wrote; None if there is no such file, or a byte of it changed."""
+def write_sealed(file: Path, content: bytes) -> None:
+    """As `write`, bytes with their SHA-256 behind them; the folder is made."""
+    write_folder(file.parent, {file.name: content + hashlib.sha256(content).digest()})
+
+
+def read_sealed(file: Path) -> bytes | None:
+    """What `write_sealed` wrote; None if there is no such file, or a byte of it changed."""
     try:
         content = file.read_bytes()
     except OSError:
         return None
-    if hashlib.sha256(content[:-32]).digest() != content[-32:]:
+    return content[:-32] if hashlib.sha256(content[:-32]).digest() == content[-32:] else None
+
+
+def read_array(file: Path) -> NDArray[Any] | None:
+    """What `write_array` wrote; None if there is no such file, or a byte of it changed."""
+    content = read_sealed(file)
+    if content is None:
         return None
-    found: NDArray[Any] = np.load(io.BytesIO(content[:-32]), allow_pickle=False)
+    found: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
     return found
 
 

@@ -239,7 +239,7 @@ def bring(file: Path, spec: DataSpec, store: Store, **told: Any) -> Run:
 
 
 def understand(whole: OnnxClassifier, splits: data.Splits, told: Mapping[str, Any]) -> reading.Assumed:
-    """Decide what a file's answers are and how it wants its pixels, as far as nobody has said it; `whole` does so then.
+    """Decide what a file's answers are and which scale its pixels have, where `told` does not say; `whole` follows.
 
     Args:
         told: as `describe` takes it.
@@ -268,7 +268,7 @@ def understand(whole: OnnxClassifier, splits: data.Splits, told: Mapping[str, An
 
 def _sample(splits: data.Splits) -> tuple[Tensor, NDArray[np.int64]]:
     """Some labelled images to decide on, half of them for validation, spread evenly: never those of test."""
-    parts = []
+    parts: list[tuple[NDArray[np.uint8], NDArray[np.int64]]] = []
     for images, most in ((splits.val, reading.LOOKED_AT // 2), (splits.train, reading.LOOKED_AT)):
         rows = np.flatnonzero(images.labels >= 0)
         room = most - sum(len(labels) for _, labels in parts)

@@ -7,7 +7,6 @@ import copy
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from smallalign_core.export._lean import lean
 from smallalign_core.export._proof import LIMIT, Loss, loss_of
 from smallalign_core.export._runtime import METADATA, OnnxClassifier, at_once, nhwc
 from smallalign_core.export._seal import is_whole, sealed
-from smallalign_core.files import write
+from smallalign_core.files import read_sealed, write, write_sealed
 from smallalign_core.graphs import OPSET, quiet
 from smallalign_core.networks import Classifier
 from smallalign_core.spec import Borrowed, RunSpec, to_yaml
@@ -308,14 +307,14 @@ def _kept(store: Store, facts: list[Any], ending: str) -> Path:
 def references(run: Run, splits: Splits, store: Store) -> dict[str, NDArray[np.float32]]:
     """PyTorch's logits of a run on `val` and `test`, kept for the other precisions."""
     file = _kept(store, [(run.result or {})["weights_sha256"], splits.fingerprint, torch.__version__], ".npz")
-    with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile), np.load(file) as kept:
-        return {name: kept[name] for name in ("val", "test")}
+    if (content := read_sealed(file)) is not None:
+        with np.load(io.BytesIO(content)) as kept:
+            return {name: kept[name] for name in ("val", "test")}
     classifier = networks.from_file(run.weights, (run.result or {})["weights_sha256"])
     found = {name: logits_of(classifier, part) for name, part in (("val", splits.val), ("test", splits.test))}
     stream = io.BytesIO()
     np.savez(stream, allow_pickle=False, **found)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write(file, stream.getvalue())
+    write_sealed(file, stream.getvalue())
     return found
 
 

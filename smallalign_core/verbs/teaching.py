@@ -67,13 +67,14 @@ def import_(
         run = card.keep(run, place, name)
     assert run.imported is not None
     result = run.result or {}
-    kept = {key: result[key] for key in ("val", "test", "params", "bytes", "assumed")}
+    assumed = result.get("assumed") or {"words": []}  # equal imports of older versions kept none
+    kept = {key: result[key] for key in ("val", "test", "params", "bytes")} | {"assumed": assumed}
     value = {"id": run.id, "name": run.name, **run.imported.model_dump(mode="json"), **kept}
     text = (
         f"{run.name}: {run.title}\n{result['params']:,} parameters; validation accuracy "
         f"{result['val']['accuracy']:.2%}, test accuracy {result['test']['accuracy']:.2%}"
     )
-    text += "".join(f"\nassumed: {words}" for words in result["assumed"]["words"])
+    text += "".join(f"\nassumed: {words}" for words in assumed["words"])
     answer(value, json, text)
 
 

@@ -54,10 +54,11 @@ def session(folder: Path, *before: str) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if name not in (*SILENT, "CI")}
     home = {"HOME": str(folder), "XDG_CACHE_HOME": str(folder / "cache"), "ORT_DISABLE_TELEMETRY": "0"}
     command = [*before, sys.executable, "-c", SESSION, str(folder), str(folder / "models")]
-    return subprocess.run(command, cwd=ROOT, env=kept | home, capture_output=True, text=True, timeout=560)
+    return subprocess.run(command, cwd=ROOT, env=kept | home, capture_output=True, text=True, timeout=3000)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_no_command_looks_up_another_host(tmp_path: Path) -> None:
     """With strace also what native code does, in every process that is started."""
     trace = tmp_path / "trace"
