@@ -24,7 +24,7 @@ import psutil
 import pytest
 import torch
 
-from smallalign_core import data, desk, scaling, studies, worker
+from smallalign_core import backends, data, desk, scaling, studies, worker
 from smallalign_core.__main__ import main
 from smallalign_core.data import Splits
 from smallalign_core.spec import DataSpec, RunSpec, parse
@@ -250,7 +250,7 @@ def desk_here(components: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("streamlit.components.v2.manifest_scanner.scan_component_manifests", lambda: components)
     monkeypatch.setattr(desk.Desk, "_exchange", exchange)
-    monkeypatch.setattr(desk.Desk, "_alive", lambda _: pytest.fail("a process was started"))
+    monkeypatch.setattr(backends.Starter, "__call__", lambda _: pytest.fail("a process was started"))
 
 
 Show = Callable[..., "AppTest"]

@@ -89,7 +89,7 @@ def _hurry(headers: Mapping[str, str], seconds: float) -> None:
         stop(self)
         lost(self, exc)
 
-    H11Protocol.connection_made = connection_made  # type: ignore[assignment]
+    H11Protocol.connection_made = connection_made  # type: ignore[method-assign]
     H11Protocol.data_received = data_received  # type: ignore[method-assign]
     H11Protocol.connection_lost = connection_lost  # type: ignore[method-assign]
 
