@@ -109,7 +109,7 @@ def test_an_optimizer_without_its_package_is_refused_before_it_is_queued(
         rf'^The optimizer {kind} needs the package {package}, which is not installed\. Run `pip install "smallalign\['
     )
     with pytest.raises(MissingExtra, match=words + rf'{extra}\]"`\.$'):
-        desk.submit(store, {"data": "digits", "network": "cnn", "optimizer": kind})
+        desk.submit(store, {"data": "digits", "network": "cnn", "optimizer": kind, "precision": "fp32"})
     assert not store.runs()
     with pytest.raises(MissingExtra, match=words):
         optim.build(tiny(optimizer=kind).optimizer, nn.Linear(2, 2))
