@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import struct
@@ -14,12 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import command
 from PIL import Image, PngImagePlugin
 
-from smallalign_core import data
+from smallalign_core import data, desk, quality, worker
 from smallalign_core.data import ImageSet, Splits, _names, _pixels
 from smallalign_core.errors import BadData
 from smallalign_core.spec import DataSpec, digest, parse
+from smallalign_core.store import Run, Store
 
 DRAW = np.random.default_rng(0)
 
@@ -611,6 +614,110 @@ def test_specs_without_the_new_fields_keep_their_digest() -> None:
     plain = {"data": {"source": "digits"}, "network": "cnn"}
     assert digest(parse(plain)) == digest(parse({**plain, "data": {"source": "digits", "groups": None}}))
     assert digest(parse({**plain, "data": {"source": "digits", "groups": "{group}_*"}})) != digest(parse(plain))
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def run_on(root: Path, store: Store) -> Run:
+    spec = parse({"data": str(root), "network": {"kind": "cnn", "width": 4, "depth": 2}, "epochs": 1, "batch": 8})
+    run = store.create(desk.resolve(store, spec))
+    worker.execute(run, store, device="cpu")
+    return run
+
+
+def test_a_run_goes_on_where_its_images_are_now(store: Store, tmp_path: Path) -> None:
+    root = folders(tmp_path / "set", "ab", 12)
+    run = run_on(root, store)
+    assert command("export", run.id, "--to", tmp_path / "m.onnx", store=store).returncode == 0
+    root.rename(tmp_path / "moved")
+    lost = command("export", run.id, "--to", tmp_path / "n.onnx", "--precision", "int8", store=store)
+    assert lost.returncode == 2
+    assert "--data" in lost.stderr
+    for words in (
+        ("export", run.id, "--to", tmp_path / "n.onnx", "--precision", "int8"),
+        ("compare", run.id, run.id),
+    ):
+        done = command(*words, "--data", tmp_path / "moved", store=store)
+        assert done.returncode == 0, done.stderr
+        assert "note: The images were found in" in done.stderr
+    alone = Store(tmp_path / "another")
+    found = command("verify", tmp_path / "m.onnx", store=alone)
+    assert found.returncode == 0, found.stderr
+    assert "seal whole" in found.stdout
+    assert "accuracy was not checked" in found.stdout
+    content = (tmp_path / "m.onnx").read_bytes()
+    (tmp_path / "m.onnx").write_bytes(content.replace(b"probabilities", b"probabilitiez"))
+    assert command("verify", tmp_path / "m.onnx", store=alone).returncode == 2
+
+
+def test_evaluate_uses_all_of_ones_own_pictures_but_those_learned_from(store: Store, tmp_path: Path) -> None:
+    root = folders(tmp_path / "set", "abc", 20)
+    run = run_on(root, store)
+    own = folders(tmp_path / "own", "ab", 10)
+    (own / "a" / "lonely").mkdir()
+    found = json.loads(command("evaluate", run.id, "--data", own, "--json", store=store).stdout)
+    assert found["images"] == 20
+    assert found["recall"].keys() == {"a", "b", "c"}  # right among all classes that the run may name
+    assert found["recall"]["c"] is None
+    splits = data.load(run.data, store.data_cache)
+    for row in range(3):
+        shutil.copy(root / str(splits.train.path(row)), own / "a" / f"copy{row}.png")
+    again = json.loads(command("evaluate", run.id, "--data", own, "--json", store=store).stdout)
+    assert again["images"] == 20
+    assert any("3 images were left out: the run learned from them" in note for note in again["notes"])
+    same = json.loads(
+        command("evaluate", run.id, "--data", shutil.copytree(root, tmp_path / "copy"), "--json", store=store).stdout
+    )
+    assert same["images"] == len(splits.test)
+
+
+def test_a_class_that_is_never_right_is_named_under_the_accuracy() -> None:
+    from smallalign_core.evaluate import never_found
+
+    assert never_found({"a": 1.0, "rare": 0.0, "b": None}) == "never right: rare (recall 0)"
+    assert never_found({"a": 0.2, "b": None}) == ""
+
+
+def test_inspect_loads_once_names_files_and_says_how_far_it_is(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = folders(tmp_path / "set", "ab", 40)
+    shutil.copy(root / "a" / "0.png", root / "a" / "copy.png")
+    loads, load_it = [], data.load
+    monkeypatch.setattr(data, "load", lambda *given, **how: loads.append(given) or load_it(*given, **how))
+    done = command("inspect", root, "--json", "--decide", tmp_path / "made.json", store=store)
+    assert len(loads) <= 2  # what is in it, and the look
+    assert "looking: 10 %" in done.stderr
+    assert "looking: 100 %" in done.stderr
+    found = json.loads(done.stdout)
+    (copies,) = found["duplicates"]
+    assert {image["path"] for image in copies["images"]} == {"a/0.png", "a/copy.png"}
+    (made,) = [one for one in json.loads((tmp_path / "made.json").read_text())["decisions"] if one["what"] == "once"]
+    assert made["path"] in ("a/0.png", "a/copy.png")
+    assert "a/copy.png" in command("inspect", root, store=store).stdout
+
+
+def test_a_look_in_steps_loads_once(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, loads, load_it = folders(tmp_path / "set", "ab", 40), [], data.load
+    monkeypatch.setattr(data, "load", lambda *given, **how: loads.append(given) or load_it(*given, **how))
+    asked = 0
+    while "report" not in (found := quality.quality(store, str(root), patience=0.0)):
+        asked += 1
+        assert 0 <= found["done"] < 1
+    assert asked > 3
+    assert len(loads) == 1
+
+
+def test_unreadable_files_come_as_json(store: Store, tmp_path: Path) -> None:
+    root = folders(tmp_path / "set", "ab", 10)
+    for number in range(5):
+        (root / "a" / f"bad{number}.jpg").write_bytes(b"\xff\xd8\xff")
+    done = command("inspect", root, "--json", store=store)
+    assert done.returncode == 2
+    assert {one["path"] for one in json.loads(done.stdout)["unreadable"]} == {f"a/bad{n}.jpg" for n in range(5)}
+    assert len(done.stderr.splitlines()) == 1
+    assert command("inspect", root, "--set", "skip_unreadable=true", store=store).returncode == 0
 
 
 # --- runs of before, and memory ---------------------------------------------------------------------------------------

@@ -16,7 +16,13 @@ labels = json.loads((here / "labels.json").read_text(encoding="utf-8"))
 session = onnxruntime.InferenceSession(str(here / "model.onnx"), providers=["CPUExecutionProvider"])
 
 channels = session.get_inputs()[0].shape[3]
-picture = Image.open(sys.argv[1]).convert("L" if channels == 1 else "RGB")
+picture = Image.open(sys.argv[1])
+if "A" in picture.getbands() or "transparency" in picture.info:  # on white; nearly white drawings on black
+    picture = picture.convert("RGBA")
+    visible = np.asarray(picture.convert("RGB").convert("L"))[np.asarray(picture.getchannel("A")) >= 128]
+    ground = "white" if visible.size and (visible > 224).mean() < 0.9 else "black"
+    picture = Image.alpha_composite(Image.new("RGBA", picture.size, ground), picture)
+picture = picture.convert("L" if channels == 1 else "RGB")
 # Raw pixels, any size: resizing and normalising are inside the model. Several pictures of one size may go at once.
 images = np.asarray(picture, dtype=np.uint8).reshape(1, picture.height, picture.width, channels)
 (probabilities,) = session.run(["probabilities"], {"images": images})
