@@ -353,6 +353,7 @@ def _answering(run: Run, splits: Splits, store: Store) -> tuple[dict[str, int | 
     from smallalign_core import export, foreign, networks
 
     image = np.ascontiguousarray(splits.val.images[:1])
+    sizes: dict[str, int | None]
     if run.imported is not None:
         content = run.weights.read_bytes()
         model = foreign.OnnxClassifier(content, run.imported)
