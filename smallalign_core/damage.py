@@ -55,19 +55,8 @@ def of_run(run: Run) -> str:
     state, result = run.state, run.result
     _ = run.data
     if state is State.FINISHED:
-        assert result is not None
-        if sha256(run.weights) != result.get("weights_sha256"):
-            return "its weights are damaged or missing: delete it and train it again"
-        logits = run.folder / LOGITS
-        if logits.exists() and result.get("logits_sha256") not in (None, sha256(logits)):
-            return f"{LOGITS} is damaged: remove it, and comparisons by image do without"
-        beside = [name for name, kept in result.get("files", {}).items() if sha256(run.folder / name) != kept]
-        if beside:
-            return f"{', '.join(beside)} is damaged or missing: keep the model again"
-        if run.imported is None and not run.in_zoo:
-            lost = [name for name in ("events.jsonl", "state.json") if not (run.folder / name).is_file()]
-            if lost:
-                return f"{', '.join(lost)} is missing: how it was trained is lost"
+        if wrong := _of_finished(run, result or {}):
+            return wrong
     elif result is not None:
         return f"its {run.weights.name} is missing: delete it and make it again"
     elif (run.folder / "weights.safetensors").exists() and not is_held(run.folder / "lock"):
@@ -85,6 +74,22 @@ def of_run(run: Run) -> str:
         return "checkpoints.json is missing: `runs resume` goes on from the newest that is whole"
     decisions = run.data.decisions
     return f"the decisions that it learns from are missing: {decisions}" if lacks(decisions) else ""
+
+
+def _of_finished(run: Run, result: dict[str, Any]) -> str:
+    if sha256(run.weights) != result.get("weights_sha256"):
+        return "its weights are damaged or missing: delete it and train it again"
+    logits = run.folder / LOGITS
+    if logits.exists() and result.get("logits_sha256") not in (None, sha256(logits)):
+        return f"{LOGITS} is damaged: remove it, and comparisons by image do without"
+    beside = [name for name, kept in result.get("files", {}).items() if sha256(run.folder / name) != kept]
+    if beside:
+        return f"{', '.join(beside)} is damaged or missing: keep the model again"
+    if run.imported is None and not run.in_zoo:
+        lost = [name for name in ("events.jsonl", "state.json") if not (run.folder / name).is_file()]
+        if lost:
+            return f"{', '.join(lost)} is missing: how it was trained is lost"
+    return ""
 
 
 def lacks(decisions: str | None) -> bool:
