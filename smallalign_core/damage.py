@@ -57,7 +57,7 @@ def of_run(run: Run) -> str:
     if state is State.FINISHED:
         if wrong := _of_finished(run, result or {}):
             return wrong
-    elif result is not None:
+    elif result is not None and not run.weights.exists():
         return f"its {run.weights.name} is missing: delete it and make it again"
     elif (run.folder / "weights.safetensors").exists() and not is_held(run.folder / "lock"):
         return "its result is missing: `runs resume` makes it again"
