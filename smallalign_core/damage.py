@@ -54,15 +54,12 @@ def of_run(run: Run) -> str:
     """
     state, result = run.state, run.result
     _ = run.data
-    if state is State.FINISHED and (damaged := _of_finished(run, result or {})):
-        return damaged
-    if state is not State.FINISHED and result is not None:
+    if state is State.FINISHED:
+        if wrong := _of_finished(run, result or {}):
+            return wrong
+    elif result is not None and not run.weights.exists():
         return f"its {run.weights.name} is missing: delete it and make it again"
-    if (
-        state is not State.FINISHED
-        and (run.folder / "weights.safetensors").exists()
-        and not is_held(run.folder / "lock")
-    ):
+    elif (run.folder / "weights.safetensors").exists() and not is_held(run.folder / "lock"):
         return "its result is missing: `runs resume` makes it again"
     if run.imported is None and not run.in_zoo and len(run.folder.name) == 16 and digest(run.spec) != run.folder.name:
         return "its spec is not the one that it is named after: delete it and train it again"

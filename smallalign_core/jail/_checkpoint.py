@@ -10,6 +10,7 @@ import argparse
 import datetime
 import pathlib
 import types
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,7 @@ def convert(file: Path, to: Path, which: str | None) -> dict[str, Any]:
     from safetensors.torch import save_file
 
     try:
-        with torch.serialization.safe_globals(harmless()):
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(harmless()):
             held = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         asked = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), "")

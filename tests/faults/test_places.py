@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import command
+from conftest import command, tiny
 
-from smallalign_core import health
-from smallalign_core.errors import SYSTEM, Refused, of_system
-from smallalign_core.store import Store
+from smallalign_core import data, desk, execution, health, recording
+from smallalign_core.errors import SYSTEM, BadData, Refused, of_system
+from smallalign_core.spec import DataSpec
+from smallalign_core.store import State, Store
 
 SPEC = "models/zoo/digits-student/spec.yaml"
 VERBS = {
@@ -112,6 +113,41 @@ def test_a_folder_of_a_store_that_is_a_file_is_found(store: Store) -> None:
     (store.root / "cache" / "teacher").write_text("x")
     (wrong,) = [check for check in health._place(store) if not check.ok]
     assert wrong.name == "store teacher"
+
+
+def test_a_full_disk_leaves_room_for_the_reason(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a disk on which only what the run itself held back can be written again."""
+    run = store.create(desk.resolve(store, tiny(epochs=2)))
+    written = recording.write_json
+
+    def full(*_: Any) -> None:
+        raise Refused("the disk is full")
+
+    def where_there_is_room(file: Path, value: dict[str, Any]) -> None:
+        if (run.folder / recording.RESERVE).exists() and file.name == "state.json":
+            full()
+        written(file, value)
+
+    def observe(event: dict[str, Any]) -> None:
+        if event["kind"] == "epoch":
+            monkeypatch.setattr(recording, "write_json", where_there_is_room)
+            monkeypatch.setattr(recording, "write", full)
+            monkeypatch.setattr(recording, "append", full)
+
+    with pytest.raises(Refused, match="disk is full"):
+        execution.execute(run, store, device="cpu", observe=observe)
+    monkeypatch.undo()
+    assert run.state is State.PAUSED
+    assert "disk is full" in run.said["reason"]
+    assert not (run.folder / recording.RESERVE).exists()
+
+
+def test_refused_datasets_leave_no_pile_of_locks(store: Store, tmp_path: Path) -> None:
+    for number in range(300):
+        (tmp_path / f"d{number}").mkdir()
+        with pytest.raises(BadData):
+            data.load(DataSpec(source=str(tmp_path / f"d{number}")), store.data_cache)
+    assert len(list(store.data_cache.glob("*.lock"))) <= 256
 
 
 def test_every_system_error_has_words() -> None:
