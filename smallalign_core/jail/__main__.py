@@ -37,7 +37,7 @@ def kind_of(file: Path) -> str:
     if head[:2] == b"PK":
         try:
             names = [name.partition("/")[2] for name in zipfile.ZipFile(file).namelist()]
-        except zipfile.BadZipFile:
+        except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError):  # names that are no text, odd versions
             raise Refusal("the file is a damaged zip") from None
         if "constants.pkl" in names or any(name.startswith("code/") for name in names):
             _refuse_program("TorchScript")

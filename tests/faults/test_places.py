@@ -120,7 +120,7 @@ def test_a_full_disk_leaves_room_for_the_reason(store: Store, monkeypatch: pytes
     run = store.create(desk.resolve(store, tiny(epochs=2)))
     written = recording.write_json
 
-    def full(*_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise Refused("the disk is full")
 
     def where_there_is_room(file: Path, value: dict[str, Any]) -> None:
