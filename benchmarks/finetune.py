@@ -4,10 +4,10 @@
 
 FOLDER has one sub-folder of photographs a class; the weights have timm's names for `tf_efficientnet_lite0` (`convert`
 makes a safetensors file of a checkpoint). `plain` shares no code with the library: torch, timm, and an ordinary loop.
-Both get the same images, split, order, weights, optimizer (AdamW), schedule and batch, so they differ by rounding,
-which training amplifies. Plain PyTorch runs a second time with the head as timm draws it, 10 times as large as a linear
-layer's usual start: the difference is what starting at zero is worth. Of one person's photographs some may be in
-training and others in the test: a random split of a folder cannot know.
+Both get the same images, split, order, weights, optimizer (AdamW), schedule and batch; rounding is all that is meant to
+differ, and training amplifies it. Plain PyTorch runs a second time with the head as timm draws it, 10 times as large as
+a linear layer's usual start: the difference is what starting at zero is worth. Of one person's photographs some may be
+in training and others in the test: a random split of a folder cannot know.
 """
 
 from __future__ import annotations
