@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -75,12 +75,9 @@ class Counting(TorchDispatchMode):
         self._alive: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {one.untyped_storage().data_ptr() for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)}
+        given = {storage.data_ptr() for storage in _storages((args, kwargs))}
         found = func(*args, **(kwargs or {}))
-        for one in tree_leaves(found):
-            if not isinstance(one, Tensor):
-                continue
-            storage = one.untyped_storage()
+        for storage in _storages(found):
             if storage.data_ptr() not in given and storage not in self._alive:
                 self._alive.add(storage)
                 self.now += storage.nbytes()
@@ -90,3 +87,10 @@ class Counting(TorchDispatchMode):
 
     def _freed(self, count: int) -> None:
         self.now -= count
+
+
+def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
+    """Of all tensors in nested `values` but those that oneDNN packed, which have none to look at."""
+    return (
+        one.untyped_storage() for one in tree_leaves(values) if isinstance(one, Tensor) and one.layout == torch.strided
+    )

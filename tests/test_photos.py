@@ -449,3 +449,17 @@ def test_a_run_on_trained_weights_keeps_its_head_rate(store: Store, weights: Pat
     spec = desk.resolve(store, tiny(network=fast(weights, head_rate=4)))
     groups = Training([spec], desk.data.load(spec.data, store.data_cache)).students[0].optimizer.param_groups
     assert sorted(group.get("rate", 1.0) for group in groups) == [1.0, 1.0, 4.0, 4.0]
+
+
+def test_weights_that_onednn_packed_are_passed_over() -> None:
+    """A bf16 teacher's dense weights have no storage to look at: counting them ended every such run."""
+    packed = torch.ones(64, 32).to_mkldnn()
+
+    assert batches.needed(lambda: packed.to_dense() * 2) == 2 * 64 * 32 * 4
+
+
+def test_a_bf16_teacher_answers_within_the_budget() -> None:
+    teacher = Teacher(networks.Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), [str(one) for one in range(10)],
+        (1, 8, 8), [0.5], [0.5]), tuple(map(str, range(10))), precision="bf16")  # fmt: skip
+
+    assert teacher.logits(torch.zeros(6, 1, 8, 8, dtype=torch.uint8)).shape == (6, 10)
