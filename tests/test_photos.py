@@ -459,7 +459,7 @@ def test_weights_that_onednn_packed_are_passed_over() -> None:
 
 
 def test_a_bf16_teacher_answers_within_the_budget() -> None:
-    teacher = Teacher(networks.Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), [str(one) for one in range(10)],
-        (1, 8, 8), [0.5], [0.5]), tuple(map(str, range(10))), precision="bf16")  # fmt: skip
+    body, classes = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), tuple("0123456789")
+    teacher = Teacher(networks.Classifier(body, classes, (1, 8, 8), [0.5], [0.5]), classes, precision="bf16")
 
     assert teacher.logits(torch.zeros(6, 1, 8, 8, dtype=torch.uint8)).shape == (6, 10)
