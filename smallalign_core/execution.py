@@ -337,7 +337,7 @@ def _announce(training: Training, pupils: Sequence[Pupil], store: Store) -> None
 
     for pupil, student in zip(pupils, training.students, strict=True):
         pupil.taught = training.teacher if pupil.run.spec.teacher else None
-        facts = {
+        facts: dict[str, Any] = {
             "device": _named(training.device),
             "threads": torch.get_num_threads(),
             "processes": training.world.size,
