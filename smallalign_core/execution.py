@@ -349,7 +349,7 @@ def _announce(training: Training, pupils: Sequence[Pupil], store: Store) -> None
 
     for pupil, student in zip(pupils, training.students, strict=True):
         pupil.taught = training.teacher if pupil.run.spec.teacher else None
-        facts = {
+        facts: dict[str, Any] = {
             "device": machine.device_name(training.device),
             "processor": machine.processor(),
             "capability": machine.capability(),

@@ -115,7 +115,7 @@ def _evidence(runs: Sequence[Run], spec: RunSpec, store: Store, splits: data.Spl
 def facts(spec: RunSpec, store: Store, splits: data.Splits, device: Any) -> dict[str, Any]:
     """What a run's result keeps of its teachers: `preflight` with `warnings`, and `answers`, see `closeness`."""
     seen = preflight(spec, store, splits, device)
-    told = seen and {**seen.as_dict(), "warnings": doubts(spec, store, seen)}
+    told = None if seen is None else {**seen.as_dict(), "warnings": doubts(spec, store, seen)}
     for doubt in told["warnings"] if told else ():
         log.warning(doubt)
     return {"answers": closeness(spec, store), "preflight": told}
