@@ -13,7 +13,7 @@ labels = json.loads((here / "labels.json").read_text(encoding="utf-8"))
 session = onnxruntime.InferenceSession(str(here / "model.onnx"), providers=["CPUExecutionProvider"])
 
 channels = session.get_inputs()[0].shape[3]
-picture = Image.open(sys.argv[1])
+picture: Image.Image = Image.open(sys.argv[1])
 if "A" in picture.getbands() or "transparency" in picture.info:  # on white; nearly white drawings on black
     picture = picture.convert("RGBA")
     visible = np.asarray(picture.convert("RGB").convert("L"))[np.asarray(picture.getchannel("A")) >= 128]
