@@ -1,5 +1,7 @@
 """Data: what a dataset holds, how it was divided, whether it is clean, and its images."""
 
+import re
+
 import numpy as np
 import streamlit as st
 
@@ -31,7 +33,8 @@ st.caption(
     "any pixel, label or class name."
 )
 for note in facts["notes"]:
-    st.caption(f":material/info: {note}")
+    # the names in it are text, not Markdown
+    st.caption(":material/info: " + re.sub(r"([^\w\s.,;()/-])", r"\\\1", note))
 if facts["unreadable"]:
     with st.expander(f"{len(facts['unreadable'])} files could not be read and were skipped", icon=":material/warning:"):
         st.code("\n".join(f"{name}: {facts['reasons'][name]}" for name in facts["unreadable"][:200]), language=None)
