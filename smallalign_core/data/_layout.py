@@ -292,8 +292,8 @@ def _others(listing: Listing, bases: dict[str, _Node], used: Entry | None = None
                 ", ".join(f"{name} {sum(one.values()):,}" for name, one in left.items()) if kinds is not texts else ""
             )
             said.append(
-                f"{_count(kinds.total(), 'file')} of other kinds {what} {_were(kinds.total())} left out ({_kinds(kinds)})"
-                + (f": {each}." if each else ".")
+                f"{_count(kinds.total(), 'file')} of other kinds {what} {_were(kinds.total())} left out "
+                f"({_kinds(kinds)})" + (f": {each}." if each else ".")
             )
     empty = [names for names in listing.empty if any(names[:-1] == base.path for base in bases.values())]
     if empty:
