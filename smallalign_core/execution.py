@@ -34,18 +34,8 @@ log = logging.getLogger("smallalign")
 CHECKPOINT_SECONDS = 10.0
 TOGETHER = 8
 """Most runs that a worker or a study trains in lockstep."""
-ANNOUNCED = (
-    *machine.DECIDES,
-    "processes",
-    "params",
-    "macs",
-    "steps",
-    "together",
-    "answers",
-    "features",
-    "preflight",
-    "moved",
-)
+MADE_OF = ("processes", "params", "macs", "steps", "together")
+ANNOUNCED = (*machine.DECIDES, *MADE_OF, "answers", "features", "preflight", "moved")
 """What is known before the first step and belongs to the result."""
 TRAIN_SCORED_ON = 2_000
 """Training images that the best weights are scored on, about: enough for the gap to test."""

@@ -94,8 +94,8 @@ def test_a_file_without_an_ending_is_what_it_holds(tmp_path: Path) -> None:
     (root / "b" / "notes").write_bytes(b"no image")
     splits = load(root, tmp_path / "cache")
     assert len(everything(splits)) == 19
-    assert "1 file of other kinds in class folders were left out (1 no ending): b 1" in told(splits)
-    assert "another format than their names say (b/y.JPG.jpg)" in told(splits)
+    assert "1 file of other kinds in class folders was left out (1 no ending): b 1" in told(splits)
+    assert "another format than the name says (b/y.JPG.jpg)" in told(splits)
 
 
 @pytest.mark.parametrize("ending", [".dcm", ".svg", ".psd", ".cr2", ""])

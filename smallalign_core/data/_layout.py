@@ -255,7 +255,7 @@ def _loose(root: _Node, bases: dict[str, _Node]) -> list[str]:
     found = [entry.name for node in nodes for entry in node.loose]
     if not found:
         return []
-    return [f"{_count(len(found), 'image')} outside the class folders were left out: {_some(found)}."]
+    return [f"{_count(len(found), 'image')} outside the class folders {_were(len(found))} left out: {_some(found)}."]
 
 
 def _others(listing: Listing, bases: dict[str, _Node], used: Entry | None = None) -> list[str]:
@@ -292,8 +292,8 @@ def _others(listing: Listing, bases: dict[str, _Node], used: Entry | None = None
                 ", ".join(f"{name} {sum(one.values()):,}" for name, one in left.items()) if kinds is not texts else ""
             )
             said.append(
-                f"{_count(kinds.total(), 'file')} of other kinds {what} were left out ({_kinds(kinds)})"
-                + (f": {each}." if each else ".")
+                f"{_count(kinds.total(), 'file')} of other kinds {what} {_were(kinds.total())} left out "
+                f"({_kinds(kinds)})" + (f": {each}." if each else ".")
             )
     empty = [names for names in listing.empty if any(names[:-1] == base.path for base in bases.values())]
     if empty:
@@ -320,6 +320,10 @@ def _kinds(kinds: Counter[str]) -> str:
 
 def _count(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _were(count: int) -> str:
+    return "was" if count == 1 else "were"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -58,7 +58,7 @@ EXTRAS = {
     "frames": "several frames or pages: the first was used",
     "scaled": f"more than {MAX_PIXELS // 1_000_000} million pixels: they were scaled down while decoding",
     "colour16": "16 bits a colour channel: the higher 8 were used",
-    "named": "another format than their names say",
+    "named": "another format than the name says",
 }
 """What may be said of an image that is read, as after "12 images have"."""
 
