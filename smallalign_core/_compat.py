@@ -20,6 +20,24 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 """All that torch derives from its private `_BatchNorm`."""
 
 
+class NoOperationMode:
+    """What stands in where torch has no private mode that sees each operation: nothing is seen."""
+
+    def __enter__(self) -> NoOperationMode:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+try:
+    from torch.utils._python_dispatch import TorchDispatchMode as _Mode
+except ImportError:
+    _Mode = NoOperationMode  # type: ignore[assignment, misc]
+OperationMode: Any = _Mode
+"""A context whose `__torch_dispatch__` sees each operation; where torch's is gone none is, so that all images are
+answered at once and memory is not counted."""
+
+
 # --- fused steps ------------------------------------------------------------------------------------------------------
 
 

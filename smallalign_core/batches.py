@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from smallalign_core._compat import OperationMode
 
 BUDGET = 384 * 1024**2
 """Bytes that the tensors of one call may take together. A constant, so that equal runs use equal batches anywhere."""
@@ -66,11 +66,11 @@ def needed(work: Callable[[], object]) -> int:
     return counting.most
 
 
-class Counting(TorchDispatchMode):
+class Counting(OperationMode):  # type: ignore[misc]  # a class of torch or ours
     """Counts the storages that are alive of those that operations under it make; `most`: the most at any time."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.now = self.most = 0
         self._alive: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -91,6 +91,9 @@ class Counting(TorchDispatchMode):
 
 def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
     """Of all tensors in nested `values` but those that oneDNN packed, which have none to look at."""
-    return (
-        one.untyped_storage() for one in tree_leaves(values) if isinstance(one, Tensor) and one.layout == torch.strided
-    )
+    if isinstance(values, Tensor):
+        if values.layout == torch.strided:
+            yield values.untyped_storage()
+    elif isinstance(values, dict | list | tuple):
+        for one in values.values() if isinstance(values, dict) else values:
+            yield from _storages(one)

@@ -392,7 +392,8 @@ def test_what_the_answers_are_is_read_from_their_numbers(
         assert abs(ours - right) < 0.05
     else:
         atol = 2e-2 if kind == "sigmoid" else 1e-3
-        np.testing.assert_allclose(log_softmax(found), log_softmax(wanted), atol=atol, rtol=1e-3)
+        least = np.log(run.imported.floor) if kind == "probabilities" else -np.inf  # smaller ones are kept as this
+        np.testing.assert_allclose(log_softmax(found), log_softmax(wanted).clip(least), atol=atol, rtol=1e-3)
 
 
 def two(learned: tuple[Any, Any]) -> tuple[Any, Any]:

@@ -54,12 +54,11 @@ class _Items:
 def harmless() -> list[Any]:
     """What may stand in a checkpoint beside tensors: types that hold values and run nothing when they are made."""
     import numpy as np
-    from numpy._core import multiarray
 
     numpy = [np.dtype, np.ndarray, *(getattr(np.dtypes, name) for name in np.dtypes.__all__ if name.endswith("DType"))]
-    builders: list[Any] = [
-        (getattr(multiarray, name), f"numpy.{core}.multiarray.{name}")
-        for name in ("scalar", "_reconstruct")
+    builders: list[Any] = [  # what NumPy's own pickles call, by the names of NumPy 1 and 2
+        (one.__reduce__()[0], f"numpy.{core}.multiarray.{name}")
+        for one, name in ((np.float64(0), "scalar"), (np.zeros(0), "_reconstruct"))
         for core in ("core", "_core")
     ]
     values: list[Any] = [argparse.Namespace, types.SimpleNamespace]
