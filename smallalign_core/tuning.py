@@ -10,7 +10,7 @@ from smallalign_core import data
 from smallalign_core.errors import SmallAlignError
 from smallalign_core.files import read_json, write_json
 from smallalign_core.machine import processor
-from smallalign_core.spec import CrossEntropy, RunSpec, digest, evolves
+from smallalign_core.spec import CrossEntropy, HintonKd, RunSpec, digest, evolves
 from smallalign_core.store import Store
 from smallalign_core.teaching import live
 
@@ -45,6 +45,8 @@ def precision(spec: RunSpec, store: Store, splits: data.Splits, device: torch.de
     like = spec.data.model_copy(update={"source": f"{splits.shape} {len(splits.classes)}", "fingerprint": None})
     if spec.answers != "torch":  # then the student alone has a precision
         spec = spec.model_copy(update={"teacher": None, "answers": "torch", "loss": CrossEntropy(), "shuffled": False})
+    if isinstance(spec.loss, HintonKd):  # whatever its numbers are, or before they are chosen
+        spec = spec.model_copy(update={"loss": HintonKd()})
     plain = spec.model_copy(update={"data": like, "seed": 0, "epochs": 1, "precision": "fp32", "start": None})
     key = f"{digest(plain)} {processor()} {torch.__version__} {torch.get_num_threads()}"
     file = store.root / "cache" / "precision.json"

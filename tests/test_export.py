@@ -225,10 +225,11 @@ def test_int8_is_calibrated_on_training_images_of_every_class(digits: Splits, mo
     def record(content: bytes, batches: list[np.ndarray[Any, Any]], *, input: str) -> bytes:
         seen.extend(batches)
         assert input == "images"
-        return content
+        return content  # written, so that it can be read again
 
     monkeypatch.setattr(_file.graphs, "in_integers", record)
-    _file.in_precision(b"graph", "int8", digits.train.take(order))
+    graph = _file.graph_of(lived_in({"kind": "mlp", "width": 4}, digits), 1.0)
+    _file.in_precision(graph, "int8", digits.train.take(order))
     pixels = np.concatenate(seen)[:, :, :, 0]
     known = {
         image.tobytes(): label for image, label in zip(digits.train.images[:, 0], digits.train.labels, strict=True)

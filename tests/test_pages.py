@@ -124,10 +124,10 @@ def test_distil_submits_what_the_form_says(shown, store: Store):
     assert run.spec.loss.kind == "cross_entropy"
 
 
-def test_distil_begins_with_the_best_teacher_there_is(shown):
+def test_distil_begins_with_the_best_teacher_there_is(shown, store: Store):
     app = shown("distil")
 
-    assert app.selectbox(key="distil/teacher").value == "digits-teacher"
+    assert app.selectbox(key="distil/teacher").value == store.run("digits-teacher").id
     assert any("Parameters" in metric.label for metric in app.metric), "the cost is shown before training"
 
 
@@ -591,7 +591,7 @@ def test_a_run_is_measured_against_its_controls(shown, store: Store, train: Trai
     run = train(network={"kind": "cnn", "width": 3, "depth": 2}, teacher=teacher.id)
     app = shown("runs", run=run.id, tab="Did the teacher matter?")
     assert "with the teacher and without" in texts(app)
-    next(one for one in app.button_group if one.key == "control").set_value("shuffled").run()
+    next(one for one in app.button_group if one.key == "runs/control").set_value("shuffled").run()
     assert "the answer to the image itself" in texts(app)
     assert "Measure the rest" in [button.label for button in app.button]
 

@@ -130,13 +130,19 @@ def test_a_class_whose_last_image_is_damaged_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes")
-def test_a_pipe_is_counted_and_never_opened(tmp_path: Path) -> None:
+def test_a_pipe_is_named_and_never_opened(tmp_path: Path) -> None:
     root = folders(tmp_path / "set", "ab")
     os.mkfifo(root / "a" / "x.png")
     (root / "b" / "nowhere.png").symlink_to(tmp_path / "gone")
-    splits = load(root, tmp_path / "cache")
+    os.mkfifo(root / "b" / "notes.txt")
+    with pytest.raises(
+        BadData, match=r"2 of 18 images cannot be read.*x\.png: this is a pipe.*nowhere\.png: no such file"
+    ):
+        load(root, tmp_path / "cache")
+    splits = load(root, tmp_path / "cache", skip_unreadable=True)
     assert len(everything(splits)) == 16
-    assert "2 files of other kinds in class folders" in told(splits)
+    assert splits.unreadable == ("a/x.png", "b/nowhere.png")
+    assert "1 file of other kinds in class folders" in told(splits)
 
 
 # --- B: layouts -------------------------------------------------------------------------------------------------------

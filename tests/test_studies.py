@@ -367,7 +367,7 @@ def test_deleting_keeps_the_runs_of_others(store: Store, toy: Toy, resolved: Run
 
 def test_a_teacher_stays_while_a_study_lacks_runs(store: Store, toy: Toy, resolved: RunSpec) -> None:
     """Whoever trains it, active or paused; not once it is complete, nor once it is deleted."""
-    teacher = store.create(resolved.model_copy(update={"seed": 9}))
+    teacher = store.create(resolved.model_copy(update={"seed": 9, "epochs": 20}))
     worker.execute(teacher, store, device="cpu")
     student = desk.resolve(store, parse(resolved.model_dump(mode="json") | {"teacher": teacher.id, "loss": "kd"}))
     study, other = ask(store, student), ask(store, student, 2)
@@ -395,7 +395,7 @@ def test_a_teacher_is_let_go_by_studies_that_are_complete_or_no_more(
     store: Store, toy: Toy, resolved: RunSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Paused before the last run was finished, or trained by somebody else: nothing is left that would let it go."""
-    teacher = store.create(resolved.model_copy(update={"seed": 9}))
+    teacher = store.create(resolved.model_copy(update={"seed": 9, "epochs": 20}))
     worker.execute(teacher, store, device="cpu")
     student = desk.resolve(store, parse(resolved.model_dump(mode="json") | {"teacher": teacher.id, "loss": "kd"}))
     study, lost = ask(store, student), ask(store, student, 2)
@@ -422,11 +422,12 @@ def test_a_teacher_is_let_go_by_studies_that_are_complete_or_no_more(
 
 
 def test_a_study_deletes_its_own_teachers_too(store: Store, toy: Toy, resolved: RunSpec) -> None:
-    teacher = store.create(resolved)
+    knowing = resolved.model_copy(update={"epochs": 20})
+    teacher = store.create(knowing)
     worker.execute(teacher, store, device="cpu")
     student = desk.resolve(store, parse(resolved.model_dump(mode="json") | {"teacher": teacher.id, "loss": "kd"}))
     study = ask(store, student, 2)
-    toy.wanted = lambda *_: [resolved, student]  # type: ignore[method-assign]
+    toy.wanted = lambda *_: [knowing, student]  # type: ignore[method-assign]
     studies.start(store, study)
     studies.pause(store, study)
     store.create(student)

@@ -20,7 +20,7 @@ from smallalign_core.data import Splits
 from smallalign_core.errors import BadInput, BadSpec, Diverged
 from smallalign_core.evaluate import fidelity, logits_of, score
 from smallalign_core.losses import Answer
-from smallalign_core.spec import RunSpec, Schedule, parse
+from smallalign_core.spec import DataSpec, RunSpec, Schedule, parse
 from smallalign_core.spec.optimizer import Constant, Cosine
 from smallalign_core.teacher import Teacher
 from smallalign_core.train import Progress, Stopped, Training, Validated
@@ -355,7 +355,7 @@ def test_soft_targets_beat_labels_when_images_are_few(digits: Splits) -> None:
     teaching = Training([parse({"data": "digits", "network": {"kind": "cnn", "width": 24}, "epochs": 25})], digits)
     list(teaching)
     knowing = Teacher(teaching.students[0].best(), digits.classes)
-    few = replace(digits, train=_hold_out(digits.train, 100 / len(digits.train), salt=b"few", count=100)[1])
+    few = replace(digits, train=_hold_out(digits.train, 0.1, DataSpec(source="digits"), salt=b"few", count=100)[1])
     errors = []
     for seed in range(3):
         base = {"data": "digits", "network": {"kind": "mlp", "width": 64}, "epochs": 150, "batch": 50, "seed": seed}
