@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from smallalign_core._compat import OperationMode
 
-BUDGET = 384 * 1024**2
+BUDGET = 192 * 1024**2
 """Bytes that the tensors of one call may take together. A constant, so that equal runs use equal batches anywhere."""
 FEW = 4
 """So many images are answered at once unmeasured."""
