@@ -59,7 +59,7 @@ def test_the_key_of_kept_answers_holds_the_instructions(
 
     first = key()
     assert key() == first
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
     assert key() != first
 
 
