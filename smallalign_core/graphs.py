@@ -30,10 +30,10 @@ HALF = float(np.finfo(np.float16).max)
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """The exporter prints progress, warns about its own internals, and logs: none of it helps a user."""
-    logger = logging.getLogger("torch.onnx")
-    level, root = logger.level, logging.getLogger().level
+    logger, root = logging.getLogger("torch.onnx"), logging.getLogger()
+    level, errors = logger.level, _Errors()
     logger.setLevel(logging.ERROR)
-    logging.getLogger().setLevel(logging.ERROR)  # the quantizer logs there
+    root.addFilter(errors)  # the quantizer logs there; a level would silence all other loggers, also of other threads
     try:
         with (
             warnings.catch_warnings(),
@@ -44,7 +44,14 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-        logging.getLogger().setLevel(root)
+        root.removeFilter(errors)
+
+
+class _Errors(logging.Filter):
+    """Of what is logged by a logger itself, errors alone."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
 
 
 def of_body(body: nn.Module, example: Tensor) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from smallalign_core import data, export, networks
+from smallalign_core import data, export, graphs, networks
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadInput, BadModel
 from smallalign_core.export import _file, _lean
@@ -385,3 +386,17 @@ def test_weights_files_are_stable_and_checked(taught: Taught, tmp_path: Path) ->
         (tmp_path / "w.safetensors").write_bytes(damage)
         with pytest.raises(BadModel):
             networks.from_file(tmp_path / "w.safetensors")
+
+
+def test_an_export_silences_the_quantizer_and_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    """Two at once left the root logger's level at ERROR: warnings of all later runs were missing in their logs."""
+    with graphs.quiet():
+        logging.getLogger().warning("of the quantizer")
+        logging.getLogger("smallalign").warning("of a run beside it")
+        outer = graphs.quiet()
+        outer.__enter__()
+    outer.__exit__(None, None, None)  # they end in another order than they began
+
+    logging.getLogger().warning("afterwards")
+
+    assert [record.message for record in caplog.records] == ["of a run beside it", "afterwards"]
