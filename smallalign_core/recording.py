@@ -152,9 +152,15 @@ class Recording:
 
 @contextlib.contextmanager
 def logged(runs: Sequence[Run]) -> Iterator[None]:
-    """Keep what is logged meanwhile in each run's log.txt."""
+    """Keep what is logged meanwhile in each run's log.txt: warnings and errors at least, whatever the program that this
+    library is part of, or `logging.config` in one of its packages, did to loggers before."""
     log = logging.getLogger("smallalign")
     with contextlib.ExitStack() as logs:
+        logs.callback(setattr, log, "disabled", log.disabled)
+        logs.callback(log.setLevel, log.level)
+        log.disabled = False
+        if log.getEffectiveLevel() > logging.WARNING:
+            log.setLevel(logging.WARNING)
         for run in runs:
             with contextlib.suppress(OSError):  # deleted since it was listed
                 handler = logging.FileHandler(run.folder / "log.txt", encoding="utf-8")

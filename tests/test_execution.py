@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import threading
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import tiny
 
-from smallalign_core import desk, execution, train, worker
+from smallalign_core import desk, execution, recording, train, worker
 from smallalign_core.__main__ import main
 from smallalign_core.spec import to_yaml
 from smallalign_core.store import Run, State, Store
@@ -87,3 +88,19 @@ def test_the_command_line_waits_for_a_teacher_who_answers_anew(
     (tmp_path / "spec.yaml").write_text(to_yaml(spec))
     assert main(["train", str(tmp_path / "spec.yaml"), "--store", str(store.root), "--device", "cpu"]) == 0
     assert run.state is State.FINISHED
+
+
+@pytest.mark.parametrize("silenced", ["disabled", "level"])
+def test_a_runs_log_holds_errors_whatever_was_done_to_loggers(silenced: str, store: Store) -> None:
+    run, log = store.create(desk.resolve(store, tiny())), logging.getLogger("smallalign")
+    before = log.disabled, log.level
+    try:
+        log.disabled = silenced == "disabled"
+        log.setLevel(logging.CRITICAL if silenced == "level" else logging.NOTSET)
+        kept = log.disabled, log.level
+        with recording.logged([run]):
+            log.error("what went wrong")
+        assert (log.disabled, log.level) == kept
+    finally:
+        log.disabled, log.level = before
+    assert "what went wrong" in (run.folder / "log.txt").read_text()
