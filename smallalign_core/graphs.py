@@ -31,7 +31,7 @@ HALF = float(np.finfo(np.float16).max)
 def quiet() -> Iterator[None]:
     """The exporter prints progress, warns about its own internals, and logs: none of it helps a user."""
     logger, root = logging.getLogger("torch.onnx"), logging.getLogger()
-    level, errors = logger.level, _Errors()
+    level, general, errors = logger.level, root.level, _Errors()
     logger.setLevel(logging.ERROR)
     root.addFilter(errors)  # the quantizer logs there; a level would silence all other loggers, also of other threads
     try:
@@ -44,6 +44,7 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+        root.setLevel(general)  # which the exporter's libraries may have changed
         root.removeFilter(errors)
 
 

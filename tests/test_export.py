@@ -390,6 +390,8 @@ def test_weights_files_are_stable_and_checked(taught: Taught, tmp_path: Path) ->
 
 def test_an_export_silences_the_quantizer_and_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
     """Two at once left the root logger's level at ERROR: warnings of all later runs were missing in their logs."""
+    caplog.set_level(logging.WARNING)
+    caplog.set_level(logging.WARNING, logger="smallalign")
     with graphs.quiet():
         logging.getLogger().warning("of the quantizer")
         logging.getLogger("smallalign").warning("of a run beside it")
