@@ -141,10 +141,11 @@ def main() -> None:
     from smallalign_core import data
     from smallalign_core.machine import set_threads
     from smallalign_core.spec import DataSpec
+    from smallalign_core.store import Store
     from smallalign_core.views import Views
 
     set_threads()
-    cache, found = ROOT / "models" / "cache" / "data", dict[str, list[float]]()
+    cache, found = Store().data_cache, dict[str, list[float]]()
     for task in ("probe", "fine-tuning"):
         if given.only not in (None, task):
             continue

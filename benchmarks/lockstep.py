@@ -31,6 +31,7 @@ from smallalign_core import data, networks
 from smallalign_core.data import Splits, statistics
 from smallalign_core.machine import keep_freed_memory
 from smallalign_core.spec import DataSpec, RunSpec, parse
+from smallalign_core.store import Store
 from smallalign_core.teacher import Bank, Shelf, Teacher, plan
 from smallalign_core.train import Training
 
@@ -83,7 +84,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
-    whole = data.load(DataSpec(source="fashion-mnist"), Path("models/cache/data"))
+    whole = data.load(DataSpec(source="fashion-mnist"), Store().data_cache)
     splits = replace(whole, train=whole.train.take(np.arange(asked.images)))
     mean, std = statistics(splits.train)
     found: dict[str, float] = {}

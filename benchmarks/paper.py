@@ -38,11 +38,12 @@ from smallalign_core.evaluate import logits_of, score
 from smallalign_core.losses import Answer
 from smallalign_core.networks import Classifier
 from smallalign_core.spec import DataSpec, RunSpec, parse
+from smallalign_core.store import Store
 from smallalign_core.teacher import Teacher, Teaching
 from smallalign_core.train import Training
 from smallalign_core.views import Batch, Views
 
-CACHE = ROOT / "models" / "cache" / "data"
+CACHE = Store().data_cache
 PLAIN_ADAM = {"kind": "adamw", "weight_decay": 0.0}
 COSINE = {"kind": "cosine", "warmup": 0.0}
 

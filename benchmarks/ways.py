@@ -28,6 +28,7 @@ from smallalign_core import data, machine, networks, teaching, tuning
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.networks import Classifier
 from smallalign_core.spec import DataSpec, RunSpec, parse
+from smallalign_core.store import Store
 from smallalign_core.teacher import Bank, Shelf, Teacher, Teaching, plan
 from smallalign_core.train import Training, statistics as channels
 
@@ -54,7 +55,7 @@ QUICK = {"MLP-64 > MLP-16": Pair({"kind": "mlp", "width": 64}, {"kind": "mlp", "
 
 def loaded(images: int) -> Splits:
     """Fashion-MNIST, so many of its training images."""
-    return data.load(DataSpec(source="fashion-mnist", images=images), Path("models/cache/data"))
+    return data.load(DataSpec(source="fashion-mnist", images=images), Store().data_cache)
 
 
 def classifier(network: dict[str, Any] | None, splits: Splits) -> Classifier:
@@ -148,9 +149,6 @@ def tutorial_keeping_memory(pair: Pair, splits: Splits, folder: Path) -> Iterato
 
 def torchdistill(pair: Pair, splits: Splits, _: Path) -> Iterator[int]:
     """Matsubara's framework (2021), its box and the loop of its image classification example."""
-    import logging
-
-    logging.disable(logging.CRITICAL)
     from torchdistill.core.distillation import get_distillation_box
     from torchdistill.misc.log import MetricLogger, SmoothedValue
 

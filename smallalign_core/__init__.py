@@ -36,7 +36,7 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'smallalign_core' has no attribute {name!r}")
 
 
-def load(source: str, *, store: Path | str = "models") -> Splits:
+def load(source: str, *, store: Path | str | None = None) -> Splits:
     """Train, validation and test images of a dataset: a name, a folder, a zip, or IDX files.
 
     Raises:
@@ -49,7 +49,7 @@ def load(source: str, *, store: Path | str = "models") -> Splits:
     return data.load(parse_data(source), Store(store).data_cache)
 
 
-def fit(spec: Path | str | Mapping[str, Any], *, store: Path | str = "models", device: str = "auto") -> Run:
+def fit(spec: Path | str | Mapping[str, Any], *, store: Path | str | None = None, device: str = "auto") -> Run:
     """Train what `spec` (a file, or its fields) describes, here and now; returns the finished run.
 
     Raises:

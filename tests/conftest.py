@@ -52,6 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
         scratch = tempfile.mkdtemp(prefix="sa-")  # short: paths of sockets have 107 bytes
         config.add_cleanup(lambda: shutil.rmtree(scratch, ignore_errors=True))
         os.environ["TMPDIR"], os.environ["SMALLALIGN_DATA"] = scratch, f"{scratch}/data"
+        os.environ["SMALLALIGN_STORE"] = f"{scratch}/models"  # where a test names none
         tempfile.tempdir = None
         BEFORE.update(_entries())
     processes.mark()
@@ -94,6 +95,13 @@ def no_process_left() -> Iterator[None]:
     names = [" ".join(process.cmdline()) for process in left if process.is_running()]
     processes.end(*left)
     assert not names, "these processes were left running"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_silence_left() -> Iterator[None]:
+    """What a file switches off for all loggers, other files would lack."""
+    yield
+    assert logging.root.manager.disable == logging.NOTSET, "logging.disable() was not taken back"
 
 
 @pytest.fixture(scope="session", autouse=True)

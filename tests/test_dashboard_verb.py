@@ -27,7 +27,10 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, 
     return found
 
 
-def test_it_starts_streamlit_in_the_callers_folder(started: list[Any], store: Store) -> None:
+def test_it_starts_streamlit_in_the_callers_folder(
+    started: list[Any], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SMALLALIGN_STORE")
     port = chromium.free_port()
     done = command("dashboard", "--port", port, "--json", "--", "--server.baseUrlPath=lab", store=None)
     assert done.returncode == 0, done.stderr

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from PIL import Image
 
 from smallalign_core import data, policies, preview, risk, steps
@@ -20,7 +19,7 @@ from smallalign_core.spec.augment import GROUPS
 from smallalign_core.store import Store
 from smallalign_core.views import Views
 
-ZOO = Store(ROOT / "models")
+ZOO = Store()
 MOVES: list[Any] = [{"kind": "rotate", "degrees": 20}, {"kind": "noise", "probability": 1}]
 
 

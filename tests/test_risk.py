@@ -170,7 +170,7 @@ def test_what_cannot_be_judged_is_refused(teacher: Classifier, looked: ImageSet)
 def test_the_desk_shows_what_training_sees_and_judges_it(tmp_path: Path, digits: Splits) -> None:
     import base64
 
-    store = Store(ROOT / "models")
+    store = Store()
     policy = [SAFE, {"kind": "rotate"}]
     found = preview.views(store, policy, "digits", teacher="digits-teacher", images=4, draws=3, seed=5, batch=64)
     shown = np.frombuffer(base64.b64decode(found["pixels"]), np.uint8).reshape(found["shape"])
@@ -191,7 +191,7 @@ def test_the_command_line_writes_a_sheet_and_says_the_same_as_the_desk(tmp_path:
     (tmp_path / "policy.yaml").write_text(
         "- {kind: shift, pixels: 1}\n- {kind: flip, axis: vertical, probability: 1}\n"
     )
-    store = Store(ROOT / "models")
+    store = Store()
     arguments = ("views", tmp_path / "policy.yaml", "--data", "digits", "--to", tmp_path / "out")
 
     done = command(*arguments, "--teacher", "digits-teacher", "--json", store=store)
@@ -229,7 +229,7 @@ def test_bad_input_is_one_line_and_exit_code_2(text: str, options: tuple[str, ..
         "--to",
         tmp_path / "out",
         *options,
-        store=Store(ROOT / "models"),
+        store=Store(),
     )
 
     assert done.returncode == 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +37,7 @@ def named(file: str, precision: str) -> str:
 
 def store() -> Store:
     """The store that this server shows, acting for whoever looks: the folder in SMALLALIGN_STORE, else `models`."""
-    return Store(os.environ.get("SMALLALIGN_STORE") or "models", access.visitor())
+    return Store(visitor=access.visitor())
 
 
 @functools.cache

@@ -85,12 +85,14 @@ class Store:
     """All runs below one folder, and the zoo.
 
     Args:
-        root: the folder; made when something is first written.
+        root: the folder; made when something is first written. By default SMALLALIGN_STORE, or `models` in the working
+            directory.
         visitor: on whose behalf; the library and the command line act for the owner, who may do everything.
         showing: what is computed fills a page that was opened, which is no look at test: see `count_test_look`.
     """
 
-    def __init__(self, root: Path | str = "models", visitor: Visitor = OWNER, *, showing: bool = False) -> None:
+    def __init__(self, root: Path | str | None = None, visitor: Visitor = OWNER, *, showing: bool = False) -> None:
+        root = (os.environ.get("SMALLALIGN_STORE") or "models") if root is None else root
         if not str(root).strip():
             raise Refused("the store's path is empty", do="name a folder, or leave it out")
         self.root, self.visitor, self.showing = Path(root), visitor, showing

@@ -53,7 +53,10 @@ def usable(path: str | Path) -> Path:
     return Path(path)
 
 
-StoreOption = Annotated[Path, typer.Option("--store", help="Folder with all runs.", parser=usable, metavar="PATH")]
+StoreOption = Annotated[
+    Path,
+    typer.Option("--store", help="Folder with all runs.", parser=usable, metavar="PATH", envvar="SMALLALIGN_STORE"),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Override one field: optimizer.lr=0.01. May be repeated.")

@@ -53,7 +53,7 @@ def runs_callback(context: typer.Context, store: StoreOption = MODELS, json: Jso
     """List runs, or act on one."""
     if context.invoked_subcommand is None:
         runs_list(store, json)
-    elif store != MODELS or json:
+    elif json or getattr(context.get_parameter_source("store"), "name", "") == "COMMANDLINE":
         raise BadInput("--store and --json stand after the verb", do="write for example: runs list --store DIR")
 
 
