@@ -17,6 +17,7 @@ QUICK = {"kind": "mlp", "width": 16, "depth": 1}
 """Made into a graph in half a second."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "network", ["mlp", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("cnn", "separable")), "resnet"]
 )
@@ -34,6 +35,7 @@ def test_a_graph_answers_as_its_network(network: str, digits: Splits) -> None:
     assert 0 < off < 0.25 * wanted.std().item() + 0.05, "in integers it is a little off, and only a little"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answers", ["onnx", "int8"])
 def test_a_run_says_how_close_its_teachers_answers_are(
     answers: str, store: Store, train: Train, digits: Splits
@@ -59,6 +61,7 @@ def test_a_run_says_how_close_its_teachers_answers_are(
     assert (plain["weights_sha256"] == result["weights_sha256"]) is False
 
 
+@pytest.mark.slow
 def test_answers_are_made_once_and_a_damaged_file_is_made_again(store: Store, train: Train, digits: Splits) -> None:
     teacher = train(epochs=4, network=QUICK)
     spec = desk.resolve(store, tiny(teacher=teacher.id, answers="int8"))
@@ -71,6 +74,7 @@ def test_answers_are_made_once_and_a_damaged_file_is_made_again(store: Store, tr
     assert file.read_bytes() == content
 
 
+@pytest.mark.slow
 def test_integers_that_disagree_are_refused(store: Store, train: Train) -> None:
     teacher = train(epochs=4, network=QUICK)
     desk.resolve(store, tiny(teacher=teacher.id, answers="int8"))

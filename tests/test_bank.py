@@ -396,6 +396,7 @@ def test_sizes_are_told_before_and_true_after(lesson: Lesson) -> None:
         assert kept == pytest.approx(size, rel=0.03)
 
 
+@pytest.mark.slow
 def test_limits_and_eviction(lesson: Lesson, digits: Splits) -> None:
     lesson.digits = digits
     specs = [spec_of(seed=seed, augment=["shift"], epochs=2, batch=128) for seed in range(3)]
@@ -463,6 +464,7 @@ def no_teacher(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     return
 
 
+@pytest.mark.slow
 def test_a_second_run_never_loads_the_teacher(train: Train, store: Store, request: pytest.FixtureRequest) -> None:
     teacher = train()
     first = train(teacher=teacher.id, augment=["shift"])
@@ -488,6 +490,7 @@ def test_a_second_run_never_loads_the_teacher(train: Train, store: Store, reques
         assert 0 < result["fidelity"]["agreement"] < 1
 
 
+@pytest.mark.slow
 def test_a_warm_run_is_the_run_that_a_cold_one_is(train: Train, store: Store) -> None:
     teacher = train()
     run = train(teacher=teacher.id, augment=["shift"], views=2)
@@ -511,6 +514,7 @@ def test_a_teacher_whose_weights_were_replaced_is_refused(train: Train, store: S
         desk.resolve(store, tiny(teacher=teacher.id))
 
 
+@pytest.mark.slow
 def test_damage_is_told_in_the_runs_events(train: Train, store: Store) -> None:
     teacher = train()
     train(teacher=teacher.id)
@@ -519,6 +523,7 @@ def test_damage_is_told_in_the_runs_events(train: Train, store: Store) -> None:
     assert ["damaged" in event["message"] for event in run.events("warning")] == [True]
 
 
+@pytest.mark.slow
 def test_the_estimate_tells_size_and_readiness_and_fills_nothing(
     train: Train, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

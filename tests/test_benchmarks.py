@@ -177,6 +177,7 @@ def test_lost_events_wrong_states_and_other_weights_are_found(
     assert any("weights_sha256" in line for line in chaos.differences(one, other))
 
 
+@pytest.mark.slow
 def test_all_kinds_are_killed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     from smallalign_core.spec import Loss, Optimizer, choices
 

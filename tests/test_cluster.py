@@ -261,6 +261,7 @@ def test_the_token_of_this_machine_is_used_unless_somebody_said_otherwise(
     assert not cluster._take_token(), "said already"
 
 
+@pytest.mark.slow
 def test_nothing_imports_ray_unless_it_is_asked_for() -> None:
     code = "import sys, smallalign_core.__main__, smallalign_core.cluster; print('ray' in sys.modules)"
     done = processes.run(processes.python("-c", code), check=True)

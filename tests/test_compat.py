@@ -124,6 +124,7 @@ def test_every_batch_norm_of_torch_is_one_of_ours() -> None:
     assert plain - lazy == set(_compat.BATCH_NORMS)
 
 
+@pytest.mark.slow
 def test_the_compiler_is_loaded_by_the_first_optimizer() -> None:
     code = (
         "import sys, torch; from smallalign_core import _compat; before = 'torch._dynamo' in sys.modules; "
@@ -288,6 +289,7 @@ def private(file: Path) -> list[str]:
 FILES = [file for folder in OURS for file in sorted((ROOT / folder).rglob("*.py"))]
 
 
+@pytest.mark.slow
 def test_private_parts_of_other_libraries_are_named_in_compat_modules_only() -> None:
     found = {str(file.relative_to(ROOT)): private(file) for file in FILES}
     found = {name: names for name, names in found.items() if names and not name.endswith("/_compat.py")}

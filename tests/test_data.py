@@ -350,6 +350,7 @@ def test_many_unreadable_images_are_refused(tmp_path: Path) -> None:
         load(root, tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_a_bomb_is_unreadable_not_decoded(tmp_path: Path) -> None:
     root = folder_of(tmp_path / "set", count=120)
     Image.new("1", (20_000, 20_000)).save(root / "a" / "bomb.png")
@@ -566,6 +567,7 @@ def test_statistics_of_at_most_so_many_images(count: int) -> None:
     assert std == pytest.approx(seen.std((0, 2, 3)), rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FASHION.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
 def test_fashion_mnist_by_name_and_by_path(decoded: Path) -> None:
     named, by_path = load("fashion-mnist", decoded), load(FASHION, decoded)

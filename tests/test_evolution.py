@@ -140,6 +140,7 @@ def test_resume_is_exact(kind: str, stack: Any, bits: int | None, digits: Splits
     assert whole.students[0].gradients == 0
 
 
+@pytest.mark.slow
 def test_lockstep_changes_nobody(digits: Splits) -> None:
     specs = [
         tiny(optimizer=stack, network={"kind": "cnn", "width": 3, "depth": 2, "dropout": 0.3}, epochs=1, bits=bits)

@@ -53,6 +53,7 @@ def test_a_stopped_worker_puts_back_only_what_nobody_else_stopped(
     assert [run.state for run in group] == [State.CANCELLED, State.PAUSED, State.QUEUED]
 
 
+@pytest.mark.slow
 def test_runs_that_are_tried_again_alone_tell_their_events_once(
     store: Store, group: list[Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:

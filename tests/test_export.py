@@ -59,6 +59,7 @@ def lived_in(network: Any, splits: Splits) -> Classifier:
     return classifier.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS, ids=str)
 def test_every_family_exports_in_every_precision_and_agrees(network: Any, digits: Splits) -> None:
     classifier = lived_in(network, digits)
@@ -106,6 +107,7 @@ def check_integers(model: onnx.ModelProto) -> None:
     assert made[resize.input[0]].op_type != "DequantizeLinear", "pixels are not rounded again"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "shape"),
     [
@@ -208,6 +210,7 @@ def test_a_pooling_larger_than_its_map_adds_nothing() -> None:
     assert [list(one.ints) for one in made.node[0].attribute if one.name == "pads"] == [[0, 3, 0, 2]]
 
 
+@pytest.mark.slow
 def test_an_export_has_no_needless_work() -> None:
     spec = parse({"data": "digits", "network": {"kind": "cnn", "width": 6}}).network
     classifier = networks.build(spec, "abc", (1, 10, 10), mean=[0.4], std=[0.2], seed=1).eval()
@@ -219,6 +222,7 @@ def test_an_export_has_no_needless_work() -> None:
     assert [node.op_type for node in nodes].count("Gemm") == 2
 
 
+@pytest.mark.slow
 def test_int8_is_calibrated_on_training_images_of_every_class(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     order = np.argsort(digits.train.labels, kind="stable")  # as a folder lists them: one class after the other
     seen: list[np.ndarray[Any, Any]] = []
@@ -240,6 +244,7 @@ def test_int8_is_calibrated_on_training_images_of_every_class(digits: Splits, mo
     assert set(labels) == set(range(10))
 
 
+@pytest.mark.slow
 def test_halves_keep_what_does_not_fit(digits: Splits) -> None:
     classifier = lived_in({"kind": "mlp", "width": 12}, digits)
     with torch.no_grad():
@@ -299,6 +304,7 @@ def test_other_sizes_are_resized_inside_as_pillow_would(size: tuple[int, int], t
     assert np.abs(inside - expected).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_verify(taught: Taught, sold: Path) -> None:
     store, teacher, _ = taught
     found = export.verify(sold, store)
@@ -331,6 +337,7 @@ def unsealed(content: bytes) -> bytes:
     return bytes(model.SerializeToString())
 
 
+@pytest.mark.slow
 def test_hostile_metadata_is_named(taught: Taught, sold: Path, tmp_path: Path) -> None:
     graph = unsealed(sold.read_bytes())
     for facts in ([1], {"data_spec": {"validation": 7}}, {"scores": 3}, {"data": []}, {"loss": 1}):
@@ -367,6 +374,7 @@ def test_exports_go_where_they_can(taught: Taught, tmp_path: Path) -> None:
             export.export(student, target)
 
 
+@pytest.mark.slow
 def test_colour_images_export(tmp_path: Path) -> None:
     from test_data import folder_of
 

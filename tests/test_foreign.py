@@ -93,6 +93,7 @@ WRAPPED: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRAPPED)
 def test_what_training_code_puts_around_a_network_is_taken_off(name: str, tmp_path: Path) -> None:
     held, told = WRAPPED[name]
@@ -105,6 +106,7 @@ def test_what_training_code_puts_around_a_network_is_taken_off(name: str, tmp_pa
     assert {key: facts[key] for key in told} == told
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("lightning")
 def test_arguments_of_a_library_that_is_not_here_are_data(tmp_path: Path) -> None:
     torch.save({"state_dict": under("model."), "hyper_parameters": Attributes(lr=0.1)}, tmp_path / "c.ckpt")
@@ -112,6 +114,7 @@ def test_arguments_of_a_library_that_is_not_here_are_data(tmp_path: Path) -> Non
     assert load(jail.convert(tmp_path / "c.ckpt")[0]).keys() == NETWORK.keys()
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_taken_said_and_can_be_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": NETWORK, "state_dict_ema": EMA}, tmp_path / "c.pth")
     done = command("convert", tmp_path / "c.pth", "--to", tmp_path / "ema.safetensors")
@@ -124,6 +127,7 @@ def test_averaged_weights_are_taken_said_and_can_be_refused(tmp_path: Path) -> N
         jail.convert(tmp_path / "c.pth", which="swa")
 
 
+@pytest.mark.slow
 def test_two_networks_of_unknown_names_are_not_guessed_between(tmp_path: Path) -> None:
     torch.save({"generator": NETWORK, "discriminator": EMA}, tmp_path / "c.pth")
     with pytest.raises(BadModel, match=r"several sets of weights .*--weights"):
@@ -143,6 +147,7 @@ class Runs:
         return os.system, (f"touch {self.canary}",)
 
 
+@pytest.mark.slow
 def test_what_runs_code_is_still_refused_beside_what_does_not(tmp_path: Path) -> None:
     canary = tmp_path / "ran"
     torch.save({"state_dict": NETWORK, "args": argparse.Namespace(hook=Runs(canary))}, tmp_path / "c.pth")
@@ -274,6 +279,7 @@ SCALES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", SCALES)
 def test_the_scale_of_pixels_is_found_and_said(
     scale: str, learned: tuple[Any, Any], store: Store, digits: Splits, tmp_path: Path
@@ -401,6 +407,7 @@ def two(learned: tuple[Any, Any]) -> tuple[Any, Any]:
     return learned[0][:, 1:2] - learned[0][:, :1], learned[1][1:2] - learned[1][:1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tail", "shape", "kind"),
     [
@@ -455,6 +462,7 @@ def test_the_number_of_a_class_teaches_nothing(
     assert "number of a class" in str(caught.value) or "10 names, 1 answers" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_reading_can_be_named(learned: tuple[Any, Any], store: Store, tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(classifier(learned, tail=SIGMOID))
     options = ["--data", "digits", "--classes", ",".join(NAMES), "--mean", "0", "--std", "1"]

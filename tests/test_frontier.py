@@ -156,6 +156,7 @@ def test_latency_is_kept_for_run_and_machine(
     assert frontier.kept(teacher, store) is None
 
 
+@pytest.mark.slow
 def test_a_slower_answer_is_measured_as_slower(taught: tuple[Store, Run, Run], monkeypatch: pytest.MonkeyPatch) -> None:
     store, _, student = taught
     splits = data.load(student.data, store.data_cache)

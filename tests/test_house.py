@@ -63,6 +63,7 @@ def test_nothing_third_party_is_committed() -> None:
             assert name in allowed_binaries, f"{name} is binary"
 
 
+@pytest.mark.slow
 def test_the_server_process_stays_light() -> None:
     """Importing every page's imports must not bring torch, onnx, onnxruntime or scikit-learn."""
     code = f"""

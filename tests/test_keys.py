@@ -103,6 +103,7 @@ def shared(used: dict[str, set[str]]) -> dict[str, list[str]]:
     return {key: sorted(names) for key, names in by_key.items() if len(names) > 1 and key not in SHARED}
 
 
+@pytest.mark.slow
 def test_no_two_features_use_one_key_of_the_session() -> None:
     trees = modules()
     every = {name: keys_of(tree) for name, tree in trees.items() if name != "pages.ui.picks"}

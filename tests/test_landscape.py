@@ -98,6 +98,7 @@ def exact(surface: Surface) -> Tensor:
     return torch.autograd.functional.hessian(loss, surface.start)  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norms", MODES)
 def test_curvature_is_that_of_the_exact_hessian(norms: Any, digits: Splits) -> None:
     spec, classifier = small(digits)

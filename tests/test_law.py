@@ -523,6 +523,7 @@ def test_a_good_study_passes_and_reads_its_doses() -> None:
     assert n.covers == d.covers  # both ask whether ×1 is rejected
 
 
+@pytest.mark.slow
 def test_the_additive_law_misreads_a_dose_that_the_saturating_one_reads() -> None:
     """A truth like that of small MLPs on MNIST-1D, in the corner of the largest student and the most images."""
     sizes, images = np.array([358.0, 778, 1834, 4810, 14218]), np.array([250.0, 500, 1000, 2000, 4000])

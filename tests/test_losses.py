@@ -266,6 +266,7 @@ def hard_logits(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
     return student, student.clone() if draw(st.booleans()) else teacher, labels
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(case=hard_logits())
 def test_never_nan(case: tuple[Tensor, Tensor, Tensor]) -> None:

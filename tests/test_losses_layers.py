@@ -352,6 +352,7 @@ def test_the_export_of_a_hinted_student_has_no_regressor(train: Train) -> None:
 # --- teachers that know more, or cannot be looked into ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_layers_of_a_teacher_of_more_classes_are_compared(store: Store, tmp_path: Path) -> None:
     """Its answers are cut to the data's classes; its layers are those of the whole network."""
     digits = data.load(DataSpec(source="digits"), store.data_cache).train

@@ -162,6 +162,7 @@ def test_budgets_are_equal_in_gradients() -> None:
     assert [_spec.epochs_of(spec, sam, budget) for budget in (1, 2)] == [5, 10]
 
 
+@pytest.mark.slow
 def test_an_evolution_strategy_is_budgeted_for_what_it_is_counted_for(digits: Splits) -> None:
     spec = tiny(optimizer={"kind": "snes", "population": 4}, network={"kind": "mlp", "width": 4, "depth": 1})
     loop = training.Training([spec], digits)
@@ -447,6 +448,7 @@ def test_a_gpu_is_asked_for_its_own_time_and_only_when_somebody_reads(monkeypatc
     assert (clock.seconds, len(waited)) == (4.0, 1), "two laps of two seconds, the one that it stood left out"
 
 
+@pytest.mark.slow
 def test_evaluation_and_reports_are_off_the_clock(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(*arguments: Any, **named: Any) -> Any:
         end = time.process_time() + 0.2
@@ -730,6 +732,7 @@ def test_nothing_is_better_whose_interval_covers_zero(tmp_path: Path) -> None:
 # --- the study --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_small_study_from_end_to_end(raced: tuple[Store, studies.Study]) -> None:
     store, study = raced
 
@@ -755,6 +758,7 @@ def test_a_small_study_from_end_to_end(raced: tuple[Store, studies.Study]) -> No
     assert found.arms[0].differences["accuracy"].verdict == "reference"
 
 
+@pytest.mark.slow
 def test_means_are_those_of_the_results(raced: tuple[Store, studies.Study]) -> None:
     store, study = raced
 
@@ -858,6 +862,7 @@ def test_every_claim_carries_its_budget(raced: tuple[Store, studies.Study]) -> N
     assert json.loads(json.dumps(found.as_dict()))["arms"][1]["words"]["accuracy"]
 
 
+@pytest.mark.slow
 def test_the_cost_is_known_before_the_first_run(raced: tuple[Store, studies.Study]) -> None:
     store, _ = raced
     assert desk.study(store, "optimizers", SMALL, probe=True)["seconds"] == 0, "all of it is done"
@@ -931,6 +936,7 @@ def test_a_diverged_arm_is_said_so_and_the_study_goes_on(store: Store) -> None:
     assert "SGD lr 100, weight_decay 10: diverged on every seed" in found.words()
 
 
+@pytest.mark.slow
 def test_reading_a_study_imports_no_torch(raced: tuple[Store, studies.Study]) -> None:
     store, study = raced
     code = f"""

@@ -174,6 +174,7 @@ def test_distil_adds_and_removes_augmentations(shown):
     assert "kind: rotate" in app.code[0].value
 
 
+@pytest.mark.slow
 def test_distil_takes_over_the_spec_of_a_run(shown, train: Train):
     run = train(augment=[{"kind": "shift", "pixels": 3}], seed=11)
 
@@ -222,6 +223,7 @@ def test_a_damaged_run_says_so_and_can_be_deleted(shown, store: Store):
     assert not run.folder.exists()
 
 
+@pytest.mark.slow
 def test_no_damaged_file_breaks_the_table(shown, store: Store, train: Train):
     whole = train()
     contents = ("", "{}", "[]", '{"spec": {}}', '{"spec": {"data": 1}}', "\x00")

@@ -58,6 +58,7 @@ def test_only_the_open_tab_is_drawn(here, shown):
     assert [slider.label for slider in app.select_slider] == ["Teacher's temperature", "Student's temperature"]
 
 
+@pytest.mark.slow
 def test_a_cell_a_class_and_a_kind_leave_exactly_their_images(here, shown, store: Store):
     teacher, student = store.run("digits-teacher"), store.run("digits-student")
     found = compare.compare_once(teacher, [student], store)[0]

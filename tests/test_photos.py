@@ -445,6 +445,7 @@ def test_a_tiny_spread_does_not_make_a_tiny_gap_a_fault() -> None:
     assert not export.GATES["int8"].passes(1.0, math.nan, 1.0)
 
 
+@pytest.mark.slow
 def test_a_run_on_trained_weights_keeps_its_head_rate(store: Store, weights: Path) -> None:
     spec = desk.resolve(store, tiny(network=fast(weights, head_rate=4)))
     groups = Training([spec], desk.data.load(spec.data, store.data_cache)).students[0].optimizer.param_groups

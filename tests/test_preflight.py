@@ -146,6 +146,7 @@ def large(of_blobs: dict[str, Any], store: Store) -> Run:
     return run
 
 
+@pytest.mark.slow
 def test_a_teacher_of_larger_images_is_refused_and_the_remedy_works(
     of_blobs: dict[str, Any], large: Run, store: Store, tmp_path: Path
 ) -> None:
@@ -166,6 +167,7 @@ def test_a_teacher_of_larger_images_is_refused_and_the_remedy_works(
     np.testing.assert_allclose(answers, wanted, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_teacher_of_smaller_images_gets_them_resized(of_blobs: dict[str, Any], store: Store) -> None:
     """From the run's own pixels, to the size that it learned."""
     spec = parse({"data": of_blobs | {"size": 12}, "network": {"kind": "cnn", "width": 4}, "epochs": 12, "batch": 16})
@@ -229,6 +231,7 @@ def test_a_teacher_is_not_carried_over_to_other_images(large: Run, store: Store,
 # --- what is kept of it -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_pre_flight_is_part_of_the_run(train: Train, store: Store, digits: data.Splits) -> None:
     teacher = train(epochs=6)
     run = train(teacher=teacher.id)
@@ -256,6 +259,7 @@ def test_a_teacher_is_asked_once_for_each_dataset(
     assert teaching.preflight(first, store, fewer) == replace(found, data=fewer.fingerprint)  # type: ignore[type-var]
 
 
+@pytest.mark.slow
 def test_a_teacher_below_the_students_own_baseline_is_warned_of(train: Train, store: Store) -> None:
     student = {"network": {"kind": "cnn", "width": 8, "depth": 2}, "epochs": 10, "batch": 32}
     weak = train(data={"source": "digits", "images": 40}, network={"kind": "mlp", "width": 8}, epochs=20, batch=16)
@@ -271,6 +275,7 @@ def test_a_teacher_below_the_students_own_baseline_is_warned_of(train: Train, st
     assert warning in [event["message"] for event in run.events("warning")]
 
 
+@pytest.mark.slow
 def test_the_curve_of_a_run_shows_its_teacher_on_its_own_images_or_nothing(
     train: Train, store: Store, of_blobs: dict[str, Any], large: Run
 ) -> None:
@@ -287,6 +292,7 @@ def test_the_curve_of_a_run_shows_its_teacher_on_its_own_images_or_nothing(
 # --- which teacher is offered -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_teachers_are_offered_by_evidence_on_the_images(
     train: Train, store: Store, of_blobs: dict[str, Any], large: Run
 ) -> None:

@@ -79,6 +79,7 @@ def test_the_risk_comes_in_steps_and_is_the_same() -> None:
     assert preview.unpacked(again).shape[:2] == (preview.PICTURED, 2)
 
 
+@pytest.mark.slow
 def test_a_judge_remembers_what_it_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = {"kind": "rotate", "degrees": 32}, {"kind": "shift", "pixels": 1}
     first = preview.risk(ZOO, [one, two], "digits", "digits-teacher", limit=0.05)
@@ -126,6 +127,7 @@ def test_more_visitors_than_places_all_get_their_risk(monkeypatch: pytest.Monkey
     assert found[0]["report"] != found[1]["report"]
 
 
+@pytest.mark.slow
 def test_the_curve_stays_where_it_is_when_the_strength_moves() -> None:
     asked: dict[str, Any] = {"policy": [{"kind": "rotate", "degrees": 30}], "data_source": "digits"}
     one, half = (

@@ -123,6 +123,7 @@ def found_of(report: quality.QualityReport, wrong: set[int], sure: bool = False)
     return len(flagged & wrong) / len(flagged), len(flagged & wrong) / len(wrong)
 
 
+@pytest.mark.slow
 def test_clean_digits_are_found_clean_and_the_report_is_kept(near_store: Store) -> None:
     assert quality.quality(near_store, "digits", start=False) == {"done": 0.0}
     shares, found = [], quality.quality(near_store, "digits", patience=0.0)
@@ -169,6 +170,7 @@ def test_wrong_labels_are_found_and_their_right_ones_suggested(near_store: Store
     assert sure_recall >= 0.7
 
 
+@pytest.mark.slow
 def test_nobody_judges_an_image_that_they_learned(digits: data.Splits) -> None:
     """Labels by chance cannot be foretold: who agrees with more than chance has seen them. Copies are no way around."""
     pixels = quality._flat(steps.finish(_twins.small([digits.val, digits.val])))
@@ -179,6 +181,7 @@ def test_nobody_judges_an_image_that_they_learned(digits: data.Splits) -> None:
     assert found.probabilities.sum(1) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_what_is_said_of_training_images_does_not_depend_on_the_test_labels(digits: data.Splits) -> None:
     pixels = quality._flat(steps.finish(_twins.small([digits.val, digits.test])))
     labels, ids = (
@@ -206,6 +209,7 @@ def altered(image: np.ndarray, how: str, rng: np.random.Generator) -> np.ndarray
     return np.asarray(Image.open(held))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["90", "75", "noise", "dim", "shift"])
 def test_near_duplicates_are_all_found_and_nothing_else(digits: data.Splits, how: str) -> None:
     rng = np.random.default_rng(1)
@@ -247,6 +251,7 @@ def dirty(tmp_path_factory: pytest.TempPathFactory, digits: data.Splits) -> Path
     return root
 
 
+@pytest.mark.slow
 def test_known_dirt_is_found_and_nothing_else(dirty: Path, store: Store, tmp_path: Path, digits: data.Splits) -> None:
     made = tmp_path / "made.json"
     done = command("inspect", dirty, "--json", "--decide", made, store=store)
@@ -318,6 +323,7 @@ def test_bad_questions_are_one_line(store: Store) -> None:
 # --- automatic cleaning, teachers, votes ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_automatic_cleaning_judges_by_these_images_alone_and_empties_no_class(near_store: Store) -> None:
     spec = DataSpec(source="digits", images=400, draw=2, noise=0.1)
     images = data.load(spec, near_store.data_cache).train

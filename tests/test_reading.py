@@ -366,6 +366,7 @@ def test_orientation_alone_is_read_and_zero_denominators_cost_nothing(tmp_path: 
     assert image_of(splits, "a/x.jpg")[:, :, 10].min() > 200  # the upper half is on the right when upright
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_phones_50_megapixels_are_scaled_while_decoding(progressive: bool, tmp_path: Path) -> None:
     root = folders(tmp_path / "set", "ab")
@@ -632,6 +633,7 @@ def run_on(root: Path, store: Store) -> Run:
     return run
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_its_images_are_now(store: Store, tmp_path: Path) -> None:
     root = folders(tmp_path / "set", "ab", 12)
     run = run_on(root, store)

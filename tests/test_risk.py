@@ -187,6 +187,7 @@ def test_the_desk_shows_what_training_sees_and_judges_it(tmp_path: Path, digits:
         preview.views(store, policy, "digits", rows=[10**6])
 
 
+@pytest.mark.slow
 def test_the_command_line_writes_a_sheet_and_says_the_same_as_the_desk(tmp_path: Path) -> None:
     (tmp_path / "policy.yaml").write_text(
         "- {kind: shift, pixels: 1}\n- {kind: flip, axis: vertical, probability: 1}\n"

@@ -51,6 +51,7 @@ def asked(taught: tuple[Store, Run, Run]) -> tuple[robustness.Robustness, Splits
     return finished(robustness.assess([teacher, student], splits, "val", store)), splits
 
 
+@pytest.mark.slow
 def test_accuracies_are_those_of_asking_by_hand(asked, taught: tuple[Store, Run, Run]) -> None:
     found, splits = asked
     _, _, student = taught
@@ -71,6 +72,7 @@ def test_accuracies_are_those_of_asking_by_hand(asked, taught: tuple[Store, Run,
     assert found.runs[1].by_severity[3].value == pytest.approx(fourth)
 
 
+@pytest.mark.slow
 def test_the_difference_is_paired_by_image(taught: tuple[Store, Run, Run], asked) -> None:
     store, teacher, student = taught
     found, splits = asked

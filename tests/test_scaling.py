@@ -153,6 +153,7 @@ def test_noise_mislabels_and_steps_are_a_floor(place: Store) -> None:
     assert 0.2 < wrong.mean() < 0.4
 
 
+@pytest.mark.slow
 def test_automatic_cleaning_is_judged_within_each_draw(place: Store) -> None:
     """On 30 % wrong labels, so that there is something to find; before it is judged its runs are not known."""
     fields = {"recipes": ["baseline", "clean"], "data": {"source": "digits", "noise": 0.3}, "images": [100, 150, 200]}
@@ -207,6 +208,7 @@ def test_judging_gives_the_worker_back_and_goes_on(tmp_path: Path, monkeypatch: 
 # --- what is found ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_the_runs(place: Store, finished: studies.Study) -> None:
     found = finished.report(place)
     assert found.complete
@@ -228,6 +230,7 @@ def test_figures_are_those_of_the_runs(place: Store, finished: studies.Study) ->
     assert (paired.mean, paired.low, paired.high) == (own.mean, own.low, own.high)
 
 
+@pytest.mark.slow
 def test_a_report_has_tests_and_a_verdict_and_is_kept(place: Store, finished: studies.Study) -> None:
     found = finished.report(place)
     reading = found.readings["nll"]

@@ -80,6 +80,7 @@ def test_a_study_without_runs_says_so(shown: Show, place: Store) -> None:
     assert "Resume" in [button.label for button in app.button]
 
 
+@pytest.mark.slow
 def test_an_adaptive_study_is_extended_by_runs(shown: Show, place: Store) -> None:
     study = scaled(place, budget=60)
     app = shown("scaling", study=study.id)

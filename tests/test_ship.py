@@ -244,6 +244,7 @@ def test_a_network_that_cannot_be_quantised_says_so(
         _file.in_precision(b"", "int8", digits.train)
 
 
+@pytest.mark.slow
 def test_smaller_files_are_verified_too(shop: tuple[Store, Run, dict[str, Report]], tmp_path: Path) -> None:
     store, _, reports = shop
     found = export.verify(file_of(shop, "int8"), store)
@@ -420,6 +421,7 @@ def test_the_zip_holds_all_that_goes_with_the_file(unpacked: Path, shop: tuple[S
         assert locked[f"node_modules/{name}"]["version"] == version
 
 
+@pytest.mark.slow
 def test_a_proof_belongs_to_one_file_and_comes_out_again(
     unpacked: Path, shop: tuple[Store, Run, dict[str, Report]], tmp_path: Path
 ) -> None:
@@ -555,6 +557,7 @@ def test_files_of_others_are_described_scored_and_compared(
     assert not swapped["ok"]
 
 
+@pytest.mark.slow
 def test_only_the_jail_opens_a_file_that_is_verified(
     shop: tuple[Store, Run, dict[str, Report]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -578,6 +581,7 @@ def theirs_bytes(folder: Path) -> Path:
     return folder / "flat.onnx"
 
 
+@pytest.mark.slow
 def test_the_command_line_ships_and_refuses(
     shop: tuple[Store, Run, dict[str, Report]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

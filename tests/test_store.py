@@ -98,6 +98,7 @@ def test_results_say_what_scripts_need(train: Train) -> None:
     assert result["params"] == 6 * 9 + 12 + 6 * 12 * 9 + 24 + 12 * 10 + 10
 
 
+@pytest.mark.slow
 def test_a_second_worker_on_the_same_run_is_refused(store: Store) -> None:
     run = store.create(desk.resolve(store, tiny()))
     with Recording(run), pytest.raises(Refused, match=r"(?i)another worker"):
@@ -105,6 +106,7 @@ def test_a_second_worker_on_the_same_run_is_refused(store: Store) -> None:
     assert run.result is None
 
 
+@pytest.mark.slow
 def test_a_second_worker_on_the_same_store_is_refused(store: Store) -> None:
     store.root.mkdir(parents=True)
     with FileLock(store.root / "worker-cpu.lock"), pytest.raises(Refused, match=r"(?i)another worker"):
@@ -142,6 +144,7 @@ def test_the_dashboard_sees_a_worker_on_any_device_and_starts_no_other(
     assert started
 
 
+@pytest.mark.slow
 def test_looking_never_keeps_a_worker_out(store: Store) -> None:
     """Two threads look all the time; whoever wants the lock gets it every time."""
     run = store.create(desk.resolve(store, tiny()))
@@ -329,6 +332,7 @@ def group(store: Store, teacher: Run, epochs: int = 4) -> list[Run]:
     return [store.submit(desk.resolve(store, spec)) for spec in specs]
 
 
+@pytest.mark.slow
 def test_the_queue_trains_runs_with_equal_views_in_lockstep(store: Store, train: Train, tmp_path: Path) -> None:
     """Each ends as it would alone."""
     runs = group(store, train())
@@ -343,6 +347,7 @@ def test_the_queue_trains_runs_with_equal_views_in_lockstep(store: Store, train:
         assert worker.execute(twin, alone, device="cpu")["weights_sha256"] == (run.result or {})["weights_sha256"]
 
 
+@pytest.mark.slow
 def test_one_of_a_lockstep_is_cancelled_and_the_others_end(store: Store, train: Train) -> None:
     """The one that was cancelled is then behind the others, and goes on alone, to the weights it would have had."""
     runs = group(store, train(), epochs=12)
@@ -379,6 +384,7 @@ def test_a_lockstep_that_cannot_start_is_tried_one_by_one(store: Store, train: T
     assert isinstance(ended[0], BadModel)
 
 
+@pytest.mark.slow
 def test_runs_at_different_steps_are_trained_one_after_the_other(store: Store, train: Train) -> None:
     runs = group(store, train(), epochs=6)
     for run, epoch in zip(runs[:2], (2, 4), strict=True):
@@ -490,6 +496,7 @@ def flip_a_byte(file: Path) -> None:
     file.write_bytes(content)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -517,6 +524,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_kept(
     assert {file.name: file.read_bytes() for file in run.folder.glob("checkpoint-*.pt")} == kept
 
 
+@pytest.mark.slow
 def test_a_full_disk_pauses_and_overwrites_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     run = stopped_run(store, monkeypatch)
     before = {file.name: file.read_bytes() for file in run.folder.glob("checkpoint*")}

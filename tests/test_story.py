@@ -149,6 +149,7 @@ def test_doctor_notices_damaged_weights(tmp_path: Path) -> None:
     assert any("damaged" in check["found"] for check in found["checks"])  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_help_names_every_verb() -> None:
     done = program("--help")
     for verb in (

@@ -115,6 +115,7 @@ def test_an_import_of_our_own_export_answers_as_the_run_does(exported: tuple[Sto
     assert [row.id for row in store.runs()].count(imported.id) == 1
 
 
+@pytest.mark.slow
 def test_an_import_is_found_listed_compared_and_deleted_but_not_trained_or_exported(
     exported: tuple[Store, Run, Path], tmp_path: Path
 ) -> None:
@@ -135,6 +136,7 @@ def test_an_import_is_found_listed_compared_and_deleted_but_not_trained_or_expor
     assert store.runs() == []
 
 
+@pytest.mark.slow
 def test_an_import_teaches_as_the_run_that_it_was(exported: tuple[Store, Run, Path], tmp_path: Path) -> None:
     """The same lesson from PyTorch and from ONNX Runtime: weights differ by rounding only."""
     _, run, file = exported
@@ -148,6 +150,7 @@ def test_an_import_teaches_as_the_run_that_it_was(exported: tuple[Store, Run, Pa
         torch.testing.assert_close(tensor, made[1][name], atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_classes_in_another_order_and_more_of_them_are_matched_by_name(
     exported: tuple[Store, Run, Path], digits: Splits, tmp_path: Path
 ) -> None:
@@ -165,6 +168,7 @@ def test_classes_in_another_order_and_more_of_them_are_matched_by_name(
     assert sorted(found.mapping) == sorted((name, name) for name in digits.classes)
 
 
+@pytest.mark.slow
 def test_names_that_do_not_match_are_refused_with_the_list(exported: tuple[Store, Run, Path], tmp_path: Path) -> None:
     store, _, file = exported
     names = [*"012345678", "nine"]
@@ -189,6 +193,7 @@ def test_a_native_run_too_is_asked_about_classes_by_name(taught: tuple[Store, Ru
         foreign.classifier(teacher, ("cat", "dog"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "layout", "batch"),
     [
@@ -234,6 +239,7 @@ def test_gray_images_reach_a_colour_network_and_probabilities_become_logits(
     np.testing.assert_allclose(torch.softmax(answers, 1).numpy(), wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_the_file_leaves_open_is_asked_for(store: Store, tmp_path: Path) -> None:
     names = list("0123456789")
     (tmp_path / "open.onnx").write_bytes(graph(channels="c", names=names))
@@ -249,6 +255,7 @@ def test_what_the_file_leaves_open_is_asked_for(store: Store, tmp_path: Path) ->
         foreign.bring(tmp_path / "float.onnx", DIGITS, store, std=[0.0])
 
 
+@pytest.mark.slow
 def test_an_imported_file_that_was_damaged_is_noticed(exported: tuple[Store, Run, Path], tmp_path: Path) -> None:
     store = Store(tmp_path / "models")
     run = foreign.bring(exported[2], DIGITS, store)
@@ -285,6 +292,7 @@ class Payload:
         return Path.touch, (self.marker,)
 
 
+@pytest.mark.slow
 def test_a_pickle_does_not_run(tmp_path: Path) -> None:
     marker, file = tmp_path / "ran", tmp_path / "model.onnx"
     for write in (lambda: file.write_bytes(pickle.dumps(Payload(marker))), lambda: torch.save(Payload(marker), file)):
@@ -476,6 +484,7 @@ def test_heads_that_know_nothing_are_refused(exported: tuple[Store, Run, Path], 
     assert "chance 10." in json.loads(done.stdout)["refused"]
 
 
+@pytest.mark.slow
 def test_a_model_that_rolls_dice_is_warned_about(store: Store, tmp_path: Path, digits: Splits) -> None:
     model = onnx.load_from_string(graph(names=list("0123456789")))
     model.graph.node[2].output[0] = "clean"
@@ -516,6 +525,7 @@ def start(tmp_path: Path) -> Path:
     return tmp_path / "start.safetensors"
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_file_and_its_digest_is_the_files(store: Store, start: Path, tmp_path: Path) -> None:
     resolved = desk.resolve(store, tiny(network=small(weights=str(start))))
     assert resolved.network.weights_sha256 == hashlib.sha256(start.read_bytes()).hexdigest()  # type: ignore[union-attr]
@@ -544,6 +554,7 @@ def test_the_body_is_the_files_and_the_head_is_new(start: Path) -> None:
     assert made.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])  # what the weights were trained with
 
 
+@pytest.mark.slow
 def test_a_linear_probe_moves_nothing_but_the_head(train: Train, start: Path) -> None:
     # batch norm too: its running averages are part of a frozen body
     run = train(
@@ -573,6 +584,7 @@ def mnasnet(folder: Path) -> Path:
     return folder / "mnasnet.safetensors"
 
 
+@pytest.mark.slow
 def test_a_run_may_start_from_another_runs_weights(train: Train) -> None:
     first = train(network=small(), epochs=1)
     second = train(network=small(weights=str(first.weights), frozen=True), epochs=1, seed=5)

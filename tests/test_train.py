@@ -80,6 +80,7 @@ def test_equal_specs_give_equal_weights(digits: Splits) -> None:
     assert equal(weights(runs[0]), weights(runs[1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
 def test_mixed_images_train_resume_exactly_and_reach_the_teacher(mixing: str, digits: Splits, teacher: Teacher) -> None:
     """Half labels, half teacher; the teacher is asked about the mixed image, and the labels are the mixture's."""
@@ -126,6 +127,7 @@ def test_resume_is_exact(optimizer: Any, stop: int, digits: Splits, teacher: Tea
     assert second.step == whole.step
 
 
+@pytest.mark.slow
 def test_lockstep_changes_nobody(digits: Splits, teacher: Teacher) -> None:
     specs = [
         tiny(network={"kind": "mlp", "width": 16, "dropout": 0.5}),
@@ -190,6 +192,7 @@ def test_nothing_is_learned_or_chosen_from_test(digits: Splits) -> None:
     assert equal([*runs[0].students[0].best_weights.values()], [*runs[1].students[0].best_weights.values()])
 
 
+@pytest.mark.slow
 def test_a_diverging_run_says_so(digits: Splits) -> None:
     spec = tiny(optimizer={"kind": "sgd", "lr": 100.0, "weight_decay": 10.0}, network={"kind": "mlp"}, epochs=40)
     steady = spec.model_copy(update={"optimizer": tiny().optimizer})
@@ -436,6 +439,7 @@ def test_the_best_epoch_is_the_most_accurate_then_the_likeliest_then_the_first(f
     assert student.best_epoch == 6
 
 
+@pytest.mark.slow
 def test_a_narrow_strided_convolution_learns_rightly_on_every_processor() -> None:
     """The AVX2 kernel of oneDNN for 1 x 1 of less than 8 channels in channels_last crashes, hangs or is wrong."""
     code = """

@@ -104,6 +104,7 @@ def test_a_damaged_spec_or_result_is_one_sentence_and_hides_nothing_else(train: 
             _ = Run(run.folder).spec, Run(run.folder).result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["state.json", "checkpoints.json", "checkpoint-*.pt"])
 def test_a_run_goes_on_without_what_is_damaged_to_the_same_weights(
     name: str, paused: Run, store: Store, tmp_path: Path
@@ -122,6 +123,7 @@ def test_a_run_goes_on_without_what_is_damaged_to_the_same_weights(
 # --- weights, caches, bundles -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_damaged_weights_answer_nobody(train: Train, store: Store, tmp_path: Path) -> None:
     teacher, student = train(), train(seed=1)
     pupil = store.create(desk.resolve(store, tiny(teacher=teacher.id)))
@@ -219,6 +221,7 @@ def renewed(file: Path, change: Callable[[str], str] = lambda text: text) -> Non
     file.write_text(f'{text[:-2]},\n "seal": "{files._seal(text)}"\n}}')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["spec.json", "state.json", "checkpoints.json", "result.json"])
 def test_a_run_of_a_newer_version_is_refused_in_words_and_left_alone(
     name: str, paused: Run, store: Store, train: Train
@@ -304,6 +307,7 @@ def told(store: Store) -> dict[str, health.Check]:
     return {check.name: check for check in health.examine(store)}
 
 
+@pytest.mark.slow
 def test_the_doctor_finds_what_nobody_owns_and_mends_it(train: Train, store: Store, tmp_path: Path) -> None:
     import os
 
@@ -342,6 +346,7 @@ def test_the_doctor_finds_what_nobody_owns_and_mends_it(train: Train, store: Sto
     assert told(store)["leftovers"].found == "none"
 
 
+@pytest.mark.slow
 def test_the_doctor_names_what_is_damaged_and_leaves_runs_alone(train: Train, store: Store) -> None:
     teacher = train()
     train(teacher=teacher.id, views=2, augment=["shift"])

@@ -85,6 +85,7 @@ def test_spec_files(tmp_path_factory: pytest.TempPathFactory, text: list[str]) -
         read(file)
 
 
+@pytest.mark.slow
 @given(content=st.binary(max_size=60))
 @cases("spec", 1 / 6)
 def test_spec_files_of_bytes(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
@@ -105,6 +106,7 @@ def test_specs_of_any_values(changes: dict[str, Any]) -> None:
         to_yaml(spec)
 
 
+@pytest.mark.slow
 @given(written=PLAIN)
 @cases("spec", 1 / 6)
 def test_policies_and_data_of_any_values(written: Any) -> None:
@@ -161,6 +163,7 @@ NAMES = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @given(
     names=st.lists(NAMES | st.text(min_size=1, max_size=20).map(lambda text: f"{text}.png"), max_size=4),
     content=st.binary(max_size=30),
@@ -190,6 +193,7 @@ def test_zips(
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(name=st.text(max_size=60) | st.text("abcdef0123456789./~-\0 ", max_size=20) | WORDS | st.just("a" * 5000))
 @cases("name")
 def test_names(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
@@ -231,6 +235,7 @@ RELU = helper.make_node("Relu", ["x"], ["y"])
 SOUND = (bomb([RELU]), graph())
 
 
+@pytest.mark.slow
 @given(
     sound=st.sampled_from(SOUND),
     spoil=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=6),
@@ -288,6 +293,7 @@ LINE = (
 )
 
 
+@pytest.mark.slow
 @given(lines=st.lists(LINE, max_size=6))
 @cases("journal", 0.5)
 def test_journals(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]) -> None:
@@ -300,6 +306,7 @@ def test_journals(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]) 
         assert run.events()[-1]["step"] == 10**9
 
 
+@pytest.mark.slow
 @given(content=st.binary(max_size=40) | PLAIN.map(lambda value: json.dumps(value).encode()), name=st.integers(0, 3))
 @cases("journal", 0.5)
 def test_state_files(tmp_path_factory: pytest.TempPathFactory, content: bytes, name: int) -> None:

@@ -84,6 +84,7 @@ def refused(file: Path, look: Callable[[Path], Any], words: str | None = None) -
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("payload", list(PAYLOADS))
 def test_no_payload_runs_under_any_name(payload: str, tmp_path: Path) -> None:
     canary = tmp_path / "ran"
@@ -104,6 +105,7 @@ def test_the_payloads_would_run_elsewhere(tmp_path: Path) -> None:
         assert canary.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tensor", "words"),
     [

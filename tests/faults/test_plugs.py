@@ -310,6 +310,7 @@ def small_disk(folder: Path, size: str) -> Iterator[None]:
         processes.run(["umount", "-l", folder], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [0, 6000, 30_000])
 def test_a_disk_that_fills_pauses_the_run_and_spoils_nothing(
     left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -72,6 +72,7 @@ def test_an_idx_pipe_is_refused(tmp_path: Path) -> None:
         data.load(DataSpec(source=str(tmp_path)), tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_the_process_goes_on_after_each_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_guarded, "SECONDS", 1)
     with pytest.raises(_guarded.TooCostly, match="takes too long to decode"):
@@ -102,6 +103,7 @@ def test_one_process_serves_all_and_a_fork_starts_its_own() -> None:
     assert _guarded._free[-1] is first, "the fork let go of its copy only"
 
 
+@pytest.mark.slow
 def test_answers_come_in_order_whatever_happens_between(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_guarded, "SECONDS", 1)
     endless = [10**8]

@@ -568,6 +568,7 @@ def test_a_visit_holds_only_so_many_files(served: tuple[quota.Quota, Storage]) -
     assert asyncio.run(put(wall, "a", "x", 10)).status_code == 429
 
 
+@pytest.mark.slow
 def test_an_upload_that_never_ends_is_ended(
     served: tuple[quota.Quota, Storage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
