@@ -2,19 +2,19 @@
 
 import streamlit as st
 
-from pages.ui import access
-from pages.ui.backstage import exported, store
-from pages.ui.server import routes
-from pages.ui.supervisor import lifespan, on_script_error
-from pages.ui.wall import guard, middleware
+from pages.ui.app.context import exported, store
+from pages.ui.app.server import routes
+from pages.ui.app.supervisor import lifespan, on_script_error
+from pages.ui.security import auth
+from pages.ui.security.middleware import guard, middleware
 
-access.prepare(store().root)
+auth.prepare(store().root)
 guard()
 
 app = st.App(
     "pages/frame.py",
     lifespan=lifespan,
     routes=routes(exported),
-    middleware=middleware(access.allowed_hosts()),
+    middleware=middleware(auth.allowed_hosts()),
     on_script_error=on_script_error,
 )

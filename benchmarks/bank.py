@@ -26,11 +26,11 @@ from ways import BATCH, Pair, our_spec, tutorial
 
 from smallalign_core import data, networks
 from smallalign_core.data import Splits, statistics
-from smallalign_core.machine import keep_freed_memory
+from smallalign_core.runs.store import Store
 from smallalign_core.spec import DataSpec, RunSpec, parse
-from smallalign_core.store import Store
-from smallalign_core.teacher import Bank, Plan, Shelf, Teacher, plan
-from smallalign_core.train import Training
+from smallalign_core.system.machine import keep_freed_memory
+from smallalign_core.training.loop import Training
+from smallalign_core.training.teacher import Bank, Plan, Shelf, Teacher, plan
 
 ROUNDS, STEPS, IMAGES = 6, 24, 2048
 PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: see smallalign_core/silence.py
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: see smallalign_core/system/telemetry.py
 
 import numpy as np
 import onnxruntime
@@ -41,15 +41,15 @@ sys.path.append(str(ROOT / "tests"))
 
 import chromium
 
+from pages.ui.app.server import routes
 from pages.ui.browser import install
 from pages.ui.browser._urls import package_url
-from pages.ui.server import routes
-from pages.ui.wall import middleware
+from pages.ui.security.middleware import middleware
 from smallalign_core import data, export, networks
 from smallalign_core.export._runtime import timed
 from smallalign_core.networks import Classifier
+from smallalign_core.runs.store import Store
 from smallalign_core.spec import DataSpec, parse
-from smallalign_core.store import Store
 
 COUNT = 1000
 RANDOM: dict[str, Any] = {

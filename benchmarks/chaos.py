@@ -51,13 +51,15 @@ import torch
 import torch._dynamo  # the first optimizer does, for a second
 from safetensors import SafetensorError, safe_open
 
-from smallalign_core import compare, desk, execution, train  # noqa: F401
-from smallalign_core.__main__ import main as command_line
+from smallalign_core.analysis import compare  # noqa: F401
+from smallalign_core.cli._main import main as command_line
 from smallalign_core.errors import BadInput, SmallAlignError
-from smallalign_core.files import read_json, read_lines
+from smallalign_core.runs.store import Run, State, Store
+from smallalign_core.service import backend
 from smallalign_core.spec import Loss, Optimizer, RunSpec, choices, digest, members, parse
-from smallalign_core.store import Run, State, Store
-from smallalign_core.teacher import _chunk
+from smallalign_core.system.files import read_json, read_lines
+from smallalign_core.training import runner
+from smallalign_core.training.teacher import _chunk
 
 CHECKPOINT_SECONDS = 0.05
 EPOCHS = 24
@@ -137,7 +139,9 @@ def _spec(store: Store, loss: str, optimizer: dict[str, Any], number: int, netwo
     for loss, policy, body, teacher in ways:
         try:
             fields = {"network": body, "teacher": teacher, "loss": {"kind": loss}, "optimizer": optimizer}
-            return desk.resolve(store, parse({"data": "digits", "epochs": EPOCHS, "seed": number, **policy, **fields}))
+            return backend.resolve(
+                store, parse({"data": "digits", "epochs": EPOCHS, "seed": number, **policy, **fields})
+            )
         except BadInput as refused:
             error = refused
     raise error or AssertionError
@@ -173,7 +177,7 @@ def start(
                 f"from smallalign_core import __main__, execution; execution.CHECKPOINT_SECONDS = {CHECKPOINT_SECONDS}"
             )
             os.execv(sys.executable, [sys.executable, "-c", f"{hurry}; raise SystemExit(__main__.main())", *arguments])
-        execution.CHECKPOINT_SECONDS = CHECKPOINT_SECONDS
+        runner.CHECKPOINT_SECONDS = CHECKPOINT_SECONDS
         if fatal:
             sys.addaudithook(_killing_itself(*fatal))
         code = command_line(list(arguments))

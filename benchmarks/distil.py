@@ -75,15 +75,16 @@ from ways import (
     with_batch,
 )
 
-from smallalign_core import machine, networks
+from smallalign_core import networks
 from smallalign_core.data import Splits
-from smallalign_core.evaluate import logits_of, score
-from smallalign_core.graphs import Graph
+from smallalign_core.metrics import logits_of, score
 from smallalign_core.networks import Classifier
+from smallalign_core.networks.onnx_graph import Graph
 from smallalign_core.spec import RunSpec
-from smallalign_core.student import Student
-from smallalign_core.teacher import Bank, Shelf, Teacher, Teaching, plan
-from smallalign_core.train import Training, statistics as channels
+from smallalign_core.system import machine
+from smallalign_core.training.loop import Training, statistics as channels
+from smallalign_core.training.student import Student
+from smallalign_core.training.teacher import Bank, Shelf, Teacher, Teaching, plan
 
 PEAK = "peak"
 KNOWN = {"kind": "resnet", "width": 16}

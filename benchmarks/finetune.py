@@ -104,9 +104,9 @@ def plain(
 
 def ours(splits: Any, given: argparse.Namespace, **how: Any) -> float:
     """The same by the library's own loop."""
-    from smallalign_core.evaluate import logits_of, score
+    from smallalign_core.metrics import logits_of, score
     from smallalign_core.spec import parse
-    from smallalign_core.train import Training
+    from smallalign_core.training.loop import Training
 
     network = {"kind": "timm", "name": NAME, "size": given.size, "weights": str(given.weights)}
     written = {"network": network | {"frozen": how["frozen"]}, "epochs": how["epochs"], "batch": given.batch}
@@ -139,10 +139,10 @@ def main() -> None:
     given = parser.parse_args()
 
     from smallalign_core import data
-    from smallalign_core.machine import set_threads
+    from smallalign_core.augment import Views
+    from smallalign_core.runs.store import Store
     from smallalign_core.spec import DataSpec
-    from smallalign_core.store import Store
-    from smallalign_core.views import Views
+    from smallalign_core.system.machine import set_threads
 
     set_threads()
     cache, found = Store().data_cache, dict[str, list[float]]()

@@ -23,7 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from smallalign_core import law
+from smallalign_core.studies import scaling_law
 
 LEAST = 0.88
 TOP = math.log(10)
@@ -71,7 +71,7 @@ def loss(arm: Arm, n: np.ndarray | float, d: np.ndarray | float, gamma: float) -
     return np.asarray(floor + (TOP - floor) * u / (1 + u))
 
 
-def study(kind: Kind, grid: str, rng: np.random.Generator) -> law.Observations:
+def study(kind: Kind, grid: str, rng: np.random.Generator) -> scaling_law.Observations:
     """The runs of one study."""
     sizes, images, replicates = map(int, grid.split("x"))
     n, d = np.geomspace(300, 5000, sizes), np.geomspace(250, 4000, images)
@@ -82,10 +82,10 @@ def study(kind: Kind, grid: str, rng: np.random.Generator) -> law.Observations:
         values = np.exp(logs + rng.normal(0, 0.02, shared.shape))
         kept = rng.random(shared.shape) >= kind.lost
         rows += [(name, n[i], d[j], s, values[i, j, s]) for i, j, s in np.argwhere(kept)]
-    return law.Observations.of(rows, TOP)
+    return scaling_law.Observations.of(rows, TOP)
 
 
-def true(kind: Kind, axis: law.Axis) -> float:
+def true(kind: Kind, axis: scaling_law.Axis) -> float:
     """The multiplier that is to be found, by search."""
     target = float(loss(kind.recipe, *AT, kind.gamma))
     low, high = -9.0, 9.0
@@ -103,16 +103,16 @@ def measured(kind: Kind, grid: str, studies: int, tests: bool = True) -> dict[st
     """Shares that hold the truth, and the median factors."""
     rng = np.random.default_rng(0)
     held, factors = defaultdict(list), defaultdict(list)
-    axes: tuple[law.Axis, ...] = ("n", "d")
+    axes: tuple[scaling_law.Axis, ...] = ("n", "d")
     truths = {axis: true(kind, axis) for axis in axes}
     for _ in range(studies):
         runs = study(kind, grid, rng)
-        draws = law.resample(runs)
+        draws = scaling_law.resample(runs)
         for axis in axes:
-            found = law.estimate(draws, "recipe", "base", *AT, axis)
+            found = scaling_law.estimate(draws, "recipe", "base", *AT, axis)
             held[axis].append(found.low <= truths[axis] <= found.high)
             factors[f"x/÷ {axis}"].append(found.factor)
-        for test in law.self_tests(runs, "base", *AT, draws=100) if tests else []:
+        for test in scaling_law.self_tests(runs, "base", *AT, draws=100) if tests else []:
             held[test.kind].append(test.covers)
     return {name: float(np.mean(some)) for name, some in held.items()} | {
         name: float(np.median(some)) for name, some in factors.items()

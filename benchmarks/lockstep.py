@@ -29,11 +29,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from smallalign_core import data, networks
 from smallalign_core.data import Splits, statistics
-from smallalign_core.machine import keep_freed_memory
+from smallalign_core.runs.store import Store
 from smallalign_core.spec import DataSpec, RunSpec, parse
-from smallalign_core.store import Store
-from smallalign_core.teacher import Bank, Shelf, Teacher, plan
-from smallalign_core.train import Training
+from smallalign_core.system.machine import keep_freed_memory
+from smallalign_core.training.loop import Training
+from smallalign_core.training.teacher import Bank, Shelf, Teacher, plan
 
 OPTIMIZERS = ("adamw", "sgd", "muon", "soap", "lookahead", "schedule_free")
 TEACHERS = {"ResNet 24": {"kind": "resnet", "width": 24}, "CNN 16": {"kind": "cnn", "width": 16}}

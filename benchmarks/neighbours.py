@@ -26,10 +26,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from PIL import Image
 
-from smallalign_core.desk import Desk
 from smallalign_core.errors import SmallAlignError
-from smallalign_core.store import Store
-from smallalign_core.visitors import Visitor
+from smallalign_core.runs.store import Store
+from smallalign_core.service.backend import Desk
+from smallalign_core.system.users import Visitor
 
 MOST_SECONDS = 2.0
 _thread = threading.local()

@@ -28,9 +28,9 @@ from streamlit.testing.v1 import AppTest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)  # in place of this folder, whose own `pages.py` would hide the package
 
-from pages.ui import backstage
+from pages.ui.app import context
+from smallalign_core.runs.store import Store
 from smallalign_core.spec import digest
-from smallalign_core.store import Store
 
 PAGES = ("home", "data", "distil", "runs", "compare", "export")
 TABS = ("Images", "Calibration", "Robustness", "Size and speed")
@@ -104,7 +104,7 @@ def main() -> None:
             os.environ["SMALLALIGN_STORE"] = str(root)
             fill(Store(root), runs)
             times[runs] = {page: rerun_ms(page, asked.repeats) for page in SHOWN}
-            backstage.desk().close()
+            context.desk().close()
         print(f"{'page':<26}{'0 runs':>12}{f'{asked.runs} runs':>12}{'ratio':>8}")
         for page in SHOWN:
             empty, full = times[0][page], times[asked.runs][page]

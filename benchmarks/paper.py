@@ -32,16 +32,16 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from smallalign_core import data
+from smallalign_core.augment import Batch, Views
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import SmallAlignError
-from smallalign_core.evaluate import logits_of, score
-from smallalign_core.losses import Answer
+from smallalign_core.metrics import logits_of, score
 from smallalign_core.networks import Classifier
+from smallalign_core.runs.store import Store
 from smallalign_core.spec import DataSpec, RunSpec, parse
-from smallalign_core.store import Store
-from smallalign_core.teacher import Teacher, Teaching
-from smallalign_core.train import Training
-from smallalign_core.views import Batch, Views
+from smallalign_core.training.loop import Training
+from smallalign_core.training.losses import Answer
+from smallalign_core.training.teacher import Teacher, Teaching
 
 CACHE = Store().data_cache
 PLAIN_ADAM = {"kind": "adamw", "weight_decay": 0.0}

@@ -25,11 +25,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from smallalign_core import data, quality, steps
+from smallalign_core import data
+from smallalign_core.analysis import data_quality
+from smallalign_core.analysis.data_quality import _near_duplicates
 from smallalign_core.data import ImageSet
-from smallalign_core.quality import _twins
+from smallalign_core.runs.store import Store
 from smallalign_core.spec import DataSpec
-from smallalign_core.store import Store
+from smallalign_core.system import resumable
 
 WAYS = ("jpeg 95", "jpeg 90", "jpeg 75", "jpeg 50", "shift", "noise", "dim")
 SIZES = (75, 100, 150, 200, 300, 600, 1200, 3000)
@@ -48,7 +50,7 @@ def labels(store: Store, source: str, draws: int, noise: float, teacher: str | N
     rows = []
     for draw in range(1, draws + 1):
         spec = DataSpec(source=source, noise=noise, draw=draw)
-        report = quality.look(store, spec, method="teacher" if teacher else "pixels", teacher=teacher)
+        report = data_quality.look(store, spec, method="teacher" if teacher else "pixels", teacher=teacher)
         wrong, clean = wrong_ids(store, spec), data.load(DataSpec(source=source), store.data_cache).train
         row = []
         for only_sure in (False, True):
@@ -86,7 +88,9 @@ def near(store: Store, source: str, copies: int) -> None:
 
     def found(pixels: NDArray[np.uint8]) -> set[tuple[int, int]]:
         images = ImageSet(pixels, np.zeros(len(pixels), np.int64), np.arange(len(pixels), dtype=np.uint64), ("a",))
-        one, other, _ = steps.finish(_twins.near(steps.finish(_twins.small([images])), images.ids))
+        one, other, _ = resumable.finish(
+            _near_duplicates.near(resumable.finish(_near_duplicates.small([images])), images.ids)
+        )
         return set(zip(one.tolist(), other.tolist(), strict=True))
 
     natural, rows = found(train.images[:]), rng.choice(len(train), copies, replace=False)
@@ -121,7 +125,7 @@ def cleaning(store: Store, source: str, draws: int) -> None:
             for draw in range(1, draws + 1):
                 spec = DataSpec(source=source, images=size, draw=draw, noise=noise)
                 images, wrong = data.load(spec, store.data_cache).train, wrong_ids(store, spec)
-                made = steps.finish(quality.automatic(images))
+                made = resumable.finish(data_quality.automatic(images))
                 dropped = {one for one, decision in made.by_image.items() if decision.what == "drop"}
                 before, after = error(images), error(data.decided(images, made))
                 right = len(dropped & wrong) / max(1, len(dropped))

@@ -22,9 +22,9 @@ from pathlib import Path
 
 import yaml
 
-from smallalign_core import studies
+from smallalign_core.runs.store import Store
 from smallalign_core.spec import RunSpec, to_yaml
-from smallalign_core.store import Store
+from smallalign_core.studies import lifecycle
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDY = {
@@ -58,8 +58,8 @@ def measure(alone: int, seed: int, study: dict[str, object], place: Path) -> dic
     file.write_text(yaml.safe_dump(study))
     timed("scale", file, "--queue", "--store", ours)  # what is wanted, nothing trained
     store = Store(ours)
-    (asked,) = studies.listing(store)
-    studies.pause(store, asked)
+    (asked,) = lifecycle.listing(store)
+    lifecycle.pause(store, asked)
     runs = asked.wanted(store)
     chosen = random.Random(seed).sample(runs, alone)
     seconds: list[float] = []

@@ -25,9 +25,9 @@ from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from smallalign_core.augment import Views
 from smallalign_core.data import ImageSet
 from smallalign_core.spec import parse_policy
-from smallalign_core.views import Views
 
 BATCH, ROUNDS, STEPS, IMAGES, SIDE = 128, 8, 4, 5120, 32
 POLICY = parse_policy(

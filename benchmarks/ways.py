@@ -24,13 +24,15 @@ from torchvision import models, transforms
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from smallalign_core import data, machine, networks, teaching, tuning
+from smallalign_core import data, networks
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.networks import Classifier
+from smallalign_core.runs.store import Store
 from smallalign_core.spec import DataSpec, RunSpec, parse
-from smallalign_core.store import Store
-from smallalign_core.teacher import Bank, Shelf, Teacher, Teaching, plan
-from smallalign_core.train import Training, statistics as channels
+from smallalign_core.system import machine
+from smallalign_core.training import precision_tuning, teacher_loading
+from smallalign_core.training.loop import Training, statistics as channels
+from smallalign_core.training.teacher import Bank, Shelf, Teacher, Teaching, plan
 
 BATCH, TEMPERATURE, WEIGHT, RATE, PADDING, DEGREES, VIEWS = 128, 4.0, 0.9, 0.01, 2, 10, 2
 
@@ -216,7 +218,7 @@ def with_batch(batch: int) -> dict[str, Any]:
 def in_best_precision(begin: Callable[[str], Training]) -> Training:
     """What `auto` makes of it."""
     raced = {name: begin(name) for name in ("fp32", "bf16")}
-    return raced[tuning.chosen(tuning.race(raced))]
+    return raced[precision_tuning.chosen(precision_tuning.race(raced))]
 
 
 def forever(training: Training) -> Iterator[int]:
@@ -240,8 +242,8 @@ def ours(pair: Pair, splits: Splits, _: Path) -> Iterator[int]:
 
 def in_integers(whole: Classifier, pair: Pair, splits: Splits) -> Classifier:
     """A teacher of 8-bit integers, run by ONNX Runtime: what `answers: int8` makes of it."""
-    content, _ = teaching.as_graph(whole, our_spec(pair, answers="int8"), splits)
-    return teaching.by_graph(whole, content)
+    content, _ = teacher_loading.as_graph(whole, our_spec(pair, answers="int8"), splits)
+    return teacher_loading.by_graph(whole, content)
 
 
 def ours_in_integers(pair: Pair, splits: Splits, _: Path) -> Iterator[int]:
@@ -273,7 +275,7 @@ def ours_with_bank(pair: Pair, splits: Splits, folder: Path, batch: int = BATCH)
 
         alone = {"teacher": None, "loss": None, **with_batch(batch)}  # a full bank's teacher is not asked
         raced = {name: Training([our_spec(pair, precision=name, **alone)], splits) for name in ("fp32", "bf16")}
-        precision = tuning.chosen(tuning.race(raced))
+        precision = precision_tuning.chosen(precision_tuning.race(raced))
         earlier = begin(precision, epochs=VIEWS)
         while earlier.step < earlier.steps:
             earlier.advance()

@@ -4,26 +4,31 @@ import secrets
 
 import streamlit as st
 
-from pages.ui import augmented, backstage, picks, pictures, policy, riskview, students, teachers, worth
+from pages.ui.ablation import panel
+from pages.ui.app import context
+from pages.ui.augment import augmented_images, label_preservation, policy
+from pages.ui.distill import teacher_check
+from pages.ui.studies import student_form
+from pages.ui.widgets import image_grid, url_state
 from smallalign_core.spec import DataSpec, parse_policy
 
 
 def shuffle() -> None:
     """Another seed; in a callback, since it must be there before the field is drawn."""
-    seed = picks.own("seed")
+    seed = url_state.own("seed")
     st.session_state[seed] = (st.session_state[seed] + 1 + secrets.randbelow(9_999)) % 10_000
 
 
-store = backstage.store()
+store = context.store()
 st.title("Augment")
 left, right = st.columns([2, 3], gap="large")
 with left:
-    source, facts = picks.pick_data(store)
+    source, facts = url_state.pick_data(store)
     if facts is None:
         st.info("Name a dataset, or type the path of a folder with one sub-folder per class.")
         st.stop()
     classes, shape = tuple(facts["classes"]), tuple(facts["shape"])
-    teacher, _ = teachers.pick(
+    teacher, _ = teacher_check.pick(
         store,
         source,
         facts,
@@ -34,7 +39,7 @@ with left:
     policy.saved(store, key=policy.KEY, parts=parts)
 
 with right:
-    strength = picks.pick_number(
+    strength = url_state.pick_number(
         st.slider,
         "Strength of everything",
         0.0,
@@ -46,7 +51,7 @@ with right:
     )
     with st.container(horizontal=True, vertical_alignment="bottom"):
         numbers = {
-            name: picks.pick_number(
+            name: url_state.pick_number(
                 st.number_input, name.capitalize(), low, high, 1, key=name, first=first, width=118, help=help
             )
             for name, low, high, first, help in (
@@ -62,10 +67,10 @@ with right:
             "Images", ["Dataset", "My own"], default="Dataset", required=True, label_visibility="collapsed", key="mine"
         )
         if mine == "Dataset":
-            splits = pictures.splits(DataSpec(source=source, fingerprint=facts["fingerprint"]), store)
-            rows = augmented.choose(splits.train, facts["fingerprint"])
-    with backstage.told():
-        own = augmented.drop(shape) if rows is None else None
+            splits = image_grid.splits(DataSpec(source=source, fingerprint=facts["fingerprint"]), store)
+            rows = augmented_images.choose(splits.train, facts["fingerprint"])
+    with context.told():
+        own = augmented_images.drop(shape) if rows is None else None
     if not parts:
         st.info("The policy is empty: the student would see every image as it is. Add a part.")
         st.stop()
@@ -75,15 +80,21 @@ with right:
         data = {"source": source, "fingerprint": facts["fingerprint"]}
         epoch, seed, batch = numbers["epoch"], numbers["seed"], numbers["batch"]
         question = {"policy": checked, "data_source": data, "seed": seed, "strength": strength}
-        grid = {"draws": augmented.fitting(shape)[1], "first": epoch - 1, "batch": batch, "rows": rows, "own": own}
+        grid = {
+            "draws": augmented_images.fitting(shape)[1],
+            "first": epoch - 1,
+            "batch": batch,
+            "rows": rows,
+            "own": own,
+        }
         if rows or own:
-            augmented.draw(question | grid, teacher, store)
+            augmented_images.draw(question | grid, teacher, store)
         fine = True
 if not fine:
     st.stop()
 
 st.subheader(f"What the student sees in epoch {epoch}", anchor=False)
-augmented.epoch(question | {"epoch": epoch - 1, "batch": batch}, store)
+augmented_images.epoch(question | {"epoch": epoch - 1, "batch": batch}, store)
 st.caption(
     f"Each image beside its view. These are exactly the pixels, in this order, that a run with seed {seed} and batch "
     f"{batch} trains on at the beginning of epoch {epoch}; teacher and student get the same."
@@ -96,17 +107,17 @@ carried = policy.take_along(question, batch, teacher)
 
 measured = st.container()
 
-with risk, backstage.told():
+with risk, context.told():
     if teacher is None:
         st.info("A teacher has to say. Choose one above, or train one on this data first.")
         st.page_link("distil.py", label="Train one", icon=":material/science:", query_params={"data": source})
     else:
-        limit = riskview.limit()
-        riskview.panel(
+        limit = label_preservation.limit()
+        label_preservation.panel(
             question | {"limit": limit}, teacher, looked_at=sum(facts["counts"]["val"].values()), store=store
         )
 
-with measured, backstage.told():
+with measured, context.told():
     st.subheader("What is it worth?", anchor=False)
-    pupil = students.form(source, classes, store, key="student")
-    worth.panel(pupil | {"augment": carried, "batch": batch, "seed": seed}, "augment", store, key="worth")
+    pupil = student_form.form(source, classes, store, key="student")
+    panel.panel(pupil | {"augment": carried, "batch": batch, "seed": seed}, "augment", store, key="worth")

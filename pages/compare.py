@@ -2,15 +2,16 @@
 
 import streamlit as st
 
-from pages.ui import backstage, listing, picks
-from pages.ui.comparison import Sides, bearing, calibration, cases, fronts, overview, own, pairs, reporting
+from pages.ui.app import context
+from pages.ui.compare import Sides, calibration, gallery, overview, pairs, pareto, reporting, robustness, user_image
+from pages.ui.widgets import run_table, url_state
 
 SPLITS = {"test": "Test", "val": "Validation"}
 TABS = ["Overview", "Images", "Calibration", "Robustness", "Your image", "Size and speed", "Report"]
 
-store = backstage.store()
+store = context.store()
 st.title("Compare")
-found = listing.finished(store)
+found = run_table.finished(store)
 taught = next((row for row in found if row.teacher and any(other.id == row.teacher for other in found)), None)
 if len(found) < 2:
     st.info("A comparison needs two trained models: a teacher and a student. One click on Home makes the first pair.")
@@ -18,25 +19,27 @@ if len(found) < 2:
     st.stop()
 columns = st.columns([3, 3, 1.4], vertical_alignment="bottom")
 with columns[0]:
-    teacher = picks.pick_row("Teacher", found, key="teacher", first=taught.teacher if taught else None)
+    teacher = url_state.pick_row("Teacher", found, key="teacher", first=taught.teacher if taught else None)
 pupils = [row for row in found if teacher and row.classes == teacher.classes and row.id != teacher.id]
 if teacher is None or not pupils:
     st.info("No other trained model knows the same classes. Distil a student from this teacher first.")
     st.stop()
 mine = next((row for row in pupils if row.teacher == teacher.id), None)
 with columns[1]:
-    student = picks.pick_row("Student", pupils, key="student", first=mine.id if mine else None)
+    student = url_state.pick_row("Student", pupils, key="student", first=mine.id if mine else None)
 if student is None:
     st.stop()
 with columns[2]:
-    split = picks.pick("Images", SPLITS, key="split")
+    split = url_state.pick("Images", SPLITS, key="split")
 
-others = picks.pick_rows("More runs beside them", [row for row in pupils if row.id != student.id], key="also", most=8)
+others = url_state.pick_rows(
+    "More runs beside them", [row for row in pupils if row.id != student.id], key="also", most=8
+)
 sides = Sides((teacher, student, *others), split, store)
 reports = pairs(sides.ids, split, str(store.root.resolve()))
 overview.figures(reports[0], sides)
 
-tabs = picks.tabs(TABS, key="tab")
+tabs = url_state.tabs(TABS, key="tab")
 with tabs["Overview"]:
     if tabs["Overview"].open:
         overview.panel(reports, sides)
@@ -45,19 +48,19 @@ with tabs["Overview"]:
         )
 with tabs["Images"]:
     if tabs["Images"].open:
-        cases.panel(reports[0], sides)
+        gallery.panel(reports[0], sides)
 with tabs["Calibration"]:
     if tabs["Calibration"].open:
         calibration.panel(reports[0], sides)
 with tabs["Robustness"]:
     if tabs["Robustness"].open:
-        bearing.panel(sides)
+        robustness.panel(sides)
 with tabs["Your image"]:
     if tabs["Your image"].open:
-        own.panel(sides, reports[0]["classes"])
+        user_image.panel(sides, reports[0]["classes"])
 with tabs["Size and speed"]:
     if tabs["Size and speed"].open:
-        fronts.panel(sides)
+        pareto.panel(sides)
 with tabs["Report"]:
     if tabs["Report"].open:
-        reporting.panel(sides, fronts.kept())
+        reporting.panel(sides, pareto.kept())

@@ -3,17 +3,20 @@
 import numpy as np
 import streamlit as st
 
-from pages.ui import backstage, charts, picks, pictures, quality, uploading, wording
+from pages.ui.app import context
+from pages.ui.charts import basic
+from pages.ui.data import quality, uploading
+from pages.ui.widgets import formatting, image_grid, url_state
+from smallalign_core.runs.store import looked_at
 from smallalign_core.spec import DataSpec
-from smallalign_core.store import looked_at
 
 PER_PAGE = 60
 SPLITS = {"train": "Train", "val": "Validation", "test": "Test"}
 
 st.title("Data")
-store = backstage.store()
+store = context.store()
 uploading.panel(store)
-source, facts = picks.pick_data(store)
+source, facts = url_state.pick_data(store)
 if facts is None:
     st.info("Name a dataset, or type the path of a folder with one sub-folder per class.")
     st.stop()
@@ -32,19 +35,19 @@ st.caption(
     "any pixel, label or class name."
 )
 for note in facts["notes"]:
-    st.caption(f":material/info: {wording.plain(note)}")
+    st.caption(f":material/info: {formatting.plain(note)}")
 if facts["unreadable"]:
     with st.expander(f"{len(facts['unreadable'])} files could not be read and were skipped", icon=":material/warning:"):
         st.code("\n".join(f"{name}: {facts['reasons'][name]}" for name in facts["unreadable"][:200]), language=None)
 
 st.subheader("Images per class")
-charts.counts(facts["counts"], key="counts")
+basic.counts(facts["counts"], key="counts")
 
 st.subheader("Are the images clean?")
 looked = st.container()  # filled last: nothing else on the page waits for a look
 
 st.subheader("Images")
-splits = pictures.splits(DataSpec(source=source, fingerprint=facts["fingerprint"]), store)
+splits = image_grid.splits(DataSpec(source=source, fingerprint=facts["fingerprint"]), store)
 with st.container(horizontal=True, vertical_alignment="bottom"):
     split = st.segmented_control(
         "Split",
@@ -63,14 +66,14 @@ rows = (
     np.arange(len(images)) if only == "All classes" else np.flatnonzero(images.labels == facts["classes"].index(only))
 )
 pages = max(1, -(-len(rows) // PER_PAGE))
-page = picks.pick_page(pages)
+page = url_state.pick_page(pages)
 shown = rows[(page - 1) * PER_PAGE : page * PER_PAGE]
 if len(shown):
-    pictures.gallery(images.take(shown))
+    image_grid.gallery(images.take(shown))
     st.caption(f"Images {(page - 1) * PER_PAGE + 1:,} to {(page - 1) * PER_PAGE + len(shown):,} of {len(rows):,}.")
 else:
     st.caption("This split has no images of that class.")
 st.page_link("augment.py", label="Augment these images", icon=":material/auto_fix_high:", query_params={"data": source})
 st.page_link("distil.py", label="Distil on this dataset", icon=":material/science:", query_params={"data": source})
-with looked, backstage.told():
+with looked, context.told():
     quality.panel(store, source, facts)

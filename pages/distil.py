@@ -2,14 +2,18 @@
 
 import streamlit as st
 
-from pages.ui import backstage, forms, picks, policy, quality, specs, teachers, wording
+from pages.ui.app import context
+from pages.ui.augment import policy
+from pages.ui.data import quality
+from pages.ui.distill import spec_summary, teacher_check
+from pages.ui.widgets import formatting, forms, url_state
 from smallalign_core.spec import Cnn, DataSpec, Network, RunSpec, lessons, members, parse, usual_schedule
 
 ESSENTIAL = ("epochs", "batch", "seed")
 HERE = ("data", "teacher", "network", "loss", "augment", "start", *ESSENTIAL)
 KEY = "spec"
 
-store = backstage.store()
+store = context.store()
 st.title("Distil")
 if like := st.query_params.get(
     "like"
@@ -18,9 +22,9 @@ if like := st.query_params.get(
     forms.fill(spec.model_dump(mode="json", exclude={"data": {"fingerprint"}, "teacher": True}), key=KEY)
     st.session_state[f"{KEY}.data.source"] = None
     st.query_params.clear()
-    st.session_state.pop(picks.own("teacher-seen"), None)  # the address names it anew
-    st.query_params["teacher"], *st.session_state["more-teachers"] = spec.teachers or (picks.NOBODY,)
-    st.query_params["start"] = spec.start or picks.NOBODY
+    st.session_state.pop(url_state.own("teacher-seen"), None)  # the address names it anew
+    st.query_params["teacher"], *st.session_state["more-teachers"] = spec.teachers or (url_state.NOBODY,)
+    st.query_params["start"] = spec.start or url_state.NOBODY
     st.session_state["data"] = spec.data.source
 policy.receive(KEY)
 quality.receive(store, KEY)
@@ -28,20 +32,20 @@ quality.receive(store, KEY)
 form, side = st.columns([3, 2], gap="large")
 with form:
     st.subheader("Essentials")
-    source, facts = picks.pick_data(store)
+    source, facts = url_state.pick_data(store)
     if facts is None:
         st.info("Name a dataset, or type the path of a folder with one sub-folder per class.")
         st.stop()
     classes = tuple(facts["classes"])
     st.caption(f"{facts['images']:,} images, {len(classes)} classes, {facts['shape'][2]} × {facts['shape'][1]} pixels.")
-    teacher, fitting = teachers.pick(
+    teacher, fitting = teacher_check.pick(
         store,
         source,
         facts,
         none="None: learn from the labels only",
         help=RunSpec.model_fields["teacher"].description,
     )
-    several = (teacher.id, *teachers.more(fitting, teacher)) if teacher else ()
+    several = (teacher.id, *teacher_check.more(fitting, teacher)) if teacher else ()
     if not fitting:
         st.caption(
             "Nothing trained knows these classes yet. Train a bigger network here first: it can then be the teacher."
@@ -70,7 +74,7 @@ with form:
             st.caption(f"With this optimizer the schedule is {settled.kind}.")
         hidden = (*HERE, "optimizer", *(["schedule"] if settled else []), *([] if teacher else ["shuffled", "answers"]))
         more |= forms.part(RunSpec, key=KEY, without=hidden)
-        begun = picks.pick_row(
+        begun = url_state.pick_row(
             "Start from",
             [row for row in fitting if not row.imported],
             key="start",
@@ -96,16 +100,16 @@ with side:
         | more
     )
     asked = spec.model_dump_json()
-    beside = bool(teachers.beside_it(spec)) and st.toggle(
+    beside = bool(teacher_check.beside_it(spec)) and st.toggle(
         "With controls",
         key="controls",
-        help=f"Trains the same student beside it {teachers.names()}, in lockstep: only they can show whether the "
+        help=f"Trains the same student beside it {teacher_check.names()}, in lockstep: only they can show whether the "
         "teacher mattered. Distillation can hurt.",
         persist_state="session",
     )
     if st.button("Start", type="primary", icon=":material/play_arrow:"):
-        with backstage.told(stop=True):
-            answer = teachers.start(spec, controls=beside)
+        with context.told(stop=True):
+            answer = teacher_check.start(spec, controls=beside)
             if not answer["known"] or answer["state"] in ("queued", "running"):
                 st.switch_page("runs.py", query_params={"run": answer["id"]})
             st.session_state["known-run"] = (asked, answer)
@@ -118,25 +122,27 @@ with side:
         st.page_link("runs.py", label="Open it", icon=":material/open_in_new:", query_params={"run": known["id"]})
     costs = st.container()
     if teacher:
-        teachers.preflight(teacher, {"source": source, **divided}, loss_key=f"{KEY}.loss")
+        teacher_check.preflight(teacher, {"source": source, **divided}, loss_key=f"{KEY}.loss")
     st.markdown("**The same from the command line**")
-    specs.command(spec, store)
+    spec_summary.command(spec, store)
     with costs:  # asked last: nothing else on the page waits for it
-        cost = specs.estimate(asked)
+        cost = spec_summary.estimate(asked)
         cells = st.columns(2)
         cells[0].metric("Parameters", f"{cost['params']:,}", border=True)
         cells[1].metric(
             "Training time",
-            wording.duration(cost["seconds"]),
+            formatting.duration(cost["seconds"]),
             border=True,
             help=f"{cost['steps']:,} steps on {cost['device']}.",
         )
-        cells[0].metric("MACs", wording.count(cost["macs"]), border=True, help="Multiply-accumulates for one image.")
-        cells[1].metric("ONNX file", wording.exact(cost["onnx_bytes"]), border=True, help=wording.sizes(cost["sizes"]))
-        teachers.seen(cost, teacher)
+        cells[0].metric("MACs", formatting.count(cost["macs"]), border=True, help="Multiply-accumulates for one image.")
+        cells[1].metric(
+            "ONNX file", formatting.exact(cost["onnx_bytes"]), border=True, help=formatting.sizes(cost["sizes"])
+        )
+        teacher_check.seen(cost, teacher)
         if cost["cache_bytes"]:
             st.caption(
-                f"Teacher's answers: {wording.size(cost['cache_bytes'])} cache, {cost['cache_ready']:.0%} ready.",
+                f"Teacher's answers: {formatting.size(cost['cache_bytes'])} cache, {cost['cache_ready']:.0%} ready.",
                 help="Kept as the run asks for them. Other students, losses and optimizers with the same images, "
                 "augmentation, batch and seed need no teacher. Delete the cache whenever you like.",
             )

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.ui import access, picks, status
-from pages.ui.backstage import told
-from pages.ui.charts import sign, wordmark
+from pages.ui.app import status
+from pages.ui.app.context import told
+from pages.ui.charts.basic import sign, wordmark
+from pages.ui.security import auth
+from pages.ui.widgets import url_state
 
 HERE = Path(__file__).parent / "ui"
 
@@ -15,7 +17,7 @@ st.set_page_config(page_title="SmallAlign", page_icon=str(HERE / "icon.svg"), la
 st.html(HERE / "style.css")
 st.logo(wordmark(), size="large", icon_image=sign())
 
-access.gate()
+auth.gate()
 page = st.navigation(
     sections := {
         "Learn": [
@@ -81,6 +83,6 @@ with st.sidebar:  # drawn here: Streamlit's own menu with sections is a list tha
             for member in members:
                 st.page_link(member)
 status.strip()  # before the page: one that stops early keeps its strip
-picks.on_page(page.url_path)
+url_state.on_page(page.url_path)
 with told():
     page.run()

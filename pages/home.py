@@ -2,14 +2,15 @@
 
 import streamlit as st
 
-from pages.ui import backstage, listing, wording
+from pages.ui.app import context
+from pages.ui.widgets import formatting, run_table
 from smallalign_core.errors import UnknownRun
 from smallalign_core.spec import title
 
 STARTER = "digits-student"  # the zoo model whose spec, with a seed of its own, the big button trains
 
-store = backstage.store()
-rows = listing.rows(store)
+store = context.store()
+rows = run_table.rows(store)
 mine = [row for row in rows if not row.in_zoo]
 
 st.title("How small can your image classifier be?")
@@ -39,8 +40,8 @@ else:
     with st.container(border=True):
         start, about = st.columns([1, 3], vertical_alignment="center")
         if start.button("Distil a student now", type="primary", icon=":material/play_arrow:"):
-            with backstage.told():
-                answer = backstage.ask("submit", "Preparing the run", spec=spec.model_dump(mode="json"))
+            with context.told():
+                answer = context.ask("submit", "Preparing the run", spec=spec.model_dump(mode="json"))
                 st.switch_page("runs.py", query_params={"run": answer["id"]})
         teacher = next((row for row in rows if row.name == starter.teacher or row.id == starter.teacher), None)
         student = next((row for row in rows if row.name == STARTER), None)
@@ -57,11 +58,11 @@ with left:
     if not mine:
         st.caption("Your runs appear here, with their state and their scores. The button above starts the first one.")
     for row in mine[:4]:
-        colour, icon = wording.STATES[row.state]
+        colour, icon = formatting.STATES[row.state]
         with st.container(border=True, gap=None):
             st.page_link("runs.py", label=row.title, icon=icon, query_params={"run": row.name})
-            scored = f"{wording.percent(row.accuracy)} test accuracy · " if row.accuracy is not None else ""
-            st.markdown(f":{colour}-badge[{row.state}] :small[{scored}{wording.ago(row.created)}]")
+            scored = f"{formatting.percent(row.accuracy)} test accuracy · " if row.accuracy is not None else ""
+            st.markdown(f":{colour}-badge[{row.state}] :small[{scored}{formatting.ago(row.created)}]")
     if len(mine) > 4:
         st.page_link("runs.py", label=f"All {len(mine)} runs", icon=":material/list_alt:")
 

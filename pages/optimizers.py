@@ -2,11 +2,14 @@
 
 import streamlit as st
 
-from pages.ui import backstage, contenders, picks, students, studyform, studylist, studyview
+from pages.ui.app import context
+from pages.ui.studies import student_form, study_list
+from pages.ui.studies.optimizers import optimizer_picker, setup_form, view
+from pages.ui.widgets import url_state
 
-store = backstage.store()
+store = context.store()
 if reference := st.query_params.get("study"):
-    studyview.show(reference, store)
+    view.show(reference, store)
     st.stop()
 
 st.title("Optimizers")
@@ -14,20 +17,20 @@ st.markdown(
     "Which optimizer trains **your** student best? Each gets its learning rate found and tried alike, then all race on "
     "the same seeds: same first weights, images and views, in lockstep. You get paired differences with intervals."
 )
-studylist.listing(store, studyview.OPTIMIZERS)
+study_list.listing(store, view.OPTIMIZERS)
 form, side = st.columns([3, 2], gap="large")
 with form:
     st.subheader("A new study", anchor=False)
-    source, facts = picks.pick_data(store)
+    source, facts = url_state.pick_data(store)
     if facts is None:
         st.info("Name a dataset, or type the path of a folder with one sub-folder per class.")
         st.stop()
-    student = students.form(
+    student = student_form.form(
         source, tuple(facts["classes"]), store, key="student", only=("epochs", "batch"), lesson=True
     )
     st.subheader("Optimizers", anchor=False)
-    tuned, fixed = contenders.choose(taught=student["teacher"] is not None)
-    amount = studyform.effort()
-with side, backstage.told():
+    tuned, fixed = optimizer_picker.choose(taught=student["teacher"] is not None)
+    amount = setup_form.effort()
+with side, context.told():
     st.subheader("Start", anchor=False)
-    studyform.begin(student | {"optimizers": tuned, "hands_off": fixed} | amount, store)
+    setup_form.begin(student | {"optimizers": tuned, "hands_off": fixed} | amount, store)

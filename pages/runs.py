@@ -4,7 +4,9 @@ import hashlib
 
 import streamlit as st
 
-from pages.ui import backstage, listing, picks, runview, wording
+from pages.ui.app import context
+from pages.ui.runs import run_view
+from pages.ui.widgets import formatting, run_table, url_state
 from smallalign_core.errors import UnknownRun
 
 COLUMNS = {
@@ -19,7 +21,7 @@ COLUMNS = {
 OPEN, TIMES = "runs-open", "runs-opened"
 """The session's keys of the run that was ticked, and of how many were."""
 
-store = backstage.store()
+store = context.store()
 if ticked := st.session_state.pop(OPEN, None):
     st.switch_page("runs.py", query_params={"run": ticked})
 if reference := st.query_params.get("run"):
@@ -27,20 +29,20 @@ if reference := st.query_params.get("run"):
         st.query_params.clear()
         st.rerun()
     try:
-        runview.show(store.run(reference), store)
+        run_view.show(store.run(reference), store)
     except UnknownRun as error:
         st.error(str(error))
     st.stop()
 
 st.title("Runs")
-rows = listing.rows(store)
+rows = run_table.rows(store)
 if all(row.in_zoo for row in rows):
     st.info("No run of yours yet. The button on Home starts one in a second; Distil lets you choose everything.")
     with st.container(horizontal=True):
         st.page_link("home.py", label="Distil a student now", icon=":material/play_arrow:")
         st.page_link("distil.py", label="Choose everything", icon=":material/science:")
 words = (
-    picks.pick_text(
+    url_state.pick_text(
         "Filter", key="filter", placeholder="Words in name, state, data or network, for instance: cnn digits finished"
     )
     .lower()
@@ -67,9 +69,9 @@ if shown:
         "State": [row.state for row in shown],
         "What": [f"{row.name}: {row.title}" if row.in_zoo else row.title for row in shown],
         "Test accuracy": [row.accuracy for row in shown],
-        "95 % interval": [wording.interval(row.low, row.high) for row in shown],
+        "95 % interval": [formatting.interval(row.low, row.high) for row in shown],
         "Parameters": [row.params for row in shown],
-        "Created": [listing.when(row) for row in shown],
+        "Created": [run_table.when(row) for row in shown],
     }
     st.dataframe(
         table,

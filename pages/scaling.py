@@ -2,11 +2,14 @@
 
 import streamlit as st
 
-from pages.ui import backstage, picks, scalingform, scalingview, studylist
+from pages.ui.app import context
+from pages.ui.studies import study_list
+from pages.ui.studies.scaling import setup_form, view
+from pages.ui.widgets import url_state
 
-store = backstage.store()
+store = context.store()
 if reference := st.query_params.get("study"):
-    scalingview.show(reference, store)
+    view.show(reference, store)
     st.stop()
 
 st.title("Scaling")
@@ -14,15 +17,15 @@ st.markdown(
     "What are clean data, augmentation, optimizer and distillation **worth** as your student shrinks? Each is measured "
     "in one currency: how many times the parameters, or the images, you would need without it."
 )
-studylist.listing(store, scalingview.SCALING)
+study_list.listing(store, view.SCALING)
 form, side = st.columns([3, 2], gap="large")
 with form:
     st.subheader("A new study", anchor=False)
-    source, facts = picks.pick_data(store)
+    source, facts = url_state.pick_data(store)
     if facts is None:
         st.info("Name a dataset, or type the path of a folder with one sub-folder per class.")
         st.stop()
-    asked = scalingform.form(source, facts, store)
-with side, backstage.told():
+    asked = setup_form.form(source, facts, store)
+with side, context.told():
     st.subheader("Start", anchor=False)
-    scalingform.begin(asked)
+    setup_form.begin(asked)

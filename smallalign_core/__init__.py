@@ -7,8 +7,8 @@ something first needs it.
 
     splits = sa.load("digits")                         # train, validation and test images
     student = sa.fit("spec.yaml")                      # a finished run; an equal spec is never trained twice
-    store = sa.store.Store("models")
-    sa.compare.compare(store.run("digits-teacher"), student, store).agreement
+    store = sa.Store("models")
+    sa.compare(store.run("digits-teacher"), student, store).agreement
 """
 
 from __future__ import annotations
@@ -19,18 +19,35 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smallalign_core import silence as silence  # first: libraries read it when they are imported
+import smallalign_core.system.telemetry  # noqa: F401  # first: libraries read it when they are imported
 
 if TYPE_CHECKING:
+    from smallalign_core.analysis.compare import compare
     from smallalign_core.data import Splits
-    from smallalign_core.store import Run
+    from smallalign_core.errors import SmallAlignError
+    from smallalign_core.runs.store import Run, Store
+    from smallalign_core.spec import RunSpec, parse, read
 
 __version__ = "0.1.0"
-__all__ = ["fit", "load"]
+__all__ = ["Run", "RunSpec", "SmallAlignError", "Splits", "Store", "compare", "fit", "load", "parse", "read"]
+
+_MODULES = {
+    "Run": "runs.store",
+    "RunSpec": "spec",
+    "SmallAlignError": "errors",
+    "Splits": "data",
+    "Store": "runs.store",
+    "compare": "analysis.compare",
+    "parse": "spec",
+    "read": "spec",
+}
+"""Where the public names are defined; each module is imported at the first use of a name."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import a module of the library when it is first asked for."""
+    """Import what is first used: a public name, or a module of the library."""
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"smallalign_core.{_MODULES[name]}"), name)
     if not name.startswith("_") and importlib.util.find_spec(f"smallalign_core.{name}"):
         return importlib.import_module(f"smallalign_core.{name}")
     raise AttributeError(f"module 'smallalign_core' has no attribute {name!r}")
@@ -43,8 +60,8 @@ def load(source: str, *, store: Path | str | None = None) -> Splits:
         BadData: the source cannot be used; the message says why.
     """
     from smallalign_core import data
+    from smallalign_core.runs.store import Store
     from smallalign_core.spec import parse_data
-    from smallalign_core.store import Store
 
     return data.load(parse_data(source), Store(store).data_cache)
 
@@ -55,11 +72,13 @@ def fit(spec: Path | str | Mapping[str, Any], *, store: Path | str | None = None
     Raises:
         SmallAlignError: the spec or its data cannot be used, or training failed.
     """
-    from smallalign_core import desk, worker
+    from smallalign_core.runs.store import Store
+    from smallalign_core.service import backend, worker
     from smallalign_core.spec import parse, read
-    from smallalign_core.store import Store
 
     place = Store(store)
-    run = place.create(desk.resolve(place, read(Path(spec)) if isinstance(spec, str | Path) else parse(spec), device))
+    run = place.create(
+        backend.resolve(place, read(Path(spec)) if isinstance(spec, str | Path) else parse(spec), device)
+    )
     worker.execute(run, place, device=device)
     return run

@@ -6,7 +6,7 @@ SmallAlignError
 │   ├── BadData         a dataset, or a file of one
 │   ├── BadModel        a model file, checkpoint or export
 │   ├── UnknownRun      no run, or more than one, goes by that name
-│   ├── MissingExtra    a feature whose packages are not installed; see `smallalign_core.extras`
+│   ├── MissingExtra    a feature whose packages are not installed; see `smallalign_core.system.extras`
 │   └── Refused         the request is well-formed but not possible now (a second worker, a full disk, ...)
 └── WorkFailed          the work itself went wrong (exit code 1)
     └── Diverged        the loss became NaN or infinite

@@ -24,12 +24,14 @@ import psutil
 import pytest
 import torch
 
-from smallalign_core import backends, data, desk, scaling, studies, worker
-from smallalign_core.__main__ import main
+from smallalign_core import data
+from smallalign_core.cli._main import main
 from smallalign_core.data import Splits
+from smallalign_core.runs.store import Run, Store
+from smallalign_core.service import backend, backends, worker
 from smallalign_core.spec import DataSpec, RunSpec, parse
-from smallalign_core.store import Run, Store
-from smallalign_core.studies import Study
+from smallalign_core.studies import lifecycle, scaling
+from smallalign_core.studies.lifecycle import Study
 
 if TYPE_CHECKING:
     from streamlit.testing.v1 import AppTest
@@ -216,7 +218,7 @@ def train(store: Store) -> Train:
     """Train a tiny run in the test's store and return it."""
 
     def now(**fields: Any) -> Run:
-        run = store.create(desk.resolve(store, tiny(**fields)))
+        run = store.create(backend.resolve(store, tiny(**fields)))
         worker.execute(run, store, device="cpu")
         return run
 
@@ -227,10 +229,10 @@ def train(store: Store) -> Train:
 def taught(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Run, Run]:
     """(store, teacher, student): a finished pair, for tests that only read."""
     place = Store(tmp_path_factory.mktemp("taught") / "models")
-    teacher = place.create(desk.resolve(place, tiny(epochs=6)))
+    teacher = place.create(backend.resolve(place, tiny(epochs=6)))
     worker.execute(teacher, place, device="cpu")
     student = place.create(
-        desk.resolve(place, tiny(network={"kind": "cnn", "width": 3, "depth": 2}, teacher=teacher.id))
+        backend.resolve(place, tiny(network={"kind": "cnn", "width": 3, "depth": 2}, teacher=teacher.id))
     )
     worker.execute(student, place, device="cpu")
     return place, teacher, student
@@ -251,13 +253,13 @@ def desk_here(components: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     The desk answers in this process, over the same lines; another one would import torch.
     """
 
-    def exchange(asking: desk.Desk, question: str, _timeout: float, _verb: str) -> str:
+    def exchange(asking: backend.Desk, question: str, _timeout: float, _verb: str) -> str:
         answered = io.StringIO()
-        desk.serve(asking.store, io.StringIO(question), answered)
+        backend.serve(asking.store, io.StringIO(question), answered)
         return answered.getvalue()
 
     monkeypatch.setattr("streamlit.components.v2.manifest_scanner.scan_component_manifests", lambda: components)
-    monkeypatch.setattr(desk.Desk, "_exchange", exchange)
+    monkeypatch.setattr(backend.Desk, "_exchange", exchange)
     monkeypatch.setattr(backends.Starter, "__call__", lambda _: pytest.fail("a process was started"))
 
 
@@ -307,14 +309,14 @@ SCALING: dict[str, Any] = {
 def scaled(store: Store, **changes: Any) -> Study:
     """That study, with changes, untrained."""
     spec = scaling.parse_study(SCALING | changes)
-    return studies.create(store, "scaling", desk.resolve_study(store, "scaling", spec, "cpu"))
+    return lifecycle.create(store, "scaling", backend.resolve_study(store, "scaling", spec, "cpu"))
 
 
 @pytest.fixture(scope="module")
 def finished(place: Store) -> Study:
     """It, trained."""
     study = scaled(place)
-    assert not studies.drive(study, place, device="cpu")
+    assert not lifecycle.drive(study, place, device="cpu")
     return study
 
 

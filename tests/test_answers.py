@@ -7,11 +7,15 @@ import pytest
 import torch
 from conftest import Train, tiny
 
-from smallalign_core import desk, files, graphs, networks, teaching, worker
+from smallalign_core import networks
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadModel, BadSpec
-from smallalign_core.evaluate import logits_of
-from smallalign_core.store import Store
+from smallalign_core.metrics import logits_of
+from smallalign_core.networks import onnx_graph
+from smallalign_core.runs.store import Store
+from smallalign_core.service import backend, worker
+from smallalign_core.system import files
+from smallalign_core.training import teacher_loading
 
 QUICK = {"kind": "mlp", "width": 16, "depth": 1}
 """Made into a graph in half a second."""
@@ -27,11 +31,11 @@ def test_a_graph_answers_as_its_network(network: str, digits: Splits) -> None:
     with torch.no_grad():
         x = classifier.prepare(torch.from_numpy(np.asarray(digits.val.images[:]))).contiguous()
         wanted = classifier.body(x)
-    content = graphs.of_body(classifier.body, x)
-    assert torch.allclose(graphs.Graph(content)(x), wanted, atol=1e-5)
-    assert torch.allclose(graphs.Graph(content)(x[:1]), wanted[:1], atol=1e-5)
-    small = graphs.in_integers(content, [x[:64].numpy(), x[64:128].numpy()])
-    off = (graphs.Graph(small)(x) - wanted).abs().max().item()
+    content = onnx_graph.of_body(classifier.body, x)
+    assert torch.allclose(onnx_graph.Graph(content)(x), wanted, atol=1e-5)
+    assert torch.allclose(onnx_graph.Graph(content)(x[:1]), wanted[:1], atol=1e-5)
+    small = onnx_graph.in_integers(content, [x[:64].numpy(), x[64:128].numpy()])
+    off = (onnx_graph.Graph(small)(x) - wanted).abs().max().item()
     assert 0 < off < 0.25 * wanted.std().item() + 0.05, "in integers it is a little off, and only a little"
 
 
@@ -41,20 +45,20 @@ def test_a_run_says_how_close_its_teachers_answers_are(
     answers: str, store: Store, train: Train, digits: Splits
 ) -> None:
     teacher = train(epochs=8)
-    run = store.create(desk.resolve(store, tiny(teacher=teacher.id, answers=answers, augment=["shift"])))
+    run = store.create(backend.resolve(store, tiny(teacher=teacher.id, answers=answers, augment=["shift"])))
     result = worker.execute(run, store, device="cpu")
     (close,) = result["answers"]
     assert close == (run.events("started")[0]["answers"])[0]
     assert close["images"] == len(digits.val)
     exact = logits_of(networks.from_file(teacher.weights), digits.val)
-    live = teaching.live([run.spec], store, digits, "cpu")
+    live = teacher_loading.live([run.spec], store, digits, "cpu")
     assert live is not None
     said = live.on(digits.val)
     assert close["agreement"] == (said.argmax(1) == exact.argmax(1)).mean()
     off = np.abs(said - exact).max()
     assert off < 1e-4 if answers == "onnx" else off > 1e-4
     plain = worker.execute(
-        store.create(desk.resolve(store, tiny(teacher=teacher.id, augment=["shift"]))), store, device="cpu"
+        store.create(backend.resolve(store, tiny(teacher=teacher.id, augment=["shift"]))), store, device="cpu"
     )
     assert plain["answers"] is None
     assert plain["id"] != result["id"]
@@ -64,24 +68,24 @@ def test_a_run_says_how_close_its_teachers_answers_are(
 @pytest.mark.slow
 def test_answers_are_made_once_and_a_damaged_file_is_made_again(store: Store, train: Train, digits: Splits) -> None:
     teacher = train(epochs=4, network=QUICK)
-    spec = desk.resolve(store, tiny(teacher=teacher.id, answers="int8"))
+    spec = backend.resolve(store, tiny(teacher=teacher.id, answers="int8"))
     (file,) = (store.root / "cache" / "answers").glob("*.onnx")
     content, made = file.read_bytes(), file.stat().st_mtime_ns
-    teaching.live([spec], store, digits, "cpu")
+    teacher_loading.live([spec], store, digits, "cpu")
     assert file.stat().st_mtime_ns == made
     file.write_bytes(content[:-9] + b"other end")
-    teaching.live([spec], store, digits, "cpu")
+    teacher_loading.live([spec], store, digits, "cpu")
     assert file.read_bytes() == content
 
 
 @pytest.mark.slow
 def test_integers_that_disagree_are_refused(store: Store, train: Train) -> None:
     teacher = train(epochs=4, network=QUICK)
-    desk.resolve(store, tiny(teacher=teacher.id, answers="int8"))
+    backend.resolve(store, tiny(teacher=teacher.id, answers="int8"))
     (facts,) = (store.root / "cache" / "answers").glob("*.json")
     files.write_json(facts, files.read_json(facts) | {"agreement": 0.9})
     with pytest.raises(BadModel, match=r"agrees with itself on 90.0% of 143 .* less than 95%.*answers: onnx"):
-        desk.resolve(store, tiny(teacher=teacher.id, answers="int8"))
+        backend.resolve(store, tiny(teacher=teacher.id, answers="int8"))
 
 
 def test_losses_of_layers_need_the_teacher_itself() -> None:
@@ -92,13 +96,13 @@ def test_losses_of_layers_need_the_teacher_itself() -> None:
 @pytest.mark.slow
 def test_either_file_may_be_deleted_at_any_time(store: Store, train: Train, digits: Splits) -> None:
     teacher = train(epochs=4, network=QUICK)
-    spec = desk.resolve(store, tiny(teacher=teacher.id, answers="int8"))
+    spec = backend.resolve(store, tiny(teacher=teacher.id, answers="int8"))
     (file,) = (store.root / "cache" / "answers").glob("*.onnx")
     for gone in (file, file.with_suffix(".json")):
         gone.unlink()
-        teaching.live([spec], store, digits, "cpu")
+        teacher_loading.live([spec], store, digits, "cpu")
         assert gone.exists()
     file.with_suffix(".json").unlink()
-    assert teaching.closeness(spec, store) == [], "what is not known is not claimed"
+    assert teacher_loading.closeness(spec, store) == [], "what is not known is not claimed"
     file.with_suffix(".json").write_text("{")
-    assert teaching.closeness(spec, store) == [], "nor is what is damaged"
+    assert teacher_loading.closeness(spec, store) == [], "nor is what is damaged"

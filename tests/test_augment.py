@@ -12,14 +12,14 @@ from hypothesis import given, settings, strategies as st
 from test_views import pictures as noise_pictures
 from torchvision.transforms.v2 import functional as reference
 
-from smallalign_core import losses
+from smallalign_core.augment import Views, _paint, _parts, as_code, scaled, sheet
+from smallalign_core.augment._canvas import Canvas
 from smallalign_core.data import ImageSet
 from smallalign_core.errors import BadSpec
 from smallalign_core.spec import MixUp, parse, parse_policy, policy_yaml
 from smallalign_core.spec.augment import Affine, Augment, Blur, Colour, Perspective, ResizedCrop
 from smallalign_core.spec.parts import choices, members
-from smallalign_core.views import Views, _paint, _parts, as_code, scaled, sheet
-from smallalign_core.views._canvas import Canvas
+from smallalign_core.training import losses
 
 KINDS = choices(Augment)
 MIXING = ("mixup", "cutmix")

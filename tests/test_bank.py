@@ -20,14 +20,16 @@ import torch
 from conftest import Train, program, tiny
 from test_store import flip_a_byte, one_worker
 
-from smallalign_core import desk, execution, export, health, networks, teaching, worker
+from smallalign_core import export, networks
+from smallalign_core.augment import Views, of_run
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadInput
+from smallalign_core.runs.store import Run, State, Store
+from smallalign_core.service import backend, doctor, worker
 from smallalign_core.spec import RunSpec
-from smallalign_core.store import Run, State, Store
-from smallalign_core.teacher import Bank, Plan, Shelf, Teacher, _bank, _shelf, plan
-from smallalign_core.train import Training, Waiting
-from smallalign_core.views import Views, of_run
+from smallalign_core.training import runner, teacher_loading
+from smallalign_core.training.loop import Training, Waiting
+from smallalign_core.training.teacher import Bank, Plan, Shelf, Teacher, _cache, _index, plan
 
 CPU = torch.device("cpu")
 CHUNK = 128
@@ -43,7 +45,7 @@ every_policy = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks an epoch, the last of them ragged."""
-    monkeypatch.setattr(_shelf, "CHUNK_IMAGES", CHUNK)
+    monkeypatch.setattr(_index, "CHUNK_IMAGES", CHUNK)
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +215,7 @@ def test_lockstep_uses_one_bank(policy: dict[str, Any], lesson: Lesson) -> None:
 
 def test_pause_does_not_wait_for_a_whole_view(lesson: Lesson, monkeypatch: pytest.MonkeyPatch) -> None:
     """A resume that finds the bank gone must answer a view again: control comes back after each batch."""
-    monkeypatch.setattr("smallalign_core.train.REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("smallalign_core.training.loop.REPORT_SECONDS", 0.0)
     spec = spec_of(**POLICIES["fixed"])
     expected = weights(lesson.train(spec))
     state = lesson.train(spec, stop=25).state()
@@ -276,7 +278,7 @@ def test_each_ingredient_changes_the_key_and_nothing_else_does(
             keys.append(planned(base, few).key)
     for target in ("processor", "FORMAT", "LOOP"):
         with monkeypatch.context() as patch:
-            patch.setattr(_shelf, target, (lambda: "another") if target == "processor" else 99)
+            patch.setattr(_index, target, (lambda: "another") if target == "processor" else 99)
             keys.append(planned(base, few).key)
     assert len(set(keys)) == len(keys)
     for changed in INDIFFERENT:
@@ -364,12 +366,12 @@ def test_another_teacher_behind_the_same_key_is_caught(policy: dict[str, Any], l
 def test_answers_that_are_kept_wrong_are_caught(lesson: Lesson, monkeypatch: pytest.MonkeyPatch) -> None:
     """The check after writing: here rows are shifted on their way to the disk."""
     spec = spec_of(augment=["shift"])
-    real = _bank.Chunk.add
+    real = _cache.Chunk.add
 
     def shifted(self: Any, logits: torch.Tensor, pixels: torch.Tensor, made: torch.Tensor) -> None:
         real(self, logits.roll(1, 0), pixels, made)
 
-    monkeypatch.setattr(_bank.Chunk, "add", shifted)
+    monkeypatch.setattr(_cache.Chunk, "add", shifted)
     with lesson.bank(spec) as bank:
         training = Training([spec], lesson.digits, bank)
         for _ in range(bank.plan.chunk_steps):
@@ -434,7 +436,7 @@ def test_a_bank_that_cannot_be_written_teaches_all_the_same(lesson: Lesson, monk
     def full(*_: object) -> None:
         raise Refused("the disk is full")
 
-    monkeypatch.setattr(_bank, "write_folder", full)
+    monkeypatch.setattr(_cache, "write_folder", full)
     assert weights(lesson.train(spec)) == expected
     few = lesson.digits
     assert lesson.answered < 2.3 * len(few.train) + len(few.val), "answers to fixed views stay in memory"
@@ -460,7 +462,7 @@ def no_teacher(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def refuse(*_: object) -> Any:
         raise AssertionError("the teacher was loaded")
 
-    monkeypatch.setattr(teaching, "live", refuse)
+    monkeypatch.setattr(teacher_loading, "live", refuse)
     return
 
 
@@ -480,7 +482,7 @@ def test_a_second_run_never_loads_the_teacher(train: Train, store: Store, reques
         {"epochs": 2},
     ]
     waiting = [
-        store.create(desk.resolve(store, tiny(**{"teacher": teacher.id, "augment": ["shift"], **other})))
+        store.create(backend.resolve(store, tiny(**{"teacher": teacher.id, "augment": ["shift"], **other})))
         for other in others
     ]
     request.getfixturevalue("no_teacher")
@@ -511,7 +513,7 @@ def test_a_teacher_whose_weights_were_replaced_is_refused(train: Train, store: S
     teacher, other = train(), train(seed=1)
     shutil.copy(other.weights, teacher.weights)
     with pytest.raises(BadInput, match="not those that its result describes"):
-        desk.resolve(store, tiny(teacher=teacher.id))
+        backend.resolve(store, tiny(teacher=teacher.id))
 
 
 @pytest.mark.slow
@@ -530,31 +532,31 @@ def test_the_estimate_tells_size_and_readiness_and_fills_nothing(
     monkeypatch.setattr(export, "to_onnx", lambda _: b"")  # a second each, and another test's
     teacher = train()
     spec = tiny(teacher=teacher.id, augment=["shift"], epochs=2)
-    cost = desk.estimate(store, spec.model_dump(mode="json"))
+    cost = backend.estimate(store, spec.model_dump(mode="json"))
     assert not list(store.teacher_cache.glob("*/*.answers"))
     assert cost["cache_ready"] == 0
     assert cost["cache_bytes"] == 21 * 128 * (10 * 2 + 64) + 21 * 8
     train(teacher=teacher.id, augment=["shift"])
-    warm = desk.estimate(store, spec.model_copy(update={"seed": 0}).model_dump(mode="json"))
+    warm = backend.estimate(store, spec.model_copy(update={"seed": 0}).model_dump(mode="json"))
     assert warm["cache_ready"] == 1
-    assert desk.estimate(store, tiny().model_dump(mode="json"))["cache_bytes"] == 0
-    found = next(check.found for check in health.examine(store) if check.name == "teachers' answers")
+    assert backend.estimate(store, tiny().model_dump(mode="json"))["cache_bytes"] == 0
+    found = next(check.found for check in doctor.examine(store) if check.name == "teachers' answers")
     assert "1 kept" in found
     assert str(store.teacher_cache) in found
 
 
 def distilled(store: Store, **fields: Any) -> Run:
-    teacher = store.create(desk.resolve(store, tiny()))
+    teacher = store.create(backend.resolve(store, tiny()))
     if not teacher.finished:
         worker.execute(teacher, store, device="cpu")
-    return store.create(desk.resolve(store, tiny(teacher=teacher.id, epochs=40, **fields)))
+    return store.create(backend.resolve(store, tiny(teacher=teacher.id, epochs=40, **fields)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", [POLICIES["stream"], POLICIES["fixed"], POLICIES["mixup"]], ids=list(POLICIES)[1:])
 def test_kill_9_at_random_moments_changes_nothing(policy: dict[str, Any], store: Store, tmp_path: Path) -> None:
     whole = Store(tmp_path / "whole")
-    expected = execution.execute(distilled(whole, **policy), whole, device="cpu")["weights_sha256"]
+    expected = runner.execute(distilled(whole, **policy), whole, device="cpu")["weights_sha256"]
     run = store.enqueue(distilled(store, **policy))
     draw, kills = random.Random(0), 0
     while run.state is not State.FINISHED:
@@ -578,7 +580,7 @@ def test_kill_9_at_random_moments_changes_nothing(policy: dict[str, Any], store:
 def test_two_processes_fill_one_bank_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two command lines with the same views; both end as if alone, and the bank is whole."""
     monkeypatch.undo()  # chunks as the command line has them
-    teacher = store.create(desk.resolve(store, tiny()))
+    teacher = store.create(backend.resolve(store, tiny()))
     worker.execute(teacher, store, device="cpu")
     lines = [
         ["--set", f"teacher={teacher.id}", "--set", f"loss={loss}", "--set", "augment=[shift]", "--set", "epochs=12"]

@@ -17,13 +17,16 @@ import torch
 from conftest import ROOT, Train, tiny
 
 from pages.ui.browser._npm import PACKAGES
-from smallalign_core import desk, execution, files, networks, worker
+from smallalign_core import networks
+from smallalign_core.augment import Views
 from smallalign_core.data import Splits
-from smallalign_core.evaluate import logits_of
-from smallalign_core.store import Run, State, Store
-from smallalign_core.teacher import Teacher
-from smallalign_core.train import Training
-from smallalign_core.views import Views
+from smallalign_core.metrics import logits_of
+from smallalign_core.runs.store import Run, State, Store
+from smallalign_core.service import backend, worker
+from smallalign_core.system import files
+from smallalign_core.training import runner
+from smallalign_core.training.loop import Training
+from smallalign_core.training.teacher import Teacher
 
 
 def benchmark(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
@@ -110,8 +113,8 @@ def test_intervals_are_students(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def halfway(store: Store, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run that was paused with two checkpoints."""
-    monkeypatch.setattr(execution, "CHECKPOINT_SECONDS", 0.0)
-    run = store.create(desk.resolve(store, tiny(epochs=6)))
+    monkeypatch.setattr(runner, "CHECKPOINT_SECONDS", 0.0)
+    run = store.create(backend.resolve(store, tiny(epochs=6)))
     seen: list[object] = []
 
     def pause(event: dict[str, object]) -> None:

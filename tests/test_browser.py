@@ -24,7 +24,7 @@ import pytest
 from conftest import program
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from smallalign_core.store import State, Store
+from smallalign_core.runs.store import State, Store
 
 pytestmark = [pytest.mark.browser]
 FOUND = chromium.executable()

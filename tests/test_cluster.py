@@ -18,17 +18,18 @@ import processes
 import pytest
 from conftest import Train, program, tiny
 
-from smallalign_core import cluster, desk, studies, worker
-from smallalign_core.cluster import _node, _parcel
 from smallalign_core.data import Decision, Decisions, load
 from smallalign_core.errors import BadInput, Diverged, Refused, SmallAlignError, WorkFailed
-from smallalign_core.recording import Recording
+from smallalign_core.runs.store import Run, State, Store
+from smallalign_core.runs.writer import Recording
+from smallalign_core.service import backend, worker
 from smallalign_core.spec import digest
-from smallalign_core.store import Run, State, Store
+from smallalign_core.studies import lifecycle, ray_executor
+from smallalign_core.studies.ray_executor import _node, _payload
 
 
-def packed(run: Run, how: dict[str, Any] | SmallAlignError | None = None) -> _parcel.Returned:
-    return _parcel.returned(run, run.result or {} if how is None else how, "there")
+def packed(run: Run, how: dict[str, Any] | SmallAlignError | None = None) -> _payload.Returned:
+    return _payload.returned(run, run.result or {} if how is None else how, "there")
 
 
 # --- what is sent, and what comes back --------------------------------------------------------------------------------
@@ -39,7 +40,7 @@ def test_a_run_that_comes_back_is_as_if_trained_here(train: Train, store: Store,
     here = Store(tmp_path / "home").create(there.spec)
     with Recording(here) as recording:
         recording.event("progress", 1)  # of an earlier attempt here
-        assert cluster.taken_in(recording, packed(there)) == there.result
+        assert ray_executor.taken_in(recording, packed(there)) == there.result
         assert here.state is State.FINISHED
     assert {event["kind"] for event in here.events()} == {event["kind"] for event in there.events()}
     assert here.events("progress") == there.events("progress")
@@ -54,15 +55,15 @@ def test_what_was_finished_meanwhile_is_not_overwritten(train: Train, tmp_path: 
     assert other.result is not None
     here = Store(tmp_path / "home").create(there.spec)
     with Recording(here) as recording:
-        cluster.taken_in(recording, other)
+        ray_executor.taken_in(recording, other)
     before = (here.folder / "result.json").read_bytes()
     with Recording(here) as recording:
-        assert cluster.taken_in(recording, other)["id"] == here.id
+        assert ray_executor.taken_in(recording, other)["id"] == here.id
     weights = other.files["weights.safetensors"] + b" "
     forged = {**other.result, "weights_sha256": hashlib.sha256(weights).hexdigest()}
-    changed = _parcel.Returned("there", forged, None, other.said, {**other.files, "weights.safetensors": weights})
+    changed = _payload.Returned("there", forged, None, other.said, {**other.files, "weights.safetensors": weights})
     with Recording(here) as recording:
-        told = cluster.taken_in(recording, changed)
+        told = ray_executor.taken_in(recording, changed)
     assert isinstance(told, WorkFailed)
     assert "Two machines trained other weights" in str(told)
     assert (here.folder / "result.json").read_bytes() == before
@@ -72,16 +73,16 @@ def test_damage_and_divergence_are_told_as_at_home(train: Train, tmp_path: Path)
     there = train()
     whole = packed(there)
     store = Store(tmp_path / "home")
-    cut = _parcel.Returned("there", whole.result, None, whole.said, {**whole.files, "weights.safetensors": b"x"})
+    cut = _payload.Returned("there", whole.result, None, whole.said, {**whole.files, "weights.safetensors": b"x"})
     here = store.create(there.spec)
     with Recording(here) as recording:
-        told = cluster.taken_in(recording, cut)
+        told = ray_executor.taken_in(recording, cut)
     assert "damaged" in str(told)
     assert here.state is State.FAILED
     assert not here.finished
     diverged = packed(there, Diverged("the loss became nan at step 3 of 9", given="lr", do="lower it"))
     with Recording(here) as recording:
-        told = cluster.taken_in(recording, diverged)
+        told = ray_executor.taken_in(recording, diverged)
     assert isinstance(told, Diverged)
     assert here.state is State.FAILED
     assert here.said["diverged"] is True
@@ -93,14 +94,14 @@ def test_a_parcel_carries_what_specs_name(train: Train, store: Store, tmp_path: 
     splits = load(teacher.spec.data, store.data_cache)
     file = tmp_path / "mine.json"
     Decisions("digits", {int(splits.train.ids[3]): Decision("drop")}).write(file)
-    spec = desk.resolve(store, tiny(teacher=teacher.id, data={"source": "digits", "decisions": str(file)}))
-    (needed,) = _parcel.needs([spec])
-    given = _parcel.parcel([spec], "home", "cpu")
+    spec = backend.resolve(store, tiny(teacher=teacher.id, data={"source": "digits", "decisions": str(file)}))
+    (needed,) = _payload.needs([spec])
+    given = _payload.parcel([spec], "home", "cpu")
     assert spec.data.decisions is not None
     Path(spec.data.decisions).unlink()
     other = Store(tmp_path / "there")
-    _parcel.settle(_parcel.elder(store.finished(needed)), other)
-    (same,) = _parcel.unpacked(given, other)
+    _payload.settle(_payload.elder(store.finished(needed)), other)
+    (same,) = _payload.unpacked(given, other)
     assert digest(same) == digest(spec)
     assert other.finished(needed).spec == teacher.spec
     assert len(load(same.data, other.data_cache).train) == len(splits.train) - 1
@@ -108,12 +109,12 @@ def test_a_parcel_carries_what_specs_name(train: Train, store: Store, tmp_path: 
 
 def test_another_torch_is_refused_in_words(train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    given = _parcel.parcel([train().spec], "home", "cpu")
+    given = _payload.parcel([train().spec], "home", "cpu")
     import torch
 
     monkeypatch.setattr(torch, "__version__", "1.0")
     (reply,) = _node.train(given, [])
-    assert "another torch" in str(_parcel.error_of(reply))
+    assert "another torch" in str(_payload.error_of(reply))
     assert reply.unfit
 
 
@@ -122,22 +123,22 @@ def test_other_code_and_other_images_are_refused_in_words(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     spec = train().spec
-    given = _parcel.parcel([spec], "home", "cpu")
+    given = _payload.parcel([spec], "home", "cpu")
     (reply,) = _node.train(replace(given, code="0" * 16), [])
-    assert "another SmallAlign" in str(_parcel.error_of(reply))
+    assert "another SmallAlign" in str(_payload.error_of(reply))
     assert reply.unfit
     gone = spec.model_copy(update={"data": spec.data.model_copy(update={"source": str(tmp_path / "gone")})})
-    (reply,) = _node.train(_parcel.parcel([gone], "home", "cpu"), [])
-    assert "no such path exists" in str(_parcel.error_of(reply))
+    (reply,) = _node.train(_payload.parcel([gone], "home", "cpu"), [])
+    assert "no such path exists" in str(_payload.error_of(reply))
     assert reply.unfit
 
 
 def test_a_teacher_that_was_trained_anew_is_sent_anew(train: Train, tmp_path: Path) -> None:
-    first = _parcel.elder(train())
+    first = _payload.elder(train())
     there = Store(tmp_path / "there")
-    _parcel.settle(first, there)
+    _payload.settle(first, there)
     other = {"weights.safetensors": b"other", "result.json": b"{}"}
-    _parcel.settle(replace(first, files={**first.files, **other}), there)
+    _payload.settle(replace(first, files={**first.files, **other}), there)
     assert (there.root / "runs" / first.id / "weights.safetensors").read_bytes() == b"other"
 
 
@@ -145,7 +146,7 @@ class Idle:
     """A cluster that answers when it is told to, instead of ray."""
 
     def __init__(self) -> None:
-        self.done: dict[str, list[_parcel.Returned]] = {}
+        self.done: dict[str, list[_payload.Returned]] = {}
         self.cancelled: list[str] = []
 
     def cluster_resources(self) -> dict[str, float]:
@@ -157,7 +158,7 @@ class Idle:
     def wait(self, refs: list[str], **_: Any) -> tuple[list[str], list[str]]:
         return [ref for ref in refs if ref in self.done], []
 
-    def get(self, ref: str) -> list[_parcel.Returned]:
+    def get(self, ref: str) -> list[_payload.Returned]:
         return self.done[ref]
 
     def cancel(self, ref: str, **_: Any) -> None:
@@ -170,24 +171,24 @@ class Idle:
 @pytest.fixture
 def idle(monkeypatch: pytest.MonkeyPatch) -> Idle:
     ray = Idle()
-    monkeypatch.setattr(cluster, "_connected", lambda _: ray)
+    monkeypatch.setattr(ray_executor, "_connected", lambda _: ray)
     return ray
 
 
 def test_a_machine_that_cannot_take_part_stops_the_study_and_fails_no_run(idle: Idle, store: Store) -> None:
-    run = store.create(desk.resolve(store, tiny()))
-    with cluster.Cluster("x:1", store) as crew:
+    run = store.create(backend.resolve(store, tiny()))
+    with ray_executor.Cluster("x:1", store) as crew:
         crew.begin([run])
         assert run.state is State.RUNNING
-        idle.done["group"] = [_parcel.refused("there", BadInput("it has no images"), unfit=True)]
+        idle.done["group"] = [_payload.refused("there", BadInput("it has no images"), unfit=True)]
         with pytest.raises(Refused, match="cannot take part"):
             crew.ended()
     assert run.state is State.PAUSED
 
 
 def test_who_pauses_a_run_that_is_away_gets_it_back(idle: Idle, store: Store) -> None:
-    runs = [store.create(desk.resolve(store, tiny(network={"kind": "mlp", "width": width}))) for width in (4, 5)]
-    with cluster.Cluster("x:1", store) as crew:
+    runs = [store.create(backend.resolve(store, tiny(network={"kind": "mlp", "width": width}))) for width in (4, 5)]
+    with ray_executor.Cluster("x:1", store) as crew:
         crew.begin(runs)
         runs[0].ask("pause")
         assert (crew.ended(), idle.cancelled) == ([], []), "the other one needs the group"
@@ -204,10 +205,10 @@ def test_a_run_that_cannot_be_sent_fails_alone(idle: Idle, train: Train, store: 
     images = load(teacher.spec.data, store.data_cache).train.ids
     file = tmp_path / "mine.json"
     Decisions("digits", {int(images[3]): Decision("drop")}).write(file)
-    run = store.create(desk.resolve(store, tiny(data={"source": "digits", "decisions": str(file)})))
+    run = store.create(backend.resolve(store, tiny(data={"source": "digits", "decisions": str(file)})))
     assert run.spec.data.decisions is not None
     Path(run.spec.data.decisions).unlink()
-    with cluster.Cluster("x:1", store) as crew:
+    with ray_executor.Cluster("x:1", store) as crew:
         crew.begin([run])
         ((_, (told,)),) = crew.ended()
     assert "a file that a run needs" in str(told).lower()
@@ -224,15 +225,15 @@ def test_a_run_that_cannot_be_sent_fails_alone(idle: Idle, train: Train, store: 
 )
 def test_a_wrong_address_is_a_sentence_at_once(address: str, why: str, store: Store) -> None:
     with pytest.raises(BadInput, match=why):
-        cluster.Cluster(address, store)
+        ray_executor.Cluster(address, store)
 
 
 @pytest.mark.slow
 def test_another_server_at_the_address_is_no_cluster(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray itself would try for minutes, and fill the terminal."""
-    monkeypatch.setattr(cluster, "HEALTHY_SECONDS", 4.0)
+    monkeypatch.setattr(ray_executor, "HEALTHY_SECONDS", 4.0)
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(BadInput, match="is no Ray head"):
-        cluster.Cluster(f"127.0.0.1:{other.getsockname()[1]}", store)
+        ray_executor.Cluster(f"127.0.0.1:{other.getsockname()[1]}", store)
 
 
 def test_a_cluster_that_wants_a_token_says_so(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +244,7 @@ def test_a_cluster_that_wants_a_token_says_so(store: Store, monkeypatch: pytest.
         socket.create_server(("127.0.0.1", 0)) as head,
         pytest.raises(BadInput, match=r"wants a token.*auth_token"),
     ):
-        cluster.Cluster(f"127.0.0.1:{head.getsockname()[1]}", store)
+        ray_executor.Cluster(f"127.0.0.1:{head.getsockname()[1]}", store)
 
 
 def test_the_token_of_this_machine_is_used_unless_somebody_said_otherwise(
@@ -253,17 +254,17 @@ def test_the_token_of_this_machine_is_used_unless_somebody_said_otherwise(
         monkeypatch.setenv(name, "x")  # so that what the call below sets is taken back
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert not cluster._take_token()
+    assert not ray_executor._take_token()
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray" / "auth_token").write_text("secret")
-    assert cluster._take_token()
+    assert ray_executor._take_token()
     assert os.environ["RAY_AUTH_MODE"] == "token"
-    assert not cluster._take_token(), "said already"
+    assert not ray_executor._take_token(), "said already"
 
 
 @pytest.mark.slow
 def test_nothing_imports_ray_unless_it_is_asked_for() -> None:
-    code = "import sys, smallalign_core.__main__, smallalign_core.cluster; print('ray' in sys.modules)"
+    code = "import sys, smallalign_core.cli._main, smallalign_core.studies.ray_executor; print('ray' in sys.modules)"
     done = processes.run(processes.python("-c", code), check=True)
     assert done.stdout.strip() == "False"
 
@@ -295,7 +296,7 @@ def test_a_machine_may_die_and_every_run_is_finished_once(
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     made, (_, doomed) = nodes
-    specs = [desk.resolve(store, tiny(seed=seed, epochs=10)) for seed in range(6)]
+    specs = [backend.resolve(store, tiny(seed=seed, epochs=10)) for seed in range(6)]
     finished: Counter[str] = Counter()
     finish = Recording.finish
 
@@ -304,7 +305,7 @@ def test_a_machine_may_die_and_every_run_is_finished_once(
         finish(recording, *what)
 
     monkeypatch.setattr(Recording, "finish", counted)
-    with cluster.Cluster(made.address, store, device="cpu") as crew:
+    with ray_executor.Cluster(made.address, store, device="cpu") as crew:
         waiting, over = list(specs), 0
         while over < len(specs):
             while waiting and crew.free:
@@ -337,7 +338,7 @@ def test_a_study_by_command_on_a_cluster(nodes: Any, store: Store, tmp_path: Pat
     done = program("optimizers", file, "--ray", made.address, "--json", store=store, timeout=360)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    (found,) = studies.listing(store)
+    (found,) = lifecycle.listing(store)
     assert found.report(store).complete
     assert {run.said["host"] for run in store.runs() if run.finished} == {socket.gethostname()}
     assert all("test accuracy" in (run.folder / "log.txt").read_text() for run in store.runs())

@@ -11,10 +11,12 @@ from scipy.stats import binom, entropy
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, confusion_matrix, recall_score
 
-from smallalign_core import compare, data, evaluate, health
+from smallalign_core import data, metrics
+from smallalign_core.analysis import compare
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import BadInput
-from smallalign_core.store import Run, Store
+from smallalign_core.runs.store import Run, Store
+from smallalign_core.service import doctor
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +107,7 @@ def test_a_chart_of_many_classes_shows_those_that_changed_most() -> None:
 
 def test_the_paired_interval_and_test_are_those_of_an_independent_implementation() -> None:
     """Complete response before and after therapy (Cavo et al., 2012), by R's contingencytables."""
-    change, low, high = evaluate.paired_difference(16, 6, 161)  # of 161: 59, 6, 16, 80
+    change, low, high = metrics.paired_difference(16, 6, 161)  # of 161: 59, 6, 16, 80
     classes, labels = ("a", "b"), np.zeros(161, np.int64)
     logits = np.tile(np.float32([1, 0]), (161, 1))
     before, after = logits.copy(), logits.copy()
@@ -126,7 +128,7 @@ def test_the_paired_interval_holds_what_it_promises() -> None:
     tables = draw.multinomial(total, p, size=4000)
     inside = [
         low <= p[2] - p[1] <= high
-        for _, low, high in (evaluate.paired_difference(b, c, total) for _, b, c, _ in tables.tolist())
+        for _, low, high in (metrics.paired_difference(b, c, total) for _, b, c, _ in tables.tolist())
     ]
 
     assert 0.94 < np.mean(inside) < 0.98
@@ -134,9 +136,9 @@ def test_the_paired_interval_holds_what_it_promises() -> None:
 
 def test_brier_and_reliability_agree_with_scikit_learn(said: tuple[np.ndarray, np.ndarray], digits: Splits) -> None:
     logits, labels = said[0], digits.test.labels
-    p = np.exp(evaluate.log_softmax(logits, 2.5))
-    scores = evaluate.score(logits, labels, digits.classes, 2.5)
-    bins = evaluate.reliability(logits, labels, 2.5)
+    p = np.exp(metrics.log_softmax(logits, 2.5))
+    scores = metrics.score(logits, labels, digits.classes, 2.5)
+    bins = metrics.reliability(logits, labels, 2.5)
 
     assert scores.brier == pytest.approx(brier_score_loss(labels, p, scale_by_half=False, labels=range(10)))
     accuracy, confidence = calibration_curve(p.argmax(1) == labels, p.max(1), n_bins=15)
@@ -161,10 +163,10 @@ def test_temperatures_are_fitted_on_validation_and_applied_to_what_is_shown(taug
 
     for run, calibration in ((teacher, found.teacher_calibration), (student, found.student_calibration)):
         held = compare.answers(run, splits, "val", store)
-        assert calibration.temperature == evaluate.fit_temperature(held, splits.val.labels)
+        assert calibration.temperature == metrics.fit_temperature(held, splits.val.labels)
         shown = compare.answers(run, splits, "test", store)
-        assert calibration.temperature != evaluate.fit_temperature(shown, splits.test.labels)
-        again = evaluate.score(shown, splits.test.labels, splits.classes, calibration.temperature)
+        assert calibration.temperature != metrics.fit_temperature(shown, splits.test.labels)
+        again = metrics.score(shown, splits.test.labels, splits.classes, calibration.temperature)
         assert calibration.scores == again
 
 
@@ -205,10 +207,10 @@ def test_what_is_kept_of_runs_that_are_there_is_not_left_over(taught: tuple[Stor
     kept = set(compare.folder(store).iterdir())
     assert {file.suffix for file in kept} == {".npy", ".json"}
 
-    assert not kept & set(health._left(store))
+    assert not kept & set(doctor._left(store))
     stranger = compare.folder(store) / f"{'0' * 16}.12345678-aaaaaaaaaaaa-val.npy"
     stranger.write_bytes(b"")
-    assert set(health._left(store)) & {*kept, stranger} == {stranger}
+    assert set(doctor._left(store)) & {*kept, stranger} == {stranger}
     stranger.unlink()
 
 

@@ -21,11 +21,13 @@ from conftest import ROOT
 from streamlit.testing.v1 import AppTest
 from torch import nn
 
-from pages.ui import _compat as pages_compat, access, wall
-from smallalign_core import _compat, optim
-from smallalign_core.__main__ import app
+from pages.ui import _compat as pages_compat
+from pages.ui.security import auth, middleware
+from smallalign_core.cli import _compat as verbs_compat
+from smallalign_core.cli._main import app
 from smallalign_core.spec import AdamW, Sgd
-from smallalign_core.verbs import _compat as verbs_compat
+from smallalign_core.system import _compat
+from smallalign_core.training import optim
 
 OURS = ("smallalign_core", "pages")
 
@@ -175,7 +177,7 @@ def test_streamlits_parts_are_there() -> None:
     assert list(inspect.signature(files.remove_file).parameters) == ["session_id", "file_id"]
     assert "_session_mgr" in inspect.getsource(Runtime.__init__)
     assert "<script" in pages_compat.page_source()
-    assert len(wall._inline_scripts()) == 1
+    assert len(middleware._inline_scripts()) == 1
 
 
 def test_a_visit_is_known_inside_of_a_page_only() -> None:
@@ -233,7 +235,7 @@ def test_without_streamlits_cookie_a_request_has_no_rights(monkeypatch: pytest.M
     monkeypatch.setattr(pages_compat, "_signed", None)
     assert pages_compat.claims_of_cookies(cookies) == {}
     monkeypatch.setattr(pages_compat, "_auth_section", lambda: {"client_id": "x"})
-    assert access.of_claims(pages_compat.claims_of_cookies(cookies)) is access.NOT_HERE
+    assert auth.of_claims(pages_compat.claims_of_cookies(cookies)) is auth.NOT_HERE
 
 
 def test_claims_of_a_proxy_are_those_that_streamlit_reads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,8 +250,8 @@ def test_claims_of_a_proxy_are_those_that_streamlit_reads(monkeypatch: pytest.Mo
         )
     headers = Headers(raw=[(b"x-email", b"ada@example.org"), (b"x-email", b"eve@example.org")])
     seen: list[Any] = []
-    monkeypatch.setattr(access, "of_claims", seen.append)
-    access.of_request(headers, {})
+    monkeypatch.setattr(auth, "of_claims", seen.append)
+    auth.of_request(headers, {})
     assert seen == [gather_user_info(headers)]
     assert seen[0]["email"] == "ada@example.org"
 

@@ -14,9 +14,9 @@ import pytest
 from conftest import ROOT, command
 
 from pages.ui.browser import _npm
-from smallalign_core import extras
-from smallalign_core.store import Store
-from smallalign_core.verbs import dashboard as verb
+from smallalign_core.cli import dashboard as verb
+from smallalign_core.runs.store import Store
+from smallalign_core.system import extras
 
 
 @pytest.fixture

@@ -13,13 +13,15 @@ from chromium import dashboard, executable, launched
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
-from pages.ui import access, qualitycards
-from smallalign_core import data, quality
+from pages.ui.data import quality_cards
+from pages.ui.security import auth
+from smallalign_core import data
+from smallalign_core.analysis import data_quality
+from smallalign_core.analysis.data_quality import Duplicates, Place
 from smallalign_core.data import Decision, Splits
-from smallalign_core.quality import Duplicates, Place
+from smallalign_core.runs.store import Store
 from smallalign_core.spec import DataSpec
-from smallalign_core.store import Store
-from smallalign_core.visitors import Role, Visitor
+from smallalign_core.system.users import Role, Visitor
 from tests.conftest import ROOT, texts
 
 PATIENCE = 240_000
@@ -64,7 +66,7 @@ def test_a_look_is_asked_for_and_what_is_decided_can_be_undone(shown: Any, store
     app = shown("data", data=str(dirty))
     assert "Look closely" in labels(app)
     app = press(app, "Look closely")
-    report = quality.look(store, DataSpec(source=str(dirty)))
+    report = data_quality.look(store, DataSpec(source=str(dirty)))
     told = {metric.label: metric.value for metric in app.metric}
     assert told["Labels"] == str(len(report.label_issues))
     assert (told["Leaks"], told["Duplicates"]) == ("1", str(len(report.duplicates)))
@@ -73,27 +75,27 @@ def test_a_look_is_asked_for_and_what_is_decided_can_be_undone(shown: Any, store
     assert f"Labelled {worst.given}, looks like {worst.suggested}." in texts(app)
 
     app = press(app, "Relabel")  # the suggested class comes first
-    found = quality.decisions(store, report.fingerprint).by_image
+    found = data_quality.decisions(store, report.fingerprint).by_image
     assert found == {int(worst.id, 16): Decision("relabel", worst.suggested)}
     assert app.query_params["at"] in ("2", ["2"])
     assert "1 image decided" in texts(app)
 
     app = press(app, "Undo")
-    assert quality.decisions(store, report.fingerprint).by_image == {}
+    assert data_quality.decisions(store, report.fingerprint).by_image == {}
     assert app.query_params["at"] in ("1", ["1"])
 
     sure = {int(one.id, 16) for one in report.label_issues if one.sure and one.split != "test"}
     assert sure
     app = press(app, "Do it")
-    assert quality.decisions(store, report.fingerprint).by_image == dict.fromkeys(sure, Decision("drop"))
+    assert data_quality.decisions(store, report.fingerprint).by_image == dict.fromkeys(sure, Decision("drop"))
 
 
 @pytest.mark.slow
 def test_a_viewer_looks_and_does_not_decide(
     shown: Any, store: Store, dirty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quality.look(store, DataSpec(source=str(dirty)))
-    monkeypatch.setattr(access, "visitor", lambda: Visitor("eve", Role.VIEWER))
+    data_quality.look(store, DataSpec(source=str(dirty)))
+    monkeypatch.setattr(auth, "visitor", lambda: Visitor("eve", Role.VIEWER))
     app = shown("data", data=str(dirty))
     assert "decide about images" in texts(app)
     assert not {"Keep", "Drop", "Relabel", "Do it", "Look closely"} & labels(app)
@@ -107,13 +109,13 @@ def test_a_link_that_names_no_decisions_gets_a_sentence(shown: Any) -> None:
 
 def test_one_of_several_is_kept_and_test_images_are_never_changed() -> None:
     places = (Place("train", 0, f"{1:016x}"), Place("val", 3, f"{2:016x}"), Place("test", 5, f"{3:016x}"))
-    card = qualitycards.Card(places, "", "", several=True)
+    card = quality_cards.Card(places, "", "", several=True)
     made = dict(card.changes("once"))
     assert made == {1: Decision("once"), 2: Decision("drop")}
     assert card.decided({1: Decision("once"), 2: Decision("drop")}) == "Keep one"
     assert card.decided({1: Decision("keep"), 2: Decision("drop")}) == "Mixed"
     assert card.decided({1: Decision("keep")}) is None
-    assert qualitycards.Card(places[2:], "", "").changes("drop") == []
+    assert quality_cards.Card(places[2:], "", "").changes("drop") == []
     assert Duplicates("near", 0.1, True, places).images == places
 
 
@@ -125,7 +127,7 @@ def test_decisions_by_click_and_by_keyboard_survive_and_become_part_of_a_run(tmp
     from playwright.sync_api import sync_playwright
 
     store, source = Store(tmp_path / "models"), write(tmp_path / "dirty", digits)
-    report = quality.look(store, DataSpec(source=str(source)))
+    report = data_quality.look(store, DataSpec(source=str(source)))
     issues = [int(one.id, 16) for one in report.label_issues if one.split != "test"]
     environment = {"SMALLALIGN_STORE": str(store.root), "OMP_NUM_THREADS": "1"}
     with dashboard(tmp_path / "log.txt", environment=environment) as address, sync_playwright() as playwright:
@@ -143,7 +145,7 @@ def test_decisions_by_click_and_by_keyboard_survive_and_become_part_of_a_run(tmp
         page.get_by_text("3 images decided").wait_for()
         page.keyboard.press("ArrowLeft")
         page.get_by_text("3 of ").wait_for()
-        made = quality.decisions(store, report.fingerprint)
+        made = data_quality.decisions(store, report.fingerprint)
         assert {made.by_image[one].what for one in issues[:3]} == {"drop", "keep", "relabel"}
         page.reload()
         page.get_by_text("3 images decided").wait_for()

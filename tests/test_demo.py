@@ -22,7 +22,7 @@ from pages.ui.browser import demo_zip
 from pages.ui.browser._npm import PACKAGES
 from smallalign_core import export
 from smallalign_core.data import Splits
-from smallalign_core.store import Store
+from smallalign_core.runs.store import Store
 
 pytestmark = [pytest.mark.browser]
 FOUND = chromium.executable()

@@ -16,12 +16,12 @@ from typing import Any
 import psutil
 import pytest
 
-from smallalign_core import backends, desk
-from smallalign_core.asking import Desk
-from smallalign_core.backends import Backend, Pool
 from smallalign_core.errors import WorkFailed
-from smallalign_core.store import Store
-from smallalign_core.visitors import Visitor
+from smallalign_core.runs.store import Store
+from smallalign_core.service import backend, backends
+from smallalign_core.service.backends import Backend, Pool
+from smallalign_core.service.client import Desk
+from smallalign_core.system.users import Visitor
 
 PATIENT = 60.0
 """Seconds after which a test that waits for an event fails."""
@@ -212,7 +212,7 @@ def test_places_of_visitors_who_left_are_taken_when_they_are_needed(
     ended(thread)
     assert found == [{"done": 0.0}]
     assert office.killed == 0
-    monkeypatch.setattr("smallalign_core.backends._pool.LEFT", -1.0)
+    monkeypatch.setattr("smallalign_core.service.backends._pool.LEFT", -1.0)
     thread, found = beside("eve", lambda: asking.ask("risk", name="eve", share=0.5, patience=0.05))
     ended(thread)
     assert found[0]["done"] == 0.5
@@ -265,7 +265,7 @@ def test_idle_processes_end_and_the_last_stays(office: Office, asking: Desk, mon
     threads = [beside(f"v{at}", lambda at=at: asking.ask("wait", name=f"w{at}"))[0] for at in range(3)]
     for at in range(3):
         office.wait_for(f"w{at}")
-    monkeypatch.setattr("smallalign_core.backends._pool.IDLE", -1.0)
+    monkeypatch.setattr("smallalign_core.service.backends._pool.IDLE", -1.0)
     asking.pool.rest()
     assert len(asking.pool.backends()) == 3, "none that answers"
     for at in range(3):
@@ -313,7 +313,7 @@ def test_processes_are_forked_share_memory_and_end_with_the_desk(real: Desk) -> 
             for at in range(3)]  # fmt: skip
     ended(*(thread for thread, _ in held))
     shown = [found[0]["pixels"] for _, found in held]
-    alone = desk.preview.views(real.store, ["flip"], "digits", seed=2)["pixels"]
+    alone = backend.preview.views(real.store, ["flip"], "digits", seed=2)["pixels"]
     assert shown[2] == alone, "the same pixels as in any other process"
     forking = real._start._forking
     assert forking is not None

@@ -8,7 +8,7 @@ import shlex
 import pytest
 from conftest import ROOT
 
-from smallalign_core.__main__ import app, runs_app
+from smallalign_core.cli._main import app, runs_app
 
 README = (ROOT / "README.md").read_text()
 BESIDE = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "CITATION.cff", "Dockerfile", "LICENSE", "pyproject.toml")

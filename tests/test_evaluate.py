@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, log_loss
 
-from smallalign_core.evaluate import (
+from smallalign_core.metrics import (
     brier,
     calibration_error,
     fit_temperature,

@@ -11,19 +11,21 @@ from typing import Any
 import pytest
 from conftest import tiny
 
-from smallalign_core import desk, execution, recording, train, worker
-from smallalign_core.__main__ import main
+from smallalign_core.cli._main import main
+from smallalign_core.runs import writer
+from smallalign_core.runs.store import Run, State, Store
+from smallalign_core.service import backend, worker
 from smallalign_core.spec import to_yaml
-from smallalign_core.store import Run, State, Store
-from smallalign_core.train import Training
+from smallalign_core.training import loop, runner
+from smallalign_core.training.loop import Training
 
 
 @pytest.fixture
 def group(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[Run]:
     """Three queued runs on the same views; every step is an event."""
-    monkeypatch.setattr(train, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
     specs = [tiny(network={"kind": "cnn", "width": width, "depth": 2}) for width in (6, 7, 8)]
-    return [store.submit(desk.resolve(store, spec)) for spec in specs]
+    return [store.submit(backend.resolve(store, spec)) for spec in specs]
 
 
 def at_step(step: int, event: dict[str, Any]) -> bool:
@@ -33,7 +35,7 @@ def at_step(step: int, event: dict[str, Any]) -> bool:
 def test_a_stopped_worker_puts_back_only_what_nobody_else_stopped(
     store: Store, group: list[Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stop, together = threading.Event(), execution.execute_together
+    stop, together = threading.Event(), runner.execute_together
     states: list[State] = []
 
     def watched(*runs: Any, **how: Any) -> Any:
@@ -65,7 +67,7 @@ def test_runs_that_are_tried_again_alone_tell_their_events_once(
         advance(training)
 
     monkeypatch.setattr(Training, "advance", fail_together)
-    ended = execution.execute_together(group, store, device="cpu")
+    ended = runner.execute_together(group, store, device="cpu")
     assert [how["state"] for how in ended if isinstance(how, dict)] == ["finished"] * 3
     for run in group:
         assert [event["epoch"] for event in run.events("epoch")] == [1, 2, 3]
@@ -76,15 +78,15 @@ def test_the_command_line_waits_for_a_teacher_who_answers_anew(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A resume whose cache is gone asks for all earlier answers first, and says so step by step."""
-    monkeypatch.setattr(train, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
     spec = tiny(teacher="digits-teacher", precision="fp32")
-    run = store.create(desk.resolve(store, spec))
+    run = store.create(backend.resolve(store, spec))
 
     def pause(event: dict[str, Any]) -> None:
         if at_step(5, event):
             run.ask("pause")
 
-    assert execution.execute(run, store, device="cpu", observe=pause)["state"] == "paused"
+    assert runner.execute(run, store, device="cpu", observe=pause)["state"] == "paused"
     shutil.rmtree(store.teacher_cache)
     (tmp_path / "spec.yaml").write_text(to_yaml(spec))
     assert main(["train", str(tmp_path / "spec.yaml"), "--store", str(store.root), "--device", "cpu"]) == 0
@@ -93,13 +95,13 @@ def test_the_command_line_waits_for_a_teacher_who_answers_anew(
 
 @pytest.mark.parametrize("silenced", ["disabled", "level"])
 def test_a_runs_log_holds_errors_whatever_was_done_to_loggers(silenced: str, store: Store) -> None:
-    run, log = store.create(desk.resolve(store, tiny())), logging.getLogger("smallalign")
+    run, log = store.create(backend.resolve(store, tiny())), logging.getLogger("smallalign")
     before = log.disabled, log.level
     try:
         log.disabled = silenced == "disabled"
         log.setLevel(logging.CRITICAL if silenced == "level" else logging.NOTSET)
         kept = log.disabled, log.level
-        with recording.logged([run]):
+        with writer.logged([run]):
             log.error("what went wrong")
         assert (log.disabled, log.level) == kept
     finally:

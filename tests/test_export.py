@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from smallalign_core import data, export, graphs, networks
+from smallalign_core import data, export, networks
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadInput, BadModel
-from smallalign_core.export import _file, _lean
-from smallalign_core.networks import Classifier
+from smallalign_core.export import _file, _simplify
+from smallalign_core.networks import Classifier, onnx_graph
+from smallalign_core.runs.store import Run, Store
 from smallalign_core.spec import DataSpec, parse
-from smallalign_core.store import Run, Store
 
 Taught = tuple[Store, Run, Run]
 
@@ -178,7 +178,7 @@ def test_less_work_gives_the_same_answers(geometry: Any, bias: bool) -> None:
         [onnx.numpy_helper.from_array(tensor.numpy(), name) for name, tensor in held.items()],
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
-    content = _lean.lean(model.SerializeToString())
+    content = _simplify.lean(model.SerializeToString())
     onnx.checker.check_model(content, full_check=True)
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"images": images.numpy()})
@@ -206,7 +206,7 @@ def test_a_pooling_larger_than_its_map_adds_nothing() -> None:
     sizes = [value(name, onnx.TensorProto.FLOAT, ["n", 1, 20, width]) for name, width in (("x", 3), ("y", 1))]
     graph = onnx.helper.make_graph(nodes, "graph", sizes[:1], sizes[1:], [weight])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
-    made = onnx.load_model_from_string(_lean.lean(model.SerializeToString())).graph
+    made = onnx.load_model_from_string(_simplify.lean(model.SerializeToString())).graph
     assert [list(one.ints) for one in made.node[0].attribute if one.name == "pads"] == [[0, 3, 0, 2]]
 
 
@@ -400,10 +400,10 @@ def test_an_export_silences_the_quantizer_and_nobody_else(caplog: pytest.LogCapt
     """Two at once left the root logger's level at ERROR: warnings of all later runs were missing in their logs."""
     caplog.set_level(logging.WARNING)
     caplog.set_level(logging.WARNING, logger="smallalign")
-    with graphs.quiet():
+    with onnx_graph.quiet():
         logging.getLogger().warning("of the quantizer")
         logging.getLogger("smallalign").warning("of a run beside it")
-        outer = graphs.quiet()
+        outer = onnx_graph.quiet()
         outer.__enter__()
     outer.__exit__(None, None, None)  # they end in another order than they began
 

@@ -16,9 +16,11 @@ from packaging.utils import canonicalize_name
 from torch import nn
 
 import smallalign_core
-from smallalign_core import desk, extras, optim
 from smallalign_core.errors import MissingExtra
-from smallalign_core.store import Store
+from smallalign_core.runs.store import Store
+from smallalign_core.service import backend
+from smallalign_core.system import extras
+from smallalign_core.training import optim
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[Requirement]] = {
@@ -63,7 +65,9 @@ def test_a_package_of_an_extra_is_imported_in_one_way_only() -> None:
     own = set(extras.EXTRA_OF) - {"streamlit"}
     pattern = re.compile(rf"^\s*(?:import|from)\s+({'|'.join(own)})\b", re.MULTILINE)
     found = {str(file.relative_to(ROOT)) for file in extras.PACKAGE.rglob("*.py") if pattern.search(file.read_text())}
-    assert found == {"smallalign_core/cluster/_node.py"}, "that one runs on a machine that was found to have ray"
+    assert found == {"smallalign_core/studies/ray_executor/_node.py"}, (
+        "that one runs on a machine that was found to have ray"
+    )
 
 
 def test_the_version_stands_in_one_place() -> None:
@@ -109,7 +113,7 @@ def test_an_optimizer_without_its_package_is_refused_before_it_is_queued(
         rf'^The optimizer {kind} needs the package {package}, which is not installed\. Run `pip install "smallalign\['
     )
     with pytest.raises(MissingExtra, match=words + rf'{extra}\]"`\.$'):
-        desk.submit(store, {"data": "digits", "network": "cnn", "optimizer": kind, "precision": "fp32"})
+        backend.submit(store, {"data": "digits", "network": "cnn", "optimizer": kind, "precision": "fp32"})
     assert not store.runs()
     with pytest.raises(MissingExtra, match=words):
         optim.build(tiny(optimizer=kind).optimizer, nn.Linear(2, 2))
@@ -157,9 +161,9 @@ def test_a_package_that_is_too_old_is_not_said_to_be_missing(monkeypatch: pytest
 
 
 def test_doctor_counts_no_extra_as_a_fault(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    from smallalign_core import health
+    from smallalign_core.service import doctor
 
     monkeypatch.setattr(extras, "version", lambda _: None)
-    found = {check.name: check for check in health.examine(store)}
+    found = {check.name: check for check in doctor.examine(store)}
     assert all(found[name].ok for name in extras.EXTRA_OF)
     assert found["ray"].found == 'not installed; pip install "smallalign[ray]" adds it'

@@ -21,13 +21,15 @@ from PIL import Image
 from safetensors.torch import load, save_file
 from sklearn.linear_model import LogisticRegression
 
-from smallalign_core import card, classnames, foreign, jail, preflight, reading
+from smallalign_core.analysis import teacher_check
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadInput, BadModel
-from smallalign_core.evaluate import log_softmax
-from smallalign_core.networks import _borrowed
+from smallalign_core.metrics import log_softmax
+from smallalign_core.networks import _library
+from smallalign_core.runs import class_names, imported, model_card, onnx_outputs
+from smallalign_core.runs.store import Store
 from smallalign_core.spec import DataSpec, Import, Timm
-from smallalign_core.store import Store
+from smallalign_core.system import sandbox
 
 DIGITS = DataSpec(source="digits")
 NAMES = tuple("0123456789")
@@ -98,7 +100,7 @@ WRAPPED: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
 def test_what_training_code_puts_around_a_network_is_taken_off(name: str, tmp_path: Path) -> None:
     held, told = WRAPPED[name]
     torch.save(held(), tmp_path / "c.pth")
-    content, facts = jail.convert(tmp_path / "c.pth")
+    content, facts = sandbox.convert(tmp_path / "c.pth")
     found = load(content)
     assert found.keys() == NETWORK.keys()
     for key, tensor in NETWORK.items():
@@ -111,7 +113,7 @@ def test_what_training_code_puts_around_a_network_is_taken_off(name: str, tmp_pa
 def test_arguments_of_a_library_that_is_not_here_are_data(tmp_path: Path) -> None:
     torch.save({"state_dict": under("model."), "hyper_parameters": Attributes(lr=0.1)}, tmp_path / "c.ckpt")
     assert b"pytorch_lightning" in (tmp_path / "c.ckpt").read_bytes()
-    assert load(jail.convert(tmp_path / "c.ckpt")[0]).keys() == NETWORK.keys()
+    assert load(sandbox.convert(tmp_path / "c.ckpt")[0]).keys() == NETWORK.keys()
 
 
 @pytest.mark.slow
@@ -120,19 +122,19 @@ def test_averaged_weights_are_taken_said_and_can_be_refused(tmp_path: Path) -> N
     done = command("convert", tmp_path / "c.pth", "--to", tmp_path / "ema.safetensors")
     assert "taken: state_dict_ema; not taken: state_dict (--weights chooses)" in done.stdout
     torch.testing.assert_close(load((tmp_path / "ema.safetensors").read_bytes())["fc.weight"], EMA["fc.weight"])
-    plain, facts = jail.convert(tmp_path / "c.pth", which="state_dict")
+    plain, facts = sandbox.convert(tmp_path / "c.pth", which="state_dict")
     assert facts["taken"] == "state_dict"
     torch.testing.assert_close(load(plain)["fc.weight"], NETWORK["fc.weight"])
     with pytest.raises(BadModel, match=r"no such set of weights .*it has state_dict, state_dict_ema"):
-        jail.convert(tmp_path / "c.pth", which="swa")
+        sandbox.convert(tmp_path / "c.pth", which="swa")
 
 
 @pytest.mark.slow
 def test_two_networks_of_unknown_names_are_not_guessed_between(tmp_path: Path) -> None:
     torch.save({"generator": NETWORK, "discriminator": EMA}, tmp_path / "c.pth")
     with pytest.raises(BadModel, match=r"several sets of weights .*--weights"):
-        jail.convert(tmp_path / "c.pth")
-    assert jail.convert(tmp_path / "c.pth", which="generator")[1]["taken"] == "generator"
+        sandbox.convert(tmp_path / "c.pth")
+    assert sandbox.convert(tmp_path / "c.pth", which="generator")[1]["taken"] == "generator"
 
 
 class Runs:
@@ -152,16 +154,16 @@ def test_what_runs_code_is_still_refused_beside_what_does_not(tmp_path: Path) ->
     canary = tmp_path / "ran"
     torch.save({"state_dict": NETWORK, "args": argparse.Namespace(hook=Runs(canary))}, tmp_path / "c.pth")
     with pytest.raises(BadModel, match="would run code"):
-        jail.convert(tmp_path / "c.pth")
+        sandbox.convert(tmp_path / "c.pth")
     assert not canary.exists()
 
 
 def test_a_prefix_in_a_safetensors_file_of_others_is_taken_off_when_training_starts(tmp_path: Path) -> None:
     spec = Timm(kind="timm", name="test_resnet", size=32)
-    source, *_ = _borrowed.build(spec, 10)
+    source, *_ = _library.build(spec, 10)
     tensors = {f"wrapped.{name}": tensor.clone() for name, tensor in source.state_dict().items()}
     save_file(tensors, tmp_path / "w.safetensors")
-    made, *_ = _borrowed.build(spec.model_copy(update={"weights": str(tmp_path / "w.safetensors")}), 10)
+    made, *_ = _library.build(spec.model_copy(update={"weights": str(tmp_path / "w.safetensors")}), 10)
     for name, tensor in source.state_dict().items():
         torch.testing.assert_close(made.state_dict()[name], tensor)
 
@@ -186,25 +188,25 @@ def test_a_prefix_in_a_safetensors_file_of_others_is_taken_off_when_training_sta
 )
 def test_class_names_are_read_as_people_keep_them(file: str, text: str, tmp_path: Path) -> None:
     (tmp_path / file).write_text(text)
-    assert classnames.in_file(tmp_path / file) == ["cat", "dog", "ship"]
+    assert class_names.in_file(tmp_path / file) == ["cat", "dog", "ship"]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, [2", "names: &a [*a]", "\x00", "a: " + "9" * 5000])
-@pytest.mark.parametrize("ending", classnames.ENDINGS)
+@pytest.mark.parametrize("ending", class_names.ENDINGS)
 def test_a_file_without_names_is_a_sentence(text: str, ending: str, tmp_path: Path) -> None:
     (tmp_path / f"a{ending}").write_text(text)
     told = None
     try:
-        classnames.in_file(tmp_path / f"a{ending}")
+        class_names.in_file(tmp_path / f"a{ending}")
     except BadInput as error:
         told = str(error)
     assert told is None or "\n" not in told
 
 
 def test_names_in_metadata_are_read_as_ultralytics_writes_them() -> None:
-    assert classnames.in_metadata({"names": "{0: 'cat', 1: 'dog'}"}) == ["cat", "dog"]
+    assert class_names.in_metadata({"names": "{0: 'cat', 1: 'dog'}"}) == ["cat", "dog"]
     with pytest.raises(BadInput, match="does not name its classes"):
-        classnames.in_metadata({"names": "__import__('os')"})
+        class_names.in_metadata({"names": "__import__('os')"})
 
 
 # --- what is put in ---------------------------------------------------------------------------------------------------
@@ -285,23 +287,23 @@ def test_the_scale_of_pixels_is_found_and_said(
     scale: str, learned: tuple[Any, Any], store: Store, digits: Splits, tmp_path: Path
 ) -> None:
     (tmp_path / "m.onnx").write_bytes(classifier(learned, undo=SCALES[scale]))
-    run = foreign.bring(tmp_path / "m.onnx", DIGITS, store, classes=NAMES)
+    run = imported.bring(tmp_path / "m.onnx", DIGITS, store, classes=NAMES)
     assert run.result is not None
     assert run.imported is not None
     (words,) = run.result["assumed"]["words"]
     assert words.startswith(f"pixels scaled to {scale}: accuracy")
     assert "--mean" in words
     images = digits.test.images[:50]
-    found = foreign.classifier(run, NAMES)(torch.from_numpy(images.copy())).numpy()
+    found = imported.classifier(run, NAMES)(torch.from_numpy(images.copy())).numpy()
     np.testing.assert_allclose(found, logits_of(learned, images), atol=2e-3)
-    text = card.card_of_import(run, run.imported, "x")
+    text = model_card.card_of_import(run, run.imported, "x")
     assert f"pixels scaled to {scale}" in text
-    assert f"pixels scaled to {scale}" in preflight.preflight(run, store).words()
+    assert f"pixels scaled to {scale}" in teacher_check.preflight(run, store).words()
 
 
 def test_what_a_person_says_of_the_scale_is_not_doubted(learned: tuple[Any, Any], store: Store, tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(classifier(learned, undo=SCALES["0 to 1"]))
-    run = foreign.bring(tmp_path / "m.onnx", DIGITS, store, classes=NAMES, mean=[0.5], std=[0.5])
+    run = imported.bring(tmp_path / "m.onnx", DIGITS, store, classes=NAMES, mean=[0.5], std=[0.5])
     assert run.imported is not None
     assert (run.imported.mean, run.imported.std) == ((0.5,), (0.5,))
     assert run.result is not None
@@ -320,7 +322,7 @@ def test_channels_in_the_order_bgr_are_found(store: Store, tmp_path: Path) -> No
     weight[0, :, 0] = weight[2, :, 1] = 0.2  # BGR: the first channel is blue
     learned = weight.reshape(192, 2) * 1.0, np.zeros(2, np.float32)
     (tmp_path / "m.onnx").write_bytes(_colour(learned))
-    run = foreign.bring(tmp_path / "m.onnx", DataSpec(source=str(data)), store, classes=("blue", "red"))
+    run = imported.bring(tmp_path / "m.onnx", DataSpec(source=str(data)), store, classes=("blue", "red"))
     assert run.imported is not None
     assert run.imported.order == "bgr"
     assert run.result is not None
@@ -382,13 +384,13 @@ def test_what_the_answers_are_is_read_from_their_numbers(
 ) -> None:
     made, kind = ANSWERS[name]
     (tmp_path / "m.onnx").write_bytes(classifier(learned, **made))
-    run = foreign.bring(tmp_path / "m.onnx", DIGITS, store, classes=NAMES, mean=[0.0], std=[1.0])
+    run = imported.bring(tmp_path / "m.onnx", DIGITS, store, classes=NAMES, mean=[0.0], std=[1.0])
     assert run.imported is not None
     assert run.imported.answers == kind
     assert run.result is not None
     assert bool(run.result["assumed"]["words"]) is (kind != "logits")
     images = digits.test.images
-    found = foreign.classifier(run, NAMES)(torch.from_numpy(images.copy())).numpy()
+    found = imported.classifier(run, NAMES)(torch.from_numpy(images.copy())).numpy()
     wanted = logits_of(learned, images)
     if "8" in name:  # a step of 1/256 hides what is below it
         p, q = np.exp(log_softmax(wanted)), np.exp(log_softmax(found))
@@ -433,18 +435,18 @@ def test_one_number_for_two_classes_is_their_log_odds(
             Image.fromarray(image[0]).save(data / "ab"[label] / f"{number}.png")
     (tmp_path / "m.onnx").write_bytes(classifier(two(learned), tail=tail, shape=shape))
     store = Store(tmp_path / "models")
-    run = foreign.bring(
+    run = imported.bring(
         tmp_path / "m.onnx", DataSpec(source=str(data)), store, classes=("a", "b"), mean=[0.0], std=[1.0]
     )
     assert run.imported is not None
     assert run.imported.answers == kind
     images = digits.test.images[:20]
-    found = foreign.classifier(run)(torch.from_numpy(images.copy())).numpy()
+    found = imported.classifier(run)(torch.from_numpy(images.copy())).numpy()
     odds = logits_of(learned, images)
     np.testing.assert_allclose(found[:, 1] - found[:, 0], odds[:, 1] - odds[:, 0], atol=2e-2, rtol=1e-3)
     words = "not exactly one output" if shape == ["n"] else "A single number tells two classes apart"
     with pytest.raises(BadInput, match=words):
-        foreign.bring(tmp_path / "m.onnx", DIGITS, store, classes=NAMES, output="y")
+        imported.bring(tmp_path / "m.onnx", DIGITS, store, classes=NAMES, output="y")
 
 
 @pytest.mark.parametrize("named", [None, "y"])
@@ -458,7 +460,7 @@ def test_the_number_of_a_class_teaches_nothing(
     )
     (tmp_path / "m.onnx").write_bytes(classifier(learned, tail=tail, output=kind, shape=["n", 1]))
     with pytest.raises(BadInput) as caught:
-        foreign.bring(tmp_path / "m.onnx", DIGITS, store, classes=NAMES, output=named)
+        imported.bring(tmp_path / "m.onnx", DIGITS, store, classes=NAMES, output=named)
     assert "number of a class" in str(caught.value) or "10 names, 1 answers" in str(caught.value)
 
 
@@ -477,7 +479,7 @@ def test_a_reading_can_be_named(learned: tuple[Any, Any], store: Store, tmp_path
 def test_a_background_class_is_hinted_at() -> None:
     how = Import.model_construct(classes=NAMES, stored="float", file="m.onnx")
     with pytest.raises(BadInput, match="background class"):
-        reading.answers_of(np.random.default_rng(0).normal(size=(4, 11)), how)
+        onnx_outputs.answers_of(np.random.default_rng(0).normal(size=(4, 11)), how)
 
 
 def test_weights_in_another_file_are_refused_with_the_argument_that_avoids_it(tmp_path: Path) -> None:
@@ -496,4 +498,4 @@ def test_weights_in_another_file_are_refused_with_the_argument_that_avoids_it(tm
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(BadModel, match="external_data=False"):
-        jail.inspect(tmp_path / "m.onnx")
+        sandbox.inspect(tmp_path / "m.onnx")

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 from conftest import command
 
-from smallalign_core import compare, data, export, frontier, judging, steps
+from smallalign_core import data, export
+from smallalign_core.analysis import compare, pareto
+from smallalign_core.analysis.pareto import Candidate, Limits
 from smallalign_core.errors import BadInput
-from smallalign_core.frontier import Candidate, Limits
-from smallalign_core.store import Run, Store
+from smallalign_core.runs.store import Run, Store
+from smallalign_core.service import comparison_api
+from smallalign_core.system import resumable
 
 
 def candidate(id: str, bytes: int, ms: float, accuracy: float) -> Candidate:
@@ -27,7 +30,7 @@ def test_who_is_dominated_by_brute_force() -> None:
     runs = [candidate(str(n), size, float(ms), share / 10) for n, (size, ms, share) in enumerate(figures)]
     costs = [(one.bytes, one.p50_ms, -one.accuracy) for one in runs]
 
-    found = frontier.judged(runs, Limits())
+    found = pareto.judged(runs, Limits())
 
     for one, cost in zip(found, costs, strict=True):
         better = [other for other in costs if all(a <= b for a, b in zip(other, cost, strict=True)) and other != cost]
@@ -40,7 +43,7 @@ def test_who_is_dominated_by_brute_force() -> None:
 
 
 def test_equal_runs_do_not_dominate_each_other() -> None:
-    twins = frontier.judged([candidate("a", 1, 1.0, 0.5), candidate("b", 1, 1.0, 0.5)], Limits())
+    twins = pareto.judged([candidate("a", 1, 1.0, 0.5), candidate("b", 1, 1.0, 0.5)], Limits())
 
     assert [one.dominated_by for one in twins] == [None, None]
 
@@ -51,8 +54,8 @@ def test_limits_in_words() -> None:
         candidate("small", 50_000, 0.2, 0.95),
         candidate("bad", 60_000, 0.3, 0.9),
     ]
-    found = frontier.judged(runs, Limits(kb=100, ms=1.0, accuracy=0.94))
-    told = frontier.words(
+    found = pareto.judged(runs, Limits(kb=100, ms=1.0, accuracy=0.94))
+    told = pareto.words(
         {
             "limits": {"kb": 100, "ms": 1.0, "accuracy": 0.94},
             "split": "val",
@@ -68,7 +71,7 @@ def test_limits_in_words() -> None:
 
 @pytest.mark.parametrize(("size", "fails"), [(100_000, ()), (100_001, ("kb",)), (102_400, ("kb",))])
 def test_a_kilobyte_is_1000_bytes(size: int, fails: tuple[str, ...]) -> None:
-    (found,) = frontier.judged([candidate("a", size, 1.0, 0.5)], Limits(kb=100))
+    (found,) = pareto.judged([candidate("a", size, 1.0, 0.5)], Limits(kb=100))
     assert found.fails == fails
 
 
@@ -82,7 +85,7 @@ def test_a_kilobyte_is_1000_bytes(size: int, fails: tuple[str, ...]) -> None:
     ],
 )
 def test_a_limit_itself_passes(limits: dict[str, float], fails: tuple[str, ...]) -> None:
-    (found,) = frontier.judged([candidate("a", 1, 1.0, 0.5)], Limits(**limits))
+    (found,) = pareto.judged([candidate("a", 1, 1.0, 0.5)], Limits(**limits))
     assert found.fails == fails
 
 
@@ -98,10 +101,10 @@ def test_a_size_limit_holds_for_the_precision_that_is_named() -> None:
     one = {"bytes": 90_000, "sizes": {"fp32": 90_000, "fp16": 50_000, "int8": None}, "p50_ms": 1.0, "accuracy": 0.9}
     limits = {"kb": 50.0, "ms": None, "accuracy": None}
 
-    assert frontier.failed(one, limits) == ("kb",)
-    assert frontier.failed(one, limits | {"precision": "fp16"}) == ()
-    assert frontier.failed(one, limits | {"precision": "fp16", "kb": 49.999}) == ("kb",)  # 1 kB is 1,000 bytes
-    assert frontier.failed(one, limits | {"precision": "int8"}) == ("kb",), "it cannot be written so"
+    assert pareto.failed(one, limits) == ("kb",)
+    assert pareto.failed(one, limits | {"precision": "fp16"}) == ()
+    assert pareto.failed(one, limits | {"precision": "fp16", "kb": 49.999}) == ("kb",)  # 1 kB is 1,000 bytes
+    assert pareto.failed(one, limits | {"precision": "int8"}) == ("kb",), "it cannot be written so"
     with pytest.raises(BadInput, match="precision"):
         Limits(precision="fp8").check()
 
@@ -112,8 +115,8 @@ def measured(taught: tuple[Store, Run, Run]) -> dict:
     shares = []
     with pytest.MonkeyPatch.context() as short:
         for name, seconds in (("WINDOW", 0.02), ("WARM", (0.06, 0.2)), ("MEASURED", 0.2)):
-            short.setattr(frontier, name, seconds)
-        while (answer := judging.frontier(store, [teacher.id, student.id], "val", patience=0.0))["done"] < 1:
+            short.setattr(pareto, name, seconds)
+        while (answer := comparison_api.frontier(store, [teacher.id, student.id], "val", patience=0.0))["done"] < 1:
             shares.append(answer["done"])
     assert len(shares) > 4, "a page is never kept waiting for all of it"
     assert shares == sorted(shares)
@@ -135,7 +138,7 @@ def test_figures_are_those_of_the_run_and_of_its_file(
         assert one["accuracy"] == pytest.approx(result["val"]["accuracy"])
         assert one["ece"] == pytest.approx(result["val"]["ece"])
         assert 0 < one["p50_ms"] <= one["p95_ms"]
-        kept = frontier.kept(run, store)
+        kept = pareto.kept(run, store)
         assert kept is not None
         assert kept.threads == measured["threads"] == 1
         assert kept.samples >= 18
@@ -148,23 +151,25 @@ def test_latency_is_kept_for_run_and_machine(
     measured: dict, taught: tuple[Store, Run, Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, teacher, student = taught
-    asked = judging.frontier(store, [teacher.id, student.id], "val", limits={"kb": 5.0, "ms": None, "accuracy": None})
+    asked = comparison_api.frontier(
+        store, [teacher.id, student.id], "val", limits={"kb": 5.0, "ms": None, "accuracy": None}
+    )
     assert [one["p50_ms"] for one in asked["report"]["candidates"]] == [one["p50_ms"] for one in measured["candidates"]]
     assert asked["report"]["candidates"][0]["fails"] == ("kb",)
 
-    monkeypatch.setattr(frontier, "processor", lambda: "another machine")
-    assert frontier.kept(teacher, store) is None
+    monkeypatch.setattr(pareto, "processor", lambda: "another machine")
+    assert pareto.kept(teacher, store) is None
 
 
 @pytest.mark.slow
 def test_a_slower_answer_is_measured_as_slower(taught: tuple[Store, Run, Run], monkeypatch: pytest.MonkeyPatch) -> None:
     store, _, student = taught
     splits = data.load(student.data, store.data_cache)
-    monkeypatch.setattr(frontier, "FORMAT", 99)
+    monkeypatch.setattr(pareto, "FORMAT", 99)
     monkeypatch.setattr(
-        frontier, "_answering", lambda *_: ({"fp32": 7, "fp16": 5, "int8": None}, lambda: time.sleep(0.004))
+        pareto, "_answering", lambda *_: ({"fp32": 7, "fp16": 5, "int8": None}, lambda: time.sleep(0.004))
     )
-    found = steps.finish(frontier._measured(student, splits, store))
+    found = resumable.finish(pareto._measured(student, splits, store))
 
     assert found.bytes == 7
     assert found.p50_ms >= 4
@@ -174,7 +179,7 @@ def test_a_slower_answer_is_measured_as_slower(taught: tuple[Store, Run, Run], m
 @pytest.mark.slow
 def test_a_deleted_run_leaves_nothing_behind(store: Store, train) -> None:
     run, other = train(), train(seed=1)
-    steps.finish(frontier.frontier([run, other], data.load(run.data, store.data_cache), "val", store))
+    resumable.finish(pareto.frontier([run, other], data.load(run.data, store.data_cache), "val", store))
     assert list(compare.folder(store).glob(f"*{run.id}*"))
 
     store.delete(run.id)

@@ -23,7 +23,7 @@ def test_there_is_something_to_check() -> None:
 
 def test_one_training_loop() -> None:
     calls = [file for file in CORE for line in file.read_text().splitlines() if re.search(r"\.backward\(", line)]
-    assert [file.name for file in calls] == ["train.py"]
+    assert [file.name for file in calls] == ["loop.py"]
 
 
 @pytest.mark.parametrize("file", [*CORE, *PAGES], ids=lambda file: str(file.relative_to(ROOT)))

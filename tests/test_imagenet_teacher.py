@@ -15,11 +15,15 @@ from safetensors.torch import load, load_file, save_file
 from timm.data import ImageNetInfo
 from torch import nn
 
-from smallalign_core import foreign, graphs, jail, networks, preflight
+from smallalign_core import networks
+from smallalign_core.analysis import teacher_check
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadInput
+from smallalign_core.networks import onnx_graph
+from smallalign_core.runs import imported
+from smallalign_core.runs.store import Run, Store
 from smallalign_core.spec import DataSpec, parse
-from smallalign_core.store import Run, Store
+from smallalign_core.system import sandbox
 
 pytestmark = pytest.mark.slow
 SIDE = 64
@@ -27,7 +31,7 @@ SIDE = 64
 
 def answers_of(run: Run, classes: tuple[str, ...], images: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        return foreign.classifier(run, classes)(images)
+        return imported.classifier(run, classes)(images)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +55,7 @@ def weights(package: tuple[nn.Module, Path], tmp_path_factory: pytest.TempPathFa
         for name in timm.create_model("tf_efficientnet_lite0").state_dict()
         if not name.endswith("num_batches_tracked")
     ]
-    tensors = load(jail.convert(package[1])[0])
+    tensors = load(sandbox.convert(package[1])[0])
     file = tmp_path_factory.mktemp("lite0") / "lite0.safetensors"
     save_file({new: tensors[old] for new, old in zip(ours, theirs, strict=True)}, file)
     return file
@@ -93,7 +97,7 @@ def test_a_linear_probe_of_it_learns_digits_and_may_teach(train: Train, weights:
     run = train(
         network=lite0(weights, frozen=True), epochs=5, batch=64, optimizer={"kind": "adamw", "lr": 0.01}, loss=None
     )
-    found = preflight.preflight(run, store)
+    found = teacher_check.preflight(run, store)
     assert found.refused is None
     assert found.scores.accuracy > 0.75
     before, after = load_file(weights), load_file(run.weights)
@@ -108,7 +112,7 @@ def test_the_packages_network_comes_in_as_onnx(
 ) -> None:
     """One image at a time, NCHW floats of one size: what exporters write by default."""
     buffer, example = io.BytesIO(), torch.zeros(1, 3, SIDE, SIDE)
-    with graphs.quiet():
+    with onnx_graph.quiet():
         program = torch.onnx.export(package[0], (example,), dynamo=True, opset_version=18, verbose=False)
     assert program is not None
     buffer.write(program.model_proto.SerializeToString())
@@ -117,9 +121,9 @@ def test_the_packages_network_comes_in_as_onnx(
     names = list(imagenet())
     half: dict[str, Any] = {"mean": [0.5] * 3, "std": [0.5] * 3}
     with pytest.raises(BadInput, match="does not know 10 of 10 classes"):
-        foreign.bring(file, DataSpec(source="digits"), store, classes=names)
+        imported.bring(file, DataSpec(source="digits"), store, classes=names)
     # It is asked, among the thousand, about ten classes that are called like digits and are not: it knows nothing.
-    run = foreign.bring(
+    run = imported.bring(
         file, DataSpec(source="digits"), store, classes=[*map(str, range(10)), *(f"c{at}" for at in range(990))], **half
     )
     assert run.imported is not None
@@ -131,6 +135,6 @@ def test_the_packages_network_comes_in_as_onnx(
     with torch.no_grad():
         wanted = package[0](((seen / 255 - 0.5) / 0.5).expand(-1, 3, -1, -1))[:, :10].numpy()
     np.testing.assert_allclose(answers_of(run, digits.classes, images).numpy(), wanted, atol=1e-3)
-    found = preflight.preflight(run, store)
+    found = teacher_check.preflight(run, store)
     assert found.unused == 990
     assert "not shown to be better than chance" in str(found.refused)

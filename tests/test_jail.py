@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from onnx import TensorProto, helper
 
-from smallalign_core import jail
 from smallalign_core.errors import BadModel
+from smallalign_core.system import sandbox
 
 
 def test_a_file_is_run_as_what_it_was_looked_at(tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_a_file_is_run_as_what_it_was_looked_at(tmp_path: Path) -> None:
     file = tmp_path / "both.onnx"
     file.write_bytes(model.SerializeToString())
     assert file.read_bytes()[4:8] == b"ORTM"
-    assert jail.inspect(file, (8, 8))["trial"] == [[2, 64]]
+    assert sandbox.inspect(file, (8, 8))["trial"] == [[2, 64]]
 
 
 @pytest.mark.slow
@@ -36,13 +36,13 @@ def test_a_zip_of_millions_of_names_meets_the_memory_limit(tmp_path: Path) -> No
     end += struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
     file = tmp_path / "many.pt"
     file.write_bytes(b"PK\x03\x04" + names + end)
-    for look in (jail.inspect, jail.convert):
+    for look in (sandbox.inspect, sandbox.convert):
         with pytest.raises(BadModel, match="zip without a model"):
             look(file)  # type: ignore[operator]
         with pytest.raises(BadModel, match="more memory"):
-            look(file, limits=jail.Limits(memory=64 * 1024**2))  # type: ignore[operator]
+            look(file, limits=sandbox.Limits(memory=64 * 1024**2))  # type: ignore[operator]
 
 
 def test_a_folder_is_no_model_file(tmp_path: Path) -> None:
     with pytest.raises(BadModel, match="is no file"):
-        jail.inspect(tmp_path)
+        sandbox.inspect(tmp_path)

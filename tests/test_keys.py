@@ -106,7 +106,7 @@ def shared(used: dict[str, set[str]]) -> dict[str, list[str]]:
 @pytest.mark.slow
 def test_no_two_features_use_one_key_of_the_session() -> None:
     trees = modules()
-    every = {name: keys_of(tree) for name, tree in trees.items() if name != "pages.ui.picks"}
+    every = {name: keys_of(tree) for name, tree in trees.items() if name != "pages.ui.widgets.url_state"}
     assert sum(len(plain) + len(own) for plain, own in every.values()) > 120, "the keys are found"
 
     assert not shared({name: plain for name, (plain, _) in every.items()})
@@ -120,18 +120,18 @@ def two_pages() -> None:
     """A page whose name is in the address; both have a field of each kind by the same names, with other options."""
     import streamlit as st
 
-    from pages.ui import picks
+    from pages.ui.widgets import url_state
 
     first = st.query_params.get("p", "one") == "one"
-    picks.on_page("one" if first else "two")
+    url_state.on_page("one" if first else "two")
     names = {"nll": "NLL", "error": "Error"} if first else {"accuracy": "Accuracy", "nll": "NLL"}
-    found: list[object] = [picks.kept("metric", names, next(iter(names)))]
-    found += [picks.switch("Scored by", names, key="metric"), picks.pick("Menu", names, key="menu")]
-    found += [picks.pick_some("Some", names, key="some", first=tuple(names))]
-    found += [picks.pick_number(st.number_input, "Draws", 3 if first else 10, 20, 1, key="draws", first=12)]
-    opened = picks.tabs(list(names.values()), key="part")
+    found: list[object] = [url_state.kept("metric", names, next(iter(names)))]
+    found += [url_state.switch("Scored by", names, key="metric"), url_state.pick("Menu", names, key="menu")]
+    found += [url_state.pick_some("Some", names, key="some", first=tuple(names))]
+    found += [url_state.pick_number(st.number_input, "Draws", 3 if first else 10, 20, 1, key="draws", first=12)]
+    opened = url_state.tabs(list(names.values()), key="part")
     found += [next(name for name, tab in opened.items() if tab.open)]
-    found += [picks.pick_page(9 if first else 2), picks.pick_text("Filter", key="filter")]
+    found += [url_state.pick_page(9 if first else 2), url_state.pick_text("Filter", key="filter")]
     st.session_state["found"] = found
 
 
@@ -186,5 +186,5 @@ def test_every_page_opens_with_an_address_of_nonsense(page: str, shown: Show) ->
 
 
 def test_the_files_are_all_read() -> None:
-    assert {"pages.runs", "pages.ui.picks", "pages.ui.comparison.cases"} <= set(modules())
+    assert {"pages.runs", "pages.ui.widgets.url_state", "pages.ui.compare.gallery"} <= set(modules())
     assert Path(PAGES / "frame.py").is_file()

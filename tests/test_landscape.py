@@ -16,17 +16,20 @@ from conftest import ROOT, Train, command, tiny
 from scipy import stats
 from torch import Tensor, nn
 
-from smallalign_core import data, desk, landscape, losses, networks
+from smallalign_core import data, networks
+from smallalign_core.analysis import landscape
+from smallalign_core.analysis.landscape import Look, _measures, _sizes, _surface
+from smallalign_core.analysis.landscape._surface import Part, Surface
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadInput, Refused
-from smallalign_core.landscape import Look, _measures, _sizes, _surface
-from smallalign_core.landscape._surface import Part, Surface
-from smallalign_core.losses import Answer
 from smallalign_core.networks import Classifier
+from smallalign_core.runs.store import Run, Store
+from smallalign_core.service import backend
 from smallalign_core.spec import RunSpec
-from smallalign_core.steps import by_callback, finish
-from smallalign_core.store import Run, Store
-from smallalign_core.train import Training
+from smallalign_core.system.resumable import by_callback, finish
+from smallalign_core.training import losses
+from smallalign_core.training.loop import Training
+from smallalign_core.training.losses import Answer
 
 MODES = ("eval", "train", "reestimate")
 
@@ -336,19 +339,19 @@ def test_batch_norm_modes_differ_on_a_real_run_and_are_printed(taught: tuple[Sto
 def test_it_is_done_in_steps_and_kept(taught: tuple[Store, Run, Run], monkeypatch: pytest.MonkeyPatch) -> None:
     store, _, student = taught
     asked: dict[str, Any] = {**QUICK, "seed": 11}
-    price = desk.landscape(store, [student.id], ["line", "curvature"], start=False, **asked)
+    price = backend.landscape(store, [student.id], ["line", "curvature"], start=False, **asked)
     cost = price["cost"]
     assert (cost["tasks"], cost["missing"]) == (2, 2)
     assert cost["losses"] == 2 * 5 * 2
     assert cost["seconds"] > 0
     shares, answer = [], {"done": 0.0}
     while "report" not in answer:
-        answer = desk.landscape(store, [student.id], ["line", "curvature"], patience=0.0, **asked)
+        answer = backend.landscape(store, [student.id], ["line", "curvature"], patience=0.0, **asked)
         shares.append(answer["done"])
     assert len(shares) > 20
     assert shares == sorted(shares)
     monkeypatch.setattr(_measures, "line", lambda *_, **__: pytest.fail("it was measured again"))
-    again = desk.landscape(store, [student.id], ["line", "curvature"], start=False, **asked)
+    again = backend.landscape(store, [student.id], ["line", "curvature"], start=False, **asked)
     assert again["report"] == answer["report"]
     assert json.loads(json.dumps(again)) == again
 
@@ -545,7 +548,7 @@ def test_the_page_says_the_cost_then_shows_what_the_command_line_says(
 ) -> None:
     from streamlit.testing.v1 import AppTest
 
-    from pages.ui import backstage
+    from pages.ui.app import context
 
     store, _, student = taught
     monkeypatch.setenv("SMALLALIGN_STORE", str(store.root))
@@ -569,4 +572,4 @@ def test_the_page_says_the_cost_then_shows_what_the_command_line_says(
         assert table["Rise at 0.2"].tolist() == [run["measures"]["line"]["rise"]]
         assert any("eval (running statistics)" in str(one.value) for one in app.caption)
     finally:
-        backstage.desk().close()
+        context.desk().close()

@@ -15,13 +15,13 @@ from conftest import ROOT
 from numpy.typing import NDArray
 from scipy import optimize, stats as scipy_stats
 
-from smallalign_core import law
 from smallalign_core.errors import BadData
-from smallalign_core.files import read_json, write_json
-from smallalign_core.law import Observations
-from smallalign_core.law._allocate import _Design
-from smallalign_core.law._fit import refit
-from smallalign_core.law._form import Form
+from smallalign_core.studies import scaling_law
+from smallalign_core.studies.scaling_law import Observations
+from smallalign_core.studies.scaling_law._allocate import _Design
+from smallalign_core.studies.scaling_law._fit import refit
+from smallalign_core.studies.scaling_law._form import Form
+from smallalign_core.system.files import read_json, write_json
 
 SIZES, IMAGES = np.geomspace(300, 5000, 4), np.geomspace(250, 4000, 4)
 TOP = float(np.log(10))
@@ -78,15 +78,15 @@ def observed(
 def test_a_law_without_noise_is_found() -> None:
     runs = observed({"base": worth(), "better": worth(n=2)}, run=1e-9, shared=0)
 
-    found = law.fit(runs, ridge=0)
+    found = scaling_law.fit(runs, ridge=0)
 
     assert found.exponents == pytest.approx({"alpha": 0.45, "beta": 0.5, "gamma": 1}, rel=1e-3)
     assert found.constants("base") == pytest.approx({"E": 0.1, "A": 6, "B": 14}, rel=1e-2)
-    assert law.multiplier(found, "better", "base", 1000, 1000, "n") == pytest.approx(2, rel=1e-3)
+    assert scaling_law.multiplier(found, "better", "base", 1000, 1000, "n") == pytest.approx(2, rel=1e-3)
 
 
 @pytest.mark.parametrize("shape", ["saturating", "additive"])
-def test_derivatives_are_those_of_differences(shape: law.Shape) -> None:
+def test_derivatives_are_those_of_differences(shape: scaling_law.Shape) -> None:
     form = Form(shape, TOP, 2, True, 1000, 1000)
     theta = np.array([0.4, 0.6, 0.8, -1.5, -0.3, -1.0, -2.0, 0.2, -0.7])
     arm, n, d = np.array([0, 1, 1]), np.array([300.0, 900, 4000]), np.array([4000.0, 250, 1000])
@@ -100,7 +100,7 @@ def test_derivatives_are_those_of_differences(shape: law.Shape) -> None:
 
 @pytest.mark.parametrize("shape", ["saturating", "additive"])
 @pytest.mark.parametrize("axis", ["n", "d"])
-def test_the_way_back_is_the_root_that_a_search_finds(shape: law.Shape, axis: law.Axis) -> None:
+def test_the_way_back_is_the_root_that_a_search_finds(shape: scaling_law.Shape, axis: scaling_law.Axis) -> None:
     form = Form(shape, TOP, 1, True, 1000, 1000)
     theta = np.array([0.4, 0.6, 0.8, -1.5, -0.3, -1.0])
 
@@ -129,7 +129,7 @@ def test_the_fit_is_that_of_curve_fit() -> None:
     start, sigma = [0.3, 0.8, 1.0, -2.0, -1.0, -1.0], 1 / np.sqrt(cells.count)
     best, _ = optimize.curve_fit(formula, cells.n, cells.mean, start, sigma, maxfev=20_000)
 
-    found = law.fit(runs, ridge=0)
+    found = scaling_law.fit(runs, ridge=0)
 
     assert list(found.theta[:3]) == pytest.approx(list(best[:3]), rel=1e-3)
     assert np.log(found.loss("base", cells.n, cells.d)) == pytest.approx(formula(cells.n, *best), abs=1e-5)
@@ -145,13 +145,15 @@ def test_gamma_is_found_from_nine_cells() -> None:
     three = {"sizes": np.geomspace(300, 5000, 3), "images": np.geomspace(250, 4000, 3)}
     runs = observed({"base": worth()}, exponents=(0.45, 0.5, 0.7), run=1e-9, shared=0, **three)
 
-    assert law.fit(runs, ridge=0).exponents == pytest.approx({"alpha": 0.45, "beta": 0.5, "gamma": 0.7}, rel=1e-2)
-    assert law.fit(runs, ridge=0, gamma=False).exponents["gamma"] == 1
+    assert scaling_law.fit(runs, ridge=0).exponents == pytest.approx(
+        {"alpha": 0.45, "beta": 0.5, "gamma": 0.7}, rel=1e-2
+    )
+    assert scaling_law.fit(runs, ridge=0, gamma=False).exponents["gamma"] == 1
 
 
 def test_refits_at_once_are_those_of_scipy() -> None:
     runs = observed({"base": worth(), "better": worth(n=2, d=1.5)})
-    draws = law.resample(runs, draws=6)
+    draws = scaling_law.resample(runs, draws=6)
     cells = runs.cells
     means = cells.mean + 0.05 * np.random.default_rng(0).standard_normal((6, len(cells.mean)))
     form, free = draws.law.form, draws.law.form.free
@@ -184,9 +186,9 @@ def test_chinchilla_is_found_again_from_its_own_law() -> None:
     n, d = np.exp(rng.uniform(17.5, 23.5, 240)), np.exp(rng.uniform(20, 26, 240))
     y = CHINCHILLA["E"] + CHINCHILLA["A"] * n**-0.3473 + CHINCHILLA["B"] * d**-0.3672
     y[:24] *= 1.05
-    points = law.make(("chinchilla",), np.zeros(240), n, d, np.zeros(240), y, math.inf)
+    points = scaling_law.make(("chinchilla",), np.zeros(240), n, d, np.zeros(240), y, math.inf)
 
-    found = law.fit(points, "additive", ridge=0, huber=1e-3)
+    found = scaling_law.fit(points, "additive", ridge=0, huber=1e-3)
 
     assert found.exponents == pytest.approx({"alpha": 0.3473, "beta": 0.3672, "gamma": 1}, rel=5e-3)
     assert found.constants("chinchilla") == pytest.approx(CHINCHILLA, rel=0.05)
@@ -204,9 +206,9 @@ def test_chinchilla_is_found_again_from_the_published_points() -> None:
     d = np.array([float(row["Training FLOP"]) for row in rows]) / (6 * n)
     kept = y < np.sort(y)[-5]
     assert kept.sum() == 240
-    points = law.make(("chinchilla",), np.zeros(240), n[kept], d[kept], np.zeros(240), y[kept], math.inf)
+    points = scaling_law.make(("chinchilla",), np.zeros(240), n[kept], d[kept], np.zeros(240), y[kept], math.inf)
 
-    found = law.fit(points, "additive", ridge=0, huber=1e-3)
+    found = scaling_law.fit(points, "additive", ridge=0, huber=1e-3)
 
     off = np.abs(np.log(found.loss("chinchilla", n[kept], d[kept]) / y[kept]))
     assert np.where(off <= 1e-3, off**2 / 2, 1e-3 * (off - 5e-4)).sum() == pytest.approx(0.00101827, abs=5e-9)
@@ -214,7 +216,7 @@ def test_chinchilla_is_found_again_from_the_published_points() -> None:
     assert found.constants("chinchilla") == pytest.approx(CHINCHILLA, rel=1e-3)
 
 
-def _law_that_reaches(loss: float, base: law.Law, n: float, d: float) -> law.Law:
+def _law_that_reaches(loss: float, base: scaling_law.Law, n: float, d: float) -> scaling_law.Law:
     """`base` with an arm beside it that has that loss at (n, d)."""
     theta = np.concatenate([base.theta, base.theta[3:]])
     two = replace(base, form=replace(base.form, arms=2), arms=("base", "recipe"), theta=theta)
@@ -227,22 +229,22 @@ def _law_that_reaches(loss: float, base: law.Law, n: float, d: float) -> law.Law
 
 def test_geiping_s_exchange_rate() -> None:
     """Geiping et al. (2022): augmentation as good as 100,000 images more, at 50,000, is worth three times the data."""
-    base = law.fit(observed({"base": worth()}))
+    base = scaling_law.fit(observed({"base": worth()}))
     as_good = float(base.loss("base", 1000, 50_000 + 100_000))
 
     found = _law_that_reaches(as_good, base, 1000, 50_000)
 
-    assert law.multiplier(found, "recipe", "base", 1000, 50_000, "d") == pytest.approx(3.0)
+    assert scaling_law.multiplier(found, "recipe", "base", 1000, 50_000, "d") == pytest.approx(3.0)
 
 
 def test_hernandez_s_effective_data_transferred() -> None:
     """Hernandez et al. (2021): D_T = 1.9e4 D_F^.18 N^.38, so ten times N is ×2.40, ten times D_F is ×1.51."""
-    base = law.fit(observed({"base": worth()}))
+    base = scaling_law.fit(observed({"base": worth()}))
 
     def transferred(n: float, d: float) -> float:
         effective = d + 1.9e4 * d**0.18 * n**0.38
         found = _law_that_reaches(float(base.loss("base", n, effective)), base, n, d)
-        return (law.multiplier(found, "recipe", "base", n, d, "d") - 1) * d
+        return (scaling_law.multiplier(found, "recipe", "base", n, d, "d") - 1) * d
 
     assert transferred(10_000, 3e5) / transferred(1_000, 3e5) == pytest.approx(2.40, abs=0.005)
     assert transferred(1_000, 3e6) / transferred(1_000, 3e5) == pytest.approx(1.51, abs=0.005)
@@ -290,17 +292,17 @@ def test_arms_that_share_replicates_are_compared_more_exactly() -> None:
     apart = replace(paired, replicate=paired.replicate + 10 * paired.arm)
 
     at = "better", "base", 1225, 1000, "d"
-    widths = [law.estimate(law.resample(runs), *at, widened=False).factor for runs in (paired, apart)]
+    widths = [scaling_law.estimate(scaling_law.resample(runs), *at, widened=False).factor for runs in (paired, apart)]
 
     assert np.log(widths[1]) > 1.5 * np.log(widths[0])
 
 
 def test_a_law_that_misses_widens_its_intervals() -> None:
     runs = observed({"base": worth(), "better": worth(n=1.2)}, run=0.005, shared=0)
-    draws = law.resample(runs, replace(law.fit(runs), lack=4.0))
-    missed = law.resample(runs, replace(draws.law, lack=16.0))
+    draws = scaling_law.resample(runs, replace(scaling_law.fit(runs), lack=4.0))
+    missed = scaling_law.resample(runs, replace(draws.law, lack=16.0))
 
-    found, wider = (law.estimate(one, "better", "base", 1225, 1000, "d").factor for one in (draws, missed))
+    found, wider = (scaling_law.estimate(one, "better", "base", 1225, 1000, "d").factor for one in (draws, missed))
 
     assert draws.widening("better", "base") == 2.0
     assert np.log(wider) == pytest.approx(2 * np.log(found), rel=0.05)
@@ -311,7 +313,7 @@ def test_pairs_that_miss_the_law_by_more_than_they_differ_widen_their_intervals(
     runs = observed({"base": worth(), "better": worth(n=2)}, 8, run=0.003, shared=0.06)
     zigzag = np.where((np.searchsorted(SIZES, runs.n) + np.searchsorted(IMAGES, runs.d)) % 2, 0.015, -0.015)
     crooked = replace(runs, y=runs.y * np.exp(np.where(runs.arm == 1, zigzag, 0.0)))
-    straight, found = law.resample(runs), law.resample(crooked)
+    straight, found = scaling_law.resample(runs), scaling_law.resample(crooked)
     logs = np.log(crooked.y).reshape(2, 16, 8)  # arm, cell, replicate
     gaps = logs[1] - logs[0]
     expected = np.log(found.law.loss("better", crooked.cells.n[:16], crooked.cells.d[:16]))
@@ -341,32 +343,32 @@ def test_intervals_hold_what_they_promise(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.fixture(scope="module")
-def draws() -> law.Draws:
+def draws() -> scaling_law.Draws:
     """A recipe that is worth twice the parameters and twice the images."""
-    return law.resample(observed({"base": worth(), "better": worth(n=2, d=2)}, run=0.005, shared=0.01))
+    return scaling_law.resample(observed({"base": worth(), "better": worth(n=2, d=2)}, run=0.005, shared=0.01))
 
 
-def test_no_number_of_parameters_is_said_in_words(draws: law.Draws) -> None:
+def test_no_number_of_parameters_is_said_in_words(draws: scaling_law.Draws) -> None:
     """Where the baseline's images alone keep it above the target, and surely so."""
-    found = law.estimate(draws, "better", "base", 5000, 250, "n")
+    found = scaling_law.estimate(draws, "better", "base", 5000, 250, "n")
 
     assert by_hand(worth(), 1e15, 250) > by_hand(worth(n=2, d=2), 5000, 250)
     assert (found.k, found.low, found.high, found.infinite) == (math.inf, math.inf, math.inf, 1.0)
     assert found.words == "no student of any size with base reaches this on your data"
     assert found.number == "∞"
-    assert law.hidden(found, math.inf) == ""
+    assert scaling_law.hidden(found, math.inf) == ""
 
 
-def test_infinity_is_certain_only_where_the_pairs_of_that_cell_say_so(draws: law.Draws) -> None:
+def test_infinity_is_certain_only_where_the_pairs_of_that_cell_say_so(draws: scaling_law.Draws) -> None:
     runs = draws.observations
     here = (runs.arm == 1) & (runs.n == SIZES[2]) & (runs.d == IMAGES[0])
     base = runs.y[(runs.arm == 0) & (runs.n == SIZES[2]) & (runs.d == IMAGES[0])]
     at = "better", "base", SIZES[2], IMAGES[0], "n"
-    assert law.estimate(draws, *at).low == math.inf
+    assert scaling_law.estimate(draws, *at).low == math.inf
 
     equal = replace(runs, y=runs.y.copy())
     equal.y[here] = base * np.exp([-0.02, 0.01, 0.02, -0.01])  # in this cell alone the two do not differ
-    found = law.estimate(replace(draws, observations=equal), *at, widened=False)
+    found = scaling_law.estimate(replace(draws, observations=equal), *at, widened=False)
 
     assert (found.k, found.low, found.high) == (math.inf, pytest.approx(SIZES[3] / SIZES[2]), math.inf)
     assert "cannot be excluded" in found.words
@@ -376,77 +378,87 @@ def test_an_open_interval_is_said_too() -> None:
     """The truth is large, and infinity cannot be excluded."""
     runs = observed({"base": worth(), "better": worth(n=2, d=2)}, run=0.05, shared=0.05)
 
-    found = law.estimate(law.resample(runs), "better", "base", 1225, 1000, "n")
+    found = scaling_law.estimate(scaling_law.resample(runs), "better", "base", 1225, 1000, "n")
 
     assert 1 < found.low < math.inf
     assert (found.high, found.factor) == (math.inf, math.inf)
     assert 0 < found.infinite < 1
 
 
-def test_what_lies_outside_of_the_rungs_is_marked(draws: law.Draws) -> None:
-    at_the_top = law.estimate(draws, "better", "base", 5000, 1000, "d")  # at about 2,000 of 4,000 images
+def test_what_lies_outside_of_the_rungs_is_marked(draws: scaling_law.Draws) -> None:
+    at_the_top = scaling_law.estimate(draws, "better", "base", 5000, 1000, "d")  # at about 2,000 of 4,000 images
     assert not at_the_top.extrapolated
 
     runs = observed({"base": worth(), "better": worth(d=12)}, run=0.005, shared=0.01)
-    far = law.estimate(law.resample(runs), "better", "base", 1225, 4000, "d")
+    far = scaling_law.estimate(scaling_law.resample(runs), "better", "base", 1225, 4000, "d")
     assert 10 < far.k < 14
     assert (far.extrapolated, far.beyond, far.number) == (True, True, "≥ ×4")
-    near = law.estimate(law.resample(runs), "better", "base", 1225, 630, "d")  # needs about 7,560 images
+    near = scaling_law.estimate(
+        scaling_law.resample(runs), "better", "base", 1225, 630, "d"
+    )  # needs about 7,560 images
     assert (near.extrapolated, near.beyond) == (False, False)
-    other = law.estimate(law.resample(runs), "better", "base", 1225, 1000, "d")  # 12,000, past the rung of 10,079
+    other = scaling_law.estimate(
+        scaling_law.resample(runs), "better", "base", 1225, 1000, "d"
+    )  # 12,000, past the rung of 10,079
     assert (other.extrapolated, other.beyond) == (True, False)
     assert other.words.endswith("(extrapolated)")
 
-    elsewhere = law.estimate(
-        law.resample(runs), "better", "base", 40_000, 100, "d"
+    elsewhere = scaling_law.estimate(
+        scaling_law.resample(runs), "better", "base", 40_000, 100, "d"
     )  # far from all sizes, for 1,200 images
     assert (elsewhere.extrapolated, elsewhere.beyond) == (True, False)
-    tiny = law.estimate(law.resample(runs), "better", "base", 1225, 100_000, "n")  # in images that nobody had
+    tiny = scaling_law.estimate(
+        scaling_law.resample(runs), "better", "base", 1225, 100_000, "n"
+    )  # in images that nobody had
     assert tiny.extrapolated
 
     some = observed({"base": worth(), "better": worth()}, run=0.005, shared=0.01)
     some = some.where((some.arm == 0) | (some.d < 1000))  # the recipe on 250 and 630 images only
-    unseen = law.resample(some)
-    assert law.estimate(unseen, "better", "base", 1225, 4000, "n").extrapolated
-    assert not law.estimate(unseen, "better", "base", 1225, 630, "n").extrapolated
+    unseen = scaling_law.resample(some)
+    assert scaling_law.estimate(unseen, "better", "base", 1225, 4000, "n").extrapolated
+    assert not scaling_law.estimate(unseen, "better", "base", 1225, 630, "n").extrapolated
 
-    harmful = law.resample(observed({"base": worth(), "worse": worth(d=1 / 12)}, run=0.005, shared=0.01))
-    below = law.estimate(harmful, "worse", "base", 1225, 500, "d")  # as 42 images; 250 is the least, 99 a rung below
+    harmful = scaling_law.resample(observed({"base": worth(), "worse": worth(d=1 / 12)}, run=0.005, shared=0.01))
+    below = scaling_law.estimate(
+        harmful, "worse", "base", 1225, 500, "d"
+    )  # as 42 images; 250 is the least, 99 a rung below
     assert (below.extrapolated, below.beyond, below.number) == (True, True, "≤ ×0.125")
-    assert not law.estimate(harmful, "worse", "base", 1225, 4000, "d").extrapolated  # as 333
-    above = law.estimate(harmful, "worse", "base", 1225, 10**6, "d")  # worse, and as 83,000 images
+    assert not scaling_law.estimate(harmful, "worse", "base", 1225, 4000, "d").extrapolated  # as 333
+    above = scaling_law.estimate(harmful, "worse", "base", 1225, 10**6, "d")  # worse, and as 83,000 images
     assert (above.k < 1, above.beyond, above.number) == (True, True, "≥ ×0.016")
 
 
-def test_the_smaller_student_and_what_the_baseline_would_need(draws: law.Draws) -> None:
-    smaller = law.smaller(draws, "better", "base", 5000, 4000)
+def test_the_smaller_student_and_what_the_baseline_would_need(draws: scaling_law.Draws) -> None:
+    smaller = scaling_law.smaller(draws, "better", "base", 5000, 4000)
     size, low, high = smaller.needed
     expected = optimize.brentq(lambda n: by_hand(worth(n=2, d=2), n, 4000) - by_hand(worth(), 5000, 4000), 10, 5000)
     assert low < expected < high < 5000
     assert size == pytest.approx(expected, rel=0.1)
 
-    more = law.estimate(draws, "better", "base", 1225, 1000, "d").needed
+    more = scaling_law.estimate(draws, "better", "base", 1225, 1000, "d").needed
     needed = optimize.brentq(lambda d: by_hand(worth(), 1225, d) - by_hand(worth(n=2, d=2), 1225, 1000), 500, 1e6)
     assert more[1] < needed < more[2]
 
 
-def test_the_plane_is_the_multipliers_of_its_cells(draws: law.Draws) -> None:
-    found = law.plane(draws, "better", "base", "d")
+def test_the_plane_is_the_multipliers_of_its_cells(draws: scaling_law.Draws) -> None:
+    found = scaling_law.plane(draws, "better", "base", "d")
 
-    expected = [[law.multiplier(draws.law, "better", "base", float(n), float(d), "d") for d in IMAGES] for n in SIZES]
+    expected = [
+        [scaling_law.multiplier(draws.law, "better", "base", float(n), float(d), "d") for d in IMAGES] for n in SIZES
+    ]
     assert found.table("k") == pytest.approx(np.array(expected))
     assert (found.table("low") <= found.table("k")).all()
 
 
 def test_without_any_noise_there_is_no_interval() -> None:
     """Replicates that do not differ: nothing to divide by, and nothing to ask the fit with."""
-    resampled = law.resample(observed({"base": worth(), "better": worth(n=2)}, run=0, shared=0))
+    resampled = scaling_law.resample(observed({"base": worth(), "better": worth(n=2)}, run=0, shared=0))
 
-    found = law.estimate(resampled, "better", "base", 1225, 1000, "n")
+    found = scaling_law.estimate(resampled, "better", "base", 1225, 1000, "n")
 
     assert found.low <= found.k <= found.high
     assert found.low == pytest.approx(found.high, rel=1e-4)
-    assert "no spread" in law.gate(resampled, []).reasons[0]
+    assert "no spread" in scaling_law.gate(resampled, []).reasons[0]
 
 
 @pytest.mark.parametrize("scale", [0.001, 3.0])
@@ -454,25 +466,25 @@ def test_a_recipe_out_of_all_proportion_is_no_traceback(scale: float) -> None:
     """Far below the baseline's floor, or above chance."""
     runs = observed({"base": worth(), "better": worth()})
     runs = replace(runs, y=np.where(runs.arm == 1, scale * runs.y, runs.y))
-    resampled = law.resample(runs)
+    resampled = scaling_law.resample(runs)
 
     for axis in ("n", "d"):
-        found = law.estimate(resampled, "better", "base", 1225, 1000, axis)
+        found = scaling_law.estimate(resampled, "better", "base", 1225, 1000, axis)
         assert (found.k == math.inf) == (scale < 1)
         assert found.low <= found.k <= found.high
-    assert not law.gate(resampled, law.self_tests(runs, "base", 1225, 1000)).passed
+    assert not scaling_law.gate(resampled, scaling_law.self_tests(runs, "base", 1225, 1000)).passed
 
 
-def test_everything_found_goes_into_a_file(draws: law.Draws, tmp_path: Path) -> None:
+def test_everything_found_goes_into_a_file(draws: scaling_law.Draws, tmp_path: Path) -> None:
     """Infinities and what is not known included; numpy's numbers are not JSON's."""
     runs = draws.observations
-    endless = law.estimate(draws, "better", "base", 5000, 250, "n")
+    endless = scaling_law.estimate(draws, "better", "base", 5000, 250, "n")
     found = {
-        "law": law.as_dict(replace(draws.law, lack=math.nan)),
-        "endless": law.as_dict(endless),
-        "plane": law.as_dict(law.plane(draws, "better", "base", "n", [1225], IMAGES)),
-        "tests": [law.as_dict(test) for test in law.self_tests(runs, "base", 1225, 1000, draws=20)],
-        "more": law.as_dict(law.allocate(draws, "better", "base", 1225, 1000, "n", budget=5)),
+        "law": scaling_law.as_dict(replace(draws.law, lack=math.nan)),
+        "endless": scaling_law.as_dict(endless),
+        "plane": scaling_law.as_dict(scaling_law.plane(draws, "better", "base", "n", [1225], IMAGES)),
+        "tests": [scaling_law.as_dict(test) for test in scaling_law.self_tests(runs, "base", 1225, 1000, draws=20)],
+        "more": scaling_law.as_dict(scaling_law.allocate(draws, "better", "base", 1225, 1000, "n", budget=5)),
     }
 
     write_json(tmp_path / "found.json", found)
@@ -489,18 +501,18 @@ def test_two_replicates_are_refused() -> None:
     runs = observed({"base": worth(), "better": worth(n=2)}, 2)
 
     with pytest.raises(BadData, match=r"so few replicates.*given: 2.*3 replicates of each cell, better 4"):
-        law.estimate(law.resample(runs), "better", "base", 1225, 1000, "n")
+        scaling_law.estimate(scaling_law.resample(runs), "better", "base", 1225, 1000, "n")
 
-    tests = law.self_tests(runs, "base", 1225, 1000)
+    tests = scaling_law.self_tests(runs, "base", 1225, 1000)
     assert tests == []
-    assert "2 replicates are not analysable" in law.gate(law.resample(runs), tests).reasons[0]
+    assert "2 replicates are not analysable" in scaling_law.gate(scaling_law.resample(runs), tests).reasons[0]
 
 
 def test_three_replicates_are_warned_of() -> None:
     runs = observed({"base": worth(), "better": worth(n=2)}, 3)
-    tests = law.self_tests(runs, "base", 1225, 1000)
+    tests = scaling_law.self_tests(runs, "base", 1225, 1000)
 
-    found = law.gate(law.resample(runs), tests)
+    found = scaling_law.gate(scaling_law.resample(runs), tests)
 
     assert {test.kind for test in tests} == {"dose"}
     assert found.passed
@@ -512,9 +524,9 @@ def test_three_replicates_are_warned_of() -> None:
 
 def test_a_good_study_passes_and_reads_its_doses() -> None:
     runs = observed({"base": worth(), "better": worth(n=2)}, run=0.005, shared=0.01)
-    tests = law.self_tests(runs, "base", 1225, 1000)
+    tests = scaling_law.self_tests(runs, "base", 1225, 1000)
 
-    assert law.gate(law.resample(runs), tests) == law.Gate(True, (), ())
+    assert scaling_law.gate(scaling_law.resample(runs), tests) == scaling_law.Gate(True, (), ())
     doses = [test for test in tests if test.kind == "dose"]
     assert {round(test.truth, 3) for test in doses} == {2.554, 2.52}  # the ratios of the rungs
     assert max(test.off for test in doses) < 1.06
@@ -530,14 +542,16 @@ def test_the_additive_law_misreads_a_dose_that_the_saturating_one_reads() -> Non
     arm, exponents = (0.2, 1834**0.7, 0.5 * 1000**1.8), (0.7, 1.8, 0.45)
     runs = observed({"base": arm}, run=0.01, shared=0, exponents=exponents, sizes=sizes, images=images)
 
-    wrong = [test for test in law.self_tests(runs, "base", 14218, 4000, shape="additive") if test.kind == "dose"]
-    right = [test for test in law.self_tests(runs, "base", 14218, 4000) if test.kind == "dose"]
+    wrong = [
+        test for test in scaling_law.self_tests(runs, "base", 14218, 4000, shape="additive") if test.kind == "dose"
+    ]
+    right = [test for test in scaling_law.self_tests(runs, "base", 14218, 4000) if test.kind == "dose"]
 
     assert max(test.off for test in right) < 1.05
     assert max(test.off for test in wrong) > 1.5  # ×2 read as more than ×3
     assert all(test.passed for test in right)
     assert not all(test.passed for test in wrong)
-    reasons = law.gate(law.resample(runs, law.fit(runs, "additive")), wrong).reasons
+    reasons = scaling_law.gate(scaling_law.resample(runs, scaling_law.fit(runs, "additive")), wrong).reasons
     assert reasons[0].startswith("the law misses your runs")
     assert reasons[1].startswith("dose, images: ×2.00 is read as")
 
@@ -547,15 +561,15 @@ def test_replicates_of_a_few_cells_are_no_half_of_a_study() -> None:
     many = observed({"base": worth(), "better": worth(n=2)}, 12)
     runs = many.where((many.replicate < 4) | ((many.n == SIZES[2]) & (many.d == IMAGES[2])))
 
-    tests = law.self_tests(runs, "base", 1225, 1000)
+    tests = scaling_law.self_tests(runs, "base", 1225, 1000)
 
     assert [test.half for test in tests if test.kind == "placebo"] == [(0, 1)] * 2
-    assert law.gate(law.resample(runs), tests).passed
+    assert scaling_law.gate(scaling_law.resample(runs), tests).passed
 
 
-def a_test(kind: str, truth: float, k: float, low: float, high: float) -> law.SelfTest:
-    found = law.Multiplier("n", "a", "b", 1000, 500, k, low, high, 0.0, 3.0, False, 4.0, False)
-    return law.SelfTest(kind, truth, found)  # type: ignore[arg-type]
+def a_test(kind: str, truth: float, k: float, low: float, high: float) -> scaling_law.SelfTest:
+    found = scaling_law.Multiplier("n", "a", "b", 1000, 500, k, low, high, 0.0, 3.0, False, 4.0, False)
+    return scaling_law.SelfTest(kind, truth, found)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -580,15 +594,15 @@ def test_a_self_test_that_could_not_miss_is_uninformative(
     assert found.outcome == outcome
     assert found.passed == (outcome == "passed")
     assert ("uninformative" in found.words) == (outcome == "uninformative")
-    assert law.as_dict(found)["outcome"] == outcome
+    assert scaling_law.as_dict(found)["outcome"] == outcome
 
 
 def test_the_gate_is_closed_where_every_self_test_is_uninformative() -> None:
-    runs = law.resample(observed({"base": worth(), "better": worth(n=2)}, run=0.005, shared=0.01))
+    runs = scaling_law.resample(observed({"base": worth(), "better": worth(n=2)}, run=0.005, shared=0.01))
     good, vague = a_test("placebo", 1.0, 1.0, 0.9, 1.1), a_test("placebo", 1.0, 1.0, 0.0, math.inf)
 
-    assert law.gate(runs, [vague, vague]).reasons[0].startswith("none of 2 self-tests is informative")
-    some = law.gate(runs, [good, vague])
+    assert scaling_law.gate(runs, [vague, vague]).reasons[0].startswith("none of 2 self-tests is informative")
+    some = scaling_law.gate(runs, [good, vague])
     assert some.passed
     assert some.warnings == ("1 of 2 self-tests are uninformative",)
 
@@ -597,7 +611,7 @@ def test_replicates_that_drift_fail_the_placebo() -> None:
     """As when half of the replicates were trained by other code."""
     runs = observed({"base": worth(), "better": worth(n=2)}, run=0.01, shared=0.01, drift=0.1)
 
-    found = law.gate(law.resample(runs), law.self_tests(runs, "base", 1225, 1000))
+    found = scaling_law.gate(scaling_law.resample(runs), scaling_law.self_tests(runs, "base", 1225, 1000))
 
     assert not found.passed
     assert all(reason.startswith("placebo, ") for reason in found.reasons)
@@ -607,7 +621,7 @@ def test_runs_that_follow_no_law_are_said_so() -> None:
     runs = observed({"base": worth()}, run=0.005, shared=0)
     bent = replace(runs, y=runs.y * np.where(runs.n == SIZES[2], 1.1, 1.0))  # one size does not learn well
 
-    found = law.gate(law.resample(bent), [])
+    found = scaling_law.gate(scaling_law.resample(bent), [])
 
     assert not found.passed
     assert "the law misses your runs: lack of fit" in found.reasons[0]
@@ -616,16 +630,16 @@ def test_runs_that_follow_no_law_are_said_so() -> None:
 def test_where_the_curve_is_flat_the_cell_is_hidden() -> None:
     """A student too small for its images: nothing can be told of images there, of parameters it can."""
     starved = observed({"base": (0.1, 60.0, 2.0), "better": (0.1, 55.0, 2.0)}, run=0.02, shared=0.01)
-    resampled = law.resample(starved)
+    resampled = scaling_law.resample(starved)
 
-    widths = {axis: law.resolution(resampled, "base", 300, 4000, axis) for axis in ("n", "d")}
+    widths = {axis: scaling_law.resolution(resampled, "base", 300, 4000, axis) for axis in ("n", "d")}
 
-    found = {axis: law.estimate(resampled, "better", "base", 300, 4000, axis) for axis in ("n", "d")}
+    found = {axis: scaling_law.estimate(resampled, "better", "base", 300, 4000, axis) for axis in ("n", "d")}
     assert widths["n"] < 2 < widths["d"]
-    assert law.hidden(found["n"], widths["n"]) == ""
-    assert "only within ×/÷2.5" in law.hidden(found["n"], 2.5)
-    assert "images" in law.hidden(found["d"], widths["d"])
-    assert law.resolutions(resampled, "base", "d").table("factor")[0, -1] == widths["d"]
+    assert scaling_law.hidden(found["n"], widths["n"]) == ""
+    assert "only within ×/÷2.5" in scaling_law.hidden(found["n"], 2.5)
+    assert "images" in scaling_law.hidden(found["d"], widths["d"])
+    assert scaling_law.resolutions(resampled, "base", "d").table("factor")[0, -1] == widths["d"]
 
 
 def test_the_resolution_is_that_of_a_placebo_which_was_trained() -> None:
@@ -633,10 +647,10 @@ def test_the_resolution_is_that_of_a_placebo_which_was_trained() -> None:
     found, trained = [], []
     for seed in range(6):
         runs = observed({"base": worth(), "again": worth()}, shared=0, seed=seed)
-        apart = law.resample(replace(runs, replicate=runs.replicate + 10 * runs.arm), draws=50)
-        trained.append(math.log(law.estimate(apart, "again", "base", 1225, 1000, "n").factor))
-        alone = law.resample(runs.only("base"), draws=50)
-        found.append(math.log(law.resolution(alone, "base", 1225, 1000, "n")))
+        apart = scaling_law.resample(replace(runs, replicate=runs.replicate + 10 * runs.arm), draws=50)
+        trained.append(math.log(scaling_law.estimate(apart, "again", "base", 1225, 1000, "n").factor))
+        alone = scaling_law.resample(runs.only("base"), draws=50)
+        found.append(math.log(scaling_law.resolution(alone, "base", 1225, 1000, "n")))
 
     assert np.mean(found) == pytest.approx(np.mean(trained), rel=0.35)
 
@@ -644,9 +658,9 @@ def test_the_resolution_is_that_of_a_placebo_which_was_trained() -> None:
 # --- more runs --------------------------------------------------------------------------------------------------------
 
 
-def test_an_allocation_does_what_it_foretells(draws: law.Draws) -> None:
+def test_an_allocation_does_what_it_foretells(draws: scaling_law.Draws) -> None:
     """The standard error that it expects, against that of a fit to single runs whose covariance is written out."""
-    found = law.allocate(draws, "better", "base", 1225, 1000, "n", ratio=0.5)
+    found = scaling_law.allocate(draws, "better", "base", 1225, 1000, "n", ratio=0.5)
 
     assert 0.4 < found.ratio <= 0.5
     assert found.after == pytest.approx(found.before**found.ratio)
@@ -659,7 +673,7 @@ def test_an_allocation_does_what_it_foretells(draws: law.Draws) -> None:
     def log_k(theta: Floats) -> float:
         full = draws.law.theta.copy()
         full[free] = theta
-        return math.log(law.multiplier(replace(draws.law, theta=full), "better", "base", 1225, 1000, "n"))
+        return math.log(scaling_law.multiplier(replace(draws.law, theta=full), "better", "base", 1225, 1000, "n"))
 
     slope = optimize.approx_fprime(draws.law.theta[free], log_k, 1e-6)
     errors = []
@@ -674,8 +688,8 @@ def test_an_allocation_does_what_it_foretells(draws: law.Draws) -> None:
     assert errors[1] / errors[0] == pytest.approx(found.ratio, rel=1e-3)
 
 
-def test_an_allocation_spends_its_budget_where_it_tells_most(draws: law.Draws) -> None:
-    found = law.allocate(draws, "better", "base", 1225, 1000, "n", budget=60)
+def test_an_allocation_spends_its_budget_where_it_tells_most(draws: scaling_law.Draws) -> None:
+    found = scaling_law.allocate(draws, "better", "base", 1225, 1000, "n", budget=60)
 
     even = (4 / (4 + 60 / 32)) ** 0.5  # as many runs spread over all 32 cells
     assert (found.runs, found.cost) == (60, 60)
@@ -685,15 +699,15 @@ def test_an_allocation_spends_its_budget_where_it_tells_most(draws: law.Draws) -
     assert max(counts.values()) >= 5  # the others are not
 
 
-def test_an_allocation_avoids_what_is_dear(draws: law.Draws) -> None:
+def test_an_allocation_avoids_what_is_dear(draws: scaling_law.Draws) -> None:
     def cost(_arm: str, n: float, d: float) -> float:
         return n * d / 1e5
 
-    found = law.allocate(draws, "better", "base", 1225, 1000, "n", budget=400, cost=cost)
+    found = scaling_law.allocate(draws, "better", "base", 1225, 1000, "n", budget=400, cost=cost)
 
     assert found.cost == pytest.approx(sum(count * cost(*cell) for cell, count in found.more))
     assert 300 < found.cost <= 400
-    cheap = law.allocate(draws, "better", "base", 1225, 1000, "n", budget=found.runs)
+    cheap = scaling_law.allocate(draws, "better", "base", 1225, 1000, "n", budget=found.runs)
     price = sum(count * cost(*cell) for cell, count in cheap.more) / cheap.runs
     assert found.cost / found.runs < price
 
@@ -704,7 +718,7 @@ def test_an_allocation_may_add_cells_to_a_pilot_of_two_replicates() -> None:
     pilot = observed({"base": worth(), "better": worth(n=2)}, 2, sizes=sizes[::2], images=images[::2])
     cells = [(arm, float(n), float(d)) for arm in ("base", "better") for n in sizes for d in images]
 
-    found = law.allocate(law.resample(pilot), "better", "base", 1225, 1000, "n", budget=40, cells=cells)
+    found = scaling_law.allocate(scaling_law.resample(pilot), "better", "base", 1225, 1000, "n", budget=40, cells=cells)
 
     assert found.runs == 40
     assert {cell for cell, _ in found.more} <= set(cells)
@@ -716,15 +730,15 @@ def test_an_allocation_between_equals_has_nothing_to_gain() -> None:
     runs = observed({"base": worth(), "same": worth()})
     equal = replace(runs, y=np.concatenate([runs.y[runs.arm == 0]] * 2))
 
-    found = law.allocate(law.resample(equal), "same", "base", 1225, 1000, "n", budget=10)
+    found = scaling_law.allocate(scaling_law.resample(equal), "same", "base", 1225, 1000, "n", budget=10)
 
     assert (found.runs, found.ratio) == (0, 1.0)
 
 
-def test_variances_of_a_design_are_those_of_its_covariance(draws: law.Draws) -> None:
+def test_variances_of_a_design_are_those_of_its_covariance(draws: scaling_law.Draws) -> None:
     """W' S w with the covariance of the runs written out, for counts of every kind and other arms beside."""
     runs = observed({"base": worth(), "better": worth(n=2), "third": worth(d=2)})
-    design = _Design(law.resample(runs, draws=2), "better", "base", None)
+    design = _Design(scaling_law.resample(runs, draws=2), "better", "base", None)
     rng = np.random.default_rng(0)
     free = len(draws.law.form.free) + 3
     counts = rng.integers(1, 6, (5, len(design.cells))).astype(float)
@@ -748,7 +762,9 @@ def test_variances_of_a_design_are_those_of_its_covariance(draws: law.Draws) -> 
 def test_a_variance_is_never_negative(seed: int) -> None:
     """Arms that are one and the same: their difference has none, whatever the rounding of this machine's processor."""
     runs = observed({"base": worth(), "same": worth()}, seed=seed)
-    design = _Design(law.resample(replace(runs, y=np.tile(runs.y[runs.arm == 0], 2)), draws=2), "same", "base", None)
+    design = _Design(
+        scaling_law.resample(replace(runs, y=np.tile(runs.y[runs.arm == 0], 2)), draws=2), "same", "base", None
+    )
     wanted = np.zeros(len(design._ridge))
     wanted[-6:-3], wanted[-3:] = (values := np.random.default_rng(seed).normal(size=3)), -values
 
@@ -758,23 +774,23 @@ def test_a_variance_is_never_negative(seed: int) -> None:
     assert design.variances(wanted, design.counts[None].astype(float))[0] == 0
 
 
-def test_an_allocation_needs_an_end(draws: law.Draws) -> None:
+def test_an_allocation_needs_an_end(draws: scaling_law.Draws) -> None:
     with pytest.raises(BadData, match="needs an end"):
-        law.allocate(draws, "better", "base", 1225, 1000, "n")
+        scaling_law.allocate(draws, "better", "base", 1225, 1000, "n")
     with pytest.raises(BadData, match="pays for no run"):
-        law.allocate(draws, "better", "base", 1225, 1000, "n", budget=0.5)
+        scaling_law.allocate(draws, "better", "base", 1225, 1000, "n", budget=0.5)
 
 
 def test_the_cost_of_runs_is_found() -> None:
     seen, macs = np.array([1e3, 4e3, 1e3, 4e3]), np.array([1e5, 1e5, 1e6, 1e6])
 
-    found = law.fit_cost(seen, macs, 2.0 + 3e-9 * seen * macs)
+    found = scaling_law.fit_cost(seen, macs, 2.0 + 3e-9 * seen * macs)
 
     assert (found.fixed, found.rate) == pytest.approx((2.0, 3e-9))
     assert found.seconds(1e4, 1e6) == pytest.approx(32)
-    falling = law.fit_cost(seen, macs, [9.0, 8.0, 7.0, 6.0])  # noise of a busy machine
+    falling = scaling_law.fit_cost(seen, macs, [9.0, 8.0, 7.0, 6.0])  # noise of a busy machine
     assert falling.rate == 0
-    assert law.fit_cost([10.0], [10.0], [2.0]).seconds(20, 10) == pytest.approx(4)
+    assert scaling_law.fit_cost([10.0], [10.0], [2.0]).seconds(20, 10) == pytest.approx(4)
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
@@ -786,7 +802,7 @@ def test_arms_may_miss_cells_and_replicates() -> None:
     lost = np.random.default_rng(0).random(len(runs.y)) < 0.1
     runs = runs.where(some & ~lost)
 
-    found = law.estimate(law.resample(runs), "better", "base", 1225, 1000, "n")
+    found = scaling_law.estimate(scaling_law.resample(runs), "better", "base", 1225, 1000, "n")
 
     assert found.low < 2 < found.high < 3
     assert 2 < found.df < 5
@@ -817,7 +833,7 @@ def test_runs_that_stand_twice_and_lists_of_other_lengths_are_refused() -> None:
     with pytest.raises(BadData, match="stands twice"):
         Observations.of(rows, TOP)
     with pytest.raises(BadData, match="equally many"):
-        law.make(("base",), [0], [1.0], [1.0, 2.0], [0], [1.0], TOP)
+        scaling_law.make(("base",), [0], [1.0], [1.0, 2.0], [0], [1.0], TOP)
     with pytest.raises(BadData, match="equally many"):
         Observations.of([], TOP)
 
@@ -825,15 +841,15 @@ def test_runs_that_stand_twice_and_lists_of_other_lengths_are_refused() -> None:
 def test_too_few_rungs_and_unknown_arms_are_refused() -> None:
     runs = observed({"base": worth()})
     with pytest.raises(BadData, match="base: 2 sizes, 4 numbers of images"):
-        law.fit(runs.where(runs.n < 1000))
+        scaling_law.fit(runs.where(runs.n < 1000))
     with pytest.raises(BadData, match="level of chance"):
-        law.fit(replace(runs, chance=math.inf))
+        scaling_law.fit(replace(runs, chance=math.inf))
     with pytest.raises(BadData, match="No arm goes by that name"):
-        law.fit(runs).loss("better", 10, 10)
+        scaling_law.fit(runs).loss("better", 10, 10)
     with pytest.raises(BadData, match="No arm goes by that name"):
         runs.only("better")
 
 
 def test_chance() -> None:
-    assert law.chance(10, "nll") == pytest.approx(-math.log(0.1))
-    assert law.chance(10, "error") == pytest.approx(0.9)
+    assert scaling_law.chance(10, "nll") == pytest.approx(-math.log(0.1))
+    assert scaling_law.chance(10, "error") == pytest.approx(0.9)

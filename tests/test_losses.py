@@ -15,9 +15,7 @@ from scipy.special import rel_entr, softmax
 from scipy.stats import pearsonr, zscore
 from torch import Tensor
 
-from smallalign_core import losses
 from smallalign_core.errors import BadSpec
-from smallalign_core.losses import Answer
 from smallalign_core.spec import (
     AttentionTransfer,
     CrossEntropy,
@@ -34,6 +32,8 @@ from smallalign_core.spec import (
     lessons,
     parse,
 )
+from smallalign_core.training import losses
+from smallalign_core.training.losses import Answer
 
 Array = NDArray[np.float64]
 Function = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -15,14 +15,17 @@ from conftest import Train, tiny
 from PIL import Image
 from torch import nn
 
-from smallalign_core import data, desk, export, foreign, losses, networks, worker
+from smallalign_core import data, export, networks
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadSpec
-from smallalign_core.losses import Answer
+from smallalign_core.runs import imported as foreign
+from smallalign_core.runs.store import Store
+from smallalign_core.service import backend, worker
 from smallalign_core.spec import AttentionTransfer, DataSpec, FitNets, RunSpec, lessons
-from smallalign_core.store import Store
-from smallalign_core.teacher import Teacher
-from smallalign_core.train import Training
+from smallalign_core.training import losses
+from smallalign_core.training.loop import Training
+from smallalign_core.training.losses import Answer
+from smallalign_core.training.teacher import Teacher
 
 MAPS = {"student_layer": "2, 5", "teacher_layer": "2, 6"}
 TAUGHT: list[dict[str, Any]] = [
@@ -206,14 +209,14 @@ def test_layers_that_cannot_be_compared_are_refused_in_words(
 
 
 def test_the_desk_writes_the_layers_down(store: Store) -> None:
-    resolved = desk.resolve(store, tiny(teacher="digits-teacher", loss="attention"))
+    resolved = backend.resolve(store, tiny(teacher="digits-teacher", loss="attention"))
     assert resolved.loss.student_layer == "2"  # type: ignore[union-attr]
     assert resolved.loss.teacher_layer == "3"  # type: ignore[union-attr]
-    assert desk.resolve(store, resolved) == resolved
+    assert backend.resolve(store, resolved) == resolved
     with pytest.raises(BadSpec, match="no layer of that path"):
-        desk.resolve(store, tiny(teacher="digits-teacher", loss={"kind": "fitnets", "student_layer": 40}))
+        backend.resolve(store, tiny(teacher="digits-teacher", loss={"kind": "fitnets", "student_layer": 40}))
     with pytest.raises(BadSpec, match="two labels"):
-        desk.resolve(store, tiny(teacher="digits-teacher", loss="dkd", augment=["mixup"]))
+        backend.resolve(store, tiny(teacher="digits-teacher", loss="dkd", augment=["mixup"]))
 
 
 def test_layers_that_nobody_chose_are_refused(digits: Splits, teacher: Teacher) -> None:
@@ -362,8 +365,8 @@ def test_layers_of_a_teacher_of_more_classes_are_compared(store: Store, tmp_path
             Image.fromarray(digits.images[row][0]).save(tmp_path / "two" / name / f"{row}.png")
     for loss in ("fitnets", "attention"):
         spec = tiny(data=str(tmp_path / "two"), teacher="digits-teacher", loss=loss, epochs=1)
-        whole = desk.resolve(store, tiny(teacher="digits-teacher", loss=loss, epochs=1))
-        run = store.create(desk.resolve(store, spec))
+        whole = backend.resolve(store, tiny(teacher="digits-teacher", loss=loss, epochs=1))
+        run = store.create(backend.resolve(store, spec))
         assert run.spec.loss.teacher_layer == whole.loss.teacher_layer  # type: ignore[union-attr]
         assert worker.execute(run, store, device="cpu")["state"] == "finished"
 
@@ -374,4 +377,4 @@ def test_layers_of_an_import_are_refused_in_words(store: Store, tmp_path: Path) 
     imported = foreign.bring(tmp_path / "theirs.onnx", DataSpec(source="digits"), store)
     for loss in ("fitnets", "attention"):
         with pytest.raises(BadSpec, match=r"teacher puts out none there.*Use loss kd"):
-            desk.resolve(store, tiny(teacher=imported.id, loss=loss))
+            backend.resolve(store, tiny(teacher=imported.id, loss=loss))

@@ -9,20 +9,23 @@ import pytest
 import torch
 from conftest import tiny
 
-from smallalign_core import card, desk, execution, machine, teacher
 from smallalign_core.data import Splits
-from smallalign_core.store import Run, State, Store
+from smallalign_core.runs import model_card
+from smallalign_core.runs.store import Run, State, Store
+from smallalign_core.service import backend
+from smallalign_core.system import machine
+from smallalign_core.training import runner, teacher
 
 
 def paused(store: Store) -> Run:
     """A run that was stopped after its first epoch, with a checkpoint."""
-    run, stop = store.create(desk.resolve(store, tiny(epochs=4))), threading.Event()
+    run, stop = store.create(backend.resolve(store, tiny(epochs=4))), threading.Event()
 
     def observe(event: dict[str, Any]) -> None:
         if event["kind"] == "epoch":
             stop.set()
 
-    execution.execute(run, store, device="cpu", observe=observe, stop=stop)
+    runner.execute(run, store, device="cpu", observe=observe, stop=stop)
     assert run.state is State.PAUSED
     return run
 
@@ -30,27 +33,27 @@ def paused(store: Store) -> Run:
 def test_a_resume_with_other_instructions_warns_and_is_recorded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     run = paused(store)
     monkeypatch.setattr(machine, "capability", lambda: "DEFAULT")
-    result = execution.execute(run, store, device="cpu")
+    result = runner.execute(run, store, device="cpu")
     assert "now DEFAULT" in result["moved"]
     assert result["capability"] == "DEFAULT"
     (warning,) = [event["message"] for event in run.events("warning")]
     assert warning == result["moved"]
-    assert "now DEFAULT" in card.card(run, store, "x")
+    assert "now DEFAULT" in model_card.card(run, store, "x")
 
 
 def test_a_resume_on_the_same_machine_says_nothing(store: Store) -> None:
     run = paused(store)
-    result = execution.execute(run, store, device="cpu")
+    result = runner.execute(run, store, device="cpu")
     assert result["moved"] is None
     assert not run.events("warning")
     assert torch.backends.cpu.get_cpu_capability() in result["capability"]
-    assert "its instruction sets too" in card.card(run, store, "x")
+    assert "its instruction sets too" in model_card.card(run, store, "x")
 
 
 def test_the_key_of_kept_answers_holds_the_instructions(
     store: Store, digits: Splits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = desk.resolve(store, tiny(teacher="digits-teacher"))
+    spec = backend.resolve(store, tiny(teacher="digits-teacher"))
 
     def key() -> str:
         plan = teacher.plan(spec, digits, ["x"], torch.device("cpu"))

@@ -18,18 +18,21 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from smallalign_core import desk, losses, machine, networks, optim
+from smallalign_core import networks
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadSpec
-from smallalign_core.evaluate import logits_of, score
-from smallalign_core.losses import Answer
-from smallalign_core.optim import _memory
-from smallalign_core.parallel import World
+from smallalign_core.metrics import logits_of, score
+from smallalign_core.runs.store import Store
+from smallalign_core.service import backend
 from smallalign_core.spec import Optimizer, choices, digest, evolves, parse, set_field, to_yaml
 from smallalign_core.spec.optimizer import PLAIN, kind_of, nest
-from smallalign_core.store import Store
-from smallalign_core.teacher import Teacher
-from smallalign_core.train import Progress, Stopped, Training, Validated
+from smallalign_core.system import machine
+from smallalign_core.training import losses, optim
+from smallalign_core.training.distributed import World
+from smallalign_core.training.loop import Progress, Stopped, Training, Validated
+from smallalign_core.training.losses import Answer
+from smallalign_core.training.optim import _memory
+from smallalign_core.training.teacher import Teacher
 
 PLAIN_KINDS = [str(member.model_fields["kind"].default) for member in get_args(PLAIN)]
 SHARP = [{"kind": kind, "inner": inner} for kind in ("sam", "asam") for inner in ("adamw", "muon", "soap", "prodigy")]
@@ -484,7 +487,7 @@ def test_what_would_not_fit_is_refused_before_it_is_made(
     with pytest.raises(BadSpec, match="more than half of the memory"):
         Training([tiny(optimizer="soap")], digits)
     with pytest.raises(BadSpec, match="more than half of the memory"):
-        desk.submit(store, {"data": "digits", "network": "cnn", "optimizer": {"kind": "ema", "inner": "ademamix"}})
+        backend.submit(store, {"data": "digits", "network": "cnn", "optimizer": {"kind": "ema", "inner": "ademamix"}})
     assert not store.runs()
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from smallalign_core import studies
-from smallalign_core.store import Store
+from smallalign_core.runs.store import Store
+from smallalign_core.studies import lifecycle
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -42,7 +42,7 @@ def test_a_study_by_clicks_and_its_forest_as_files(browser: Any, site: str, plac
     page.locator(".st-key-plot-optimizers-forest .main-svg").first.wait_for()
     page.locator(".st-key-plot-optimizers-forest").get_by_text("better →").wait_for()
 
-    (study,) = studies.listing(place)
+    (study,) = lifecycle.listing(place)
     report = study.report(place)
     found = report.arm("sgd", 1).differences["accuracy"]
     assert report.complete

@@ -14,12 +14,15 @@ import pytest
 import yaml
 from streamlit.testing.v1 import AppTest
 
-from pages.ui import contenders, saved, status, studycharts, studyform
-from smallalign_core import desk, studies
-from smallalign_core.optimstudy import Curve, Point, parse_study
+from pages.ui.app import status
+from pages.ui.charts import plotting
+from pages.ui.studies.optimizers import charts, optimizer_picker, setup_form
+from smallalign_core.runs.store import Store
+from smallalign_core.service import backend
 from smallalign_core.spec import Lookahead, Muon
-from smallalign_core.store import Store
-from smallalign_core.studies import Study
+from smallalign_core.studies import lifecycle
+from smallalign_core.studies.lifecycle import Study
+from smallalign_core.studies.optimizers import Curve, Point, parse_study
 from tests.conftest import Show, texts
 
 SMALL: dict[str, Any] = {
@@ -42,15 +45,15 @@ def store(place: Store) -> Store:
 
 
 def ask(store: Store, **changes: Any) -> Study:
-    resolved = desk.resolve_study(store, "optimizers", parse_study(SMALL | changes))
-    return studies.create(store, "optimizers", resolved)
+    resolved = backend.resolve_study(store, "optimizers", parse_study(SMALL | changes))
+    return lifecycle.create(store, "optimizers", resolved)
 
 
 @pytest.fixture(scope="module")
 def raced(place: Store) -> Study:
     """A finished study."""
     study = ask(place, hands_off=[{"kind": "adamw", "lr": 0.001}])
-    assert not studies.drive(study, place, device="cpu")
+    assert not lifecycle.drive(study, place, device="cpu")
     return study
 
 
@@ -68,7 +71,7 @@ def test_an_empty_store_has_a_form_that_is_ready_to_start(shown: Show):
     assert [button.label for button in app.button].count("Start the study") == 1
     assert {metric.label for metric in app.metric} == {"Runs", "Takes about"}
     spec = parse_study(shown_yaml(app))
-    assert set(spec.optimizers) == set(contenders.USUAL)
+    assert set(spec.optimizers) == set(optimizer_picker.USUAL)
     assert (spec.seeds, spec.trials, spec.budgets) == (3, 3, (1,))
 
 
@@ -129,8 +132,8 @@ def test_the_yaml_and_the_address_give_a_study_back(place: Store):
         }
     )
 
-    assert parse_study(yaml.safe_load(studyform.written(spec, place))) == spec
-    back = studyform.address(spec)
+    assert parse_study(yaml.safe_load(setup_form.written(spec, place))) == spec
+    back = setup_form.address(spec)
     assert json.loads(back["optimizers"]) == [{"kind": "lookahead", "k": 7}, "muon"]
     assert (back["budgets"], back["margin"], back["data"]) == ("1,4", "2", "digits")
     student = json.loads(back["student"])
@@ -158,13 +161,13 @@ def test_a_damaged_study_can_be_deleted_and_hides_no_other(shown: Show, place: S
 
     assert "damaged" in app.error[0].value
     next(button for button in app.button if button.label == "Delete for good").click().run()
-    assert good.id in {study.id for study in studies.listing(place)}
+    assert good.id in {study.id for study in lifecycle.listing(place)}
     assert not bad.folder.exists()
 
 
 def test_a_study_waits_pauses_and_goes_on(shown: Show, place: Store):
     study = ask(place, seeds=9)
-    studies.start(place, study)
+    lifecycle.start(place, study)
 
     app = shown("optimizers", study=study.id)
     assert "The worker is starting" in texts(app)  # none serves the test's store
@@ -177,7 +180,7 @@ def test_a_study_waits_pauses_and_goes_on(shown: Show, place: Store):
     assert "Nothing is raced yet" in texts(app)
     next(button for button in app.button if button.label == "Resume").click().run()
     assert study.active
-    studies.pause(place, study)
+    lifecycle.pause(place, study)
 
 
 @pytest.mark.slow
@@ -218,7 +221,7 @@ def test_a_finished_study_shows_verdict_rates_and_one_open_tab(shown: Show, plac
 def test_one_seed_is_shown_and_called_no_evidence(shown: Show, place: Store, raced: Study):
     single = ask(place, seeds=1, hands_off=[{"kind": "adamw", "lr": 0.001}])
     runs = len(place.runs())
-    studies.drive(single, place, device="cpu")
+    lifecycle.drive(single, place, device="cpu")
     assert len(place.runs()) == runs  # all were done already
     assert not single.missing(place)
 
@@ -236,7 +239,7 @@ def test_one_seed_is_shown_and_called_no_evidence(shown: Show, place: Store, rac
 def test_diverged_runs_are_named_and_the_study_is_whole(shown: Show, place: Store):
     wild = {"kind": "sgd", "lr": 100.0, "momentum": 0.99}
     study = ask(place, optimizers=[], hands_off=[wild], network={"kind": "mlp", "width": 32, "depth": 2}, epochs=20)
-    studies.drive(study, place, device="cpu")
+    lifecycle.drive(study, place, device="cpu")
     lost = study.report(place).arms[1].diverged
     assert lost
 
@@ -258,12 +261,12 @@ def test_extending_repeats_nothing(shown: Show, place: Store, raced: Study):
 
     next(button for button in app.button if button.label == "Extend and start").click().run()
 
-    wider = studies.find(place, "".join(app.query_params["study"]))
+    wider = lifecycle.find(place, "".join(app.query_params["study"]))
     assert wider.id != study.id
     assert wider.active
-    assert not studies.drive(wider, place, device="cpu")
+    assert not lifecycle.drive(wider, place, device="cpu")
     assert len(place.runs()) == runs + 3  # one more seed of three optimizers
-    studies.pause(place, wider)
+    lifecycle.pause(place, wider)
 
 
 @pytest.mark.slow
@@ -285,8 +288,8 @@ def drawn_curves(losses: dict[str, list[list[float]]], monkeypatch: pytest.Monke
         for seed, values in enumerate(seeds)
     ]
     kept: list[go.Figure] = []
-    monkeypatch.setattr(studycharts, "plot", lambda figure, **_: kept.append(figure))
-    outside = studycharts.curves(study, found, "step", "nll", key="-")
+    monkeypatch.setattr(charts, "plot", lambda figure, **_: kept.append(figure))
+    outside = charts.curves(study, found, "step", "nll", key="-")
     return kept[0], outside
 
 
@@ -310,7 +313,7 @@ def test_a_csv_holds_what_the_traces_hold():
     figure.add_scatter(x=["a,b"], y=[float("nan")], name="two", text=["here"])
     figure.update_layout(xaxis_title="class", yaxis_title="images")
 
-    rows = list(csv.DictReader(io.StringIO(saved.as_csv(saved.traces(figure)))))
+    rows = list(csv.DictReader(io.StringIO(plotting.as_csv(plotting.traces(figure)))))
 
     assert rows == [
         {"series": "one", "class": "a,b", "images": "1.5", "low": "1.25", "high": "2.0", "text": ""},
@@ -322,6 +325,6 @@ def test_a_csv_holds_what_the_traces_hold():
 def test_a_csv_of_a_matrix_has_a_row_for_each_cell():
     figure = go.Figure(go.Heatmap(z=[[1, 2], [3, None]]))
 
-    rows = list(csv.reader(io.StringIO(saved.as_csv(saved.traces(figure)))))
+    rows = list(csv.reader(io.StringIO(plotting.as_csv(plotting.traces(figure)))))
 
     assert rows == [["x", "y", "value"], ["0", "0", "1"], ["1", "0", "2"], ["0", "1", "3"], ["1", "1", ""]]

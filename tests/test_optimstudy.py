@@ -22,17 +22,29 @@ from hypothesis import given, settings, strategies as st
 from scipy.special import log_softmax
 from torch import nn
 
-from smallalign_core import desk, execution, logits, optimstudy, stats, studies, train as training
-from smallalign_core.clock import Clock
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadInput, BadSpec
-from smallalign_core.optimstudy import Finder, OptimizerStudySpec, _expected, _finder, _judge, _plan, _spec, parse_study
-from smallalign_core.optimstudy._judge import Seen
-from smallalign_core.recording import Recording
+from smallalign_core.runs import logits
+from smallalign_core.runs.store import Run, State, Store
+from smallalign_core.runs.writer import Recording
+from smallalign_core.service import backend
 from smallalign_core.spec import AdamW, Lookahead, Sam, digest, nest
-from smallalign_core.store import Run, State, Store
-from smallalign_core.student import Student
-from smallalign_core.worth import METRICS
+from smallalign_core.studies import lifecycle, optimizers, statistics
+from smallalign_core.studies.ablation import METRICS
+from smallalign_core.studies.optimizers import (
+    Finder,
+    OptimizerStudySpec,
+    _expected,
+    _finder,
+    _judge,
+    _plan,
+    _spec,
+    parse_study,
+)
+from smallalign_core.studies.optimizers._judge import Seen
+from smallalign_core.training import loop as training, runner
+from smallalign_core.training.student import Student
+from smallalign_core.training.timer import Clock
 
 SMALL: dict[str, Any] = {
     "data": {"source": "digits", "images": 100},
@@ -53,11 +65,11 @@ def asked(**fields: Any) -> OptimizerStudySpec:
 
 
 @pytest.fixture(scope="module")
-def raced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, studies.Study]:
+def raced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, lifecycle.Study]:
     """(store, study): a small one, trained to its end; for tests that only read."""
     store = Store(tmp_path_factory.mktemp("raced") / "models")
-    study = studies.create(store, "optimizers", desk.resolve_study(store, "optimizers", asked(), "cpu"))
-    assert studies.drive(study, store, device="cpu") == []
+    study = lifecycle.create(store, "optimizers", backend.resolve_study(store, "optimizers", asked(), "cpu"))
+    assert lifecycle.drive(study, store, device="cpu") == []
     return store, study
 
 
@@ -67,13 +79,13 @@ def raced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, studies.Stud
 def test_two_lines_are_enough() -> None:
     spec = parse_study({"data": "digits", "network": "cnn"})
 
-    tuned = [entry.name for entry in optimstudy.entries(spec) if entry.track == "tuned"]
-    fixed = [entry.name for entry in optimstudy.entries(spec) if entry.track == "hands-off"]
+    tuned = [entry.name for entry in optimizers.entries(spec) if entry.track == "tuned"]
+    fixed = [entry.name for entry in optimizers.entries(spec) if entry.track == "hands-off"]
     assert tuned == ["adamw", "muon", "soap", "sgd", "lookahead | adamw", "sam | adamw"]
     assert fixed == ["adamw (lr 0.001) hands-off", "prodigy", "schedule_free hands-off"], "polyak needs a teacher"
     assert (spec.seeds, spec.budgets) == (5, (1, 2, 4))
     taught = parse_study({"data": "digits", "network": "cnn", "teacher": "digits-teacher"})
-    assert optimstudy.entries(taught)[-1].name == "polyak"
+    assert optimizers.entries(taught)[-1].name == "polyak"
 
 
 def test_plain_values_give_the_same_study_back() -> None:
@@ -84,8 +96,8 @@ def test_plain_values_give_the_same_study_back() -> None:
     again = parse_study(json.loads(json.dumps(spec.model_dump(mode="json"))))
 
     assert again == spec
-    assert optimstudy.study_id(again) == optimstudy.study_id(spec)
-    assert optimstudy.study_id(spec) != optimstudy.study_id(asked(seeds=3))
+    assert optimizers.study_id(again) == optimizers.study_id(spec)
+    assert optimizers.study_id(spec) != optimizers.study_id(asked(seeds=3))
 
 
 def test_one_stands_for_a_list_of_one() -> None:
@@ -95,8 +107,8 @@ def test_one_stands_for_a_list_of_one() -> None:
 
 
 def test_the_reference_is_always_in_and_first() -> None:
-    assert optimstudy.entries(asked(optimizers=["sgd"]))[0].name == "adamw"
-    assert [e.name for e in optimstudy.entries(asked(optimizers=["sgd", "muon"], reference="muon"))][:2] == [
+    assert optimizers.entries(asked(optimizers=["sgd"]))[0].name == "adamw"
+    assert [e.name for e in optimizers.entries(asked(optimizers=["sgd", "muon"], reference="muon"))][:2] == [
         "muon",
         "sgd",
     ]
@@ -105,7 +117,7 @@ def test_the_reference_is_always_in_and_first() -> None:
 def test_names_say_what_is_unusual() -> None:
     spec = asked(optimizers=["sgd", {"kind": "sgd", "momentum": 0.5}, {"kind": "lookahead", "k": 9, "inner": "muon"}])
 
-    names = {entry.name: entry.label for entry in optimstudy.entries(spec)}
+    names = {entry.name: entry.label for entry in optimizers.entries(spec)}
 
     assert names["sgd (momentum 0.5)"] == "SGD momentum 0.5"
     assert names["lookahead (k 9) | muon"] == "Lookahead(Muon, k 9)"
@@ -151,7 +163,7 @@ def test_library_rates_are_those_of_the_libraries() -> None:
     }
     assert {
         kind: inspect.signature(one).parameters["lr"].default for kind, one in classes.items()
-    } == optimstudy.LIBRARY_RATES
+    } == optimizers.LIBRARY_RATES
 
 
 def test_budgets_are_equal_in_gradients() -> None:
@@ -174,9 +186,9 @@ def test_an_evolution_strategy_is_budgeted_for_what_it_is_counted_for(digits: Sp
 
 def test_an_evolution_strategy_is_raced_in_fp32_where_auto_means_bf16() -> None:
     spec = asked(hands_off=["snes"])
-    fast = optimstudy.resolved(spec, spec.student.model_copy(update={"precision": "bf16"}))
+    fast = optimizers.resolved(spec, spec.student.model_copy(update={"precision": "bf16"}))
 
-    assert [run.precision for run in optimstudy.probes(fast)] == ["bf16"] * (len(optimstudy.entries(spec)) - 1) + [
+    assert [run.precision for run in optimizers.probes(fast)] == ["bf16"] * (len(optimizers.entries(spec)) - 1) + [
         "fp32"
     ]
 
@@ -185,7 +197,7 @@ def test_who_takes_more_than_its_budget_is_named(tmp_path: Path) -> None:
     """One epoch is the least, and an evolution strategy's costs that of many."""
     spec = asked(epochs=2, budgets=[1, 64], hands_off=["snes"])
 
-    told = optimstudy.report(spec, Store(tmp_path), tmp_path).scope()
+    told = optimizers.report(spec, Store(tmp_path), tmp_path).scope()
 
     assert "SNES lr 1 takes 11 times as many at 2 epochs" in told
     assert "AdamW takes" not in told
@@ -197,7 +209,7 @@ def test_the_arms_differ_in_the_optimizer_alone() -> None:
         teacher="digits-teacher", augment=["shift"], optimizers=["muon", "schedule_free"], hands_off=["polyak"]
     )
 
-    runs = [optimstudy.run_spec(spec, entry.optimizer, 1, 3).model_dump() for entry in optimstudy.entries(spec)]
+    runs = [optimizers.run_spec(spec, entry.optimizer, 1, 3).model_dump() for entry in optimizers.entries(spec)]
 
     for run in runs[1:]:
         assert {name for name in run if run[name] != runs[0][name]} <= {"optimizer", "schedule"}
@@ -281,19 +293,19 @@ def test_where_all_diverge_smaller_ones_are_tried_and_none_is_chosen() -> None:
 
 def test_trials_that_diverged_are_settled(store: Store) -> None:
     """As their folders say it: then smaller rates are wanted, and no race."""
-    spec = desk.resolve_study(store, "optimizers", asked(optimizers=[], hands_off=[]), "cpu")
-    folder = studies.create(store, "optimizers", spec).folder
+    spec = backend.resolve_study(store, "optimizers", asked(optimizers=[], hands_off=[]), "cpu")
+    folder = lifecycle.create(store, "optimizers", spec).folder
     curve = Finder((0.1, 0.2), (2.0, 1.0), 0.1, 0.2, False, 0.5)
     (folder / _plan.FINDERS).write_text(_plan.finders_json({_plan.finder_key(spec, spec.reference): curve}))
-    first = optimstudy.wanted(spec, store, folder)
+    first = optimizers.wanted(spec, store, folder)
     for trial in first:
         with Recording(store.create(trial)) as recording:
             recording.say(ended=State.FAILED, reason="The loss became nan.", diverged=True)
 
-    then = optimstudy.wanted(spec, store, folder)
+    then = optimizers.wanted(spec, store, folder)
 
     assert [nest(trial.optimizer)[-1].lr for trial in then] == [0.1, 0.2, 0.025]
-    arm = optimstudy.report(spec, store, folder).arms[0]
+    arm = optimizers.report(spec, store, folder).arms[0]
     assert [trial.diverged for trial in arm.trials] == [False, True, True]
     assert (arm.rate, arm.runs) == (None, ())
 
@@ -315,16 +327,16 @@ def test_the_finder_spans_from_the_steepest_to_the_lowest() -> None:
 
 
 def found_for(store: Store, spec: OptimizerStudySpec) -> tuple[OptimizerStudySpec, list[Finder]]:
-    resolved = desk.resolve_study(store, "optimizers", spec, "cpu")
-    tuned = [entry for entry in optimstudy.entries(resolved) if entry.track == "tuned"]
+    resolved = backend.resolve_study(store, "optimizers", spec, "cpu")
+    tuned = [entry for entry in optimizers.entries(resolved) if entry.track == "tuned"]
     return resolved, _finder.measure(resolved, tuned, store, "cpu", threading.Event())
 
 
 def test_the_finder_is_the_loop_with_a_growing_rate(store: Store, digits: Splits) -> None:
     """Against SGD by hand: the same first weights, the same images, the same loss."""
     spec, (adamw, sgd) = found_for(store, asked(optimizers=[{"kind": "sgd", "momentum": 0, "weight_decay": 0}]))
-    seeded = optimstudy.run_spec(spec, spec.reference, 1, _spec.tuning_seed(spec))
-    loop = training.Training([seeded], desk.data.load(seeded.data, store.data_cache))
+    seeded = optimizers.run_spec(spec, spec.reference, 1, _spec.tuning_seed(spec))
+    loop = training.Training([seeded], backend.data.load(seeded.data, store.data_cache))
     model = loop.students[0].classifier.train()
     smooth: list[float] = []
     for step in range(40):
@@ -364,11 +376,11 @@ def test_the_finder_ends_where_the_loss_explodes(store: Store) -> None:
 
 def test_curves_are_kept_and_taken_over_by_larger_studies(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     small, large = (
-        studies.create(store, "optimizers", desk.resolve_study(store, "optimizers", asked(**more), "cpu"))
+        lifecycle.create(store, "optimizers", backend.resolve_study(store, "optimizers", asked(**more), "cpu"))
         for more in ({}, {"optimizers": ["sgd", "muon", {"kind": "sam"}], "seeds": 4, "budgets": [1, 2]})
     )
     stop = threading.Event()
-    optimstudy.prepare(small.spec, store, small.folder, "cpu", stop)
+    optimizers.prepare(small.spec, store, small.folder, "cpu", stop)
     measured: list[str] = []
     real = _finder.measure
 
@@ -377,8 +389,8 @@ def test_curves_are_kept_and_taken_over_by_larger_studies(store: Store, monkeypa
         return real(spec, some, *rest)
 
     monkeypatch.setattr(_finder, "measure", counting)
-    optimstudy.prepare(large.spec, store, large.folder, "cpu", stop)
-    optimstudy.prepare(large.spec, store, large.folder, "cpu", stop)
+    optimizers.prepare(large.spec, store, large.folder, "cpu", stop)
+    optimizers.prepare(large.spec, store, large.folder, "cpu", stop)
 
     assert measured == ["muon"]
     few, many = small.wanted(store), large.wanted(store)
@@ -467,9 +479,9 @@ def test_evaluation_and_reports_are_off_the_clock(store: Store, monkeypatch: pyt
         shares(student, parts)
 
     monkeypatch.setattr(Student, "measure_shares", slow_shares)
-    run = store.create(desk.resolve(store, tiny(epochs=2)))
+    run = store.create(backend.resolve(store, tiny(epochs=2)))
 
-    result = execution.execute(run, store, device="cpu")
+    result = runner.execute(run, store, device="cpu")
 
     assert result["seconds"] > 0.8
     assert result["own_seconds"] + result["shared_seconds"] < result["seconds"] - 0.75
@@ -484,20 +496,20 @@ def test_every_epoch_says_what_it_took(train: Train) -> None:
     for name in ("own_seconds", "shared_seconds"):
         assert sorted(event[name] for event in epochs) == [event[name] for event in epochs]
         assert 0 < epochs[0][name] <= epochs[-1][name] <= result[name]
-    assert result["train"]["images"] <= execution.TRAIN_SCORED_ON
+    assert result["train"]["images"] <= runner.TRAIN_SCORED_ON
     assert result["train"]["accuracy"] > 0
 
 
 def test_seconds_go_on_after_a_resume(store: Store) -> None:
-    stop, run = threading.Event(), store.create(desk.resolve(store, tiny(epochs=4)))
+    stop, run = threading.Event(), store.create(backend.resolve(store, tiny(epochs=4)))
 
     def observe(event: dict[str, Any]) -> None:
         if event["kind"] == "epoch" and event["epoch"] == 2:
             stop.set()
 
-    execution.execute(run, store, device="cpu", observe=observe, stop=stop)
+    runner.execute(run, store, device="cpu", observe=observe, stop=stop)
     half = run.events("epoch")[-1]
-    result = execution.execute(run, store, device="cpu")
+    result = runner.execute(run, store, device="cpu")
 
     third = run.events("epoch")[2]
     assert half["own_seconds"] < third["own_seconds"] < result["own_seconds"]
@@ -507,8 +519,8 @@ def test_seconds_go_on_after_a_resume(store: Store) -> None:
 
 def test_memory_of_a_step_by_hand(store: Store) -> None:
     """An MLP of one hidden layer on 64 pixels, batch 16: what its backward pass has to keep."""
-    spec = desk.resolve(store, tiny(network={"kind": "mlp", "width": 32, "depth": 1}, batch=16, precision="fp32"))
-    loop = training.Training([spec], desk.data.load(spec.data, store.data_cache))
+    spec = backend.resolve(store, tiny(network={"kind": "mlp", "width": 32, "depth": 1}, batch=16, precision="fp32"))
+    loop = training.Training([spec], backend.data.load(spec.data, store.data_cache))
     student = loop.students[0]
     loop.advance()
 
@@ -519,15 +531,15 @@ def test_memory_of_a_step_by_hand(store: Store) -> None:
     pixels, hidden, answers = 16 * 64 * 4, 16 * 32 * 4, 16 * 10 * 4
     assert pixels + hidden + answers <= saved <= 3 * (pixels + hidden + answers)
     tripled = spec.model_copy(update={"batch": 48})
-    other = training.Training([tripled], desk.data.load(spec.data, store.data_cache))
+    other = training.Training([tripled], backend.data.load(spec.data, store.data_cache))
     other.advance()
     grown = other.students[0].took()["memory_bytes"] - took["memory_bytes"]
     assert grown == pytest.approx(2 * saved, rel=0.05), "what is kept grows with the batch"
 
 
 def test_counting_changes_no_weight(store: Store) -> None:
-    spec = desk.resolve(store, tiny(epochs=1))
-    splits = desk.data.load(spec.data, store.data_cache)
+    spec = backend.resolve(store, tiny(epochs=1))
+    splits = backend.data.load(spec.data, store.data_cache)
     counted, plain = (training.Training([spec], splits) for _ in range(2))
     plain.students[0].saved_bytes = 0
     for _ in range(3):
@@ -547,7 +559,7 @@ def test_counting_changes_no_weight(store: Store) -> None:
 
 def test_answers_are_those_of_the_weights(train: Train, store: Store) -> None:
     run = train()
-    splits = desk.data.load(run.spec.data, store.data_cache)
+    splits = backend.data.load(run.spec.data, store.data_cache)
 
     for split, images in (("val", splits.val), ("test", splits.test)):
         kept = logits.kept(run, split)
@@ -620,7 +632,7 @@ def test_a_clear_difference_is_better_and_its_interval_is_crossed(tmp_path: Path
     (found,) = _judge.against(seen(reference, tmp_path / "a"), [seen(ours, tmp_path / "b")], 0.01)
 
     accuracy = found["accuracy"]
-    (expected,) = stats.crossed((ours.astype(float) - reference.astype(float))[None])
+    (expected,) = statistics.crossed((ours.astype(float) - reference.astype(float))[None])
     assert (accuracy.low, accuracy.high) == pytest.approx((expected.low, expected.high))
     assert (accuracy.verdict, accuracy.method, accuracy.beats) == ("better", "crossed", 1.0)
     assert accuracy.words() == "better"
@@ -638,7 +650,7 @@ def test_without_answers_it_is_over_seeds_alone(tmp_path: Path) -> None:
 
     differences = [a.accuracy - b.accuracy for a, b in zip(ours, reference, strict=True)]
     assert found["accuracy"].method == "seeds"
-    assert found["accuracy"].low == pytest.approx(stats.paired(differences).low)
+    assert found["accuracy"].low == pytest.approx(statistics.paired(differences).low)
 
 
 def test_one_seed_is_not_evidence(tmp_path: Path) -> None:
@@ -710,7 +722,7 @@ def test_many_arms_are_corrected_for(tmp_path: Path) -> None:
     assert found[0]["accuracy"].verdict == "undecided"
     assert "after correction, need about" in found[0]["accuracy"].words()
     p = [one["accuracy"].p or 0 for one in found]
-    assert [one["accuracy"].holm for one in found] == pytest.approx(stats.holm(p))
+    assert [one["accuracy"].holm for one in found] == pytest.approx(statistics.holm(p))
 
 
 def test_nothing_is_better_whose_interval_covers_zero(tmp_path: Path) -> None:
@@ -733,7 +745,7 @@ def test_nothing_is_better_whose_interval_covers_zero(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_small_study_from_end_to_end(raced: tuple[Store, studies.Study]) -> None:
+def test_a_small_study_from_end_to_end(raced: tuple[Store, lifecycle.Study]) -> None:
     store, study = raced
 
     found = study.report(store)
@@ -759,7 +771,7 @@ def test_a_small_study_from_end_to_end(raced: tuple[Store, studies.Study]) -> No
 
 
 @pytest.mark.slow
-def test_means_are_those_of_the_results(raced: tuple[Store, studies.Study]) -> None:
+def test_means_are_those_of_the_results(raced: tuple[Store, lifecycle.Study]) -> None:
     store, study = raced
 
     arm = study.report(store).arm("sgd", 1)
@@ -774,7 +786,7 @@ def test_means_are_those_of_the_results(raced: tuple[Store, studies.Study]) -> N
     assert [run.spec.optimizer.lr for run in (store.run(one.id) for one in arm.runs)] == [arm.rate, arm.rate]
 
 
-def test_time_to_target_reads_the_epochs(raced: tuple[Store, studies.Study]) -> None:
+def test_time_to_target_reads_the_epochs(raced: tuple[Store, lifecycle.Study]) -> None:
     store, study = raced
 
     found = study.report(store)
@@ -782,7 +794,7 @@ def test_time_to_target_reads_the_epochs(raced: tuple[Store, studies.Study]) -> 
     target = found.targets[1]
     reached = [run.val["accuracy"] for run in found.arms[0].runs if run.val]
     assert target == pytest.approx(min(reached)), "of two: at least half reach it"
-    curves = {(curve.name, curve.seed): curve for curve in optimstudy.curves(study.spec, store, study.folder, 1)}
+    curves = {(curve.name, curve.seed): curve for curve in optimizers.curves(study.spec, store, study.folder, 1)}
     assert len(curves) == 8
     for arm in found.arms:
         for run in arm.runs:
@@ -799,11 +811,11 @@ def test_time_to_target_reads_the_epochs(raced: tuple[Store, studies.Study]) -> 
     assert adamw.score == pytest.approx(adamw.tuning_seconds + (adamw.to_target("seconds") or 0))
 
 
-def test_a_target_that_nobody_reaches_takes_for_ever(raced: tuple[Store, studies.Study]) -> None:
+def test_a_target_that_nobody_reaches_takes_for_ever(raced: tuple[Store, lifecycle.Study]) -> None:
     store, study = raced
     spec = study.spec.model_copy(update={"target": 1.0})
 
-    found = optimstudy.report(spec, store, study.folder)
+    found = optimizers.report(spec, store, study.folder)
 
     assert all(arm.to_target("step") is None and arm.score is None for arm in found.arms if arm.name == "prodigy")
     assert found.targets == {1: 1.0}
@@ -820,7 +832,7 @@ def told_of(report: Any, **verdicts: str) -> Any:
     return replace(report, arms=tuple(arms))
 
 
-def test_the_verdict_says_not_decided_where_nothing_is(raced: tuple[Store, studies.Study]) -> None:
+def test_the_verdict_says_not_decided_where_nothing_is(raced: tuple[Store, lifecycle.Study]) -> None:
     store, study = raced
     report = study.report(store)
     others = [arm.name for arm in report.at(report.budgets[0]) if arm.name != report.reference]
@@ -849,7 +861,7 @@ def test_an_interval_of_differences_stays_within_what_the_metric_can_be() -> Non
     assert METRICS["accuracy"].differences(-0.3, 1.2) == (-0.3, 1.0)
 
 
-def test_every_claim_carries_its_budget(raced: tuple[Store, studies.Study]) -> None:
+def test_every_claim_carries_its_budget(raced: tuple[Store, lifecycle.Study]) -> None:
     store, study = raced
 
     found = study.report(store)
@@ -863,11 +875,11 @@ def test_every_claim_carries_its_budget(raced: tuple[Store, studies.Study]) -> N
 
 
 @pytest.mark.slow
-def test_the_cost_is_known_before_the_first_run(raced: tuple[Store, studies.Study]) -> None:
+def test_the_cost_is_known_before_the_first_run(raced: tuple[Store, lifecycle.Study]) -> None:
     store, _ = raced
-    assert desk.study(store, "optimizers", SMALL, probe=True)["seconds"] == 0, "all of it is done"
-    some, more = (desk.study(store, "optimizers", SMALL | {"seeds": n}, probe=True)["seconds"] for n in (4, 40))
-    taught = desk.study(store, "optimizers", SMALL | {"teacher": "digits-teacher"}, probe=True)["seconds"]
+    assert backend.study(store, "optimizers", SMALL, probe=True)["seconds"] == 0, "all of it is done"
+    some, more = (backend.study(store, "optimizers", SMALL | {"seeds": n}, probe=True)["seconds"] for n in (4, 40))
+    taught = backend.study(store, "optimizers", SMALL | {"teacher": "digits-teacher"}, probe=True)["seconds"]
     assert 0 < some < more
     assert taught > 0
 
@@ -881,22 +893,22 @@ def test_a_reference_of_two_gradients_a_step_makes_no_study_dearer(
     for took, reference, other in ((1.0, "adamw", sam), (2.0, sam, "adamw")):
         monkeypatch.setattr(_expected, "fastest", lambda _, took=took: took)
         fields = SMALL | {"optimizers": [other], "reference": reference, "hands_off": []}
-        seconds.append(desk.study(store, "optimizers", fields, probe=True)["seconds"])
+        seconds.append(backend.study(store, "optimizers", fields, probe=True)["seconds"])
     assert seconds[0] == pytest.approx(seconds[1])
 
 
-def test_more_seeds_optimizers_and_budgets_repeat_nothing(raced: tuple[Store, studies.Study]) -> None:
+def test_more_seeds_optimizers_and_budgets_repeat_nothing(raced: tuple[Store, lifecycle.Study]) -> None:
     store, study = raced
     done = {digest(spec) for spec in study.wanted(store)}
 
     for more in ({"seeds": 4}, {"optimizers": ["sgd", {"kind": "sam"}, "muon"]}, {"budgets": [1, 2]}):
-        larger = desk.resolve_study(store, "optimizers", asked(**more), "cpu")
+        larger = backend.resolve_study(store, "optimizers", asked(**more), "cpu")
         folder = study.folder.with_name("larger")
         folder.mkdir(exist_ok=True)
-        optimstudy.prepare(larger, store, folder, "cpu", threading.Event())
-        wanted = {digest(spec) for spec in optimstudy.wanted(larger, store, folder)}
+        optimizers.prepare(larger, store, folder, "cpu", threading.Event())
+        wanted = {digest(spec) for spec in optimizers.wanted(larger, store, folder)}
         assert done < wanted, more
-        found = optimstudy.report(larger, store, folder)
+        found = optimizers.report(larger, store, folder)
         assert (found.done, found.complete) == (len(done), False)
         assert found.missing >= 2
         for file in folder.iterdir():
@@ -904,7 +916,7 @@ def test_more_seeds_optimizers_and_budgets_repeat_nothing(raced: tuple[Store, st
         folder.rmdir()
 
 
-def test_a_damaged_run_is_named_and_hides_no_other(raced: tuple[Store, studies.Study]) -> None:
+def test_a_damaged_run_is_named_and_hides_no_other(raced: tuple[Store, lifecycle.Study]) -> None:
     store, study = raced
     arm = study.report(store).arm("sgd", 1)
     file = store.root / "runs" / arm.runs[0].id / "result.json"
@@ -923,10 +935,10 @@ def test_a_damaged_run_is_named_and_hides_no_other(raced: tuple[Store, studies.S
 
 def test_a_diverged_arm_is_said_so_and_the_study_goes_on(store: Store) -> None:
     wild = asked(optimizers=[], hands_off=[{"kind": "sgd", "lr": 100, "weight_decay": 10}])
-    spec = desk.resolve_study(store, "optimizers", wild, "cpu")
-    study = studies.create(store, "optimizers", spec)
+    spec = backend.resolve_study(store, "optimizers", wild, "cpu")
+    study = lifecycle.create(store, "optimizers", spec)
 
-    errors = studies.drive(study, store, device="cpu")
+    errors = lifecycle.drive(study, store, device="cpu")
 
     found = study.report(store)
     wild = found.arms[-1]
@@ -937,12 +949,12 @@ def test_a_diverged_arm_is_said_so_and_the_study_goes_on(store: Store) -> None:
 
 
 @pytest.mark.slow
-def test_reading_a_study_imports_no_torch(raced: tuple[Store, studies.Study]) -> None:
+def test_reading_a_study_imports_no_torch(raced: tuple[Store, lifecycle.Study]) -> None:
     store, study = raced
     code = f"""
 import sys
 from smallalign_core import studies
-from smallalign_core.store import Store
+from smallalign_core.runs.store import Store
 store = Store({str(store.root)!r})
 study = studies.find(store, {study.id!r})
 print(study.report(store).complete, len(study.module.curves(study.spec, store, study.folder, 1)))
@@ -958,33 +970,34 @@ print(sorted({{"torch", "sklearn", "onnxruntime"}} & set(sys.modules)))
 def test_the_desk_tells_and_starts(store: Store) -> None:
     plain = asked().model_dump(mode="json")
 
-    first = desk.study(store, "optimizers", plain)
-    assert (first["report"]["done"], studies.listing(store)) == (0, [])
+    first = backend.study(store, "optimizers", plain)
+    assert (first["report"]["done"], lifecycle.listing(store)) == (0, [])
     assert first["report"]["finding"]
-    second = desk.study(store, "optimizers", plain, start=True)
+    second = backend.study(store, "optimizers", plain, start=True)
 
-    (study,) = studies.listing(store, "optimizers")
+    (study,) = lifecycle.listing(store, "optimizers")
     assert (study.id, study.active, second["id"]) == (first["id"], True, study.id)
     assert json.dumps(second)
     assert study.spec.model_dump(mode="json") == second["spec"]
     with pytest.raises(BadInput, match="no such kind"):
-        desk.study(store, "weather", plain)
+        backend.study(store, "weather", plain)
 
 
 def test_an_optimizer_that_would_not_fit_is_refused_before_anything(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("smallalign_core.optim._memory.memory", lambda: 20_000_000)
+    monkeypatch.setattr("smallalign_core.training.optim._memory.memory", lambda: 20_000_000)
     monkeypatch.setattr(
-        "smallalign_core.tuning.precision", lambda *_: pytest.fail("the reference took its first steps")
+        "smallalign_core.training.precision_tuning.precision",
+        lambda *_: pytest.fail("the reference took its first steps"),
     )
     wide = asked(network={"kind": "mlp", "width": 512}, optimizers=["soap"])
 
     with pytest.raises(BadSpec, match="more than half of the memory") as told:
-        desk.study(store, "optimizers", wide.model_dump(), start=True)
+        backend.study(store, "optimizers", wide.model_dump(), start=True)
 
     assert "soap" in str(told.value)
-    assert studies.listing(store) == []
+    assert lifecycle.listing(store) == []
     assert store.runs() == []
 
 
@@ -1020,8 +1033,8 @@ def test_the_rates_found_are_better_than_the_librarys(store: Store) -> None:
     """The reason why anything is tuned: AdamW at its library's rate is far behind on short budgets."""
     usual = [{"kind": "adamw", "lr": 0.001}]
     spec = asked(network={"kind": "cnn", "width": 6}, optimizers=[], hands_off=usual, epochs=8)
-    study = studies.create(store, "optimizers", desk.resolve_study(store, "optimizers", spec, "cpu"))
-    studies.drive(study, store, device="cpu")
+    study = lifecycle.create(store, "optimizers", backend.resolve_study(store, "optimizers", spec, "cpu"))
+    lifecycle.drive(study, store, device="cpu")
 
     tuned, library = study.report(store).arms
 

@@ -11,11 +11,15 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.ui import backstage, listing, proof, teachers
-from smallalign_core import export, foreign, policies
+from pages.ui.app import context
+from pages.ui.distill import teacher_check
+from pages.ui.export import panel
+from pages.ui.widgets import run_table
+from smallalign_core import export
 from smallalign_core.errors import Diverged, WorkFailed
+from smallalign_core.runs import imported as foreign, policies
+from smallalign_core.runs.store import Run, Store
 from smallalign_core.spec import DataSpec, lessons
-from smallalign_core.store import Run, Store
 from tests.conftest import ROOT, Train, texts
 
 PAGES = ("home", "data", "augment", "distil", "optimizers", "scaling", "runs", "compare", "export")
@@ -238,7 +242,7 @@ def test_no_damaged_file_breaks_the_table(shown, store: Store, train: Train):
     app = shown("runs")
 
     assert not app.error
-    assert any(row.finished and row.id == whole.id for row in listing.rows(store))
+    assert any(row.finished and row.id == whole.id for row in run_table.rows(store))
     for number, (name, content) in enumerate(cases):
         assert not shown("runs", run=f"{number:016x}").exception, (name, content)
 
@@ -303,7 +307,7 @@ def test_opening_pages_is_no_look_at_test(shown, store: Store, train: Train, tmp
 def test_export_shows_three_precisions_and_says_which_one_loses_or_fails(
     shown, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = proof.bundle
+    kept = panel.bundle
 
     def ask(run: str, store: Store, precision: str = "fp32") -> dict[str, object]:
         if precision == "fp16":
@@ -314,7 +318,7 @@ def test_export_shows_three_precisions_and_says_which_one_loses_or_fails(
             found = found | {"precision": "int8", "flagged": True, "loss": found["loss"] | {"val": worse}}
         return found
 
-    monkeypatch.setattr(proof, "bundle", ask)
+    monkeypatch.setattr(panel, "bundle", ask)
     app = shown("export", run="digits-student")
     table = app.table[0].value
     assert list(table[""]) == ["**fp32**", "fp16", "int8"]
@@ -348,23 +352,23 @@ def test_export_proves_the_file(shown, store: Store):
     assert "agree on 100.00%" in app.success[0].value
     folder = store.root / "exports" / store.run("digits-student").id
     assert json.loads((folder / "parity.json").read_text())["parity"]["ok"]
-    assert backstage.exported(folder.name, "model.onnx") == folder / "model.onnx"
+    assert context.exported(folder.name, "model.onnx") == folder / "model.onnx"
 
 
 @pytest.mark.parametrize("name", ["spec.json", "weights.safetensors", "../model.onnx", "model.onnx.part"])
 def test_only_the_files_of_an_export_are_served(name: str):
-    assert backstage.exported("0123456789abcdef", name) is None
+    assert context.exported("0123456789abcdef", name) is None
 
 
 def test_several_seeds_are_told_apart_and_put_together(store: Store, train: Train):
     runs = [train(seed=seed) for seed in (0, 1)]
     other = train(epochs=2)
 
-    rows = listing.rows(store)
+    rows = run_table.rows(store)
     first = next(row for row in rows if row.id == runs[0].id)
 
-    assert {row.id for row in listing.siblings(store, first)} == {run.id for run in runs}
-    assert other.id not in {row.id for row in listing.siblings(store, first)}
+    assert {row.id for row in run_table.siblings(store, first)} == {run.id for run in runs}
+    assert other.id not in {row.id for row in run_table.siblings(store, first)}
 
 
 # --- Augment ----------------------------------------------------------------------------------------------------------
@@ -619,27 +623,27 @@ def test_controls_have_the_precision_of_their_run(
         return {"id": run.id}
 
     run = train(teacher="digits-teacher", precision="bf16")
-    monkeypatch.setattr(backstage, "ask", ask)
-    monkeypatch.setattr(backstage, "store", lambda: store)
-    teachers.start(run.spec.model_copy(update={"precision": "auto"}), controls=True)
+    monkeypatch.setattr(context, "ask", ask)
+    monkeypatch.setattr(context, "store", lambda: store)
+    teacher_check.start(run.spec.model_copy(update={"precision": "auto"}), controls=True)
     assert [spec["precision"] for spec in asked] == ["auto", "bf16", "bf16"]
 
 
 def test_the_teacher_that_is_offered_is_chosen_on_validation() -> None:
     """One that is better on test only, that is a student itself, or that was not evaluated on the images, is not."""
 
-    def row(name: str, **facts: float | str) -> listing.Row:
-        return listing.Row(name, name, "finished", name, 0.0, **facts)  # type: ignore[arg-type]
+    def row(name: str, **facts: float | str) -> run_table.Row:
+        return run_table.Row(name, name, "finished", name, 0.0, **facts)  # type: ignore[arg-type]
 
     lucky = row("lucky", accuracy=0.99, here=0.95)
     good = row("good", accuracy=0.97, here=0.98)
     large = row("large", accuracy=0.97, here=0.98, params=9)
     student = row("student", accuracy=1.0, here=1.0, teacher="good")
     foreign = row("foreign", accuracy=1.0, validation=1.0)
-    assert listing.likeliest([lucky, good, student, foreign]) == "good"
-    assert listing.likeliest([lucky, good, large]) == "large"
-    assert listing.likeliest([student, foreign]) is None
-    assert listing.likeliest([]) is None
+    assert run_table.likeliest([lucky, good, student, foreign]) == "good"
+    assert run_table.likeliest([lucky, good, large]) == "large"
+    assert run_table.likeliest([student, foreign]) is None
+    assert run_table.likeliest([]) is None
 
 
 @pytest.mark.slow

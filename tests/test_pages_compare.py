@@ -10,12 +10,16 @@ import pytest
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
-from pages.ui import backstage, charts, picks
+from pages.ui.app import context
 from pages.ui.browser._draw import picture
-from pages.ui.comparison import own
-from smallalign_core import compare, data, desk
-from smallalign_core.evaluate import score
-from smallalign_core.store import Store
+from pages.ui.charts import basic
+from pages.ui.compare import user_image
+from pages.ui.widgets import url_state
+from smallalign_core import data
+from smallalign_core.analysis import compare
+from smallalign_core.metrics import score
+from smallalign_core.runs.store import Store
+from smallalign_core.service import backend
 from tests.conftest import Train, texts
 
 PAIR = {"teacher": "digits-teacher", "student": "digits-student"}
@@ -28,7 +32,7 @@ class Here:
         self.store = store
 
     def ask(self, verb: str, **values: object) -> dict[str, object]:
-        return json.loads(json.dumps(desk.QUESTIONS[verb](self.store, **json.loads(json.dumps(values)))))
+        return json.loads(json.dumps(backend.QUESTIONS[verb](self.store, **json.loads(json.dumps(values)))))
 
     def close(self) -> None:
         """Nothing was started."""
@@ -37,7 +41,7 @@ class Here:
 @pytest.fixture
 def here(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     answering = Here(store)
-    monkeypatch.setattr(backstage, "desk", lambda: answering)
+    monkeypatch.setattr(context, "desk", lambda: answering)
 
 
 def tab(shown, name: str, **query: str) -> AppTest:
@@ -90,11 +94,11 @@ def test_an_emptied_cache_is_filled_again(here, shown, store: Store):
 def test_a_click_on_a_matrix_is_a_choice_in_the_menus(here, shown, monkeypatch):
     """AppTest cannot click a chart: its callback is called as Streamlit would call it, and the page drawn again."""
     clicks = {}
-    monkeypatch.setattr(charts, "show", lambda *_, key, on_select=None, **__: clicks.__setitem__(key, on_select))
+    monkeypatch.setattr(basic, "show", lambda *_, key, on_select=None, **__: clicks.__setitem__(key, on_select))
     app = tab(shown, "Images", kind="Fixes")
     assert app.segmented_control(key="compare/kind").value == "fixes"
     state: dict[str, object] = {
-        picks.PAGE: "compare",
+        url_state.PAGE: "compare",
         "confusion-teacher": {"selection": {"points": [{"x": 9, "y": 3}]}},
     }
     monkeypatch.setattr("streamlit.session_state", state)
@@ -123,7 +127,7 @@ def test_the_temperature_slider_computes_again_without_asking_a_network(here, sh
     teacher, student = store.run("digits-teacher"), store.run("digits-student")
     splits = data.load(student.data, store.data_cache)
     logits = compare.kept_logits(teacher, splits, "test", store)
-    monkeypatch.setattr(backstage, "ask", None)  # the desk is not needed
+    monkeypatch.setattr(context, "ask", None)  # the desk is not needed
     app.select_slider[0].set_value(1.0).run()
 
     assert not app.exception
@@ -215,7 +219,7 @@ def test_heat_is_drawn_where_it_is():
     image, heat = np.full((1, 8, 8), 100, np.uint8), np.zeros((8, 8), np.uint8)
     heat[2, 6] = 255
 
-    found = own.warmed(image, heat).astype(int)
+    found = user_image.warmed(image, heat).astype(int)
 
     assert found.shape == (3, 8, 8)
     orange = found[0] - found[2]

@@ -12,11 +12,11 @@ import torch
 from conftest import Train, program, tiny
 from processes import python, run
 
+from smallalign_core.augment import Views
 from smallalign_core.errors import BadSpec
-from smallalign_core.parallel import World
+from smallalign_core.runs.store import Run, Store
 from smallalign_core.spec import to_yaml
-from smallalign_core.store import Run, Store
-from smallalign_core.views import Views
+from smallalign_core.training.distributed import World
 
 
 def torchrun(*arguments: object, processes: int = 2) -> subprocess.CompletedProcess[str]:

@@ -18,30 +18,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smallalign_core import (
-    batches,
-    desk,
-    export,
-    foreign,
-    frozen,
-    graphs,
-    machine,
-    networks,
-    optim,
-    preflight,
-    risk,
-    robustness,
-)
+from smallalign_core import export, networks
+from smallalign_core.analysis import label_preservation, robustness, teacher_check
+from smallalign_core.analysis.data_quality import _features
+from smallalign_core.analysis.saliency import occlusion
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadSpec
-from smallalign_core.evaluate import logits_of
-from smallalign_core.export import _proof, _runtime
-from smallalign_core.quality import _asked
-from smallalign_core.saliency import occlusion
+from smallalign_core.export import _parity, _runtime
+from smallalign_core.metrics import logits_of
+from smallalign_core.networks import onnx_graph
+from smallalign_core.runs import imported
+from smallalign_core.runs.store import Store
+from smallalign_core.service import backend
 from smallalign_core.spec import digest, parse
-from smallalign_core.store import Store
-from smallalign_core.teacher import Teacher
-from smallalign_core.train import Training
+from smallalign_core.system import batching, machine
+from smallalign_core.training import frozen_features, optim
+from smallalign_core.training.loop import Training
+from smallalign_core.training.teacher import Teacher
 
 NAMES = list("0123456789")
 FAMILIES = [
@@ -271,15 +264,15 @@ def test_where_features_are_not_kept_it_is_said(weights: Path, few: Splits, tmp_
 def test_features_that_would_take_too_much_are_not_kept(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = tiny(network=fast(weights, frozen=True))
     made = build(fast(weights, frozen=True))
-    assert frozen.standing(spec, made, 1000) == frozen.KEPT
-    monkeypatch.setattr(frozen, "MOST_BYTES", 1000)
-    assert "would take more than" in str(frozen.standing(spec, made, 1000))
+    assert frozen_features.standing(spec, made, 1000) == frozen_features.KEPT
+    monkeypatch.setattr(frozen_features, "MOST_BYTES", 1000)
+    assert "would take more than" in str(frozen_features.standing(spec, made, 1000))
 
 
 def test_measuring_a_head_leaves_it_as_it_was(weights: Path) -> None:
     made = build(fast(weights, frozen=True)).train()
     state = torch.random.get_rng_state()
-    assert frozen.width(made) == networks.head(made).in_features
+    assert frozen_features.width(made) == networks.head(made).in_features
     assert not networks.head(made).weight.any()  # type: ignore[operator, union-attr]
     assert torch.equal(torch.random.get_rng_state(), state)
     assert networks.head(made).training
@@ -325,12 +318,12 @@ def test_what_an_image_needs_is_counted_by_hand() -> None:
     model = nn.Sequential(nn.Linear(1000, 3000), nn.ReLU(), nn.Linear(3000, 10)).eval()
     x = torch.zeros(1, 1000)
     with torch.no_grad():
-        assert batches.needed(lambda: model(x)) == 4 * 2 * 3000
+        assert batching.needed(lambda: model(x)) == 4 * 2 * 3000
 
 
 def test_few_or_small_images_stay_one_batch() -> None:
     model = Sized(nn.Flatten()).eval()
-    batches.answered(model, torch.zeros(512, 3, 32, 32))
+    batching.answered(model, torch.zeros(512, 3, 32, 32))
     assert model.sizes[-1] == 512
 
 
@@ -339,10 +332,10 @@ def test_many_large_images_are_answered_in_parts_that_fit(monkeypatch: pytest.Mo
     x = torch.randn(100, 3, 10, 10)
     with torch.no_grad():
         whole = model.inner(x)
-    monkeypatch.setattr(batches, "BUDGET", 8000 * 20)
-    torch.testing.assert_close(batches.answered(model, x), whole)
+    monkeypatch.setattr(batching, "BUDGET", 8000 * 20)
+    torch.testing.assert_close(batching.answered(model, x), whole)
     assert model.sizes == [2, 1, *[16] * 6, 4], "16 is the power of two below 20; the first two measured"
-    assert not batches.answered(model, x).requires_grad
+    assert not batching.answered(model, x).requires_grad
 
 
 @pytest.mark.slow
@@ -350,9 +343,9 @@ def test_wherever_a_network_answers_it_gets_no_more_than_fits(
     weights: Path, digits: Splits, train: Train, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = train(network=fast(weights), epochs=1, data={"source": "digits", "images": 60})
-    teacher = foreign.classifier(run, digits.classes)
-    need = batches.needed(lambda: logits_of(teacher, digits.val.take(np.arange(1))))
-    monkeypatch.setattr(batches, "BUDGET", 6 * need)
+    teacher = imported.classifier(run, digits.classes)
+    need = batching.needed(lambda: logits_of(teacher, digits.val.take(np.arange(1))))
+    monkeypatch.setattr(batching, "BUDGET", 6 * need)
     sizes: list[int] = []
     teacher.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
 
@@ -367,19 +360,19 @@ def test_wherever_a_network_answers_it_gets_no_more_than_fits(
     def opened(*_: Any, **__: Any) -> Any:
         return teacher
 
-    monkeypatch.setattr(foreign, "classifier", opened)
+    monkeypatch.setattr(imported, "classifier", opened)
     some = digits.val.take(np.arange(40))
     images = torch.from_numpy(np.array(some.images))
     places: dict[str, Callable[[], Any]] = {
         "evaluation": lambda: logits_of(teacher, some),
-        "pre-flight": lambda: preflight._ask(teacher, np.array(some.images), "cpu"),
-        "previews": lambda: risk.said(teacher, np.array(some.images[:20])[None]),
-        "risk": lambda: risk.Judge(teacher, some)._ask(()),
+        "pre-flight": lambda: teacher_check._ask(teacher, np.array(some.images), "cpu"),
+        "previews": lambda: label_preservation.said(teacher, np.array(some.images[:20])[None]),
+        "risk": lambda: label_preservation.Judge(teacher, some)._ask(()),
         "occlusion": lambda: occlusion(teacher, images[:1], 0),
         "lessons": lambda: Teacher(teacher, digits.classes).answer(images),
         "robustness": lambda: robustness._ask(run, digits, "val", store),
-        "features": lambda: _asked.features(run, [some]),
-        "votes": lambda: _asked._answers(run, [some], np.arange(40)),
+        "features": lambda: _features.features(run, [some]),
+        "votes": lambda: _features._answers(run, [some], np.arange(40)),
     }
     assert all(0 < most(work) <= 8 for work in places.values()), {name: most(work) for name, work in places.items()}
 
@@ -396,9 +389,9 @@ def test_onnx_files_get_a_batch_by_pixels() -> None:
 def test_a_graph_answers_in_parts_what_it_answers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5)).eval()
     x = torch.randn(21, 3, 8, 8)
-    graph = graphs.Graph(graphs.of_body(body, x))
+    graph = onnx_graph.Graph(onnx_graph.of_body(body, x))
     whole = graph(x)
-    monkeypatch.setattr(batches, "PIXELS", 64 * 4)
+    monkeypatch.setattr(batching, "PIXELS", 64 * 4)
     torch.testing.assert_close(graph(x), whole)
 
 
@@ -435,7 +428,7 @@ def test_the_gap_of_logits_counts_relative_to_their_spread(digits: Splits) -> No
     assert not export.parity(small, off, images).ok, "the same gap of small logits is a fault"
     off[0, 0] = small[0, 0] + 0.0015
     assert not export.parity(small, off, images).ok
-    assert export.parity(small, off, images, gate=_proof.IN_A_BROWSER["fp32"]).ok
+    assert export.parity(small, off, images, gate=_parity.IN_A_BROWSER["fp32"]).ok
 
 
 def test_a_tiny_spread_does_not_make_a_tiny_gap_a_fault() -> None:
@@ -447,8 +440,8 @@ def test_a_tiny_spread_does_not_make_a_tiny_gap_a_fault() -> None:
 
 @pytest.mark.slow
 def test_a_run_on_trained_weights_keeps_its_head_rate(store: Store, weights: Path) -> None:
-    spec = desk.resolve(store, tiny(network=fast(weights, head_rate=4)))
-    groups = Training([spec], desk.data.load(spec.data, store.data_cache)).students[0].optimizer.param_groups
+    spec = backend.resolve(store, tiny(network=fast(weights, head_rate=4)))
+    groups = Training([spec], backend.data.load(spec.data, store.data_cache)).students[0].optimizer.param_groups
     assert sorted(group.get("rate", 1.0) for group in groups) == [1.0, 1.0, 4.0, 4.0]
 
 
@@ -456,7 +449,7 @@ def test_weights_that_onednn_packed_are_passed_over() -> None:
     """A bf16 teacher's dense weights have no storage to look at: counting them ended every such run."""
     packed = torch.ones(64, 32).to_mkldnn()
 
-    assert batches.needed(lambda: packed.to_dense() * 2) == 2 * 64 * 32 * 4
+    assert batching.needed(lambda: packed.to_dense() * 2) == 2 * 64 * 32 * 4
 
 
 def test_a_bf16_teacher_answers_within_the_budget() -> None:

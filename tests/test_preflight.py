@@ -15,13 +15,15 @@ from conftest import SCALING, Show, Train, command, texts, tiny
 from PIL import Image
 
 import smallalign_core as sa
-from pages.ui import listing
-from smallalign_core import data, desk, evidence, export, networks, teaching, worker
+from pages.ui.widgets import run_table
+from smallalign_core import data, export, networks
 from smallalign_core.errors import BadSpec
-from smallalign_core.evaluate import logits_of, score
-from smallalign_core.files import write_json
+from smallalign_core.metrics import logits_of, score
+from smallalign_core.runs.store import Run, State, Store
+from smallalign_core.service import backend, worker
 from smallalign_core.spec import DataSpec, HintonKd, digest, parse, to_yaml
-from smallalign_core.store import Run, State, Store
+from smallalign_core.system.files import write_json
+from smallalign_core.training import teacher_evidence, teacher_loading
 
 SIDE = 24
 ALIEN = r"cannot teach these images.*not shown to be better than chance.*[Cc]hoose a teacher"
@@ -127,9 +129,9 @@ def test_a_teacher_at_chance_is_refused(train: Train, store: Store) -> None:
     """One that learned nothing yet: its own images do not help it."""
     untrained = train(epochs=1, network={"kind": "mlp", "width": 4}, optimizer={"kind": "sgd", "lr": 1e-6})
     with pytest.raises(BadSpec, match="not shown to be better than chance"):
-        desk.resolve(store, tiny(teacher=untrained.id))
+        backend.resolve(store, tiny(teacher=untrained.id))
     with pytest.raises(BadSpec, match="not shown to be better than chance"):  # nor does good company
-        desk.resolve(store, tiny(teacher=["digits-teacher", untrained.id]))
+        backend.resolve(store, tiny(teacher=["digits-teacher", untrained.id]))
 
 
 # --- of another size --------------------------------------------------------------------------------------------------
@@ -141,7 +143,7 @@ FAMILIES = [{"kind": kind, "width": 4} for kind in ("mlp", "cnn", "separable", "
 def large(of_blobs: dict[str, Any], store: Store) -> Run:
     """A teacher that learned the photographs at their own size."""
     spec = parse({"data": of_blobs, "network": {"kind": "cnn", "width": 4}, "epochs": 12, "batch": 16})
-    run = store.create(desk.resolve(store, spec))
+    run = store.create(backend.resolve(store, spec))
     worker.execute(run, store, device="cpu")
     return run
 
@@ -153,9 +155,9 @@ def test_a_teacher_of_larger_images_is_refused_and_the_remedy_works(
     small = {"data": of_blobs | {"size": 8}, "network": {"kind": "cnn", "width": 4, "depth": 2}, "epochs": 2}
     small |= {"teacher": large.id, "batch": 16}
     with pytest.raises(BadSpec, match=r"24 pixels a side.*show it 8.*data\.size` to 24.*network\.size: 8`"):
-        desk.resolve(store, parse(small))
+        backend.resolve(store, parse(small))
     remedied = parse({**small, "data": of_blobs | {"size": SIDE}, "network": {**small["network"], "size": 8}})
-    run = store.create(desk.resolve(store, remedied))
+    run = store.create(backend.resolve(store, remedied))
     result = worker.execute(run, store, device="cpu")
     assert result["preflight"]["accuracy"] == pytest.approx(large.result["val"]["accuracy"])  # type: ignore[index]
     assert networks.from_file(run.weights).inner_size == (8, 8)
@@ -171,11 +173,11 @@ def test_a_teacher_of_larger_images_is_refused_and_the_remedy_works(
 def test_a_teacher_of_smaller_images_gets_them_resized(of_blobs: dict[str, Any], store: Store) -> None:
     """From the run's own pixels, to the size that it learned."""
     spec = parse({"data": of_blobs | {"size": 12}, "network": {"kind": "cnn", "width": 4}, "epochs": 12, "batch": 16})
-    teacher = store.create(desk.resolve(store, spec))
+    teacher = store.create(backend.resolve(store, spec))
     worker.execute(teacher, store, device="cpu")
-    asked = desk.resolve(store, parse({"data": of_blobs, "network": "cnn", "teacher": teacher.id}))
+    asked = backend.resolve(store, parse({"data": of_blobs, "network": "cnn", "teacher": teacher.id}))
     splits = data.load(asked.data, store.data_cache)
-    found = teaching.preflight(asked, store, splits)
+    found = teacher_loading.preflight(asked, store, splits)
     classifier = networks.from_file(teacher.weights)
     images = torch.from_numpy(splits.val.images[:].copy()).float()
     resized = F.interpolate(images, size=(12, 12), mode="bilinear", align_corners=False, antialias=True)
@@ -190,9 +192,9 @@ def test_a_teacher_of_smaller_images_gets_them_resized(of_blobs: dict[str, Any],
 
 def test_images_that_are_small_in_their_source_are_no_reason_to_refuse(store: Store) -> None:
     """There are no better pixels: digits have 8, and a network may take 32."""
-    evidence.check_side(32, tiny(), (1, 8, 8), "t")
+    teacher_evidence.check_side(32, tiny(), (1, 8, 8), "t")
     with pytest.raises(BadSpec):
-        evidence.check_side(32, tiny(data={"source": "digits", "size": 8}), (1, 8, 8), "t")
+        teacher_evidence.check_side(32, tiny(data={"source": "digits", "size": 8}), (1, 8, 8), "t")
 
 
 @pytest.mark.parametrize("network", FAMILIES, ids=lambda one: one["kind"])
@@ -251,12 +253,12 @@ def test_a_teacher_is_asked_once_for_each_dataset(
     train: Train, store: Store, digits: data.Splits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher = train(epochs=6)
-    first = desk.resolve(store, tiny(teacher=teacher.id))
-    found = teaching.preflight(first, store, digits)
-    monkeypatch.setattr("smallalign_core.evaluate.logits_of", lambda *_, **__: pytest.fail("it was asked again"))
-    assert teaching.preflight(first, store, digits) == found
+    first = backend.resolve(store, tiny(teacher=teacher.id))
+    found = teacher_loading.preflight(first, store, digits)
+    monkeypatch.setattr("smallalign_core.metrics.logits_of", lambda *_, **__: pytest.fail("it was asked again"))
+    assert teacher_loading.preflight(first, store, digits) == found
     fewer = data.load(DataSpec(source="digits", images=300), store.data_cache)
-    assert teaching.preflight(first, store, fewer) == replace(found, data=fewer.fingerprint)  # type: ignore[type-var]
+    assert teacher_loading.preflight(first, store, fewer) == replace(found, data=fewer.fingerprint)  # type: ignore[type-var]
 
 
 @pytest.mark.slow
@@ -281,12 +283,12 @@ def test_the_curve_of_a_run_shows_its_teacher_on_its_own_images_or_nothing(
 ) -> None:
     run = train(teacher=large.id, data=of_blobs | {"validation": 0.2}, epochs=1)
     here = run.result["preflight"]["accuracy"]  # type: ignore[index]
-    assert listing.teacher_here(run, store) == here
+    assert run_table.teacher_here(run, store) == here
     for file, kept in (("result.json", run.result), ("state.json", run.said)):  # as earlier versions left them
         assert kept is not None
         kept.pop("preflight")
         write_json(run.folder / file, kept)
-    assert listing.teacher_here(Run(run.folder), store) is None
+    assert run_table.teacher_here(Run(run.folder), store) is None
 
 
 # --- which teacher is offered -----------------------------------------------------------------------------------------
@@ -297,23 +299,23 @@ def test_teachers_are_offered_by_evidence_on_the_images(
     train: Train, store: Store, of_blobs: dict[str, Any], large: Run
 ) -> None:
     asked = DataSpec(**of_blobs)
-    facts = desk.inspect(store, of_blobs["source"])
-    rows = {row.id: row for row in listing.teachers(store, of_blobs["source"], facts)}
+    facts = backend.inspect(store, of_blobs["source"])
+    rows = {row.id: row for row in run_table.teachers(store, of_blobs["source"], facts)}
     alien = store.run("digits-teacher").id
     assert rows[large.id].here == large.result["val"]["accuracy"]  # type: ignore[index]
     assert rows[alien].here is None
     assert "not evaluated on these images" in rows[alien].label
     assert "%" not in rows[alien].label, "its score on digits says nothing here"
-    assert listing.likeliest(rows.values()) == large.id
+    assert run_table.likeliest(rows.values()) == large.id
     train(teacher=large.id, data=of_blobs, epochs=1)
-    again = listing.teachers(store, of_blobs["source"], facts)
-    assert listing.likeliest(again) == large.id, "students are no teachers to begin with"
-    assert listing.likeliest([row for row in again if row.teacher]) is None
+    again = run_table.teachers(store, of_blobs["source"], facts)
+    assert run_table.likeliest(again) == large.id, "students are no teachers to begin with"
+    assert run_table.likeliest([row for row in again if row.teacher]) is None
     with pytest.raises(BadSpec):
-        desk.resolve(store, parse({"data": asked.source, "network": "cnn", "teacher": alien}))
-    row = next(row for row in listing.teachers(store, of_blobs["source"], facts) if row.id == alien)
+        backend.resolve(store, parse({"data": asked.source, "network": "cnn", "teacher": alien}))
+    row = next(row for row in run_table.teachers(store, of_blobs["source"], facts) if row.id == alien)
     assert "no better than chance on these images" in row.label
-    assert listing.likeliest([row]) is None
+    assert run_table.likeliest([row]) is None
 
 
 # --- the loss that it chooses -----------------------------------------------------------------------------------------
@@ -324,16 +326,16 @@ def test_a_spec_without_a_loss_gets_numbers_that_are_part_of_its_id(train: Train
     asked = tiny(teacher=teacher.id)
     assert asked.loss == HintonKd(temperature=None, weight=None)
     assert "loss" not in to_yaml(asked)
-    known = desk.resolve(store, asked)
+    known = backend.resolve(store, asked)
     assert isinstance(known.loss, HintonKd)
-    assert (known.loss.temperature, known.loss.weight) == evidence.trust(
-        teaching.preflight(known, store, data.load(known.data, store.data_cache))  # type: ignore[arg-type]
+    assert (known.loss.temperature, known.loss.weight) == teacher_evidence.trust(
+        teacher_loading.preflight(known, store, data.load(known.data, store.data_cache))  # type: ignore[arg-type]
     )
-    assert digest(desk.resolve(store, asked)) == digest(known)
+    assert digest(backend.resolve(store, asked)) == digest(known)
     assert parse(known.model_dump()) == known
-    named = desk.resolve(store, tiny(teacher=teacher.id, loss=known.loss.model_dump()))
+    named = backend.resolve(store, tiny(teacher=teacher.id, loss=known.loss.model_dump()))
     assert digest(named) == digest(known), "who writes the numbers down gets the same run"
-    half = desk.resolve(store, tiny(teacher=teacher.id, loss={"kind": "kd", "temperature": 7, "weight": "auto"}))
+    half = backend.resolve(store, tiny(teacher=teacher.id, loss={"kind": "kd", "temperature": 7, "weight": "auto"}))
     assert (half.loss.temperature, half.loss.weight) == (7, known.loss.weight)  # type: ignore[union-attr]
 
 
@@ -349,10 +351,10 @@ def test_a_spec_without_a_loss_gets_numbers_that_are_part_of_its_id(train: Train
 def test_the_choice_follows_accuracy_and_confidence(
     accuracy: float, confident: float, fitted: float, wanted: tuple[float, float]
 ) -> None:
-    found = evidence.Evidence(
+    found = teacher_evidence.Evidence(
         "t", "d", "f", "v", 8, 8, 100, accuracy, accuracy, accuracy, 0.1, 1.0, 0.1, fitted, 0.1, (confident, 9.0), None
     )
-    assert evidence.trust(found) == wanted
+    assert teacher_evidence.trust(found) == wanted
 
 
 def test_explicit_losses_keep_their_ids() -> None:
@@ -371,9 +373,11 @@ def test_explicit_losses_keep_their_ids() -> None:
 def test_studies_write_the_chosen_loss_into_their_runs(train: Train, store: Store) -> None:
     teacher = train(epochs=6)
     fields = SCALING | {"teacher": teacher.id, "recipes": ["baseline", "distil"], "augment": []}
-    found = desk.study(store, "scaling", fields)
+    found = backend.study(store, "scaling", fields)
     loss = found["spec"]["loss"]
-    chosen = desk.resolve(store, tiny(teacher=teacher.id)).loss
+    chosen = backend.resolve(store, tiny(teacher=teacher.id)).loss
     assert (loss["temperature"], loss["weight"]) == (chosen.temperature, chosen.weight)  # type: ignore[union-attr]
-    found = desk.study(store, "optimizers", {**tiny(teacher=teacher.id).model_dump(exclude={"optimizer"}), "seeds": 1})
+    found = backend.study(
+        store, "optimizers", {**tiny(teacher=teacher.id).model_dump(exclude={"optimizer"}), "seeds": 1}
+    )
     assert found["spec"]["student"]["loss"] == loss

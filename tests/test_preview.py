@@ -11,13 +11,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from smallalign_core import data, policies, preview, risk, steps
+from smallalign_core import data
+from smallalign_core.analysis import label_preservation
+from smallalign_core.augment import Views
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadData, BadInput, BadSpec, Refused
+from smallalign_core.runs import policies
+from smallalign_core.runs.store import Store
+from smallalign_core.service import augmentation_api
 from smallalign_core.spec import Augment, members, parse_policy
 from smallalign_core.spec.augment import GROUPS
-from smallalign_core.store import Store
-from smallalign_core.views import Views
+from smallalign_core.system import resumable
 
 ZOO = Store()
 MOVES: list[Any] = [{"kind": "rotate", "degrees": 20}, {"kind": "noise", "probability": 1}]
@@ -26,7 +30,7 @@ MOVES: list[Any] = [{"kind": "rotate", "degrees": 20}, {"kind": "noise", "probab
 @pytest.mark.parametrize("policy", [MOVES, [*MOVES, "cutmix"], [{"kind": "mixup", "alpha": 1}]])
 def test_an_epoch_shows_the_very_batches_of_training(policy: list[Any], digits: Splits) -> None:
     epoch, batch, seed = 3, 64, 5
-    found = preview.epoch(ZOO, policy, "digits", epoch=epoch, images=40, batch=batch, seed=seed)
+    found = augmentation_api.epoch(ZOO, policy, "digits", epoch=epoch, images=40, batch=batch, seed=seed)
 
     run = Views(digits.train, parse_policy(policy), batch=batch, seed=seed)
     step, place = divmod(epoch * len(digits.train), batch)
@@ -34,7 +38,7 @@ def test_an_epoch_shows_the_very_batches_of_training(policy: list[Any], digits: 
     rows = np.concatenate([one.rows for one in steps])[place : place + 40]
     images = np.concatenate([one.images for one in steps])[place : place + 40]
     labels = np.concatenate([one.labels for one in steps])[place : place + 40]
-    shown = preview.unpacked(found)
+    shown = augmentation_api.unpacked(found)
     assert place, "the epoch begins within a batch"
     assert found["rows"] == rows.tolist()
     assert np.array_equal(shown[:, 1], images)
@@ -48,7 +52,7 @@ def test_an_epoch_shows_the_very_batches_of_training(policy: list[Any], digits: 
 
 
 def test_mixed_views_in_the_grid_are_training_s_too(digits: Splits) -> None:
-    found = preview.views(ZOO, ["shift", "mixup"], "digits", rows=[7, 700], draws=3, first=2, batch=32, seed=9)
+    found = augmentation_api.views(ZOO, ["shift", "mixup"], "digits", rows=[7, 700], draws=3, first=2, batch=32, seed=9)
 
     run = Views(digits.train, parse_policy(["shift", "mixup"]), batch=32, seed=9)
     met = 0
@@ -57,7 +61,7 @@ def test_mixed_views_in_the_grid_are_training_s_too(digits: Splits) -> None:
         for place, row in enumerate(one.rows.tolist()):
             epoch = (step * 32 + place) // len(digits.train)
             if row in (7, 700) and 2 <= epoch < 5:
-                shown = preview.unpacked(found)[[7, 700].index(row), 1 + epoch - 2]
+                shown = augmentation_api.unpacked(found)[[7, 700].index(row), 1 + epoch - 2]
                 assert np.array_equal(shown, one.images[place])
                 met += 1
     assert met == 6
@@ -67,25 +71,25 @@ def test_mixed_views_in_the_grid_are_training_s_too(digits: Splits) -> None:
 def test_the_risk_comes_in_steps_and_is_the_same() -> None:
     policy = [{"kind": "rotate", "degrees": 31}]
     shares = []
-    while "report" not in (answer := preview.risk(ZOO, policy, "digits", "digits-teacher", patience=0)):
+    while "report" not in (answer := augmentation_api.risk(ZOO, policy, "digits", "digits-teacher", patience=0)):
         shares.append(answer["done"])
     assert len(shares) > 10
     assert shares == sorted(shares)
 
-    preview._judges.clear()
-    again = preview.risk(ZOO, policy, "digits", "digits-teacher")
+    augmentation_api._judges.clear()
+    again = augmentation_api.risk(ZOO, policy, "digits", "digits-teacher")
 
     assert again == answer
-    assert preview.unpacked(again).shape[:2] == (preview.PICTURED, 2)
+    assert augmentation_api.unpacked(again).shape[:2] == (augmentation_api.PICTURED, 2)
 
 
 @pytest.mark.slow
 def test_a_judge_remembers_what_it_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = {"kind": "rotate", "degrees": 32}, {"kind": "shift", "pixels": 1}
-    first = preview.risk(ZOO, [one, two], "digits", "digits-teacher", limit=0.05)
+    first = augmentation_api.risk(ZOO, [one, two], "digits", "digits-teacher", limit=0.05)
     monkeypatch.setattr(Views, "augmented", lambda *_: pytest.fail("the teacher was asked again"))
 
-    judge = next(iter(preview._judges.values()))
+    judge = next(iter(augmentation_api._judges.values()))
     work = judge.report(parse_policy([one, two]), limit=0.5)
     with pytest.raises(StopIteration) as finished:
         next(work)
@@ -97,16 +101,18 @@ def test_a_judge_remembers_what_it_was_asked(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.slow
 def test_more_visitors_than_places_all_get_their_risk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each with a seed of their own, so with a judge of their own, and each asks again when it is their turn."""
-    monkeypatch.setattr(steps, "_table", steps._Table())
-    monkeypatch.setattr(preview, "_judges", OrderedDict())
-    monkeypatch.setattr(risk, "sample", lambda splits: (splits.val.take(np.arange(32)), 0))
+    monkeypatch.setattr(resumable, "_table", resumable._Table())
+    monkeypatch.setattr(augmentation_api, "_judges", OrderedDict())
+    monkeypatch.setattr(label_preservation, "sample", lambda splits: (splits.val.take(np.arange(32)), 0))
     judges: list[int] = []
-    prepare = risk.Judge.__init__
+    prepare = label_preservation.Judge.__init__
     monkeypatch.setattr(
-        risk.Judge, "__init__", lambda self, *given, **more: (judges.append(1), prepare(self, *given, **more))[1]
+        label_preservation.Judge,
+        "__init__",
+        lambda self, *given, **more: (judges.append(1), prepare(self, *given, **more))[1],
     )
     policy = [{"kind": "rotate", "degrees": 33}]
-    waiting = list(range(2 * max(preview.KEPT, steps.KEPT) + 1))
+    waiting = list(range(2 * max(augmentation_api.KEPT, resumable.KEPT) + 1))
     shares: dict[int, list[float]] = {seed: [] for seed in waiting}
     found: dict[int, Any] = {}
     rounds = 0
@@ -114,7 +120,7 @@ def test_more_visitors_than_places_all_get_their_risk(monkeypatch: pytest.Monkey
         rounds += 1
         assert rounds < 1000, f"never answered: seeds {waiting}"
         for seed in list(waiting):
-            answer = preview.risk(ZOO, policy, "digits", "digits-teacher", seed=seed, patience=0)
+            answer = augmentation_api.risk(ZOO, policy, "digits", "digits-teacher", seed=seed, patience=0)
             shares[seed].append(answer["done"])
             if "report" in answer:
                 found[seed] = answer
@@ -122,8 +128,10 @@ def test_more_visitors_than_places_all_get_their_risk(monkeypatch: pytest.Monkey
 
     assert len(found) == len(judges), "nobody's teacher was opened twice"
     assert all(one == sorted(one) for one in shares.values()), "no progress was lost"
-    assert len(preview._judges) <= preview.KEPT
-    assert found[0] == preview.risk(ZOO, policy, "digits", "digits-teacher", seed=0), "the answer of one who is alone"
+    assert len(augmentation_api._judges) <= augmentation_api.KEPT
+    assert found[0] == augmentation_api.risk(ZOO, policy, "digits", "digits-teacher", seed=0), (
+        "the answer of one who is alone"
+    )
     assert found[0]["report"] != found[1]["report"]
 
 
@@ -131,14 +139,15 @@ def test_more_visitors_than_places_all_get_their_risk(monkeypatch: pytest.Monkey
 def test_the_curve_stays_where_it_is_when_the_strength_moves() -> None:
     asked: dict[str, Any] = {"policy": [{"kind": "rotate", "degrees": 30}], "data_source": "digits"}
     one, half = (
-        preview.risk(ZOO, **asked, teacher="digits-teacher", strength=strength)["report"] for strength in (1, 0.6)
+        augmentation_api.risk(ZOO, **asked, teacher="digits-teacher", strength=strength)["report"]
+        for strength in (1, 0.6)
     )
 
     assert half["whole"]["strength"] == half["strength"] == 0.6
     assert half["parts"][0]["name"] == "rotate 18"
     assert [point for point in half["curve"] if point["strength"] != 0.6] == list(one["curve"])
     assert half["suggested"] == one["suggested"]
-    nothing = preview.risk(ZOO, **asked, teacher="digits-teacher", strength=0)["report"]
+    nothing = augmentation_api.risk(ZOO, **asked, teacher="digits-teacher", strength=0)["report"]
     assert nothing["whole"]["flip_rate"] == 0
 
 
@@ -154,14 +163,18 @@ def test_an_image_of_ones_own_takes_the_size_and_colours_of_the_data(digits: Spl
     assert image[0, :, 0].max() == 0
     assert (image[0, :, 7] == 76).all(), "red as grey (ITU-R 601)"
     for policy in (["flip"], [{"kind": "mixup", "probability": 1}]):
-        found = preview.views(ZOO, policy, "digits", own=preview.encoded(image), draws=4, teacher="digits-teacher")
-        assert np.array_equal(preview.unpacked(found)[0, 0], image)
+        found = augmentation_api.views(
+            ZOO, policy, "digits", own=augmentation_api.encoded(image), draws=4, teacher="digits-teacher"
+        )
+        assert np.array_equal(augmentation_api.unpacked(found)[0, 0], image)
         assert found["labels"] == [None]
         assert len(found["said"][0]) == 5
-    flipped = preview.unpacked(preview.views(ZOO, ["flip"], "digits", own=preview.encoded(image), draws=8))[0]
+    flipped = augmentation_api.unpacked(
+        augmentation_api.views(ZOO, ["flip"], "digits", own=augmentation_api.encoded(image), draws=8)
+    )[0]
     assert {image.tobytes(), image[..., ::-1].tobytes()} == {one.tobytes() for one in flipped}
     with pytest.raises(BadInput, match="size"):
-        preview.views(ZOO, ["flip"], "digits", own=preview.encoded(np.zeros((3, 8, 8), np.uint8)))
+        augmentation_api.views(ZOO, ["flip"], "digits", own=augmentation_api.encoded(np.zeros((3, 8, 8), np.uint8)))
 
 
 def test_a_file_that_is_no_image_or_too_large_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,13 +193,13 @@ def test_a_file_that_is_no_image_or_too_large_is_refused_before_it_is_decoded(mo
 )
 def test_what_cannot_be_is_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(BadInput, match=words):
-        preview.views(ZOO, ["flip"], "digits", **options)
+        augmentation_api.views(ZOO, ["flip"], "digits", **options)
 
 
 def test_images_come_from_all_classes_in_turn() -> None:
     labels = np.array([1, 1, 0, 2, 0, 1])
-    assert preview.in_turn(labels, 4).tolist() == [2, 0, 3, 4]
-    assert preview.in_turn(labels, 4, skip=4).tolist() == [1, 5]
+    assert augmentation_api.in_turn(labels, 4).tolist() == [2, 0, 3, 4]
+    assert augmentation_api.in_turn(labels, 4, skip=4).tolist() == [1, 5]
 
 
 def test_the_groups_of_the_menu_hold_every_part_once() -> None:

@@ -13,13 +13,16 @@ import pytest
 from conftest import command, tiny
 from PIL import Image
 
-from smallalign_core import data, desk, quality, steps, worker
+from smallalign_core import data
+from smallalign_core.analysis import data_quality
+from smallalign_core.analysis.data_quality import _labels, _near_duplicates
 from smallalign_core.data import Decision
 from smallalign_core.errors import BadData, BadInput, Refused
-from smallalign_core.quality import _labels, _twins
+from smallalign_core.runs.store import Store
+from smallalign_core.service import backend, worker
 from smallalign_core.spec import DataSpec
-from smallalign_core.store import Store
-from smallalign_core.visitors import Role, Visitor
+from smallalign_core.system import resumable
+from smallalign_core.system.users import Role, Visitor
 
 SOME = "0123456789abcdef"
 
@@ -30,69 +33,69 @@ SOME = "0123456789abcdef"
 def test_decisions_are_kept_undone_step_by_step_and_serve_a_run(store: Store) -> None:
     splits = data.load(DataSpec(source="digits"), store.data_cache)
     mark, images = splits.fingerprint, [int(one) for one in splits.train.ids[:3]]
-    assert quality.decisions(store, mark).by_image == {}
-    quality.decide(store, mark, "digits", [(images[0], Decision("drop")), (images[1], Decision("relabel", "7"))])
-    quality.decide(store, mark, "digits", [(images[0], Decision("keep"))])
-    found = data.load(DataSpec(source="digits", decisions=str(quality.file_of(store, mark))), store.data_cache)
+    assert data_quality.decisions(store, mark).by_image == {}
+    data_quality.decide(store, mark, "digits", [(images[0], Decision("drop")), (images[1], Decision("relabel", "7"))])
+    data_quality.decide(store, mark, "digits", [(images[0], Decision("keep"))])
+    found = data.load(DataSpec(source="digits", decisions=str(data_quality.file_of(store, mark))), store.data_cache)
     assert found.train.labels[found.train.ids == images[1]].tolist() == [7]
-    assert quality.undoable(store, mark) == 2
-    after, changed = quality.undo(store, mark)
+    assert data_quality.undoable(store, mark) == 2
+    after, changed = data_quality.undo(store, mark)
     assert changed == [(images[0], Decision("drop"))]
-    assert after == quality.decisions(store, mark)
-    assert quality.undo(store, mark)[1] == [(images[0], None), (images[1], None)]
-    assert quality.decisions(store, mark).by_image == {}
-    assert quality.undo(store, mark)[1] == []
+    assert after == data_quality.decisions(store, mark)
+    assert data_quality.undo(store, mark)[1] == [(images[0], None), (images[1], None)]
+    assert data_quality.decisions(store, mark).by_image == {}
+    assert data_quality.undo(store, mark)[1] == []
 
 
 def test_who_undoes_takes_back_only_what_is_theirs(store: Store) -> None:
     ada, ben = (Store(store.root, Visitor(name)) for name in ("ada", "ben"))
-    quality.decide(ada, SOME, "x", [(1, Decision("drop")), (2, Decision("drop"))])
-    quality.decide(ben, SOME, "x", [(2, Decision("keep")), (3, Decision("drop"))])
-    assert quality.undo(ada, SOME)[1] == [(1, None)]
-    assert quality.decisions(ada, SOME).by_image == {2: Decision("keep"), 3: Decision("drop")}
-    assert quality.undo(ada, SOME)[1] == []
-    assert quality.undo(ben, SOME)[0].by_image == {2: Decision("drop")}
+    data_quality.decide(ada, SOME, "x", [(1, Decision("drop")), (2, Decision("drop"))])
+    data_quality.decide(ben, SOME, "x", [(2, Decision("keep")), (3, Decision("drop"))])
+    assert data_quality.undo(ada, SOME)[1] == [(1, None)]
+    assert data_quality.decisions(ada, SOME).by_image == {2: Decision("keep"), 3: Decision("drop")}
+    assert data_quality.undo(ada, SOME)[1] == []
+    assert data_quality.undo(ben, SOME)[0].by_image == {2: Decision("drop")}
 
 
 def test_a_damaged_line_of_the_history_costs_that_step_and_no_other(store: Store) -> None:
     for image in (1, 2, 3):
-        quality.decide(store, SOME, "x", [(image, Decision("drop"))])
-    quality.undo(store, SOME)
-    history = quality.file_of(store, SOME).with_suffix(".history.jsonl")
+        data_quality.decide(store, SOME, "x", [(image, Decision("drop"))])
+    data_quality.undo(store, SOME)
+    history = data_quality.file_of(store, SOME).with_suffix(".history.jsonl")
     lines = history.read_text().splitlines(keepends=True)
     history.write_text("".join([lines[0].replace("drop", "keep"), *lines[1:]]))
-    assert quality.undo(store, SOME)[1] == [(2, None)]
-    assert quality.undo(store, SOME)[1] == []
-    assert quality.decisions(store, SOME).by_image == {1: Decision("drop")}
+    assert data_quality.undo(store, SOME)[1] == [(2, None)]
+    assert data_quality.undo(store, SOME)[1] == []
+    assert data_quality.decisions(store, SOME).by_image == {1: Decision("drop")}
 
 
 def test_nothing_is_lost_where_many_decide_at_once(store: Store) -> None:
     def one(image: int) -> None:
-        quality.decide(Store(store.root, Visitor(f"v{image % 4}")), SOME, "x", [(image, Decision("drop"))])
+        data_quality.decide(Store(store.root, Visitor(f"v{image % 4}")), SOME, "x", [(image, Decision("drop"))])
 
     with ThreadPoolExecutor(8) as crowd:
         list(crowd.map(one, range(40)))
-    assert quality.decisions(store, SOME).count() == {"drop": 40}
+    assert data_quality.decisions(store, SOME).count() == {"drop": 40}
 
 
 def test_what_cannot_be_decided_is_refused(store: Store) -> None:
     viewer = Store(store.root, Visitor("eve", Role.VIEWER))
     with pytest.raises(Refused, match="decide about images"):
-        quality.decide(viewer, SOME, "x", [(1, Decision("drop"))])
+        data_quality.decide(viewer, SOME, "x", [(1, Decision("drop"))])
     with pytest.raises(Refused, match="decide about images"):
-        quality.undo(viewer, SOME)
+        data_quality.undo(viewer, SOME)
     with pytest.raises(BadInput, match="fingerprint"):
-        quality.decisions(store, "../../etc")
+        data_quality.decisions(store, "../../etc")
     for change in ((-1, Decision("drop")), (1, Decision("relabel")), (1, Decision("keep", "3"))):
         with pytest.raises(BadInput):
-            quality.decide(store, SOME, "x", [change])
+            data_quality.decide(store, SOME, "x", [change])
     assert not (store.root / "decisions").exists()
-    file = quality.file_of(store, SOME)
-    quality.decide(store, SOME, "x", [(1, Decision("drop"))])
+    file = data_quality.file_of(store, SOME)
+    data_quality.decide(store, SOME, "x", [(1, Decision("drop"))])
     file.write_text(file.read_text().replace("drop", "keep"))
     damaged = file.read_text()
     with pytest.raises(BadData, match="damaged"):
-        quality.decide(store, SOME, "x", [(2, Decision("drop"))])
+        data_quality.decide(store, SOME, "x", [(2, Decision("drop"))])
     assert file.read_text() == damaged
 
 
@@ -108,7 +111,7 @@ def near_store(tmp_path: Path, decoded: Path) -> Store:
 
 
 def cleaned(images: data.ImageSet) -> data.Decisions:
-    return steps.finish(quality.automatic(images))
+    return resumable.finish(data_quality.automatic(images))
 
 
 def wrong_in(store: Store, spec: DataSpec) -> set[int]:
@@ -117,7 +120,7 @@ def wrong_in(store: Store, spec: DataSpec) -> set[int]:
     return set(clean.ids[clean.labels != data.load(spec, store.data_cache).train.labels].tolist())
 
 
-def found_of(report: quality.QualityReport, wrong: set[int], sure: bool = False) -> tuple[float, float]:
+def found_of(report: data_quality.QualityReport, wrong: set[int], sure: bool = False) -> tuple[float, float]:
     """(precision, recall) of the suspected labels of all splits."""
     flagged = {int(issue.id, 16) for issue in report.label_issues if issue.sure or not sure}
     return len(flagged & wrong) / len(flagged), len(flagged & wrong) / len(wrong)
@@ -125,23 +128,23 @@ def found_of(report: quality.QualityReport, wrong: set[int], sure: bool = False)
 
 @pytest.mark.slow
 def test_clean_digits_are_found_clean_and_the_report_is_kept(near_store: Store) -> None:
-    assert quality.quality(near_store, "digits", start=False) == {"done": 0.0}
-    shares, found = [], quality.quality(near_store, "digits", patience=0.0)
+    assert data_quality.quality(near_store, "digits", start=False) == {"done": 0.0}
+    shares, found = [], data_quality.quality(near_store, "digits", patience=0.0)
     while "report" not in found:
         shares.append(found["done"])
-        found = quality.quality(near_store, "digits", patience=0.0)
+        found = data_quality.quality(near_store, "digits", patience=0.0)
     assert len(shares) >= 10, "the desk answers others in between"
     assert shares == sorted(shares)
-    report = quality.look(near_store, DataSpec(source="digits"))
+    report = data_quality.look(near_store, DataSpec(source="digits"))
     assert report.duplicates == report.leaks == report.pixels == report.hard == report.warnings == ()
     assert len(report.label_issues) <= 0.005 * report.images
     assert len(report.outliers) <= 0.005 * report.images
     plain = json.loads(json.dumps(report.as_dict(), allow_nan=False))
     assert plain == json.loads(json.dumps(found["report"]))
-    assert quality.QualityReport.from_dict(plain) == report
+    assert data_quality.QualityReport.from_dict(plain) == report
     file = next((near_store.root / "cache" / "quality").iterdir())
     file.write_text(file.read_text().replace("1797", "1798"))
-    assert quality.quality(near_store, "digits", start=False) == {"done": 0.0}, "what is damaged answers nobody"
+    assert data_quality.quality(near_store, "digits", start=False) == {"done": 0.0}, "what is damaged answers nobody"
 
 
 @pytest.mark.slow
@@ -150,7 +153,7 @@ def test_wrong_labels_are_found_and_their_right_ones_suggested(near_store: Store
     every = []
     for draw in (1, 2, 3):
         spec = DataSpec(source="digits", noise=0.1, draw=draw)
-        report, wrong = quality.look(near_store, spec), wrong_in(near_store, spec)
+        report, wrong = data_quality.look(near_store, spec), wrong_in(near_store, spec)
         every.append((*found_of(report, wrong), *found_of(report, wrong, sure=True)))
         noisy, clean = (data.load(one, near_store.data_cache).train for one in (spec, DataSpec(source="digits")))
         right = [
@@ -173,24 +176,26 @@ def test_wrong_labels_are_found_and_their_right_ones_suggested(near_store: Store
 @pytest.mark.slow
 def test_nobody_judges_an_image_that_they_learned(digits: data.Splits) -> None:
     """Labels by chance cannot be foretold: who agrees with more than chance has seen them. Copies are no way around."""
-    pixels = quality._flat(steps.finish(_twins.small([digits.val, digits.val])))
+    pixels = data_quality._flat(resumable.finish(_near_duplicates.small([digits.val, digits.val])))
     labels = np.random.default_rng(0).integers(0, 10, len(digits.val))
     twice, ids = np.tile(labels, 2), np.tile(digits.val.ids, 2)
-    found = steps.finish(_labels.judged(_labels.Pool(pixels, twice, ids, 10, len(twice))))
+    found = resumable.finish(_labels.judged(_labels.Pool(pixels, twice, ids, 10, len(twice))))
     assert (found.probabilities.argmax(1) == twice).mean() < 0.2
     assert found.probabilities.sum(1) == pytest.approx(1)
 
 
 @pytest.mark.slow
 def test_what_is_said_of_training_images_does_not_depend_on_the_test_labels(digits: data.Splits) -> None:
-    pixels = quality._flat(steps.finish(_twins.small([digits.val, digits.test])))
+    pixels = data_quality._flat(resumable.finish(_near_duplicates.small([digits.val, digits.test])))
     labels, ids = (
         np.concatenate([getattr(part, name) for part in (digits.val, digits.test)]) for name in ("labels", "ids")
     )
     own = len(digits.val)
-    one = steps.finish(_labels.judged(_labels.Pool(pixels, labels, ids, 10, own))).probabilities
+    one = resumable.finish(_labels.judged(_labels.Pool(pixels, labels, ids, 10, own))).probabilities
     labels = np.concatenate([labels[:own], (labels[own:] + 1) % 10])
-    assert np.array_equal(one, steps.finish(_labels.judged(_labels.Pool(pixels, labels, ids, 10, own))).probabilities)
+    assert np.array_equal(
+        one, resumable.finish(_labels.judged(_labels.Pool(pixels, labels, ids, 10, own))).probabilities
+    )
 
 
 # --- duplicates, leaks, oddities --------------------------------------------------------------------------------------
@@ -216,10 +221,10 @@ def test_near_duplicates_are_all_found_and_nothing_else(digits: data.Splits, how
     rows = np.flatnonzero(digits.train.images[:].std((1, 2, 3)) > 0)[::20]
     copies = np.array([altered(digits.train.images[row, 0], how, rng) for row in rows])[:, None]
     pixels = np.concatenate([digits.train.images[:], copies])
-    one, other, distance = steps.finish(_twins.near(pixels, np.arange(len(pixels), dtype=np.uint64)))
+    one, other, distance = resumable.finish(_near_duplicates.near(pixels, np.arange(len(pixels), dtype=np.uint64)))
     put = {(int(row), len(digits.train) + place) for place, row in enumerate(rows)}
     assert set(zip(one.tolist(), other.tolist(), strict=True)) == put
-    assert distance.max() < _twins.LOOSE
+    assert distance.max() < _near_duplicates.LOOSE
 
 
 @pytest.fixture(scope="module")
@@ -299,13 +304,13 @@ def test_known_dirt_is_found_and_nothing_else(dirty: Path, store: Store, tmp_pat
 def test_the_desk_answers_whoever_may_look(near_store: Store) -> None:
     asked = {"verb": "quality", "values": {"source": "digits", "patience": 0}, "visitor": "eve", "role": "viewer"}
     answers = io.StringIO()
-    desk.serve(near_store, io.StringIO(json.dumps(asked) + "\n"), answers)
+    backend.serve(near_store, io.StringIO(json.dumps(asked) + "\n"), answers)
     assert 0 <= json.loads(answers.getvalue())["ok"]["done"] < 1
 
 
 def test_bad_questions_are_one_line(store: Store) -> None:
     with pytest.raises(BadInput, match="such a way"):
-        quality.look(store, DataSpec(source="digits"), method="guess")
+        data_quality.look(store, DataSpec(source="digits"), method="guess")
     for arguments, why in (
         (["nowhere"], "no such path"),
         (["digits", "--method", "teacher"], "teacher was named"),
@@ -344,7 +349,7 @@ def test_automatic_cleaning_judges_by_these_images_alone_and_empties_no_class(ne
 
 
 def test_few_images_are_warned_of(near_store: Store) -> None:
-    report = quality.look(near_store, DataSpec(source="digits", images=40, validation=0.05))
+    report = data_quality.look(near_store, DataSpec(source="digits", images=40, validation=0.05))
     assert any("would likely hurt" in warning for warning in report.warnings)
     assert "warning: automatic cleaning would likely hurt" in report.words()
 
@@ -353,12 +358,12 @@ def test_few_images_are_warned_of(near_store: Store) -> None:
 def test_a_teachers_features_judge_better_than_pixels(near_store: Store) -> None:
     spec = DataSpec(source="digits", noise=0.1, draw=2)
     wrong = wrong_in(near_store, spec)
-    pixels = quality.look(near_store, spec)
-    features = quality.look(near_store, spec, method="teacher", teacher="digits-teacher")
+    pixels = data_quality.look(near_store, spec)
+    features = data_quality.look(near_store, spec, method="teacher", teacher="digits-teacher")
     assert "features of digits-teacher" in features.method
     assert sum(found_of(features, wrong)) > sum(found_of(pixels, wrong)), "it learned the right labels"
     assert any("features hide wrong labels" in warning for warning in features.warnings)
-    unasked = quality.look(near_store, spec, teacher="digits-teacher")
+    unasked = data_quality.look(near_store, spec, teacher="digits-teacher")
     assert unasked.label_issues == pixels.label_issues
     assert any("so pixels were used" in warning for warning in unasked.warnings)
 
@@ -373,9 +378,9 @@ def test_runs_vote_only_on_what_they_did_not_learn(near_store: Store) -> None:
         spec_ = tiny(
             data=where, network={"kind": "mlp", "width": 8 if draw % 2 else 48, "depth": 1}, epochs=25, seed=draw
         )
-        runs.append(near_store.create(desk.resolve(near_store, spec_)))
+        runs.append(near_store.create(backend.resolve(near_store, spec_)))
         worker.execute(runs[-1], near_store, device="cpu")
-    report = quality.look(near_store, spec, method="votes")
+    report = data_quality.look(near_store, spec, method="votes")
     assert "votes of 10 runs that" in report.method
     known = [data.load(run.data, near_store.data_cache).train.ids for run in runs]
     for one in report.hard[:50]:
@@ -390,8 +395,8 @@ def test_runs_vote_only_on_what_they_did_not_learn(near_store: Store) -> None:
     precision, recall = found_of(report, wrong)
     assert precision >= 0.7
     assert recall >= 0.7
-    chosen = quality.look(near_store, spec)
+    chosen = data_quality.look(near_store, spec)
     assert "foretell labels better than the votes of 10 runs" in chosen.method
     assert chosen.hard == report.hard
     assert sum(found_of(chosen, wrong)) > precision + recall
-    assert quality.look(near_store, spec, method="pixels").hard == ()
+    assert data_quality.look(near_store, spec, method="pixels").hard == ()

@@ -18,11 +18,13 @@ import pytest
 from conftest import command
 from PIL import Image, PngImagePlugin
 
-from smallalign_core import data, desk, quality, worker
+from smallalign_core import data
+from smallalign_core.analysis import data_quality
 from smallalign_core.data import ImageSet, Splits, _names, _pixels
 from smallalign_core.errors import BadData
+from smallalign_core.runs.store import Run, Store
+from smallalign_core.service import backend, worker
 from smallalign_core.spec import DataSpec, digest, parse
-from smallalign_core.store import Run, Store
 
 DRAW = np.random.default_rng(0)
 
@@ -628,7 +630,7 @@ def test_specs_without_the_new_fields_keep_their_digest() -> None:
 
 def run_on(root: Path, store: Store) -> Run:
     spec = parse({"data": str(root), "network": {"kind": "cnn", "width": 4, "depth": 2}, "epochs": 1, "batch": 8})
-    run = store.create(desk.resolve(store, spec))
+    run = store.create(backend.resolve(store, spec))
     worker.execute(run, store, device="cpu")
     return run
 
@@ -681,7 +683,7 @@ def test_evaluate_uses_all_of_ones_own_pictures_but_those_learned_from(store: St
 
 
 def test_a_class_that_is_never_right_is_named_under_the_accuracy() -> None:
-    from smallalign_core.evaluate import never_found
+    from smallalign_core.metrics import never_found
 
     assert never_found({"a": 1.0, "rare": 0.0, "b": None}) == "never right: rare (recall 0)"
     assert never_found({"a": 0.2, "b": None}) == ""
@@ -710,7 +712,7 @@ def test_a_look_in_steps_loads_once(store: Store, tmp_path: Path, monkeypatch: p
     root, loads, load_it = folders(tmp_path / "set", "ab", 40), [], data.load
     monkeypatch.setattr(data, "load", lambda *given, **how: loads.append(given) or load_it(*given, **how))
     asked = 0
-    while "report" not in (found := quality.quality(store, str(root), patience=0.0)):
+    while "report" not in (found := data_quality.quality(store, str(root), patience=0.0)):
         asked += 1
         assert 0 <= found["done"] < 1
     assert asked > 3

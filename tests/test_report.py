@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from smallalign_core import compare, data, frontier, report, robustness, steps
+from smallalign_core import data
+from smallalign_core.analysis import compare, html_report, pareto, robustness
+from smallalign_core.analysis.html_report import _svg
 from smallalign_core.data import ImageSet
 from smallalign_core.errors import BadInput
-from smallalign_core.report import _svg
-from smallalign_core.store import Run, Store
+from smallalign_core.runs.store import Run, Store
+from smallalign_core.system import resumable
 
 BAD = '<script>alert("x")</script>'
 
@@ -46,14 +48,14 @@ def made(taught: tuple[Store, Run, Run]) -> tuple[dict, data.Splits]:
     splits = data.load(student.data, store.data_cache)
     with pytest.MonkeyPatch.context() as short:
         for name, seconds in (("WINDOW", 0.02), ("WARM", (0.06, 0.2)), ("MEASURED", 0.2)):
-            short.setattr(frontier, name, seconds)
-        return steps.finish(report.gather([teacher, student], splits, "val", store)), splits
+            short.setattr(pareto, name, seconds)
+        return resumable.finish(html_report.gather([teacher, student], splits, "val", store)), splits
 
 
 @pytest.mark.slow
 def test_it_holds_everything(made: tuple[dict, data.Splits], tmp_path: Path) -> None:
     found, splits = made
-    files = report.save(found, splits, tmp_path / "r.html")
+    files = html_report.save(found, splits, tmp_path / "r.html")
     page, pair = Read(files[0].read_text()), found["pairs"][0]
 
     assert json.loads(files[1].read_text())["pairs"][0]["mcnemar_p"] == pair["mcnemar_p"]
@@ -68,7 +70,7 @@ def test_it_holds_everything(made: tuple[dict, data.Splits], tmp_path: Path) -> 
         "not ImageNet-C",
         "exact McNemar test",
         "1 thread",
-        *(f"{title}: {pair['counts'][kind]:,}" for kind, title in report._page.TITLES.items()),
+        *(f"{title}: {pair['counts'][kind]:,}" for kind, title in html_report._page.TITLES.items()),
         *robustness.CORRUPTIONS,
     ):
         assert figure in page.text, figure
@@ -80,7 +82,7 @@ def test_it_holds_everything(made: tuple[dict, data.Splits], tmp_path: Path) -> 
 
 
 def test_it_needs_nothing_from_elsewhere(made: tuple[dict, data.Splits]) -> None:
-    text = report.page(made[0], made[1].val.images)
+    text = html_report.page(made[0], made[1].val.images)
     page = Read(text)
 
     assert not {"script", "link", "iframe", "object", "form", "base"} & {tag for tag, _ in page.tags}
@@ -112,7 +114,7 @@ def test_it_stays_small_with_photographs_and_many_classes() -> None:
         "frontier": None, "data": {"source": "x", "fingerprint": "f", "images": count, "classes": list(classes)},
     }  # fmt: skip
 
-    page = report.page(json.loads(json.dumps(found)), images.images)
+    page = html_report.page(json.loads(json.dumps(found)), images.images)
 
     assert len(Read(page).text) > 1000
     assert 200_000 < len(page) < 3_000_000
@@ -127,7 +129,7 @@ def test_markup_in_names_stays_text(made: tuple[dict, data.Splits]) -> None:
     evil["data"]["source"] = BAD
     for run in (*evil["runs"], *evil["frontier"]["candidates"]):
         run["name"] = run["title"] = f"{BAD}'\" onmouseover=alert(1) x"
-    text = report.page(evil, splits.val.images)
+    text = html_report.page(evil, splits.val.images)
     page = Read(text)
 
     assert "<script" not in text
@@ -138,11 +140,11 @@ def test_markup_in_names_stays_text(made: tuple[dict, data.Splits]) -> None:
 @pytest.mark.parametrize("name", ["r.txt", "r", "nowhere/r.html"])
 def test_a_place_that_cannot_be_is_refused_before_the_work(name: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"\.html"):
-        report.target(tmp_path / name)
+        html_report.target(tmp_path / name)
 
 
 def test_no_digit_of_the_drawing_is_off_the_page(made: tuple[dict, data.Splits]) -> None:
-    page = Read(report.page(made[0], made[1].val.images))
+    page = Read(html_report.page(made[0], made[1].val.images))
     inside = None
     for tag, attributes in page.tags:
         if tag == "svg":
@@ -180,19 +182,19 @@ def test_runs_of_more_than_two_each_have_their_section(taught: tuple[Store, Run,
     store, teacher, student = taught
     splits = data.load(student.data, store.data_cache)
     runs = [teacher, student, store.run("digits-student")]
-    found = steps.finish(report.gather(runs, splits, "val", store, frontier.Limits(kb=60, ms=5, accuracy=0.5)))
+    found = resumable.finish(html_report.gather(runs, splits, "val", store, pareto.Limits(kb=60, ms=5, accuracy=0.5)))
 
-    page = Read(report.page(found, splits.val.images))
+    page = Read(html_report.page(found, splits.val.images))
 
     assert page.text.count("against") >= 2
     assert "passes all limits" in page.text or "pass all limits" in page.text
-    assert dataclasses.asdict(frontier.Limits(kb=60, ms=5, accuracy=0.5)) == found["frontier"]["limits"]
+    assert dataclasses.asdict(pareto.Limits(kb=60, ms=5, accuracy=0.5)) == found["frontier"]["limits"]
 
 
 def test_a_report_takes_no_others_json(tmp_path: Path) -> None:
     """The JSON is written beside the HTML, unasked: whatever lies there and is no earlier report's stays."""
     (tmp_path / "results.json").write_text("mine")
     with pytest.raises(BadInput, match="would overwrite"):
-        report.target(tmp_path / "results.html")
+        html_report.target(tmp_path / "results.html")
     (tmp_path / "results.html").write_text("an earlier report")
-    assert report.target(tmp_path / "results.html") == tmp_path / "results.html"
+    assert html_report.target(tmp_path / "results.html") == tmp_path / "results.html"

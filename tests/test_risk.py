@@ -12,14 +12,16 @@ import pytest
 from conftest import ROOT, command
 from scipy.stats import binomtest
 
-from smallalign_core import networks, preview, risk
+from smallalign_core import networks
+from smallalign_core.analysis import label_preservation
+from smallalign_core.analysis.label_preservation import Risk
+from smallalign_core.augment import Views
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import BadInput, BadSpec
 from smallalign_core.networks import Classifier
-from smallalign_core.risk import Risk
+from smallalign_core.runs.store import Store
+from smallalign_core.service import augmentation_api
 from smallalign_core.spec import parse_policy
-from smallalign_core.store import Store
-from smallalign_core.views import Views
 
 QUICK: dict[str, Any] = {"draws": 2, "grid": (0.5, 1.0, 2.0)}
 SAFE, UPSIDE_DOWN = {"kind": "shift", "pixels": 1}, {"kind": "flip", "axis": "vertical", "probability": 1}
@@ -33,12 +35,12 @@ def teacher() -> Classifier:
 
 @pytest.fixture(scope="module")
 def looked(digits: Splits) -> ImageSet:
-    return risk.sample(digits)[0]
+    return label_preservation.sample(digits)[0]
 
 
 @pytest.fixture(scope="module")
 def report(teacher: Classifier, looked: ImageSet) -> Risk:
-    return risk.assess(teacher, parse_policy([SAFE, UPSIDE_DOWN, TURNED]), looked, **QUICK)
+    return label_preservation.assess(teacher, parse_policy([SAFE, UPSIDE_DOWN, TURNED]), looked, **QUICK)
 
 
 def test_a_flip_and_a_quarter_turn_are_far_worse_than_a_shift_by_a_pixel(report: Risk) -> None:
@@ -61,7 +63,7 @@ def test_the_warnings_name_the_bad_parts_and_not_the_good_one(report: Risk) -> N
 
 def test_the_identity_changes_nothing(teacher: Classifier, looked: ImageSet) -> None:
     never = parse_policy([{"kind": "flip", "probability": 0}])
-    found = risk.assess(teacher, never, looked, **QUICK)
+    found = label_preservation.assess(teacher, never, looked, **QUICK)
     assert found.whole.flip_rate == found.clean.flip_rate == 0
     assert found.whole.flip_low == 0
     assert found.whole.confidence_before == found.whole.confidence_after
@@ -76,7 +78,9 @@ def test_flipped_views_can_be_shown_again(report: Risk, teacher: Classifier, loo
     sure = [view.after_confidence for view in report.flipped]
     assert sure == sorted(sure, reverse=True)
     for flipped in report.flipped[:10]:
-        said = risk.said(teacher, views.augmented(np.array([flipped.row]), np.array([flipped.view])).numpy()[:, None])
+        said = label_preservation.said(
+            teacher, views.augmented(np.array([flipped.row]), np.array([flipped.view])).numpy()[:, None]
+        )
         assert said[0][0]["class"] == flipped.after != flipped.before
         assert looked.classes[looked.labels[flipped.row]] == flipped.label
 
@@ -85,15 +89,15 @@ def test_the_suggested_strength_is_the_largest_up_to_which_all_stay_within_the_l
     teacher: Classifier, looked: ImageSet
 ) -> None:
     policy = parse_policy([{"kind": "rotate", "degrees": 45}])
-    found = risk.assess(teacher, policy, looked, draws=2, limit=0.05)
+    found = label_preservation.assess(teacher, policy, looked, draws=2, limit=0.05)
     rates = [point.flip_rate for point in found.curve]
-    assert [point.strength for point in found.curve] == list(risk.GRID)
+    assert [point.strength for point in found.curve] == list(label_preservation.GRID)
     assert rates[-1] > 0.2 > 0.05 > rates[0]
     assert found.suggested is not None
-    after = risk.GRID.index(found.suggested) + 1
+    after = label_preservation.GRID.index(found.suggested) + 1
     assert all(rate <= 0.05 for rate in rates[:after])
     assert rates[after] > 0.05
-    assert risk.assess(teacher, policy, looked, draws=1, grid=(2.0,), limit=0).suggested is None
+    assert label_preservation.assess(teacher, policy, looked, draws=1, grid=(2.0,), limit=0).suggested is None
 
 
 def test_the_interval_counts_images_not_views(looked: ImageSet) -> None:
@@ -103,7 +107,7 @@ def test_the_interval_counts_images_not_views(looked: ImageSet) -> None:
     one = clean.copy()
     one[:12] = [0.2, 0.8]
     for draws in (1, 4):
-        effect = risk._answer(clean, np.broadcast_to(one, (draws, 40, 2)), some, 0).effect
+        effect = label_preservation._answer(clean, np.broadcast_to(one, (draws, 40, 2)), some, 0).effect
         known = binomtest(12, 40).proportion_ci(method="wilson")
         assert effect.flip_rate == pytest.approx(0.3)
         assert (effect.flip_low, effect.flip_high) == pytest.approx((known.low, known.high), abs=1e-6)
@@ -123,36 +127,41 @@ def test_no_strength_beyond_one_over_the_limit_is_suggested(rates: tuple[float, 
         SimpleNamespace(strength=strength, flip_rate=rate)
         for strength, rate in zip((0.25, 0.5, 1.0, 2.0), rates, strict=True)
     ]
-    assert risk._suggested(curve, 0.05) == largest
+    assert label_preservation._suggested(curve, 0.05) == largest
 
 
 def test_the_stddev_is_the_papers() -> None:
     """Against a hand-made loop, and zero for a teacher that always says the same."""
     draw = np.random.default_rng(0)
     answers = draw.dirichlet(np.ones(5), (3, 100))
-    found = risk.teacher_stddev(answers, group=25, seed=7)
+    found = label_preservation.teacher_stddev(answers, group=25, seed=7)
     shuffle = np.random.Generator(np.random.Philox(key=[7, 0]))
     means = []
     for one in answers:
         order = shuffle.permutation(100)
         means += [one[order[start : start + 25]].mean(0) for start in range(0, 100, 25)]
     assert found == pytest.approx(np.mean([np.std([mean[c] for mean in means], ddof=1) for c in range(5)]))
-    assert risk.teacher_stddev(np.full((2, 64, 4), 0.25)) == 0
-    assert risk.teacher_stddev(answers.mean(1, keepdims=True).repeat(100, 1) * 0.5 + answers * 0.5, group=25) < found
+    assert label_preservation.teacher_stddev(np.full((2, 64, 4), 0.25)) == 0
+    assert (
+        label_preservation.teacher_stddev(answers.mean(1, keepdims=True).repeat(100, 1) * 0.5 + answers * 0.5, group=25)
+        < found
+    )
 
 
 def test_images_are_validation_first_and_never_test(digits: Splits) -> None:
-    found, from_training = risk.sample(digits)
+    found, from_training = label_preservation.sample(digits)
     val, test = set(digits.val.ids.tolist()), set(digits.test.ids.tolist())
-    assert len(found) == risk.LEAST
-    assert from_training == risk.LEAST - len(digits.val)
+    assert len(found) == label_preservation.LEAST
+    assert from_training == label_preservation.LEAST - len(digits.val)
     assert set(found.ids[: len(digits.val)].tolist()) == val
     assert not set(found.ids.tolist()) & (test - set(digits.train.ids.tolist()) - val)
-    assert len(risk.sample(digits, least=50, most=50)[0]) == 50
+    assert len(label_preservation.sample(digits, least=50, most=50)[0]) == 50
 
 
 def test_mixing_is_left_out_and_said(teacher: Classifier, looked: ImageSet) -> None:
-    found = risk.assess(teacher, parse_policy([SAFE, "mixup"]), looked, draws=1, grid=(1.0,), from_training=3)
+    found = label_preservation.assess(
+        teacher, parse_policy([SAFE, "mixup"]), looked, draws=1, grid=(1.0,), from_training=3
+    )
     assert [part.kind for part in found.parts] == ["shift"]
     assert any("`mixup` was left out" in warning for warning in found.warnings)
     assert any("3 of the 512 images are training images" in warning for warning in found.warnings)
@@ -161,7 +170,7 @@ def test_mixing_is_left_out_and_said(teacher: Classifier, looked: ImageSet) -> N
 def test_what_cannot_be_judged_is_refused(teacher: Classifier, looked: ImageSet) -> None:
     for policy, options in [((), {}), (parse_policy([SAFE]), {"limit": 2}), (parse_policy([SAFE]), {"draws": 0})]:
         with pytest.raises(BadSpec):
-            risk.assess(teacher, policy, looked, **options)
+            label_preservation.assess(teacher, policy, looked, **options)
 
 
 # --- the two doors ----------------------------------------------------------------------------------------------------
@@ -172,7 +181,9 @@ def test_the_desk_shows_what_training_sees_and_judges_it(tmp_path: Path, digits:
 
     store = Store()
     policy = [SAFE, {"kind": "rotate"}]
-    found = preview.views(store, policy, "digits", teacher="digits-teacher", images=4, draws=3, seed=5, batch=64)
+    found = augmentation_api.views(
+        store, policy, "digits", teacher="digits-teacher", images=4, draws=3, seed=5, batch=64
+    )
     shown = np.frombuffer(base64.b64decode(found["pixels"]), np.uint8).reshape(found["shape"])
     assert shown.shape == (4, 4, 1, 8, 8)
     run = Views(digits.train, parse_policy(policy), batch=64, seed=5)
@@ -184,7 +195,7 @@ def test_the_desk_shows_what_training_sees_and_judges_it(tmp_path: Path, digits:
     assert found["said"][0][0]["class"] == "0"
     json.dumps(found, allow_nan=False)
     with pytest.raises(BadInput, match="0 to 1"):
-        preview.views(store, policy, "digits", rows=[10**6])
+        augmentation_api.views(store, policy, "digits", rows=[10**6])
 
 
 @pytest.mark.slow
@@ -199,9 +210,9 @@ def test_the_command_line_writes_a_sheet_and_says_the_same_as_the_desk(tmp_path:
 
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
-    asked = preview.views(store, [SAFE, UPSIDE_DOWN], "digits", teacher="digits-teacher")
+    asked = augmentation_api.views(store, [SAFE, UPSIDE_DOWN], "digits", teacher="digits-teacher")
     assert said["said"] == asked["said"]
-    judged = preview.risk(store, [SAFE, UPSIDE_DOWN], "digits", "digits-teacher")
+    judged = augmentation_api.risk(store, [SAFE, UPSIDE_DOWN], "digits", "digits-teacher")
     assert said["risk"] == json.loads(json.dumps(judged["report"]))
     assert said["risk"]["parts"][1]["effect"]["flip_rate"] > 0.3
     assert (tmp_path / "out/sheet.png").read_bytes()[:4] == b"\x89PNG"

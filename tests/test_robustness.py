@@ -7,13 +7,17 @@ import pytest
 import torch
 from scipy.stats import binomtest, ttest_rel
 
-from smallalign_core import data, foreign, judging, robustness, steps
+from smallalign_core import data
+from smallalign_core.analysis import robustness
 from smallalign_core.data import Splits
-from smallalign_core.store import Run, Store
+from smallalign_core.runs import imported
+from smallalign_core.runs.store import Run, Store
+from smallalign_core.service import comparison_api
+from smallalign_core.system import resumable
 
 
 def finished(work):
-    return steps.finish(work)
+    return resumable.finish(work)
 
 
 @pytest.mark.parametrize("corruption", robustness.CORRUPTIONS)
@@ -35,7 +39,7 @@ def test_a_corruption_is_reproducible_and_grows_with_its_severity(corruption: st
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 224, 224)])
 def test_every_corruption_works_on_every_size(shape: tuple[int, int, int]) -> None:
-    from smallalign_core.views import check
+    from smallalign_core.augment import check
 
     parts = [make(severity, min(shape[1:])) for make in robustness.CORRUPTIONS.values() for severity in range(1, 6)]
 
@@ -58,7 +62,7 @@ def test_accuracies_are_those_of_asking_by_hand(asked, taught: tuple[Store, Run,
     rows = np.arange(len(splits.val))
     shown = robustness.corrupted(splits.val, "rotate", 4)(rows)
     with torch.no_grad():
-        right = foreign.classifier(student, splits.classes)(shown).argmax(1).numpy() == splits.val.labels
+        right = imported.classifier(student, splits.classes)(shown).argmax(1).numpy() == splits.val.labels
 
     level = next(one for one in found.runs[1].levels if (one.corruption, one.severity) == ("rotate", 4))
     assert level.accuracy.value == right.mean()
@@ -91,7 +95,7 @@ def test_it_comes_in_steps_is_kept_and_looks_at_test_once(taught: tuple[Store, R
     fingerprint = student.spec.data.fingerprint or ""
     before, shares = store.test_looks(fingerprint), []
     while True:
-        answer = judging.robustness(store, [teacher.id, student.id], "test", patience=0.0)
+        answer = comparison_api.robustness(store, [teacher.id, student.id], "test", patience=0.0)
         shares.append(answer["done"])
         if answer["done"] == 1:
             break
@@ -100,7 +104,7 @@ def test_it_comes_in_steps_is_kept_and_looks_at_test_once(taught: tuple[Store, R
     assert len(shares) > 100, "a question with no patience is answered batch by batch"
     assert shares == sorted(shares)
     assert store.test_looks(fingerprint) == before + 1
-    again = judging.robustness(store, [teacher.id, student.id], "test", patience=0.0)
+    again = comparison_api.robustness(store, [teacher.id, student.id], "test", patience=0.0)
     assert again == answer, "what was kept is not asked again"
     assert store.test_looks(fingerprint) == before + 1
     assert "not ImageNet-C" in robustness.words(answer["report"], ["a", "b"])

@@ -9,12 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from smallalign_core import foreign, graphs, judging, networks, preview, saliency
+from smallalign_core import networks
+from smallalign_core.analysis import saliency
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadInput
-from smallalign_core.networks import Answering, Classifier
+from smallalign_core.networks import Answering, Classifier, onnx_graph
+from smallalign_core.runs import imported
+from smallalign_core.runs.store import Run, Store
+from smallalign_core.service import augmentation_api, comparison_api
 from smallalign_core.spec import parse
-from smallalign_core.store import Run, Store
 
 
 def built(network: dict | str, digits: Splits) -> Classifier:
@@ -145,17 +148,19 @@ def test_an_import_is_explained_by_occlusion_and_a_run_by_grad_cam(
     run = store.run("digits-student")
     model = networks.from_file(run.weights)
     file = tmp_path / "theirs.onnx"
-    file.write_bytes(graphs.of_body(model.body, model.prepare(torch.from_numpy(digits.val.images[:2]))))
+    file.write_bytes(onnx_graph.of_body(model.body, model.prepare(torch.from_numpy(digits.val.images[:2]))))
     mean, std = (float(value) for value in (model.mean, model.std))
-    brought = foreign.bring(file, run.data, store, classes=digits.classes, size=(8, 8), white=1, mean=[mean], std=[std])
+    brought = imported.bring(
+        file, run.data, store, classes=digits.classes, size=(8, 8), white=1, mean=[mean], std=[std]
+    )
 
-    own = preview.encoded(digits.test.images[11])
-    answers = judging.look(store, [run.id, brought.id], own)["answers"]
+    own = augmentation_api.encoded(digits.test.images[11])
+    answers = comparison_api.look(store, [run.id, brought.id], own)["answers"]
 
     assert [one["method"].split(" ")[0] for one in answers] == ["Grad-CAM", "Occlusion"]
     assert answers[0]["top"][0][0] == answers[1]["top"][0][0] == digits.classes[digits.test.labels[11]]
     assert answers[0]["top"][0][1] == pytest.approx(answers[1]["top"][0][1], abs=1e-4)
-    asked = judging.look(store, [run.id, brought.id], own, target="3", occluding=True)["answers"]
+    asked = comparison_api.look(store, [run.id, brought.id], own, target="3", occluding=True)["answers"]
     assert {one["target"] for one in asked} == {"3"}
     assert {one["method"].split(" ")[0] for one in asked} == {"Occlusion"}
 
@@ -163,6 +168,8 @@ def test_an_import_is_explained_by_occlusion_and_a_run_by_grad_cam(
 def test_what_cannot_be_looked_at_is_refused_in_words(taught: tuple[Store, Run, Run], digits: Splits) -> None:
     store, teacher, student = taught
     with pytest.raises(BadInput, match="No class is called that"):
-        judging.look(store, [teacher.id, student.id], preview.encoded(digits.test.images[0]), target="cat")
+        comparison_api.look(
+            store, [teacher.id, student.id], augmentation_api.encoded(digits.test.images[0]), target="cat"
+        )
     with pytest.raises(BadInput, match="size"):
-        judging.look(store, [teacher.id, student.id], preview.encoded(np.zeros((1, 9, 9), np.uint8)))
+        comparison_api.look(store, [teacher.id, student.id], augmentation_api.encoded(np.zeros((1, 9, 9), np.uint8)))

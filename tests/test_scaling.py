@@ -15,12 +15,15 @@ import processes
 import pytest
 import yaml
 
-from smallalign_core import data, desk, quality, scaling, stats, studies
+from smallalign_core import data
+from smallalign_core.analysis import data_quality
 from smallalign_core.errors import BadData, BadSpec
-from smallalign_core.execution import TOGETHER
-from smallalign_core.scaling import _build, _fits, _plan
+from smallalign_core.runs.store import Store
+from smallalign_core.service import backend
 from smallalign_core.spec import RunSpec, digest
-from smallalign_core.store import Store
+from smallalign_core.studies import lifecycle, scaling, statistics as stats
+from smallalign_core.studies.scaling import _build, _fits, _plan
+from smallalign_core.training.runner import TOGETHER
 from tests.conftest import SCALING, command
 
 
@@ -29,7 +32,7 @@ def asked(**more: Any) -> scaling.ScalingStudySpec:
 
 
 def resolved(store: Store, **more: Any) -> scaling.ScalingStudySpec:
-    found: scaling.ScalingStudySpec = desk.resolve_study(store, "scaling", asked(**more), "cpu")
+    found: scaling.ScalingStudySpec = backend.resolve_study(store, "scaling", asked(**more), "cpu")
     return found
 
 
@@ -114,7 +117,7 @@ def test_runs_are_those_that_a_user_would_get(place: Store) -> None:
         "augment": SCALING["augment"],
     }
     assert run is not None
-    assert digest(desk.resolve(place, RunSpec.model_validate(own), "cpu")) == digest(run)
+    assert digest(backend.resolve(place, RunSpec.model_validate(own), "cpu")) == digest(run)
 
 
 def test_all_sizes_and_equal_views_keep_step(place: Store) -> None:
@@ -126,20 +129,20 @@ def test_all_sizes_and_equal_views_keep_step(place: Store) -> None:
     runs = _plan.wanted(spec, place, place.root / "nowhere")
     groups = []
     while runs:
-        groups.append(studies.together(runs))
+        groups.append(lifecycle.together(runs))
         runs = [run for run in runs if run not in groups[-1]]
     assert len(groups) == 9 * -(-9 // TOGETHER)
     assert max(len(group) for group in groups) >= 4
 
 
-def test_more_of_anything_shares_all_runs(place: Store, finished: studies.Study) -> None:
+def test_more_of_anything_shares_all_runs(place: Store, finished: lifecycle.Study) -> None:
     larger = resolved(
         place, replicates=4, widths=[4, 8, 16, 32], images=[40, 80, 160, 320], recipes=["baseline", "augment", "noise"]
     )
-    more = studies.create(place, "scaling", larger.model_copy(update={"target": scaling.Target(width=8, images=160)}))
+    more = lifecycle.create(place, "scaling", larger.model_copy(update={"target": scaling.Target(width=8, images=160)}))
     assert set(map(digest, finished.wanted(place))) < set(map(digest, more.wanted(place)))
     assert len(more.missing(place)) == 4 * 4 * 3 * 4 - 54
-    studies.delete(place, more)
+    lifecycle.delete(place, more)
 
 
 def test_noise_mislabels_and_steps_are_a_floor(place: Store) -> None:
@@ -157,7 +160,7 @@ def test_noise_mislabels_and_steps_are_a_floor(place: Store) -> None:
 def test_automatic_cleaning_is_judged_within_each_draw(place: Store) -> None:
     """On 30 % wrong labels, so that there is something to find; before it is judged its runs are not known."""
     fields = {"recipes": ["baseline", "clean"], "data": {"source": "digits", "noise": 0.3}, "images": [100, 150, 200]}
-    study = studies.create(place, "scaling", resolved(place, **fields))
+    study = lifecycle.create(place, "scaling", resolved(place, **fields))
     assert len(study.wanted(place)) == 27
     assert study.report(place).preparing
     while scaling.prepare(study.spec, place, study.folder, "cpu", threading.Event()):
@@ -173,7 +176,7 @@ def test_automatic_cleaning_is_judged_within_each_draw(place: Store) -> None:
         assert after.val.fingerprint == before.val.fingerprint
         assert after.test.fingerprint == before.test.fingerprint
     assert digest(made[0]) == digest(study.wanted(place)[runs.index(made[0])])
-    studies.delete(place, study)
+    lifecycle.delete(place, study)
 
 
 def test_judging_gives_the_worker_back_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,22 +188,22 @@ def test_judging_gives_the_worker_back_and_goes_on(tmp_path: Path, monkeypatch: 
         yield 0.5
         return data.Decisions("", {int(images.ids[0]): data.Decision("drop")})
 
-    monkeypatch.setattr(quality, "automatic", slowly)
-    study = studies.create(store, "scaling", resolved(store, recipes=["baseline", "clean"]))
-    studies.start(store, study)
+    monkeypatch.setattr(data_quality, "automatic", slowly)
+    study = lifecycle.create(store, "scaling", resolved(store, recipes=["baseline", "clean"]))
+    lifecycle.start(store, study)
     stop = threading.Event()
-    assert studies.feed(store, "cpu", stop)
+    assert lifecycle.feed(store, "cpu", stop)
     assert (len(study.wanted(store)), store.queue()) == (30, [])  # 27 of the baseline and 3 sizes of one draw
-    studies.pause(store, study)
-    assert not studies.feed(store, "cpu", stop)
-    studies.start(store, study)
+    lifecycle.pause(store, study)
+    assert not lifecycle.feed(store, "cpu", stop)
+    lifecycle.start(store, study)
     monkeypatch.setattr(_plan, "SLICE", -1.0)
-    assert studies.feed(store, "cpu", stop)
+    assert lifecycle.feed(store, "cpu", stop)
     assert len(study.wanted(store)) == 30, "half of the second draw is judged"
     for _ in range(14):
-        assert studies.feed(store, "cpu", stop)
+        assert lifecycle.feed(store, "cpu", stop)
         assert store.queue() == []
-    assert studies.feed(store, "cpu", stop)
+    assert lifecycle.feed(store, "cpu", stop)
     assert store.queue()
     assert begun == [160, 80, 40] * 3
 
@@ -209,7 +212,7 @@ def test_judging_gives_the_worker_back_and_goes_on(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.slow
-def test_figures_are_those_of_the_runs(place: Store, finished: studies.Study) -> None:
+def test_figures_are_those_of_the_runs(place: Store, finished: lifecycle.Study) -> None:
     found = finished.report(place)
     assert found.complete
     assert (found.done, found.total, found.params) == (54, 54, 8 * 65 + 10 * 9)
@@ -231,7 +234,7 @@ def test_figures_are_those_of_the_runs(place: Store, finished: studies.Study) ->
 
 
 @pytest.mark.slow
-def test_a_report_has_tests_and_a_verdict_and_is_kept(place: Store, finished: studies.Study) -> None:
+def test_a_report_has_tests_and_a_verdict_and_is_kept(place: Store, finished: lifecycle.Study) -> None:
     found = finished.report(place)
     reading = found.readings["nll"]
     assert reading.gate is not None
@@ -361,12 +364,12 @@ def test_a_ladder_wants_teachers_then_their_students(place: Store) -> None:
 # --- doors ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_line_and_the_desk_say_the_same(place: Store, finished: studies.Study, tmp_path: Path) -> None:
+def test_the_command_line_and_the_desk_say_the_same(place: Store, finished: lifecycle.Study, tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump(SCALING))
     told = command("scale", file, "--json", store=place)
     assert told.returncode == 0, told.stderr
-    answer = desk.study(place, "scaling", SCALING)
+    answer = backend.study(place, "scaling", SCALING)
     assert answer["id"] == finished.id
     assert answer["report"]["headline"] == json.loads(told.stdout)["headline"]
     assert json.loads(told.stdout)["words"] == answer["words"]
@@ -375,11 +378,11 @@ def test_the_command_line_and_the_desk_say_the_same(place: Store, finished: stud
     assert "replicates" in bad.stderr
 
 
-def test_the_cost_is_known_before_the_first_run(place: Store, finished: studies.Study) -> None:
-    told = desk.study(place, "scaling", {**SCALING, "epochs": 40}, probe=True)
-    longer = desk.study(place, "scaling", {**SCALING, "epochs": 400}, probe=True)
+def test_the_cost_is_known_before_the_first_run(place: Store, finished: lifecycle.Study) -> None:
+    told = backend.study(place, "scaling", {**SCALING, "epochs": 40}, probe=True)
+    longer = backend.study(place, "scaling", {**SCALING, "epochs": 400}, probe=True)
     assert 0 < told["seconds"] < longer["seconds"]
-    assert desk.study(place, "scaling", SCALING, probe=True)["seconds"] == 0  # all of it is done
+    assert backend.study(place, "scaling", SCALING, probe=True)["seconds"] == 0  # all of it is done
     assert finished.report(place).cost.spent > 0
 
 
@@ -389,7 +392,7 @@ def test_reading_a_study_imports_no_torch() -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_study_goes_on_and_ends_the_same(place: Store, finished: studies.Study, tmp_path: Path) -> None:
+def test_a_killed_study_goes_on_and_ends_the_same(place: Store, finished: lifecycle.Study, tmp_path: Path) -> None:
     file, other = tmp_path / "study.yaml", Store(tmp_path / "models")
     file.write_text(yaml.safe_dump(SCALING))
     line = processes.python("-m", "smallalign_core", "scale", file, "--json", "--store", other.root)
@@ -430,8 +433,8 @@ def test_a_loss_of_nothing_is_no_end_of_the_report() -> None:
 @pytest.mark.slow
 def test_a_law_is_not_quoted_from_runs_that_were_deleted(tmp_path: Path) -> None:
     store = Store(tmp_path / "models")
-    study = studies.create(store, "scaling", resolved(store))
-    assert not studies.drive(study, store, device="cpu")
+    study = lifecycle.create(store, "scaling", resolved(store))
+    assert not lifecycle.drive(study, store, device="cpu")
     assert study.report(store).readings["nll"].runs == 54
     for run in store.runs()[:36]:
         store.delete(run.id)
@@ -442,10 +445,10 @@ def test_a_study_that_was_paused_while_it_was_prepared_queues_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store(tmp_path / "models")
-    study = studies.create(store, "scaling", resolved(store))
-    studies.start(store, study)
-    monkeypatch.setattr(scaling, "prepare", lambda *_: studies.pause(store, study))
-    assert not studies.feed(store, "cpu", threading.Event())
+    study = lifecycle.create(store, "scaling", resolved(store))
+    lifecycle.start(store, study)
+    monkeypatch.setattr(scaling, "prepare", lambda *_: lifecycle.pause(store, study))
+    assert not lifecycle.feed(store, "cpu", threading.Event())
     assert store.queue() == []
 
 
@@ -457,5 +460,5 @@ def test_a_damaged_study_hides_no_other(tmp_path: Path, text: str) -> None:
     folder = store.root / "studies" / "0123456789abcdef"
     folder.mkdir(parents=True)
     (folder / "study.json").write_text(text)
-    (study,) = studies.listing(store)
-    assert studies.summary(study, store)["kind"] == "damaged"
+    (study,) = lifecycle.listing(store)
+    assert lifecycle.summary(study, store)["kind"] == "damaged"

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from axe import grave
 
-from smallalign_core import studies
-from smallalign_core.store import Store
+from smallalign_core.runs.store import Store
+from smallalign_core.studies import lifecycle
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -29,7 +29,7 @@ def test_a_study_by_a_click(browser: Any, site: str, place: Store) -> None:
     page.get_by_role("button", name="Delete").wait_for()  # offered once nothing of it is in training
     page.locator(".st-key-plot-scaling-tests .main-svg").first.wait_for()
 
-    (study,) = studies.listing(place, "scaling")
+    (study,) = lifecycle.listing(place, "scaling")
     report = study.report(place)
     assert (report.complete, report.total) == (True, 54)
     passed = sum(test.passed for test in report.readings["nll"].tests)

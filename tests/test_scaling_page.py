@@ -9,13 +9,15 @@ import pytest
 import yaml
 from streamlit.testing.v1 import AppTest
 
-from pages.ui import scalingcharts, scalingview
-from smallalign_core import desk, quality, scaling, studies
+from pages.ui.studies.scaling import charts, view
+from smallalign_core.analysis import data_quality
 from smallalign_core.data import Decision
-from smallalign_core.recording import Recording
-from smallalign_core.scaling import most_of, parse_study
-from smallalign_core.store import State, Store
-from smallalign_core.studies import Study
+from smallalign_core.runs.store import State, Store
+from smallalign_core.runs.writer import Recording
+from smallalign_core.service import backend
+from smallalign_core.studies import lifecycle, scaling
+from smallalign_core.studies.lifecycle import Study
+from smallalign_core.studies.scaling import most_of, parse_study
 from tests.conftest import Show, scaled, texts
 
 
@@ -65,10 +67,10 @@ def test_a_student_too_narrow_for_sizes_around_it_is_a_sentence(shown: Show) -> 
 
 
 def test_own_decisions_are_offered_where_there_are_some(shown: Show, place: Store) -> None:
-    fingerprint = desk.inspect(place, "digits")["fingerprint"]
-    quality.decide(place, fingerprint, "digits", [(255, Decision("drop"))])
+    fingerprint = backend.inspect(place, "digits")["fingerprint"]
+    data_quality.decide(place, fingerprint, "digits", [(255, Decision("drop"))])
     app = shown("scaling", data="digits", recipes="clean", cleaning="decided")
-    assert asked_for(app).decisions == str(quality.file_of(place, fingerprint))
+    assert asked_for(app).decisions == str(data_quality.file_of(place, fingerprint))
 
 
 # --- a study ----------------------------------------------------------------------------------------------------------
@@ -88,10 +90,10 @@ def test_an_adaptive_study_is_extended_by_runs(shown: Show, place: Store) -> Non
     app.number_input(key="extend-runs").set_value(70).run()
     next(button for button in app.button if button.label == "Extend and start").click().run()
     assert not app.exception
-    more = studies.find(place, app.query_params["study"][0])
+    more = lifecycle.find(place, app.query_params["study"][0])
     assert (more.spec.budget, more.active) == (70, True)
     assert more.spec.model_copy(update={"budget": 60}) == study.spec
-    studies.pause(place, more)
+    lifecycle.pause(place, more)
     whole = scaled(place, budget=most_of(study.spec))
     assert "Ask again with more sizes" in texts(shown("scaling", study=whole.id))
 
@@ -142,17 +144,17 @@ def test_where_the_law_holds_the_forest_is_of_its_figures(
     report = finished.report(place)
     reading = report.readings["nll"]
     drawn: dict[str, Any] = {}
-    monkeypatch.setattr(scalingcharts, "plot", lambda figure, **how: drawn.update(figure=figure, **how))
-    monkeypatch.setattr(scalingcharts, "palette", lambda: ["#0072B2", "#C24E00", "#00805A", "#8899AA"])
-    monkeypatch.setattr(scalingcharts, "ink", lambda: "#000000")
-    scalingcharts.forest(report, reading, key="x")
+    monkeypatch.setattr(charts, "plot", lambda figure, **how: drawn.update(figure=figure, **how))
+    monkeypatch.setattr(charts, "palette", lambda: ["#0072B2", "#C24E00", "#00805A", "#8899AA"])
+    monkeypatch.setattr(charts, "ink", lambda: "#000000")
+    charts.forest(report, reading, key="x")
     (one,) = reading.worth
     assert drawn["table"]["times"] == [one.parameters.k, one.images.k]
     assert drawn["table"]["low"] == [one.parameters.low, one.images.low]
     hidden = dataclasses.replace(one, hidden_parameters="because")
-    scalingcharts.forest(report, dataclasses.replace(reading, worth=(hidden,)), key="x")
+    charts.forest(report, dataclasses.replace(reading, worth=(hidden,)), key="x")
     assert "not shown" in drawn["figure"].layout.annotations[0].text
-    scalingcharts.self_tests(reading, key="x")
+    charts.self_tests(reading, key="x")
     assert drawn["table"]["truth"] == [test.truth for test in reading.tests]
     marks = [note.text[0] for note in drawn["figure"].layout.annotations]
     assert marks == [{"passed": "✓", "missed": "✗", "uninformative": "–"}[test.outcome] for test in reading.tests]
@@ -167,11 +169,10 @@ def test_the_headline_sorts_recipes_by_their_intervals(finished: Study, place: S
         found = dataclasses.replace(
             one, hidden_parameters="", parameters=dataclasses.replace(one.parameters, k=1.0, low=low, high=high)
         )
-        assert told in scalingview._headline(report, dataclasses.replace(reading, worth=(found,)))
+        assert told in view._headline(report, dataclasses.replace(reading, worth=(found,)))
         turned = dataclasses.replace(found, hidden_parameters="flat", images=found.parameters, hidden_images="")
         alone, beside = (
-            scalingview._headline(report, dataclasses.replace(reading, worth=worth))
-            for worth in ((turned,), (found, turned))
+            view._headline(report, dataclasses.replace(reading, worth=worth)) for worth in ((turned,), (found, turned))
         )
         assert "images, in images: " in alone
         assert told in alone

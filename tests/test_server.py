@@ -16,9 +16,9 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.websockets import WebSocket
 
+from pages.ui.app.server import routes
 from pages.ui.browser._npm import FILES, Packages, compressed
-from pages.ui.server import routes
-from pages.ui.wall import middleware
+from pages.ui.security.middleware import middleware
 
 LOCAL = ("127.0.0.1", 50_000)
 MODEL = bytes(range(256)) * 40

@@ -21,14 +21,17 @@ from PIL import Image
 from pages.ui.browser import InstallError
 from pages.ui.browser._demo import demo_files, unpack_demo
 from pages.ui.browser._npm import PACKAGES
-from smallalign_core import card, classnames, desk, export, graphs
-from smallalign_core.__main__ import main
+from smallalign_core import export
+from smallalign_core.cli._main import main
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadInput, BadModel, Refused
 from smallalign_core.export import _file, _runtime
-from smallalign_core.files import write_json
-from smallalign_core.store import Run, Store
-from smallalign_core.visitors import Role, Visitor
+from smallalign_core.networks import onnx_graph
+from smallalign_core.runs import class_names, model_card
+from smallalign_core.runs.store import Run, Store
+from smallalign_core.service import backend
+from smallalign_core.system.files import write_json
+from smallalign_core.system.users import Role, Visitor
 
 Report = dict[str, Any]
 TIMING = {"p50_ms": 0.1, "p95_ms": 0.2, "load_ms": 3.0, "sha256": None}
@@ -137,7 +140,7 @@ def test_nesting_takes_down_no_reader_of_metadata_or_proof(tmp_path: Path) -> No
     with pytest.raises(BadModel, match="metadata is damaged"):
         _runtime.read_metadata(deep, "x.onnx")
     with pytest.raises(BadInput, match="does not name its classes"):
-        classnames.in_metadata({"classes": deep, "names": '{"\u00b2": "a"}'})
+        class_names.in_metadata({"classes": deep, "names": '{"\u00b2": "a"}'})
     (tmp_path / "x.onnx").write_bytes(b"x")
     (tmp_path / "parity.json").write_text(deep)
     assert main(["verify", str(tmp_path / "x.onnx"), "--proof", str(tmp_path / "parity.json")]) == 2
@@ -206,7 +209,7 @@ def test_too_great_a_loss_is_flagged_everywhere(
         return bytes(model.SerializeToString())
 
     store, run = copied
-    monkeypatch.setattr(graphs, "in_integers", spoil)
+    monkeypatch.setattr(onnx_graph, "in_integers", spoil)
     report = export.bundle(run, store, precision="int8")
     assert report["loss"]["val"]["loss"] > export.LIMIT
     assert report["flagged"]
@@ -239,7 +242,7 @@ def test_a_network_that_cannot_be_quantised_says_so(
     def fail(*_: Any, **__: Any) -> bytes:
         raise KeyError("node_7")
 
-    monkeypatch.setattr(graphs, "in_integers", fail)
+    monkeypatch.setattr(onnx_graph, "in_integers", fail)
     with pytest.raises(Exception, match="cannot be written in 8-bit integers"):
         _file.in_precision(b"", "int8", digits.train)
 
@@ -365,7 +368,7 @@ def test_a_viewers_browser_writes_nothing_into_the_proof(copied: tuple[Store, Ru
     store, run = copied
     watched = Store(store.root, Visitor("eve@example.org", Role.VIEWER))
     with pytest.raises(Refused, match="You may look at everything here but not"):
-        desk.claim(watched, run.id, "fp32", said(kept_logits(store, run)))
+        backend.claim(watched, run.id, "fp32", said(kept_logits(store, run)))
     report = export.kept_bundle(run, store)
     assert report is not None
     assert report["browser"] is None
@@ -378,12 +381,12 @@ def test_names_of_classes_are_no_markup_in_a_card(store: Store, tmp_path: Path) 
     run, names = Run(tmp_path / "run"), ["a|b", "<img src=x onerror=alert(1)>", "[c](javascript:1)", "`d", "e\n# f"]
     names += list("56789")
     write_json(run.folder / "result.json", {**(run.result or {}), "classes": names})
-    text = card.card(run, store, "x")
+    text = model_card.card(run, store, "x")
     (line,) = [line for line in text.split("\n") if line.startswith("| classes")]
     assert line == (
         "| classes | 10: a\\|b, \\<img src=x onerror=alert(1)\\>, \\[c\\](javascript:1), \\`d, e # f, 5, 6, 7, 8, 9 |"
     )
-    assert card.card(shipped, store, shipped.name) == (shipped.folder / "card.md").read_text()
+    assert model_card.card(shipped, store, shipped.name) == (shipped.folder / "card.md").read_text()
 
 
 # --- downloads --------------------------------------------------------------------------------------------------------
@@ -501,10 +504,10 @@ def test_the_demo_brings_its_runtime_and_names_no_host(
 
 def test_the_desk_answers_for_a_page(copied: tuple[Store, Run]) -> None:
     store, run = copied
-    assert desk.bundle(store, run.id, "int8") == export.kept_bundle(run, store, "int8")
+    assert backend.bundle(store, run.id, "int8") == export.kept_bundle(run, store, "int8")
     with pytest.raises(BadInput, match="no such precision"):
-        desk.bundle(store, run.id, "int4")
-    assert desk.claim(store, run.id, "fp32", said(kept_logits(store, run)))["browser"]["ok"]
+        backend.bundle(store, run.id, "int4")
+    assert backend.claim(store, run.id, "fp32", said(kept_logits(store, run)))["browser"]["ok"]
 
 
 # --- files of others --------------------------------------------------------------------------------------------------

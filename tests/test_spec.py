@@ -11,7 +11,7 @@ import pytest
 import yaml
 from hypothesis import given, strategies as st
 
-from smallalign_core.__main__ import main
+from smallalign_core.cli._main import main
 from smallalign_core.errors import BadSpec
 from smallalign_core.spec import DataSpec, RunSpec, digest, parse, parse_policy, read, set_field, to_yaml
 from smallalign_core.spec.parts import FAMILIES, choices, members
@@ -142,7 +142,9 @@ def test_every_part_builds_from_its_kind_and_round_trips(family: Any, index: int
 
 
 def test_importing_the_library_imports_no_torch() -> None:
-    code = "import sys, smallalign_core, smallalign_core.spec, smallalign_core.store; print('torch' in sys.modules)"
+    code = (
+        "import sys, smallalign_core, smallalign_core.spec, smallalign_core.runs.store; print('torch' in sys.modules)"
+    )
     assert processes.run(processes.python("-c", code)).stdout.strip() == "False"
 
 

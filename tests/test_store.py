@@ -21,13 +21,15 @@ import pytest
 from conftest import Train, command, tiny
 from filelock import FileLock
 
-from pages.ui import backstage, supervisor
-from smallalign_core import desk, execution, files, worker
+from pages.ui.app import context, supervisor
 from smallalign_core.errors import BadInput, BadModel, Diverged, Refused, SmallAlignError, UnknownRun, WorkFailed
-from smallalign_core.recording import Recording, checkpoints
+from smallalign_core.runs.store import Run, State, Store
+from smallalign_core.runs.writer import Recording, checkpoints
+from smallalign_core.service import backend as desk, worker
 from smallalign_core.spec import RunSpec, digest
-from smallalign_core.store import Run, State, Store
-from smallalign_core.visitors import OWNER
+from smallalign_core.system import files
+from smallalign_core.system.users import OWNER
+from smallalign_core.training import runner
 
 
 def until(true: Callable[[], bool], seconds: float = 90) -> None:
@@ -132,14 +134,14 @@ def test_the_dashboard_sees_a_worker_on_any_device_and_starts_no_other(
     started: list[Store] = []
     monkeypatch.setattr(supervisor, "start_worker", lambda one: started.append(one) or SimpleNamespace(poll=lambda: 0))
     monkeypatch.setenv("SMALLALIGN_STORE", str(store.root))
-    monkeypatch.setattr(backstage.access, "visitor", lambda: OWNER)
+    monkeypatch.setattr(context.access, "visitor", lambda: OWNER)
     with FileLock(store.worker_lock(device)):
         assert store.workers() == [device.replace(":", "-")]
-        assert backstage.worker_alive()
+        assert context.worker_alive()
         supervisor.keep_worker(store, Twice())
     assert not started
     assert not store.workers()
-    assert not backstage.worker_alive()
+    assert not context.worker_alive()
     supervisor.keep_worker(store, Twice())
     assert started
 
@@ -356,9 +358,9 @@ def test_one_of_a_lockstep_is_cancelled_and_the_others_end(store: Store, train: 
         if event["kind"] == "epoch" and event["epoch"] == 3 and runs[1].state is State.RUNNING:
             runs[1].ask("cancel")
 
-    ended = execution.execute_together(runs, store, device="cpu", from_queue=True, observe=cancel)
+    ended = runner.execute_together(runs, store, device="cpu", from_queue=True, observe=cancel)
     assert [how["state"] for how in ended if isinstance(how, dict)] == ["finished", "cancelled", "finished"]
-    again = execution.execute_together(runs, store, device="cpu")
+    again = runner.execute_together(runs, store, device="cpu")
     assert [how["state"] for how in again if isinstance(how, dict)] == ["finished"] * 3
     assert runs[1].events("resumed")[0]["step"] > 0
 
@@ -367,7 +369,7 @@ def test_one_of_a_lockstep_diverges_and_the_others_end(store: Store) -> None:
     wild = {"kind": "sgd", "lr": 100.0, "weight_decay": 10.0}
     specs = [tiny(epochs=8), tiny(epochs=8, network={"kind": "mlp", "width": 32}, optimizer=wild)]
     runs = [store.create(desk.resolve(store, spec)) for spec in specs]
-    fine, broken = execution.execute_together(runs, store, device="cpu")
+    fine, broken = runner.execute_together(runs, store, device="cpu")
     assert isinstance(fine, dict)
     assert fine["state"] == "finished"
     assert isinstance(broken, Diverged)
@@ -379,7 +381,7 @@ def test_a_lockstep_that_cannot_start_is_tried_one_by_one(store: Store, train: T
     teacher = train()
     runs = group(store, teacher)
     teacher.weights.write_bytes(b"nothing")
-    ended = execution.execute_together(runs, store, device="cpu", from_queue=True)
+    ended = runner.execute_together(runs, store, device="cpu", from_queue=True)
     assert [run.state for run in runs] == [State.FAILED, State.FAILED, State.FINISHED]
     assert isinstance(ended[0], BadModel)
 
@@ -394,7 +396,7 @@ def test_runs_at_different_steps_are_trained_one_after_the_other(store: Store, t
                 run.ask("pause")
 
         worker.execute(run, store, device="cpu", observe=pause)
-    ended = execution.execute_together(runs, store, device="cpu")
+    ended = runner.execute_together(runs, store, device="cpu")
     assert [how["state"] for how in ended if isinstance(how, dict)] == ["finished"] * 3
     assert [run.said["together"] for run in runs] == [1, 1, 1]
 
@@ -476,7 +478,7 @@ def test_pausing_at_any_event_changes_nothing(
 
 def stopped_run(store: Store, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run paused after a few checkpoints."""
-    monkeypatch.setattr(execution, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(runner, "CHECKPOINT_SECONDS", 0.0)
     run = medium(store)
     seen = []
 

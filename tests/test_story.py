@@ -11,8 +11,8 @@ import pytest
 from conftest import command, program
 
 import smallalign_core as sa
-from smallalign_core.__main__ import main
-from smallalign_core.store import Store
+from smallalign_core.cli._main import main
+from smallalign_core.runs.store import Store
 
 Door = Callable[..., subprocess.CompletedProcess[str]]
 SPEC = "data: digits\nnetwork: {kind: cnn, width: 6, depth: 2}\nepochs: 4\n"

@@ -18,13 +18,14 @@ import pytest
 from conftest import command, tiny
 from pydantic import BaseModel
 
-from smallalign_core import desk, studies, worker
 from smallalign_core.errors import BadData, Refused, UnknownRun
-from smallalign_core.recording import Recording
+from smallalign_core.runs.store import Run, State, Store
+from smallalign_core.runs.writer import Recording
+from smallalign_core.service import backend, worker
 from smallalign_core.spec import RunSpec, digest, parse
-from smallalign_core.store import Run, State, Store
-from smallalign_core.studies import Study
-from smallalign_core.visitors import Role, Visitor
+from smallalign_core.studies import lifecycle
+from smallalign_core.studies.lifecycle import Study
+from smallalign_core.system.users import Role, Visitor
 
 
 class Asked(BaseModel):
@@ -74,18 +75,18 @@ class Toy(ModuleType):
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> Toy:
     kind = Toy()
-    monkeypatch.setitem(studies.KINDS, "toy", kind)
+    monkeypatch.setitem(lifecycle.KINDS, "toy", kind)
     return kind
 
 
 @pytest.fixture
 def resolved(store: Store) -> RunSpec:
     fields = {"data": {"source": "digits", "images": 100}, "network": {"kind": "mlp", "width": 8}, "batch": 50}
-    return desk.resolve(store, tiny(**fields, epochs=1))
+    return backend.resolve(store, tiny(**fields, epochs=1))
 
 
 def ask(store: Store, spec: RunSpec, *lengths: int) -> Study:
-    return studies.create(store, "toy", Asked(student=spec.model_dump(mode="json"), lengths=list(lengths) or [1]))
+    return lifecycle.create(store, "toy", Asked(student=spec.model_dump(mode="json"), lengths=list(lengths) or [1]))
 
 
 def serve(store: Store) -> int:
@@ -105,16 +106,16 @@ def test_an_equal_question_is_the_same_study(store: Store, toy: Toy, resolved: R
     assert ask(store, resolved, 1, 2).id != first.id
     assert (first.folder / "study.json").read_bytes() == written
     assert Study(first.folder).spec == first.spec
-    assert [study.id for study in studies.listing(store, "toy")].count(first.id) == 1
+    assert [study.id for study in lifecycle.listing(store, "toy")].count(first.id) == 1
 
 
 def test_it_is_found_by_the_beginning_of_its_id(store: Store, toy: Toy, resolved: RunSpec) -> None:
     study = ask(store, resolved)
 
-    assert studies.find(store, study.id[:6]).id == study.id
+    assert lifecycle.find(store, study.id[:6]).id == study.id
     for reference in ("", "zzzz"):
         with pytest.raises(UnknownRun):
-            studies.find(store, reference)
+            lifecycle.find(store, reference)
 
 
 def test_a_damaged_one_hides_no_other(store: Store, toy: Toy, resolved: RunSpec) -> None:
@@ -122,15 +123,15 @@ def test_a_damaged_one_hides_no_other(store: Store, toy: Toy, resolved: RunSpec)
     for content in ("", "[]", '{"kind": "weather"}'):
         (bad.folder / "study.json").write_text(content)
 
-        lines = {line["id"]: line for line in (studies.summary(study, store) for study in studies.listing(store))}
+        lines = {line["id"]: line for line in (lifecycle.summary(study, store) for study in lifecycle.listing(store))}
 
         assert lines[bad.id]["kind"] == "damaged", content
         assert "damaged" in lines[bad.id]["title"]
         assert (lines[good.id]["kind"], lines[good.id]["title"]) == ("toy", "a toy")
-    studies.delete(store, Study(bad.folder))
+    lifecycle.delete(store, Study(bad.folder))
     good.folder.with_name(".deleted-1").mkdir()
     (good.folder.with_name(".deleted-1") / "study.json").write_text("{}")
-    assert [study.id for study in studies.listing(store)] == [good.id]
+    assert [study.id for study in lifecycle.listing(store)] == [good.id]
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -140,7 +141,7 @@ def test_what_follows_from_what_is_finished_is_trained_too(store: Store, toy: To
     study = ask(store, resolved)
     assert len(study.wanted(store)) == 1
 
-    failed = studies.drive(study, store, device="cpu")
+    failed = lifecycle.drive(study, store, device="cpu")
 
     assert (failed, study.missing(store)) == ([], [])
     assert sorted(run.spec.seed for run in store.runs()) == [0, 7]
@@ -148,16 +149,16 @@ def test_what_follows_from_what_is_finished_is_trained_too(store: Store, toy: To
 
 
 def test_asking_again_trains_nothing(store: Store, toy: Toy, resolved: RunSpec) -> None:
-    studies.drive(ask(store, resolved), store, device="cpu")
+    lifecycle.drive(ask(store, resolved), store, device="cpu")
     before = {run.id: (run.folder / "events.jsonl").read_bytes() for run in store.runs()}
 
-    studies.drive(ask(store, resolved), store, device="cpu")
+    lifecycle.drive(ask(store, resolved), store, device="cpu")
 
     assert {run.id: (run.folder / "events.jsonl").read_bytes() for run in store.runs()} == before
 
 
 def test_a_larger_study_repeats_nothing(store: Store, toy: Toy, resolved: RunSpec) -> None:
-    studies.drive(ask(store, resolved), store, device="cpu")
+    lifecycle.drive(ask(store, resolved), store, device="cpu")
     done = {run.id for run in store.runs()}
 
     missing = ask(store, resolved, 1, 2).missing(store)
@@ -170,11 +171,11 @@ def test_runs_that_keep_step_are_trained_in_equal_groups(resolved: RunSpec) -> N
     same = [resolved.model_copy(update={"network": {"n": n}}) for n in range(9)]  # network is not looked at
     other = resolved.model_copy(update={"seed": 5})
 
-    first = studies.together([*same, other])
+    first = lifecycle.together([*same, other])
 
     assert first == same[:5]
-    assert studies.together(same[5:]) == same[5:]
-    assert studies.together([other, *same]) == [other]
+    assert lifecycle.together(same[5:]) == same[5:]
+    assert lifecycle.together([other, *same]) == [other]
 
 
 # --- by workers -------------------------------------------------------------------------------------------------------
@@ -183,17 +184,17 @@ def test_runs_that_keep_step_are_trained_in_equal_groups(resolved: RunSpec) -> N
 def test_a_worker_trains_an_active_study_to_its_end(store: Store, toy: Toy, resolved: RunSpec) -> None:
     study = ask(store, resolved)
     assert serve(store) == 0, "nobody started it"
-    studies.start(store, study)
-    assert studies.any_active(store)
+    lifecycle.start(store, study)
+    assert lifecycle.any_active(store)
 
     taken = serve(store)
 
-    assert not studies.any_active(store)
+    assert not lifecycle.any_active(store)
     assert (taken, study.missing(store), study.active) == (2, [], False)
 
 
 def test_what_people_submit_comes_before_studies(store: Store, toy: Toy, resolved: RunSpec) -> None:
-    studies.start(store, ask(store, resolved))
+    lifecycle.start(store, ask(store, resolved))
     own = store.submit(resolved.model_copy(update={"seed": 3}))
 
     serve(store)
@@ -208,7 +209,7 @@ def test_what_is_submitted_while_a_study_is_prepared_does_not_wait_for_it(
     store: Store, toy: Toy, resolved: RunSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = ask(store, resolved)
-    studies.start(store, study)
+    lifecycle.start(store, study)
     toy.unready, before = 10, []
     own = resolved.model_copy(update={"seed": 3})
     real = worker.serve_some
@@ -235,7 +236,7 @@ def test_the_foreground_prepares_to_the_end_first(store: Store, toy: Toy, resolv
     toy.unready = 5
     study = ask(store, resolved)
 
-    studies.drive(study, store, device="cpu")
+    lifecycle.drive(study, store, device="cpu")
 
     assert (toy.unready, study.missing(store)) == (0, [])
     assert toy.prepared >= 5
@@ -244,7 +245,7 @@ def test_the_foreground_prepares_to_the_end_first(store: Store, toy: Toy, resolv
 def test_a_study_that_cannot_go_on_says_why_and_the_worker_lives(store: Store, toy: Toy, resolved: RunSpec) -> None:
     good, bad = ask(store, resolved), ask(store, resolved, 2)
     for study in (good, bad):
-        studies.start(store, study)
+        lifecycle.start(store, study)
     toy.broken = BadData("the images are gone", given="digits", do="bring them back")
 
     assert serve(store) == 0
@@ -252,7 +253,7 @@ def test_a_study_that_cannot_go_on_says_why_and_the_worker_lives(store: Store, t
     assert bad.trouble == "The images are gone (given: digits). Bring them back."
     assert not bad.active
     toy.broken = None
-    studies.start(store, bad)
+    lifecycle.start(store, bad)
     assert bad.trouble is None
     serve(store)
     assert bad.missing(store) == []
@@ -264,7 +265,7 @@ def test_a_run_that_failed_waits_for_a_person(
     study = ask(store, resolved)
     with Recording(store.create(study.wanted(store)[0])) as recording:
         recording.say(ended=State.FAILED, reason="no memory")
-    studies.start(store, study)  # queues it once more
+    lifecycle.start(store, study)  # queues it once more
     (run,) = store.queue()
     with Recording(run) as recording:
         recording.say(ended=State.FAILED, reason="no memory")
@@ -277,13 +278,13 @@ def test_a_run_that_failed_waits_for_a_person(
 def test_a_run_that_kills_its_worker_is_not_taken_for_ever(store: Store, toy: Toy, resolved: RunSpec) -> None:
     study = ask(store, resolved)
     run = store.create(study.wanted(store)[0])
-    for _ in range(studies.ATTEMPTS):
+    for _ in range(lifecycle.ATTEMPTS):
         with Recording(run):
             pass  # and the worker is gone, without a word
     assert run.state is State.INTERRUPTED
     (study.folder / "active").touch()
 
-    assert not studies.feed(store, "cpu", threading.Event())
+    assert not lifecycle.feed(store, "cpu", threading.Event())
 
     assert not study.active
 
@@ -292,7 +293,7 @@ def test_a_diverged_run_is_settled(store: Store, toy: Toy, resolved: RunSpec) ->
     wild = resolved.model_copy(update={"optimizer": tiny(optimizer={"kind": "sgd", "lr": 100}).optimizer})
     study = ask(store, wild, 30)
 
-    (error,) = studies.drive(study, store, device="cpu")
+    (error,) = lifecycle.drive(study, store, device="cpu")
 
     assert "loss became" in str(error)
     assert store.runs()[0].said["diverged"] is True
@@ -301,15 +302,15 @@ def test_a_diverged_run_is_settled(store: Store, toy: Toy, resolved: RunSpec) ->
 
 def test_pausing_keeps_checkpoints_and_starting_goes_on(store: Store, toy: Toy, resolved: RunSpec) -> None:
     study = ask(store, resolved, 1, 2)
-    studies.start(store, study)
-    assert studies.feed(store, "cpu", threading.Event())
+    lifecycle.start(store, study)
+    assert lifecycle.feed(store, "cpu", threading.Event())
 
-    studies.pause(store, study)
+    lifecycle.pause(store, study)
 
     assert not study.active
     assert [run.state for run in store.runs()] == [State.PAUSED]
     assert serve(store) == 0
-    studies.start(store, study)
+    lifecycle.start(store, study)
     serve(store)
     assert study.missing(store) == []
 
@@ -324,7 +325,7 @@ def test_where_the_queue_has_no_room_a_study_stays_as_it_is(
     visitor = Store(store.root, Visitor("somebody"))
 
     with pytest.raises(Refused, match="may have 1 run waiting"):
-        studies.start(visitor, study)
+        lifecycle.start(visitor, study)
 
     assert not study.active
     assert store.queue() == []
@@ -337,10 +338,10 @@ def test_stopping_ends_the_foreground(store: Store, toy: Toy, resolved: RunSpec)
     def observe(*_: object) -> Any:
         return lambda event: stop.set() if event["kind"] == "epoch" else None
 
-    studies.drive(study, store, device="cpu", stop=stop, observe=observe)
+    lifecycle.drive(study, store, device="cpu", stop=stop, observe=observe)
 
     assert [run.state for run in store.runs()] == [State.PAUSED]
-    studies.drive(study, store, device="cpu")
+    lifecycle.drive(study, store, device="cpu")
     assert study.missing(store) == []
 
 
@@ -349,19 +350,19 @@ def test_stopping_ends_the_foreground(store: Store, toy: Toy, resolved: RunSpec)
 
 def test_deleting_keeps_the_runs_of_others(store: Store, toy: Toy, resolved: RunSpec) -> None:
     small, large = ask(store, resolved, 1), ask(store, resolved, 1, 2)
-    studies.drive(large, store, device="cpu")
+    lifecycle.drive(large, store, device="cpu")
     (small.folder / "active").touch()
     with pytest.raises(Refused, match="Pause it"):
-        studies.delete(store, small, runs=True)
+        lifecycle.delete(store, small, runs=True)
     (small.folder / "active").unlink()
 
-    gone = studies.delete(store, large, runs=True)
+    gone = lifecycle.delete(store, large, runs=True)
 
     assert [Run(store.root / "runs" / run).name for run in gone] == gone
     assert sorted(run.spec.epochs for run in store.runs()) == [1, 1]
     assert len(gone) == 1
-    assert [study.id for study in studies.listing(store)] == [small.id]
-    studies.delete(store, small)
+    assert [study.id for study in lifecycle.listing(store)] == [small.id]
+    lifecycle.delete(store, small)
     assert len(store.runs()) == 2, "without `runs` they stay"
 
 
@@ -369,11 +370,11 @@ def test_a_teacher_stays_while_a_study_lacks_runs(store: Store, toy: Toy, resolv
     """Whoever trains it, active or paused; not once it is complete, nor once it is deleted."""
     teacher = store.create(resolved.model_copy(update={"seed": 9, "epochs": 20}))
     worker.execute(teacher, store, device="cpu")
-    student = desk.resolve(store, parse(resolved.model_dump(mode="json") | {"teacher": teacher.id, "loss": "kd"}))
+    student = backend.resolve(store, parse(resolved.model_dump(mode="json") | {"teacher": teacher.id, "loss": "kd"}))
     study, other = ask(store, student), ask(store, student, 2)
     for one in (study, other):
-        studies.start(store, one)
-        studies.pause(store, one)
+        lifecycle.start(store, one)
+        lifecycle.pause(store, one)
 
     refused = command("runs", "delete", teacher.id, store=store)
     assert refused.returncode == 2
@@ -381,8 +382,8 @@ def test_a_teacher_stays_while_a_study_lacks_runs(store: Store, toy: Toy, resolv
     assert study.id in refused.stderr
     assert other.id in refused.stderr
     assert refused.stderr.rstrip().endswith("or delete them: their finished runs stay.")
-    studies.delete(store, other)
-    studies.start(store, study)
+    lifecycle.delete(store, other)
+    lifecycle.start(store, study)
     with pytest.raises(Refused, match=f"given: {study.id}"):
         store.delete(teacher.id)
     serve(store)
@@ -397,11 +398,11 @@ def test_a_teacher_is_let_go_by_studies_that_are_complete_or_no_more(
     """Paused before the last run was finished, or trained by somebody else: nothing is left that would let it go."""
     teacher = store.create(resolved.model_copy(update={"seed": 9, "epochs": 20}))
     worker.execute(teacher, store, device="cpu")
-    student = desk.resolve(store, parse(resolved.model_dump(mode="json") | {"teacher": teacher.id, "loss": "kd"}))
+    student = backend.resolve(store, parse(resolved.model_dump(mode="json") | {"teacher": teacher.id, "loss": "kd"}))
     study, lost = ask(store, student), ask(store, student, 2)
     for one in (study, lost):
-        studies.start(store, one)
-        studies.pause(store, one)
+        lifecycle.start(store, one)
+        lifecycle.pause(store, one)
     (lost.folder / "study.json").unlink()
     damaged = ask(store, student, 3)
     for name in ("needs", "trouble"):
@@ -411,12 +412,12 @@ def test_a_teacher_is_let_go_by_studies_that_are_complete_or_no_more(
     complete = {study.id: False}
     monkeypatch.setattr(Study, "report", lambda self, _: SimpleNamespace(complete=complete[self.id]))
     with pytest.raises(Refused, match=rf"given: {study.id}\)"):
-        studies.delete_run(store, teacher.id)
+        lifecycle.delete_run(store, teacher.id)
     complete[study.id] = True
     with pytest.raises(Refused, match="but not delete runs"):
-        studies.delete_run(Store(store.root, Visitor("somebody", Role.VIEWER)), teacher.id)
+        lifecycle.delete_run(Store(store.root, Visitor("somebody", Role.VIEWER)), teacher.id)
 
-    studies.delete_run(store, teacher.id)
+    lifecycle.delete_run(store, teacher.id)
 
     assert store.runs() == []
 
@@ -425,14 +426,14 @@ def test_a_study_deletes_its_own_teachers_too(store: Store, toy: Toy, resolved: 
     knowing = resolved.model_copy(update={"epochs": 20})
     teacher = store.create(knowing)
     worker.execute(teacher, store, device="cpu")
-    student = desk.resolve(store, parse(resolved.model_dump(mode="json") | {"teacher": teacher.id, "loss": "kd"}))
+    student = backend.resolve(store, parse(resolved.model_dump(mode="json") | {"teacher": teacher.id, "loss": "kd"}))
     study = ask(store, student, 2)
     toy.wanted = lambda *_: [knowing, student]  # type: ignore[method-assign]
-    studies.start(store, study)
-    studies.pause(store, study)
+    lifecycle.start(store, study)
+    lifecycle.pause(store, study)
     store.create(student)
 
-    assert studies.delete(store, study, runs=True) == [digest(student), teacher.id]
+    assert lifecycle.delete(store, study, runs=True) == [digest(student), teacher.id]
 
     assert store.runs() == []
 
@@ -483,9 +484,9 @@ def test_killed_anywhere_it_ends_with_the_same_runs(tmp_path: Path) -> None:
 
 def test_every_kind_answers_all_that_is_asked() -> None:
     answers = re.findall(
-        r"^    (\w+)\(", inspect.getsource(studies).partition("KINDS: ")[2].partition("ATTEMPTS")[0], re.M
+        r"^    (\w+)\(", inspect.getsource(lifecycle).partition("KINDS: ")[2].partition("ATTEMPTS")[0], re.M
     )
     assert len(answers) == 9
-    for kind, module in studies.KINDS.items():
+    for kind, module in lifecycle.KINDS.items():
         for name in answers:
             assert callable(getattr(module, name, None)), (kind, name)

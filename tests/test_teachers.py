@@ -17,15 +17,20 @@ from conftest import Train, command, tiny
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import load_file, save_file
 
-from smallalign_core import compare, desk, evaluate, execution, export, foreign, jail, networks, preflight
+from smallalign_core import export, metrics, networks
+from smallalign_core.analysis import compare, teacher_check
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadInput, BadModel, BadSpec, Refused
+from smallalign_core.runs import imported as foreign
+from smallalign_core.runs.store import Run, Store
+from smallalign_core.service import backend
 from smallalign_core.spec import DataSpec, canonical, digest, parse, to_yaml
-from smallalign_core.store import Run, Store
-from smallalign_core.teacher import _pack
+from smallalign_core.system import sandbox
+from smallalign_core.training import runner
+from smallalign_core.training.teacher import _pack
 
 DIGITS = DataSpec(source="digits")
-QUICK = jail.Limits(seconds=3, wall=20.0)
+QUICK = sandbox.Limits(seconds=3, wall=20.0)
 
 
 # --- files of others --------------------------------------------------------------------------------------------------
@@ -128,7 +133,7 @@ def test_an_import_is_found_listed_compared_and_deleted_but_not_trained_or_expor
     for question in (lambda: imported.spec, lambda: export.export(imported, tmp_path / "again.onnx")):
         with pytest.raises(Refused, match="imported, not trained here"):
             question()
-    student = store.create(desk.resolve(store, tiny(teacher=imported.id)))
+    student = store.create(backend.resolve(store, tiny(teacher=imported.id)))
     with pytest.raises(Refused, match="nfinished runs learn from it"):
         store.delete(imported.id)
     store.delete(student.id)
@@ -143,8 +148,8 @@ def test_an_import_teaches_as_the_run_that_it_was(exported: tuple[Store, Run, Pa
     store = Store(tmp_path / "models")
     made = []
     for teacher in (foreign.bring(file, DIGITS, store).id, run.id):
-        student = store.create(desk.resolve(store, tiny(teacher=teacher, network={"kind": "mlp", "width": 8})))
-        execution.execute(student, store, device="cpu")
+        student = store.create(backend.resolve(store, tiny(teacher=teacher, network={"kind": "mlp", "width": 8})))
+        runner.execute(student, store, device="cpu")
         made.append(load_file(student.weights))
     for name, tensor in made[0].items():
         torch.testing.assert_close(tensor, made[1][name], atol=1e-3, rtol=1e-3)
@@ -162,7 +167,7 @@ def test_classes_in_another_order_and_more_of_them_are_matched_by_name(
     images = torch.from_numpy(digits.val.images.copy())
     answers = answers_of(imported, digits.classes, images)
     torch.testing.assert_close(answers, networks.from_file(run.weights)(images).detach(), atol=1e-4, rtol=0)
-    found = preflight.preflight(imported, store)
+    found = teacher_check.preflight(imported, store)
     assert found.unused == 1
     assert ("spare", "spare") not in found.mapping
     assert sorted(found.mapping) == sorted((name, name) for name in digits.classes)
@@ -298,9 +303,9 @@ def test_a_pickle_does_not_run(tmp_path: Path) -> None:
     for write in (lambda: file.write_bytes(pickle.dumps(Payload(marker))), lambda: torch.save(Payload(marker), file)):
         write()
         with pytest.raises(BadModel, match="is a pickle"):
-            jail.inspect(file)
+            sandbox.inspect(file)
         with pytest.raises(BadModel, match=r"more than tensors|damaged"):
-            jail.convert(file)
+            sandbox.convert(file)
         assert not marker.exists()
     pickle.loads(pickle.dumps(Payload(marker)))  # noqa: S301  # the payload does work where nobody is careful
     assert marker.exists()
@@ -317,7 +322,7 @@ def test_a_checkpoint_becomes_safetensors(tmp_path: Path) -> None:
     torch.testing.assert_close(kept["a"], tensors["module.a"])
     torch.save({"w": torch.zeros(1).expand(1_000_000_000)}, tmp_path / "bomb.pth")
     with pytest.raises(BadModel, match="more numbers than it holds"):
-        jail.convert(tmp_path / "bomb.pth")
+        sandbox.convert(tmp_path / "bomb.pth")
 
 
 def test_programs_are_refused_in_words(tmp_path: Path) -> None:
@@ -329,7 +334,7 @@ def test_programs_are_refused_in_words(tmp_path: Path) -> None:
         with zipfile.ZipFile(tmp_path / name, "w") as archive:
             archive.writestr(inner, b"")
         with pytest.raises(BadModel, match=words):
-            jail.inspect(tmp_path / name)
+            sandbox.inspect(tmp_path / name)
 
 
 def bomb(nodes: list[Any], tensors: list[Any] = ()) -> bytes:  # type: ignore[assignment]
@@ -414,7 +419,7 @@ def test_hostile_files_get_one_sentence(tmp_path: Path, content: Any, words: str
     file = tmp_path / "model.onnx"
     file.write_bytes(content())
     with pytest.raises(BadModel, match=words) as caught:
-        jail.inspect(file, limits=QUICK)
+        sandbox.inspect(file, limits=QUICK)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == [file]
 
@@ -423,7 +428,7 @@ def test_a_child_that_only_waits_is_ended(tmp_path: Path) -> None:
     file = tmp_path / "m.onnx"
     file.write_bytes(graph())
     with pytest.raises(BadModel, match="needs more than 0 seconds"):
-        jail.inspect(file, limits=jail.Limits(wall=0.01))
+        sandbox.inspect(file, limits=sandbox.Limits(wall=0.01))
 
 
 @pytest.mark.slow
@@ -439,17 +444,17 @@ def test_bad_files_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
 
 def test_the_report_agrees_with_evaluate_on_the_same_logits(exported: tuple[Store, Run, Path], digits: Splits) -> None:
     store, run, _ = exported
-    found = preflight.preflight(run, store)
+    found = teacher_check.preflight(run, store)
     val = digits.val
-    logits = evaluate.logits_of(networks.from_file(run.weights), val)
-    assert found.scores.accuracy == evaluate.score(logits, val.labels, val.classes).accuracy
+    logits = metrics.logits_of(networks.from_file(run.weights), val)
+    assert found.scores.accuracy == metrics.score(logits, val.labels, val.classes).accuracy
     for name in ("nll", "ece", "accuracy_low"):
         assert getattr(found.scores, name) == pytest.approx(
-            getattr(evaluate.score(logits, val.labels, val.classes), name), rel=1e-4
+            getattr(metrics.score(logits, val.labels, val.classes), name), rel=1e-4
         )
-    assert found.temperature == pytest.approx(evaluate.fit_temperature(logits, val.labels), rel=1e-3)
+    assert found.temperature == pytest.approx(metrics.fit_temperature(logits, val.labels), rel=1e-3)
     assert found.calibrated_ece == pytest.approx(
-        evaluate.score(logits, val.labels, val.classes, found.temperature).ece, rel=1e-3
+        metrics.score(logits, val.labels, val.classes, found.temperature).ece, rel=1e-3
     )
     assert found.refused is None
     assert found.digest == hashlib.sha256(run.weights.read_bytes()).hexdigest()
@@ -460,14 +465,14 @@ def test_the_report_agrees_with_evaluate_on_the_same_logits(exported: tuple[Stor
 
 def test_suggested_temperatures_are_where_they_are_said_to_be() -> None:
     logits = np.random.default_rng(0).normal(scale=6, size=(500, 10)).astype(np.float32)
-    low, high = preflight.suggested(logits)
+    low, high = teacher_check.suggested(logits)
     for temperature, wanted in ((low, 0.9), (high, 0.55)):
         confidence = torch.softmax(torch.from_numpy(logits) / temperature, 1).amax(1).mean()
         assert float(confidence) == pytest.approx(wanted, abs=1e-4)
-    soft = preflight.softness(logits, 4.0)
+    soft = teacher_check.softness(logits, 4.0)
     known = torch.distributions.Categorical(logits=torch.from_numpy(logits) / 4)
     assert soft.entropy == pytest.approx(float(known.entropy().mean()), rel=1e-5)
-    assert preflight.suggested(logits / 1000) == pytest.approx((0.5, 0.5))  # never sharp enough: the loss's bound
+    assert teacher_check.suggested(logits / 1000) == pytest.approx((0.5, 0.5))  # never sharp enough: the loss's bound
 
 
 @pytest.mark.slow
@@ -477,7 +482,7 @@ def test_heads_that_know_nothing_are_refused(exported: tuple[Store, Run, Path], 
     for seed in range(5):
         (tmp_path / f"{seed}.onnx").write_bytes(graph(seed=seed, names=list("0123456789")))
         run = foreign.bring(tmp_path / f"{seed}.onnx", DIGITS, store)
-        assert "not shown to be better than chance" in str(preflight.preflight(run, store).refused)
+        assert "not shown to be better than chance" in str(teacher_check.preflight(run, store).refused)
     shuffled = foreign.bring(file, DIGITS, store, classes=list("1234567890"))
     done = command("preflight", shuffled.id, "--json", store=store)
     assert done.returncode == 1, done.stderr
@@ -491,7 +496,7 @@ def test_a_model_that_rolls_dice_is_warned_about(store: Store, tmp_path: Path, d
     model.graph.node.append(helper.make_node("RandomNormalLike", ["clean"], ["noise"], scale=0.5))
     model.graph.node.append(helper.make_node("Add", ["clean", "noise"], ["y"]))
     (tmp_path / "dice.onnx").write_bytes(model.SerializeToString())
-    found = preflight.preflight(foreign.bring(tmp_path / "dice.onnx", DIGITS, store), store)
+    found = teacher_check.preflight(foreign.bring(tmp_path / "dice.onnx", DIGITS, store), store)
     assert found.repeat_diff > 0.1
     assert any("asked again" in warning for warning in found.warnings)
 
@@ -504,7 +509,7 @@ def test_the_command_line_and_the_desk_say_the_same(exported: tuple[Store, Run, 
     assert store.run("from-elsewhere").in_zoo
     assert "SHA-256" in (store.run("from-elsewhere").folder / "card.md").read_text()
     done = command("preflight", "from-elsewhere", "--data", "digits", "--json", store=store)
-    said, asked = json.loads(done.stdout), desk.preflight(store, "from-elsewhere", "digits")
+    said, asked = json.loads(done.stdout), backend.preflight(store, "from-elsewhere", "digits")
     for name in ("scores", "suggested", "temperature", "refused", "mapping"):
         assert said[name] == json.loads(json.dumps(asked[name])), name
     assert "may teach" in asked["words"]
@@ -527,16 +532,16 @@ def start(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_a_run_starts_from_a_file_and_its_digest_is_the_files(store: Store, start: Path, tmp_path: Path) -> None:
-    resolved = desk.resolve(store, tiny(network=small(weights=str(start))))
+    resolved = backend.resolve(store, tiny(network=small(weights=str(start))))
     assert resolved.network.weights_sha256 == hashlib.sha256(start.read_bytes()).hexdigest()  # type: ignore[union-attr]
     moved = tmp_path / "moved.safetensors"
     moved.write_bytes(start.read_bytes())
-    assert digest(desk.resolve(store, tiny(network=small(weights=str(moved))))) == digest(resolved)
-    assert digest(desk.resolve(store, tiny(network=small()))) != digest(resolved)
+    assert digest(backend.resolve(store, tiny(network=small(weights=str(moved))))) == digest(resolved)
+    assert digest(backend.resolve(store, tiny(network=small()))) != digest(resolved)
     tensors = load_file(start)
     tensors["features.0.bias"] += 1
     save_file(tensors, start)
-    assert digest(desk.resolve(store, tiny(network=small(weights=str(start))))) != digest(resolved)
+    assert digest(backend.resolve(store, tiny(network=small(weights=str(start))))) != digest(resolved)
     with pytest.raises(BadModel, match="not the file that they were"):
         networks.build(resolved.network, list("ab"), (1, 8, 8), mean=[0.5], std=[0.5])
     assert "weights_sha256" not in to_yaml(resolved)
@@ -596,17 +601,17 @@ def test_a_run_may_start_from_another_runs_weights(train: Train) -> None:
 
 def test_what_cannot_be_started_from_is_refused(store: Store, start: Path, exported: tuple[Store, Run, Path]) -> None:
     with pytest.raises(BadModel, match=r"of another network than mobilenet_v2.*tensors are missing"):
-        desk.resolve(store, tiny(network={"kind": "torchvision", "name": "mobilenet_v2", "weights": str(start)}))
+        backend.resolve(store, tiny(network={"kind": "torchvision", "name": "mobilenet_v2", "weights": str(start)}))
     with pytest.raises(BadModel, match="a safetensors file"):
-        desk.resolve(store, tiny(network=small(weights=str(exported[2]))))
+        backend.resolve(store, tiny(network=small(weights=str(exported[2]))))
     with pytest.raises(BadModel, match="cannot be read"):
-        desk.resolve(store, tiny(network=small(weights="nowhere.safetensors")))
+        backend.resolve(store, tiny(network=small(weights="nowhere.safetensors")))
     with pytest.raises(BadSpec, match="two places"):
         tiny(network=small(weights="a", pretrained=True))
     with pytest.raises(BadSpec, match="frozen network never learns"):
         tiny(network=small(frozen=True))
     with pytest.raises(BadSpec, match=r"imm has no .* model of that name.*resnet"):
-        desk.resolve(store, tiny(network="timm:resnet81"))
+        backend.resolve(store, tiny(network="timm:resnet81"))
 
 
 def test_old_specs_keep_their_ids() -> None:

@@ -15,15 +15,16 @@ import pytest
 import torch
 from conftest import tiny
 
-from smallalign_core import losses, networks, optim, train
+from smallalign_core import networks
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadInput, BadSpec, Diverged
-from smallalign_core.evaluate import fidelity, logits_of, score
-from smallalign_core.losses import Answer
+from smallalign_core.metrics import fidelity, logits_of, score
 from smallalign_core.spec import DataSpec, RunSpec, Schedule, parse
 from smallalign_core.spec.optimizer import Constant, Cosine
-from smallalign_core.teacher import Teacher
-from smallalign_core.train import Progress, Stopped, Training, Validated
+from smallalign_core.training import loop, losses, optim
+from smallalign_core.training.loop import Progress, Stopped, Training, Validated
+from smallalign_core.training.losses import Answer
+from smallalign_core.training.teacher import Teacher
 
 OPTIMIZERS: list[Any] = [
     {"kind": "sgd", "lr": 0.05},
@@ -332,9 +333,9 @@ def test_bf16_runs_and_stays_close(digits: Splits) -> None:
 
 
 def test_devices() -> None:
-    assert train.pick_device("cpu").type == "cpu"
+    assert loop.pick_device("cpu").type == "cpu"
     with pytest.raises(BadSpec, match="no such device"):
-        train.pick_device("tpu")
+        loop.pick_device("tpu")
 
 
 def test_views_are_shared_by_teacher_and_student(digits: Splits, teacher: Teacher) -> None:
@@ -408,7 +409,7 @@ def test_the_step_that_an_optimizer_could_not_take_is_named(
         return real(*given)
 
     student.optimizer.step = step  # type: ignore[method-assign]
-    monkeypatch.setattr(train, "REPORT_SECONDS", 1e9)
+    monkeypatch.setattr(loop, "REPORT_SECONDS", 1e9)
     prepared = SimpleNamespace(
         prepare=lambda _, at: [0.5] * (waits and at == 3), lesson=lambda views, at: (views(at), None)
     )
@@ -417,7 +418,7 @@ def test_the_step_that_an_optimizer_could_not_take_is_named(
     *before, last = training
 
     assert len(before) == waits
-    assert isinstance(last, train.Stopped)
+    assert isinstance(last, loop.Stopped)
     assert f"nan at step 3 of {training.steps}" in str(last.error)
     assert len(taken) == 3
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings, strategies as st
 from torchvision.transforms.v2 import functional as reference
 
 from smallalign_core import data
+from smallalign_core.augment import Views
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.spec import Augment, DataSpec, Flip, MixUp, Rotate, Shift
-from smallalign_core.views import Views
 
 POLICY: tuple[Augment, ...] = (Flip(), Shift(pixels=2), Rotate(degrees=20))
 

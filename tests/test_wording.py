@@ -6,7 +6,8 @@ import plotly.graph_objects as go
 import pytest
 from conftest import Show, texts
 
-from pages.ui import saved, wording
+from pages.ui.charts import plotting
+from pages.ui.widgets import formatting
 
 
 @pytest.mark.parametrize(
@@ -24,7 +25,7 @@ from pages.ui import saved, wording
     ],
 )
 def test_markdown_shows_a_name_and_does_nothing_else(given: str, shown: str) -> None:
-    assert wording.plain(given) == shown
+    assert formatting.plain(given) == shown
 
 
 def test_a_link_in_an_address_is_no_link_on_the_page(shown: Show) -> None:
@@ -37,7 +38,7 @@ def test_names_in_charts_are_no_links() -> None:
     evil = '<a href="http://evil.example">x</a>'
     figure = go.Figure(go.Bar(x=[evil, "b"], y=[1, 2], name=evil, text=[f"{evil}<br><b>ours</b>", "c"]))
     figure.update_layout(xaxis={"ticktext": [evil], "tickvals": [0]}, annotations=[{"text": evil}])
-    saved.without_markup(figure)
+    plotting.without_markup(figure)
     assert "<a" not in str(figure.to_plotly_json())
     assert figure.data[0].text[0].endswith("<br><b>ours</b>")
     assert list(figure.data[0].y) == [1, 2]

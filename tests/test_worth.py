@@ -12,20 +12,21 @@ from conftest import command, tiny
 from scipy import stats
 from streamlit.testing.v1 import AppTest
 
-from pages.ui import backstage
-from smallalign_core import desk, worth
+from pages.ui.app import context
 from smallalign_core.errors import BadInput, BadSpec
-from smallalign_core.recording import Recording
+from smallalign_core.runs.store import Run, State, Store
+from smallalign_core.runs.writer import Recording
+from smallalign_core.service import backend
 from smallalign_core.spec import RunSpec, digest
-from smallalign_core.store import Run, State, Store
-from smallalign_core.worth import METRICS, effect
+from smallalign_core.studies import ablation
+from smallalign_core.studies.ablation import METRICS, effect
 
 POLICY = [{"kind": "shift", "pixels": 1}, {"kind": "rotate", "degrees": 10}]
 NOISY = [0.94, 0.95, 0.93, 0.96], [0.93, 0.96, 0.92, 0.95]
 
 
 def augmented(store: Store, **fields: Any) -> RunSpec:
-    return desk.resolve(store, tiny(augment=POLICY, **fields))
+    return backend.resolve(store, tiny(augment=POLICY, **fields))
 
 
 def pretend(store: Store, spec: RunSpec, **scores: float) -> Run:
@@ -44,22 +45,22 @@ def test_what_a_loss_brings_along_cannot_be_left_out() -> None:
     """Function matching adds MixUp by itself: both arms would be the same run."""
     spec = tiny(teacher="t", loss="function_matching")
     with pytest.raises(BadSpec, match="part of loss function_matching"):
-        worth.without(spec, "augment")
+        ablation.without(spec, "augment")
     assert [
         part.kind
-        for part in worth.without(tiny(**spec.model_dump() | {"augment": ["flip", "mixup"]}), "augment").augment
+        for part in ablation.without(tiny(**spec.model_dump() | {"augment": ["flip", "mixup"]}), "augment").augment
     ] == ["mixup"]
 
 
 def test_every_choice_has_a_control() -> None:
-    assert set(get_args(worth.What)) == set(worth.CONTROLS)
+    assert set(get_args(ablation.What)) == set(ablation.CONTROLS)
 
 
 def test_the_arms_of_a_pair_differ_in_the_choice_alone() -> None:
     spec = tiny(augment=POLICY, views=4, seed=7, teacher="digits-teacher", shuffled=True, loss={"kind": "kd"})
 
     for what, gone in (("augment", {"augment", "views"}), ("teacher", {"teacher", "loss", "shuffled"})):
-        found = worth.pairs(spec, what, 3)
+        found = ablation.pairs(spec, what, 3)
 
         assert [ours.seed for ours, _ in found] == [7, 8, 9]
         for ours, theirs in found:
@@ -71,40 +72,40 @@ def test_the_arms_of_a_pair_differ_in_the_choice_alone() -> None:
 def test_what_is_left_out_is_gone() -> None:
     spec = tiny(augment=POLICY, views=4, teacher="digits-teacher")
 
-    assert (worth.without(spec, "augment").augment, worth.without(spec, "augment").views) == ((), 0)
-    assert worth.without(spec, "augment").teacher == "digits-teacher"
-    control = worth.without(spec, "teacher")
+    assert (ablation.without(spec, "augment").augment, ablation.without(spec, "augment").views) == ((), 0)
+    assert ablation.without(spec, "augment").teacher == "digits-teacher"
+    control = ablation.without(spec, "teacher")
     assert (control.teacher, control.loss.kind) == (None, "cross_entropy")
 
 
 def test_the_control_keeps_what_a_spec_was_resolved_to(store: Store) -> None:
     spec = augmented(store)
 
-    control = worth.without(spec, "augment")
+    control = ablation.without(spec, "augment")
 
-    assert control == desk.resolve(store, tiny())
+    assert control == backend.resolve(store, tiny())
 
 
 @pytest.mark.parametrize("what", ["augment", "teacher", "shuffled"])
-def test_nothing_to_leave_out_is_refused_in_words(what: worth.What) -> None:
+def test_nothing_to_leave_out_is_refused_in_words(what: ablation.What) -> None:
     with pytest.raises(BadSpec, match="nothing to measure"):
-        worth.pairs(tiny(), what, 3)
+        ablation.pairs(tiny(), what, 3)
 
 
 @pytest.mark.parametrize("seeds", [0, -1, 101])
 def test_a_number_of_seeds_that_makes_no_sense_is_refused(seeds: int) -> None:
     with pytest.raises(BadInput, match="1 to 100 seeds"):
-        worth.pairs(tiny(augment=POLICY), "augment", seeds)
+        ablation.pairs(tiny(augment=POLICY), "augment", seeds)
 
 
 def test_seeds_beyond_the_last_one_are_refused() -> None:
     with pytest.raises(BadSpec, match="seed"):
-        worth.pairs(tiny(augment=POLICY, seed=2**31 - 1), "augment", 2)
+        ablation.pairs(tiny(augment=POLICY, seed=2**31 - 1), "augment", 2)
 
 
 def test_an_unknown_choice_is_refused() -> None:
     with pytest.raises(BadInput, match=r"(?i)cannot be left out"):
-        worth.without(tiny(augment=POLICY), "weather")  # type: ignore[arg-type]
+        ablation.without(tiny(augment=POLICY), "weather")  # type: ignore[arg-type]
 
 
 # --- statistics -------------------------------------------------------------------------------------------------------
@@ -200,11 +201,11 @@ def test_differences_carry_their_sign(metric: str, value: float, said: str) -> N
 
 def test_a_report_reads_validation_and_never_test(store: Store) -> None:
     spec = augmented(store)
-    for ours, theirs in worth.pairs(spec, "augment", 3):
+    for ours, theirs in ablation.pairs(spec, "augment", 3):
         pretend(store, ours, accuracy=0.95 + ours.seed / 1000)
         pretend(store, theirs, accuracy=0.90)
 
-    found = worth.report(store, spec, "augment", 3)
+    found = ablation.report(store, spec, "augment", 3)
 
     assert (found.finished, found.missing, found.images) == (3, 0, 143)
     assert found.effects[0].mean == pytest.approx(0.051)
@@ -215,27 +216,27 @@ def test_a_report_reads_validation_and_never_test(store: Store) -> None:
 
 def test_half_a_pair_counts_for_nothing(store: Store) -> None:
     spec = augmented(store)
-    (first, second) = worth.pairs(spec, "augment", 2)
+    (first, second) = ablation.pairs(spec, "augment", 2)
     pretend(store, first[0])
     pretend(store, first[1])
     pretend(store, second[0], accuracy=0.1)
 
-    found = worth.report(store, spec, "augment", 2)
+    found = ablation.report(store, spec, "augment", 2)
 
     assert (found.finished, found.missing) == (1, 1)
     assert found.effects[0].verdict == "not evidence"
     assert "1 of 2 pairs finished, 1 run to start" in found.words()
-    assert found.pairs[1].control.state == worth.NOT_STARTED
+    assert found.pairs[1].control.state == ablation.NOT_STARTED
 
 
 def test_a_failed_arm_is_named_with_its_reason(store: Store) -> None:
     spec = augmented(store)
-    ((ours, theirs),) = worth.pairs(spec, "augment", 1)
+    ((ours, theirs),) = ablation.pairs(spec, "augment", 1)
     with Recording(store.create(ours)) as recording:
         recording.say(ended=State.FAILED, reason="The loss became nan.")
     pretend(store, theirs)
 
-    found = worth.report(store, spec, "augment", 1)
+    found = ablation.report(store, spec, "augment", 1)
 
     assert found.failed == ["seed 0 with the augmentation: The loss became nan."]
     assert "flatters the arm that failed" in found.words()
@@ -243,49 +244,49 @@ def test_a_failed_arm_is_named_with_its_reason(store: Store) -> None:
 
 def test_damaged_runs_do_not_hide_the_others(store: Store) -> None:
     spec = augmented(store)
-    found = worth.pairs(spec, "augment", 2)
+    found = ablation.pairs(spec, "augment", 2)
     for pair in found:
         for arm in pair:
             pretend(store, arm)
     for content in ("", "{}", "[]", '{"val": {}}', '{"val": {"accuracy": "much"}}'):
         (store.root / "runs" / digest(found[0][0]) / "result.json").write_text(content)
 
-        report = worth.report(store, spec, "augment", 2)
+        report = ablation.report(store, spec, "augment", 2)
 
         assert report.finished == 1, content
-        assert report.pairs[0].treated.state == worth.DAMAGED
+        assert report.pairs[0].treated.state == ablation.DAMAGED
         assert report.failed[0].startswith("seed 0 with the augmentation: ")
 
 
 def test_starting_again_queues_only_what_is_missing(store: Store) -> None:
     spec = augmented(store)
-    ((ours, _),) = worth.pairs(spec, "augment", 1)
+    ((ours, _),) = ablation.pairs(spec, "augment", 1)
     pretend(store, ours)
 
-    worth.start(store, spec, "augment", 2)
-    worth.start(store, spec, "augment", 2)
+    ablation.start(store, spec, "augment", 2)
+    ablation.start(store, spec, "augment", 2)
 
     assert len(store.runs()) == 4
-    order = [arm for pair in worth.pairs(spec, "augment", 2) for arm in pair][1:]
+    order = [arm for pair in ablation.pairs(spec, "augment", 2) for arm in pair][1:]
     assert [run.id for run in store.queue()] == [digest(arm) for arm in order], "pair after pair"
-    assert worth.report(store, spec, "augment", 2).running == 2
+    assert ablation.report(store, spec, "augment", 2).running == 2
 
 
 def test_what_was_stopped_goes_on_when_started_again(store: Store) -> None:
     spec = augmented(store)
-    runs = worth.start(store, spec, "augment", 1)
+    runs = ablation.start(store, spec, "augment", 1)
     for run in runs:
         run.ask("cancel")
-    assert worth.report(store, spec, "augment", 1).missing == 2
+    assert ablation.report(store, spec, "augment", 1).missing == 2
 
-    worth.start(store, spec, "augment", 1)
+    ablation.start(store, spec, "augment", 1)
 
     assert [run.state for run in runs] == [State.QUEUED, State.QUEUED]
 
 
 def test_policies_share_their_control(store: Store) -> None:
-    worth.start(store, augmented(store), "augment", 2)
-    worth.start(store, desk.resolve(store, tiny(augment=["flip"])), "augment", 2)
+    ablation.start(store, augmented(store), "augment", 2)
+    ablation.start(store, backend.resolve(store, tiny(augment=["flip"])), "augment", 2)
 
     assert len(store.runs()) == 6
 
@@ -296,15 +297,15 @@ def test_policies_share_their_control(store: Store) -> None:
 def test_the_desk_reports_and_starts(store: Store) -> None:
     asked = tiny(augment=POLICY).model_dump(mode="json")
 
-    first = desk.worth(store, asked, "augment", 2)
+    first = backend.worth(store, asked, "augment", 2)
     assert (first["missing"], store.runs()) == (4, [])
-    second = desk.worth(store, asked, "augment", 2, start=True)
+    second = backend.worth(store, asked, "augment", 2, start=True)
 
     assert (second["running"], len(store.queue())) == (2, 4)
     assert second["spec"]["data"]["fingerprint"]
     assert json.dumps(second)
     with pytest.raises(BadSpec, match="nothing to measure"):
-        desk.worth(store, tiny().model_dump(mode="json"), "augment")
+        backend.worth(store, tiny().model_dump(mode="json"), "augment")
 
 
 @pytest.mark.slow
@@ -389,7 +390,7 @@ def panel(store: Store, desk_here: None, monkeypatch: pytest.MonkeyPatch, tmp_pa
         return app
 
     yield show
-    backstage.desk().close()
+    context.desk().close()
 
 
 def written(app: AppTest) -> str:
@@ -416,7 +417,7 @@ def test_the_panel_says_what_it_costs_and_queues_it(panel, store: Store) -> None
 @pytest.mark.slow
 def test_the_panel_finds_results_again_with_the_seeds_of_its_address(panel, store: Store) -> None:
     spec = augmented(store)
-    for ours, theirs in worth.pairs(spec, "augment", 4):
+    for ours, theirs in ablation.pairs(spec, "augment", 4):
         pretend(store, ours, accuracy=0.80 + ours.seed / 1000)
         pretend(store, theirs, accuracy=0.90)
 
@@ -433,7 +434,7 @@ def test_the_panel_calls_one_seed_no_evidence_before_and_after(panel, store: Sto
     app = panel(tiny(augment=POLICY), **{"worth-seeds": "1"})
     assert "1 seed: not evidence" in written(app)
 
-    ((ours, theirs),) = worth.pairs(augmented(store), "augment", 1)
+    ((ours, theirs),) = ablation.pairs(augmented(store), "augment", 1)
     pretend(store, ours)
     pretend(store, theirs)
 
@@ -442,7 +443,7 @@ def test_the_panel_calls_one_seed_no_evidence_before_and_after(panel, store: Sto
 
 @pytest.mark.slow
 def test_the_panel_names_a_failed_run(panel, store: Store) -> None:
-    ((ours, _),) = worth.pairs(augmented(store), "augment", 1)
+    ((ours, _),) = ablation.pairs(augmented(store), "augment", 1)
     with Recording(store.create(ours)) as recording:
         recording.say(ended=State.FAILED, reason="The loss became nan.")
 

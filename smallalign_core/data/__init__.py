@@ -36,8 +36,8 @@ from smallalign_core.data._readers import NAMED as NAMED, path_of as path_of, re
 from smallalign_core.data._sets import ImageSet as ImageSet, MappedRows, Splits as Splits, statistics as statistics
 from smallalign_core.data._zips import check_upload as check_upload
 from smallalign_core.errors import BadData, BadModel, Refused
-from smallalign_core.files import read_json, write_json
 from smallalign_core.spec import DataSpec
+from smallalign_core.system.files import read_json, write_json
 
 RAM_BUDGET = 256 * 1024**2
 """Image arrays above this many bytes are memory-mapped: all processes share one copy, and a start reads nothing."""

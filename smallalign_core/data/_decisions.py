@@ -16,10 +16,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from smallalign_core import limits
 from smallalign_core.data._sets import ImageSet
 from smallalign_core.errors import BadData, BadModel
-from smallalign_core.files import read_json, write_json
+from smallalign_core.system import limits
+from smallalign_core.system.files import read_json, write_json
 
 What = Literal["keep", "drop", "once", "relabel"]
 """keep: it is right, ask no more. drop: learn from no copy of it. once: from one copy. relabel: from it as `label`."""

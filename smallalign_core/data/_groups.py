@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from smallalign_core import limits
 from smallalign_core.data import _tables
 from smallalign_core.data._files import Entry, regular
 from smallalign_core.data._sets import ImageSet
 from smallalign_core.errors import BadData
 from smallalign_core.spec import DataSpec
+from smallalign_core.system import limits
 
 GROUPS = ("group", "group_id", "patient", "patient_id", "subject", "subject_id", "person", "person_id", "original")
 

@@ -30,10 +30,12 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from smallalign_core import errors, limits
+from smallalign_core import errors
 from smallalign_core.errors import BadData, SmallAlignError, WorkFailed
-from smallalign_core.files import check_regular
-from smallalign_core.jail import _walls
+from smallalign_core.system import limits
+from smallalign_core.system.extras import PACKAGE
+from smallalign_core.system.files import check_regular
+from smallalign_core.system.sandbox import _seccomp
 
 SECONDS = 5
 """Of processor time that one image may take; 25 million pixels take less than one."""
@@ -132,7 +134,7 @@ class _Process:
     def __init__(self) -> None:
         self.owner = os.getpid()
         kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT") if name in os.environ}
-        own = {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+        own = {"PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
         self._child = subprocess.Popen(
             [sys.executable, "-P", "-B", "-c", "from smallalign_core.data._guarded import serve; serve()"],
             stdin=subprocess.PIPE,
@@ -296,16 +298,16 @@ def serve() -> None:
     Image.init()
     importlib.import_module("smallalign_core.data._decode")
     importlib.import_module("smallalign_core.data._pixels").prepare()
-    _walls.leave_network()
-    _walls.refuse_calls()
-    _walls.limit(None, 0)
-    _walls.limit_memory(MEMORY)
+    _seccomp.leave_network()
+    _seccomp.refuse_calls()
+    _seccomp.limit(None, 0)
+    _seccomp.limit_memory(MEMORY)
     answers.write(b"\n")
     answers.flush()
     while head := questions.read(12):
         asked = json.loads(questions.read(struct.unpack("<IQ", head)[0]))
         given = [_received(one, questions.read) for one in asked["given"]]
-        _walls.limit_next(asked["seconds"])
+        _seccomp.limit_next(asked["seconds"])
         blobs: list[bytes] = []
         try:
             for one in given:

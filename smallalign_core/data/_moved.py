@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from smallalign_core.errors import SmallAlignError
-from smallalign_core.files import read_json, write_json
+from smallalign_core.system.files import read_json, write_json
 
 _named: ContextVar[str | None] = ContextVar("named", default=None)
 _told: ContextVar[list[str] | None] = ContextVar("told", default=None)

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from smallalign_core.files import write
+from smallalign_core.system.files import write
 
 EVERY = 0.5
 """Seconds between two notes of how far it is."""

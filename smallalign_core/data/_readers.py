@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smallalign_core import limits
 from smallalign_core.data._decode import DISK_FULL, Decoded, decode, source_ids
 from smallalign_core.data._files import OLD_ENDINGS, Listing, of_folder
 from smallalign_core.data._layout import find, find_as_before
 from smallalign_core.data._zips import DAMAGED as DAMAGED_ZIP, OWNERS, unpack
 from smallalign_core.errors import BadData
-from smallalign_core.files import check_regular
 from smallalign_core.spec import DataSpec
+from smallalign_core.system import limits
+from smallalign_core.system.files import check_regular
 
 MAX_IDX_BYTES = 8 * 1024**3  # an IDX file is read into RAM whole
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian package dataset-fashion-mnist

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from smallalign_core import limits
 from smallalign_core.data._files import (
     IMAGE_ENDINGS,
     MAX_TABLE,
@@ -37,6 +36,7 @@ from smallalign_core.data._files import (
 )
 from smallalign_core.data._names import hidden, page_note, shown, unseen
 from smallalign_core.errors import BadData
+from smallalign_core.system import limits
 
 MB = 1024**2
 MOST_OF_NAME, MOST_OF_PATH = 120, 500

@@ -14,6 +14,7 @@ from smallalign_core.export._bundle import (
     kept_bundle as kept_bundle,
     named as named,
 )
+from smallalign_core.export._checksum import is_whole as is_whole, sealed as sealed
 from smallalign_core.export._download import zipped as zipped
 from smallalign_core.export._file import (
     CALIBRATED_ON as CALIBRATED_ON,
@@ -23,7 +24,7 @@ from smallalign_core.export._file import (
     precision_of as precision_of,
     to_onnx as to_onnx,
 )
-from smallalign_core.export._proof import (
+from smallalign_core.export._parity import (
     GATES as GATES,
     LIMIT as LIMIT,
     Loss as Loss,
@@ -32,6 +33,5 @@ from smallalign_core.export._proof import (
     parity as parity,
 )
 from smallalign_core.export._runtime import OnnxClassifier as OnnxClassifier, nhwc as nhwc
-from smallalign_core.export._seal import is_whole as is_whole, sealed as sealed
 from smallalign_core.export._size import Sizes as Sizes, sizes_before as sizes_before, sizes_of as sizes_of
 from smallalign_core.export._verify import verify as verify

@@ -8,10 +8,10 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from smallalign_core import card
-from smallalign_core.export._proof import LIMIT
+from smallalign_core.export._parity import LIMIT
 from smallalign_core.export._runtime import OnnxClassifier
-from smallalign_core.store import Run, Store
+from smallalign_core.runs import model_card
+from smallalign_core.runs.store import Run, Store
 
 SNIPPETS = Path(__file__).parent / "snippets"
 LONG_AGO = (1980, 1, 1, 0, 0, 0)  # no time in the zip: the same export gives the same bytes
@@ -54,7 +54,7 @@ def zipped(files: dict[str, str | bytes]) -> bytes:
 def card_of(run: Run, store: Store, report: dict[str, Any]) -> str:
     """The run's card with what is known of this file: digests, what it loses, and the proof."""
     height, width, channels = report["shape"][1:]
-    return f"""{card.card(run, store, run.name)}
+    return f"""{model_card.card(run, store, run.name)}
 ## The file
 
 | | |

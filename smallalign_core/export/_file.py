@@ -19,19 +19,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from smallalign_core import data, graphs, networks
+from smallalign_core import data, networks
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import BadInput, WorkFailed
-from smallalign_core.evaluate import logits_of, score
-from smallalign_core.export._lean import lean
-from smallalign_core.export._proof import LIMIT, Loss, loss_of
+from smallalign_core.export._checksum import is_whole, sealed
+from smallalign_core.export._parity import LIMIT, Loss, loss_of
 from smallalign_core.export._runtime import METADATA, OnnxClassifier, at_once, nhwc
-from smallalign_core.export._seal import is_whole, sealed
-from smallalign_core.files import read_sealed, write, write_sealed
-from smallalign_core.graphs import OPSET, quiet
-from smallalign_core.networks import Classifier
+from smallalign_core.export._simplify import lean
+from smallalign_core.metrics import logits_of, score
+from smallalign_core.networks import Classifier, onnx_graph
+from smallalign_core.networks.onnx_graph import OPSET, quiet
+from smallalign_core.runs.store import Run, Store
 from smallalign_core.spec import Borrowed, RunSpec, to_yaml
-from smallalign_core.store import Run, Store
+from smallalign_core.system.files import read_sealed, write, write_sealed
 
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
@@ -129,7 +129,7 @@ def in_precision(
     if precision == "fp32":
         return lean(graph)
     if precision == "fp16":
-        return graphs.in_halves(lean(graph))
+        return onnx_graph.in_halves(lean(graph))
     assert training is not None, "int8 is calibrated on training images"
     # Spread over the whole set: folders list one class after the other.
     rows = np.unique(np.linspace(0, len(training) - 1, CALIBRATED_ON).astype(np.int64))
@@ -137,7 +137,7 @@ def in_precision(
     step = min(CHUNK, at_once(metadata, *pixels.shape[1:3]))
     batches = [pixels[at : at + step] for at in range(0, len(pixels), step)]
     try:
-        return _of_fixed_width(graphs.in_integers(graph, batches, input="images"))
+        return _of_fixed_width(onnx_graph.in_integers(graph, batches, input="images"))
     except Exception as error:  # the quantizer's errors share no base class
         raise WorkFailed(
             "this network cannot be written in 8-bit integers", given=f"{error!r:.160}", do="export it as fp16"

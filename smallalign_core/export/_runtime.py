@@ -12,10 +12,10 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from smallalign_core.batches import by_pixels
 from smallalign_core.data import ImageSet
 from smallalign_core.errors import BadModel
 from smallalign_core.spec import DataSpec
+from smallalign_core.system.batching import by_pixels
 
 METADATA = "smallalign"
 BATCH = 256

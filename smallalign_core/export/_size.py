@@ -27,11 +27,11 @@ from smallalign_core.export._file import (
     in_precision,
     metadata_of,
 )
-from smallalign_core.export._proof import Loss
-from smallalign_core.graphs import OPSET
+from smallalign_core.export._parity import Loss
 from smallalign_core.networks import Classifier
+from smallalign_core.networks.onnx_graph import OPSET
+from smallalign_core.runs.store import Run, Store
 from smallalign_core.spec import RunSpec, digest
-from smallalign_core.store import Run, Store
 
 Sizes = dict[str, int | None]
 STAND_IN = 1.5

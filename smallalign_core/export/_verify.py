@@ -13,15 +13,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from smallalign_core import classnames, data, foreign, jail
+from smallalign_core import data
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import BadData, BadInput, BadModel
-from smallalign_core.evaluate import logits_of, score
-from smallalign_core.export._proof import GATES, parity
+from smallalign_core.export._checksum import KEY, is_whole
+from smallalign_core.export._parity import GATES, parity
 from smallalign_core.export._runtime import METADATA, at_once, check_doors, nhwc, read_metadata
-from smallalign_core.export._seal import KEY, is_whole
+from smallalign_core.metrics import logits_of, score
+from smallalign_core.runs import class_names, imported
+from smallalign_core.runs.store import Run, Store
 from smallalign_core.spec import DataSpec, parse_data
-from smallalign_core.store import Run, Store
+from smallalign_core.system import sandbox
 
 COMPARED = ("max_abs_diff", "relative_diff", "top1_agreement", "reference_accuracy")
 
@@ -52,13 +54,13 @@ def verify(
     """
     try:
         # The size of a pipe or device says nothing, and its content may never end: the jail says that it is no file.
-        content = file.read_bytes() if file.is_file() and file.stat().st_size <= jail.LIMITS.file else b""
+        content = file.read_bytes() if file.is_file() and file.stat().st_size <= sandbox.LIMITS.file else b""
     except OSError:
         raise BadInput("the file cannot be read", given=file, do="name an exported .onnx file") from None
     told = dict(told or {})
     digest = hashlib.sha256(content).hexdigest()
     held = None if proof is None else _read_proof(proof, digest)
-    facts = jail.inspect(file, told.get("size") or (224, 224))
+    facts = sandbox.inspect(file, told.get("size") or (224, 224))
     if facts["kind"] != "onnx":
         raise BadModel("the file is not an ONNX model", given=f"{file}, {facts['kind']}", do="name an .onnx file")
     if facts["sha256"] != digest:
@@ -154,7 +156,7 @@ def _ours(
     store.count_test_look(splits.fingerprint, asked or file.name, "verify")
     precision = told.get("precision", "fp32")
     gate = GATES.get(precision, GATES["fp32"])
-    reference = logits_of(foreign.classifier(known, images.classes), images) if known else answers
+    reference = logits_of(imported.classifier(known, images.classes), images) if known else answers
     found = parity(reference, answers, images, latency, gate).as_dict()
     promised = told.get("scores", {}).get("test", {}).get("accuracy")
     same_images = promised is not None and told.get("data", {}).get("fingerprint") == splits.fingerprint
@@ -195,7 +197,7 @@ def _unscored(told: dict[str, Any], asked: str | None, why: str) -> dict[str, An
 
 def _answered(content: bytes, images: ImageSet, step: int) -> tuple[NDArray[np.float32], tuple[float, float]]:
     """What an export of ours answers to all images, `step` at once, and its latency."""
-    session = foreign.opened(content, threads=1)
+    session = imported.opened(content, threads=1)
     parts = []
     for at in range(0, len(images), step):
         pixels = nhwc(images.take(np.arange(at, min(at + step, len(images)))))
@@ -252,14 +254,14 @@ def _theirs(
     named = True
     if not told.get("classes"):
         try:
-            classnames.in_metadata(facts["metadata"])
+            class_names.in_metadata(facts["metadata"])
         except BadInput:  # as many answers as classes are taken to be in their order, and the report says so
             named, told["classes"] = False, splits.classes
-    how = foreign.describe(file.name, facts, spec, splits, **told)
-    whole = foreign.OnnxClassifier(content, how)
-    assumed = foreign.understand(whole, splits, told)
+    how = imported.describe(file.name, facts, spec, splits, **told)
+    whole = imported.OnnxClassifier(content, how)
+    assumed = imported.understand(whole, splits, told)
     answers = logits_of(
-        foreign.Selected(whole, foreign.columns_of(how.classes, splits.classes), splits.classes), images
+        imported.Selected(whole, imported.columns_of(how.classes, splits.classes), splits.classes), images
     )
     latency = whole.latency(torch.from_numpy(np.array(images.images[:1])))
     store.count_test_look(splits.fingerprint, known.id if known else file.name, "verify")
@@ -267,7 +269,7 @@ def _theirs(
     found |= {"images": len(images), "accuracy": score(answers, images.labels, images.classes).accuracy}
     found |= {"p50_ms": latency[0], "p95_ms": latency[1]}
     if known is not None:
-        reference = logits_of(foreign.classifier(known, images.classes), images)
+        reference = logits_of(imported.classifier(known, images.classes), images)
         found = parity(reference, answers, images, latency).as_dict()
     with_whom = "the labels" if known is None else f"{'import' if known.imported else 'PyTorch, run'} {known.name}"
     return found | {

@@ -19,11 +19,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from smallalign_core import machine
 from smallalign_core.errors import BadModel, BadSpec
-from smallalign_core.networks import _borrowed
+from smallalign_core.networks import _library
 from smallalign_core.networks._bits import baked as baked, in_bits as in_bits, plain_names
 from smallalign_core.spec import Borrowed, Cnn, DataSpec, Mlp, Network, Resnet, RunSpec, Separable
+from smallalign_core.system import machine
 
 MAX_PARAMS = 200_000_000
 START = ("pretrained", "frozen", "head_rate", "weights", "weights_sha256")
@@ -102,7 +102,7 @@ class Classifier(Answering):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As every module's, for plain mappings too: checkpoints and safetensors keep no versions of layers."""
-        return super().load_state_dict(_borrowed.as_saved_by(self, state_dict), strict, assign)
+        return super().load_state_dict(_library.as_saved_by(self, state_dict), strict, assign)
 
     def prepare(self, images: Tensor, *, always_resize: bool = False) -> Tensor:
         """What the body sees: float32, resized, channels matched, normalised.
@@ -255,7 +255,7 @@ def build(
         if not isinstance(network, Borrowed):
             body = _own_body(network, _seen(network, shape), len(classes))
             return Classifier(body, classes, shape, mean, std, size=network.size)
-        body, head, normal = _borrowed.build(network, len(classes))
+        body, head, normal = _library.build(network, len(classes))
     if normal is not None:
         mean, std = normal
     elif len(mean) == 1:
@@ -265,7 +265,7 @@ def build(
 
 def head(classifier: Classifier) -> nn.Module:
     """The last layer, which gives the logits."""
-    return classifier.body.get_submodule(_borrowed.head_name(classifier.body, len(classifier.classes)))
+    return classifier.body.get_submodule(_library.head_name(classifier.body, len(classifier.classes)))
 
 
 @dataclass(frozen=True)

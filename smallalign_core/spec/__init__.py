@@ -19,11 +19,7 @@ from smallalign_core.errors import BadSpec
 from smallalign_core.spec._file import loaded as loaded, value_of
 from smallalign_core.spec._part import expanded
 from smallalign_core.spec._words import told as told
-from smallalign_core.spec.augment import (
-    CutMix as CutMix,
-    MixUp as MixUp,
-    misplaced,
-)
+from smallalign_core.spec.augment import CutMix as CutMix, MixUp as MixUp, misplaced
 from smallalign_core.spec.loss import (
     AttentionTransfer as AttentionTransfer,
     CrossEntropy as CrossEntropy,

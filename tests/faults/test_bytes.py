@@ -13,12 +13,17 @@ import numpy as np
 import pytest
 from conftest import ROOT, Train, command, tiny
 
-from smallalign_core import compare, data, desk, evaluate, execution, export, files, foreign, health, tuning, worker
+from smallalign_core import data, export, metrics
+from smallalign_core.analysis import compare
 from smallalign_core.data import DataSpec
 from smallalign_core.errors import BadModel, Refused, SmallAlignError
-from smallalign_core.recording import Recording, checkpoints
+from smallalign_core.runs import imported
+from smallalign_core.runs.store import Run, State, Store
+from smallalign_core.runs.writer import Recording, checkpoints
+from smallalign_core.service import backend, doctor, worker
 from smallalign_core.spec import digest
-from smallalign_core.store import Run, State, Store
+from smallalign_core.system import files
+from smallalign_core.training import precision_tuning, runner
 
 MASKS = (0x01, 0x10, 0x80)
 OLD = ROOT / "tests" / "fixtures" / "schema-1"
@@ -33,8 +38,8 @@ def flip(file: Path, place: int | None = None, mask: int = 0x01) -> None:
 @pytest.fixture
 def paused(store: Store, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run that was paused with two checkpoints."""
-    monkeypatch.setattr(execution, "CHECKPOINT_SECONDS", 0.0)
-    run = store.create(desk.resolve(store, tiny()))
+    monkeypatch.setattr(runner, "CHECKPOINT_SECONDS", 0.0)
+    run = store.create(backend.resolve(store, tiny()))
 
     def pause(event: dict[str, Any]) -> None:
         if event["kind"] == "epoch" and event["epoch"] == 2:
@@ -126,14 +131,14 @@ def test_a_run_goes_on_without_what_is_damaged_to_the_same_weights(
 @pytest.mark.slow
 def test_damaged_weights_answer_nobody(train: Train, store: Store, tmp_path: Path) -> None:
     teacher, student = train(), train(seed=1)
-    pupil = store.create(desk.resolve(store, tiny(teacher=teacher.id)))
+    pupil = store.create(backend.resolve(store, tiny(teacher=teacher.id)))
     content = teacher.weights.read_bytes()
     for place in (-1, len(content) // 2, 2, 30):
         changed = bytearray(content)
         changed[place] ^= 0x01
         teacher.weights.write_bytes(changed)
         for ask in (
-            lambda: foreign.classifier(teacher),
+            lambda: imported.classifier(teacher),
             lambda: compare.compare(teacher, student, store),
             lambda: export.export(teacher, tmp_path / "x.onnx"),
             lambda: worker.execute(pupil, store, device="cpu"),
@@ -141,7 +146,7 @@ def test_damaged_weights_answer_nobody(train: Train, store: Store, tmp_path: Pat
             with pytest.raises(BadModel, match=r"damaged|not those"):
                 ask()
     assert not (tmp_path / "x.onnx").exists()
-    assert "its weights are damaged" in str(health.examine(store))
+    assert "its weights are damaged" in str(doctor.examine(store))
 
 
 def test_a_damaged_comparison_is_made_again(train: Train, store: Store) -> None:
@@ -178,11 +183,11 @@ def test_damaged_images_are_decoded_again(file: str, ram: int, tmp_path: Path) -
 
 def test_a_damaged_memory_of_precision_is_measured_again(store: Store, digits: data.Splits) -> None:
     spec = tiny()
-    assert tuning.precision(spec, store, digits, _cpu()) == "fp32"
+    assert precision_tuning.precision(spec, store, digits, _cpu()) == "fp32"
     file = store.root / "cache" / "precision.json"
     known = files.read_json(file)
     flip(file)
-    assert tuning.precision(spec, store, digits, _cpu()) == "fp32"
+    assert precision_tuning.precision(spec, store, digits, _cpu()) == "fp32"
     assert files.read_json(file) == known
 
 
@@ -198,7 +203,7 @@ def test_a_damaged_bundle_is_not_handed_out(name: str, bundled: tuple[Store, Run
     assert export.kept_bundle(run, store) is not None
     flip(folder / name)
     assert export.kept_bundle(run, store) is None
-    (found,) = [check for check in health.examine(store) if "parity.json" in check.name]
+    (found,) = [check for check in doctor.examine(store) if "parity.json" in check.name]
     assert found.mend == (folder,)
     flip(folder / name)
     assert export.kept_bundle(run, store) is not None
@@ -228,7 +233,7 @@ def test_a_run_of_a_newer_version_is_refused_in_words_and_left_alone(
 ) -> None:
     run = paused if name != "result.json" else train(seed=5)
     renewed(run.folder / name)
-    waiting = store.submit(desk.resolve(store, tiny(seed=6)))
+    waiting = store.submit(backend.resolve(store, tiny(seed=6)))
     kept = {file.name: file.read_bytes() for file in run.folder.iterdir()}
     run = Run(run.folder)
     if name == "result.json":
@@ -244,7 +249,7 @@ def test_a_run_of_a_newer_version_is_refused_in_words_and_left_alone(
     found = {file.name: file.read_bytes() for file in run.folder.iterdir()}
     assert "newer SmallAlign" in found.pop("log.txt", b"newer SmallAlign").decode()
     assert found == kept
-    assert any("newer SmallAlign" in check.found for check in health.examine(store) if not check.ok)
+    assert any("newer SmallAlign" in check.found for check in doctor.examine(store) if not check.ok)
 
 
 def test_events_of_a_newer_version_are_refused(paused: Run, store: Store) -> None:
@@ -266,10 +271,10 @@ def test_a_finished_run_of_version_1_answers_as_it_did(store: Store) -> None:
     assert [event["kind"] for event in run.events()][:: len(run.events()) - 1] == ["started", "finished"]
     assert store.test_looks(run.spec.data.fingerprint or "") == 1
     splits = data.load(run.spec.data, store.data_cache)
-    found = evaluate.score(evaluate.logits_of(foreign.classifier(run), splits.test), splits.test.labels, splits.classes)
+    found = metrics.score(metrics.logits_of(imported.classifier(run), splits.test), splits.test.labels, splits.classes)
     assert found.accuracy == (run.result or {})["test"]["accuracy"]
     assert store.submit(run.spec).state is State.FINISHED, "an equal spec is still the same run"
-    assert [check for check in health.examine(store) if not check.ok] == []
+    assert [check for check in doctor.examine(store) if not check.ok] == []
 
 
 def test_a_stopped_run_of_version_1_goes_on(paused: Run, store: Store, tmp_path: Path) -> None:
@@ -303,8 +308,8 @@ def _made(tmp_path: Path) -> Run:
 # --- the doctor -------------------------------------------------------------------------------------------------------
 
 
-def told(store: Store) -> dict[str, health.Check]:
-    return {check.name: check for check in health.examine(store)}
+def told(store: Store) -> dict[str, doctor.Check]:
+    return {check.name: check for check in doctor.examine(store)}
 
 
 @pytest.mark.slow
@@ -368,7 +373,7 @@ def test_the_doctor_names_what_is_damaged_and_leaves_runs_alone(train: Train, st
 def test_the_doctor_says_where_the_jail_is_open(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "nothing could be reached" in told(store)["jail"].found
     open_ = {"namespace": False, "seccomp": False, "network": True, "programs": True}
-    monkeypatch.setattr(health.jail, "abilities", lambda: open_)
+    monkeypatch.setattr(doctor.jail, "abilities", lambda: open_)
     assert (
         told(store)["jail"].found == "bounds only; tried from inside: the network and other programs could be reached"
     )
@@ -377,4 +382,4 @@ def test_the_doctor_says_where_the_jail_is_open(store: Store, monkeypatch: pytes
 def test_a_store_that_is_not_there_is_whole(tmp_path: Path) -> None:
     with pytest.raises(SmallAlignError):
         Store(tmp_path / "nowhere").run("0123")
-    assert [check for check in health.examine(Store(tmp_path / "nowhere")) if not check.ok] == []
+    assert [check for check in doctor.examine(Store(tmp_path / "nowhere")) if not check.ok] == []

@@ -14,8 +14,11 @@ from conftest import Train, command
 from PIL import Image
 from test_teachers import graph
 
-from smallalign_core import compare, damage, data, export, health, uploads
-from smallalign_core.store import Store
+from smallalign_core import data, export
+from smallalign_core.analysis import compare
+from smallalign_core.runs import uploads
+from smallalign_core.runs.store import Store
+from smallalign_core.service import doctor, integrity
 
 PLANTED = 200
 KINDS = ("flip", "truncate", "delete", "empty")
@@ -71,8 +74,8 @@ def planted(store: Store, seed: int) -> tuple[str, Path, bytes]:
     draw = random.Random(seed)
     files = sorted(
         file
-        for file in damage._walk(store.root)
-        if file.relative_to(store.root).parts[0] != "policies" and damage._holds_data(file.name)
+        for file in integrity._walk(store.root)
+        if file.relative_to(store.root).parts[0] != "policies" and integrity._holds_data(file.name)
     )
     by_kind: dict[str, list[Path]] = {}
     for file in files:  # every kind of file as often, however many there are of it
@@ -97,7 +100,7 @@ def planted(store: Store, seed: int) -> tuple[str, Path, bytes]:
 @pytest.mark.timeout(3600)
 def test_the_doctor_finds_every_one_of_200(whole: Store) -> None:
     def wrong(store: Store) -> list[str]:
-        return [f"{one.name}: {one.found}" for one in (*health._runs(store), *health._files(store)) if not one.ok]
+        return [f"{one.name}: {one.found}" for one in (*doctor._runs(store), *doctor._files(store)) if not one.ok]
 
     assert wrong(whole) == [], "a whole store has nothing to mend"
     missed, seen = [], Counter[str]()
@@ -114,13 +117,13 @@ def test_the_doctor_finds_every_one_of_200(whole: Store) -> None:
 
 def test_a_lost_spec_or_result_is_found(train: Train, store: Store) -> None:
     run = train()
-    assert all(check.ok for check in (*health._runs(store), *health._files(store)))
+    assert all(check.ok for check in (*doctor._runs(store), *doctor._files(store)))
     kept = (run.folder / "result.json").read_bytes()
     (run.folder / "result.json").unlink()
-    assert any("its result is missing" in check.found for check in health._runs(store))
+    assert any("its result is missing" in check.found for check in doctor._runs(store))
     (run.folder / "result.json").write_bytes(kept)
     (run.folder / "spec.json").unlink()
-    assert any("its spec.json is missing" in check.found for check in health._files(store))
+    assert any("its spec.json is missing" in check.found for check in doctor._files(store))
 
 
 def test_a_flipped_byte_in_logits_is_found(train: Train, store: Store) -> None:
@@ -129,4 +132,4 @@ def test_a_flipped_byte_in_logits_is_found(train: Train, store: Store) -> None:
     content = np.frombuffer(file.read_bytes(), np.uint8).copy()
     content[-1] ^= 1
     file.write_bytes(content.tobytes())
-    assert any("logits.safetensors is damaged" in check.found for check in health._runs(store))
+    assert any("logits.safetensors is damaged" in check.found for check in doctor._runs(store))

@@ -9,12 +9,14 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import crowd
-from pages.ui import _compat, backstage, live
-from smallalign_core import desk
+from pages.ui import _compat
+from pages.ui.app import context
+from pages.ui.runs import live
 from smallalign_core.errors import Refused, SmallAlignError
-from smallalign_core.files import append, write_json
-from smallalign_core.store import Run, State, Store
-from smallalign_core.visitors import OWNER, Turn, Visitor, waiting
+from smallalign_core.runs.store import Run, State, Store
+from smallalign_core.service import backend
+from smallalign_core.system.files import append, write_json
+from smallalign_core.system.users import OWNER, Turn, Visitor, waiting
 from tests.conftest import Train, tiny
 
 ADA, BOB, EVE = (Visitor(f"{name}@example.org") for name in ("ada", "bob", "eve"))
@@ -116,10 +118,10 @@ def test_several_at_once_are_all_queued_or_none(store: Store, monkeypatch: pytes
     """Pairs of a control are one start, also where they are more than a minute's."""
     monkeypatch.setenv("SMALLALIGN_STARTS_A_MINUTE", "3")
     ada, spec = Store(store.root, ADA), tiny(augment=["shift"]).model_dump(mode="json")
-    assert desk.worth(ada, spec, "augment", 2, start=True)["running"] == 2
+    assert backend.worth(ada, spec, "augment", 2, start=True)["running"] == 2
     assert len(store.queue()) == 4
     with pytest.raises(Refused, match="faster than one visitor may"):
-        desk.worth(ada, spec, "augment", 3, start=True)
+        backend.worth(ada, spec, "augment", 3, start=True)
     with pytest.raises(Refused, match="faster than one visitor may"):
         ada.submit(tiny(seed=30))
     assert len(store.queue()) == 4
@@ -160,15 +162,15 @@ def test_many_at_once_get_exactly_the_places_there_are(strict: None, store: Stor
 
 def test_a_double_click_asks_the_images_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[int] = []
-    resolve = desk.resolve
-    monkeypatch.setattr(desk, "resolve", lambda *given: looked.append(1) or resolve(*given))
+    resolve = backend.resolve
+    monkeypatch.setattr(backend, "resolve", lambda *given: looked.append(1) or resolve(*given))
     spec = tiny(seed=77).model_dump(mode="json")
-    answers = [desk.submit(Store(store.root, ADA), spec) for _ in range(3)]
+    answers = [backend.submit(Store(store.root, ADA), spec) for _ in range(3)]
     assert [answer["known"] for answer in answers] == [False, True, True]
     assert len({answer["id"] for answer in answers}) == 1
     assert len(looked) == 1
     store.run(answers[0]["id"]).ask("cancel")
-    assert desk.submit(Store(store.root, ADA), spec)["state"] == "queued"  # asked again, it goes on
+    assert backend.submit(Store(store.root, ADA), spec)["state"] == "queued"  # asked again, it goes on
 
 
 def test_the_page_says_the_place_and_the_wait(store: Store, train: Train) -> None:
@@ -210,8 +212,8 @@ def test_a_small_crowd_against_the_real_server() -> None:
 def test_a_crowd_looks_more_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
     visitors: list[object] = []
     manager = SimpleNamespace(list_active_sessions=lambda: visitors)
-    assert backstage.pace(2) == 2, "no server: a test of a page"
+    assert context.pace(2) == 2, "no server: a test of a page"
     monkeypatch.setattr(_compat, "_runtime", lambda: SimpleNamespace(_session_mgr=manager))
     for count, seconds in ((1, 2.0), (20, 2.0), (50, 5.0)):
         visitors[:] = range(count)
-        assert backstage.pace(2) == seconds
+        assert context.pace(2) == seconds

@@ -17,13 +17,14 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from onnx import helper
 from test_teachers import bomb, graph
 
-from smallalign_core import files, jail, policies
-from smallalign_core.__main__ import main
+from smallalign_core.cli._main import main
 from smallalign_core.data import _readers
 from smallalign_core.errors import SmallAlignError
-from smallalign_core.jail import __main__ as inside
+from smallalign_core.runs import policies
+from smallalign_core.runs.store import Run, Store
 from smallalign_core.spec import DataSpec, RunSpec, canonical, digest, parse, parse_data, parse_policy, read, to_yaml
-from smallalign_core.store import Run, Store
+from smallalign_core.system import files, sandbox
+from smallalign_core.system.sandbox import __main__ as inside
 
 COUNT = {"spec": 3000, "set": 1500, "idx": 1500, "zip": 300, "name": 1500, "model": 1400, "journal": 1000}
 assert sum(COUNT.values()) >= 10_000
@@ -278,7 +279,7 @@ def test_onnx_in_the_jail(tmp_path_factory: pytest.TempPathFactory, spoil: list[
     file = _place(tmp_path_factory) / "m.onnx"
     file.write_bytes(bytes(content))
     with only_ours():
-        jail.inspect(file, (8, 8))
+        sandbox.inspect(file, (8, 8))
 
 
 # --- the store's own files --------------------------------------------------------------------------------------------

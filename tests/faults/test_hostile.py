@@ -24,11 +24,11 @@ from conftest import command
 from onnx import helper
 from test_teachers import bomb, graph
 
-from smallalign_core import classnames
 from smallalign_core.errors import CONTROL
-from smallalign_core.jail import __main__ as inside, _checkpoint
-from smallalign_core.jail._refusal import Refusal
-from smallalign_core.store import Store
+from smallalign_core.runs import class_names
+from smallalign_core.runs.store import Store
+from smallalign_core.system.sandbox import __main__ as inside, _checkpoint
+from smallalign_core.system.sandbox._refusal import Refusal
 
 SECONDS = 10.0  # of this process: a busy machine is not slow code
 MORE = int(os.environ.get("SMALLALIGN_TRIES", "1"))
@@ -153,7 +153,7 @@ def decisions(draw: random.Random, place: Path, store: Store) -> None:
 
 
 def names(draw: random.Random, place: Path, store: Store) -> None:
-    file = _written(draw, place, draw.choice(classnames.ENDINGS))
+    file = _written(draw, place, draw.choice(class_names.ENDINGS))
     told("import", place / "nothing.onnx", "--data", "nowhere", "--classes", file, store=store)
 
 

@@ -19,9 +19,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from test_teachers import bomb, graph
 
-from smallalign_core import jail
 from smallalign_core.errors import BadModel
-from smallalign_core.jail import _walls
+from smallalign_core.system import sandbox
+from smallalign_core.system.sandbox import _seccomp
 
 SECONDS = 30  # on a busy machine; alone it is a second or two
 
@@ -88,7 +88,11 @@ def refused(file: Path, look: Callable[[Path], Any], words: str | None = None) -
 @pytest.mark.parametrize("payload", list(PAYLOADS))
 def test_no_payload_runs_under_any_name(payload: str, tmp_path: Path) -> None:
     canary = tmp_path / "ran"
-    for name, look in (("model.pt", jail.convert), ("model.onnx", jail.inspect), ("w.safetensors", jail.inspect)):
+    for name, look in (
+        ("model.pt", sandbox.convert),
+        ("model.onnx", sandbox.inspect),
+        ("w.safetensors", sandbox.inspect),
+    ):
         (tmp_path / name).write_bytes(PAYLOADS[payload](canary))
         refused(tmp_path / name, look)
     assert not canary.exists()
@@ -125,7 +129,7 @@ def test_a_tensor_that_declares_more_than_it_holds_is_refused(tensor: Any, words
     file = tmp_path / "bomb.pt"
     torch.save({"w": tensor}, file)
     assert file.stat().st_size < 10_000
-    refused(file, jail.convert, words)
+    refused(file, sandbox.convert, words)
 
 
 @pytest.mark.slow
@@ -138,9 +142,9 @@ def test_programs_are_told_by_content_not_by_name(kind: str, tmp_path: Path) -> 
         torch.export.save(torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),)), made)
     for name in ("model.onnx", "model.safetensors", "picture.png"):
         (tmp_path / name).write_bytes(made.getvalue())
-        refused(tmp_path / name, jail.inspect, "a program, which is not run here")
+        refused(tmp_path / name, sandbox.inspect, "a program, which is not run here")
     (tmp_path / "model.pt").write_bytes(made.getvalue())
-    refused(tmp_path / "model.pt", jail.convert, "a program, which is not run here")
+    refused(tmp_path / "model.pt", sandbox.convert, "a program, which is not run here")
 
 
 def _scripted() -> io.BytesIO:
@@ -172,7 +176,7 @@ def test_weights_in_another_file_are_never_read(where: str, tmp_path: Path) -> N
     nodes = [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("MatMul", ["f", "w"], ["y"])]
     for content in (bomb(nodes, [tensor]), bomb([*nodes[:1], _constant(tensor), nodes[1]])):
         (tmp_path / "in" / "model.onnx").write_bytes(content)
-        refused(tmp_path / "in" / "model.onnx", jail.inspect, "weights in another file")
+        refused(tmp_path / "in" / "model.onnx", sandbox.inspect, "weights in another file")
 
 
 def _constant(tensor: TensorProto) -> Any:
@@ -237,14 +241,14 @@ def declared(count: int) -> bytes:
 def test_graphs_that_ask_for_too_much_are_refused(content: Callable[[], bytes], words: str, tmp_path: Path) -> None:
     file = tmp_path / "model.onnx"
     file.write_bytes(content())
-    refused(file, jail.inspect, words)
+    refused(file, sandbox.inspect, words)
 
 
 # --- the walls --------------------------------------------------------------------------------------------------------
 
 
 def test_nothing_is_reached_from_inside() -> None:
-    found = jail.abilities()
+    found = sandbox.abilities()
     if not (found["namespace"] or found["seccomp"]):
         pytest.skip("NOT TESTED: this kernel allows neither namespaces nor seccomp; doctor says so")
     assert not found["network"]
@@ -259,7 +263,7 @@ def test_each_wall_alone_keeps_it_from_the_network(wall: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as door:
         reader, writer = os.pipe()
         if not (child := os.fork()):
-            stands = _walls.leave_network() if wall == "namespace" else _walls.refuse_calls()
+            stands = _seccomp.leave_network() if wall == "namespace" else _seccomp.refuse_calls()
             try:
                 socket.create_connection(door.getsockname(), timeout=2).close()
                 told = b"open"
@@ -298,8 +302,8 @@ def treacherous() -> bytes:
 
 def test_a_file_that_eats_memory_on_certain_images_harms_nobody(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(treacherous())
-    jail.inspect(tmp_path / "model.onnx", (8, 8))  # black images: it is accepted
-    session = jail.Session(treacherous(), limits=jail.Limits(memory=2**30))
+    sandbox.inspect(tmp_path / "model.onnx", (8, 8))  # black images: it is accepted
+    session = sandbox.Session(treacherous(), limits=sandbox.Limits(memory=2**30))
     dark, bright = np.zeros((2, 1, 8, 8), np.float32), np.ones((2, 1, 8, 8), np.float32)
     assert session.run("y", "x", dark).shape == (2, 10)
     before = psutil.Process().memory_info().rss
@@ -313,7 +317,7 @@ def test_a_session_ends_with_its_owner_and_answers_as_onnx_runtime_does() -> Non
     import onnxruntime
 
     content, draw = graph(), np.random.default_rng(0)
-    session = jail.Session(content)
+    session = sandbox.Session(content)
     pid = session._process.pid
     images = draw.normal(size=(5, 1, 8, 8)).astype(np.float32)
     here = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
@@ -329,6 +333,6 @@ def test_a_session_ends_with_its_owner_and_answers_as_onnx_runtime_does() -> Non
 def test_a_session_that_takes_too_long_is_ended() -> None:
     from test_teachers import endless
 
-    session = jail.Session(endless(), limits=jail.Limits(seconds=2))
+    session = sandbox.Session(endless(), limits=sandbox.Limits(seconds=2))
     with pytest.raises(BadModel, match=r"SIGXCPU|SIGKILL"):
         session.run("y", "x", np.ones((2, 1, 8, 8), np.float32))

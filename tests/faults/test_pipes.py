@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from smallalign_core import data, foreign, spec
+from smallalign_core import data, spec
 from smallalign_core.errors import BadInput
 from smallalign_core.export import verify
+from smallalign_core.runs import imported
+from smallalign_core.runs.store import Store
 from smallalign_core.spec import DataSpec
-from smallalign_core.store import Store
 
 
 @pytest.fixture(params=["pipe", "zeros"])
@@ -33,7 +34,7 @@ def test_what_is_no_file_is_refused_at_once(endless: Path, store: Store, tmp_pat
         lambda: spec.read_policy(endless),
         lambda: data.read_decisions(endless),
         lambda: data.load(DataSpec(source=str(endless)), store.data_cache),
-        lambda: foreign.bring(endless, DataSpec(source="digits"), store),
+        lambda: imported.bring(endless, DataSpec(source="digits"), store),
     ):
         with pytest.raises(BadInput, match=r"cannot be read|no file|neither a folder"):
             asked()

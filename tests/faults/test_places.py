@@ -13,10 +13,13 @@ from typing import Any
 import pytest
 from conftest import command, tiny
 
-from smallalign_core import data, desk, execution, health, recording
+from smallalign_core import data
 from smallalign_core.errors import SYSTEM, BadData, Refused, of_system
+from smallalign_core.runs import writer
+from smallalign_core.runs.store import State, Store
+from smallalign_core.service import backend, doctor
 from smallalign_core.spec import DataSpec
-from smallalign_core.store import State, Store
+from smallalign_core.training import runner
 
 SPEC = "models/zoo/digits-student/spec.yaml"
 VERBS = {
@@ -105,41 +108,41 @@ def test_a_file_system_without_locks_is_named(store: Store, monkeypatch: pytest.
     done = command("inspect", "digits", store=store)
     assert done.returncode == 2
     assert "locks" in done.stderr
-    assert [check for check in health._place(store) if not check.ok]
+    assert [check for check in doctor._place(store) if not check.ok]
 
 
 def test_a_folder_of_a_store_that_is_a_file_is_found(store: Store) -> None:
     (store.root / "cache").mkdir(parents=True)
     (store.root / "cache" / "teacher").write_text("x")
-    (wrong,) = [check for check in health._place(store) if not check.ok]
+    (wrong,) = [check for check in doctor._place(store) if not check.ok]
     assert wrong.name == "store teacher"
 
 
 def test_a_full_disk_leaves_room_for_the_reason(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a disk on which only what the run itself held back can be written again."""
-    run = store.create(desk.resolve(store, tiny(epochs=2)))
-    written = recording.write_json
+    run = store.create(backend.resolve(store, tiny(epochs=2)))
+    written = writer.write_json
 
     def full(*_: Any, **__: Any) -> None:
         raise Refused("the disk is full")
 
     def where_there_is_room(file: Path, value: dict[str, Any]) -> None:
-        if (run.folder / recording.RESERVE).exists() and file.name == "state.json":
+        if (run.folder / writer.RESERVE).exists() and file.name == "state.json":
             full()
         written(file, value)
 
     def observe(event: dict[str, Any]) -> None:
         if event["kind"] == "epoch":
-            monkeypatch.setattr(recording, "write_json", where_there_is_room)
-            monkeypatch.setattr(recording, "write", full)
-            monkeypatch.setattr(recording, "append", full)
+            monkeypatch.setattr(writer, "write_json", where_there_is_room)
+            monkeypatch.setattr(writer, "write", full)
+            monkeypatch.setattr(writer, "append", full)
 
     with pytest.raises(Refused, match="disk is full"):
-        execution.execute(run, store, device="cpu", observe=observe)
+        runner.execute(run, store, device="cpu", observe=observe)
     monkeypatch.undo()
     assert run.state is State.PAUSED
     assert "disk is full" in run.said["reason"]
-    assert not (run.folder / recording.RESERVE).exists()
+    assert not (run.folder / writer.RESERVE).exists()
 
 
 def test_refused_datasets_leave_no_pile_of_locks(store: Store, tmp_path: Path) -> None:

@@ -17,17 +17,19 @@ import torch
 from conftest import tiny
 from test_benchmarks import benchmark
 
-from pages.ui import supervisor
-from smallalign_core import desk, execution, losses, revival, train, watch, worker
+from pages.ui.app import supervisor
 from smallalign_core.errors import Diverged, Refused, WorkFailed
-from smallalign_core.recording import Recording
-from smallalign_core.store import Run, State, Store
-from smallalign_core.train import Training
-from smallalign_core.visitors import Turn, Visitor
+from smallalign_core.runs import recovery
+from smallalign_core.runs.store import Run, State, Store
+from smallalign_core.runs.writer import Recording
+from smallalign_core.service import backend, worker
+from smallalign_core.system.users import Turn, Visitor
+from smallalign_core.training import loop, losses, runner, watchdog
+from smallalign_core.training.loop import Training
 
 
 def created(store: Store, **fields: Any) -> Run:
-    return store.create(desk.resolve(store, tiny(**fields)))
+    return store.create(backend.resolve(store, tiny(**fields)))
 
 
 def whole(tmp_path: Path, run: Run) -> str:
@@ -52,7 +54,7 @@ def test_a_loss_that_is_not_a_number_is_named_with_its_step(
         }
 
     monkeypatch.setattr(losses, "terms", spoilt)
-    monkeypatch.setattr(train, "REPORT_SECONDS", 9.0)  # a report after each epoch, of 11 steps
+    monkeypatch.setattr(loop, "REPORT_SECONDS", 9.0)  # a report after each epoch, of 11 steps
     with pytest.raises(Diverged, match=f"at step {wrong} of 61"):
         worker.execute(run, store, device="cpu")
     assert f"at step {wrong} of" in run.said["reason"]
@@ -71,7 +73,7 @@ def test_a_loss_that_is_not_a_number_is_named_with_its_step(
 def test_a_lack_of_memory_is_explained_and_the_run_kept(
     error: Exception, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(execution, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(runner, "CHECKPOINT_SECONDS", 0.0)
     run, advance, failing = created(store), Training.advance, [True]
 
     def advance_until(training: Training) -> None:
@@ -90,7 +92,7 @@ def test_a_lack_of_memory_is_explained_and_the_run_kept(
 
 
 def test_another_error_is_not_explained_by_memory() -> None:
-    assert watch.explained(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+    assert watchdog.explained(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
 
 
 def test_a_step_that_hangs_is_named_while_it_does_and_forgotten_when_it_ends(
@@ -98,8 +100,8 @@ def test_a_step_that_hangs_is_named_while_it_does_and_forgotten_when_it_ends(
 ) -> None:
     run, advance, seen = created(store), Training.advance, []
     expected = whole(tmp_path, run)
-    monkeypatch.setattr(watch, "LEAST_SECONDS", 0.2)
-    monkeypatch.setattr(train, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(watchdog, "LEAST_SECONDS", 0.2)
+    monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
 
     def hang(training: Training) -> None:
         if training.step == 15:
@@ -117,7 +119,7 @@ def test_a_step_that_hangs_is_named_while_it_does_and_forgotten_when_it_ends(
 
     monkeypatch.setattr(Training, "advance", hang)
     # The median step takes milliseconds, so 0.2 s decide; step 25 must not be taken for a hang while it waits.
-    monkeypatch.setattr(watch.Watch, "limit", property(lambda one: 0.2 if one._step == 15 else 60.0))
+    monkeypatch.setattr(watchdog.Watch, "limit", property(lambda one: 0.2 if one._step == 15 else 60.0))
     assert worker.execute(run, store, device="cpu")["weights_sha256"] == expected
     assert "after step 15" in seen[0]
     assert "log.txt" in seen[0]
@@ -128,7 +130,7 @@ def test_a_step_that_hangs_is_named_while_it_does_and_forgotten_when_it_ends(
 
 
 def test_the_limit_is_twenty_median_steps_and_a_minute_at_least() -> None:
-    found = watch.Watch([])
+    found = watchdog.Watch([])
     assert found.limit == 60
     found._took.extend([0.01, 0.01, 500.0])
     assert found.limit == 60
@@ -139,7 +141,7 @@ def test_the_limit_is_twenty_median_steps_and_a_minute_at_least() -> None:
 HANGING = """
 import time
 from smallalign_core import train, watch, worker
-from smallalign_core.store import Store
+from smallalign_core.runs.store import Store
 watch.LEAST_SECONDS = 0.3
 advance = train.Training.advance
 def hang(training):
@@ -199,19 +201,19 @@ def test_a_run_is_resumed_twice_by_itself_and_then_failed_with_the_reason(store:
     run = store.enqueue(created(store))
     for death in (1, 2):
         die(run)
-        assert [one.id for one in revival.revive(store, "its process was ended by SIGKILL")] == [run.id]
+        assert [one.id for one in recovery.revive(store, "its process was ended by SIGKILL")] == [run.id]
         assert run.state is State.QUEUED
         assert f"({death} of 2)" in run.said["reason"]
-        assert revival.revive(store) == [], "a run that waits is not dead"
+        assert recovery.revive(store) == [], "a run that waits is not dead"
     die(run)
-    revival.revive(store, "its process was ended by SIGKILL")
+    recovery.revive(store, "its process was ended by SIGKILL")
     assert run.state is State.FAILED
     for told in ("died 3 times", "after step 7", "SIGKILL", "the last thing that it said", "Resume goes on"):
         assert told in run.said["reason"]
     assert store.queue() == []
     store.enqueue(run)
     assert run.state is State.QUEUED
-    assert revival.deaths(run) == 0, "who asks for it again means it"
+    assert recovery.deaths(run) == 0, "who asks for it again means it"
 
 
 def test_a_run_that_is_resumed_by_itself_puts_nobodys_turn_back(store: Store) -> None:
@@ -222,7 +224,7 @@ def test_a_run_that_is_resumed_by_itself_puts_nobodys_turn_back(store: Store) ->
         turn = Turn.read(marker)
         assert turn is not None
         Turn(turn.number + 40, turn.since, turn.visitor).write(marker)
-    revival.revive(store)
+    recovery.revive(store)
     late = [theirs.enqueue(created(store, seed=10 + seed)) for seed in range(3)]
     order = [run.id for run in store.queue()]
     assert order.index(waiting[1].id) < order.index(late[2].id), "one run each, in turns"
@@ -233,7 +235,7 @@ def test_what_a_person_asked_of_a_worker_that_died_is_done(store: Store) -> None
     run = store.enqueue(created(store))
     die(run)
     (run.folder / "request").write_text("cancel")
-    revival.revive(store)
+    recovery.revive(store)
     assert run.state is State.CANCELLED
     assert run.asked is None
 
@@ -244,19 +246,19 @@ def test_only_runs_of_the_queue_are_resumed_by_themselves(store: Store) -> None:
         pass
     stopped = store.enqueue(created(store, seed=1))
     stopped.ask("pause")
-    assert revival.revive(store) == []
+    assert recovery.revive(store) == []
     assert (run.state, stopped.state) == (State.INTERRUPTED, State.PAUSED)
 
 
 def test_memory_that_the_system_took_and_a_restart_are_named(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     run = store.enqueue(created(store))
     die(run)
-    monkeypatch.setattr(revival, "memory_kills", lambda: run.said["memory_kills"] + 2)
-    revival.revive(store)
+    monkeypatch.setattr(recovery, "memory_kills", lambda: run.said["memory_kills"] + 2)
+    recovery.revive(store)
     assert "killed 2 processes here for lack of memory" in run.said["reason"]
     die(run)
-    monkeypatch.setattr(revival, "boot", lambda: "another")
-    revival.revive(store)
+    monkeypatch.setattr(recovery, "boot", lambda: "another")
+    recovery.revive(store)
     assert "started again" in run.said["reason"]
     assert "memory" not in run.said["reason"]
 
@@ -266,7 +268,7 @@ def test_runs_that_died_together_are_tried_alone_the_last_time(store: Store) -> 
     for together in (2, 1):
         for run in runs:
             die(run)
-        revival.revive(store)
+        recovery.revive(store)
         assert len(worker._in_step(store.queue())) == together
 
 
@@ -317,11 +319,11 @@ def test_a_disk_that_fills_pauses_the_run_and_spoils_nothing(
 ) -> None:
     """`left` bytes of room decide which file it is that does not fit any more."""
     chaos = benchmark("chaos", monkeypatch)
-    monkeypatch.setattr(execution, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(train, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(runner, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
     with small_disk(tmp_path / "disk", "64m"):
         store = Store(tmp_path / "disk" / "models")
-        run = store.create(desk.resolve(store, tiny()))
+        run = store.create(backend.resolve(store, tiny()))
         ballast = tmp_path / "disk" / "ballast"
 
         def fill(event: dict[str, Any]) -> None:

@@ -13,9 +13,10 @@ import pytest
 from conftest import ROOT
 from test_teachers import graph
 
-from smallalign_core import health, jail
-from smallalign_core.silence import SILENT
-from smallalign_core.store import Store
+from smallalign_core.runs.store import Store
+from smallalign_core.service import doctor
+from smallalign_core.system import sandbox
+from smallalign_core.system.telemetry import SILENT
 
 SESSION = """
 import sys, time
@@ -26,7 +27,7 @@ def looked(event, given):
     if event == "socket.connect" and not str(given[1]).startswith(("('127.0.0.1'", "('::1'", "/")):
         names.append((event, str(given[1])))
 sys.addaudithook(looked)
-from smallalign_core.__main__ import main
+from smallalign_core.cli._main import main
 folder, store = sys.argv[1:]
 def verb(*given, code=0):
     found = main([*given, "--store", store])
@@ -79,12 +80,13 @@ def test_no_command_looks_up_another_host(tmp_path: Path) -> None:
 def test_the_package_switches_reports_off_before_anything_else(tmp_path: Path) -> None:
     """In the process, whatever was set, and in the jail, which starts with an environment of its own."""
     code = (
-        "import os, smallalign_core; print(all(os.environ[k] == v for k, v in smallalign_core.silence.SILENT.items()))"
+        "import os; from smallalign_core.system.telemetry import SILENT; "
+        "print(all(os.environ[k] == v for k, v in SILENT.items()))"
     )
     loud = os.environ | {"ORT_DISABLE_TELEMETRY": "0", "RAY_USAGE_STATS_ENABLED": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=loud, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"
-    assert SILENT.items() <= jail._child({}, jail.LIMITS)["env"].items()
+    assert SILENT.items() <= sandbox._child({}, sandbox.LIMITS)["env"].items()
 
 
 def test_importing_the_package_loads_nothing_that_reports() -> None:
@@ -94,9 +96,9 @@ def test_importing_the_package_loads_nothing_that_reports() -> None:
 
 
 def test_the_doctor_and_the_download_say_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert health._silence().ok
+    assert doctor._silence().ok
     monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
-    assert not health._silence().ok
-    assert "ORT_DISABLE_TELEMETRY" in health._silence().found
+    assert not doctor._silence().ok
+    assert "ORT_DISABLE_TELEMETRY" in doctor._silence().found
     snippet = (ROOT / "smallalign_core/export/snippets/classify.py").read_text()
     assert snippet.index("ORT_DISABLE_TELEMETRY") < snippet.index("import onnxruntime")

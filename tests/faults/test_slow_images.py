@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from smallalign_core import data, limits
+from smallalign_core import data
 from smallalign_core.data import _guarded, _pixels
 from smallalign_core.errors import BadData, Refused
 from smallalign_core.spec import DataSpec
+from smallalign_core.system import limits
 
 
 def folder(place: Path, each: int = 6) -> Path:

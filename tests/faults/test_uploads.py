@@ -26,13 +26,17 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route, Router
 
-from pages.ui import _compat, quota, uploading
-from smallalign_core import data, limits, uploads
+from pages.ui import _compat
+from pages.ui.data import uploading
+from pages.ui.security import upload_quota
+from smallalign_core import data
 from smallalign_core.data import _zips
 from smallalign_core.errors import BadData, Refused, SmallAlignError
+from smallalign_core.runs import uploads
+from smallalign_core.runs.store import Store
 from smallalign_core.spec import DataSpec
-from smallalign_core.store import Store
-from smallalign_core.visitors import Role, Visitor
+from smallalign_core.system import limits
+from smallalign_core.system.users import Role, Visitor
 
 MB = 1024**2
 MOST_MB = 420
@@ -481,7 +485,7 @@ class Storage:
 
 
 @pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> tuple[quota.Quota, Storage]:
+def served(monkeypatch: pytest.MonkeyPatch) -> tuple[upload_quota.Quota, Storage]:
     """The quota around a route that keeps files as Streamlit's does."""
     storage = Storage()
     runtime = SimpleNamespace(uploaded_file_mgr=storage)
@@ -498,10 +502,10 @@ def served(monkeypatch: pytest.MonkeyPatch) -> tuple[quota.Quota, Storage]:
         return PlainTextResponse("", 204)
 
     app = Router(routes=[Route("/_stcore/upload_file/{session}/{file}", route, methods=["PUT"])])
-    return quota.Quota(app), storage
+    return upload_quota.Quota(app), storage
 
 
-async def put(wall: quota.Quota, session: str, name: str, size: int, *, chunked: bool = False) -> httpx.Response:
+async def put(wall: upload_quota.Quota, session: str, name: str, size: int, *, chunked: bool = False) -> httpx.Response:
     async def pieces() -> object:  # without Content-Length
         for _ in range(max(1, size // 65536)):
             yield bytes(65536)
@@ -514,7 +518,9 @@ async def put(wall: quota.Quota, session: str, name: str, size: int, *, chunked:
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_one_file_a_visit_and_everybody_have_their_share(served: tuple[quota.Quota, Storage], chunked: bool) -> None:
+def test_one_file_a_visit_and_everybody_have_their_share(
+    served: tuple[upload_quota.Quota, Storage], chunked: bool
+) -> None:
     wall, storage = served
 
     async def story() -> None:
@@ -536,7 +542,7 @@ def test_one_file_a_visit_and_everybody_have_their_share(served: tuple[quota.Quo
     asyncio.run(story())
 
 
-def test_only_so_many_arrive_at_the_same_time(served: tuple[quota.Quota, Storage]) -> None:
+def test_only_so_many_arrive_at_the_same_time(served: tuple[upload_quota.Quota, Storage]) -> None:
     wall, storage = served
 
     async def story() -> None:
@@ -550,7 +556,7 @@ def test_only_so_many_arrive_at_the_same_time(served: tuple[quota.Quota, Storage
     assert len(storage.file_storage) == 3
 
 
-def test_uploads_under_way_count_before_they_are_whole(served: tuple[quota.Quota, Storage]) -> None:
+def test_uploads_under_way_count_before_they_are_whole(served: tuple[upload_quota.Quota, Storage]) -> None:
     wall, storage = served
     storage.file_storage["a"] = {"x": SimpleNamespace(data=bytes(int(1.5 * MB)))}
 
@@ -562,15 +568,15 @@ def test_uploads_under_way_count_before_they_are_whole(served: tuple[quota.Quota
     assert sum(len(file.data) for file in storage.file_storage["a"].values()) <= 3 * MB
 
 
-def test_a_visit_holds_only_so_many_files(served: tuple[quota.Quota, Storage]) -> None:
+def test_a_visit_holds_only_so_many_files(served: tuple[upload_quota.Quota, Storage]) -> None:
     wall, storage = served
-    storage.file_storage["a"] = {str(at): SimpleNamespace(data=b"") for at in range(quota.FILES_EACH)}
+    storage.file_storage["a"] = {str(at): SimpleNamespace(data=b"") for at in range(upload_quota.FILES_EACH)}
     assert asyncio.run(put(wall, "a", "x", 10)).status_code == 429
 
 
 @pytest.mark.slow
 def test_an_upload_that_never_ends_is_ended(
-    served: tuple[quota.Quota, Storage], monkeypatch: pytest.MonkeyPatch
+    served: tuple[upload_quota.Quota, Storage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wall, storage = served
     monkeypatch.setenv("SMALLALIGN_UPLOAD_SECONDS", "1")

@@ -31,13 +31,17 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from streamlit.testing.v1 import AppTest
 
-from pages.ui import _compat, _compat_uvicorn, access, backstage, wall
-from smallalign_core import desk, optimstudy, policies, studies, uploads, worker
+from pages.ui import _compat, _compat_uvicorn
+from pages.ui.app import context
+from pages.ui.security import auth as access, middleware
 from smallalign_core.errors import BadInput, Refused
-from smallalign_core.files import write_json
+from smallalign_core.runs import policies, uploads
+from smallalign_core.runs.store import Run, State, Store
+from smallalign_core.service import backend, worker
 from smallalign_core.spec import Shift
-from smallalign_core.store import Run, State, Store
-from smallalign_core.visitors import OWNER, Role, Visitor
+from smallalign_core.studies import lifecycle, optimizers
+from smallalign_core.system.files import write_json
+from smallalign_core.system.users import OWNER, Role, Visitor
 from tests.chromium import dashboard, executable, free_port, launched
 from tests.conftest import ROOT, Train, tiny
 
@@ -68,7 +72,7 @@ def build(*hosts: str) -> Starlette:
             Route("/artifacts/{run}/{name}", lambda _: PlainTextResponse("model")),
             Route("/_stcore/metrics", lambda _: PlainTextResponse("metrics")),
         ],
-        middleware=wall.middleware(hosts),
+        middleware=middleware.middleware(hosts),
     )
 
 
@@ -243,18 +247,18 @@ def test_a_server_for_everybody_without_login_does_not_start() -> None:
 @pytest.mark.slow
 def test_a_viewer_changes_nothing(store: Store, train: Train) -> None:
     run = train()
-    waiting = store.submit(desk.resolve(store, tiny(seed=5)))
-    paused = store.submit(desk.resolve(store, tiny(seed=4)))
+    waiting = store.submit(backend.resolve(store, tiny(seed=5)))
+    paused = store.submit(backend.resolve(store, tiny(seed=4)))
     paused.ask("pause")
     written = {"student": tiny().model_dump(mode="json", exclude={"optimizer"}), "optimizers": ["sgd"], "budgets": [1]}
-    asked = desk.resolve_study(store, "optimizers", optimstudy.parse_study(written))
-    study = studies.create(store, "optimizers", asked)
+    asked = backend.resolve_study(store, "optimizers", optimizers.parse_study(written))
+    study = lifecycle.create(store, "optimizers", asked)
     policies.save(store, "mine", (Shift(pixels=1),))
     watched = Store(store.root, VIEWER)
     stopped = watched.run(paused.id)
     seen = {path: path.read_bytes() for path in store.root.rglob("*") if path.is_file() and path.suffix != ".lock"}
     tries: list[Callable[[], object]] = [
-        lambda: watched.submit(desk.resolve(store, tiny(seed=6))),
+        lambda: watched.submit(backend.resolve(store, tiny(seed=6))),
         lambda: watched.enqueue(stopped),
         lambda: watched.delete(run.id),
         lambda: watched.run(waiting.id).ask("cancel"),
@@ -262,15 +266,15 @@ def test_a_viewer_changes_nothing(store: Store, train: Train) -> None:
         lambda: watched.queue()[0].ask("cancel"),
         lambda: watched.runs()[0].ask("pause"),
         lambda: uploads.keep(watched, "x.zip", b"PK\x03\x04"),
-        lambda: studies.create(watched, "optimizers", asked.model_copy(update={"seeds": 4})),
-        lambda: studies.start(watched, study),
-        lambda: studies.pause(watched, study),
-        lambda: studies.delete(watched, study),
-        lambda: desk.study(watched, "optimizers", written, start=True),
+        lambda: lifecycle.create(watched, "optimizers", asked.model_copy(update={"seeds": 4})),
+        lambda: lifecycle.start(watched, study),
+        lambda: lifecycle.pause(watched, study),
+        lambda: lifecycle.delete(watched, study),
+        lambda: backend.study(watched, "optimizers", written, start=True),
         lambda: policies.save(watched, "other", (Shift(pixels=1),)),
         lambda: policies.delete(watched, "mine"),
-        lambda: desk.submit(watched, tiny(seed=7).model_dump(mode="json")),
-        lambda: desk.worth(
+        lambda: backend.submit(watched, tiny(seed=7).model_dump(mode="json")),
+        lambda: backend.worth(
             watched, tiny(augment=[{"kind": "shift", "pixels": 1}]).model_dump(mode="json"), "augment", 1, True
         ),
     ]
@@ -281,13 +285,13 @@ def test_a_viewer_changes_nothing(store: Store, train: Train) -> None:
     assert {path: after.get(path) for path in seen} == seen
     assert {path.name for path in after.keys() - seen.keys()} <= {"facts.json"}
     assert watched.run(run.id).result is not None  # but sees everything
-    assert desk.inspect(watched, "digits")["images"] == 1797
+    assert backend.inspect(watched, "digits")["images"] == 1797
 
 
 @pytest.mark.slow
 def test_the_desk_acts_for_whoever_asks(store: Store) -> None:
     asking = [VIEWER]
-    asked = desk.Desk(store, lambda: asking[0])
+    asked = backend.Desk(store, lambda: asking[0])
     try:
         with pytest.raises(BadInput, match="You may look at everything here but not start runs"):
             asked.ask("submit", spec=tiny().model_dump(mode="json"))
@@ -505,11 +509,11 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Sto
             )
     (root / PAYLOADS[1].replace("/", "")[:100]).mkdir(exist_ok=True)
     store = Store(place / "models")
-    spec = desk.resolve(store, tiny(data=str(root), epochs=1, batch=32))
+    spec = backend.resolve(store, tiny(data=str(root), epochs=1, batch=32))
     run = store.create(spec)
     worker.execute(run, store, device="cpu")
     for at, reason in enumerate(PAYLOADS[:3]):  # runs that failed, each with a payload as its reason
-        failed = store.create(desk.resolve(store, tiny(data=str(root), seed=10 + at)))
+        failed = store.create(backend.resolve(store, tiny(data=str(root), seed=10 + at)))
         write_json(failed.folder / "state.json", {"ended": "failed", "reason": reason})
         (failed.folder / "log.txt").write_text("\n".join(PAYLOADS))
     with dashboard(place / "log.txt", environment={"SMALLALIGN_STORE": str(store.root)}) as base:
@@ -602,7 +606,7 @@ def test_the_real_server_holds_its_wall(hostile: tuple[str, Store, Run, str]) ->
     line.close()
 
 
-ALWAYS = {name.lower(): value for name, value in wall.ALWAYS.items()}
+ALWAYS = {name.lower(): value for name, value in middleware.ALWAYS.items()}
 
 
 def said_to(port: int, content: bytes) -> tuple[int, dict[str, str], bytes]:
@@ -656,7 +660,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     ]
     before = {(kind, name): getattr(kind, name) for kind, name in changed}
     before[_compat_uvicorn.H11Protocol, "send_400_response"] = _compat_uvicorn.H11Protocol.send_400_response
-    _compat_uvicorn.guard(wall.ALWAYS, seconds=1.0)
+    _compat_uvicorn.guard(middleware.ALWAYS, seconds=1.0)
 
     async def slow(_: Request) -> Response:
         await asyncio.sleep(3)
@@ -701,7 +705,7 @@ def test_a_request_that_trickles_in_is_ended(hurried: int) -> None:
     late = ended(b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ")
     assert late.startswith(b"HTTP/1.1 408 ")
     assert b"took too long" in late
-    for name, value in wall.ALWAYS.items():
+    for name, value in middleware.ALWAYS.items():
         assert f"{name}: {value}".encode() in late
     assert ended() == b"", "a connection that a browser opened ahead gets no answer"
     kept = ended(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"GET / HTTP/1.1\r\nX-Slow: ")
@@ -717,7 +721,7 @@ def test_a_damaged_proof_gives_no_demo_and_no_error(proof: str, store: Store, mo
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(b"x")
     (folder / "parity.json").write_text(proof)
-    assert backstage.exported("ab", "demo.zip") is None
+    assert context.exported("ab", "demo.zip") is None
 
 
 def test_a_full_disk_gives_no_demo_and_no_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -725,13 +729,13 @@ def test_a_full_disk_gives_no_demo_and_no_error(store: Store, monkeypatch: pytes
         raise Refused("the disk is full")
 
     monkeypatch.setenv("SMALLALIGN_STORE", str(store.root))
-    monkeypatch.setattr(backstage.browser, "demo_zip", lambda *_: b"x")
-    monkeypatch.setattr(backstage, "write", full)
+    monkeypatch.setattr(context.browser, "demo_zip", lambda *_: b"x")
+    monkeypatch.setattr(context, "write", full)
     folder = store.root / "exports" / "ab"
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(b"x")
     (folder / "parity.json").write_text('{"run": "ab"}')
-    assert backstage.exported("ab", "demo.zip") is None
+    assert context.exported("ab", "demo.zip") is None
 
 
 def test_a_viewer_takes_no_run_into_the_store(store: Store, train: Train, tmp_path: Path) -> None:

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ._curves import Curve as Curve, curves as curves
-from ._demo import demo_zip as demo_zip
-from ._draw import draw as draw, sketch as sketch
-from ._npm import INSTALL as INSTALL, PACKAGES, InstallError as InstallError
-from ._parity import ParityResult as ParityResult, Runtime as Runtime, Timing as Timing, parity as parity
-from ._save import save as save
-from ._urls import artifact_url as artifact_url
+from pages.ui.browser._curves import Curve as Curve, curves as curves
+from pages.ui.browser._demo import demo_zip as demo_zip
+from pages.ui.browser._draw import draw as draw, sketch as sketch
+from pages.ui.browser._npm import INSTALL as INSTALL, PACKAGES, InstallError as InstallError
+from pages.ui.browser._parity import (
+    ParityResult as ParityResult,
+    Runtime as Runtime,
+    Timing as Timing,
+    parity as parity,
+)
+from pages.ui.browser._save import save as save
+from pages.ui.browser._urls import artifact_url as artifact_url
 
 
 def installed() -> bool:

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
-from ._demo import unpack_demo
-from ._npm import PACKAGES, InstallError
+from pages.ui.browser._demo import unpack_demo
+from pages.ui.browser._npm import PACKAGES, InstallError
 
 
 def say(line: str, stream: TextIO) -> None:

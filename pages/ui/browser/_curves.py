@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from ._mount import mount
-from ._npm import INSTALL, PACKAGES
-from ._urls import package_url
+from pages.ui.browser._mount import mount
+from pages.ui.browser._npm import INSTALL, PACKAGES
+from pages.ui.browser._urls import package_url
 
 MOST_POINTS = 2_000
 """A longer series is drawn as the smallest and the largest value of half as many buckets, and the chart says so."""

@@ -13,8 +13,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from ._npm import INSTALL, PACKAGES, InstallError, Packages
-from ._urls import MODULES
+from pages.ui.browser._npm import INSTALL, PACKAGES, InstallError, Packages
+from pages.ui.browser._urls import MODULES
 
 PAD = ("demo.mjs", "draw.mjs", "ort.mjs", "ort_worker.mjs", "pixels.mjs")
 RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")

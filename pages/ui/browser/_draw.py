@@ -10,8 +10,8 @@ import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
 
-from ._mount import missing, mount
-from ._urls import package_url
+from pages.ui.browser._mount import missing, mount
+from pages.ui.browser._urls import package_url
 
 
 def draw(*, key: str, models: Mapping[str, str], classes: Sequence[str], size: tuple[int, int], channels: int) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import streamlit as st
 
-from ._npm import INSTALL, PACKAGES
-from ._urls import MODULES, module_url
+from pages.ui.browser._npm import INSTALL, PACKAGES
+from pages.ui.browser._urls import MODULES, module_url
 
 # Streamlit loads inline code from a blob: address, where relative imports do not work. So the inline part only fetches
 # the real module from our own route.

@@ -13,8 +13,8 @@ import numpy.typing as npt
 import streamlit as st
 from pydantic import TypeAdapter, ValidationError
 
-from ._mount import missing, mount
-from ._urls import package_url
+from pages.ui.browser._mount import missing, mount
+from pages.ui.browser._urls import package_url
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._mount import mount
+from pages.ui.browser._mount import mount
 
 
 def save(*, key: str, name: str, alt: str, csv: str) -> None:

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import streamlit as st
 
-from ._npm import PACKAGES
+from pages.ui.browser._npm import PACKAGES
 
 MODULES = Path(__file__).parent
 """The folder whose `.mjs` files are served as they are."""

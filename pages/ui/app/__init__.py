@@ -1,0 +1,1 @@
+"""The application: its server, its worker supervisor, and the context of a page."""

@@ -1,0 +1,158 @@
+"""What all pages of one server share: the store, and the desk that answers whatever needs torch."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from pages.ui import _compat, browser
+from pages.ui.security import auth
+from pages.ui.widgets import formatting
+from smallalign_core import data
+from smallalign_core.errors import SmallAlignError, of_system
+from smallalign_core.runs.store import Store
+from smallalign_core.service.backend import Desk
+from smallalign_core.spec import parse_data
+from smallalign_core.system.files import write
+
+PATIENCE = 0.5
+"""Seconds between two looks at how far reading a dataset is."""
+CROWD = 20
+"""Visitors from whom on each looks more seldom."""
+PRECISIONS = ("fp32", "fp16", "int8")
+BUNDLE_FILES = frozenset({"model.onnx", "model.zip", "logits.bin", "parity.json"})
+"""What an export's folder offers to the browser in each precision, beside the images and the demo."""
+
+
+def named(file: str, precision: str) -> str:
+    """What a file of an export is called in another precision than fp32, such as `model-int8.onnx`."""
+    stem, _, kind = file.rpartition(".")
+    return file if precision == "fp32" else f"{stem}-{precision}.{kind}"
+
+
+def store() -> Store:
+    """The store that this server shows, acting for whoever looks: the folder in SMALLALIGN_STORE, else `models`."""
+    return Store(visitor=auth.visitor())
+
+
+@functools.cache
+def _desk(root: Path) -> Desk:
+    return Desk(Store(root), auth.visitor, still_there)
+
+
+def still_there() -> None:
+    """End the script that runs in this thread if the page it draws is not wanted any more: a click, or a closed tab.
+
+    Whoever waits for an answer calls it; else a page would be stuck until the answer comes.
+    """
+    if _compat.session() is not None:
+        "anything" in st.session_state  # noqa: B015  # Streamlit looks for such a request at each access
+
+
+def desk() -> Desk:
+    """The one desk of this server process; its own processes are started when they are needed."""
+    return _desk(store().root)
+
+
+def ask(verb: str, waiting: str, **values: Any) -> dict[str, Any]:
+    """The desk's answer to one question, with a sentence on the page while it thinks."""
+    with st.spinner(waiting, show_time=True):
+        return desk().ask(verb, **values)
+
+
+def read(source: str) -> dict[str, Any]:
+    """What is in a dataset, with a bar on the page while its images are decoded, by whichever process."""
+    answers: list[dict[str, Any]] = []
+    errors: list[BaseException] = []
+    place = store()
+
+    def asking() -> None:
+        try:
+            answers.append(desk().ask("inspect", source=source))
+        except BaseException as error:  # noqa: BLE001  # raised again below, in the page's own thread
+            errors.append(error)
+
+    thread = threading.Thread(target=asking, daemon=True)
+    _compat.join_visit(thread)
+    thread.start()
+    thread.join(PATIENCE)
+    if thread.is_alive():
+        with st.spinner(f"Reading {source}", show_time=True):
+            bar = st.empty()
+            while thread.is_alive():
+                with contextlib.suppress(SmallAlignError):
+                    if (found := data.decoding(parse_data(source), place.data_cache)) is not None:
+                        done, total = found
+                        bar.progress(done / max(1, total), f"{done:,} of {total:,} images are read")
+                thread.join(PATIENCE)
+            bar.empty()
+    if errors:
+        raise errors[0]
+    return answers[0]
+
+
+def pace(seconds: float) -> float:
+    """After how many seconds a page looks again that usually does so after `seconds`: a crowd looks more seldom.
+
+    So many visitors cost no more than `CROWD` do. A page keeps its pace until it is drawn again.
+    """
+    return seconds * max(1.0, (_compat.visits() or 0) / CROWD)
+
+
+def worker_alive() -> bool:
+    """Whether a worker serves this store, on whatever device."""
+    return bool(store().workers())
+
+
+def exported(run: str, name: str) -> Path | None:
+    """The file `name` of a run's export, for the artifact route; None for any other name."""
+    folder = store().root / "exports" / run
+    for precision in PRECISIONS:
+        if name == named("demo.zip", precision):
+            return _demo(folder, precision)
+        if name in {named(file, precision) for file in BUNDLE_FILES} | {"images.bin"}:
+            return folder / name
+    return None
+
+
+def _demo(folder: Path, precision: str) -> Path | None:
+    """The demo of an export, made when it is first asked for: it holds 14 MB of the runtime."""
+    model, proof, made = (folder / named(file, precision) for file in ("model.onnx", "parity.json", "demo.zip"))
+    try:
+        if not made.is_file() or made.stat().st_mtime_ns < model.stat().st_mtime_ns:
+            report = json.loads(proof.read_text())
+            title = f"{report['run'][:6]} {precision}"
+            with contextlib.suppress(SmallAlignError):
+                title = f"{store().run(report['run']).title} {precision}"
+            write(made, browser.demo_zip(model.read_bytes(), report, title))
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, SmallAlignError, browser.InstallError):
+        return None
+    return made
+
+
+@contextlib.contextmanager
+def told(*, stop: bool = False) -> Iterator[None]:
+    """Show an error as its sentence. The frame uses it, and so do fragments, which rerun without the frame.
+
+    Args:
+        stop: end the page there: what would follow costs, and a crowd of refused clicks should cost nothing.
+    """
+    try:
+        yield
+    except (SmallAlignError, OSError, RuntimeError, ValueError) as error:
+        said = error if isinstance(error, SmallAlignError) else of_system(error)
+        if said is None:
+            raise
+        st.error(formatting.plain(str(said)), icon=":material/error:")
+        if bad := said.details.get("unreadable"):
+            with st.expander(f"All {len(bad):,} files", icon=":material/list:"):
+                st.code("\n".join(f"{one['path']}: {one['reason']}" for one in bad[:2000]), language=None)
+        if stop:
+            st.stop()

@@ -1,0 +1,69 @@
+"""The strip at the foot of every page: what is being trained, what waits, whether anybody works, and the room left."""
+
+from __future__ import annotations
+
+import shutil
+
+import streamlit as st
+
+from pages.ui.app import context
+from pages.ui.widgets import formatting, run_table
+from pages.ui.widgets.run_table import Row
+from smallalign_core.runs.store import Run, State, Store
+from smallalign_core.studies import lifecycle
+
+TICK_SECONDS = 2
+LITTLE_ROOM = 2e9
+
+
+def strip() -> None:
+    """Draw the strip; it moves by itself only while a run or a study is active."""
+    store = context.store()
+    active = _active(store)
+    with st.bottom:
+        st.fragment(_draw, run_every=context.pace(TICK_SECONDS) if active else None, key="status")(store, active)
+
+
+def _active(store: Store) -> bool:
+    """Whether anything is trained or waits; a study that still looks for learning rates has no run in the queue."""
+    busy = any(row.state in (State.RUNNING, State.QUEUED) for row in run_table.rows(store))
+    return busy or lifecycle.any_active(store)
+
+
+def _draw(store: Store, was_active: bool) -> None:
+    rows = run_table.rows(store)
+    running = [row for row in rows if row.state == State.RUNNING]
+    waiting = sum(row.state == State.QUEUED for row in rows)
+    with st.container(horizontal=True, vertical_alignment="center", gap="medium", key="status-strip"):
+        for row in running[:1]:
+            label = _progress(row, store)
+            st.page_link("runs.py", label=label, icon=":material/play_circle:", query_params={"run": row.name})
+        if not running:
+            _say("No run is being trained" if not waiting else "The next run is about to start")
+        _say(f"{waiting} waiting" if waiting else "Queue empty")
+        if context.worker_alive():
+            _say(":green[●] Worker ready" if not running else ":green[●] Worker busy")
+        else:
+            _say(":orange[●] Worker starting" if waiting else ":gray[●] No worker")
+        there = next(path for path in (store.root, *store.root.resolve().parents) if path.exists())
+        free = shutil.disk_usage(there).free
+        _say(
+            f"{formatting.size(free)} free"
+            if free > LITTLE_ROOM
+            else f":red[Only {formatting.size(free)} free on the disk]"
+        )
+    if was_active and not _active(store):
+        st.rerun()  # the page around the strip has something new to show, and the strip may rest
+
+
+def _say(text: str) -> None:
+    st.caption(text, width="content")
+
+
+def _progress(row: Row, store: Store) -> str:
+    name = row.title.split(" · ")[0]
+    events = Run(store.root / "runs" / row.name).events("progress")
+    if not events:
+        return f"{name}: loading"
+    last = events[-1]
+    return f"{name}: {last['step'] / last['steps']:.0%}, {formatting.duration(last['eta'])} left"

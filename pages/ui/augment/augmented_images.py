@@ -1,0 +1,257 @@
+"""Images beside their views: which to show, the grid of images and draws, and pairs of before and after."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import streamlit as st
+from numpy.typing import NDArray
+
+from pages.ui.app import context
+from pages.ui.widgets import image_grid, url_state
+from pages.ui.widgets.run_table import Row
+from smallalign_core import data
+from smallalign_core.data import ImageSet
+from smallalign_core.runs.store import Store
+from smallalign_core.service import augmentation_api
+
+LARGE = 64
+"""Images with a longer side are shown in smaller numbers."""
+
+
+def fitting(shape: Sequence[int]) -> tuple[int, int]:
+    """(images, draws of each) that a grid of images of `shape` (channels, height, width) shows."""
+    return (4, 4) if max(shape[1:]) > LARGE else (8, 6)
+
+
+# --- which images -----------------------------------------------------------------------------------------------------
+
+
+def choose(images: ImageSet, fingerprint: str) -> list[int]:
+    """A menu of training images whose choice lives in the address; returns their rows."""
+    wanted = fitting(images.shape)[0]
+    key, seen = url_state.own("rows"), st.session_state.get("rows-of")
+    asked = url_state.changed("rows")
+    if asked is not None:
+        if _rows(asked, len(images)):
+            st.session_state[key], seen = asked, fingerprint
+        else:
+            st.warning(
+                f"The link asks for images that are not there. Given: rows={asked[:80]}. "
+                f"There are training images 0 to {len(images) - 1}."
+            )
+    if key not in st.session_state or seen != fingerprint:  # other data: begin with one of each class
+        _put(images, None, wanted, 0)
+    st.session_state["rows-of"] = fingerprint
+    with st.popover("Choose images", icon=":material/photo_library:"):
+        only = st.selectbox("Class", ["All classes", *images.classes], key="rows-class", persist_state="session")
+        label = None if only == "All classes" else images.classes.index(str(only))
+        st.session_state.setdefault("rows-skip", 0)
+        st.button(
+            "Show others",
+            icon=":material/refresh:",
+            key="rows-next",
+            on_click=_put,
+            args=(images, label, wanted, st.session_state["rows-skip"] + wanted),
+        )
+        if only != st.session_state.get("rows-class-seen", "All classes"):
+            _put(images, label, wanted, 0)
+        st.session_state["rows-class-seen"] = only
+        text = st.text_input(
+            "Training images",
+            key=key,
+            persist_state="session",
+            help=f"Numbers from 0 to {len(images) - 1}, with commas between them; at most {augmentation_api.MOST}.",
+        )
+    rows = _rows(str(text), len(images))
+    if not rows:
+        st.warning(
+            f"These are not training images (given: {str(text)[:80] or 'nothing'}). Give up to {augmentation_api.MOST} "
+            f"numbers from 0 to {len(images) - 1}, with commas between them."
+        )
+        rows = augmentation_api.in_turn(images.labels, wanted).tolist()
+    url_state.keep("rows", ",".join(map(str, rows)))
+    return rows
+
+
+def _rows(text: str, count: int) -> list[int]:
+    """The rows that a text names; none if it is no list of them."""
+    if not re.fullmatch(r"\s*\d{1,9}(\s*,\s*\d{1,9})*\s*", text):
+        return []
+    rows = [int(number) for number in text.split(",")]
+    return rows if len(rows) <= augmentation_api.MOST and max(rows) < count else []
+
+
+def _put(images: ImageSet, label: int | None, wanted: int, skip: int) -> None:
+    """Let the menu name the next `wanted` images of a class, or of all in turn; from the start after the last."""
+    there = np.arange(len(images)) if label is None else np.flatnonzero(images.labels == label)
+    skip = skip if skip < len(there) else 0
+    found = augmentation_api.in_turn(images.labels, wanted, skip) if label is None else there[skip : skip + wanted]
+    st.session_state[url_state.own("rows")] = ",".join(map(str, found.tolist()))
+    st.session_state["rows-skip"] = skip
+
+
+def drop(shape: tuple[int, int, int]) -> dict[str, Any] | None:
+    """A place to drop one's own image; it comes out in the data's size and colours. None before that.
+
+    Raises:
+        BadData: it cannot be read, or is too large.
+    """
+    file = st.file_uploader(
+        "An image of your own",
+        type=["png", "jpg", "jpeg", "webp"],
+        help="It stays on this server, in memory, and is no part of the link.",
+    )
+    if file is None:
+        st.info("Drop in an image: PNG, JPEG or WebP, up to 25 million pixels.")
+        return None
+    return augmentation_api.encoded(data.decode_one(file.getvalue(), shape))
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------------
+
+
+def draw(question: dict[str, Any], teacher: Row | None, store: Store) -> None:
+    """Draw the grid, and then what the teacher says to each picture."""
+    asked, root = json.dumps(question, sort_keys=True), str(store.root.resolve())
+    found, first = _drawn(asked, root), question["first"] + 1
+    st.html(found["style"])
+    place = st.empty()
+    if teacher is None:
+        place.html(_grid(found, first, None))
+        return
+    asked = json.dumps(question | {"teacher": teacher.id}, sort_keys=True)
+    if st.session_state.get("said-to") != asked:  # pictures first; room is left for the words
+        place.html(_grid(found, first, None, waiting=True))
+    place.html(_grid(found, first, _said(asked, root)))
+    st.session_state["said-to"] = asked
+
+
+def epoch(question: dict[str, Any], store: Store) -> None:
+    """Draw the first images of an epoch, each beside its view."""
+    style, shown = _met(json.dumps(question, sort_keys=True), str(store.root.resolve()))
+    st.html(style)
+    st.html(shown)
+
+
+@st.cache_data(max_entries=8, show_spinner=False)
+def _drawn(
+    asked: str,
+    root: str,  # noqa: ARG001  # part of the cache's key
+) -> dict[str, Any]:
+    """What the desk draws for a question: its facts, and its pictures as a style and boxes instead of pixels."""
+    answer = context.ask("views", "Drawing", **json.loads(asked))
+    shown = augmentation_api.unpacked(answer)
+    style, boxes = _boxes(shown.reshape(-1, *shown.shape[2:]))
+    facts = {name: answer[name] for name in ("rows", "labels", "mixed", "shape")}
+    return facts | {"style": style, "boxes": boxes}
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def _said(
+    asked: str,
+    root: str,  # noqa: ARG001  # part of the cache's key
+) -> list[list[dict[str, Any]]]:
+    """The teacher's class and confidence for each picture of a question."""
+    answers: list[list[dict[str, Any]]] = context.ask("views", "The teacher looks", **json.loads(asked))["said"]
+    return answers
+
+
+@st.cache_data(max_entries=8, show_spinner=False)
+def _met(
+    asked: str,
+    root: str,  # noqa: ARG001  # part of the cache's key
+) -> tuple[str, str]:
+    """(style, HTML) of the first images of an epoch, each beside its original."""
+    answer = context.ask("epoch", "Drawing the epoch", **json.loads(asked))
+    captions = [
+        html.escape(label if shares is None else " + ".join(map(_share, shares)))
+        for label, shares in zip(answer["labels"], answer["mixed"], strict=True)
+    ]
+    return pairs(augmentation_api.unpacked(answer), captions)
+
+
+def _grid(found: dict[str, Any], first: int, told: list[list[dict[str, Any]]] | None, *, waiting: bool = False) -> str:
+    """HTML of images x draws, the original first, the class under each, and what the teacher says.
+
+    Args:
+        first: the epoch of the first draw, from 1.
+        waiting: whether room is left for what the teacher will say.
+    """
+    _, columns, _, height, width = found["shape"]
+    heads = ["Original", *(f"Epoch {first + draw}" for draw in range(columns - 1))]
+    cells = [f'<span class="sa-head">{head}</span>' for head in heads]
+    for place, label in enumerate(found["labels"]):
+        number = f"image {found['rows'][place]}" if label else "your image"
+        for column, shares in enumerate([None, *found["mixed"][place]]):
+            lines = [label or ("yours" if column == 0 else "")] if shares is None else [_share(one) for one in shares]
+            answer = "<small>&nbsp;</small>" if waiting and told is None else ""
+            if told is not None:
+                clean = told[place][0]["class"]
+                meant = clean if shares is None else shares[0][0]  # a mixture is mostly this class
+                answer = _answer(told[place][column], meant, label if shares is None else meant)
+            text = "<br>".join(html.escape(line) for line in lines)
+            box = found["boxes"][place * columns + column]
+            cells.append(f'<figure title="{number}">{box}<figcaption>{text}</figcaption>{answer}</figure>')
+    wide = _wide(height, width)
+    style = f"grid-template-columns:repeat({columns},minmax(min({wide}px,56px),{wide}px))"
+    return f'<div class="sa-views" style="{style}" tabindex="0">{"".join(cells)}</div>'
+
+
+def _share(one: Sequence[Any]) -> str:
+    """One class of a mixed label: what it is, and how much of it."""
+    name, share = one
+    return f"{name} {share:.0%}" if share < 1 else str(name)
+
+
+def _answer(one: dict[str, Any], meant: str, label: str | None) -> str:
+    """What the teacher says to a picture; marked where it is another class than `meant`."""
+    name, sure = html.escape(one["class"]), f"{one['confidence']:.0%}"
+    if one["class"] != meant:
+        return f'<small class="sa-flip" title="the teacher now says {name}">→ {name} {sure}</small>'
+    tick = "✓" if one["class"] == label else name
+    return f'<small title="the teacher says {name}">{tick} {sure}</small>'
+
+
+def pairs(images: NDArray[np.uint8], captions: Sequence[str]) -> tuple[str, str]:
+    """(style, HTML) of pairs uint8 [n, 2, C, H, W], before and after, each with a caption that is HTML already."""
+    if not len(images):
+        return "", ""
+    style, boxes = _boxes(images.reshape(-1, *images.shape[2:]))
+    wide = _wide(*images.shape[3:], small=64, large=120)
+    cells = [
+        f'<figure style="width:{2 * wide + 24}px"><div>{boxes[2 * place]}<span class="sa-to">→</span>'
+        f"{boxes[2 * place + 1]}</div><figcaption>{caption}</figcaption></figure>"
+        for place, caption in enumerate(captions)
+    ]
+    return style, f'<div class="sa-pairs">{"".join(cells)}</div>'
+
+
+def _wide(height: int, width: int, *, small: int = 84, large: int = 150) -> int:
+    """CSS pixels that a picture is wide where there is room: a whole multiple of small ones."""
+    if max(height, width) > LARGE:
+        return round(large * width / max(height, width))
+    return width * max(1, round(small / max(height, width)))
+
+
+def _boxes(images: NDArray[np.uint8]) -> tuple[str, list[str]]:
+    """As `pictures.tiles`, for boxes that are as wide as what they stand in."""
+    height, width = images.shape[2:]
+    name, address = image_grid.named_sprite(images)
+    lines = -(-len(images) // image_grid.ACROSS)
+    smooth = "image-rendering:auto;" if max(height, width) > LARGE else ""
+    style = (
+        f"<style>.{name}{{aspect-ratio:{width}/{height};background-image:url({address});{smooth}"
+        f"background-size:{100 * image_grid.ACROSS}% {100 * lines}%}}</style>"
+    )
+    boxes = []
+    for index in range(len(images)):
+        down, right = divmod(index, image_grid.ACROSS)
+        x, y = 100 * right / (image_grid.ACROSS - 1), 100 * down / max(1, lines - 1)
+        boxes.append(f'<span class="sa-tile sa-fluid {name}" style="background-position:{x:.4f}% {y:.4f}%"></span>')
+    return style, boxes

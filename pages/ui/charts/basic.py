@@ -1,0 +1,315 @@
+"""Charts that are looked at once: counts, scores by class, confusion matrices, forest plots, bars of answers."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import streamlit as st
+from numpy.typing import NDArray
+from plotly.subplots import make_subplots
+
+from pages.ui.charts import plotting
+
+READABLE_CLASSES = 20
+"""Up to so many classes, every cell and tick of a matrix can carry its text."""
+
+
+def dark() -> bool:
+    """Whether the visitor's theme is dark."""
+    return st.context.theme.type == "dark"
+
+
+def palette() -> list[str]:
+    """The theme's chart colours."""
+    return list(st.get_option(f"theme.{'dark' if dark() else 'light'}.chartCategoricalColors"))
+
+
+show = plotting.plot
+"""Draws a chart that is looked at once, with the buttons that save it."""
+
+
+def counts(per_split: Mapping[str, Mapping[str, int]], *, key: str) -> None:
+    """Images per class, one bar a split."""
+    names = {"train": "train", "val": "validation", "test": "test"}
+    figure = go.Figure()
+    for (split, tally), colour in zip(per_split.items(), palette(), strict=False):
+        figure.add_bar(x=list(tally), y=list(tally.values()), name=names.get(split, split), marker_color=colour)
+    figure.update_layout(barmode="stack", xaxis={"type": "category", "title": "class"}, yaxis_title="images")
+    show(figure, alt="Images per class and split.", key=key, height=300)
+
+
+def recall(of_model: Mapping[str, Mapping[str, float | None]], *, key: str) -> None:
+    """Share found of each class, one bar a model."""
+    figure = go.Figure()
+    for (name, found), colour in zip(of_model.items(), palette(), strict=False):
+        figure.add_bar(x=list(found), y=list(found.values()), name=name, marker_color=colour)
+    low = min((value for found in of_model.values() for value in found.values() if value is not None), default=0.0)
+    bottom = max(0.0, np.floor(10 * low - 0.5) / 10)
+    figure.update_layout(
+        xaxis={"type": "category", "title": "class"},
+        yaxis={"title": "recall", "tickformat": ".0%", "range": [bottom, 1]},
+    )
+    show(figure, alt="Recall of each class.", key=key, height=280)
+    if bottom:
+        st.caption(f"The axis begins at {bottom:.0%}.")
+
+
+def confusion(
+    table: Sequence[Sequence[int]],
+    classes: Sequence[str],
+    *,
+    highest: int,
+    key: str,
+    on_cell: Callable[[int, int], None] | None = None,
+) -> None:
+    """One confusion matrix. Mistakes are coloured up to `highest`, so that two can share a scale; hits are muted.
+
+    Args:
+        on_cell: called with the true and the predicted class, as positions, when a cell that holds images is clicked.
+    """
+    counted = np.asarray(table)
+    mistakes = counted.astype(float)
+    np.fill_diagonal(mistakes, np.nan)
+    mistakes[mistakes == 0] = np.nan
+    few, last = len(classes) <= READABLE_CLASSES, len(classes) - 0.5
+    low, high = ("#3A2A18", "#F39C4A") if dark() else ("#FBE9DC", "#C24E00")
+    figure = go.Figure(
+        go.Heatmap(
+            z=mistakes,
+            zmin=0,
+            zmax=max(1, highest),
+            colorscale=[[0, low], [1, high]],
+            showscale=False,
+            xgap=1,
+            ygap=1,
+            hoverongaps=False,
+            hovertemplate="true %{y}, said %{x}: %{z}<extra></extra>",
+        )
+    )
+    ticks: dict[str, Any] = {"showgrid": False, "zeroline": False}
+    if few:
+        _write_counts(figure, counted, mistakes > highest * 0.6)
+        names = [name if len(name) <= 10 else name[:9] + "…" for name in classes]
+        ticks |= {"tickmode": "array", "tickvals": list(range(len(classes))), "ticktext": names}
+    figure.update_layout(
+        plot_bgcolor="rgba(128,140,152,0.10)",
+        xaxis={"title": "said", "range": [-0.5, last], **ticks},
+        yaxis={"title": "true", "range": [last, -0.5], **ticks},
+    )
+    clicks = {} if on_cell is None else _clickable(figure, counted, on_cell, key)
+    alt = "Confusion matrix: rows are true classes, columns what the model said."
+    show(figure, alt=alt, key=key, height=380, **clicks)
+
+
+def _clickable(
+    figure: go.Figure, counted: NDArray[np.int64], on_cell: Callable[[int, int], None], key: str
+) -> dict[str, Any]:
+    """Let cells be clicked: a heat map cannot be, so each cell that holds images gets an invisible point."""
+    true, said = np.nonzero(counted)
+    figure.add_scatter(
+        x=said.tolist(),
+        y=true.tolist(),
+        mode="markers",
+        marker={"symbol": "square", "size": 26 if len(counted) <= READABLE_CLASSES else 10, "opacity": 0},
+        unselected={"marker": {"opacity": 0}},
+        selected={"marker": {"opacity": 0}},
+        customdata=[int(counted[place]) for place in zip(true, said, strict=True)],
+        hovertemplate="true %{y}, said %{x}: %{customdata}<extra></extra>",
+        showlegend=False,
+    )
+
+    def clicked() -> None:
+        points = st.session_state[key]["selection"]["points"]
+        if points:
+            on_cell(int(points[0]["y"]), int(points[0]["x"]))
+
+    return {"on_select": clicked, "selection_mode": "points"}
+
+
+def _write_counts(figure: go.Figure, counted: NDArray[np.int64], strong: NDArray[np.bool_]) -> None:
+    """Write the count into every cell that has one, in a colour that reads on it."""
+    muted, on_pale, on_strong = ("#8B98A5", "#FFFFFF", "#10161C") if dark() else ("#66727E", "#17212B", "#FFFFFF")
+    for true, said in zip(*np.nonzero(counted), strict=True):
+        colour = muted if true == said else on_strong if strong[true, said] else on_pale
+        text = str(counted[true, said])
+        figure.add_annotation(x=said, y=true, text=text, showarrow=False, font={"size": 11, "color": colour})
+
+
+@dataclass(frozen=True)
+class Differences:
+    """One line of a forest plot: paired differences of one metric.
+
+    Attributes:
+        points: one difference a seed, and `names` for them.
+        mean, low, high: the mean and its interval; None where there is none.
+        less_is_better: draws the axis the other way round, so that better is always on the right.
+        good: whether the interval is on the good side of zero; None if it is on neither.
+    """
+
+    label: str
+    points: Sequence[float]
+    names: Sequence[str]
+    mean: float
+    low: float | None
+    high: float | None
+    less_is_better: bool
+    good: bool | None
+
+
+def forest(lines: Sequence[Differences], *, alt: str, key: str) -> None:
+    """A forest plot, one line a metric, each on a scale of its own; zeros stand in one column, better is right.
+
+    Below the interval each point has a height of its own, the same in all lines, so that equal ones do not hide.
+    """
+    colours = {None: "#A9BAC4" if dark() else "#546E7A", True: palette()[2], False: palette()[1]}
+    quiet = "rgba(128,140,152,0.8)"
+    figure = make_subplots(rows=len(lines), cols=1, vertical_spacing=0.16)
+    for row, line in enumerate(lines, 1):
+        colour, where = colours[line.good], {"row": row, "col": 1}
+        ends = [value for value in (line.low, line.high) if value is not None]
+        far = 1.12 * max((abs(value) for value in (*line.points, *ends)), default=1.0) or 1.0
+        figure.add_scatter(
+            x=list(line.points),
+            y=[-0.3 - 0.5 * place / max(1, len(line.points) - 1) for place in range(len(line.points))],
+            text=list(line.names),
+            mode="markers",
+            marker={"color": colour, "size": 8, "opacity": 0.6},
+            hovertemplate="%{text}: %{x:+.4g}<extra></extra>",
+            **where,
+        )
+        if ends:
+            bar = {"color": colour, "width": 4}
+            figure.add_scatter(x=ends, y=[0.3, 0.3], mode="lines", line=bar, hoverinfo="skip", **where)
+        mark = {"color": colour, "size": 12, "symbol": "diamond" if ends else "diamond-open"}
+        hover = "mean %{x:+.4g}<extra></extra>"
+        figure.add_scatter(x=[line.mean], y=[0.3], mode="markers", marker=mark, hovertemplate=hover, **where)
+        sides = [far, -far] if line.less_is_better else [-far, far]
+        figure.update_xaxes(range=sides, nticks=7, zeroline=True, zerolinewidth=2, zerolinecolor=quiet, **where)
+        figure.update_yaxes(range=[-1, 1], tickvals=[0], ticktext=[line.label], showgrid=False, zeroline=False, **where)
+    for x, anchor, text in ((0, "left", "← worse"), (1, "right", "better →")):
+        place = {"xref": "x domain", "yref": "paper", "xanchor": anchor, "yanchor": "bottom"}
+        figure.add_annotation(x=x, y=1.0, text=text, showarrow=False, **place)
+    figure.update_layout(showlegend=False)
+    show(figure, alt=alt, key=key, height=40 + 92 * len(lines), top=26)
+
+
+def over_strength(
+    curve: Sequence[Mapping[str, Any]], *, limit: float, now: float, suggested: float | None, key: str
+) -> None:
+    """Share of images whose class changes over the strength of a policy, with its 95 % band and the limit."""
+    line, accent, good = palette()[0], palette()[1], palette()[2]
+    strengths = [0.0, *(point["strength"] for point in curve)]
+    low, mid, high = ([0.0, *(point[name] for point in curve)] for name in ("flip_low", "flip_rate", "flip_high"))
+    figure = go.Figure()
+    band = "rgba(86,180,233,0.22)" if dark() else "rgba(0,114,178,0.16)"
+    look = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
+    figure.add_scatter(x=strengths, y=high, **look)
+    figure.add_scatter(
+        x=strengths, y=low, **(look | {"showlegend": True}), fill="tonexty", fillcolor=band, name="95 % interval"
+    )
+    figure.add_scatter(
+        x=strengths,
+        y=mid,
+        mode="lines+markers",
+        line={"color": line},
+        name="class changes",
+        customdata=list(zip(low, high, strict=True)),
+        hovertemplate="strength %{x:g}: %{y:.1%} (%{customdata[0]:.1%} to %{customdata[1]:.1%})<extra></extra>",
+    )
+    if suggested is not None:
+        there = next(point["flip_rate"] for point in curve if point["strength"] == suggested)
+        figure.add_scatter(
+            x=[suggested],
+            y=[there],
+            mode="markers",
+            marker={"color": good, "size": 14, "symbol": "diamond"},
+            name=f"suggested: {suggested:g}",
+            hoverinfo="skip",
+        )
+    figure.add_hline(y=limit, line={"color": accent, "dash": "dash"})
+    figure.add_annotation(
+        x=2, y=limit, text=f"limit {limit:.0%}", showarrow=False, xanchor="right", yanchor="bottom", font_color=accent
+    )
+    figure.add_vline(x=now, line={"color": "rgba(128,140,152,0.6)", "dash": "dot"})
+    top = max(*high, 2 * limit, 0.1) * 1.05
+    figure.update_layout(
+        xaxis={"title": "strength (1 is as written; dotted: now)", "range": [0, 2.03], "dtick": 0.5},
+        yaxis={"title": "class changes", "tickformat": ".0%", "range": [0, min(1.02, top)]},
+    )
+    show(figure, alt="Share of images whose class changes, over strength.", key=key, height=320)
+
+
+def by_part(parts: Sequence[tuple[str, Mapping[str, Any]]], *, limit: float, key: str) -> None:
+    """Share of images whose class changes, one bar a part, with its 95 % interval and the limit."""
+    line, accent = palette()[0], palette()[1]
+    names = [f"{place + 1}. {name}" for place, (name, _) in enumerate(parts)]
+    rates = [effect["flip_rate"] for _, effect in parts]
+    figure = go.Figure(
+        go.Bar(
+            x=rates,
+            y=names,
+            orientation="h",
+            marker_color=line,
+            error_x={
+                "array": [effect["flip_high"] - effect["flip_rate"] for _, effect in parts],
+                "arrayminus": [effect["flip_rate"] - effect["flip_low"] for _, effect in parts],
+                "color": "#9AA7B3" if dark() else "#4A5763",
+            },
+            hovertemplate="%{y}: %{x:.1%}<extra></extra>",
+        )
+    )
+    figure.add_vline(x=limit, line={"color": accent, "dash": "dash"})
+    top = max(*(effect["flip_high"] for _, effect in parts), 2 * limit, 0.1) * 1.05
+    figure.update_layout(
+        xaxis={"title": "class changes", "tickformat": ".0%", "range": [0, min(1.02, top)]},
+        yaxis={"autorange": "reversed", "automargin": True},
+        bargap=0.4,
+    )
+    show(figure, alt="Share of images whose class changes, by part.", key=key, height=90 + 44 * len(parts))
+
+
+def answers(top: Sequence[tuple[str, float]], true: str, colour: str, *, longest: int) -> str:
+    """HTML of a model's likeliest classes as bars; a tick marks the true one. `longest` is the longest class name."""
+    columns = f"grid-template-columns:{min(longest, 14) + 2}ch 1fr 2.6rem"
+    lines = []
+    for name, share in top:
+        safe_name, right = html.escape(name), name == true
+        text = safe_name + (" ✓" if right else "")
+        lines.append(
+            f'<div class="sa-answer" style="{columns}"><span title="{safe_name}">{text}</span>'
+            f'<span class="sa-bar{" sa-right" if right else ""}" '
+            f'style="background:{colour};width:{max(1, round(100 * share))}%"></span><span>{share:.0%}</span></div>'
+        )
+    return "".join(lines)
+
+
+def safe(text: str) -> str:
+    """A user's text as HTML."""
+    return html.escape(text)
+
+
+def wilson_of(scores: Mapping[str, Any]) -> str:
+    """The 95 % interval of scores' accuracy, in words."""
+    return f"{scores['accuracy_low']:.1%} to {scores['accuracy_high']:.1%}"
+
+
+def wordmark() -> str:
+    """The name beside the sign, as an SVG that reads on the visitor's theme."""
+    font = f'font-family="sans-serif" font-size="18" font-weight="600" fill="{"#E6EDF3" if dark() else "#17212B"}"'
+    return sign(150, f'<text x="36" y="22" {font}>SmallAlign</text>')
+
+
+def sign(width: int = 32, beside: str = "") -> str:
+    """The sign: a small square that takes a big one's place."""
+    colour = "#3D9BD6" if dark() else "#0072B2"
+    frame = f'fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="4 3"'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="32" viewBox="0 0 {width} 32">'
+        f'<rect x="2" y="4" width="24" height="24" rx="4" {frame}/>'
+        f'<rect x="14" y="16" width="12" height="12" rx="2" fill="{colour}"/>{beside}</svg>'
+    )

@@ -1,0 +1,156 @@
+"""The Compare page's parts, one file a tab, and what they share: who is compared, and the answers that were kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import streamlit as st
+
+from pages.ui.app import context
+from pages.ui.charts import basic
+from pages.ui.widgets import image_grid
+from pages.ui.widgets.run_table import Row
+from smallalign_core.analysis import compare
+from smallalign_core.data import ImageSet, Splits
+from smallalign_core.errors import BadInput
+from smallalign_core.runs.store import Store
+
+PATIENCE = 0.4
+"""Seconds after which the desk may answer somebody else, and this page shows how far it is."""
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Who is compared, on which images.
+
+    Attributes:
+        runs: the teacher first, the student second, and any others.
+        split: `test` or `val`.
+    """
+
+    runs: tuple[Row, ...]
+    split: str
+    store: Store
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The runs' ids."""
+        return tuple(run.id for run in self.runs)
+
+    @property
+    def names(self) -> list[str]:
+        """What to call them, short: those of the zoo by name, others by the beginning of their id."""
+        return [run.name if run.in_zoo else run.id[:6] for run in self.runs]
+
+    @property
+    def colours(self) -> list[str]:
+        """One a run: the teacher's is the same on all charts, and so is the student's."""
+        student, teacher, *others = basic.palette()
+        return [teacher, student, *others][: len(self.runs)] + ["#808C98"] * (len(self.runs) - 10)
+
+    @property
+    def key(self) -> str:
+        """Equal for the same question about the same store."""
+        return " ".join([*self.ids, self.split, str(self.store.root.resolve())])
+
+    def images(self) -> ImageSet:
+        """The held-out images, left on the disk; those of the student's data."""
+        images: ImageSet = getattr(self.splits(), self.split)
+        return images
+
+    def splits(self) -> Splits:
+        """The student's data."""
+        return image_grid.splits(self.store.run(self.runs[1].id).data, self.store)
+
+    def pair(self) -> compare.Pair:
+        """What teacher and student say to each image."""
+        root = str(self.store.root.resolve())
+        asked = (self.runs[0].id, self.runs[1].id, self.split, root, self.store)
+        try:
+            return _pair(*asked)
+        except BadInput:  # the store's cache was emptied since they were compared
+            pairs.clear()
+            pairs(self.ids, self.split, root)
+            return _pair(*asked)
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def pairs(
+    ids: tuple[str, ...],
+    split: str,
+    root: str,  # noqa: ARG001  # part of the cache's key
+) -> list[dict[str, Any]]:
+    """The desk's comparison of the first run with each of the others. Finished runs do not change: it is asked once."""
+    teacher, *students = ids
+    found = context.ask("compare", "All models answer every image", teacher=teacher, students=students, split=split)
+    return [found, *found.pop("others")]
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _pair(
+    teacher: str,
+    student: str,
+    split: str,
+    root: str,  # noqa: ARG001  # part of the cache's key
+    _store: Store,
+) -> compare.Pair:
+    runs = _store.run(teacher), _store.run(student)
+    return compare.pair(*runs, image_grid.splits(runs[1].data, _store), _store, split)
+
+
+class _Unfinished(Exception):
+    """The desk has not finished; asking again goes on. What is raised is not kept by the cache."""
+
+    def __init__(self, done: float) -> None:
+        self.done = done
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def _finished(
+    verb: str,
+    ids: tuple[str, ...],
+    split: str,
+    key: str,  # noqa: ARG001  # part of the cache's key
+) -> dict[str, Any]:
+    found = context.desk().ask(verb, runs=list(ids), split=split, patience=PATIENCE)
+    if found["done"] < 1:
+        raise _Unfinished(found["done"])
+    report: dict[str, Any] = found["report"]
+    return report
+
+
+def in_steps(verb: str, sides: Sides, saying: str) -> dict[str, Any]:
+    """The desk's report on all runs; until it is there, how far it is. A click on the page interrupts it."""
+    return _waited(lambda: _finished(verb, sides.ids, sides.split, sides.key), saying)
+
+
+def _waited(ask: Callable[[], dict[str, Any]], saying: str) -> dict[str, Any]:
+    place, started = st.empty(), time.monotonic()
+    while True:
+        try:
+            found = ask()
+            place.empty()
+            return found
+        except _Unfinished as so_far:
+            spent = time.monotonic() - started
+            left = spent / so_far.done - spent if so_far.done > 0.05 else None
+            told = f", about {left:.0f} s left" if left and left > 3 else ""
+            place.progress(so_far.done, f"{saying}: {so_far.done:.0%}{told}")
+
+
+def wanted(key: str, asked: str, label: str, about: str, *, icon: str) -> bool:
+    """Whether long work was asked for; until then a button that asks for it, and what it does."""
+    if st.session_state.get(key) == asked:
+        return True
+    st.caption(about)
+    st.button(label, icon=icon, key=f"{key}-button", on_click=st.session_state.__setitem__, args=(key, asked))
+    return False
+
+
+def shown(images: ImageSet, rows: list[int]) -> tuple[str, list[str]]:
+    """The style and the boxes of some images, as `pictures.tiles`."""
+    return image_grid.tiles(images.take(np.array(rows, np.int64)).images[:])

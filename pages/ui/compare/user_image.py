@@ -1,0 +1,117 @@
+"""One's own image: uploaded, drawn, or from the camera; what all runs say to it, and where each looks."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import numpy as np
+import streamlit as st
+from numpy.typing import NDArray
+
+from pages.ui import browser
+from pages.ui.app import context
+from pages.ui.augment import augmented_images
+from pages.ui.charts import basic
+from pages.ui.compare import Sides
+from pages.ui.widgets import image_grid
+from smallalign_core import data
+from smallalign_core.service import augmentation_api
+
+WAYS = {"upload": "Upload", "draw": "Draw", "camera": "Camera"}
+OWN = -1
+"""In place of a class: each run explains its own answer."""
+MAPS = ("Grad-CAM where it can be", "Occlusion")
+SIDE = 168
+"""CSS pixels of the longer side of a picture."""
+
+
+@st.fragment
+def panel(sides: Sides, classes: list[str]) -> None:
+    """A way to give an image, and below it every run's answer beside its map."""
+    with context.told():
+        _draw(sides, classes)
+
+
+def _draw(sides: Sides, classes: list[str]) -> None:
+    shape = sides.images().shape
+    way = st.segmented_control(
+        "Your image", list(WAYS), default="upload", required=True, format_func=WAYS.__getitem__, key="way"
+    )
+    own = _given(str(way), shape)
+    if own is None:
+        return
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        place = st.selectbox(
+            "Explain",
+            [OWN, *range(len(classes))],
+            format_func=lambda place: "each one's own answer" if place == OWN else classes[place],
+            key="explain",
+            width=260,
+        )
+        how = st.segmented_control("Map", list(MAPS), default=MAPS[0], required=True, key="map")
+    target = None if place == OWN else classes[int(place)]
+    found = _looked(sides.ids, json.dumps(own), target, how == MAPS[1], str(sides.store.root.resolve()))
+    image = augmentation_api.decoded(own, shape)
+    height, width = _size(*shape[1:])
+    cells = [_figure(image_grid.png(image), "What all see", f"{shape[2]} × {shape[1]} pixels", height, width)]
+    longest = max(map(len, classes))
+    for name, colour, one in zip(sides.names, sides.colours, found, strict=True):
+        heat = np.frombuffer(base64.b64decode(one["heat"]), np.uint8).reshape(shape[1:])
+        about = f"{one['method']} for <b>{basic.safe(one['target'])}</b>"
+        if not one["anything"]:
+            about = f"No place speaks for <b>{basic.safe(one['target'])}</b> ({one['method']})"
+        bars = basic.answers(one["top"][:3], "", colour, longest=longest)
+        cells.append(_figure(image_grid.png(warmed(image, heat)), basic.safe(name), about + bars, height, width))
+    st.html(f'<div class="sa-own">{"".join(cells)}</div>')
+    st.caption(
+        "Orange is where a run looks for the class, brightest where most. Grad-CAM is as coarse as the last "
+        "convolution's maps; occlusion shows where the probability falls when a square is covered. Both are hints, "
+        "not proofs. Your image stays in memory and is written nowhere."
+    )
+
+
+def _given(way: str, shape: tuple[int, int, int]) -> dict[str, Any] | None:
+    """The image in the data's size and colours, as `preview.encoded`; None before there is one."""
+    if way == "upload":
+        return augmented_images.drop(shape)
+    if way == "camera":
+        photo = st.camera_input("Take a photo", help="It stays on this server, in memory.", width=480)
+        return None if photo is None else augmentation_api.encoded(data.decode_one(photo.getvalue(), shape))
+    drawn = browser.sketch(key="sketch", size=shape[1:], channels=shape[0])
+    return None if drawn is None else augmentation_api.encoded(drawn)
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def _looked(
+    ids: tuple[str, ...],
+    own: str,
+    target: str | None,
+    occluding: bool,
+    root: str,  # noqa: ARG001  # part of the cache's key
+) -> list[dict[str, Any]]:
+    answers: list[dict[str, Any]] = context.ask(
+        "look", "All models look at it", runs=list(ids), own=json.loads(own), target=target, occluding=occluding
+    )["answers"]
+    return answers
+
+
+def warmed(image: NDArray[np.uint8], heat: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """An image uint8 [C, H, W] in muted grey with heat uint8 [H, W] over it, in orange: uint8 [3, H, W]."""
+    grey = np.repeat(image.mean(0, keepdims=True), 3, axis=0) * 0.75 + 20
+    share = 0.8 * heat.astype(np.float64)[None] / 255
+    orange = np.array([243.0, 140.0, 40.0])[:, None, None]
+    return np.asarray((grey * (1 - share) + orange * share).round().clip(0, 255), np.uint8)
+
+
+def _size(height: int, width: int) -> tuple[int, int]:
+    scale = SIDE / max(height, width)
+    return round(height * scale), round(width * scale)
+
+
+def _figure(address: str, name: str, about: str, height: int, width: int) -> str:
+    return (
+        f'<figure><img src="{address}" width="{width}" height="{height}" alt="{name}">'
+        f"<figcaption><b>{name}</b><br>{about}</figcaption></figure>"
+    )

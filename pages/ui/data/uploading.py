@@ -1,0 +1,74 @@
+"""Uploading a dataset: a zip is checked, kept in the store, read once, and then named like any other dataset."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import streamlit as st
+
+from pages.ui import _compat
+from pages.ui.app import context
+from pages.ui.widgets import formatting
+from smallalign_core.errors import SmallAlignError
+from smallalign_core.runs import uploads
+from smallalign_core.runs.store import Store
+from smallalign_core.system import limits
+from smallalign_core.system.users import Role
+
+_ROUND, _SAID = "upload-round", "upload-said"
+
+
+def panel(store: Store) -> None:
+    """A place to drop a zip; once it is read, the page's dataset is the upload. Draw it above the dataset's menu."""
+    if store.visitor.role is Role.VIEWER:
+        return
+    most, said = limits.current(), st.session_state.get(_SAID)
+    with st.expander("Upload a dataset", icon=":material/upload:", expanded=said is not None):
+        if said:
+            st.error(formatting.plain(said), icon=":material/block:")
+        file = st.file_uploader(
+            "A zip of a folder with one sub-folder of images per class",
+            type="zip",
+            max_upload_size=most.upload_mb,
+            key=f"upload-{st.session_state.setdefault(_ROUND, 0)}",
+        )
+        st.caption(
+            "PNG, JPEG, WebP, TIFF, GIF, HEIC, AVIF or BMP; "
+            f"up to {most.zip_entries:,} files, {most.zip_mb // 1024} GB when unpacked. It is "
+            "checked, then kept on this server under its content. Larger datasets: type the path of their folder below."
+        )
+    if file is None:
+        return
+    try:
+        source = receive(store, file.name, file.getvalue())
+    except SmallAlignError as error:
+        st.session_state[_SAID] = str(error)
+    else:
+        st.session_state.pop(_SAID, None)
+        st.session_state["data"] = source
+    _compat.drop_upload(file)
+    st.session_state[_ROUND] += 1  # an empty place for the next one
+    st.rerun()
+
+
+def receive(store: Store, name: str, content: bytes) -> str:
+    """Keep a visitor's zip and read it; returns what names it as a dataset. What cannot be used leaves nothing behind.
+
+    Raises:
+        SmallAlignError: it was refused; the message says why.
+    """
+    file, new = uploads.keep(store, name, content)
+    source = shown(file)
+    try:
+        context.read(source)
+    except SmallAlignError:
+        if new:
+            uploads.drop(store, file)
+        raise
+    return source
+
+
+def shown(file: Path) -> str:
+    """The path of an upload as menus and links have it: from here, if it lies below."""
+    return os.path.relpath(file) if file.is_relative_to(Path.cwd()) else str(file)

@@ -1,0 +1,401 @@
+"""Plots and figures of a landscape report; each says what batch norms used."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+import streamlit as st
+
+from pages.ui.charts import basic
+
+FEW = 6
+"""Runs that one picture can tell apart."""
+NORMS = {"eval": "running statistics", "train": "each batch's own", "reestimate": "estimated anew"}
+VERDICTS = {
+    "supports": "smaller is more rugged",
+    "opposite": "bigger is more rugged",
+    "no difference": "no difference shown",
+    "too few runs": "too few runs",
+}
+
+
+def show(report: Mapping[str, Any], labels: Mapping[str, str], *, key: str) -> None:
+    """A report of `landscape`.
+
+    Args:
+        labels: what runs are called, by id.
+    """
+    mode = f"batch norm: {report['norms']} ({NORMS[report['norms']]})"
+    st.caption(
+        f"{report['images']:,} training images, seed {report['seed']}, {mode}. None of these numbers predicts test "
+        "accuracy by itself: rescaling layers changes most of them and not one answer (Dinh et al., 2017)."
+    )
+    runs = report["runs"]
+    labels = told_apart({run["id"]: labels.get(run["id"], run["name"]) for run in runs})
+    names = [labels[run["id"]] for run in runs]
+    _table(runs, names, report["norms"])
+    if len(runs) > 1 and not report["shared"]:
+        st.caption("The networks differ, so their random directions do too. Only within one network are they the same.")
+    drawn = list(zip(runs, names, strict=True))[:FEW]
+    if len(runs) > FEW:
+        st.caption(f"The pictures show the first {FEW} of {len(runs)} runs.")
+    left, right = st.columns(2, gap="large")
+    if "line" in runs[0]["measures"]:
+        with left:
+            _band(drawn, mode, key)
+    if "curvature" in runs[0]["measures"]:
+        with right:
+            _spectrum(drawn, mode, key)
+    if "plane" in runs[0]["measures"]:
+        _contours(drawn, mode, key)
+    if report["ways"]:
+        _ways(report["ways"], labels, mode, key)
+    if report["between"]:
+        _between(report["between"], labels, mode, key)
+    if report["sizes"]:
+        _sizes(report["sizes"], report["words"], mode, key)
+    st.download_button(
+        "All numbers (JSON)",
+        json.dumps(report),
+        "landscape.json",
+        "application/json",
+        icon=":material/download:",
+        type="tertiary",
+        key=f"{key}-download",
+    )
+
+
+def told_apart(labels: Mapping[str, str]) -> dict[str, str]:
+    """Labels without what all of them say: a legend has little room."""
+    parts = {one: label.split(" · ") for one, label in labels.items()}
+    common = set.intersection(*map(set, parts.values())) if len(parts) > 1 else set()
+    return {one: " · ".join(part for part in each if part not in common) or labels[one] for one, each in parts.items()}
+
+
+def _table(runs: Sequence[Mapping[str, Any]], names: Sequence[str], norms: str) -> None:
+    columns: dict[str, list[Any]] = {
+        **({"Run": list(names)} if len(names) > 1 else {}),
+        "Parameters": [run["params"] for run in runs],
+        "Loss": [run["loss"] for run in runs],
+    }
+    first = runs[0]["measures"]
+    if "line" in first:
+        columns["Rise at 0.2"] = [run["measures"]["line"]["rise"] for run in runs]
+        columns["Maxima a line"] = [run["measures"]["line"]["maxima"] for run in runs]
+    if "curvature" in first:
+        bent = [run["measures"]["curvature"] for run in runs]
+        columns["λ max"] = [one["eigenvalues"][0] if one["eigenvalues"] else None for one in bent]
+        columns["λ max · |w|²"] = [one["scaled"] for one in bent]
+        columns["Trace"] = [
+            f"{one['trace']:.4g}" + ("" if one["trace_se"] is None else f" ± {one['trace_se']:.2g}") for one in bent
+        ]
+    if "predictiveness" in first:
+        steps = [run["measures"]["predictiveness"]["strides"][-1] for run in runs]
+        columns["Cosine after 5 %"] = [step["cosine"] for step in steps]
+        columns["5th percentile"] = [step["cosine_low"] for step in steps]
+        columns["Loss after 5 %"] = [step["change"] for step in steps]
+    columns["Batch norm"] = [norms] * len(runs)
+    plain = [name for name, values in columns.items() if _numbers(values)]
+    helps = {
+        "Rise at 0.2": "Mean rise of the loss at a fifth of the filters' lengths along random directions.",
+        "λ max · |w|²": "Does not change when one layer is scaled up and the next down.",
+        "Trace": "Of the Hessian: Hutchinson's estimate with its standard error.",
+        "Cosine after 5 %": "Between a batch's gradient here and after a step along it of 5 % of the weights' length; "
+        "1 is perfectly foretold.",
+        "5th percentile": "Of that cosine, over batches.",
+        "Loss after 5 %": "How much that step changed the loss of its own batch; above zero it went too far.",
+    }
+    config = {name: st.column_config.NumberColumn(format="%.4g", help=helps.get(name)) for name in plain}
+    config["Parameters"] = st.column_config.NumberColumn(format="localized")
+    st.dataframe(
+        columns,
+        column_config=config | {"Trace": st.column_config.TextColumn(help=helps["Trace"])},
+        hide_index=True,
+        lazy=False,
+        placeholder="–",
+        alt="Figures of each run; the last column says what batch norms used.",
+    )
+
+
+def _numbers(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, int | float) for value in values if value is not None)
+
+
+def _draw(
+    figure: go.Figure,
+    *,
+    title: str,
+    mode: str,
+    alt: str,
+    key: str,
+    height: int,
+    top: int = 34,
+    table: Mapping[str, list[Any]] | None = None,
+) -> None:
+    if title:
+        st.markdown(f"**{title}**")
+    figure.update_layout(legend={"entrywidthmode": "pixels"})
+    short = mode.split(" (")[0]  # on the axis, so that it is on every picture and in every table that is saved
+    of = figure.layout.xaxis if figure.layout.yaxis.visible is False else figure.layout.yaxis
+    of.title.text = f"{of.title.text} [{short}]"
+    told = (
+        {"table": {name.replace("loss", f"loss [{short}]"): values for name, values in table.items()}} if table else {}
+    )
+    basic.show(figure, alt=f"{alt} ({mode})", key=key, height=height, top=top, **told)
+
+
+Drawn = Sequence[tuple[Mapping[str, Any], str]]
+
+
+def _colours() -> list[str]:
+    return basic.palette()
+
+
+def _faint(colour: str) -> str:
+    red, green, blue = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.18)"
+
+
+def _band(drawn: Drawn, mode: str, key: str) -> None:
+    """The mean over directions with the band from the least to the most."""
+    figure = go.Figure()
+    everything: list[float] = []
+    for (run, name), colour in zip(drawn, _colours(), strict=False):
+        line = run["measures"]["line"]
+        each = list(zip(*line["losses"], strict=True))
+        there = [[loss for loss in at if loss is not None] for at in each]
+        low, high = [min(at, default=None) for at in there], [max(at, default=None) for at in there]
+        mean = [sum(at) / len(at) if at else None for at in there]
+        everything += [value for value in (*low, *high) if value is not None]
+        quiet = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False, "legendgroup": name}
+        figure.add_scatter(x=line["at"], y=high, **quiet)
+        figure.add_scatter(x=line["at"], y=low, fill="tonexty", fillcolor=_faint(colour), **quiet)
+        figure.add_scatter(
+            x=line["at"],
+            y=mean,
+            mode="lines",
+            line={"color": colour},
+            name=name,
+            legendgroup=name,
+            customdata=list(zip(low, high, strict=True)),
+            hovertemplate="%{x:.2f}: %{y:.4g} (%{customdata[0]:.4g} to %{customdata[1]:.4g})<extra></extra>",
+        )
+    steep = bool(everything) and max(everything) > 50 * min(everything) > 0
+    figure.update_layout(
+        xaxis_title="distance, in lengths of the filters",
+        yaxis={"title": "loss"} | ({"type": "log", "dtick": "D2"} if steep else {}),
+        showlegend=len(drawn) > 1,
+    )
+    count = len(drawn[0][0]["measures"]["line"]["losses"])
+    _draw(
+        figure,
+        title="Along random directions",
+        mode=mode,
+        alt="Loss along random directions.",
+        key=f"{key}-band",
+        height=330,
+    )
+    st.caption(f"Mean of {count} filter-normalised directions (Li et al., 2018), band from least to most; {mode}.")
+
+
+def _spectrum(drawn: Drawn, mode: str, key: str) -> None:
+    figure = go.Figure()
+    everything: list[float] = []
+    for (run, name), colour in zip(drawn, _colours(), strict=False):
+        values = run["measures"]["curvature"]["eigenvalues"]
+        everything += values
+        figure.add_scatter(
+            x=list(range(1, len(values) + 1)),
+            y=values,
+            mode="lines+markers",
+            line={"color": colour, "width": 1, "dash": "dot"},
+            marker={"color": colour, "size": 9},
+            name=name,
+            hovertemplate="number %{x}: %{y:.4g}<extra></extra>",
+        )
+    steep = bool(everything) and max(everything) > 20 * min(everything) > 0
+    figure.update_layout(
+        xaxis={"title": "eigenvalue, the largest first", "dtick": 1},
+        yaxis={"title": "of the Hessian"} | ({"type": "log", "dtick": "D2"} if steep else {"rangemode": "tozero"}),
+        showlegend=len(drawn) > 1,
+    )
+    _draw(figure, title="Curvature", mode=mode, alt="Largest eigenvalues.", key=f"{key}-spectrum", height=330)
+    st.caption(f"The largest eigenvalues of the Hessian, by Lanczos; {mode}.")
+
+
+def _contours(drawn: Drawn, mode: str, key: str) -> None:
+    """A plane a run; all share directions, where the networks allow, and colours."""
+    st.markdown("**On a plane of two random directions**")
+    planes = [run["measures"]["plane"] for run, _ in drawn]
+    figures = [_contour(one, planes, one["at"]) for one in planes]
+    names = [name if len(drawn) > 1 else "" for _, name in drawn]
+    for figure in figures:
+        figure.add_scatter(x=[0], y=[0], mode="markers", marker={"color": "#FFFFFF", "symbol": "x"}, hoverinfo="skip")
+        figure.update_xaxes(title="one direction")
+        figure.update_yaxes(title="another", scaleanchor="x", constrain="domain")
+    _beside(figures, names, mode, f"{key}-plane")
+    shared = "All share colours, and directions where the networks are the same; " if len(drawn) > 1 else ""
+    st.caption(f"The cross is where training ended. Colours are logarithmic. {shared}{mode}.")
+
+
+def _between(planes: Sequence[Mapping[str, Any]], labels: Mapping[str, str], mode: str, key: str) -> None:
+    """The planes that hold the first run and another."""
+    first = labels.get(planes[0]["run"], planes[0]["run"])
+    st.markdown(f"**Between {first} and others**")
+    figures = [_contour(one, planes, one["shares"]) for one in planes[:FEW]]
+    for figure in figures:
+        ends = {"mode": "markers", "marker": {"color": "#FFFFFF", "symbol": "x"}, "hoverinfo": "skip"}
+        figure.add_scatter(x=[0, 1], y=[0, 0], **ends)
+        figure.update_xaxes(title="share of the way", tickformat=".0%")
+        figure.update_yaxes(title="beside it")
+    names = [f"to {labels.get(one['other'], one['to'])}" for one in planes[:FEW]]
+    _beside(figures, names, mode, f"{key}-between")
+    st.caption(
+        "The crosses are both ends: left the first run, right the other; upwards a filter-normalised random direction. "
+        f"Colours are logarithmic, on the first run's loss; {mode}."
+    )
+
+
+def _beside(figures: Sequence[go.Figure], names: Sequence[str], mode: str, key: str) -> None:
+    columns = st.columns(min(3, len(figures)))
+    for place, (figure, name) in enumerate(zip(figures, names, strict=True)):
+        with columns[place % len(columns)]:
+            alt = f"Loss on a plane: {name}." if name else "Loss on a plane."
+            contour = figure.data[0]
+            cells = [(x, y) for y in contour.y for x in contour.x]
+            table = {
+                figure.layout.xaxis.title.text: [x for x, _ in cells],
+                figure.layout.yaxis.title.text: [y for _, y in cells],
+                "loss": [loss for line in contour.customdata for loss in line],
+            }
+            _draw(figure, title=name, mode=mode, alt=alt, key=f"{key}-{place}", height=330, table=table)
+
+
+def _contour(plane: Mapping[str, Any], planes: Sequence[Mapping[str, Any]], across: Sequence[float]) -> go.Figure:
+    """One plane in the colours that all of them share."""
+    logs = [[list(map(_logarithm, line)) for line in one["losses"]] for one in planes]
+    values = [z for one in logs for line in one for z in line if z is not None]
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    ticks = [low + (high - low) * place / 4 for place in range(5)]
+    figure = go.Figure(
+        go.Contour(
+            x=across,
+            y=plane["at"],
+            z=[list(map(_logarithm, line)) for line in plane["losses"]],
+            customdata=plane["losses"],
+            contours={"start": low, "end": high, "size": (high - low) / 14 or 1.0},
+            zmin=low,
+            zmax=high,
+            colorscale="Cividis",
+            line={"width": 0.6, "color": "rgba(255,255,255,0.6)"},
+            colorbar={
+                "tickvals": ticks,
+                "ticktext": [f"{10**tick:.2g}" for tick in ticks],
+                "thickness": 10,
+                "title": {"text": "loss"},
+            },
+            hovertemplate="%{x:.2f}, %{y:.2f}: loss %{customdata:.4g}<extra></extra>",
+        )
+    )
+    figure.update_yaxes(showgrid=False)
+    figure.update_xaxes(constrain="domain", showgrid=False)
+    return figure
+
+
+def _logarithm(loss: float | None) -> float | None:
+    return None if loss is None else math.log10(max(loss, 1e-12))
+
+
+def _ways(ways: Sequence[Mapping[str, Any]], labels: Mapping[str, str], mode: str, key: str) -> None:
+    figure = go.Figure()
+    for way, colour in zip(ways, _colours(), strict=False):
+        figure.add_scatter(
+            x=way["at"],
+            y=way["losses"],
+            mode="lines",
+            line={"color": colour},
+            name=f"to {labels.get(way['other'], way['to'])}: barrier {_spread(way['barrier'], None)}",
+            hovertemplate="%{x:.0%} of the way: %{y:.4g}<extra></extra>",
+        )
+    figure.update_layout(xaxis={"title": "share of the way", "tickformat": ".0%"}, yaxis_title="loss", showlegend=True)
+    first = labels.get(ways[0]["run"], ways[0]["run"])
+    _draw(figure, title=f"From {first}", mode=mode, alt="Loss on the ways.", key=f"{key}-ways", height=330)
+    st.caption(
+        "The barrier is the largest height above the straight line between both ends (Frankle et al., 2020), on the "
+        f"first run's loss; {mode}."
+    )
+
+
+def _sizes(trends: Sequence[Mapping[str, Any]], words: Sequence[str], mode: str, key: str) -> None:
+    """Whether smaller is more rugged: each measure's slope over the size, in half-widths of its own interval."""
+    st.markdown("**Is it more rugged as the student shrinks?**")
+    judged = [trend for trend in trends if trend["slope"] is not None and trend["high"] > trend["low"]]
+    colours = {"supports": _colours()[0], "opposite": _colours()[1]}
+    grey = "#A9BAC4" if basic.dark() else "#546E7A"
+    figure = go.Figure()
+    middles: list[float] = []
+    for place, trend in enumerate(reversed(judged)):
+        half = (trend["high"] - trend["low"]) / 2
+        middle = -trend["slope"] * trend["rugged"] / half  # to the right: smaller is more rugged
+        colour = colours.get(trend["verdict"], grey)
+        middles.append(middle)
+        bar = {"color": colour, "width": 4}
+        figure.add_scatter(
+            x=[middle - 1, middle + 1], y=[place, place], mode="lines", line=bar, hoverinfo="skip", showlegend=False
+        )
+        figure.add_scatter(
+            x=[middle],
+            y=[place],
+            mode="markers",
+            marker={"color": colour, "size": 11, "symbol": "diamond"},
+            showlegend=False,
+            hovertemplate=f"{trend['slope']:+.3g} ({trend['low']:+.3g} to {trend['high']:+.3g})<extra></extra>",
+        )
+        text = {"text": trend["name"], "showarrow": False, "xanchor": "left", "yanchor": "bottom", "yshift": 7}
+        figure.add_annotation(x=0, xref="paper", y=place, font={"size": 12}, **text)
+    if judged:
+        figure.add_vline(x=0, line={"color": "rgba(128,140,152,0.8)", "width": 2})
+        for x, anchor, told in ((0, "left", "← bigger is more rugged"), (1, "right", "smaller is →")):
+            figure.add_annotation(
+                x=x, y=1, xref="paper", yref="paper", text=told, showarrow=False, xanchor=anchor, yanchor="bottom"
+            )
+        figure.update_yaxes(visible=False, range=[-0.6, len(judged) - 0.1])
+        reach = [end for middle in middles for end in (middle - 1.1, middle + 1.1)]
+        figure.update_xaxes(
+            range=[min(-1.5, *reach), max(1.5, *reach)],
+            title="slope over log₂ parameters, in half-widths of its 95 % interval",
+        )
+        _draw(
+            figure,
+            title="",
+            mode=mode,
+            alt="Slopes of each measure over the size.",
+            key=f"{key}-sizes",
+            height=110 + 52 * len(judged),
+            top=56,  # below the button that saves
+        )
+    st.dataframe(
+        {
+            "Measure": [trend["name"] for trend in trends],
+            "Verdict": [VERDICTS[trend["verdict"]] for trend in trends],
+            **{
+                f"{size:,}": [_spread(trend["means"][at], trend["spreads"][at]) for trend in trends]
+                for at, size in enumerate(trends[0]["sizes"])
+            },
+            "p (Holm)": [trend["p"] for trend in trends],
+        },
+        column_config={"p (Holm)": st.column_config.NumberColumn(format="%.3g")},
+        hide_index=True,
+        lazy=False,
+        placeholder="–",
+        alt="Each measure at each number of parameters, with its verdict.",
+    )
+    st.caption(" ".join(f"{line}." for line in words[-2:]) + f" Columns are parameters, ± over runs; {mode}.")
+
+
+def _spread(mean: float | None, spread: float | None) -> str:
+    return "not finite" if mean is None else f"{mean:.3g}" + ("" if spread is None else f" ± {spread:.2g}")

@@ -1,0 +1,256 @@
+"""One run: what it does now, how it learned, how good it is, and what can be done with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from pages.ui.ablation import panel as worth
+from pages.ui.app import context
+from pages.ui.charts import basic
+from pages.ui.distill import spec_summary
+from pages.ui.landscape import panel as landscapes
+from pages.ui.runs import live
+from pages.ui.widgets import formatting, run_table, url_state
+from pages.ui.widgets.run_table import Row
+from smallalign_core import data
+from smallalign_core.runs.store import Run, State, Store
+from smallalign_core.studies import lifecycle
+from smallalign_core.studies.ablation import What, capital
+
+CONTROLS: dict[What, str] = {
+    "teacher": "without a teacher",
+    "shuffled": "with its answers mixed up within a class",
+}
+EVIDENCE = 3
+"""Seeds below which a difference is not called evidence."""
+
+
+def show(run: Run, store: Store) -> None:
+    """The whole view of `run`; it moves by itself only while the run is active."""
+    row = run_table.row(run, store)
+    colour, icon = formatting.STATES[row.state]
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.header(
+            formatting.plain(row.name if row.in_zoo else row.title.split(" · ")[0]), anchor=False, width="content"
+        )
+        st.badge(row.state, icon=icon, color=colour)
+    if row.state == run_table.DAMAGED:
+        st.caption(f"Run `{row.id}`")
+        st.error(formatting.plain(row.reason or "This run's folder cannot be read."), icon=":material/broken_image:")
+        _delete(run, store)
+        return
+    st.caption(f"{formatting.plain(row.title)} · run `{row.id}`")
+    if row.imported:
+        _imported(run, row, store)
+        return
+    _actions(run, row, store)
+    if row.state == State.FAILED:
+        st.error(f"Why it stopped: {formatting.plain(row.reason or 'its log may tell')}", icon=":material/error:")
+    elif row.state == State.INTERRUPTED:
+        by_itself = "The next worker does so by itself, twice at most. " if run.said.get("served") else ""
+        st.warning(
+            "Its worker died (the machine or the process was stopped). Resume goes on from the last "
+            f"checkpoint; nothing is lost. {by_itself}"
+        )
+    elif row.reason:
+        paused = "Why it paused: " if row.state == State.PAUSED else ""
+        st.warning(
+            f"{paused}{formatting.plain(row.reason)}",
+            icon=":material/pause_circle:" if paused else ":material/warning:",
+        )
+    above = st.container()  # always there: the curves below keep their place, and so their zoom, when the run ends
+    tick = context.pace(live.TICK_SECONDS) if State(row.state).active else None
+    st.fragment(live.draw, run_every=tick, key="live")(run, row.state, store)
+    if row.finished and run.result:
+        with above:
+            _scores(run.result, row, store)
+            if missed := sum(share == 0 for share in run.result["test"]["recall"].values()):
+                st.caption(
+                    f":material/warning: {missed} of {len(run.result['test']['recall'])} classes are never right on "
+                    "test (recall 0), which the accuracy hides where they are rare: see Per class."
+                )
+        landscapes.panel([row], store)
+    _details(run, row, store)
+
+
+def _imported(run: Run, row: Row, store: Store) -> None:
+    """A classifier that was made elsewhere: its scores here, and how images reach it."""
+    result = run.result or {}
+    with st.grid(min_column_width=150):
+        for split, name in (("val", "Validation"), ("test", "Test")):
+            scores = result[split]
+            interval = formatting.interval(scores["accuracy_low"], scores["accuracy_high"])
+            st.metric(
+                f"{name} accuracy",
+                formatting.percent(scores["accuracy"], 2),
+                border=True,
+                help=f"{interval} on {scores['images']:,} images.",
+            )
+        st.metric("Test ECE", formatting.percent(result["test"]["ece"], 2), border=True, help="Calibration error.")
+        st.metric("Parameters", f"{result['params']:,}", border=True)
+    with st.container(horizontal=True):
+        chosen = {"teacher": row.id, "data": row.source}
+        st.page_link("distil.py", label="Use as teacher", icon=":material/school:", query_params=chosen)
+        if not row.in_zoo:
+            _delete(run, store)
+    st.caption("Imported, not trained here: this is all that is known of it.")
+    assert run.imported is not None
+    st.json(run.imported.model_dump(mode="json"), expanded=1)
+
+
+def _actions(run: Run, row: Row, store: Store) -> None:
+    state, asked = State(row.state), run.asked
+    with st.container(horizontal=True, vertical_alignment="center", key="run-actions"):
+        if state.active:
+            if st.button("Pause", icon=":material/pause:", disabled=asked is not None):
+                run.ask("pause")
+                st.rerun()
+            with st.popover("Cancel", icon=":material/cancel:", disabled=asked == "cancel"):
+                st.write("Stop this run? Its last checkpoint is kept, so it can be resumed.")
+                if st.button("Cancel this run", type="primary"):
+                    run.ask("cancel")
+                    st.rerun()
+        if state.resumable and not row.in_zoo and st.button("Resume", icon=":material/play_arrow:", type="primary"):
+            store.enqueue(run)
+            st.rerun()
+        if state is State.FINISHED:
+            if row.teacher:
+                st.page_link(
+                    "compare.py",
+                    label="Compare with its teacher",
+                    icon=":material/compare:",
+                    query_params={"teacher": row.teacher, "student": row.id},
+                )
+            st.page_link("export.py", label="Export", icon=":material/deployed_code:", query_params={"run": row.id})
+            st.page_link(
+                "distil.py",
+                label="Use as teacher",
+                icon=":material/school:",
+                query_params={"teacher": row.id, "data": row.source},
+            )
+        if not row.in_zoo:
+            st.page_link(
+                "distil.py", label="Change and run again", icon=":material/edit:", query_params={"like": row.id}
+            )
+        if not state.active and not row.in_zoo:
+            _delete(run, store)
+
+
+def _delete(run: Run, store: Store) -> None:
+    with st.popover("Delete", icon=":material/delete:"):
+        st.write("Delete this run with its weights and curves? This cannot be undone.")
+        if st.button("Delete for good", type="primary"):
+            lifecycle.delete_run(store, run.name)
+            st.switch_page("runs.py")
+
+
+def _scores(result: dict[str, Any], row: Row, store: Store) -> None:
+    test, calibrated = result["test"], result["test_calibrated"]
+    with st.grid(min_column_width=150):
+        st.metric("Test accuracy", formatting.percent(test["accuracy"], 2), border=True)
+        st.metric(
+            "Test NLL", f"{test['nll']:.4f}", border=True, help="Mean negative log-likelihood, nats. Lower is better."
+        )
+        st.metric(
+            "Test ECE",
+            formatting.percent(test["ece"], 2),
+            border=True,
+            help=(
+                f"Expected calibration error. {calibrated['ece']:.2%} with the temperature "
+                f"{result['temperature']:.3f} that was fitted on validation."
+            ),
+        )
+        st.metric(
+            "Parameters",
+            f"{result['params']:,}",
+            border=True,
+            help=f"{result['macs']:,} multiply-accumulates an image.",
+        )
+        st.metric(
+            "Training took",
+            formatting.duration(result["seconds"]),
+            border=True,
+            help=f"{result['images_per_second']:,.0f} images a second on {result['device']}."
+            + (f" Peak memory of the process: {formatting.size(peak)}." if (peak := result.get("peak_bytes")) else ""),
+        )
+    if told := result.get("features"):
+        kept = "computed once and kept" if told == "kept" else told
+        st.caption(f"The body is frozen. Its features were {kept}.")
+    for close in result.get("answers") or ():
+        st.caption(
+            f"The teacher's answers came from ONNX Runtime ({store.run(row.id).spec.answers}). "
+            f"It agrees with PyTorch on {close['agreement']:.1%} of {close['images']:,} validation images; "
+            f"KL {close['kl']:.2g} nats."
+        )
+    if seen := result.get("preflight"):
+        st.caption(
+            f"The teacher's accuracy on {seen['images']:,} validation images of this data: "
+            f"{formatting.percent(seen['accuracy'])} (95 % interval "
+            f"{formatting.interval(seen['accuracy_low'], seen['accuracy_high'])}, "
+            f"chance {formatting.percent(seen['chance'])})."
+        )
+        for warning in seen["warnings"]:
+            st.warning(capital(warning) + ".")
+    same = run_table.siblings(store, row)
+    seeds = f"{len(same)} seed{'s' if len(same) > 1 else ''}"
+    text = (
+        f"95 % interval {formatting.interval(test['accuracy_low'], test['accuracy_high'])} on "
+        f"{test['images']:,} test images. "
+        f"Best weights by validation: epoch {result['best_epoch']}, "
+        f"{formatting.percent(result['val']['accuracy'])} on {result['val']['images']:,} images. "
+    )
+    if "last" in result:
+        text += f"Last epoch instead: test accuracy {formatting.percent(result['last']['test']['accuracy'], 2)}. "
+    if len(same) > 1:
+        found = [other.accuracy or 0 for other in same]
+        text += (
+            f"Over {seeds} of this spec: mean {formatting.percent(sum(found) / len(found), 2)}, "
+            f"{formatting.percent(min(found))} to {formatting.percent(max(found))}. "
+        )
+    st.caption(
+        text
+        + (f"**{seeds}: not evidence.** Run other seeds before you conclude anything." if len(same) < EVIDENCE else "")
+    )
+
+
+def _details(run: Run, row: Row, store: Store) -> None:
+    names = ["Spec and command", *(["Per class"] if row.finished else []), "Log"]
+    names += ["Did the teacher matter?"] if row.teacher and not run.spec.shuffled else []
+    tabs = url_state.tabs(names, key="tab")
+    with tabs["Spec and command"]:
+        spec_summary.command(run.spec, store)
+    if "Per class" in tabs and tabs["Per class"].open and run.result:
+        with tabs["Per class"]:
+            basic.recall({"test": data.in_order(run.result["test"]["recall"])}, key="recall")
+    if tabs["Log"].open:
+        with tabs["Log"]:
+            st.code(
+                _tail(run.folder / "log.txt") or "The log is empty: the run has not started, or is part of the zoo.",
+                language=None,
+                height=280,
+            )
+    if "Did the teacher matter?" in tabs and tabs["Did the teacher matter?"].open:
+        with tabs["Did the teacher matter?"]:
+            _mattered(run, store)
+
+
+def _mattered(run: Run, store: Store) -> None:
+    """The run beside its controls, over seeds."""
+    chosen = url_state.switch(
+        "Compared with the same student", {str(one): text for one, text in CONTROLS.items()}, key="control"
+    )
+    what: What = "shuffled" if chosen == "shuffled" else "teacher"
+    worth.panel(run.spec.model_dump(), what, store, key=f"worth-{what}")
+
+
+def _tail(file: Path, most: int = 20_000) -> str:
+    """The end of a log; empty if there is none."""
+    try:
+        with file.open("rb") as stream:
+            stream.seek(max(0, file.stat().st_size - most))
+            return stream.read().decode(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,1 @@
+"""Authentication, request checks, upload quotas."""

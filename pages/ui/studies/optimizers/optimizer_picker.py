@@ -1,0 +1,166 @@
+"""Which optimizers a study compares: a short list, more of them, and nests that the visitor builds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import streamlit as st
+from pydantic import TypeAdapter, ValidationError
+
+from pages.ui.widgets import formatting, forms, url_state
+from smallalign_core.spec import (
+    AdamW,
+    AdEmaMix,
+    Asam,
+    Ema,
+    Lion,
+    Lookahead,
+    Muon,
+    NAdamW,
+    Optimizer,
+    Polyak,
+    Prodigy,
+    RmsProp,
+    Sam,
+    ScheduleFree,
+    Sgd,
+    Soap,
+    canonical,
+    members,
+)
+from smallalign_core.studies.optimizers import LIBRARY_RATES, OptimizerStudySpec, label_of, name_of
+
+USUAL = (Muon(), Soap(), Sgd(), Lookahead(), Sam())
+"""Chosen in a fresh form, beside AdamW, which is always in."""
+SHORT = (*USUAL, NAdamW(), Lion())
+MORE = (RmsProp(), AdEmaMix(), ScheduleFree(), Asam(), Ema(), Lookahead(inner=Muon()), Lookahead(inner=Sam()))
+FIXED = (AdamW(lr=LIBRARY_RATES["adamw"]), Prodigy(), ScheduleFree(), Polyak())
+KEY, FIXED_KEY = "optimizers", "hands-off"
+BUILT = "contenders-built"
+
+_ONE: TypeAdapter[Any] = TypeAdapter(Optimizer)
+
+
+def short(optimizer: Any) -> Any:
+    """An optimizer as a file would say it: its kind alone where nothing else is unusual."""
+    written = canonical(optimizer)
+    return written["kind"] if len(written) == 1 else written
+
+
+def link(optimizers: Iterable[Any]) -> str:
+    """Optimizers as they stand in an address."""
+    return json.dumps([short(one) for one in optimizers], separators=(",", ":"))
+
+
+def choose(*, taught: bool) -> tuple[list[Any], list[Any]]:
+    """Ask for the optimizers of a study, kept in the address; returns those to tune and those used as they are.
+
+    Args:
+        taught: whether there is a teacher, whose loss the Polyak step needs.
+    """
+    built: list[Any] = [_ONE.validate_python(one) for one in st.session_state.get(BUILT, ())]
+    fixed = [one for one in FIXED if taught or not isinstance(one, Polyak)]
+    _from_address(KEY, (*SHORT, *MORE, *built), USUAL)
+    _from_address(FIXED_KEY, FIXED, fixed, others=False)
+    built = [_ONE.validate_python(one) for one in st.session_state.get(BUILT, ())]  # a link may have brought some
+    st.markdown(
+        "**AdamW, tuned, is always in**: the others are compared with it.",
+        help="Tuned: each gets a learning rate finder and the same number of full-length trials.",
+    )
+    tuned = _pills("Tuned beside it", SHORT, key=KEY)
+    with st.expander("More optimizers, and wrappers around them"):
+        more = _pills("Also tuned", (*MORE, *built), key=f"{KEY}-more")
+        _build()
+    used = _pills(
+        "Hands-off: used as they are, without a trial",
+        fixed,
+        key=FIXED_KEY,
+        rate=True,
+        help="What you would get without tuning: AdamW at its library's rate, and those that promise to need none.",
+    )
+    _keep(KEY, chosen := [*tuned, *more])
+    _keep(FIXED_KEY, used)
+    return chosen, used
+
+
+def _pills(label: str, offered: Sequence[Any], *, key: str, rate: bool = False, help: str | None = None) -> list[Any]:
+    by_name = {name_of(one): one for one in offered}
+    widget = f"contenders-{key}"
+    st.session_state[widget] = [name for name in st.session_state.get(widget, ()) if name in by_name]
+    chosen = st.pills(
+        label,
+        list(by_name),
+        selection_mode="multi",
+        format_func=lambda name: label_of(by_name[name], rate=rate),
+        key=widget,
+        help=help,
+        wrap=True,
+        persist_state="session",
+    )
+    return [one for name, one in by_name.items() if name in (chosen or ())]
+
+
+def _keep(key: str, chosen: Sequence[Any]) -> None:
+    url_state.keep(key, link(chosen))
+
+
+def _from_address(key: str, known: Sequence[Any], first: Sequence[Any], *, others: bool = True) -> None:
+    """Select what the address names, or `first`; with `others`, what is not known yet joins the built ones."""
+    asked, wanted = url_state.changed(key), None
+    if asked is not None:
+        try:
+            wanted = [_ONE.validate_python(one) for one in json.loads(asked)]
+            wanted = [one for one in wanted if one != AdamW()] if others else wanted
+            if not others and any(one not in known for one in wanted):
+                raise ValueError
+        except (ValidationError, ValueError, TypeError, RecursionError):
+            wanted = None
+            st.warning(
+                f"The link names optimizers that cannot be. Given: {formatting.given(key, asked)}. Choose below."
+            )
+    if wanted is None:
+        if f"contenders-{key}" in st.session_state:
+            return
+        wanted = list(first)
+    names = [name_of(one) for one in wanted]
+    st.session_state[f"contenders-{key}"] = st.session_state[f"contenders-{key}-more"] = names
+    if others:
+        fresh = [one.model_dump(mode="json") for one in wanted if name_of(one) not in {name_of(each) for each in known}]
+        st.session_state[BUILT] = [*st.session_state.get(BUILT, ()), *fresh]
+
+
+def _build() -> None:
+    """Ask for any optimizer with any settings and wrappers; it joins the pills above, selected."""
+    st.caption("Build your own: any optimizer, its settings, and wrappers that nest (EMA, Lookahead, SAM).")
+    made = forms.choice("Optimizer", members(Optimizer), key="contenders-own", start=Lookahead().kind, without=("lr",))
+    st.button("Add it", icon=":material/add:", key="contenders-add", on_click=_add, args=(made,))
+
+
+def _add(made: Mapping[str, Any]) -> None:
+    optimizer = _ONE.validate_python(made)
+    name = name_of(optimizer)
+    known = {name_of(one) for one in (*SHORT, *MORE)} | {
+        name_of(_ONE.validate_python(one)) for one in st.session_state.get(BUILT, ())
+    }
+    if name not in known and optimizer != AdamW():
+        st.session_state[BUILT] = [*st.session_state.get(BUILT, ()), optimizer.model_dump(mode="json")]
+    place = f"contenders-{KEY}" if name in {name_of(one) for one in SHORT} else f"contenders-{KEY}-more"
+    if name not in st.session_state[place] and optimizer != AdamW():
+        st.session_state[place] = [*st.session_state[place], name]
+
+
+def others(spec: OptimizerStudySpec, *, key: str) -> list[Any]:
+    """Ask for optimizers to tune besides those that a study has."""
+    known = {name_of(one) for one in (spec.reference, *spec.optimizers)}
+    offered = {name_of(one): one for one in (*SHORT, *MORE) if name_of(one) not in known}
+    chosen = st.pills(
+        "Optimizers",
+        list(offered),
+        selection_mode="multi",
+        format_func=lambda name: label_of(offered[name]),
+        key=key,
+        wrap=True,
+    )
+    return [offered[name] for name in chosen or ()]

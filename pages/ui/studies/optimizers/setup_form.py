@@ -1,0 +1,197 @@
+"""An optimizer study before it starts: how much of it, what it would cost, the same from the command line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import streamlit as st
+import yaml
+
+from pages.ui.app import context
+from pages.ui.studies.optimizers import optimizer_picker
+from pages.ui.widgets import formatting, url_state
+from smallalign_core.runs.store import Store
+from smallalign_core.spec import canonical, to_yaml
+from smallalign_core.studies.optimizers import OptimizerStudySpec, entries, parse_study
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How much evidence a study gathers."""
+
+    seeds: int
+    trials: int
+    budgets: tuple[str, ...]
+
+
+PRESETS = {
+    "Quick": Preset(3, 3, ("1",)),
+    "Standard": Preset(5, 4, ("1", "2")),
+    "Publish": Preset(10, 6, ("1", "2", "4")),
+}
+BUDGETS = {"1": "B", "2": "2B", "4": "4B", "8": "8B"}
+
+
+def effort() -> dict[str, Any]:
+    """Ask how many seeds, trials and budgets; all of it stands in the address."""
+    st.subheader("How much evidence", anchor=False)
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        for name, preset in PRESETS.items():
+            st.button(
+                f"{name}: {preset.seeds} seeds",
+                key=f"preset-{name}",
+                on_click=_apply,
+                args=(preset,),
+                help=f"{preset.trials} trials each, budgets {', '.join(BUDGETS[one] for one in preset.budgets)}.",
+            )
+    usual = PRESETS["Quick"]
+    first, second, third = st.columns(3)
+    with first:
+        seeds = url_state.pick_number(
+            st.number_input,
+            "Seeds",
+            1,
+            100,
+            1,
+            key="seeds",
+            first=usual.seeds,
+            help="Runs of each optimizer, paired: a seed fixes first weights, order and views. 1 is not evidence. "
+            "Choose the number before you look.",
+        )
+    with second:
+        trials = url_state.pick_number(
+            st.number_input,
+            "Trials",
+            1,
+            32,
+            1,
+            key="trials",
+            first=usual.trials,
+            help="Full-length runs that each tuned optimizer gets to find its learning rate. What they cost is shown.",
+        )
+    with third:
+        margin = url_state.pick_number(
+            st.number_input,
+            "Margin (points)",
+            0.1,
+            50.0,
+            0.1,
+            key="margin",
+            first=1.0,
+            help="The least difference in accuracy that matters to you: below it, two count as equal.",
+        )
+    budgets = url_state.pick_some(
+        "Budgets",
+        BUDGETS,
+        key="budgets",
+        first=usual.budgets,
+        help="B is the student's epochs. Ranks change with the budget, so every claim carries its own.",
+    )
+    if not budgets:
+        st.warning("No budget is chosen: B, the student's epochs, is taken.")
+    return {
+        "seeds": seeds,
+        "trials": trials,
+        "budgets": [int(one) for one in budgets or ["1"]],
+        "margin": round(margin / 100, 6),
+    }
+
+
+def _apply(preset: Preset) -> None:
+    """In a callback, since values must be there before their fields are drawn."""
+    for key, value in (("seeds", preset.seeds), ("trials", preset.trials), ("budgets", list(preset.budgets))):
+        st.session_state[url_state.own(key)] = value
+
+
+def written(spec: OptimizerStudySpec, store: Store) -> str:
+    """The shortest YAML that gives a study back."""
+    usual = {name: field.default for name, field in OptimizerStudySpec.model_fields.items()}
+    text = to_yaml(
+        store.named(spec.student).model_copy(update={"optimizer": type(spec.student).model_fields["optimizer"].default})
+    )
+    more: dict[str, Any] = {}
+    if spec.reference != usual["reference"]:
+        more["reference"] = optimizer_picker.short(spec.reference)
+    more["optimizers"] = [optimizer_picker.short(one) for one in spec.optimizers]
+    more["hands_off"] = [optimizer_picker.short(one) for one in spec.hands_off]
+    more |= {"trials": spec.trials, "seeds": spec.seeds, "budgets": list(spec.budgets), "margin": spec.margin}
+    if spec.target is not None:
+        more["target"] = spec.target
+    return text + yaml.safe_dump(more, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
+
+
+def address(spec: OptimizerStudySpec) -> dict[str, str]:
+    """The form's address for a study: what opens it filled in."""
+    student = canonical(spec.student)
+    student["data"] = {key: value for key, value in canonical(spec.student.data).items() if key == "images"}
+    for name in ("teacher", "optimizer", "seed"):
+        student.pop(name, None)
+    student["loss"] = spec.student.loss.model_dump(mode="json")
+    return {
+        "data": spec.student.data.source,
+        "student": json.dumps(student, separators=(",", ":")),
+        "student-teacher": spec.student.teachers[0] if spec.student.teachers else url_state.NOBODY,
+        optimizer_picker.KEY: optimizer_picker.link(spec.optimizers),
+        optimizer_picker.FIXED_KEY: optimizer_picker.link(spec.hands_off),
+        "seeds": str(spec.seeds),
+        "trials": str(spec.trials),
+        "margin": f"{100 * spec.margin:g}",
+        "budgets": ",".join(map(str, spec.budgets)),
+    }
+
+
+def command(spec: OptimizerStudySpec, store: Store) -> None:
+    """A study as YAML, and the command that does the same without the dashboard."""
+    st.code(written(spec, store), language="yaml", wrap_lines=True)
+    st.caption("Save it as study.yaml; this trains what is missing and prints the same figures:")
+    st.code("python -m smallalign_core optimizers study.yaml", language="bash", wrap_lines=True)
+
+
+def begin(asked: dict[str, Any], store: Store) -> None:
+    """The cost, the button, the command. A study that is there already is opened instead."""
+    spec = parse_study(asked)
+    everything = json.dumps(spec.model_dump(mode="json"), sort_keys=True)
+    costs = st.container()
+    if st.button("Start the study", type="primary", icon=":material/play_arrow:"):
+        answer = context.ask("study", "Preparing the study", kind="optimizers", spec=json.loads(everything), start=True)
+        st.switch_page("optimizers.py", query_params={"study": answer["id"]})
+    if spec.seeds == 1:
+        st.caption(":orange[**1 seed: not evidence.**] It shows the direction at best.")
+    st.markdown("**The same from the command line**")
+    command(spec, store)
+    with costs:  # asked last: nothing else on the page waits for it
+        _cost(spec, everything)
+
+
+def _cost(spec: OptimizerStudySpec, everything: str) -> None:
+    answer = _known(everything)
+    known, of = answer["report"], entries(spec)
+    tuned = sum(entry.track == "tuned" for entry in of)
+    runs = tuned * spec.trials + len(of) * spec.seeds
+    cells = st.columns(2)
+    cells[0].metric("Runs", f"{len(spec.budgets) * runs:,}", border=True, help=_of_what(spec, tuned, len(of)))
+    cells[1].metric(
+        "Takes about",
+        formatting.duration(answer["seconds"]),
+        border=True,
+        help="From a few real steps with the reference, on this machine as busy as it is now. An optimizer whose best "
+        "rate is the highest or lowest of those tried gets up to three trials more.",
+    )
+    if known["done"]:
+        words = f"{known['done']:,} of these runs are done already and are not repeated."
+        st.caption(words if known["missing"] else f"All {known['done']:,} runs of this study are done.")
+
+
+def _of_what(spec: OptimizerStudySpec, tuned: int, arms: int) -> str:
+    each = "each budget" if len(spec.budgets) > 1 else "the budget"
+    return f"{tuned} tuned optimizers with {spec.trials} trials, {arms} with {spec.seeds} seeds, for {each}."
+
+
+@st.cache_data(max_entries=32, ttl=60, show_spinner=False)
+def _known(everything: str) -> dict[str, Any]:
+    """What the store knows of the study that this JSON describes, and its cost; also says what would refuse it."""
+    return context.ask(
+        "study", "Counting runs and timing a few real steps", kind="optimizers", spec=json.loads(everything), probe=True
+    )

@@ -1,0 +1,178 @@
+"""One optimizer study: how far it is, what can be done with it, and what it found."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from pages.ui.app import context
+from pages.ui.runs import live
+from pages.ui.studies import study_list
+from pages.ui.studies.optimizers import optimizer_picker, results, setup_form
+from pages.ui.widgets import formatting
+from smallalign_core.runs.store import Run, State, Store
+from smallalign_core.studies.lifecycle import Study
+from smallalign_core.studies.optimizers import Arm, OptimizerStudy
+
+OPTIMIZERS = study_list.Kind("optimizers", "optimizers.py", ":material/leaderboard:")
+
+
+def show(reference: str, store: Store) -> None:
+    """The whole view of a study; it moves by itself only while it is active."""
+    if (found := study_list.opened(reference, store, OPTIMIZERS)) is None:
+        return
+    study, report = found
+    study_list.title(report)
+    st.caption(
+        f"{len(report.at(report.budgets[0]))} optimizers, {len(report.seeds)} seed{'s' * (len(report.seeds) > 1)}, "
+        f"budgets {', '.join(report.budget_words(one) for one in report.budgets)} · study `{report.id}`"
+        + "".join(f" · {one}" for one in report.hardware)
+    )
+    _actions(study, report, store)
+    _trouble(report)
+    if report.active:
+        tick = context.pace(2 * live.TICK_SECONDS)
+        st.fragment(_live, run_every=tick, key="study-live")(study, _rounds(report), store)
+    elif not report.complete:
+        _progress(report)
+    results.draw(report, study, store)
+
+
+def _rounds(report: OptimizerStudy) -> int:
+    """Rates that are found and seeds that all arms of a budget have behind them: figures are drawn anew when this
+    grows, not at each run.
+    """
+    found = sum((arm.finder is not None) + (arm.rate is not None) for arm in report.arms if arm.track == "tuned")
+    for budget in report.budgets:
+        settled = [
+            sum(bool(run.test) or run.diverged for run in arm.runs) for arm in report.at(budget) if not _lost(arm)
+        ]
+        found += min(settled, default=0)
+    return found
+
+
+def _lost(arm: Arm) -> bool:
+    """Whether it diverged at every rate that was tried, so that it will not race."""
+    return bool(arm.trials) and all(trial.diverged for trial in arm.trials)
+
+
+# --- what can be done with it -----------------------------------------------------------------------------------------
+
+
+def _actions(study: Study, report: OptimizerStudy, store: Store) -> None:
+    with st.container(horizontal=True, vertical_alignment="center"):
+        study_list.pause_or_resume(study, report, store)
+        with st.popover("Extend", icon=":material/add_circle:"):
+            _extend(study)
+        st.page_link(
+            "optimizers.py",
+            label="Change and ask again",
+            icon=":material/edit:",
+            query_params=setup_form.address(study.spec),
+        )
+        if not report.active:
+            study_list.delete(study, store, OPTIMIZERS)
+
+
+def _extend(study: Study) -> None:
+    """More seeds, budgets and optimizers; what is done is not trained again."""
+    spec = study.spec
+    st.caption("More of the same question. Finished runs are not repeated.")
+    seeds = st.number_input("Seeds", spec.seeds, 100, spec.seeds, key="extend-seeds")
+    known = sorted({*map(int, setup_form.BUDGETS), *spec.budgets})
+    budgets = st.pills(
+        "Budgets",
+        known,
+        selection_mode="multi",
+        default=list(spec.budgets),
+        format_func=lambda one: setup_form.BUDGETS.get(str(one), f"{one}B"),
+        key="extend-budgets",
+    )
+    more = optimizer_picker.others(spec, key="extend-optimizers")
+    wider = {
+        "seeds": seeds,
+        "budgets": tuple(sorted({*spec.budgets, *budgets})),
+        "optimizers": (*spec.optimizers, *more),
+    }
+    grown = seeds > spec.seeds or more or set(budgets) - set(spec.budgets)
+    if st.button("Extend and start", type="primary", disabled=not grown):
+        asked = spec.model_copy(update=wider).model_dump(mode="json")
+        answer = context.ask("study", "Preparing the study", kind=OPTIMIZERS.name, spec=asked, start=True)
+        st.switch_page("optimizers.py", query_params={"study": answer["id"]})
+
+
+def _trouble(report: OptimizerStudy) -> None:
+    """Failed and diverged runs in words."""
+    study_list.failures(report.failed)
+    wrong = [
+        f"{arm.label} on {arm.diverged} of {len(arm.runs)} seeds ({report.budget_words(arm.budget)})"
+        for arm in report.arms
+        if arm.diverged
+    ]
+    if wrong:
+        st.warning(
+            f"Diverged, so missing from the figures, which flatters them: {'; '.join(wrong)}.",
+            icon=":material/trending_down:",
+        )
+    for arm in filter(_lost, report.arms):
+        tried = ", ".join(f"{trial.rate:g}" for trial in arm.trials)
+        st.warning(
+            f"{arm.label} diverged at every learning rate that was tried ({tried}): it has no place in the race."
+        )
+
+
+# --- what moves while it trains ---------------------------------------------------------------------------------------
+
+
+def _live(study: Study, rounds: int, store: Store) -> None:
+    """Progress by stage. When a round or the study ends, the whole page is drawn anew, once."""
+    with context.told():
+        report: OptimizerStudy = study.report(store)
+        if not report.active or _rounds(report) != rounds:
+            st.rerun()
+        _progress(report)
+        st.caption(_doing(report, store))
+
+
+def _progress(report: OptimizerStudy) -> None:
+    for column, (name, done, of) in zip(st.columns(3), _stages(report), strict=True):
+        column.progress(min(1.0, done / of) if of else 0.0, text=f"{name}: {done} of {of}")
+
+
+def _stages(report: OptimizerStudy) -> list[tuple[str, int, int]]:
+    """(stage, done, of) of the three stages, over all budgets."""
+    tuned = [arm for arm in report.arms if arm.track == "tuned"]
+    first = [arm for arm in tuned if arm.budget == report.budgets[0]]
+    planned = int(report.spec["trials"])
+    done = sum(trial.accuracy is not None or trial.diverged for arm in tuned for trial in arm.trials)
+    of = sum(max(planned, len(arm.trials)) if not arm.runs else len(arm.trials) for arm in tuned)
+    race = sum(bool(run.test) or run.diverged for arm in report.arms for run in arm.runs)
+    return [
+        ("Finding learning rates", sum(arm.finder is not None for arm in first), len(first)),
+        ("Trials", done, of),
+        ("Race", race, sum(not _lost(arm) for arm in report.arms) * len(report.seeds)),
+    ]
+
+
+def _doing(report: OptimizerStudy, store: Store) -> str:
+    """What happens now, in a sentence."""
+    if not context.worker_alive():
+        return f"The worker is starting. If this lasts: `python -m smallalign_core worker --store {store.root}`"
+    now = [(arm, what, id) for arm in report.arms for what, id in _running(arm)]
+    if not now:
+        if report.running:
+            return "Waiting for its turn in the queue."
+        return (
+            "Looking for learning rates: about 100 steps of each optimizer." if report.finding else "Next runs follow."
+        )
+    arm, what, first = now[0]
+    events = Run(store.root / "runs" / first).events("progress")
+    text = f"In training, in lockstep: {len(now)} run{'s' * (len(now) > 1)}, {what}, {report.budget_words(arm.budget)}"
+    if events:
+        last = events[-1]
+        text += f" · step {last['step']:,} of {last['steps']:,} · {formatting.duration(last['eta'])} left"
+    return text + "."
+
+
+def _running(arm: Arm) -> list[tuple[str, str]]:
+    trials = [("trials of learning rates", one.id) for one in arm.trials if one.state == State.RUNNING]
+    return trials + [(f"race, seed {one.seed}", one.id) for one in arm.runs if one.state == State.RUNNING]

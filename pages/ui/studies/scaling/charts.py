@@ -1,0 +1,420 @@
+"""Plots of a scaling study: what recipes are worth, whether the instrument works, and the runs behind both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from pages.ui.charts.basic import palette
+from pages.ui.charts.plotting import plot
+from pages.ui.studies.optimizers.forest import above, columns, ink, quiet, sides
+from smallalign_core.studies.scaling import CellMean, Map, Reading, ScalingStudy
+from smallalign_core.studies.scaling_law import Multiplier
+
+Axis = Literal["n", "d"]
+THINGS: dict[str, str] = {"n": "parameters", "d": "images"}
+REACH = 100.0
+"""No axis of multipliers goes further than x/÷ this; what is beyond is an arrow at its edge."""
+MARGIN = 1.04
+"""So that arrows are not cut off there."""
+COLOURED = 10.0
+"""Multipliers beyond x/÷ this have the strongest colours of a map."""
+TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
+
+
+def colours(study: ScalingStudy) -> dict[str, str]:
+    """A colour for each recipe, the same in every chart of the study; the baseline is grey."""
+    chosen = palette()
+    others = study.recipes[1:]
+    return {study.recipes[0]: chosen[-1]} | {
+        name: chosen[place % (len(chosen) - 1)] for place, name in enumerate(others)
+    }
+
+
+def times(value: float) -> str:
+    """A multiplier on an axis."""
+    return f"×{value:g}"
+
+
+def _ticks(far: float) -> dict[str, Any]:
+    decades = far > 10  # more would touch each other on a narrow screen
+    values = [one for one in TICKS if 1 / far <= one <= far and (not decades or math.log10(one).is_integer())]
+    return {"tickvals": [math.log10(one) for one in values], "ticktext": [times(one) for one in values]}
+
+
+def _log(value: float, far: float) -> float:
+    """log10, held within the axis."""
+    edge = math.log10(far)
+    return min(edge, max(-edge, math.log10(value))) if 0 < value < math.inf else math.copysign(edge, value - 0.5)
+
+
+def forest(study: ScalingStudy, reading: Reading, *, key: str) -> None:
+    """What each recipe is worth at the target: in parameters, and in images; right of x1 it helps."""
+    lines = [
+        (one, axis, found, hidden)
+        for one in reading.worth
+        for axis, found, hidden in (
+            ("n", one.parameters, one.hidden_parameters),
+            ("d", one.images, one.hidden_images),
+        )
+    ]
+    far = _far([found for _, _, found, hidden in lines if not hidden])
+    figure, colour, row = go.Figure(), colours(study), 0.0
+    rows = []
+    for one, axis, found, hidden in lines:
+        row += 1.0 if axis == "n" else 0.72
+        if hidden:
+            said = "not shown"
+        else:
+            said = _interval(found) + (", extrapolated" if found.extrapolated else "")
+            _mark(figure, found, row, colour[one.recipe], far, one.label)
+        name = f"<b>{one.label}</b>  " if axis == "n" else ""
+        above(figure, row - 0.14, f"{name}in {THINGS[axis]}: {said}")
+        rows.append({"recipe": one.label, "in": THINGS[axis]} | _cells(found) | {"not_shown": hidden or None})
+    edge = math.log10(far)
+    figure.add_vline(x=0, line={"color": quiet(), "width": 2}, layer="below")
+    sides(figure, "← costs", "is worth →")
+    figure.update_xaxes(
+        range=[-MARGIN * edge, MARGIN * edge], title="times what the baseline has", zeroline=False, **_ticks(far)
+    )
+    figure.update_yaxes(range=[row + 0.4, 0.35], visible=False, fixedrange=True)
+    figure.update_layout(showlegend=False)
+    alt = f"What recipes are worth at {study.params:,} parameters and {study.images:,} images. {study.headline()}"
+    plot(figure, alt=alt, key=key, height=int(60 + 58 * row), top=24, table=columns(rows))
+
+
+def _far(found: Sequence[Multiplier]) -> float:
+    ends = [end for one in found for end in (one.k, one.low, one.high) if 0 < end < math.inf]
+    most = max((max(end, 1 / end) for end in ends), default=2.0)
+    return min(REACH, max(2.0, most) * 1.25)
+
+
+def _interval(found: Multiplier) -> str:
+    high = "∞" if math.isinf(found.high) else f"{found.high:.2f}"
+    low = "∞" if math.isinf(found.low) else f"{found.low:.2f}"
+    return f"{found.number} [{low}, {high}]"
+
+
+def _cells(found: Multiplier) -> dict[str, Any]:
+    return {
+        "times": found.k,
+        "low": found.low,
+        "high": found.high,
+        "share_infinite": found.infinite,
+        "extrapolated": found.extrapolated,
+    }
+
+
+def _mark(figure: go.Figure, found: Multiplier, row: float, colour: str, far: float, label: str) -> None:
+    """An interval and its middle; arrows where they go on beyond the axis."""
+    ends = [_log(found.low, far), _log(found.high, far)]
+    dash = "dot" if found.extrapolated else "solid"
+    line = {"color": colour, "width": 4, "dash": dash}
+    figure.add_scatter(x=ends, y=[row, row], mode="lines", line=line, hoverinfo="skip")
+    beyond = [(end, "triangle-right" if end > 0 else "triangle-left") for end in ends if abs(end) >= math.log10(far)]
+    middle = _log(found.k, far)
+    shape = "triangle-right" if math.isinf(found.k) else "diamond-open" if found.extrapolated else "diamond"
+    for x, symbol in (*beyond, (middle, shape)):
+        figure.add_scatter(
+            x=[x],
+            y=[row],
+            mode="markers",
+            marker={"color": colour, "size": 12, "symbol": symbol},
+            hovertemplate=f"{_interval(found)} {THINGS[found.axis]}<extra>{label}</extra>",
+        )
+
+
+def self_tests(reading: Reading, *, key: str) -> None:
+    """Placebos and doses against their known truth: a ring is the truth, a bar what the law says."""
+    good, bad = palette()[2], palette()[1]
+    figure, rows = go.Figure(), []
+    shown = reading.tests
+    far = _far([test.found for test in shown])
+    for row, test in enumerate(shown):
+        colour, mark = {"passed": (good, "✓"), "missed": (bad, "✗")}.get(test.outcome, (palette()[-1], "–"))
+        _mark(figure, test.found, row, colour, far, test.words)
+        figure.add_scatter(
+            x=[_log(test.truth, far)],
+            y=[row],
+            mode="markers",
+            marker={"color": ink(), "size": 15, "symbol": "circle-open", "line": {"width": 2}},
+            hovertemplate=f"truth {times(test.truth)}, at {test.found.n:,.0f} parameters, {test.found.d:,.0f} images"
+            "<extra></extra>",
+        )
+        above(figure, row - 0.16, f"{mark} {test.words}", size=12)
+        rows.append({"test": test.kind, "in": THINGS[test.found.axis], "truth": test.truth} | _cells(test.found))
+    edge = math.log10(far)
+    figure.update_xaxes(range=[-MARGIN * edge, MARGIN * edge], zeroline=False, **_ticks(far))
+    figure.update_yaxes(range=[len(shown) - 0.5, -0.7], visible=False, fixedrange=True)
+    figure.update_layout(showlegend=False)
+    told = "; ".join(test.words for test in shown)
+    plot(figure, alt=f"Self-tests: {told}.", key=key, height=50 + 52 * len(shown), table=columns(rows))
+
+
+def plane(study: ScalingStudy, found: Map, *, key: str) -> None:
+    """A recipe's multiplier over all sizes and numbers of images; the target has a ring, hidden cells are blank."""
+    edge = math.log10(COLOURED)
+    values, texts, said, rows = [], [], [], []
+    for params, cells, hidden in zip(found.params, found.found, found.hidden, strict=True):
+        values.append([None if why else _log(cell.k, COLOURED) for cell, why in zip(cells, hidden, strict=True)])
+        texts.append(["" if why else _short(cell) for cell, why in zip(cells, hidden, strict=True)])
+        said.append([why or _interval(cell) for cell, why in zip(cells, hidden, strict=True)])
+        rows += [
+            {"params": params, "images": cell.d} | _cells(cell) | {"not_shown": why or None}
+            for cell, why in zip(cells, hidden, strict=True)
+        ]
+    across = [f"{one:,.0f}" for one in found.images]
+    down = [f"{one:,.0f}" for one in found.params]
+    figure = go.Figure(
+        go.Heatmap(
+            z=values,
+            x=across,
+            y=down,
+            text=texts,
+            texttemplate="%{text}",
+            customdata=said,
+            hovertemplate="%{y} parameters, %{x} images: %{customdata}<extra></extra>",
+            zmin=-edge,
+            zmax=edge,
+            colorscale=[[0, palette()[1]], [0.5, "#D9DEE3"], [1, palette()[0]]],
+            colorbar={"title": "times", **_ticks(COLOURED), "thickness": 12},
+            xgap=2,
+            ygap=2,
+            hoverongaps=True,
+        )
+    )
+    figure.update_traces(textfont={"color": "#17212B"})
+    if study.params is not None:
+        nearest = min(range(len(found.params)), key=lambda at: abs(found.params[at] - (study.params or 0)))
+        column = min(range(len(found.images)), key=lambda at: abs(found.images[at] - study.images))
+        figure.add_shape(
+            type="rect",
+            x0=column - 0.5,
+            x1=column + 0.5,
+            y0=nearest - 0.5,
+            y1=nearest + 0.5,
+            line={"color": ink(), "width": 3},
+        )
+    figure.update_xaxes(title="training images", type="category", showgrid=False)
+    figure.update_yaxes(title="parameters", type="category", showgrid=False)
+    figure.update_layout(plot_bgcolor="rgba(128,140,152,0.10)")
+    alt = f"What {study.labels[found.recipe]} is worth in {THINGS[found.axis]}, over sizes and numbers of images."
+    plot(figure, alt=alt, key=key, height=90 + 62 * len(found.params), table=columns(rows))
+
+
+def _short(found: Multiplier) -> str:
+    return found.number + ("*" if found.extrapolated else "")
+
+
+def curves(study: ScalingStudy, metric: str, axis: Axis, *, key: str) -> None:
+    """Scores over parameters, a panel for each number of images, or the other way round; lines are the law's."""
+    cells = [one for one in study.cells if one.runs and one.params]
+    panels = sorted({_other(one, axis) for one in cells})
+    colour, reading = colours(study), study.readings[metric]
+    names = [f"{one:,} {'images' if axis == 'n' else 'parameters'}" for one in panels]
+    across = min(2, len(panels))
+    down = -(-len(panels) // across)
+    figure = make_subplots(rows=down, cols=across, shared_yaxes="all", horizontal_spacing=0.06, vertical_spacing=0.2)
+    rows: list[dict[str, Any]] = []
+    for place, other in enumerate(panels):
+        where = {"row": place // across + 1, "col": place % across + 1}
+        for recipe in study.recipes:
+            mine = sorted((one for one in cells if one.recipe == recipe and _other(one, axis) == other), key=_x(axis))
+            for line in reading.lines:
+                if line.recipe == recipe and line.axis == axis and round(line.other) == other:
+                    look = {"color": colour[recipe], "width": 1.5, "dash": "dot"}
+                    figure.add_scatter(
+                        x=line.x, y=line.y, mode="lines", line=look, hoverinfo="skip", showlegend=False, **where
+                    )
+            scores = [getattr(one, metric) for one in mine]
+            figure.add_scatter(
+                x=[_x(axis)(one) for one in mine],
+                y=[mean for mean, _, _ in scores],
+                error_y={
+                    "array": [(high or mean) - mean for mean, _, high in scores],
+                    "arrayminus": [mean - (low or mean) for mean, low, _ in scores],
+                    "thickness": 1.5,
+                    "width": 3,
+                },
+                mode="markers",
+                marker={"color": colour[recipe], "size": 8},
+                name=study.labels[recipe],
+                legendgroup=recipe,
+                showlegend=place == 0,
+                hovertemplate="%{y:.4g}<extra>" + study.labels[recipe] + "</extra>",
+                **where,
+            )
+            rows += [
+                {
+                    "recipe": study.labels[recipe],
+                    "params": one.params,
+                    "images": one.images,
+                    "runs": one.runs,
+                    metric: mean,
+                    "low": low,
+                    "high": high,
+                    "law": one.expected.get(metric),
+                }
+                for one, (mean, low, high) in zip(mine, scores, strict=True)
+            ]
+    title = "parameters" if axis == "n" else "training images"
+    rungs = sorted({_x(axis)(one) for one in cells})
+    figure.update_xaxes(type="log", tickvals=rungs, ticktext=[f"{one:,}" for one in rungs])
+    for place, name in enumerate(names):
+        figure.update_xaxes(title=name, row=place // across + 1, col=place % across + 1)
+    figure.update_yaxes(type="log", tickformat=".0%" if metric == "error" else None, nticks=8)
+    figure.update_yaxes(title="test error" if metric == "error" else "test NLL (nats)", col=1)
+    alt = f"Scores over {title}, by recipe; dotted lines are the law's."
+    plot(figure, alt=alt, key=key, height=60 + 300 * down, top=40, table=columns(rows))
+
+
+def _x(axis: Axis) -> Any:
+    return (lambda one: one.params or 0) if axis == "n" else (lambda one: one.images)
+
+
+def _other(one: CellMean, axis: Axis) -> int:
+    return one.images if axis == "n" else int(one.params or 0)
+
+
+def slopes(study: ScalingStudy, metric: str, *, key: str) -> None:
+    """Each replicate's baseline and recipe at the target, joined: what pairing sees."""
+    shown = study.at_target("nll" if metric == "nll" else "error")
+    figure, colour, rows = make_subplots(rows=1, cols=max(1, len(shown)), shared_yaxes=True), colours(study), []
+    for place, one in enumerate(shown, 1):
+        for replicate, before, after in one.pairs:
+            figure.add_scatter(
+                x=["baseline", study.labels[one.recipe]],
+                y=[before, after],
+                mode="lines+markers",
+                line={"color": colour[one.recipe], "width": 1.5},
+                marker={"size": 7},
+                hovertemplate=f"draw {replicate}: %{{y:.4g}}<extra></extra>",
+                row=1,
+                col=place,
+            )
+            rows.append(
+                {"recipe": study.labels[one.recipe], "replicate": replicate, "baseline": before, "with_it": after}
+            )
+    figure.update_yaxes(tickformat=".1%" if metric == "error" else None)
+    figure.update_yaxes(title="test error" if metric == "error" else "test NLL (nats)", col=1)
+    figure.update_xaxes(range=[-0.3, 1.3])
+    figure.update_layout(showlegend=False)
+    alt = f"Each draw's baseline and recipe at the target, joined by a line; {metric}."
+    plot(figure, alt=alt, key=key, height=340, table=columns(rows))
+
+
+def raw(study: ScalingStudy, metric: Literal["nll", "error"], *, key: str) -> None:
+    """Paired differences to the baseline at the target: what stands where no law does. Right is better."""
+    shown, colour = study.at_target(metric), colours(study)
+    figure, scale = go.Figure(), 100 if metric == "error" else 1
+    rows, ends = [], [0.0]
+    for row, one in enumerate(shown):
+        found = [scale * value for value in (one.low, one.high) if value is not None]
+        points = [scale * (after - before) for _, before, after in one.pairs]
+        ends += [*found, *points]
+        figure.add_scatter(
+            x=points,
+            y=[row + 0.2] * len(points),
+            mode="markers",
+            marker={"color": colour[one.recipe], "size": 6, "opacity": 0.6},
+            hovertemplate="%{x:+.3g}<extra>a draw</extra>",
+        )
+        if found:
+            line = {"color": colour[one.recipe], "width": 4}
+            figure.add_scatter(x=found, y=[row, row], mode="lines", line=line, hoverinfo="skip")
+        figure.add_scatter(
+            x=[scale * one.mean],
+            y=[row],
+            mode="markers",
+            marker={
+                "color": colour[one.recipe],
+                "size": 11,
+                "symbol": "diamond" if found else "diamond-open",
+            },
+            hovertemplate="mean %{x:+.3g}<extra></extra>",
+        )
+        interval = f" [{found[0]:+.2f}, {found[1]:+.2f}]" if found else " (1 draw: not evidence)"
+        above(figure, row - 0.16, f"<b>{study.labels[one.recipe]}</b>  {scale * one.mean:+.2f}{interval}")
+        rows.append({"recipe": study.labels[one.recipe], "mean": one.mean, "low": one.low, "high": one.high})
+    far = 1.1 * max(map(abs, ends)) or 1.0
+    sides(figure, "← worse", "better →")
+    unit = "test error (points)" if metric == "error" else "test NLL (nats)"
+    figure.add_vline(x=0, line={"color": quiet(), "width": 2}, layer="below")
+    figure.update_xaxes(range=[far, -far], title=f"{unit}: difference to the baseline", zeroline=False, nticks=7)
+    figure.update_yaxes(range=[len(shown) - 0.4, -0.75], visible=False, fixedrange=True)
+    figure.update_layout(showlegend=False)
+    alt = f"Paired differences in {unit} to the baseline at the target."
+    plot(figure, alt=alt, key=key, height=70 + 62 * max(1, len(shown)), top=24, table=columns(rows))
+
+
+def residuals(study: ScalingStudy, metric: str, *, key: str) -> None:
+    """How far cells lie off the law, in percent of their score."""
+    figure, colour, rows = go.Figure(), colours(study), []
+    for recipe in study.recipes:
+        mine = [
+            one for one in study.cells if one.recipe == recipe and one.expected.get(metric) and getattr(one, metric)[0]
+        ]
+        off = [getattr(one, metric)[0] / one.expected[metric] - 1 for one in mine]
+        figure.add_scatter(
+            x=[one.expected[metric] for one in mine],
+            y=off,
+            mode="markers",
+            marker={"color": colour[recipe], "size": 8},
+            name=study.labels[recipe],
+            text=[f"{one.params:,} parameters, {one.images:,} images" for one in mine],
+            hovertemplate="%{text}: %{y:+.1%}<extra>" + study.labels[recipe] + "</extra>",
+        )
+        rows += [
+            {"recipe": study.labels[recipe], "params": one.params, "images": one.images, "off": value}
+            for one, value in zip(mine, off, strict=True)
+        ]
+    figure.add_hline(y=0, line={"color": quiet()})
+    figure.update_xaxes(
+        title=f"what the law says: test {'error' if metric == 'error' else 'NLL'}", type="log", nticks=6
+    )
+    figure.update_yaxes(title="measured, against the law", tickformat="+.0%")
+    plot(figure, alt="How far the cells lie off the law.", key=key, height=360, top=40, table=columns(rows))
+
+
+def ladder(study: ScalingStudy, *, key: str) -> None:
+    """Students at the target over the teacher's own loss: a better teacher is not always the better one."""
+    shown = [rung for rung in study.ladder if rung.teacher_nll is not None and rung.students]
+    figure = go.Figure()
+    for rung in shown:
+        scores = [score for _, score in rung.students]
+        figure.add_scatter(
+            x=[rung.teacher_nll] * len(scores),
+            y=scores,
+            mode="markers",
+            marker={"color": palette()[0], "size": 8, "opacity": 0.6},
+            hovertemplate=f"teacher after {rung.epochs} epochs: student %{{y:.4g}}<extra></extra>",
+        )
+    figure.add_scatter(
+        x=[rung.teacher_nll for rung in shown],
+        y=[sum(score for _, score in rung.students) / len(rung.students) for rung in shown],
+        mode="lines+markers",
+        line={"color": palette()[1]},
+        hoverinfo="skip",
+    )
+    figure.add_scatter(
+        x=[rung.teacher_nll for rung in shown],
+        y=[max(score for _, score in rung.students) for rung in shown],  # above all dots, where nothing is crossed
+        mode="markers+text",
+        marker={"size": 14, "opacity": 0},  # keeps the words off the dot
+        text=[f"{rung.epochs} epoch{'s' * (rung.epochs > 1)}" for rung in shown],
+        textposition="top center",
+        cliponaxis=False,
+        hoverinfo="skip",
+    )
+    ends = [rung.teacher_nll or 0.0 for rung in shown]
+    room = 0.12 * (max(ends) - min(ends)) or 0.1
+    figure.update_xaxes(
+        title="teacher's test NLL (nats); better is left", range=[min(ends) - room, max(ends) + room], zeroline=False
+    )
+    figure.update_yaxes(title="student's test NLL (nats)")
+    figure.update_layout(showlegend=False)
+    plot(figure, alt="Student's NLL over its teacher's NLL.", key=key, height=360)

@@ -1,0 +1,325 @@
+"""One scaling study: how far it is, what can be done with it, and what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import streamlit as st
+
+from pages.ui.app import context
+from pages.ui.runs import live
+from pages.ui.studies import study_list
+from pages.ui.studies.optimizers.forest import columns
+from pages.ui.studies.scaling import charts, setup_form
+from pages.ui.widgets import url_state
+from smallalign_core.runs.store import Run, State, Store
+from smallalign_core.studies.ablation import capital
+from smallalign_core.studies.lifecycle import Study
+from smallalign_core.studies.scaling import ROUND, Reading, ScalingStudy, most_of
+from smallalign_core.studies.scaling_law import VACUOUS
+
+SCALING = study_list.Kind("scaling", "scaling.py", ":material/open_in_full:")
+Metric = Literal["nll", "error"]
+SCORES: dict[str, str] = {"nll": "NLL", "error": "Error"}
+RUNS = "In all. What is filled in should halve the widest interval, or adds a third where no law holds yet."
+
+
+def show(reference: str, store: Store) -> None:
+    """The whole view of a study; it moves by itself only while it is active."""
+    if (found := study_list.opened(reference, store, SCALING)) is None:
+        return
+    study, report = found
+    study_list.title(report)
+    sizes = sorted({one.width for one in report.cells})
+    images = sorted({one.images for one in report.cells})
+    much = f"{report.replicates} draws" if study.spec.budget is None else f"adaptive: {study.spec.budget} runs"
+    st.caption(
+        f"{len(sizes)} sizes, {len(images)} numbers of images, {len(report.recipes)} recipes, {much} · target: "
+        f"width {report.width}, {report.images:,} images · study `{report.id}`"
+    )
+    _actions(study, report, store)
+    study_list.failures(report.failed)
+    if diverged := sum(one.diverged for one in report.cells):
+        st.warning(
+            f"{diverged} runs diverged and are missing from the figures, which flatters their recipes.",
+            icon=":material/trending_down:",
+        )
+    if report.active:
+        st.fragment(_live, run_every=context.pace(2 * live.TICK_SECONDS), key="scaling-live")(
+            study, _rounds(report), store
+        )
+    elif not report.complete:
+        _progress(report)
+    _results(report, study)
+
+
+def _rounds(report: ScalingStudy) -> int:
+    """Figures are drawn anew each time that every recipe has another draw of the target, not at each run."""
+    at_target = [one.runs for one in report.cells if (one.width, one.images) == (report.width, report.images)]
+    return min(at_target, default=0)
+
+
+def _actions(study: Study, report: ScalingStudy, store: Store) -> None:
+    with st.container(horizontal=True, vertical_alignment="center"):
+        study_list.pause_or_resume(study, report, store)
+        with st.popover("Extend", icon=":material/add_circle:"):
+            _extend(study, report)
+        st.page_link(
+            "scaling.py",
+            label="Change and ask again",
+            icon=":material/edit:",
+            query_params=setup_form.address(study.spec),
+        )
+        if not report.active:
+            study_list.delete(study, store, SCALING)
+
+
+def _extend(study: Study, report: ScalingStudy) -> None:
+    """More draws of all cells, or of an adaptive study more runs; what is done is not trained again."""
+    spec = study.spec
+    st.caption("More of the same question. Finished runs are not repeated.")
+    if spec.budget is None:
+        more = {"replicates": st.number_input("Draws", spec.replicates, 32, spec.replicates, key="extend-draws")}
+    elif spec.budget < (most := most_of(spec)):
+        proposal = report.readings["nll"].proposal
+        first = min(most, spec.budget + (proposal.runs if proposal else spec.budget // ROUND))
+        more = {"budget": st.number_input("Runs", spec.budget, most, first, key="extend-runs", help=RUNS)}
+    else:
+        st.caption("Every cell has as many draws as there may be. Ask again with more sizes or images instead.")
+        return
+    grown = spec.model_copy(update=more)
+    if st.button("Extend and start", type="primary", disabled=grown == spec):
+        wider = grown.model_copy(update={"fingerprints": ()}).model_dump(mode="json")
+        answer = context.ask("study", "Preparing the study", kind=SCALING.name, spec=wider, start=True)
+        st.switch_page("scaling.py", query_params={"study": answer["id"]})
+
+
+# --- what moves while it trains ---------------------------------------------------------------------------------------
+
+
+def _live(study: Study, rounds: int, store: Store) -> None:
+    """Progress. When a round or the study ends, the whole page is drawn anew, once."""
+    with context.told():
+        report: ScalingStudy = study.report(store)
+        if not report.active or _rounds(report) != rounds:
+            st.rerun()
+        _progress(report)
+        if not context.worker_alive():
+            st.caption(
+                f"The worker is starting. If this lasts: `python -m smallalign_core worker --store {store.root}`"
+            )
+        elif now := next((spec for spec in study.missing(store) if _state(store.find(spec)) == State.RUNNING), None):
+            st.caption(f"In training, in lockstep with others: {now.data.images or 0:,} images, seed {now.seed}.")
+        elif report.preparing:
+            st.caption("Images of some draws are being judged, for automatic cleaning.")
+
+
+def _state(run: Run | None) -> State | None:
+    return None if run is None else run.state
+
+
+def _progress(report: ScalingStudy) -> None:
+    st.progress(min(1.0, report.done / report.total) if report.total else 0.0, text=capital(report.states()))
+
+
+# --- what it found ----------------------------------------------------------------------------------------------------
+
+
+def _results(report: ScalingStudy, study: Study) -> None:
+    if not any(one.runs for one in report.cells):
+        st.info("No run is finished yet. The first figures come when the target has runs of two recipes.")
+        return
+    metric: Metric = "error" if url_state.switch("Scored by", SCORES, key="metric") == "error" else "nll"
+    reading = report.readings[metric]
+    passed = reading.gate is not None and reading.gate.passed
+    shown = passed and not all(one.hidden_parameters and one.hidden_images for one in reading.worth)
+    if passed:
+        headline = f"**{_escaped(_headline(report, reading))}**"
+        if any(one.decided for one in reading.worth):
+            st.success(headline, icon=":material/verified:")
+        else:
+            st.info(headline, icon=":material/balance:")
+        for text in report.ship() if metric == "nll" else ():
+            st.info(f"**Ship less:** {_escaped(text)}.", icon=":material/deployed_code:")
+    else:
+        st.info(f"**{_escaped(capital(reading.verdict()))}.**", icon=":material/balance:")
+    if shown:
+        charts.forest(report, reading, key="scaling-forest")
+        st.caption(
+            "Diamond: estimate; bar: 95 % interval; open and dotted: extrapolated; arrow: further than the axis, ∞ "
+            f"included. {_hidden(reading)}{report.scope()}"
+        )
+    else:
+        if passed:
+            st.caption(f"No multiplier can be shown. {_hidden(reading)}")
+        if report.at_target(metric):
+            st.markdown("**Raw paired differences at the target**")
+            charts.raw(report, metric, key="scaling-raw")
+            st.caption(f"Diamond: mean; bar: 95 % interval; dots: one a draw. {report.scope()}")
+    _instrument(reading)
+    tabs = {name: draw for name, (needs, draw) in TABS.items() if needs(report, reading)}
+    for name, tab in url_state.tabs(list(tabs), key="part").items():
+        if tab.open:  # only the open one is drawn
+            with tab:
+                tabs[name](report, study, metric)
+
+
+def _headline(report: ScalingStudy, reading: Reading) -> str:
+    """Who is worth it at the target, in a sentence: in parameters, or in images where those tell nothing."""
+    groups: dict[str, list[str]] = {"worth it": [], "cost more than they give": [], "not decided": []}
+    other = [bool(one.hidden_parameters) for one in reading.worth]
+    for one, by_images in zip(reading.worth, other, strict=True):
+        found, hidden = (one.images, one.hidden_images) if by_images else (one.parameters, "")
+        sure = not hidden and (found.low > 1 or found.high < 1)
+        named = f"{one.label} (in images)" if by_images and not all(other) else one.label
+        groups["not decided" if not sure else "worth it" if found.low > 1 else "cost more than they give"].append(named)
+    told = "; ".join(f"{what}: {', '.join(labels)}" for what, labels in groups.items() if labels)
+    unit = "images" if all(other) else "parameters"
+    return (
+        f"At {report.params or 0:,} parameters and {report.images:,} images, in {unit}: {told}.{report.disagreement()}"
+    )
+
+
+def _hidden(reading: Reading) -> str:
+    """Why some figures are not shown."""
+    reasons = dict.fromkeys(why for one in reading.worth for why in (one.hidden_parameters, one.hidden_images) if why)
+    return f"Not shown: {'; '.join(reasons)}. " if reasons else ""
+
+
+def _escaped(text: str) -> str:
+    """As Markdown: an interval in brackets before a parenthesis would be a link."""
+    return text.replace("[", "\\[").replace("]", "\\]").replace("*", "\\*")
+
+
+def _instrument(reading: Reading) -> None:
+    """Self-tests are always shown: an instrument that cannot read a known dose should say so."""
+    st.subheader("Does the instrument work on your runs?", anchor=False)
+    if not reading.tests:
+        st.caption(f"No self-test yet: {reading.why_not or 'they need 3 draws of the baseline at every size'}.")
+        return
+    passed = sum(test.passed for test in reading.tests)
+    vague = sum(test.outcome == "uninformative" for test in reading.tests)
+    unsure = f", {vague} uninformative" if vague else ""
+    lack = reading.law.get("lack") if reading.law else None
+    fit = f", lack of fit {lack:.1f} (should be below 4)" if isinstance(lack, int | float) else ""
+    st.caption(
+        f"{passed} of {len(reading.tests)} self-tests pass{unsure}{fit}. "
+        "A placebo compares the baseline with itself: the truth is ×1. A dose gives it more images or parameters: "
+        "known, too. Ring: the truth; bar: what the law reads."
+        + (f" Grey: open or beyond ×/÷{VACUOUS:g}, so it could not have missed and is no evidence." if vague else "")
+    )
+    charts.self_tests(reading, key="scaling-tests")
+
+
+# --- tabs -------------------------------------------------------------------------------------------------------------
+
+
+def _maps(report: ScalingStudy, _: Study, metric: Metric) -> None:
+    reading = report.readings[metric]
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        recipe = url_state.switch("Recipe", {one: report.labels[one] for one in _mapped(reading)}, key="recipe")
+        axis = url_state.switch("Worth in", {"n": "Parameters", "d": "Images"}, key="axis")
+    found = next(one for one in reading.maps if (one.recipe, one.axis) == (recipe, axis))
+    if all(why for row in found.hidden for why in row):
+        st.caption(f"Nothing can be shown on this map: {found.hidden[0][0]}.")
+        return
+    charts.plane(report, found, key="scaling-map")
+    st.caption("How many times the baseline would need. Framed: the target; blank: not to be shown; *: extrapolated.")
+
+
+def _mapped(reading: Reading) -> list[str]:
+    return list(dict.fromkeys(one.recipe for one in reading.maps))
+
+
+def _curves(report: ScalingStudy, _: Study, metric: Metric) -> None:
+    axis: Literal["n", "d"] = (
+        "d" if url_state.switch("Over", {"n": "Parameters", "d": "Images"}, key="over") == "d" else "n"
+    )
+    charts.curves(report, metric, axis, key="scaling-curves")
+    over = "training images" if axis == "d" else "parameters"
+    st.caption(f"Over {over}. Points: means with 95 % t intervals over draws; dotted: the law, where one was fitted.")
+
+
+def _pairs(report: ScalingStudy, _: Study, metric: Metric) -> None:
+    charts.slopes(report, metric, key="scaling-pairs")
+    st.caption("A line is one draw of images, first weights and order, without and with the recipe.")
+
+
+def _fit(report: ScalingStudy, _: Study, metric: Metric) -> None:
+    reading = report.readings[metric]
+    st.markdown(f"{capital(reading.verdict())}.")
+    for warning in reading.gate.warnings if reading.gate else ():
+        st.caption(f":material/info: {warning}")
+    charts.residuals(report, metric, key="scaling-residuals")
+
+
+def _ladder(report: ScalingStudy, _: Study, __: Metric) -> None:
+    charts.ladder(report, key="scaling-ladder")
+    st.caption("The target student, taught by the teacher as it is after fewer epochs. A capacity gap bends this up.")
+
+
+def _figures(report: ScalingStudy, _: Study, metric: Metric) -> None:
+    rows = [
+        {
+            "Recipe": report.labels[one.recipe],
+            "Parameters": one.params,
+            "Images": one.images,
+            "Runs": one.runs,
+            SCORES[metric]: getattr(one, metric)[0],
+            "Low": getattr(one, metric)[1],
+            "High": getattr(one, metric)[2],
+            "Law": one.expected.get(metric),
+        }
+        for one in report.cells
+        if one.runs
+    ]
+    form = "percent" if metric == "error" else "%.4f"
+    scores = {name: st.column_config.NumberColumn(format=form) for name in (SCORES[metric], "Low", "High", "Law")}
+    st.dataframe(
+        columns(rows),
+        hide_index=True,
+        lazy=False,
+        placeholder="–",
+        alt="Scores of all cells with intervals.",
+        column_config={"Recipe": st.column_config.TextColumn(pinned=True), **scores},
+    )
+
+
+def _next(report: ScalingStudy, study: Study, metric: Metric) -> None:
+    more = report.readings[metric].proposal
+    if more is None or not report.proposal():
+        st.caption("Nothing to propose: the law has to hold first.")
+        return
+    st.markdown(f"{_escaped(report.proposal())}.")
+    table: dict[str, Any] = columns(
+        [
+            {"Recipe": report.labels[recipe], "Parameters": round(n), "Images": round(d), "More runs": count}
+            for (recipe, n, d), count in more.more
+        ]
+    )
+    st.dataframe(table, hide_index=True, lazy=False, alt="Cells that would narrow the interval most.")
+    st.caption(
+        "Extend gives an adaptive study such cells only."
+        if study.spec.budget
+        else "Extend adds whole draws, of every cell; an adaptive study (`budget` in its file) takes such cells only."
+    )
+
+
+def _how(report: ScalingStudy, study: Study, __: Metric) -> None:
+    st.markdown(report.scope())
+    st.caption("The study as a file:")
+    setup_form.command(study.spec)
+
+
+Needs = Callable[[ScalingStudy, Reading], bool]
+TABS: dict[str, tuple[Needs, Callable[[ScalingStudy, Study, Metric], None]]] = {
+    "Map": (lambda _, reading: bool(reading.maps), _maps),
+    "Curves": (lambda report, _: any(one.params for one in report.cells), _curves),
+    "Pairs": (lambda report, reading: bool(report.at_target(reading.metric)), _pairs),
+    "Fit": (lambda _, reading: reading.law is not None, _fit),
+    "Teacher ladder": (lambda report, _: any(rung.students for rung in report.ladder), _ladder),
+    "All figures": (lambda *_: True, _figures),
+    "Next runs": (lambda _, reading: reading.proposal is not None, _next),
+    "How it is measured": (lambda *_: True, _how),
+}

@@ -1,0 +1,129 @@
+"""What the pages of all kinds of study share: the list, opening one, pausing, resuming and deleting it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import streamlit as st
+
+from pages.ui.widgets import formatting
+from smallalign_core.errors import SmallAlignError, UnknownRun
+from smallalign_core.runs.store import Store
+from smallalign_core.studies import lifecycle
+from smallalign_core.studies.lifecycle import Study
+
+LISTED = 4
+"""So many studies are listed before the rest is folded away."""
+SHOWN = 5
+"""So many different reasons of failure are shown."""
+STATES = {name: formatting.STATES[name] for name in ("finished", "running", "paused", "failed")}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of study, and the page that shows it."""
+
+    name: str
+    page: str
+    icon: str
+
+
+def listing(store: Store, kind: Kind) -> None:
+    """The studies of this store, newest first, each a link."""
+    lines = [lifecycle.summary(study, store) for study in lifecycle.listing(store)]
+    lines = [line for line in lines if line["kind"] in (kind.name, "damaged")]
+    if not lines:
+        st.caption("No study yet. The form below is filled in: **Start the study** is enough for a first one.")
+        return
+    _lines(lines[:LISTED], kind)
+    if len(lines) > LISTED:
+        with st.expander(f"{len(lines) - LISTED} older stud{'y' if len(lines) == LISTED + 1 else 'ies'}"):
+            _lines(lines[LISTED:], kind)
+
+
+def _lines(lines: list[dict[str, Any]], kind: Kind) -> None:
+    for line in lines:
+        with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+            lost = line["kind"] == "damaged"
+            label = f"{'Damaged' if lost else line['title']} · {line['id'][:6]}"
+            icon = ":material/broken_image:" if lost else ":material/play_circle:" if line["active"] else kind.icon
+            st.page_link(kind.page, label=label, icon=icon, query_params={"study": line["id"]})
+            if lost:
+                st.caption(f":red[{formatting.plain(line['title'])}]")
+                continue
+            state = "running" if line["active"] else "done" if line["done"] == line["known"] else "paused"
+            st.caption(f"{state}, {line['done']} of {line['known']} known runs · {formatting.ago(line['created'])}")
+
+
+def opened(reference: str, store: Store, kind: Kind) -> tuple[Study, Any] | None:
+    """The study of that id and its report; None after a sentence why there is none."""
+    if st.button("All studies", icon=":material/arrow_back:", type="tertiary"):
+        st.query_params.clear()
+        st.rerun()
+    try:
+        study = lifecycle.find(store, reference)
+    except UnknownRun as error:
+        st.error(formatting.plain(str(error)))
+        return None
+    try:
+        return study, study.report(store)
+    except SmallAlignError as error:
+        st.error(formatting.plain(str(error)), icon=":material/broken_image:")
+        delete(study, store, kind)
+        return None
+
+
+def state_of(report: Any) -> str:
+    """One of `STATES`."""
+    if report.active:
+        return "running"
+    if report.complete:
+        return "finished"
+    return "failed" if report.failed else "paused"
+
+
+def title(report: Any) -> None:
+    """What is studied, and how it stands."""
+    state = state_of(report)
+    colour, icon = STATES[state]
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.header(formatting.plain(report.title), anchor=False, width="content")
+        st.badge(state, icon=icon, color=colour)
+
+
+def pause_or_resume(study: Study, report: Any, store: Store) -> None:
+    """The button that stops it, or goes on with it."""
+    if report.active:
+        if st.button("Pause", icon=":material/pause:", help="Each run keeps its checkpoint; nothing is lost."):
+            lifecycle.pause(store, study)
+            st.rerun()
+    elif not report.complete:
+        word = "Try again" if state_of(report) == "failed" else "Resume"
+        if st.button(word, icon=":material/play_arrow:", type="primary"):
+            lifecycle.start(store, study)
+            st.rerun()
+
+
+def delete(study: Study, store: Store, kind: Kind) -> None:
+    """Delete it, once that was confirmed."""
+    with st.popover("Delete", icon=":material/delete:"):
+        st.write("Delete this study? Its runs stay in the list of runs, unless you say so.")
+        runs = st.toggle("Its runs, too", key="delete-runs", help="Not those that another study or student needs.")
+        if st.button("Delete for good", type="primary"):
+            lifecycle.delete(store, study, runs=runs)
+            st.switch_page(kind.page)
+
+
+def failures(failed: tuple[str, ...]) -> None:
+    """Failed runs in words: those that failed for the same reason together, the most first."""
+    reasons: dict[str, list[str]] = {}
+    for line in failed:
+        which, _, why = line.partition(": ")
+        known = why and "(given" not in which  # what stopped the whole study names no run
+        reasons.setdefault(why if known else line, []).append(which if known else "")
+    for why, runs in sorted(reasons.items(), key=lambda one: -len(one[1]))[:SHOWN]:
+        more = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
+        st.error(f"Failed: {runs[0]}{more}: {why}" if runs[0] else why, icon=":material/error:")
+    if len(reasons) > SHOWN:
+        st.caption(f"And {len(reasons) - SHOWN} other reasons.")

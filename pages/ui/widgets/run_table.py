@@ -1,0 +1,255 @@
+"""Every run of the store as one row. What cannot change any more is read once."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from smallalign_core.data import NAMED
+from smallalign_core.errors import SmallAlignError
+from smallalign_core.runs.store import Run, State, Store
+from smallalign_core.spec import canonical, id_of
+from smallalign_core.system.files import read_json
+
+DAMAGED = "damaged"
+_BAD = (SmallAlignError, KeyError, TypeError, ValueError, AttributeError, OSError)  # a folder may hold any nonsense
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run, or one zoo model.
+
+    Attributes:
+        state: a `State`, or `damaged` with the reason in `reason`.
+        source: where its images come from.
+        family: equal for runs that differ in nothing but the seed.
+        imported: whether it was made elsewhere: then there is no spec, and nothing to export.
+        accuracy, low, high: on test, with the 95 % interval; None before the run is finished.
+        validation: accuracy on validation, by which a choice may be made.
+        seconds: how long its training took.
+        data: fingerprint of the images that it was trained or, if it was imported, scored on.
+        digest: of its weights.
+        here: of a teacher that is offered for some images, its accuracy on validation images of them; None where
+            nothing is known of it there. `note` says so in its label, in place of its accuracy on images of its own.
+    """
+
+    id: str
+    name: str
+    state: str
+    title: str
+    created: float
+    in_zoo: bool = False
+    teacher: str | None = None
+    source: str = ""
+    seed: int = 0
+    family: str = ""
+    classes: tuple[str, ...] = ()
+    accuracy: float | None = None
+    validation: float | None = None
+    low: float | None = None
+    high: float | None = None
+    params: int | None = None
+    seconds: float | None = None
+    reason: str | None = None
+    imported: bool = False
+    data: str = ""
+    digest: str = ""
+    here: float | None = None
+    note: str = ""
+
+    @property
+    def finished(self) -> bool:
+        """Whether it can be a teacher, be compared and be exported."""
+        return self.state == State.FINISHED
+
+    @property
+    def label(self) -> str:
+        """What menus show."""
+        first = self.name if self.in_zoo else f"{self.title} · {self.id[:6]}"
+        if self.note:
+            return f"{first} · {self.note}"
+        first += f" · {Path(self.source).name}" if self.in_zoo else ""  # the accuracy is that on its own images
+        return first + (f" · {self.accuracy:.1%}" if self.accuracy is not None else "")
+
+
+def rows(store: Store) -> list[Row]:
+    """All runs, newest first, then the zoo."""
+    zoo = store.zoo()
+    names = _names(zoo)
+    return [_row(run, names) for run in (*store.runs(), *zoo)]
+
+
+def finished(store: Store) -> list[Row]:
+    """All that is trained: runs newest first, then the zoo."""
+    return [found for found in rows(store) if found.finished]
+
+
+def row(run: Run, store: Store) -> Row:
+    """One run as a row; a damaged folder is a row too."""
+    return _row(run, _names(store.zoo()))
+
+
+def _names(zoo: list[Run]) -> dict[str, str]:
+    """Ids of the zoo's models by their names: a spec in the zoo names its teacher as people do."""
+    return {run.name: run.id for run in zoo}
+
+
+def _row(run: Run, names: Mapping[str, str]) -> Row:
+    try:
+        state = run.state
+        text = _of_spec(run.folder, _changed(run.record))
+        scores: dict[str, Any] = {}
+        if state is State.FINISHED:
+            scores = _of_result(run.folder, _changed(run.folder / "result.json"))
+        said = {} if scores else run.said
+        reason = None if said.get("reason") == "asked" else said.get("reason")  # whoever asked knows why
+        text = text | {"teacher": names.get(told, told) if (told := text.get("teacher")) else None}
+        known: dict[str, Any] = {"id": run.name, "params": said.get("params"), "reason": reason} | text | scores
+        return Row(name=run.name, state=str(state), created=run.created, in_zoo=run.in_zoo, **known)
+    except _BAD as error:
+        why = (
+            str(error)
+            if isinstance(error, SmallAlignError)
+            else f"A file of this run is damaged ({type(error).__name__}). Delete the run."
+        )
+        return Row(
+            run.name, run.name, DAMAGED, "A folder that cannot be read", run.created, in_zoo=run.in_zoo, reason=why
+        )
+
+
+def teachers(store: Store, source: str, facts: Mapping[str, Any]) -> list[Row]:
+    """Finished runs and imports that know the classes of a dataset, each with its accuracy on validation images of it
+    as far as that is known, the most accurate first.
+
+    Args:
+        source: where the images come from; `facts`: what the desk says of them.
+    """
+    fitting = [row for row in finished(store) if row.classes == tuple(facts["classes"])]
+    seen = {(one["digest"], one["validation"]): one for one in preflights(store)}
+    found = [_offered(row, source, facts, seen) for row in fitting]
+    return sorted(found, key=lambda row: -1.0 if row.here is None else row.here, reverse=True)
+
+
+def _offered(row: Row, source: str, facts: Mapping[str, Any], seen: Mapping[tuple[str, str], Mapping[str, Any]]) -> Row:
+    known = seen.get((row.digest, str(facts["validation"])))
+    own = facts["fingerprint"] == row.data or _same(source, row)
+    here = known["accuracy"] if known else row.validation if own else None
+    if known and known["refused"]:
+        return replace(row, note="no better than chance on these images")
+    note = "not evaluated on these images" if here is None else f"{here:.1%} on validation images"
+    return replace(row, here=here, note=note)
+
+
+def _same(source: str, row: Row) -> bool:
+    """Whether a run's images come from `source`: at another size or of another number they are still those."""
+    return source == row.source or (source not in NAMED and str(Path(source).expanduser().resolve()) == row.source)
+
+
+def preflights(store: Store) -> list[dict[str, Any]]:
+    """What is kept of teachers that were looked at before a run."""
+    files = store.preflights.glob("[!.]*.json") if store.preflights.is_dir() else ()
+    return [found for file in files if (found := _preflight(file, _changed(file)))]
+
+
+@functools.lru_cache(maxsize=1024)
+def _preflight(file: Path, changed: int) -> dict[str, Any] | None:  # noqa: ARG001  # a change makes a new entry
+    with contextlib.suppress(*_BAD):
+        found = read_json(file)
+        return {name: found[name] for name in ("digest", "validation", "accuracy", "refused")}
+    return None
+
+
+def likeliest(among: Iterable[Row]) -> str | None:
+    """The id of the teacher to begin with, of those that `teachers` offers; None if none suits.
+
+    It was evaluated on these images and is no student itself. By validation: nothing is ever chosen on test. Of those
+    within about a point, the largest.
+    """
+    suited = [row for row in among if row.here is not None and row.teacher is None]
+    best = max(suited, key=lambda row: (round(row.here or 0, 2), row.params or 0), default=None)
+    return best.id if best else None
+
+
+def teacher_here(run: Run, store: Store) -> float | None:
+    """The accuracy of a run's teacher on validation images of the run's own data; None where it is not known.
+
+    Runs from before there was a pre-flight have none; then what the teacher reached on the same images stands in.
+    """
+    kept = (run.result or {}).get("preflight") or run.said.get("preflight")
+    with contextlib.suppress(*_BAD):
+        if kept:
+            return float(kept["accuracy"])
+        names = _names(store.zoo())
+        wanted = {names.get(name, name) for name in run.spec.teachers}
+        if len(wanted) == 1:
+            return next(
+                (row.validation for row in finished(store) if row.id in wanted and row.data == run.data.fingerprint),
+                None,
+            )
+    return None
+
+
+def siblings(store: Store, one: Row) -> list[Row]:
+    """The finished runs that differ from `one` in nothing but the seed, itself among them; one a seed."""
+    return list({other.seed: other for other in finished(store) if other.family == one.family}.values())
+
+
+def _changed(file: Path) -> int:
+    with contextlib.suppress(OSError):
+        return file.stat().st_mtime_ns
+    return 0
+
+
+@functools.lru_cache(maxsize=8192)
+def _of_spec(folder: Path, changed: int) -> dict[str, Any]:  # noqa: ARG001  # a change makes a new entry
+    run = Run(folder)
+    if run.imported is not None:
+        return {
+            "title": run.title,
+            "source": run.data.source,
+            "family": run.folder.name,
+            "imported": True,
+            "data": run.data.fingerprint or "",
+            "digest": id_of(run.imported),
+        }
+    spec = run.spec
+    kept = canonical(spec)
+    kept.pop("seed", None)
+    family = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    return {
+        "title": run.title,
+        "teacher": next(iter(spec.teachers), None),
+        "source": spec.data.source,
+        "seed": spec.seed,
+        "family": family,
+        "data": spec.data.fingerprint or "",
+    }
+
+
+@functools.lru_cache(maxsize=8192)
+def _of_result(folder: Path, changed: int) -> dict[str, Any]:  # noqa: ARG001  # a change makes a new entry
+    result = Run(folder).result or {}
+    test = result["test"]
+    return {
+        "id": str(result["id"]),
+        "accuracy": float(test["accuracy"]),
+        "validation": float(result["val"]["accuracy"]),
+        "low": float(test["accuracy_low"]),
+        "high": float(test["accuracy_high"]),
+        "params": int(result["params"]),
+        "seconds": float(took) if isinstance(took := result.get("seconds"), int | float) else None,
+        "classes": tuple(result["classes"]),
+        **({} if result.get("imported") else {"digest": str(result.get("weights_sha256", ""))}),
+    }
+
+
+def when(one: Row) -> datetime | None:
+    """When it was first submitted; a zoo model's files only say when they were copied here."""
+    return None if one.in_zoo else datetime.fromtimestamp(one.created, tz=UTC)

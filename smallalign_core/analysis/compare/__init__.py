@@ -1,0 +1,136 @@
+"""Teacher and student side by side: agreement, who is right where, calibration, and the images that tell them apart.
+
+What a run says to a split is kept as logits, so that a temperature can be tried, or an image looked at, without asking
+a network again: the dashboard reads them with numpy alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from smallalign_core import data
+from smallalign_core.analysis.compare._answers import (
+    answers as answers,
+    digest_of as digest_of,
+    file_of,
+    folder as folder,
+    kept_logits as kept_logits,
+)
+from smallalign_core.analysis.compare._pair import (
+    DIFFER as DIFFER,
+    KINDS as KINDS,
+    Case as Case,
+    Comparison as Comparison,
+    Pair as Pair,
+    of_logits as of_logits,
+)
+from smallalign_core.analysis.compare._words import (
+    commonest_mistake as commonest_mistake,
+    enlarged as enlarged,
+    images as images,
+    mcnemar as mcnemar,
+    most_changed as most_changed,
+    verdict as verdict,
+)
+from smallalign_core.data import Splits
+from smallalign_core.errors import BadInput, SmallAlignError
+from smallalign_core.metrics import fit_temperature
+from smallalign_core.runs.store import Run, Store
+from smallalign_core.system.files import read_json, write_json
+
+FORMAT = 2
+"""Raised when a kept comparison holds something else, so that old ones are made again."""
+
+
+def compare(teacher: Run, student: Run, store: Store, *, split: str = "test", device: str = "cpu") -> Comparison:
+    """Compare two finished runs or imports on the student's data; classes are matched by name.
+
+    Temperatures are fitted on validation and applied to `split`.
+
+    Raises:
+        BadInput: one of them does not know these classes.
+        BadModel, BadData: weights or images cannot be read.
+    """
+    splits = data.load(student.data, store.data_cache)
+    found = _pair(teacher, student, splits, store, split, device)
+    _count(store, splits, [teacher, student], split)
+    return found
+
+
+def compare_once(teacher: Run, students: Sequence[Run], store: Store, *, split: str = "test") -> list[dict[str, Any]]:
+    """The teacher beside each of `students`, as plain values, on the first student's data; made once for equal weights.
+
+    However many students there are, a look at test is counted once, and only if something had to be made.
+    """
+    _told_apart([teacher, *students])
+    source, splits, found = students[0].data, None, []
+    if source.fingerprint is None:
+        splits = data.load(source, store.data_cache)
+        source = source.model_copy(update={"fingerprint": splits.fingerprint})
+    looked = False
+    for student in students:
+        file = kept(teacher, student, str(source.fingerprint), store, split)
+        there = all(file_of(run, str(source.fingerprint), split, store).is_file() for run in (teacher, student))
+        known = _read(file) if there else None
+        if known is None:
+            splits = splits or data.load(source, store.data_cache)
+            write_json(file, _pair(teacher, student, splits, store, split).as_dict())
+            known = read_json(file)  # the same the first time as ever after
+            looked = True
+        found.append(known)
+    if looked and splits is not None:
+        _count(store, splits, [teacher, *students], split)
+    return found
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """What was kept; None if there is nothing, or it is damaged: it can be made again."""
+    with contextlib.suppress(SmallAlignError):
+        known: dict[str, Any] | None = read_json(file, missing=None)
+        return known
+    return None
+
+
+def pair(teacher: Run, student: Run, splits: Splits, store: Store, split: str) -> Pair:
+    """The kept answers of both, image by image; numpy alone is needed.
+
+    Raises:
+        BadInput: they were not compared yet.
+    """
+    images = getattr(splits, split)
+    logits = [kept_logits(run, splits, split, store) for run in (teacher, student)]
+    if any(one is None for one in logits):
+        raise BadInput("these two were not compared yet", given=f"{teacher.name}, {student.name}", do="compare them")
+    return Pair(logits[0], logits[1], images.labels, images.classes)  # type: ignore[arg-type]
+
+
+def temperature(run: Run, splits: Splits, store: Store) -> float:
+    """The temperature fitted to a run's answers on the validation images of `splits`."""
+    return fit_temperature(answers(run, splits, "val", store), splits.val.labels)
+
+
+def kept(teacher: Run, student: Run, fingerprint: str, store: Store, split: str) -> Path:
+    """Where a comparison is kept: under what decides its figures, which is both runs' weights and the images."""
+    names = "-".join(f"{run.id}.{digest_of(run)}" for run in (teacher, student))
+    return folder(store) / f"{names}-{fingerprint[:12]}-{split}-{FORMAT}.json"
+
+
+def _told_apart(runs: Sequence[Run]) -> None:
+    ids = [run.id for run in runs]
+    if len(ids) < 2 or (len(ids) > 2 and len(set(ids)) < len(ids)):
+        raise BadInput("a comparison needs different runs", given=", ".join(run.name for run in runs), do="name others")
+
+
+def _pair(teacher: Run, student: Run, splits: Splits, store: Store, split: str, device: str = "cpu") -> Comparison:
+    said = [answers(run, splits, split, store, device) for run in (teacher, student)]
+    fitted = temperature(teacher, splits, store), temperature(student, splits, store)
+    ids = teacher.id, student.id
+    return of_logits(said[0], said[1], getattr(splits, split), split=split, ids=ids, temperatures=fitted)
+
+
+def _count(store: Store, splits: Splits, runs: Sequence[Run], split: str) -> None:
+    if split == "test":
+        store.count_test_look(splits.fingerprint, " ".join(run.id for run in runs[1:]), "comparison")

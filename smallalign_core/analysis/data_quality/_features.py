@@ -1,0 +1,194 @@
+"""What networks say of images: a teacher's features, and the votes of finished runs that did not learn an image.
+
+Torch is imported when one is asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smallalign_core import data
+from smallalign_core.data import ImageSet
+from smallalign_core.errors import SmallAlignError, WorkFailed
+from smallalign_core.metrics import log_softmax
+from smallalign_core.runs.store import Run, Store
+from smallalign_core.spec import DataSpec
+from smallalign_core.system.machine import set_threads
+from smallalign_core.system.resumable import Work
+
+CHUNK = 500
+LEAST_VOTES = 8
+"""Runs that did not learn an image, before their votes are a judgement on its label."""
+MOST_RUNS = 64
+"""Runs that are asked, evenly spread over their sizes."""
+MOST_FEATURES = 512
+"""Wider features are projected at random onto so many, which keeps distances (Johnson & Lindenstrauss, 1984)."""
+
+
+@dataclass(frozen=True)
+class Votes:
+    """What runs said of the images that they did not learn.
+
+    Attributes:
+        probabilities: mean over the runs of each image, float64 [N, classes]; zeros where there are no votes.
+        count: int64 [N].
+        right: share of an image's votes that name its label, float64 [N]; 0 without votes.
+        learned_by: parameters of the smallest students of which at least half are right, int64 [N]; 0 for none.
+        runs: how many were asked.
+    """
+
+    probabilities: NDArray[np.float64]
+    count: NDArray[np.int64]
+    right: NDArray[np.float64]
+    learned_by: NDArray[np.int64]
+    runs: int
+
+
+def features(run: Run, parts: Sequence[ImageSet]) -> Work[NDArray[np.float32]]:
+    """What the last layer of a run gets, float32 [N, F], of all images of some splits; an import's logits."""
+    import torch
+
+    from smallalign_core import networks
+    from smallalign_core.runs import imported
+    from smallalign_core.system.batching import answered
+
+    set_threads()
+    teacher = imported.classifier(run)
+    caught: list[Any] = []
+    if run.imported is None:
+        networks.head(teacher).register_forward_pre_hook(lambda _, given: caught.append(given[0].flatten(1)))  # type: ignore[arg-type]
+    found, total = [], sum(map(len, parts))
+    for images in parts:
+        for start in range(0, len(images), CHUNK):
+            caught.clear()
+            logits = answered(teacher, torch.from_numpy(np.ascontiguousarray(images.images[start : start + CHUNK])))
+            given = torch.cat(caught)[-len(logits) :] if caught else logits  # without those that were measured first
+            found.append(_narrow(given.float().numpy()))
+            yield min(1.0, CHUNK * len(found) / total)
+    features = np.concatenate(found)
+    if not np.isfinite(features).all():
+        raise WorkFailed("the teacher's features are not all finite", given=run.name, do="choose another teacher")
+    return features
+
+
+def _narrow(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    if values.shape[1] <= MOST_FEATURES:
+        return values
+    drawn = np.random.default_rng(0).standard_normal((values.shape[1], MOST_FEATURES), np.float32)
+    return values @ drawn / np.float32(np.sqrt(MOST_FEATURES))
+
+
+def learned(run: Run, store: Store) -> NDArray[np.uint64] | None:
+    """The ids of the images that a run learned from; None where they cannot be read any more."""
+    with contextlib.suppress(SmallAlignError):
+        return data.load(run.data, store.data_cache).train.ids
+    return None
+
+
+def voters(store: Store, spec: DataSpec) -> list[Run]:
+    """Finished runs that may have votes on the images of `spec`, smallest first: on the same images and labels, of
+    which they left some out, taught by nobody (a teacher may have learned those)."""
+    found = []
+    for run in store.runs():
+        with contextlib.suppress(OSError):  # no result: not finished
+            known = _learner(str(run.folder), (run.folder / "result.json").stat().st_mtime_ns)
+            if known is not None and _partly(known[0], spec):
+                found.append((known[1], run.id, run))
+    found.sort(key=lambda one: one[:2])
+    if len(found) > MOST_RUNS:
+        found = [found[row] for row in np.linspace(0, len(found) - 1, MOST_RUNS).round().astype(int)]
+    return [run for *_, run in found]
+
+
+@lru_cache(maxsize=4096)
+def _learner(folder: str, _changed: int) -> tuple[DataSpec, int] | None:
+    """(the images, how many parameters) of a finished run that learned from labels only; None for any other. Pages ask
+    at every rerun, so what was read once is remembered."""
+    with contextlib.suppress(SmallAlignError, KeyError, TypeError):
+        run = Run(Path(folder))
+        if run.finished and run.imported is None and not run.spec.teachers and run.spec.start is None:
+            return run.spec.data, int((run.result or {})["params"])
+    return None
+
+
+def _partly(theirs: DataSpec, spec: DataSpec) -> bool:
+    """Whether who learned from `theirs` left out some of the images of `spec`, and knows the same labels."""
+    left_out = theirs.images is not None and (spec.images is None or theirs.images < spec.images)
+    try:
+        return left_out and _same(theirs) == _same(spec)
+    except SmallAlignError:  # a path that may not be looked at
+        return False
+
+
+def _same(spec: DataSpec) -> tuple[Any, ...]:
+    """What two specs must share to be about the same images, labels, and held-out images."""
+    source = spec.source if spec.source in data.NAMED else str(data.path_of(spec.source).resolve())
+    return source, spec.size, spec.validation, spec.test, spec.noise, spec.draw if spec.noise else 0
+
+
+def votes(runs: Sequence[Run], store: Store, parts: Sequence[ImageSet]) -> Work[Votes]:
+    """Ask runs about all images of some splits that they did not learn."""
+    ids = np.concatenate([part.ids for part in parts])
+    labels = np.concatenate([part.labels for part in parts])
+    classes = len(parts[0].classes)
+    total, count, right = np.zeros((len(ids), classes)), np.zeros(len(ids), np.int64), np.zeros(len(ids))
+    by_size: dict[int, NDArray[np.int64]] = {}
+    seen: dict[str, NDArray[np.uint64] | None] = {}
+    asked = 0
+    for place, run in enumerate(runs):
+        name = run.data.model_dump_json()
+        if name not in seen:
+            seen[name] = learned(run, store)
+        known = seen[name]
+        if known is None:
+            continue
+        asked += 1
+        fresh = np.flatnonzero(~np.isin(ids, known))
+        done = 0
+        for rows, logits in _answers(run, parts, fresh):
+            if not np.isfinite(logits).all():
+                continue  # who says nothing of some has no vote on any of these
+            said = np.exp(log_softmax(logits, float((run.result or {}).get("temperature") or 1.0)))
+            hit = said.argmax(1) == labels[rows]
+            total[rows] += said
+            count[rows] += 1
+            right[rows] += hit
+            tally = by_size.setdefault(int((run.result or {})["params"]), np.zeros((2, len(ids)), np.int64))
+            tally[0, rows] += 1
+            tally[1, rows] += hit
+            done += len(rows)
+            yield (place + done / max(1, len(fresh))) / len(runs)
+    least = np.zeros(len(ids), np.int64)
+    for size, (voted, named) in sorted(by_size.items(), reverse=True):
+        least = np.where((voted > 0) & (2 * named >= voted), size, least)
+    some = np.maximum(count, 1)
+    return Votes(total / some[:, None], count, right / some, least, asked)
+
+
+def _answers(
+    run: Run, parts: Sequence[ImageSet], rows: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """(rows of the joined splits, logits) of some images, some at a time."""
+    import torch
+
+    from smallalign_core.runs import imported
+    from smallalign_core.system.batching import answered
+
+    set_threads()
+    classifier = imported.classifier(run, parts[0].classes)
+    begin = 0
+    for images in parts:
+        own = rows[(rows >= begin) & (rows < begin + len(images))]
+        for start in range(0, len(own), CHUNK):
+            chunk = own[start : start + CHUNK]
+            pixels = torch.from_numpy(np.ascontiguousarray(images.images[chunk - begin]))
+            yield chunk, answered(classifier, pixels).float().numpy()
+        begin += len(images)

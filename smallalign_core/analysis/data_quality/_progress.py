@@ -1,0 +1,157 @@
+"""Decisions in progress: `<store>/decisions/<fingerprint of the undecided data>.json`, and their history beside it.
+
+Several visitors may decide at once: each change is made under a lock, to what is there then. The history is
+append-only: a line for each change with what stood there before, and a line for each undoing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from smallalign_core.data import Decision, Decisions, read_decisions
+from smallalign_core.errors import BadInput, Refused
+from smallalign_core.runs.store import Store
+from smallalign_core.system.files import append, read_lines
+
+Change = tuple[int, Decision | None]
+"""An image's id, and what is decided about it; None takes a decision back."""
+
+RIGHT = "decide about images"
+PATIENCE = 10.0
+
+
+def file_of(store: Store, fingerprint: str) -> Path:
+    """Where the decisions about those images are kept; what a spec's `data.decisions` may name.
+
+    Raises:
+        BadInput: no data are called that.
+    """
+    if not re.fullmatch("[0-9a-f]{16}", fingerprint):
+        raise BadInput("a fingerprint is 16 hexadecimal characters", given=fingerprint)
+    return store.root / "decisions" / f"{fingerprint}.json"
+
+
+def decisions(store: Store, fingerprint: str, source: str = "") -> Decisions:
+    """What was decided about the images of that fingerprint; none before anybody did.
+
+    Raises:
+        BadData: the file is damaged.
+    """
+    file = file_of(store, fingerprint)
+    return read_decisions(file) if file.is_file() else Decisions(source)
+
+
+def decide(store: Store, fingerprint: str, source: str, changes: Sequence[Change]) -> Decisions:
+    """Decide about some images, as one step that `undo` takes back whole.
+
+    Returns:
+        All decisions, those of others too.
+
+    Raises:
+        Refused: who this acts for may only look; the disk is full.
+        BadInput: an id or a decision cannot be.
+        BadData: the file is damaged; it is left as it is.
+    """
+    store.visitor.may(RIGHT)
+    for image, made in changes:
+        if not 0 <= image < 2**64:
+            raise BadInput("no image is called that", given=image)
+        if made is not None and (made.what == "relabel") != bool(made.label):
+            raise BadInput("a label belongs to `relabel`, and to nothing else", given=made)
+    with _held(store, fingerprint):
+        found = decisions(store, fingerprint, source)
+        before = [(image, found.by_image.get(image)) for image, _ in changes]
+        after = _changed(found, changes)
+        if after != found:  # the history first: killed in between, undoing restores what is there
+            who = {"by": store.visitor.name, "step": secrets.token_hex(8)}
+            append(_history(store, fingerprint), {**who, "before": _plain(before), "made": _plain(changes)}, sync=True)
+            after.write(file_of(store, fingerprint))
+        return after
+
+
+def undo(store: Store, fingerprint: str) -> tuple[Decisions, list[Change]]:
+    """Take back this visitor's last step that was not taken back yet; where somebody decided otherwise since, theirs
+    stays.
+
+    Returns:
+        (all decisions, what stands now for each image of that step); no changes where there is nothing to take back.
+
+    Raises:
+        Refused: who this acts for may only look.
+    """
+    store.visitor.may(RIGHT)
+    with _held(store, fingerprint):
+        found, steps = decisions(store, fingerprint), _steps(store, fingerprint)
+        mine = [step for step in steps if step["by"] == store.visitor.name]
+        if not mine:
+            return found, []
+        made = dict(map(_read, mine[-1]["made"]))
+        restored = [
+            (image, earlier)
+            for image, earlier in map(_read, mine[-1]["before"])
+            if found.by_image.get(image) == made[image]
+        ]
+        after = _changed(found, restored)
+        after.write(file_of(store, fingerprint))
+        append(_history(store, fingerprint), {"by": store.visitor.name, "undid": mine[-1]["step"]}, sync=True)
+        return after, restored
+
+
+def undoable(store: Store, fingerprint: str) -> int:
+    """How many steps of this visitor's `undo` could take back, one after the other."""
+    return sum(step["by"] == store.visitor.name for step in _steps(store, fingerprint))
+
+
+@contextlib.contextmanager
+def _held(store: Store, fingerprint: str) -> Iterator[None]:
+    file = file_of(store, fingerprint)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(file.with_suffix(".lock"), timeout=PATIENCE).acquire()
+    except Timeout:
+        raise Refused("somebody else is deciding about these images", given=file, do="try again") from None
+    with lock:
+        yield
+
+
+def _history(store: Store, fingerprint: str) -> Path:
+    return file_of(store, fingerprint).with_suffix(".history.jsonl")
+
+
+def _steps(store: Store, fingerprint: str) -> list[dict[str, Any]]:
+    """The steps that were not taken back, oldest first; lines that were damaged are no steps any more."""
+    standing: dict[str, dict[str, Any]] = {}
+    for line in read_lines(_history(store, fingerprint))[0]:
+        if "undid" in line:
+            standing.pop(line["undid"], None)
+        else:
+            standing[line["step"]] = line
+    return list(standing.values())
+
+
+def _changed(found: Decisions, changes: Sequence[Change]) -> Decisions:
+    by_image = dict(found.by_image)
+    for image, made in changes:
+        by_image.pop(image, None)
+        if made is not None:
+            by_image[image] = made
+    return Decisions(found.source, by_image)
+
+
+def _plain(changes: Sequence[Change]) -> list[list[str | None]]:
+    return [
+        [f"{image:016x}", *((made.what, made.label, made.path) if made is not None else (None, None))]
+        for image, made in changes
+    ]
+
+
+def _read(line: list[Any]) -> Change:
+    image, what, label, *path = line
+    return int(image, 16), Decision(what, label, *path) if what else None

@@ -1,0 +1,86 @@
+"""A comparison for a colleague without SmallAlign: one HTML file that needs nothing else, and the same as JSON."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from smallalign_core.analysis import compare, pareto, robustness
+from smallalign_core.analysis.html_report._page import page as page
+from smallalign_core.analysis.pareto import NO_LIMITS, Limits
+from smallalign_core.data import Splits
+from smallalign_core.errors import BadInput
+from smallalign_core.runs.store import Run, Store
+from smallalign_core.system.files import write
+from smallalign_core.system.resumable import Work, part_of
+
+SCHEMA = 1
+
+
+def gather(
+    runs: Sequence[Run], splits: Splits, split: str, store: Store, limits: Limits = NO_LIMITS
+) -> Work[dict[str, Any]]:
+    """All that is known of `runs`, the teacher first, as plain values; yields the share that is done.
+
+    Comparison, robustness and latency are made where they were not made before, each counting its own look at test.
+
+    Returns:
+        `runs`, `data`, `pairs` (see `compare.Comparison`), `robustness`, `frontier`, and when it was made.
+    """
+    limits.check()
+    pairs = compare.compare_once(runs[0], runs[1:], store, split=split)
+    yield 0.05
+    bearing = yield from part_of(robustness.assess(runs, splits, split, store), 0, 2)
+    front = yield from part_of(pareto.frontier(runs, splits, split, store, limits), 1, 2)
+    return {
+        "schema": SCHEMA,
+        "made": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "split": split,
+        "test_looks": store.test_looks(splits.fingerprint),
+        "data": {
+            "source": Path(runs[1].data.source).name,
+            "fingerprint": splits.fingerprint,
+            "images": len(getattr(splits, split)),
+            "classes": list(splits.classes),
+        },
+        "runs": [_facts(run) for run in runs],
+        "pairs": pairs,
+        "robustness": bearing.as_dict(),
+        "frontier": front.as_dict(),
+    }
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    result = run.result or {}
+    known = {name: result.get(name) for name in ("params", "macs", "weights_sha256")}
+    name = run.name if run.in_zoo else f"{run.title} · {run.id[:6]}"
+    return {"id": run.id, "name": name, "title": run.title, **known}
+
+
+def target(file: Path) -> Path:
+    """Refuse a place for a report before the work, not after it.
+
+    Raises:
+        BadInput: it is not an .html file, its folder is missing, or its JSON would overwrite what is no report.
+    """
+    if file.suffix != ".html" or not file.parent.is_dir():
+        raise BadInput(
+            "a report goes into an existing folder, as a file ending in .html",
+            given=file,
+            do="write for example --report comparison.html",
+        )
+    if (beside := file.with_suffix(".json")).exists() and not file.exists():
+        raise BadInput("the report's JSON would overwrite a file", given=beside, do="give the report another name")
+    return file
+
+
+def save(report: dict[str, Any], splits: Splits, file: Path) -> list[Path]:
+    """Write the report as HTML to `file`, and as JSON beside it; returns both."""
+    images = getattr(splits, report["split"]).images
+    beside = file.with_suffix(".json")
+    write(target(file), page(report, images))
+    write(beside, json.dumps(report, allow_nan=False))
+    return [file, beside]

@@ -1,0 +1,417 @@
+"""Is it still the class? What a policy does to a teacher's answers, by part and by strength.
+
+A teacher that changes its mind about an augmented image either sees another class there or can no longer tell; a
+student is then taught from that. Nothing here looks at test images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from smallalign_core.augment import Views, scaled
+from smallalign_core.data import ImageSet, Splits
+from smallalign_core.errors import BadSpec
+from smallalign_core.metrics import log_softmax, wilson
+from smallalign_core.networks import Answering
+from smallalign_core.spec import Augment, CutMix, MixUp
+from smallalign_core.system.batching import answered
+
+LEAST, MOST = 512, 2048
+MOST_PIXELS = 16_000_000  # of all images together: 2,048 of 51 x 51 x 3
+GRID = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+GROUP = 128
+SHOWN = 60
+BATCH = 256
+UNSURE = 0.15
+Probabilities = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What one policy at one strength does to the teacher's answers.
+
+    Attributes:
+        flip_rate: share of views whose predicted class is not that of the clean image, with a 95 % interval (Wilson,
+            1927) in `flip_low`, `flip_high`. The interval counts images and not views: the draws of one image are not
+            independent, so it is wide rather than narrow.
+        confidence_before, confidence_after: mean probability of the predicted class, on clean images and on views.
+        accuracy_before, accuracy_after: share of them that the teacher gets right.
+        stddev: see `teacher_stddev`.
+    """
+
+    strength: float
+    flip_rate: float
+    flip_low: float
+    flip_high: float
+    confidence_before: float
+    confidence_after: float
+    accuracy_before: float
+    accuracy_after: float
+    stddev: float
+
+
+@dataclass(frozen=True)
+class PartEffect:
+    """One part of the policy alone; `index` is its place in the policy, `name` its kind and values."""
+
+    index: int
+    kind: str
+    name: str
+    effect: Effect
+
+
+@dataclass(frozen=True)
+class Flipped:
+    """A view that the teacher calls differently from its clean image.
+
+    Attributes:
+        row: the image's position among those looked at; `view`: the number of the draw. Together with the seed they
+            give the pixels: `Views(...).augmented([row], [view])`.
+        label: the true class.
+        before, after: predicted classes, each with its probability.
+    """
+
+    row: int
+    view: int
+    label: str
+    before: str
+    before_confidence: float
+    after: str
+    after_confidence: float
+
+
+@dataclass(frozen=True)
+class Risk:
+    """The report.
+
+    Attributes:
+        images, draws, seed: how many images were looked at, how often each, and which draws.
+        strength: that of `whole`, `parts` and `flipped`.
+        clean: the same figures without augmentation: its flip rate is 0, its stddev is what sampling alone gives.
+        whole: the policy. parts: each part alone. curve: the whole policy over strength, 1 is as written.
+        limit: the highest flip rate that is accepted.
+        suggested: the largest strength of the curve up to which every flip rate stays within `limit`; None if the
+            weakest already exceeds it.
+        flipped: views that changed class under the whole policy, surest first; at most 60 of `flipped_count`.
+        warnings: what a person should know, in words.
+    """
+
+    images: int
+    draws: int
+    seed: int
+    strength: float
+    limit: float
+    clean: Effect
+    whole: Effect
+    parts: tuple[PartEffect, ...]
+    curve: tuple[Effect, ...]
+    suggested: float | None
+    flipped_count: int
+    flipped: tuple[Flipped, ...]
+    warnings: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def words(self) -> str:
+        """The report as lines of text."""
+        lines = [_line("whole policy", self.whole), *(_line(part.kind, part.effect) for part in self.parts)]
+        safe = "none" if self.suggested is None else f"{self.suggested:g}"
+        lines.append(f"suggested strength for a flip rate of at most {self.limit:.1%}: {safe}")
+        return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
+
+
+def _line(name: str, effect: Effect) -> str:
+    return (
+        f"{name}: class changes on {effect.flip_rate:.1%} [{effect.flip_low:.1%}, {effect.flip_high:.1%}], "
+        f"confidence {effect.confidence_before:.3f} -> {effect.confidence_after:.3f}, "
+        f"teacher stddev {effect.stddev:.4f}"
+    )
+
+
+def sample(splits: Splits, *, least: int = LEAST, most: int | None = None) -> tuple[ImageSet, int]:
+    """Validation images, filled up with training images where there are fewer than `least`.
+
+    Args:
+        most: how many at most; without it 2,048, or as few as `least` where images are large.
+
+    Returns:
+        the images, and how many of them are training images.
+    """
+    if most is None:
+        most = min(MOST, max(least, MOST_PIXELS // math.prod(splits.shape)))
+    val = splits.val.take(np.linspace(0, len(splits.val) - 1, min(most, len(splits.val))).astype(np.int64))
+    wanted = min(max(0, least - len(val)), len(splits.train))
+    if not wanted:
+        return val, 0
+    more = splits.train.take(np.linspace(0, len(splits.train) - 1, wanted).astype(np.int64))
+    both = (val, more)
+    return replace(
+        val,
+        images=np.concatenate([np.asarray(part.images[np.arange(len(part))]) for part in both]),
+        labels=np.concatenate([part.labels for part in both]),
+        ids=np.concatenate([part.ids for part in both]),
+    ), wanted
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What is remembered of one policy."""
+
+    effect: Effect
+    flipped: tuple[Flipped, ...]
+    flipped_count: int
+    commonest: tuple[str, str, int]  # predicted before, predicted after, how often
+
+
+class Judge:
+    """A teacher and the images that it is asked about. What it answered once is remembered.
+
+    Args:
+        images: those of `sample`.
+        seed, draws: which views of each image, and how many, for every part and every strength.
+        from_training: how many of the images the teacher was trained on; said in the warnings.
+    """
+
+    def __init__(
+        self,
+        teacher: Answering,
+        images: ImageSet,
+        *,
+        seed: int = 0,
+        draws: int = 4,
+        from_training: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if draws < 1:
+            raise BadSpec("there is at least one draw", given=draws)
+        self.teacher, self.images, self.seed, self.draws = teacher.eval().to(device), images, seed, draws
+        self.from_training, self.device = from_training, device
+        self._clean: Probabilities | None = None
+        self._known: dict[tuple[Augment, ...], _Answer] = {}
+
+    def report(
+        self, policy: tuple[Augment, ...], *, strength: float = 1.0, limit: float = 0.05, grid: Sequence[float] = GRID
+    ) -> Generator[float, None, Risk]:
+        """A report on `policy`, batch by batch: yields the share that is done, returns the report.
+
+        Parts that mix images are left out: they change the label on purpose.
+
+        Args:
+            strength: that of the figures; the curve is over `grid` and this one.
+            limit: the highest flip rate to accept, 0..1.
+
+        Raises:
+            BadSpec: the policy is empty or cannot work on the images, or limit or strength are out of range.
+        """
+        if not policy:
+            raise BadSpec("the policy has no parts", do="add one")
+        if not 0 <= limit <= 1:
+            raise BadSpec("a limit lies between 0 and 1", given=limit)
+        shape = self.images.shape
+        alone = tuple(part for part in policy if not isinstance(part, MixUp | CutMix))
+        single = [scaled((part,), strength, shape) for part in alone]
+        strengths = sorted({*grid, strength} - {0.0})
+        curve = [scaled(alone, value, shape) for value in strengths]
+        now = scaled(alone, strength, shape)
+        asked = dict.fromkeys([(), now, *single, *curve])
+        asked = dict.fromkeys(one for one in asked if one not in self._known)
+        batches = self.draws * -(-len(self.images) // BATCH)
+        for place, one in enumerate(asked):
+            for done in self._ask(one):
+                yield (place + done / batches) / len(asked)
+        whole = self._known[now]
+        parts = tuple(
+            PartEffect(index, part.kind, named((scaled_part or (part,))[0]), self._effect(scaled_part, strength))
+            for index, (part, scaled_part) in enumerate(zip(alone, single, strict=True))
+        )
+        points = tuple(self._effect(there, value) for there, value in zip(curve, strengths, strict=True))
+        risk = Risk(
+            images=len(self.images),
+            draws=self.draws,
+            seed=self.seed,
+            strength=strength,
+            limit=limit,
+            clean=self._effect((), 0.0),
+            whole=self._effect(now, strength),
+            parts=parts,
+            curve=points,
+            suggested=_suggested([point for point in points if point.strength in grid], limit),
+            flipped_count=whole.flipped_count,
+            flipped=whole.flipped,
+            warnings=(),
+        )
+        return replace(risk, warnings=tuple(_warnings(risk, policy, whole.commonest, self.from_training)))
+
+    @property
+    def answered(self) -> int:
+        """How many policies it remembers."""
+        return len(self._known)
+
+    def _effect(self, policy: tuple[Augment, ...], strength: float) -> Effect:
+        return replace(self._known[policy].effect, strength=strength)
+
+    def _ask(self, policy: tuple[Augment, ...]) -> Generator[int, None, None]:
+        """Remember what the teacher says to `policy`; yields the number of batches so far."""
+        views = Views(self.images, policy, batch=BATCH, seed=self.seed, device=self.device)
+        found: list[NDArray[np.float32]] = []
+        for view in range(self.draws if policy else 1):
+            for start in range(0, len(self.images), BATCH):
+                rows = np.arange(start, min(start + BATCH, len(self.images)))
+                shown = views.augmented(rows, np.full(len(rows), view))
+                found.append(answered(self.teacher, shown).float().cpu().numpy())
+                yield len(found)
+        after = np.exp(log_softmax(np.concatenate(found))).reshape(-1, len(self.images), found[0].shape[1])
+        if self._clean is None:  # the first that is asked is the empty policy
+            self._clean = after[0]
+        if not policy:
+            after = np.broadcast_to(after, (self.draws, *after.shape[1:]))
+        self._known[policy] = _answer(self._clean, after, self.images, self.seed)
+
+
+def assess(
+    teacher: Answering,
+    policy: tuple[Augment, ...],
+    images: ImageSet,
+    *,
+    seed: int = 0,
+    draws: int = 4,
+    strength: float = 1.0,
+    limit: float = 0.05,
+    grid: Sequence[float] = GRID,
+    from_training: int = 0,
+    device: torch.device | str = "cpu",
+) -> Risk:
+    """Ask the teacher about `images`, clean and augmented: see `Judge` and its `report`."""
+    judge = Judge(teacher, images, seed=seed, draws=draws, from_training=from_training, device=device)
+    work = judge.report(policy, strength=strength, limit=limit, grid=grid)
+    while True:
+        try:
+            next(work)
+        except StopIteration as done:
+            report: Risk = done.value
+            return report
+
+
+def said(teacher: Answering, shown: NDArray[np.uint8]) -> list[list[dict[str, Any]]]:
+    """The teacher's class and confidence for each image of uint8 [rows, columns, C, H, W]."""
+    logits = answered(teacher.eval(), torch.from_numpy(shown.reshape(-1, *shown.shape[2:]))).float().numpy()
+    found = np.exp(log_softmax(logits)).reshape(*shown.shape[:2], -1)
+    return [[{"class": teacher.classes[p.argmax()], "confidence": float(p.max())} for p in row] for row in found]
+
+
+def _answer(clean: Probabilities, after: Probabilities, images: ImageSet, seed: int) -> _Answer:
+    """Figures of probabilities clean [N, C] and augmented [draws, N, C]."""
+    said, said_after, sure = clean.argmax(1), after.argmax(2), after.max(2)
+    names, labels = images.classes, images.labels
+    rate = float((said_after != said).mean())
+    low, high = wilson(rate * len(said), len(said))
+    effect = Effect(
+        strength=1.0,
+        flip_rate=rate,
+        flip_low=low,
+        flip_high=high,
+        confidence_before=float(clean.max(1).mean()),
+        confidence_after=float(sure.mean()),
+        accuracy_before=float((said == labels).mean()),
+        accuracy_after=float((said_after == labels).mean()),
+        stddev=teacher_stddev(after, seed=seed),
+    )
+    places = np.argwhere(said_after != said)
+    places = places[np.argsort(-sure[places[:, 0], places[:, 1]], kind="stable")]  # the surest wrong answer first
+    pairs = Counter((int(said[row]), int(said_after[view, row])) for view, row in places)
+    ((before, becomes), times) = pairs.most_common(1)[0] if pairs else ((0, 0), 0)
+    flipped = tuple(
+        Flipped(
+            row=int(row),
+            view=int(view),
+            label=names[labels[row]],
+            before=names[said[row]],
+            before_confidence=float(clean[row].max()),
+            after=names[said_after[view, row]],
+            after_confidence=float(sure[view, row]),
+        )
+        for view, row in places[:SHOWN]
+    )
+    return _Answer(effect, flipped, len(places), (names[before], names[becomes], times))
+
+
+def teacher_stddev(probabilities: Probabilities, *, group: int = GROUP, seed: int = 0) -> float:
+    """The standard deviation of the teacher's mean probability (Wang et al., NeurIPS 2022); lower is better.
+
+    In each draw the images are shuffled and cut into groups of `group`, as the paper samples its mini-batches (theirs
+    hold 640). A group's answer is the mean probability of each class over its images. The result is the standard
+    deviation (n - 1) of these means over all groups of all draws, averaged over classes. Compare values only for the
+    same images, draws and group: sampling images is part of it, so clean images do not give 0. And compare only
+    policies that keep the class: a teacher that no longer recognises anything gives steady answers too.
+
+    Args:
+        probabilities: [draws, N, C].
+    """
+    draws, count, _ = probabilities.shape
+    group = max(1, min(group, count // 2))
+    shuffle = np.random.Generator(np.random.Philox(key=[seed, 0]))
+    means = []
+    for draw in range(draws):
+        order = shuffle.permutation(count)[: count // group * group]
+        means.extend(probabilities[draw][order].reshape(-1, group, probabilities.shape[2]).mean(1))
+    return float(np.std(means, axis=0, ddof=1).mean()) if len(means) > 1 else 0.0
+
+
+def _suggested(curve: Sequence[Effect], limit: float) -> float | None:
+    best = None
+    for point in curve:
+        if point.flip_rate > limit:
+            break
+        best = point.strength
+    return best
+
+
+def _warnings(
+    risk: Risk, policy: tuple[Augment, ...], commonest: tuple[str, str, int], from_training: int
+) -> Iterator[str]:
+    """What a person should know before training on this."""
+    limit, whole = risk.limit, risk.whole
+    for part in risk.parts:
+        effect = part.effect
+        if effect.flip_low > limit:
+            yield (
+                f"`{part.name}` alone changes the class of {effect.flip_rate:.0%} of images, clearly "
+                f"more than {limit:.0%}: make it weaker, or remove it"
+            )
+        elif effect.confidence_before - effect.confidence_after > UNSURE:
+            yield (
+                f"`{part.name}` makes the teacher unsure: its confidence falls from "
+                f"{effect.confidence_before:.2f} to {effect.confidence_after:.2f}"
+            )
+    if whole.flip_low > limit:
+        before, after, times = commonest
+        yield (
+            f"the whole policy changes the class of {whole.flip_rate:.0%} of images; most often {before} becomes "
+            f"{after} ({times} of {risk.flipped_count})"
+        )
+    if whole.accuracy_before < 0.8:
+        yield f"the teacher is right on only {whole.accuracy_before:.0%} of clean images: it is a poor judge"
+    if isinstance(policy[-1], MixUp | CutMix):
+        yield f"`{policy[-1].kind}` was left out: it changes the label on purpose"
+    if from_training:
+        yield (
+            f"{from_training} of the {risk.images} images are training images, on which the teacher is surer: there "
+            f"are fewer than {LEAST} for validation"
+        )
+    if risk.images < LEAST:
+        yield f"only {risk.images} images could be looked at: the intervals are wide"
+
+
+def named(part: Augment) -> str:
+    """A part and what it was asked for, short enough for a sentence."""
+    values = [value for name, value in part.model_dump().items() if name not in ("kind", "probability")]
+    return " ".join([part.kind, *(f"{value:g}" if isinstance(value, float) else str(value) for value in values)])

@@ -1,0 +1,206 @@
+"""Before hours are burned: is this teacher worth it, on these images? Only validation images are looked at."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from smallalign_core import data
+from smallalign_core.metrics import Scores, fit_temperature, score
+from smallalign_core.networks import Answering
+from smallalign_core.runs import imported as foreign
+from smallalign_core.runs.store import Run, Store
+from smallalign_core.spec import DataSpec
+from smallalign_core.system.batching import answered
+from smallalign_core.training.teacher_evidence import (
+    Softness as Softness,
+    chance_of,
+    refusal as refusal,
+    softness as softness,
+    suggested as suggested,
+)
+
+MOST_IMAGES = 2_000
+SHOWN_TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
+UNSTEADY = 1e-3  # of the logits' spread: beyond it, two answers to one image differ by more than rounding
+BATCH = 64
+SPEED_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What is known of a teacher on the validation images before anything learns from it.
+
+    Attributes:
+        refused: why it should not teach; None if it may.
+        warnings: what to know if it does.
+        assumed: how its pixels and answers are read, where its file does not say.
+        scores: on `scores.images` validation images.
+        chance: what always naming the commonest class would reach, or 1/classes if that is more.
+        temperature: fitted on the same images; `calibrated_ece`, `calibrated_nll` with it.
+        worst: the three classes that it recognises least, with their recall.
+        mapping: its own class for each class of the data, where names or places differ.
+        unused: classes that it knows and the data has not.
+        repeat_diff: largest difference of a logit when the same batch is asked again.
+        batch_diff: the same, when images are asked one by one.
+        logit_std: standard deviation of its logits after each image's mean is taken off.
+        margin: mean distance from the top logit to the next.
+        softness: at temperatures 1, 2, 4 and 8.
+        suggested: temperatures worth trying: its mean confidence falls from 90 % at the first to halfway between
+            chance and certainty at the second. A heuristic: sharper tells hardly more than labels do, softer is mostly
+            noise that costs a small student capacity. The bounds are those of the loss where it never gets there.
+        images_per_second: fastest of several batches, this device, this number of threads.
+        params, bytes: its size.
+    """
+
+    teacher: str
+    id: str
+    digest: str
+    imported: bool
+    data: str
+    refused: str | None
+    warnings: list[str]
+    assumed: list[str]
+    scores: Scores
+    chance: float
+    temperature: float
+    calibrated_ece: float
+    calibrated_nll: float
+    worst: list[tuple[str, float]]
+    mapping: list[tuple[str, str]]
+    unused: int
+    repeat_diff: float
+    batch_diff: float
+    logit_std: float
+    margin: float
+    softness: list[Softness]
+    suggested: tuple[float, float]
+    images_per_second: float
+    device: str
+    params: int
+    bytes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def words(self) -> str:
+        """The report for a terminal."""
+        found = self.scores
+        soft = ", ".join(f"{one.confidence:.0%} at T={one.temperature:g}" for one in self.softness)
+        lines = [
+            f"{'REFUSED: ' + self.refused if self.refused else 'may teach'}",
+            f"{self.teacher} on {found.images:,} validation images of {self.data}: accuracy {found.accuracy:.2%} "
+            f"[{found.accuracy_low:.2%}, {found.accuracy_high:.2%}], chance {self.chance:.2%}",
+            f"NLL {found.nll:.4f}, ECE {found.ece:.2%}; with temperature {self.temperature:.3f}: "
+            f"{self.calibrated_nll:.4f}, {self.calibrated_ece:.2%}",
+            "worst classes: " + ", ".join(f"{name} {recall:.0%}" for name, recall in self.worst),
+            f"logits: spread {self.logit_std:.2f}, margin {self.margin:.2f}; confidence {soft}",
+            f"temperatures worth trying: {self.suggested[0]:.2g} to {self.suggested[1]:.2g}",
+            f"asked again: {self.repeat_diff:.2g}, one by one: {self.batch_diff:.2g} (largest difference of a logit)",
+            f"{self.params:,} parameters, {self.bytes:,} bytes, "
+            f"{self.images_per_second:,.0f} images/s on {self.device}",
+        ]
+        assumed = [f"assumed: {words}" for words in self.assumed]
+        return "\n".join([*lines, *assumed, *(f"warning: {warning}" for warning in self.warnings)])
+
+
+def preflight(run: Run, store: Store, spec: DataSpec | None = None, *, device: torch.device | str = "cpu") -> Preflight:
+    """Ask a finished run or an import about the validation images of `spec` (of its own data without).
+
+    Raises:
+        BadInput, BadModel, BadData: it does not know the classes, or model or images cannot be read.
+    """
+    spec = spec or run.data
+    splits = data.load(spec, store.data_cache)
+    own = foreign.classifier(run).classes
+    teacher = foreign.classifier(run, splits.classes).to(device)
+    val = splits.val
+    rows = np.arange(len(val)) if len(val) <= MOST_IMAGES else np.linspace(0, len(val) - 1, MOST_IMAGES).astype(int)
+    images, labels = np.ascontiguousarray(val.images[rows]), val.labels[rows]
+    logits = _ask(teacher, images, device)
+    scores, temperature = score(logits, labels, splits.classes), fit_temperature(logits, labels)
+    calibrated = score(logits, labels, splits.classes, temperature)
+    chance = chance_of(labels, len(splits.classes))
+    batch = images[:BATCH]
+    first = _ask(teacher, batch, device)
+    singly = np.concatenate([_ask(teacher, batch[i : i + 1], device) for i in range(min(16, len(batch)))])
+    spread = float((logits - logits.mean(1, keepdims=True)).std())
+    steady = {
+        "repeat_diff": float(np.abs(_ask(teacher, batch, device) - first).max()),
+        "batch_diff": float(np.abs(singly - first[: len(singly)]).max()),
+        "logit_std": spread,
+    }
+    ranked = sorted((recall, name) for name, recall in scores.recall.items() if recall is not None)
+    pairs = [(own[at], name) for at, name in zip(foreign.columns_of(own, splits.classes), splits.classes, strict=True)]
+    top = np.sort(logits, axis=1)
+    trained_on = run.imported is None and run.data.fingerprint == splits.fingerprint
+    return Preflight(
+        teacher=run.name,
+        id=run.id,
+        digest=foreign.digest_of(run),
+        imported=run.imported is not None,
+        data=spec.source,
+        refused=refusal(scores, chance),
+        warnings=_warnings(scores, calibrated, steady, trained_on),
+        assumed=((run.result or {}).get("assumed") or {}).get("words", []),
+        scores=scores,
+        chance=chance,
+        temperature=temperature,
+        calibrated_ece=calibrated.ece,
+        calibrated_nll=calibrated.nll,
+        worst=[(name, recall) for recall, name in ranked[:3]],
+        mapping=pairs if own != splits.classes else [],
+        unused=len(own) - len(splits.classes),
+        margin=float((top[:, -1] - top[:, -2]).mean()),
+        softness=[softness(logits, t) for t in SHOWN_TEMPERATURES],
+        suggested=suggested(logits),
+        images_per_second=_speed(teacher, images, device),
+        device=str(device),
+        params=int((run.result or {}).get("params") or 0),
+        bytes=run.weights.stat().st_size,
+        **steady,
+    )
+
+
+def _warnings(scores: Scores, calibrated: Scores, steady: dict[str, float], trained_on: bool) -> list[str]:
+    found = []
+    bound = UNSTEADY * max(steady["logit_std"], 1e-12)
+    if steady["repeat_diff"] > bound:
+        found.append("the same images get other answers when it is asked again: its answers cannot be kept")
+    if steady["batch_diff"] > bound:
+        found.append("an image's answer depends on the images beside it: is it in training mode?")
+    if scores.ece > 0.1 and calibrated.ece < scores.ece / 2:
+        found.append("its confidence is far from its accuracy; the suggested temperatures allow for that")
+    if any(recall == 0 for recall in scores.recall.values()):
+        missed = [name for name, recall in scores.recall.items() if recall == 0]
+        found.append(f"it never recognises {', '.join(missed[:5])}")
+    if trained_on:
+        found.append("its best epoch was chosen on these very images, so they flatter it a little")
+    return found
+
+
+def _ask(teacher: Answering, images: NDArray[np.uint8], device: torch.device | str) -> NDArray[np.float32]:
+    """Logits [N, C], in full precision."""
+    parts = [
+        answered(teacher, torch.from_numpy(images[at : at + 2 * BATCH]).to(device)).float().cpu().numpy()
+        for at in range(0, len(images), 2 * BATCH)
+    ]
+    return np.concatenate(parts)
+
+
+def _speed(teacher: Answering, images: NDArray[np.uint8], device: torch.device | str) -> float:
+    """Images a second: the fastest of some batches, after one that warms up."""
+    batch = images[:BATCH]
+    _ask(teacher, batch, device)
+    times: list[float] = []
+    until = time.perf_counter() + SPEED_SECONDS
+    while len(times) < 3 or (time.perf_counter() < until and len(times) < 20):
+        start = time.perf_counter()
+        _ask(teacher, batch, device)
+        times.append(time.perf_counter() - start)
+    return len(batch) / max(min(times), 1e-9)

@@ -1,0 +1,236 @@
+"""Seeded views: which images a step sees, and how each is augmented, as a pure function.
+
+`views(step)` depends on the dataset, the policy, the batch size and the seed, and on nothing that happened before. So
+any view can be replayed: resume is exact, comparisons are paired, and teacher answers can be cached. An augmented image
+depends on (seed, view, image) alone, so the preview shows the pixels that training sees; only MixUp and CutMix, which
+mix the images of one step, depend on (seed, step, position).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from smallalign_core.augment import _mix, _parts
+from smallalign_core.augment._canvas import Canvas
+from smallalign_core.augment._code import as_code as as_code
+from smallalign_core.augment._parts import check as check
+from smallalign_core.augment._sheet import sheet as sheet
+from smallalign_core.augment._strength import scaled as scaled
+from smallalign_core.data import ImageSet
+from smallalign_core.spec import Augment, CutMix, MixUp, RunSpec
+
+# Streams of random numbers: parts of the policy use 0, 1, 2, ...; these are for what no part of a policy draws.
+ORDER = 0xFFFF  # shuffles an epoch
+MIX = 0xFFFE  # partners and shares of a step
+SHUFFLE = 0xFFFD  # classmates of a step
+
+
+TOGETHER = 2**20
+"""Steps that follow each other are augmented at once up to so many values: images are cheap, calls are not."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's worth of images.
+
+    Attributes:
+        rows: int64 [B], positions in the dataset.
+        images: uint8 [B, C, H, W], augmented.
+        labels: int64 [B]; float32 [B, classes] where the policy mixes images.
+    """
+
+    rows: Tensor
+    images: Tensor
+    labels: Tensor
+
+
+class Views:
+    """The views of a dataset under a policy.
+
+    Images are met in one endless stream: epoch after epoch, each in an order of its own, cut into batches of equal
+    size. So every image is seen exactly once an epoch and no batch is ragged, which batch norm would feel.
+
+    Args:
+        images: the training images.
+        policy: parts, applied in order.
+        batch: images per step.
+        seed: fixes order and augmentation.
+        fixed: 0 draws fresh augmentation every epoch; K cycles through the same K views of each image.
+        device: where batches are made.
+        share: which positions of each batch to make; all without it.
+
+    Raises:
+        BadSpec: a part of the policy cannot work on these images.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        policy: tuple[Augment, ...],
+        *,
+        batch: int,
+        seed: int,
+        fixed: int = 0,
+        device: torch.device | str = "cpu",
+        share: slice = slice(None),
+    ) -> None:
+        self.count, self.batch, self.seed, self.fixed, self.policy = len(images), batch, seed, fixed, policy
+        self.device, self._share = torch.device(device), share
+        _parts.check(policy, images.shape)
+        self._classes = len(images.classes)
+        # A memory-mapped array stays on disk: only the rows of a batch are read.
+        self._images = images.images
+        self._labels = torch.from_numpy(np.ascontiguousarray(images.labels))
+        self._held: Tensor | None = None
+        if isinstance(images.images, np.ndarray):
+            self._held = torch.from_numpy(np.ascontiguousarray(images.images)).to(self.device)
+        self._drawn: dict[tuple[int, int], NDArray[np.float64]] = {}
+        self._order: dict[int, NDArray[np.int64]] = {}
+        self._ready: dict[int, Tensor] = {}
+        self._next = -1
+
+    def __call__(self, step: int, made: Tensor | None = None) -> Batch:
+        """The batch of `step`, counted from 0.
+
+        Args:
+            made: its images before any mixing, where they were kept; without them they are made now.
+        """
+        rows, _ = self.dealt(step)
+        mine = self._share
+        if self.policy and isinstance(last := self.policy[-1], MixUp | CutMix):
+            images = self._made(step) if made is None else made
+            labels = self._labels[rows].to(self.device)
+            draws = self._generator(step, MIX).random((self.batch, _mix.COLUMNS))
+            images, labels = (whole[mine] for whole in _mix.mixed(last, images, labels, self._classes, draws))
+        else:
+            images = self._made(step, mine) if made is None else made[mine]
+            labels = self._labels[rows[mine]].to(self.device)
+        return Batch(torch.from_numpy(rows[mine]), images, labels)
+
+    def _made(self, step: int, mine: slice = slice(None)) -> Tensor:
+        """The augmented images of `step`; asked for one step after the other, those of some are made at once."""
+        if step not in self._ready:
+            values = self.batch * math.prod(self._images.shape[1:])
+            steps = min(TOGETHER // values, self.count // self.batch) if step == self._next and self.policy else 1
+            rows, view = (whole.reshape(-1, self.batch)[:, mine] for whole in self.dealt(step, max(1, steps)))
+            made = self.augmented(rows.reshape(-1), view.reshape(-1)).split(rows.shape[1])
+            self._ready = dict(enumerate(made, step))
+        self._next = step + 1
+        return self._ready.pop(step)
+
+    def dealt(self, step: int, steps: int = 1) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Whose turn it is in `steps` from `step` on: the rows int64 [steps x B] and the number of the view of each."""
+        rows, view = np.empty((2, steps * self.batch), np.int64)
+        done = 0
+        while done < len(rows):
+            epoch, place = divmod(step * self.batch + done, self.count)
+            piece = self.order(epoch)[place : place + len(rows) - done]
+            rows[done : done + len(piece)] = piece
+            view[done : done + len(piece)] = epoch % self.fixed if self.fixed else epoch
+            done += len(piece)
+        return rows, view
+
+    def augmented(self, rows: NDArray[np.int64], view: NDArray[np.int64]) -> Tensor:
+        """View number `view[i]` of image `rows[i]`, before any mixing: uint8 [len(rows), C, H, W]."""
+        images = self._fetch(rows)
+        if not self.policy:
+            return images
+        canvas = Canvas(images)
+        several = [(number, view == number) for number in np.unique(view).tolist()]  # a batch may end one epoch
+        for stream, part in enumerate(self.policy):
+            draws = np.empty((len(rows), _parts.columns(part)))
+            for number, here in several:
+                draws[here] = self._uniform(number, stream)[rows[here]]
+            _parts.apply(part, canvas, draws, partial(self._normal, rows, view, stream))
+        return canvas.finished()
+
+    def seen(self, row: int, view: int) -> Tensor:
+        """Image `row` exactly as training sees it the `view`-th time (from 0), mixed too: uint8 [C, H, W]."""
+        return self.met(row, view)[0]
+
+    def met(self, row: int, view: int) -> tuple[Tensor, Tensor]:
+        """As `seen`, with its label: int64 [], or float32 [classes] where the policy mixes images."""
+        number = view % self.fixed if self.fixed else view
+        if not (self.policy and isinstance(last := self.policy[-1], MixUp | CutMix)):
+            return self.augmented(np.array([row]), np.array([number]))[0], self._labels[row]
+        step, place = divmod(view * self.count + int(np.flatnonzero(self.order(view) == row)[0]), self.batch)
+        rows, views = self.dealt(step)
+        draws = self._generator(step, MIX).random((self.batch, _mix.COLUMNS))
+        pair = np.array([place, _mix.partners(draws)[place]])  # of two images each is the other's partner
+        made, labels = self.augmented(rows[pair], views[pair]), self._labels[rows[pair]].to(self.device)
+        made, labels = _mix.mixed(last, made, labels, self._classes, draws[pair])
+        return made[0], labels[0]
+
+    def classmates(self, step: int, labels: Tensor) -> Tensor:
+        """For each image of the batch of `step` another one of its class, drawn anew at each step.
+
+        Images that are alone in their class change places with each other; of a mixed image the larger share counts.
+
+        Returns:
+            int64 [B], a permutation of the positions.
+        """
+        classes = (labels.argmax(1) if labels.ndim > 1 else labels).cpu().numpy()
+        order = np.lexsort((self._generator(step, SHUFFLE).random(len(classes)), classes))
+        sizes = np.unique(classes, return_counts=True)[1]
+        lone = sizes == 1
+        ends = np.cumsum(sizes)
+        following = np.arange(1, len(order) + 1)
+        following[ends - 1] = ends - sizes  # the last of a class is followed by its first
+        alone = (ends - 1)[lone]
+        following[alone] = np.roll(alone, 1)  # a class of one: its image changes places with another such
+        chosen = np.empty(len(order), np.int64)
+        chosen[order] = order[following]
+        return torch.from_numpy(chosen).to(labels.device)
+
+    def _fetch(self, rows: NDArray[np.int64]) -> Tensor:
+        if self._held is None:
+            return torch.from_numpy(self._images[rows]).to(self.device)
+        return self._held.index_select(0, torch.from_numpy(rows).to(self.device))
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """The rows in the order in which `epoch` meets them."""
+        if epoch not in self._order:
+            self._order = {key: kept for key, kept in self._order.items() if key == epoch - 1}
+            self._order[epoch] = self._generator(epoch, ORDER).permutation(self.count)
+        return self._order[epoch]
+
+    def _uniform(self, view: int, stream: int) -> NDArray[np.float64]:
+        """[images, columns] uniform numbers in [0, 1): those of all images for one view and one part of the policy."""
+        if (view, stream) not in self._drawn:
+            while len(self._drawn) >= 2 * len(self.policy):  # a batch needs two views' worth at most
+                del self._drawn[next(iter(self._drawn))]
+            self._drawn[view, stream] = self._generator(view, stream).random(
+                (self.count, _parts.columns(self.policy[stream]))
+            )
+        return self._drawn[view, stream]
+
+    def _normal(
+        self, rows: NDArray[np.int64], view: NDArray[np.int64], stream: int, at: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Standard normal [len(at), C, H, W] for the images at `at`: too many for a table, so each has its own."""
+        found = np.empty((len(at), *self._images.shape[1:]), np.float32)
+        for place, (row, number) in enumerate(zip(rows[at], view[at], strict=True)):
+            bits = np.random.Philox(key=[self.seed, (int(number) << 16) | stream], counter=[0, 0, 0, int(row) + 1])
+            np.random.Generator(bits).standard_normal(dtype=np.float32, out=found[place])
+        return found
+
+    def _generator(self, view: int, stream: int) -> np.random.Generator:
+        """Philox (Salmon et al., 2011) is keyed, not advanced: nothing has to be saved to resume."""
+        return np.random.Generator(np.random.Philox(key=[self.seed, (view << 16) | stream]))
+
+
+def of_run(spec: RunSpec, images: ImageSet, device: torch.device | str = "cpu", share: slice = slice(None)) -> Views:
+    """The views that `spec` trains on."""
+    return Views(images, spec.augment, batch=spec.batch, seed=spec.seed, fixed=spec.views, device=device, share=share)
+
+
+def steps_of(spec: RunSpec, images: int) -> int:
+    """Optimizer steps of a run over `images` training images."""
+    return math.ceil(spec.epochs * images / spec.batch)

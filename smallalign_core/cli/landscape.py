@@ -1,0 +1,81 @@
+"""The verb that looks at what lies around finished runs: `landscape`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.progress import Progress
+
+from smallalign_core import data
+from smallalign_core.cli._shared import MODELS, JsonOption, MovedOption, StoreOption, answer, found_at, progress_console
+from smallalign_core.cli.train import train_all
+from smallalign_core.errors import BadInput
+from smallalign_core.runs.store import Store
+from smallalign_core.service import backend, worker
+
+PATIENCE = 0.5
+
+
+def landscape(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Finished runs.")],
+    measure: Annotated[
+        list[str] | None,
+        typer.Option("--measure", help="line, plane, path, between, curvature, predictiveness. May be repeated."),
+    ] = None,
+    bn: Annotated[str, typer.Option("--bn", help="What batch norms use: eval, train, reestimate.")] = "eval",
+    images: Annotated[int, typer.Option("--images", help="Training images to look at, about.")] = 512,
+    seed: Annotated[int, typer.Option("--seed", help="Which images and directions.")] = 0,
+    widths: Annotated[
+        str | None, typer.Option("--widths", help="Train the run at these widths too, as 4,8,16, and compare.")
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", help="Runs of each width.")] = 3,
+    cost: Annotated[bool, typer.Option("--cost", help="Only say what looking would cost.")] = False,
+    data_source: MovedOption = None,
+    store: StoreOption = MODELS,
+    json: JsonOption = False,
+) -> None:
+    """Slices, barriers, curvature and how well gradients foretell each other, on the run's own loss and images."""
+    worker.set_threads()
+    place = Store(store)
+    if data_source is not None:
+        with found_at(data_source):  # and remembered
+            for name in runs:
+                data.load(place.finished(name).data, place.data_cache)
+    measures = measure or ["line", "curvature", "predictiveness"]
+    if widths is not None:
+        runs = _ladder(place, runs, widths, seeds)
+    how: dict[str, Any] = {"norms": bn, "images": images, "seed": seed}
+    price = backend.landscape(place, runs, measures, start=False, **how)
+    if "cost" in price:
+        known = price["cost"]
+        told = (
+            f"about {known['seconds']:.0f} s: {known['losses']:,} losses and {known['gradients']:,} gradients of a "
+            f"batch for {known['missing']} of {known['tasks']} measures; the others are kept"
+        )
+        progress_console.print(told, style="dim", highlight=False)
+        if cost:
+            answer(price, json, told)
+            return
+    with Progress(console=progress_console) as bar:
+        task = bar.add_task("looking", total=1.0)
+        while "report" not in (found := backend.landscape(place, runs, measures, patience=PATIENCE, **how)):
+            bar.update(task, completed=found["done"])
+        bar.update(task, completed=1.0)
+    answer(found["report"], json, "\n".join(found["report"]["words"]))
+
+
+def _ladder(place: Store, runs: list[str], widths: str, seeds: int) -> list[str]:
+    """The ids of the runs of all widths and seeds, trained now where they are not finished."""
+    from smallalign_core.analysis import landscape as looking
+
+    if len(runs) > 1 or not all(width.strip().isdecimal() for width in widths.split(",")):
+        raise BadInput(
+            "widths are whole numbers, of one run",
+            given=f"{len(runs)} runs, --widths {widths}",
+            do="write --widths 4,8,16",
+        )
+    resolved = backend.resolve(place, place.finished(runs[0]).spec)
+    specs = looking.ladder(resolved, [int(width) for width in widths.split(",")], seeds)
+    train_all(place, [(f"width {getattr(spec.network, 'width', '')} seed {spec.seed}", spec) for spec in specs])
+    return [place.create(spec).id for spec in specs]

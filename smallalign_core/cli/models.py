@@ -1,0 +1,174 @@
+"""Verbs about teachers: bring one in, and look at it before hours are burned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from smallalign_core.cli._shared import MODELS, JsonOption, StoreOption, answer
+from smallalign_core.errors import BadInput
+from smallalign_core.runs import class_names
+from smallalign_core.runs.store import Store
+from smallalign_core.service import backend
+from smallalign_core.spec import parse_data
+from smallalign_core.system import sandbox
+from smallalign_core.system.files import write
+from smallalign_core.system.machine import set_threads
+
+DataOption = Annotated[str, typer.Option("--data", help="A dataset's name, or a path.")]
+SizeOption = Annotated[str | None, typer.Option("--size", help="HEIGHTxWIDTH to resize to, such as 224x224.")]
+
+
+ClassesOption = Annotated[
+    str | None, typer.Option("--classes", help="Its classes in order: a,b,c, or a file of names.")
+]
+OutputOption = Annotated[str | None, typer.Option("--output", help="Which output holds the answers.")]
+LayoutOption = Annotated[
+    Literal["nchw", "nhwc"] | None, typer.Option("--layout", help="Where the file leaves it open.")
+]
+WhiteOption = Annotated[
+    float | None, typer.Option("--white", help="A white pixel before mean and std: 1 (default) or 255.")
+]
+MeanOption = Annotated[str | None, typer.Option("--mean", help="One number a channel; ImageNet's without.")]
+StdOption = Annotated[str | None, typer.Option("--std", help="One number a channel; ImageNet's without.")]
+OrderOption = Annotated[Literal["rgb", "bgr"] | None, typer.Option("--order", help="Of the channels.")]
+AnswersOption = Annotated[
+    Literal["logits", "probabilities", "sigmoid"] | None,
+    typer.Option("--answers", help="What its numbers are; decided from them without."),
+]
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(help="An ONNX classifier, in one file.")],
+    data_source: DataOption,
+    classes: ClassesOption = None,
+    name: Annotated[str | None, typer.Option("--as", help="Keep it in the zoo under a name.")] = None,
+    output: OutputOption = None,
+    layout: LayoutOption = None,
+    size: SizeOption = None,
+    white: WhiteOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    order: OrderOption = None,
+    answers: AnswersOption = None,
+    store: StoreOption = MODELS,
+    json: JsonOption = False,
+) -> None:
+    """Take an ONNX classifier into the store: it can then teach, be compared and be looked at."""
+    from smallalign_core.runs import imported, model_card
+
+    set_threads()
+    place = Store(store)
+    if name is not None:
+        place.claim_zoo_name(name)  # before the work, not after it
+    told = told_of(classes, output, layout, size, white, mean, std, order, answers)
+    run = imported.bring(file, parse_data(data_source), place, **told)
+    if name is not None:
+        run = model_card.keep(run, place, name)
+    assert run.imported is not None
+    result = run.result or {}
+    assumed = result.get("assumed") or {"words": []}  # equal imports of older versions kept none
+    kept = {key: result[key] for key in ("val", "test", "params", "bytes")} | {"assumed": assumed}
+    value = {"id": run.id, "name": run.name, **run.imported.model_dump(mode="json"), **kept}
+    text = (
+        f"{run.name}: {run.title}\n{result['params']:,} parameters; validation accuracy "
+        f"{result['val']['accuracy']:.2%}, test accuracy {result['test']['accuracy']:.2%}"
+    )
+    text += "".join(f"\nassumed: {words}" for words in assumed["words"])
+    answer(value, json, text)
+
+
+def preflight(
+    reference: Annotated[str, typer.Argument(metavar="TEACHER", help="A finished run or an import.")],
+    data_source: Annotated[str | None, typer.Option("--data", help="The images to teach; its own without.")] = None,
+    store: StoreOption = MODELS,
+    json: JsonOption = False,
+) -> None:
+    """Is this teacher worth it on these images? Validation only. Exit code 1 if it is no better than chance."""
+    set_threads()
+    found = backend.preflight(Store(store), reference, data_source)
+    answer(found, json, found["words"])
+    if found["refused"]:
+        raise typer.Exit(1)
+
+
+def convert(
+    file: Annotated[Path, typer.Argument(help="A PyTorch checkpoint: .pt or .pth.")],
+    to: Annotated[Path, typer.Option("--to", help="The .safetensors file to write.")],
+    weights: Annotated[
+        str | None,
+        typer.Option("--weights", help="Which set, where there are several: state_dict, ... Without: EMA, if any."),
+    ] = None,
+    store: StoreOption = MODELS,  # noqa: ARG001  # nothing of it is needed, and every verb takes it
+    json: JsonOption = False,
+) -> None:
+    """Write the tensors of a checkpoint as safetensors, without running what else is in it."""
+    if to.suffix != ".safetensors" or not to.parent.is_dir():
+        raise BadInput("weights go into an existing folder, as a file ending in .safetensors", given=to)
+    content, facts = sandbox.convert(file, which=weights)
+    write(to, content)
+    value = {"file": str(to), "bytes": len(content), **facts}
+    answer(value, json, f"{to}: {facts['tensors']} tensors, {facts['params']:,} numbers{_taken(facts)}")
+
+
+def _taken(facts: dict[str, Any]) -> str:
+    """Which weights of a checkpoint were taken, where that is not plain, and what was taken off their names."""
+    lines = []
+    others = [name for name in facts["sets"] if name != facts["taken"]]
+    if others:
+        lines.append(f"taken: {facts['taken']}; not taken: {', '.join(others)} (--weights chooses)")
+    elif facts["taken"] != ".":
+        lines.append(f"taken: {facts['taken']}")
+    if facts["prefix"]:
+        lines.append(f"names without their prefix {facts['prefix']}")
+    if facts["left"]:
+        lines.append(f"left out: {', '.join(facts['left'])}")
+    return "".join(f"\n{line}" for line in lines)
+
+
+def told_of(
+    classes: str | None,
+    output: str | None,
+    layout: str | None,
+    size: str | None,
+    white: float | None,
+    mean: str | None,
+    std: str | None,
+    order: str | None,
+    answers: str | None,
+) -> dict[str, Any]:
+    """What the options say of a file of others, as `foreign.describe` takes it."""
+    return {
+        "classes": _names(classes) if classes else None,
+        "output": output,
+        "layout": layout,
+        "size": _size(size) if size else None,
+        "white": white,
+        "mean": _numbers(mean) if mean else None,
+        "std": _numbers(std) if std else None,
+        "order": order,
+        "answers": answers,
+    }
+
+
+def _names(text: str) -> list[str]:
+    """Class names from `a,b,c`, or from a file of them."""
+    if text.lower().endswith(class_names.ENDINGS):
+        return class_names.in_file(Path(text))
+    return [name.strip() for name in text.split(",")]
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        raise BadInput("that is not a list of numbers", given=text, do="write for example 0.5,0.5,0.5") from None
+
+
+def _size(text: str) -> tuple[int, int]:
+    sides = text.lower().split("x")
+    if len(sides) not in (1, 2) or not all(side.isdecimal() and 4 <= int(side) <= 4096 for side in sides):
+        raise BadInput("a size is HEIGHTxWIDTH, 4 to 4096 each", given=text, do="write for example 224x224")
+    return int(sides[0]), int(sides[-1])

@@ -1,0 +1,163 @@
+"""The verbs below `runs`: list runs, or act on one."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from smallalign_core import data
+from smallalign_core.cli._shared import (
+    MODELS,
+    JsonOption,
+    MovedOption,
+    Reference,
+    StoreOption,
+    answer,
+    found_at,
+    percent,
+)
+from smallalign_core.errors import BadInput, Refused, SmallAlignError
+from smallalign_core.runs.store import Run, Store
+
+app = typer.Typer(help="List runs, or act on one.", invoke_without_command=True)
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """One line of `runs list`."""
+    result = run.result or {}
+    return {
+        "id": run.id,
+        "name": run.name,
+        "state": str(run.state),
+        "title": run.title,
+        "accuracy": result.get("test", {}).get("accuracy"),
+        "params": result.get("params", run.said.get("params")),
+        "created": run.created,
+        "reason": run.said.get("reason"),
+    }
+
+
+def _listed(run: Run) -> dict[str, Any]:
+    """As `summary`; a run that cannot be read is named and does not hide the others."""
+    try:
+        return summary(run)
+    except SmallAlignError as error:
+        unknown = dict.fromkeys(("accuracy", "params"))
+        return {
+            "id": run.name,
+            "name": run.name,
+            "state": "damaged",
+            "title": str(error),
+            **unknown,
+            "created": run.created,
+        }
+
+
+@app.callback()
+def runs_callback(context: typer.Context, store: StoreOption = MODELS, json: JsonOption = False) -> None:
+    """List runs, or act on one."""
+    if context.invoked_subcommand is None:
+        runs_list(store, json)
+    elif json or getattr(context.get_parameter_source("store"), "name", "") == "COMMANDLINE":
+        raise BadInput("--store and --json stand after the verb", do="write for example: runs list --store DIR")
+
+
+@app.command("list")
+def runs_list(store: StoreOption = MODELS, json: JsonOption = False) -> None:
+    """All runs, newest first, and the zoo."""
+    place = Store(store)
+    listed = [_listed(run) for run in [*place.runs(), *place.zoo()]]
+    table = Table("id or name", "state", "what", "test accuracy", "parameters")
+    for row in listed:
+        table.add_row(
+            row["name"],
+            row["state"],
+            row["title"],
+            percent(row["accuracy"]),
+            f"{row['params']:,}" if row["params"] else "–",
+        )
+    answer({"runs": listed}, json, table)
+
+
+@app.command("show")
+def runs_show(reference: Reference, store: StoreOption = MODELS, json: JsonOption = False) -> None:
+    """Everything about one run."""
+    run = Store(store).run(reference)
+    value = {
+        **summary(run),
+        **(
+            {"import": of.model_dump(mode="json")}
+            if (of := run.imported)
+            else {"spec": run.spec.model_dump(mode="json")}
+        ),
+        "result": run.result,
+        "last": next(reversed(run.events()), None),
+    }
+    answer(value, json, json_text(value))
+
+
+def json_text(value: object) -> str:
+    """Indented JSON."""
+    return jsonlib.dumps(value, indent=2)
+
+
+@app.command("cancel")
+def runs_cancel(reference: Reference, store: StoreOption = MODELS, json: JsonOption = False) -> None:
+    """Stop a run; its last checkpoint is kept."""
+    _ask(reference, "cancel", store, json)
+
+
+@app.command("pause")
+def runs_pause(reference: Reference, store: StoreOption = MODELS, json: JsonOption = False) -> None:
+    """Stop a run for now and give its place to the next."""
+    _ask(reference, "pause", store, json)
+
+
+def _ask(reference: str, request: str, store: Path, as_json: bool) -> None:
+    run = Store(store).run(reference)
+    run.ask(request)
+    answer({"id": run.id, "state": str(run.state), "asked": run.asked}, as_json, f"{run.name}: asked to {request}")
+
+
+@app.command("resume")
+def runs_resume(
+    reference: Reference, data_source: MovedOption = None, store: StoreOption = MODELS, json: JsonOption = False
+) -> None:
+    """Queue a stopped run again; it goes on from its last checkpoint."""
+    place = Store(store)
+    run = place.run(reference)
+    if not run.state.resumable:
+        raise Refused(f"there is nothing to resume: the run is {run.state}", given=run.name)
+    if data_source is not None:
+        with found_at(data_source):  # from now on the worker finds them there, too
+            data.load(run.data, place.data_cache)
+    place.enqueue(run)
+    answer({"id": run.id, "state": str(run.state)}, json, f"{run.name}: {run.state}")
+
+
+@app.command("delete")
+def runs_delete(reference: Reference, store: StoreOption = MODELS, json: JsonOption = False) -> None:
+    """Delete a run and all that it made."""
+    from smallalign_core.studies import lifecycle
+
+    run = lifecycle.delete_run(Store(store), reference)
+    answer({"id": run.folder.name, "deleted": True}, json, f"{run.folder.name}: deleted")
+
+
+@app.command("keep")
+def runs_keep(
+    reference: Reference,
+    name: Annotated[str, typer.Option("--as", help="The name to keep it under.")],
+    store: StoreOption = MODELS,
+    json: JsonOption = False,
+) -> None:
+    """Keep a finished run in the zoo under a name, with its card; it can then be a teacher by that name."""
+    from smallalign_core.runs import model_card
+
+    place = Store(store)
+    kept = model_card.keep(place.finished(reference), place, name)
+    answer({"id": kept.id, "name": kept.name, "folder": str(kept.folder)}, json, f"{kept.name}: {kept.folder}")

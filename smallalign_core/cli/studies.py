@@ -1,0 +1,124 @@
+"""The verbs that ask a question of many runs: `optimizers` and `scale`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from smallalign_core.cli._shared import (
+    MODELS,
+    DeviceOption,
+    JsonOption,
+    SetOption,
+    StoreOption,
+    answer,
+    progress_console,
+)
+from smallalign_core.runs.store import Run, Store
+from smallalign_core.service import backend, worker
+from smallalign_core.studies import lifecycle, optimizers as optimstudy, ray_executor, scaling
+
+RayOption = Annotated[
+    str | None, typer.Option("--ray", help="Train on this Ray cluster: host:port of its head, or auto.")
+]
+StudyFile = Annotated[Path, typer.Argument(help="A YAML or JSON file: a student, and `optimizers`.")]
+
+
+def optimizers(
+    study: StudyFile,
+    seeds: Annotated[int | None, typer.Option("--seeds", help="Instead of the file's.")] = None,
+    queue: Annotated[bool, typer.Option("--queue", help="Leave the training to workers, say what is known.")] = False,
+    set: SetOption = None,
+    store: StoreOption = MODELS,
+    device: DeviceOption = "auto",
+    ray: RayOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Compare optimizers fairly: tuned alike, raced on the same seeds. Exit code 1 if it is not complete."""
+    overrides = [*(set or []), *([] if seeds is None else [f"seeds={seeds}"])]
+    _answer("optimizers", optimstudy.read_study(study, overrides), Store(store), queue, device, ray, json)
+
+
+def scale(
+    study: Annotated[Path, typer.Argument(help="A YAML or JSON file: a student, `recipes`, sizes, images.")],
+    preset: Annotated[str | None, typer.Option("--preset", help="quick, standard or paper, instead of the file's.")] = (
+        None
+    ),
+    queue: Annotated[bool, typer.Option("--queue", help="Leave the training to workers, say what is known.")] = False,
+    set: SetOption = None,
+    store: StoreOption = MODELS,
+    device: DeviceOption = "auto",
+    ray: RayOption = None,
+    json: JsonOption = False,
+) -> None:
+    """What are clean data, augmentation, optimizer and distillation worth as the student shrinks? Exit code 1 if it is
+    not complete.
+    """
+    overrides = [*(set or []), *([] if preset is None else [f"preset={preset}"])]
+    _answer("scaling", scaling.read_study(study, overrides), Store(store), queue, device, ray, json)
+
+
+def _answer(kind: str, asked: Any, place: Store, queue: bool, device: str, ray: str | None, json: bool) -> None:
+    """Train what a study lacks, here or by workers, and say what is known."""
+    progress_console.print("loading torch and data …", style="dim")
+    found = lifecycle.create(place, kind, backend.resolve_study(place, kind, asked, device))
+    if queue:
+        lifecycle.start(place, found)
+    else:
+        _train(found, place, device, ray)
+    report = found.report(place)
+    more = {"curves": _curves(found, place)} if json and kind == "optimizers" else {}
+    answer(report.as_dict() | more | {"words": report.words()}, json, report.words())
+    if not queue and not report.complete:
+        raise typer.Exit(1)
+
+
+def _curves(study: lifecycle.Study, place: Store) -> list[dict[str, Any]]:
+    """Every run of the race, epoch by epoch: against steps, gradients and seconds."""
+    budgets, folder = study.spec.budgets, study.folder
+    return [asdict(curve) for one in budgets for curve in optimstudy.curves(study.spec, place, folder, one)]
+
+
+def _train(study: lifecycle.Study, place: Store, device: str, ray: str | None) -> None:
+    """Train what is missing, here or on a cluster, with a bar for all of it and one for those that are trained now."""
+    worker.keep_freed_memory()
+    stop = worker.stop_on_signals()
+    with ExitStack() as held:
+        crew = held.enter_context(ray_executor.Cluster(ray, place, device=device)) if ray else None
+        observe = held.enter_context(_watched(study, place))
+        if crew is not None:
+            crew.observe = observe
+        for error in lifecycle.drive(study, place, device=device, stop=stop, observe=observe, crew=crew):
+            progress_console.print(str(error), highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _watched(study: lifecycle.Study, place: Store) -> Iterator[Any]:
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn()
+    with Progress(*columns, console=progress_console) as bar:
+        whole = bar.add_task("study", total=None, note="preparing")
+        now = bar.add_task("now", total=None, note="")
+
+        def observe(runs: Sequence[Run]) -> worker.Observer:
+            report = study.report(place)
+            every = report.done + report.missing + report.running + len(report.failed)
+            bar.update(whole, total=every, completed=report.done, note=f"{report.done} of about {every} runs")
+            spec = runs[0].spec
+            bar.update(now, total=None, completed=0, note=f"{len(runs)} runs, {spec.epochs} epochs, seed {spec.seed}")
+
+            def show(event: dict[str, Any]) -> None:
+                if event["kind"] == "progress":
+                    bar.update(now, total=event["steps"], completed=event["step"])
+                elif event["kind"] == "away":
+                    last = f", the last to come back from {event['host']}" if event["host"] else ""
+                    bar.update(now, note=f"{event['runs']} runs in {event['groups']} groups on the cluster{last}")
+
+            return show
+
+        yield observe

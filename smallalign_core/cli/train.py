@@ -1,0 +1,175 @@
+"""The verbs that train, or see to it that somebody does: `train`, `submit`, `worth`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from smallalign_core import data
+from smallalign_core.cli._shared import (
+    MODELS,
+    DeviceOption,
+    JsonOption,
+    SetOption,
+    StoreOption,
+    answer,
+    percent,
+    progress_console,
+    tell,
+)
+from smallalign_core.errors import SmallAlignError
+from smallalign_core.metrics import never_found
+from smallalign_core.runs.store import State, Store
+from smallalign_core.service import backend, worker
+from smallalign_core.spec import RunSpec, read
+from smallalign_core.studies import ablation as measuring
+from smallalign_core.training import runner
+
+SpecFile = Annotated[Path, typer.Argument(help="A YAML or JSON file.")]
+
+
+def train(
+    spec: SpecFile,
+    set: SetOption = None,
+    store: StoreOption = MODELS,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Train a run in the foreground. An equal spec is the same run: finished ones answer at once.
+
+    Started by torchrun, several processes train it together.
+    """
+    from smallalign_core.training import distributed
+
+    place, world = Store(store), distributed.join()
+    worker.keep_freed_memory()
+    stop = worker.stop_on_signals()
+    try:
+        if world.rank:
+            runner.assist(place.run(world.hear()), place, world, device)
+            return
+        asked = read(spec, set or [])
+        world.share(asked.batch)
+        resolved = _resolved(place, asked, device)
+        run = place.create(resolved)
+        for note in data.load(resolved.data, place.data_cache).notes:
+            tell(note)
+        world.say(run.id)
+        with _progress(epochs=True) as follow:
+            result = worker.execute(run, place, device=device, observe=follow(run.name), stop=stop, world=world)
+    finally:
+        distributed.leave()
+    if result["state"] != State.FINISHED:
+        answer(result, json, f"{run.name}: {result['state']}, with a checkpoint. Give the same command to go on.")
+        raise typer.Exit(1)
+    seen = result.get("preflight")
+    text = (
+        f"{run.name}: {run.title}\n"
+        + (f"teacher: {seen['accuracy']:.2%} on {seen['images']:,} validation images of this data\n" if seen else "")
+        + "".join(f"warning: {warning}\n" for warning in (seen or {}).get("warnings", ()))
+        + f"test accuracy {percent(result['test']['accuracy'])}  "
+        f"NLL {result['test']['nll']:.4f}  ECE {percent(result['test']['ece'])}\n"
+        f"{result['params']:,} parameters, {result['images_per_second']:,.0f} images/s, "
+        f"best epoch {result['best_epoch']}"
+    )
+    if peak := result.get("peak_bytes"):
+        text += f", peak memory {peak / 1e9:.2f} GB"
+    if (told := result.get("features")) is not None:
+        text += f"\nfeatures of the frozen body: {told}"
+    if missed := never_found(result["test"]["recall"]):
+        text += f"\n{missed}"
+    answer(result, json, text)
+
+
+def submit(spec: SpecFile, set: SetOption = None, store: StoreOption = MODELS, json: JsonOption = False) -> None:
+    """Put a run into the queue; a worker takes it from there."""
+    place = Store(store)
+    run = place.submit(_resolved(place, read(spec, set or [])))
+    answer({"id": run.id, "state": str(run.state)}, json, f"{run.id}: {run.state}")
+
+
+def worth(
+    spec: SpecFile,
+    without: Annotated[measuring.What, typer.Option("--without", help="What the other arm leaves out.")],
+    seeds: Annotated[int, typer.Option("--seeds", help="Pairs to train, from the spec's own seed upwards.")] = 3,
+    queue: Annotated[
+        bool, typer.Option("--queue", help="Leave the training to a worker, and say what is known.")
+    ] = False,
+    set: SetOption = None,
+    store: StoreOption = MODELS,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """What is one choice worth? The run with and without it, seed by seed. Exit code 1 if a pair is not finished."""
+    place = Store(store)
+    asked = read(spec, set or [])
+    measuring.pairs(asked, without, seeds)  # refused before torch is loaded
+    resolved = _resolved(place, asked, device)
+    if queue:
+        measuring.start(place, resolved, without, seeds)
+    else:
+        _train_pairs(place, measuring.pairs(resolved, without, seeds), device)
+    found = measuring.report(place, resolved, without, seeds)
+    answer(found.as_dict(), json, found.words())
+    if not queue and found.finished < seeds:
+        raise typer.Exit(1)
+
+
+def _train_pairs(place: Store, pairs: list[tuple[RunSpec, RunSpec]], device: str) -> None:
+    arms = [
+        (f"seed {arm.seed} {name}", arm) for pair in pairs for name, arm in zip(("with", "without"), pair, strict=True)
+    ]
+    train_all(place, arms, device)
+
+
+def train_all(place: Store, specs: Sequence[tuple[str, RunSpec]], device: str = "auto") -> None:
+    """Train what is not finished of some runs with their labels. One that fails is said so, and the others go on."""
+    worker.keep_freed_memory()
+    stop = worker.stop_on_signals()
+    with _progress(epochs=False) as follow:
+        for label, spec in specs:
+            run = place.create(spec)
+            if stop.is_set() or run.finished:
+                continue
+            try:
+                worker.execute(run, place, device=device, observe=follow(label), stop=stop)
+            except SmallAlignError as error:
+                progress_console.print(f"{label}: {error}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _resolved(place: Store, spec: RunSpec, device: str = "auto") -> RunSpec:
+    progress_console.print("loading torch and data …", style="dim")
+    return backend.resolve(place, spec, device)
+
+
+@contextlib.contextmanager
+def _progress(*, epochs: bool) -> Iterator[Callable[[str], worker.Observer]]:
+    """Progress bars on stderr: give a label, get an observer that moves a bar of that name.
+
+    Args:
+        epochs: whether each epoch's validation accuracy is a line of its own.
+    """
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn()
+    with Progress(*columns, console=progress_console) as bar:
+
+        def follow(label: str) -> worker.Observer:
+            task = bar.add_task(label, total=None, note="loading")
+
+            def show(event: dict[str, Any]) -> None:
+                if event["kind"] == "progress":
+                    note = f"loss {event['loss']:.4f}  {event['images_per_second']:,.0f} images/s"
+                    bar.update(task, total=event["steps"], completed=event["step"], note=note)
+                elif event["kind"] == "waiting":
+                    bar.update(task, note=f"the teacher answers what is not kept: {event['share']:.0%}")
+                elif epochs:
+                    best = " (best)" if event["best"] else ""
+                    bar.console.print(f"epoch {event['epoch']}: validation accuracy {event['accuracy']:.2%}{best}")
+
+            return show
+
+        yield follow

@@ -1,0 +1,221 @@
+"""Scores of a classifier on labelled images: accuracy, likelihood, calibration, per class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smallalign_core.data import ImageSet
+
+if TYPE_CHECKING:  # the dashboard scores kept answers with numpy alone
+    import torch
+    from torch import nn
+
+BINS = 15
+Z95 = 1.959964
+"""Standard deviations on either side of a normal mean that hold 95 %."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How good predictions are.
+
+    Attributes:
+        images: how many were looked at.
+        accuracy: top-1, with a 95 % interval (Wilson, 1927) in `accuracy_low`, `accuracy_high`.
+        nll: mean negative log-likelihood, natural logarithm.
+        ece: expected calibration error of the top-1 confidence, 15 equal bins (Guo et al., 2017).
+        brier: mean squared distance of the probabilities from the truth, 0..2 (Brier, 1950).
+        recall: share found of each class; None for a class without images.
+    """
+
+    images: int
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    nll: float
+    ece: float
+    brier: float
+    recall: dict[str, float | None]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How close a student's answers are to its teacher's (Stanton et al., 2021).
+
+    Attributes:
+        agreement: share of images with the same top-1.
+        kl: mean KL(teacher || student) in nats.
+    """
+
+    agreement: float
+    kl: float
+
+
+def fidelity(teacher: NDArray[np.float32], student: NDArray[np.float32]) -> Fidelity:
+    """The fidelity of two sets of logits [N, C]."""
+    return Fidelity(float((teacher.argmax(1) == student.argmax(1)).mean()), float(divergence(teacher, student).mean()))
+
+
+def divergence(teacher: NDArray[np.float32], student: NDArray[np.float32]) -> NDArray[np.float64]:
+    """KL(teacher || student) of each image, in nats: float64 [N]."""
+    log_q, log_p = log_softmax(teacher), log_softmax(student)
+    return np.asarray((np.exp(log_q) * (log_q - log_p)).sum(1))
+
+
+def logits_of(
+    classifier: nn.Module, images: ImageSet, *, device: torch.device | str = "cpu", batch: int = 512
+) -> NDArray[np.float32]:
+    """Logits float32 [N, C] of all images, in evaluation mode and full precision.
+
+    Args:
+        batch: the most images that are answered at once; fewer where so many would need too much memory (`batches`).
+    """
+    import torch
+
+    from smallalign_core.system.batching import answered
+
+    was_training = classifier.training
+    classifier.eval()
+    found = []
+    for start in range(0, len(images), batch):
+        part = torch.from_numpy(np.ascontiguousarray(images.images[start : start + batch])).to(device)
+        found.append(answered(classifier, part).float().cpu().numpy())
+    classifier.train(was_training)
+    return np.concatenate(found)
+
+
+def log_softmax(logits: NDArray[np.floating[Any]], temperature: float = 1.0) -> NDArray[np.float64]:
+    """Log-probabilities of logits [N, C], in double precision."""
+    scaled = logits.astype(np.float64) / temperature
+    scaled -= scaled.max(1, keepdims=True)
+    return np.asarray(scaled - np.log(np.exp(scaled).sum(1, keepdims=True)))
+
+
+def score(
+    logits: NDArray[np.float32], labels: NDArray[np.int64], classes: tuple[str, ...], temperature: float = 1.0
+) -> Scores:
+    """Scores of logits [N, C] against labels [N]."""
+    log_p = log_softmax(logits, temperature)
+    top = log_p.argmax(1)
+    right = top == labels
+    low, high = wilson(int(right.sum()), len(labels))
+    totals = np.bincount(labels, minlength=len(classes))
+    hits = np.bincount(labels[right], minlength=len(classes))
+    return Scores(
+        images=len(labels),
+        accuracy=float(right.mean()),
+        accuracy_low=low,
+        accuracy_high=high,
+        nll=float(-log_p[np.arange(len(labels)), labels].mean()),
+        ece=calibration_error(np.exp(log_p.max(1)), right),
+        brier=brier(np.exp(log_p), labels),
+        recall={
+            name: float(hit / total) if total else None for name, hit, total in zip(classes, hits, totals, strict=True)
+        },
+    )
+
+
+def never_found(recall: Mapping[str, float | None]) -> str:
+    """The classes of recall 0, in words; empty where there are none. A good accuracy hides them where they are rare."""
+    missed = [name for name, share in recall.items() if share == 0]
+    return f"never right: {', '.join(missed[:12])} (recall 0)" if missed else ""
+
+
+def calibration_error(confidence: NDArray[np.float64], right: NDArray[np.bool_], bins: int = BINS) -> float:
+    """Expected calibration error: mean over bins of |accuracy - confidence|, weighted by how full a bin is."""
+    which = _bins(confidence, bins)
+    weight = np.bincount(which, minlength=bins)
+    gap = np.bincount(which, right.astype(float), bins) - np.bincount(which, confidence, bins)
+    return float(np.abs(gap).sum() / max(1, weight.sum()))
+
+
+def brier(p: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+    """Mean over images of the squared distance between probabilities [N, C] and the truth (Brier, 1950): 0 to 2."""
+    true = p[np.arange(len(labels)), labels]
+    return float(((p**2).sum(1) - 2 * true + 1).mean())
+
+
+@dataclass(frozen=True)
+class Bin:
+    """The images of a reliability diagram whose confidence lies in (low, high].
+
+    Attributes:
+        images: how many there are; at least one.
+        confidence: their mean top-1 probability.
+        accuracy: the share that is right, with a 95 % interval (Wilson, 1927).
+    """
+
+    low: float
+    high: float
+    images: int
+    confidence: float
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+
+
+def reliability(
+    logits: NDArray[np.float32], labels: NDArray[np.int64], temperature: float = 1.0, bins: int = BINS
+) -> list[Bin]:
+    """A reliability diagram (DeGroot & Fienberg, 1983) of the top-1 confidence, in the bins of the ECE; empty ones are
+    left out."""
+    log_p = log_softmax(logits, temperature)
+    confidence, right = np.exp(log_p.max(1)), log_p.argmax(1) == labels
+    which = _bins(confidence, bins)
+    found = []
+    for place in np.unique(which):
+        here = which == place
+        count, hits = int(here.sum()), int(right[here].sum())
+        ends = (float(place / bins), float((place + 1) / bins))
+        found.append(Bin(*ends, count, float(confidence[here].mean()), hits / count, *wilson(hits, count)))
+    return found
+
+
+def _bins(confidence: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
+    return np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)  # bins are (low, high]
+
+
+def wilson(hits: float, total: int, z: float = Z95) -> tuple[float, float]:
+    """95 % interval of a share (Wilson, 1927); unlike the plain one it stays inside 0..1 and is right near 1."""
+    if not total:
+        return 0.0, 1.0
+    share = hits / total
+    middle = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z * ((share * (1 - share) + z * z / (4 * total)) / total) ** 0.5 / (1 + z * z / total)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def paired_difference(first_only: int, second_only: int, total: int) -> tuple[float, float, float]:
+    """(difference, low, high) of two shares of the same `total` things: the second's minus the first's, with its 95 %
+    interval (Bonett & Price, 2012), which holds where the plain one fails: few things, or no difference at all.
+
+    Args:
+        first_only, second_only: how many count for one of the two alone.
+    """
+    if not total:
+        return 0.0, -1.0, 1.0
+    first, second = (first_only + 1) / (total + 2), (second_only + 1) / (total + 2)
+    half = Z95 * ((first + second - (second - first) ** 2) / (total + 2)) ** 0.5
+    middle = second - first
+    return (second_only - first_only) / total, max(-1.0, middle - half), min(1.0, middle + half)
+
+
+def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """The temperature that minimises the likelihood loss on validation logits (Guo et al., 2017); within 0.01..100."""
+    from scipy.optimize import minimize_scalar
+
+    rows = np.arange(len(labels))
+    found = minimize_scalar(
+        lambda log_t: -log_softmax(logits, float(np.exp(log_t)))[rows, labels].mean(),
+        bounds=(np.log(0.01), np.log(100)),
+        method="bounded",
+    )
+    return float(np.exp(found.x))

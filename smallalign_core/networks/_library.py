@@ -1,0 +1,232 @@
+"""Networks of torchvision and timm: their names, their heads, and the weights that they start from."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import sys
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from smallalign_core.errors import BadModel, BadSpec
+from smallalign_core.spec import Borrowed, Timm
+from smallalign_core.system import extras
+from smallalign_core.system.sandbox import COUNTERS, shared
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+AUXILIARY = ("AuxLogits", "aux1", "aux2", "aux_logits")  # heads that only ImageNet training uses
+SMALL = 0.01  # standard deviation of a new head that is not zero
+OURS = "body."  # in the files that `to_bytes` writes, the network's own tensors are named so
+
+
+def build(spec: Borrowed, classes: int) -> tuple[nn.Module, nn.Module, tuple[Sequence[float], Sequence[float]] | None]:
+    """(network, its head, mean and std that its weights expect); the last is None for random weights.
+
+    Raises:
+        BadSpec: the library has no such network, or its ImageNet weights cannot be had.
+        BadModel: the file to start from is not what it was, or of another network.
+    """
+    network, head, normal = _timm(spec, classes) if isinstance(spec, Timm) else _torchvision(spec, classes)
+    if spec.weights is not None:
+        normal, new = _start_from(spec, network, head, normal)
+    elif spec.pretrained:
+        new = not (isinstance(spec, Timm) and network.pretrained_cfg["num_classes"] == classes)  # type: ignore[index]
+    else:
+        return network, head, None
+    if new:
+        _begin_small(head)
+    if spec.frozen:
+        network.requires_grad_(False)
+        head.requires_grad_(True)
+    return network, head, normal
+
+
+def _unknown(library: str, name: str, offered: Sequence[str], list_models: str) -> NoReturn:
+    near = difflib.get_close_matches(name, offered, n=3)
+    raise BadSpec(
+        f"{library} has no classification model of that name",
+        given=name,
+        do=f"try {' or '.join(near)}" if near else f"see {list_models}()",
+    )
+
+
+def _unreachable(spec: Borrowed, error: Exception, where: str) -> NoReturn:
+    raise BadSpec(
+        f"the weights of {spec.name} are not here and could not be downloaded ({type(error).__name__})",
+        given=where,
+        do="connect to a network once, give `weights`, or set pretrained: false",
+    ) from None
+
+
+def _torchvision(spec: Borrowed, classes: int) -> tuple[nn.Module, nn.Module, Any]:
+    from torchvision import models
+
+    offered = models.list_models(module=models)
+    if spec.name not in offered:
+        _unknown("torchvision", spec.name, offered, "torchvision.models.list_models")
+    options: dict[str, Any] = {"aux_logits": False} if spec.name in ("googlenet", "inception_v3") else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # googlenet and inception announce a change of their default initialisation
+        if not spec.pretrained:
+            network: nn.Module = models.get_model(spec.name, weights=None, num_classes=classes, **options)
+            return network, network.get_submodule(head_name(network, classes)), (IMAGENET_MEAN, IMAGENET_STD)
+        try:
+            with contextlib.redirect_stdout(sys.stderr):  # the download announces itself; stdout is for the answer
+                network = models.get_model(spec.name, weights="DEFAULT")
+        except OSError as error:  # urllib's errors are OSErrors
+            _unreachable(spec, error, f"looked in {torch.hub.get_dir()}")
+    for attribute in AUXILIARY[:3]:
+        if hasattr(network, attribute):
+            setattr(network, attribute, None)
+    if hasattr(network, "aux_logits"):
+        network.aux_logits = False  # type: ignore[assignment]
+    return network, _new_head(network, classes), (IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _timm(spec: Borrowed, classes: int) -> tuple[nn.Module, nn.Module, Any]:
+    timm = extras.load("timm", f"the network timm:{spec.name}")  # imported only here: it costs seconds
+    name, _, tag = spec.name.partition(".")
+    if not timm.is_model(name):
+        _unknown("timm", name, timm.list_models(), "timm.list_models")
+    if tag and spec.name not in timm.list_models(f"{name}.*", pretrained=True):
+        _unknown("timm", spec.name, timm.list_models(f"{name}.*", pretrained=True), "timm.list_pretrained")
+
+    def make(**options: Any) -> nn.Module:
+        with contextlib.redirect_stdout(sys.stderr):
+            return timm.create_model(spec.name, pretrained=spec.pretrained, num_classes=classes, **options)
+
+    try:
+        network = _at_size(make, spec.size)
+    except Exception as error:  # noqa: BLE001  # the hub's errors share no base class
+        if not spec.pretrained:
+            raise BadSpec(f"timm cannot build {spec.name}: {error}", do="choose another model or size") from None
+        _unreachable(spec, error, "looked in the cache of the Hugging Face hub")
+    head = network.get_classifier()  # type: ignore[operator]
+    if not isinstance(head, nn.Module):
+        raise BadSpec("this model has several heads", given=spec.name, do="choose another model")
+    facts: Any = network.pretrained_cfg
+    return network, head, (facts["mean"], facts["std"])
+
+
+def _at_size(make: Callable[..., nn.Module], size: int) -> nn.Module:
+    """Transformers must know the size of their input; other networks do not take the word."""
+    try:
+        return make(img_size=size)
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+        return make()
+
+
+def head_name(network: nn.Module, outputs: int) -> str:
+    """The last layer that gives so many outputs."""
+    for name, module in reversed(list(network.named_modules())):
+        if getattr(module, "out_features", getattr(module, "out_channels", None)) == outputs and hasattr(
+            module, "weight"
+        ):
+            return name
+    raise BadSpec(f"this model has no head of {outputs:,} classes to replace", do="choose another model")
+
+
+def _new_head(network: nn.Module, classes: int) -> nn.Module:
+    """Put a head for `classes` where the one for ImageNet's 1,000 is."""
+    name = head_name(network, 1000)
+    old = network.get_submodule(name)
+    new = (
+        nn.Conv2d(old.in_channels, classes, 1) if isinstance(old, nn.Conv2d) else nn.Linear(old.in_features, classes)  # type: ignore[arg-type]
+    )
+    setattr(network.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], new)
+    return new
+
+
+def _begin_small(head: nn.Module) -> None:
+    """Start a new head at zero, so that the first loss is log(classes) and the body's first gradient is zero.
+
+    timm's EfficientNets and MobileNets draw it 10 to 11 times as large as a linear layer's usual start: at ten classes
+    the first loss is then 5 to 6 nats, and its gradients spoil what the body has learned. A convolution is drawn small
+    instead: behind SqueezeNet's stands a ReLU, which passes no gradient at zero.
+    """
+    with torch.no_grad():
+        for parameter in head.parameters():
+            if isinstance(head, nn.Linear) or parameter.ndim < 2:
+                parameter.zero_()
+            else:
+                nn.init.normal_(parameter, std=SMALL)
+
+
+def _start_from(
+    spec: Borrowed, network: nn.Module, head: nn.Module, normal: tuple[Sequence[float], Sequence[float]]
+) -> tuple[tuple[Sequence[float], Sequence[float]], bool]:
+    """Load the file's tensors; a head for other classes is new.
+
+    Returns:
+        The mean and std that they expect, and whether the head is new.
+    """
+    assert spec.weights is not None
+    try:
+        content = Path(spec.weights).read_bytes()
+        if spec.weights_sha256 not in (None, hashlib.sha256(content).hexdigest()):
+            raise BadModel(
+                "the weights to start from are not the file that they were",
+                given=spec.weights,
+                do="restore the file, or submit the spec again",
+            )
+        given = load(content)
+    except (OSError, SafetensorError) as error:
+        raise BadModel(
+            f"the weights to start from cannot be read ({type(error).__name__})",
+            given=spec.weights,
+            do="give a .safetensors file",
+        ) from None
+    if any(name.startswith(OURS) for name in given):  # one of our own
+        normal = given["mean"].flatten().tolist(), given["std"].flatten().tolist()
+        given = {name.removeprefix(OURS): tensor for name, tensor in given.items() if name.startswith(OURS)}
+    given = {name: tensor for name, tensor in given.items() if not name.startswith(AUXILIARY)}
+    wanted = network.state_dict()
+    given = _unwrapped(given, wanted)
+    place = next(name for name, module in network.named_modules() if module is head)
+    heads = {f"{place}.weight", f"{place}.bias"} & set(wanted)
+    if any(name not in given or given[name].shape != wanted[name].shape for name in heads):
+        given = {name: tensor for name, tensor in given.items() if name not in heads}
+    else:
+        heads = set()
+    _refuse_others(spec, given, {name: tensor for name, tensor in wanted.items() if name not in heads})
+    network.load_state_dict(as_saved_by(network, given), strict=False)
+    return normal, bool(heads)
+
+
+def as_saved_by(network: nn.Module, tensors: Mapping[str, Any]) -> OrderedDict[str, Any]:
+    """Tensors with the versions that `network` writes beside its own: MNASNet refuses a state dict without."""
+    given = OrderedDict(tensors)
+    given._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]
+    return given
+
+
+def _unwrapped(given: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without what training code put before all names, unless the network's own begin so."""
+    kept = {name: tensor for name, tensor in given.items() if name in wanted or name not in COUNTERS}
+    parts = {part for name in kept for part in name.split(".")[:-1]} - {name.partition(".")[0] for name in wanted}
+    prefix = shared(kept, parts)
+    return {name[len(prefix) :]: tensor for name, tensor in kept.items()}
+
+
+def _refuse_others(spec: Borrowed, given: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    missing = [name for name in wanted if name not in given and not name.endswith("num_batches_tracked")]
+    unknown = [name for name in given if name not in wanted]
+    odd = [name for name in wanted if name in given and given[name].shape != wanted[name].shape]
+    if missing or unknown or odd:
+        first = (odd or missing or unknown)[0]
+        raise BadModel(
+            f"the weights are of another network than {spec.name}",
+            given=f"{len(missing)} tensors are missing, {len(unknown)} unknown, {len(odd)} of another shape: {first}",
+            do="name the network that they belong to",
+        )

@@ -1,0 +1,104 @@
+"""The model card that goes with a kept model: what it is, how good, on what, and how to make it again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from typing import Any
+
+from smallalign_core.runs.store import Run, Store
+from smallalign_core.spec import Import, to_yaml
+from smallalign_core.system.files import write, write_json
+
+
+def plain(text: str) -> str:
+    """A user's word as Markdown that shows it: one line, no markup, no end of a table's cell."""
+    return re.sub(r"([\\`*\[\]<>|&])", r"\\\1", " ".join(text.split()))
+
+
+def card(run: Run, store: Store, name: str) -> str:
+    """Markdown of a finished run's card; every number is from its result."""
+    result = run.result or {}
+    test, val, calibrated = result["test"], result["val"], result["test_calibrated"]
+    channels, height, width = result["input_shape"]
+    teacher = ", ".join(f"`{store.name_of(name)}`" for name in run.spec.teachers) or "none: labels only"
+    return f"""# {name}
+
+{plain(run.title)}
+
+| | |
+|---|---|
+| input | {channels} x {height} x {width} (channels, height, width), 0 to 255; other heights and widths are resized inside |
+| classes | {len(result["classes"])}: {", ".join(map(plain, result["classes"]))} |
+| parameters | {result["params"]:,} ({result["macs"]:,} multiply-accumulates an image) |
+| teacher | {teacher}{_evidence(result)} |
+| test accuracy | **{test["accuracy"]:.2%}** on {test["images"]:,} images (95 % interval {test["accuracy_low"]:.2%} to {test["accuracy_high"]:.2%}), seed {run.spec.seed}: 1 seed is not evidence |
+| validation accuracy | {val["accuracy"]:.2%} on {val["images"]:,} images; best epoch {result["best_epoch"]} of {run.spec.epochs} |
+| test NLL, ECE | {test["nll"]:.4f}, {test["ece"]:.2%}; with the fitted temperature {result["temperature"]:.3f}: {calibrated["nll"]:.4f}, {calibrated["ece"]:.2%} |
+| trained on | {result["processor"]}{f" ({result['capability']})" if "capability" in result else ""}, device {result["device"]}, {result["threads"]} thread(s), torch {result["torch"]}, {result["seconds"]:.0f} s |
+{f"| note | {plain(result['moved'])} |" + chr(10) if result.get("moved") else ""}| data fingerprint | `{run.spec.data.fingerprint}` |
+| weights (SHA-256) | `{result["weights_sha256"]}` |
+
+To make it again (equal weights on an equal processor{", its instruction sets too," if "capability" in result else ""} with the same number of threads):
+
+    python -m smallalign_core train spec.yaml
+"""
+
+
+def _evidence(result: dict[str, Any]) -> str:
+    """What the teacher knew of the images before the run; empty without one, and for runs from before it was kept."""
+    seen = result.get("preflight")
+    if not seen:
+        return ""
+    interval = f"95 % interval {seen['accuracy_low']:.2%} to {seen['accuracy_high']:.2%}"
+    return f"; accuracy {seen['accuracy']:.2%} on {seen['images']:,} validation images of this data ({interval})"
+
+
+def card_of_import(run: Run, how: Import, name: str) -> str:
+    """Markdown of an imported classifier's card; every number was computed when it was imported."""
+    result = run.result or {}
+    test = result["test"]
+    return f"""# {name}
+
+{plain(how.file)}, an ONNX classifier that was made elsewhere.
+
+| | |
+|---|---|
+| input | {how.dtype}, {how.layout}, {how.channels} channels, size {how.size or "any"}, batch {how.batch or "any"} |
+| preprocessing | {"its own" if how.dtype == "uint8" else f"(pixel / 255 * {how.white:g} - {how.mean}) / {how.std}"}, channels in the order {how.order.upper()} |
+| answers | {how.answers.replace("_", " ")}{"".join(f"; {plain(words)}" for words in (result.get("assumed") or {}).get("words", []))} |
+| classes | {len(how.classes)}: {", ".join(map(plain, how.classes[:20]))}{", …" if len(how.classes) > 20 else ""} |
+| parameters | {result["params"]:,} ({result["bytes"]:,} bytes) |
+| test accuracy | **{test["accuracy"]:.2%}** on {test["images"]:,} images (95 % interval {test["accuracy_low"]:.2%} to {test["accuracy_high"]:.2%}) of {plain(how.data.source)} |
+| data fingerprint | `{how.data.fingerprint}` |
+| file (SHA-256) | `{how.sha256}` |
+"""
+
+
+def keep(run: Run, store: Store, name: str) -> Run:
+    """Keep a finished run, or an import, in the zoo under a name: what it is, weights, result and card.
+
+    Raises:
+        Refused: the name is taken or not a name.
+    """
+    folder = store.claim_zoo_name(name)
+    part = folder.with_name(f".keeping-{name}-{os.getpid()}")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    if run.imported is not None:
+        for file in (run.record, run.weights, run.folder / "result.json"):
+            write(part / file.name, file.read_bytes())
+        write(part / "card.md", card_of_import(run, run.imported, name))
+        part.rename(folder)
+        return Run(folder)
+    spec = store.named(run.spec)
+    write(part / "spec.yaml", to_yaml(spec))
+    write(part / "weights.safetensors", run.weights.read_bytes())
+    write(part / "card.md", card(run, store, name))
+    files = {one: hashlib.sha256((part / one).read_bytes()).hexdigest() for one in ("spec.yaml", "card.md")}
+    kept = {**(run.result or {}), "fingerprint": run.spec.data.fingerprint, "files": files}
+    write_json(part / "result.json", kept)
+    part.rename(folder)
+    return Run(folder)

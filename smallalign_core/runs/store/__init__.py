@@ -1,0 +1,383 @@
+"""The store: one folder a run, read by all three doors, written by one worker at a time.
+
+    <root>/runs/<id>/   spec.json             what to train; written once
+                        queued, request       markers: waits for a worker; `pause` or `cancel`, asked of it
+                        lock                  held by the worker; the system lets go when it dies
+                        state.json            what the worker last said of itself: attempt, pid, why it stopped
+                        events.jsonl          append-only, one line an event
+                        checkpoints.json      the last two checkpoints with their SHA-256
+                        weights.safetensors   the best weights by validation
+                        logits.safetensors    what these answered to each validation and test image; may be deleted
+                        result.json, log.txt  written last: its existence means finished; what its workers said
+    <root>/runs/<id>/   import.json, model.onnx, result.json: a classifier that was made elsewhere, and its scores here
+    <root>/zoo/<name>/  spec.yaml, weights.safetensors, result.json, card.md: starter models, committed
+    <root>/policies/    augmentation policies that were saved under a name
+    <root>/decisions/   what was decided about single images of a dataset; kept/ holds what runs learned with
+    <root>/studies/<id>/needs   ids of the runs that an unfinished study learns from: see
+                        `smallalign_core.studies.lifecycle`
+    <root>/cache/       can be deleted at any time
+
+A run's state is derived from these files in the order that a run lives, and stored nowhere. Files arrive whole (written
+aside, flushed, renamed). This module does not import torch: the dashboard reads through it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import stat
+import time
+from pathlib import Path
+
+from filelock import Timeout
+
+from smallalign_core import data
+from smallalign_core.errors import BadModel, Refused, SmallAlignError, UnknownRun, of_system
+from smallalign_core.runs.store._run import Run as Run, State as State
+from smallalign_core.spec import Borrowed, RunSpec, digest
+from smallalign_core.system import limits, sandbox, users
+from smallalign_core.system.extras import PACKAGE
+from smallalign_core.system.files import SCHEMA as SCHEMA, append, is_held, read_lines, write_json
+from smallalign_core.system.users import OWNER, Visitor
+
+log = logging.getLogger("smallalign")
+
+SHIPPED_ZOO = next(
+    (zoo for zoo in (PACKAGE / "_models" / "zoo", PACKAGE.parent / "models" / "zoo") if zoo.is_dir()),
+    PACKAGE / "_models" / "zoo",
+)
+"""The starter models: package data of an installed wheel, and `models/zoo` of a checkout. They are only read."""
+NAME = "[a-z][a-z0-9-]{2,47}"
+"""What people may call a zoo model, or a policy."""
+
+
+def looked_at(times: int | None) -> str:
+    """How often test images were looked at, in words."""
+    return (
+        "looked at an unknown number of times: test-looks.jsonl cannot be read"
+        if times is None
+        else f"looked at {times:,} {'time' if times == 1 else 'times'}"
+    )
+
+
+def check_root(root: Path) -> None:
+    """Refuse a folder for a store that neither is one nor can be made.
+
+    Raises:
+        Refused: the path leads to a file, through a loop of links, or is too long.
+    """
+    try:
+        kind = root.stat().st_mode
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        found = of_system(error)
+        assert found is not None
+        raise Refused(f"the store cannot be used: {found.wrong}", given=root, do="name another folder") from None
+    if not stat.S_ISDIR(kind):
+        raise Refused("the store cannot be used: it is a file, not a folder", given=root, do="name another folder")
+
+
+class Store:
+    """All runs below one folder, and the zoo.
+
+    Args:
+        root: the folder; made when something is first written. By default SMALLALIGN_STORE, or `models` in the working
+            directory.
+        visitor: on whose behalf; the library and the command line act for the owner, who may do everything.
+        showing: what is computed fills a page that was opened, which is no look at test: see `count_test_look`.
+    """
+
+    def __init__(self, root: Path | str | None = None, visitor: Visitor = OWNER, *, showing: bool = False) -> None:
+        root = (os.environ.get("SMALLALIGN_STORE") or "models") if root is None else root
+        if not str(root).strip():
+            raise Refused("the store's path is empty", do="name a folder, or leave it out")
+        self.root, self.visitor, self.showing = Path(root), visitor, showing
+
+    def _at(self, folder: Path) -> Run:
+        return Run(folder, self.visitor)
+
+    @property
+    def data_cache(self) -> Path:
+        return self.root / "cache" / "data"
+
+    @property
+    def teacher_cache(self) -> Path:
+        return self.root / "cache" / "teacher"
+
+    @property
+    def preflights(self) -> Path:
+        """What teachers answered to validation images before runs learned from them."""
+        return self.root / "cache" / "preflight"
+
+    def zoo(self) -> list[Run]:
+        """The starter models: the store's own, and those that ship with SmallAlign."""
+        folders: dict[str, Path] = {}
+        for zoo in (SHIPPED_ZOO, self.root / "zoo"):
+            if zoo.is_dir():
+                folders |= {child.name: child for child in sorted(zoo.iterdir()) if (child / "result.json").is_file()}
+        return [self._at(folder) for folder in folders.values()]
+
+    def runs(self) -> list[Run]:
+        """All runs, newest first."""
+        folder = self.root / "runs"
+        children = folder.iterdir() if folder.is_dir() else ()
+        found = [run for run in map(self._at, children) if run.record.is_file() and not run.folder.name.startswith(".")]
+        return sorted(found, key=lambda run: run.created, reverse=True)
+
+    def run(self, reference: str) -> Run:
+        """The run called `reference`: an id, a unique prefix of one (4 or more), a zoo name, or a path.
+
+        Raises:
+            UnknownRun: none is, or more than one.
+        """
+        zoo = {run.name: run for run in self.zoo()}
+        if reference in zoo:
+            return zoo[reference]
+        if re.fullmatch("[0-9a-f]{4,16}", reference):
+            found = {run.id: run for run in zoo.values() if run.id.startswith(reference)}
+            for child in (self.root / "runs").glob(f"{reference}*"):
+                if self._at(child).record.is_file():
+                    found[child.name] = self._at(child)
+            if len(found) == 1:
+                return next(iter(found.values()))
+            if found:
+                raise UnknownRun(f"{len(found)} runs begin so", given=reference, do="give more characters of the id")
+        with contextlib.suppress(OSError, RuntimeError, ValueError):  # too long, `~nobody`, a zero byte
+            limits.check_path(path := Path(reference).expanduser(), "that run")
+            if (there := self._at(path)).record.is_file():
+                return there
+        raise UnknownRun(
+            "no run goes by that name", given=reference, do="see `python -m smallalign_core runs` for those there are"
+        )
+
+    def claim_zoo_name(self, name: str) -> Path:
+        """The folder for a new zoo model of that name.
+
+        Raises:
+            Refused: it is taken, or not a name.
+        """
+        if not re.fullmatch(NAME, name) or re.fullmatch("[0-9a-f]{4,16}", name):
+            raise Refused(
+                "a zoo name is 3 to 48 of a-z, 0-9 and -, and not like an id", given=name, do="choose another name"
+            )
+        if any(run.name == name for run in self.zoo()):
+            raise Refused("a zoo model has that name", given=name, do="choose another name")
+        return self.root / "zoo" / name
+
+    def finished(self, reference: str) -> Run:
+        """As `run`, and it is finished.
+
+        Raises:
+            UnknownRun, Refused: it is not there; it is not finished.
+        """
+        run = self.run(reference)
+        if run.state is not State.FINISHED:
+            raise Refused(f"the run is {run.state}, not finished", given=run.name, do="wait for it, or resume it")
+        return run
+
+    def name_of(self, reference: str) -> str:
+        """A name that people know: the zoo's for its ids, else the reference itself."""
+        return next((run.name for run in self.zoo() if run.id == reference), reference)
+
+    def named(self, spec: RunSpec) -> RunSpec:
+        """`spec` with its teachers called as people call them."""
+        return spec.taught_by([self.name_of(reference) for reference in spec.teachers])
+
+    def resolve(self, spec: RunSpec, splits: data.Splits, precision: str) -> RunSpec:
+        """`spec` with everything filled in that its digest depends on: fingerprints, ids of other runs, precision.
+
+        A teacher or start given as a path is taken into the store, so that the run can always be repeated.
+
+        Raises:
+            UnknownRun, Refused: a teacher or start is not there, or not finished.
+            BadModel: the weights to start from cannot be used.
+        """
+        network, teachers = spec.network, [self.finished(name) for name in spec.teachers]
+        start = self.finished(spec.start) if spec.start else None
+        for run in (*teachers, *([start] if start else [])):
+            self._adopt(run)
+        source = spec.data.source
+        if source not in data.NAMED:  # the worker may run in another folder
+            source = str(Path(source).expanduser().resolve())
+        filled = spec.data.model_copy(update={"source": source, "fingerprint": splits.fingerprint})
+        if filled.decisions:  # whoever goes on deciding must not change what this run learns from
+            filled = filled.model_copy(update={"decisions": str(self._kept(filled.decisions))})
+        if isinstance(network, Borrowed) and network.weights is not None:
+            file = Path(network.weights).expanduser().resolve()
+            limits.check_path(file, "the file of weights")
+            accepted = {"weights": str(file), "weights_sha256": sandbox.accepted_weights(file)}
+            network = network.model_copy(update=accepted)
+        known = {"data": filled, "network": network, "precision": precision, "start": start.id if start else None}
+        return spec.taught_by([run.id for run in teachers]).model_copy(update=known)
+
+    def _kept(self, decisions: str) -> Path:
+        """A copy of a file of decisions that nobody will change: its name is the digest of what it says."""
+        found = data.read_decisions(Path(decisions).expanduser())
+        text = json.dumps(found.as_dict(), sort_keys=True).encode()
+        kept = self.root.resolve() / "decisions" / "kept" / f"{hashlib.sha256(text).hexdigest()[:16]}.json"
+        if not kept.is_file():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            found.write(kept)
+        return kept
+
+    def _adopt(self, run: Run) -> None:
+        """Copy a finished run from elsewhere into the store, unless the store knows it."""
+        with contextlib.suppress(UnknownRun):
+            self.run(run.id)
+            return
+        self.visitor.may("take runs into the store")
+        if hashlib.sha256(run.weights.read_bytes()).hexdigest() != (run.result or {}).get("weights_sha256"):
+            raise BadModel("the teacher's weights are not those that its result describes", given=run.folder)
+        target = self.root / "runs" / run.id
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".adopting-{run.id}-{os.getpid()}")
+        shutil.copytree(run.folder, part, ignore=shutil.ignore_patterns("lock", "queued", "request", "spec.yaml"))
+        if run.imported is None:
+            write_json(part / "spec.json", {"spec": run.spec.model_dump(mode="json")})
+        with contextlib.suppress(OSError):
+            part.rename(target)
+        shutil.rmtree(part, ignore_errors=True)
+
+    def find(self, spec: RunSpec) -> Run | None:
+        """The run that a resolved `spec` describes; None if nobody asked for it yet."""
+        run = self._at(self.root / "runs" / digest(spec))
+        return run if (run.folder / "spec.json").exists() else None
+
+    def create(self, spec: RunSpec) -> Run:
+        """The run that a resolved `spec` describes; an equal spec is the same run, whatever its state."""
+        run, known = self._at(self.root / "runs" / digest(spec)), self.find(spec)
+        if not known:
+            limits.check_disk(self.root)
+            run.folder.mkdir(parents=True, exist_ok=True)
+        if not known or _places(Run(run.folder).spec) != _places(spec):  # the same images or weights, moved
+            write_json(run.folder / "spec.json", {"spec": spec.model_dump(mode="json")})
+        if not is_held(run.folder / "lock"):
+            (run.folder / "request").unlink(missing_ok=True)  # asked of an attempt that is over
+        return run
+
+    def submit(self, spec: RunSpec, *, together: bool = False) -> Run:
+        """Put the run of a resolved `spec` into the queue, unless it is there, running or finished already.
+
+        Raises:
+            Refused: who this acts for may not start runs, or not so many; `together`: see `visitors.check_room`.
+        """
+        self.visitor.may("start runs")
+        if self.find(spec) is None:  # before there is a folder that nobody asked for
+            users.check_room(self.root, self.visitor, together=together)
+        return self.enqueue(self.create(spec), together=together)
+
+    def enqueue(self, run: Run, *, together: bool = False) -> Run:
+        """Queue `run` (again); a paused, cancelled or failed one goes on from its last checkpoint."""
+        if run.state not in (State.FINISHED, State.RUNNING, State.QUEUED):
+            # Under the lock: a worker that takes or finishes it at this moment must not be left a stale marker.
+            with (
+                users.admitted(self.root, self.visitor, together=together) as turn,
+                contextlib.suppress(Timeout),
+                run.lock(timeout=2.0),
+            ):
+                if not run.finished and not (run.folder / "queued").exists():  # two clicks are one start
+                    (run.folder / "request").unlink(missing_ok=True)
+                    if run.said.get("deaths"):  # who asks for it again means it
+                        write_json(run.folder / "state.json", {**run.said, "deaths": 0})
+                    turn.write(run.folder / "queued")
+        return run
+
+    def worker_lock(self, device: str) -> Path:
+        """The lock that the worker of this store on `device` holds as long as it lives."""
+        return self.root / f"worker-{device.replace(':', '-')}.lock"
+
+    def workers(self) -> list[str]:
+        """The devices, as they were named (`auto`, `cpu`, `cuda-1`), on which living workers serve this store."""
+        locks = sorted(self.root.glob(self.worker_lock("*").name))
+        return [lock.stem.removeprefix("worker-") for lock in locks if is_held(lock)]
+
+    def queue(self) -> list[Run]:
+        """Runs that wait, in the order in which they will be trained: visitors take turns."""
+        return [run for run in map(self._at, users.waiting(self.root / "runs")) if not run.finished]
+
+    def delete(self, reference: str) -> Run:
+        """Delete a run and all that it made.
+
+        Raises:
+            UnknownRun, Refused: it is not there; it is running, in the zoo, or the teacher of an unfinished run or
+                study; who asks may only look.
+        """
+        self.visitor.may("delete runs")
+        run = self.run(reference)
+        if run.in_zoo:
+            raise Refused("zoo models are part of SmallAlign and are not deleted", given=run.name)
+        if run.folder.resolve().parent != (self.root / "runs").resolve():
+            raise Refused("only runs of this store are deleted", given=run.folder, do="delete that folder yourself")
+        pupils = []
+        for other in self.runs():
+            with contextlib.suppress(SmallAlignError, KeyError, TypeError):  # a damaged run learns from nobody
+                if run.id in (*other.spec.teachers, other.spec.start) and other.state is not State.FINISHED:
+                    pupils.append(other.name)
+        if pupils:
+            raise Refused("unfinished runs learn from it", given=", ".join(pupils[:3]), do="delete those first")
+        if needing := self.studies_that_need(run):
+            raise Refused(
+                "unfinished studies learn from it",
+                given=", ".join(needing[:3]),
+                do="let them train what they lack, or delete them: their finished runs stay",
+            )
+        gone = run.folder.with_name(f".deleted-{run.folder.name}-{os.getpid()}")
+        try:
+            with run.lock(timeout=0.5):
+                run.folder.rename(gone)
+        except Timeout:
+            raise Refused("the run is being trained", given=run.name, do="cancel it first") from None
+        shutil.rmtree(gone, ignore_errors=True)
+        shutil.rmtree(self.root / "exports" / run.folder.name, ignore_errors=True)
+        for kept in (self.root / "cache" / "compare").glob(f"*{run.folder.name}*"):
+            kept.unlink(missing_ok=True)
+        return run
+
+    def studies_that_need(self, run: Run) -> list[str]:
+        """Ids of studies that lacked runs which would learn from this one, when they were last looked at."""
+        found = []
+        for asked in self.root.glob("studies/[!.]*/study.json"):  # a folder without one is no study, and never ends
+            with contextlib.suppress(OSError):  # finished at this moment
+                if run.id in (asked.parent / "needs").read_text(errors="replace").split():
+                    found.append(asked.parent.name)
+        return sorted(found)
+
+    def count_test_look(self, fingerprint: str, run: str, why: str) -> None:
+        """Count a look at test: an evaluation on the labels of a test set that somebody started.
+
+        These are the end of a training, an import, and what the command line or a script evaluates, compares, exports
+        or verifies, where that computes something new. A page that shows a finished run is none, whatever it computes
+        for that, nor is a stored result. Nothing is ever chosen on test.
+
+        Where the list itself cannot be opened, work goes on without: `test_looks` and the doctor say so.
+
+        Raises:
+            Refused: the disk is full.
+        """
+        if self.showing:
+            return
+        self.root.mkdir(parents=True, exist_ok=True)
+        looks = self.root / "test-looks.jsonl"
+        try:
+            append(looks, {"data": fingerprint, "run": run, "why": why, "time": time.time()})
+        except (PermissionError, IsADirectoryError) as error:
+            log.warning("a look at the test images could not be noted: %s, %s", looks, error.strerror)
+
+    def test_looks(self, fingerprint: str) -> int | None:
+        """How often the test set of that data was looked at, by any run; None where that cannot be read."""
+        try:
+            looks, damaged = read_lines(self.root / "test-looks.jsonl")
+        except (OSError, Refused):
+            return None
+        return damaged + sum(look.get("data") == fingerprint for look in looks)  # one too many is the honest mistake
+
+
+def _places(spec: RunSpec) -> tuple[str | None, ...]:
+    """Where a run finds its images, the decisions about them, and the weights that it starts from."""
+    return spec.data.source, spec.data.decisions, getattr(spec.network, "weights", None)

@@ -1,0 +1,95 @@
+"""Datasets that visitors upload: checked, kept in the store under their content, used by their path like any other.
+
+    <root>/uploads/<name>-<16 hex digits of its SHA-256>.zip
+
+The name is what is left of the visitor's own without everything but a-z, 0-9 and -; it is for people only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import shutil
+from pathlib import Path
+
+from smallalign_core.data import check_upload
+from smallalign_core.errors import BadData, Refused
+from smallalign_core.runs.store import Store
+from smallalign_core.system import limits
+from smallalign_core.system.files import write
+
+MAGIC = {b"PK\x03\x04": "zip"}
+"""How files that are accepted begin. What a file is called does not count."""
+
+SPARE = 200 * limits.MB
+
+
+def folder(store: Store) -> Path:
+    """Where uploads are kept; made when the first is."""
+    return store.root.resolve() / "uploads"
+
+
+def kept(store: Store) -> list[Path]:
+    """All that is kept, newest first."""
+    there = folder(store)
+    aged = []
+    for file in there.glob("*.zip"):
+        with contextlib.suppress(FileNotFoundError):  # another visitor's turned out to be useless at this moment
+            aged += [] if file.name.startswith(".") else [(file.stat().st_mtime, file)]
+    return [file for _, file in sorted(aged, reverse=True)]
+
+
+def keep(store: Store, name: str, content: bytes) -> tuple[Path, bool]:
+    """Check a zip of images that a visitor sent, and keep it.
+
+    Returns:
+        Its path, which can be used as `data`, and whether it is new. Nothing was decoded yet: whoever does that and
+        finds it useless calls `drop`.
+
+    Raises:
+        Refused: the visitor may only look, or there is no room for it.
+        BadData: it is no zip, or one that `data` would not unpack. Nothing of it is left behind.
+    """
+    store.visitor.may("upload datasets")
+    most = limits.current()
+    if len(content) > most.upload_mb * limits.MB:
+        raise Refused(f"an upload has at most {most.upload_mb} MB", given=f"{len(content) / limits.MB:.1f} MB", do=HOW)
+    if not content.startswith(tuple(MAGIC)):
+        raise BadData("the file is not a zip, whatever it is called", given=_beginning(content), do=HOW)
+    check_upload(content)
+    digest = hashlib.sha256(content).hexdigest()[:16]
+    there = folder(store)
+    if known := next(there.glob(f"*-{digest}.zip"), None):
+        return known, False
+    there.mkdir(parents=True, exist_ok=True)
+    size = 0
+    for file in there.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            size += file.stat().st_size
+    if size + len(content) > most.kept_mb * limits.MB:
+        do = f"whoever runs this dashboard can delete old ones from {there}"
+        raise Refused("there is no more room for uploads", given=f"{size / limits.MB:,.0f} MB are kept", do=do)
+    if shutil.disk_usage(there).free < len(content) + SPARE:
+        raise Refused("the disk is nearly full", given=there, do="make room, then upload again")
+    file = there / f"{_plain(name)}-{digest}.zip"
+    write(file, content)
+    return file, True
+
+
+def drop(store: Store, file: Path) -> None:
+    """Forget an upload that turned out to be useless; any other file is left alone."""
+    if file.parent == folder(store) and file.suffix == ".zip":
+        file.unlink(missing_ok=True)
+
+
+HOW = "upload a zip of a folder with one sub-folder of images per class; give larger datasets by path"
+
+
+def _plain(name: str) -> str:
+    text = re.sub("[^a-z0-9]+", "-", Path(name).stem.lower()[:200]).strip("-")[:40].strip("-")
+    return text or "images"
+
+
+def _beginning(content: bytes) -> str:
+    return f"{len(content):,} bytes that begin with {content[:8]!r}" if content else "an empty file"

@@ -1,0 +1,1 @@
+"""Processes beside the library: the backend that serves the dashboard, its client, the worker, the doctor."""

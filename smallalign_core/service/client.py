@@ -1,0 +1,193 @@
+"""The dashboard's end of the desk: a question goes to a process that answers it, and its answer or error comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from smallalign_core.errors import BadInput, WorkFailed
+from smallalign_core.runs.store import Store
+from smallalign_core.service.backends import PULSE, Backend, Died, Full, Late, Pool, Starter
+from smallalign_core.system import limits
+from smallalign_core.system.extras import PACKAGE
+from smallalign_core.system.users import OWNER, Visitor
+
+SECONDS = 300.0
+"""How long an answer may take."""
+
+LONGER = {"inspect": 3600.0}
+"""The same, of questions that may have to read a whole dataset first."""
+
+ALIKE = frozenset({"inspect", "estimate", "views", "epoch", "code", "preflight"})
+"""Questions that change nothing: those that are equal and asked at the same time are answered once."""
+
+
+@dataclass
+class _Shared:
+    """A question that several wait for; `line` is empty where it has to be asked again."""
+
+    line: str = ""
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+class Desk:
+    """Asks the desk's processes, which are started when they are needed.
+
+    Args:
+        store: the store that questions are about.
+        visitor: on whose behalf, looked up at each question in the thread that asks it.
+        pulse: called now and then in that thread while it waits; what it raises ends the waiting.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        visitor: Callable[[], Visitor] = lambda: OWNER,
+        pulse: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.store, self._visitor, self._pulse = store, visitor, pulse
+        self._start = Starter(
+            [sys.executable, "-m", "smallalign_core", "desk", "--store", str(store.root.resolve())],
+            store.root / "desk.log",
+            os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": _import_path()},
+        )
+        most = limits.current()
+        self.pool = Pool(
+            lambda: self._start(), most=most.answers_at_once, long=most.long_at_once, each=most.answers_each
+        )
+        self._shared: dict[str, _Shared] = {}
+
+    def ask(self, verb: str, *, timeout: float | None = None, **values: Any) -> dict[str, Any]:
+        """The answer to one question. Those of different visitors do not wait for each other.
+
+        Raises:
+            BadInput: what was asked cannot be.
+            WorkFailed: it went wrong, took longer than `timeout` seconds, or its process died twice.
+        """
+        who = self._visitor()
+        question = json.dumps({"verb": verb, "values": values, "visitor": who.name, "role": who.role}) + "\n"
+        line = self._exchange(question, timeout or LONGER.get(verb, SECONDS), verb)
+        if not line:
+            reason = f"the reason may stand in {self.store.root / 'desk.log'}"
+            raise WorkFailed("the answer stopped short twice", given=verb, do=f"try again; {reason}")
+        reply = json.loads(line)
+        if "ok" in reply:
+            answer: dict[str, Any] = reply["ok"]
+            return answer
+        error = _Told(reply["error"]) if reply["bad_input"] else _ToldFailed(reply["error"])
+        error.details = reply.get("details", {})
+        raise error
+
+    def _exchange(self, question: str, timeout: float, verb: str) -> str:
+        """The line that answers `question`; empty if its process died before it could, twice."""
+        asked = json.loads(question)
+        for _ in range(2):  # every question may be asked twice, so a process that died costs a start and no error
+            try:
+                if asked["values"].get("patience") is not None:
+                    return self._in_steps(question, asked, timeout)
+                if verb in ALIKE:
+                    return self._once(question, asked, timeout)
+                return self._at_once(question, asked["visitor"], time.monotonic() + timeout)
+            except Died:
+                continue
+            except Late:
+                raise WorkFailed(
+                    f"there was no answer in {timeout:.0f} seconds", given=verb, do="try again with less"
+                ) from None
+        return ""
+
+    def _at_once(self, question: str, visitor: str, until: float, heard: Callable[[str], None] = lambda _: None) -> str:
+        """The answer of any process; `heard` gets it too, also when nobody here waits for it any more."""
+        try:
+            backend = self.pool.short(visitor, self._pulse)
+        except BaseException:
+            heard("")
+            raise
+        line = self._answered(backend, question, until, heard)
+        self.pool.release(backend)
+        heard(line)
+        return line
+
+    def _in_steps(self, question: str, asked: dict[str, Any], timeout: float) -> str:
+        """The answer of the process that holds what was done so far; how much that is, if it has no time now."""
+        values = dict(asked["values"])
+        patience = float(values.pop("patience"))
+        key = json.dumps([asked["verb"], values], sort_keys=True)
+        try:
+            backend = self.pool.steady(key, asked["visitor"], patience, self._pulse)
+        except Full as full:
+            return json.dumps({"ok": {"done": full.share}})
+        line = self._answered(backend, question, time.monotonic() + timeout, lambda _: None)
+        reply = json.loads(line)
+        share = float(reply["ok"].get("done", 0.0)) if reply.get("unfinished") else None
+        self.pool.release(backend, key, share)
+        return line
+
+    def _answered(self, backend: Backend, question: str, until: float, heard: Callable[[str], None]) -> str:
+        try:
+            return backend.ask(question, until, self._pulse)
+        except (Died, Late):
+            self.pool.drop(backend)
+            heard("")
+            raise
+        except BaseException:  # the asker is gone, to another page perhaps
+            self.pool.give_up(backend, until, heard)
+            raise
+
+    def _once(self, question: str, asked: dict[str, Any], timeout: float) -> str:
+        """As `_at_once`; who asks the same at the same time waits for the same answer."""
+        key = json.dumps([asked["verb"], asked["values"], asked["role"]], sort_keys=True)
+        until = time.monotonic() + timeout
+        while True:
+            shared = _Shared()
+            known = self._shared.setdefault(key, shared)
+            if known is shared:
+                break
+            while not known.done.wait(PULSE):
+                self._pulse()
+                if time.monotonic() > until:
+                    raise Late
+            if known.line:
+                return known.line
+            # whoever asked it first has failed or never began: ask it oneself
+
+        def heard(line: str) -> None:
+            shared.line = line
+            self._shared.pop(key, None)
+            shared.done.set()
+
+        return self._at_once(question, asked["visitor"], until, heard)
+
+    def warm(self) -> None:
+        """Start a process now, so that the first question does not wait for it."""
+        self.pool.warm()
+
+    def close(self) -> None:
+        """End the processes."""
+        self.pool.close()
+        self._start.close()
+
+
+def _import_path() -> str:
+    """Where the desk finds this library. It works in the caller's folder, since users' paths may be relative to it."""
+    return os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")]))
+
+
+class _Told(BadInput):
+    """An error that the desk has put into words already."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+
+
+class _ToldFailed(WorkFailed):
+    """As `_Told`, for work that failed."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)

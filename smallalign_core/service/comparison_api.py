@@ -1,0 +1,195 @@
+"""What is asked about runs side by side, at every door: comparison, robustness, latency, the report, one's own image.
+
+These are questions to the desk, and what `compare` on the command line asks. Torch is imported when one is answered.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smallalign_core import data
+from smallalign_core.analysis import (
+    compare as comparing,
+    html_report as reporting,
+    pareto as fronts,
+    robustness as bearing,
+)
+from smallalign_core.data import ImageSet, Splits
+from smallalign_core.errors import BadData, BadInput, SmallAlignError
+from smallalign_core.runs.store import Run, Store
+from smallalign_core.service import augmentation_api
+from smallalign_core.spec import parse_data
+from smallalign_core.system import resumable
+
+
+def compare(store: Store, teacher: str, students: list[str], split: str = "test") -> dict[str, Any]:
+    """Teacher and students side by side, kept for the next time: the first pair, and under `others` the other pairs."""
+    runs = [store.finished(name) for name in (teacher, *students)]
+    found = comparing.compare_once(runs[0], runs[1:], store, split=split)
+    first, *others = (one | {"data": _images_of(runs[0], runs[1])} for one in found)
+    return first | {"others": others}
+
+
+def _images_of(teacher: Run, student: Run) -> dict[str, Any]:
+    """Which images a comparison is on, those of the student's data, and the side that its teacher learned from."""
+    _, height, width = (student.result or {})["input_shape"]
+    if teacher.imported is not None:
+        learned = max(teacher.imported.size) if teacher.imported.size else None
+    else:
+        sides = [max((teacher.result or {})["input_shape"][1:]), teacher.spec.network.size]
+        learned = min(side for side in sides if side)
+    return {"source": student.data.source, "height": height, "width": width, "teacher_side": learned}
+
+
+def evaluate(store: Store, name: str, source: str | None = None) -> dict[str, Any]:
+    """Scores of a finished run or import, as `Scores.as_dict`, on its test images or on images of `source`.
+
+    Of a source that brings no test images of its own every image is used, but none that the run learned from or chose
+    by, as far as these are still there; the run's own images in another place are divided as they were.
+
+    Raises:
+        BadInput: the images have other classes, or none are left.
+    """
+    from smallalign_core.metrics import logits_of, score
+    from smallalign_core.runs import imported
+
+    run = store.finished(name)
+    images, notes, fingerprint = _asked_about(run, store, source)
+    classes = run.imported.classes if run.imported is not None else tuple((run.result or {})["classes"])
+    imported.classifier(run, images.classes)  # refuses classes that it does not know
+    if source is not None and images.classes != classes:  # right among all that it may answer, not among those shown
+        there = np.array([classes.index(one) for one in images.classes], np.int64)
+        images = replace(images, labels=there[images.labels], classes=classes)
+    store.count_test_look(fingerprint, run.id, "evaluate")
+    found = score(logits_of(imported.classifier(run, classes), images), images.labels, classes).as_dict()
+    found["recall"] = data.in_order(found["recall"])
+    looks = store.test_looks(fingerprint)
+    return {"run": run.id, "data": source or run.data.source, **found, "test_looks": looks, "notes": list(notes)}
+
+
+def _asked_about(run: Run, store: Store, source: str | None) -> tuple[ImageSet, tuple[str, ...], str]:
+    """(images to score a run on, notes, the fingerprint that looks at them are counted under)."""
+    if source is None:
+        splits = data.load(run.data, store.data_cache)
+        return splits.test, splits.notes, splits.fingerprint
+    with contextlib.suppress(BadData), data.found_at(source):
+        splits = data.load(run.data, store.data_cache)
+        return (
+            splits.test,
+            (*splits.notes, "These are the run's own images: its test images were used."),
+            splits.fingerprint,
+        )
+    shape = (run.result or {}).get("input_shape")
+    side = shape[1] if shape and shape[1] == shape[2] else None
+    spec = parse_data({"source": source, "size": run.data.size or side})
+    if data.brings_test(spec, store.data_cache):
+        splits = data.load(spec, store.data_cache)
+        return splits.test, splits.notes, splits.fingerprint
+    images, notes = data.everything(spec, store.data_cache)
+    with contextlib.suppress(SmallAlignError):
+        own = data.load(run.data, store.data_cache)
+        learned = np.concatenate([own.train.ids, own.val.ids])
+        fresh = np.flatnonzero(~np.isin(images.ids, learned))
+        if len(fresh) < len(images):
+            notes = (*notes, f"{len(images) - len(fresh):,} images were left out: the run learned from them.")
+            images = images.take(fresh)
+    if not len(images):
+        raise BadInput("the run learned from all of these images", given=source, do="name others")
+    return images, (*notes, f"All {len(images):,} images were used."), images.fingerprint
+
+
+def robustness(store: Store, runs: list[str], split: str = "test", patience: float | None = None) -> dict[str, Any]:
+    """How runs bear corrupted images, the teacher first: `done`, and when that is all, `report`."""
+    asked, splits = _side_by_side(store, runs)
+    question = f"robustness {store.root.resolve()} {[run.id for run in asked]} {splits.fingerprint} {split}"
+    found, done = resumable.advance(question, lambda: bearing.assess(asked, splits, split, store), patience)
+    return {"done": done, "report": found and found.as_dict()}
+
+
+def frontier(
+    store: Store,
+    runs: list[str],
+    split: str = "val",
+    limits: dict[str, Any] | None = None,
+    patience: float | None = None,
+) -> dict[str, Any]:
+    """Size, speed and accuracy of runs, the teacher first: `done`, and when that is all, `report`."""
+    asked, splits = _side_by_side(store, runs)
+    within = fronts.Limits(**limits or {})
+    question = f"frontier {store.root.resolve()} {[run.id for run in asked]} {splits.fingerprint} {split} {within}"
+    found, done = resumable.advance(question, lambda: fronts.frontier(asked, splits, split, store, within), patience)
+    return {"done": done, "report": found and found.as_dict()}
+
+
+def report(
+    store: Store,
+    runs: list[str],
+    split: str = "test",
+    limits: dict[str, Any] | None = None,
+    patience: float | None = None,
+    to: str | None = None,
+) -> dict[str, Any]:
+    """Everything about runs in one HTML file and its JSON, the teacher first: `done`, and when that is all, `report`
+    and `files`; they lie in the cache, or where `to` says."""
+    asked, splits = _side_by_side(store, runs)
+    within = fronts.Limits(**limits or {})
+    digest_of = hashlib.sha256(" ".join([*(run.id for run in asked), split, str(within)]).encode()).hexdigest()[:12]
+    kept = comparing.folder(store) / f"{asked[0].id}-{asked[1].id}-{digest_of}.html"
+    file = reporting.target(Path(to)) if to else kept
+    question = f"report {store.root.resolve()} {[run.id for run in asked]} {splits.fingerprint} {split} {within}"
+    found, done = resumable.advance(question, lambda: reporting.gather(asked, splits, split, store, within), patience)
+    files = reporting.save(found, splits, file) if found else []
+    return {"done": done, "report": found, "files": [str(one) for one in files]}
+
+
+def look(
+    store: Store, runs: list[str], own: dict[str, Any], target: str | None = None, occluding: bool = False
+) -> dict[str, Any]:
+    """What runs say to one's own image, and where each looks.
+
+    Args:
+        own: an image of the data's size, as `preview.encoded` gives it.
+        target: the class to explain; each run's own answer without.
+        occluding: occlusion maps for all, not only for those that Grad-CAM cannot explain.
+
+    Returns:
+        `answers`, one a run: `top`, the five likeliest classes with their probabilities; `target`; `method`, in words;
+        `heat`: base64 of uint8 [H, W], 255 where most speaks for the class, and whether `anything` does.
+    """
+    from smallalign_core.analysis import saliency
+    from smallalign_core.runs import imported
+
+    asked, splits = _side_by_side(store, runs)
+    image = augmentation_api.decoded(own, splits.shape)
+    if target is not None and target not in splits.classes:
+        raise BadInput("no class is called that", given=target, do=f"choose one of {', '.join(splits.classes[:12])}")
+    answers = []
+    for run in asked:
+        wanted = None if target is None else splits.classes.index(target)
+        found = saliency.explain(imported.classifier(run, splits.classes), image, target=wanted, occluding=occluding)
+        best = sorted(range(len(splits.classes)), key=lambda place: -found.probabilities[place])[:5]
+        answers.append(
+            {
+                "top": [(splits.classes[place], float(found.probabilities[place])) for place in best],
+                "target": splits.classes[found.target],
+                "method": saliency.METHODS[found.method],
+                "heat": base64.b64encode((255 * found.heat).round().astype("uint8").tobytes()).decode(),
+                "anything": bool(found.heat.max() > 0),
+            }
+        )
+    return {"answers": answers}
+
+
+def _side_by_side(store: Store, names: list[str]) -> tuple[list[Run], Splits]:
+    """Finished runs, the teacher first, and the first student's images."""
+    runs = [store.finished(name) for name in names]
+    if len(runs) < 2:
+        raise BadInput("a comparison needs at least two runs", given=", ".join(names), do="name another one")
+    return runs, data.load(runs[1].data, store.data_cache)

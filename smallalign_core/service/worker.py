@@ -1,0 +1,151 @@
+"""The worker: takes runs from the queue, else those of active studies, and trains them, in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from functools import partial
+
+import psutil
+from filelock import FileLock, Timeout
+
+from smallalign_core.errors import Refused, SmallAlignError
+from smallalign_core.runs.recovery import MOST, deaths, revive
+from smallalign_core.runs.store import Run, Store
+from smallalign_core.runs.writer import clean_up, logged
+from smallalign_core.spec import RunSpec
+from smallalign_core.studies import lifecycle
+from smallalign_core.system.machine import keep_freed_memory as keep_freed_memory, set_threads as set_threads
+from smallalign_core.training.runner import TOGETHER, Observer as Observer, execute as execute, execute_together
+
+log = logging.getLogger("smallalign")
+
+POLL_SECONDS = 0.3
+HUNG = 75
+"""Exit code of a worker that ended itself because a run hung and a person stopped it."""
+
+
+def serve(
+    store: Store,
+    *,
+    device: str = "auto",
+    once: bool = False,
+    while_pid: int | None = None,
+    stop: threading.Event | None = None,
+) -> int:
+    """Train queued runs, oldest first, until told to stop. Returns how many were taken.
+
+    Args:
+        once: stop when the queue is empty.
+        while_pid: stop when the queue is empty and that process is gone (the dashboard starts its worker so).
+        stop: once set, the run in training gets a checkpoint and goes back into the queue, and the worker ends.
+
+    Raises:
+        Refused: another worker serves this store on this device.
+    """
+    store.root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(store.worker_lock(device), timeout=1.0)
+    try:
+        held = lock.acquire()
+    except Timeout:
+        raise Refused(
+            f"another worker serves this store on device {device}",
+            given=store.root,
+            do="let it work, or name another --device",
+        ) from None
+    with held:
+        keep_freed_memory()
+        log.info("worker %d serves %s on %s", os.getpid(), store.root, device)
+        # Before the first run: these are the slowest imports, and the first click should not wait for them.
+        from smallalign_core.system._compat import load_compiler
+
+        load_compiler()
+
+        for run in store.runs():
+            if run.finished:  # its worker may have been killed between the result and the cleaning up
+                clean_up(run)
+        for run in revive(store):
+            log.warning("%s: its worker died: now it is %s", run.name, run.state)
+        taken, refused = 0, {""}
+        stop = stop or threading.Event()
+        while not stop.is_set():
+            waiting = [run for run in store.queue() if _marker(run) not in refused]
+            if waiting:
+                together = _in_step(waiting)
+                taken += len(together)
+                markers = [_marker(run) for run in together]
+                serve_some(together, store, device, stop)
+                # Who was not taken, because a newer version wrote the folder say, must not hold up the others.
+                refused |= {marker for run, marker in zip(together, markers, strict=True) if marker == _marker(run)}
+            elif lifecycle.feed(store, device, stop):
+                continue
+            elif once or (while_pid is not None and not psutil.pid_exists(while_pid)):
+                return taken
+            else:
+                stop.wait(POLL_SECONDS)
+        return taken
+
+
+def _marker(run: Run) -> str:
+    """Which submission of a run waits in the queue; empty if none does any more."""
+    with contextlib.suppress(OSError):
+        return f"{run.name} {(run.folder / 'queued').stat().st_mtime_ns}"
+    return ""
+
+
+def _in_step(waiting: list[Run]) -> list[Run]:
+    """The first in the queue, and those behind it that see the same views: they cost little more together."""
+    chosen: list[tuple[Run, RunSpec]] = []
+    for run in waiting:
+        try:
+            if deaths(run) >= MOST:  # one of those that died together may be to blame: the last time each is alone
+                if not chosen:
+                    return [run]
+                continue
+            spec = run.spec
+        except SmallAlignError:  # a damaged one is taken alone, so that it says so
+            return [run] if not chosen else [one for one, _ in chosen]
+        if all(spec.keeps_step_with(other) for _, other in chosen):
+            chosen.append((run, spec))
+        if len(chosen) == TOGETHER:
+            break
+    return [run for run, _ in chosen]
+
+
+def serve_some(runs: Sequence[Run], store: Store, device: str, stop: threading.Event) -> None:
+    """Train queued runs in lockstep; whatever happens is kept in their folders, and the worker lives on."""
+    with logged(runs):
+        give_up = partial(os._exit, HUNG)
+        ended = execute_together(runs, store, device=device, from_queue=True, stop=stop, give_up=give_up)
+        for run, how in zip(runs, ended, strict=True):
+            if isinstance(how, SmallAlignError):
+                log.error("%s: %s", run.name, how)
+            elif stop.is_set() and how.get("asked") is None:  # what a person stopped stays so
+                store.enqueue(run)
+        if all(isinstance(how, SmallAlignError) for how in ended):
+            time.sleep(POLL_SECONDS)
+
+
+def stop_on_signals() -> threading.Event:
+    """An event that Ctrl-C and SIGTERM set; a second Ctrl-C ends the process at once."""
+    stop = threading.Event()
+
+    def asked(number: int, _: object) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, asked)
+    return stop
+
+
+def main_log() -> None:
+    """Send the log of this process to stderr."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")

@@ -1,0 +1,1 @@
+"""Studies: lists of runs with a question, and the statistics that answer it."""

@@ -1,0 +1,409 @@
+"""What one choice of a spec is worth: the same student with and without it, seed by seed, on validation images.
+
+Both arms of a pair are ordinary runs that share seed, initial weights and order of images, so measuring again or with
+more seeds never repeats what is done. This module does not import torch: the dashboard reads through it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from smallalign_core.errors import BadInput, BadSpec, SmallAlignError
+from smallalign_core.runs.store import Run, State, Store
+from smallalign_core.spec import RunSpec, digest, parse, title
+from smallalign_core.studies import statistics
+
+What = Literal["augment", "teacher", "shuffled"]
+Verdict = Literal["nothing", "not evidence", "no spread", "noise", "helps", "hurts"]
+
+MOST_SEEDS = 100
+FAR = 100
+"""More seeds than this are not worth naming: what may be there is too small for this spread."""
+NOT_STARTED, DAMAGED = "not started", "damaged"
+
+
+@dataclass(frozen=True)
+class Control:
+    """How to leave a choice out.
+
+    Attributes:
+        name: the choice in a sentence, with its article.
+        present: whether a spec makes it.
+        leave_out: the fields of the other arm; the rest is as it was.
+        do: what to add to a spec that has nothing to leave out.
+    """
+
+    name: str
+    present: Callable[[RunSpec], bool]
+    leave_out: Callable[[dict[str, Any]], dict[str, Any]]
+    do: str
+
+
+CONTROLS: dict[What, Control] = {
+    "augment": Control(
+        "the augmentation",
+        lambda spec: bool(spec.augment),
+        lambda fields: {**fields, "augment": (), "views": 0},
+        "add parts to `augment`",
+    ),
+    "teacher": Control(  # without a loss, a spec without a teacher learns by cross entropy
+        "the teacher",
+        lambda spec: spec.teacher is not None,
+        lambda fields: {name: value for name, value in fields.items() if name not in ("teacher", "loss", "shuffled")},
+        "name a `teacher`",
+    ),
+    "shuffled": Control(  # what the teacher knows of a class is left, what it knows of the image is not
+        "the answer to the image itself",
+        lambda spec: spec.teacher is not None and not spec.shuffled,
+        lambda fields: {**fields, "shuffled": True},
+        "name a `teacher`, and leave `shuffled` out",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score: what people call it, whether less is better, what it is multiplied with to be read, and how.
+
+    Accuracy and ECE are shares in 0..1 that are read in percent, their differences in points; NLL is in nats.
+    """
+
+    label: str
+    less_is_better: bool
+    scale: float
+    digits: int
+    unit: str
+    most: float = math.inf
+    """The largest value; the smallest is 0."""
+
+    def differences(self, low: float, high: float) -> tuple[float, float]:
+        """An interval of differences, kept within those that two values can have."""
+        return max(-self.most, low), min(self.most, high)
+
+    def value(self, value: float) -> str:
+        return f"{value * self.scale:.{self.digits}f}{'%' if self.unit else ''}"
+
+    def change(self, value: float) -> str:
+        """A difference with its sign, without the unit; what rounds to zero has no sign."""
+        rounded = round(value * self.scale, self.digits)
+        return f"{rounded:+.{self.digits}f}".replace("-", "−") if rounded else f"{0:.{self.digits}f}"
+
+
+METRICS = {
+    "accuracy": Metric("accuracy", False, 100, 2, " points", most=1.0),
+    "nll": Metric("NLL", True, 1, 4, ""),
+    "ece": Metric("ECE", True, 100, 2, " points", most=1.0),
+}
+
+
+# --- the arms ---------------------------------------------------------------------------------------------------------
+
+
+def without(spec: RunSpec, what: What) -> RunSpec:
+    """The control arm: `spec` with one choice left out and nothing else changed.
+
+    Raises:
+        BadSpec, BadInput: the spec does not make that choice; it is none that can be left out.
+    """
+    control = CONTROLS.get(what)
+    if control is None:
+        raise BadInput("that cannot be left out of a spec", given=what, do=f"choose {' or '.join(CONTROLS)}")
+    if not control.present(spec):
+        raise BadSpec(f"there is nothing to measure: the spec is without {control.name[4:]}", do=control.do)
+    other = parse(control.leave_out(spec.model_dump()))
+    if other == spec:
+        raise BadSpec(
+            f"there is nothing to measure: {control.name} is part of loss {spec.loss.kind}", do="use another loss"
+        )
+    return other
+
+
+def pairs(spec: RunSpec, what: What, seeds: int) -> list[tuple[RunSpec, RunSpec]]:
+    """(with, without) for `seeds` seeds from the spec's own upwards.
+
+    Raises:
+        BadSpec, BadInput: there is nothing to leave out; not a number of seeds.
+    """
+    if not 1 <= seeds <= MOST_SEEDS:
+        raise BadInput(f"measure with 1 to {MOST_SEEDS} seeds", given=seeds, do="3 are the least to learn from")
+    fields = spec.model_dump()
+    arms = [parse(fields | {"seed": spec.seed + more}) for more in range(seeds)]
+    return [(arm, without(arm, what)) for arm in arms]
+
+
+def start(store: Store, spec: RunSpec, what: What, seeds: int) -> list[Run]:
+    """Queue what is not finished, pair after pair. Stopped and failed runs go on from their last checkpoint.
+
+    All are one start: who acts for a visitor asks `visitors.check_room` for all of them before.
+
+    Args:
+        spec: resolved, as for all that follows: with fingerprint, teacher's id and precision filled in.
+    """
+    return [store.submit(arm, together=True) for pair in pairs(spec, what, seeds) for arm in pair]
+
+
+# --- the figures ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One run of a pair.
+
+    Attributes:
+        state: a `State`, `not started`, or `damaged`.
+        reason: why it failed or paused, if that is known.
+        scores: accuracy, NLL and ECE on validation images; None before it is finished.
+        images: how many those are.
+    """
+
+    id: str
+    state: str
+    reason: str | None = None
+    scores: dict[str, float] | None = None
+    images: int | None = None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two arms of one seed."""
+
+    seed: int
+    treated: Arm
+    control: Arm
+
+    @property
+    def arms(self) -> tuple[tuple[str, Arm], ...]:
+        return ("with", self.treated), ("without", self.control)
+
+    @property
+    def difference(self) -> dict[str, float] | None:
+        """With minus without, for each metric; None before both are finished."""
+        ours, theirs = self.treated.scores, self.control.scores
+        return {name: ours[name] - theirs[name] for name in METRICS} if ours and theirs else None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"seed": self.seed, **{name: asdict(arm) for name, arm in self.arms}, "difference": self.difference}
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One metric over all finished pairs.
+
+    Attributes:
+        pairs: how many.
+        treated, control: means of the two arms.
+        mean, sd: of the paired differences, with minus without; `sd` is that of a sample (n - 1).
+        low, high: the 95 % t interval of the mean over seeds (Student, 1908); None below 2 pairs and without a spread.
+        verdict: `no spread` is said where all differences are equal, as scores on few images often are.
+        more_seeds: where the verdict is noise, a rough number of further pairs with which such an interval would leave
+            out zero in four of five repetitions, if mean and spread were the true ones (Guenther, 1981).
+    """
+
+    metric: str
+    pairs: int
+    treated: float | None
+    control: float | None
+    mean: float | None
+    sd: float | None
+    low: float | None
+    high: float | None
+    verdict: Verdict
+    more_seeds: int | None
+
+    def figures(self) -> str:
+        """Both arms, the difference and its interval."""
+        metric = METRICS[self.metric]
+        if self.mean is None or self.treated is None or self.control is None:
+            return f"{metric.label}: no pair is finished yet"
+        text = f"{metric.label} {metric.value(self.treated)} with, {metric.value(self.control)} without: "
+        text += f"{metric.change(self.mean)}{metric.unit}"
+        if self.low is None or self.high is None:
+            return text
+        return f"{text} (95 % interval {metric.change(self.low)} to {metric.change(self.high)}, {self.pairs} seeds)"
+
+    def words(self) -> str:
+        """The figures and what they amount to, in one line."""
+        return (
+            self.figures()
+            + {
+                "nothing": "",
+                "not evidence": ". 1 seed: not evidence",
+                "no spread": f" on each of {self.pairs} seeds: "
+                + ("no spread to judge by, add seeds" if self.mean else "no difference seen"),
+                "noise": f": within noise; {self.outlook}",
+                "helps": ": helps",
+                "hurts": ": hurts",
+            }[self.verdict]
+        )
+
+    @property
+    def outlook(self) -> str:
+        """Where the verdict is noise: how many more seeds it might take; else empty."""
+        if self.verdict != "noise":
+            return ""
+        if self.more_seeds is None or self.more_seeds > FAR:
+            return f"a difference this small may not show on {FAR} more seeds"
+        seeds = "1 more seed" if self.more_seeds == 1 else f"{self.more_seeds} more seeds"
+        return f"roughly {seeds} would tell, if this mean and this spread were the true ones"
+
+
+def effect(metric: str, treated: Sequence[float], control: Sequence[float]) -> Effect:
+    """The paired difference of two equally long lists of a metric, one value a seed."""
+    differences = [ours - theirs for ours, theirs in zip(treated, control, strict=True)]
+    n = len(differences)
+    if not n:
+        return Effect(metric, 0, None, None, None, None, None, None, "nothing", None)
+    means = sum(treated) / n, sum(control) / n
+    mean = sum(differences) / n
+    if n == 1:
+        return Effect(metric, 1, *means, mean, None, None, None, "not evidence", None)
+    found = statistics.paired(differences)
+    if not found.se:  # equal counts of the same images; what differs is rounding
+        return Effect(metric, n, *means, mean, 0.0, None, None, "no spread", None)
+    shown = found.mean, found.seeds_sd, *METRICS[metric].differences(found.low, found.high)
+    if found.low <= 0 <= found.high:
+        needed = statistics.pairs_needed(found.mean, found.seeds_sd)
+        return Effect(metric, n, *means, *shown, "noise", needed and max(1, needed - n))
+    better = (found.mean < 0) == METRICS[metric].less_is_better
+    return Effect(metric, n, *means, *shown, "helps" if better else "hurts", None)
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What a choice is worth as far as it is known now.
+
+    Attributes:
+        what: the choice that the control arm leaves out.
+        title: the student, in a few words.
+        pairs: one a seed.
+        effects: accuracy, NLL and ECE.
+    """
+
+    what: What
+    title: str
+    pairs: tuple[Pair, ...]
+    effects: tuple[Effect, ...]
+
+    @property
+    def arms(self) -> list[Arm]:
+        """All runs, in the order of the queue."""
+        return [arm for pair in self.pairs for _, arm in pair.arms]
+
+    @property
+    def finished(self) -> int:
+        """Pairs of which both arms are finished."""
+        return sum(pair.difference is not None for pair in self.pairs)
+
+    @property
+    def running(self) -> int:
+        """Pairs with an arm in the queue or in training."""
+        return sum(any(arm.state in (State.QUEUED, State.RUNNING) for _, arm in pair.arms) for pair in self.pairs)
+
+    @property
+    def failed(self) -> list[str]:
+        """Every arm that failed or is damaged, with its reason."""
+        return [
+            f"seed {pair.seed} {name} {CONTROLS[self.what].name}: {arm.reason or arm.state}"
+            for pair in self.pairs
+            for name, arm in pair.arms
+            if arm.state in (State.FAILED, DAMAGED)
+        ]
+
+    @property
+    def missing(self) -> int:
+        """Runs that a start would queue."""
+        return sum(arm.state not in (State.QUEUED, State.RUNNING, State.FINISHED) for arm in self.arms)
+
+    @property
+    def images(self) -> int | None:
+        """How many validation images the figures are from."""
+        return next((arm.images for arm in self.arms if arm.images), None)
+
+    @property
+    def verdict(self) -> str:
+        """What the effect on accuracy amounts to, in a few words."""
+        name = capital(CONTROLS[self.what].name)
+        return {
+            "nothing": "Nothing is measured yet",
+            "not evidence": "1 seed: not evidence",
+            "no spread": "No spread to judge by" if self.effects[0].mean else "No difference seen",
+            "noise": "Within noise",
+            "helps": f"{name} helps",
+            "hurts": f"{name} hurts",
+        }[self.effects[0].verdict]
+
+    def scope(self) -> str:
+        """What the figures are of, and what they do not say."""
+        seen = f"{self.images:,} validation images" if self.images else "validation images"
+        return (
+            f"Differences are with minus without, on {seen}, on which both arms also chose their best epoch; test "
+            "images have no part in it. Intervals are over seeds, each at 95 % on its own: what other images or "
+            "another budget would show is not in them."
+        )
+
+    def words(self) -> str:
+        """The whole report as lines of text."""
+        seeds = [pair.seed for pair in self.pairs]
+        span = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
+        states = [f"{self.finished} of {len(self.pairs)} pairs finished"]
+        states += [f"{self.running} running or queued"] if self.running else []
+        states += [f"{self.missing} run{'s' * (self.missing > 1)} to start"] if self.missing else []
+        lines = [f"{self.title}, with and without {CONTROLS[self.what].name}, {span}: {', '.join(states)}"]
+        lines += [effect.words() for effect in self.effects] if self.finished else []
+        lines += [f"failed: {reason}" for reason in self.failed]
+        lines += ["Failed seeds are missing from the figures, which flatters the arm that failed."] * bool(self.failed)
+        return "\n".join([*lines, self.scope()])
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "what": self.what,
+            "title": self.title,
+            "split": "val",
+            "images": self.images,
+            "of": len(self.pairs),
+            "finished": self.finished,
+            "running": self.running,
+            "failed": self.failed,
+            "missing": self.missing,
+            "verdict": self.verdict,
+            "metrics": {effect.metric: asdict(effect) for effect in self.effects},
+            "pairs": [pair.as_dict() for pair in self.pairs],
+        }
+
+
+def capital(text: str) -> str:
+    """`text` as the beginning of a sentence."""
+    return text[:1].upper() + text[1:]
+
+
+def report(store: Store, spec: RunSpec, what: What, seeds: int) -> Worth:
+    """What the store knows now about a resolved spec; trains and queues nothing.
+
+    Raises:
+        BadSpec, BadInput: as `pairs`.
+    """
+    found = tuple(Pair(ours.seed, _arm(store, ours), _arm(store, theirs)) for ours, theirs in pairs(spec, what, seeds))
+    whole = [(pair.treated.scores, pair.control.scores) for pair in found]
+    both = [(ours, theirs) for ours, theirs in whole if ours and theirs]
+    effects = tuple(
+        effect(name, [ours[name] for ours, _ in both], [theirs[name] for _, theirs in both]) for name in METRICS
+    )
+    return Worth(what, title(spec).rpartition(" · ")[0], found, effects)
+
+
+def _arm(store: Store, spec: RunSpec) -> Arm:
+    run = store.find(spec)
+    if run is None:
+        return Arm(digest(spec), NOT_STARTED)
+    try:
+        state = run.state
+        if state is not State.FINISHED:
+            return Arm(run.id, str(state), run.said.get("reason"))
+        scores = (run.result or {})["val"]
+        values = {name: float(scores[name]) for name in METRICS}
+        return Arm(run.id, str(state), None, values, int(scores["images"]))
+    except (SmallAlignError, KeyError, TypeError, ValueError) as error:  # a folder may hold any nonsense
+        return Arm(run.name, DAMAGED, str(error) if isinstance(error, SmallAlignError) else "a file of it is damaged")

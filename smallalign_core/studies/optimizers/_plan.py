@@ -1,0 +1,250 @@
+"""Which runs an optimizer study wants, as far as it can know: a pure function of what is finished.
+
+Tuning of an arm is its own: its trials follow from its own finder and its own trials, so that adding an optimizer,
+seeds or a budget leaves all others as they are.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from smallalign_core.errors import SmallAlignError
+from smallalign_core.runs.store import Run, State, Store
+from smallalign_core.spec import Optimizer, RunSpec, digest
+from smallalign_core.studies.optimizers._parts import Finder
+from smallalign_core.studies.optimizers._spec import (
+    Entry,
+    OptimizerStudySpec,
+    entries,
+    race_seeds,
+    run_spec,
+    tuning_seed,
+    with_rate,
+)
+from smallalign_core.system.files import read_json
+
+FINDERS = "finders.json"
+FROM_FINDER = 3
+"""Trials that the finder proposes: the steepest rate, the lowest loss, and one between."""
+BEYOND = 3
+"""Trials that an arm may get more than others while its best rate sits on the edge; they count as its tuning."""
+APART = 2.0
+"""Factor between the first trials at least, and of a step beyond an edge."""
+LARGEST = 100.0
+NOT_STARTED, DAMAGED = "not started", "damaged"
+
+Why = Literal["finder", "extension", "refinement"]
+Rank = tuple[float, float]
+"""(validation accuracy, minus NLL): larger is better."""
+
+
+# --- looking ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a run's folder says now.
+
+    Attributes:
+        result: of a finished run whose result has the scores that a study needs; else None.
+    """
+
+    id: str
+    state: str
+    reason: str | None = None
+    diverged: bool = False
+    result: dict[str, Any] | None = None
+    run: Run | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether training it again would change nothing."""
+        return self.state == State.FINISHED or self.diverged
+
+
+@functools.lru_cache(maxsize=8192)
+def id_of_run(spec: RunSpec) -> str:
+    """Its digest, remembered: a page asks for hundreds each second."""
+    return digest(spec)
+
+
+def look(store: Store, spec: RunSpec) -> Look:
+    """What the store knows of the run of a resolved spec."""
+    run = Run(store.root / "runs" / id_of_run(spec))
+    if not (run.folder / "spec.json").exists():
+        return Look(run.name, NOT_STARTED)
+    try:
+        state = run.state
+        if state is State.FINISHED:
+            stamp = (run.folder / "result.json").stat().st_mtime_ns
+            return Look(run.name, state, result=_result(run.folder, stamp), run=run)
+        said = run.said
+        return Look(run.name, state, said.get("reason"), state is State.FAILED and bool(said.get("diverged")), run=run)
+    except (SmallAlignError, OSError, KeyError, TypeError, ValueError) as error:  # a folder may hold any nonsense
+        return Look(run.name, DAMAGED, str(error) if isinstance(error, SmallAlignError) else "a file of it is damaged")
+
+
+@functools.lru_cache(maxsize=4096)
+def _result(folder: Path, _: int) -> dict[str, Any]:
+    """A result, read once for each time that it was written.
+
+    Raises:
+        KeyError, TypeError, ValueError: it lacks the scores that every result has.
+    """
+    result: dict[str, Any] = read_json(folder / "result.json")
+    for split in ("val", "test"):
+        for metric in ("accuracy", "nll", "ece", "images"):
+            float(result[split][metric])
+    return result
+
+
+# --- tuning -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How far the search for an arm's rate is.
+
+    Attributes:
+        proposed: (rate, why) in the order in which they were proposed.
+        settled: whether no more will be.
+        best: the rate to race with; None before it is settled, and where all diverged.
+        edge: whether the best is the lowest or the highest of those that were tried.
+    """
+
+    proposed: tuple[tuple[float, Why], ...]
+    settled: bool
+    best: float | None
+    edge: bool
+
+
+def rounded(rate: float) -> float:
+    """Two digits: two machines that find nearly the same rate mean the same run."""
+    return float(f"{rate:.2g}")
+
+
+def first_rates(finder: Finder, trials: int) -> list[float]:
+    """Up to three rates from the finder: from the steepest to the lowest loss, at least a factor of two apart."""
+    count = min(FROM_FINDER, trials)
+    low, high = sorted((finder.steepest, finder.minimum))
+    if count == 1:
+        return [rounded(math.sqrt(low * high))]
+    least = APART ** (count - 1)
+    if high / low < least:
+        middle = math.sqrt(low * high)
+        low, high = middle / math.sqrt(least), middle * math.sqrt(least)
+    high = min(high, LARGEST)
+    return [rounded(low * (high / low) ** (index / (count - 1))) for index in range(count)]
+
+
+def tune(first: Sequence[float], rank_of: Callable[[float], Rank | Literal["unknown"] | None], trials: int) -> Tuning:
+    """The trials of one arm.
+
+    After those of the finder, each next one is twice the best rate (or half) while that sits on an edge, else between
+    the best and its better neighbour. All arms get the same number; one whose best still sits on an edge gets up to
+    three more, which count as its tuning.
+
+    Args:
+        rank_of: of a rate's trial; "unknown" before it is settled, None if it diverged.
+    """
+    proposed: list[tuple[float, Why]] = [(rate, "finder") for rate in dict.fromkeys(first)]
+    while True:
+        ranks = {rate: rank_of(rate) for rate, _ in proposed}
+        if "unknown" in ranks.values():
+            return Tuning(tuple(proposed), False, None, False)
+        known = {rate: rank for rate, rank in ranks.items() if rank is not None and rank != "unknown"}
+        rates = sorted(ranks)
+        best = max(known, key=lambda rate: known[rate]) if known else None
+        edge = best is None or best in (rates[0], rates[-1])
+        if len(proposed) >= trials + (BEYOND if edge else 0):
+            break
+        found = _next(rates, known, best)
+        if found is None:
+            break
+        proposed.append(found)
+    return Tuning(tuple(proposed), True, best, edge)
+
+
+def _next(rates: list[float], known: dict[float, Rank], best: float | None) -> tuple[float, Why] | None:
+    if best is None:  # all diverged
+        return rounded(rates[0] / APART**2), "extension"
+    if best == rates[-1]:
+        return (rounded(best * APART), "extension") if best * APART <= LARGEST else None
+    if best == rates[0]:
+        return rounded(best / APART), "extension"
+    place = rates.index(best)
+    worst = (-math.inf, -math.inf)
+    beside = sorted((rates[place - 1], rates[place + 1]), key=lambda rate: known.get(rate, worst), reverse=True)
+    between = (rounded(math.sqrt(best * other)) for other in beside)
+    return next(((rate, "refinement") for rate in between if rate not in rates), None)
+
+
+# --- what is wanted ---------------------------------------------------------------------------------------------------
+
+
+def finder_key(spec: OptimizerStudySpec, optimizer: Optimizer) -> str:
+    """What a finder's curve is of: the student, the optimizer and the tuning seed."""
+    return digest(run_spec(spec, optimizer, 1, tuning_seed(spec)))
+
+
+def finders(folder: Path) -> dict[str, Finder]:
+    """The curves that are kept in a study's folder, by key."""
+    try:
+        kept = read_json(folder / FINDERS, missing={})
+        return {
+            key: Finder(**one | {"rates": tuple(one["rates"]), "losses": tuple(one["losses"])})
+            for key, one in kept.items()
+        }
+    except (SmallAlignError, KeyError, TypeError, AttributeError):  # damaged: measured again
+        return {}
+
+
+def finders_json(found: dict[str, Finder]) -> str:
+    """The content of their file."""
+    return json.dumps({key: vars(one) for key, one in found.items()}, allow_nan=False)
+
+
+def tuning(spec: OptimizerStudySpec, entry: Entry, budget: int, store: Store, finder: Finder | None) -> Tuning:
+    """How far the search for an entry's rate at a budget is."""
+    if finder is None:
+        return Tuning((), False, None, False)
+
+    def rank_of(rate: float) -> Rank | Literal["unknown"] | None:
+        seen = look(store, trial(spec, entry, budget, rate))
+        if seen.result is not None:
+            return float(seen.result["val"]["accuracy"]), -float(seen.result["val"]["nll"])
+        return None if seen.diverged else "unknown"
+
+    return tune(first_rates(finder, spec.trials), rank_of, spec.trials)
+
+
+def trial(spec: OptimizerStudySpec, entry: Entry, budget: int, rate: float) -> RunSpec:
+    """A run that tries a rate."""
+    return run_spec(spec, with_rate(entry.optimizer, rate), budget, tuning_seed(spec))
+
+
+def wanted(spec: OptimizerStudySpec, store: Store, folder: Path) -> list[RunSpec]:
+    """All runs that the study is known to want now, in the order to train them: trials of a budget, then its race.
+
+    It wants more as these are finished. `spec` is resolved.
+    """
+    found, curves = [], finders(folder)
+    for budget in spec.budgets:
+        trials, racing = [], []
+        for entry in entries(spec):
+            optimizer: Optimizer | None = entry.optimizer
+            if entry.track == "tuned":
+                state = tuning(spec, entry, budget, store, curves.get(finder_key(spec, entry.optimizer)))
+                trials += [trial(spec, entry, budget, rate) for rate, _ in state.proposed]
+                optimizer = None if state.best is None else with_rate(entry.optimizer, state.best)
+            if optimizer is not None:
+                racing.append(optimizer)
+        race = [run_spec(spec, optimizer, budget, seed) for seed in race_seeds(spec) for optimizer in racing]
+        found += trials + race
+    return list(dict.fromkeys(found))

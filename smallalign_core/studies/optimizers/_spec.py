@@ -1,0 +1,325 @@
+"""What an optimizer study is asked to do: a student, optimizers, and how many trials, seeds and budgets they get."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+
+from smallalign_core.errors import BadSpec
+from smallalign_core.spec import (
+    LOOP,
+    AdamW,
+    Lookahead,
+    Muon,
+    OfLayers,
+    Optimizer,
+    Polyak,
+    Prodigy,
+    RunSpec,
+    Sam,
+    ScheduleFree,
+    Sgd,
+    Soap,
+    canonical,
+    evolves,
+    fields_in,
+    nest,
+    parse,
+    title,
+    told,
+    usual_schedule,
+)
+from smallalign_core.spec.optimizer import Asam, kind_of
+from smallalign_core.spec.parts import Part
+from smallalign_core.studies.optimizers._parts import Track
+
+if TYPE_CHECKING:
+    from smallalign_core.runs.store import Store
+
+LIBRARY_RATES = {
+    "sgd": 1e-3,
+    "adamw": 1e-3,
+    "nadamw": 1e-3,
+    "rmsprop": 1e-2,
+    "lion": 1e-4,
+    "muon": 0.02,
+    "soap": 3e-3,
+    "schedule_free": 2.5e-3,
+    "ademamix": 1e-3,
+    "prodigy": 1.0,
+}
+"""The learning rates that torch, timm and pytorch_optimizer would use if nobody gave one."""
+LABELS = {
+    "sgd": "SGD",
+    "adamw": "AdamW",
+    "nadamw": "NAdamW",
+    "rmsprop": "RMSprop",
+    "lion": "Lion",
+    "muon": "Muon",
+    "soap": "SOAP",
+    "prodigy": "Prodigy",
+    "schedule_free": "Schedule-Free",
+    "ademamix": "AdEMAMix",
+    "polyak": "Polyak",
+    "ema": "EMA",
+    "lookahead": "Lookahead",
+    "sam": "SAM",
+    "asam": "ASAM",
+}
+TUNING_SEED = 1_000_003
+"""How far the tuning seed is from the first of the race; fewer seeds than this can be asked for."""
+EVALUATIONS = 3
+"""Losses of a batch that cost about as much as one gradient: its backward pass takes twice its forward pass."""
+STUDY_FIELDS = ("optimizers", "hands_off", "reference", "trials", "seeds", "budgets", "margin", "target")
+
+
+_SEVERAL = BeforeValidator(lambda given: given if isinstance(given, list | tuple) else [given])
+"""One stands for a list of one."""
+
+
+class OptimizerStudySpec(Part):
+    """All that decides an optimizer study. In a file, the fields of the student stand beside the others."""
+
+    student: Annotated[
+        RunSpec, Field(description="What is trained; its `seed` is the race's first, `epochs` the budget B.")
+    ]
+    reference: Annotated[Optimizer, Field(description="Whom the others are compared with; it is always in.")] = AdamW()
+    optimizers: Annotated[
+        tuple[Optimizer, ...],
+        _SEVERAL,
+        Field(max_length=24, description="Tuned: their rates are found and tried."),
+    ] = (AdamW(), Muon(), Soap(), Sgd(), Lookahead(), Sam())
+    hands_off: Annotated[
+        tuple[Optimizer, ...], _SEVERAL, Field(max_length=24, description="Used as they are written, without a trial.")
+    ] = ()
+    trials: Annotated[
+        int, Field(ge=1, le=32, description="Full-length runs that each tuned optimizer gets to find its rate.")
+    ] = 4
+    seeds: Annotated[int, Field(ge=1, le=100, description="Runs of each optimizer in the race.")] = 5
+    budgets: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=64)], ...],
+        _SEVERAL,
+        Field(min_length=1, max_length=6, description="Multiples of the student's epochs."),
+    ] = (1, 2, 4)
+    margin: Annotated[
+        float, Field(gt=0, le=0.5, description="The least difference in accuracy that matters, as a share.")
+    ] = 0.01
+    target: Annotated[
+        float | None,
+        Field(gt=0, le=1, description="Validation accuracy to reach; empty: the median of the reference."),
+    ] = None
+
+    @model_validator(mode="after")
+    def _can_be_done(self) -> Self:
+        if not tunable(self.reference):
+            raise ValueError("the reference is tuned, and this one has no learning rate to tune: choose another")
+        if list(self.budgets) != sorted(set(self.budgets)):
+            raise ValueError(f"`budgets` grow from one to the next (given: {list(self.budgets)})")
+        for one in (self.reference, *self.optimizers):
+            if tunable(one) and nest(one)[-1].lr != type(nest(one)[-1]).model_fields["lr"].default:
+                raise ValueError(
+                    f"the learning rate of `{name_of(one)}` is found, not given: leave `lr` out, or name the optimizer "
+                    "under `hands_off`"
+                )
+        names = [entry.name for entry in entries(self)]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"`{twice}` is named twice: once is enough")
+        if self.student.seed + max(self.seeds, TUNING_SEED) >= 2**31:
+            raise ValueError(f"`seed` must leave room for more seeds (given: {self.student.seed})")
+        return self
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One optimizer of a study. Its name is unique, and says what is not as usual; its label is for people."""
+
+    optimizer: Optimizer
+    track: Track
+
+    @property
+    def name(self) -> str:
+        """In the grammar of specs."""
+        return name_of(self.optimizer) + (" hands-off" if self.track == "hands-off" and tunable(self.optimizer) else "")
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return label_of(self.optimizer, rate=self.track == "hands-off")
+
+    @property
+    def default_rate(self) -> float | None:
+        """The library's; None where there is nothing to set."""
+        return LIBRARY_RATES[nest(self.optimizer)[-1].kind] if tunable(self.optimizer) else None
+
+
+def tunable(optimizer: Optimizer) -> bool:
+    """Whether it has a learning rate that somebody has to find."""
+    last = nest(optimizer)[-1]
+    return last.kind in LIBRARY_RATES and not isinstance(last, Prodigy | Polyak)
+
+
+def gradients_a_step(optimizer: Optimizer) -> int:
+    """What one step asks for, in gradients: SAM takes two, and losses without a gradient cost a third of one."""
+    if candidates := getattr(nest(optimizer)[-1], "population", 0):  # an evolution strategy
+        return max(1, round((candidates + 1) / EVALUATIONS))  # the loss at the weights themselves is one more
+    return 2 if any(isinstance(part, Sam | Asam) for part in nest(optimizer)) else 1
+
+
+def _unusual(part: Any, rate: bool) -> list[str]:
+    """The settings of one part that differ from its defaults, in words."""
+    own = type(part).model_fields
+    found = [
+        f"{name} {getattr(part, name):g}"
+        for name, field in own.items()
+        if name not in ("kind", "inner", "lr") and getattr(part, name) != field.default
+    ]
+    return ([f"lr {part.lr:g}"] if rate and hasattr(part, "lr") and not isinstance(part, Prodigy) else []) + found
+
+
+def name_of(optimizer: Optimizer) -> str:
+    """An optimizer in the grammar of specs, with what is unusual of it: `lookahead (k 10) | adamw`."""
+    words = []
+    for part in nest(optimizer):
+        rate = hasattr(part, "lr") and part.lr != type(part).model_fields["lr"].default
+        unusual = _unusual(part, rate)
+        words.append(part.kind + (f" ({', '.join(unusual)})" if unusual else ""))
+    return " | ".join(words)
+
+
+def label_of(optimizer: Optimizer, *, rate: bool = False) -> str:
+    """An optimizer as people write it: `Lookahead(AdamW)`; with its learning rate if asked."""
+    *outer, last = nest(optimizer)
+    unusual = _unusual(last, rate)
+    text = LABELS.get(last.kind, last.kind.upper()) + (f" {', '.join(unusual)}" if unusual else "")
+    for part in reversed(outer):
+        text = f"{LABELS.get(part.kind, part.kind.upper())}({', '.join([text, *_unusual(part, False)])})"
+    return text
+
+
+def entries(spec: OptimizerStudySpec) -> tuple[Entry, ...]:
+    """All optimizers of a study, the reference first. What has no rate to tune is hands-off wherever it was named."""
+    tuned = [spec.reference, *(one for one in spec.optimizers if one != spec.reference)]
+    fixed = [one for one in tuned if not tunable(one)]
+    return (
+        *(Entry(one, "tuned") for one in tuned if tunable(one)),
+        *(Entry(one, "hands-off") for one in (*fixed, *(one for one in spec.hands_off if one not in fixed))),
+    )
+
+
+def with_rate(optimizer: Optimizer, rate: float) -> Optimizer:
+    """`optimizer` with another learning rate, wherever in the nest it is."""
+    if (inner := getattr(optimizer, "inner", None)) is not None:
+        return optimizer.model_copy(update={"inner": with_rate(inner, rate)})
+    return optimizer.model_copy(update={"lr": rate})
+
+
+def epochs_of(spec: OptimizerStudySpec, optimizer: Optimizer, budget: int) -> int:
+    """Epochs that an optimizer gets for a budget: budgets are equal in gradients, so SAM gets half."""
+    return max(1, round(spec.student.epochs * budget / gradients_a_step(optimizer)))
+
+
+@functools.lru_cache(maxsize=8192)
+def run_spec(spec: OptimizerStudySpec, optimizer: Optimizer, budget: int, seed: int) -> RunSpec:
+    """One run of a study.
+
+    Evolution strategies, which rank small differences between losses, take their steps in fp32 whatever the others do:
+    what `auto` means for gradients must not keep them out.
+
+    Raises:
+        BadSpec: this optimizer cannot be used with the rest of the spec.
+    """
+    fields = spec.student.model_dump() | {
+        "optimizer": optimizer.model_dump(),
+        "epochs": epochs_of(spec, optimizer, budget),
+        "seed": seed,
+    }
+    if (usual := usual_schedule(optimizer)) is not None:
+        fields["schedule"] = usual.model_dump()
+    if evolves(optimizer):
+        fields["precision"] = "fp32"
+    return parse(fields)
+
+
+def race_seeds(spec: OptimizerStudySpec) -> tuple[int, ...]:
+    """Seeds of the race, from the student's own upwards."""
+    return tuple(spec.student.seed + more for more in range(spec.seeds))
+
+
+def tuning_seed(spec: OptimizerStudySpec) -> int:
+    """The seed that learning rates are found with; none of any race of this student."""
+    return spec.student.seed + TUNING_SEED
+
+
+def parse_study(written: Mapping[str, Any]) -> OptimizerStudySpec:
+    """A checked study from plain values; the student's fields stand beside the others, or below `student`.
+
+    Without `hands_off` it has AdamW at its library's learning rate, Prodigy, Schedule-Free and, with a teacher, Polyak.
+
+    Raises:
+        BadSpec: naming the field, what was given and what is allowed.
+    """
+    own = {name: value for name, value in written.items() if name in STUDY_FIELDS and value is not None}
+    rest = {name: value for name, value in written.items() if name not in STUDY_FIELDS}
+    below = rest.pop("student", None)
+    student = below.model_dump() if isinstance(below, RunSpec) else dict(below) if isinstance(below, Mapping) else rest
+    if student is not rest and rest:
+        raise BadSpec(f"unknown field `{next(iter(rest))}`", do="put fields of the student below `student`")
+    if student is rest and "optimizer" in student:
+        raise BadSpec("a study has no `optimizer` of its own", do="list them under `optimizers`")
+    known = {*STUDY_FIELDS, *RunSpec.model_fields}
+    if student is rest and (unknown := next((name for name in rest if name not in known), None)) is not None:
+        near = difflib.get_close_matches(str(unknown), known, n=1)
+        raise BadSpec(f"unknown field `{unknown}`" + (f", did you mean `{near[0]}`?" if near else ""))
+    checked = parse({name: value for name, value in student.items() if name != "optimizer"})
+    if "hands_off" not in own:
+        polyak = (Polyak(),) if checked.teacher and not isinstance(checked.loss, OfLayers) else ()
+        given = own.get("optimizers", ())
+        named = [kind_of(one) for one in (given if isinstance(given, list | tuple) else [given])]
+        usual = (AdamW(lr=LIBRARY_RATES["adamw"]), Prodigy(), ScheduleFree(), *polyak)
+        own["hands_off"] = [one for one in usual if one.kind not in named or tunable(one)]
+    try:
+        found = OptimizerStudySpec.model_validate({"student": checked, **own})
+    except ValidationError as error:
+        raise BadSpec(told(OptimizerStudySpec, error)) from None
+    for entry in entries(found):
+        run_spec(found, entry.optimizer, found.budgets[0], found.student.seed)  # says what does not fit
+    return found
+
+
+def read_study(path: Path, overrides: Sequence[str] = ()) -> OptimizerStudySpec:
+    """The study in a YAML or JSON file, with `--set` overrides applied.
+
+    Raises:
+        BadSpec: as `parse_study`; the file is missing or not YAML.
+    """
+    return parse_study(fields_in(path, "study", overrides))
+
+
+def probes(spec: OptimizerStudySpec) -> list[RunSpec]:
+    """One run of each optimizer, the reference first."""
+    return [run_spec(spec, entry.optimizer, spec.budgets[0], spec.student.seed) for entry in entries(spec)]
+
+
+def resolved(spec: OptimizerStudySpec, run: RunSpec, _: Store | None = None) -> OptimizerStudySpec:
+    """The study with what its first probe was resolved to: fingerprints, the teacher's id, precision, layers."""
+    own = {name: getattr(spec.student, name) for name in ("optimizer", "schedule", "epochs", "seed")}
+    return spec.model_copy(update={"student": run.model_copy(update=own)})
+
+
+def study_id(spec: OptimizerStudySpec) -> str:
+    """The id of a resolved study: 16 hexadecimal characters."""
+    text = json.dumps({"loop": LOOP, "optimizers": canonical(spec)}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def title_of(spec: OptimizerStudySpec) -> str:
+    """What is studied, in a few words."""
+    return title(spec.student).rpartition(" · ")[0]

@@ -1,0 +1,88 @@
+"""What a machine of the cluster does: train runs in a store of its own, and send their folders back."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smallalign_core.errors import Refused, SmallAlignError
+from smallalign_core.runs.store import Store
+from smallalign_core.runs.writer import logged
+from smallalign_core.studies.ray_executor._payload import (
+    Elder,
+    Parcel,
+    Returned,
+    code,
+    refused,
+    returned,
+    settle,
+    unpacked,
+)
+from smallalign_core.system.extras import PACKAGE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def place(home: str) -> Path:
+    """The folder of this machine for the runs of another one: decoded images and kept answers stay there.
+
+    Raises:
+        Refused: somebody else made it, and could change what is trained.
+    """
+    ours = Path(tempfile.gettempdir()) / f"smallalign-cluster-{os.getuid()}"
+    ours.mkdir(mode=0o700, exist_ok=True)
+    if ours.is_symlink() or ours.stat().st_uid != os.getuid():
+        raise Refused("the folder for a cluster's runs belongs to somebody else", given=ours, do="remove it")
+    return ours / home
+
+
+def train(given: Parcel, needed: Sequence[Any]) -> list[Returned]:
+    """Train runs that keep step, to their ends.
+
+    Args:
+        needed: references to `Elder`s, which stay on this machine once they were fetched.
+    """
+    import ray
+    import torch
+
+    from smallalign_core import data
+    from smallalign_core.system.machine import keep_freed_memory
+    from smallalign_core.training.runner import execute_together
+
+    keep_freed_memory()
+    host = socket.gethostname()
+    try:
+        store = Store(place(given.home))
+        if torch.__version__ != given.torch:
+            raise Refused(
+                "this machine has another torch, which would give other weights",
+                given=f"{torch.__version__} on {host}, {given.torch} where the study is",
+                do="install the same requirements.txt on all machines",
+            )
+        if code() != given.code:
+            raise Refused(
+                "this machine has another SmallAlign, found before the one that was sent",
+                given=str(PACKAGE),
+                do="update it, or start ray there from another folder",
+            )
+        elders: list[Elder] = ray.get(list(needed)) if needed else []  # it would begin a cluster here
+        for one in elders:
+            settle(one, store)
+        specs = unpacked(given, store)
+        data.load(specs[0].data, store.data_cache)
+        runs = [store.create(spec) for spec in specs]
+    except SmallAlignError as error:
+        return [refused(host, error, unfit=True) for _ in given.specs]
+    logging.getLogger("smallalign").setLevel(logging.INFO)
+    with logged(runs):
+        ended = execute_together(runs, store, device=given.device)
+    replies = [returned(run, how, host) for run, how in zip(runs, ended, strict=True)]
+    for run in runs:  # what was sent back is kept there
+        shutil.rmtree(run.folder, ignore_errors=True)
+    return replies

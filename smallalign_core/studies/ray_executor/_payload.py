@@ -1,0 +1,183 @@
+"""What goes to another machine and what comes back, as bytes: specs and what they need, and the folders of runs."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from smallalign_core import errors
+from smallalign_core.errors import BadInput, SmallAlignError, WorkFailed
+from smallalign_core.runs.store import Run, Store
+from smallalign_core.spec import Borrowed, RunSpec, parse
+from smallalign_core.system.extras import PACKAGE
+from smallalign_core.system.files import write_folder, write_json
+
+RETURNED = ("events.jsonl", "log.txt", "weights.safetensors", "logits.safetensors")
+
+
+@dataclass(frozen=True)
+class Elder:
+    """A finished run that others learn from or begin with, as its folder holds it; spec is None for an import."""
+
+    id: str
+    spec: dict[str, Any] | None
+    files: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """Runs that keep step, and what a machine without our disk lacks for them.
+
+    Attributes:
+        home: names the store that they belong to: machines keep decoded images and answers for each.
+        torch: version of the sender's; another one would give other weights.
+        code: digest of the sender's library. It travels along, but a checkout at the same path there comes first.
+        specs: resolved.
+        files: by path, what specs name besides images: decisions, weights to start from.
+        device: as of `train.pick_device`.
+    """
+
+    home: str
+    torch: str
+    code: str
+    specs: list[dict[str, Any]]
+    files: dict[str, bytes] = field(default_factory=dict)
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Returned:
+    """How one run ended on another machine.
+
+    Attributes:
+        host: its name there.
+        result: as in result.json; None where it failed.
+        error: (class, what is wrong, given, what to do) where it did.
+        said: what the other worker said of itself.
+        files: those of `RETURNED` that there are.
+        unfit: whether the machine could not begin: it lacks the images, or what is installed differs.
+    """
+
+    host: str
+    result: dict[str, Any] | None
+    error: tuple[str, str, str, str] | None
+    said: dict[str, Any]
+    files: dict[str, bytes]
+    unfit: bool = False
+
+
+def code() -> str:
+    """Digest of this library's modules."""
+    package, found = PACKAGE, hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        found.update(f"{file.relative_to(package).as_posix()}\0".encode() + file.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def needs(specs: Sequence[RunSpec]) -> list[str]:
+    """Ids of the runs that `specs` learn from or begin with."""
+    return list(dict.fromkeys(name for spec in specs for name in (*spec.teachers, spec.start) if name))
+
+
+def elder(run: Run) -> Elder:
+    """A finished run, packed."""
+    names = ("import.json", "model.onnx", "weights.safetensors", "result.json")
+    files = {name: (run.folder / name).read_bytes() for name in names if (run.folder / name).is_file()}
+    return Elder(run.id, None if run.imported is not None else run.spec.model_dump(mode="json"), files)
+
+
+def parcel(specs: Sequence[RunSpec], home: str, device: str) -> Parcel:
+    """Runs, packed: all but the runs that they need, and their images.
+
+    Raises:
+        BadInput: a file that they name is gone.
+    """
+    import torch
+
+    files = {path: _content(path) for spec in specs for path in _paths(spec).values()}
+    return Parcel(home, torch.__version__, code(), [spec.model_dump(mode="json") for spec in specs], files, device)
+
+
+def _content(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        reason = (error.strerror or "unknown").lower()
+        raise BadInput(f"a file that a run needs cannot be read: {reason}", given=path, do="bring it back") from None
+
+
+def _paths(spec: RunSpec) -> dict[str, str]:
+    found = {"decisions": spec.data.decisions, "weights": getattr(spec.network, "weights", None)}
+    return {name: path for name, path in found.items() if path}
+
+
+# --- on the other machine ---------------------------------------------------------------------------------------------
+
+
+def settle(one: Elder, store: Store) -> None:
+    """Put a run that others need into this machine's store, unless it is there with these weights."""
+    folder = store.root / "runs" / one.id
+    with contextlib.suppress(OSError):
+        if (folder / "result.json").read_bytes() == one.files["result.json"]:
+            return
+    shutil.rmtree(folder, ignore_errors=True)  # trained anew since, elsewhere: the id is the same, the weights are not
+    folder.mkdir(parents=True, exist_ok=True)
+    if one.spec is not None:
+        write_json(folder / "spec.json", {"spec": one.spec})
+    write_folder(folder, one.files)  # the result last: its existence means finished
+
+
+def unpacked(given: Parcel, store: Store) -> list[RunSpec]:
+    """The specs, with the files that they name where this machine has them. Their digests stay what they are."""
+    specs = []
+    for fields in given.specs:
+        spec = parse(fields)
+        here = {name: str(_placed(given.files[path], store)) for name, path in _paths(spec).items()}
+        update: dict[str, Any] = {}
+        if "decisions" in here:
+            update["data"] = spec.data.model_copy(update={"decisions": here["decisions"]})
+        if "weights" in here and isinstance(spec.network, Borrowed):
+            update["network"] = spec.network.model_copy(update={"weights": here["weights"]})
+        specs.append(spec.model_copy(update=update))
+    return specs
+
+
+def _placed(content: bytes, store: Store) -> Path:
+    file = store.root / "files" / hashlib.sha256(content).hexdigest()[:32]
+    if not file.is_file():
+        write_folder(file.parent, {file.name: content})
+    return file.resolve()
+
+
+def refused(host: str, error: SmallAlignError, *, unfit: bool = False) -> Returned:
+    """What comes back of a run that could not begin."""
+    return Returned(host, None, told(error), {}, {}, unfit)
+
+
+def told(error: SmallAlignError) -> tuple[str, str, str, str]:
+    """An error as plain text, in its parts."""
+    return type(error).__name__, error.wrong, error.given, error.do
+
+
+def returned(run: Run, how: Mapping[str, Any] | SmallAlignError, host: str) -> Returned:
+    """How a run ended here, packed."""
+    error = told(how) if isinstance(how, SmallAlignError) else None
+    files = {name: (run.folder / name).read_bytes() for name in RETURNED if (run.folder / name).is_file()}
+    return Returned(host, run.result if error is None else None, error, run.said, files)
+
+
+# --- and home again ---------------------------------------------------------------------------------------------------
+
+
+def error_of(given: Returned) -> SmallAlignError | None:
+    """Why a run failed elsewhere, as an error of ours; None if it did not."""
+    if given.error is None:
+        return None
+    name, wrong, what, do = given.error
+    kind = getattr(errors, name, WorkFailed)
+    return kind(wrong, given=what, do=do) if issubclass(kind, SmallAlignError) else WorkFailed(wrong, given=what, do=do)

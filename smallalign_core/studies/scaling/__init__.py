@@ -1,0 +1,44 @@
+"""What alignment is worth as students shrink: sizes x images x recipes x replicates, and a law through all of it.
+
+Runs of a study are ordinary runs, found by their digests, so whatever is extended never repeats what is done. Reading a
+study imports no torch: the dashboard reads through this package. The statistics are in `studies.scaling_law`.
+"""
+
+from __future__ import annotations
+
+from smallalign_core.studies.scaling._build import report as report
+from smallalign_core.studies.scaling._expected import expected as expected
+from smallalign_core.studies.scaling._plan import (
+    MOST_REPLICATES as MOST_REPLICATES,
+    ROUND as ROUND,
+    Cell as Cell,
+    most_of as most_of,
+    prepare as prepare,
+    probes as probes,
+    resolved as resolved,
+    wanted as wanted,
+)
+from smallalign_core.studies.scaling._report import (
+    CellMean as CellMean,
+    Cost as Cost,
+    LadderRung as LadderRung,
+    Line as Line,
+    Map as Map,
+    Paired as Paired,
+    Reading as Reading,
+    ScalingStudy as ScalingStudy,
+    Worth as Worth,
+)
+from smallalign_core.studies.scaling._spec import (
+    PILOT as PILOT,
+    PRESETS as PRESETS,
+    RECIPES as RECIPES,
+    REPLICATES as REPLICATES,
+    ScalingStudySpec as ScalingStudySpec,
+    Target as Target,
+    epochs_of as epochs_of,
+    parse_study as parse_study,
+    read_study as read_study,
+    study_id as study_id,
+    title_of as title_of,
+)

@@ -1,0 +1,42 @@
+"""What a recipe is worth in parameters and in images: the scaling law, its multipliers, and whether to believe them.
+
+Only numpy and scipy; knows nothing of runs, stores or torch. See README, "The law".
+
+    runs = Observations.of(rows, chance(10, "nll"))
+    draws = resample(runs)                                           # fit and 200 refits
+    found = estimate(draws, "distil", "baseline", n, d, "n")         # x2.1 parameters [1.7, 2.6]
+    tests = self_tests(runs, "baseline", n, d)                       # placebos and known doses, no run of their own
+    verdict = gate(draws, tests)                                     # may multipliers be shown? if not, why
+    why = hidden(found, resolution(draws, "baseline", n, d, "n"))    # and at this cell?
+"""
+
+from __future__ import annotations
+
+from smallalign_core.studies.scaling_law._allocate import (
+    Allocation as Allocation,
+    Cost as Cost,
+    allocate as allocate,
+    fit_cost as fit_cost,
+)
+from smallalign_core.studies.scaling_law._checks import (
+    VACUOUS as VACUOUS,
+    Gate as Gate,
+    SelfTest as SelfTest,
+    gate as gate,
+    hidden as hidden,
+    resolution as resolution,
+    resolutions as resolutions,
+    self_tests as self_tests,
+)
+from smallalign_core.studies.scaling_law._fit import Draws as Draws, Law as Law, fit as fit, resample as resample
+from smallalign_core.studies.scaling_law._form import Axis as Axis, Shape as Shape
+from smallalign_core.studies.scaling_law._multiplier import (
+    Multiplier as Multiplier,
+    Plane as Plane,
+    estimate as estimate,
+    multiplier as multiplier,
+    plane as plane,
+    smaller as smaller,
+)
+from smallalign_core.studies.scaling_law._observed import Observations as Observations, chance as chance, make as make
+from smallalign_core.studies.scaling_law._plain import as_dict as as_dict

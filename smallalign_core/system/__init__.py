@@ -1,0 +1,1 @@
+"""The machine below the library: files, limits, users, resumable work, the sandbox."""

@@ -1,0 +1,251 @@
+"""The jail: users' model files are parsed here, in a process that may use little memory, time and disk.
+
+The caller's process only reads bytes and an answer in JSON. The child (`__main__`) is limited before it opens the file:
+memory beyond its own libraries, processor seconds, wall seconds, and what it may write. It inherits no descriptors and
+no environment to speak of. Where the kernel lets it (`abilities` tries), it has no network (a namespace of its own) and
+cannot open sockets or start programs (seccomp); elsewhere only the bounds hold, and `doctor` says so.
+
+What is accepted here answers images from here too: `Session` keeps such a process, and only pixels and answers pass.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import weakref
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smallalign_core.errors import BadModel, WorkFailed
+from smallalign_core.system.extras import PACKAGE
+from smallalign_core.system.sandbox._prefix import COUNTERS as COUNTERS, shared as shared
+from smallalign_core.system.telemetry import SILENT
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the jail may use.
+
+    Attributes:
+        memory: bytes beyond what its libraries map.
+        seconds: of processor time.
+        wall: seconds on the clock; a stopped or starved child ends here.
+        file: bytes that a model file may have.
+    """
+
+    memory: int = 4 * 1024**3
+    seconds: int = 30
+    wall: float = 90.0
+    file: int = 1024**3
+
+
+LIMITS = Limits()
+
+
+def inspect(file: Path, size: tuple[int, int] = (224, 224), limits: Limits = LIMITS) -> dict[str, Any]:
+    """Facts about a model file: `kind` (onnx, safetensors), `bytes`, `sha256`, `params`; for ONNX its doors.
+
+    An ONNX file is also run once, on black images of `size` (height, width) where it leaves that open.
+
+    Raises:
+        BadModel: it is no such file, asks for something that is refused, or for more than the limits.
+    """
+    return _ask({"verb": "inspect", "file": str(file.resolve()), "size": list(size)}, file, limits)
+
+
+def convert(file: Path, limits: Limits = LIMITS, *, which: str | None = None) -> tuple[bytes, dict[str, Any]]:
+    """The tensors of a PyTorch checkpoint (.pt, .pth) as safetensors bytes, and facts about them.
+
+    The pickle is read with `weights_only=True`, which makes tensors, containers and plain values and calls nothing
+    else. What wraps a network (`module.`, `_orig_mod.`, ...) is taken off the names.
+
+    Args:
+        which: of several sets of weights, such as `state_dict`; without, averaged ones (EMA) where there are some.
+
+    Raises:
+        BadModel: it holds what would run code, or is TorchScript or an exported program: those are programs.
+    """
+    with tempfile.TemporaryDirectory(prefix="smallalign-") as folder:
+        made = Path(folder) / "weights.safetensors"
+        question = {
+            "verb": "convert",
+            "file": str(file.resolve()),
+            "to": str(made),
+            "which": which,
+            "written": 2 * limits.file,
+        }
+        facts = _ask(question, file, limits)
+        return made.read_bytes(), facts
+
+
+def accepted_weights(file: Path, limits: Limits = LIMITS) -> str:
+    """The SHA-256 of a safetensors file that the jail accepted.
+
+    Raises:
+        BadModel: as `inspect`, or it is another kind of file.
+    """
+    facts = inspect(file, limits=limits)
+    if facts["kind"] != "safetensors":
+        raise BadModel(
+            "weights to start from are a safetensors file",
+            given=f"{file}, {facts['kind']}",
+            do="to teach with an ONNX file, give it to `import`",
+        )
+    return str(facts["sha256"])
+
+
+def _ask(question: dict[str, Any], file: Path, limits: Limits) -> dict[str, Any]:
+    try:
+        size = file.stat().st_size
+    except OSError as error:
+        raise BadModel(f"the model file cannot be read: {error.strerror}", given=file, do="name a file") from None
+    if not file.is_file():
+        raise BadModel("the model file cannot be read: it is no file", given=file, do="name a file")
+    if not 0 < size <= limits.file:
+        raise BadModel(
+            f"a model file has 1 to {limits.file:,} bytes", given=f"{file}, {size:,} bytes", do="give another file"
+        )
+    try:
+        done = subprocess.run(**_child(question, limits), stdin=subprocess.DEVNULL, timeout=limits.wall)
+    except subprocess.TimeoutExpired:
+        raise _too_much(f"{limits.wall:.0f} seconds", file) from None
+    if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+        raise _too_much(f"{limits.seconds} seconds of processor time", file)
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        raise BadModel("the model file crashes what reads it", given=f"{file}, {name}", do="export it again")
+    try:
+        reply = json.loads(done.stdout)
+    except ValueError:
+        raise WorkFailed("the process that inspects model files did not answer", given=file, do="try again") from None
+    if "refused" in reply:
+        wrong, given, do = reply["refused"]
+        raise BadModel(wrong, given=f"{file}{', ' if given else ''}{given}", do=do)
+    facts: dict[str, Any] = reply["facts"]
+    return facts
+
+
+def _child(question: dict[str, Any], limits: Limits) -> dict[str, Any]:
+    """How its process is started; the answer comes on stdout."""
+    kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT") if name in os.environ}
+    asked = json.dumps(question | {"limits": asdict(limits)})
+    return {
+        "args": [sys.executable, "-P", "-B", "-m", "smallalign_core.system.sandbox", asked],
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.DEVNULL,
+        "start_new_session": True,
+        "env": kept | SILENT | {"PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": "1"},
+    }
+
+
+def abilities() -> dict[str, bool]:
+    """What the jail can do on this machine, tried inside it.
+
+    Returns:
+        `namespace`, `seccomp`: whether the kernel allowed these walls; `network`, `programs`: whether a connection to
+        this machine could be opened, and a program started, from inside.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        question = {"verb": "attempts", "port": door.getsockname()[1]}
+        done = subprocess.run(**_child(question, LIMITS), stdin=subprocess.DEVNULL, timeout=LIMITS.wall)
+    try:
+        found: dict[str, bool] = json.loads(done.stdout)["facts"]
+    except (ValueError, KeyError):
+        raise WorkFailed("the process that inspects model files did not answer", do="see `doctor`") from None
+    return found
+
+
+class Session:
+    """An accepted ONNX file that answers from a jail of its own, which ends with this object.
+
+    Args:
+        content: the file's bytes.
+        threads: that it may use.
+        limits: memory is that of all it does; seconds are of processor time, of each answer.
+
+    Raises:
+        BadModel: ONNX Runtime cannot open it within the limits.
+    """
+
+    def __init__(self, content: bytes, *, threads: int = 1, limits: Limits = LIMITS) -> None:
+        question = {"verb": "serve", "bytes": len(content), "threads": threads}
+        self._process = subprocess.Popen(**_child(question, limits), stdin=subprocess.PIPE)
+        weakref.finalize(self, _end, self._process)
+        self._exchange(content)
+
+    def run(self, output: str, door: str, given: NDArray[Any]) -> NDArray[np.float32]:
+        """The array float32 called `output` that the file answers when `given` is put in at `door`.
+
+        Raises:
+            BadModel: it fails on this array, or needs more than the limits for it.
+        """
+        return self._asked(output, door, given, 0.0)[0]
+
+    def latency(self, output: str, door: str, given: NDArray[Any], seconds: float = 0.5) -> tuple[float, float]:
+        """(p50, p95) milliseconds of `run`, measured inside for so long after as long a warm-up.
+
+        Raises:
+            BadModel: as `run`.
+        """
+        return self._asked(output, door, given, seconds)[1]
+
+    def _asked(
+        self, output: str, door: str, given: NDArray[Any], seconds: float
+    ) -> tuple[NDArray[np.float32], tuple[float, float]]:
+        import numpy as np
+
+        about = {"output": output, "input": door, "dtype": str(given.dtype), "shape": given.shape, "seconds": seconds}
+        line = json.dumps(about | {"bytes": given.nbytes}).encode() + b"\n"
+        reply = self._exchange(line, np.ascontiguousarray(given).data)
+        size = 4 * math.prod(reply["shape"])
+        assert self._process.stdout is not None
+        found = self._process.stdout.read(size)
+        if len(found) != size:
+            raise self._died()
+        low, high = reply["ms"]
+        return np.frombuffer(found, np.float32).reshape(reply["shape"]), (float(low), float(high))
+
+    def _exchange(self, *parts: bytes | memoryview) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            for part in parts:
+                self._process.stdin.write(part)
+            self._process.stdin.flush()
+            reply: dict[str, Any] = json.loads(self._process.stdout.readline())
+        except (OSError, ValueError):
+            raise self._died() from None
+        if "refused" in reply:
+            wrong, given, do = reply["refused"]
+            raise BadModel(wrong, given=given, do=do)
+        return reply
+
+    def _died(self) -> BadModel:
+        _end(self._process)
+        code = self._process.returncode
+        name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return BadModel(
+            "the ONNX file takes down, or more than it may have of, what runs it", given=name, do="use another teacher"
+        )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+
+
+def _too_much(what: str, file: Path) -> BadModel:
+    return BadModel(
+        f"the model file needs more than {what} to be looked at", given=file, do="give a smaller or simpler model"
+    )

@@ -1,0 +1,414 @@
+"""Inside the jail: limits itself, then opens one model file and says what it is. Started by `jail._ask`, never by hand.
+
+Limits come first, libraries second, the file last. Nothing here trusts a name: kinds are told apart by content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from smallalign_core.system.sandbox import _checkpoint, _seccomp
+from smallalign_core.system.sandbox._refusal import Refusal
+
+GIANT = 1024**3  # bytes that one constant may declare
+MOST_NODES = 20_000
+MOST_METADATA = 1_000_000
+ENDLESS = {"Loop", "Scan"}  # a trial on black images proves nothing about when these end on others
+DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
+TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32", "tensor(float16)": "float16"}
+
+
+# --- what kind of file ------------------------------------------------------------------------------------------------
+
+
+def kind_of(file: Path) -> str:
+    """One of onnx (perhaps), safetensors, pickle; refuses programs by name."""
+    with file.open("rb") as stream:
+        head = stream.read(16)
+    if head[:2] == b"PK":
+        try:
+            names = [name.partition("/")[2] for name in zipfile.ZipFile(file).namelist()]
+        except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError):  # names that are no text, odd versions
+            raise Refusal("the file is a damaged zip") from None
+        if "constants.pkl" in names or any(name.startswith("code/") for name in names):
+            _refuse_program("TorchScript")
+        if any(name.endswith((".json", ".pt2")) or name == "archive_format" for name in names):
+            _refuse_program("an exported program (.pt2)")
+        if "data.pkl" in names:
+            return "pickle"
+        raise Refusal("the file is a zip without a model", ", ".join(names[:3]))
+    if len(head) > 1 and head[0] == 0x80 and head[1] <= 5:
+        return "pickle"
+    if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < file.stat().st_size:
+        return "safetensors"
+    return "onnx"
+
+
+def _refuse_program(what: str) -> None:
+    raise Refusal(
+        f"the file is {what}: a program, which is not run here",
+        do="export the model as ONNX, or save its state_dict",
+    )
+
+
+# --- ONNX -------------------------------------------------------------------------------------------------------------
+
+
+def onnx_facts(file: Path, size: list[int], memory: int) -> dict[str, Any]:
+    """Parse, refuse what a classifier does not need, then run once."""
+    import numpy as np
+    import onnx
+    import onnxruntime  # noqa: F401  # before memory is limited
+
+    _seccomp.limit_memory(memory)
+    content = file.read_bytes()
+    try:
+        model = onnx.load_model_from_string(content)
+    except Exception:  # noqa: BLE001  # protobuf's errors differ by back end
+        model = onnx.ModelProto()
+    if not model.graph.node or not model.opset_import:
+        raise Refusal("the file is neither ONNX nor safetensors", do="export the model as one .onnx file")
+    nodes = list(_nodes(model.graph))
+    bodies = {
+        (function.domain, function.name): [inner for node in function.node for inner in _with_inner(node)]
+        for function in model.functions
+    }
+    _refuse_expanded(nodes, bodies)
+    for body in bodies.values():
+        nodes += body
+    _refuse_nodes(nodes, DOMAINS | {function.domain for function in model.functions})
+    tensors = list(_tensors(model.graph, nodes))
+    for tensor in tensors:
+        _refuse_tensor(tensor)
+    _refuse_giants(model.graph, nodes)
+    try:
+        session = _opened(content, threads=1)
+        facts = _doors(session)
+        shape = [dim if isinstance(dim, int) else None for dim in facts["input"]["shape"]]
+        example = np.zeros(_trial_shape(shape, size), facts["input"]["dtype"])
+        answers = session.run(None, {facts["input"]["name"]: example})
+    except Refusal:
+        raise
+    except Exception as error:  # noqa: BLE001  # onnxruntime's exceptions share no base class
+        raise _words(error) from None
+    facts["trial"] = [list(np.shape(found)) for found in answers]
+    kept = {entry.key: entry.value for entry in model.metadata_props}
+    return {
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "ir": int(model.ir_version),
+        "opset": max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")),
+        "producer": model.producer_name[:80],
+        "nodes": len(nodes),
+        "params": sum(math.prod(tensor.dims) for tensor in model.graph.initializer),
+        "metadata": kept if sum(map(len, kept.values())) < MOST_METADATA else {},
+        **facts,
+    }
+
+
+def _opened(content: bytes, threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # what was looked at; ORT's own is another
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    for node in graph.node:
+        yield from _with_inner(node)
+
+
+def _with_inner(node: Any) -> Iterator[Any]:
+    yield node
+    for attribute in node.attribute:
+        for inner in (attribute.g, *attribute.graphs):
+            yield from _nodes(inner)
+
+
+def _tensors(graph: Any, nodes: Iterable[Any]) -> Iterator[Any]:
+    """Every tensor that the file holds: initializers of all graphs, and constants in attributes."""
+    yield from _stored(graph)
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _stored(inner)
+
+
+def _stored(graph: Any) -> Iterator[Any]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+
+
+def _refuse_nodes(nodes: list[Any], domains: set[str]) -> None:
+    if len(nodes) > MOST_NODES:
+        raise Refusal(f"the model has more than {MOST_NODES:,} nodes", f"{len(nodes):,}", "give a simpler model")
+    for node in nodes:
+        if node.domain not in domains:
+            raise Refusal(
+                "the model needs an operator that ONNX does not define",
+                f"{node.domain}.{node.op_type}",
+                "export it with standard operators",
+            )
+        if node.op_type in ENDLESS:
+            raise Refusal(
+                "the model has a loop, and nobody can tell when it ends",
+                node.op_type,
+                "export it with its loops unrolled",
+            )
+
+
+def _refuse_expanded(nodes: list[Any], bodies: dict[tuple[str, str], list[Any]]) -> None:
+    """Functions that call functions: a few lines of them stand for billions of nodes once ONNX Runtime inlines them."""
+    known: dict[tuple[str, str], int] = {}
+
+    def expanded(inner: list[Any]) -> int:
+        total = 0
+        for node in inner:
+            name = (node.domain, node.op_type)
+            if name in bodies:
+                if known.get(name) == 0:
+                    raise Refusal("the model has a function that calls itself", node.op_type, "export it without")
+                if name not in known:
+                    known[name] = 0
+                    known[name] = 1 + expanded(bodies[name])
+            total += known.get(name, 1)
+        return total
+
+    try:
+        count = expanded(nodes)
+    except RecursionError:
+        raise Refusal("the model has functions nested too deeply", do="export it without functions") from None
+    if count > MOST_NODES:
+        most = f"{MOST_NODES:,} nodes, with its functions written out"
+        raise Refusal(f"the model has more than {most}", f"{count:.3g}", "export it without functions")
+
+
+def _refuse_tensor(tensor: Any) -> None:
+    if tensor.data_location == 1 or tensor.external_data:
+        raise Refusal(
+            "the model keeps its weights in another file",
+            tensor.name,
+            "save it as one file: torch.onnx.export(..., external_data=False)",
+        )
+    count = math.prod(tensor.dims)
+    if not 0 <= count * 4 <= GIANT:
+        raise Refusal("the model declares a giant constant", f"{count:,} numbers", "give a smaller model")
+
+
+def _refuse_giants(graph: Any, nodes: list[Any]) -> None:
+    """Constants that a few bytes ask for: ConstantOfShape of a shape that the file fixes."""
+    from onnx import numpy_helper
+
+    fixed = {tensor.name: tensor for tensor in graph.initializer}
+    for node in nodes:
+        for attribute in node.attribute if node.op_type == "Constant" else ():
+            if attribute.name == "value":
+                fixed[node.output[0]] = attribute.t
+    for node in nodes:
+        if node.op_type == "ConstantOfShape" and node.input[0] in fixed:
+            count = math.prod(int(side) for side in numpy_helper.to_array(fixed[node.input[0]]).ravel())
+            if not 0 <= count * 4 <= GIANT:
+                raise Refusal("the model declares a giant constant", f"{count:,} numbers", "give a smaller model")
+
+
+def _doors(session: Any) -> dict[str, Any]:
+    """The one input and the outputs; refuses what is not an image classifier."""
+    inputs = [{"name": door.name, "type": door.type, "shape": door.shape} for door in session.get_inputs()]
+    outputs = [{"name": door.name, "type": door.type, "shape": door.shape} for door in session.get_outputs()]
+    door = inputs[0] if len(inputs) == 1 else {"type": "", "shape": []}
+    if len(door["shape"]) != 4 or door["type"] not in TYPES:
+        found = ", ".join(f"{one['name']} {one['type']}{one['shape']}" for one in inputs)
+        raise Refusal(
+            "an image classifier has one input of four dimensions, of type uint8 or float",
+            found,
+            "export the classifier alone",
+        )
+    return {"input": door | {"dtype": TYPES[door["type"]]}, "outputs": outputs}
+
+
+def _trial_shape(shape: list[int | None], size: list[int]) -> list[int]:
+    """Two images where the file lets us; where even the layout is open, channels first."""
+    batch, *rest = shape
+    last = rest[2] in (1, 3) and rest[0] not in (1, 3)
+    wanted = [*size, 3] if last else [3, *size]
+    filled = [known if known is not None else asked for known, asked in zip(rest, wanted, strict=True)]
+    if math.prod(filled) > 3 * 4096**2 or (batch or 0) > 4096:
+        raise Refusal("the model wants giant images", f"{shape}", "give a model for images of up to 4096 pixels")
+    return [2 if batch is None else batch, *filled]
+
+
+def _words(error: Exception) -> Refusal:
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or "allocat" in text.lower():
+        return Refusal("the model needs more memory than it may have", text[-120:], "give a smaller model")
+    if "dimension" in text.lower() or "shape" in text.lower():
+        return Refusal("the model does not take images of this size", text[-160:], "say its size with --size")
+    return Refusal("ONNX Runtime cannot run the model", text[:160], "export it again")
+
+
+# --- tensors ----------------------------------------------------------------------------------------------------------
+
+
+def safetensors_facts(file: Path, memory: int) -> dict[str, Any]:
+    """Count what the header declares."""
+    from safetensors import SafetensorError, safe_open
+
+    _seccomp.limit_memory(memory)
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            shapes = {name: list(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise Refusal("the safetensors file is damaged", error) from None
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {
+        "sha256": digest,
+        "tensors": len(shapes),
+        "params": sum(math.prod(shape) for shape in shapes.values()),
+    }
+
+
+# --- the question -----------------------------------------------------------------------------------------------------
+
+
+def answer(asked: dict[str, Any]) -> dict[str, Any]:
+    """Facts, or a `Refusal`."""
+    file, memory = Path(asked["file"]), asked["limits"]["memory"]
+    if asked["verb"] == "convert":
+        _seccomp.limit_memory(memory, for_good=False)  # a zip may list millions of files
+        kind = kind_of(file)
+        _seccomp.lift_memory()
+        if kind != "pickle":
+            raise Refusal("the file is not a PyTorch checkpoint", do="only .pt and .pth files need converting")
+        import torch  # noqa: F401  # before memory is limited
+
+        _seccomp.limit_memory(memory)
+        return _checkpoint.convert(file, Path(asked["to"]), asked["which"])
+    _seccomp.limit_memory(memory, for_good=False)  # a zip may list millions of files
+    kind = kind_of(file)
+    _seccomp.lift_memory()
+    if kind == "pickle":
+        raise Refusal(
+            "the file is a pickle, which can run code when it is read",
+            do="write its tensors as safetensors: python -m smallalign_core convert FILE --to FILE.safetensors",
+        )
+    found = safetensors_facts(file, memory) if kind == "safetensors" else onnx_facts(file, asked["size"], memory)
+    return {"kind": kind, "bytes": file.stat().st_size, **found}
+
+
+def serve(asked: dict[str, Any], out: BinaryIO) -> None:
+    """Answer with an accepted ONNX file, which comes first, to arrays until there are no more.
+
+    Each comes and goes as a line of JSON (type, shape) and its bytes; a refusal goes as such a line alone.
+    """
+    import numpy as np
+    import onnxruntime  # noqa: F401  # before memory is limited
+
+    _seccomp.limit_memory(asked["limits"]["memory"])
+    content = sys.stdin.buffer.read(asked["bytes"])
+    _seccomp.limit_next(asked["limits"]["seconds"])
+    try:
+        session = _opened(content, asked["threads"])
+        _told(out, {"facts": {}})
+    except Exception as error:  # noqa: BLE001  # onnxruntime's exceptions share no base class
+        _told(out, {"refused": _words(error).parts})
+        return
+    while line := sys.stdin.buffer.readline():
+        door = json.loads(line)
+        given = np.frombuffer(sys.stdin.buffer.read(door["bytes"]), door["dtype"]).reshape(door["shape"])
+        _seccomp.limit_next(asked["limits"]["seconds"])
+        try:
+            (found,) = session.run([door["output"]], {door["input"]: given})
+            found = np.ascontiguousarray(found, np.float32)
+            times = _timed(lambda: session.run([door["output"]], {door["input"]: given}), door["seconds"])  # noqa: B023
+        except Exception as error:  # noqa: BLE001
+            _told(out, {"refused": _words(error).parts})
+            continue
+        _told(out, {"shape": found.shape, "ms": [float(np.percentile(times, share)) for share in (50, 95)]})
+        out.write(found.data)
+        out.flush()
+
+
+def _timed(work: Callable[[], object], seconds: float) -> list[float]:
+    """Milliseconds of `work`, repeated for so long after as long a warm-up; [0] without."""
+    times = [0.0]
+    for _ in range(2 if seconds else 0):
+        times, until = [], time.perf_counter() + seconds
+        while time.perf_counter() < until or len(times) < 5:
+            start = time.perf_counter()
+            work()
+            times.append((time.perf_counter() - start) * 1000)
+    return times
+
+
+def _told(out: BinaryIO, reply: dict[str, Any]) -> None:
+    out.write(json.dumps(reply).encode() + b"\n")
+    out.flush()
+
+
+def attempts(port: int) -> dict[str, bool]:
+    """What the walls leave possible: each is tried, here inside."""
+    import socket
+
+    def connects() -> bool:
+        with socket.create_connection(("127.0.0.1", port), timeout=2):
+            return True
+
+    def starts() -> bool:
+        os.execv(f"/nothing-{os.getpid()}", ["nothing"])
+        return True
+
+    def possible(attempt: Any) -> bool:
+        try:
+            return bool(attempt())
+        except FileNotFoundError:  # it was looked for
+            return True
+        except OSError:
+            return False
+
+    return {"network": possible(connects), "programs": possible(starts)}
+
+
+def main() -> None:
+    """Answer the question in the first argument with one line of JSON."""
+    asked = json.loads(sys.argv[1])
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints is no answer
+    serves = asked["verb"] == "serve"
+    _seccomp.limit(None if serves else asked["limits"]["seconds"], asked.get("written", 0))
+    walls = {"namespace": _seccomp.leave_network(), "seccomp": _seccomp.refuse_calls()}
+    if serves:
+        serve(asked, out)
+        os._exit(0)
+    if asked["verb"] == "attempts":
+        _told(out, {"facts": walls | attempts(asked["port"])})
+        os._exit(0)
+    try:
+        reply: dict[str, Any] = {"facts": answer(asked)}
+    except Refusal as refusal:
+        reply = {"refused": refusal.parts}
+    except MemoryError:
+        reply = {"refused": ["the model file needs more memory than it may have", "", "give a smaller model"]}
+    except Exception as error:  # noqa: BLE001  # a parser may fail in any way; the caller gets a sentence
+        reply = {"refused": ["the model file cannot be read", repr(error)[:160], "export it again"]}
+    _told(out, reply)
+    os._exit(0)  # libraries' clean-up under a memory limit may hang or crash
+
+
+if __name__ == "__main__":
+    main()

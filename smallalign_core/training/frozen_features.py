@@ -1,0 +1,166 @@
+"""What a frozen body makes of images, computed once: its head then learns as a linear layer on kept features.
+
+Only where each image has few views: without augmentation, or with `views: K`. Fresh augmentation shows pixels that are
+never seen again, so then the body is asked at every step, and the run says so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from smallalign_core import networks
+from smallalign_core.augment import Views
+from smallalign_core.data import ImageSet
+from smallalign_core.networks import Classifier
+from smallalign_core.spec import Borrowed, CutMix, MixUp, OfLayers, RunSpec, canonical, evolves
+from smallalign_core.system import batching
+
+KEPT = "kept"
+MOST_BYTES = 1024**3
+"""Bytes of features that a lockstep may keep for one body."""
+CHUNK = 256
+"""Images between two moments at which a caller may stop."""
+
+
+class _Body(nn.Module):
+    """A classifier up to its head: images uint8 [N, channels, H, W] to what the head gets, float32 [N, F]."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        caught: list[Tensor] = []
+        handle = networks.head(self.classifier).register_forward_pre_hook(lambda _, given: caught.append(given[0]))
+        try:
+            self.classifier(images)
+        finally:
+            handle.remove()
+        return caught[0].float()
+
+
+def width(classifier: Classifier) -> int | None:
+    """How many features the head gets of an image, if it is a linear layer whose outputs are the logits; else None."""
+    head = networks.head(classifier)
+    if not isinstance(head, nn.Linear):
+        return None
+    black = torch.zeros((2, *classifier.input_shape), dtype=torch.uint8, device=classifier.mean.device)
+    body, was_training = _Body(classifier), classifier.training
+    classifier.eval()
+    # A new head is zero, and would hide what stands after it.
+    kept = [parameter.detach().clone() for parameter in head.parameters()]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        for parameter in head.parameters():
+            parameter.normal_()
+        features = body(black)
+        whole = features.ndim == 2 and torch.allclose(head(features), classifier(black), rtol=1e-4, atol=1e-4)
+        for parameter, value in zip(head.parameters(), kept, strict=True):
+            parameter.copy_(value)
+    classifier.train(was_training)
+    return features.shape[1] if whole else None
+
+
+def standing(spec: RunSpec, classifier: Classifier, images: int, *, alone: bool = True) -> str | None:
+    """`kept` where the features of a frozen body are computed once; else why not, in words. None if nothing is frozen.
+
+    Args:
+        images: how many there are, for training and validation.
+        alone: whether one process trains; several see their shares of each batch only.
+    """
+    if not isinstance(spec.network, Borrowed) or not spec.network.frozen:
+        return None
+    mixes = any(isinstance(part, MixUp | CutMix) for part in spec.augment)
+    if mixes or (spec.augment and not spec.views):
+        return "computed at every step: the policy draws fresh views" + (
+            "" if mixes else "; `views: K` keeps K of each"
+        )
+    if isinstance(spec.loss, OfLayers) or evolves(spec.optimizer) or not alone:
+        what = "the loss looks into the body" if isinstance(spec.loss, OfLayers) else "the head does not learn alone"
+        return f"computed at every step: {what}"
+    features = width(classifier)
+    if features is None:
+        return "computed at every step: more than a linear layer stands between them and the logits"
+    if 4 * features * images * max(1, spec.views if spec.augment else 1) > MOST_BYTES:
+        return f"computed at every step: together they would take more than {MOST_BYTES / 1e9:.1f} GB"
+    return KEPT
+
+
+def key(spec: RunSpec) -> str:
+    """What decides the body of a run: runs in lockstep with equal ones share features."""
+    return json.dumps([canonical(spec.network), spec.bits, spec.start], sort_keys=True)
+
+
+class Features:
+    """The features of a frozen body, of training images by view and of validation images.
+
+    They are computed in chunks of rows that depend on nothing, so that a resumed run finds the same bits.
+
+    Args:
+        casting: the context under which training computes.
+    """
+
+    def __init__(
+        self, classifier: Classifier, views: Views, val: ImageSet, casting: AbstractContextManager[object]
+    ) -> None:
+        self._body, self._views, self._val, self._casting = _Body(classifier), views, val, casting
+        self._known: dict[int, Tensor] = {}
+        self._held: Tensor | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that are kept so far."""
+        held = [*self._known.values(), *([] if self._held is None else [self._held])]
+        return sum(one.numel() * one.element_size() for one in held)
+
+    def prepare(self, step: int) -> Iterator[float]:
+        """Compute what `at(step)` needs and is not there; yields the share that is done. The caller may stop."""
+        for number in np.unique(self._numbers(step)[1]).tolist():
+            if number in self._known:
+                continue
+            found, count = [], self._views.count
+            for start in range(0, count, CHUNK):
+                rows = np.arange(start, min(start + CHUNK, count))
+                found.append(self._of(self._views.augmented(rows, np.full(len(rows), number))))
+                yield (start + len(rows)) / count
+            self._known[number] = torch.cat(found)
+
+    def at(self, step: int) -> Tensor:
+        """What the head gets of the batch of `step`: float32 [B, F]."""
+        for _ in self.prepare(step):
+            pass
+        rows, number = self._numbers(step)
+        places = torch.from_numpy(rows)
+        found = self._known[int(number[0])][places]
+        for other in np.unique(number[number != number[0]]).tolist():  # a batch may end one epoch and begin the next
+            here = torch.from_numpy(np.flatnonzero(number == other))
+            found[here] = self._known[other][places[here]]
+        return found
+
+    def answers(self, head: nn.Module) -> NDArray[np.float32]:
+        """Logits float32 [N, C] of the validation images, in full precision, with a head as it is now."""
+        if self._held is None:
+            pixels = (
+                torch.from_numpy(np.ascontiguousarray(self._val.images[at : at + CHUNK])).to(self._views.device)
+                for at in range(0, len(self._val), CHUNK)
+            )
+            self._body.classifier.eval()
+            self._held = torch.cat([batching.answered(self._body, some) for some in pixels])
+        with torch.no_grad():
+            return head(self._held).float().cpu().numpy()
+
+    def _numbers(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The rows and the number of the view of each image of `step`; all views are one where nothing is augmented."""
+        rows, number = self._views.dealt(step)
+        return rows, number if self._views.policy else np.zeros_like(number)
+
+    def _of(self, images: Tensor) -> Tensor:
+        self._body.classifier.eval()
+        with self._casting:
+            return batching.answered(self._body, images)

@@ -1,0 +1,446 @@
+"""The training loop, the only one: a generator that takes one or more students through the same views in lockstep.
+
+Each step makes the view once, asks the teacher once, and steps every student. One student is a list of one. The loop
+yields events; the caller records, plots or tests. Nothing in it depends on time or on a generator of random numbers
+that would have to be saved, so a run that was stopped and resumed ends with the same weights, bit for bit (same
+processor and thread count).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from smallalign_core import augment, networks
+from smallalign_core.data import Splits, statistics
+from smallalign_core.errors import BadModel, BadSpec, Diverged
+from smallalign_core.metrics import Fidelity, Scores, fidelity, fit_temperature, logits_of, score
+from smallalign_core.networks import Classifier
+from smallalign_core.spec import RunSpec
+from smallalign_core.training import frozen_features, losses, optim
+from smallalign_core.training.distributed import World, pick_device as pick_device
+from smallalign_core.training.losses import Answer
+from smallalign_core.training.student import Student
+from smallalign_core.training.teacher import Teaching
+from smallalign_core.training.timer import Clock
+
+REPORT_SECONDS = 0.25
+ALONE = World()
+STEP, SUMS = "step", "sums"
+"""What the first process of several says to the others."""
+NORMS_FROM = 2_000
+"""Training images that the batch norms of averaged weights are estimated on, about."""
+FITTED_ON = 2_000
+"""Validation images that an epoch's temperature is fitted on, about: enough for one number."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A student took some steps. Losses are means over the steps since its last report, one a weighted term.
+
+    `gradients` counts those of the loss that all its steps so far asked for, `evaluations` the losses of a batch
+    without one, of which about three cost as much.
+    """
+
+    student: int
+    step: int
+    steps: int
+    epoch: float
+    images_per_second: float
+    losses: dict[str, float]
+    gradients: int
+    evaluations: int = 0
+
+
+@dataclass(frozen=True)
+class Validated:
+    """A student's epoch ended; it was asked about the validation images.
+
+    Attributes:
+        scores: as it answers; `fitted`: with the temperature that suits validation best.
+        best: whether it is its best so far.
+        fidelity: how close it is to its teacher; None without one.
+        shares: what part of the gradient each term of the loss supplied, at the first step of the epoch.
+    """
+
+    student: int
+    step: int
+    epoch: int
+    scores: Scores
+    fitted: Scores
+    best: bool
+    fidelity: Fidelity | None
+    shares: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """A student cannot go on; the others do."""
+
+    student: int
+    step: int
+    error: Diverged
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A student waits for its teacher's answers, or a frozen body's features, to more than the next batch; `share` of
+    that is done.
+    """
+
+    student: int
+    step: int
+    share: float
+
+
+Event = Progress | Validated | Stopped | Waiting
+
+
+class Training:
+    """One lockstep of students. Iterate over it to train; between events, `state()` is all that a resume needs.
+
+    Args:
+        specs: runs that share data, augmentation, views, batch, epochs, seed, precision and teacher.
+        splits: their data. Only `train` is learned from and only `val` is chosen by; `test` is not touched.
+        teacher: who answers each view, for the students that have a teacher; None without.
+        device: where to train.
+        world: the processes that train together; each makes its share of every batch.
+        starts: the files of weights that `start` names in some specs.
+        keep: whether features of frozen bodies may be computed ahead and kept; without, each step asks the body.
+
+    Raises:
+        BadSpec: the specs do not share their views, a batch cannot be shared, or an optimizer cannot do this.
+        BadModel: the weights to start from are of another network.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[RunSpec],
+        splits: Splits,
+        teacher: Teaching | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        world: World = ALONE,
+        starts: Mapping[str, Path] = MappingProxyType({}),
+        keep: bool = True,
+    ) -> None:
+        if (
+            not all(specs[0].keeps_step_with(spec) for spec in specs)
+            or len({s.teacher for s in specs if s.teacher}) > 1
+        ):
+            raise BadSpec(
+                "a lockstep shares data, augmentation, batch, epochs, seed, precision and teacher: these differ",
+                given=f"{len(specs)} specs",
+                do="train them one after the other",
+            )
+        self.splits, self.device, self.world, self._starts = splits, torch.device(device), world, starts
+        self.teacher = teacher if any(spec.teacher for spec in specs) else None
+        half = specs[0].precision == "bf16"
+        self._casting = torch.autocast(self.device.type, torch.bfloat16) if half else contextlib.nullcontext()
+        self.views = augment.of_run(specs[0], splits.train, self.device, world.share(specs[0].batch))
+        self.steps = augment.steps_of(specs[0], len(splits.train))
+        self.step = self._kept = 0
+        self.shared = Clock(self.device)
+        self._expected: NDArray[np.float32] | None = None
+        self._refuse_parted(specs)
+        self._keeps, self._bodies = keep, dict[str, frozen_features.Features]()
+        mean, std = statistics(splits.train)
+        self.students = [self._student(spec, mean, std) for spec in specs]
+
+    def _refuse_parted(self, specs: Sequence[RunSpec]) -> None:
+        for spec in specs:
+            if self.world.size > 1 and (kind := optim.alone(spec.optimizer)):
+                raise BadSpec(
+                    f"`{kind}` cannot be shared by several processes yet",
+                    given=f"{self.world.size} processes",
+                    do="train in one process, or use another optimizer",
+                )
+
+    def _student(self, spec: RunSpec, mean: list[float], std: list[float]) -> Student:
+        classifier = networks.build(
+            spec.network, self.splits.classes, self.splits.shape, mean=mean, std=std, seed=spec.seed
+        )
+        if spec.start:
+            networks.begin_from(classifier, self._starts[spec.start])
+        networks.in_bits(classifier.to(self.device), spec.bits)
+        kept = optim.state_bytes(spec.optimizer, classifier, head=networks.head(classifier))
+        self._kept += kept
+        optim.check(self._kept, self.device, optim.named(spec.optimizer)[0])
+        companion = self._companion(spec, classifier)
+        call = fast = self.world.joined(classifier, self.device)
+        if spec.compile and not any(losses.layers(spec.loss)):  # hooks would be compiled away
+            fast = torch.compile(call, mode="reduce-overhead" if self.device.type == "cuda" else "default")
+        student = Student(spec, classifier, companion, call, fast, self.steps, Clock(self.device), self.shared, kept)
+        images = len(self.splits.train) + len(self.splits.val)
+        student.frozen = frozen_features.standing(spec, classifier, images, alone=self.world.size == 1)
+        if student.frozen == frozen_features.KEPT and self._keeps:
+            made = frozen_features.Features(classifier, self.views, self.splits.val, self._casting)
+            student.features = self._bodies.setdefault(frozen_features.key(spec), made)
+            student.call = student.fast = networks.head(classifier)
+        return student
+
+    def _companion(self, spec: RunSpec, classifier: Classifier) -> nn.Module | None:
+        layers = losses.layers(spec.loss)
+        if self.teacher is None or not any(layers):
+            return None
+        example = self.teacher.lesson(self.views, 0)
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(spec.seed)
+            classifier.eval()
+            made = losses.companion(spec.loss, losses.answer(classifier, example[0].images, layers[0]), example[1])
+        return made if made is None else made.to(self.device)
+
+    def __iter__(self) -> Iterator[Event]:
+        """Train from `self.step` to the end, or until no student is left."""
+        count, batch = len(self.splits.train), self.views.batch
+        reported, since = time.monotonic(), self.step
+        while self.step < self.steps and any(student.learns for student in self.students):
+            for waiting in self._waiting():
+                yield waiting
+                reported, since = time.monotonic(), self.step
+            if not any(student.learns for student in self.students):
+                return
+            self.advance()
+            now = time.monotonic()
+            epoch_ended = self.step * batch // count > (self.step - 1) * batch // count or self.step == self.steps
+            if not epoch_ended and now - reported < REPORT_SECONDS:
+                continue
+            rate = (self.step - since) * batch / max(1e-9, now - reported)
+            events: list[Event] = []
+            # All are made before the first is told: whoever stops at any of them must not lose an epoch's validation.
+            for index, student in enumerate(self.students):
+                if student.learns:
+                    try:
+                        means = self._mean_losses(student, self.step - since)
+                        if epoch_ended:
+                            events.append(self._validate(index))
+                        place = self.step * batch / count
+                        counted = student.gradients, student.evaluations
+                        events.append(Progress(index, self.step, self.steps, place, rate, means, *counted))
+                    except Diverged as error:
+                        student.learns = False
+                        events.append(Stopped(index, self.step, error))
+            yield from events
+            reported, since = time.monotonic(), self.step
+
+    def _waiting(self) -> Iterator[Waiting]:
+        """Let the caller stop while the teacher answers more than one batch, or the features of a frozen body are
+        computed; nothing changed since the last step."""
+        said = -float("inf")
+        for share in self.shared.over(self._preparing()):
+            if time.monotonic() - said < REPORT_SECONDS:
+                continue
+            for index, student in enumerate(self.students):
+                student.sums = {}  # a checkpoint made now must not count these losses to later steps
+                if student.learns:
+                    yield Waiting(index, self.step, share)
+            if not any(student.learns for student in self.students):
+                return
+            said = time.monotonic()
+
+    def _preparing(self) -> Iterator[float]:
+        if self.teacher:
+            yield from self.teacher.prepare(self.views, self.step)
+        for student in self.students:
+            if student.learns and student.features:
+                yield from student.features.prepare(self.step)
+
+    def drop(self, student: int) -> None:
+        """Let one student rest; the others go on."""
+        self.students[student].learns = False
+
+    def advance(self) -> None:
+        """Take one step with every student that still learns."""
+        self.world.say(STEP)
+        said: Answer | None
+        with self.shared.lap():
+            view, said = self.teacher.lesson(self.views, self.step) if self.teacher else (self.views(self.step), None)
+        learning = [student for student in self.students if student.learns and not student.stuck]
+        swapped = None
+        if said is not None and any(student.spec.shuffled for student in learning):
+            swapped = said.taken(self.views.classmates(self.step, view.labels))
+        for student in self.students:
+            if student.learns and student.stuck:  # until it is told, every step is one more without a loss
+                student.add({"total": torch.full((), torch.nan, device=self.device)})
+        for student in learning:
+            wanted = swapped if student.spec.shuffled else said
+            with student.clock.lap():
+                self._teach(student, view, wanted if student.spec.teacher else None)
+        self.step += 1
+
+    def _teach(self, student: Student, view: augment.Batch, wanted: Answer | None) -> None:
+        spec = student.spec
+        if not student.classifier.training:  # a walk over all modules
+            student.classifier.train()
+        rate = student.rate * optim.factor(spec.schedule, self.step, self.steps)
+        optim.set_rate(student.optimizer, rate)
+        if student.asks == "losses":
+            student.evolve(view, wanted, self.epoch, lambda: self._seed_step(spec))
+            return
+        parts = self._gradient(student, view, wanted)
+
+        def again() -> Tensor:
+            with student.norms_at_rest():
+                return self._gradient(student, view, wanted, again=True)["total"]
+
+        def excess() -> Tensor:
+            """How far the loss is above the one that the teacher would have."""
+            own = losses.terms(spec.loss, wanted, wanted, view.labels, epoch=self.epoch) if wanted else {}
+            return parts["total"].detach() - sum(own.values(), start=torch.zeros(()))
+
+        try:
+            student.step(again if student.asks == "gradient" else excess if student.asks == "excess" else None)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            # SOAP factorises what it knows of gradients, and they were not finite: the next report says so.
+            parts["total"], student.stuck = parts["total"] * torch.nan, True
+        student.add(parts)
+
+    def _gradient(
+        self, student: Student, view: augment.Batch, wanted: Answer | None, *, again: bool = False
+    ) -> dict[str, Tensor]:
+        """Leave the gradient of the loss, at the weights as they are, with the student.
+
+        Args:
+            again: whether it is not the first of this step. It has the same dropout masks: SAM compares two places of
+                one loss, and with other masks it would be two losses.
+
+        Returns:
+            The terms of the loss, and their sum as `total`.
+        """
+        spec = student.spec
+        self._seed_step(spec)
+        begins = self.step * self.views.batch % len(self.splits.train) < self.views.batch and not again  # an epoch
+        # The shares ask for several gradients of one answer, and a compiled network spoils what the second one needs.
+        call = student.call if begins else student.fast
+        seen = student.features.at(self.step) if student.features else view.images
+        with student.counting() if begins and student.saved_bytes is None else contextlib.nullcontext():
+            with self._casting:
+                given = losses.answer(student.classifier, seen, losses.layers(spec.loss)[0], call)
+            parts = losses.terms(spec.loss, given, wanted, view.labels, epoch=self.epoch, companion=student.companion)
+        if begins:
+            with student.clock.standing():  # a report, not a part of the step
+                student.measure_shares(parts)
+        first, *others = parts.values()
+        total = sum(others, start=first)
+        for weight in student.learning:  # what `zero_grad` does, without a profiler's entry
+            weight.grad = None
+        total.backward()
+        student.gradients += 1
+        if student.companion:
+            self.world.average(*(weight.grad for weight in student.companion.parameters()))
+        return {**parts, "total": total}
+
+    @property
+    def epoch(self) -> float:
+        """How often every image was seen."""
+        return self.step * self.views.batch / len(self.splits.train)
+
+    def _seed_step(self, spec: RunSpec) -> None:
+        """Dropout draws from the global generator. Keyed by (seed, step), it does not depend on who else trains."""
+        self._seed(spec.seed * 1_000_003 + self.step)
+
+    def _seed(self, number: int) -> None:
+        if self.device.type == "cpu":
+            torch.default_generator.manual_seed(number)  # torch.manual_seed looks at every backend: half a millisecond
+        else:
+            torch.manual_seed(number)
+
+    def _mean_losses(self, student: Student, steps: int) -> dict[str, float]:
+        """Means since the last report; reading them is the only moment that a GPU has to wait for."""
+        self.world.say(SUMS)
+        self.world.average(*student.sums.values())
+        means = {name: float(total) / max(1, steps) for name, total in student.sums.items()}
+        self._refuse_nan(student, means["total"])
+        student.sums, student.recent = {}, []
+        return means
+
+    def _refuse_nan(self, student: Student, loss: float) -> None:
+        if not np.isfinite(loss):
+            first = next((index for index, one in enumerate(student.recent) if not torch.isfinite(one)), None)
+            step = f"by step {self.step}" if first is None else f"at step {self.step - len(student.recent) + first + 1}"
+            given, do = optim.named(student.spec.optimizer)
+            raise Diverged(f"the loss became {loss} {step} of {self.steps}", given=given, do=do)
+
+    def _validate(self, index: int) -> Validated:
+        student, val = self.students[index], self.splits.val
+        epoch = (
+            student.spec.epochs if self.step == self.steps else self.step * self.views.batch // len(self.splits.train)
+        )
+        scored = self.scored(index)
+        kept = student.features
+        said = kept.answers(networks.head(scored)) if kept else logits_of(scored, val, device=self.device)
+        self._refuse_nan(student, float(np.abs(said).max()))
+        scores = score(said, val.labels, val.classes)
+        some = slice(None, None, max(1, len(said) // FITTED_ON))
+        fitted = score(said, val.labels, val.classes, fit_temperature(said[some], val.labels[some]))
+        close = None
+        if student.spec.teacher and self.teacher:
+            if self._expected is None:
+                self._expected = self.teacher.on(val)
+            close = fidelity(self._expected, said)
+        best = student.consider(scored, scores, epoch)
+        return Validated(index, self.step, epoch, scores, fitted, best, close, student.shares)
+
+    def scored(self, index: int = 0) -> Classifier:
+        """What a student is scored by now: its classifier, or the average of its weights where it keeps one.
+
+        The batch norms of an average are estimated on the run's first views, about 2,000 images, always the same.
+        """
+        student, batches = self.students[index], min(self.steps, -(-NORMS_FROM // self.views.batch))
+        self._seed(student.spec.seed)  # dropout before a norm
+        return optim.scored(
+            student.spec.optimizer,
+            student.optimizer,
+            student.classifier,
+            student.average,
+            lambda: (self.views(step).images for step in range(batches)),
+        )
+
+    def assist(self) -> None:
+        """Do what the first process says: steps, sums, a state to go on from; until it says anything else."""
+        while True:
+            said = self.world.hear()
+            if said == STEP:
+                self.advance()
+            elif said == SUMS:
+                self.world.average(*self.students[0].sums.values())
+                self.students[0].sums, self.students[0].recent = {}, []
+            elif isinstance(said, dict):
+                self.restore(said)
+            else:
+                return
+
+    # --- resume -------------------------------------------------------------------------------------------------------
+
+    def state(self, index: int = 0) -> dict[str, Any]:
+        """All that one student needs to go on as if nothing had happened: plain tensors, numbers and text."""
+        return {"step": self.step, **self.students[index].state()}
+
+    def restore(self, *states: dict[str, Any]) -> None:
+        """Go on from the `state` of each student, all of the same step.
+
+        Raises:
+            BadModel: the states are of other specs.
+        """
+        try:
+            for state in states:
+                self.world.say(state)
+            for student, kept in zip(self.students, states, strict=True):
+                student.restore(kept, self.device)
+            (self.step,) = {kept["step"] for kept in states}
+        except (KeyError, ValueError, RuntimeError, TypeError) as error:
+            raise BadModel(
+                "the checkpoint does not fit this run",
+                given=type(error).__name__,
+                do="delete the run and start it again",
+            ) from None

@@ -1,0 +1,237 @@
+"""Optimizers from libraries, what they cost, and the learning rate as a pure function of the step.
+
+Libraries of optimizers are imported where a spec names one of theirs: each costs over a second.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, assert_never
+
+import torch
+from torch import nn
+
+from smallalign_core.spec import (
+    AdamW,
+    AdEmaMix,
+    Asam,
+    Constant,
+    Cosine,
+    Ema,
+    Lion,
+    Lookahead,
+    Muon,
+    NAdamW,
+    Optimizer,
+    Pgpe,
+    Polyak,
+    Prodigy,
+    RmsProp,
+    Sam,
+    Schedule,
+    ScheduleFree,
+    Sgd,
+    Snes,
+    Soap,
+    evolves,
+    nest,
+)
+from smallalign_core.system import extras
+from smallalign_core.training.optim._average import average as average, scored as scored
+from smallalign_core.training.optim._evolution import (
+    Evolution as Evolution,
+    answers as answers,
+    population_bytes as population_bytes,
+)
+from smallalign_core.training.optim._fused import FusedAdamW, FusedSgd
+from smallalign_core.training.optim._memory import check as check, state_bytes as state_bytes
+from smallalign_core.training.optim._polyak import PolyakStep as PolyakStep
+
+
+def build(
+    spec: Optimizer, model: nn.Module, steps: int = 1, *, head: nn.Module | None = None, head_rate: float = 1.0
+) -> torch.optim.Optimizer:
+    """The optimizer that `spec` describes, over the trainable parameters of `model`.
+
+    Weight decay is left off biases and norms (1-D parameters), where it does not regularise. Build it after the
+    weights are loaded: Lookahead copies its slow weights now. An `ema` is beside the optimizer: see `average`.
+
+    Args:
+        steps: how many it will take, for those that plan with it.
+        head: the last layer, which Muon leaves to NAdamW.
+        head_rate: its learning rate, in multiples of the others'; kept as `rate` with its groups, for `set_rate`.
+    """
+    match spec:
+        case Ema():
+            return build(spec.inner, model, steps, head=head, head_rate=head_rate)
+        case Lookahead():
+            pytorch_optimizer = _library(spec)
+            inner = build(spec.inner, model, steps, head=head, head_rate=head_rate)
+            # pullback_momentum must be "none": the others do nothing for Adam and double its memory.
+            return pytorch_optimizer.Lookahead(inner, k=spec.k, alpha=spec.alpha, pullback_momentum="none")
+        case Sam() | Asam():
+            pytorch_optimizer = _library(spec)
+            inner = build(spec.inner, model, steps, head=head, head_rate=head_rate)
+            made: Any = lambda _, **__: inner  # noqa: E731  # it asks for a class, and calls it
+            return pytorch_optimizer.SAM(inner.param_groups, made, rho=spec.rho, adaptive=isinstance(spec, Asam))
+        case Snes() | Pgpe():
+            return Evolution(spec, [weight for weight in model.parameters() if weight.requires_grad])
+        case Sgd() | AdamW() | RmsProp() | Polyak():
+            return _from_torch(spec, _groups(spec, model, head, head_rate))
+        case NAdamW() | Muon():
+            return _from_timm(spec, _groups(spec, model, head, head_rate))
+        case Lion() | Soap() | Prodigy() | ScheduleFree() | AdEmaMix():
+            return _from_pytorch_optimizer(spec, _groups(spec, model, head, head_rate), steps)
+        case _:
+            assert_never(spec)
+
+
+def package(part: Optimizer) -> str | None:
+    """The package of an extra that a part of an optimizer comes from; None for those that torch and we bring."""
+    match part:
+        case Lookahead() | Sam() | Asam() | Lion() | Soap() | Prodigy() | ScheduleFree() | AdEmaMix():
+            return "pytorch_optimizer"
+        case NAdamW() | Muon():
+            return "timm"
+        case Snes() | Pgpe():
+            return "evotorch"
+        case Sgd() | AdamW() | RmsProp() | Polyak() | Ema():
+            return None
+        case _:
+            assert_never(part)
+
+
+def require(spec: Optimizer) -> None:
+    """Refuse an optimizer any part of which comes from a package that is not installed. Nothing is imported.
+
+    Raises:
+        MissingExtra: one is not; the message has the command that installs it.
+    """
+    for part in nest(spec):
+        if (needed := package(part)) is not None:
+            extras.require(needed, f"the optimizer {part.kind}")
+
+
+def _library(part: Optimizer, module: str = "") -> Any:
+    """The package that a part comes from, or a module of it."""
+    return extras.load(f"{package(part)}{module}", f"the optimizer {part.kind}")
+
+
+def _groups(spec: Any, model: nn.Module, head: nn.Module | None, head_rate: float) -> list[dict[str, Any]]:
+    """The trainable parameters by how they are treated; no group is empty."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    apart = head is not None and (isinstance(spec, Muon) or head_rate != 1)
+    last = {id(parameter) for parameter in head.parameters()} if head and apart else set()
+    quick = last if head_rate != 1 else set()
+    decay = getattr(spec, "weight_decay", 0.0)
+    other: dict[str, Any] = {"use_fallback": True} if isinstance(spec, Muon) else {}
+    rate: dict[str, Any] = {"rate": head_rate} if quick else {}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trainable if p.ndim > 1 and id(p) not in last], "weight_decay": decay},
+        {"params": [p for p in trainable if p.ndim > 1 and id(p) in last], "weight_decay": decay, **other, **rate},
+        {"params": [p for p in trainable if p.ndim <= 1 and id(p) not in quick], "weight_decay": 0.0},
+        {"params": [p for p in trainable if p.ndim <= 1 and id(p) in quick], "weight_decay": 0.0, **rate},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Let the next step have this learning rate, the head's groups in their multiple of it."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("rate", 1.0)
+
+
+def _from_torch(spec: Sgd | AdamW | RmsProp | Polyak, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    match spec:
+        case Sgd():
+            return FusedSgd(groups, lr=spec.lr, momentum=spec.momentum, nesterov=spec.momentum > 0, fused=True)
+        case AdamW():
+            return FusedAdamW(groups, lr=spec.lr, betas=(spec.beta1, spec.beta2), fused=True)
+        case RmsProp():
+            return torch.optim.RMSprop(groups, lr=spec.lr, alpha=spec.beta2, momentum=spec.momentum)
+        case Polyak():
+            return PolyakStep(groups, averaging=spec.averaging, beta2=spec.beta2)
+        case _:
+            assert_never(spec)
+
+
+def _from_timm(spec: NAdamW | Muon, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    betas = (spec.beta1, spec.beta2)
+    if isinstance(spec, NAdamW):
+        return _library(spec, ".optim.nadamw").NAdamW(groups, lr=spec.lr, betas=betas)
+    return _library(spec, ".optim.muon").Muon(groups, lr=spec.lr, momentum=spec.momentum, nesterov=True, betas=betas)
+
+
+def _from_pytorch_optimizer(
+    spec: Lion | Soap | Prodigy | ScheduleFree | AdEmaMix, groups: list[dict[str, Any]], steps: int
+) -> torch.optim.Optimizer:
+    library, betas = _library(spec), (spec.beta1, spec.beta2)
+    match spec:
+        case Lion():
+            return library.Lion(groups, lr=spec.lr, betas=betas)
+        case Soap():
+            return library.SOAP(groups, lr=spec.lr, betas=betas, precondition_frequency=spec.every)
+        case Prodigy():
+            return library.Prodigy(groups, lr=spec.lr, betas=betas, bias_correction=True, safeguard_warmup=True)
+        case ScheduleFree():
+            return library.ScheduleFreeAdamW(groups, lr=spec.lr, betas=betas)
+        case AdEmaMix():
+            return library.AdEMAMix(
+                groups,
+                lr=spec.lr,
+                betas=(*betas, spec.beta3),
+                alpha=spec.alpha,
+                t_alpha_beta3=steps,
+                weight_decouple=True,  # its default is L2
+            )
+        case _:
+            assert_never(spec)
+
+
+def asks(spec: Optimizer) -> Literal["gradient", "excess", "losses"] | None:
+    """What a step asks for besides the gradient at the weights: one at the weights that it moved to (SAM), or the loss
+    above the teacher's (Polyak). `losses` stands for no gradient at all, but the losses of candidates.
+    """
+    if evolves(spec):
+        return "losses"
+    if any(isinstance(part, Sam | Asam) for part in nest(spec)):
+        return "gradient"
+    return "excess" if isinstance(nest(spec)[-1], Polyak) else None
+
+
+def alone(spec: Optimizer) -> str | None:
+    """The kind of the part that cannot be shared by several processes; None if all can."""
+    kinds = (Sam, Asam, Ema, ScheduleFree, Polyak, Snes, Pgpe)
+    return next((part.kind for part in nest(spec) if isinstance(part, kinds)), None)
+
+
+def peak_rate(spec: Optimizer) -> float:
+    """The learning rate that the schedule scales; 1 for a step that has none."""
+    return getattr(nest(spec)[-1], "lr", 1.0)
+
+
+def named(spec: Optimizer) -> tuple[str, str]:
+    """(an optimizer in a few words, what to lower when it diverges)."""
+    parts = nest(spec)
+    words = " | ".join(part.kind for part in parts)
+    if not hasattr(parts[-1], "lr"):
+        return words, "use another optimizer"
+    path = ".".join(["optimizer", *["inner"] * (len(parts) - 1), "lr"])
+    return f"{words}, learning rate {parts[-1].lr}", f"lower {path}, or lengthen schedule.warmup"
+
+
+def factor(schedule: Schedule, step: int, steps: int) -> float:
+    """What the peak learning rate is multiplied with at `step` of `steps` (counted from 0).
+
+    Warm-up is linear and starts above zero; cosine ends at zero one step after the last.
+    """
+    warm = round(schedule.warmup * steps)
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    match schedule:
+        case Constant():
+            return 1.0
+        case Cosine():
+            return (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))) / 2
+        case _:
+            assert_never(schedule)

@@ -1,0 +1,454 @@
+"""Training recorded runs: from wherever they stand to their results.
+
+Runs that share their views are trained in lockstep, one step each on the same images. Each has its own folder, events,
+checkpoints and end: one can be cancelled, diverge or be resumed alone, and its weights are the same either way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from smallalign_core import data
+from smallalign_core.errors import BadModel, Diverged, Refused, SmallAlignError, WorkFailed
+from smallalign_core.runs import logits
+from smallalign_core.runs.store import Run, State, Store
+from smallalign_core.runs.writer import Recording
+from smallalign_core.spec import RunSpec
+from smallalign_core.system import machine
+from smallalign_core.system.machine import forget_peak, peak_memory, set_threads
+from smallalign_core.training import teacher_loading
+from smallalign_core.training.watchdog import Watch, explained
+
+if TYPE_CHECKING:
+    from smallalign_core.training.distributed import World
+    from smallalign_core.training.loop import Progress, Training, Validated
+    from smallalign_core.training.teacher import Teaching
+
+log = logging.getLogger("smallalign")
+
+CHECKPOINT_SECONDS = 10.0
+TOGETHER = 8
+"""Most runs that a worker or a study trains in lockstep."""
+MADE_OF = ("processes", "params", "macs", "steps", "together")
+ANNOUNCED = (*machine.DECIDES, *MADE_OF, "answers", "features", "preflight", "moved")
+"""What is known before the first step and belongs to the result."""
+TRAIN_SCORED_ON = 2_000
+"""Training images that the best weights are scored on, about: enough for the gap to test."""
+OVER = "over"
+"""The last word of the first of several processes."""
+
+Observer = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how runs are trained, and who watches; arguments of `execute`."""
+
+    store: Store
+    device: str
+    observe: Observer
+    stop: threading.Event
+    world: World
+    give_up: Callable[[], None] | None = None
+
+
+def execute(
+    run: Run,
+    store: Store,
+    *,
+    device: str = "auto",
+    from_queue: bool = False,
+    observe: Observer = lambda _: None,
+    stop: threading.Event | None = None,
+    world: World | None = None,
+) -> dict[str, Any]:
+    """Train `run` from its last checkpoint, or from the start, to its result.
+
+    Args:
+        from_queue: train it only if it still waits in the queue.
+        observe: is shown every event as it happens, recorded or not.
+        stop: once set, the run is paused at its next event, with a checkpoint.
+        world: the processes that train it together, of which this is the first; the others `assist`.
+
+    Returns:
+        Its result; with only `id`, `state` and what was `asked` of it if it was to pause or cancel; nothing was asked
+        of the run itself where `stop` was set.
+
+    Raises:
+        Refused: another process is training it, or the disk is full (it is then paused).
+        SmallAlignError: it failed; the reason is kept in its folder.
+    """
+    (ended,) = execute_together(
+        [run], store, device=device, from_queue=from_queue, observe=observe, stop=stop, world=world
+    )
+    if isinstance(ended, SmallAlignError):
+        raise ended
+    return ended
+
+
+def execute_together(
+    runs: Sequence[Run],
+    store: Store,
+    *,
+    device: str = "auto",
+    from_queue: bool = False,
+    observe: Observer = lambda _: None,
+    stop: threading.Event | None = None,
+    world: World | None = None,
+    give_up: Callable[[], None] | None = None,
+) -> list[dict[str, Any] | SmallAlignError]:
+    """Train runs that share their views in lockstep, as `execute` trains one.
+
+    Args:
+        give_up: ends this process, where a step hangs and a person asks its run to stop.
+
+    Returns:
+        How each ended: its result, or the error that it failed with. Runs whose last checkpoints are of different steps
+        are trained one group after the other.
+    """
+    from smallalign_core.training.distributed import World
+
+    setting = Setting(store, device, observe, stop or threading.Event(), world or World(), give_up)
+    ended: dict[str, dict[str, Any] | SmallAlignError] = {}
+    with contextlib.ExitStack() as held:
+        pupils = []
+        for run in runs:
+            try:
+                if not run.finished:
+                    pupils.append(Pupil(held.enter_context(Recording(run, from_queue=from_queue))))
+                    if run.finished:  # by another worker, while we waited for the lock
+                        pupils.pop()
+            except Refused as error:
+                ended[run.id] = error
+        if not pupils:
+            setting.world.say(OVER)
+        while waiting := [pupil for pupil in pupils if pupil.ended is None]:
+            _attempt(waiting, setting)
+        ended |= {pupil.run.id: pupil.ended for pupil in pupils if pupil.ended is not None}
+    return [ended.get(run.id) or run.result or {} for run in runs]
+
+
+def _attempt(pupils: list[Pupil], setting: Setting) -> None:
+    """Train some of `pupils` together; whatever goes wrong is written to their folders, and at least one has ended."""
+    try:
+        _train(pupils, setting)
+    except KeyboardInterrupt:
+        _end_all(pupils, State.PAUSED, Refused("interrupted at the keyboard"))
+        raise
+    except Exception as error:  # whatever went wrong: the runs say so, and their worker lives on
+        if len(pupils) > 1 and not isinstance(error, Refused):  # whose fault it is shows when each is alone
+            log.warning("training together failed (%s); each is tried alone", error)
+            for pupil in pupils:
+                if pupil.ended is None:
+                    _attempt([pupil], setting)
+        elif isinstance(error, SmallAlignError):
+            _end_all(pupils, State.PAUSED if isinstance(error, Refused) else State.FAILED, error)
+        elif short := explained(error):
+            log.exception("training failed")
+            _end_all(pupils, State.FAILED, short)
+        else:
+            reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+            log.exception("training failed")
+            told = WorkFailed("the run failed", given=reason, do="change the spec, or report it with its log")
+            _end_all(pupils, State.FAILED, told, reason)
+
+
+def _end_all(pupils: Sequence[Pupil], state: State, error: SmallAlignError, reason: str | None = None) -> None:
+    for pupil in pupils:
+        if pupil.ended is None:
+            pupil.end(state, error, reason)
+
+
+@dataclass
+class Pupil:
+    """One run in training: the right to write its folder, and what was written when."""
+
+    recording: Recording
+    before: float = 0.0
+    answered: int = 0
+    taught: Teaching | None = None
+    began: bool = False
+    recorded: float = field(default_factory=time.monotonic)
+    saved: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic)
+    ended: dict[str, Any] | SmallAlignError | None = None
+
+    def __post_init__(self) -> None:
+        self.began = self.recording.attempt > 1
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        return self.recording.run
+
+    @property
+    def seconds(self) -> float:
+        """Seconds trained, those before a resume included."""
+        return self.before + time.monotonic() - self.started
+
+    @property
+    def teacher_images(self) -> int:
+        """Images that its teacher itself answered, those before a resume included; a cache answers the others."""
+        return self.answered + (self.taught.answered if self.taught else 0)
+
+    def end(self, state: State, error: SmallAlignError, reason: str | None = None) -> None:
+        """Write why it stopped."""
+        self.ended = error
+        try:
+            self.recording.say(ended=state, reason=reason or str(error), diverged=isinstance(error, Diverged))
+        except Refused:  # the disk is so full that not even this fits: the released lock will say "interrupted"
+            log.warning("could not record why %s stopped: %s", self.run.name, error)
+        self.recording.let_go()
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Keep a checkpoint."""
+        import torch
+
+        buffer = io.BytesIO()
+        torch.save({"training": state, "seconds": self.seconds, "teacher_images": self.teacher_images}, buffer)
+        self.recording.checkpoint(buffer.getvalue(), state["step"])
+        self.saved = time.monotonic()
+
+    def restored(self) -> dict[str, Any] | None:
+        """The state in its last good checkpoint; None if it has none."""
+        import torch
+
+        content = self.recording.last_checkpoint()
+        if content is None:
+            return None
+        try:
+            kept = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+            self.before, self.answered = float(kept["seconds"]), int(kept.get("teacher_images", 0))
+            state: dict[str, Any] = kept["training"]
+            int(state["step"])
+        except (RuntimeError, KeyError, ValueError, EOFError, TypeError) as error:
+            raise BadModel(
+                "the checkpoint cannot be read",
+                given=type(error).__name__,
+                do="delete the run and submit its spec again",
+            ) from None
+        return state
+
+    def progress(self, event: Progress) -> dict[str, Any]:
+        """Record how far it is, more sparsely the longer it trains."""
+        losses, now = dict(event.losses), time.monotonic()
+        remaining = (event.steps - event.step) * self.seconds / max(1, event.step)
+        shown = {
+            "step": event.step,
+            "steps": event.steps,
+            "epoch": event.epoch,
+            "loss": losses.pop("total"),
+            "terms": losses,
+            "gradients": event.gradients,
+            "evaluations": event.evaluations,
+            "images_per_second": event.images_per_second,
+            "seconds": self.seconds,
+            "eta": remaining,
+        }
+        if now - self.recorded >= min(5.0, 0.25 + self.seconds / 300) or event.step == event.steps:
+            self.recording.event("progress", **shown)  # type: ignore[arg-type]
+            self.recorded = now
+        return {"kind": "progress", **shown}
+
+    def epoch(self, event: Validated, spent: dict[str, Any]) -> dict[str, Any]:
+        """Record how good it is, and what that took."""
+        close = event.fidelity
+        shown = {
+            "step": event.step,
+            "epoch": event.epoch,
+            "accuracy": event.scores.accuracy,
+            "nll": event.scores.nll,
+            "ece": event.scores.ece,
+            "fitted_nll": event.fitted.nll,
+            "fitted_ece": event.fitted.ece,
+            "best": event.best,
+            "agreement": close and close.agreement,
+            "kl": close and close.kl,
+            "shares": event.shares,
+            "seconds": self.seconds,
+            **spent,
+        }
+        self.recording.event("epoch", **shown)
+        return {"kind": "epoch", **shown}
+
+
+def assist(run: Run, store: Store, world: World, device: str = "auto") -> None:
+    """Help another process, which `execute`s `run`, by taking this process's share of every batch."""
+    if world.hear() != OVER:
+        with _prepared([run.spec], Setting(store, device, lambda _: None, threading.Event(), world)) as (training, _):
+            training.assist()
+
+
+@contextlib.contextmanager
+def _prepared(
+    specs: Sequence[RunSpec], setting: Setting, warn: Callable[[str], None] = log.warning
+) -> Iterator[tuple[Training, data.Splits]]:
+    """Data, teacher and students of runs that share their views."""
+    from smallalign_core.training import loop
+
+    set_threads()
+    where = loop.pick_device(setting.device)
+    forget_peak(where.type)
+    splits = data.load(specs[0].data, setting.store.data_cache)
+    # Each of several processes sees its share of a batch, and answers are kept for whole ones.
+    bank = setting.world.size == 1
+    with teacher_loading.of_runs(specs, setting.store, splits, where, bank=bank, warn=warn) as taught:
+        starts = teacher_loading.starts(specs, setting.store)
+        yield loop.Training(specs, splits, taught, device=where, world=setting.world, starts=starts), splits
+
+
+def _train(pupils: list[Pupil], setting: Setting) -> None:
+    """Train all that stand at the step of the first; sets how they ended."""
+    states = [pupil.restored() for pupil in pupils]
+    steps = [state["step"] if state else 0 for state in states]
+    joined = [index for index, step in enumerate(steps) if step == steps[0]]
+    pupils, states = [pupils[index] for index in joined], [states[index] for index in joined]
+
+    def warn(message: str) -> None:
+        log.warning(message)
+        for pupil in pupils:
+            if pupil.ended is None:
+                pupil.recording.event("warning", steps[0], message=message)
+
+    with contextlib.ExitStack() as held:
+        setting.world.say("begin")
+        try:
+            specs = [pupil.run.spec for pupil in pupils]
+            training, splits = held.enter_context(_prepared(specs, setting, warn))
+            if steps[0]:
+                training.restore(*(state or {} for state in states))
+            _announce(training, pupils, setting.store)
+            _follow(training, pupils, setting, held.enter_context(Watch(pupils, setting.give_up)))
+        finally:
+            setting.world.say(OVER)
+        for index, pupil in enumerate(pupils):
+            if pupil.ended is None:
+                pupil.ended = _finish(pupil, setting.store, splits, training, index)
+
+
+def _announce(training: Training, pupils: Sequence[Pupil], store: Store) -> None:
+    """Write what is known before the first step."""
+    import torch
+
+    from smallalign_core import networks
+
+    for pupil, student in zip(pupils, training.students, strict=True):
+        pupil.taught = training.teacher if pupil.run.spec.teacher else None
+        facts: dict[str, Any] = {
+            "device": machine.device_name(training.device),
+            "processor": machine.processor(),
+            "capability": machine.capability(),
+            "threads": torch.get_num_threads(),
+            "processes": training.world.size,
+            **asdict(networks.measure(student.classifier)),
+            "steps": training.steps,
+            "together": len(pupils),
+            "teacher": pupil.taught and ("live" if pupil.taught.live else "cache"),
+            **teacher_loading.facts(pupil.run.spec, store, training.splits, training.device),
+            "features": student.frozen,
+        }
+        pupil.started = pupil.saved = pupil.recorded = time.monotonic()
+        if moved := machine.moved(pupil.run.said if training.step else {}, facts):
+            pupil.recording.event("warning", training.step, message=moved)
+        facts["moved"] = moved or (pupil.run.said.get("moved") if training.step else None)
+        pupil.recording.say(**facts)
+        pupil.recording.event("resumed" if pupil.began else "started", training.step, **facts)
+        for doubt in (facts["preflight"] or {}).get("warnings", ()):
+            pupil.recording.event("warning", training.step, message=doubt)
+        pupil.began = True
+        log.info("run %s: from step %d of %d on %s", pupil.run.name, training.step, training.steps, facts["device"])
+
+
+def _follow(training: Training, pupils: Sequence[Pupil], setting: Setting, watch: Watch) -> None:
+    """Record what happens, keep checkpoints, and stop whoever was asked to stop."""
+    from smallalign_core.training import loop
+
+    for event in training:
+        watch.seen(training.step)
+        pupil, index = pupils[event.student], event.student
+        if isinstance(event, loop.Stopped):
+            pupil.end(State.FAILED, event.error)
+            continue
+        if pupil.ended is not None:
+            continue
+        if isinstance(event, loop.Progress):
+            setting.observe(pupil.progress(event))
+        elif isinstance(event, loop.Waiting):
+            setting.observe({"kind": "waiting", "step": event.step, "share": event.share})
+        else:
+            setting.observe(pupil.epoch(event, training.students[index].spent()))
+        asked = pupil.run.asked
+        if (asked is not None or setting.stop.is_set()) and training.step < training.steps:
+            pupil.save(training.state(index))
+            ended = State.CANCELLED if asked == "cancel" else State.PAUSED
+            pupil.recording.say(ended=ended, reason=None)
+            pupil.recording.event(str(ended), training.step)
+            pupil.ended = {"id": pupil.run.id, "state": str(ended), "asked": asked}
+            pupil.recording.let_go()  # the others may train for hours, and it is paused now
+            training.drop(index)
+        elif time.monotonic() - pupil.saved >= CHECKPOINT_SECONDS:
+            pupil.save(training.state(index))
+
+
+def _finish(pupil: Pupil, store: Store, splits: data.Splits, training: Training, index: int) -> dict[str, Any]:
+    """Score the best weights: temperature by validation, then one look at test. The last weights are scored beside."""
+    import numpy as np
+    import torch
+
+    from smallalign_core import networks
+    from smallalign_core.metrics import fidelity, fit_temperature, logits_of, score
+
+    run, student = pupil.run, training.students[index]
+    classifier = student.best()
+    val_logits, test_logits, last_val, last_test = (
+        logits_of(model, images, device=training.device)
+        for model in (classifier, training.scored(index))
+        for images in (splits.val, splits.test)
+    )
+    store.count_test_look(splits.fingerprint, run.id, "training finished")
+    temperature = fit_temperature(val_logits, splits.val.labels)
+    some = splits.train.take(np.arange(0, len(splits.train), max(1, len(splits.train) // TRAIN_SCORED_ON)))
+    on_train = score(logits_of(classifier, some, device=training.device), some.labels, splits.classes)
+    weights, answers = networks.to_bytes(classifier, run.spec), logits.packed(val_logits, test_logits, splits)
+    seconds = pupil.seconds
+    result = {
+        "id": run.id,
+        "state": str(State.FINISHED),
+        "test": score(test_logits, splits.test.labels, splits.classes).as_dict(),
+        "val": score(val_logits, splits.val.labels, splits.classes).as_dict(),
+        "train": on_train.as_dict(),
+        "temperature": temperature,
+        "test_calibrated": score(test_logits, splits.test.labels, splits.classes, temperature).as_dict(),
+        "best_epoch": student.best_epoch,
+        "last": {
+            "test": score(last_test, splits.test.labels, splits.classes).as_dict(),
+            "val": score(last_val, splits.val.labels, splits.classes).as_dict(),
+        },
+        "classes": list(splits.classes),
+        "input_shape": list(splits.shape),
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "logits_sha256": hashlib.sha256(answers).hexdigest(),
+        "images_per_second": training.steps * training.views.batch / max(1e-9, seconds),
+        **student.took(),
+        "peak_bytes": peak_memory(training.device.type),
+        "attempts": pupil.recording.attempt,
+        "torch": torch.__version__,
+        **{name: run.said[name] for name in ANNOUNCED},
+        "seconds": seconds,
+    }
+    if run.spec.teacher and training.teacher:
+        close = fidelity(training.teacher.on(splits.val), val_logits)
+        result["fidelity"] = {"agreement": close.agreement, "kl": close.kl}
+        result |= {"teacher": "live" if training.teacher.live else "cache", "teacher_images": pupil.teacher_images}
+    pupil.recording.event("finished", training.step, accuracy=result["test"]["accuracy"])
+    pupil.recording.finish(weights, answers, result)
+    log.info("run %s: test accuracy %.4f", run.name, result["test"]["accuracy"])
+    return run.result or result

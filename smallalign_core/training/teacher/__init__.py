@@ -1,0 +1,169 @@
+"""The teacher's answers to views."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from smallalign_core.augment import Batch, Views
+from smallalign_core.data import ImageSet
+from smallalign_core.errors import BadInput, BadSpec
+from smallalign_core.metrics import logits_of
+from smallalign_core.networks import Answering, Classifier
+from smallalign_core.system import _compat
+from smallalign_core.system.batching import answered
+from smallalign_core.training.losses import Answer, answer
+from smallalign_core.training.teacher._cache import Bank as Bank
+from smallalign_core.training.teacher._chunk import rounded
+from smallalign_core.training.teacher._index import Plan as Plan, Shelf as Shelf, intact as intact, plan as plan
+
+
+class Teaching(Protocol):
+    """Whoever can say what a step's images are and what the teacher says to them: live, or from a cache.
+
+    Attributes:
+        answered: images that the teacher itself has answered so far.
+        live: whether it answers everything itself.
+    """
+
+    @property
+    def answered(self) -> int: ...
+
+    @property
+    def live(self) -> bool: ...
+
+    def prepare(self, views: Views, step: int) -> Iterator[float]:
+        """Do what `lesson` would keep the caller waiting for; yields how far it is, 0..1. The caller may stop."""
+        ...
+
+    def lesson(self, views: Views, step: int) -> tuple[Batch, Answer]:
+        """The batch of `step`, and the answer to it."""
+        ...
+
+    def on(self, images: ImageSet) -> NDArray[np.float32]:
+        """Logits [N, C] of images as they are, without augmentation."""
+        ...
+
+
+class Teacher:
+    """Classifiers that answer and never learn: evaluation mode, no gradients, for good.
+
+    Several answer with the mean of their probabilities. Logits are rounded to half precision, as a cache keeps them, so
+    that a cached answer and a live one are the same numbers.
+
+    Args:
+        classifiers: finished or imported classifiers, one or more.
+        classes: the classes of the data that they are asked about.
+        layers: whose outputs (paths below the body) are part of the answer; only for a single classifier.
+        precision: `bf16` computes answers under autocast.
+
+    Raises:
+        BadInput: their classes are not those of the data, in the same order.
+        BadSpec: layers of several teachers were asked for.
+    """
+
+    def __init__(
+        self,
+        classifiers: Answering | Sequence[Answering],
+        classes: tuple[str, ...],
+        device: torch.device | str = "cpu",
+        *,
+        layers: Sequence[str] = (),
+        precision: str = "fp32",
+    ) -> None:
+        several = [classifiers] if isinstance(classifiers, Answering) else list(classifiers)
+        for classifier in several:
+            if classifier.classes != classes:
+                raise BadInput(
+                    "the teacher's classes do not match the data",
+                    given=f"teacher: {_listed(classifier.classes)}; data: {_listed(classes)}",
+                    do="choose a teacher that was trained on these classes",
+                )
+        if layers and len(several) > 1:
+            raise BadSpec(
+                "layers of several teachers cannot be averaged",
+                given=f"{len(several)} teachers",
+                do="name one teacher, or a loss that compares logits only",
+            )
+        self._classifiers = [classifier.eval().requires_grad_(False).to(device) for classifier in several]
+        self._layers, self._precision, self._device = tuple(layers), precision, torch.device(device)
+        self._asked = [_cast(one) for one in self._classifiers] if precision == "bf16" else self._classifiers
+        self.answered, self.live = 0, True
+
+    def answer(self, images: Tensor) -> Answer:
+        """The answer to uint8 images [N, channels, H, W]; its logits are float32 [N, C]."""
+        self.answered += len(images)
+        with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+            said = [_answer(classifier, images, self._layers) for classifier in self._asked]
+            features = {path: made.float() for path, made in said[0].features.items()}
+            return Answer(rounded(averaged([one.logits.float() for one in said])), features)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits float32 [N, C] of uint8 images [N, channels, H, W]."""
+        return self.answer(images).logits
+
+    def prepare(self, views: Views, step: int) -> Iterator[float]:  # noqa: ARG002
+        """Nothing: it answers each batch as it comes."""
+        return iter(())
+
+    def lesson(self, views: Views, step: int) -> tuple[Batch, Answer]:
+        """The batch of `step`, and the answer to it."""
+        batch = views(step)
+        return batch, self.answer(batch.images)
+
+    def on(self, images: ImageSet) -> NDArray[np.float32]:
+        """Logits [N, C] of images as they are, in full precision."""
+        self.answered += len(images)
+        found = [torch.from_numpy(logits_of(one, images, device=self._device)) for one in self._classifiers]
+        return averaged(found).numpy()
+
+
+def _answer(classifier: Answering, images: Tensor, layers: Sequence[str]) -> Answer:
+    """As `losses.answer`, some images at a time where all of them would need too much memory."""
+    if layers:  # whose outputs are kept for all images anyway
+        return answer(classifier, images, layers)
+    return Answer(answered(classifier, images))
+
+
+def _cast(classifier: Answering) -> Answering:
+    """A copy whose large weights are bf16 already; autocast alone would cast them at each call, to the same answers."""
+    if not isinstance(classifier, Classifier):
+        return classifier
+    copied = copy.deepcopy(classifier)
+    for module in copied.modules():
+        if type(module) in (nn.Linear, nn.Conv2d):  # attention hands weights of its own kind of Linear to fused kernels
+            module.to(torch.bfloat16)
+        if type(module) is nn.Linear and module.weight.device.type == "cpu":
+            _pack(module)
+    return copied
+
+
+def _pack(linear: nn.Linear) -> None:
+    """Arrange the weights of a bf16 layer on the CPU as oneDNN reads them; without, it does so at each call.
+
+    The answers are the same to the last bit, and a tenth of a dense teacher's time is saved.
+    """
+    if (forward := _compat.packed_linear(linear)) is not None:
+        linear.forward = forward  # type: ignore[assignment, method-assign]
+
+
+def averaged(logits: Sequence[Tensor]) -> Tensor:
+    """Logits [N, C] whose probabilities are the mean of those of all `logits`; a single one is left as it is."""
+    if len(logits) == 1:
+        return logits[0]
+    return torch.stack([one.log_softmax(1) for one in logits]).logsumexp(0) - float(np.log(len(logits)))
+
+
+def averaged_logits(logits: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """As `averaged`, of arrays."""
+    return np.asarray(averaged([torch.from_numpy(one) for one in logits]).numpy())
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return f"{len(names)} ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"

@@ -1,0 +1,256 @@
+"""The shelf: which answers a run needs and under which key, how large they are, and which make room for others.
+
+    <store>/cache/teacher/<key>/   about.json       what the key was made of, for people
+                                   000000.answers   logits and fingerprints of the pixels of some steps, sealed
+                                   000000.images    their images, if those are kept, sealed
+                                   on-<id>.logits   logits of images without augmentation (validation), sealed
+                                   *.lock           held by whoever uses it; the system lets go when they die
+
+Everything may be deleted at any moment, also while a run reads it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+from filelock import FileLock, Timeout
+
+from smallalign_core import augment, data
+from smallalign_core.data import Splits
+from smallalign_core.errors import BadInput
+from smallalign_core.spec import LOOP, CutMix, MixUp, RunSpec, canonical
+from smallalign_core.system.files import is_held, write_folder
+from smallalign_core.system.machine import capability, processor
+from smallalign_core.training import losses
+from smallalign_core.training.teacher import _chunk
+
+FORMAT = 1
+"""Part of every key; raised when files of a bank start to mean something else."""
+
+CHUNK_IMAGES, CHUNK_BYTES = 8192, 32 * 1024**2
+"""A chunk holds about so many images, and no more than so many bytes."""
+
+LIMIT_GB = 4.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The answers that a run needs, as steps that are each answered in their own batch.
+
+    Attributes:
+        key: digest of `facts`: other answers have another key.
+        facts: all that decides the answers, in plain values.
+        count: training images; batch: images a step; classes: numbers an answer; shape: of an image.
+        views: how many views of an image there are; 0 if every epoch draws fresh ones.
+        steps: how many steps the teacher is asked about. With K views they end with epoch K.
+        chunk_steps: steps of a chunk; not of this run but of the key, so that longer runs use what shorter ones left.
+        renders: whether making the images costs more than reading them.
+    """
+
+    key: str
+    facts: dict[str, Any]
+    count: int
+    batch: int
+    classes: int
+    shape: tuple[int, int, int]
+    views: int
+    steps: int
+    chunk_steps: int
+    renders: bool
+
+    @property
+    def answer_bytes(self) -> int:
+        return self.steps * _chunk.step_bytes(self.batch, self.classes)
+
+    @property
+    def image_bytes(self) -> int:
+        return self.steps * self.batch * math.prod(self.shape) if self.renders else 0
+
+
+def plan(spec: RunSpec, splits: Splits, teachers: Sequence[str], device: torch.device) -> Plan | None:
+    """What a bank for the resolved `spec` would hold.
+
+    Student, loss, optimizer and schedule are no part of its key, and neither is the number of epochs.
+
+    Args:
+        teachers: a digest of each teacher's weights.
+
+    Returns:
+        None if its answers cannot be kept: the loss compares layers.
+    """
+    if not teachers or losses.layers(spec.loss)[1]:
+        return None
+    mixes = bool(spec.augment) and isinstance(spec.augment[-1], MixUp | CutMix)
+    fixed = spec.views if spec.augment else 1
+    count, steps = len(splits.train), augment.steps_of(spec, len(splits.train))
+    if fixed:
+        steps = min(steps, -(-fixed * count // spec.batch))
+    row = math.prod(splits.shape) + 2 * len(splits.classes)
+    chunk = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // row) // spec.batch)
+    facts = {
+        "format": FORMAT,
+        "chunk": chunk,
+        "loop": LOOP,
+        "decoding": data.FORMAT,
+        "teachers": list(teachers),
+        "data": canonical(spec.data.model_copy(update={"fingerprint": splits.fingerprint})),
+        "augment": [canonical(part) for part in spec.augment],
+        "views": fixed,
+        "batch": spec.batch,
+        "seed": spec.seed,
+        "precision": spec.precision,
+        "device": device.type,
+        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "capability": capability(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        **({} if spec.answers == "torch" else {"answers": spec.answers, "onnxruntime": onnxruntime.__version__}),
+    }
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    renders = len(spec.augment) > int(mixes)
+    return Plan(key, facts, count, spec.batch, len(splits.classes), splits.shape, fixed, steps, chunk, renders)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One bank on the disk."""
+
+    folder: Path
+    size: int
+    used: float
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a living process reads or fills it."""
+        return any(is_held(lock) for lock in self.folder.glob("*.lock"))
+
+
+class Shelf:
+    """All banks of a store, the least recently used first to go.
+
+    Args:
+        root: the folder; made when something is first kept.
+        limit: bytes for all of them together. By default SMALLALIGN_CACHE_GB (4), and never more than leaves half of
+            what is free on the disk.
+
+    Raises:
+        BadInput: SMALLALIGN_CACHE_GB is no number.
+    """
+
+    def __init__(self, root: Path, limit: int | None = None) -> None:
+        self.root = root
+        self.limit = self._default_limit() if limit is None else limit
+
+    def _default_limit(self) -> int:
+        asked = os.environ.get("SMALLALIGN_CACHE_GB") or LIMIT_GB
+        try:
+            limit = int(float(asked) * 1024**3)
+        except (ValueError, OverflowError):
+            raise BadInput(
+                "SMALLALIGN_CACHE_GB is a number", given=asked, do="give gigabytes, or 0 to keep nothing"
+            ) from None
+        there = next(path for path in (self.root, *self.root.resolve().parents) if path.exists())
+        return min(limit, self.size + shutil.disk_usage(there).free // 2)
+
+    def kept(self) -> list[Kept]:
+        """All banks, least recently used first."""
+        found = []
+        for folder in self.root.glob("[0-9a-f]*") if self.root.is_dir() else ():
+            with contextlib.suppress(OSError):  # deleted while we look
+                files = [file.stat() for file in folder.iterdir()]
+                found.append(Kept(folder, sum(file.st_size for file in files), folder.stat().st_mtime))
+        return sorted(found, key=lambda one: one.used)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all banks."""
+        return sum(one.size for one in self.kept())
+
+    def holds(self, wanted: Plan) -> int:
+        """How many of the steps of `wanted` are answered here, by the sizes of the files."""
+        per, found = wanted.chunk_steps, 0
+        for number in range(-(-wanted.steps // per)):
+            file = self.root / wanted.key / f"{number:06d}.answers"
+            found += min(_chunk.steps_in(file, wanted.batch, wanted.classes), wanted.steps - number * per)
+        return found
+
+    def fitting(self, wanted: Plan) -> tuple[int, bool]:
+        """(bytes that a bank for `wanted` may take, whether images are kept too); (0, False) if it does not fit.
+
+        Images come in only where they leave three quarters to others: they save rendering, answers save the teacher.
+        """
+        taken = sum(one.size for one in self.kept() if one.folder.name != wanted.key and one.in_use)
+        room, whole = self.limit - taken, wanted.answer_bytes + wanted.image_bytes
+        if wanted.renders and whole <= min(room, self.limit // 4):
+            return whole, True
+        return (wanted.answer_bytes, False) if wanted.answer_bytes <= room else (0, False)
+
+    @contextlib.contextmanager
+    def taken(self, wanted: Plan, size: int) -> Iterator[Path]:
+        """The folder of the bank for `wanted`, in use until the end, after others made room for `size` bytes.
+
+        Raises:
+            Refused: the folder cannot be written.
+        """
+        folder = self.root / wanted.key
+        write_folder(folder, {"about.json": json.dumps(wanted.facts, indent=1)})  # and so it was used now
+        lock = FileLock(folder / f"{os.getpid()}-{time.time_ns()}.lock", thread_local=False)
+        with lock:
+            self._tidy(folder)
+            self._make_room(size, folder)
+            yield folder
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+    def _make_room(self, size: int, keep: Path) -> None:
+        """Evict those least recently used and used by nobody, until `size` bytes more would fit."""
+        for gone in self.root.glob(".gone-*"):  # whoever removed it was killed
+            shutil.rmtree(gone, ignore_errors=True)
+        others = [one for one in self.kept() if one.folder != keep]
+        total = sum(one.size for one in others)
+        for one in others:
+            if total + size <= self.limit:
+                return
+            if not one.in_use:
+                remove(one.folder)
+                total -= one.size
+
+    @staticmethod
+    def _tidy(folder: Path) -> None:
+        """Remove what dead processes left."""
+        for left in folder.glob(".*.part"):
+            with contextlib.suppress(OSError):
+                if time.time() - left.stat().st_mtime > 60:  # younger ones may be somebody's, writing now
+                    left.unlink()
+        for left in folder.glob("*.lock"):
+            with contextlib.suppress(Timeout, OSError):
+                if not is_held(left):
+                    left.unlink()
+
+
+def intact(file: Path) -> bool:
+    """Whether a file of a bank is what was written."""
+    try:
+        _chunk.opened(file, f"{file.parent.name}/{file.name}")
+    except (_chunk.Damaged, OSError):
+        return False
+    return True
+
+
+def remove(folder: Path) -> None:
+    """Delete a bank; whoever reads it goes on with what is open."""
+    gone = folder.with_name(f".gone-{folder.name}-{time.time_ns()}")
+    with contextlib.suppress(OSError):
+        folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)

@@ -1,0 +1,315 @@
+"""Who teaches a run: its teachers' weights from the store, or the answers of theirs that were kept."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smallalign_core import data
+from smallalign_core.errors import BadModel, BadSpec, Refused, SmallAlignError
+from smallalign_core.runs.store import Run, Store
+from smallalign_core.spec import CrossEntropy, RunSpec, canonical
+from smallalign_core.system.files import read_json, write, write_json
+from smallalign_core.training import teacher_evidence
+from smallalign_core.training.teacher_evidence import Evidence
+
+if TYPE_CHECKING:
+    from smallalign_core.networks import Answering, Classifier
+    from smallalign_core.training.teacher import Plan, Teacher, Teaching
+
+log = logging.getLogger("smallalign")
+
+CALIBRATED_ON = 4
+"""Batches of views from which the ranges of 8-bit activations are taken."""
+EVIDENCE = 1
+"""Part of the key of what is kept of a pre-flight; raised when that starts to mean something else."""
+LEAST_AGREEMENT = 0.95
+"""Share of validation images on which 8-bit answers must name the teacher's own class."""
+
+
+def live(specs: Sequence[RunSpec], store: Store, splits: data.Splits, device: Any) -> Teacher | None:
+    """The live teacher of runs that share their views; None if nobody teaches.
+
+    Raises:
+        UnknownRun, Refused: a teacher is not there, or not finished.
+        BadInput, BadModel: it does not know these classes, or its weights cannot be read.
+    """
+    from smallalign_core.runs import imported
+    from smallalign_core.training import losses
+    from smallalign_core.training.teacher import Teacher
+
+    spec = next((spec for spec in specs if spec.teacher), None)
+    if spec is None:
+        return None
+    classifiers = []
+    for name in spec.teachers:
+        run = store.finished(name)
+        _refuse_changed(run, "teacher's")
+        classifiers.append(_answering(imported.classifier(run, splits.classes), run, spec, store, splits))
+    layers = sorted({layer for each in specs for layer in losses.layers(each.loss)[1]})
+    precision = spec.precision if spec.answers == "torch" else "fp32"
+    return Teacher(classifiers, splits.classes, device, layers=layers, precision=precision)
+
+
+def preflight(spec: RunSpec, store: Store, splits: data.Splits, device: Any = "cpu") -> Evidence | None:
+    """How good the teachers of a resolved `spec` are on its validation images; None without a teacher.
+
+    Up to 1,000 images are answered once for each teacher and dataset; the result is kept in the store's cache.
+
+    Raises:
+        BadSpec: a teacher is not better than chance on them, or learned from larger images than it would see.
+        UnknownRun, Refused, BadInput, BadModel: as `live`.
+    """
+    runs = [store.finished(name) for name in spec.teachers]
+    found = None
+    for some in [[run] for run in runs] + ([runs] if len(runs) > 1 else []):  # each alone, then all together
+        found, name = _evidence(some, spec, store, splits, device), ", ".join(run.name for run in some)
+        teacher_evidence.check_side(found.learned, spec, splits.shape, name)
+        teacher_evidence.check(found, spec, name)
+    return found
+
+
+def _evidence(runs: Sequence[Run], spec: RunSpec, store: Store, splits: data.Splits, device: Any) -> Evidence:
+    import numpy as np
+
+    from smallalign_core.metrics import logits_of
+    from smallalign_core.runs import imported
+    from smallalign_core.training.teacher import averaged_logits
+
+    digests, side = [imported.digest_of(run) for run in runs], max(splits.shape[1:])
+    facts = json.dumps([EVIDENCE, digests, splits.val.fingerprint, teacher_evidence.MOST_IMAGES])
+    file = store.preflights / f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.json"
+    with contextlib.suppress(SmallAlignError, TypeError, KeyError):  # damaged, or of another version: asked again
+        known = read_json(file, missing={})
+        return Evidence(**{**known, "data": splits.fingerprint, "suggested": tuple(known["suggested"])})
+    val = splits.val
+    rows = np.unique(np.linspace(0, len(val) - 1, min(len(val), teacher_evidence.MOST_IMAGES)).astype(int))
+    some, answers, sides = val.take(rows), [], []
+    for run in runs:
+        _refuse_changed(run, "teacher's")
+        teacher = imported.classifier(run, splits.classes).to(device)
+        teacher_evidence.check_side(teacher.learned_side, spec, splits.shape, run.name)
+        sides.append(teacher.learned_side)
+        answers.append(logits_of(teacher, some, device=device))
+    found = teacher_evidence.of_logits(
+        averaged_logits(answers),
+        some.labels,
+        splits.classes,
+        teacher=",".join(run.id for run in runs),
+        digest=",".join(digests),
+        data=splits.fingerprint,
+        validation=val.fingerprint,
+        side=side,
+        learned=max((one for one in sides if one is not None), default=None),
+    )
+    with contextlib.suppress(Refused):  # no room for it: the next run asks again
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, found.as_dict())
+    return found
+
+
+def facts(spec: RunSpec, store: Store, splits: data.Splits, device: Any) -> dict[str, Any]:
+    """What a run's result keeps of its teachers: `preflight` with `warnings`, and `answers`, see `closeness`."""
+    seen = preflight(spec, store, splits, device)
+    told = None if seen is None else {**seen.as_dict(), "warnings": doubts(spec, store, seen)}
+    for doubt in told["warnings"] if told else ():
+        log.warning(doubt)
+    return {"answers": closeness(spec, store), "preflight": told}
+
+
+def doubts(spec: RunSpec, store: Store, found: Evidence) -> list[str]:
+    """What speaks against the teacher of a resolved `spec` without forbidding it: the same student, already trained on
+    these images without a teacher, is right more often."""
+    alone = {"teacher": None, "loss": CrossEntropy(), "shuffled": False, "answers": "torch"}
+    for seed in dict.fromkeys((spec.seed, 0, 1, 2)):
+        run = store.find(spec.model_copy(update=alone | {"seed": seed}))
+        if run is not None and run.finished:
+            own = (run.result or {})["val"]["accuracy"]
+            if own > found.accuracy:
+                return [
+                    f"the teacher is right on {found.accuracy:.1%} of {found.images:,} validation images, and the same "
+                    f"student without it (run {run.name}) on {own:.1%}: learning from it may cost accuracy"
+                ]
+            return []
+    return []
+
+
+def _refuse_changed(run: Run, whose: str) -> None:
+    if hashlib.sha256(run.weights.read_bytes()).hexdigest() != (run.result or {}).get("weights_sha256"):
+        raise BadModel(f"the {whose} weights are not those that its result describes", given=run.name)
+
+
+def starts(specs: Sequence[RunSpec], store: Store) -> dict[str, Path]:
+    """The files of weights that runs begin with, by the names in their specs.
+
+    Raises:
+        UnknownRun, Refused: such a run is not there, not finished, or was not trained here.
+        BadModel: its weights have changed.
+    """
+    found = {}
+    for name in {spec.start for spec in specs if spec.start}:
+        run = store.finished(name)
+        if run.imported is not None:
+            raise Refused("an import has no weights to start from", given=run.name, do="name a run of SmallAlign")
+        _refuse_changed(run, "run's")
+        found[name] = run.weights
+    return found
+
+
+def _answering(whole: Answering, run: Run, spec: RunSpec, store: Store, splits: data.Splits) -> Answering:
+    """`whole`, answered by whom `spec` says; what ONNX Runtime needs for that is made once and kept in the cache."""
+    from smallalign_core.networks import Classifier
+
+    if spec.answers == "torch":
+        return whole
+    if not isinstance(whole, Classifier):
+        raise BadSpec(
+            "only a run of exactly these classes can be answered by ONNX Runtime; imports are already",
+            given=run.name,
+            do="leave `answers` out",
+        )
+    file = _graph(run, spec, store)
+    content, close = _kept(file) or _made(file, whole, spec, splits)
+    if close["agreement"] < LEAST_AGREEMENT:
+        raise BadModel(
+            f"in 8-bit integers the teacher agrees with itself on {close['agreement']:.1%} of {close['images']:,} "
+            f"validation images only, less than {LEAST_AGREEMENT:.0%}",
+            given=run.name,
+            do="use answers: onnx, or leave it out",
+        )
+    return by_graph(whole, content)
+
+
+def by_graph(whole: Classifier, content: bytes) -> Classifier:
+    """A copy of `whole` whose body is the graph in `content`; its preprocessing stays."""
+    from smallalign_core.networks.onnx_graph import Graph
+
+    made = copy.deepcopy(whole).cpu()
+    made.channels_last, made.body = False, Graph(content)
+    return made
+
+
+def _kept(file: Path) -> tuple[bytes, dict[str, Any]] | None:
+    """A graph and what is known of it; None if either is missing or damaged."""
+    with contextlib.suppress(OSError, SmallAlignError, KeyError, TypeError):
+        content, close = file.read_bytes(), read_json(file.with_suffix(".json"))
+        if hashlib.sha256(content).hexdigest() == close["sha256"]:
+            return content, close
+    return None
+
+
+def _made(file: Path, whole: Classifier, spec: RunSpec, splits: data.Splits) -> tuple[bytes, dict[str, Any]]:
+    content, close = as_graph(whole, spec, splits)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write(file, content)
+    write_json(file.with_suffix(".json"), close)
+    return content, close
+
+
+def _graph(run: Run, spec: RunSpec, store: Store) -> Path:
+    """Where a teacher's graph is kept: what it was calibrated on decides it too."""
+    import onnxruntime
+
+    from smallalign_core.runs import imported
+
+    views = [canonical(part) for part in spec.augment] if spec.answers == "int8" else []
+    facts = [imported.digest_of(run), spec.answers, spec.data.fingerprint, views, spec.batch, spec.seed]
+    key = hashlib.sha256(json.dumps([*facts, onnxruntime.__version__]).encode()).hexdigest()[:16]
+    return store.root / "cache" / "answers" / f"{key}.onnx"
+
+
+def as_graph(whole: Classifier, spec: RunSpec, splits: data.Splits) -> tuple[bytes, dict[str, Any]]:
+    """A classifier's body as a graph, and how close the classifier stays to itself with it, on validation images."""
+    import numpy as np
+    import torch
+
+    from smallalign_core import augment
+    from smallalign_core.metrics import fidelity, logits_of
+    from smallalign_core.networks import onnx_graph
+
+    seen = augment.of_run(spec, splits.train)
+    with torch.no_grad():
+        batches = [whole.prepare(seen(step).images).contiguous().numpy() for step in range(CALIBRATED_ON)]
+    content = onnx_graph.of_body(whole.body, torch.from_numpy(batches[0]))
+    if spec.answers == "int8":
+        content = onnx_graph.in_integers(content, batches)
+    val = splits.val.take(np.arange(min(2_000, len(splits.val))))
+    close = fidelity(logits_of(whole, val), logits_of(by_graph(whole, content), val))
+    facts = {"agreement": close.agreement, "kl": close.kl, "images": len(val), "bytes": len(content)}
+    return content, facts | {"sha256": hashlib.sha256(content).hexdigest()}
+
+
+def closeness(spec: RunSpec, store: Store) -> list[dict[str, Any]] | None:
+    """For each teacher of a resolved `spec` that ONNX Runtime answers for, how close that is; None for PyTorch.
+
+    Each has `agreement` (share of the same top-1), `kl` in nats and `images`: those of validation that were asked. One
+    whose file was deleted or damaged, while a bank still answers for it, is left out.
+    """
+    if spec.answers == "torch" or not spec.teacher:
+        return None
+    files = [_graph(store.finished(name), spec, store).with_suffix(".json") for name in spec.teachers]
+    found = []
+    for file in files:
+        with contextlib.suppress(SmallAlignError):
+            found.append(read_json(file))
+    return found
+
+
+def plan(specs: Sequence[RunSpec], store: Store, splits: data.Splits, device: Any) -> Plan | None:
+    """The teacher's answers that a bank would keep for these runs; None if there are none, or none can be."""
+    from smallalign_core.runs import imported
+    from smallalign_core.training import teacher as teachers
+
+    found = None
+    for spec in specs:
+        if spec.teacher:
+            digests = [imported.digest_of(store.finished(name)) for name in spec.teachers]
+            found = teachers.plan(spec, splits, digests, device)
+            if found is None:  # layers are compared: the teacher has to be there
+                return None
+    return found
+
+
+@contextlib.contextmanager
+def of_runs(
+    specs: Sequence[RunSpec],
+    store: Store,
+    splits: data.Splits,
+    device: Any,
+    *,
+    bank: bool = True,
+    warn: Callable[[str], None] = log.warning,
+) -> Iterator[Teaching | None]:
+    """Who teaches runs that share their views: a bank of answers, or a live teacher; None if nobody does.
+
+    Args:
+        bank: whether answers may be kept.
+        warn: is told of what is wrong with those that were kept.
+
+    Raises:
+        UnknownRun, Refused: a teacher is not there, or not finished.
+        BadInput, BadModel: it does not know these classes, or its weights cannot be read.
+        BadSpec: it failed its `preflight`.
+    """
+    from smallalign_core.training.teacher import Bank, Shelf
+
+    for spec in specs:
+        preflight(spec, store, splits, device)
+    wanted, shelf = plan(specs, store, splits, device), Shelf(store.teacher_cache)
+    if wanted is None or not bank or not shelf.fitting(wanted)[0]:
+        yield live(specs, store, splits, device)
+        return
+
+    def load() -> Teacher:
+        found = live(specs, store, splits, device)
+        assert found is not None
+        return found
+
+    with Bank(wanted, shelf, load, warn=warn) as kept:
+        yield kept
