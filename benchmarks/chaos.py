@@ -174,9 +174,10 @@ def start(
         if fresh:
             os.chdir(ROOT)
             hurry = (
-                f"from smallalign_core import __main__, execution; execution.CHECKPOINT_SECONDS = {CHECKPOINT_SECONDS}"
+                "from smallalign_core.cli import main; from smallalign_core.training import runner; "
+                f"runner.CHECKPOINT_SECONDS = {CHECKPOINT_SECONDS}"
             )
-            os.execv(sys.executable, [sys.executable, "-c", f"{hurry}; raise SystemExit(__main__.main())", *arguments])
+            os.execv(sys.executable, [sys.executable, "-c", f"{hurry}; raise SystemExit(main())", *arguments])
         runner.CHECKPOINT_SECONDS = CHECKPOINT_SECONDS
         if fatal:
             sys.addaudithook(_killing_itself(*fatal))

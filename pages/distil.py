@@ -15,9 +15,7 @@ KEY = "spec"
 
 store = context.store()
 st.title("Distil")
-if like := st.query_params.get(
-    "like"
-):  # "Change and run again": its spec fills the form once, then the address is clean
+if like := st.query_params.get("like"):  # a run's spec fills the form once, then the address is clean
     spec = store.run(like).spec
     forms.fill(spec.model_dump(mode="json", exclude={"data": {"fingerprint"}, "teacher": True}), key=KEY)
     st.session_state[f"{KEY}.data.source"] = None

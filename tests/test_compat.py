@@ -129,7 +129,7 @@ def test_every_batch_norm_of_torch_is_one_of_ours() -> None:
 @pytest.mark.slow
 def test_the_compiler_is_loaded_by_the_first_optimizer() -> None:
     code = (
-        "import sys, torch; from smallalign_core import _compat; before = 'torch._dynamo' in sys.modules; "
+        "import sys, torch; from smallalign_core.system import _compat; before = 'torch._dynamo' in sys.modules; "
         "_compat.load_compiler(); print(before, 'torch._dynamo' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

@@ -313,7 +313,7 @@ def test_processes_are_forked_share_memory_and_end_with_the_desk(real: Desk) -> 
             for at in range(3)]  # fmt: skip
     ended(*(thread for thread, _ in held))
     shown = [found[0]["pixels"] for _, found in held]
-    alone = backend.preview.views(real.store, ["flip"], "digits", seed=2)["pixels"]
+    alone = backend.augmentation_api.views(real.store, ["flip"], "digits", seed=2)["pixels"]
     assert shown[2] == alone, "the same pixels as in any other process"
     forking = real._start._forking
     assert forking is not None

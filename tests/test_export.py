@@ -232,7 +232,7 @@ def test_int8_is_calibrated_on_training_images_of_every_class(digits: Splits, mo
         assert input == "images"
         return content  # written, so that it can be read again
 
-    monkeypatch.setattr(_file.graphs, "in_integers", record)
+    monkeypatch.setattr(_file.onnx_graph, "in_integers", record)
     graph = _file.graph_of(lived_in({"kind": "mlp", "width": 4}, digits), 1.0)
     _file.in_precision(graph, "int8", digits.train.take(order))
     pixels = np.concatenate(seen)[:, :, :, 0]

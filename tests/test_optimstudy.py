@@ -953,10 +953,10 @@ def test_reading_a_study_imports_no_torch(raced: tuple[Store, lifecycle.Study]) 
     store, study = raced
     code = f"""
 import sys
-from smallalign_core import studies
 from smallalign_core.runs.store import Store
+from smallalign_core.studies import lifecycle
 store = Store({str(store.root)!r})
-study = studies.find(store, {study.id!r})
+study = lifecycle.find(store, {study.id!r})
 print(study.report(store).complete, len(study.module.curves(study.spec, store, study.folder, 1)))
 print(sorted({{"torch", "sklearn", "onnxruntime"}} & set(sys.modules)))
 """

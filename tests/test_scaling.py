@@ -303,7 +303,7 @@ def test_a_law_that_cannot_be_computed_is_no_traceback(
     def fails(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(_fits.law, "allocate", fails)
+    monkeypatch.setattr(_fits.scaling_law, "allocate", fails)
     found = _fits.reading(spec, "nll", known(("baseline", "augment")), 10, 1000, lambda *_: 1.0)
     assert found.law is None
     assert found.why_not == f"the law could not be computed from these runs ({error})"
@@ -387,7 +387,7 @@ def test_the_cost_is_known_before_the_first_run(place: Store, finished: lifecycl
 
 
 def test_reading_a_study_imports_no_torch() -> None:
-    code = "import sys; from smallalign_core import scaling, studies; sys.exit('torch' in sys.modules)"
+    code = "import sys; from smallalign_core.studies import lifecycle, scaling; sys.exit('torch' in sys.modules)"
     assert processes.run(processes.python("-c", code)).returncode == 0
 
 

@@ -525,7 +525,7 @@ def small(**fields: Any) -> dict[str, Any]:
 @pytest.fixture
 def start(tmp_path: Path) -> Path:
     """Weights of squeezenet for three classes: a head that digits cannot use."""
-    network = networks._borrowed.build(parse({"data": "-", "network": small()}).network, 3)[0]  # type: ignore[arg-type]
+    network = networks._library.build(parse({"data": "-", "network": small()}).network, 3)[0]  # type: ignore[arg-type]
     save_file(network.state_dict(), tmp_path / "start.safetensors")
     return tmp_path / "start.safetensors"
 
@@ -584,7 +584,7 @@ def mnasnet(folder: Path) -> Path:
     spec = parse({"data": "-", "network": {"kind": "torchvision", "name": "mnasnet0_5", "size": 32}}).network
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        network = networks._borrowed.build(spec, 10)[0]  # type: ignore[arg-type]
+        network = networks._library.build(spec, 10)[0]  # type: ignore[arg-type]
     save_file(network.state_dict(), folder / "mnasnet.safetensors")
     return folder / "mnasnet.safetensors"
 

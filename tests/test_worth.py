@@ -379,8 +379,8 @@ def panel(store: Store, desk_here: None, monkeypatch: pytest.MonkeyPatch, tmp_pa
 
     def show(spec: RunSpec, **query: str) -> AppTest:
         (tmp_path / "panel.py").write_text(
-            "import json\nfrom pages.ui import backstage, worth\n"
-            f"worth.panel(json.loads({spec.model_dump_json()!r}), 'augment', backstage.store(), key='worth')\n"
+            "import json\nfrom pages.ui.ablation import panel\nfrom pages.ui.app import context\n"
+            f"panel.panel(json.loads({spec.model_dump_json()!r}), 'augment', context.store(), key='worth')\n"
         )
         app = AppTest.from_file(str(tmp_path / "frame.py"), default_timeout=120)
         for name, value in query.items():
@@ -469,9 +469,10 @@ def form(store: Store, monkeypatch: pytest.MonkeyPatch):
 
     def show(**query: str) -> AppTest:
         app = AppTest.from_string(
-            "import json\nimport streamlit as st\nfrom pages.ui import backstage, students\n"
+            "import json\nimport streamlit as st\n"
+            "from pages.ui.app import context\nfrom pages.ui.studies import student_form\n"
             "classes = tuple('0123456789')\n"
-            "st.code(json.dumps(students.form('digits', classes, backstage.store(), key='student')))\n",
+            "st.code(json.dumps(student_form.form('digits', classes, context.store(), key='student')))\n",
             default_timeout=120,
         )
         for name, value in query.items():

@@ -373,7 +373,7 @@ def test_the_doctor_names_what_is_damaged_and_leaves_runs_alone(train: Train, st
 def test_the_doctor_says_where_the_jail_is_open(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "nothing could be reached" in told(store)["jail"].found
     open_ = {"namespace": False, "seccomp": False, "network": True, "programs": True}
-    monkeypatch.setattr(doctor.jail, "abilities", lambda: open_)
+    monkeypatch.setattr(doctor.sandbox, "abilities", lambda: open_)
     assert (
         told(store)["jail"].found == "bounds only; tried from inside: the network and other programs could be reached"
     )

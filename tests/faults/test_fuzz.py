@@ -258,8 +258,8 @@ def test_onnx(
 def _looked_at(file: Path) -> None:
     """As the jail's process does, without its limits (they would be this process's) and without the trial run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inside._walls, "limit_memory", lambda *_, **__: None)
-        patch.setattr(inside._walls, "lift_memory", lambda: None)
+        patch.setattr(inside._seccomp, "limit_memory", lambda *_, **__: None)
+        patch.setattr(inside._seccomp, "lift_memory", lambda: None)
 
         def opened(*_: Any, **__: Any) -> Any:
             raise inside.Refusal("it is not tried here")

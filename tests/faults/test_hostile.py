@@ -193,7 +193,7 @@ def model(draw: random.Random, place: Path, store: Store) -> None:
     file.write_bytes(_spoiled(draw))
     with pytest.MonkeyPatch.context() as patch, soon(file), contextlib.suppress(Refusal):
         for name in ("limit_memory", "lift_memory"):
-            patch.setattr(inside._walls, name, lambda *_, **__: None)
+            patch.setattr(inside._seccomp, name, lambda *_, **__: None)
         verb = draw.choice(["inspect", "convert"])
         inside.answer(
             {

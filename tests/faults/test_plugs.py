@@ -140,16 +140,17 @@ def test_the_limit_is_twenty_median_steps_and_a_minute_at_least() -> None:
 
 HANGING = """
 import time
-from smallalign_core import train, watch, worker
 from smallalign_core.runs.store import Store
-watch.LEAST_SECONDS = 0.3
-advance = train.Training.advance
+from smallalign_core.service import worker
+from smallalign_core.training import loop, watchdog
+watchdog.LEAST_SECONDS = 0.3
+advance = loop.Training.advance
 def hang(training):
     if training.step == 15:
         open({root!r} + "/hangs", "w").close()
         time.sleep(600)
     advance(training)
-train.Training.advance = hang
+loop.Training.advance = hang
 worker.serve(Store({root!r}), device="cpu", once=True)
 """
 

@@ -337,7 +337,7 @@ def test_an_upload_that_cannot_be_read_leaves_nothing(store: Store, monkeypatch:
         assert [file for file in left(store) if file.name != "desk.log"] == []
         assert uploading.receive(Store(store.root, RUNNER), "y.zip", dataset()).endswith(".zip")
     finally:
-        uploading.backstage.desk().close()
+        uploading.context.desk().close()
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
