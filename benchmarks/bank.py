@@ -30,7 +30,7 @@ from smallalign_core.runs.store import Store
 from smallalign_core.spec import DataSpec, RunSpec, parse
 from smallalign_core.system.machine import keep_freed_memory
 from smallalign_core.training.loop import Training
-from smallalign_core.training.teacher import Bank, Plan, Shelf, Teacher, plan
+from smallalign_core.training.teacher import CacheIndex, CachePlan, Teacher, TeacherCache, plan
 
 ROUNDS, STEPS, IMAGES = 6, 24, 2048
 PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -49,10 +49,10 @@ def banks(
     steps: dict[str, Callable[[], object]] = {}
     filling = 0.0
     for name, limit in (("stored", 2**34), ("rendered", wanted.answer_bytes + 1)):
-        shelf = Shelf(folder / name, limit)
+        shelf = CacheIndex(folder / name, limit)
 
-        def opened(shelf: Shelf = shelf, wanted: Plan = wanted) -> Bank:
-            return Bank(wanted, shelf, lambda: teacher)
+        def opened(shelf: CacheIndex = shelf, wanted: CachePlan = wanted) -> TeacherCache:
+            return TeacherCache(wanted, shelf, lambda: teacher)
 
         with opened() as bank:
             training = Training([spec], splits, bank)

@@ -293,7 +293,7 @@ def wrong_state(run: Run, code: int, request: str | None, trained: bool) -> str 
     elif code:
         return f"{run.name}: the worker ended with {code}"
     if run.state not in allowed:
-        return f"{run.name}: {run.state} ({run.said.get('reason')}), allowed: {', '.join(sorted(allowed))}"
+        return f"{run.name}: {run.state} ({run.status.get('reason')}), allowed: {', '.join(sorted(allowed))}"
     return None
 
 

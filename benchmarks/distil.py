@@ -84,7 +84,7 @@ from smallalign_core.spec import RunSpec
 from smallalign_core.system import machine
 from smallalign_core.training.loop import Training, statistics as channels
 from smallalign_core.training.student import Student
-from smallalign_core.training.teacher import Bank, Shelf, Teacher, Teaching, plan
+from smallalign_core.training.teacher import CacheIndex, Teacher, TeacherCache, TeacherSource, plan
 
 PEAK = "peak"
 KNOWN = {"kind": "resnet", "width": 16}
@@ -249,7 +249,7 @@ def accuracies(pair: Pair, splits: Splits, asked: argparse.Namespace) -> dict[st
     return said
 
 
-def taught(spec: RunSpec, splits: Splits, teaching: Teaching | None = None) -> Student:
+def taught(spec: RunSpec, splits: Splits, teaching: TeacherSource | None = None) -> Student:
     """The student at the end of a run."""
     training = Training([spec], splits, teaching)
     for _ in training:
@@ -273,7 +273,7 @@ def distilled(
         return taught(spec, splits, knows).classifier
     wanted = plan(spec, splits, ["teacher"], torch.device("cpu"))
     assert wanted is not None
-    with tempfile.TemporaryDirectory() as folder, Bank(wanted, Shelf(Path(folder)), lambda: knows) as bank:
+    with tempfile.TemporaryDirectory() as folder, TeacherCache(wanted, CacheIndex(Path(folder)), lambda: knows) as bank:
         return taught(spec, splits, bank).classifier
 
 

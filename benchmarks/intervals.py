@@ -82,7 +82,7 @@ def study(kind: Kind, grid: str, rng: np.random.Generator) -> scaling_law.Observ
         values = np.exp(logs + rng.normal(0, 0.02, shared.shape))
         kept = rng.random(shared.shape) >= kind.lost
         rows += [(name, n[i], d[j], s, values[i, j, s]) for i, j, s in np.argwhere(kept)]
-    return scaling_law.Observations.of(rows, TOP)
+    return scaling_law.Observations.from_rows(rows, TOP)
 
 
 def true(kind: Kind, axis: scaling_law.Axis) -> float:

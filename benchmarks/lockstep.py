@@ -33,7 +33,7 @@ from smallalign_core.runs.store import Store
 from smallalign_core.spec import DataSpec, RunSpec, parse
 from smallalign_core.system.machine import keep_freed_memory
 from smallalign_core.training.loop import Training
-from smallalign_core.training.teacher import Bank, Shelf, Teacher, plan
+from smallalign_core.training.teacher import CacheIndex, Teacher, TeacherCache, plan
 
 OPTIMIZERS = ("adamw", "sgd", "muon", "soap", "lookahead", "schedule_free")
 TEACHERS = {"ResNet 24": {"kind": "resnet", "width": 24}, "CNN 16": {"kind": "cnn", "width": 16}}
@@ -41,7 +41,7 @@ STUDENTS = {"CNN 8": {"kind": "cnn", "width": 8}, "CNN 16": {"kind": "cnn", "wid
 AUGMENT = [{"kind": "crop"}, {"kind": "flip"}, {"kind": "rotate", "degrees": 10}]
 GOAL = 0.35
 
-Opened = Callable[[], contextlib.AbstractContextManager[Teacher | Bank]]
+Opened = Callable[[], contextlib.AbstractContextManager[Teacher | TeacherCache]]
 
 
 def specs(student: dict[str, object]) -> list[RunSpec]:
@@ -99,10 +99,10 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 wanted = plan(runs[0], splits, ["0" * 64], torch.device("cpu"))
                 assert wanted is not None
-                shelf = Shelf(Path(folder), 2**34)
+                shelf = CacheIndex(Path(folder), 2**34)
 
-                def bank(wanted=wanted, shelf=shelf, live=live) -> Bank:  # type: ignore[no-untyped-def]
-                    return Bank(wanted, shelf, lambda: live)
+                def bank(wanted=wanted, shelf=shelf, live=live) -> TeacherCache:  # type: ignore[no-untyped-def]
+                    return TeacherCache(wanted, shelf, lambda: live)
 
                 trained(runs[:1], splits, bank, wanted.steps)  # fills it
                 trained(runs, splits, bank, 1)  # imports the optimizers' libraries

@@ -28,8 +28,8 @@ from PIL import Image
 
 from smallalign_core.errors import SmallAlignError
 from smallalign_core.runs.store import Store
-from smallalign_core.service.backend import Desk
-from smallalign_core.system.users import Visitor
+from smallalign_core.service.backend import BackendClient
+from smallalign_core.system.users import User
 
 MOST_SECONDS = 2.0
 _thread = threading.local()
@@ -62,7 +62,7 @@ def slow_inputs(place: Path) -> list[str]:
 def measure(rounds: int) -> dict[str, float]:
     """Seconds: medians and longest answers, alone and beside."""
     with tempfile.TemporaryDirectory() as place:
-        desk = Desk(Store(Path(place) / "models"), lambda: Visitor(getattr(_thread, "name", "ada")))
+        desk = BackendClient(Store(Path(place) / "models"), lambda: User(getattr(_thread, "name", "ada")))
         try:
             inputs, over = slow_inputs(Path(place)), threading.Event()
 
@@ -71,14 +71,14 @@ def measure(rounds: int) -> dict[str, float]:
                 turn = window
                 while not over.is_set():
                     try:
-                        desk.ask("inspect", source=inputs[turn % len(inputs)])
+                        desk.call("inspect", source=inputs[turn % len(inputs)])
                     except SmallAlignError:
                         turn += 1
 
             def look(seed: int) -> float:
                 began = time.perf_counter()
-                desk.ask("views", policy=["flip"], data_source="digits", seed=seed)
-                desk.ask("inspect", source="digits")
+                desk.call("views", policy=["flip"], data_source="digits", seed=seed)
+                desk.call("inspect", source="digits")
                 return time.perf_counter() - began
 
             for seed in range(3):  # libraries are imported, images decoded

@@ -104,7 +104,7 @@ def main() -> None:
             os.environ["SMALLALIGN_STORE"] = str(root)
             fill(Store(root), runs)
             times[runs] = {page: rerun_ms(page, asked.repeats) for page in SHOWN}
-            context.desk().close()
+            context.client().close()
         print(f"{'page':<26}{'0 runs':>12}{f'{asked.runs} runs':>12}{'ratio':>8}")
         for page in SHOWN:
             empty, full = times[0][page], times[asked.runs][page]

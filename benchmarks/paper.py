@@ -40,8 +40,8 @@ from smallalign_core.networks import Classifier
 from smallalign_core.runs.store import Store
 from smallalign_core.spec import DataSpec, RunSpec, parse
 from smallalign_core.training.loop import Training
-from smallalign_core.training.losses import Answer
-from smallalign_core.training.teacher import Teacher, Teaching
+from smallalign_core.training.losses import NetworkOutput
+from smallalign_core.training.teacher import Teacher, TeacherSource
 
 CACHE = Store().data_cache
 PLAIN_ADAM = {"kind": "adamw", "weight_decay": 0.0}
@@ -54,10 +54,10 @@ class Stale:
     def __init__(self, teacher: Teacher, images: ImageSet) -> None:
         self._teacher, self._cached = teacher, torch.from_numpy(teacher.on(images))
 
-    def lesson(self, views: Views, step: int) -> tuple[Batch, Answer]:
+    def batch_with_targets(self, views: Views, step: int) -> tuple[Batch, NetworkOutput]:
         """The batch of `step`, and the answers to what its images were before augmentation."""
         batch = views(step)
-        return batch, Answer(self._cached[batch.rows])
+        return batch, NetworkOutput(self._cached[batch.rows])
 
     def on(self, images: ImageSet) -> NDArray[np.float32]:
         """Logits [N, C] of images as they are."""
@@ -67,7 +67,7 @@ class Stale:
 def trained(
     specs: Sequence[RunSpec],
     splits: Splits,
-    teacher: Teaching | None = None,
+    teacher: TeacherSource | None = None,
     *,
     input_dropout: float = 0.0,
     standardised: bool = True,

@@ -98,7 +98,7 @@ class Scene:
         for file, content in self.ordeal.read.items():
             now = set(file.read_bytes().split(b"\n"))
             tally.lost += [f"{file}: {line!r}" for line in content.splitlines() if line not in now]
-        while wrong := [run for run in runs if run.state is State.RUNNING and not psutil.pid_exists(run.said["pid"])]:
+        while wrong := [run for run in runs if run.state is State.RUNNING and not psutil.pid_exists(run.status["pid"])]:
             if time.monotonic() - begun > SECONDS:
                 tally.wrong += [f"{run.name}: still {run.state} after {SECONDS:.0f} s" for run in wrong]
                 break
@@ -126,11 +126,11 @@ class Scene:
                 left -= 1
                 self.look(runs)
             for run in runs:
-                if run.state is State.FAILED and "died 3 times" in str(run.said["reason"]):
+                if run.state is State.FAILED and "died 3 times" in str(run.status["reason"]):
                     self.gave_up += 1
                     self.store.enqueue(run)
                 elif run.state is State.FAILED:
-                    self.ordeal.tally.wrong.append(f"{run.name}: failed: {run.said['reason']}")
+                    self.ordeal.tally.wrong.append(f"{run.name}: failed: {run.status['reason']}")
         self.by_itself += sum(len(run.events("resumed")) for run in runs)
         self.ordeal.tally.torn += chaos.torn(self.store)
         return left

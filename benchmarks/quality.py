@@ -50,7 +50,7 @@ def labels(store: Store, source: str, draws: int, noise: float, teacher: str | N
     rows = []
     for draw in range(1, draws + 1):
         spec = DataSpec(source=source, noise=noise, draw=draw)
-        report = data_quality.look(store, spec, method="teacher" if teacher else "pixels", teacher=teacher)
+        report = data_quality.run_check(store, spec, method="teacher" if teacher else "pixels", teacher=teacher)
         wrong, clean = wrong_ids(store, spec), data.load(DataSpec(source=source), store.data_cache).train
         row = []
         for only_sure in (False, True):
@@ -89,7 +89,7 @@ def near(store: Store, source: str, copies: int) -> None:
     def found(pixels: NDArray[np.uint8]) -> set[tuple[int, int]]:
         images = ImageSet(pixels, np.zeros(len(pixels), np.int64), np.arange(len(pixels), dtype=np.uint64), ("a",))
         one, other, _ = resumable.finish(
-            _near_duplicates.near(resumable.finish(_near_duplicates.small([images])), images.ids)
+            _near_duplicates.near_duplicates(resumable.finish(_near_duplicates.thumbnails([images])), images.ids)
         )
         return set(zip(one.tolist(), other.tolist(), strict=True))
 

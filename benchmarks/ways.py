@@ -32,7 +32,7 @@ from smallalign_core.spec import DataSpec, RunSpec, parse
 from smallalign_core.system import machine
 from smallalign_core.training import precision_tuning, teacher_loading
 from smallalign_core.training.loop import Training, statistics as channels
-from smallalign_core.training.teacher import Bank, Shelf, Teacher, Teaching, plan
+from smallalign_core.training.teacher import CacheIndex, Teacher, TeacherCache, TeacherSource, plan
 
 BATCH, TEMPERATURE, WEIGHT, RATE, PADDING, DEGREES, VIEWS = 128, 4.0, 0.9, 0.01, 2, 10, 2
 
@@ -270,7 +270,7 @@ def ours_with_bank(pair: Pair, splits: Splits, folder: Path, batch: int = BATCH)
             def load() -> Teacher:
                 return Teacher(teacher_of(pair, splits), splits.classes, precision=precision)
 
-            bank: Teaching = held.enter_context(Bank(wanted, Shelf(folder, limit=2**34), load))
+            bank: TeacherSource = held.enter_context(TeacherCache(wanted, CacheIndex(folder, limit=2**34), load))
             return Training([spec], splits, bank)
 
         alone = {"teacher": None, "loss": None, **with_batch(batch)}  # a full bank's teacher is not asked

@@ -69,7 +69,7 @@ with right:
         if mine == "Dataset":
             splits = image_grid.splits(DataSpec(source=source, fingerprint=facts["fingerprint"]), store)
             rows = augmented_images.choose(splits.train, facts["fingerprint"])
-    with context.told():
+    with context.show_errors():
         own = augmented_images.drop(shape) if rows is None else None
     if not parts:
         st.info("The policy is empty: the student would see every image as it is. Add a part.")
@@ -107,7 +107,7 @@ carried = policy.take_along(question, batch, teacher)
 
 measured = st.container()
 
-with risk, context.told():
+with risk, context.show_errors():
     if teacher is None:
         st.info("A teacher has to say. Choose one above, or train one on this data first.")
         st.page_link("distil.py", label="Train one", icon=":material/science:", query_params={"data": source})
@@ -117,7 +117,7 @@ with risk, context.told():
             question | {"limit": limit}, teacher, looked_at=sum(facts["counts"]["val"].values()), store=store
         )
 
-with measured, context.told():
+with measured, context.show_errors():
     st.subheader("What is it worth?", anchor=False)
     pupil = student_form.form(source, classes, store, key="student")
     panel.panel(pupil | {"augment": carried, "batch": batch, "seed": seed}, "augment", store, key="worth")

@@ -75,5 +75,5 @@ else:
     st.caption("This split has no images of that class.")
 st.page_link("augment.py", label="Augment these images", icon=":material/auto_fix_high:", query_params={"data": source})
 st.page_link("distil.py", label="Distil on this dataset", icon=":material/science:", query_params={"data": source})
-with looked, context.told():
+with looked, context.show_errors():
     quality.panel(store, source, facts)

@@ -7,7 +7,7 @@ from pages.ui.augment import policy
 from pages.ui.data import quality
 from pages.ui.distill import spec_summary, teacher_check
 from pages.ui.widgets import formatting, forms, url_state
-from smallalign_core.spec import Cnn, DataSpec, Network, RunSpec, lessons, members, parse, usual_schedule
+from smallalign_core.spec import Cnn, DataSpec, Network, RunSpec, loss_kinds, members, parse, usual_schedule
 
 ESSENTIAL = ("epochs", "batch", "seed")
 HERE = ("data", "teacher", "network", "loss", "augment", "start", *ESSENTIAL)
@@ -52,7 +52,7 @@ with form:
         "Student network" if teacher else "Network", members(Network), key=f"{KEY}.network", start=Cnn().kind
     )
     loss = forms.choice(
-        "Loss", lessons(taught=teacher is not None), key=f"{KEY}.loss", help=RunSpec.model_fields["loss"].description
+        "Loss", loss_kinds(taught=teacher is not None), key=f"{KEY}.loss", help=RunSpec.model_fields["loss"].description
     )
     essentials = forms.part(RunSpec, key=KEY, only=ESSENTIAL)
     carried = len(st.session_state.get(f"{KEY}.augment.rows", ()))
@@ -106,7 +106,7 @@ with side:
         persist_state="session",
     )
     if st.button("Start", type="primary", icon=":material/play_arrow:"):
-        with context.told(stop=True):
+        with context.show_errors(stop=True):
             answer = teacher_check.start(spec, controls=beside)
             if not answer["known"] or answer["state"] in ("queued", "running"):
                 st.switch_page("runs.py", query_params={"run": answer["id"]})

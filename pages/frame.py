@@ -5,7 +5,7 @@ from pathlib import Path
 import streamlit as st
 
 from pages.ui.app import status
-from pages.ui.app.context import told
+from pages.ui.app.context import show_errors
 from pages.ui.charts.basic import sign, wordmark
 from pages.ui.security import auth
 from pages.ui.widgets import url_state
@@ -84,5 +84,5 @@ with st.sidebar:  # drawn here: Streamlit's own menu with sections is a list tha
                 st.page_link(member)
 status.strip()  # before the page: one that stops early keeps its strip
 url_state.on_page(page.url_path)
-with told():
+with show_errors():
     page.run()

@@ -40,8 +40,8 @@ else:
     with st.container(border=True):
         start, about = st.columns([1, 3], vertical_alignment="center")
         if start.button("Distil a student now", type="primary", icon=":material/play_arrow:"):
-            with context.told():
-                answer = context.ask("submit", "Preparing the run", spec=spec.model_dump(mode="json"))
+            with context.show_errors():
+                answer = context.call("submit", "Preparing the run", spec=spec.model_dump(mode="json"))
                 st.switch_page("runs.py", query_params={"run": answer["id"]})
         teacher = next((row for row in rows if row.name == starter.teacher or row.id == starter.teacher), None)
         student = next((row for row in rows if row.name == STARTER), None)

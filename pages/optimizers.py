@@ -31,6 +31,6 @@ with form:
     st.subheader("Optimizers", anchor=False)
     tuned, fixed = optimizer_picker.choose(taught=student["teacher"] is not None)
     amount = setup_form.effort()
-with side, context.told():
+with side, context.show_errors():
     st.subheader("Start", anchor=False)
     setup_form.begin(student | {"optimizers": tuned, "hands_off": fixed} | amount, store)

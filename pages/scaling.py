@@ -26,6 +26,6 @@ with form:
         st.info("Name a dataset, or type the path of a folder with one sub-folder per class.")
         st.stop()
     asked = setup_form.form(source, facts, store)
-with side, context.told():
+with side, context.show_errors():
     st.subheader("Start", anchor=False)
     setup_form.begin(asked)

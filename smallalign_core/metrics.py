@@ -80,14 +80,14 @@ def logits_of(
     """
     import torch
 
-    from smallalign_core.system.batching import answered
+    from smallalign_core.system.batching import in_batches
 
     was_training = classifier.training
     classifier.eval()
     found = []
     for start in range(0, len(images), batch):
         part = torch.from_numpy(np.ascontiguousarray(images.images[start : start + batch])).to(device)
-        found.append(answered(classifier, part).float().cpu().numpy())
+        found.append(in_batches(classifier, part).float().cpu().numpy())
     classifier.train(was_training)
     return np.concatenate(found)
 
@@ -123,7 +123,7 @@ def score(
     )
 
 
-def never_found(recall: Mapping[str, float | None]) -> str:
+def zero_recall_classes(recall: Mapping[str, float | None]) -> str:
     """The classes of recall 0, in words; empty where there are none. A good accuracy hides them where they are rare."""
     missed = [name for name, share in recall.items() if share == 0]
     return f"never right: {', '.join(missed[:12])} (recall 0)" if missed else ""

@@ -253,13 +253,13 @@ def desk_here(components: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     The desk answers in this process, over the same lines; another one would import torch.
     """
 
-    def exchange(asking: backend.Desk, question: str, _timeout: float, _verb: str) -> str:
+    def exchange(asking: backend.BackendClient, question: str, _timeout: float, _verb: str) -> str:
         answered = io.StringIO()
         backend.serve(asking.store, io.StringIO(question), answered)
         return answered.getvalue()
 
     monkeypatch.setattr("streamlit.components.v2.manifest_scanner.scan_component_manifests", lambda: components)
-    monkeypatch.setattr(backend.Desk, "_exchange", exchange)
+    monkeypatch.setattr(backend.BackendClient, "_exchange", exchange)
     monkeypatch.setattr(backends.Starter, "__call__", lambda _: pytest.fail("a process was started"))
 
 
@@ -316,7 +316,7 @@ def scaled(store: Store, **changes: Any) -> Study:
 def finished(place: Store) -> Study:
     """It, trained."""
     study = scaled(place)
-    assert not lifecycle.drive(study, place, device="cpu")
+    assert not lifecycle.run_to_end(study, place, device="cpu")
     return study
 
 

@@ -51,7 +51,7 @@ def test_a_run_says_how_close_its_teachers_answers_are(
     assert close == (run.events("started")[0]["answers"])[0]
     assert close["images"] == len(digits.val)
     exact = logits_of(networks.from_file(teacher.weights), digits.val)
-    live = teacher_loading.live([run.spec], store, digits, "cpu")
+    live = teacher_loading.load_teacher([run.spec], store, digits, "cpu")
     assert live is not None
     said = live.on(digits.val)
     assert close["agreement"] == (said.argmax(1) == exact.argmax(1)).mean()
@@ -71,10 +71,10 @@ def test_answers_are_made_once_and_a_damaged_file_is_made_again(store: Store, tr
     spec = backend.resolve(store, tiny(teacher=teacher.id, answers="int8"))
     (file,) = (store.root / "cache" / "answers").glob("*.onnx")
     content, made = file.read_bytes(), file.stat().st_mtime_ns
-    teacher_loading.live([spec], store, digits, "cpu")
+    teacher_loading.load_teacher([spec], store, digits, "cpu")
     assert file.stat().st_mtime_ns == made
     file.write_bytes(content[:-9] + b"other end")
-    teacher_loading.live([spec], store, digits, "cpu")
+    teacher_loading.load_teacher([spec], store, digits, "cpu")
     assert file.read_bytes() == content
 
 
@@ -100,9 +100,9 @@ def test_either_file_may_be_deleted_at_any_time(store: Store, train: Train, digi
     (file,) = (store.root / "cache" / "answers").glob("*.onnx")
     for gone in (file, file.with_suffix(".json")):
         gone.unlink()
-        teacher_loading.live([spec], store, digits, "cpu")
+        teacher_loading.load_teacher([spec], store, digits, "cpu")
         assert gone.exists()
     file.with_suffix(".json").unlink()
-    assert teacher_loading.closeness(spec, store) == [], "what is not known is not claimed"
+    assert teacher_loading.inference_gap(spec, store) == [], "what is not known is not claimed"
     file.with_suffix(".json").write_text("{")
-    assert teacher_loading.closeness(spec, store) == [], "nor is what is damaged"
+    assert teacher_loading.inference_gap(spec, store) == [], "nor is what is damaged"

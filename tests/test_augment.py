@@ -178,9 +178,9 @@ def test_resized_crop_agrees_with_torchvision_and_keeps_the_rim() -> None:
         canvas.move(np.arange(4), _parts._window(ResizedCrop(smallest=0.25), draws, 24, 32), rim=True)
         expected = reference.resized_crop(torch.from_numpy(images.images), top, left, 12, 16, [24, 32], antialias=False)
         # At the window's inner rim torchvision repeats its own pixels and we see the image's next ones.
-        assert (inner(canvas.finished(), 1) - inner(expected, 1)).abs().max() <= 1
+        assert (inner(canvas.to_uint8(), 1) - inner(expected, 1)).abs().max() <= 1
         if (top, left) == (0, 0):
-            assert (canvas.finished()[..., 0, 0].float() - expected[..., 0, 0].float()).abs().max() <= 1
+            assert (canvas.to_uint8()[..., 0, 0].float() - expected[..., 0, 0].float()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("fill", ["black", "edge", "mirror"])
@@ -274,7 +274,7 @@ def test_moves_in_a_row_are_one_resampling_and_paint_comes_in_order() -> None:
     )
     canvas.move(np.arange(3), turn)
     canvas.move(np.arange(3), np.linalg.inv(turn))
-    assert np.array_equal(canvas.finished().numpy(), images.images)
+    assert np.array_equal(canvas.to_uint8().numpy(), images.images)
     # Solarizing at 0 inverts; a shift after it lets black in, a shift before it white.
     black = ImageSet(np.zeros((4, 1, 6, 6), np.uint8), np.zeros(4, int), np.arange(4).astype(np.uint64), ("a", "b"))
     invert, move = (
@@ -356,7 +356,7 @@ def test_the_preview_shows_what_training_sees(kind: str | None) -> None:
         batch = views(step)
         for place, row in enumerate(batch.rows.tolist()):
             epoch = (step * 8 + place) // 20
-            assert torch.equal(views.seen(row, epoch), batch.images[place])
+            assert torch.equal(views.image_of(row, epoch), batch.images[place])
 
 
 def test_cross_entropy_takes_soft_labels() -> None:

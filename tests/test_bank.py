@@ -29,7 +29,7 @@ from smallalign_core.service import backend, doctor, worker
 from smallalign_core.spec import RunSpec
 from smallalign_core.training import runner, teacher_loading
 from smallalign_core.training.loop import Training, Waiting
-from smallalign_core.training.teacher import Bank, Plan, Shelf, Teacher, _cache, _index, plan
+from smallalign_core.training.teacher import CacheIndex, CachePlan, Teacher, TeacherCache, _cache, _index, plan
 
 CPU = torch.device("cpu")
 CHUNK = 128
@@ -60,7 +60,7 @@ def spec_of(**fields: Any) -> RunSpec:
     return tiny(**{"teacher": "t", "epochs": 3, "batch": 32, "precision": "fp32", "network": student, **fields})
 
 
-def planned(spec: RunSpec, few: Splits) -> Plan:
+def planned(spec: RunSpec, few: Splits) -> CachePlan:
     found = plan(spec, few, ["0" * 64], CPU)
     assert found is not None
     return found
@@ -78,8 +78,10 @@ class Lesson:
         self.loads += 1
         return Teacher(self.classifier, self.digits.classes)
 
-    def bank(self, spec: RunSpec) -> Bank:
-        return Bank(planned(spec, self.digits), Shelf(self.root, self.limit), self.teacher, warn=self.said.append)
+    def bank(self, spec: RunSpec) -> TeacherCache:
+        return TeacherCache(
+            planned(spec, self.digits), CacheIndex(self.root, self.limit), self.teacher, warn=self.said.append
+        )
 
     def train(self, spec: RunSpec, stop: int | None = None, state: dict[str, Any] | None = None) -> Training:
         with self.bank(spec) as bank:
@@ -130,8 +132,8 @@ def test_a_lesson_is_the_live_answer_in_the_batch_that_first_met_the_image(
     for _ in range(2):  # cold, then warm
         with lesson.bank(spec) as bank:
             for step in range(steps):
-                batch, said = bank.lesson(views, step)
-                expected, answers = live.lesson(views, step)
+                batch, said = bank.batch_with_targets(views, step)
+                expected, answers = live.batch_with_targets(views, step)
                 assert torch.equal(batch.images, expected.images)
                 assert torch.equal(batch.labels, expected.labels)
                 assert torch.equal(batch.rows, expected.rows)
@@ -387,12 +389,12 @@ def test_answers_that_are_kept_wrong_are_caught(lesson: Lesson, monkeypatch: pyt
 def test_sizes_are_told_before_and_true_after(lesson: Lesson) -> None:
     for policy in POLICIES.values():
         wanted = planned(spec_of(**policy), lesson.digits)
-        shelf = Shelf(lesson.root, 10**9)
-        assert shelf.holds(wanted) == 0
+        shelf = CacheIndex(lesson.root, 10**9)
+        assert shelf.has(wanted) == 0
         size, images = shelf.fitting(wanted)
         assert images == bool(policy)
         lesson.train(spec_of(**policy))
-        assert shelf.holds(wanted) == wanted.steps
+        assert shelf.has(wanted) == wanted.steps
         folder = lesson.root / wanted.key
         kept = sum(file.stat().st_size for file in [*folder.glob("*.answers"), *folder.glob("*.images")])
         assert kept == pytest.approx(size, rel=0.03)
@@ -404,10 +406,10 @@ def test_limits_and_eviction(lesson: Lesson, digits: Splits) -> None:
     specs = [spec_of(seed=seed, augment=["shift"], epochs=2, batch=128) for seed in range(3)]
     wanted = [planned(spec, digits) for spec in specs]
     whole = wanted[0].answer_bytes + wanted[0].image_bytes
-    shelf = Shelf(lesson.root, 4 * whole)
+    shelf = CacheIndex(lesson.root, 4 * whole)
     assert shelf.fitting(wanted[0]) == (whole, True)
-    assert Shelf(lesson.root, 4 * whole - 1).fitting(wanted[0]) == (wanted[0].answer_bytes, False)
-    assert Shelf(lesson.root, wanted[0].answer_bytes - 1).fitting(wanted[0]) == (0, False)
+    assert CacheIndex(lesson.root, 4 * whole - 1).fitting(wanted[0]) == (wanted[0].answer_bytes, False)
+    assert CacheIndex(lesson.root, wanted[0].answer_bytes - 1).fitting(wanted[0]) == (0, False)
 
     lesson.limit = int(2.5 * (wanted[0].answer_bytes + 10_000))  # answers of two fit, with what is kept beside them
     for spec in specs[:2]:
@@ -447,9 +449,9 @@ def test_a_bank_that_cannot_be_written_teaches_all_the_same(lesson: Lesson, monk
 def test_a_limit_is_a_number(limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMALLALIGN_CACHE_GB", limit)
     with pytest.raises(BadInput, match="SMALLALIGN_CACHE_GB"):
-        Shelf(tmp_path)
+        CacheIndex(tmp_path)
     monkeypatch.setenv("SMALLALIGN_CACHE_GB", "0.5")
-    assert Shelf(tmp_path).limit <= 2**29
+    assert CacheIndex(tmp_path).limit <= 2**29
 
 
 # --- recorded runs ----------------------------------------------------------------------------------------------------
@@ -462,7 +464,7 @@ def no_teacher(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def refuse(*_: object) -> Any:
         raise AssertionError("the teacher was loaded")
 
-    monkeypatch.setattr(teacher_loading, "live", refuse)
+    monkeypatch.setattr(teacher_loading, "load_teacher", refuse)
     return
 
 

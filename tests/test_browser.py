@@ -290,7 +290,7 @@ def test_killing_the_server_never_harms_a_run(tmp_path: Path, browser: Browser) 
             assert run.state is State.RUNNING, f"the run is {run.state}"
             assert time.monotonic() < until
             time.sleep(0.2)
-    assert run.said["attempt"] == 1
+    assert run.status["attempt"] == 1
     with chromium.dashboard(tmp_path / "two.log", environment=environment) as site:
         page = browser.new_page()
         page.goto(f"{site}/runs?run={run.id}")

@@ -21,15 +21,15 @@ from conftest import Train, program, tiny
 from smallalign_core.data import Decision, Decisions, load
 from smallalign_core.errors import BadInput, Diverged, Refused, SmallAlignError, WorkFailed
 from smallalign_core.runs.store import Run, State, Store
-from smallalign_core.runs.writer import Recording
+from smallalign_core.runs.writer import RunWriter
 from smallalign_core.service import backend, worker
 from smallalign_core.spec import digest
 from smallalign_core.studies import lifecycle, ray_executor
 from smallalign_core.studies.ray_executor import _node, _payload
 
 
-def packed(run: Run, how: dict[str, Any] | SmallAlignError | None = None) -> _payload.Returned:
-    return _payload.returned(run, run.result or {} if how is None else how, "there")
+def packed(run: Run, how: dict[str, Any] | SmallAlignError | None = None) -> _payload.RunOutcome:
+    return _payload.outcome(run, run.result or {} if how is None else how, "there")
 
 
 # --- what is sent, and what comes back --------------------------------------------------------------------------------
@@ -38,15 +38,15 @@ def packed(run: Run, how: dict[str, Any] | SmallAlignError | None = None) -> _pa
 def test_a_run_that_comes_back_is_as_if_trained_here(train: Train, store: Store, tmp_path: Path) -> None:
     there = train()
     here = Store(tmp_path / "home").create(there.spec)
-    with Recording(here) as recording:
+    with RunWriter(here) as recording:
         recording.event("progress", 1)  # of an earlier attempt here
-        assert ray_executor.taken_in(recording, packed(there)) == there.result
+        assert ray_executor.accepted(recording, packed(there)) == there.result
         assert here.state is State.FINISHED
     assert {event["kind"] for event in here.events()} == {event["kind"] for event in there.events()}
     assert here.events("progress") == there.events("progress")
     assert here.weights.read_bytes() == there.weights.read_bytes()
-    assert here.said["host"] == "there"
-    assert here.said["attempt"] == 1
+    assert here.status["host"] == "there"
+    assert here.status["attempt"] == 1
 
 
 def test_what_was_finished_meanwhile_is_not_overwritten(train: Train, tmp_path: Path) -> None:
@@ -54,16 +54,16 @@ def test_what_was_finished_meanwhile_is_not_overwritten(train: Train, tmp_path: 
     other = packed(there)
     assert other.result is not None
     here = Store(tmp_path / "home").create(there.spec)
-    with Recording(here) as recording:
-        ray_executor.taken_in(recording, other)
+    with RunWriter(here) as recording:
+        ray_executor.accepted(recording, other)
     before = (here.folder / "result.json").read_bytes()
-    with Recording(here) as recording:
-        assert ray_executor.taken_in(recording, other)["id"] == here.id
+    with RunWriter(here) as recording:
+        assert ray_executor.accepted(recording, other)["id"] == here.id
     weights = other.files["weights.safetensors"] + b" "
     forged = {**other.result, "weights_sha256": hashlib.sha256(weights).hexdigest()}
-    changed = _payload.Returned("there", forged, None, other.said, {**other.files, "weights.safetensors": weights})
-    with Recording(here) as recording:
-        told = ray_executor.taken_in(recording, changed)
+    changed = _payload.RunOutcome("there", forged, None, other.said, {**other.files, "weights.safetensors": weights})
+    with RunWriter(here) as recording:
+        told = ray_executor.accepted(recording, changed)
     assert isinstance(told, WorkFailed)
     assert "Two machines trained other weights" in str(told)
     assert (here.folder / "result.json").read_bytes() == before
@@ -73,20 +73,22 @@ def test_damage_and_divergence_are_told_as_at_home(train: Train, tmp_path: Path)
     there = train()
     whole = packed(there)
     store = Store(tmp_path / "home")
-    cut = _payload.Returned("there", whole.result, None, whole.said, {**whole.files, "weights.safetensors": b"x"})
+    cut = _payload.RunOutcome("there", whole.result, None, whole.said, {**whole.files, "weights.safetensors": b"x"})
     here = store.create(there.spec)
-    with Recording(here) as recording:
-        told = ray_executor.taken_in(recording, cut)
+    with RunWriter(here) as recording:
+        told = ray_executor.accepted(recording, cut)
     assert "damaged" in str(told)
     assert here.state is State.FAILED
     assert not here.finished
     diverged = packed(there, Diverged("the loss became nan at step 3 of 9", given="lr", do="lower it"))
-    with Recording(here) as recording:
-        told = ray_executor.taken_in(recording, diverged)
+    with RunWriter(here) as recording:
+        told = ray_executor.accepted(recording, diverged)
     assert isinstance(told, Diverged)
     assert here.state is State.FAILED
-    assert here.said["diverged"] is True
-    assert "the loss became nan at step 3 of 9" in here.said["reason"].lower() or "Loss became" in here.said["reason"]
+    assert here.status["diverged"] is True
+    assert (
+        "the loss became nan at step 3 of 9" in here.status["reason"].lower() or "Loss became" in here.status["reason"]
+    )
 
 
 def test_a_parcel_carries_what_specs_name(train: Train, store: Store, tmp_path: Path) -> None:
@@ -96,11 +98,11 @@ def test_a_parcel_carries_what_specs_name(train: Train, store: Store, tmp_path: 
     Decisions("digits", {int(splits.train.ids[3]): Decision("drop")}).write(file)
     spec = backend.resolve(store, tiny(teacher=teacher.id, data={"source": "digits", "decisions": str(file)}))
     (needed,) = _payload.needs([spec])
-    given = _payload.parcel([spec], "home", "cpu")
+    given = _payload.payload([spec], "home", "cpu")
     assert spec.data.decisions is not None
     Path(spec.data.decisions).unlink()
     other = Store(tmp_path / "there")
-    _payload.settle(_payload.elder(store.finished(needed)), other)
+    _payload.install(_payload.dependency(store.finished(needed)), other)
     (same,) = _payload.unpacked(given, other)
     assert digest(same) == digest(spec)
     assert other.finished(needed).spec == teacher.spec
@@ -109,7 +111,7 @@ def test_a_parcel_carries_what_specs_name(train: Train, store: Store, tmp_path: 
 
 def test_another_torch_is_refused_in_words(train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    given = _payload.parcel([train().spec], "home", "cpu")
+    given = _payload.payload([train().spec], "home", "cpu")
     import torch
 
     monkeypatch.setattr(torch, "__version__", "1.0")
@@ -123,22 +125,22 @@ def test_other_code_and_other_images_are_refused_in_words(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     spec = train().spec
-    given = _payload.parcel([spec], "home", "cpu")
+    given = _payload.payload([spec], "home", "cpu")
     (reply,) = _node.train(replace(given, code="0" * 16), [])
     assert "another SmallAlign" in str(_payload.error_of(reply))
     assert reply.unfit
     gone = spec.model_copy(update={"data": spec.data.model_copy(update={"source": str(tmp_path / "gone")})})
-    (reply,) = _node.train(_payload.parcel([gone], "home", "cpu"), [])
+    (reply,) = _node.train(_payload.payload([gone], "home", "cpu"), [])
     assert "no such path exists" in str(_payload.error_of(reply))
     assert reply.unfit
 
 
 def test_a_teacher_that_was_trained_anew_is_sent_anew(train: Train, tmp_path: Path) -> None:
-    first = _payload.elder(train())
+    first = _payload.dependency(train())
     there = Store(tmp_path / "there")
-    _payload.settle(first, there)
+    _payload.install(first, there)
     other = {"weights.safetensors": b"other", "result.json": b"{}"}
-    _payload.settle(replace(first, files={**first.files, **other}), there)
+    _payload.install(replace(first, files={**first.files, **other}), there)
     assert (there.root / "runs" / first.id / "weights.safetensors").read_bytes() == b"other"
 
 
@@ -146,7 +148,7 @@ class Idle:
     """A cluster that answers when it is told to, instead of ray."""
 
     def __init__(self) -> None:
-        self.done: dict[str, list[_payload.Returned]] = {}
+        self.done: dict[str, list[_payload.RunOutcome]] = {}
         self.cancelled: list[str] = []
 
     def cluster_resources(self) -> dict[str, float]:
@@ -158,7 +160,7 @@ class Idle:
     def wait(self, refs: list[str], **_: Any) -> tuple[list[str], list[str]]:
         return [ref for ref in refs if ref in self.done], []
 
-    def get(self, ref: str) -> list[_payload.Returned]:
+    def get(self, ref: str) -> list[_payload.RunOutcome]:
         return self.done[ref]
 
     def cancel(self, ref: str, **_: Any) -> None:
@@ -180,7 +182,7 @@ def test_a_machine_that_cannot_take_part_stops_the_study_and_fails_no_run(idle: 
     with ray_executor.Cluster("x:1", store) as crew:
         crew.begin([run])
         assert run.state is State.RUNNING
-        idle.done["group"] = [_payload.refused("there", BadInput("it has no images"), unfit=True)]
+        idle.done["group"] = [_payload.refusal("there", BadInput("it has no images"), unfit=True)]
         with pytest.raises(Refused, match="cannot take part"):
             crew.ended()
     assert run.state is State.PAUSED
@@ -190,9 +192,9 @@ def test_who_pauses_a_run_that_is_away_gets_it_back(idle: Idle, store: Store) ->
     runs = [store.create(backend.resolve(store, tiny(network={"kind": "mlp", "width": width}))) for width in (4, 5)]
     with ray_executor.Cluster("x:1", store) as crew:
         crew.begin(runs)
-        runs[0].ask("pause")
+        runs[0].request("pause")
         assert (crew.ended(), idle.cancelled) == ([], []), "the other one needs the group"
-        runs[1].ask("cancel")
+        runs[1].request("cancel")
         ((back, how),) = crew.ended()
     assert idle.cancelled == ["group"]
     assert back == runs
@@ -298,13 +300,13 @@ def test_a_machine_may_die_and_every_run_is_finished_once(
     made, (_, doomed) = nodes
     specs = [backend.resolve(store, tiny(seed=seed, epochs=10)) for seed in range(6)]
     finished: Counter[str] = Counter()
-    finish = Recording.finish
+    finish = RunWriter.finish
 
-    def counted(recording: Recording, *what: Any) -> None:
+    def counted(recording: RunWriter, *what: Any) -> None:
         finished[recording.run.id] += 1
         finish(recording, *what)
 
-    monkeypatch.setattr(Recording, "finish", counted)
+    monkeypatch.setattr(RunWriter, "finish", counted)
     with ray_executor.Cluster(made.address, store, device="cpu") as crew:
         waiting, over = list(specs), 0
         while over < len(specs):
@@ -340,5 +342,5 @@ def test_a_study_by_command_on_a_cluster(nodes: Any, store: Store, tmp_path: Pat
     assert "Traceback" not in done.stderr
     (found,) = lifecycle.listing(store)
     assert found.report(store).complete
-    assert {run.said["host"] for run in store.runs() if run.finished} == {socket.gethostname()}
+    assert {run.status["host"] for run in store.runs() if run.finished} == {socket.gethostname()}
     assert all("test accuracy" in (run.folder / "log.txt").read_text() for run in store.runs())

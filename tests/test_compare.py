@@ -162,9 +162,9 @@ def test_temperatures_are_fitted_on_validation_and_applied_to_what_is_shown(taug
     found = compare.compare(teacher, student, store)
 
     for run, calibration in ((teacher, found.teacher_calibration), (student, found.student_calibration)):
-        held = compare.answers(run, splits, "val", store)
+        held = compare.split_logits(run, splits, "val", store)
         assert calibration.temperature == metrics.fit_temperature(held, splits.val.labels)
-        shown = compare.answers(run, splits, "test", store)
+        shown = compare.split_logits(run, splits, "test", store)
         assert calibration.temperature != metrics.fit_temperature(shown, splits.test.labels)
         again = metrics.score(shown, splits.test.labels, splits.classes, calibration.temperature)
         assert calibration.scores == again
@@ -195,7 +195,7 @@ def test_kept_answers_that_are_damaged_are_asked_again(taught: tuple[Store, Run,
     whole = np.load(kept)
     kept.write_bytes(kept.read_bytes()[:300])
 
-    assert np.array_equal(compare.answers(student, splits, "val", store), whole)
+    assert np.array_equal(compare.split_logits(student, splits, "val", store), whole)
     for file in compare.folder(store).glob("*-val-*.json"):
         file.write_text("{")
     assert compare.compare_once(teacher, [student], store, split="val")[0]["student_id"] == student.id

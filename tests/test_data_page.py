@@ -21,7 +21,7 @@ from smallalign_core.analysis.data_quality import Duplicates, Place
 from smallalign_core.data import Decision, Splits
 from smallalign_core.runs.store import Store
 from smallalign_core.spec import DataSpec
-from smallalign_core.system.users import Role, Visitor
+from smallalign_core.system.users import Role, User
 from tests.conftest import ROOT, texts
 
 PATIENCE = 240_000
@@ -66,7 +66,7 @@ def test_a_look_is_asked_for_and_what_is_decided_can_be_undone(shown: Any, store
     app = shown("data", data=str(dirty))
     assert "Look closely" in labels(app)
     app = press(app, "Look closely")
-    report = data_quality.look(store, DataSpec(source=str(dirty)))
+    report = data_quality.run_check(store, DataSpec(source=str(dirty)))
     told = {metric.label: metric.value for metric in app.metric}
     assert told["Labels"] == str(len(report.label_issues))
     assert (told["Leaks"], told["Duplicates"]) == ("1", str(len(report.duplicates)))
@@ -94,8 +94,8 @@ def test_a_look_is_asked_for_and_what_is_decided_can_be_undone(shown: Any, store
 def test_a_viewer_looks_and_does_not_decide(
     shown: Any, store: Store, dirty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data_quality.look(store, DataSpec(source=str(dirty)))
-    monkeypatch.setattr(auth, "visitor", lambda: Visitor("eve", Role.VIEWER))
+    data_quality.run_check(store, DataSpec(source=str(dirty)))
+    monkeypatch.setattr(auth, "visitor", lambda: User("eve", Role.VIEWER))
     app = shown("data", data=str(dirty))
     assert "decide about images" in texts(app)
     assert not {"Keep", "Drop", "Relabel", "Do it", "Look closely"} & labels(app)
@@ -127,7 +127,7 @@ def test_decisions_by_click_and_by_keyboard_survive_and_become_part_of_a_run(tmp
     from playwright.sync_api import sync_playwright
 
     store, source = Store(tmp_path / "models"), write(tmp_path / "dirty", digits)
-    report = data_quality.look(store, DataSpec(source=str(source)))
+    report = data_quality.run_check(store, DataSpec(source=str(source)))
     issues = [int(one.id, 16) for one in report.label_issues if one.split != "test"]
     environment = {"SMALLALIGN_STORE": str(store.root), "OMP_NUM_THREADS": "1"}
     with dashboard(tmp_path / "log.txt", environment=environment) as address, sync_playwright() as playwright:

@@ -20,8 +20,8 @@ from smallalign_core.errors import WorkFailed
 from smallalign_core.runs.store import Store
 from smallalign_core.service import backend, backends
 from smallalign_core.service.backends import Backend, Pool
-from smallalign_core.service.client import Desk
-from smallalign_core.system.users import Visitor
+from smallalign_core.service.client import BackendClient
+from smallalign_core.system.users import User
 
 PATIENT = 60.0
 """Seconds after which a test that waits for an event fails."""
@@ -85,9 +85,9 @@ def office() -> Iterator[Office]:
 
 
 @pytest.fixture
-def asking(office: Office, store: Store) -> Desk:
+def asking(office: Office, store: Store) -> BackendClient:
     """A desk of four processes, two a visitor, and two for long work; the visitor is the thread's."""
-    made = Desk(store, lambda: Visitor(getattr(local, "name", "ada")))
+    made = BackendClient(store, lambda: User(getattr(local, "name", "ada")))
     made.pool = Pool(office, most=4, long=2, each=2)
     return made
 
@@ -114,13 +114,13 @@ def ended(*threads: threading.Thread) -> None:
         assert not thread.is_alive()
 
 
-def test_a_visitor_s_slow_questions_hold_up_nobody_else(office: Office, asking: Desk) -> None:
-    slow = [beside("eve", lambda name=f"slow {number}": asking.ask("wait", name=name))[0] for number in range(5)]
+def test_a_visitor_s_slow_questions_hold_up_nobody_else(office: Office, asking: BackendClient) -> None:
+    slow = [beside("eve", lambda name=f"slow {number}": asking.call("wait", name=name))[0] for number in range(5)]
     while len(office.heard) < 2:
         time.sleep(0.01)
     for number in range(10):
-        assert asking.ask("now", name=f"quick {number}")["name"] == f"quick {number}"
-    thread, found = beside("bob", lambda: asking.ask("now", name="bob"))
+        assert asking.call("now", name=f"quick {number}")["name"] == f"quick {number}"
+    thread, found = beside("bob", lambda: asking.call("now", name="bob"))
     ended(thread)
     assert found[0]["name"] == "bob"
     names = [name for _, name in office.heard]
@@ -132,13 +132,13 @@ def test_a_visitor_s_slow_questions_hold_up_nobody_else(office: Office, asking: 
     assert office.killed == 0
 
 
-def test_where_all_are_busy_turns_are_in_order_of_arrival(office: Office, asking: Desk) -> None:
-    full = [beside(f"eve {at}", lambda at=at: asking.ask("wait", name=f"full {at}"))[0] for at in range(4)]
+def test_where_all_are_busy_turns_are_in_order_of_arrival(office: Office, asking: BackendClient) -> None:
+    full = [beside(f"eve {at}", lambda at=at: asking.call("wait", name=f"full {at}"))[0] for at in range(4)]
     for at in range(4):
         office.wait_for(f"full {at}")
     waiting = []
     for at, visitor in enumerate(("ada", "bob", "ada")):
-        waiting.append(beside(visitor, lambda at=at: asking.ask("now", name=f"later {at}"))[0])
+        waiting.append(beside(visitor, lambda at=at: asking.call("now", name=f"later {at}"))[0])
         while len(asking.pool._line) <= at:
             time.sleep(0.01)
     office.open("full 2")
@@ -149,12 +149,12 @@ def test_where_all_are_busy_turns_are_in_order_of_arrival(office: Office, asking
     ended(*full)
 
 
-def test_equal_questions_at_the_same_time_are_answered_once(office: Office, asking: Desk) -> None:
+def test_equal_questions_at_the_same_time_are_answered_once(office: Office, asking: BackendClient) -> None:
     """A class that opens the same new dataset takes one process, not all."""
     asked: list[str] = []
 
     def inspect() -> Any:
-        return asking.ask("inspect", name="same")
+        return asking.call("inspect", name="same")
 
     serve = Office._serve
 
@@ -179,9 +179,9 @@ def test_equal_questions_at_the_same_time_are_answered_once(office: Office, aski
     assert not asking._shared
 
 
-def test_long_work_goes_on_where_it_is_and_waits_for_a_place(office: Office, asking: Desk) -> None:
+def test_long_work_goes_on_where_it_is_and_waits_for_a_place(office: Office, asking: BackendClient) -> None:
     def step(visitor: str, share: float, patience: float = 0.05) -> dict[str, Any]:
-        thread, found = beside(visitor, lambda: asking.ask("risk", name=visitor, share=share, patience=patience))
+        thread, found = beside(visitor, lambda: asking.call("risk", name=visitor, share=share, patience=patience))
         ended(thread)
         return found[0]
 
@@ -193,7 +193,7 @@ def test_long_work_goes_on_where_it_is_and_waits_for_a_place(office: Office, ask
     assert step("eve", 0.5) == {"done": 0.0}, "two places only"
     assert step("ada", 0.5)["by"] == first
     for number in range(6):
-        quick = asking.ask("now", name=f"quick {number}")["by"]
+        quick = asking.call("now", name=f"quick {number}")["by"]
         assert quick not in (first, second), "other questions never stand in the way of long work, nor it in theirs"
     assert step("ada", 1.0)["by"] == first, "what a visitor asks next goes where the last is remembered"
     holder = next(one for one in asking.pool.backends() if one.pid == first)
@@ -203,23 +203,23 @@ def test_long_work_goes_on_where_it_is_and_waits_for_a_place(office: Office, ask
 
 
 def test_places_of_visitors_who_left_are_taken_when_they_are_needed(
-    office: Office, asking: Desk, monkeypatch: pytest.MonkeyPatch
+    office: Office, asking: BackendClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for visitor in ("ada", "bob"):
-        thread, _ = beside(visitor, lambda: asking.ask("risk", name=local.name, share=0.5, patience=0.05))
+        thread, _ = beside(visitor, lambda: asking.call("risk", name=local.name, share=0.5, patience=0.05))
         ended(thread)
-    thread, found = beside("eve", lambda: asking.ask("risk", name="eve", share=0.5, patience=0.0))
+    thread, found = beside("eve", lambda: asking.call("risk", name="eve", share=0.5, patience=0.0))
     ended(thread)
     assert found == [{"done": 0.0}]
     assert office.killed == 0
     monkeypatch.setattr("smallalign_core.service.backends._pool.LEFT", -1.0)
-    thread, found = beside("eve", lambda: asking.ask("risk", name="eve", share=0.5, patience=0.05))
+    thread, found = beside("eve", lambda: asking.call("risk", name="eve", share=0.5, patience=0.05))
     ended(thread)
     assert found[0]["done"] == 0.5
     assert office.killed == 1
 
 
-def test_who_leaves_frees_the_page_and_the_process_goes_on(office: Office, asking: Desk) -> None:
+def test_who_leaves_frees_the_page_and_the_process_goes_on(office: Office, asking: BackendClient) -> None:
     gone = threading.Event()
 
     class Left(BaseException):
@@ -234,7 +234,7 @@ def test_who_leaves_frees_the_page_and_the_process_goes_on(office: Office, askin
 
     def visit() -> None:
         try:
-            asking.ask("wait", name="slow")
+            asking.call("wait", name="slow")
         except Left:
             left.append(True)
 
@@ -249,20 +249,22 @@ def test_who_leaves_frees_the_page_and_the_process_goes_on(office: Office, askin
     office.open("slow")
     while one.busy:
         time.sleep(0.01)
-    assert asking.ask("now", name="next") == {"done": 1.0, "by": one.pid, "name": "next"}, "no stale answer"
+    assert asking.call("now", name="next") == {"done": 1.0, "by": one.pid, "name": "next"}, "no stale answer"
 
 
-def test_a_late_answer_ends_its_process_only(office: Office, asking: Desk) -> None:
-    assert asking.ask("now", name="x")["by"] == 1
+def test_a_late_answer_ends_its_process_only(office: Office, asking: BackendClient) -> None:
+    assert asking.call("now", name="x")["by"] == 1
     with pytest.raises(WorkFailed, match=r"no answer in 0"):
-        asking.ask("wait", name="late", timeout=0.05)
+        asking.call("wait", name="late", timeout=0.05)
     assert office.killed == 1
-    assert asking.ask("now", name="x")["by"] == 2
+    assert asking.call("now", name="x")["by"] == 2
     assert not asking.pool._answering
 
 
-def test_idle_processes_end_and_the_last_stays(office: Office, asking: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    threads = [beside(f"v{at}", lambda at=at: asking.ask("wait", name=f"w{at}"))[0] for at in range(3)]
+def test_idle_processes_end_and_the_last_stays(
+    office: Office, asking: BackendClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = [beside(f"v{at}", lambda at=at: asking.call("wait", name=f"w{at}"))[0] for at in range(3)]
     for at in range(3):
         office.wait_for(f"w{at}")
     monkeypatch.setattr("smallalign_core.service.backends._pool.IDLE", -1.0)
@@ -281,24 +283,24 @@ def test_idle_processes_end_and_the_last_stays(office: Office, asking: Desk, mon
 
 
 @pytest.fixture
-def real(store: Store) -> Iterator[Desk]:
-    made = Desk(store, lambda: Visitor(getattr(local, "name", "ada")))
+def real(store: Store) -> Iterator[BackendClient]:
+    made = BackendClient(store, lambda: User(getattr(local, "name", "ada")))
     yield made
     made.close()
 
 
 @pytest.mark.slow
-def test_a_dataset_that_never_ends_holds_up_nobody_else(real: Desk, tmp_path: Path) -> None:
+def test_a_dataset_that_never_ends_holds_up_nobody_else(real: BackendClient, tmp_path: Path) -> None:
     """The same questions, asked while another visitor's process is stopped in the middle of its answer."""
-    assert real.ask("inspect", source="digits")["images"] == 1797
+    assert real.call("inspect", source="digits")["images"] == 1797
     (one,) = real.pool.backends()
     os.kill(one.pid, signal.SIGSTOP)
-    thread, found = beside("eve", lambda: real.ask("study", kind="none", spec={}))
+    thread, found = beside("eve", lambda: real.call("study", kind="none", spec={}))
     while not one.busy:
         time.sleep(0.01)
-    quick = real.ask("views", policy=["flip"], data_source="digits")
+    quick = real.call("views", policy=["flip"], data_source="digits")
     assert quick["shape"][0] == 8
-    assert real.ask("inspect", source="digits")["images"] == 1797
+    assert real.call("inspect", source="digits")["images"] == 1797
     assert thread.is_alive()
     os.kill(one.pid, signal.SIGCONT)
     ended(thread)
@@ -306,10 +308,10 @@ def test_a_dataset_that_never_ends_holds_up_nobody_else(real: Desk, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_processes_are_forked_share_memory_and_end_with_the_desk(real: Desk) -> None:
+def test_processes_are_forked_share_memory_and_end_with_the_desk(real: BackendClient) -> None:
     if not backends._start.FORKS:
         pytest.skip("backends are forked on Linux only")
-    held = [beside(f"v{at}", lambda at=at: real.ask("views", policy=["flip"], data_source="digits", seed=at))
+    held = [beside(f"v{at}", lambda at=at: real.call("views", policy=["flip"], data_source="digits", seed=at))
             for at in range(3)]  # fmt: skip
     ended(*(thread for thread, _ in held))
     shown = [found[0]["pixels"] for _, found in held]
@@ -321,9 +323,9 @@ def test_processes_are_forked_share_memory_and_end_with_the_desk(real: Desk) -> 
     assert {one.pid for one in family} == {one.pid for one in real.pool.backends()}
     os.kill(forking.pid, signal.SIGKILL)
     forking.wait()
-    assert real.ask("inspect", source="digits")["images"] == 1797, "those that are there go on"
+    assert real.call("inspect", source="digits")["images"] == 1797, "those that are there go on"
     real.close()
-    assert real.ask("inspect", source="digits")["images"] == 1797, "and a closed desk opens again"
+    assert real.call("inspect", source="digits")["images"] == 1797, "and a closed desk opens again"
     real.close()
     for one in family:
         one.wait(PATIENT)

@@ -35,21 +35,21 @@ def at_step(step: int, event: dict[str, Any]) -> bool:
 def test_a_stopped_worker_puts_back_only_what_nobody_else_stopped(
     store: Store, group: list[Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stop, together = threading.Event(), runner.execute_together
+    stop, together = threading.Event(), runner.run_lockstep
     states: list[State] = []
 
     def watched(*runs: Any, **how: Any) -> Any:
         def ask(event: dict[str, Any]) -> None:
-            if at_step(5, event) and group[0].state is State.RUNNING and group[0].asked is None:
-                group[0].ask("cancel")
-                group[1].ask("pause")
+            if at_step(5, event) and group[0].state is State.RUNNING and group[0].pending_request is None:
+                group[0].request("cancel")
+                group[1].request("pause")
             if at_step(12, event) and not stop.is_set():
                 states.extend(run.state for run in group)
                 stop.set()
 
         return together(*runs, **how, observe=ask)
 
-    monkeypatch.setattr(worker, "execute_together", watched)
+    monkeypatch.setattr(worker, "run_lockstep", watched)
     assert worker.serve(store, device="cpu", stop=stop) == 3
     assert states == [State.CANCELLED, State.PAUSED, State.RUNNING], "they do not wait for the others"
     assert [run.state for run in group] == [State.CANCELLED, State.PAUSED, State.QUEUED]
@@ -67,7 +67,7 @@ def test_runs_that_are_tried_again_alone_tell_their_events_once(
         advance(training)
 
     monkeypatch.setattr(Training, "advance", fail_together)
-    ended = runner.execute_together(group, store, device="cpu")
+    ended = runner.run_lockstep(group, store, device="cpu")
     assert [how["state"] for how in ended if isinstance(how, dict)] == ["finished"] * 3
     for run in group:
         assert [event["epoch"] for event in run.events("epoch")] == [1, 2, 3]
@@ -84,7 +84,7 @@ def test_the_command_line_waits_for_a_teacher_who_answers_anew(
 
     def pause(event: dict[str, Any]) -> None:
         if at_step(5, event):
-            run.ask("pause")
+            run.request("pause")
 
     assert runner.execute(run, store, device="cpu", observe=pause)["state"] == "paused"
     shutil.rmtree(store.teacher_cache)
@@ -101,7 +101,7 @@ def test_a_runs_log_holds_errors_whatever_was_done_to_loggers(silenced: str, sto
         log.disabled = silenced == "disabled"
         log.setLevel(logging.CRITICAL if silenced == "level" else logging.NOTSET)
         kept = log.disabled, log.level
-        with writer.logged([run]):
+        with writer.capture_logs([run]):
             log.error("what went wrong")
         assert (log.disabled, log.level) == kept
     finally:

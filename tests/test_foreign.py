@@ -287,7 +287,7 @@ def test_the_scale_of_pixels_is_found_and_said(
     scale: str, learned: tuple[Any, Any], store: Store, digits: Splits, tmp_path: Path
 ) -> None:
     (tmp_path / "m.onnx").write_bytes(classifier(learned, undo=SCALES[scale]))
-    run = imported.bring(tmp_path / "m.onnx", DIGITS, store, classes=NAMES)
+    run = imported.import_onnx(tmp_path / "m.onnx", DIGITS, store, classes=NAMES)
     assert run.result is not None
     assert run.imported is not None
     (words,) = run.result["assumed"]["words"]
@@ -303,7 +303,7 @@ def test_the_scale_of_pixels_is_found_and_said(
 
 def test_what_a_person_says_of_the_scale_is_not_doubted(learned: tuple[Any, Any], store: Store, tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(classifier(learned, undo=SCALES["0 to 1"]))
-    run = imported.bring(tmp_path / "m.onnx", DIGITS, store, classes=NAMES, mean=[0.5], std=[0.5])
+    run = imported.import_onnx(tmp_path / "m.onnx", DIGITS, store, classes=NAMES, mean=[0.5], std=[0.5])
     assert run.imported is not None
     assert (run.imported.mean, run.imported.std) == ((0.5,), (0.5,))
     assert run.result is not None
@@ -322,7 +322,7 @@ def test_channels_in_the_order_bgr_are_found(store: Store, tmp_path: Path) -> No
     weight[0, :, 0] = weight[2, :, 1] = 0.2  # BGR: the first channel is blue
     learned = weight.reshape(192, 2) * 1.0, np.zeros(2, np.float32)
     (tmp_path / "m.onnx").write_bytes(_colour(learned))
-    run = imported.bring(tmp_path / "m.onnx", DataSpec(source=str(data)), store, classes=("blue", "red"))
+    run = imported.import_onnx(tmp_path / "m.onnx", DataSpec(source=str(data)), store, classes=("blue", "red"))
     assert run.imported is not None
     assert run.imported.order == "bgr"
     assert run.result is not None
@@ -384,7 +384,7 @@ def test_what_the_answers_are_is_read_from_their_numbers(
 ) -> None:
     made, kind = ANSWERS[name]
     (tmp_path / "m.onnx").write_bytes(classifier(learned, **made))
-    run = imported.bring(tmp_path / "m.onnx", DIGITS, store, classes=NAMES, mean=[0.0], std=[1.0])
+    run = imported.import_onnx(tmp_path / "m.onnx", DIGITS, store, classes=NAMES, mean=[0.0], std=[1.0])
     assert run.imported is not None
     assert run.imported.answers == kind
     assert run.result is not None
@@ -435,7 +435,7 @@ def test_one_number_for_two_classes_is_their_log_odds(
             Image.fromarray(image[0]).save(data / "ab"[label] / f"{number}.png")
     (tmp_path / "m.onnx").write_bytes(classifier(two(learned), tail=tail, shape=shape))
     store = Store(tmp_path / "models")
-    run = imported.bring(
+    run = imported.import_onnx(
         tmp_path / "m.onnx", DataSpec(source=str(data)), store, classes=("a", "b"), mean=[0.0], std=[1.0]
     )
     assert run.imported is not None
@@ -446,7 +446,7 @@ def test_one_number_for_two_classes_is_their_log_odds(
     np.testing.assert_allclose(found[:, 1] - found[:, 0], odds[:, 1] - odds[:, 0], atol=2e-2, rtol=1e-3)
     words = "not exactly one output" if shape == ["n"] else "A single number tells two classes apart"
     with pytest.raises(BadInput, match=words):
-        imported.bring(tmp_path / "m.onnx", DIGITS, store, classes=NAMES, output="y")
+        imported.import_onnx(tmp_path / "m.onnx", DIGITS, store, classes=NAMES, output="y")
 
 
 @pytest.mark.parametrize("named", [None, "y"])
@@ -460,7 +460,7 @@ def test_the_number_of_a_class_teaches_nothing(
     )
     (tmp_path / "m.onnx").write_bytes(classifier(learned, tail=tail, output=kind, shape=["n", 1]))
     with pytest.raises(BadInput) as caught:
-        imported.bring(tmp_path / "m.onnx", DIGITS, store, classes=NAMES, output=named)
+        imported.import_onnx(tmp_path / "m.onnx", DIGITS, store, classes=NAMES, output=named)
     assert "number of a class" in str(caught.value) or "10 names, 1 answers" in str(caught.value)
 
 

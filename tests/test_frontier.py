@@ -30,7 +30,7 @@ def test_who_is_dominated_by_brute_force() -> None:
     runs = [candidate(str(n), size, float(ms), share / 10) for n, (size, ms, share) in enumerate(figures)]
     costs = [(one.bytes, one.p50_ms, -one.accuracy) for one in runs]
 
-    found = pareto.judged(runs, Limits())
+    found = pareto.evaluated(runs, Limits())
 
     for one, cost in zip(found, costs, strict=True):
         better = [other for other in costs if all(a <= b for a, b in zip(other, cost, strict=True)) and other != cost]
@@ -43,7 +43,7 @@ def test_who_is_dominated_by_brute_force() -> None:
 
 
 def test_equal_runs_do_not_dominate_each_other() -> None:
-    twins = pareto.judged([candidate("a", 1, 1.0, 0.5), candidate("b", 1, 1.0, 0.5)], Limits())
+    twins = pareto.evaluated([candidate("a", 1, 1.0, 0.5), candidate("b", 1, 1.0, 0.5)], Limits())
 
     assert [one.dominated_by for one in twins] == [None, None]
 
@@ -54,7 +54,7 @@ def test_limits_in_words() -> None:
         candidate("small", 50_000, 0.2, 0.95),
         candidate("bad", 60_000, 0.3, 0.9),
     ]
-    found = pareto.judged(runs, Limits(kb=100, ms=1.0, accuracy=0.94))
+    found = pareto.evaluated(runs, Limits(kb=100, ms=1.0, accuracy=0.94))
     told = pareto.words(
         {
             "limits": {"kb": 100, "ms": 1.0, "accuracy": 0.94},
@@ -71,7 +71,7 @@ def test_limits_in_words() -> None:
 
 @pytest.mark.parametrize(("size", "fails"), [(100_000, ()), (100_001, ("kb",)), (102_400, ("kb",))])
 def test_a_kilobyte_is_1000_bytes(size: int, fails: tuple[str, ...]) -> None:
-    (found,) = pareto.judged([candidate("a", size, 1.0, 0.5)], Limits(kb=100))
+    (found,) = pareto.evaluated([candidate("a", size, 1.0, 0.5)], Limits(kb=100))
     assert found.fails == fails
 
 
@@ -85,7 +85,7 @@ def test_a_kilobyte_is_1000_bytes(size: int, fails: tuple[str, ...]) -> None:
     ],
 )
 def test_a_limit_itself_passes(limits: dict[str, float], fails: tuple[str, ...]) -> None:
-    (found,) = pareto.judged([candidate("a", 1, 1.0, 0.5)], Limits(**limits))
+    (found,) = pareto.evaluated([candidate("a", 1, 1.0, 0.5)], Limits(**limits))
     assert found.fails == fails
 
 
@@ -116,7 +116,7 @@ def measured(taught: tuple[Store, Run, Run]) -> dict:
     with pytest.MonkeyPatch.context() as short:
         for name, seconds in (("WINDOW", 0.02), ("WARM", (0.06, 0.2)), ("MEASURED", 0.2)):
             short.setattr(pareto, name, seconds)
-        while (answer := comparison_api.frontier(store, [teacher.id, student.id], "val", patience=0.0))["done"] < 1:
+        while (answer := comparison_api.pareto_front(store, [teacher.id, student.id], "val", patience=0.0))["done"] < 1:
             shares.append(answer["done"])
     assert len(shares) > 4, "a page is never kept waiting for all of it"
     assert shares == sorted(shares)
@@ -151,7 +151,7 @@ def test_latency_is_kept_for_run_and_machine(
     measured: dict, taught: tuple[Store, Run, Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, teacher, student = taught
-    asked = comparison_api.frontier(
+    asked = comparison_api.pareto_front(
         store, [teacher.id, student.id], "val", limits={"kb": 5.0, "ms": None, "accuracy": None}
     )
     assert [one["p50_ms"] for one in asked["report"]["candidates"]] == [one["p50_ms"] for one in measured["candidates"]]
@@ -179,7 +179,7 @@ def test_a_slower_answer_is_measured_as_slower(taught: tuple[Store, Run, Run], m
 @pytest.mark.slow
 def test_a_deleted_run_leaves_nothing_behind(store: Store, train) -> None:
     run, other = train(), train(seed=1)
-    resumable.finish(pareto.frontier([run, other], data.load(run.data, store.data_cache), "val", store))
+    resumable.finish(pareto.pareto_front([run, other], data.load(run.data, store.data_cache), "val", store))
     assert list(compare.folder(store).glob(f"*{run.id}*"))
 
     store.delete(run.id)

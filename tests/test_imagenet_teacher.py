@@ -121,9 +121,9 @@ def test_the_packages_network_comes_in_as_onnx(
     names = list(imagenet())
     half: dict[str, Any] = {"mean": [0.5] * 3, "std": [0.5] * 3}
     with pytest.raises(BadInput, match="does not know 10 of 10 classes"):
-        imported.bring(file, DataSpec(source="digits"), store, classes=names)
+        imported.import_onnx(file, DataSpec(source="digits"), store, classes=names)
     # It is asked, among the thousand, about ten classes that are called like digits and are not: it knows nothing.
-    run = imported.bring(
+    run = imported.import_onnx(
         file, DataSpec(source="digits"), store, classes=[*map(str, range(10)), *(f"c{at}" for at in range(990))], **half
     )
     assert run.imported is not None

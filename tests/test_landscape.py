@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from smallalign_core import data, networks
 from smallalign_core.analysis import landscape
-from smallalign_core.analysis.landscape import Look, _measures, _sizes, _surface
+from smallalign_core.analysis.landscape import LandscapeSpec, _measures, _sizes, _surface
 from smallalign_core.analysis.landscape._surface import Part, Surface
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadInput, Refused
@@ -29,7 +29,7 @@ from smallalign_core.spec import RunSpec
 from smallalign_core.system.resumable import by_callback, finish
 from smallalign_core.training import losses
 from smallalign_core.training.loop import Training
-from smallalign_core.training.losses import Answer
+from smallalign_core.training.losses import NetworkOutput
 
 MODES = ("eval", "train", "reestimate")
 
@@ -45,7 +45,7 @@ def few(digits: Splits, batches: int = 2, size: int = 24, wanted: int = 0) -> li
         Part(
             torch.from_numpy(digits.train.images[one]),
             torch.from_numpy(digits.train.labels[one]),
-            Answer(torch.randn(size, wanted)) if wanted else None,
+            NetworkOutput(torch.randn(size, wanted)) if wanted else None,
         )
         for one in np.arange(batches * size).reshape(batches, size)
     ]
@@ -318,8 +318,8 @@ def test_the_loss_is_the_runs_own_with_its_teacher(taught: tuple[Store, Run, Run
                 torch.from_numpy(splits.train.images[chosen]),
                 torch.from_numpy(splits.train.labels[chosen]),
             )
-            said = Answer(other(images).half().float())
-            means.append(float(sum(losses.terms(student.spec.loss, Answer(one(images)), said, labels).values())))
+            said = NetworkOutput(other(images).half().float())
+            means.append(float(sum(losses.terms(student.spec.loss, NetworkOutput(one(images)), said, labels).values())))
     assert report["runs"][0]["loss"] == pytest.approx(np.mean(means), rel=1e-4)
     assert report["norms"] == "eval"
 
@@ -506,7 +506,13 @@ def test_looks_are_different_questions(taught: tuple[Store, Run, Run]) -> None:
     store, _, student = taught
     keys = {
         landscape.Landscape(store, [student.id], ["line"], look).tasks[0].key
-        for look in (Look(), Look(norms="train"), Look(seed=1), Look(images=128), Look(directions=3))
+        for look in (
+            LandscapeSpec(),
+            LandscapeSpec(norms="train"),
+            LandscapeSpec(seed=1),
+            LandscapeSpec(images=128),
+            LandscapeSpec(directions=3),
+        )
     }
     assert len(keys) == 5
 
@@ -572,4 +578,4 @@ def test_the_page_says_the_cost_then_shows_what_the_command_line_says(
         assert table["Rise at 0.2"].tolist() == [run["measures"]["line"]["rise"]]
         assert any("eval (running statistics)" in str(one.value) for one in app.caption)
     finally:
-        context.desk().close()
+        context.client().close()

@@ -69,7 +69,7 @@ def observed(
         for i, size in enumerate(sizes):
             for j, some in enumerate(images):
                 rows += [(name, size, some, s, float(np.exp(logs[i, j, s]))) for s in range(replicates)]
-    return Observations.of(rows, TOP)
+    return Observations.from_rows(rows, TOP)
 
 
 # --- the formula ------------------------------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ def test_degrees_of_freedom() -> None:
 
     groups = [[1.0, 2, 3, 4], [1.0, 2, 3, 4, 5, 6, 7]]
     rows = [(str(g), 1.0, 1.0, 10 * g + s, y) for g, group in enumerate(groups) for s, y in enumerate(group)]
-    apart = Observations.of(rows, TOP).cells
+    apart = Observations.from_rows(rows, TOP).cells
     equal = [np.array(group) / np.std(group, ddof=1) for group in groups]
     assert apart.degrees(np.array([1.0, -1.0])) == pytest.approx(scipy_stats.ttest_ind(*equal, equal_var=False).df)
 
@@ -831,11 +831,11 @@ def test_bad_values_are_named(changed: dict[str, float], said: str) -> None:
 def test_runs_that_stand_twice_and_lists_of_other_lengths_are_refused() -> None:
     rows = [("base", 10.0, 10.0, 0, 1.0)] * 2
     with pytest.raises(BadData, match="stands twice"):
-        Observations.of(rows, TOP)
+        Observations.from_rows(rows, TOP)
     with pytest.raises(BadData, match="equally many"):
         scaling_law.make(("base",), [0], [1.0], [1.0, 2.0], [0], [1.0], TOP)
     with pytest.raises(BadData, match="equally many"):
-        Observations.of([], TOP)
+        Observations.from_rows([], TOP)
 
 
 def test_too_few_rungs_and_unknown_arms_are_refused() -> None:

@@ -29,11 +29,11 @@ from smallalign_core.spec import (
     ScaledMse,
     StandardizedKd,
     labels_share,
-    lessons,
+    loss_kinds,
     parse,
 )
 from smallalign_core.training import losses
-from smallalign_core.training.losses import Answer
+from smallalign_core.training.losses import NetworkOutput
 
 Array = NDArray[np.float64]
 Function = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -101,10 +101,10 @@ def in_words(spec: Loss, student: Tensor, teacher: Tensor, labels: Tensor, **mor
         spec = spec.model_copy(update={"student_layer": "a", "teacher_layer": "b"})
     maps = isinstance(spec, AttentionTransfer)
     answers = [
-        Answer(made, {path: made.repeat_interleave(4, 1).unflatten(1, (-1, 2, 2)) if maps else made})
+        NetworkOutput(made, {path: made.repeat_interleave(4, 1).unflatten(1, (-1, 2, 2)) if maps else made})
         for made, path in ((student, "a"), (teacher, "b"))
     ]
-    made = losses.companion(spec, *answers)
+    made = losses.projector(spec, *answers)
     return losses.terms(spec, *answers, labels, companion=made, **more)
 
 
@@ -312,7 +312,7 @@ def test_finite_at_the_end_of_half_precision(heat: float) -> None:
 
 # --- terms: what training minimises -----------------------------------------------------------------------------------
 
-TAUGHT: list[Loss] = [lesson() for lesson in lessons(taught=True)]  # type: ignore[misc]
+TAUGHT: list[Loss] = [lesson() for lesson in loss_kinds(taught=True)]  # type: ignore[misc]
 WITHOUT_LABELS: list[Loss] = [
     HintonKd(weight=1),
     LogitMse(weight=1),
@@ -326,7 +326,7 @@ WITHOUT_LABELS: list[Loss] = [
 
 
 def test_the_family_is_whole() -> None:
-    assert [lesson.__name__ for lesson in lessons(taught=False)] == ["CrossEntropy"]
+    assert [lesson.__name__ for lesson in loss_kinds(taught=False)] == ["CrossEntropy"]
     assert len(TAUGHT) == 9
     for part in TAUGHT:
         assert "19" in str(part.__doc__) or "20" in str(part.__doc__) or isinstance(part, ScaledMse), "source and year"
@@ -434,7 +434,7 @@ def test_a_loss_without_its_teacher_is_refused() -> None:
     student, _, labels = logits()
     for spec in TAUGHT:
         with pytest.raises(BadSpec, match="needs a teacher"):
-            losses.terms(spec, Answer(student), None, labels)
+            losses.terms(spec, NetworkOutput(student), None, labels)
 
 
 def test_uniform_logits_cost_log_classes() -> None:

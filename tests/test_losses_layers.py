@@ -21,10 +21,10 @@ from smallalign_core.errors import BadSpec
 from smallalign_core.runs import imported as foreign
 from smallalign_core.runs.store import Store
 from smallalign_core.service import backend, worker
-from smallalign_core.spec import AttentionTransfer, DataSpec, FitNets, RunSpec, lessons
+from smallalign_core.spec import AttentionTransfer, DataSpec, FitNets, RunSpec, loss_kinds
 from smallalign_core.training import losses
 from smallalign_core.training.loop import Training
-from smallalign_core.training.losses import Answer
+from smallalign_core.training.losses import NetworkOutput
 from smallalign_core.training.teacher import Teacher
 
 MAPS = {"student_layer": "2, 5", "teacher_layer": "2, 6"}
@@ -94,8 +94,10 @@ def halved(maps: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("sides", [(4, 4), (8, 4), (4, 8)])
 def test_a_hint_is_its_formula(sides: tuple[int, int]) -> None:
     ours, theirs = drawn(6, 3, sides[0], sides[0]), drawn(6, 5, sides[1], sides[1], seed=1)
-    made = losses.companion(
-        FitNets(student_layer="a", teacher_layer="b"), Answer(ours, {"a": ours}), Answer(theirs, {"b": theirs})
+    made = losses.projector(
+        FitNets(student_layer="a", teacher_layer="b"),
+        NetworkOutput(ours, {"a": ours}),
+        NetworkOutput(theirs, {"b": theirs}),
     )
     assert isinstance(made, nn.Conv2d)
     kernel, bias = made.weight.detach().double().numpy()[:, :, 0, 0], made.bias.detach().double().numpy()  # type: ignore[union-attr]
@@ -106,8 +108,10 @@ def test_a_hint_is_its_formula(sides: tuple[int, int]) -> None:
 
 def test_a_hint_of_vectors_has_a_linear_regressor() -> None:
     ours, theirs = drawn(6, 3), drawn(6, 5, 1, 1, seed=1)
-    made = losses.companion(
-        FitNets(student_layer="a", teacher_layer="b"), Answer(ours, {"a": ours}), Answer(theirs, {"b": theirs})
+    made = losses.projector(
+        FitNets(student_layer="a", teacher_layer="b"),
+        NetworkOutput(ours, {"a": ours}),
+        NetworkOutput(theirs, {"b": theirs}),
     )
     assert isinstance(made, nn.Linear)
     guess = ours.numpy() @ made.weight.detach().double().numpy().T + made.bias.detach().double().numpy()
@@ -228,7 +232,7 @@ def test_layers_that_nobody_chose_are_refused(digits: Splits, teacher: Teacher) 
 
 
 def test_every_loss_is_trained_here() -> None:
-    assert {kind(loss) for loss in TAUGHT} == {part.model_fields["kind"].default for part in lessons(taught=True)}
+    assert {kind(loss) for loss in TAUGHT} == {part.model_fields["kind"].default for part in loss_kinds(taught=True)}
 
 
 @pytest.mark.parametrize("loss", TAUGHT, ids=kind)
@@ -304,10 +308,10 @@ def test_hooks_are_removed_when_the_network_fails(digits: Splits) -> None:
 
     failing = network.get_submodule("body.4").register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="out of memory"):
-        losses.answer(network, torch.zeros(2, 1, 8, 8, dtype=torch.uint8), ["2"])
+        losses.network_output(network, torch.zeros(2, 1, 8, 8, dtype=torch.uint8), ["2"])
     failing.remove()
     with pytest.raises(BadSpec, match="no such layer"):
-        losses.answer(network, torch.zeros(2, 1, 8, 8, dtype=torch.uint8), ["2", "99"])
+        losses.network_output(network, torch.zeros(2, 1, 8, 8, dtype=torch.uint8), ["2", "99"])
     assert not any(module._forward_hooks for module in network.modules())
 
 
@@ -329,7 +333,7 @@ def test_the_regressor_learns_is_seeded_and_stays_behind(digits: Splits, teacher
     assert len(saved) == len(plain)
 
 
-@pytest.mark.parametrize("loss", [part.model_fields["kind"].default for part in lessons(taught=True)])
+@pytest.mark.parametrize("loss", [part.model_fields["kind"].default for part in loss_kinds(taught=True)])
 def test_every_loss_goes_from_spec_to_weights_with_its_defaults(loss: str, train: Train) -> None:
     run = train(teacher="digits-teacher", loss=loss, epochs=1)
     assert run.result is not None
@@ -374,7 +378,7 @@ def test_layers_of_a_teacher_of_more_classes_are_compared(store: Store, tmp_path
 @pytest.mark.slow
 def test_layers_of_an_import_are_refused_in_words(store: Store, tmp_path: Path) -> None:
     export.export(store.run("digits-student"), tmp_path / "theirs.onnx")
-    imported = foreign.bring(tmp_path / "theirs.onnx", DataSpec(source="digits"), store)
+    imported = foreign.import_onnx(tmp_path / "theirs.onnx", DataSpec(source="digits"), store)
     for loss in ("fitnets", "attention"):
         with pytest.raises(BadSpec, match=r"teacher puts out none there.*Use loss kd"):
             backend.resolve(store, tiny(teacher=imported.id, loss=loss))

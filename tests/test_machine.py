@@ -68,5 +68,5 @@ def test_the_key_of_kept_answers_holds_the_instructions(
 
 def test_words_only_where_something_changed() -> None:
     now = {"device": "cpu", "processor": "a", "capability": "AVX2", "threads": 1}
-    assert machine.moved(now, now) == machine.moved({}, now) == ""
-    assert "threads 2, now 1" in machine.moved(now | {"threads": 2}, now)
+    assert machine.difference(now, now) == machine.difference({}, now) == ""
+    assert "threads 2, now 1" in machine.difference(now | {"threads": 2}, now)

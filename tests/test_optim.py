@@ -24,13 +24,13 @@ from smallalign_core.errors import BadSpec
 from smallalign_core.metrics import logits_of, score
 from smallalign_core.runs.store import Store
 from smallalign_core.service import backend
-from smallalign_core.spec import Optimizer, choices, digest, evolves, parse, set_field, to_yaml
+from smallalign_core.spec import Optimizer, choices, digest, is_gradient_free, parse, set_field, to_yaml
 from smallalign_core.spec.optimizer import PLAIN, kind_of, nest
 from smallalign_core.system import machine
 from smallalign_core.training import losses, optim
 from smallalign_core.training.distributed import World
 from smallalign_core.training.loop import Progress, Stopped, Training, Validated
-from smallalign_core.training.losses import Answer
+from smallalign_core.training.losses import NetworkOutput
 from smallalign_core.training.optim import _memory
 from smallalign_core.training.teacher import Teacher
 
@@ -112,7 +112,7 @@ def resumes(stack: Any, stop: int, few: Splits, teacher: Teacher) -> None:
 
 
 def spec_evaluations(spec: Any) -> int:
-    if evolves(spec.optimizer):
+    if is_gradient_free(spec.optimizer):
         return 0
     return 2 if {"sam", "asam"} & {part.kind for part in nest(spec.optimizer)} else 1
 
@@ -311,12 +311,12 @@ def test_polyak_agrees_with_the_paper(digits: Splits, teacher: Teacher) -> None:
     training = Training([spec], digits, teacher)
     lead = moment = None
     for step, (parameters, _, _) in enumerate(reference(training)):
-        batch, said = teacher.lesson(training.views, step)
+        batch, said = teacher.batch_with_targets(training.views, step)
         model = copy.deepcopy(training.students[0].classifier).train()
         x = torch.cat([weight.detach().flatten().double() for weight in parameters])
         nn.utils.vector_to_parameters(x.float(), model.parameters())
         torch.manual_seed(step)
-        loss = sum(losses.terms(spec.loss, Answer(model(batch.images)), said, batch.labels).values())
+        loss = sum(losses.terms(spec.loss, NetworkOutput(model(batch.images)), said, batch.labels).values())
         g = torch.cat([part.flatten().double() for part in torch.autograd.grad(loss, list(model.parameters()))])
         # The teacher's own loss: nothing for its own answers, and half of its cross entropy.
         floor = 0.5 * nn.functional.cross_entropy(said.logits.double(), batch.labels)
@@ -444,7 +444,7 @@ def test_decay_spares_biases_and_norms_and_states_are_as_big_as_said(
         for leaf in tree_leaves((student.optimizer.state_dict(), average))
         if isinstance(leaf, Tensor)
     )
-    if evolves(student.spec.optimizer):  # while it tries candidates
+    if is_gradient_free(student.spec.optimizer):  # while it tries candidates
         kept += optim.population_bytes(student.spec.optimizer, sum(p.numel() for p in student.classifier.parameters()))
     if spec_evaluations(student.spec) == 2:  # between its two gradients SAM keeps where it was
         kept += sum(p.numel() * 4 for p in student.classifier.parameters())

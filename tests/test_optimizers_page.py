@@ -53,7 +53,7 @@ def ask(store: Store, **changes: Any) -> Study:
 def raced(place: Store) -> Study:
     """A finished study."""
     study = ask(place, hands_off=[{"kind": "adamw", "lr": 0.001}])
-    assert not lifecycle.drive(study, place, device="cpu")
+    assert not lifecycle.run_to_end(study, place, device="cpu")
     return study
 
 
@@ -221,7 +221,7 @@ def test_a_finished_study_shows_verdict_rates_and_one_open_tab(shown: Show, plac
 def test_one_seed_is_shown_and_called_no_evidence(shown: Show, place: Store, raced: Study):
     single = ask(place, seeds=1, hands_off=[{"kind": "adamw", "lr": 0.001}])
     runs = len(place.runs())
-    lifecycle.drive(single, place, device="cpu")
+    lifecycle.run_to_end(single, place, device="cpu")
     assert len(place.runs()) == runs  # all were done already
     assert not single.missing(place)
 
@@ -239,7 +239,7 @@ def test_one_seed_is_shown_and_called_no_evidence(shown: Show, place: Store, rac
 def test_diverged_runs_are_named_and_the_study_is_whole(shown: Show, place: Store):
     wild = {"kind": "sgd", "lr": 100.0, "momentum": 0.99}
     study = ask(place, optimizers=[], hands_off=[wild], network={"kind": "mlp", "width": 32, "depth": 2}, epochs=20)
-    lifecycle.drive(study, place, device="cpu")
+    lifecycle.run_to_end(study, place, device="cpu")
     lost = study.report(place).arms[1].diverged
     assert lost
 
@@ -264,7 +264,7 @@ def test_extending_repeats_nothing(shown: Show, place: Store, raced: Study):
     wider = lifecycle.find(place, "".join(app.query_params["study"]))
     assert wider.id != study.id
     assert wider.active
-    assert not lifecycle.drive(wider, place, device="cpu")
+    assert not lifecycle.run_to_end(wider, place, device="cpu")
     assert len(place.runs()) == runs + 3  # one more seed of three optimizers
     lifecycle.pause(place, wider)
 

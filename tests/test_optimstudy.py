@@ -26,7 +26,7 @@ from smallalign_core.data import Splits
 from smallalign_core.errors import BadInput, BadSpec
 from smallalign_core.runs import logits
 from smallalign_core.runs.store import Run, State, Store
-from smallalign_core.runs.writer import Recording
+from smallalign_core.runs.writer import RunWriter
 from smallalign_core.service import backend
 from smallalign_core.spec import AdamW, Lookahead, Sam, digest, nest
 from smallalign_core.studies import lifecycle, optimizers, statistics
@@ -41,10 +41,10 @@ from smallalign_core.studies.optimizers import (
     _spec,
     parse_study,
 )
-from smallalign_core.studies.optimizers._judge import Seen
+from smallalign_core.studies.optimizers._judge import Scored
 from smallalign_core.training import loop as training, runner
 from smallalign_core.training.student import Student
-from smallalign_core.training.timer import Clock
+from smallalign_core.training.timer import Timer
 
 SMALL: dict[str, Any] = {
     "data": {"source": "digits", "images": 100},
@@ -69,7 +69,7 @@ def raced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, lifecycle.St
     """(store, study): a small one, trained to its end; for tests that only read."""
     store = Store(tmp_path_factory.mktemp("raced") / "models")
     study = lifecycle.create(store, "optimizers", backend.resolve_study(store, "optimizers", asked(), "cpu"))
-    assert lifecycle.drive(study, store, device="cpu") == []
+    assert lifecycle.run_to_end(study, store, device="cpu") == []
     return store, study
 
 
@@ -299,8 +299,8 @@ def test_trials_that_diverged_are_settled(store: Store) -> None:
     (folder / _plan.FINDERS).write_text(_plan.finders_json({_plan.finder_key(spec, spec.reference): curve}))
     first = optimizers.wanted(spec, store, folder)
     for trial in first:
-        with Recording(store.create(trial)) as recording:
-            recording.say(ended=State.FAILED, reason="The loss became nan.", diverged=True)
+        with RunWriter(store.create(trial)) as recording:
+            recording.write_status(ended=State.FAILED, reason="The loss became nan.", diverged=True)
 
     then = optimizers.wanted(spec, store, folder)
 
@@ -403,7 +403,7 @@ def test_curves_are_kept_and_taken_over_by_larger_studies(store: Store, monkeypa
 
 
 def test_a_clock_counts_laps_and_not_what_is_between_them() -> None:
-    clock = Clock(torch.device("cpu"))
+    clock = Timer(torch.device("cpu"))
 
     def work(seconds: float) -> None:
         end = time.process_time() + seconds
@@ -411,15 +411,15 @@ def test_a_clock_counts_laps_and_not_what_is_between_them() -> None:
             pass
 
     for _ in range(3):
-        with clock.lap():
+        with clock.measure():
             work(0.01)
-            with clock.standing():
+            with clock.paused():
                 work(0.03)
             time.sleep(0.02)  # sleeping is no work
         work(0.02)
-    with clock.standing():
+    with clock.paused():
         work(0.01)
-    other = Clock(torch.device("cpu"))
+    other = Timer(torch.device("cpu"))
 
     def made() -> Iterator[float]:
         for share in (0.0, 0.5, 1.0):
@@ -451,9 +451,9 @@ def test_a_gpu_is_asked_for_its_own_time_and_only_when_somebody_reads(monkeypatc
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(True))
-    clock = Clock(torch.device("cuda"))
+    clock = Timer(torch.device("cuda"))
     for _ in range(2):
-        with clock.lap(), clock.standing():
+        with clock.measure(), clock.paused():
             pass
 
     assert waited == []
@@ -525,7 +525,7 @@ def test_memory_of_a_step_by_hand(store: Store) -> None:
     loop.advance()
 
     weights = sum(weight.numel() for weight in student.classifier.parameters())
-    took = student.took()
+    took = student.cost()
     assert took["state_bytes"] == 2 * 4 * weights
     saved = took["memory_bytes"] - took["state_bytes"] - 2 * 4 * weights
     pixels, hidden, answers = 16 * 64 * 4, 16 * 32 * 4, 16 * 10 * 4
@@ -533,7 +533,7 @@ def test_memory_of_a_step_by_hand(store: Store) -> None:
     tripled = spec.model_copy(update={"batch": 48})
     other = training.Training([tripled], backend.data.load(spec.data, store.data_cache))
     other.advance()
-    grown = other.students[0].took()["memory_bytes"] - took["memory_bytes"]
+    grown = other.students[0].cost()["memory_bytes"] - took["memory_bytes"]
     assert grown == pytest.approx(2 * saved, rel=0.05), "what is kept grows with the batch"
 
 
@@ -603,7 +603,7 @@ def test_huge_logits_fit_into_half_precision(digits: Splits) -> None:
 # --- verdicts ---------------------------------------------------------------------------------------------------------
 
 
-def seen(right: np.ndarray, folder: Path) -> list[Seen]:
+def seen(right: np.ndarray, folder: Path) -> list[Scored]:
     """Runs whose test answers are these: [seeds, images] of right or wrong."""
     found = []
     half = SimpleNamespace(labels=np.ones(right.shape[1], np.int64))
@@ -618,7 +618,7 @@ def seen(right: np.ndarray, folder: Path) -> list[Seen]:
         (place / "result.json").write_text(json.dumps(sealed))
         answers = logits.kept(Run(place))
         assert answers is not None
-        found.append(Seen(seed, float(answers.right.mean()), float(answers.nll.mean()), place))
+        found.append(Scored(seed, float(answers.right.mean()), float(answers.nll.mean()), place))
     return found
 
 
@@ -629,7 +629,7 @@ def drawn(share: float, seeds: int = 5, images: int = 400, draw: int = 0) -> np.
 def test_a_clear_difference_is_better_and_its_interval_is_crossed(tmp_path: Path) -> None:
     reference, ours = drawn(0.8, draw=1), drawn(0.93, draw=2)
 
-    (found,) = _judge.against(seen(reference, tmp_path / "a"), [seen(ours, tmp_path / "b")], 0.01)
+    (found,) = _judge.compare_with(seen(reference, tmp_path / "a"), [seen(ours, tmp_path / "b")], 0.01)
 
     accuracy = found["accuracy"]
     (expected,) = statistics.crossed((ours.astype(float) - reference.astype(float))[None])
@@ -646,7 +646,7 @@ def test_without_answers_it_is_over_seeds_alone(tmp_path: Path) -> None:
     for one in ours:
         (one.folder / logits.FILE).unlink()
 
-    (found,) = _judge.against(reference, [ours], 0.01)
+    (found,) = _judge.compare_with(reference, [ours], 0.01)
 
     differences = [a.accuracy - b.accuracy for a, b in zip(ours, reference, strict=True)]
     assert found["accuracy"].method == "seeds"
@@ -654,7 +654,7 @@ def test_without_answers_it_is_over_seeds_alone(tmp_path: Path) -> None:
 
 
 def test_one_seed_is_not_evidence(tmp_path: Path) -> None:
-    found = _judge.against(seen(drawn(0.5, 1), tmp_path / "a"), [seen(drawn(0.99, 1), tmp_path / "b")], 0.01)[0]
+    found = _judge.compare_with(seen(drawn(0.5, 1), tmp_path / "a"), [seen(drawn(0.99, 1), tmp_path / "b")], 0.01)[0]
 
     assert found["accuracy"].verdict == "not evidence"
     assert found["accuracy"].words() == "1 seed: not evidence"
@@ -664,7 +664,7 @@ def test_one_seed_is_not_evidence(tmp_path: Path) -> None:
 def test_pairs_are_made_by_seed(tmp_path: Path) -> None:
     reference, ours = seen(drawn(0.8, draw=1), tmp_path / "a"), seen(drawn(0.9, draw=2), tmp_path / "b")
 
-    (found,) = _judge.against(reference[1:], [list(reversed(ours[:-1]))], 0.01)
+    (found,) = _judge.compare_with(reference[1:], [list(reversed(ours[:-1]))], 0.01)
 
     assert found["accuracy"].seeds == 3
     assert sorted(found["accuracy"].by_seed) == pytest.approx(
@@ -675,7 +675,7 @@ def test_pairs_are_made_by_seed(tmp_path: Path) -> None:
 def test_nothing_in_common_is_nothing(tmp_path: Path) -> None:
     reference, ours = seen(drawn(0.8, draw=1), tmp_path / "a"), seen(drawn(0.9, draw=2), tmp_path / "b")
 
-    (found,) = _judge.against(reference[:1], [ours[1:]], 0.01)
+    (found,) = _judge.compare_with(reference[:1], [ours[1:]], 0.01)
 
     assert found["accuracy"].verdict == "nothing"
 
@@ -687,7 +687,7 @@ def test_equal_students_do_not_differ_by_more_than_the_margin(tmp_path: Path) ->
     ours[0, :2] = ~ours[0, :2]
     ours[3, 5] = ~ours[3, 5]
 
-    (found,) = _judge.against(seen(reference, tmp_path / "a"), [seen(ours, tmp_path / "b")], 0.01)
+    (found,) = _judge.compare_with(seen(reference, tmp_path / "a"), [seen(ours, tmp_path / "b")], 0.01)
 
     assert found["accuracy"].verdict == "no difference larger"
     assert found["accuracy"].words() == "no difference larger than 1 point"
@@ -696,12 +696,12 @@ def test_equal_students_do_not_differ_by_more_than_the_margin(tmp_path: Path) ->
 def test_a_verdict_says_no_more_than_the_interval_shows(tmp_path: Path) -> None:
     """`no difference larger` than a margin only where all of the interval, as it is drawn, lies inside."""
     reference, ours = seen(drawn(0.9, draw=1), tmp_path / "a"), seen(drawn(0.9, draw=2), tmp_path / "b")
-    found = _judge.against(reference, [ours], 0.01)[0]["accuracy"]
+    found = _judge.compare_with(reference, [ours], 0.01)[0]["accuracy"]
     assert found.low is not None
     assert found.high is not None
     furthest = max(abs(found.low), abs(found.high))
 
-    told = [_judge.against(reference, [ours], furthest * times)[0]["accuracy"].verdict for times in (0.99, 1.01)]
+    told = [_judge.compare_with(reference, [ours], furthest * times)[0]["accuracy"].verdict for times in (0.99, 1.01)]
 
     assert told == ["undecided", "no difference larger"]
 
@@ -711,12 +711,12 @@ def test_many_arms_are_corrected_for(tmp_path: Path) -> None:
     reference = seen(drawn(0.8, images=300, draw=0), tmp_path / "r")
     for draw in range(1, 60):
         ours = seen(drawn(0.84, images=300, draw=draw), tmp_path / f"{draw}")
-        (alone,) = _judge.against(reference, [ours], 0.01)
+        (alone,) = _judge.compare_with(reference, [ours], 0.01)
         if alone["accuracy"].verdict == "better" and (alone["accuracy"].p or 0) > 0.01:
             break
     others = [seen(drawn(0.8, images=300, draw=100 + n), tmp_path / f"o{n}") for n in range(7)]
 
-    found = _judge.against(reference, [ours, *others], 0.01)
+    found = _judge.compare_with(reference, [ours, *others], 0.01)
 
     assert found[0]["accuracy"].p == pytest.approx(alone["accuracy"].p)
     assert found[0]["accuracy"].verdict == "undecided"
@@ -729,7 +729,7 @@ def test_nothing_is_better_whose_interval_covers_zero(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for draw in range(25):
         a, b = rng.uniform(0.7, 0.9, 2)
-        found = _judge.against(
+        found = _judge.compare_with(
             seen(drawn(a, 3, 80, draw), tmp_path / f"a{draw}"),
             [seen(drawn(b, 3, 80, 99 + draw), tmp_path / f"b{draw}")],
             0.01,
@@ -850,10 +850,10 @@ def test_the_verdict_says_not_decided_where_nothing_is(raced: tuple[Store, lifec
 
 
 def test_an_interval_of_differences_stays_within_what_the_metric_can_be() -> None:
-    two = [_judge.Seen(seed, accuracy, 1.0 + seed, Path("none")) for seed, accuracy in ((0, 0.2), (1, 0.9))]
-    reference = [_judge.Seen(seed, 0.5, 1.0, Path("none")) for seed in (0, 1)]
+    two = [_judge.Scored(seed, accuracy, 1.0 + seed, Path("none")) for seed, accuracy in ((0, 0.2), (1, 0.9))]
+    reference = [_judge.Scored(seed, 0.5, 1.0, Path("none")) for seed in (0, 1)]
 
-    (found,) = _judge.against(reference, [two], 0.01)
+    (found,) = _judge.compare_with(reference, [two], 0.01)
 
     assert (found["accuracy"].low, found["accuracy"].high) == (-1.0, 1.0)  # Student's t alone: -4.4 to 4.5
     assert found["nll"].high is not None
@@ -938,7 +938,7 @@ def test_a_diverged_arm_is_said_so_and_the_study_goes_on(store: Store) -> None:
     spec = backend.resolve_study(store, "optimizers", wild, "cpu")
     study = lifecycle.create(store, "optimizers", spec)
 
-    errors = lifecycle.drive(study, store, device="cpu")
+    errors = lifecycle.run_to_end(study, store, device="cpu")
 
     found = study.report(store)
     wild = found.arms[-1]
@@ -1034,7 +1034,7 @@ def test_the_rates_found_are_better_than_the_librarys(store: Store) -> None:
     usual = [{"kind": "adamw", "lr": 0.001}]
     spec = asked(network={"kind": "cnn", "width": 6}, optimizers=[], hands_off=usual, epochs=8)
     study = lifecycle.create(store, "optimizers", backend.resolve_study(store, "optimizers", spec, "cpu"))
-    lifecycle.drive(study, store, device="cpu")
+    lifecycle.run_to_end(study, store, device="cpu")
 
     tuned, library = study.report(store).arms
 

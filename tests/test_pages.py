@@ -19,7 +19,7 @@ from smallalign_core import export
 from smallalign_core.errors import Diverged, WorkFailed
 from smallalign_core.runs import imported as foreign, policies
 from smallalign_core.runs.store import Run, Store
-from smallalign_core.spec import DataSpec, lessons
+from smallalign_core.spec import DataSpec, loss_kinds
 from tests.conftest import ROOT, Train, texts
 
 PAGES = ("home", "data", "augment", "distil", "optimizers", "scaling", "runs", "compare", "export")
@@ -139,7 +139,7 @@ def test_distil_begins_with_the_best_teacher_there_is(shown, store: Store):
 def test_distil_with_a_teacher_offers_every_loss_that_asks_it(shown):
     app = shown("distil", teacher="digits-teacher")
     menu = app.selectbox(key="spec.loss.kind")
-    kinds = [str(lesson.model_fields["kind"].default) for lesson in lessons(taught=True)]
+    kinds = [str(lesson.model_fields["kind"].default) for lesson in loss_kinds(taught=True)]
     assert len(menu.options) == len(kinds) == 9
 
     for kind in kinds:
@@ -257,7 +257,7 @@ def test_a_paused_run_can_be_resumed(shown, store: Store, train: Train):
     app = shown("distil")
     next(button for button in app.button if button.label == "Start").click().run()
     (run,) = store.runs()
-    run.ask("pause")
+    run.request("pause")
 
     app = shown("runs", run=run.id)
     next(button for button in app.button if button.label == "Resume").click().run()
@@ -336,7 +336,7 @@ def test_export_shows_three_precisions_and_says_which_one_loses_or_fails(
 @pytest.mark.slow
 def test_export_explains_that_an_import_is_an_onnx_file_already(shown, store: Store, tmp_path: Path) -> None:
     export.export(store.run("digits-student"), tmp_path / "s.onnx")
-    imported = foreign.bring(tmp_path / "s.onnx", DataSpec(source="digits"), store)
+    imported = foreign.import_onnx(tmp_path / "s.onnx", DataSpec(source="digits"), store)
 
     app = shown("export", run=imported.id)
 
@@ -581,7 +581,7 @@ def test_distil_asks_the_teacher_first_and_starts_with_controls(shown, store: St
         (True, True),
     ]
     assert len({spec.seed for spec in specs}) == 1
-    assert all(specs[0].keeps_step_with(spec) for spec in specs), "they are trained in lockstep"
+    assert all(specs[0].can_lockstep_with(spec) for spec in specs), "they are trained in lockstep"
 
 
 @pytest.mark.slow
@@ -623,7 +623,7 @@ def test_controls_have_the_precision_of_their_run(
         return {"id": run.id}
 
     run = train(teacher="digits-teacher", precision="bf16")
-    monkeypatch.setattr(context, "ask", ask)
+    monkeypatch.setattr(context, "call", ask)
     monkeypatch.setattr(context, "store", lambda: store)
     teacher_check.start(run.spec.model_copy(update={"precision": "auto"}), controls=True)
     assert [spec["precision"] for spec in asked] == ["auto", "bf16", "bf16"]
@@ -632,18 +632,18 @@ def test_controls_have_the_precision_of_their_run(
 def test_the_teacher_that_is_offered_is_chosen_on_validation() -> None:
     """One that is better on test only, that is a student itself, or that was not evaluated on the images, is not."""
 
-    def row(name: str, **facts: float | str) -> run_table.Row:
-        return run_table.Row(name, name, "finished", name, 0.0, **facts)  # type: ignore[arg-type]
+    def row(name: str, **facts: float | str) -> run_table.RunRow:
+        return run_table.RunRow(name, name, "finished", name, 0.0, **facts)  # type: ignore[arg-type]
 
     lucky = row("lucky", accuracy=0.99, here=0.95)
     good = row("good", accuracy=0.97, here=0.98)
     large = row("large", accuracy=0.97, here=0.98, params=9)
     student = row("student", accuracy=1.0, here=1.0, teacher="good")
     foreign = row("foreign", accuracy=1.0, validation=1.0)
-    assert run_table.likeliest([lucky, good, student, foreign]) == "good"
-    assert run_table.likeliest([lucky, good, large]) == "large"
-    assert run_table.likeliest([student, foreign]) is None
-    assert run_table.likeliest([]) is None
+    assert run_table.default_teacher([lucky, good, student, foreign]) == "good"
+    assert run_table.default_teacher([lucky, good, large]) == "large"
+    assert run_table.default_teacher([student, foreign]) is None
+    assert run_table.default_teacher([]) is None
 
 
 @pytest.mark.slow

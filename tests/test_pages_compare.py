@@ -31,8 +31,8 @@ class Here:
     def __init__(self, store: Store) -> None:
         self.store = store
 
-    def ask(self, verb: str, **values: object) -> dict[str, object]:
-        return json.loads(json.dumps(backend.QUESTIONS[verb](self.store, **json.loads(json.dumps(values)))))
+    def call(self, verb: str, **values: object) -> dict[str, object]:
+        return json.loads(json.dumps(backend.HANDLERS[verb](self.store, **json.loads(json.dumps(values)))))
 
     def close(self) -> None:
         """Nothing was started."""
@@ -41,7 +41,7 @@ class Here:
 @pytest.fixture
 def here(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     answering = Here(store)
-    monkeypatch.setattr(context, "desk", lambda: answering)
+    monkeypatch.setattr(context, "client", lambda: answering)
 
 
 def tab(shown, name: str, **query: str) -> AppTest:
@@ -127,7 +127,7 @@ def test_the_temperature_slider_computes_again_without_asking_a_network(here, sh
     teacher, student = store.run("digits-teacher"), store.run("digits-student")
     splits = data.load(student.data, store.data_cache)
     logits = compare.kept_logits(teacher, splits, "test", store)
-    monkeypatch.setattr(context, "ask", None)  # the desk is not needed
+    monkeypatch.setattr(context, "call", None)  # the desk is not needed
     app.select_slider[0].set_value(1.0).run()
 
     assert not app.exception

@@ -67,12 +67,14 @@ def test_a_batch_that_cannot_be_shared_is_one_sentence(store: Store, tmp_path: P
 def test_shares_make_up_the_batch(digits: Any) -> None:
     for policy in ((), tiny(augment=["shift", "noise"]).augment, tiny(augment=["shift", "mixup"]).augment):
         whole = Views(digits.train, policy, batch=60, seed=5)(3)
-        parts = [Views(digits.train, policy, batch=60, seed=5, share=World(rank, 3).share(60))(3) for rank in range(3)]
+        parts = [
+            Views(digits.train, policy, batch=60, seed=5, share=World(rank, 3).local_slice(60))(3) for rank in range(3)
+        ]
         assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
         assert torch.equal(torch.cat([part.labels for part in parts]), whole.labels)
         assert torch.equal(torch.cat([part.rows for part in parts]), whole.rows)
     with pytest.raises(BadSpec, match="multiple of 3"):
-        World(0, 3).share(64)
+        World(0, 3).local_slice(64)
 
 
 def written(fields: dict[str, Any], folder: Path) -> Path:

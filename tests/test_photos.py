@@ -264,9 +264,9 @@ def test_where_features_are_not_kept_it_is_said(weights: Path, few: Splits, tmp_
 def test_features_that_would_take_too_much_are_not_kept(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = tiny(network=fast(weights, frozen=True))
     made = build(fast(weights, frozen=True))
-    assert frozen_features.standing(spec, made, 1000) == frozen_features.KEPT
+    assert frozen_features.is_frozen(spec, made, 1000) == frozen_features.KEPT
     monkeypatch.setattr(frozen_features, "MOST_BYTES", 1000)
-    assert "would take more than" in str(frozen_features.standing(spec, made, 1000))
+    assert "would take more than" in str(frozen_features.is_frozen(spec, made, 1000))
 
 
 def test_measuring_a_head_leaves_it_as_it_was(weights: Path) -> None:
@@ -318,12 +318,12 @@ def test_what_an_image_needs_is_counted_by_hand() -> None:
     model = nn.Sequential(nn.Linear(1000, 3000), nn.ReLU(), nn.Linear(3000, 10)).eval()
     x = torch.zeros(1, 1000)
     with torch.no_grad():
-        assert batching.needed(lambda: model(x)) == 4 * 2 * 3000
+        assert batching.bytes_needed(lambda: model(x)) == 4 * 2 * 3000
 
 
 def test_few_or_small_images_stay_one_batch() -> None:
     model = Sized(nn.Flatten()).eval()
-    batching.answered(model, torch.zeros(512, 3, 32, 32))
+    batching.in_batches(model, torch.zeros(512, 3, 32, 32))
     assert model.sizes[-1] == 512
 
 
@@ -333,9 +333,9 @@ def test_many_large_images_are_answered_in_parts_that_fit(monkeypatch: pytest.Mo
     with torch.no_grad():
         whole = model.inner(x)
     monkeypatch.setattr(batching, "BUDGET", 8000 * 20)
-    torch.testing.assert_close(batching.answered(model, x), whole)
+    torch.testing.assert_close(batching.in_batches(model, x), whole)
     assert model.sizes == [2, 1, *[16] * 6, 4], "16 is the power of two below 20; the first two measured"
-    assert not batching.answered(model, x).requires_grad
+    assert not batching.in_batches(model, x).requires_grad
 
 
 @pytest.mark.slow
@@ -344,7 +344,7 @@ def test_wherever_a_network_answers_it_gets_no_more_than_fits(
 ) -> None:
     run = train(network=fast(weights), epochs=1, data={"source": "digits", "images": 60})
     teacher = imported.classifier(run, digits.classes)
-    need = batching.needed(lambda: logits_of(teacher, digits.val.take(np.arange(1))))
+    need = batching.bytes_needed(lambda: logits_of(teacher, digits.val.take(np.arange(1))))
     monkeypatch.setattr(batching, "BUDGET", 6 * need)
     sizes: list[int] = []
     teacher.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
@@ -366,10 +366,10 @@ def test_wherever_a_network_answers_it_gets_no_more_than_fits(
     places: dict[str, Callable[[], Any]] = {
         "evaluation": lambda: logits_of(teacher, some),
         "pre-flight": lambda: teacher_check._ask(teacher, np.array(some.images), "cpu"),
-        "previews": lambda: label_preservation.said(teacher, np.array(some.images[:20])[None]),
-        "risk": lambda: label_preservation.Judge(teacher, some)._ask(()),
+        "previews": lambda: label_preservation.predictions(teacher, np.array(some.images[:20])[None]),
+        "risk": lambda: label_preservation.LabelCheck(teacher, some)._ask(()),
         "occlusion": lambda: occlusion(teacher, images[:1], 0),
-        "lessons": lambda: Teacher(teacher, digits.classes).answer(images),
+        "lessons": lambda: Teacher(teacher, digits.classes).output(images),
         "robustness": lambda: robustness._ask(run, digits, "val", store),
         "features": lambda: _features.features(run, [some]),
         "votes": lambda: _features._answers(run, [some], np.arange(40)),
@@ -449,7 +449,7 @@ def test_weights_that_onednn_packed_are_passed_over() -> None:
     """A bf16 teacher's dense weights have no storage to look at: counting them ended every such run."""
     packed = torch.ones(64, 32).to_mkldnn()
 
-    assert batching.needed(lambda: packed.to_dense() * 2) == 2 * 64 * 32 * 4
+    assert batching.bytes_needed(lambda: packed.to_dense() * 2) == 2 * 64 * 32 * 4
 
 
 def test_a_bf16_teacher_answers_within_the_budget() -> None:

@@ -103,8 +103,8 @@ def test_a_worker_refuses_a_teacher_of_other_images(alien: dict[str, Any], store
     control = store.submit(store.resolve(parse({**alien, "teacher": None}), splits, "fp32"))
     assert worker.serve(store, device="cpu", once=True) == 2
     assert run.state is State.FAILED
-    assert "not shown to be better than chance" in run.said["reason"]
-    assert "digits-teacher" in run.said["reason"] or run.spec.teachers[0] in run.said["reason"]
+    assert "not shown to be better than chance" in run.status["reason"]
+    assert "digits-teacher" in run.status["reason"] or run.spec.teachers[0] in run.status["reason"]
     assert control.state is State.FINISHED, "what learns from labels has nothing to do with it"
 
 
@@ -245,7 +245,7 @@ def test_the_pre_flight_is_part_of_the_run(train: Train, store: Store, digits: d
     assert kept["chance"] == pytest.approx(max(0.1, np.bincount(digits.val.labels).max() / len(digits.val)))
     assert kept["images"] == len(digits.val)
     assert kept["data"] == digits.fingerprint
-    assert run.said["preflight"] == kept
+    assert run.status["preflight"] == kept
     assert train().result["preflight"] is None  # type: ignore[index]
 
 
@@ -284,7 +284,7 @@ def test_the_curve_of_a_run_shows_its_teacher_on_its_own_images_or_nothing(
     run = train(teacher=large.id, data=of_blobs | {"validation": 0.2}, epochs=1)
     here = run.result["preflight"]["accuracy"]  # type: ignore[index]
     assert run_table.teacher_here(run, store) == here
-    for file, kept in (("result.json", run.result), ("state.json", run.said)):  # as earlier versions left them
+    for file, kept in (("result.json", run.result), ("state.json", run.status)):  # as earlier versions left them
         assert kept is not None
         kept.pop("preflight")
         write_json(run.folder / file, kept)
@@ -306,16 +306,16 @@ def test_teachers_are_offered_by_evidence_on_the_images(
     assert rows[alien].here is None
     assert "not evaluated on these images" in rows[alien].label
     assert "%" not in rows[alien].label, "its score on digits says nothing here"
-    assert run_table.likeliest(rows.values()) == large.id
+    assert run_table.default_teacher(rows.values()) == large.id
     train(teacher=large.id, data=of_blobs, epochs=1)
     again = run_table.teachers(store, of_blobs["source"], facts)
-    assert run_table.likeliest(again) == large.id, "students are no teachers to begin with"
-    assert run_table.likeliest([row for row in again if row.teacher]) is None
+    assert run_table.default_teacher(again) == large.id, "students are no teachers to begin with"
+    assert run_table.default_teacher([row for row in again if row.teacher]) is None
     with pytest.raises(BadSpec):
         backend.resolve(store, parse({"data": asked.source, "network": "cnn", "teacher": alien}))
     row = next(row for row in run_table.teachers(store, of_blobs["source"], facts) if row.id == alien)
     assert "no better than chance on these images" in row.label
-    assert run_table.likeliest([row]) is None
+    assert run_table.default_teacher([row]) is None
 
 
 # --- the loss that it chooses -----------------------------------------------------------------------------------------

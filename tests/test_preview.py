@@ -105,9 +105,9 @@ def test_more_visitors_than_places_all_get_their_risk(monkeypatch: pytest.Monkey
     monkeypatch.setattr(augmentation_api, "_judges", OrderedDict())
     monkeypatch.setattr(label_preservation, "sample", lambda splits: (splits.val.take(np.arange(32)), 0))
     judges: list[int] = []
-    prepare = label_preservation.Judge.__init__
+    prepare = label_preservation.LabelCheck.__init__
     monkeypatch.setattr(
-        label_preservation.Judge,
+        label_preservation.LabelCheck,
         "__init__",
         lambda self, *given, **more: (judges.append(1), prepare(self, *given, **more))[1],
     )

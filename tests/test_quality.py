@@ -22,7 +22,7 @@ from smallalign_core.runs.store import Store
 from smallalign_core.service import backend, worker
 from smallalign_core.spec import DataSpec
 from smallalign_core.system import resumable
-from smallalign_core.system.users import Role, Visitor
+from smallalign_core.system.users import Role, User
 
 SOME = "0123456789abcdef"
 
@@ -48,7 +48,7 @@ def test_decisions_are_kept_undone_step_by_step_and_serve_a_run(store: Store) ->
 
 
 def test_who_undoes_takes_back_only_what_is_theirs(store: Store) -> None:
-    ada, ben = (Store(store.root, Visitor(name)) for name in ("ada", "ben"))
+    ada, ben = (Store(store.root, User(name)) for name in ("ada", "ben"))
     data_quality.decide(ada, SOME, "x", [(1, Decision("drop")), (2, Decision("drop"))])
     data_quality.decide(ben, SOME, "x", [(2, Decision("keep")), (3, Decision("drop"))])
     assert data_quality.undo(ada, SOME)[1] == [(1, None)]
@@ -71,7 +71,7 @@ def test_a_damaged_line_of_the_history_costs_that_step_and_no_other(store: Store
 
 def test_nothing_is_lost_where_many_decide_at_once(store: Store) -> None:
     def one(image: int) -> None:
-        data_quality.decide(Store(store.root, Visitor(f"v{image % 4}")), SOME, "x", [(image, Decision("drop"))])
+        data_quality.decide(Store(store.root, User(f"v{image % 4}")), SOME, "x", [(image, Decision("drop"))])
 
     with ThreadPoolExecutor(8) as crowd:
         list(crowd.map(one, range(40)))
@@ -79,7 +79,7 @@ def test_nothing_is_lost_where_many_decide_at_once(store: Store) -> None:
 
 
 def test_what_cannot_be_decided_is_refused(store: Store) -> None:
-    viewer = Store(store.root, Visitor("eve", Role.VIEWER))
+    viewer = Store(store.root, User("eve", Role.VIEWER))
     with pytest.raises(Refused, match="decide about images"):
         data_quality.decide(viewer, SOME, "x", [(1, Decision("drop"))])
     with pytest.raises(Refused, match="decide about images"):
@@ -135,7 +135,7 @@ def test_clean_digits_are_found_clean_and_the_report_is_kept(near_store: Store) 
         found = data_quality.quality(near_store, "digits", patience=0.0)
     assert len(shares) >= 10, "the desk answers others in between"
     assert shares == sorted(shares)
-    report = data_quality.look(near_store, DataSpec(source="digits"))
+    report = data_quality.run_check(near_store, DataSpec(source="digits"))
     assert report.duplicates == report.leaks == report.pixels == report.hard == report.warnings == ()
     assert len(report.label_issues) <= 0.005 * report.images
     assert len(report.outliers) <= 0.005 * report.images
@@ -153,7 +153,7 @@ def test_wrong_labels_are_found_and_their_right_ones_suggested(near_store: Store
     every = []
     for draw in (1, 2, 3):
         spec = DataSpec(source="digits", noise=0.1, draw=draw)
-        report, wrong = data_quality.look(near_store, spec), wrong_in(near_store, spec)
+        report, wrong = data_quality.run_check(near_store, spec), wrong_in(near_store, spec)
         every.append((*found_of(report, wrong), *found_of(report, wrong, sure=True)))
         noisy, clean = (data.load(one, near_store.data_cache).train for one in (spec, DataSpec(source="digits")))
         right = [
@@ -176,25 +176,25 @@ def test_wrong_labels_are_found_and_their_right_ones_suggested(near_store: Store
 @pytest.mark.slow
 def test_nobody_judges_an_image_that_they_learned(digits: data.Splits) -> None:
     """Labels by chance cannot be foretold: who agrees with more than chance has seen them. Copies are no way around."""
-    pixels = data_quality._flat(resumable.finish(_near_duplicates.small([digits.val, digits.val])))
+    pixels = data_quality._flat(resumable.finish(_near_duplicates.thumbnails([digits.val, digits.val])))
     labels = np.random.default_rng(0).integers(0, 10, len(digits.val))
     twice, ids = np.tile(labels, 2), np.tile(digits.val.ids, 2)
-    found = resumable.finish(_labels.judged(_labels.Pool(pixels, twice, ids, 10, len(twice))))
+    found = resumable.finish(_labels.out_of_sample(_labels.Pool(pixels, twice, ids, 10, len(twice))))
     assert (found.probabilities.argmax(1) == twice).mean() < 0.2
     assert found.probabilities.sum(1) == pytest.approx(1)
 
 
 @pytest.mark.slow
 def test_what_is_said_of_training_images_does_not_depend_on_the_test_labels(digits: data.Splits) -> None:
-    pixels = data_quality._flat(resumable.finish(_near_duplicates.small([digits.val, digits.test])))
+    pixels = data_quality._flat(resumable.finish(_near_duplicates.thumbnails([digits.val, digits.test])))
     labels, ids = (
         np.concatenate([getattr(part, name) for part in (digits.val, digits.test)]) for name in ("labels", "ids")
     )
     own = len(digits.val)
-    one = resumable.finish(_labels.judged(_labels.Pool(pixels, labels, ids, 10, own))).probabilities
+    one = resumable.finish(_labels.out_of_sample(_labels.Pool(pixels, labels, ids, 10, own))).probabilities
     labels = np.concatenate([labels[:own], (labels[own:] + 1) % 10])
     assert np.array_equal(
-        one, resumable.finish(_labels.judged(_labels.Pool(pixels, labels, ids, 10, own))).probabilities
+        one, resumable.finish(_labels.out_of_sample(_labels.Pool(pixels, labels, ids, 10, own))).probabilities
     )
 
 
@@ -221,7 +221,9 @@ def test_near_duplicates_are_all_found_and_nothing_else(digits: data.Splits, how
     rows = np.flatnonzero(digits.train.images[:].std((1, 2, 3)) > 0)[::20]
     copies = np.array([altered(digits.train.images[row, 0], how, rng) for row in rows])[:, None]
     pixels = np.concatenate([digits.train.images[:], copies])
-    one, other, distance = resumable.finish(_near_duplicates.near(pixels, np.arange(len(pixels), dtype=np.uint64)))
+    one, other, distance = resumable.finish(
+        _near_duplicates.near_duplicates(pixels, np.arange(len(pixels), dtype=np.uint64))
+    )
     put = {(int(row), len(digits.train) + place) for place, row in enumerate(rows)}
     assert set(zip(one.tolist(), other.tolist(), strict=True)) == put
     assert distance.max() < _near_duplicates.LOOSE
@@ -310,7 +312,7 @@ def test_the_desk_answers_whoever_may_look(near_store: Store) -> None:
 
 def test_bad_questions_are_one_line(store: Store) -> None:
     with pytest.raises(BadInput, match="such a way"):
-        data_quality.look(store, DataSpec(source="digits"), method="guess")
+        data_quality.run_check(store, DataSpec(source="digits"), method="guess")
     for arguments, why in (
         (["nowhere"], "no such path"),
         (["digits", "--method", "teacher"], "teacher was named"),
@@ -349,7 +351,7 @@ def test_automatic_cleaning_judges_by_these_images_alone_and_empties_no_class(ne
 
 
 def test_few_images_are_warned_of(near_store: Store) -> None:
-    report = data_quality.look(near_store, DataSpec(source="digits", images=40, validation=0.05))
+    report = data_quality.run_check(near_store, DataSpec(source="digits", images=40, validation=0.05))
     assert any("would likely hurt" in warning for warning in report.warnings)
     assert "warning: automatic cleaning would likely hurt" in report.words()
 
@@ -358,12 +360,12 @@ def test_few_images_are_warned_of(near_store: Store) -> None:
 def test_a_teachers_features_judge_better_than_pixels(near_store: Store) -> None:
     spec = DataSpec(source="digits", noise=0.1, draw=2)
     wrong = wrong_in(near_store, spec)
-    pixels = data_quality.look(near_store, spec)
-    features = data_quality.look(near_store, spec, method="teacher", teacher="digits-teacher")
+    pixels = data_quality.run_check(near_store, spec)
+    features = data_quality.run_check(near_store, spec, method="teacher", teacher="digits-teacher")
     assert "features of digits-teacher" in features.method
     assert sum(found_of(features, wrong)) > sum(found_of(pixels, wrong)), "it learned the right labels"
     assert any("features hide wrong labels" in warning for warning in features.warnings)
-    unasked = data_quality.look(near_store, spec, teacher="digits-teacher")
+    unasked = data_quality.run_check(near_store, spec, teacher="digits-teacher")
     assert unasked.label_issues == pixels.label_issues
     assert any("so pixels were used" in warning for warning in unasked.warnings)
 
@@ -380,7 +382,7 @@ def test_runs_vote_only_on_what_they_did_not_learn(near_store: Store) -> None:
         )
         runs.append(near_store.create(backend.resolve(near_store, spec_)))
         worker.execute(runs[-1], near_store, device="cpu")
-    report = data_quality.look(near_store, spec, method="votes")
+    report = data_quality.run_check(near_store, spec, method="votes")
     assert "votes of 10 runs that" in report.method
     known = [data.load(run.data, near_store.data_cache).train.ids for run in runs]
     for one in report.hard[:50]:
@@ -395,8 +397,8 @@ def test_runs_vote_only_on_what_they_did_not_learn(near_store: Store) -> None:
     precision, recall = found_of(report, wrong)
     assert precision >= 0.7
     assert recall >= 0.7
-    chosen = data_quality.look(near_store, spec)
+    chosen = data_quality.run_check(near_store, spec)
     assert "foretell labels better than the votes of 10 runs" in chosen.method
     assert chosen.hard == report.hard
     assert sum(found_of(chosen, wrong)) > precision + recall
-    assert data_quality.look(near_store, spec, method="pixels").hard == ()
+    assert data_quality.run_check(near_store, spec, method="pixels").hard == ()

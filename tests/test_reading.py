@@ -683,10 +683,10 @@ def test_evaluate_uses_all_of_ones_own_pictures_but_those_learned_from(store: St
 
 
 def test_a_class_that_is_never_right_is_named_under_the_accuracy() -> None:
-    from smallalign_core.metrics import never_found
+    from smallalign_core.metrics import zero_recall_classes
 
-    assert never_found({"a": 1.0, "rare": 0.0, "b": None}) == "never right: rare (recall 0)"
-    assert never_found({"a": 0.2, "b": None}) == ""
+    assert zero_recall_classes({"a": 1.0, "rare": 0.0, "b": None}) == "never right: rare (recall 0)"
+    assert zero_recall_classes({"a": 0.2, "b": None}) == ""
 
 
 def test_inspect_loads_once_names_files_and_says_how_far_it_is(

@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 
 from smallalign_core import networks
 from smallalign_core.analysis import label_preservation
-from smallalign_core.analysis.label_preservation import Risk
+from smallalign_core.analysis.label_preservation import LabelPreservation
 from smallalign_core.augment import Views
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import BadInput, BadSpec
@@ -39,11 +39,11 @@ def looked(digits: Splits) -> ImageSet:
 
 
 @pytest.fixture(scope="module")
-def report(teacher: Classifier, looked: ImageSet) -> Risk:
+def report(teacher: Classifier, looked: ImageSet) -> LabelPreservation:
     return label_preservation.assess(teacher, parse_policy([SAFE, UPSIDE_DOWN, TURNED]), looked, **QUICK)
 
 
-def test_a_flip_and_a_quarter_turn_are_far_worse_than_a_shift_by_a_pixel(report: Risk) -> None:
+def test_a_flip_and_a_quarter_turn_are_far_worse_than_a_shift_by_a_pixel(report: LabelPreservation) -> None:
     shift, flip, turn = (part.effect for part in report.parts)
     assert shift.flip_rate < 0.05
     assert flip.flip_rate > 0.3
@@ -53,7 +53,7 @@ def test_a_flip_and_a_quarter_turn_are_far_worse_than_a_shift_by_a_pixel(report:
     assert shift.accuracy_after > flip.accuracy_after
 
 
-def test_the_warnings_name_the_bad_parts_and_not_the_good_one(report: Risk) -> None:
+def test_the_warnings_name_the_bad_parts_and_not_the_good_one(report: LabelPreservation) -> None:
     told = "\n".join(report.warnings)
     assert "`flip vertical` alone changes the class" in told
     assert "`rotate 90` alone changes the class" in told
@@ -72,13 +72,13 @@ def test_the_identity_changes_nothing(teacher: Classifier, looked: ImageSet) -> 
     assert found.flipped == ()
 
 
-def test_flipped_views_can_be_shown_again(report: Risk, teacher: Classifier, looked: ImageSet) -> None:
+def test_flipped_views_can_be_shown_again(report: LabelPreservation, teacher: Classifier, looked: ImageSet) -> None:
     views = Views(looked, parse_policy([SAFE, UPSIDE_DOWN, TURNED]), batch=16, seed=report.seed)
     assert report.flipped_count >= len(report.flipped) > 10
     sure = [view.after_confidence for view in report.flipped]
     assert sure == sorted(sure, reverse=True)
     for flipped in report.flipped[:10]:
-        said = label_preservation.said(
+        said = label_preservation.predictions(
             teacher, views.augmented(np.array([flipped.row]), np.array([flipped.view])).numpy()[:, None]
         )
         assert said[0][0]["class"] == flipped.after != flipped.before
@@ -190,7 +190,7 @@ def test_the_desk_shows_what_training_sees_and_judges_it(tmp_path: Path, digits:
     for place, row in enumerate(found["rows"]):
         assert np.array_equal(shown[place, 0], digits.train.images[row])
         for draw in range(3):
-            assert np.array_equal(shown[place, 1 + draw], run.seen(row, draw).numpy())
+            assert np.array_equal(shown[place, 1 + draw], run.image_of(row, draw).numpy())
     assert found["labels"] == ["0", "1", "2", "3"]
     assert found["said"][0][0]["class"] == "0"
     json.dumps(found, allow_nan=False)

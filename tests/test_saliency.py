@@ -13,7 +13,7 @@ from smallalign_core import networks
 from smallalign_core.analysis import saliency
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadInput
-from smallalign_core.networks import Answering, Classifier, onnx_graph
+from smallalign_core.networks import BaseClassifier, Classifier, onnx_graph
 from smallalign_core.runs import imported
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.service import augmentation_api, comparison_api
@@ -68,7 +68,7 @@ def test_grad_cam_takes_the_maps_after_norm_activation_and_shortcut(digits: Spli
         assert isinstance(module, nn.ReLU | networks._Residual), network
 
 
-class Corner(Answering):
+class Corner(BaseClassifier):
     """Answers by the brightness of one pixel: its map is known."""
 
     def __init__(self, y: int, x: int) -> None:
@@ -137,7 +137,7 @@ def test_borrowed_networks_and_attention(digits: Splits) -> None:
     tokens = built({"kind": "timm", "name": "vit_tiny_patch16_224", "size": 224}, digits)
 
     assert saliency.explain(mobile, image).method == "grad-cam"
-    assert saliency.attends(tokens.body)
+    assert saliency.has_attention(tokens.body)
     assert saliency.explain(tokens, image).method == "occlusion"
 
 
@@ -150,7 +150,7 @@ def test_an_import_is_explained_by_occlusion_and_a_run_by_grad_cam(
     file = tmp_path / "theirs.onnx"
     file.write_bytes(onnx_graph.of_body(model.body, model.prepare(torch.from_numpy(digits.val.images[:2]))))
     mean, std = (float(value) for value in (model.mean, model.std))
-    brought = imported.bring(
+    brought = imported.import_onnx(
         file, run.data, store, classes=digits.classes, size=(8, 8), white=1, mean=[mean], std=[std]
     )
 

@@ -129,7 +129,7 @@ def test_all_sizes_and_equal_views_keep_step(place: Store) -> None:
     runs = _plan.wanted(spec, place, place.root / "nowhere")
     groups = []
     while runs:
-        groups.append(lifecycle.together(runs))
+        groups.append(lifecycle.lockstep_groups(runs))
         runs = [run for run in runs if run not in groups[-1]]
     assert len(groups) == 9 * -(-9 // TOGETHER)
     assert max(len(group) for group in groups) >= 4
@@ -192,18 +192,18 @@ def test_judging_gives_the_worker_back_and_goes_on(tmp_path: Path, monkeypatch: 
     study = lifecycle.create(store, "scaling", resolved(store, recipes=["baseline", "clean"]))
     lifecycle.start(store, study)
     stop = threading.Event()
-    assert lifecycle.feed(store, "cpu", stop)
+    assert lifecycle.queue_next(store, "cpu", stop)
     assert (len(study.wanted(store)), store.queue()) == (30, [])  # 27 of the baseline and 3 sizes of one draw
     lifecycle.pause(store, study)
-    assert not lifecycle.feed(store, "cpu", stop)
+    assert not lifecycle.queue_next(store, "cpu", stop)
     lifecycle.start(store, study)
     monkeypatch.setattr(_plan, "SLICE", -1.0)
-    assert lifecycle.feed(store, "cpu", stop)
+    assert lifecycle.queue_next(store, "cpu", stop)
     assert len(study.wanted(store)) == 30, "half of the second draw is judged"
     for _ in range(14):
-        assert lifecycle.feed(store, "cpu", stop)
+        assert lifecycle.queue_next(store, "cpu", stop)
         assert store.queue() == []
-    assert lifecycle.feed(store, "cpu", stop)
+    assert lifecycle.queue_next(store, "cpu", stop)
     assert store.queue()
     assert begun == [160, 80, 40] * 3
 
@@ -434,7 +434,7 @@ def test_a_loss_of_nothing_is_no_end_of_the_report() -> None:
 def test_a_law_is_not_quoted_from_runs_that_were_deleted(tmp_path: Path) -> None:
     store = Store(tmp_path / "models")
     study = lifecycle.create(store, "scaling", resolved(store))
-    assert not lifecycle.drive(study, store, device="cpu")
+    assert not lifecycle.run_to_end(study, store, device="cpu")
     assert study.report(store).readings["nll"].runs == 54
     for run in store.runs()[:36]:
         store.delete(run.id)
@@ -448,7 +448,7 @@ def test_a_study_that_was_paused_while_it_was_prepared_queues_nothing(
     study = lifecycle.create(store, "scaling", resolved(store))
     lifecycle.start(store, study)
     monkeypatch.setattr(scaling, "prepare", lambda *_: lifecycle.pause(store, study))
-    assert not lifecycle.feed(store, "cpu", threading.Event())
+    assert not lifecycle.queue_next(store, "cpu", threading.Event())
     assert store.queue() == []
 
 

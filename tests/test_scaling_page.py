@@ -13,7 +13,7 @@ from pages.ui.studies.scaling import charts, view
 from smallalign_core.analysis import data_quality
 from smallalign_core.data import Decision
 from smallalign_core.runs.store import State, Store
-from smallalign_core.runs.writer import Recording
+from smallalign_core.runs.writer import RunWriter
 from smallalign_core.service import backend
 from smallalign_core.studies import lifecycle, scaling
 from smallalign_core.studies.lifecycle import Study
@@ -103,8 +103,8 @@ def test_failed_runs_are_told_by_reason_and_a_damaged_study_is_opened_from_the_l
     for spec, reason in zip(
         study.missing(place)[:4], ["no memory", "no memory", "no images", "no memory"], strict=True
     ):
-        with Recording(place.create(spec)) as recording:
-            recording.say(ended=State.FAILED, reason=reason)
+        with RunWriter(place.create(spec)) as recording:
+            recording.write_status(ended=State.FAILED, reason=reason)
     (study.folder / "trouble").write_text("The disk is full (given: 0 MB free). Make room.")
     (bad.folder / "study.json").write_text("{")
     app = shown("scaling", study=study.id)

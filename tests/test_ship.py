@@ -31,7 +31,7 @@ from smallalign_core.runs import class_names, model_card
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.service import backend
 from smallalign_core.system.files import write_json
-from smallalign_core.system.users import Role, Visitor
+from smallalign_core.system.users import Role, User
 
 Report = dict[str, Any]
 TIMING = {"p50_ms": 0.1, "p95_ms": 0.2, "load_ms": 3.0, "sha256": None}
@@ -55,7 +55,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Run, dict[str
 
 def file_of(shop: tuple[Store, Run, dict[str, Report]], precision: str) -> Path:
     store, run, _ = shop
-    return export.bundle_folder(run, store) / export.named("model.onnx", precision)
+    return export.bundle_folder(run, store) / export.file_name("model.onnx", precision)
 
 
 @pytest.fixture
@@ -72,14 +72,14 @@ def copied(shop: tuple[Store, Run, dict[str, Report]], tmp_path: Path) -> tuple[
 
 def test_a_seal_holds_for_every_byte(shop: tuple[Store, Run, dict[str, Report]]) -> None:
     content = file_of(shop, "int8").read_bytes()
-    assert export.is_whole(content)
+    assert export.checksum_matches(content)
     for place in [*range(0, len(content), 997), *range(len(content) - 90, len(content))]:
         changed = bytearray(content)
         changed[place] ^= 1
-        assert not export.is_whole(bytes(changed)), place
-    assert not export.is_whole(content[:-1])
-    assert not export.is_whole(content + b"\x00")
-    assert not export.is_whole(b"")
+        assert not export.checksum_matches(bytes(changed)), place
+    assert not export.checksum_matches(content[:-1])
+    assert not export.checksum_matches(content + b"\x00")
+    assert not export.checksum_matches(b"")
 
 
 def with_other_accuracy(model: onnx.ModelProto) -> None:
@@ -116,7 +116,7 @@ def resealed(shop: tuple[Store, Run, dict[str, Report]], change: Any) -> bytes:
     change(model, facts)
     entry.value = json.dumps(facts)
     without_seal(model)
-    return export.sealed(model.SerializeToString())
+    return export.with_checksum(model.SerializeToString())
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ def test_a_browsers_figures_are_computed_here(copied: tuple[Store, Run]) -> None
     """Whatever a browser says about itself, top-1 and accuracy come from its logits; they go into card and zip."""
     store, run = copied
     logits = kept_logits(store, run)
-    report = export.claim(run, store, "fp32", said(logits, accuracy=1.0, top1_agreement=0.5, ok=False))
+    report = export.submit_browser_parity(run, store, "fp32", said(logits, accuracy=1.0, top1_agreement=0.5, ok=False))
     found = report["browser"]
     assert (found["top1_agreement"], found["ok"]) == (1.0, True)
     assert found["accuracy"] == report["parity"]["accuracy"]
@@ -309,7 +309,7 @@ def test_a_browsers_figures_are_computed_here(copied: tuple[Store, Run]) -> None
     assert found["runtime"] == RUNTIME | {"user_agent": "A browser(javascript:1) b", "why": "so"}
 
     wrong = np.roll(logits, 1, axis=1)
-    report = export.claim(run, store, "fp32", said(wrong))
+    report = export.submit_browser_parity(run, store, "fp32", said(wrong))
     assert not report["browser"]["ok"]
     assert report["browser"]["top1_agreement"] < 0.5
 
@@ -328,7 +328,7 @@ def test_a_browser_that_answered_something_else_is_refused(
 ) -> None:
     store, run = copied
     with pytest.raises(BadInput, match=words):
-        export.claim(run, store, "fp32", said(kept_logits(store, run)) | changes)
+        export.submit_browser_parity(run, store, "fp32", said(kept_logits(store, run)) | changes)
     assert export.kept_bundle(run, store)["browser"] is None  # type: ignore[index]
 
 
@@ -337,7 +337,7 @@ def test_nan_in_a_browsers_logits_is_no_parity(copied: tuple[Store, Run]) -> Non
     logits = kept_logits(store, run, "logits-int8.bin").copy()
     logits[5, 3] = np.nan
     with pytest.raises(BadInput, match="not finite"):
-        export.claim(run, store, "int8", said(logits))
+        export.submit_browser_parity(run, store, "int8", said(logits))
 
 
 @pytest.mark.parametrize(
@@ -359,14 +359,14 @@ def test_what_a_browser_says_of_itself_is_checked_before_anything_is_written(
     store, run = copied
     before = {file.name: file.read_bytes() for file in export.bundle_folder(run, store).iterdir()}
     with pytest.raises(BadInput, match="does not say what it ran on"):
-        export.claim(run, store, "fp32", said(kept_logits(store, run)) | changes)
+        export.submit_browser_parity(run, store, "fp32", said(kept_logits(store, run)) | changes)
     assert {file.name: file.read_bytes() for file in export.bundle_folder(run, store).iterdir()} == before
 
 
 def test_a_viewers_browser_writes_nothing_into_the_proof(copied: tuple[Store, Run]) -> None:
     """The proof goes into the card and the download of everybody: who may only look cannot change it."""
     store, run = copied
-    watched = Store(store.root, Visitor("eve@example.org", Role.VIEWER))
+    watched = Store(store.root, User("eve@example.org", Role.VIEWER))
     with pytest.raises(Refused, match="You may look at everything here but not"):
         backend.claim(watched, run.id, "fp32", said(kept_logits(store, run)))
     report = export.kept_bundle(run, store)
@@ -396,7 +396,7 @@ def test_names_of_classes_are_no_markup_in_a_card(store: Store, tmp_path: Path) 
 def unpacked(shop: tuple[Store, Run, dict[str, Report]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The zip of the int8 file as a person unpacks it, with a browser's claim in it and npm's packages beside it."""
     store, run, _ = shop
-    export.claim(run, store, "int8", said(kept_logits(store, run, "logits-int8.bin")))
+    export.submit_browser_parity(run, store, "int8", said(kept_logits(store, run, "logits-int8.bin")))
     to = tmp_path_factory.mktemp("unpacked") / "student.zip"
     report = export.download(run, store, to, "int8")
     assert report["precision"] == "int8"

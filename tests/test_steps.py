@@ -68,7 +68,7 @@ def test_what_is_not_asked_any_more_gives_way() -> None:
 
 def test_a_visitor_who_asks_something_else_waits_less() -> None:
     def drag(visitor: str, place: int) -> float:
-        with resumable.acting_for(visitor):
+        with resumable.on_behalf_of(visitor):
             return resumable.advance(f"{visitor} {place}", lambda: counting([]), 0.0)[1]
 
     for place in range(resumable.KEPT - 1):

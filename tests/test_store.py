@@ -24,7 +24,7 @@ from filelock import FileLock
 from pages.ui.app import context, supervisor
 from smallalign_core.errors import BadInput, BadModel, Diverged, Refused, SmallAlignError, UnknownRun, WorkFailed
 from smallalign_core.runs.store import Run, State, Store
-from smallalign_core.runs.writer import Recording, checkpoints
+from smallalign_core.runs.writer import RunWriter, checkpoints
 from smallalign_core.service import backend as desk, worker
 from smallalign_core.spec import RunSpec, digest
 from smallalign_core.system import files
@@ -75,7 +75,7 @@ def test_states_in_the_order_of_a_life(store: Store) -> None:
     store.enqueue(run)
     assert run.state is State.QUEUED
     assert [waiting.id for waiting in store.queue()] == [run.id]
-    with Recording(run):
+    with RunWriter(run):
         assert run.state is State.RUNNING
         assert store.queue() == []
     assert run.state is State.INTERRUPTED
@@ -103,7 +103,7 @@ def test_results_say_what_scripts_need(train: Train) -> None:
 @pytest.mark.slow
 def test_a_second_worker_on_the_same_run_is_refused(store: Store) -> None:
     run = store.create(desk.resolve(store, tiny()))
-    with Recording(run), pytest.raises(Refused, match=r"(?i)another worker"):
+    with RunWriter(run), pytest.raises(Refused, match=r"(?i)another worker"):
         worker.execute(run, store, device="cpu")
     assert run.result is None
 
@@ -150,7 +150,7 @@ def test_the_dashboard_sees_a_worker_on_any_device_and_starts_no_other(
 def test_looking_never_keeps_a_worker_out(store: Store) -> None:
     """Two threads look all the time; whoever wants the lock gets it every time."""
     run = store.create(desk.resolve(store, tiny()))
-    with Recording(run):
+    with RunWriter(run):
         assert all(files.is_held(run.folder / "lock") for _ in range(50))
     done = threading.Event()
 
@@ -163,13 +163,13 @@ def test_looking_never_keeps_a_worker_out(store: Store) -> None:
         looker.start()
     try:
         for _ in range(40):
-            with Recording(run):
+            with RunWriter(run):
                 pass
     finally:
         done.set()
         for looker in lookers:
             looker.join()
-    assert run.said["attempt"] == 41
+    assert run.status["attempt"] == 41
 
 
 def test_many_writers_of_one_file_do_not_break_each_other(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_a_marker_on_a_finished_run_does_not_hold_up_the_queue(train: Train, sto
 def test_a_run_cancelled_after_it_was_listed_is_not_trained(store: Store) -> None:
     run = store.submit(desk.resolve(store, tiny()))
     (listed,) = store.queue()
-    run.ask("cancel")
+    run.request("cancel")
     with pytest.raises(Refused, match="no longer in the queue"):
         worker.execute(listed, store, device="cpu", from_queue=True)
     assert run.state is State.CANCELLED
@@ -215,15 +215,15 @@ def test_a_run_cancelled_after_it_was_listed_is_not_trained(store: Store) -> Non
 
 def test_a_cancel_asked_while_the_worker_starts_is_obeyed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     run = store.submit(desk.resolve(store, tiny(epochs=50)))
-    say = Recording.say
+    say = RunWriter.write_status
 
-    def ask_then_say(self: Recording, **facts: object) -> None:
+    def ask_then_say(self: RunWriter, **facts: object) -> None:
         if "ended" in facts and facts["ended"] is None:
             assert self.run.state is State.RUNNING
-            Run(self.run.folder).ask("cancel")
+            Run(self.run.folder).request("cancel")
         say(self, **facts)
 
-    monkeypatch.setattr(Recording, "say", ask_then_say)
+    monkeypatch.setattr(RunWriter, "write_status", ask_then_say)
     worker.execute(run, store, device="cpu", from_queue=True)
     assert run.state is State.CANCELLED
 
@@ -231,7 +231,7 @@ def test_a_cancel_asked_while_the_worker_starts_is_obeyed(store: Store, monkeypa
 def test_a_finished_run_is_not_trained_again_by_one_who_waited(train: Train, store: Store) -> None:
     run = train()
     before = run.weights.stat().st_mtime_ns
-    with Recording(run):
+    with RunWriter(run):
         pass
     assert worker.execute(run, store, device="cpu", observe=lambda _: pytest.fail("it trained")) == run.result
     assert run.weights.stat().st_mtime_ns == before
@@ -293,11 +293,11 @@ def test_pause_and_cancel_keep_a_checkpoint_and_resume_goes_on(request_: str, st
     run = long_run(store)
     working = work_in_a_thread(store)
     until(lambda: bool(run.events("progress")))
-    run.ask(request_)
+    run.request(request_)
     working.join(60)
     assert run.state is (State.PAUSED if request_ == "pause" else State.CANCELLED)
-    assert run.asked is None
-    assert run.said["reason"] is None
+    assert run.pending_request is None
+    assert run.status["reason"] is None
     step = run.events()[-1]["step"]
     assert step > 0
     store.enqueue(run)
@@ -305,18 +305,18 @@ def test_pause_and_cancel_keep_a_checkpoint_and_resume_goes_on(request_: str, st
     working = work_in_a_thread(store)
     until(lambda: any(event["kind"] == "resumed" for event in run.events()))
     assert run.events("resumed")[0]["step"] == step
-    run.ask("cancel")
+    run.request("cancel")
     working.join(60)
     assert run.state is State.CANCELLED
 
 
 def test_a_queued_run_can_be_cancelled_without_a_worker(store: Store) -> None:
     run = long_run(store)
-    run.ask("cancel")
+    run.request("cancel")
     assert run.state is State.CANCELLED
     assert store.queue() == []
     with pytest.raises(Refused, match="nothing to cancel"):
-        run.ask("cancel")
+        run.request("cancel")
 
 
 def medium(store: Store, epochs: int = 16) -> Run:
@@ -340,7 +340,7 @@ def test_the_queue_trains_runs_with_equal_views_in_lockstep(store: Store, train:
     runs = group(store, train())
     other = store.submit(desk.resolve(store, tiny(seed=4)))
     assert worker.serve(store, once=True, device="cpu") == 4
-    assert [run.said["together"] for run in (*runs, other)] == [3, 3, 3, 1]
+    assert [run.status["together"] for run in (*runs, other)] == [3, 3, 3, 1]
     for run in runs:
         alone = Store(tmp_path / run.id)
         twin = alone.create(desk.resolve(store, run.spec))
@@ -356,11 +356,11 @@ def test_one_of_a_lockstep_is_cancelled_and_the_others_end(store: Store, train: 
 
     def cancel(event: dict[str, Any]) -> None:
         if event["kind"] == "epoch" and event["epoch"] == 3 and runs[1].state is State.RUNNING:
-            runs[1].ask("cancel")
+            runs[1].request("cancel")
 
-    ended = runner.execute_together(runs, store, device="cpu", from_queue=True, observe=cancel)
+    ended = runner.run_lockstep(runs, store, device="cpu", from_queue=True, observe=cancel)
     assert [how["state"] for how in ended if isinstance(how, dict)] == ["finished", "cancelled", "finished"]
-    again = runner.execute_together(runs, store, device="cpu")
+    again = runner.run_lockstep(runs, store, device="cpu")
     assert [how["state"] for how in again if isinstance(how, dict)] == ["finished"] * 3
     assert runs[1].events("resumed")[0]["step"] > 0
 
@@ -369,19 +369,19 @@ def test_one_of_a_lockstep_diverges_and_the_others_end(store: Store) -> None:
     wild = {"kind": "sgd", "lr": 100.0, "weight_decay": 10.0}
     specs = [tiny(epochs=8), tiny(epochs=8, network={"kind": "mlp", "width": 32}, optimizer=wild)]
     runs = [store.create(desk.resolve(store, spec)) for spec in specs]
-    fine, broken = runner.execute_together(runs, store, device="cpu")
+    fine, broken = runner.run_lockstep(runs, store, device="cpu")
     assert isinstance(fine, dict)
     assert fine["state"] == "finished"
     assert isinstance(broken, Diverged)
     assert runs[1].state is State.FAILED
-    assert "learning rate 100" in str(runs[1].said["reason"])
+    assert "learning rate 100" in str(runs[1].status["reason"])
 
 
 def test_a_lockstep_that_cannot_start_is_tried_one_by_one(store: Store, train: Train) -> None:
     teacher = train()
     runs = group(store, teacher)
     teacher.weights.write_bytes(b"nothing")
-    ended = runner.execute_together(runs, store, device="cpu", from_queue=True)
+    ended = runner.run_lockstep(runs, store, device="cpu", from_queue=True)
     assert [run.state for run in runs] == [State.FAILED, State.FAILED, State.FINISHED]
     assert isinstance(ended[0], BadModel)
 
@@ -393,12 +393,12 @@ def test_runs_at_different_steps_are_trained_one_after_the_other(store: Store, t
 
         def pause(event: dict[str, Any], run: Run = run, epoch: int = epoch) -> None:
             if event["kind"] == "epoch" and event["epoch"] == epoch:
-                run.ask("pause")
+                run.request("pause")
 
         worker.execute(run, store, device="cpu", observe=pause)
-    ended = runner.execute_together(runs, store, device="cpu")
+    ended = runner.run_lockstep(runs, store, device="cpu")
     assert [how["state"] for how in ended if isinstance(how, dict)] == ["finished"] * 3
-    assert [run.said["together"] for run in runs] == [1, 1, 1]
+    assert [run.status["together"] for run in runs] == [1, 1, 1]
 
 
 def test_last_and_best_weights_are_both_reported(train: Train) -> None:
@@ -552,7 +552,7 @@ def test_a_diverged_run_is_kept_with_its_reason(train: Train, store: Store) -> N
         train(optimizer={"kind": "sgd", "lr": 100.0, "weight_decay": 10.0}, network="mlp", epochs=40)
     run = store.runs()[0]
     assert run.state is State.FAILED
-    assert "optimizer.lr" in run.said["reason"]
+    assert "optimizer.lr" in run.status["reason"]
 
 
 def test_references(train: Train, store: Store) -> None:
@@ -649,24 +649,24 @@ def test_the_zoo_student_can_be_made_again(store: Store) -> None:
 
 @pytest.mark.slow
 def test_the_desk_answers_refuses_and_recovers(store: Store) -> None:
-    asking = desk.Desk(store)
+    asking = desk.BackendClient(store)
     try:
-        found = asking.ask("inspect", source="digits")
+        found = asking.call("inspect", source="digits")
         assert found["images"] == 1797
         with pytest.raises(BadInput, match="no such path"):
-            asking.ask("inspect", source="nowhere")
-        cost = asking.ask("estimate", spec=tiny().model_dump(mode="json"))
+            asking.call("inspect", source="nowhere")
+        cost = asking.call("estimate", spec=tiny().model_dump(mode="json"))
         assert cost["params"] == 868
         assert cost["onnx_bytes"] > 4 * 868
         assert 0 < cost["seconds"] < 60
         for backend in asking.pool.backends():
             os.kill(backend.pid, signal.SIGKILL)
-        assert asking.ask("submit", spec=tiny().model_dump(mode="json")) == {
+        assert asking.call("submit", spec=tiny().model_dump(mode="json")) == {
             "id": cost["id"],
             "state": "queued",
             "known": False,
         }
         with pytest.raises(WorkFailed, match=r"no answer in 0"):
-            asking.ask("estimate", spec=tiny(epochs=77).model_dump(mode="json"), timeout=0.01)
+            asking.call("estimate", spec=tiny(epochs=77).model_dump(mode="json"), timeout=0.01)
     finally:
         asking.close()

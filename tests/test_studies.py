@@ -20,12 +20,12 @@ from pydantic import BaseModel
 
 from smallalign_core.errors import BadData, Refused, UnknownRun
 from smallalign_core.runs.store import Run, State, Store
-from smallalign_core.runs.writer import Recording
+from smallalign_core.runs.writer import RunWriter
 from smallalign_core.service import backend, worker
 from smallalign_core.spec import RunSpec, digest, parse
 from smallalign_core.studies import lifecycle
 from smallalign_core.studies.lifecycle import Study
-from smallalign_core.system.users import Role, Visitor
+from smallalign_core.system.users import Role, User
 
 
 class Asked(BaseModel):
@@ -141,7 +141,7 @@ def test_what_follows_from_what_is_finished_is_trained_too(store: Store, toy: To
     study = ask(store, resolved)
     assert len(study.wanted(store)) == 1
 
-    failed = lifecycle.drive(study, store, device="cpu")
+    failed = lifecycle.run_to_end(study, store, device="cpu")
 
     assert (failed, study.missing(store)) == ([], [])
     assert sorted(run.spec.seed for run in store.runs()) == [0, 7]
@@ -149,16 +149,16 @@ def test_what_follows_from_what_is_finished_is_trained_too(store: Store, toy: To
 
 
 def test_asking_again_trains_nothing(store: Store, toy: Toy, resolved: RunSpec) -> None:
-    lifecycle.drive(ask(store, resolved), store, device="cpu")
+    lifecycle.run_to_end(ask(store, resolved), store, device="cpu")
     before = {run.id: (run.folder / "events.jsonl").read_bytes() for run in store.runs()}
 
-    lifecycle.drive(ask(store, resolved), store, device="cpu")
+    lifecycle.run_to_end(ask(store, resolved), store, device="cpu")
 
     assert {run.id: (run.folder / "events.jsonl").read_bytes() for run in store.runs()} == before
 
 
 def test_a_larger_study_repeats_nothing(store: Store, toy: Toy, resolved: RunSpec) -> None:
-    lifecycle.drive(ask(store, resolved), store, device="cpu")
+    lifecycle.run_to_end(ask(store, resolved), store, device="cpu")
     done = {run.id for run in store.runs()}
 
     missing = ask(store, resolved, 1, 2).missing(store)
@@ -171,11 +171,11 @@ def test_runs_that_keep_step_are_trained_in_equal_groups(resolved: RunSpec) -> N
     same = [resolved.model_copy(update={"network": {"n": n}}) for n in range(9)]  # network is not looked at
     other = resolved.model_copy(update={"seed": 5})
 
-    first = lifecycle.together([*same, other])
+    first = lifecycle.lockstep_groups([*same, other])
 
     assert first == same[:5]
-    assert lifecycle.together(same[5:]) == same[5:]
-    assert lifecycle.together([other, *same]) == [other]
+    assert lifecycle.lockstep_groups(same[5:]) == same[5:]
+    assert lifecycle.lockstep_groups([other, *same]) == [other]
 
 
 # --- by workers -------------------------------------------------------------------------------------------------------
@@ -236,7 +236,7 @@ def test_the_foreground_prepares_to_the_end_first(store: Store, toy: Toy, resolv
     toy.unready = 5
     study = ask(store, resolved)
 
-    lifecycle.drive(study, store, device="cpu")
+    lifecycle.run_to_end(study, store, device="cpu")
 
     assert (toy.unready, study.missing(store)) == (0, [])
     assert toy.prepared >= 5
@@ -263,12 +263,12 @@ def test_a_run_that_failed_waits_for_a_person(
     store: Store, toy: Toy, resolved: RunSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = ask(store, resolved)
-    with Recording(store.create(study.wanted(store)[0])) as recording:
-        recording.say(ended=State.FAILED, reason="no memory")
+    with RunWriter(store.create(study.wanted(store)[0])) as recording:
+        recording.write_status(ended=State.FAILED, reason="no memory")
     lifecycle.start(store, study)  # queues it once more
     (run,) = store.queue()
-    with Recording(run) as recording:
-        recording.say(ended=State.FAILED, reason="no memory")
+    with RunWriter(run) as recording:
+        recording.write_status(ended=State.FAILED, reason="no memory")
 
     assert serve(store) == 0
 
@@ -279,12 +279,12 @@ def test_a_run_that_kills_its_worker_is_not_taken_for_ever(store: Store, toy: To
     study = ask(store, resolved)
     run = store.create(study.wanted(store)[0])
     for _ in range(lifecycle.ATTEMPTS):
-        with Recording(run):
+        with RunWriter(run):
             pass  # and the worker is gone, without a word
     assert run.state is State.INTERRUPTED
     (study.folder / "active").touch()
 
-    assert not lifecycle.feed(store, "cpu", threading.Event())
+    assert not lifecycle.queue_next(store, "cpu", threading.Event())
 
     assert not study.active
 
@@ -293,17 +293,17 @@ def test_a_diverged_run_is_settled(store: Store, toy: Toy, resolved: RunSpec) ->
     wild = resolved.model_copy(update={"optimizer": tiny(optimizer={"kind": "sgd", "lr": 100}).optimizer})
     study = ask(store, wild, 30)
 
-    (error,) = lifecycle.drive(study, store, device="cpu")
+    (error,) = lifecycle.run_to_end(study, store, device="cpu")
 
     assert "loss became" in str(error)
-    assert store.runs()[0].said["diverged"] is True
+    assert store.runs()[0].status["diverged"] is True
     assert study.missing(store) == []
 
 
 def test_pausing_keeps_checkpoints_and_starting_goes_on(store: Store, toy: Toy, resolved: RunSpec) -> None:
     study = ask(store, resolved, 1, 2)
     lifecycle.start(store, study)
-    assert lifecycle.feed(store, "cpu", threading.Event())
+    assert lifecycle.queue_next(store, "cpu", threading.Event())
 
     lifecycle.pause(store, study)
 
@@ -321,8 +321,8 @@ def test_where_the_queue_has_no_room_a_study_stays_as_it_is(
     monkeypatch.setenv("SMALLALIGN_WAITING_EACH", "1")
     study = ask(store, resolved, 1, 2)
     for spec in study.missing(store):
-        store.submit(spec).ask("pause")
-    visitor = Store(store.root, Visitor("somebody"))
+        store.submit(spec).request("pause")
+    visitor = Store(store.root, User("somebody"))
 
     with pytest.raises(Refused, match="may have 1 run waiting"):
         lifecycle.start(visitor, study)
@@ -338,10 +338,10 @@ def test_stopping_ends_the_foreground(store: Store, toy: Toy, resolved: RunSpec)
     def observe(*_: object) -> Any:
         return lambda event: stop.set() if event["kind"] == "epoch" else None
 
-    lifecycle.drive(study, store, device="cpu", stop=stop, observe=observe)
+    lifecycle.run_to_end(study, store, device="cpu", stop=stop, observe=observe)
 
     assert [run.state for run in store.runs()] == [State.PAUSED]
-    lifecycle.drive(study, store, device="cpu")
+    lifecycle.run_to_end(study, store, device="cpu")
     assert study.missing(store) == []
 
 
@@ -350,7 +350,7 @@ def test_stopping_ends_the_foreground(store: Store, toy: Toy, resolved: RunSpec)
 
 def test_deleting_keeps_the_runs_of_others(store: Store, toy: Toy, resolved: RunSpec) -> None:
     small, large = ask(store, resolved, 1), ask(store, resolved, 1, 2)
-    lifecycle.drive(large, store, device="cpu")
+    lifecycle.run_to_end(large, store, device="cpu")
     (small.folder / "active").touch()
     with pytest.raises(Refused, match="Pause it"):
         lifecycle.delete(store, small, runs=True)
@@ -415,7 +415,7 @@ def test_a_teacher_is_let_go_by_studies_that_are_complete_or_no_more(
         lifecycle.delete_run(store, teacher.id)
     complete[study.id] = True
     with pytest.raises(Refused, match="but not delete runs"):
-        lifecycle.delete_run(Store(store.root, Visitor("somebody", Role.VIEWER)), teacher.id)
+        lifecycle.delete_run(Store(store.root, User("somebody", Role.VIEWER)), teacher.id)
 
     lifecycle.delete_run(store, teacher.id)
 

@@ -110,13 +110,13 @@ def answers_of(run: Run, classes: tuple[str, ...], images: torch.Tensor) -> torc
 @pytest.mark.slow
 def test_an_import_of_our_own_export_answers_as_the_run_does(exported: tuple[Store, Run, Path], digits: Splits) -> None:
     store, run, file = exported
-    imported = foreign.bring(file, DIGITS, store)
+    imported = foreign.import_onnx(file, DIGITS, store)
     images = torch.from_numpy(digits.test.images.copy())
     answers = answers_of(imported, digits.classes, images)
     torch.testing.assert_close(answers, networks.from_file(run.weights)(images).detach(), atol=1e-4, rtol=0)
     assert imported.result is not None
     assert imported.result["test"]["accuracy"] == run.result["test"]["accuracy"]  # type: ignore[index]
-    assert foreign.bring(file, DIGITS, store).id == imported.id  # an equal import is the same
+    assert foreign.import_onnx(file, DIGITS, store).id == imported.id  # an equal import is the same
     assert [row.id for row in store.runs()].count(imported.id) == 1
 
 
@@ -126,7 +126,7 @@ def test_an_import_is_found_listed_compared_and_deleted_but_not_trained_or_expor
 ) -> None:
     _, run, file = exported
     store = Store(tmp_path / "models")
-    imported = foreign.bring(file, DIGITS, store)
+    imported = foreign.import_onnx(file, DIGITS, store)
     assert store.finished(imported.id[:6]).folder == imported.folder
     found = compare.compare(imported, store.run("digits-student"), store, split="val")
     assert found.teacher.accuracy == run.result["val"]["accuracy"]  # type: ignore[index]
@@ -147,7 +147,7 @@ def test_an_import_teaches_as_the_run_that_it_was(exported: tuple[Store, Run, Pa
     _, run, file = exported
     store = Store(tmp_path / "models")
     made = []
-    for teacher in (foreign.bring(file, DIGITS, store).id, run.id):
+    for teacher in (foreign.import_onnx(file, DIGITS, store).id, run.id):
         student = store.create(backend.resolve(store, tiny(teacher=teacher, network={"kind": "mlp", "width": 8})))
         runner.execute(student, store, device="cpu")
         made.append(load_file(student.weights))
@@ -163,7 +163,7 @@ def test_classes_in_another_order_and_more_of_them_are_matched_by_name(
     order = [9, 3, 3, 1, 0, 2, 4, 8, 7, 6, 5]
     names = ["9", "3", "spare", "1", "0", "2", "4", "8", "7", "6", "5"]
     moved = with_classes(file, names, tmp_path / "moved.onnx", order)
-    imported = foreign.bring(moved, DIGITS, store, output="ordered")
+    imported = foreign.import_onnx(moved, DIGITS, store, output="ordered")
     images = torch.from_numpy(digits.val.images.copy())
     answers = answers_of(imported, digits.classes, images)
     torch.testing.assert_close(answers, networks.from_file(run.weights)(images).detach(), atol=1e-4, rtol=0)
@@ -178,14 +178,14 @@ def test_names_that_do_not_match_are_refused_with_the_list(exported: tuple[Store
     store, _, file = exported
     names = [*"012345678", "nine"]
     with pytest.raises(BadInput, match=r"does not know 1 of 10 classes \(given: unknown to it: 9; it knows 10: 0, 1"):
-        foreign.bring(with_classes(file, names, tmp_path / "odd.onnx"), DIGITS, store)
+        foreign.import_onnx(with_classes(file, names, tmp_path / "odd.onnx"), DIGITS, store)
     with pytest.raises(BadInput, match="9 names, 10 answers"):
-        foreign.bring(file, DIGITS, store, classes=list("012345678"))
+        foreign.import_onnx(file, DIGITS, store, classes=list("012345678"))
     with pytest.raises(BadInput, match="two classes of one name"):
-        foreign.bring(file, DIGITS, store, classes=list("0123456799"))
+        foreign.import_onnx(file, DIGITS, store, classes=list("0123456799"))
     (tmp_path / "nameless.onnx").write_bytes(graph())
     with pytest.raises(BadInput, match=r"does not name its classes.*--classes"):
-        foreign.bring(tmp_path / "nameless.onnx", DIGITS, store)
+        foreign.import_onnx(tmp_path / "nameless.onnx", DIGITS, store)
 
 
 def test_a_native_run_too_is_asked_about_classes_by_name(taught: tuple[Store, Run, Run], digits: Splits) -> None:
@@ -215,7 +215,7 @@ def test_layout_type_and_batch_are_read_from_the_file(
     file = tmp_path / "theirs.onnx"
     file.write_bytes(graph(dtype=dtype, layout=layout, batch=batch, names=list("0123456789")))
     options: dict[str, Any] = {} if dtype == TensorProto.UINT8 else {"white": 255.0, "mean": [10.0], "std": [4.0]}
-    how = foreign.bring(file, DIGITS, store, **options)
+    how = foreign.import_onnx(file, DIGITS, store, **options)
     answers = answers_of(how, digits.classes, torch.from_numpy(digits.test.images[:10].copy())).numpy()
     pixels = digits.test.images[:10].reshape(10, 64).astype(np.float32)
     seen = pixels if dtype == TensorProto.UINT8 else (pixels - 10) / 4
@@ -231,7 +231,7 @@ def test_gray_images_reach_a_colour_network_and_probabilities_become_logits(
 ) -> None:
     file = tmp_path / "colour.onnx"
     file.write_bytes(graph(channels=3, softmax=True))
-    run = foreign.bring(file, DIGITS, store, classes=digits.classes)
+    run = foreign.import_onnx(file, DIGITS, store, classes=digits.classes)
     assert run.imported is not None
     assert (run.imported.channels, run.imported.answers) == (3, "probabilities")
     images = digits.test.images[:10]
@@ -249,21 +249,21 @@ def test_what_the_file_leaves_open_is_asked_for(store: Store, tmp_path: Path) ->
     names = list("0123456789")
     (tmp_path / "open.onnx").write_bytes(graph(channels="c", names=names))
     with pytest.raises(BadInput, match=r"which axis holds the channels.*--layout"):
-        foreign.bring(tmp_path / "open.onnx", DIGITS, store)
+        foreign.import_onnx(tmp_path / "open.onnx", DIGITS, store)
     (tmp_path / "bytes.onnx").write_bytes(graph(dtype=TensorProto.UINT8, names=names))
     with pytest.raises(BadInput, match="scales them itself"):
-        foreign.bring(tmp_path / "bytes.onnx", DIGITS, store, mean=[0.5])
+        foreign.import_onnx(tmp_path / "bytes.onnx", DIGITS, store, mean=[0.5])
     with pytest.raises(BadInput, match="do not fit"):
-        foreign.bring(tmp_path / "bytes.onnx", DIGITS, store, size=(16, 16))
+        foreign.import_onnx(tmp_path / "bytes.onnx", DIGITS, store, size=(16, 16))
     (tmp_path / "float.onnx").write_bytes(graph(names=names))
     with pytest.raises(BadInput, match="ean and std are one positive number a channel"):
-        foreign.bring(tmp_path / "float.onnx", DIGITS, store, std=[0.0])
+        foreign.import_onnx(tmp_path / "float.onnx", DIGITS, store, std=[0.0])
 
 
 @pytest.mark.slow
 def test_an_imported_file_that_was_damaged_is_noticed(exported: tuple[Store, Run, Path], tmp_path: Path) -> None:
     store = Store(tmp_path / "models")
-    run = foreign.bring(exported[2], DIGITS, store)
+    run = foreign.import_onnx(exported[2], DIGITS, store)
     content = bytearray(run.weights.read_bytes())
     content[len(content) // 2] ^= 1
     run.weights.write_bytes(content)
@@ -481,9 +481,9 @@ def test_heads_that_know_nothing_are_refused(exported: tuple[Store, Run, Path], 
     store, _, file = exported
     for seed in range(5):
         (tmp_path / f"{seed}.onnx").write_bytes(graph(seed=seed, names=list("0123456789")))
-        run = foreign.bring(tmp_path / f"{seed}.onnx", DIGITS, store)
+        run = foreign.import_onnx(tmp_path / f"{seed}.onnx", DIGITS, store)
         assert "not shown to be better than chance" in str(teacher_check.preflight(run, store).refused)
-    shuffled = foreign.bring(file, DIGITS, store, classes=list("1234567890"))
+    shuffled = foreign.import_onnx(file, DIGITS, store, classes=list("1234567890"))
     done = command("preflight", shuffled.id, "--json", store=store)
     assert done.returncode == 1, done.stderr
     assert "chance 10." in json.loads(done.stdout)["refused"]
@@ -496,7 +496,7 @@ def test_a_model_that_rolls_dice_is_warned_about(store: Store, tmp_path: Path, d
     model.graph.node.append(helper.make_node("RandomNormalLike", ["clean"], ["noise"], scale=0.5))
     model.graph.node.append(helper.make_node("Add", ["clean", "noise"], ["y"]))
     (tmp_path / "dice.onnx").write_bytes(model.SerializeToString())
-    found = teacher_check.preflight(foreign.bring(tmp_path / "dice.onnx", DIGITS, store), store)
+    found = teacher_check.preflight(foreign.import_onnx(tmp_path / "dice.onnx", DIGITS, store), store)
     assert found.repeat_diff > 0.1
     assert any("asked again" in warning for warning in found.warnings)
 

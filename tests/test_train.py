@@ -23,7 +23,7 @@ from smallalign_core.spec import DataSpec, RunSpec, Schedule, parse
 from smallalign_core.spec.optimizer import Constant, Cosine
 from smallalign_core.training import loop, losses, optim
 from smallalign_core.training.loop import Progress, Stopped, Training, Validated
-from smallalign_core.training.losses import Answer
+from smallalign_core.training.losses import NetworkOutput
 from smallalign_core.training.teacher import Teacher
 
 OPTIMIZERS: list[Any] = [
@@ -41,9 +41,9 @@ class Watching(Teacher):
         self.__dict__ |= teacher.__dict__
         self.asked: list[torch.Tensor] = []
 
-    def answer(self, images: torch.Tensor) -> Answer:
+    def output(self, images: torch.Tensor) -> NetworkOutput:
         self.asked.append(images.clone())
-        return super().answer(images)
+        return super().output(images)
 
 
 def weights(training: Training, student: int = 0) -> list[torch.Tensor]:
@@ -210,14 +210,14 @@ def test_a_diverging_run_says_so(digits: Splits) -> None:
 def test_shuffled_answers_are_those_of_classmates(digits: Splits, teacher: Teacher) -> None:
     views = Training([tiny()], digits).views
     batch = views(3)
-    others = views.classmates(3, batch.labels)
+    others = views.same_class_permutation(3, batch.labels)
     assert sorted(others.tolist()) == list(range(128)), "nobody's answer is lost"
     assert torch.equal(batch.labels[others], batch.labels)
     assert not (others == torch.arange(128)).any()
-    assert torch.equal(others, views.classmates(3, batch.labels))
-    assert not torch.equal(others, views.classmates(4, batch.labels))
+    assert torch.equal(others, views.same_class_permutation(3, batch.labels))
+    assert not torch.equal(others, views.same_class_permutation(4, batch.labels))
     few = torch.tensor([0, 1, 1, 2])
-    assert views.classmates(0, few).tolist() == [3, 2, 1, 0], "those alone in their class change places"
+    assert views.same_class_permutation(0, few).tolist() == [3, 2, 1, 0], "those alone in their class change places"
 
 
 def test_a_shuffled_teacher_teaches_otherwise_and_in_lockstep(digits: Splits, teacher: Teacher) -> None:
@@ -238,7 +238,7 @@ def test_shares_and_fidelity_are_what_they_say(digits: Splits, teacher: Teacher)
     batch = training.views(0)
     lengths = {}
     for name in ("teacher", "labels"):
-        parts = losses.terms(spec.loss, Answer(model(batch.images)), teacher.answer(batch.images), batch.labels)
+        parts = losses.terms(spec.loss, NetworkOutput(model(batch.images)), teacher.output(batch.images), batch.labels)
         model.zero_grad()
         parts[name].backward()
         lengths[name] = float(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm())
@@ -411,7 +411,7 @@ def test_the_step_that_an_optimizer_could_not_take_is_named(
     student.optimizer.step = step  # type: ignore[method-assign]
     monkeypatch.setattr(loop, "REPORT_SECONDS", 1e9)
     prepared = SimpleNamespace(
-        prepare=lambda _, at: [0.5] * (waits and at == 3), lesson=lambda views, at: (views(at), None)
+        prepare=lambda _, at: [0.5] * (waits and at == 3), batch_with_targets=lambda views, at: (views(at), None)
     )
     monkeypatch.setattr(training, "teacher", prepared)
 
@@ -429,7 +429,7 @@ def test_the_best_epoch_is_the_most_accurate_then_the_likeliest_then_the_first(f
     base = score(logits, labels, few.val.classes)
 
     def offered(epoch: int, accuracy: float, nll: float) -> bool:
-        return student.consider(student.classifier, replace(base, accuracy=accuracy, nll=nll), epoch)
+        return student.keep_if_best(student.classifier, replace(base, accuracy=accuracy, nll=nll), epoch)
 
     assert offered(1, 0.8, 0.7)
     assert not offered(2, 0.8, 0.9), "as accurate, less likely"

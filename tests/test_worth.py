@@ -15,7 +15,7 @@ from streamlit.testing.v1 import AppTest
 from pages.ui.app import context
 from smallalign_core.errors import BadInput, BadSpec
 from smallalign_core.runs.store import Run, State, Store
-from smallalign_core.runs.writer import Recording
+from smallalign_core.runs.writer import RunWriter
 from smallalign_core.service import backend
 from smallalign_core.spec import RunSpec, digest
 from smallalign_core.studies import ablation
@@ -232,8 +232,8 @@ def test_half_a_pair_counts_for_nothing(store: Store) -> None:
 def test_a_failed_arm_is_named_with_its_reason(store: Store) -> None:
     spec = augmented(store)
     ((ours, theirs),) = ablation.pairs(spec, "augment", 1)
-    with Recording(store.create(ours)) as recording:
-        recording.say(ended=State.FAILED, reason="The loss became nan.")
+    with RunWriter(store.create(ours)) as recording:
+        recording.write_status(ended=State.FAILED, reason="The loss became nan.")
     pretend(store, theirs)
 
     found = ablation.report(store, spec, "augment", 1)
@@ -276,7 +276,7 @@ def test_what_was_stopped_goes_on_when_started_again(store: Store) -> None:
     spec = augmented(store)
     runs = ablation.start(store, spec, "augment", 1)
     for run in runs:
-        run.ask("cancel")
+        run.request("cancel")
     assert ablation.report(store, spec, "augment", 1).missing == 2
 
     ablation.start(store, spec, "augment", 1)
@@ -390,7 +390,7 @@ def panel(store: Store, desk_here: None, monkeypatch: pytest.MonkeyPatch, tmp_pa
         return app
 
     yield show
-    context.desk().close()
+    context.client().close()
 
 
 def written(app: AppTest) -> str:
@@ -444,8 +444,8 @@ def test_the_panel_calls_one_seed_no_evidence_before_and_after(panel, store: Sto
 @pytest.mark.slow
 def test_the_panel_names_a_failed_run(panel, store: Store) -> None:
     ((ours, _),) = ablation.pairs(augmented(store), "augment", 1)
-    with Recording(store.create(ours)) as recording:
-        recording.say(ended=State.FAILED, reason="The loss became nan.")
+    with RunWriter(store.create(ours)) as recording:
+        recording.write_status(ended=State.FAILED, reason="The loss became nan.")
 
     app = panel(tiny(augment=POLICY))
 

@@ -20,9 +20,9 @@ from smallalign_core.augment import Views, scaled
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import BadSpec
 from smallalign_core.metrics import log_softmax, wilson
-from smallalign_core.networks import Answering
+from smallalign_core.networks import BaseClassifier
 from smallalign_core.spec import Augment, CutMix, MixUp
-from smallalign_core.system.batching import answered
+from smallalign_core.system.batching import in_batches
 
 LEAST, MOST = 512, 2048
 MOST_PIXELS = 16_000_000  # of all images together: 2,048 of 51 x 51 x 3
@@ -89,7 +89,7 @@ class Flipped:
 
 
 @dataclass(frozen=True)
-class Risk:
+class LabelPreservation:
     """The report.
 
     Attributes:
@@ -172,7 +172,7 @@ class _Answer:
     commonest: tuple[str, str, int]  # predicted before, predicted after, how often
 
 
-class Judge:
+class LabelCheck:
     """A teacher and the images that it is asked about. What it answered once is remembered.
 
     Args:
@@ -183,7 +183,7 @@ class Judge:
 
     def __init__(
         self,
-        teacher: Answering,
+        teacher: BaseClassifier,
         images: ImageSet,
         *,
         seed: int = 0,
@@ -200,7 +200,7 @@ class Judge:
 
     def report(
         self, policy: tuple[Augment, ...], *, strength: float = 1.0, limit: float = 0.05, grid: Sequence[float] = GRID
-    ) -> Generator[float, None, Risk]:
+    ) -> Generator[float, None, LabelPreservation]:
         """A report on `policy`, batch by batch: yields the share that is done, returns the report.
 
         Parts that mix images are left out: they change the label on purpose.
@@ -230,11 +230,11 @@ class Judge:
                 yield (place + done / batches) / len(asked)
         whole = self._known[now]
         parts = tuple(
-            PartEffect(index, part.kind, named((scaled_part or (part,))[0]), self._effect(scaled_part, strength))
+            PartEffect(index, part.kind, part_label((scaled_part or (part,))[0]), self._effect(scaled_part, strength))
             for index, (part, scaled_part) in enumerate(zip(alone, single, strict=True))
         )
         points = tuple(self._effect(there, value) for there, value in zip(curve, strengths, strict=True))
-        risk = Risk(
+        risk = LabelPreservation(
             images=len(self.images),
             draws=self.draws,
             seed=self.seed,
@@ -267,7 +267,7 @@ class Judge:
             for start in range(0, len(self.images), BATCH):
                 rows = np.arange(start, min(start + BATCH, len(self.images)))
                 shown = views.augmented(rows, np.full(len(rows), view))
-                found.append(answered(self.teacher, shown).float().cpu().numpy())
+                found.append(in_batches(self.teacher, shown).float().cpu().numpy())
                 yield len(found)
         after = np.exp(log_softmax(np.concatenate(found))).reshape(-1, len(self.images), found[0].shape[1])
         if self._clean is None:  # the first that is asked is the empty policy
@@ -278,7 +278,7 @@ class Judge:
 
 
 def assess(
-    teacher: Answering,
+    teacher: BaseClassifier,
     policy: tuple[Augment, ...],
     images: ImageSet,
     *,
@@ -289,21 +289,21 @@ def assess(
     grid: Sequence[float] = GRID,
     from_training: int = 0,
     device: torch.device | str = "cpu",
-) -> Risk:
+) -> LabelPreservation:
     """Ask the teacher about `images`, clean and augmented: see `Judge` and its `report`."""
-    judge = Judge(teacher, images, seed=seed, draws=draws, from_training=from_training, device=device)
+    judge = LabelCheck(teacher, images, seed=seed, draws=draws, from_training=from_training, device=device)
     work = judge.report(policy, strength=strength, limit=limit, grid=grid)
     while True:
         try:
             next(work)
         except StopIteration as done:
-            report: Risk = done.value
+            report: LabelPreservation = done.value
             return report
 
 
-def said(teacher: Answering, shown: NDArray[np.uint8]) -> list[list[dict[str, Any]]]:
+def predictions(teacher: BaseClassifier, shown: NDArray[np.uint8]) -> list[list[dict[str, Any]]]:
     """The teacher's class and confidence for each image of uint8 [rows, columns, C, H, W]."""
-    logits = answered(teacher.eval(), torch.from_numpy(shown.reshape(-1, *shown.shape[2:]))).float().numpy()
+    logits = in_batches(teacher.eval(), torch.from_numpy(shown.reshape(-1, *shown.shape[2:]))).float().numpy()
     found = np.exp(log_softmax(logits)).reshape(*shown.shape[:2], -1)
     return [[{"class": teacher.classes[p.argmax()], "confidence": float(p.max())} for p in row] for row in found]
 
@@ -376,7 +376,7 @@ def _suggested(curve: Sequence[Effect], limit: float) -> float | None:
 
 
 def _warnings(
-    risk: Risk, policy: tuple[Augment, ...], commonest: tuple[str, str, int], from_training: int
+    risk: LabelPreservation, policy: tuple[Augment, ...], commonest: tuple[str, str, int], from_training: int
 ) -> Iterator[str]:
     """What a person should know before training on this."""
     limit, whole = risk.limit, risk.whole
@@ -411,7 +411,7 @@ def _warnings(
         yield f"only {risk.images} images could be looked at: the intervals are wide"
 
 
-def named(part: Augment) -> str:
+def part_label(part: Augment) -> str:
     """A part and what it was asked for, short enough for a sentence."""
     values = [value for name, value in part.model_dump().items() if name not in ("kind", "probability")]
     return " ".join([part.kind, *(f"{value:g}" if isinstance(value, float) else str(value) for value in values)])

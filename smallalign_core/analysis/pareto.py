@@ -128,7 +128,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Frontier:
+class ParetoFront:
     """All runs side by side."""
 
     split: str
@@ -214,9 +214,9 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def frontier(
+def pareto_front(
     runs: Sequence[Run], splits: Splits, split: str, store: Store, limits: Limits = NO_LIMITS
-) -> Work[Frontier]:
+) -> Work[ParetoFront]:
     """All of `runs` on the images of one split; yields the share that is done.
 
     A look at test is counted once, and only if a run had to be asked.
@@ -232,7 +232,7 @@ def frontier(
         if latency is None:
             latency = yield from part_of(_measured(run, splits, store), place, len(runs))
         looked |= compare.kept_logits(run, splits, split, store) is None
-        scores = score(compare.answers(run, splits, split, store), images.labels, images.classes)
+        scores = score(compare.split_logits(run, splits, split, store), images.labels, images.classes)
         result = run.result or {}
         seen.append(latency)
         found.append(
@@ -256,10 +256,12 @@ def frontier(
         yield (place + 1) / len(runs)
     if looked and split == "test":
         store.count_test_look(splits.fingerprint, " ".join(run.id for run in runs), "frontier")
-    return Frontier(split, len(images), THREADS, seen[0].processor, seen[0].runtime, limits, judged(found, limits))
+    return ParetoFront(
+        split, len(images), THREADS, seen[0].processor, seen[0].runtime, limits, evaluated(found, limits)
+    )
 
 
-def judged(found: Sequence[Candidate], limits: Limits) -> list[Candidate]:
+def evaluated(found: Sequence[Candidate], limits: Limits) -> list[Candidate]:
     """`found` with who is dominated, and who fails which limit."""
     values = [asdict(one) for one in found]
     marks = [(dominated(one, values), failed(one, asdict(limits))) for one in values]

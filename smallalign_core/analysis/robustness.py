@@ -81,7 +81,7 @@ class Level:
 
 
 @dataclass(frozen=True)
-class Bearing:
+class RunRobustness:
     """How one run bears all corruptions.
 
     Attributes:
@@ -116,7 +116,7 @@ class Robustness:
     seed: int
     name: str
     corruptions: tuple[str, ...]
-    runs: list[Bearing]
+    runs: list[RunRobustness]
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -191,7 +191,7 @@ def _ask(run: Run, splits: Splits, split: str, store: Store) -> Work[NDArray[np.
     import torch
 
     from smallalign_core.runs import imported
-    from smallalign_core.system.batching import answered
+    from smallalign_core.system.batching import in_batches
 
     model = imported.classifier(run, splits.classes)
     images = sample(getattr(splits, split))
@@ -202,7 +202,7 @@ def _ask(run: Run, splits: Splits, split: str, store: Store) -> Work[NDArray[np.
         shown = corrupted(images, *condition) if condition else lambda rows: torch.from_numpy(images.images[rows])
         for start in starts:
             rows = np.arange(start, min(start + BATCH, len(images)))
-            said = answered(model, shown(rows)).argmax(1).numpy()
+            said = in_batches(model, shown(rows)).argmax(1).numpy()
             right[number, rows] = said == images.labels[rows]
             yield (number * len(starts) + start // BATCH + 1) / (len(conditions) * len(starts))
     write_array(_file(run, splits, split, store), right)
@@ -217,7 +217,7 @@ def _report(ids: Sequence[str], right: Sequence[NDArray[np.bool_]], split: str, 
         under = hits[1:].mean(0)
         at_severity = hits[1:].reshape(len(CORRUPTIONS), len(SEVERITIES), -1).mean(0)
         runs.append(
-            Bearing(
+            RunRobustness(
                 id,
                 clean=_share(hits[0]),
                 mean=_mean(under, 0.0),

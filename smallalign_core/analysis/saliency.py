@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from smallalign_core.networks import Answering
-from smallalign_core.system.batching import answered
+from smallalign_core.networks import BaseClassifier
+from smallalign_core.system.batching import in_batches
 
 METHODS = {"grad-cam": "Grad-CAM (Selvaraju et al., 2017)", "occlusion": "Occlusion (Zeiler & Fergus, 2014)"}
 WINDOW = 0.25
@@ -40,7 +40,7 @@ class Explanation:
 
 
 def explain(
-    model: Answering, image: NDArray[np.uint8], *, target: int | None = None, occluding: bool = False
+    model: BaseClassifier, image: NDArray[np.uint8], *, target: int | None = None, occluding: bool = False
 ) -> Explanation:
     """Where `model` looks when it sees `image`, uint8 [C, H, W].
 
@@ -53,19 +53,19 @@ def explain(
     with torch.no_grad():
         p = model(pixels).float().softmax(1)[0]
     wanted = int(p.argmax()) if target is None else target
-    found = None if occluding or attends(model.body) else grad_cam(model, pixels, wanted)
+    found = None if occluding or has_attention(model.body) else grad_cam(model, pixels, wanted)
     method = "occlusion" if found is None else "grad-cam"
     heat = occlusion(model, pixels, wanted) if found is None else found
     most = float(heat.max())
     return Explanation(method, wanted, heat / most if most > 0 else heat * 0, p.double().numpy())
 
 
-def attends(body: nn.Module) -> bool:
+def has_attention(body: nn.Module) -> bool:
     """Whether a network has attention: its only convolution may be the one that cuts patches, and shows nothing."""
     return any("attention" in type(module).__name__.lower() for module in body.modules())
 
 
-def grad_cam(model: Answering, pixels: Tensor, target: int) -> NDArray[np.float32] | None:
+def grad_cam(model: BaseClassifier, pixels: Tensor, target: int) -> NDArray[np.float32] | None:
     """Grad-CAM (Selvaraju et al., 2017): the last convolutional maps, each weighted by the mean gradient of the logit
     of `target`, summed, and cut at zero: float32 [H, W] of `pixels`, in units of the logit.
 
@@ -95,7 +95,7 @@ def grad_cam(model: Answering, pixels: Tensor, target: int) -> NDArray[np.float3
     return np.asarray(wide[0, 0].float().numpy())
 
 
-def _last_maps(model: Answering, pixels: Tensor) -> tuple[nn.Module, int] | None:
+def _last_maps(model: BaseClassifier, pixels: Tensor) -> tuple[nn.Module, int] | None:
     """The module whose output Grad-CAM looks at, and which of its calls; None if there is no suitable convolution."""
     done: list[tuple[nn.Module, int, tuple[int, ...]]] = []
     calls: dict[nn.Module, int] = {}
@@ -119,7 +119,7 @@ def _last_maps(model: Answering, pixels: Tensor) -> tuple[nn.Module, int] | None
     return module, number
 
 
-def occlusion(model: Answering, pixels: Tensor, target: int) -> NDArray[np.float32]:
+def occlusion(model: BaseClassifier, pixels: Tensor, target: int) -> NDArray[np.float32]:
     """Occlusion (Zeiler & Fergus, 2014): how much the probability of `target` falls while a square of the image's mean
     colour covers a place; float32 [H, W], the mean over the squares that cover each pixel, cut at zero."""
     height, width = pixels.shape[-2:]
@@ -134,7 +134,7 @@ def occlusion(model: Answering, pixels: Tensor, target: int) -> NDArray[np.float
             covered = pixels.repeat(len(part), 1, 1, 1)
             for place, (top, left) in enumerate(part):
                 covered[place, :, top : top + side, left : left + side] = grey
-            fall += (whole - answered(model, covered).float().softmax(1)[:, target]).tolist()
+            fall += (whole - in_batches(model, covered).float().softmax(1)[:, target]).tolist()
     total, times = np.zeros((height, width)), np.zeros((height, width))
     for (top, left), less in zip(places, fall, strict=True):
         total[top : top + side, left : left + side] += less

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from smallalign_core import data
 from smallalign_core.metrics import Scores, fit_temperature, score
-from smallalign_core.networks import Answering
+from smallalign_core.networks import BaseClassifier
 from smallalign_core.runs import imported as foreign
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.spec import DataSpec
-from smallalign_core.system.batching import answered
+from smallalign_core.system.batching import in_batches
 from smallalign_core.training.teacher_evidence import (
     Softness as Softness,
     chance_of,
@@ -136,7 +136,9 @@ def preflight(run: Run, store: Store, spec: DataSpec | None = None, *, device: t
         "logit_std": spread,
     }
     ranked = sorted((recall, name) for name, recall in scores.recall.items() if recall is not None)
-    pairs = [(own[at], name) for at, name in zip(foreign.columns_of(own, splits.classes), splits.classes, strict=True)]
+    pairs = [
+        (own[at], name) for at, name in zip(foreign.class_columns(own, splits.classes), splits.classes, strict=True)
+    ]
     top = np.sort(logits, axis=1)
     trained_on = run.imported is None and run.data.fingerprint == splits.fingerprint
     return Preflight(
@@ -184,16 +186,16 @@ def _warnings(scores: Scores, calibrated: Scores, steady: dict[str, float], trai
     return found
 
 
-def _ask(teacher: Answering, images: NDArray[np.uint8], device: torch.device | str) -> NDArray[np.float32]:
+def _ask(teacher: BaseClassifier, images: NDArray[np.uint8], device: torch.device | str) -> NDArray[np.float32]:
     """Logits [N, C], in full precision."""
     parts = [
-        answered(teacher, torch.from_numpy(images[at : at + 2 * BATCH]).to(device)).float().cpu().numpy()
+        in_batches(teacher, torch.from_numpy(images[at : at + 2 * BATCH]).to(device)).float().cpu().numpy()
         for at in range(0, len(images), 2 * BATCH)
     ]
     return np.concatenate(parts)
 
 
-def _speed(teacher: Answering, images: NDArray[np.uint8], device: torch.device | str) -> float:
+def _speed(teacher: BaseClassifier, images: NDArray[np.uint8], device: torch.device | str) -> float:
     """Images a second: the fastest of some batches, after one that warms up."""
     batch = images[:BATCH]
     _ask(teacher, batch, device)

@@ -102,7 +102,7 @@ class Views:
         Args:
             made: its images before any mixing, where they were kept; without them they are made now.
         """
-        rows, _ = self.dealt(step)
+        rows, _ = self.sample_indices(step)
         mine = self._share
         if self.policy and isinstance(last := self.policy[-1], MixUp | CutMix):
             images = self._made(step) if made is None else made
@@ -119,13 +119,13 @@ class Views:
         if step not in self._ready:
             values = self.batch * math.prod(self._images.shape[1:])
             steps = min(TOGETHER // values, self.count // self.batch) if step == self._next and self.policy else 1
-            rows, view = (whole.reshape(-1, self.batch)[:, mine] for whole in self.dealt(step, max(1, steps)))
+            rows, view = (whole.reshape(-1, self.batch)[:, mine] for whole in self.sample_indices(step, max(1, steps)))
             made = self.augmented(rows.reshape(-1), view.reshape(-1)).split(rows.shape[1])
             self._ready = dict(enumerate(made, step))
         self._next = step + 1
         return self._ready.pop(step)
 
-    def dealt(self, step: int, steps: int = 1) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def sample_indices(self, step: int, steps: int = 1) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Whose turn it is in `steps` from `step` on: the rows int64 [steps x B] and the number of the view of each."""
         rows, view = np.empty((2, steps * self.batch), np.int64)
         done = 0
@@ -149,26 +149,26 @@ class Views:
             for number, here in several:
                 draws[here] = self._uniform(number, stream)[rows[here]]
             _parts.apply(part, canvas, draws, partial(self._normal, rows, view, stream))
-        return canvas.finished()
+        return canvas.to_uint8()
 
-    def seen(self, row: int, view: int) -> Tensor:
+    def image_of(self, row: int, view: int) -> Tensor:
         """Image `row` exactly as training sees it the `view`-th time (from 0), mixed too: uint8 [C, H, W]."""
-        return self.met(row, view)[0]
+        return self.view_of(row, view)[0]
 
-    def met(self, row: int, view: int) -> tuple[Tensor, Tensor]:
+    def view_of(self, row: int, view: int) -> tuple[Tensor, Tensor]:
         """As `seen`, with its label: int64 [], or float32 [classes] where the policy mixes images."""
         number = view % self.fixed if self.fixed else view
         if not (self.policy and isinstance(last := self.policy[-1], MixUp | CutMix)):
             return self.augmented(np.array([row]), np.array([number]))[0], self._labels[row]
         step, place = divmod(view * self.count + int(np.flatnonzero(self.order(view) == row)[0]), self.batch)
-        rows, views = self.dealt(step)
+        rows, views = self.sample_indices(step)
         draws = self._generator(step, MIX).random((self.batch, _mix.COLUMNS))
         pair = np.array([place, _mix.partners(draws)[place]])  # of two images each is the other's partner
         made, labels = self.augmented(rows[pair], views[pair]), self._labels[rows[pair]].to(self.device)
         made, labels = _mix.mixed(last, made, labels, self._classes, draws[pair])
         return made[0], labels[0]
 
-    def classmates(self, step: int, labels: Tensor) -> Tensor:
+    def same_class_permutation(self, step: int, labels: Tensor) -> Tensor:
         """For each image of the batch of `step` another one of its class, drawn anew at each step.
 
         Images that are alone in their class change places with each other; of a mixed image the larger share counts.

@@ -62,7 +62,7 @@ class Canvas:
         self._as_float()
         self._put(rows, kernel(self._take(rows)))
 
-    def finished(self) -> Tensor:
+    def to_uint8(self) -> Tensor:
         """The images: uint8 [N, C, H, W]."""
         self._settle(np.arange(len(self)))
         if self.pixels.dtype == torch.uint8:

@@ -143,7 +143,7 @@ def desk_(
         backend.serve(Store(store), questions, answers)
 
     if fork:
-        backends.fork_when_told(backend.libraries(), answering)
+        backends.fork_on_request(backend.libraries(), answering)
     else:
         answering(sys.stdin, out)
 
@@ -159,14 +159,14 @@ def evaluate(
     json: JsonOption = False,
 ) -> None:
     """Accuracy, likelihood, calibration and recall per class, on the test images."""
-    from smallalign_core.metrics import never_found
+    from smallalign_core.metrics import zero_recall_classes
     from smallalign_core.service import comparison_api
 
     place = Store(store)
     worker.set_threads()
     found = comparison_api.evaluate(place, reference, data_source)
     run = place.finished(reference)
-    missed = never_found(found["recall"])
+    missed = zero_recall_classes(found["recall"])
     text = (
         f"{run.name} on {found['images']:,} test images of {found['data']} ({looked_at(found['test_looks'])})\n"
         f"accuracy {percent(found['accuracy'])} "
@@ -194,7 +194,7 @@ def doctor(
 
     checks, removed = health.examine(Store(store)), []
     if mend:
-        removed = [str(path) for path in health.mend(checks)]
+        removed = [str(path) for path in health.fix(checks)]
         checks = health.examine(Store(store)) if removed else checks
     table = Table("check", "", "found")
     for check in checks:

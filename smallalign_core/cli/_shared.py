@@ -117,10 +117,10 @@ def found_at(source: str | None) -> Iterator[None]:
     with data.found_at(source) as notes:
         yield
     for note in notes:
-        tell(note)
+        progress_line(note)
 
 
-def tell(note: str) -> None:
+def progress_line(note: str) -> None:
     """Say something beside the answer."""
     progress_console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
 

@@ -78,7 +78,7 @@ def _compare(
         found["robustness"] = held["report"]
         lines.append(bearing.words(held["report"], runs))
     if table or any(value is not None for value in numbers.values()):
-        held = _waited("Measuring latency", lambda: comparison_api.frontier(place, runs, split, limits, PATIENCE))
+        held = _waited("Measuring latency", lambda: comparison_api.pareto_front(place, runs, split, limits, PATIENCE))
         found["frontier"] = held["report"]
         lines.append(fronts.table(held["report"]) + "\n" + fronts.words(held["report"]))
     if report is not None:

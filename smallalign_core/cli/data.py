@@ -39,7 +39,7 @@ def inspect(
         raise BadInput("decisions go into a new file of an existing folder", given=decide, do="choose another name")
     asked: dict[str, Any] = parse_data(fields).model_dump(mode="json")
     facts = backend.inspect(place, asked)
-    looking = data_quality.Looking(
+    looking = data_quality.QualityCheck(
         place, parse_data(asked), method, teacher
     )  # what cannot be is refused before any bar
     with progress("looking") as told:

@@ -64,9 +64,9 @@ def import_(
     if name is not None:
         place.claim_zoo_name(name)  # before the work, not after it
     told = told_of(classes, output, layout, size, white, mean, std, order, answers)
-    run = imported.bring(file, parse_data(data_source), place, **told)
+    run = imported.import_onnx(file, parse_data(data_source), place, **told)
     if name is not None:
-        run = model_card.keep(run, place, name)
+        run = model_card.publish(run, place, name)
     assert run.imported is not None
     result = run.result or {}
     assumed = result.get("assumed") or {"words": []}  # equal imports of older versions kept none

@@ -35,9 +35,9 @@ def summary(run: Run) -> dict[str, Any]:
         "state": str(run.state),
         "title": run.title,
         "accuracy": result.get("test", {}).get("accuracy"),
-        "params": result.get("params", run.said.get("params")),
+        "params": result.get("params", run.status.get("params")),
         "created": run.created,
-        "reason": run.said.get("reason"),
+        "reason": run.status.get("reason"),
     }
 
 
@@ -119,8 +119,12 @@ def runs_pause(reference: Reference, store: StoreOption = MODELS, json: JsonOpti
 
 def _ask(reference: str, request: str, store: Path, as_json: bool) -> None:
     run = Store(store).run(reference)
-    run.ask(request)
-    answer({"id": run.id, "state": str(run.state), "asked": run.asked}, as_json, f"{run.name}: asked to {request}")
+    run.request(request)
+    answer(
+        {"id": run.id, "state": str(run.state), "asked": run.pending_request},
+        as_json,
+        f"{run.name}: asked to {request}",
+    )
 
 
 @app.command("resume")
@@ -159,5 +163,5 @@ def runs_keep(
     from smallalign_core.runs import model_card
 
     place = Store(store)
-    kept = model_card.keep(place.finished(reference), place, name)
+    kept = model_card.publish(place.finished(reference), place, name)
     answer({"id": kept.id, "name": kept.name, "folder": str(kept.folder)}, json, f"{kept.name}: {kept.folder}")

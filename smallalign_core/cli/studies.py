@@ -94,7 +94,7 @@ def _train(study: lifecycle.Study, place: Store, device: str, ray: str | None) -
         observe = held.enter_context(_watched(study, place))
         if crew is not None:
             crew.observe = observe
-        for error in lifecycle.drive(study, place, device=device, stop=stop, observe=observe, crew=crew):
+        for error in lifecycle.run_to_end(study, place, device=device, stop=stop, observe=observe, crew=crew):
             progress_console.print(str(error), highlight=False, markup=False, soft_wrap=True)
 
 

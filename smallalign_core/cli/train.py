@@ -20,10 +20,10 @@ from smallalign_core.cli._shared import (
     answer,
     percent,
     progress_console,
-    tell,
+    progress_line,
 )
 from smallalign_core.errors import SmallAlignError
-from smallalign_core.metrics import never_found
+from smallalign_core.metrics import zero_recall_classes
 from smallalign_core.runs.store import State, Store
 from smallalign_core.service import backend, worker
 from smallalign_core.spec import RunSpec, read
@@ -51,15 +51,15 @@ def train(
     stop = worker.stop_on_signals()
     try:
         if world.rank:
-            runner.assist(place.run(world.hear()), place, world, device)
+            runner.run_assistant(place.run(world.receive()), place, world, device)
             return
         asked = read(spec, set or [])
-        world.share(asked.batch)
+        world.local_slice(asked.batch)
         resolved = _resolved(place, asked, device)
         run = place.create(resolved)
         for note in data.load(resolved.data, place.data_cache).notes:
-            tell(note)
-        world.say(run.id)
+            progress_line(note)
+        world.broadcast(run.id)
         with _progress(epochs=True) as follow:
             result = worker.execute(run, place, device=device, observe=follow(run.name), stop=stop, world=world)
     finally:
@@ -81,7 +81,7 @@ def train(
         text += f", peak memory {peak / 1e9:.2f} GB"
     if (told := result.get("features")) is not None:
         text += f"\nfeatures of the frozen body: {told}"
-    if missed := never_found(result["test"]["recall"]):
+    if missed := zero_recall_classes(result["test"]["recall"]):
         text += f"\n{missed}"
     answer(result, json, text)
 

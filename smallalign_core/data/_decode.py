@@ -146,7 +146,7 @@ def _found(
     """What was read of one file; None where the reason why it was not is in `unreadable` now."""
     try:
         reason, *found = made.get()
-    except _guarded.TooCostly as error:
+    except _guarded.OverLimit as error:
         unreadable[entry.name] = f"{error.wrong} ({error.given})"
         _refuse_unreadable(unreadable, total, spec)  # each takes seconds: not all of them before it is refused
         return None

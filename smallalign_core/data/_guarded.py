@@ -55,7 +55,7 @@ AHEAD = 32
 Result = TypeVar("Result")
 
 
-class TooCostly(BadData):
+class OverLimit(BadData):
     """An image that takes more than the limits to decode."""
 
 
@@ -102,7 +102,7 @@ def each(work: Callable[..., Result], given: Iterable[Sequence[Any]]) -> Iterato
                 continue
             try:
                 reply, payload = process.receive()
-            except TooCostly as error:
+            except OverLimit as error:
                 process = _Process()
                 for question in ahead:
                     process.send(question)
@@ -190,7 +190,7 @@ class _Process:
         if code == -signal.SIGXCPU:
             raise _too_long(SECONDS)
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        raise TooCostly("decoding the image ends the process that does it", given=name, do="save it again")
+        raise OverLimit("decoding the image ends the process that does it", given=name, do="save it again")
 
     def _read(self, size: int, seconds: float) -> bytes:
         """So many bytes.
@@ -210,9 +210,9 @@ class _Process:
         return bytes(found)
 
 
-def _too_long(seconds: float) -> TooCostly:
+def _too_long(seconds: float) -> OverLimit:
     given = f"more than {seconds:.0f} seconds"
-    return TooCostly("the image takes too long to decode", given=given, do="save it again, or remove it")
+    return OverLimit("the image takes too long to decode", given=given, do="save it again, or remove it")
 
 
 _free: list[_Process] = []

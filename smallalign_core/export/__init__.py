@@ -9,12 +9,12 @@ integers; what the smaller ones lose is measured and written into them. A seal s
 from smallalign_core.export._bundle import (
     bundle as bundle,
     bundle_folder as bundle_folder,
-    claim as claim,
     download as download,
+    file_name as file_name,
     kept_bundle as kept_bundle,
-    named as named,
+    submit_browser_parity as submit_browser_parity,
 )
-from smallalign_core.export._checksum import is_whole as is_whole, sealed as sealed
+from smallalign_core.export._checksum import checksum_matches as checksum_matches, with_checksum as with_checksum
 from smallalign_core.export._download import zipped as zipped
 from smallalign_core.export._file import (
     CALIBRATED_ON as CALIBRATED_ON,

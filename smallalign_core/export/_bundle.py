@@ -36,7 +36,7 @@ def bundle_folder(run: Run, store: Store) -> Path:
     return store.root / "exports" / run.id
 
 
-def named(file: str, precision: str) -> str:
+def file_name(file: str, precision: str) -> str:
     """What a file of a bundle is called: `model.onnx`, and `model-int8.onnx` for another precision than fp32."""
     stem, _, kind = file.rpartition(".")
     return file if precision == "fp32" else f"{stem}-{precision}.{kind}"
@@ -46,7 +46,7 @@ def kept_bundle(run: Run, store: Store, precision: Precision = "fp32") -> dict[s
     """The report of a bundle that was made before and whose file is still what it was; None otherwise."""
     folder = bundle_folder(run, store)
     try:
-        report: dict[str, Any] = read_json(folder / named("parity.json", precision))
+        report: dict[str, Any] = read_json(folder / file_name("parity.json", precision))
         whole = all(
             hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
             for name, digest in report["files"].items()
@@ -73,14 +73,14 @@ def bundle(run: Run, store: Store, *, precision: Precision = "fp32", count: int 
     pixels, reference = nhwc(images, count), references(run, splits, store)["test"]
     answers = made.answers["test"]
     proof = parity(reference, answers, images, model.latency(pixels[0]), GATES[precision])
-    write(folder / named("model.onnx", precision), made.content)
+    write(folder / file_name("model.onnx", precision), made.content)
     write(folder / "images.bin", pixels.tobytes())
     write(folder / "reference.bin", reference[:count].astype("<f4").tobytes())
-    write(folder / named("logits.bin", precision), answers[:count].astype("<f4").tobytes())
+    write(folder / file_name("logits.bin", precision), answers[:count].astype("<f4").tobytes())
     result = run.result or {}
     report = {
         "bundle": BUNDLE,
-        "file": named("model.onnx", precision),
+        "file": file_name("model.onnx", precision),
         **made.facts,
         "weights_sha256": result.get("weights_sha256"),
         "data": {"fingerprint": splits.fingerprint, "images_sha256": hashlib.sha256(pixels.tobytes()).hexdigest()},
@@ -95,7 +95,7 @@ def bundle(run: Run, store: Store, *, precision: Precision = "fp32", count: int 
     return report
 
 
-def claim(run: Run, store: Store, precision: Precision, said: dict[str, Any]) -> dict[str, Any]:
+def submit_browser_parity(run: Run, store: Store, precision: Precision, said: dict[str, Any]) -> dict[str, Any]:
     """Write what a visitor's browser answered into the proof and the download. Returns the report with it.
 
     Nothing that can be computed is believed: the top-1, the accuracy and the gap come from the logits.
@@ -108,7 +108,7 @@ def claim(run: Run, store: Store, precision: Precision, said: dict[str, Any]) ->
         BadInput: the bundle was made anew meanwhile, or the answer is not one to its images.
         Refused: the visitor may only look.
     """
-    store.visitor.may("add to a proof")
+    store.visitor.require("add to a proof")
     report = kept_bundle(run, store, precision)
     if report is None:
         raise BadInput("the export that the browser answered is gone", given=run.name, do="check again")
@@ -144,7 +144,7 @@ def claim(run: Run, store: Store, precision: Precision, said: dict[str, Any]) ->
         "timing": timing,
         **found.as_dict(),
     }
-    write(folder / named("browser.bin", precision), raw)
+    write(folder / file_name("browser.bin", precision), raw)
     _keep(run, store, report, raw)
     return report
 
@@ -170,17 +170,17 @@ def _plain(told: Any) -> Any:
 
 def _keep(run: Run, store: Store, report: dict[str, Any], logits: bytes | None) -> None:
     folder, precision = bundle_folder(run, store), report["precision"]
-    content = (folder / named("model.onnx", precision)).read_bytes()
-    write(folder / named("model.zip", precision), pack(run, store, report, content, logits))
-    names = ["images.bin", "reference.bin", *(named(name, precision) for name in KEPT)]
+    content = (folder / file_name("model.onnx", precision)).read_bytes()
+    write(folder / file_name("model.zip", precision), pack(run, store, report, content, logits))
+    names = ["images.bin", "reference.bin", *(file_name(name, precision) for name in KEPT)]
     report["files"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
-    write_json(folder / named("parity.json", precision), report)
+    write_json(folder / file_name("parity.json", precision), report)
 
 
 def download(run: Run, store: Store, to: Path, precision: Precision) -> dict[str, Any]:
     """Write the download of a run to `to`, a .zip: the file, its card, proof, labels and snippets."""
     report = kept_bundle(run, store, precision) or bundle(run, store, precision=precision)
-    write(to, (bundle_folder(run, store) / named("model.zip", precision)).read_bytes())
+    write(to, (bundle_folder(run, store) / file_name("model.zip", precision)).read_bytes())
     return {"file": str(to), **{key: report[key] for key in ("bytes", "sha256", "opset", "run", "precision")}} | {
         "loss": report["loss"],
         "flagged": report["flagged"],

@@ -18,12 +18,12 @@ import onnx
 KEY = "smallalign-seal"
 
 
-def sealed(content: bytes) -> bytes:
+def with_checksum(content: bytes) -> bytes:
     """A serialised ONNX model with its seal. Protobuf reads what is appended as one more entry of a list."""
     return content + _seal(content)
 
 
-def is_whole(content: bytes) -> bool:
+def checksum_matches(content: bytes) -> bool:
     """Whether the bytes end in the seal of all that is before it."""
     length = len(_seal(b""))
     return content[-length:] == _seal(content[:-length])

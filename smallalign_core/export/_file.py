@@ -22,15 +22,15 @@ from torch import Tensor, nn
 from smallalign_core import data, networks
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import BadInput, WorkFailed
-from smallalign_core.export._checksum import is_whole, sealed
+from smallalign_core.export._checksum import checksum_matches, with_checksum
 from smallalign_core.export._parity import LIMIT, Loss, loss_of
 from smallalign_core.export._runtime import METADATA, OnnxClassifier, at_once, nhwc
-from smallalign_core.export._simplify import lean
+from smallalign_core.export._simplify import simplify
 from smallalign_core.metrics import logits_of, score
 from smallalign_core.networks import Classifier, onnx_graph
 from smallalign_core.networks.onnx_graph import OPSET, quiet
 from smallalign_core.runs.store import Run, Store
-from smallalign_core.spec import Borrowed, RunSpec, to_yaml
+from smallalign_core.spec import LibraryNetwork, RunSpec, to_yaml
 from smallalign_core.system.files import read_sealed, write, write_sealed
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -127,9 +127,9 @@ def in_precision(
         metadata: what the file will say of itself; the size that the network resizes to bounds the batches.
     """
     if precision == "fp32":
-        return lean(graph)
+        return simplify(graph)
     if precision == "fp16":
-        return onnx_graph.in_halves(lean(graph))
+        return onnx_graph.in_halves(simplify(graph))
     assert training is not None, "int8 is calibrated on training images"
     # Spread over the whole set: folders list one class after the other.
     rows = np.unique(np.linspace(0, len(training) - 1, CALIBRATED_ON).astype(np.int64))
@@ -168,7 +168,7 @@ def finished(graph: bytes, metadata: Mapping[str, Any]) -> bytes:
     entry = model.metadata_props.add()
     entry.key, entry.value = METADATA, padded(metadata)
     onnx.checker.check_model(model)
-    return sealed(bytes(model.SerializeToString()))
+    return with_checksum(bytes(model.SerializeToString()))
 
 
 def padded(metadata: Mapping[str, Any]) -> str:
@@ -267,7 +267,7 @@ def metadata_of(run: Run) -> dict[str, Any]:
 def described(spec: RunSpec, id: str, result: Mapping[str, Any]) -> dict[str, Any]:
     """The same of what a run is: its spec, id and result."""
     bare: dict[str, Any] = {"data": spec.data.model_copy(update={"source": Path(spec.data.source).name})}
-    if isinstance(spec.network, Borrowed) and spec.network.weights is not None:  # no paths leave the house
+    if isinstance(spec.network, LibraryNetwork) and spec.network.weights is not None:  # no paths leave the house
         bare["network"] = spec.network.model_copy(update={"weights": Path(spec.network.weights).name})
     return {
         "run": id,
@@ -290,9 +290,11 @@ def graph_of_run(run: Run, store: Store | None, metadata: dict[str, Any]) -> byt
     file = _kept(store, facts, ".onnx")
     with contextlib.suppress(OSError):
         held = file.read_bytes()
-        if is_whole(held):
+        if checksum_matches(held):
             return held
-    graph = sealed(graph_of(networks.from_file(run.weights, metadata["weights_sha256"]), metadata["temperature"]))
+    graph = with_checksum(
+        graph_of(networks.from_file(run.weights, metadata["weights_sha256"]), metadata["temperature"])
+    )
     file.parent.mkdir(parents=True, exist_ok=True)
     write(file, graph)
     return graph

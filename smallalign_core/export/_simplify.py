@@ -12,7 +12,7 @@ from onnx import numpy_helper
 Size = tuple[int, ...]
 
 
-def lean(content: bytes) -> bytes:
+def simplify(content: bytes) -> bytes:
     """The same answers, up to the order of sums, from a graph of `graph_of` with less to multiply.
 
     Rows and columns of a convolution that the pooling after it leaves over are not computed: of 7 x 7 pixels, pooling

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from smallalign_core import data
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import BadData, BadInput, BadModel
-from smallalign_core.export._checksum import KEY, is_whole
+from smallalign_core.export._checksum import KEY, checksum_matches
 from smallalign_core.export._parity import GATES, parity
 from smallalign_core.export._runtime import METADATA, at_once, check_doors, nhwc, read_metadata
 from smallalign_core.metrics import logits_of, score
@@ -66,7 +66,7 @@ def verify(
     if facts["sha256"] != digest:
         raise BadInput("the file changed while it was looked at", given=file, do="verify it again")
     ours = METADATA in facts["metadata"] or KEY in facts["metadata"]
-    if ours and not is_whole(content):
+    if ours and not checksum_matches(content):
         raise BadModel(
             "the file was changed after it was exported: its seal is broken or missing",
             given=file,
@@ -197,7 +197,7 @@ def _unscored(told: dict[str, Any], asked: str | None, why: str) -> dict[str, An
 
 def _answered(content: bytes, images: ImageSet, step: int) -> tuple[NDArray[np.float32], tuple[float, float]]:
     """What an export of ours answers to all images, `step` at once, and its latency."""
-    session = imported.opened(content, threads=1)
+    session = imported.open_sandboxed(content, threads=1)
     parts = []
     for at in range(0, len(images), step):
         pixels = nhwc(images.take(np.arange(at, min(at + step, len(images)))))
@@ -259,9 +259,9 @@ def _theirs(
             named, told["classes"] = False, splits.classes
     how = imported.describe(file.name, facts, spec, splits, **told)
     whole = imported.OnnxClassifier(content, how)
-    assumed = imported.understand(whole, splits, told)
+    assumed = imported.infer_semantics(whole, splits, told)
     answers = logits_of(
-        imported.Selected(whole, imported.columns_of(how.classes, splits.classes), splits.classes), images
+        imported.ClassSubset(whole, imported.class_columns(how.classes, splits.classes), splits.classes), images
     )
     latency = whole.latency(torch.from_numpy(np.array(images.images[:1])))
     store.count_test_look(splits.fingerprint, known.id if known else file.name, "verify")

@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from smallalign_core.errors import BadModel, BadSpec
 from smallalign_core.networks import _library
 from smallalign_core.networks._bits import baked as baked, in_bits as in_bits, plain_names
-from smallalign_core.spec import Borrowed, Cnn, DataSpec, Mlp, Network, Resnet, RunSpec, Separable
+from smallalign_core.spec import Cnn, DataSpec, LibraryNetwork, Mlp, Network, Resnet, RunSpec, Separable
 from smallalign_core.system import machine
 
 MAX_PARAMS = 200_000_000
 START = ("pretrained", "frozen", "head_rate", "weights", "weights_sha256")
 
 
-class Answering(nn.Module):
+class BaseClassifier(nn.Module):
     """Whatever answers: uint8 images [N, channels, H, W] in, logits float32 [N, len(classes)] out.
 
     Attributes:
@@ -45,7 +45,7 @@ class Answering(nn.Module):
         return None
 
 
-class Classifier(Answering):
+class Classifier(BaseClassifier):
     """A network together with its preprocessing and its classes.
 
     Args:
@@ -217,7 +217,7 @@ def _seen(network: Mlp | Cnn | Separable | Resnet, shape: tuple[int, int, int]) 
 
 def _refuse_giants(network: Network, shape: tuple[int, int, int], classes: int) -> None:
     """Count before building: a width and depth that are each allowed may together ask for all of the memory."""
-    if isinstance(network, Borrowed):
+    if isinstance(network, LibraryNetwork):
         return
     with torch.device("meta"):
         body = _own_body(network, _seen(network, shape), classes)
@@ -252,7 +252,7 @@ def build(
     _refuse_giants(network, shape, len(classes))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if not isinstance(network, Borrowed):
+        if not isinstance(network, LibraryNetwork):
             body = _own_body(network, _seen(network, shape), len(classes))
             return Classifier(body, classes, shape, mean, std, size=network.size)
         body, head, normal = _library.build(network, len(classes))

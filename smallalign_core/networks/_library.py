@@ -18,7 +18,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from smallalign_core.errors import BadModel, BadSpec
-from smallalign_core.spec import Borrowed, Timm
+from smallalign_core.spec import LibraryNetwork, Timm
 from smallalign_core.system import extras
 from smallalign_core.system.sandbox import COUNTERS, shared
 
@@ -28,7 +28,9 @@ SMALL = 0.01  # standard deviation of a new head that is not zero
 OURS = "body."  # in the files that `to_bytes` writes, the network's own tensors are named so
 
 
-def build(spec: Borrowed, classes: int) -> tuple[nn.Module, nn.Module, tuple[Sequence[float], Sequence[float]] | None]:
+def build(
+    spec: LibraryNetwork, classes: int
+) -> tuple[nn.Module, nn.Module, tuple[Sequence[float], Sequence[float]] | None]:
     """(network, its head, mean and std that its weights expect); the last is None for random weights.
 
     Raises:
@@ -59,7 +61,7 @@ def _unknown(library: str, name: str, offered: Sequence[str], list_models: str) 
     )
 
 
-def _unreachable(spec: Borrowed, error: Exception, where: str) -> NoReturn:
+def _unreachable(spec: LibraryNetwork, error: Exception, where: str) -> NoReturn:
     raise BadSpec(
         f"the weights of {spec.name} are not here and could not be downloaded ({type(error).__name__})",
         given=where,
@@ -67,7 +69,7 @@ def _unreachable(spec: Borrowed, error: Exception, where: str) -> NoReturn:
     ) from None
 
 
-def _torchvision(spec: Borrowed, classes: int) -> tuple[nn.Module, nn.Module, Any]:
+def _torchvision(spec: LibraryNetwork, classes: int) -> tuple[nn.Module, nn.Module, Any]:
     from torchvision import models
 
     offered = models.list_models(module=models)
@@ -92,7 +94,7 @@ def _torchvision(spec: Borrowed, classes: int) -> tuple[nn.Module, nn.Module, An
     return network, _new_head(network, classes), (IMAGENET_MEAN, IMAGENET_STD)
 
 
-def _timm(spec: Borrowed, classes: int) -> tuple[nn.Module, nn.Module, Any]:
+def _timm(spec: LibraryNetwork, classes: int) -> tuple[nn.Module, nn.Module, Any]:
     timm = extras.load("timm", f"the network timm:{spec.name}")  # imported only here: it costs seconds
     name, _, tag = spec.name.partition(".")
     if not timm.is_model(name):
@@ -164,7 +166,7 @@ def _begin_small(head: nn.Module) -> None:
 
 
 def _start_from(
-    spec: Borrowed, network: nn.Module, head: nn.Module, normal: tuple[Sequence[float], Sequence[float]]
+    spec: LibraryNetwork, network: nn.Module, head: nn.Module, normal: tuple[Sequence[float], Sequence[float]]
 ) -> tuple[tuple[Sequence[float], Sequence[float]], bool]:
     """Load the file's tensors; a head for other classes is new.
 
@@ -219,7 +221,7 @@ def _unwrapped(given: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[s
     return {name[len(prefix) :]: tensor for name, tensor in kept.items()}
 
 
-def _refuse_others(spec: Borrowed, given: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+def _refuse_others(spec: LibraryNetwork, given: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     missing = [name for name in wanted if name not in given and not name.endswith("num_batches_tracked")]
     unknown = [name for name in given if name not in wanted]
     odd = [name for name in wanted if name in given and given[name].shape != wanted[name].shape]

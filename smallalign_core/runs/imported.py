@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from smallalign_core import data, networks
 from smallalign_core.errors import BadInput, BadModel
 from smallalign_core.metrics import fit_temperature, logits_of, score
-from smallalign_core.networks import Answering
+from smallalign_core.networks import BaseClassifier
 from smallalign_core.runs import class_names, onnx_outputs
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.spec import DataSpec, Import, id_of
@@ -40,14 +40,14 @@ STORED = {"float": "float", "float16": "float", "double": "float", "uint8": "uin
 CHUNK = 128  # images that a file of any batch gets at once
 
 
-def opened(content: bytes, threads: int) -> sandbox.Session:
+def open_sandboxed(content: bytes, threads: int) -> sandbox.SandboxedSession:
     """An accepted file, answering from a jail. A batch of a large network may need gigabytes; half of the machine's
     leaves whoever trains alive."""
     limits = sandbox.Limits(memory=max(sandbox.LIMITS.memory, memory() // 2), seconds=ANSWER_SECONDS)
-    return sandbox.Session(content, threads=threads, limits=limits)
+    return sandbox.SandboxedSession(content, threads=threads, limits=limits)
 
 
-class OnnxClassifier(Answering):
+class OnnxClassifier(BaseClassifier):
     """An accepted ONNX file as a classifier: uint8 images in, logits out; preprocessing is inside, and it never learns.
 
     Args:
@@ -62,7 +62,7 @@ class OnnxClassifier(Answering):
         super().__init__()
         if hashlib.sha256(content).hexdigest() != how.sha256:
             raise BadModel("the imported file is damaged", given=how.file, do="delete the import, and import it again")
-        self.session = opened(content, torch.get_num_threads())
+        self.session = open_sandboxed(content, torch.get_num_threads())
         self.classes, self.body = how.classes, nn.Identity()
         self.use(how)
 
@@ -122,13 +122,13 @@ def _normal(how: Import) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return how.mean, how.std
 
 
-class Selected(Answering):
+class ClassSubset(BaseClassifier):
     """A classifier asked only about some of its classes, in another order.
 
     Softmax over the chosen logits is the model's own probability given that it is one of them.
     """
 
-    def __init__(self, whole: Answering, columns: Sequence[int], classes: tuple[str, ...]) -> None:
+    def __init__(self, whole: BaseClassifier, columns: Sequence[int], classes: tuple[str, ...]) -> None:
         super().__init__()
         self.whole, self.classes, self.body = whole, classes, whole.body
         self.register_buffer("columns", torch.tensor(columns), persistent=False)
@@ -146,7 +146,7 @@ class Selected(Answering):
         return found
 
 
-def columns_of(known: Sequence[str], asked: Sequence[str]) -> list[int]:
+def class_columns(known: Sequence[str], asked: Sequence[str]) -> list[int]:
     """Where each asked class stands among the known ones; by name, upper and lower case alike if that is unambiguous.
 
     Raises:
@@ -176,7 +176,7 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
 
 
-def classifier(run: Run, classes: tuple[str, ...] | None = None) -> Answering:
+def classifier(run: Run, classes: tuple[str, ...] | None = None) -> BaseClassifier:
     """The classifier of a finished run or import, in evaluation mode: uint8 [N, channels, H, W] -> logits [N, classes].
 
     Args:
@@ -188,14 +188,14 @@ def classifier(run: Run, classes: tuple[str, ...] | None = None) -> Answering:
     """
     if run.imported is not None:
         try:
-            whole: Answering = OnnxClassifier(run.weights.read_bytes(), run.imported)
+            whole: BaseClassifier = OnnxClassifier(run.weights.read_bytes(), run.imported)
         except OSError:
             raise BadModel("the imported file is missing", given=run.weights, do="import it again") from None
     else:
         whole = networks.from_file(run.weights, (run.result or {}).get("weights_sha256"))
     if classes is None or classes == whole.classes:
         return whole.eval()
-    return Selected(whole, columns_of(whole.classes, classes), classes).eval()
+    return ClassSubset(whole, class_columns(whole.classes, classes), classes).eval()
 
 
 def digest_of(run: Run) -> str:
@@ -208,7 +208,7 @@ def digest_of(run: Run) -> str:
 # --- bringing a file in -----------------------------------------------------------------------------------------------
 
 
-def bring(file: Path, spec: DataSpec, store: Store, **told: Any) -> Run:
+def import_onnx(file: Path, spec: DataSpec, store: Store, **told: Any) -> Run:
     """Take an ONNX classifier into the store, scored on the validation and test images of `spec`.
 
     Args:
@@ -234,13 +234,13 @@ def bring(file: Path, spec: DataSpec, store: Store, **told: Any) -> Run:
     if digest != facts["sha256"]:
         raise BadInput("the file changed while it was looked at", given=file, do="import it again")
     whole = OnnxClassifier(content, describe(file.name, facts, spec, splits, **told))
-    assumed = understand(whole, splits, told)
-    mapped = Selected(whole, columns_of(whole.how.classes, splits.classes), splits.classes)
+    assumed = infer_semantics(whole, splits, told)
+    mapped = ClassSubset(whole, class_columns(whole.how.classes, splits.classes), splits.classes)
     result = _scored(mapped, whole.how, splits, facts, store) | {"assumed": assumed.as_dict()}
     return _kept(store, whole.how, content, result)
 
 
-def understand(whole: OnnxClassifier, splits: data.Splits, told: Mapping[str, Any]) -> onnx_outputs.Assumed:
+def infer_semantics(whole: OnnxClassifier, splits: data.Splits, told: Mapping[str, Any]) -> onnx_outputs.Assumed:
     """Decide what a file's answers are and which scale its pixels have, where `told` does not say; `whole` follows.
 
     Args:
@@ -256,7 +256,7 @@ def understand(whole: OnnxClassifier, splits: data.Splits, told: Mapping[str, An
     given = [name for name in ("white", "mean", "std", "order") if told.get(name) is not None]
     if how.dtype == "uint8" or given:
         return onnx_outputs.Assumed(words)
-    columns = columns_of(how.classes, splits.classes)
+    columns = class_columns(how.classes, splits.classes)
     images, labels = _sample(splits)
 
     def ask(one: Import) -> NDArray[np.float32]:
@@ -416,7 +416,9 @@ def _output(facts: dict[str, Any], asked: str | None, classes: int) -> dict[str,
     return {"output": chosen, "stored": STORED[doors[chosen][0]]}
 
 
-def _scored(model: Answering, how: Import, splits: data.Splits, facts: dict[str, Any], store: Store) -> dict[str, Any]:
+def _scored(
+    model: BaseClassifier, how: Import, splits: data.Splits, facts: dict[str, Any], store: Store
+) -> dict[str, Any]:
     """What a finished run keeps too, as far as an import has it."""
     val, test = logits_of(model, splits.val), logits_of(model, splits.test)
     store.count_test_look(splits.fingerprint, id_of(how), "import")

@@ -21,7 +21,7 @@ LEAST = -60_000.0
 
 
 @dataclass(frozen=True)
-class Answers:
+class SplitLogits:
     """What a run answered to the images of one split.
 
     Attributes:
@@ -63,7 +63,7 @@ def packed(val: NDArray[np.float32], test: NDArray[np.float32], splits: Splits) 
     )
 
 
-def kept(run: Run, split: str = "test") -> Answers | None:
+def kept(run: Run, split: str = "test") -> SplitLogits | None:
     """What a finished run answered; None if that is not kept, or not what its result sealed."""
     from safetensors.numpy import load
 
@@ -74,4 +74,4 @@ def kept(run: Run, split: str = "test") -> Answers | None:
     if hashlib.sha256(content).hexdigest() != (run.result or {}).get("logits_sha256"):
         return None
     arrays = load(content)
-    return Answers(arrays[split].astype(np.float32), arrays[f"{split}_labels"].astype(np.int64))
+    return SplitLogits(arrays[split].astype(np.float32), arrays[f"{split}_labels"].astype(np.int64))

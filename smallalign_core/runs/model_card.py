@@ -77,7 +77,7 @@ def card_of_import(run: Run, how: Import, name: str) -> str:
 """
 
 
-def keep(run: Run, store: Store, name: str) -> Run:
+def publish(run: Run, store: Store, name: str) -> Run:
     """Keep a finished run, or an import, in the zoo under a name: what it is, weights, result and card.
 
     Raises:

@@ -11,7 +11,7 @@ from smallalign_core.errors import SmallAlignError
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.system.files import write_json
 from smallalign_core.system.machine import boot, memory_kills
-from smallalign_core.system.users import Turn, waiting
+from smallalign_core.system.users import QueueTicket, queued
 
 MOST = 2
 """How often a run is resumed by itself. A person who resumes it starts the count anew."""
@@ -20,7 +20,7 @@ LAST_WORDS = 3
 """Lines of a run's log that are told."""
 
 
-def revive(store: Store, cause: str = "") -> list[Run]:
+def requeue_crashed(store: Store, cause: str = "") -> list[Run]:
     """Queue every run again whose worker died; whoever died more than `MOST` times has failed.
 
     Only runs that a worker took from the queue: who trains in the foreground sees the end, and gives the command again.
@@ -42,22 +42,22 @@ def revive(store: Store, cause: str = "") -> list[Run]:
     return found
 
 
-def deaths(run: Run) -> int:
+def crash_count(run: Run) -> int:
     """How often its worker died since a person last queued it."""
-    return int(run.said.get("deaths") or 0)
+    return int(run.status.get("deaths") or 0)
 
 
 def _lies_dead(run: Run) -> bool:
     if run.finished or (run.folder / "queued").exists():
         return False
-    said = run.said
+    said = run.status
     return bool(said.get("served")) and said.get("ended") is None
 
 
 def _revive(run: Run, store: Store, cause: str) -> None:
-    count, said, why = deaths(run) + 1, run.said, _why(run, cause)
-    if run.asked:  # of the worker that died before it could obey
-        ended = State.CANCELLED if run.asked == "cancel" else State.PAUSED
+    count, said, why = crash_count(run) + 1, run.status, _why(run, cause)
+    if run.pending_request:  # of the worker that died before it could obey
+        ended = State.CANCELLED if run.pending_request == "cancel" else State.PAUSED
         write_json(run.folder / "state.json", {**said, "ended": ended, "reason": None})
         (run.folder / "request").unlink(missing_ok=True)
     elif count > MOST:
@@ -67,13 +67,13 @@ def _revive(run: Run, store: Store, cause: str) -> None:
         reason = f"Resumed by itself ({count} of {MOST}): its worker died. {why}"
         write_json(run.folder / "state.json", {**said, "deaths": count, "reason": reason})
         # It had its turn: it is due with those that are served now, and puts nobody's turn back.
-        turns = waiting(store.root / "runs").values()
-        Turn(min((turn.number for turn in turns), default=0), time.time()).write(run.folder / "queued")
+        turns = queued(store.root / "runs").values()
+        QueueTicket(min((turn.number for turn in turns), default=0), time.time()).write(run.folder / "queued")
 
 
 def _why(run: Run, cause: str) -> str:
     """What is known of the last death: how, where, whether memory was short, and the last lines of the log."""
-    said, parts = run.said, []
+    said, parts = run.status, []
     last = next((event for event in reversed(run.events()) if event["step"]), None)
     step = f"after step {last['step']}" if last else "before its first step was recorded"
     parts.append(f"The last time {step}{f': {cause}' if cause else ''}.")

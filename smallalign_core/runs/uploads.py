@@ -51,7 +51,7 @@ def keep(store: Store, name: str, content: bytes) -> tuple[Path, bool]:
         Refused: the visitor may only look, or there is no room for it.
         BadData: it is no zip, or one that `data` would not unpack. Nothing of it is left behind.
     """
-    store.visitor.may("upload datasets")
+    store.visitor.require("upload datasets")
     most = limits.current()
     if len(content) > most.upload_mb * limits.MB:
         raise Refused(f"an upload has at most {most.upload_mb} MB", given=f"{len(content) / limits.MB:.1f} MB", do=HOW)
@@ -77,7 +77,7 @@ def keep(store: Store, name: str, content: bytes) -> tuple[Path, bool]:
     return file, True
 
 
-def drop(store: Store, file: Path) -> None:
+def discard(store: Store, file: Path) -> None:
     """Forget an upload that turned out to be useless; any other file is left alone."""
     if file.parent == folder(store) and file.suffix == ".zip":
         file.unlink(missing_ok=True)

@@ -26,7 +26,7 @@ RESERVED = 64 * 1024
 NAMED = re.compile(r"checkpoint-(\d+)-([0-9a-f]{8})\.pt")
 
 
-class Recording:
+class RunWriter:
     """The right to write into a run's folder; one process at a time holds it.
 
     Use as a context manager. On entering, the lock is taken and the attempt is counted; on leaving, it is let go.
@@ -58,7 +58,7 @@ class Recording:
         """Count the attempt. A folder that a newer version wrote is refused before anything is written into it."""
         if self._from_queue and not (self.run.folder / "queued").exists():  # cancelled since it was listed
             raise Refused("the run is no longer in the queue", given=self.run.name)
-        events, said, _ = self.run.events(), self.run.said, checkpoints(self.run)
+        events, said, _ = self.run.events(), self.run.status, checkpoints(self.run)
         for file in (self.run.record, self.run.folder / "result.json"):
             with contextlib.suppress(BadModel):  # damaged: said later
                 read_json(file, missing=None)
@@ -66,16 +66,16 @@ class Recording:
         self.attempt = max([int(said.get("attempt", 0)), *(int(event.get("attempt", 0)) for event in events)]) + 1
         if not self.run.finished:
             where = {"boot": boot(), "memory_kills": memory_kills()}
-            self.say(ended=None, reason=None, diverged=None, served=self._from_queue, **where)
+            self.write_status(ended=None, reason=None, diverged=None, served=self._from_queue, **where)
             write(self.run.folder / RESERVE, os.urandom(RESERVED))  # what compresses would hold no room
             if damaged := read_lines(self.run.folder / "events.jsonl")[1]:
                 self.event("warning", 0, message=f"{damaged} lines of events.jsonl are damaged and left out")
         (self.run.folder / "queued").unlink(missing_ok=True)
 
     def __exit__(self, *_: object) -> None:
-        self.let_go()
+        self.release()
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Give the right back before the end; nothing may be written afterwards."""
         with self._saying:
             if self._lock.is_locked:
@@ -83,12 +83,12 @@ class Recording:
                 (self.run.folder / RESERVE).unlink(missing_ok=True)
                 self._lock.release()
 
-    def say(self, **facts: object) -> None:
+    def write_status(self, **facts: object) -> None:
         """Write what this worker has to say of itself."""
         with self._saying:
             if self._lock.is_locked:
                 now = {"attempt": self.attempt, "pid": os.getpid(), "time": time.time()}
-                state = {**self.run.said, **now, **facts}
+                state = {**self.run.status, **now, **facts}
                 try:
                     write_json(self.run.folder / "state.json", state)
                 except Refused:
@@ -151,7 +151,7 @@ class Recording:
 
 
 @contextlib.contextmanager
-def logged(runs: Sequence[Run]) -> Iterator[None]:
+def capture_logs(runs: Sequence[Run]) -> Iterator[None]:
     """Keep what is logged meanwhile in each run's log.txt: warnings and errors at least, whatever the program that this
     library is part of, or `logging.config` in one of its packages, did to loggers before."""
     log = logging.getLogger("smallalign")

@@ -23,7 +23,7 @@ from smallalign_core.spec import Augment, parse_data, parse_policy, policy_yaml
 from smallalign_core.system import resumable
 
 if TYPE_CHECKING:
-    from smallalign_core.analysis.label_preservation import Judge
+    from smallalign_core.analysis.label_preservation import LabelCheck
     from smallalign_core.augment import Views
 
 MOST = 64
@@ -93,7 +93,7 @@ def views(
         train, rows, labels = _among_others(own, train), [0], [None]
         batch = len(train)
     made = _made(policy, splits, train, batch, seed, strength, first + draws)
-    met = [[made.met(row, first + draw) for row in rows] for draw in range(draws)]
+    met = [[made.view_of(row, first + draw) for row in rows] for draw in range(draws)]
     seen = np.array([[image.numpy() for image, _ in column] for column in met]).swapaxes(0, 1)
     shown = np.concatenate([train.images[np.array(rows)][:, None], seen], axis=1)
     mixed = [[_mixture(column[place][1].numpy(), train.classes) for column in met] for place in range(len(rows))]
@@ -102,7 +102,7 @@ def views(
         from smallalign_core.runs import imported
 
         judge = imported.classifier(store.finished(teacher), splits.classes)
-        said = label_preservation.said(judge, shown)
+        said = label_preservation.predictions(judge, shown)
     return {
         "rows": rows,
         "labels": labels,
@@ -151,7 +151,7 @@ def epoch(
     train = splits.train
     made = _made(policy, splits, train, batch, seed, strength, epoch)
     rows = made.order(epoch)[:images]
-    met = [made.met(int(row), epoch) for row in rows]
+    met = [made.view_of(int(row), epoch) for row in rows]
     labels = [train.classes[train.labels[row]] for row in rows]
     mixed = [_mixture(label.numpy(), train.classes) for _, label in met]
     shown = np.stack([train.images[rows], np.array([image.numpy() for image, _ in met])], axis=1)
@@ -197,7 +197,9 @@ def risk(
     return {"done": done} if found is None else found
 
 
-def _risk(judge: Judge, policy: tuple[Augment, ...], strength: float, limit: float) -> resumable.Work[dict[str, Any]]:
+def _risk(
+    judge: LabelCheck, policy: tuple[Augment, ...], strength: float, limit: float
+) -> resumable.Work[dict[str, Any]]:
     """The answer of `risk`, in steps."""
     from smallalign_core import augment as viewing
 
@@ -295,10 +297,10 @@ def _packed(shown: NDArray[np.uint8]) -> dict[str, Any]:
     return {"shape": list(shown.shape), "pixels": base64.b64encode(shown.tobytes()).decode()}
 
 
-_judges: OrderedDict[tuple[str, str, str, int], Judge] = OrderedDict()
+_judges: OrderedDict[tuple[str, str, str, int], LabelCheck] = OrderedDict()
 
 
-def _judge(store: Store, splits: Splits, run: Run, seed: int) -> Judge:
+def _judge(store: Store, splits: Splits, run: Run, seed: int) -> LabelCheck:
     """A judge that remembers earlier questions; the last few are kept, and those that unfinished work still needs."""
     from smallalign_core.analysis import label_preservation as judging
     from smallalign_core.runs import imported
@@ -308,7 +310,7 @@ def _judge(store: Store, splits: Splits, run: Run, seed: int) -> Judge:
     if judge is None or judge.answered > MOST_ANSWERS:
         classifier = imported.classifier(run, splits.classes)
         looked, seen = judging.sample(splits)
-        judge = judging.Judge(classifier, looked, seed=seed, from_training=seen)
+        judge = judging.LabelCheck(classifier, looked, seed=seed, from_training=seen)
     _judges[key] = judge
     while len(_judges) > KEPT:
         _judges.popitem(last=False)

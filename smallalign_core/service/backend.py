@@ -18,13 +18,13 @@ from smallalign_core.analysis import data_quality
 from smallalign_core.errors import BadInput, SmallAlignError, WorkFailed, of_system
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.service import augmentation_api, comparison_api
-from smallalign_core.service.client import Desk as Desk
+from smallalign_core.service.client import BackendClient as BackendClient
 from smallalign_core.spec import CutMix, MixUp, OfLayers, RunSpec, digest, parse, parse_data
 from smallalign_core.studies import ablation as measuring, lifecycle
 from smallalign_core.studies.ablation import What
 from smallalign_core.system import limits, resumable, users
 from smallalign_core.system.machine import fastest, set_threads
-from smallalign_core.system.users import Role, Visitor
+from smallalign_core.system.users import Role, User
 from smallalign_core.training import precision_tuning, teacher_loading
 
 DOUBLE_SECONDS = 60.0
@@ -91,7 +91,7 @@ def resolve(store: Store, spec: RunSpec, device: str = "auto", *, beside: Sequen
     if seen := teacher_loading.preflight(resolved, store, splits, where):
         resolved = resolved.model_copy(update={"loss": teacher_evidence.chosen(resolved.loss, seen)})
     resolved = resolved.model_copy(update={"precision": precision_tuning.precision(resolved, store, splits, where)})
-    teacher_loading.live([resolved], store, splits, "cpu")
+    teacher_loading.load_teacher([resolved], store, splits, "cpu")
     return resolved
 
 
@@ -109,7 +109,9 @@ def _fitting(spec: RunSpec, splits: data.Splits, where: Any, student: Any = None
     if student is None:
         student = networks.build(spec.network, splits.classes, splits.shape, mean=plain, std=plain)
     optim.check(
-        optim.state_bytes(spec.optimizer, student, head=networks.head(student)), where, optim.named(spec.optimizer)[0]
+        optim.state_bytes(spec.optimizer, student, head=networks.head(student)),
+        where,
+        optim.described(spec.optimizer)[0],
     )
     return student
 
@@ -159,7 +161,7 @@ def submit(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
     key = (str(store.root), asked.model_dump_json())
     before, when = _SUBMITTED.get(key, ("", 0.0))
     if time.monotonic() - when < DOUBLE_SECONDS and (run := Run(store.root / "runs" / before)).state.active:
-        store.visitor.may("start runs")
+        store.visitor.require("start runs")
         return {"id": run.id, "state": str(run.state), "known": True}  # a double click, or two tabs
     users.check_room(store.root, store.visitor)  # before the work of preparing it
     resolved = resolve(store, asked)
@@ -180,21 +182,21 @@ def estimate(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
     """
     from smallalign_core import export, networks
     from smallalign_core.training import loop
-    from smallalign_core.training.teacher import Shelf
+    from smallalign_core.training.teacher import CacheIndex
 
     resolved = resolve(store, parse(spec))
     splits = data.load(resolved.data, store.data_cache)
     set_threads()
     device = loop.pick_device()
-    plan, shelf = teacher_loading.plan([resolved], store, splits, device), Shelf(store.teacher_cache)
+    plan, shelf = teacher_loading.cache_plan([resolved], store, splits, device), CacheIndex(store.teacher_cache)
     room = shelf.fitting(plan)[0] if plan else 0
-    ready = shelf.holds(plan) / plan.steps if plan and room else 0.0
+    ready = shelf.has(plan) / plan.steps if plan and room else 0.0
     with contextlib.ExitStack() as held:
         # The probe must not fill a bank: that would take long, and be kept for a run that nobody started.
         teacher = (
             held.enter_context(teacher_loading.of_runs([resolved], store, splits, device))
             if ready == 1
-            else teacher_loading.live([resolved], store, splits, device)
+            else teacher_loading.load_teacher([resolved], store, splits, device)
         )
         starts = teacher_loading.starts([resolved], store)
         training = loop.Training([resolved], splits, teacher, device=device, starts=starts)
@@ -206,7 +208,7 @@ def estimate(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
         seconds = training.steps * fastest(training.advance)
         if teacher is not None and plan is not None and room and ready < 1:
             asked = plan.steps * (1 - ready)  # the other steps will find their answers kept
-            spared = fastest(lambda: teacher.lesson(training.views, 0)) - fastest(lambda: training.views(0))
+            spared = fastest(lambda: teacher.batch_with_targets(training.views, 0)) - fastest(lambda: training.views(0))
             seconds -= (training.steps - asked) * spared
     known = store.find(resolved)
     told = teacher_loading.facts(resolved, store, splits, device)
@@ -236,7 +238,7 @@ def worth(store: Store, spec: dict[str, Any], what: What, seeds: int = 3, start:
     asked = parse(spec)
     measuring.pairs(asked, what, seeds)  # refused at once, before anything is decoded
     if start:
-        store.visitor.may("start runs")
+        store.visitor.require("start runs")
     resolved = resolve(store, asked)
     if start:
         missing = measuring.report(store, resolved, what, seeds).missing
@@ -268,7 +270,7 @@ def claim(store: Store, run: str, precision: str, said: dict[str, Any]) -> dict[
     """Keep what a visitor's browser answered with a run's proof, scored here."""
     from smallalign_core import export
 
-    return export.claim(store.finished(run), store, export.precision_of(precision), said)
+    return export.submit_browser_parity(store.finished(run), store, export.precision_of(precision), said)
 
 
 def landscape(store: Store, runs: list[str], measures: list[str], **how: Any) -> dict[str, Any]:
@@ -279,13 +281,13 @@ def landscape(store: Store, runs: list[str], measures: list[str], **how: Any) ->
     return looking.landscape(store, runs, measures, **how)
 
 
-QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
+HANDLERS: dict[str, Callable[..., dict[str, Any]]] = {
     "inspect": inspect,
     "submit": submit,
     "estimate": estimate,
     "compare": comparison_api.compare,
     "robustness": comparison_api.robustness,
-    "frontier": comparison_api.frontier,
+    "frontier": comparison_api.pareto_front,
     "report": comparison_api.report,
     "look": comparison_api.look,
     "bundle": bundle,
@@ -308,13 +310,13 @@ def serve(store: Store, questions: TextIO, answers: TextIO) -> None:
     With the answer to a question that came with `patience` goes whether it is `unfinished`: then this process holds
     what was done so far, and the question should come back here.
     """
-    limits.confine(store.root)
+    limits.require_allowed(store.root)
     for line in questions:
         asked = json.loads(line)
-        acting = Store(store.root, Visitor(asked["visitor"], Role(asked["role"])), showing=True)
-        with resumable.acting_for(acting.visitor.name) as asking:
+        acting = Store(store.root, User(asked["visitor"], Role(asked["role"])), showing=True)
+        with resumable.on_behalf_of(acting.visitor.name) as asking:
             try:
-                reply: dict[str, Any] = {"ok": QUESTIONS[asked["verb"]](acting, **asked["values"])}
+                reply: dict[str, Any] = {"ok": HANDLERS[asked["verb"]](acting, **asked["values"])}
             except SmallAlignError as error:
                 reply = {"error": str(error), "bad_input": isinstance(error, BadInput), "details": error.details}
             except Exception as error:  # noqa: BLE001  # whatever one question does, the desk answers the next

@@ -16,7 +16,7 @@ from smallalign_core.runs.store import Store
 from smallalign_core.service.backends import PULSE, Backend, Died, Full, Late, Pool, Starter
 from smallalign_core.system import limits
 from smallalign_core.system.extras import PACKAGE
-from smallalign_core.system.users import OWNER, Visitor
+from smallalign_core.system.users import OWNER, User
 
 SECONDS = 300.0
 """How long an answer may take."""
@@ -36,7 +36,7 @@ class _Shared:
     done: threading.Event = field(default_factory=threading.Event)
 
 
-class Desk:
+class BackendClient:
     """Asks the desk's processes, which are started when they are needed.
 
     Args:
@@ -48,7 +48,7 @@ class Desk:
     def __init__(
         self,
         store: Store,
-        visitor: Callable[[], Visitor] = lambda: OWNER,
+        visitor: Callable[[], User] = lambda: OWNER,
         pulse: Callable[[], None] = lambda: None,
     ) -> None:
         self.store, self._visitor, self._pulse = store, visitor, pulse
@@ -63,7 +63,7 @@ class Desk:
         )
         self._shared: dict[str, _Shared] = {}
 
-    def ask(self, verb: str, *, timeout: float | None = None, **values: Any) -> dict[str, Any]:
+    def call(self, verb: str, *, timeout: float | None = None, **values: Any) -> dict[str, Any]:
         """The answer to one question. Those of different visitors do not wait for each other.
 
         Raises:

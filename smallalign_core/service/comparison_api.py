@@ -113,7 +113,7 @@ def robustness(store: Store, runs: list[str], split: str = "test", patience: flo
     return {"done": done, "report": found and found.as_dict()}
 
 
-def frontier(
+def pareto_front(
     store: Store,
     runs: list[str],
     split: str = "val",
@@ -124,7 +124,9 @@ def frontier(
     asked, splits = _side_by_side(store, runs)
     within = fronts.Limits(**limits or {})
     question = f"frontier {store.root.resolve()} {[run.id for run in asked]} {splits.fingerprint} {split} {within}"
-    found, done = resumable.advance(question, lambda: fronts.frontier(asked, splits, split, store, within), patience)
+    found, done = resumable.advance(
+        question, lambda: fronts.pareto_front(asked, splits, split, store, within), patience
+    )
     return {"done": done, "report": found and found.as_dict()}
 
 

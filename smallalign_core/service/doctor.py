@@ -65,7 +65,7 @@ def examine(store: Store) -> list[Check]:
         return [*machine, *place, Check("store", False, f"it could not be looked through: {told}")]
 
 
-def mend(checks: list[Check]) -> list[Path]:
+def fix(checks: list[Check]) -> list[Path]:
     """Remove what checks have found safe to remove. Returns what is gone."""
     gone = []
     for path in (path for check in checks for path in check.mend):
@@ -181,10 +181,10 @@ def _limits() -> list[Check]:
 
 
 def _bank(store: Store) -> Check:
-    from smallalign_core.training.teacher import Shelf
+    from smallalign_core.training.teacher import CacheIndex
 
     try:
-        shelf = Shelf(store.teacher_cache)
+        shelf = CacheIndex(store.teacher_cache)
     except SmallAlignError as error:
         return Check("teachers' answers", False, str(error))
     count, size, limit = len(shelf.kept()), shelf.size / 1024**2, shelf.limit / 1024**2

@@ -209,9 +209,9 @@ def _sealed(file: Path) -> str | None:
 
 
 def _graph(file: Path) -> str | None:
-    from smallalign_core.export import is_whole
+    from smallalign_core.export import checksum_matches
 
-    return None if is_whole(file.read_bytes()) else ""
+    return None if checksum_matches(file.read_bytes()) else ""
 
 
 def _array(file: Path) -> str | None:

@@ -16,13 +16,13 @@ import psutil
 from filelock import FileLock, Timeout
 
 from smallalign_core.errors import Refused, SmallAlignError
-from smallalign_core.runs.recovery import MOST, deaths, revive
+from smallalign_core.runs.recovery import MOST, crash_count, requeue_crashed
 from smallalign_core.runs.store import Run, Store
-from smallalign_core.runs.writer import clean_up, logged
+from smallalign_core.runs.writer import capture_logs, clean_up
 from smallalign_core.spec import RunSpec
 from smallalign_core.studies import lifecycle
 from smallalign_core.system.machine import keep_freed_memory as keep_freed_memory, set_threads as set_threads
-from smallalign_core.training.runner import TOGETHER, Observer as Observer, execute as execute, execute_together
+from smallalign_core.training.runner import TOGETHER, Observer as Observer, execute as execute, run_lockstep
 
 log = logging.getLogger("smallalign")
 
@@ -70,7 +70,7 @@ def serve(
         for run in store.runs():
             if run.finished:  # its worker may have been killed between the result and the cleaning up
                 clean_up(run)
-        for run in revive(store):
+        for run in requeue_crashed(store):
             log.warning("%s: its worker died: now it is %s", run.name, run.state)
         taken, refused = 0, {""}
         stop = stop or threading.Event()
@@ -83,7 +83,7 @@ def serve(
                 serve_some(together, store, device, stop)
                 # Who was not taken, because a newer version wrote the folder say, must not hold up the others.
                 refused |= {marker for run, marker in zip(together, markers, strict=True) if marker == _marker(run)}
-            elif lifecycle.feed(store, device, stop):
+            elif lifecycle.queue_next(store, device, stop):
                 continue
             elif once or (while_pid is not None and not psutil.pid_exists(while_pid)):
                 return taken
@@ -104,14 +104,14 @@ def _in_step(waiting: list[Run]) -> list[Run]:
     chosen: list[tuple[Run, RunSpec]] = []
     for run in waiting:
         try:
-            if deaths(run) >= MOST:  # one of those that died together may be to blame: the last time each is alone
+            if crash_count(run) >= MOST:  # one of those that died together may be to blame: the last time each is alone
                 if not chosen:
                     return [run]
                 continue
             spec = run.spec
         except SmallAlignError:  # a damaged one is taken alone, so that it says so
             return [run] if not chosen else [one for one, _ in chosen]
-        if all(spec.keeps_step_with(other) for _, other in chosen):
+        if all(spec.can_lockstep_with(other) for _, other in chosen):
             chosen.append((run, spec))
         if len(chosen) == TOGETHER:
             break
@@ -120,9 +120,9 @@ def _in_step(waiting: list[Run]) -> list[Run]:
 
 def serve_some(runs: Sequence[Run], store: Store, device: str, stop: threading.Event) -> None:
     """Train queued runs in lockstep; whatever happens is kept in their folders, and the worker lives on."""
-    with logged(runs):
+    with capture_logs(runs):
         give_up = partial(os._exit, HUNG)
-        ended = execute_together(runs, store, device=device, from_queue=True, stop=stop, give_up=give_up)
+        ended = run_lockstep(runs, store, device=device, from_queue=True, stop=stop, give_up=give_up)
         for run, how in zip(runs, ended, strict=True):
             if isinstance(how, SmallAlignError):
                 log.error("%s: %s", run.name, how)

@@ -34,8 +34,8 @@ from smallalign_core.spec.loss import (
     ScaledMse as ScaledMse,
     StandardizedKd as StandardizedKd,
     labels_share as labels_share,
-    lessons as lessons,
-    titled,
+    loss_kinds as loss_kinds,
+    short_name,
 )
 from smallalign_core.spec.optimizer import (
     AdamW as AdamW,
@@ -59,20 +59,20 @@ from smallalign_core.spec.optimizer import (
     Sgd as Sgd,
     Snes as Snes,
     Soap as Soap,
-    evolves as evolves,
+    incompatibility,
+    is_gradient_free as is_gradient_free,
     kind_of,
-    misfit,
     nest as nest,
     usual_schedule as usual_schedule,
 )
 from smallalign_core.spec.parts import (
     Augment as Augment,
     Bits,
-    Borrowed as Borrowed,
     Cnn as Cnn,
     DataSpec as DataSpec,
     Flip as Flip,
     Import as Import,
+    LibraryNetwork as LibraryNetwork,
     Mlp as Mlp,
     Network as Network,
     Part as Part,
@@ -188,13 +188,13 @@ class RunSpec(Part):
     @property
     def head_rate(self) -> float:
         """Learning rate of the last layer, in multiples of the optimizer's."""
-        return self.network.head_rate if isinstance(self.network, Borrowed) else 1.0
+        return self.network.head_rate if isinstance(self.network, LibraryNetwork) else 1.0
 
-    def taught_by(self, names: Sequence[str]) -> RunSpec:
+    def with_teachers(self, names: Sequence[str]) -> RunSpec:
         """The same spec with these teachers."""
         return self.model_copy(update={"teacher": tuple(names) if len(names) > 1 else next(iter(names), None)})
 
-    def keeps_step_with(self, other: RunSpec) -> bool:
+    def can_lockstep_with(self, other: RunSpec) -> bool:
         """Whether the two see the same views, so that they can be trained in lockstep."""
         shared = ("data", "augment", "views", "batch", "epochs", "seed", "precision", "answers")
         same = all(getattr(self, name) == getattr(other, name) for name in shared)
@@ -223,7 +223,7 @@ class RunSpec(Part):
     def _optimizer_fits(self) -> Self:
         layers, taught = isinstance(self.loss, OfLayers), self.teacher is not None
         fast = "precision" if self.precision == "bf16" else "compile" if self.compile else None
-        if wrong := misfit(self.optimizer, self.schedule, taught=taught, layers=layers, fast=fast):
+        if wrong := incompatibility(self.optimizer, self.schedule, taught=taught, layers=layers, fast=fast):
             raise ValueError(wrong)
         base = nest(self.optimizer)[-1]
         if self.head_rate != 1 and isinstance(base, Polyak | Snes | Pgpe):
@@ -265,7 +265,7 @@ def canonical(part: Part) -> dict[str, Any]:
     if isinstance(part, DataSpec) and part.fingerprint:
         for name in ("source", "decisions", "groups", "skip_unreadable"):  # a fingerprint says what they led to
             written.pop(name, None)
-    if isinstance(part, Borrowed) and part.weights_sha256:
+    if isinstance(part, LibraryNetwork) and part.weights_sha256:
         del written["weights"]
     return written
 
@@ -278,7 +278,7 @@ def _plain(value: object) -> object:
 
 def digest(spec: RunSpec) -> str:
     """The id of the run that `spec` describes: 16 hexadecimal characters."""
-    head = {"head": HEAD} if isinstance(spec.network, Borrowed) and spec.network.begins else {}
+    head = {"head": HEAD} if isinstance(spec.network, LibraryNetwork) and spec.network.begins else {}
     text = json.dumps({"loop": LOOP, **head, **canonical(spec)}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -292,7 +292,7 @@ def id_of(imported: Import) -> str:
 def to_yaml(spec: RunSpec) -> str:
     """The shortest YAML that gives `spec` back; what was filled in (digests of data and weights) is left out."""
     bare: dict[str, Part] = {"data": spec.data.model_copy(update={"fingerprint": None})}
-    if isinstance(spec.network, Borrowed):
+    if isinstance(spec.network, LibraryNetwork):
         bare["network"] = spec.network.model_copy(update={"weights_sha256": None})
     written = canonical(spec.model_copy(update=bare))
     if isinstance(spec.loss, HintonKd):
@@ -446,5 +446,5 @@ def _unwritten(root: Mapping[str, Any], path: Sequence[str], node: object) -> di
 def title(spec: RunSpec) -> str:
     """What a run is, in a few words: network, what it learns from, data."""
     network = spec.network
-    name = network.name if isinstance(network, Borrowed) else f"{network.kind} {network.width}x{network.depth}"
-    return f"{name} · {titled(spec.loss)} · {Path(spec.data.source).name} · {spec.epochs} epochs · seed {spec.seed}"
+    name = network.name if isinstance(network, LibraryNetwork) else f"{network.kind} {network.width}x{network.depth}"
+    return f"{name} · {short_name(spec.loss)} · {Path(spec.data.source).name} · {spec.epochs} epochs · seed {spec.seed}"

@@ -223,7 +223,7 @@ Loss = Annotated[
 ]
 
 
-def lessons(*, taught: bool) -> tuple[type[Part], ...]:
+def loss_kinds(*, taught: bool) -> tuple[type[Part], ...]:
     """The losses that ask a teacher, or those that do not."""
     losses: tuple[type[_Loss], ...] = get_args(get_args(Loss)[0])
     return tuple(loss for loss in losses if loss.uses_teacher == taught)
@@ -246,7 +246,7 @@ def labels_share(loss: Loss) -> float:
             assert_never(loss)
 
 
-def titled(loss: Loss) -> str:
+def short_name(loss: Loss) -> str:
     """A loss in a few words: `kd T=4`."""
     words = str(loss.kind)
     if isinstance(loss, FitNets | AttentionTransfer):

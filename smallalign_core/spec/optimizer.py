@@ -307,12 +307,12 @@ def usual_schedule(optimizer: object) -> Schedule | None:
     return {"schedule_free": Constant(), "polyak": Constant(warmup=0)}.get(str(kind_of(optimizer)))
 
 
-def evolves(optimizer: Optimizer) -> bool:
+def is_gradient_free(optimizer: Optimizer) -> bool:
     """Whether steps are taken by an evolution strategy, which asks for losses and for no gradient."""
     return isinstance(nest(optimizer)[-1], EVOLUTION)
 
 
-def misfit(
+def incompatibility(
     optimizer: Optimizer, schedule: Schedule, *, taught: bool, layers: bool, fast: str | None = None
 ) -> str | None:
     """Why an optimizer cannot be used with the rest of a spec, in words; None if it can.

@@ -126,7 +126,7 @@ class Resnet(Part):
     size: Inside = None
 
 
-class Borrowed(Part):
+class LibraryNetwork(Part):
     """What torchvision's and timm's networks have in common: a name, and weights to start from."""
 
     kind: Literal["torchvision", "timm"]
@@ -177,7 +177,7 @@ class Borrowed(Part):
         return self
 
 
-class Torchvision(Borrowed):
+class Torchvision(LibraryNetwork):
     """Any classification model of torchvision, its head replaced by one for your classes."""
 
     kind: Literal["torchvision"] = "torchvision"
@@ -186,7 +186,7 @@ class Torchvision(Borrowed):
     ]
 
 
-class Timm(Borrowed):
+class Timm(LibraryNetwork):
     """Any classification model of timm, its head replaced by one for your classes."""
 
     kind: Literal["timm"] = "timm"

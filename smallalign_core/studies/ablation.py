@@ -272,7 +272,7 @@ def effect(metric: str, treated: Sequence[float], control: Sequence[float]) -> E
 
 
 @dataclass(frozen=True)
-class Worth:
+class AblationReport:
     """What a choice is worth as far as it is known now.
 
     Attributes:
@@ -379,7 +379,7 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def report(store: Store, spec: RunSpec, what: What, seeds: int) -> Worth:
+def report(store: Store, spec: RunSpec, what: What, seeds: int) -> AblationReport:
     """What the store knows now about a resolved spec; trains and queues nothing.
 
     Raises:
@@ -391,7 +391,7 @@ def report(store: Store, spec: RunSpec, what: What, seeds: int) -> Worth:
     effects = tuple(
         effect(name, [ours[name] for ours, _ in both], [theirs[name] for _, theirs in both]) for name in METRICS
     )
-    return Worth(what, title(spec).rpartition(" · ")[0], found, effects)
+    return AblationReport(what, title(spec).rpartition(" · ")[0], found, effects)
 
 
 def _arm(store: Store, spec: RunSpec) -> Arm:
@@ -401,7 +401,7 @@ def _arm(store: Store, spec: RunSpec) -> Arm:
     try:
         state = run.state
         if state is not State.FINISHED:
-            return Arm(run.id, str(state), run.said.get("reason"))
+            return Arm(run.id, str(state), run.status.get("reason"))
         scores = (run.result or {})["val"]
         values = {name: float(scores[name]) for name in METRICS}
         return Arm(run.id, str(state), None, values, int(scores["images"]))

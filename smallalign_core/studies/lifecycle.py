@@ -31,7 +31,7 @@ from smallalign_core.spec import RunSpec, digest
 from smallalign_core.studies import optimizers, scaling
 from smallalign_core.system import users
 from smallalign_core.system.files import read_json, write, write_json
-from smallalign_core.training.runner import TOGETHER, Observer, execute_together
+from smallalign_core.training.runner import TOGETHER, Observer, run_lockstep
 
 log = logging.getLogger("smallalign")
 
@@ -129,15 +129,15 @@ class Study:
 
     def missing(self, store: Store) -> list[RunSpec]:
         """Those of them that are to be trained: neither finished nor known to diverge."""
-        return [spec for spec in self.wanted(store) if not settled(store.find(spec))]
+        return [spec for spec in self.wanted(store) if not is_settled(store.find(spec))]
 
 
-def settled(run: Run | None) -> bool:
+def is_settled(run: Run | None) -> bool:
     """Whether training it would tell nothing new: it is finished, or its loss became infinite, as it always would."""
     if run is None:
         return False
     state = run.state
-    return state is State.FINISHED or (state is State.FAILED and bool(run.said.get("diverged")))
+    return state is State.FINISHED or (state is State.FAILED and bool(run.status.get("diverged")))
 
 
 def _claim(study: Study, store: Store) -> None:
@@ -163,7 +163,7 @@ def _release(study: Study, store: Store) -> None:
 
 def create(store: Store, kind: str, spec: Any) -> Study:
     """The study of a resolved spec; an equal one is the same study."""
-    store.visitor.may("start studies")
+    store.visitor.require("start studies")
     study = Study(store.root / "studies" / KINDS[kind].study_id(spec))
     if not (study.folder / "study.json").exists():
         study.folder.mkdir(parents=True, exist_ok=True)
@@ -178,7 +178,7 @@ def start(store: Store, study: Study) -> None:
     Raises:
         Refused: who asks may only look, or there is no room in the queue for those that go on; then nothing changed.
     """
-    store.visitor.may("start studies")
+    store.visitor.require("start studies")
     found = [store.find(spec) for spec in study.missing(store)]
     stopped = [run for run in found if run is not None and run.state.resumable]
     users.check_room(store.root, store.visitor, len(stopped))
@@ -191,13 +191,13 @@ def start(store: Store, study: Study) -> None:
 
 def pause(store: Store, study: Study) -> None:
     """Stop its runs for now; each keeps a checkpoint."""
-    store.visitor.may("pause studies")
+    store.visitor.require("pause studies")
     (study.folder / "active").unlink(missing_ok=True)
     for spec in study.missing(store):
         run = store.find(spec)
         if run is not None and run.state.active:
             with contextlib.suppress(Refused):  # finished at this moment
-                run.ask("pause")
+                run.request("pause")
 
 
 def listing(store: Store, kind: str | None = None) -> list[Study]:
@@ -243,7 +243,7 @@ def delete(store: Store, study: Study, *, runs: bool = False) -> list[str]:
     Raises:
         Refused: it is active, or who asks may only look.
     """
-    store.visitor.may("delete studies")
+    store.visitor.require("delete studies")
     if study.active:
         raise Refused("the study is active", given=study.id, do="pause it first")
     own = list(dict.fromkeys(map(digest, study.wanted(store)))) if runs else []
@@ -269,7 +269,7 @@ def delete_run(store: Store, reference: str) -> Run:
     Raises:
         UnknownRun, Refused: as of `Store.delete`.
     """
-    store.visitor.may("delete runs")
+    store.visitor.require("delete runs")
     for name in store.studies_that_need(store.run(reference)):
         study = Study(store.root / "studies" / name)
         with contextlib.suppress(SmallAlignError):
@@ -281,17 +281,17 @@ def delete_run(store: Store, reference: str) -> Run:
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-def together(specs: Sequence[RunSpec]) -> list[RunSpec]:
+def lockstep_groups(specs: Sequence[RunSpec]) -> list[RunSpec]:
     """Those of `specs` to train next: the first, and all that keep step with it, in groups as equal as can be."""
     chosen: list[RunSpec] = []
     for spec in specs:
-        if all(spec.keeps_step_with(other) for other in chosen):
+        if all(spec.can_lockstep_with(other) for other in chosen):
             chosen.append(spec)
     groups = -(-len(chosen) // TOGETHER) or 1
     return chosen[: -(-len(chosen) // groups)]
 
 
-class Crew(Protocol):
+class Executor(Protocol):
     """Who trains groups of runs that keep step."""
 
     @property
@@ -305,7 +305,7 @@ class Crew(Protocol):
         """The groups that ended since this was last asked, or parts of them; waits for a moment at least."""
 
 
-class Here:
+class LocalExecutor:
     """The process that asks, which trains one group at a time; arguments as of `drive`."""
 
     def __init__(
@@ -324,18 +324,18 @@ class Here:
     def ended(self) -> list[tuple[list[Run], list[dict[str, Any] | SmallAlignError]]]:
         runs, self._runs = self._runs, []
         watching = self._observe(runs)
-        how = execute_together(runs, self._store, device=self._device, observe=watching, stop=self._stop)
+        how = run_lockstep(runs, self._store, device=self._device, observe=watching, stop=self._stop)
         return [(runs, how)]
 
 
-def drive(
+def run_to_end(
     study: Study,
     store: Store,
     *,
     device: str = "auto",
     stop: threading.Event | None = None,
     observe: Callable[[Sequence[Run]], Observer] = lambda _: lambda __: None,
-    crew: Crew | None = None,
+    crew: Executor | None = None,
 ) -> list[SmallAlignError]:
     """Train all that it wants, now, until there is nothing more or `stop` is set.
 
@@ -354,7 +354,7 @@ def drive(
 
     load_compiler()
 
-    crew = crew or Here(store, device, stop, observe)
+    crew = crew or LocalExecutor(store, device, stop, observe)
     _claim(study, store)
     tried: set[str] = set()
     away: set[str] = set()
@@ -364,7 +364,7 @@ def drive(
             while study.module.prepare(study.spec, store, study.folder, device, stop) and not stop.is_set():
                 pass
         while more and crew.free and not stop.is_set():
-            some = together([spec for spec in study.missing(store) if digest(spec) not in tried | away])
+            some = lockstep_groups([spec for spec in study.missing(store) if digest(spec) not in tried | away])
             if more := bool(some):
                 runs = [store.create(spec) for spec in some]
                 away |= {run.id for run in runs}
@@ -379,7 +379,7 @@ def drive(
     return failed
 
 
-def feed(store: Store, device: str, stop: threading.Event) -> bool:
+def queue_next(store: Store, device: str, stop: threading.Event) -> bool:
     """Go on with the oldest active study that has anything to do: queue its next runs, or prepare them for some
     seconds, after which the queue comes first again. Returns whether there was one.
 
@@ -395,7 +395,7 @@ def feed(store: Store, device: str, stop: threading.Event) -> bool:
             if unready:
                 return True
             missing = study.missing(store)
-            some = together([spec for spec in missing if _by_itself(store.find(spec))])
+            some = lockstep_groups([spec for spec in missing if _by_itself(store.find(spec))])
             for spec in some:
                 store.submit(spec)
             if some:
@@ -418,7 +418,7 @@ def _by_itself(run: Run | None) -> bool:
     """Whether a worker may take it without being asked: nobody stopped it, and it did not fail."""
     if run is None:
         return True
-    return run.state is State.INTERRUPTED and int(run.said.get("attempt", 0)) < ATTEMPTS
+    return run.state is State.INTERRUPTED and int(run.status.get("attempt", 0)) < ATTEMPTS
 
 
 def summary(study: Study, store: Store) -> dict[str, Any]:
@@ -426,7 +426,7 @@ def summary(study: Study, store: Store) -> dict[str, Any]:
     line: dict[str, Any] = {"id": study.id, "created": study.created, "active": study.active}
     try:
         wanted = study.wanted(store)
-        done = sum(settled(store.find(spec)) for spec in wanted)
+        done = sum(is_settled(store.find(spec)) for spec in wanted)
         return line | {"kind": study.kind, "title": study.title, "done": done, "known": len(wanted)}
     except SmallAlignError as error:
         return line | {"kind": "damaged", "title": str(error), "done": 0, "known": 0}

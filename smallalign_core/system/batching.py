@@ -26,19 +26,19 @@ PIXELS = 32 * 224 * 224
 _needs: weakref.WeakKeyDictionary[nn.Module, dict[Any, int]] = weakref.WeakKeyDictionary()
 
 
-def answered(model: nn.Module, images: Tensor) -> Tensor:
+def in_batches(model: nn.Module, images: Tensor) -> Tensor:
     """What `model`, in evaluation mode, answers to images [N, ...]: its outputs [N, ...], without gradients.
 
     They go through it in equal batches that fit `BUDGET`, the last one smaller.
     """
     with torch.no_grad():
-        step = fitting(model, images)
+        step = batch_that_fits(model, images)
         if step >= len(images):
             return model(images)
         return torch.cat([model(part) for part in images.split(step)])
 
 
-def fitting(model: nn.Module, images: Tensor) -> int:
+def batch_that_fits(model: nn.Module, images: Tensor) -> int:
     """How many of `images` [N, ...] a forward pass without gradients may get at once: N, or a power of two below it."""
     if len(images) <= FEW:
         return len(images)
@@ -46,7 +46,7 @@ def fitting(model: nn.Module, images: Tensor) -> int:
     key = tuple(images.shape[1:]), images.device.type, torch.is_autocast_enabled(images.device.type)
     if key not in known:
         with torch.no_grad():  # the second image's share: weights that a pass copies or rounds are not in it
-            known[key] = max(1, needed(lambda: model(images[:2])) - needed(lambda: model(images[:1])))
+            known[key] = max(1, bytes_needed(lambda: model(images[:2])) - bytes_needed(lambda: model(images[:1])))
     most = max(1, BUDGET // known[key])
     return len(images) if most >= len(images) else 1 << (most.bit_length() - 1)
 
@@ -56,7 +56,7 @@ def by_pixels(sides: Sequence[int], most: int) -> int:
     return max(1, min(most, PIXELS // max(1, math.prod(sides))))
 
 
-def needed(work: Callable[[], object]) -> int:
+def bytes_needed(work: Callable[[], object]) -> int:
     """The most bytes that tensors made by `work` take at any one time, counted and so the same on any machine.
 
     What single operations use inside, and libraries' own buffers, are not in it.

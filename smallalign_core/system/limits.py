@@ -101,7 +101,7 @@ def roots(environment: Mapping[str, str] | None = None) -> tuple[Path, ...] | No
     return tuple(Path(one).expanduser().resolve() for one in text.split(os.pathsep) if one.strip())
 
 
-def confine(*always: Path) -> None:
+def require_allowed(*always: Path) -> None:
     """From now on this process reads users' paths only below the allowed folders and below `always`.
 
     The dashboard's processes call it when they start: they act for visitors. Where no folders are set it changes

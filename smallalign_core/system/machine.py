@@ -100,7 +100,7 @@ DECIDES = ("device", "processor", "capability", "threads")
 """What decides the last bits of weights, among what a run notes of the machine that it is trained on."""
 
 
-def moved(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """In words, how the machine of a resumed run differs from the one before; empty if it does not."""
     changed = [name for name in DECIDES if name in before and before[name] != now[name]]
     if not changed:

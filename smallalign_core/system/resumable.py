@@ -40,7 +40,7 @@ NEARLY = 0.999
 
 
 @dataclass
-class Asking:
+class Call:
     """One call for an answer.
 
     Attributes:
@@ -51,13 +51,13 @@ class Asking:
     put_aside: bool = False
 
 
-_asking: ContextVar[Asking | None] = ContextVar("asking", default=None)
+_asking: ContextVar[Call | None] = ContextVar("asking", default=None)
 
 
 @contextlib.contextmanager
-def acting_for(visitor: str) -> Iterator[Asking]:
+def on_behalf_of(visitor: str) -> Iterator[Call]:
     """Questions that are asked within the block are those of `visitor`."""
-    asking = Asking(visitor)
+    asking = Call(visitor)
     token = _asking.set(asking)
     try:
         yield asking
@@ -87,7 +87,7 @@ class _Table:
         if question in self.asked:
             self.round, self.asked = self.round + 1, set()
         self.asked.add(question)
-        self.last[question], self.visitors[question] = self.round, (_asking.get() or Asking()).visitor
+        self.last[question], self.visitors[question] = self.round, (_asking.get() or Call()).visitor
         if question in self.begun:
             return True
         for gone in [one for one in self.waiting if self._left(one, question)]:
@@ -131,7 +131,7 @@ def advance(question: str, begin: Callable[[], Work[Answer]], patience: float | 
         question: equal for equal questions.
         begin: starts the work, if that was not done before.
     """
-    asking = _asking.get() or Asking()
+    asking = _asking.get() or Call()
     if not _table.place(question) and patience is not None:
         asking.put_aside = True
         return None, 0.0

@@ -38,7 +38,7 @@ class Role(StrEnum):
 
 
 @dataclass(frozen=True)
-class Visitor:
+class User:
     """Somebody on whose behalf a store acts.
 
     Attributes:
@@ -48,7 +48,7 @@ class Visitor:
     name: str
     role: Role = Role.RUNNER
 
-    def may(self, what: str) -> None:
+    def require(self, what: str) -> None:
         """Check that they may change things.
 
         Args:
@@ -72,14 +72,14 @@ class Visitor:
         return self.role is not Role.OWNER
 
 
-OWNER = Visitor("owner", Role.OWNER)
+OWNER = User("owner", Role.OWNER)
 
 
 # --- the queue --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, order=True)
-class Turn:
+class QueueTicket:
     """What a run's marker says while it waits: runs are served in this order."""
 
     number: int
@@ -87,7 +87,7 @@ class Turn:
     visitor: str = OWNER.name
 
     @classmethod
-    def read(cls, marker: Path) -> Turn | None:
+    def read(cls, marker: Path) -> QueueTicket | None:
         """The turn in a marker; None where none can be read any more."""
         try:
             text = marker.read_text()
@@ -105,22 +105,22 @@ class Turn:
         write(marker, json.dumps({"turn": self.number, "since": self.since, "visitor": self.visitor}))
 
 
-def waiting(runs: Path) -> dict[Path, Turn]:
+def queued(runs: Path) -> dict[Path, QueueTicket]:
     """The folders below `runs` that wait, and their turns, in the order in which they will be served."""
-    found = {marker.parent: Turn.read(marker) for marker in runs.glob("[0-9a-f]*/queued")}
+    found = {marker.parent: QueueTicket.read(marker) for marker in runs.glob("[0-9a-f]*/queued")}
     turns = {folder: turn for folder, turn in found.items() if turn is not None}
     return dict(sorted(turns.items(), key=lambda item: item[1]))
 
 
-def next_turn(turns: list[Turn], visitor: Visitor) -> Turn:
+def next_ticket(turns: list[QueueTicket], visitor: User) -> QueueTicket:
     """The turn of a run that `visitor` queues now, where `turns` wait already."""
     served = min((turn.number for turn in turns), default=0)
     last = max((turn.number for turn in turns if turn.visitor == visitor.name), default=served - 1)
-    return Turn(max(served, last + 1), time.time(), visitor.name)
+    return QueueTicket(max(served, last + 1), time.time(), visitor.name)
 
 
 @contextlib.contextmanager
-def admitted(root: Path, visitor: Visitor, *, together: bool = False) -> Iterator[Turn]:
+def admit(root: Path, visitor: User, *, together: bool = False) -> Iterator[QueueTicket]:
     """Check that `visitor` may queue one more run of the store at `root`, and hold the place while it is done.
 
     Yields:
@@ -129,19 +129,19 @@ def admitted(root: Path, visitor: Visitor, *, together: bool = False) -> Iterato
     Raises:
         Refused: they may not, or the queue is full for them or for all, or they start too many in a minute.
     """
-    visitor.may("start runs")
+    visitor.require("start runs")
     if not visitor.limited:
-        yield next_turn(list(waiting(root / "runs").values()), visitor)
+        yield next_ticket(list(queued(root / "runs").values()), visitor)
         return
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / "admission.lock", timeout=10.0):  # two tabs and two processes may ask at once
         turns = check_room(root, visitor, together=together)
-        yield next_turn(turns, visitor)
+        yield next_ticket(turns, visitor)
         starts = _starts(root)
         write(root / "starts.json", json.dumps([*starts, [time.time(), visitor.name]]))
 
 
-def check_room(root: Path, visitor: Visitor, count: int = 1, *, together: bool = False) -> list[Turn]:
+def check_room(root: Path, visitor: User, count: int = 1, *, together: bool = False) -> list[QueueTicket]:
     """Check that there is room in the queue for `count` more runs of `visitor`; returns the turns that wait.
 
     Args:
@@ -150,8 +150,8 @@ def check_room(root: Path, visitor: Visitor, count: int = 1, *, together: bool =
     Raises:
         Refused: there is none, or they may not start runs at all.
     """
-    visitor.may("start runs")
-    turns, most = list(waiting(root / "runs").values()), limits.current()
+    visitor.require("start runs")
+    turns, most = list(queued(root / "runs").values()), limits.current()
     if not visitor.limited:
         return turns
     mine = sum(turn.visitor == visitor.name for turn in turns)

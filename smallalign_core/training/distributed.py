@@ -32,18 +32,18 @@ class World:
     size: int = 1
     _talk: Any = field(default=None, repr=False)
 
-    def say(self, message: object) -> None:
+    def broadcast(self, message: object) -> None:
         """Tell the other processes; they must be in `hear`."""
         if self.size > 1 and self.rank == 0:
             dist.broadcast_object_list([message], src=0, group=self._talk)
 
-    def hear(self) -> Any:
+    def receive(self) -> Any:
         """What the first process says next."""
         heard: list[object] = [None]
         dist.broadcast_object_list(heard, src=0, group=self._talk)
         return heard[0]
 
-    def share(self, batch: int) -> slice:
+    def local_slice(self, batch: int) -> slice:
         """The positions of a batch that are this process's.
 
         Raises:
@@ -58,7 +58,7 @@ class World:
         each = batch // self.size
         return slice(self.rank * each, (self.rank + 1) * each)
 
-    def joined(self, network: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
+    def wrap_ddp(self, network: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
         """What to call instead of `network` so that its gradients are averaged over all processes."""
         if self.size == 1:
             return network

@@ -19,7 +19,7 @@ from smallalign_core import networks
 from smallalign_core.augment import Views
 from smallalign_core.data import ImageSet
 from smallalign_core.networks import Classifier
-from smallalign_core.spec import Borrowed, CutMix, MixUp, OfLayers, RunSpec, canonical, evolves
+from smallalign_core.spec import CutMix, LibraryNetwork, MixUp, OfLayers, RunSpec, canonical, is_gradient_free
 from smallalign_core.system import batching
 
 KEPT = "kept"
@@ -67,21 +67,21 @@ def width(classifier: Classifier) -> int | None:
     return features.shape[1] if whole else None
 
 
-def standing(spec: RunSpec, classifier: Classifier, images: int, *, alone: bool = True) -> str | None:
+def is_frozen(spec: RunSpec, classifier: Classifier, images: int, *, alone: bool = True) -> str | None:
     """`kept` where the features of a frozen body are computed once; else why not, in words. None if nothing is frozen.
 
     Args:
         images: how many there are, for training and validation.
         alone: whether one process trains; several see their shares of each batch only.
     """
-    if not isinstance(spec.network, Borrowed) or not spec.network.frozen:
+    if not isinstance(spec.network, LibraryNetwork) or not spec.network.frozen:
         return None
     mixes = any(isinstance(part, MixUp | CutMix) for part in spec.augment)
     if mixes or (spec.augment and not spec.views):
         return "computed at every step: the policy draws fresh views" + (
             "" if mixes else "; `views: K` keeps K of each"
         )
-    if isinstance(spec.loss, OfLayers) or evolves(spec.optimizer) or not alone:
+    if isinstance(spec.loss, OfLayers) or is_gradient_free(spec.optimizer) or not alone:
         what = "the loss looks into the body" if isinstance(spec.loss, OfLayers) else "the head does not learn alone"
         return f"computed at every step: {what}"
     features = width(classifier)
@@ -151,16 +151,16 @@ class Features:
                 for at in range(0, len(self._val), CHUNK)
             )
             self._body.classifier.eval()
-            self._held = torch.cat([batching.answered(self._body, some) for some in pixels])
+            self._held = torch.cat([batching.in_batches(self._body, some) for some in pixels])
         with torch.no_grad():
             return head(self._held).float().cpu().numpy()
 
     def _numbers(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The rows and the number of the view of each image of `step`; all views are one where nothing is augmented."""
-        rows, number = self._views.dealt(step)
+        rows, number = self._views.sample_indices(step)
         return rows, number if self._views.policy else np.zeros_like(number)
 
     def _of(self, images: Tensor) -> Tensor:
         self._body.classifier.eval()
         with self._casting:
-            return batching.answered(self._body, images)
+            return batching.in_batches(self._body, images)

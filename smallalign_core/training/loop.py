@@ -29,10 +29,10 @@ from smallalign_core.networks import Classifier
 from smallalign_core.spec import RunSpec
 from smallalign_core.training import frozen_features, losses, optim
 from smallalign_core.training.distributed import World, pick_device as pick_device
-from smallalign_core.training.losses import Answer
+from smallalign_core.training.losses import NetworkOutput
 from smallalign_core.training.student import Student
-from smallalign_core.training.teacher import Teaching
-from smallalign_core.training.timer import Clock
+from smallalign_core.training.teacher import TeacherSource
+from smallalign_core.training.timer import Timer
 
 REPORT_SECONDS = 0.25
 ALONE = World()
@@ -127,7 +127,7 @@ class Training:
         self,
         specs: Sequence[RunSpec],
         splits: Splits,
-        teacher: Teaching | None = None,
+        teacher: TeacherSource | None = None,
         *,
         device: torch.device | str = "cpu",
         world: World = ALONE,
@@ -135,7 +135,7 @@ class Training:
         keep: bool = True,
     ) -> None:
         if (
-            not all(specs[0].keeps_step_with(spec) for spec in specs)
+            not all(specs[0].can_lockstep_with(spec) for spec in specs)
             or len({s.teacher for s in specs if s.teacher}) > 1
         ):
             raise BadSpec(
@@ -147,10 +147,10 @@ class Training:
         self.teacher = teacher if any(spec.teacher for spec in specs) else None
         half = specs[0].precision == "bf16"
         self._casting = torch.autocast(self.device.type, torch.bfloat16) if half else contextlib.nullcontext()
-        self.views = augment.of_run(specs[0], splits.train, self.device, world.share(specs[0].batch))
+        self.views = augment.of_run(specs[0], splits.train, self.device, world.local_slice(specs[0].batch))
         self.steps = augment.steps_of(specs[0], len(splits.train))
         self.step = self._kept = 0
-        self.shared = Clock(self.device)
+        self.shared = Timer(self.device)
         self._expected: NDArray[np.float32] | None = None
         self._refuse_parted(specs)
         self._keeps, self._bodies = keep, dict[str, frozen_features.Features]()
@@ -159,7 +159,7 @@ class Training:
 
     def _refuse_parted(self, specs: Sequence[RunSpec]) -> None:
         for spec in specs:
-            if self.world.size > 1 and (kind := optim.alone(spec.optimizer)):
+            if self.world.size > 1 and (kind := optim.not_distributable(spec.optimizer)):
                 raise BadSpec(
                     f"`{kind}` cannot be shared by several processes yet",
                     given=f"{self.world.size} processes",
@@ -175,29 +175,31 @@ class Training:
         networks.in_bits(classifier.to(self.device), spec.bits)
         kept = optim.state_bytes(spec.optimizer, classifier, head=networks.head(classifier))
         self._kept += kept
-        optim.check(self._kept, self.device, optim.named(spec.optimizer)[0])
-        companion = self._companion(spec, classifier)
-        call = fast = self.world.joined(classifier, self.device)
+        optim.check(self._kept, self.device, optim.described(spec.optimizer)[0])
+        companion = self._projector(spec, classifier)
+        call = fast = self.world.wrap_ddp(classifier, self.device)
         if spec.compile and not any(losses.layers(spec.loss)):  # hooks would be compiled away
             fast = torch.compile(call, mode="reduce-overhead" if self.device.type == "cuda" else "default")
-        student = Student(spec, classifier, companion, call, fast, self.steps, Clock(self.device), self.shared, kept)
+        student = Student(spec, classifier, companion, call, fast, self.steps, Timer(self.device), self.shared, kept)
         images = len(self.splits.train) + len(self.splits.val)
-        student.frozen = frozen_features.standing(spec, classifier, images, alone=self.world.size == 1)
+        student.frozen = frozen_features.is_frozen(spec, classifier, images, alone=self.world.size == 1)
         if student.frozen == frozen_features.KEPT and self._keeps:
             made = frozen_features.Features(classifier, self.views, self.splits.val, self._casting)
             student.features = self._bodies.setdefault(frozen_features.key(spec), made)
             student.call = student.fast = networks.head(classifier)
         return student
 
-    def _companion(self, spec: RunSpec, classifier: Classifier) -> nn.Module | None:
+    def _projector(self, spec: RunSpec, classifier: Classifier) -> nn.Module | None:
         layers = losses.layers(spec.loss)
         if self.teacher is None or not any(layers):
             return None
-        example = self.teacher.lesson(self.views, 0)
+        example = self.teacher.batch_with_targets(self.views, 0)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(spec.seed)
             classifier.eval()
-            made = losses.companion(spec.loss, losses.answer(classifier, example[0].images, layers[0]), example[1])
+            made = losses.projector(
+                spec.loss, losses.network_output(classifier, example[0].images, layers[0]), example[1]
+            )
         return made if made is None else made.to(self.device)
 
     def __iter__(self) -> Iterator[Event]:
@@ -261,36 +263,40 @@ class Training:
 
     def advance(self) -> None:
         """Take one step with every student that still learns."""
-        self.world.say(STEP)
-        said: Answer | None
-        with self.shared.lap():
-            view, said = self.teacher.lesson(self.views, self.step) if self.teacher else (self.views(self.step), None)
+        self.world.broadcast(STEP)
+        said: NetworkOutput | None
+        with self.shared.measure():
+            view, said = (
+                self.teacher.batch_with_targets(self.views, self.step)
+                if self.teacher
+                else (self.views(self.step), None)
+            )
         learning = [student for student in self.students if student.learns and not student.stuck]
         swapped = None
         if said is not None and any(student.spec.shuffled for student in learning):
-            swapped = said.taken(self.views.classmates(self.step, view.labels))
+            swapped = said.rows(self.views.same_class_permutation(self.step, view.labels))
         for student in self.students:
             if student.learns and student.stuck:  # until it is told, every step is one more without a loss
                 student.add({"total": torch.full((), torch.nan, device=self.device)})
         for student in learning:
             wanted = swapped if student.spec.shuffled else said
-            with student.clock.lap():
+            with student.clock.measure():
                 self._teach(student, view, wanted if student.spec.teacher else None)
         self.step += 1
 
-    def _teach(self, student: Student, view: augment.Batch, wanted: Answer | None) -> None:
+    def _teach(self, student: Student, view: augment.Batch, wanted: NetworkOutput | None) -> None:
         spec = student.spec
         if not student.classifier.training:  # a walk over all modules
             student.classifier.train()
         rate = student.rate * optim.factor(spec.schedule, self.step, self.steps)
         optim.set_rate(student.optimizer, rate)
         if student.asks == "losses":
-            student.evolve(view, wanted, self.epoch, lambda: self._seed_step(spec))
+            student.step_gradient_free(view, wanted, self.epoch, lambda: self._seed_step(spec))
             return
         parts = self._gradient(student, view, wanted)
 
         def again() -> Tensor:
-            with student.norms_at_rest():
+            with student.freeze_bn_stats():
                 return self._gradient(student, view, wanted, again=True)["total"]
 
         def excess() -> Tensor:
@@ -306,7 +312,7 @@ class Training:
         student.add(parts)
 
     def _gradient(
-        self, student: Student, view: augment.Batch, wanted: Answer | None, *, again: bool = False
+        self, student: Student, view: augment.Batch, wanted: NetworkOutput | None, *, again: bool = False
     ) -> dict[str, Tensor]:
         """Leave the gradient of the loss, at the weights as they are, with the student.
 
@@ -323,12 +329,12 @@ class Training:
         # The shares ask for several gradients of one answer, and a compiled network spoils what the second one needs.
         call = student.call if begins else student.fast
         seen = student.features.at(self.step) if student.features else view.images
-        with student.counting() if begins and student.saved_bytes is None else contextlib.nullcontext():
+        with student.count_memory() if begins and student.saved_bytes is None else contextlib.nullcontext():
             with self._casting:
-                given = losses.answer(student.classifier, seen, losses.layers(spec.loss)[0], call)
+                given = losses.network_output(student.classifier, seen, losses.layers(spec.loss)[0], call)
             parts = losses.terms(spec.loss, given, wanted, view.labels, epoch=self.epoch, companion=student.companion)
         if begins:
-            with student.clock.standing():  # a report, not a part of the step
+            with student.clock.paused():  # a report, not a part of the step
                 student.measure_shares(parts)
         first, *others = parts.values()
         total = sum(others, start=first)
@@ -357,7 +363,7 @@ class Training:
 
     def _mean_losses(self, student: Student, steps: int) -> dict[str, float]:
         """Means since the last report; reading them is the only moment that a GPU has to wait for."""
-        self.world.say(SUMS)
+        self.world.broadcast(SUMS)
         self.world.average(*student.sums.values())
         means = {name: float(total) / max(1, steps) for name, total in student.sums.items()}
         self._refuse_nan(student, means["total"])
@@ -368,7 +374,7 @@ class Training:
         if not np.isfinite(loss):
             first = next((index for index, one in enumerate(student.recent) if not torch.isfinite(one)), None)
             step = f"by step {self.step}" if first is None else f"at step {self.step - len(student.recent) + first + 1}"
-            given, do = optim.named(student.spec.optimizer)
+            given, do = optim.described(student.spec.optimizer)
             raise Diverged(f"the loss became {loss} {step} of {self.steps}", given=given, do=do)
 
     def _validate(self, index: int) -> Validated:
@@ -388,7 +394,7 @@ class Training:
             if self._expected is None:
                 self._expected = self.teacher.on(val)
             close = fidelity(self._expected, said)
-        best = student.consider(scored, scores, epoch)
+        best = student.keep_if_best(scored, scores, epoch)
         return Validated(index, self.step, epoch, scores, fitted, best, close, student.shares)
 
     def scored(self, index: int = 0) -> Classifier:
@@ -409,7 +415,7 @@ class Training:
     def assist(self) -> None:
         """Do what the first process says: steps, sums, a state to go on from; until it says anything else."""
         while True:
-            said = self.world.hear()
+            said = self.world.receive()
             if said == STEP:
                 self.advance()
             elif said == SUMS:
@@ -434,7 +440,7 @@ class Training:
         """
         try:
             for state in states:
-                self.world.say(state)
+                self.world.broadcast(state)
             for student, kept in zip(self.students, states, strict=True):
                 student.restore(kept, self.device)
             (self.step,) = {kept["step"] for kept in states}

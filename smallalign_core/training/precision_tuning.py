@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from smallalign_core import data
 from smallalign_core.errors import SmallAlignError
 from smallalign_core.runs.store import Store
-from smallalign_core.spec import CrossEntropy, HintonKd, RunSpec, digest, evolves
+from smallalign_core.spec import CrossEntropy, HintonKd, RunSpec, digest, is_gradient_free
 from smallalign_core.system.files import read_json, write_json
 from smallalign_core.system.machine import processor
-from smallalign_core.training.teacher_loading import live
+from smallalign_core.training.teacher_loading import load_teacher
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,7 @@ def precision(spec: RunSpec, store: Store, splits: data.Splits, device: torch.de
 
     if spec.precision != "auto":
         return spec.precision
-    if evolves(spec.optimizer):
+    if is_gradient_free(spec.optimizer):
         return "fp32"
     if device.type != "cpu":
         return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
@@ -66,7 +66,7 @@ def _faster(spec: RunSpec, store: Store, splits: data.Splits, device: torch.devi
 
     def prepared(name: str) -> Training:
         chosen = spec.model_copy(update={"precision": name})
-        return loop.Training([chosen], splits, live([chosen], store, splits, device), device=device, keep=False)
+        return loop.Training([chosen], splits, load_teacher([chosen], store, splits, device), device=device, keep=False)
 
     first = prepared("fp32")
     macs = networks.measure(first.students[0].classifier).macs

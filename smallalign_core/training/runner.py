@@ -20,17 +20,17 @@ from smallalign_core import data
 from smallalign_core.errors import BadModel, Diverged, Refused, SmallAlignError, WorkFailed
 from smallalign_core.runs import logits
 from smallalign_core.runs.store import Run, State, Store
-from smallalign_core.runs.writer import Recording
+from smallalign_core.runs.writer import RunWriter
 from smallalign_core.spec import RunSpec
 from smallalign_core.system import machine
 from smallalign_core.system.machine import forget_peak, peak_memory, set_threads
 from smallalign_core.training import teacher_loading
-from smallalign_core.training.watchdog import Watch, explained
+from smallalign_core.training.watchdog import HangDetector, with_explanation
 
 if TYPE_CHECKING:
     from smallalign_core.training.distributed import World
     from smallalign_core.training.loop import Progress, Training, Validated
-    from smallalign_core.training.teacher import Teaching
+    from smallalign_core.training.teacher import TeacherSource
 
 log = logging.getLogger("smallalign")
 
@@ -49,7 +49,7 @@ Observer = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
-class Setting:
+class RunnerConfig:
     """Where and how runs are trained, and who watches; arguments of `execute`."""
 
     store: Store
@@ -86,15 +86,13 @@ def execute(
         Refused: another process is training it, or the disk is full (it is then paused).
         SmallAlignError: it failed; the reason is kept in its folder.
     """
-    (ended,) = execute_together(
-        [run], store, device=device, from_queue=from_queue, observe=observe, stop=stop, world=world
-    )
+    (ended,) = run_lockstep([run], store, device=device, from_queue=from_queue, observe=observe, stop=stop, world=world)
     if isinstance(ended, SmallAlignError):
         raise ended
     return ended
 
 
-def execute_together(
+def run_lockstep(
     runs: Sequence[Run],
     store: Store,
     *,
@@ -116,27 +114,27 @@ def execute_together(
     """
     from smallalign_core.training.distributed import World
 
-    setting = Setting(store, device, observe, stop or threading.Event(), world or World(), give_up)
+    setting = RunnerConfig(store, device, observe, stop or threading.Event(), world or World(), give_up)
     ended: dict[str, dict[str, Any] | SmallAlignError] = {}
     with contextlib.ExitStack() as held:
         pupils = []
         for run in runs:
             try:
                 if not run.finished:
-                    pupils.append(Pupil(held.enter_context(Recording(run, from_queue=from_queue))))
+                    pupils.append(ActiveRun(held.enter_context(RunWriter(run, from_queue=from_queue))))
                     if run.finished:  # by another worker, while we waited for the lock
                         pupils.pop()
             except Refused as error:
                 ended[run.id] = error
         if not pupils:
-            setting.world.say(OVER)
+            setting.world.broadcast(OVER)
         while waiting := [pupil for pupil in pupils if pupil.ended is None]:
             _attempt(waiting, setting)
         ended |= {pupil.run.id: pupil.ended for pupil in pupils if pupil.ended is not None}
     return [ended.get(run.id) or run.result or {} for run in runs]
 
 
-def _attempt(pupils: list[Pupil], setting: Setting) -> None:
+def _attempt(pupils: list[ActiveRun], setting: RunnerConfig) -> None:
     """Train some of `pupils` together; whatever goes wrong is written to their folders, and at least one has ended."""
     try:
         _train(pupils, setting)
@@ -151,7 +149,7 @@ def _attempt(pupils: list[Pupil], setting: Setting) -> None:
                     _attempt([pupil], setting)
         elif isinstance(error, SmallAlignError):
             _end_all(pupils, State.PAUSED if isinstance(error, Refused) else State.FAILED, error)
-        elif short := explained(error):
+        elif short := with_explanation(error):
             log.exception("training failed")
             _end_all(pupils, State.FAILED, short)
         else:
@@ -161,20 +159,20 @@ def _attempt(pupils: list[Pupil], setting: Setting) -> None:
             _end_all(pupils, State.FAILED, told, reason)
 
 
-def _end_all(pupils: Sequence[Pupil], state: State, error: SmallAlignError, reason: str | None = None) -> None:
+def _end_all(pupils: Sequence[ActiveRun], state: State, error: SmallAlignError, reason: str | None = None) -> None:
     for pupil in pupils:
         if pupil.ended is None:
             pupil.end(state, error, reason)
 
 
 @dataclass
-class Pupil:
+class ActiveRun:
     """One run in training: the right to write its folder, and what was written when."""
 
-    recording: Recording
+    recording: RunWriter
     before: float = 0.0
     answered: int = 0
-    taught: Teaching | None = None
+    taught: TeacherSource | None = None
     began: bool = False
     recorded: float = field(default_factory=time.monotonic)
     saved: float = field(default_factory=time.monotonic)
@@ -203,10 +201,10 @@ class Pupil:
         """Write why it stopped."""
         self.ended = error
         try:
-            self.recording.say(ended=state, reason=reason or str(error), diverged=isinstance(error, Diverged))
+            self.recording.write_status(ended=state, reason=reason or str(error), diverged=isinstance(error, Diverged))
         except Refused:  # the disk is so full that not even this fits: the released lock will say "interrupted"
             log.warning("could not record why %s stopped: %s", self.run.name, error)
-        self.recording.let_go()
+        self.recording.release()
 
     def save(self, state: dict[str, Any]) -> None:
         """Keep a checkpoint."""
@@ -280,16 +278,19 @@ class Pupil:
         return {"kind": "epoch", **shown}
 
 
-def assist(run: Run, store: Store, world: World, device: str = "auto") -> None:
+def run_assistant(run: Run, store: Store, world: World, device: str = "auto") -> None:
     """Help another process, which `execute`s `run`, by taking this process's share of every batch."""
-    if world.hear() != OVER:
-        with _prepared([run.spec], Setting(store, device, lambda _: None, threading.Event(), world)) as (training, _):
+    if world.receive() != OVER:
+        with _prepared([run.spec], RunnerConfig(store, device, lambda _: None, threading.Event(), world)) as (
+            training,
+            _,
+        ):
             training.assist()
 
 
 @contextlib.contextmanager
 def _prepared(
-    specs: Sequence[RunSpec], setting: Setting, warn: Callable[[str], None] = log.warning
+    specs: Sequence[RunSpec], setting: RunnerConfig, warn: Callable[[str], None] = log.warning
 ) -> Iterator[tuple[Training, data.Splits]]:
     """Data, teacher and students of runs that share their views."""
     from smallalign_core.training import loop
@@ -305,7 +306,7 @@ def _prepared(
         yield loop.Training(specs, splits, taught, device=where, world=setting.world, starts=starts), splits
 
 
-def _train(pupils: list[Pupil], setting: Setting) -> None:
+def _train(pupils: list[ActiveRun], setting: RunnerConfig) -> None:
     """Train all that stand at the step of the first; sets how they ended."""
     states = [pupil.restored() for pupil in pupils]
     steps = [state["step"] if state else 0 for state in states]
@@ -319,22 +320,22 @@ def _train(pupils: list[Pupil], setting: Setting) -> None:
                 pupil.recording.event("warning", steps[0], message=message)
 
     with contextlib.ExitStack() as held:
-        setting.world.say("begin")
+        setting.world.broadcast("begin")
         try:
             specs = [pupil.run.spec for pupil in pupils]
             training, splits = held.enter_context(_prepared(specs, setting, warn))
             if steps[0]:
                 training.restore(*(state or {} for state in states))
             _announce(training, pupils, setting.store)
-            _follow(training, pupils, setting, held.enter_context(Watch(pupils, setting.give_up)))
+            _follow(training, pupils, setting, held.enter_context(HangDetector(pupils, setting.give_up)))
         finally:
-            setting.world.say(OVER)
+            setting.world.broadcast(OVER)
         for index, pupil in enumerate(pupils):
             if pupil.ended is None:
                 pupil.ended = _finish(pupil, setting.store, splits, training, index)
 
 
-def _announce(training: Training, pupils: Sequence[Pupil], store: Store) -> None:
+def _announce(training: Training, pupils: Sequence[ActiveRun], store: Store) -> None:
     """Write what is known before the first step."""
     import torch
 
@@ -356,10 +357,10 @@ def _announce(training: Training, pupils: Sequence[Pupil], store: Store) -> None
             "features": student.frozen,
         }
         pupil.started = pupil.saved = pupil.recorded = time.monotonic()
-        if moved := machine.moved(pupil.run.said if training.step else {}, facts):
+        if moved := machine.difference(pupil.run.status if training.step else {}, facts):
             pupil.recording.event("warning", training.step, message=moved)
-        facts["moved"] = moved or (pupil.run.said.get("moved") if training.step else None)
-        pupil.recording.say(**facts)
+        facts["moved"] = moved or (pupil.run.status.get("moved") if training.step else None)
+        pupil.recording.write_status(**facts)
         pupil.recording.event("resumed" if pupil.began else "started", training.step, **facts)
         for doubt in (facts["preflight"] or {}).get("warnings", ()):
             pupil.recording.event("warning", training.step, message=doubt)
@@ -367,7 +368,7 @@ def _announce(training: Training, pupils: Sequence[Pupil], store: Store) -> None
         log.info("run %s: from step %d of %d on %s", pupil.run.name, training.step, training.steps, facts["device"])
 
 
-def _follow(training: Training, pupils: Sequence[Pupil], setting: Setting, watch: Watch) -> None:
+def _follow(training: Training, pupils: Sequence[ActiveRun], setting: RunnerConfig, watch: HangDetector) -> None:
     """Record what happens, keep checkpoints, and stop whoever was asked to stop."""
     from smallalign_core.training import loop
 
@@ -384,21 +385,21 @@ def _follow(training: Training, pupils: Sequence[Pupil], setting: Setting, watch
         elif isinstance(event, loop.Waiting):
             setting.observe({"kind": "waiting", "step": event.step, "share": event.share})
         else:
-            setting.observe(pupil.epoch(event, training.students[index].spent()))
-        asked = pupil.run.asked
+            setting.observe(pupil.epoch(event, training.students[index].cost_so_far()))
+        asked = pupil.run.pending_request
         if (asked is not None or setting.stop.is_set()) and training.step < training.steps:
             pupil.save(training.state(index))
             ended = State.CANCELLED if asked == "cancel" else State.PAUSED
-            pupil.recording.say(ended=ended, reason=None)
+            pupil.recording.write_status(ended=ended, reason=None)
             pupil.recording.event(str(ended), training.step)
             pupil.ended = {"id": pupil.run.id, "state": str(ended), "asked": asked}
-            pupil.recording.let_go()  # the others may train for hours, and it is paused now
+            pupil.recording.release()  # the others may train for hours, and it is paused now
             training.drop(index)
         elif time.monotonic() - pupil.saved >= CHECKPOINT_SECONDS:
             pupil.save(training.state(index))
 
 
-def _finish(pupil: Pupil, store: Store, splits: data.Splits, training: Training, index: int) -> dict[str, Any]:
+def _finish(pupil: ActiveRun, store: Store, splits: data.Splits, training: Training, index: int) -> dict[str, Any]:
     """Score the best weights: temperature by validation, then one look at test. The last weights are scored beside."""
     import numpy as np
     import torch
@@ -437,11 +438,11 @@ def _finish(pupil: Pupil, store: Store, splits: data.Splits, training: Training,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "logits_sha256": hashlib.sha256(answers).hexdigest(),
         "images_per_second": training.steps * training.views.batch / max(1e-9, seconds),
-        **student.took(),
+        **student.cost(),
         "peak_bytes": peak_memory(training.device.type),
         "attempts": pupil.recording.attempt,
         "torch": torch.__version__,
-        **{name: run.said[name] for name in ANNOUNCED},
+        **{name: run.status[name] for name in ANNOUNCED},
         "seconds": seconds,
     }
     if run.spec.teacher and training.teacher:

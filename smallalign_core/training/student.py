@@ -20,8 +20,8 @@ from smallalign_core.spec import RunSpec
 from smallalign_core.system import _compat, batching
 from smallalign_core.training import losses, optim
 from smallalign_core.training.frozen_features import Features
-from smallalign_core.training.losses import Answer
-from smallalign_core.training.timer import Clock
+from smallalign_core.training.losses import NetworkOutput
+from smallalign_core.training.timer import Timer
 
 
 @dataclass
@@ -51,8 +51,8 @@ class Student:
     call: Callable[[Tensor], Tensor]
     fast: Callable[[Tensor], Tensor]
     steps: int
-    clock: Clock
-    shared: Clock
+    clock: Timer
+    shared: Timer
     state_bytes: int = 0
     optimizer: torch.optim.Optimizer = field(init=False)
     average: AveragedModel | None = field(init=False)
@@ -84,7 +84,7 @@ class Student:
         rate = self.spec.head_rate
         self.optimizer = optim.build(self.spec.optimizer, model, self.steps, head=head, head_rate=rate)
         self.average = optim.average(self.spec.optimizer, self.classifier)
-        self.rate, self.asks = optim.peak_rate(self.spec.optimizer), optim.asks(self.spec.optimizer)
+        self.rate, self.asks = optim.peak_rate(self.spec.optimizer), optim.closure_kind(self.spec.optimizer)
         self.learning = [weight for group in self.optimizer.param_groups for weight in group["params"]]
 
     def step(self, closure: Callable[..., Tensor] | None) -> None:
@@ -93,7 +93,9 @@ class Student:
         if self.average is not None:
             self.average.update_parameters(self.classifier)
 
-    def evolve(self, view: Batch, wanted: Answer | None, epoch: float, begin: Callable[[], None]) -> None:
+    def step_gradient_free(
+        self, view: Batch, wanted: NetworkOutput | None, epoch: float, begin: Callable[[], None]
+    ) -> None:
         """Take a step without a gradient: the strategy asks for the losses of candidates around the weights.
 
         All see the same images and the same dropout mask, so that they are compared and not their luck. Batch norms use
@@ -104,12 +106,12 @@ class Student:
         """
 
         def terms(logits: Tensor) -> dict[str, Tensor]:
-            parts = losses.terms(self.spec.loss, Answer(logits), wanted, view.labels, epoch=epoch)
+            parts = losses.terms(self.spec.loss, NetworkOutput(logits), wanted, view.labels, epoch=epoch)
             return {**parts, "total": sum(parts.values(), start=torch.zeros(()))}
 
         def tried(candidates: Tensor) -> Tensor:
             self.evaluations += len(candidates)
-            with self.norms_at_rest():
+            with self.freeze_bn_stats():
                 said = optim.answers(self.classifier.body, self.spec.network, candidates, prepared, begin)
                 return torch.stack([terms(logits)["total"] for logits in said])
 
@@ -127,7 +129,7 @@ class Student:
             self.sums[name] = self.sums.get(name, 0) + value.detach()
 
     @contextlib.contextmanager
-    def norms_at_rest(self) -> Iterator[None]:
+    def freeze_bn_stats(self) -> Iterator[None]:
         """Let batch norms use a batch's statistics without keeping them: they count a step once."""
         norms = [
             one for one in self.classifier.modules() if isinstance(one, _compat.BATCH_NORMS) and one.track_running_stats
@@ -141,7 +143,7 @@ class Student:
                 norm.track_running_stats = True
 
     @contextlib.contextmanager
-    def counting(self) -> Iterator[None]:
+    def count_memory(self) -> Iterator[None]:
         """Count the bytes that a backward pass through what is computed now will need, beside the weights."""
         seen = {weight.untyped_storage().data_ptr() for weight in self.classifier.parameters()}
         found = 0
@@ -162,7 +164,7 @@ class Student:
             yield
         self.saved_bytes = max(found, working.most if working else 0)
 
-    def spent(self) -> dict[str, Any]:
+    def cost_so_far(self) -> dict[str, Any]:
         """What it took so far, earlier attempts included: gradients, evaluations, own seconds, shared seconds."""
         own, shared = self.before
         return {
@@ -172,7 +174,7 @@ class Student:
             "shared_seconds": shared + self.shared.seconds,
         }
 
-    def took(self) -> dict[str, Any]:
+    def cost(self) -> dict[str, Any]:
         """As `spent`, with the median step in milliseconds and what it needs in memory, in bytes.
 
         `memory_bytes` are weights, gradients, optimizer state, what a backward pass keeps or a frozen body computes
@@ -184,13 +186,13 @@ class Student:
         slopes = sum(weight.numel() * weight.element_size() for weight in parameters if weight.requires_grad)
         features = self.features.bytes if self.features else 0
         return {
-            **self.spent(),
+            **self.cost_so_far(),
             "step_ms": self.clock.median and self.clock.median * 1000,
             "state_bytes": self.state_bytes,
             "memory_bytes": weights + slopes + self.state_bytes + (self.saved_bytes or 0) + features,
         }
 
-    def consider(self, scored: Classifier, scores: Scores, epoch: int) -> bool:
+    def keep_if_best(self, scored: Classifier, scores: Scores, epoch: int) -> bool:
         """Keep the weights that were scored if they are the best on validation: by accuracy, then by likelihood."""
         rank = (scores.accuracy, -scores.nll)
         if rank <= self.best_score:
@@ -226,7 +228,7 @@ class Student:
             "companion": self.companion.state_dict() if self.companion else {},
             "optimizer": self.optimizer.state_dict(),
             "average": self.average.state_dict() if self.average else {},
-            **self.spent(),
+            **self.cost_so_far(),
             "saved_bytes": self.saved_bytes,
             "best_weights": self.best_weights,
             "best_epoch": self.best_epoch,

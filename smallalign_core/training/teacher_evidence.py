@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from smallalign_core.errors import BadSpec
 from smallalign_core.metrics import Scores, fit_temperature, log_softmax, score
-from smallalign_core.spec import Borrowed, HintonKd, Loss, RunSpec
+from smallalign_core.spec import HintonKd, LibraryNetwork, Loss, RunSpec
 
 MOST_IMAGES = 1_000
 """Validation images that a teacher is asked about before a run, evenly spread: enough for an interval of 3 points."""
@@ -155,7 +155,7 @@ def check_side(learned: int | None, spec: RunSpec, shape: tuple[int, int, int], 
     side = max(shape[1:])
     if spec.data.size is None or learned is None or learned <= side:
         return
-    inside = "" if isinstance(spec.network, Borrowed) else f"; `network.size: {side}` keeps the student's input"
+    inside = "" if isinstance(spec.network, LibraryNetwork) else f"; `network.size: {side}` keeps the student's input"
     raise BadSpec(
         f"the teacher learned from images of {learned} pixels a side, and this run would show it {side}",
         given=f"{name} with data.size {spec.data.size}",

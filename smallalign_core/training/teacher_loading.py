@@ -20,8 +20,8 @@ from smallalign_core.training import teacher_evidence
 from smallalign_core.training.teacher_evidence import Evidence
 
 if TYPE_CHECKING:
-    from smallalign_core.networks import Answering, Classifier
-    from smallalign_core.training.teacher import Plan, Teacher, Teaching
+    from smallalign_core.networks import BaseClassifier, Classifier
+    from smallalign_core.training.teacher import CachePlan, Teacher, TeacherSource
 
 log = logging.getLogger("smallalign")
 
@@ -33,7 +33,7 @@ LEAST_AGREEMENT = 0.95
 """Share of validation images on which 8-bit answers must name the teacher's own class."""
 
 
-def live(specs: Sequence[RunSpec], store: Store, splits: data.Splits, device: Any) -> Teacher | None:
+def load_teacher(specs: Sequence[RunSpec], store: Store, splits: data.Splits, device: Any) -> Teacher | None:
     """The live teacher of runs that share their views; None if nobody teaches.
 
     Raises:
@@ -117,13 +117,13 @@ def _evidence(runs: Sequence[Run], spec: RunSpec, store: Store, splits: data.Spl
 def facts(spec: RunSpec, store: Store, splits: data.Splits, device: Any) -> dict[str, Any]:
     """What a run's result keeps of its teachers: `preflight` with `warnings`, and `answers`, see `closeness`."""
     seen = preflight(spec, store, splits, device)
-    told = None if seen is None else {**seen.as_dict(), "warnings": doubts(spec, store, seen)}
+    told = None if seen is None else {**seen.as_dict(), "warnings": warnings(spec, store, seen)}
     for doubt in told["warnings"] if told else ():
         log.warning(doubt)
-    return {"answers": closeness(spec, store), "preflight": told}
+    return {"answers": inference_gap(spec, store), "preflight": told}
 
 
-def doubts(spec: RunSpec, store: Store, found: Evidence) -> list[str]:
+def warnings(spec: RunSpec, store: Store, found: Evidence) -> list[str]:
     """What speaks against the teacher of a resolved `spec` without forbidding it: the same student, already trained on
     these images without a teacher, is right more often."""
     alone = {"teacher": None, "loss": CrossEntropy(), "shuffled": False, "answers": "torch"}
@@ -162,7 +162,7 @@ def starts(specs: Sequence[RunSpec], store: Store) -> dict[str, Path]:
     return found
 
 
-def _answering(whole: Answering, run: Run, spec: RunSpec, store: Store, splits: data.Splits) -> Answering:
+def _answering(whole: BaseClassifier, run: Run, spec: RunSpec, store: Store, splits: data.Splits) -> BaseClassifier:
     """`whole`, answered by whom `spec` says; what ONNX Runtime needs for that is made once and kept in the cache."""
     from smallalign_core.networks import Classifier
 
@@ -245,7 +245,7 @@ def as_graph(whole: Classifier, spec: RunSpec, splits: data.Splits) -> tuple[byt
     return content, facts | {"sha256": hashlib.sha256(content).hexdigest()}
 
 
-def closeness(spec: RunSpec, store: Store) -> list[dict[str, Any]] | None:
+def inference_gap(spec: RunSpec, store: Store) -> list[dict[str, Any]] | None:
     """For each teacher of a resolved `spec` that ONNX Runtime answers for, how close that is; None for PyTorch.
 
     Each has `agreement` (share of the same top-1), `kl` in nats and `images`: those of validation that were asked. One
@@ -261,7 +261,7 @@ def closeness(spec: RunSpec, store: Store) -> list[dict[str, Any]] | None:
     return found
 
 
-def plan(specs: Sequence[RunSpec], store: Store, splits: data.Splits, device: Any) -> Plan | None:
+def cache_plan(specs: Sequence[RunSpec], store: Store, splits: data.Splits, device: Any) -> CachePlan | None:
     """The teacher's answers that a bank would keep for these runs; None if there are none, or none can be."""
     from smallalign_core.runs import imported
     from smallalign_core.training import teacher as teachers
@@ -285,7 +285,7 @@ def of_runs(
     *,
     bank: bool = True,
     warn: Callable[[str], None] = log.warning,
-) -> Iterator[Teaching | None]:
+) -> Iterator[TeacherSource | None]:
     """Who teaches runs that share their views: a bank of answers, or a live teacher; None if nobody does.
 
     Args:
@@ -297,19 +297,19 @@ def of_runs(
         BadInput, BadModel: it does not know these classes, or its weights cannot be read.
         BadSpec: it failed its `preflight`.
     """
-    from smallalign_core.training.teacher import Bank, Shelf
+    from smallalign_core.training.teacher import CacheIndex, TeacherCache
 
     for spec in specs:
         preflight(spec, store, splits, device)
-    wanted, shelf = plan(specs, store, splits, device), Shelf(store.teacher_cache)
+    wanted, shelf = cache_plan(specs, store, splits, device), CacheIndex(store.teacher_cache)
     if wanted is None or not bank or not shelf.fitting(wanted)[0]:
-        yield live(specs, store, splits, device)
+        yield load_teacher(specs, store, splits, device)
         return
 
     def load() -> Teacher:
-        found = live(specs, store, splits, device)
+        found = load_teacher(specs, store, splits, device)
         assert found is not None
         return found
 
-    with Bank(wanted, shelf, load, warn=warn) as kept:
+    with TeacherCache(wanted, shelf, load, warn=warn) as kept:
         yield kept

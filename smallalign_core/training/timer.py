@@ -16,7 +16,7 @@ LAPS = 1_000
 """The latest laps, from which the median is."""
 
 
-class Clock:
+class Timer:
     """Sums laps of work on `device`; what happens while it stands is not in them.
 
     On a CPU these are seconds of this process's processor, all threads together: neighbours do not lengthen them. On
@@ -40,7 +40,7 @@ class Clock:
         return event
 
     @contextlib.contextmanager
-    def lap(self) -> Iterator[None]:
+    def measure(self) -> Iterator[None]:
         """One lap."""
         self._since = self._now()
         try:
@@ -54,14 +54,14 @@ class Clock:
         """`items`, each made within a lap; what is done with them is not in it."""
         source = iter(items)
         while True:
-            with self.lap():
+            with self.measure():
                 found = next(source, None)
             if found is None:
                 return
             yield found
 
     @contextlib.contextmanager
-    def standing(self) -> Iterator[None]:
+    def paused(self) -> Iterator[None]:
         """Stop within a lap; does nothing outside of one."""
         running = self._since is not None
         if running:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from smallalign_core.errors import SmallAlignError, WorkFailed
-from smallalign_core.runs.writer import Recording
+from smallalign_core.runs.writer import RunWriter
 
 LEAST_SECONDS = 60.0
 TIMES = 20.0
@@ -26,7 +26,7 @@ class Watched(Protocol):
     """A run that is trained."""
 
     @property
-    def recording(self) -> Recording:
+    def recording(self) -> RunWriter:
         """The right to write its folder."""
 
     @property
@@ -34,7 +34,7 @@ class Watched(Protocol):
         """How it ended; None while it trains."""
 
 
-class Watch(threading.Thread):
+class HangDetector(threading.Thread):
     """Notices that no step ends, says so in the runs' folders, and obeys whoever stops a run that cannot obey.
 
     The stacks of all threads go into each run's log.txt. A step may still end: then what was said is taken back. Time
@@ -63,7 +63,7 @@ class Watch(threading.Thread):
             self._took.append((now - self._since) / (step - self._step))
         self._step, self._since = step, now
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> HangDetector:
         self.start()
         return self
 
@@ -88,13 +88,13 @@ class Watch(threading.Thread):
             if self._hangs and self._give_up:
                 self._obey(self._give_up)
 
-    def _present(self) -> list[Recording]:
+    def _present(self) -> list[RunWriter]:
         return [pupil.recording for pupil in self._pupils if pupil.ended is None]
 
     def _say(self, reason: str | None) -> None:
         for recording in self._present():
             with contextlib.suppress(SmallAlignError, OSError):
-                recording.say(reason=reason)
+                recording.write_status(reason=reason)
 
     def _dump(self) -> None:
         for recording in self._present():
@@ -104,20 +104,20 @@ class Watch(threading.Thread):
                 faulthandler.dump_traceback(log, all_threads=True)
 
     def _obey(self, give_up: Callable[[], None]) -> None:
-        asked = [(recording, recording.run.asked) for recording in self._present()]
+        asked = [(recording, recording.run.pending_request) for recording in self._present()]
         for recording, what in asked:
             if what is not None:
                 with contextlib.suppress(SmallAlignError, OSError):
                     reason = (
                         f"It hung after step {self._step}: its log shows where. It goes on from its last checkpoint"
                     )
-                    recording.say(ended="cancelled" if what == "cancel" else "paused", reason=reason)
+                    recording.write_status(ended="cancelled" if what == "cancel" else "paused", reason=reason)
                     (recording.run.folder / "request").unlink(missing_ok=True)
         if any(what is not None for _, what in asked):
             give_up()
 
 
-def explained(error: Exception) -> SmallAlignError | None:
+def with_explanation(error: Exception) -> SmallAlignError | None:
     """What a lack of memory means, in words; None for other errors."""
     text = " ".join(str(error).split())
     if not isinstance(error, MemoryError) and not any(sign in text.lower() for sign in NO_MEMORY):

@@ -19,7 +19,7 @@ from smallalign_core.data import DataSpec
 from smallalign_core.errors import BadModel, Refused, SmallAlignError
 from smallalign_core.runs import imported
 from smallalign_core.runs.store import Run, State, Store
-from smallalign_core.runs.writer import Recording, checkpoints
+from smallalign_core.runs.writer import RunWriter, checkpoints
 from smallalign_core.service import backend, doctor, worker
 from smallalign_core.spec import digest
 from smallalign_core.system import files
@@ -295,7 +295,7 @@ def test_what_is_written_can_be_told_from_what_is_read(tmp_path: Path) -> None:
     value = {"a": [1, 2.5, -0.0, 1e-300, 10**20, None, True, 'ü\ud800\n"\\'], "b": {"3": {}}, "c": [], "seal_": 1}
     files.write_json(tmp_path / "x.json", value)
     assert files.read_json(tmp_path / "x.json") == value
-    with Recording(_made(tmp_path)) as recording:
+    with RunWriter(_made(tmp_path)) as recording:
         recording.event("progress", 3, **{"text": "\u2028\x00ü", "value": float("nan")})
     assert files.read_lines(tmp_path / "run" / "events.jsonl")[1] == 0
 

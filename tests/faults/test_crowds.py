@@ -16,10 +16,10 @@ from smallalign_core.errors import Refused, SmallAlignError
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.service import backend
 from smallalign_core.system.files import append, write_json
-from smallalign_core.system.users import OWNER, Turn, Visitor, waiting
+from smallalign_core.system.users import OWNER, QueueTicket, User, queued
 from tests.conftest import Train, tiny
 
-ADA, BOB, EVE = (Visitor(f"{name}@example.org") for name in ("ada", "bob", "eve"))
+ADA, BOB, EVE = (User(f"{name}@example.org") for name in ("ada", "bob", "eve"))
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def strict(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMALLALIGN_STARTS_A_MINUTE", "4")
 
 
-def queue(store: Store, visitor: Visitor, seed: int) -> Run:
+def queue(store: Store, visitor: User, seed: int) -> Run:
     """Queue a run without decoding any image: the queue does not look at them."""
     return Store(store.root, visitor).submit(tiny(seed=seed))
 
@@ -72,8 +72,8 @@ def test_markers_of_older_versions_and_damaged_ones_are_served(store: Store) -> 
         (damaged.folder / "queued").write_text(text)
         assert set(order(store)) == {0, 1, 2}
     assert order(store)[0] == 0
-    assert Turn.read(old.folder / "queued") == Turn(0, 17.5)
-    assert Turn.read(new.folder / "none") is None
+    assert QueueTicket.read(old.folder / "queued") == QueueTicket(0, 17.5)
+    assert QueueTicket.read(new.folder / "none") is None
 
 
 def test_one_visitor_and_all_have_so_many_places(strict: None, store: Store) -> None:
@@ -129,7 +129,7 @@ def test_several_at_once_are_all_queued_or_none(store: Store, monkeypatch: pytes
 
 def test_resuming_is_starting(strict: None, store: Store) -> None:
     run = queue(store, ADA, 0)
-    run.ask("cancel")
+    run.request("cancel")
     queue(store, ADA, 1)
     queue(store, ADA, 2)
     with pytest.raises(Refused, match="may have 2 runs waiting"):
@@ -139,7 +139,7 @@ def test_resuming_is_starting(strict: None, store: Store) -> None:
 
 def test_many_at_once_get_exactly_the_places_there_are(strict: None, store: Store) -> None:
     refused: list[SmallAlignError] = []
-    people = [Visitor(f"{number}@example.org") for number in range(6)]
+    people = [User(f"{number}@example.org") for number in range(6)]
     together = threading.Barrier(12)
 
     def click(number: int) -> None:
@@ -156,7 +156,7 @@ def test_many_at_once_get_exactly_the_places_there_are(strict: None, store: Stor
         thread.join()
     assert len(store.queue()) == 5
     assert len(refused) == 7
-    counted = [turn.visitor for turn in waiting(store.root / "runs").values()]
+    counted = [turn.visitor for turn in queued(store.root / "runs").values()]
     assert max(counted.count(name) for name in counted) <= 2
 
 
@@ -169,7 +169,7 @@ def test_a_double_click_asks_the_images_once(store: Store, monkeypatch: pytest.M
     assert [answer["known"] for answer in answers] == [False, True, True]
     assert len({answer["id"] for answer in answers}) == 1
     assert len(looked) == 1
-    store.run(answers[0]["id"]).ask("cancel")
+    store.run(answers[0]["id"]).request("cancel")
     assert backend.submit(Store(store.root, ADA), spec)["state"] == "queued"  # asked again, it goes on
 
 

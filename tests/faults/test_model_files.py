@@ -303,7 +303,7 @@ def treacherous() -> bytes:
 def test_a_file_that_eats_memory_on_certain_images_harms_nobody(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(treacherous())
     sandbox.inspect(tmp_path / "model.onnx", (8, 8))  # black images: it is accepted
-    session = sandbox.Session(treacherous(), limits=sandbox.Limits(memory=2**30))
+    session = sandbox.SandboxedSession(treacherous(), limits=sandbox.Limits(memory=2**30))
     dark, bright = np.zeros((2, 1, 8, 8), np.float32), np.ones((2, 1, 8, 8), np.float32)
     assert session.run("y", "x", dark).shape == (2, 10)
     before = psutil.Process().memory_info().rss
@@ -317,7 +317,7 @@ def test_a_session_ends_with_its_owner_and_answers_as_onnx_runtime_does() -> Non
     import onnxruntime
 
     content, draw = graph(), np.random.default_rng(0)
-    session = sandbox.Session(content)
+    session = sandbox.SandboxedSession(content)
     pid = session._process.pid
     images = draw.normal(size=(5, 1, 8, 8)).astype(np.float32)
     here = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
@@ -333,6 +333,6 @@ def test_a_session_ends_with_its_owner_and_answers_as_onnx_runtime_does() -> Non
 def test_a_session_that_takes_too_long_is_ended() -> None:
     from test_teachers import endless
 
-    session = sandbox.Session(endless(), limits=sandbox.Limits(seconds=2))
+    session = sandbox.SandboxedSession(endless(), limits=sandbox.Limits(seconds=2))
     with pytest.raises(BadModel, match=r"SIGXCPU|SIGKILL"):
         session.run("y", "x", np.ones((2, 1, 8, 8), np.float32))

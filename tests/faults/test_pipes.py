@@ -34,7 +34,7 @@ def test_what_is_no_file_is_refused_at_once(endless: Path, store: Store, tmp_pat
         lambda: spec.read_policy(endless),
         lambda: data.read_decisions(endless),
         lambda: data.load(DataSpec(source=str(endless)), store.data_cache),
-        lambda: imported.bring(endless, DataSpec(source="digits"), store),
+        lambda: imported.import_onnx(endless, DataSpec(source="digits"), store),
     ):
         with pytest.raises(BadInput, match=r"cannot be read|no file|neither a folder"):
             asked()

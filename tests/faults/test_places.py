@@ -141,7 +141,7 @@ def test_a_full_disk_leaves_room_for_the_reason(store: Store, monkeypatch: pytes
         runner.execute(run, store, device="cpu", observe=observe)
     monkeypatch.undo()
     assert run.state is State.PAUSED
-    assert "disk is full" in run.said["reason"]
+    assert "disk is full" in run.status["reason"]
     assert not (run.folder / writer.RESERVE).exists()
 
 

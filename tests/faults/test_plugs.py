@@ -21,9 +21,9 @@ from pages.ui.app import supervisor
 from smallalign_core.errors import Diverged, Refused, WorkFailed
 from smallalign_core.runs import recovery
 from smallalign_core.runs.store import Run, State, Store
-from smallalign_core.runs.writer import Recording
+from smallalign_core.runs.writer import RunWriter
 from smallalign_core.service import backend, worker
-from smallalign_core.system.users import Turn, Visitor
+from smallalign_core.system.users import QueueTicket, User
 from smallalign_core.training import loop, losses, runner, watchdog
 from smallalign_core.training.loop import Training
 
@@ -57,7 +57,7 @@ def test_a_loss_that_is_not_a_number_is_named_with_its_step(
     monkeypatch.setattr(loop, "REPORT_SECONDS", 9.0)  # a report after each epoch, of 11 steps
     with pytest.raises(Diverged, match=f"at step {wrong} of 61"):
         worker.execute(run, store, device="cpu")
-    assert f"at step {wrong} of" in run.said["reason"]
+    assert f"at step {wrong} of" in run.status["reason"]
     assert run.state is State.FAILED
 
 
@@ -85,14 +85,14 @@ def test_a_lack_of_memory_is_explained_and_the_run_kept(
     with pytest.raises(WorkFailed, match=r"memory did not suffice.*Lower `batch`"):
         worker.execute(run, store, device="cpu")
     assert run.state is State.FAILED
-    assert "memory" in run.said["reason"]
+    assert "memory" in run.status["reason"]
     failing.clear()
     assert worker.execute(run, store, device="cpu")["weights_sha256"] == whole(tmp_path, run)
     assert run.events("resumed")[0]["step"] > 0
 
 
 def test_another_error_is_not_explained_by_memory() -> None:
-    assert watchdog.explained(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+    assert watchdog.with_explanation(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
 
 
 def test_a_step_that_hangs_is_named_while_it_does_and_forgotten_when_it_ends(
@@ -106,20 +106,20 @@ def test_a_step_that_hangs_is_named_while_it_does_and_forgotten_when_it_ends(
     def hang(training: Training) -> None:
         if training.step == 15:
             end = time.monotonic() + 30
-            while not (run.said.get("reason") and "advance" not in seen) and time.monotonic() < end:
+            while not (run.status.get("reason") and "advance" not in seen) and time.monotonic() < end:
                 time.sleep(0.01)
-            seen.append(run.said["reason"])
+            seen.append(run.status["reason"])
             assert run.state is State.RUNNING
         if training.step == 25:
             end = time.monotonic() + 30
-            while run.said.get("reason") and time.monotonic() < end:
+            while run.status.get("reason") and time.monotonic() < end:
                 time.sleep(0.01)
-            seen.append(run.said["reason"])
+            seen.append(run.status["reason"])
         advance(training)
 
     monkeypatch.setattr(Training, "advance", hang)
     # The median step takes milliseconds, so 0.2 s decide; step 25 must not be taken for a hang while it waits.
-    monkeypatch.setattr(watchdog.Watch, "limit", property(lambda one: 0.2 if one._step == 15 else 60.0))
+    monkeypatch.setattr(watchdog.HangDetector, "limit", property(lambda one: 0.2 if one._step == 15 else 60.0))
     assert worker.execute(run, store, device="cpu")["weights_sha256"] == expected
     assert "after step 15" in seen[0]
     assert "log.txt" in seen[0]
@@ -130,7 +130,7 @@ def test_a_step_that_hangs_is_named_while_it_does_and_forgotten_when_it_ends(
 
 
 def test_the_limit_is_twenty_median_steps_and_a_minute_at_least() -> None:
-    found = watchdog.Watch([])
+    found = watchdog.HangDetector([])
     assert found.limit == 60
     found._took.extend([0.01, 0.01, 500.0])
     assert found.limit == 60
@@ -161,14 +161,14 @@ def test_a_hanging_run_is_stopped_by_its_person_and_goes_on_later(store: Store, 
     with processes.started(processes.python("-c", HANGING.format(root=str(store.root)))) as hanging:
         end = time.monotonic() + 300
         # A slow machine may take an earlier step for a hang, and take that back; the one that says so never ends.
-        while not ((store.root / "hangs").exists() and run.said.get("reason")) and time.monotonic() < end:
+        while not ((store.root / "hangs").exists() and run.status.get("reason")) and time.monotonic() < end:
             time.sleep(0.05)
-        assert "after step" in run.said["reason"]
-        run.ask("pause")
+        assert "after step" in run.status["reason"]
+        run.request("pause")
         assert hanging.wait(120) == worker.HUNG
     assert run.state is State.PAUSED
-    assert "hung" in run.said["reason"]
-    assert run.asked is None
+    assert "hung" in run.status["reason"]
+    assert run.pending_request is None
     assert worker.execute(run, store, device="cpu")["weights_sha256"] == whole(tmp_path, run)
 
 
@@ -190,7 +190,7 @@ def test_clocks_may_jump(store: Store, tmp_path: Path, monkeypatch: pytest.Monke
 
 def die(run: Run, words: str = "the last thing that it said") -> None:
     """Leave a run as a worker does that is killed."""
-    with Recording(run, from_queue=True) as recording:
+    with RunWriter(run, from_queue=True) as recording:
         recording.event("progress", 7)
         (run.folder / "log.txt").write_text(f"earlier\n{words}\n")
         shutil.copy(run.folder / "state.json", run.folder / "state.kept")
@@ -202,30 +202,30 @@ def test_a_run_is_resumed_twice_by_itself_and_then_failed_with_the_reason(store:
     run = store.enqueue(created(store))
     for death in (1, 2):
         die(run)
-        assert [one.id for one in recovery.revive(store, "its process was ended by SIGKILL")] == [run.id]
+        assert [one.id for one in recovery.requeue_crashed(store, "its process was ended by SIGKILL")] == [run.id]
         assert run.state is State.QUEUED
-        assert f"({death} of 2)" in run.said["reason"]
-        assert recovery.revive(store) == [], "a run that waits is not dead"
+        assert f"({death} of 2)" in run.status["reason"]
+        assert recovery.requeue_crashed(store) == [], "a run that waits is not dead"
     die(run)
-    recovery.revive(store, "its process was ended by SIGKILL")
+    recovery.requeue_crashed(store, "its process was ended by SIGKILL")
     assert run.state is State.FAILED
     for told in ("died 3 times", "after step 7", "SIGKILL", "the last thing that it said", "Resume goes on"):
-        assert told in run.said["reason"]
+        assert told in run.status["reason"]
     assert store.queue() == []
     store.enqueue(run)
     assert run.state is State.QUEUED
-    assert recovery.deaths(run) == 0, "who asks for it again means it"
+    assert recovery.crash_count(run) == 0, "who asks for it again means it"
 
 
 def test_a_run_that_is_resumed_by_itself_puts_nobodys_turn_back(store: Store) -> None:
-    ours, theirs = (Store(store.root, Visitor(name)) for name in ("a", "b"))
+    ours, theirs = (Store(store.root, User(name)) for name in ("a", "b"))
     dead, *waiting = [ours.enqueue(created(store, seed=seed)) for seed in range(4)]
     die(dead)
     for marker in store.root.glob("runs/*/queued"):  # as after many turns
-        turn = Turn.read(marker)
+        turn = QueueTicket.read(marker)
         assert turn is not None
-        Turn(turn.number + 40, turn.since, turn.visitor).write(marker)
-    recovery.revive(store)
+        QueueTicket(turn.number + 40, turn.since, turn.visitor).write(marker)
+    recovery.requeue_crashed(store)
     late = [theirs.enqueue(created(store, seed=10 + seed)) for seed in range(3)]
     order = [run.id for run in store.queue()]
     assert order.index(waiting[1].id) < order.index(late[2].id), "one run each, in turns"
@@ -236,32 +236,32 @@ def test_what_a_person_asked_of_a_worker_that_died_is_done(store: Store) -> None
     run = store.enqueue(created(store))
     die(run)
     (run.folder / "request").write_text("cancel")
-    recovery.revive(store)
+    recovery.requeue_crashed(store)
     assert run.state is State.CANCELLED
-    assert run.asked is None
+    assert run.pending_request is None
 
 
 def test_only_runs_of_the_queue_are_resumed_by_themselves(store: Store) -> None:
     run = created(store)
-    with Recording(run):
+    with RunWriter(run):
         pass
     stopped = store.enqueue(created(store, seed=1))
-    stopped.ask("pause")
-    assert recovery.revive(store) == []
+    stopped.request("pause")
+    assert recovery.requeue_crashed(store) == []
     assert (run.state, stopped.state) == (State.INTERRUPTED, State.PAUSED)
 
 
 def test_memory_that_the_system_took_and_a_restart_are_named(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     run = store.enqueue(created(store))
     die(run)
-    monkeypatch.setattr(recovery, "memory_kills", lambda: run.said["memory_kills"] + 2)
-    recovery.revive(store)
-    assert "killed 2 processes here for lack of memory" in run.said["reason"]
+    monkeypatch.setattr(recovery, "memory_kills", lambda: run.status["memory_kills"] + 2)
+    recovery.requeue_crashed(store)
+    assert "killed 2 processes here for lack of memory" in run.status["reason"]
     die(run)
     monkeypatch.setattr(recovery, "boot", lambda: "another")
-    recovery.revive(store)
-    assert "started again" in run.said["reason"]
-    assert "memory" not in run.said["reason"]
+    recovery.requeue_crashed(store)
+    assert "started again" in run.status["reason"]
+    assert "memory" not in run.status["reason"]
 
 
 def test_runs_that_died_together_are_tried_alone_the_last_time(store: Store) -> None:
@@ -269,7 +269,7 @@ def test_runs_that_died_together_are_tried_alone_the_last_time(store: Store) -> 
     for together in (2, 1):
         for run in runs:
             die(run)
-        recovery.revive(store)
+        recovery.requeue_crashed(store)
         assert len(worker._in_step(store.queue())) == together
 
 
@@ -294,7 +294,7 @@ def test_the_supervisor_says_how_its_worker_ended(store: Store, monkeypatch: pyt
     keeper.join()
     ends.close()
     assert run.state is State.FAILED
-    assert "SIGKILL" in run.said["reason"]
+    assert "SIGKILL" in run.status["reason"]
     assert len(started) == 3, "it is not started again for a run that has failed"
 
 
@@ -335,7 +335,7 @@ def test_a_disk_that_fills_pauses_the_run_and_spoils_nothing(
             worker.execute(run, store, device="cpu", observe=fill)
         assert run.state in ((State.PAUSED,) if left else (State.PAUSED, State.INTERRUPTED))
         if run.state is State.PAUSED:
-            assert "disk is full" in run.said["reason"]
+            assert "disk is full" in run.status["reason"]
         lines = (run.folder / "events.jsonl").read_bytes()
         if not lines.endswith(b"\n"):  # the room ended within a line: readers leave it out, the next begins a new one
             (run.folder / "events.jsonl").write_bytes(lines[: lines.rfind(b"\n") + 1])

@@ -76,13 +76,13 @@ def test_an_idx_pipe_is_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_process_goes_on_after_each_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_guarded, "SECONDS", 1)
-    with pytest.raises(_guarded.TooCostly, match="takes too long to decode"):
+    with pytest.raises(_guarded.OverLimit, match="takes too long to decode"):
         _guarded.call(math.factorial, 10**8)
     monkeypatch.setattr(_guarded, "WALL", 1.0)
-    with pytest.raises(_guarded.TooCostly, match="takes too long to decode"):
+    with pytest.raises(_guarded.OverLimit, match="takes too long to decode"):
         _guarded.call(time.sleep, 10_000)
     monkeypatch.undo()
-    with pytest.raises(_guarded.TooCostly, match="ends the process"):
+    with pytest.raises(_guarded.OverLimit, match="ends the process"):
         _guarded.call(os.abort)
     with pytest.raises(MemoryError):
         _guarded.call(bytearray, 2 * _guarded.MEMORY)
@@ -132,7 +132,7 @@ def test_slow_images_are_refused_after_a_few(tmp_path: Path, monkeypatch: pytest
             return
         for one in given:
             tried.append(one)
-            yield _guarded.Outcome(error=_guarded.TooCostly("the image takes too long to decode"))
+            yield _guarded.Outcome(error=_guarded.OverLimit("the image takes too long to decode"))
 
     monkeypatch.setattr(_guarded, "each", slow)
     with pytest.raises(BadData, match="1 of 80 images cannot be read"):

@@ -36,11 +36,11 @@ from smallalign_core.runs import uploads
 from smallalign_core.runs.store import Store
 from smallalign_core.spec import DataSpec
 from smallalign_core.system import limits
-from smallalign_core.system.users import Role, Visitor
+from smallalign_core.system.users import Role, User
 
 MB = 1024**2
 MOST_MB = 420
-RUNNER = Visitor("ada@example.org")
+RUNNER = User("ada@example.org")
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (8, 8)) -> bytes:
@@ -98,14 +98,14 @@ def test_a_dataset_is_kept_under_its_content_and_used_by_its_path(store: Store) 
     assert splits.classes == ("0", "1")
     assert uploads.keep(store, "another name.zip", content) == (file, False)
     assert uploads.kept(store) == [file]
-    uploads.drop(store, file)
+    uploads.discard(store, file)
     assert uploads.kept(store) == []
 
 
 def test_only_uploads_are_dropped(store: Store, tmp_path: Path) -> None:
     other = tmp_path / "other.zip"
     other.write_bytes(b"mine")
-    uploads.drop(store, other)
+    uploads.discard(store, other)
     assert other.exists()
 
 
@@ -227,7 +227,7 @@ def test_a_header_that_lies_about_the_size_is_found_out_while_unpacking(store: S
     file, _ = uploads.keep(store, "x.zip", content)
     with pytest.raises(BadData, match="cannot be read"):
         data.load(DataSpec(source=str(file)), store.data_cache)
-    uploads.drop(store, file)
+    uploads.discard(store, file)
     assert left(store) == []
 
 
@@ -282,7 +282,7 @@ def test_there_is_room_for_so_much_and_no_more(store: Store, monkeypatch: pytest
 @pytest.mark.parametrize("role", [Role.VIEWER, Role.NOBODY])
 def test_who_may_only_look_uploads_nothing(role: Role, store: Store) -> None:
     with pytest.raises(Refused):
-        uploads.keep(Store(store.root, Visitor("eve", role)), "x.zip", dataset())
+        uploads.keep(Store(store.root, User("eve", role)), "x.zip", dataset())
     assert left(store) == []
 
 
@@ -297,10 +297,10 @@ def confined(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> I
     """Users' paths are read below `allowed` only, as in the dashboard's processes."""
     (tmp_path / "allowed").mkdir()
     monkeypatch.setenv(limits.ROOTS, str(tmp_path / "allowed"))
-    limits.confine(store.root)
+    limits.require_allowed(store.root)
     yield tmp_path / "allowed"
     monkeypatch.delenv(limits.ROOTS)
-    limits.confine()
+    limits.require_allowed()
 
 
 def test_paths_are_read_from_allowed_folders_only(confined: Path, tmp_path: Path, store: Store) -> None:
@@ -337,7 +337,7 @@ def test_an_upload_that_cannot_be_read_leaves_nothing(store: Store, monkeypatch:
         assert [file for file in left(store) if file.name != "desk.log"] == []
         assert uploading.receive(Store(store.root, RUNNER), "y.zip", dataset()).endswith(".zip")
     finally:
-        uploading.context.desk().close()
+        uploading.context.client().close()
 
 
 # --- images -----------------------------------------------------------------------------------------------------------

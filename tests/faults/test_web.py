@@ -41,11 +41,11 @@ from smallalign_core.service import backend, worker
 from smallalign_core.spec import Shift
 from smallalign_core.studies import lifecycle, optimizers
 from smallalign_core.system.files import write_json
-from smallalign_core.system.users import OWNER, Role, Visitor
+from smallalign_core.system.users import OWNER, Role, User
 from tests.chromium import dashboard, executable, free_port, launched
 from tests.conftest import ROOT, Train, tiny
 
-VIEWER, RUNNER = Visitor("eve@example.org", Role.VIEWER), Visitor("ada@example.org", Role.RUNNER)
+VIEWER, RUNNER = User("eve@example.org", Role.VIEWER), User("ada@example.org", Role.RUNNER)
 LOCAL = ("127.0.0.1", 50_000)
 HERE = "http://localhost:8501"
 
@@ -249,7 +249,7 @@ def test_a_viewer_changes_nothing(store: Store, train: Train) -> None:
     run = train()
     waiting = store.submit(backend.resolve(store, tiny(seed=5)))
     paused = store.submit(backend.resolve(store, tiny(seed=4)))
-    paused.ask("pause")
+    paused.request("pause")
     written = {"student": tiny().model_dump(mode="json", exclude={"optimizer"}), "optimizers": ["sgd"], "budgets": [1]}
     asked = backend.resolve_study(store, "optimizers", optimizers.parse_study(written))
     study = lifecycle.create(store, "optimizers", asked)
@@ -261,10 +261,10 @@ def test_a_viewer_changes_nothing(store: Store, train: Train) -> None:
         lambda: watched.submit(backend.resolve(store, tiny(seed=6))),
         lambda: watched.enqueue(stopped),
         lambda: watched.delete(run.id),
-        lambda: watched.run(waiting.id).ask("cancel"),
-        lambda: watched.run(waiting.id).ask("pause"),
-        lambda: watched.queue()[0].ask("cancel"),
-        lambda: watched.runs()[0].ask("pause"),
+        lambda: watched.run(waiting.id).request("cancel"),
+        lambda: watched.run(waiting.id).request("pause"),
+        lambda: watched.queue()[0].request("cancel"),
+        lambda: watched.runs()[0].request("pause"),
         lambda: uploads.keep(watched, "x.zip", b"PK\x03\x04"),
         lambda: lifecycle.create(watched, "optimizers", asked.model_copy(update={"seeds": 4})),
         lambda: lifecycle.start(watched, study),
@@ -291,12 +291,12 @@ def test_a_viewer_changes_nothing(store: Store, train: Train) -> None:
 @pytest.mark.slow
 def test_the_desk_acts_for_whoever_asks(store: Store) -> None:
     asking = [VIEWER]
-    asked = backend.Desk(store, lambda: asking[0])
+    asked = backend.BackendClient(store, lambda: asking[0])
     try:
         with pytest.raises(BadInput, match="You may look at everything here but not start runs"):
-            asked.ask("submit", spec=tiny().model_dump(mode="json"))
+            asked.call("submit", spec=tiny().model_dump(mode="json"))
         asking[0] = RUNNER
-        run = store.run(asked.ask("submit", spec=tiny().model_dump(mode="json"))["id"])
+        run = store.run(asked.call("submit", spec=tiny().model_dump(mode="json"))["id"])
         assert json.loads((run.folder / "queued").read_text())["visitor"] == "ada@example.org"
     finally:
         asked.close()
@@ -445,7 +445,7 @@ server_metadata_url = "{provider}/.well-known/openid-configuration"
         expect(page.get_by_text("Spec and command")).to_be_visible(timeout=90_000)
         assert len(store.runs()) == 1
         with contextlib.suppress(Refused):  # it may be finished already
-            store.runs()[0].ask("cancel")
+            store.runs()[0].request("cancel")
         page.close()
 
 

@@ -16,7 +16,7 @@ from smallalign_core.errors import BadSpec, Refused
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.spec import RunSpec, parse
 from smallalign_core.studies import ablation
-from smallalign_core.studies.ablation import CONTROLS, METRICS, What, Worth, capital
+from smallalign_core.studies.ablation import CONTROLS, METRICS, AblationReport, What, capital
 
 USUAL_SEEDS, MOST_SEEDS = 3, 10
 
@@ -29,7 +29,7 @@ def panel(spec: dict[str, Any], what: What, store: Store, *, key: str) -> None:
     Args:
         key: for widgets, and the name of the seeds in the address: `<key>-seeds`.
     """
-    with context.told():
+    with context.show_errors():
         asked = parse(spec)
         try:
             ablation.without(asked, what)
@@ -72,7 +72,7 @@ def _measured(asked: RunSpec, what: What, store: Store, key: str) -> None:
             st.rerun()
     if start:
         values = {"spec": asked.model_dump(mode="json"), "what": what, "seeds": seeds}
-        context.ask("worth", "Preparing the runs", start=True, **values)
+        context.call("worth", "Preparing the runs", start=True, **values)
         st.rerun()
     if seeds == 1 and not found.finished:
         st.caption(":orange[**1 seed: not evidence.**] It shows the direction at best; 3 are the least to learn from.")
@@ -92,15 +92,15 @@ def _measured(asked: RunSpec, what: What, store: Store, key: str) -> None:
 @st.cache_data(max_entries=64, ttl=60, show_spinner=False)
 def _resolved(asked: str, what: What, root: str) -> dict[str, Any]:  # noqa: ARG001  # another store, another answer
     """The spec by which the runs are found: it needs the images' fingerprint, which only the desk can tell."""
-    found: dict[str, Any] = context.ask("worth", "Looking for runs", spec=json.loads(asked), what=what, seeds=1)
+    found: dict[str, Any] = context.call("worth", "Looking for runs", spec=json.loads(asked), what=what, seeds=1)
     return found["spec"]
 
 
-def _stop(found: Worth, store: Store) -> None:
+def _stop(found: AblationReport, store: Store) -> None:
     for arm in reversed(found.arms):  # the one in training last, so that no other takes its place
         if arm.state in (State.QUEUED, State.RUNNING):
             try:
-                store.run(arm.id).ask("cancel")
+                store.run(arm.id).request("cancel")
             except Refused:  # it ended in this moment
                 continue
 
@@ -110,7 +110,7 @@ def _stop(found: Worth, store: Store) -> None:
 
 def _live(spec: RunSpec, what: What, seeds: int, was_active: bool, store: Store, key: str) -> None:
     """Progress and figures, read from the store. When the last run ends, the whole page is drawn anew, once."""
-    with context.told():
+    with context.show_errors():
         found = ablation.report(store, spec, what, seeds)
         if (found.running > 0) != was_active:
             st.rerun()
@@ -128,7 +128,7 @@ def _live(spec: RunSpec, what: What, seeds: int, was_active: bool, store: Store,
             _runs(found)
 
 
-def _progress(found: Worth, store: Store) -> None:
+def _progress(found: AblationReport, store: Store) -> None:
     done = sum(arm.state == State.FINISHED for arm in found.arms)
     at = next(
         ((pair, name, arm) for pair in found.pairs for name, arm in pair.arms if arm.state == State.RUNNING), None
@@ -150,7 +150,7 @@ def _progress(found: Worth, store: Store) -> None:
     st.progress((done + share) / len(found.arms), text=text)
 
 
-def _figures(found: Worth, key: str) -> None:
+def _figures(found: AblationReport, key: str) -> None:
     shown = {"helps": st.success, "hurts": st.warning, "not evidence": st.warning}
     icons = {"helps": ":material/trending_up:", "hurts": ":material/trending_down:"}
     verdict = found.effects[0].verdict
@@ -178,7 +178,7 @@ def _figures(found: Worth, key: str) -> None:
     st.caption(f"{found.scope()} Diamond: mean; bar: 95 % interval; dots: one a seed.")
 
 
-def _runs(found: Worth) -> None:
+def _runs(found: AblationReport) -> None:
     metric = METRICS["accuracy"]
     with st.expander(f"The {len(found.arms)} runs: validation accuracy by seed"):
         for pair in found.pairs:

@@ -18,7 +18,7 @@ from pages.ui.widgets import formatting
 from smallalign_core import data
 from smallalign_core.errors import SmallAlignError, of_system
 from smallalign_core.runs.store import Store
-from smallalign_core.service.backend import Desk
+from smallalign_core.service.backend import BackendClient
 from smallalign_core.spec import parse_data
 from smallalign_core.system.files import write
 
@@ -43,8 +43,8 @@ def store() -> Store:
 
 
 @functools.cache
-def _desk(root: Path) -> Desk:
-    return Desk(Store(root), auth.visitor, still_there)
+def _desk(root: Path) -> BackendClient:
+    return BackendClient(Store(root), auth.visitor, still_there)
 
 
 def still_there() -> None:
@@ -56,15 +56,15 @@ def still_there() -> None:
         "anything" in st.session_state  # noqa: B015  # Streamlit looks for such a request at each access
 
 
-def desk() -> Desk:
+def client() -> BackendClient:
     """The one desk of this server process; its own processes are started when they are needed."""
     return _desk(store().root)
 
 
-def ask(verb: str, waiting: str, **values: Any) -> dict[str, Any]:
+def call(verb: str, waiting: str, **values: Any) -> dict[str, Any]:
     """The desk's answer to one question, with a sentence on the page while it thinks."""
     with st.spinner(waiting, show_time=True):
-        return desk().ask(verb, **values)
+        return client().call(verb, **values)
 
 
 def read(source: str) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def read(source: str) -> dict[str, Any]:
 
     def asking() -> None:
         try:
-            answers.append(desk().ask("inspect", source=source))
+            answers.append(client().call("inspect", source=source))
         except BaseException as error:  # noqa: BLE001  # raised again below, in the page's own thread
             errors.append(error)
 
@@ -138,7 +138,7 @@ def _demo(folder: Path, precision: str) -> Path | None:
 
 
 @contextlib.contextmanager
-def told(*, stop: bool = False) -> Iterator[None]:
+def show_errors(*, stop: bool = False) -> Iterator[None]:
     """Show an error as its sentence. The frame uses it, and so do fragments, which rerun without the frame.
 
     Args:

@@ -8,7 +8,7 @@ import streamlit as st
 
 from pages.ui.app import context
 from pages.ui.widgets import formatting, run_table
-from pages.ui.widgets.run_table import Row
+from pages.ui.widgets.run_table import RunRow
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.studies import lifecycle
 
@@ -60,7 +60,7 @@ def _say(text: str) -> None:
     st.caption(text, width="content")
 
 
-def _progress(row: Row, store: Store) -> str:
+def _progress(row: RunRow, store: Store) -> str:
     name = row.title.split(" · ")[0]
     events = Run(store.root / "runs" / row.name).events("progress")
     if not events:

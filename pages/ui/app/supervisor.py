@@ -20,7 +20,7 @@ from pages.ui import browser
 from pages.ui.app import context
 from pages.ui.widgets import formatting
 from smallalign_core.errors import of_system
-from smallalign_core.runs.recovery import revive
+from smallalign_core.runs.recovery import requeue_crashed
 from smallalign_core.runs.store import Store
 from smallalign_core.studies import lifecycle
 
@@ -40,7 +40,7 @@ async def lifespan(_app: st.App) -> AsyncIterator[None]:
         yield
     finally:
         stop.set()
-        context.desk().close()
+        context.client().close()
 
 
 def keep_worker(store: Store, stop: threading.Event) -> None:
@@ -52,7 +52,7 @@ def keep_worker(store: Store, stop: threading.Event) -> None:
         if process is not None and process.poll() not in (None, 0) and process is not mourned:
             mourned = process  # what it was training waits in the queue again, or has failed for good
             with contextlib.suppress(OSError):
-                revive(store, _cause(process.returncode))
+                requeue_crashed(store, _cause(process.returncode))
         here = bool(store.workers()) or (process is not None and process.poll() is None)
         if (
             not here
@@ -103,7 +103,7 @@ def warm_up() -> None:
     from pages.ui import compare  # noqa: F401
 
     with contextlib.suppress(OSError):
-        context.desk().warm()
+        context.client().warm()
     gc.collect()
     gc.freeze()
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pages.ui.app import context
 from pages.ui.widgets import image_grid, url_state
-from pages.ui.widgets.run_table import Row
+from pages.ui.widgets.run_table import RunRow
 from smallalign_core import data
 from smallalign_core.data import ImageSet
 from smallalign_core.runs.store import Store
@@ -116,7 +116,7 @@ def drop(shape: tuple[int, int, int]) -> dict[str, Any] | None:
 # --- what is shown ----------------------------------------------------------------------------------------------------
 
 
-def draw(question: dict[str, Any], teacher: Row | None, store: Store) -> None:
+def draw(question: dict[str, Any], teacher: RunRow | None, store: Store) -> None:
     """Draw the grid, and then what the teacher says to each picture."""
     asked, root = json.dumps(question, sort_keys=True), str(store.root.resolve())
     found, first = _drawn(asked, root), question["first"] + 1
@@ -145,7 +145,7 @@ def _drawn(
     root: str,  # noqa: ARG001  # part of the cache's key
 ) -> dict[str, Any]:
     """What the desk draws for a question: its facts, and its pictures as a style and boxes instead of pixels."""
-    answer = context.ask("views", "Drawing", **json.loads(asked))
+    answer = context.call("views", "Drawing", **json.loads(asked))
     shown = augmentation_api.unpacked(answer)
     style, boxes = _boxes(shown.reshape(-1, *shown.shape[2:]))
     facts = {name: answer[name] for name in ("rows", "labels", "mixed", "shape")}
@@ -158,7 +158,7 @@ def _said(
     root: str,  # noqa: ARG001  # part of the cache's key
 ) -> list[list[dict[str, Any]]]:
     """The teacher's class and confidence for each picture of a question."""
-    answers: list[list[dict[str, Any]]] = context.ask("views", "The teacher looks", **json.loads(asked))["said"]
+    answers: list[list[dict[str, Any]]] = context.call("views", "The teacher looks", **json.loads(asked))["said"]
     return answers
 
 
@@ -168,7 +168,7 @@ def _met(
     root: str,  # noqa: ARG001  # part of the cache's key
 ) -> tuple[str, str]:
     """(style, HTML) of the first images of an epoch, each beside its original."""
-    answer = context.ask("epoch", "Drawing the epoch", **json.loads(asked))
+    answer = context.call("epoch", "Drawing the epoch", **json.loads(asked))
     captions = [
         html.escape(label if shares is None else " + ".join(map(_share, shares)))
         for label, shares in zip(answer["labels"], answer["mixed"], strict=True)

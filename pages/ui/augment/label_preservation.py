@@ -12,7 +12,7 @@ from pages.ui.app import context
 from pages.ui.augment import augmented_images
 from pages.ui.charts import basic
 from pages.ui.widgets import formatting, url_state
-from pages.ui.widgets.run_table import Row
+from pages.ui.widgets.run_table import RunRow
 from smallalign_core.runs.store import Store
 from smallalign_core.service import augmentation_api
 
@@ -37,7 +37,7 @@ def _finished(
     asked: str,
     root: str,  # noqa: ARG001  # part of the cache's key
 ) -> dict[str, Any]:
-    answer = context.desk().ask("risk", patience=PATIENCE, **json.loads(asked))
+    answer = context.client().call("risk", patience=PATIENCE, **json.loads(asked))
     if "report" not in answer:
         raise _Unfinished(answer["done"])
     report = answer["report"]
@@ -67,7 +67,7 @@ def limit() -> float:
     )
 
 
-def panel(question: dict[str, Any], teacher: Row, *, looked_at: int, store: Store) -> None:
+def panel(question: dict[str, Any], teacher: RunRow, *, looked_at: int, store: Store) -> None:
     """The whole panel; asks the desk in short steps, so that a click on the page interrupts it.
 
     Args:

@@ -13,7 +13,7 @@ import streamlit as st
 
 from pages.ui.app import context
 from pages.ui.widgets import forms, url_state
-from pages.ui.widgets.run_table import Row
+from pages.ui.widgets.run_table import RunRow
 from smallalign_core.errors import SmallAlignError
 from smallalign_core.runs import policies
 from smallalign_core.runs.store import Store
@@ -96,7 +96,7 @@ def _counted(found: re.Match[str]) -> str:
     return f"{field} {int(found[1]) + 1}"
 
 
-def take_along(question: dict[str, Any], batch: int, teacher: Row | None) -> list[dict[str, Any]]:
+def take_along(question: dict[str, Any], batch: int, teacher: RunRow | None) -> list[dict[str, Any]]:
     """The policy as YAML, code and command, and the way to a distillation with it; returns its parts at this strength.
 
     Args:
@@ -133,7 +133,7 @@ def take_along(question: dict[str, Any], batch: int, teacher: Row | None) -> lis
 
 @st.cache_data(max_entries=64, show_spinner=False)
 def _code(asked: str) -> dict[str, Any]:
-    return context.ask("code", "Writing the code", **json.loads(asked))
+    return context.call("code", "Writing the code", **json.loads(asked))
 
 
 def saved(store: Store, *, key: str, parts: Sequence[dict[str, Any]] | None = None) -> None:

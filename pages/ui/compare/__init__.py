@@ -13,7 +13,7 @@ import streamlit as st
 from pages.ui.app import context
 from pages.ui.charts import basic
 from pages.ui.widgets import image_grid
-from pages.ui.widgets.run_table import Row
+from pages.ui.widgets.run_table import RunRow
 from smallalign_core.analysis import compare
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import BadInput
@@ -32,7 +32,7 @@ class Sides:
         split: `test` or `val`.
     """
 
-    runs: tuple[Row, ...]
+    runs: tuple[RunRow, ...]
     split: str
     store: Store
 
@@ -86,7 +86,7 @@ def pairs(
 ) -> list[dict[str, Any]]:
     """The desk's comparison of the first run with each of the others. Finished runs do not change: it is asked once."""
     teacher, *students = ids
-    found = context.ask("compare", "All models answer every image", teacher=teacher, students=students, split=split)
+    found = context.call("compare", "All models answer every image", teacher=teacher, students=students, split=split)
     return [found, *found.pop("others")]
 
 
@@ -116,7 +116,7 @@ def _finished(
     split: str,
     key: str,  # noqa: ARG001  # part of the cache's key
 ) -> dict[str, Any]:
-    found = context.desk().ask(verb, runs=list(ids), split=split, patience=PATIENCE)
+    found = context.client().call(verb, runs=list(ids), split=split, patience=PATIENCE)
     if found["done"] < 1:
         raise _Unfinished(found["done"])
     report: dict[str, Any] = found["report"]

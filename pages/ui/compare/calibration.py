@@ -17,7 +17,7 @@ LOWEST, HIGHEST, STEPS = 0.05, 20.0, 120
 @st.fragment
 def panel(found: dict[str, Any], sides: Sides) -> None:
     """A table and two diagrams that follow two sliders; nothing is trained or asked again."""
-    with context.told():
+    with context.show_errors():
         _draw(found, sides)
 
 

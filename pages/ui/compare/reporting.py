@@ -52,7 +52,7 @@ def _files(asked: str, sides: Sides, limits: dict[str, Any]) -> list[Path]:
     if not files or not all(file.is_file() for file in files):
         place = st.empty()
         while True:
-            held = context.desk().ask(
+            held = context.client().call(
                 "report", runs=list(sides.ids), split=sides.split, limits=limits, patience=PATIENCE
             )
             if held["done"] >= 1:

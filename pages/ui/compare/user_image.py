@@ -30,7 +30,7 @@ SIDE = 168
 @st.fragment
 def panel(sides: Sides, classes: list[str]) -> None:
     """A way to give an image, and below it every run's answer beside its map."""
-    with context.told():
+    with context.show_errors():
         _draw(sides, classes)
 
 
@@ -91,7 +91,7 @@ def _looked(
     occluding: bool,
     root: str,  # noqa: ARG001  # part of the cache's key
 ) -> list[dict[str, Any]]:
-    answers: list[dict[str, Any]] = context.ask(
+    answers: list[dict[str, Any]] = context.call(
         "look", "All models look at it", runs=list(ids), own=json.loads(own), target=target, occluding=occluding
     )["answers"]
     return answers

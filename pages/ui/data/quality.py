@@ -50,7 +50,7 @@ class _Unfinished(Exception):
 
 @st.cache_resource(max_entries=8, ttl=300, show_spinner=False)
 def _finished(asked: str, root: str, fingerprint: str, start: bool) -> QualityReport:  # noqa: ARG001  # the cache's key
-    answer = context.desk().ask("quality", start=start, patience=PATIENCE, **json.loads(asked))
+    answer = context.client().call("quality", start=start, patience=PATIENCE, **json.loads(asked))
     if "report" not in answer:
         raise _Unfinished(answer["done"])
     return QualityReport.from_dict(answer["report"])
@@ -134,7 +134,7 @@ def _summary(report: QualityReport) -> None:
 
 @st.fragment
 def _review(report: QualityReport, splits: Splits, store: Store) -> None:
-    with context.told():
+    with context.show_errors():
         made = data_quality.decisions(store, report.fingerprint, report.source)
         if said := st.session_state.pop(SAID, None):
             st.error(said, icon=":material/error:")
@@ -269,7 +269,7 @@ def _choices(card: Card, cards: Sequence[Card], at: int, report: QualityReport, 
 
 def _may(store: Store) -> bool:
     try:
-        store.visitor.may(data_quality.RIGHT)
+        store.visitor.require(data_quality.RIGHT)
     except Refused as error:
         st.info(str(error))
         return False
@@ -315,7 +315,7 @@ def _bulk(found: str, cards: Sequence[Card], report: QualityReport, made: Decisi
     if found not in BULK or not sure:
         return
     try:
-        store.visitor.may(data_quality.RIGHT)
+        store.visitor.require(data_quality.RIGHT)
     except Refused:
         return
     name = BULK[found].format(f"{len(sure):,}")
@@ -408,5 +408,5 @@ def receive(store: Store, key: str) -> None:
     if (asked := st.query_params.get("decisions")) is None:
         return
     del st.query_params["decisions"]
-    with context.told():
+    with context.show_errors():
         st.session_state[f"{key}.data.decisions"] = str(data_quality.file_of(store, asked))

@@ -64,7 +64,7 @@ def receive(store: Store, name: str, content: bytes) -> str:
         context.read(source)
     except SmallAlignError:
         if new:
-            uploads.drop(store, file)
+            uploads.discard(store, file)
         raise
     return source
 

@@ -15,7 +15,7 @@ from smallalign_core.spec import RunSpec, to_yaml
 @st.cache_data(max_entries=64, ttl=60, show_spinner=False)
 def estimate(asked: str) -> dict[str, Any]:
     """What the run that a spec's JSON describes would cost; kept for a minute, since the machine's load changes."""
-    return context.ask("estimate", "Counting parameters and timing a few real steps", spec=json.loads(asked))
+    return context.call("estimate", "Counting parameters and timing a few real steps", spec=json.loads(asked))
 
 
 def command(

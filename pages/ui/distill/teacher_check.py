@@ -11,7 +11,7 @@ import streamlit as st
 from pages.ui.app import context
 from pages.ui.charts import basic
 from pages.ui.widgets import formatting, run_table, url_state
-from pages.ui.widgets.run_table import Row
+from pages.ui.widgets.run_table import RunRow
 from smallalign_core.runs.store import Store
 from smallalign_core.spec import RunSpec
 from smallalign_core.studies import ablation
@@ -23,7 +23,7 @@ SIDE_BY_SIDE: tuple[What, ...] = ("teacher", "shuffled")
 
 def pick(
     store: Store, source: str, facts: Mapping[str, Any], *, none: str | None, help: str | None = None
-) -> tuple[Row | None, list[Row]]:
+) -> tuple[RunRow | None, list[RunRow]]:
     """A menu of teachers for a dataset, which begins with the one that did best on it; (the chosen one, all of them).
 
     A teacher that was chosen for other images is not carried over to these, unless the address names it anew.
@@ -33,7 +33,7 @@ def pick(
         st.session_state["teacher-for"] = facts["fingerprint"]
         if url_state.changed("teacher") is None:
             st.session_state.pop(url_state.own("teacher"), None)
-    first = run_table.likeliest(offered)
+    first = run_table.default_teacher(offered)
     chosen = url_state.pick_row("Teacher", offered, key="teacher", first=first, none=none, help=help)
     if offered and first is None and none:
         evaluated = sum(row.here is not None for row in offered)
@@ -46,7 +46,7 @@ def pick(
     return chosen, offered
 
 
-def seen(cost: Mapping[str, Any], teacher: Row | None) -> None:
+def seen(cost: Mapping[str, Any], teacher: RunRow | None) -> None:
     """What the pre-flight of a run found, beside its cost."""
     if not (found := cost["preflight"]):
         return
@@ -69,7 +69,7 @@ def _numbers(loss: Mapping[str, Any]) -> str:
     return f" Soft targets at T = {loss['temperature']:g} with weight {loss['weight']:g}."
 
 
-def more(fitting: list[Row], teacher: Row) -> tuple[str, ...]:
+def more(fitting: list[RunRow], teacher: RunRow) -> tuple[str, ...]:
     """A menu of further teachers; returns their ids."""
     others = {row.id: row.label for row in fitting if row.id != teacher.id}
     if not others:
@@ -92,10 +92,10 @@ def more(fitting: list[Row], teacher: Row) -> tuple[str, ...]:
 
 @st.cache_data(max_entries=32, show_spinner=False)
 def _report(teacher: str, data: str, root: str) -> dict[str, Any]:  # noqa: ARG001  # another store, another answer
-    return context.ask("preflight", "Asking the teacher", teacher=teacher, data_source=json.loads(data))
+    return context.call("preflight", "Asking the teacher", teacher=teacher, data_source=json.loads(data))
 
 
-def preflight(teacher: Row, data: dict[str, Any], *, loss_key: str) -> None:
+def preflight(teacher: RunRow, data: dict[str, Any], *, loss_key: str) -> None:
     """What is known of a teacher on the validation images; opened by the visitor, since it costs seconds.
 
     Args:
@@ -106,7 +106,7 @@ def preflight(teacher: Row, data: dict[str, Any], *, loss_key: str) -> None:
     )
     if not box.open:
         return
-    with box, context.told():
+    with box, context.show_errors():
         found = _report(teacher.id, json.dumps(data), str(context.store().root.resolve()))
         scores = found["scores"]
         if found["refused"]:
@@ -164,10 +164,10 @@ def beside_it(spec: RunSpec) -> list[RunSpec]:
 
 def start(spec: RunSpec, *, controls: bool) -> dict[str, Any]:
     """Queue a run, with its controls if asked, which the worker trains in lockstep; returns the answer for the run."""
-    answer = context.ask("submit", "Preparing the run", spec=spec.model_dump(mode="json"))
+    answer = context.call("submit", "Preparing the run", spec=spec.model_dump(mode="json"))
     # Of the run itself, not of what was asked: else `auto` might choose another precision for a control.
     for beside in beside_it(context.store().run(answer["id"]).spec) if controls else ():
-        context.ask("submit", "Preparing its controls", spec=beside.model_dump(mode="json"))
+        context.call("submit", "Preparing its controls", spec=beside.model_dump(mode="json"))
     return answer
 
 

@@ -12,7 +12,7 @@ import streamlit as st
 from pages.ui import browser
 from pages.ui.app import context
 from pages.ui.widgets import formatting, run_table
-from pages.ui.widgets.run_table import Row
+from pages.ui.widgets.run_table import RunRow
 from smallalign_core.errors import SmallAlignError
 from smallalign_core.runs.store import Store
 from smallalign_core.system.users import Role
@@ -26,7 +26,7 @@ MODEL = "the exported file"
 Report = dict[str, Any]
 
 
-def explain_import(row: Row) -> None:
+def explain_import(row: RunRow) -> None:
     """Why an import has no export."""
     st.info(
         "This model was imported as an ONNX file, so it is one already: give that file to whoever needs it. "
@@ -61,7 +61,7 @@ def _bundle(
     changed: int,  # noqa: ARG001
 ) -> Report:
     waiting = f"Exporting {precision}, and comparing every held-out image with PyTorch"
-    return context.ask("bundle", waiting, run=run, precision=precision)
+    return context.call("bundle", waiting, run=run, precision=precision)
 
 
 # --- three precisions -------------------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ def flag(report: Report) -> None:
 # --- downloads --------------------------------------------------------------------------------------------------------
 
 
-def downloads(row: Row, report: Report) -> None:
+def downloads(row: RunRow, report: Report) -> None:
     """The file, the zip and the demo; what the file takes; how to check it elsewhere."""
     precision = report["precision"]
 
@@ -174,7 +174,7 @@ def sentence(report: Report) -> str:
     )
 
 
-def check(row: Row, report: Report) -> None:
+def check(row: RunRow, report: Report) -> None:
     """The table of all three; the browser's row once a visitor has asked for it, from the logits that it sent."""
     memory = f"browser-check-{report['sha256']}"
     turn = st.session_state.get(memory, 0)
@@ -194,7 +194,7 @@ def check(row: Row, report: Report) -> None:
     st.caption(_caption(report))
 
 
-def _answered(row: Row, report: Report, request: str) -> Report:
+def _answered(row: RunRow, report: Report, request: str) -> Report:
     """The report with what this browser answered, which the desk scores and writes into card and download."""
     count, height, width, channels = report["shape"]
     answer = browser.parity(
@@ -217,7 +217,7 @@ def _answered(row: Row, report: Report, request: str) -> Report:
         "runtime": asdict(answer.runtime),
         "timing": timing,
     }
-    found = context.ask(
+    found = context.call(
         "claim", "Scoring what your browser answered", run=row.id, precision=report["precision"], said=said
     )
     st.session_state["browser-told"] = request
@@ -278,7 +278,7 @@ def _caption(report: Report) -> str:
     )
 
 
-def pad(row: Row, report: Report, store: Store) -> None:
+def pad(row: RunRow, report: Report, store: Store) -> None:
     """The drawing pad, with the student and, if it had one, its teacher."""
     models = {"student" if row.teacher else "model": browser.artifact_url(row.id, report["file"])}
     teacher = next((other for other in run_table.finished(store) if other.id == row.teacher), None)

@@ -14,7 +14,7 @@ import streamlit as st
 from pages.ui.app import context
 from pages.ui.landscape import charts
 from pages.ui.widgets import formatting
-from pages.ui.widgets.run_table import Row
+from pages.ui.widgets.run_table import RunRow
 from smallalign_core.runs.store import Store
 
 SHORT = {"eval": "Running", "train": "Batch", "reestimate": "Anew"}
@@ -30,7 +30,7 @@ MEASURES = {
 }
 
 
-def panel(rows: Sequence[Row], store: Store, *, key: str = "landscape") -> None:
+def panel(rows: Sequence[RunRow], store: Store, *, key: str = "landscape") -> None:
     """Choose what to look at, see what it costs, and look.
 
     Args:
@@ -48,13 +48,13 @@ def panel(rows: Sequence[Row], store: Store, *, key: str = "landscape") -> None:
         "training images with the run's own loss and teacher; validation and test are not touched.",
     ):
         return
-    with context.told():
+    with context.show_errors():
         asked = _asked(finished, key)
         if asked is not None:
             _looked(asked, finished, store, key)
 
 
-def _asked(rows: Mapping[str, Row], key: str) -> dict[str, Any] | None:
+def _asked(rows: Mapping[str, RunRow], key: str) -> dict[str, Any] | None:
     """What to ask the desk; None if nothing is chosen."""
     runs = list(rows)
     if len(rows) > 1:
@@ -105,14 +105,14 @@ class _Unfinished(Exception):
 
 @st.cache_data(max_entries=16, show_spinner=False)
 def _found(asked: str, root: str, start: bool) -> dict[str, Any]:  # noqa: ARG001  # another store, another answer
-    answer = context.desk().ask("landscape", start=start, patience=PATIENCE, **json.loads(asked))
+    answer = context.client().call("landscape", start=start, patience=PATIENCE, **json.loads(asked))
     if "report" not in answer:
         raise _Unfinished(answer)
     found: dict[str, Any] = answer["report"]
     return found
 
 
-def _looked(values: dict[str, Any], rows: Mapping[str, Row], store: Store, key: str) -> None:
+def _looked(values: dict[str, Any], rows: Mapping[str, RunRow], store: Store, key: str) -> None:
     asked, root = json.dumps(values, sort_keys=True), str(store.root.resolve())
     place = st.empty()
     place.caption("Reading the runs …")

@@ -20,7 +20,7 @@ RECENT = 10
 
 def draw(run: Run, drawn: str, store: Store) -> None:
     """Progress and curves. A change of state concerns the whole page, which is then drawn anew, once."""
-    with context.told():
+    with context.show_errors():
         state = run.state
         if state != drawn:
             st.rerun()
@@ -44,7 +44,7 @@ def _progress(
                 f"worker --store {store.root}`"
             )
         return
-    asked = {"pause": "Pausing. ", "cancel": "Cancelling. "}.get(run.asked or "", "")
+    asked = {"pause": "Pausing. ", "cancel": "Cancelling. "}.get(run.pending_request or "", "")
     if not progress:
         st.progress(0, text=f"{asked}Loading images and networks")
         return

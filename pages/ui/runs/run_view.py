@@ -14,7 +14,7 @@ from pages.ui.distill import spec_summary
 from pages.ui.landscape import panel as landscapes
 from pages.ui.runs import live
 from pages.ui.widgets import formatting, run_table, url_state
-from pages.ui.widgets.run_table import Row
+from pages.ui.widgets.run_table import RunRow
 from smallalign_core import data
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.studies import lifecycle
@@ -50,7 +50,7 @@ def show(run: Run, store: Store) -> None:
     if row.state == State.FAILED:
         st.error(f"Why it stopped: {formatting.plain(row.reason or 'its log may tell')}", icon=":material/error:")
     elif row.state == State.INTERRUPTED:
-        by_itself = "The next worker does so by itself, twice at most. " if run.said.get("served") else ""
+        by_itself = "The next worker does so by itself, twice at most. " if run.status.get("served") else ""
         st.warning(
             "Its worker died (the machine or the process was stopped). Resume goes on from the last "
             f"checkpoint; nothing is lost. {by_itself}"
@@ -76,7 +76,7 @@ def show(run: Run, store: Store) -> None:
     _details(run, row, store)
 
 
-def _imported(run: Run, row: Row, store: Store) -> None:
+def _imported(run: Run, row: RunRow, store: Store) -> None:
     """A classifier that was made elsewhere: its scores here, and how images reach it."""
     result = run.result or {}
     with st.grid(min_column_width=150):
@@ -101,17 +101,17 @@ def _imported(run: Run, row: Row, store: Store) -> None:
     st.json(run.imported.model_dump(mode="json"), expanded=1)
 
 
-def _actions(run: Run, row: Row, store: Store) -> None:
-    state, asked = State(row.state), run.asked
+def _actions(run: Run, row: RunRow, store: Store) -> None:
+    state, asked = State(row.state), run.pending_request
     with st.container(horizontal=True, vertical_alignment="center", key="run-actions"):
         if state.active:
             if st.button("Pause", icon=":material/pause:", disabled=asked is not None):
-                run.ask("pause")
+                run.request("pause")
                 st.rerun()
             with st.popover("Cancel", icon=":material/cancel:", disabled=asked == "cancel"):
                 st.write("Stop this run? Its last checkpoint is kept, so it can be resumed.")
                 if st.button("Cancel this run", type="primary"):
-                    run.ask("cancel")
+                    run.request("cancel")
                     st.rerun()
         if state.resumable and not row.in_zoo and st.button("Resume", icon=":material/play_arrow:", type="primary"):
             store.enqueue(run)
@@ -147,7 +147,7 @@ def _delete(run: Run, store: Store) -> None:
             st.switch_page("runs.py")
 
 
-def _scores(result: dict[str, Any], row: Row, store: Store) -> None:
+def _scores(result: dict[str, Any], row: RunRow, store: Store) -> None:
     test, calibrated = result["test"], result["test_calibrated"]
     with st.grid(min_column_width=150):
         st.metric("Test accuracy", formatting.percent(test["accuracy"], 2), border=True)
@@ -216,7 +216,7 @@ def _scores(result: dict[str, Any], row: Row, store: Store) -> None:
     )
 
 
-def _details(run: Run, row: Row, store: Store) -> None:
+def _details(run: Run, row: RunRow, store: Store) -> None:
     names = ["Spec and command", *(["Per class"] if row.finished else []), "Log"]
     names += ["Did the teacher matter?"] if row.teacher and not run.spec.shuffled else []
     tabs = url_state.tabs(names, key="tab")

@@ -22,14 +22,14 @@ from pages.ui import _compat
 from smallalign_core.errors import Refused
 from smallalign_core.runs.store import check_root
 from smallalign_core.system import limits
-from smallalign_core.system.users import Role, Visitor
+from smallalign_core.system.users import Role, User
 
 RUNNERS = "SMALLALIGN_RUNNERS"
 """Who may start, stop, delete and upload: addresses, `@domain` for all of a domain, `*` for all who log in."""
 
 COOKIE = "smallalign_visitor"
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{22}")
-NOT_HERE = Visitor("nobody", Role.NOBODY)
+NOT_HERE = User("nobody", Role.NOBODY)
 
 
 def login_asked() -> bool:
@@ -37,23 +37,23 @@ def login_asked() -> bool:
     return bool(_compat.login_section()) or bool(st.get_option("server.trustedUserHeaders"))
 
 
-def visitor() -> Visitor:
+def visitor() -> User:
     """Whoever looks at the page that is being drawn in this thread; outside of a page somebody who may only look."""
     visit = _compat.session()
     if visit is None:
-        return Visitor("server", Role.VIEWER)
+        return User("server", Role.VIEWER)
     if login_asked():
         return of_claims(st.user.to_dict())
     return of_browser(st.context.cookies.get(COOKIE), visit)
 
 
-def of_browser(token: object, session: str) -> Visitor:
+def of_browser(token: object, session: str) -> User:
     """A browser where nobody has to log in; the cookie's digest names it, so that the name opens nothing."""
     known = token if isinstance(token, str) and _TOKEN.fullmatch(token) else session
-    return Visitor("browser " + hashlib.sha256(known.encode()).hexdigest()[:12])
+    return User("browser " + hashlib.sha256(known.encode()).hexdigest()[:12])
 
 
-def of_claims(claims: Mapping[str, Any]) -> Visitor:
+def of_claims(claims: Mapping[str, Any]) -> User:
     """Who an identity provider's claims speak of. An address that it did not verify gives no rights."""
     by_proxy = not _compat.login_section()
     if not (by_proxy or claims.get("is_logged_in") is True):
@@ -64,7 +64,7 @@ def of_claims(claims: Mapping[str, Any]) -> Visitor:
         return NOT_HERE
     name = " ".join(named[0].split())[:200].lower()
     verified = claims.get("email_verified") not in (False, "false")
-    return Visitor(name, Role.RUNNER if verified and _is_runner(name) else Role.VIEWER)
+    return User(name, Role.RUNNER if verified and _is_runner(name) else Role.VIEWER)
 
 
 def _is_runner(name: str) -> bool:
@@ -73,7 +73,7 @@ def _is_runner(name: str) -> bool:
     return bool({"*", name, domain} & (listed - {""}))
 
 
-def of_request(headers: Headers, cookies: Mapping[str, str]) -> Visitor:
+def of_request(headers: Headers, cookies: Mapping[str, str]) -> User:
     """Who sends an HTTP request, which no page sees: by the cookie that Streamlit signed at the login."""
     if not login_asked():
         return of_browser(cookies.get(COOKIE), "no cookie")
@@ -158,4 +158,4 @@ def prepare(store: Path) -> None:
     _compat.set_upload_limit(most.upload_mb)  # our limit is the one place for it
     if login_asked():  # visitors are not the machine's owner then: no folder that was not allowed
         os.environ.setdefault(limits.ROOTS, "")
-    limits.confine(store)
+    limits.require_allowed(store)

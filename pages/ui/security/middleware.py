@@ -136,7 +136,7 @@ class Wall:
             who = auth.of_request(headers, cookies)
             try:
                 if uploads:
-                    who.may("upload files")
+                    who.require("upload files")
                 elif who.role is Role.NOBODY:
                     raise _Refusal(403, "Log in to download this file.")
             except Refused as error:

@@ -11,7 +11,7 @@ import streamlit as st
 from pages.ui.widgets import forms, run_table, url_state
 from smallalign_core.errors import BadSpec
 from smallalign_core.runs.store import Store
-from smallalign_core.spec import Cnn, DataSpec, Network, RunSpec, canonical, lessons, members, parse
+from smallalign_core.spec import Cnn, DataSpec, Network, RunSpec, canonical, loss_kinds, members, parse
 
 
 def form(
@@ -44,7 +44,7 @@ def form(
         teacher = url_state.pick_row("Teacher", fitting, key=f"{key}-teacher", none=nobody) if taught else None
         chosen: dict[str, Any] = {"teacher": teacher.id if teacher else None, "network": network}
         if lesson:
-            chosen["loss"] = forms.choice("Loss", lessons(taught=teacher is not None), key=f"{key}.loss")
+            chosen["loss"] = forms.choice("Loss", loss_kinds(taught=teacher is not None), key=f"{key}.loss")
         numbers, images = st.columns([len(only), 1])
         with numbers:
             chosen |= forms.part(RunSpec, key=key, only=only, across=len(only))

@@ -23,7 +23,7 @@ _BAD = (SmallAlignError, KeyError, TypeError, ValueError, AttributeError, OSErro
 
 
 @dataclass(frozen=True)
-class Row:
+class RunRow:
     """One run, or one zoo model.
 
     Attributes:
@@ -79,19 +79,19 @@ class Row:
         return first + (f" · {self.accuracy:.1%}" if self.accuracy is not None else "")
 
 
-def rows(store: Store) -> list[Row]:
+def rows(store: Store) -> list[RunRow]:
     """All runs, newest first, then the zoo."""
     zoo = store.zoo()
     names = _names(zoo)
     return [_row(run, names) for run in (*store.runs(), *zoo)]
 
 
-def finished(store: Store) -> list[Row]:
+def finished(store: Store) -> list[RunRow]:
     """All that is trained: runs newest first, then the zoo."""
     return [found for found in rows(store) if found.finished]
 
 
-def row(run: Run, store: Store) -> Row:
+def row(run: Run, store: Store) -> RunRow:
     """One run as a row; a damaged folder is a row too."""
     return _row(run, _names(store.zoo()))
 
@@ -101,30 +101,30 @@ def _names(zoo: list[Run]) -> dict[str, str]:
     return {run.name: run.id for run in zoo}
 
 
-def _row(run: Run, names: Mapping[str, str]) -> Row:
+def _row(run: Run, names: Mapping[str, str]) -> RunRow:
     try:
         state = run.state
         text = _of_spec(run.folder, _changed(run.record))
         scores: dict[str, Any] = {}
         if state is State.FINISHED:
             scores = _of_result(run.folder, _changed(run.folder / "result.json"))
-        said = {} if scores else run.said
+        said = {} if scores else run.status
         reason = None if said.get("reason") == "asked" else said.get("reason")  # whoever asked knows why
         text = text | {"teacher": names.get(told, told) if (told := text.get("teacher")) else None}
         known: dict[str, Any] = {"id": run.name, "params": said.get("params"), "reason": reason} | text | scores
-        return Row(name=run.name, state=str(state), created=run.created, in_zoo=run.in_zoo, **known)
+        return RunRow(name=run.name, state=str(state), created=run.created, in_zoo=run.in_zoo, **known)
     except _BAD as error:
         why = (
             str(error)
             if isinstance(error, SmallAlignError)
             else f"A file of this run is damaged ({type(error).__name__}). Delete the run."
         )
-        return Row(
+        return RunRow(
             run.name, run.name, DAMAGED, "A folder that cannot be read", run.created, in_zoo=run.in_zoo, reason=why
         )
 
 
-def teachers(store: Store, source: str, facts: Mapping[str, Any]) -> list[Row]:
+def teachers(store: Store, source: str, facts: Mapping[str, Any]) -> list[RunRow]:
     """Finished runs and imports that know the classes of a dataset, each with its accuracy on validation images of it
     as far as that is known, the most accurate first.
 
@@ -137,7 +137,9 @@ def teachers(store: Store, source: str, facts: Mapping[str, Any]) -> list[Row]:
     return sorted(found, key=lambda row: -1.0 if row.here is None else row.here, reverse=True)
 
 
-def _offered(row: Row, source: str, facts: Mapping[str, Any], seen: Mapping[tuple[str, str], Mapping[str, Any]]) -> Row:
+def _offered(
+    row: RunRow, source: str, facts: Mapping[str, Any], seen: Mapping[tuple[str, str], Mapping[str, Any]]
+) -> RunRow:
     known = seen.get((row.digest, str(facts["validation"])))
     own = facts["fingerprint"] == row.data or _same(source, row)
     here = known["accuracy"] if known else row.validation if own else None
@@ -147,7 +149,7 @@ def _offered(row: Row, source: str, facts: Mapping[str, Any], seen: Mapping[tupl
     return replace(row, here=here, note=note)
 
 
-def _same(source: str, row: Row) -> bool:
+def _same(source: str, row: RunRow) -> bool:
     """Whether a run's images come from `source`: at another size or of another number they are still those."""
     return source == row.source or (source not in NAMED and str(Path(source).expanduser().resolve()) == row.source)
 
@@ -166,7 +168,7 @@ def _preflight(file: Path, changed: int) -> dict[str, Any] | None:  # noqa: ARG0
     return None
 
 
-def likeliest(among: Iterable[Row]) -> str | None:
+def default_teacher(among: Iterable[RunRow]) -> str | None:
     """The id of the teacher to begin with, of those that `teachers` offers; None if none suits.
 
     It was evaluated on these images and is no student itself. By validation: nothing is ever chosen on test. Of those
@@ -182,7 +184,7 @@ def teacher_here(run: Run, store: Store) -> float | None:
 
     Runs from before there was a pre-flight have none; then what the teacher reached on the same images stands in.
     """
-    kept = (run.result or {}).get("preflight") or run.said.get("preflight")
+    kept = (run.result or {}).get("preflight") or run.status.get("preflight")
     with contextlib.suppress(*_BAD):
         if kept:
             return float(kept["accuracy"])
@@ -196,7 +198,7 @@ def teacher_here(run: Run, store: Store) -> float | None:
     return None
 
 
-def siblings(store: Store, one: Row) -> list[Row]:
+def siblings(store: Store, one: RunRow) -> list[RunRow]:
     """The finished runs that differ from `one` in nothing but the seed, itself among them; one a seed."""
     return list({other.seed: other for other in finished(store) if other.family == one.family}.values())
 
@@ -250,6 +252,6 @@ def _of_result(folder: Path, changed: int) -> dict[str, Any]:  # noqa: ARG001  #
     }
 
 
-def when(one: Row) -> datetime | None:
+def when(one: RunRow) -> datetime | None:
     """When it was first submitted; a zoo model's files only say when they were copied here."""
     return None if one.in_zoo else datetime.fromtimestamp(one.created, tz=UTC)

@@ -10,7 +10,7 @@ import streamlit as st
 from pages.ui.app import context
 from pages.ui.data import uploading
 from pages.ui.widgets import formatting, run_table
-from pages.ui.widgets.run_table import Row
+from pages.ui.widgets.run_table import RunRow
 from smallalign_core.data import NAMED
 from smallalign_core.runs import uploads
 from smallalign_core.runs.store import Store
@@ -165,13 +165,13 @@ def pick_some(
 
 def pick_row(
     label: str,
-    rows: Sequence[Row],
+    rows: Sequence[RunRow],
     *,
     key: str,
     first: str | None = None,
     none: str | None = None,
     help: str | None = None,
-) -> Row | None:
+) -> RunRow | None:
     """A menu of runs; with `none`, a first entry that means nobody. None if nobody was chosen."""
     found = {row.id: row for row in rows}
     for row in rows:  # links may name a zoo model as people do
@@ -181,7 +181,7 @@ def pick_row(
     return found.get(pick(label, options, key=key, first=first, help=help))
 
 
-def pick_rows(label: str, rows: Sequence[Row], *, key: str, most: int, help: str | None = None) -> list[Row]:
+def pick_rows(label: str, rows: Sequence[RunRow], *, key: str, most: int, help: str | None = None) -> list[RunRow]:
     """A menu of any number of runs up to `most`, kept in the address as ids with commas between them."""
     found, widget = {row.id: row for row in rows}, own(key)
     named = {row.name: row.id for row in rows}

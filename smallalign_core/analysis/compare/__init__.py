@@ -13,11 +13,11 @@ from typing import Any
 
 from smallalign_core import data
 from smallalign_core.analysis.compare._answers import (
-    answers as answers,
     digest_of as digest_of,
     file_of,
     folder as folder,
     kept_logits as kept_logits,
+    split_logits as split_logits,
 )
 from smallalign_core.analysis.compare._pair import (
     DIFFER as DIFFER,
@@ -109,7 +109,7 @@ def pair(teacher: Run, student: Run, splits: Splits, store: Store, split: str) -
 
 def temperature(run: Run, splits: Splits, store: Store) -> float:
     """The temperature fitted to a run's answers on the validation images of `splits`."""
-    return fit_temperature(answers(run, splits, "val", store), splits.val.labels)
+    return fit_temperature(split_logits(run, splits, "val", store), splits.val.labels)
 
 
 def kept(teacher: Run, student: Run, fingerprint: str, store: Store, split: str) -> Path:
@@ -125,7 +125,7 @@ def _told_apart(runs: Sequence[Run]) -> None:
 
 
 def _pair(teacher: Run, student: Run, splits: Splits, store: Store, split: str, device: str = "cpu") -> Comparison:
-    said = [answers(run, splits, split, store, device) for run in (teacher, student)]
+    said = [split_logits(run, splits, split, store, device) for run in (teacher, student)]
     fitted = temperature(teacher, splits, store), temperature(student, splits, store)
     ids = teacher.id, student.id
     return of_logits(said[0], said[1], getattr(splits, split), split=split, ids=ids, temperatures=fitted)

@@ -38,7 +38,7 @@ def kept_logits(run: Run, splits: Splits, split: str, store: Store) -> Logits | 
     return read_array(file_of(run, splits.fingerprint, split, store))
 
 
-def answers(run: Run, splits: Splits, split: str, store: Store, device: str = "cpu") -> Logits:
+def split_logits(run: Run, splits: Splits, split: str, store: Store, device: str = "cpu") -> Logits:
     """Logits float32 [N, C] of a run to the images of `split`, its classes matched by name; kept for the next time.
 
     Raises:

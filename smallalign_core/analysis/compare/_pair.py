@@ -141,7 +141,7 @@ class Pair:
     classes: tuple[str, ...]
 
     @cached_property
-    def said(self) -> tuple[Rows, Rows]:
+    def predicted(self) -> tuple[Rows, Rows]:
         """The predicted classes of both: int64 [N]."""
         return self.teacher.argmax(1), self.student.argmax(1)
 
@@ -157,8 +157,8 @@ class Pair:
 
     def of_kind(self, kind: str) -> NDArray[np.bool_]:
         """[N]: which images are of one of `KINDS`."""
-        teacher, student = (said == self.labels for said in self.said)
-        same = self.said[0] == self.said[1]
+        teacher, student = (said == self.labels for said in self.predicted)
+        same = self.predicted[0] == self.predicted[1]
         return {
             "inherited": ~teacher & same,
             "regressions": teacher & ~student,
@@ -183,7 +183,7 @@ class Pair:
             kept &= self.labels == label
         if cell is not None:
             who, true, predicted = cell
-            kept &= (self.labels == true) & (self.said[who == "student"] == predicted)
+            kept &= (self.labels == true) & (self.predicted[who == "student"] == predicted)
         return self.order[kept[self.order]]
 
     def case(self, row: int) -> Case:
@@ -215,7 +215,7 @@ def of_logits(
 
     labels, classes = images.labels, images.classes
     both = Pair(teacher, student, labels, classes)
-    said_t, said_s = both.said
+    said_t, said_s = both.predicted
     right_t, right_s = said_t == labels, said_s == labels
     agree = int((said_t == said_s).sum())
     counts = {kind: int(both.of_kind(kind).sum()) for kind in KINDS}

@@ -60,7 +60,7 @@ MOST_HARD = 1_000
 """Hard examples that are told."""
 
 
-def look(store: Store, spec: DataSpec, *, method: str = "auto", teacher: str | None = None) -> QualityReport:
+def run_check(store: Store, spec: DataSpec, *, method: str = "auto", teacher: str | None = None) -> QualityReport:
     """Look at all images of `spec`, without its decisions, and keep what was found.
 
     Args:
@@ -74,7 +74,7 @@ def look(store: Store, spec: DataSpec, *, method: str = "auto", teacher: str | N
         BadInput: there is no such method, or it cannot be.
         UnknownRun, Refused: the teacher is not there, or not finished.
     """
-    return resumable.finish(Looking(store, spec, method, teacher).report())
+    return resumable.finish(QualityCheck(store, spec, method, teacher).report())
 
 
 def automatic(images: ImageSet) -> Work[Decisions]:
@@ -82,10 +82,10 @@ def automatic(images: ImageSet) -> Work[Decisions]:
     in different ways are dropped, of other copies one is kept. At least one image of every class stays.
     """
     set_sklearn_threads()
-    features = _flat((yield from resumable.part_of(_near_duplicates.small([images], SIDE), 0, 2)))
+    features = _flat((yield from resumable.part_of(_near_duplicates.thumbnails([images], SIDE), 0, 2)))
     classes = len(images.classes)
     pool = _labels.Pool(features, images.labels, images.ids, classes, len(images))
-    judged = yield from resumable.part_of(_labels.judged(pool), 1, 2)
+    judged = yield from resumable.part_of(_labels.out_of_sample(pool), 1, 2)
     suspects = _labels.suspects(images.labels, judged.probabilities)
     drop = {int(one) for one in images.ids[suspects.rows[suspects.sure]]}
     once: set[int] = set()
@@ -100,7 +100,7 @@ def automatic(images: ImageSet) -> Work[Decisions]:
     return Decisions("", made)
 
 
-class Looking:
+class QualityCheck:
     """One look at a dataset: what it is about, what it is kept as, and the work.
 
     Raises:
@@ -161,12 +161,12 @@ class Looking:
         extras.require("cleanlab", _labels.NEEDS)  # now, not after minutes
         set_sklearn_threads()
         atlas, parts = _near_duplicates.Atlas(self.parts), list(self.parts.values())
-        fine = yield from resumable.part_of(_near_duplicates.small(parts), 0, 5)
-        pairs = yield from resumable.part_of(_near_duplicates.near(fine, atlas.ids), 1, 5)
-        duplicates, leaks = _near_duplicates.told(atlas, pairs)
+        fine = yield from resumable.part_of(_near_duplicates.thumbnails(parts), 0, 5)
+        pairs = yield from resumable.part_of(_near_duplicates.near_duplicates(fine, atlas.ids), 1, 5)
+        duplicates, leaks = _near_duplicates.decided(atlas, pairs)
         features = yield from resumable.part_of(self._features(), 2, 5)
         pool = _labels.Pool(features, atlas.labels, atlas.ids, len(self.splits.classes), self.learned)
-        judged = yield from resumable.part_of(_labels.judged(pool), 3, 5)
+        judged = yield from resumable.part_of(_labels.out_of_sample(pool), 3, 5)
         votes = yield from resumable.part_of(_asked.votes(self.voters, self.store, parts), 4, 5)
         voted = self._trusted(votes, judged, atlas.labels)
         probabilities = np.where(voted[:, None], votes.probabilities, judged.probabilities)
@@ -213,9 +213,11 @@ class Looking:
         parts = list(self.parts.values())
         if self.teacher is not None:
             return (yield from _asked.features(self.teacher, parts))
-        return _flat((yield from _near_duplicates.small(parts, SIDE)))
+        return _flat((yield from _near_duplicates.thumbnails(parts, SIDE)))
 
-    def _trusted(self, votes: _asked.Votes, judged: _labels.Judged, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def _trusted(
+        self, votes: _asked.Votes, judged: _labels.OutOfSample, labels: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
         """Whose label is judged by votes [N]: where there are enough, if these foretell labels better or were asked."""
         enough = votes.count >= _asked.LEAST_VOTES
         rows = np.flatnonzero(enough[: self.learned])
@@ -332,7 +334,7 @@ def quality(
     """
     spec = parse_data(source)
     question = json.dumps([str(store.root.resolve()), spec.model_dump(mode="json"), method, teacher])
-    asked = _LOOKING.get(question) or Looking(store, spec, method, teacher)
+    asked = _LOOKING.get(question) or QualityCheck(store, spec, method, teacher)
     if not start and asked.kept is None and question not in _LOOKING:
         return {"done": 0.0}
     # Kept while it goes on: its images are loaded once, however often somebody looks how far it is.
@@ -350,5 +352,5 @@ def quality(
     return {"done": 1.0, "report": found.as_dict(), "words": found.words()}
 
 
-_LOOKING: dict[str, Looking] = {}
+_LOOKING: dict[str, QualityCheck] = {}
 """Looks that are not finished, by what was asked."""

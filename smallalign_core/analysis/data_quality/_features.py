@@ -58,7 +58,7 @@ def features(run: Run, parts: Sequence[ImageSet]) -> Work[NDArray[np.float32]]:
 
     from smallalign_core import networks
     from smallalign_core.runs import imported
-    from smallalign_core.system.batching import answered
+    from smallalign_core.system.batching import in_batches
 
     set_threads()
     teacher = imported.classifier(run)
@@ -69,7 +69,7 @@ def features(run: Run, parts: Sequence[ImageSet]) -> Work[NDArray[np.float32]]:
     for images in parts:
         for start in range(0, len(images), CHUNK):
             caught.clear()
-            logits = answered(teacher, torch.from_numpy(np.ascontiguousarray(images.images[start : start + CHUNK])))
+            logits = in_batches(teacher, torch.from_numpy(np.ascontiguousarray(images.images[start : start + CHUNK])))
             given = torch.cat(caught)[-len(logits) :] if caught else logits  # without those that were measured first
             found.append(_narrow(given.float().numpy()))
             yield min(1.0, CHUNK * len(found) / total)
@@ -180,7 +180,7 @@ def _answers(
     import torch
 
     from smallalign_core.runs import imported
-    from smallalign_core.system.batching import answered
+    from smallalign_core.system.batching import in_batches
 
     set_threads()
     classifier = imported.classifier(run, parts[0].classes)
@@ -190,5 +190,5 @@ def _answers(
         for start in range(0, len(own), CHUNK):
             chunk = own[start : start + CHUNK]
             pixels = torch.from_numpy(np.ascontiguousarray(images.images[chunk - begin]))
-            yield chunk, answered(classifier, pixels).float().numpy()
+            yield chunk, in_batches(classifier, pixels).float().numpy()
         begin += len(images)

@@ -32,7 +32,7 @@ LEAST_PAIR = 0.001
 
 
 @dataclass(frozen=True)
-class Judged:
+class OutOfSample:
     """What models say that did not learn an image.
 
     Attributes:
@@ -73,11 +73,11 @@ class Pool:
     learned: int
 
 
-def judged(pool: Pool) -> Work[Judged]:
+def out_of_sample(pool: Pool) -> Work[OutOfSample]:
     """Out-of-sample probabilities of all images, by the mean of nearest neighbours and kernel logistic regressions."""
     votes, distance = yield from part_of(_neighbours(pool), 0, 2)
     lines = yield from part_of(_regressions(pool), 1, 2)
-    return Judged((votes + lines) / 2, distance)
+    return OutOfSample((votes + lines) / 2, distance)
 
 
 def _neighbours(pool: Pool) -> Work[tuple[NDArray[np.float64], NDArray[np.float64]]]:

@@ -42,7 +42,7 @@ Pairs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
 """(one, other, distance) of pairs of rows, one < other."""
 
 
-def small(parts: Sequence[ImageSet], side: int = SIDE) -> Work[NDArray[np.uint8]]:
+def thumbnails(parts: Sequence[ImageSet], side: int = SIDE) -> Work[NDArray[np.uint8]]:
     """The pixels of all images uint8 [N, C, h, w], each block of pixels averaged: no side is above `side`."""
     channels, height, width = parts[0].shape
     by = (-(-height // side), -(-width // side))
@@ -58,7 +58,7 @@ def small(parts: Sequence[ImageSet], side: int = SIDE) -> Work[NDArray[np.uint8]
     return found
 
 
-def near(pixels: NDArray[np.uint8], ids: NDArray[np.uint64]) -> Work[Pairs]:
+def near_duplicates(pixels: NDArray[np.uint8], ids: NDArray[np.uint64]) -> Work[Pairs]:
     """Pairs of near, not exact, duplicates among images [N, C, h, w]; of equal images the first stands for all."""
     rows = np.sort(np.unique(ids, return_index=True)[1])
     flat = pixels.reshape(len(pixels), -1)
@@ -170,7 +170,7 @@ def exact(ids: NDArray[np.uint64]) -> list[NDArray[np.int64]]:
     return [np.sort(group) for group in np.split(order, starts[1:]) if len(group) > 1]
 
 
-def told(atlas: Atlas, pairs: Pairs) -> tuple[tuple[Duplicates, ...], tuple[Leak, ...]]:
+def decided(atlas: Atlas, pairs: Pairs) -> tuple[tuple[Duplicates, ...], tuple[Leak, ...]]:
     """(groups of images that show the same, leaks into test), exact ones first."""
     same = exact(atlas.ids)
     copies = {int(group[0]): group for group in same}

@@ -59,7 +59,7 @@ def decide(store: Store, fingerprint: str, source: str, changes: Sequence[Change
         BadInput: an id or a decision cannot be.
         BadData: the file is damaged; it is left as it is.
     """
-    store.visitor.may(RIGHT)
+    store.visitor.require(RIGHT)
     for image, made in changes:
         if not 0 <= image < 2**64:
             raise BadInput("no image is called that", given=image)
@@ -86,7 +86,7 @@ def undo(store: Store, fingerprint: str) -> tuple[Decisions, list[Change]]:
     Raises:
         Refused: who this acts for may only look.
     """
-    store.visitor.may(RIGHT)
+    store.visitor.require(RIGHT)
     with _held(store, fingerprint):
         found, steps = decisions(store, fingerprint), _steps(store, fingerprint)
         mine = [step for step in steps if step["by"] == store.visitor.name]

@@ -34,7 +34,7 @@ def gather(
     pairs = compare.compare_once(runs[0], runs[1:], store, split=split)
     yield 0.05
     bearing = yield from part_of(robustness.assess(runs, splits, split, store), 0, 2)
-    front = yield from part_of(pareto.frontier(runs, splits, split, store, limits), 1, 2)
+    front = yield from part_of(pareto.pareto_front(runs, splits, split, store, limits), 1, 2)
     return {
         "schema": SCHEMA,
         "made": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),

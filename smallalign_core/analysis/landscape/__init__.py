@@ -45,7 +45,7 @@ NORMS = {"eval": "running statistics", "train": "each batch's own", "reestimate"
 
 
 @dataclass(frozen=True)
-class Look:
+class LandscapeSpec:
     """How to look.
 
     Attributes:
@@ -112,9 +112,9 @@ class Landscape:
     """
 
     def __init__(
-        self, store: Store, references: Sequence[str], measures: Sequence[str], look: Look | None = None
+        self, store: Store, references: Sequence[str], measures: Sequence[str], look: LandscapeSpec | None = None
     ) -> None:
-        look = look or Look()
+        look = look or LandscapeSpec()
         look.check()
         unknown = [name for name in measures if name not in MEASURES]
         if unknown or not measures:
@@ -205,12 +205,12 @@ class Landscape:
             times.append(time.perf_counter() - begun)
         return times[0] * (2 if self.look.norms == "reestimate" else 1), times[1]
 
-    def _look(self, task: _Task) -> Look:
+    def _look(self, task: _Task) -> LandscapeSpec:
         """What a distribution over batches is measured on is more images."""
         more = max(self.look.images, FORETOLD_ON) if task.measure == "predictiveness" else self.look.images
         return replace(self.look, images=more)
 
-    def _rows(self, run: Run, look: Look) -> NDArray[np.int64]:
+    def _rows(self, run: Run, look: LandscapeSpec) -> NDArray[np.int64]:
         return _surface.rows(len(self._data(run).train), look.images, run.spec.batch, look.seed)
 
     def _data(self, run: Run) -> Splits:
@@ -220,11 +220,11 @@ class Landscape:
             self._splits[name] = data.load(spec, self.store.data_cache)
         return self._splits[name]
 
-    def _built(self, run: Run, look: Look, like: Run | None = None) -> Work[Surface]:
+    def _built(self, run: Run, look: LandscapeSpec, like: Run | None = None) -> Work[Surface]:
         """The surface of a run's weights; with the loss and images of another, where one is given."""
         source, splits = like or run, self._data(like or run)
         spec = source.spec
-        teacher = teacher_loading.live([spec], self.store, splits, "cpu")
+        teacher = teacher_loading.load_teacher([spec], self.store, splits, "cpu")
         parts = []
         for part in _surface.parts_of(splits.train, self._rows(source, look), teacher):
             parts.append(part)
@@ -304,7 +304,7 @@ class Landscape:
         return facts | {name: kept[name] for name in ("loss", "images", "shapes")} | {"measures": {}}
 
 
-def _counted(measure: Measure, look: Look, parts: int) -> tuple[int, int]:
+def _counted(measure: Measure, look: LandscapeSpec, parts: int) -> tuple[int, int]:
     """(losses, gradients) of batches that a measure asks for, about."""
     flat = {"plane": look.grid**2, "between": look.grid**2}
     losses = {"line": look.directions * look.points, "path": look.points, **flat}.get(measure, 0)
@@ -367,7 +367,7 @@ def landscape(
     Returns:
         `done`: the share that is done, and when that is all: `report`; or `cost`.
     """
-    asked = Landscape(store, runs, measures, Look(**look))
+    asked = Landscape(store, runs, measures, LandscapeSpec(**look))
     if not start and asked.missing:
         return {"done": 0.0, "cost": asked.cost()}
     question = json.dumps([str(store.root.resolve()), [task.key for task in asked.tasks]])

@@ -10,14 +10,14 @@ import numpy as np
 from scipy import stats
 
 from smallalign_core.errors import BadInput
-from smallalign_core.spec import Borrowed, RunSpec, parse
+from smallalign_core.spec import LibraryNetwork, RunSpec, parse
 
 Verdict = Literal["supports", "opposite", "no difference", "too few runs"]
 LEAST_SIZES, LEAST_RUNS = 3, 6
 
 
 @dataclass(frozen=True)
-class Reading:
+class Measurement:
     """What one number of a report says about ruggedness.
 
     Attributes:
@@ -33,18 +33,18 @@ class Reading:
 
 
 READINGS = (
-    Reading(
+    Measurement(
         "cosine of gradients before and after a 5 % step, mean",
         "predictiveness",
         lambda m: m["strides"][-1]["cosine"],
         -1,
     ),
-    Reading("the same, 5th percentile", "predictiveness", lambda m: m["strides"][-1]["cosine_low"], -1),
-    Reading("change of the loss by that step", "predictiveness", lambda m: m["strides"][-1]["change"], 1),
-    Reading("largest eigenvalue x squared length of the weights", "curvature", lambda m: m["scaled"], 1),
-    Reading("trace of the Hessian", "curvature", lambda m: m["trace"], 1),
-    Reading("rise of the loss at 0.2 along filter-normalised directions", "line", lambda m: m["rise"], 1),
-    Reading("local maxima on a random line", "line", lambda m: m["maxima"], 1),
+    Measurement("the same, 5th percentile", "predictiveness", lambda m: m["strides"][-1]["cosine_low"], -1),
+    Measurement("change of the loss by that step", "predictiveness", lambda m: m["strides"][-1]["change"], 1),
+    Measurement("largest eigenvalue x squared length of the weights", "curvature", lambda m: m["scaled"], 1),
+    Measurement("trace of the Hessian", "curvature", lambda m: m["trace"], 1),
+    Measurement("rise of the loss at 0.2 along filter-normalised directions", "line", lambda m: m["rise"], 1),
+    Measurement("local maxima on a random line", "line", lambda m: m["maxima"], 1),
 )
 
 
@@ -85,7 +85,7 @@ def trends(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [asdict(_judged(trend, corrected.get(trend.name))) for trend in found]
 
 
-def _trend(reading: Reading, runs: Sequence[Mapping[str, Any]]) -> Trend:
+def _trend(reading: Measurement, runs: Sequence[Mapping[str, Any]]) -> Trend:
     sizes = np.array([run["params"] for run in runs])
     read = [reading.read(run["measures"][reading.measure]) for run in runs]
     values = np.array([np.nan if value is None else value for value in read])
@@ -158,7 +158,7 @@ def ladder(spec: RunSpec, widths: Sequence[int], seeds: int) -> list[RunSpec]:
         BadInput: not a number of widths or seeds, the network has no width, or only that of weights to start from.
         BadSpec: no such width.
     """
-    if isinstance(spec.network, Borrowed):
+    if isinstance(spec.network, LibraryNetwork):
         raise BadInput("this network has one size", given=spec.network.name, do="choose mlp, cnn, separable or resnet")
     if spec.start:
         raise BadInput(

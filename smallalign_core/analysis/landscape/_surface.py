@@ -19,7 +19,7 @@ from smallalign_core.networks import Classifier
 from smallalign_core.spec import OfLayers, RunSpec
 from smallalign_core.system import _compat
 from smallalign_core.training import losses
-from smallalign_core.training.losses import Answer
+from smallalign_core.training.losses import NetworkOutput
 from smallalign_core.training.teacher import Teacher
 
 Norms = Literal["eval", "train", "reestimate"]
@@ -34,7 +34,7 @@ class Part:
 
     images: Tensor
     labels: Tensor
-    wanted: Answer | None
+    wanted: NetworkOutput | None
 
 
 class Surface:
@@ -91,7 +91,7 @@ class Surface:
 
     def loss(self, part: Part) -> Tensor:
         """The loss of one batch at the present weights, a scalar."""
-        said = Answer(self.network(part.images))
+        said = NetworkOutput(self.network(part.images))
         terms = losses.terms(self._loss, said, part.wanted, part.labels, epoch=self._epoch)
         return sum(terms.values(), start=torch.zeros(()))
 
@@ -170,7 +170,7 @@ def parts_of(train: ImageSet, chosen: NDArray[np.int64], teacher: Teacher | None
     """These rows of the training images as batches, with the teacher's answers."""
     for one in chosen:
         images = torch.from_numpy(np.asarray(train.images[one]))
-        yield Part(images, torch.from_numpy(train.labels[one]), teacher.answer(images) if teacher else None)
+        yield Part(images, torch.from_numpy(train.labels[one]), teacher.output(images) if teacher else None)
 
 
 def shapes(network: nn.Module) -> str:

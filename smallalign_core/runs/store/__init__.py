@@ -39,11 +39,11 @@ from filelock import Timeout
 from smallalign_core import data
 from smallalign_core.errors import BadModel, Refused, SmallAlignError, UnknownRun, of_system
 from smallalign_core.runs.store._run import Run as Run, State as State
-from smallalign_core.spec import Borrowed, RunSpec, digest
+from smallalign_core.spec import LibraryNetwork, RunSpec, digest
 from smallalign_core.system import limits, sandbox, users
 from smallalign_core.system.extras import PACKAGE
 from smallalign_core.system.files import SCHEMA as SCHEMA, append, is_held, read_lines, write_json
-from smallalign_core.system.users import OWNER, Visitor
+from smallalign_core.system.users import OWNER, User
 
 log = logging.getLogger("smallalign")
 
@@ -93,7 +93,7 @@ class Store:
         showing: what is computed fills a page that was opened, which is no look at test: see `count_test_look`.
     """
 
-    def __init__(self, root: Path | str | None = None, visitor: Visitor = OWNER, *, showing: bool = False) -> None:
+    def __init__(self, root: Path | str | None = None, visitor: User = OWNER, *, showing: bool = False) -> None:
         root = (os.environ.get("SMALLALIGN_STORE") or "models") if root is None else root
         if not str(root).strip():
             raise Refused("the store's path is empty", do="name a folder, or leave it out")
@@ -187,7 +187,7 @@ class Store:
 
     def named(self, spec: RunSpec) -> RunSpec:
         """`spec` with its teachers called as people call them."""
-        return spec.taught_by([self.name_of(reference) for reference in spec.teachers])
+        return spec.with_teachers([self.name_of(reference) for reference in spec.teachers])
 
     def resolve(self, spec: RunSpec, splits: data.Splits, precision: str) -> RunSpec:
         """`spec` with everything filled in that its digest depends on: fingerprints, ids of other runs, precision.
@@ -208,13 +208,13 @@ class Store:
         filled = spec.data.model_copy(update={"source": source, "fingerprint": splits.fingerprint})
         if filled.decisions:  # whoever goes on deciding must not change what this run learns from
             filled = filled.model_copy(update={"decisions": str(self._kept(filled.decisions))})
-        if isinstance(network, Borrowed) and network.weights is not None:
+        if isinstance(network, LibraryNetwork) and network.weights is not None:
             file = Path(network.weights).expanduser().resolve()
             limits.check_path(file, "the file of weights")
             accepted = {"weights": str(file), "weights_sha256": sandbox.accepted_weights(file)}
             network = network.model_copy(update=accepted)
         known = {"data": filled, "network": network, "precision": precision, "start": start.id if start else None}
-        return spec.taught_by([run.id for run in teachers]).model_copy(update=known)
+        return spec.with_teachers([run.id for run in teachers]).model_copy(update=known)
 
     def _kept(self, decisions: str) -> Path:
         """A copy of a file of decisions that nobody will change: its name is the digest of what it says."""
@@ -231,7 +231,7 @@ class Store:
         with contextlib.suppress(UnknownRun):
             self.run(run.id)
             return
-        self.visitor.may("take runs into the store")
+        self.visitor.require("take runs into the store")
         if hashlib.sha256(run.weights.read_bytes()).hexdigest() != (run.result or {}).get("weights_sha256"):
             raise BadModel("the teacher's weights are not those that its result describes", given=run.folder)
         target = self.root / "runs" / run.id
@@ -267,7 +267,7 @@ class Store:
         Raises:
             Refused: who this acts for may not start runs, or not so many; `together`: see `visitors.check_room`.
         """
-        self.visitor.may("start runs")
+        self.visitor.require("start runs")
         if self.find(spec) is None:  # before there is a folder that nobody asked for
             users.check_room(self.root, self.visitor, together=together)
         return self.enqueue(self.create(spec), together=together)
@@ -277,14 +277,14 @@ class Store:
         if run.state not in (State.FINISHED, State.RUNNING, State.QUEUED):
             # Under the lock: a worker that takes or finishes it at this moment must not be left a stale marker.
             with (
-                users.admitted(self.root, self.visitor, together=together) as turn,
+                users.admit(self.root, self.visitor, together=together) as turn,
                 contextlib.suppress(Timeout),
                 run.lock(timeout=2.0),
             ):
                 if not run.finished and not (run.folder / "queued").exists():  # two clicks are one start
                     (run.folder / "request").unlink(missing_ok=True)
-                    if run.said.get("deaths"):  # who asks for it again means it
-                        write_json(run.folder / "state.json", {**run.said, "deaths": 0})
+                    if run.status.get("deaths"):  # who asks for it again means it
+                        write_json(run.folder / "state.json", {**run.status, "deaths": 0})
                     turn.write(run.folder / "queued")
         return run
 
@@ -299,7 +299,7 @@ class Store:
 
     def queue(self) -> list[Run]:
         """Runs that wait, in the order in which they will be trained: visitors take turns."""
-        return [run for run in map(self._at, users.waiting(self.root / "runs")) if not run.finished]
+        return [run for run in map(self._at, users.queued(self.root / "runs")) if not run.finished]
 
     def delete(self, reference: str) -> Run:
         """Delete a run and all that it made.
@@ -308,7 +308,7 @@ class Store:
             UnknownRun, Refused: it is not there; it is running, in the zoo, or the teacher of an unfinished run or
                 study; who asks may only look.
         """
-        self.visitor.may("delete runs")
+        self.visitor.require("delete runs")
         run = self.run(reference)
         if run.in_zoo:
             raise Refused("zoo models are part of SmallAlign and are not deleted", given=run.name)

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from smallalign_core.errors import BadModel, Refused
 from smallalign_core.spec import DataSpec, Import, RunSpec, parse, read, title
 from smallalign_core.system.files import is_held, read_json, read_lines, write, write_json
-from smallalign_core.system.users import OWNER, Visitor
+from smallalign_core.system.users import OWNER, User
 
 
 class State(StrEnum):
@@ -44,7 +44,7 @@ class Run:
     """A view of a run's folder; never a copy."""
 
     folder: Path
-    by: Visitor = field(default=OWNER, compare=False)  # on whose behalf its state is changed
+    by: User = field(default=OWNER, compare=False)  # on whose behalf its state is changed
 
     @property
     def record(self) -> Path:
@@ -119,7 +119,7 @@ class Run:
             return State.RUNNING
         if queued:
             return State.QUEUED
-        ended = self.said.get("ended")
+        ended = self.status.get("ended")
         return State(ended) if ended in set(State) else State.INTERRUPTED
 
     @property
@@ -128,7 +128,7 @@ class Run:
         return (self.folder / "result.json").exists() and self.weights.exists()
 
     @property
-    def said(self) -> dict[str, Any]:
+    def status(self) -> dict[str, Any]:
         """What its worker last said of itself; empty before the first, or if it cannot be read."""
         try:
             said = read_json(self.folder / "state.json", missing={})
@@ -165,13 +165,13 @@ class Run:
                 kept.append(event)
         return [event for event in kept if kind in (None, event["kind"])]
 
-    def ask(self, request: str) -> None:
+    def request(self, request: str) -> None:
         """Ask its worker to `pause` or `cancel`; without one, do it now.
 
         Raises:
             Refused: it is finished, or already stopped; who asks may only look.
         """
-        self.by.may(f"{request} runs")
+        self.by.require(f"{request} runs")
         state = self.state
         if not state.active and not (request == "cancel" and state in (State.PAUSED, State.INTERRUPTED)):
             raise Refused(f"there is nothing to {request}: the run is {state}", given=self.name)
@@ -179,7 +179,7 @@ class Run:
             with contextlib.suppress(Timeout), self.lock(timeout=0.5):
                 if not self.finished:
                     ended = State.PAUSED if request == "pause" else State.CANCELLED
-                    write_json(self.folder / "state.json", {**self.said, "ended": ended, "reason": None})
+                    write_json(self.folder / "state.json", {**self.status, "ended": ended, "reason": None})
                     (self.folder / "queued").unlink(missing_ok=True)
                 return
         write(self.folder / "request", request)  # a worker has it, or took it just now: it will obey
@@ -189,7 +189,7 @@ class Run:
         return FileLock(self.folder / "lock", timeout=timeout, thread_local=False)
 
     @property
-    def asked(self) -> str | None:
+    def pending_request(self) -> str | None:
         """What was asked of its worker and is not done yet."""
         try:
             return (self.folder / "request").read_text().strip()

@@ -15,4 +15,4 @@ from smallalign_core.service.backends._pool import (
     Late as Late,
     Pool as Pool,
 )
-from smallalign_core.service.backends._start import Starter as Starter, fork_when_told as fork_when_told
+from smallalign_core.service.backends._start import Starter as Starter, fork_on_request as fork_on_request

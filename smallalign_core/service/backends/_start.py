@@ -90,7 +90,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def fork_when_told(libraries: Iterable[Callable[[], object]], answer: Callable[[TextIO, TextIO], None]) -> None:
+def fork_on_request(libraries: Iterable[Callable[[], object]], answer: Callable[[TextIO, TextIO], None]) -> None:
     """Fork a process for each socket that comes in at standard input, until that closes.
 
     Args:

@@ -11,9 +11,18 @@ from typing import Any
 
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.spec import Optimizer, digest, nest
-from smallalign_core.studies.optimizers._judge import Seen, against, of_reference
+from smallalign_core.studies.optimizers._judge import Scored, compare_with, reference_differences
 from smallalign_core.studies.optimizers._parts import Curve, Finder, Point, RaceRun, Reached, Trial
-from smallalign_core.studies.optimizers._plan import DAMAGED, Look, Tuning, finder_key, finders, look, trial, tuning
+from smallalign_core.studies.optimizers._plan import (
+    DAMAGED,
+    RunStatus,
+    Tuning,
+    finder_key,
+    finders,
+    run_status,
+    trial,
+    tuning,
+)
 from smallalign_core.studies.optimizers._report import Arm, OptimizerStudy
 from smallalign_core.studies.optimizers._spec import (
     EVALUATIONS,
@@ -84,7 +93,7 @@ class _Counts:
         self.hardware: list[str] = []
         self._known: set[str] = set()
 
-    def add(self, found: Look, what: str) -> None:
+    def add(self, found: RunStatus, what: str) -> None:
         """Count a run once, even if two arms share it."""
         if found.id in self._known:
             return
@@ -118,7 +127,7 @@ def _arm(
         seen.missing += 0 if state.settled else max(0, spec.trials - len(trials))
     runs: tuple[RaceRun, ...] = ()
     if racing:
-        looks = [(seed, look(store, run_spec(spec, optimizer, budget, seed))) for seed in race_seeds(spec)]
+        looks = [(seed, run_status(store, run_spec(spec, optimizer, budget, seed))) for seed in race_seeds(spec)]
         for seed, one in looks:
             seen.add(one, f"{entry.label}, {budget}x, seed {seed}")
         runs = tuple(_race_run(seed, one) for seed, one in looks)
@@ -154,7 +163,7 @@ def _trial(
     state: Tuning,
     seen: _Counts,
 ) -> Trial:
-    found = look(store, trial(spec, entry, budget, rate))
+    found = run_status(store, trial(spec, entry, budget, rate))
     seen.add(found, f"{entry.label}, {budget}x, trial of {rate:g}")
     scores = found.result["val"] if found.result else None
     return Trial(
@@ -179,7 +188,7 @@ def _alone(result: dict[str, Any] | None) -> float | None:
     return float(result["own_seconds"]) + float(result["shared_seconds"])
 
 
-def _race_run(seed: int, found: Look) -> RaceRun:
+def _race_run(seed: int, found: RunStatus) -> RaceRun:
     result = found.result
     if result is None:
         return RaceRun(found.id, seed, found.state, found.reason, found.diverged)
@@ -226,14 +235,14 @@ def _sensitivity(trials: Sequence[Trial], best: float | None) -> float | None:
 def _judged(arms: Sequence[Arm], margin: float, store: Store) -> list[Arm]:
     reference, *others = arms
     seen = [_seen(arm, store) for arm in arms]
-    found = against(seen[0], seen[1:], margin) if others else []
-    first = replace(reference, differences=of_reference(len(seen[0])))
+    found = compare_with(seen[0], seen[1:], margin) if others else []
+    first = replace(reference, differences=reference_differences(len(seen[0])))
     return [first, *(replace(arm, differences=each) for arm, each in zip(others, found, strict=True))]
 
 
-def _seen(arm: Arm, store: Store) -> list[Seen]:
+def _seen(arm: Arm, store: Store) -> list[Scored]:
     return [
-        Seen(run.seed, run.test["accuracy"], run.test["nll"], store.root / "runs" / run.id)
+        Scored(run.seed, run.test["accuracy"], run.test["nll"], store.root / "runs" / run.id)
         for run in arm.runs
         if run.test
     ]

@@ -7,7 +7,7 @@ from pathlib import Path
 from smallalign_core import data
 from smallalign_core.runs.store import Store
 from smallalign_core.studies.optimizers._finder import STEPS
-from smallalign_core.studies.optimizers._plan import finder_key, finders, look, wanted
+from smallalign_core.studies.optimizers._plan import finder_key, finders, run_status, wanted
 from smallalign_core.studies.optimizers._spec import OptimizerStudySpec, entries, gradients_a_step, run_spec
 from smallalign_core.system.machine import fastest, set_threads
 from smallalign_core.training.runner import TOGETHER
@@ -22,7 +22,7 @@ def expected(spec: OptimizerStudySpec, store: Store, folder: Path, device: str =
     """
     from smallalign_core.training import loop, teacher_loading
 
-    curves, known = finders(folder), [(run, look(store, run).settled) for run in wanted(spec, store, folder)]
+    curves, known = finders(folder), [(run, run_status(store, run).settled) for run in wanted(spec, store, folder)]
     every = entries(spec)
     searched = [one for one in every if one.track == "tuned" and finder_key(spec, one.optimizer) not in curves]
     if not searched and all(settled for _, settled in known):
@@ -30,11 +30,11 @@ def expected(spec: OptimizerStudySpec, store: Store, folder: Path, device: str =
     set_threads()
     where, splits = loop.pick_device(device), data.load(spec.student.data, store.data_cache)
     run = run_spec(spec, spec.reference, 1, spec.student.seed)
-    teacher = teacher_loading.live([run], store, splits, where)
+    teacher = teacher_loading.load_teacher([run], store, splits, where)
     training = loop.Training([run], splits, teacher, device=where, starts=teacher_loading.starts([run], store))
     step = fastest(training.advance)
     if teacher is not None:
-        lesson = fastest(lambda: teacher.lesson(training.views, 0))
+        lesson = fastest(lambda: teacher.batch_with_targets(training.views, 0))
         step = max(step - lesson, 0.1 * step) + lesson / min(TOGETHER, len(every))
     runs = sum((spec.trials if one.track == "tuned" else 0) + spec.seeds for one in every)
     planned = spec.student.epochs * sum(spec.budgets) * runs  # budgets are equal in gradients

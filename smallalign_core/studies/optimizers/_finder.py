@@ -75,7 +75,7 @@ def measure(
     splits = data.load(spec.student.data, store.data_cache)
     level = {"schedule": Constant(warmup=0), "epochs": spec.student.epochs}
     specs = [run_spec(spec, entry.optimizer, 1, tuning_seed(spec)).model_copy(update=level) for entry in some]
-    taught, starts = teacher_loading.live(specs, store, splits, where), teacher_loading.starts(specs, store)
+    taught, starts = teacher_loading.load_teacher(specs, store, splits, where), teacher_loading.starts(specs, store)
     training = loop.Training(specs, splits, taught, device=where, starts=starts)
     rates: list[list[float]] = [[] for _ in some]
     losses: list[list[float]] = [[] for _ in some]

@@ -22,7 +22,7 @@ LEVEL = 0.05
 
 
 @dataclass(frozen=True)
-class Seen:
+class Scored:
     """A finished run of the race: its seed, its test scores, and where its answers lie."""
 
     seed: int
@@ -38,7 +38,7 @@ def _answers(folder: Path, _: int) -> tuple[NDArray[np.float32], NDArray[np.floa
     return None if found is None else (found.right.astype(np.float32), found.nll.astype(np.float32))
 
 
-def _by_image(seen: Seen, metric: str) -> NDArray[np.float32] | None:
+def _by_image(seen: Scored, metric: str) -> NDArray[np.float32] | None:
     try:
         stamp = (seen.folder / logits.FILE).stat().st_mtime_ns
     except OSError:
@@ -47,7 +47,9 @@ def _by_image(seen: Seen, metric: str) -> NDArray[np.float32] | None:
     return None if found is None else found[COMPARED.index(metric)]
 
 
-def against(reference: Sequence[Seen], others: Sequence[Sequence[Seen]], margin: float) -> list[dict[str, Difference]]:
+def compare_with(
+    reference: Sequence[Scored], others: Sequence[Sequence[Scored]], margin: float
+) -> list[dict[str, Difference]]:
     """The differences of all other arms of one budget to its reference, by metric."""
     return [
         dict(zip(COMPARED, each, strict=True))
@@ -55,13 +57,13 @@ def against(reference: Sequence[Seen], others: Sequence[Sequence[Seen]], margin:
     ]
 
 
-def of_reference(seeds: int) -> dict[str, Difference]:
+def reference_differences(seeds: int) -> dict[str, Difference]:
     """What stands beside the reference itself."""
     return {metric: Difference(metric, seeds, (), "reference") for metric in COMPARED}
 
 
 def _one_metric(
-    reference: Sequence[Seen], others: Sequence[Sequence[Seen]], metric: str, margin: float
+    reference: Sequence[Scored], others: Sequence[Sequence[Scored]], metric: str, margin: float
 ) -> list[Difference]:
     found = _means(tuple(reference), tuple(map(tuple, others)), metric)
     judged = []
@@ -121,7 +123,7 @@ def _more(found: statistics.Mean, seeds: int, tests: int) -> int | None:
     return None if needed is None else max(1, needed - seeds)
 
 
-def _paired(reference: Sequence[Seen], other: Sequence[Seen], metric: str) -> tuple[list[float], list[float]]:
+def _paired(reference: Sequence[Scored], other: Sequence[Scored], metric: str) -> tuple[list[float], list[float]]:
     """Scores of the seeds that both have."""
     theirs = {one.seed: getattr(one, metric) for one in reference}
     both = [one for one in other if one.seed in theirs]
@@ -130,7 +132,7 @@ def _paired(reference: Sequence[Seen], other: Sequence[Seen], metric: str) -> tu
 
 @functools.lru_cache(maxsize=256)
 def _means(
-    reference: tuple[Seen, ...], others: tuple[tuple[Seen, ...], ...], metric: str
+    reference: tuple[Scored, ...], others: tuple[tuple[Scored, ...], ...], metric: str
 ) -> list[tuple[statistics.Mean, bool] | None]:
     """(mean difference, whether it is over images too) of each arm; None below two pairs.
 

@@ -48,7 +48,7 @@ Rank = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Look:
+class RunStatus:
     """What a run's folder says now.
 
     Attributes:
@@ -74,20 +74,24 @@ def id_of_run(spec: RunSpec) -> str:
     return digest(spec)
 
 
-def look(store: Store, spec: RunSpec) -> Look:
+def run_status(store: Store, spec: RunSpec) -> RunStatus:
     """What the store knows of the run of a resolved spec."""
     run = Run(store.root / "runs" / id_of_run(spec))
     if not (run.folder / "spec.json").exists():
-        return Look(run.name, NOT_STARTED)
+        return RunStatus(run.name, NOT_STARTED)
     try:
         state = run.state
         if state is State.FINISHED:
             stamp = (run.folder / "result.json").stat().st_mtime_ns
-            return Look(run.name, state, result=_result(run.folder, stamp), run=run)
-        said = run.said
-        return Look(run.name, state, said.get("reason"), state is State.FAILED and bool(said.get("diverged")), run=run)
+            return RunStatus(run.name, state, result=_result(run.folder, stamp), run=run)
+        said = run.status
+        return RunStatus(
+            run.name, state, said.get("reason"), state is State.FAILED and bool(said.get("diverged")), run=run
+        )
     except (SmallAlignError, OSError, KeyError, TypeError, ValueError) as error:  # a folder may hold any nonsense
-        return Look(run.name, DAMAGED, str(error) if isinstance(error, SmallAlignError) else "a file of it is damaged")
+        return RunStatus(
+            run.name, DAMAGED, str(error) if isinstance(error, SmallAlignError) else "a file of it is damaged"
+        )
 
 
 @functools.lru_cache(maxsize=4096)
@@ -216,7 +220,7 @@ def tuning(spec: OptimizerStudySpec, entry: Entry, budget: int, store: Store, fi
         return Tuning((), False, None, False)
 
     def rank_of(rate: float) -> Rank | Literal["unknown"] | None:
-        seen = look(store, trial(spec, entry, budget, rate))
+        seen = run_status(store, trial(spec, entry, budget, rate))
         if seen.result is not None:
             return float(seen.result["val"]["accuracy"]), -float(seen.result["val"]["nll"])
         return None if seen.diverged else "unknown"

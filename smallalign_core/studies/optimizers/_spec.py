@@ -29,8 +29,8 @@ from smallalign_core.spec import (
     Sgd,
     Soap,
     canonical,
-    evolves,
     fields_in,
+    is_gradient_free,
     nest,
     parse,
     title,
@@ -243,7 +243,7 @@ def run_spec(spec: OptimizerStudySpec, optimizer: Optimizer, budget: int, seed: 
     }
     if (usual := usual_schedule(optimizer)) is not None:
         fields["schedule"] = usual.model_dump()
-    if evolves(optimizer):
+    if is_gradient_free(optimizer):
         fields["precision"] = "fp32"
     return parse(fields)
 

@@ -23,7 +23,7 @@ from typing import Any, Self
 
 from smallalign_core.errors import BadInput, Diverged, Refused, SmallAlignError, WorkFailed
 from smallalign_core.runs.store import Run, State, Store
-from smallalign_core.runs.writer import Recording
+from smallalign_core.runs.writer import RunWriter
 from smallalign_core.studies.ray_executor import _node, _payload
 from smallalign_core.system import extras
 from smallalign_core.system.extras import PACKAGE
@@ -49,7 +49,7 @@ Ended = dict[str, Any] | SmallAlignError
 @dataclass
 class _Away:
     runs: list[Run]
-    held: dict[str, Recording]
+    held: dict[str, RunWriter]
 
 
 class Cluster:
@@ -101,8 +101,10 @@ class Cluster:
                 self._ray.cancel(ref, force=True)
             for recording in away.held.values():
                 with contextlib.suppress(Refused):
-                    recording.say(ended=State.PAUSED, reason="stopped while it was on the cluster: it begins anew")
-                recording.let_go()
+                    recording.write_status(
+                        ended=State.PAUSED, reason="stopped while it was on the cluster: it begins anew"
+                    )
+                recording.release()
         self._away = {}
         self._ray.shutdown()
 
@@ -115,10 +117,10 @@ class Cluster:
 
     def begin(self, runs: Sequence[Run]) -> None:
         """Send a group; each of its runs ends once, in `ended`."""
-        held: dict[str, Recording] = {}
+        held: dict[str, RunWriter] = {}
         for run in runs:
             try:
-                recording = Recording(run).__enter__()
+                recording = RunWriter(run).__enter__()
             except Refused as error:  # somebody trains it here
                 self._over.append(([run], [error]))
                 continue
@@ -129,14 +131,14 @@ class Cluster:
         try:
             specs = [run.spec for run in sent]
             needed = [self._elder(name) for name in _payload.needs(specs)]
-            ref = self._task.remote(_payload.parcel(specs, self._home, self._device), needed)
+            ref = self._task.remote(_payload.payload(specs, self._home, self._device), needed)
         except SmallAlignError as error:  # a teacher is gone, say: these fail, as they would here, and others go on
-            replies = [_payload.refused("", error) for _ in sent]
-            self._over.append((sent, [taken_in(held[run.id], reply) for run, reply in zip(sent, replies, strict=True)]))
+            replies = [_payload.refusal("", error) for _ in sent]
+            self._over.append((sent, [accepted(held[run.id], reply) for run, reply in zip(sent, replies, strict=True)]))
             return
         except BaseException:
             for recording in held.values():
-                recording.let_go()
+                recording.release()
             raise
         self._away[ref] = _Away(sent, held)
         self._show = self.observe(sent)
@@ -148,7 +150,7 @@ class Cluster:
 
     def _elder(self, name: str) -> Any:
         if name not in self._elders:  # sent once, however many learn from it
-            self._elders[name] = self._ray.put(_payload.elder(self.store.finished(name)))
+            self._elders[name] = self._ray.put(_payload.dependency(self.store.finished(name)))
         return self._elders[name]
 
     def ended(self) -> list[tuple[list[Run], list[Ended]]]:
@@ -172,12 +174,12 @@ class Cluster:
                     given=str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__,
                     do="see the cluster's logs, then run the study again",
                 )
-                replies = [_payload.refused("", lost) for _ in away.runs]
+                replies = [_payload.refusal("", lost) for _ in away.runs]
             if replies[0].unfit and (why := _payload.error_of(replies[0])):
                 self._away[ref] = away  # to be paused with the others
                 given = f"{replies[0].host}: {why.wrong}" + (f" ({why.given})" if why.given else "")
                 raise Refused("a machine of the cluster cannot take part", given=given, do=why.do)
-            ended = [taken_in(away.held[run.id], reply) for run, reply in zip(away.runs, replies, strict=True)]
+            ended = [accepted(away.held[run.id], reply) for run, reply in zip(away.runs, replies, strict=True)]
             for run, how in zip(away.runs, ended, strict=True):
                 if not isinstance(how, SmallAlignError):
                     self.store.count_test_look(str(run.spec.data.fingerprint), run.id, "training finished")
@@ -189,37 +191,37 @@ class Cluster:
     def _stopped(self) -> Iterator[tuple[list[Run], list[Ended]]]:
         """Groups that people asked to stop, taken back; one of which only some were asked goes on with all."""
         for ref, away in list(self._away.items()):
-            asked = [run.asked for run in away.runs]
+            asked = [run.pending_request for run in away.runs]
             if all(asked):
                 with contextlib.suppress(Exception):  # it may be back already
                     self._ray.cancel(ref, force=True)
                 del self._away[ref]
                 states = [State.CANCELLED if one == "cancel" else State.PAUSED for one in asked]
                 for run, state in zip(away.runs, states, strict=True):
-                    away.held[run.id].say(ended=state, reason="taken back from the cluster: it begins anew")
-                    away.held[run.id].let_go()
+                    away.held[run.id].write_status(ended=state, reason="taken back from the cluster: it begins anew")
+                    away.held[run.id].release()
                 told = zip(away.runs, states, asked, strict=True)
                 yield away.runs, [{"id": run.id, "state": str(state), "asked": one} for run, state, one in told]
 
 
-def taken_in(recording: Recording, reply: _payload.Returned) -> Ended:
+def accepted(recording: RunWriter, reply: _payload.RunOutcome) -> Ended:
     """Put what came back into the run's folder, and let go of it. The lock that we hold makes it once."""
     run = recording.run
     try:
         return _taken_in(recording, reply)
     except SmallAlignError as error:
         with contextlib.suppress(Refused):  # the disk may be full
-            recording.say(ended=State.FAILED, reason=str(error), diverged=isinstance(error, Diverged))
+            recording.write_status(ended=State.FAILED, reason=str(error), diverged=isinstance(error, Diverged))
         log.warning("%s: %s", run.name, error)
         return error
     finally:
-        recording.let_go()
+        recording.release()
 
 
-def _taken_in(recording: Recording, reply: _payload.Returned) -> Ended:
+def _taken_in(recording: RunWriter, reply: _payload.RunOutcome) -> Ended:
     run, result = recording.run, reply.result
     facts = {name: value for name, value in reply.said.items() if name not in OURS and name != "schema"}
-    recording.say(**{**facts, "host": reply.host})
+    recording.write_status(**{**facts, "host": reply.host})
     for name in ("events.jsonl", "log.txt"):  # it began anew there: what an earlier attempt did here is over
         if name in reply.files:
             write(run.folder / name, reply.files[name])

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from smallalign_core.errors import Refused, SmallAlignError
 from smallalign_core.runs.store import Store
-from smallalign_core.runs.writer import logged
+from smallalign_core.runs.writer import capture_logs
 from smallalign_core.studies.ray_executor._payload import (
-    Elder,
-    Parcel,
-    Returned,
+    Dependency,
+    Payload,
+    RunOutcome,
     code,
-    refused,
-    returned,
-    settle,
+    install,
+    outcome,
+    refusal,
     unpacked,
 )
 from smallalign_core.system.extras import PACKAGE
@@ -42,7 +42,7 @@ def place(home: str) -> Path:
     return ours / home
 
 
-def train(given: Parcel, needed: Sequence[Any]) -> list[Returned]:
+def train(given: Payload, needed: Sequence[Any]) -> list[RunOutcome]:
     """Train runs that keep step, to their ends.
 
     Args:
@@ -53,7 +53,7 @@ def train(given: Parcel, needed: Sequence[Any]) -> list[Returned]:
 
     from smallalign_core import data
     from smallalign_core.system.machine import keep_freed_memory
-    from smallalign_core.training.runner import execute_together
+    from smallalign_core.training.runner import run_lockstep
 
     keep_freed_memory()
     host = socket.gethostname()
@@ -71,18 +71,18 @@ def train(given: Parcel, needed: Sequence[Any]) -> list[Returned]:
                 given=str(PACKAGE),
                 do="update it, or start ray there from another folder",
             )
-        elders: list[Elder] = ray.get(list(needed)) if needed else []  # it would begin a cluster here
+        elders: list[Dependency] = ray.get(list(needed)) if needed else []  # it would begin a cluster here
         for one in elders:
-            settle(one, store)
+            install(one, store)
         specs = unpacked(given, store)
         data.load(specs[0].data, store.data_cache)
         runs = [store.create(spec) for spec in specs]
     except SmallAlignError as error:
-        return [refused(host, error, unfit=True) for _ in given.specs]
+        return [refusal(host, error, unfit=True) for _ in given.specs]
     logging.getLogger("smallalign").setLevel(logging.INFO)
-    with logged(runs):
-        ended = execute_together(runs, store, device=given.device)
-    replies = [returned(run, how, host) for run, how in zip(runs, ended, strict=True)]
+    with capture_logs(runs):
+        ended = run_lockstep(runs, store, device=given.device)
+    replies = [outcome(run, how, host) for run, how in zip(runs, ended, strict=True)]
     for run in runs:  # what was sent back is kept there
         shutil.rmtree(run.folder, ignore_errors=True)
     return replies

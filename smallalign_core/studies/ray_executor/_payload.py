@@ -13,7 +13,7 @@ from typing import Any
 from smallalign_core import errors
 from smallalign_core.errors import BadInput, SmallAlignError, WorkFailed
 from smallalign_core.runs.store import Run, Store
-from smallalign_core.spec import Borrowed, RunSpec, parse
+from smallalign_core.spec import LibraryNetwork, RunSpec, parse
 from smallalign_core.system.extras import PACKAGE
 from smallalign_core.system.files import write_folder, write_json
 
@@ -21,7 +21,7 @@ RETURNED = ("events.jsonl", "log.txt", "weights.safetensors", "logits.safetensor
 
 
 @dataclass(frozen=True)
-class Elder:
+class Dependency:
     """A finished run that others learn from or begin with, as its folder holds it; spec is None for an import."""
 
     id: str
@@ -30,7 +30,7 @@ class Elder:
 
 
 @dataclass(frozen=True)
-class Parcel:
+class Payload:
     """Runs that keep step, and what a machine without our disk lacks for them.
 
     Attributes:
@@ -51,7 +51,7 @@ class Parcel:
 
 
 @dataclass(frozen=True)
-class Returned:
+class RunOutcome:
     """How one run ended on another machine.
 
     Attributes:
@@ -84,14 +84,14 @@ def needs(specs: Sequence[RunSpec]) -> list[str]:
     return list(dict.fromkeys(name for spec in specs for name in (*spec.teachers, spec.start) if name))
 
 
-def elder(run: Run) -> Elder:
+def dependency(run: Run) -> Dependency:
     """A finished run, packed."""
     names = ("import.json", "model.onnx", "weights.safetensors", "result.json")
     files = {name: (run.folder / name).read_bytes() for name in names if (run.folder / name).is_file()}
-    return Elder(run.id, None if run.imported is not None else run.spec.model_dump(mode="json"), files)
+    return Dependency(run.id, None if run.imported is not None else run.spec.model_dump(mode="json"), files)
 
 
-def parcel(specs: Sequence[RunSpec], home: str, device: str) -> Parcel:
+def payload(specs: Sequence[RunSpec], home: str, device: str) -> Payload:
     """Runs, packed: all but the runs that they need, and their images.
 
     Raises:
@@ -100,7 +100,7 @@ def parcel(specs: Sequence[RunSpec], home: str, device: str) -> Parcel:
     import torch
 
     files = {path: _content(path) for spec in specs for path in _paths(spec).values()}
-    return Parcel(home, torch.__version__, code(), [spec.model_dump(mode="json") for spec in specs], files, device)
+    return Payload(home, torch.__version__, code(), [spec.model_dump(mode="json") for spec in specs], files, device)
 
 
 def _content(path: str) -> bytes:
@@ -119,7 +119,7 @@ def _paths(spec: RunSpec) -> dict[str, str]:
 # --- on the other machine ---------------------------------------------------------------------------------------------
 
 
-def settle(one: Elder, store: Store) -> None:
+def install(one: Dependency, store: Store) -> None:
     """Put a run that others need into this machine's store, unless it is there with these weights."""
     folder = store.root / "runs" / one.id
     with contextlib.suppress(OSError):
@@ -132,7 +132,7 @@ def settle(one: Elder, store: Store) -> None:
     write_folder(folder, one.files)  # the result last: its existence means finished
 
 
-def unpacked(given: Parcel, store: Store) -> list[RunSpec]:
+def unpacked(given: Payload, store: Store) -> list[RunSpec]:
     """The specs, with the files that they name where this machine has them. Their digests stay what they are."""
     specs = []
     for fields in given.specs:
@@ -141,7 +141,7 @@ def unpacked(given: Parcel, store: Store) -> list[RunSpec]:
         update: dict[str, Any] = {}
         if "decisions" in here:
             update["data"] = spec.data.model_copy(update={"decisions": here["decisions"]})
-        if "weights" in here and isinstance(spec.network, Borrowed):
+        if "weights" in here and isinstance(spec.network, LibraryNetwork):
             update["network"] = spec.network.model_copy(update={"weights": here["weights"]})
         specs.append(spec.model_copy(update=update))
     return specs
@@ -154,27 +154,27 @@ def _placed(content: bytes, store: Store) -> Path:
     return file.resolve()
 
 
-def refused(host: str, error: SmallAlignError, *, unfit: bool = False) -> Returned:
+def refusal(host: str, error: SmallAlignError, *, unfit: bool = False) -> RunOutcome:
     """What comes back of a run that could not begin."""
-    return Returned(host, None, told(error), {}, {}, unfit)
+    return RunOutcome(host, None, error_fields(error), {}, {}, unfit)
 
 
-def told(error: SmallAlignError) -> tuple[str, str, str, str]:
+def error_fields(error: SmallAlignError) -> tuple[str, str, str, str]:
     """An error as plain text, in its parts."""
     return type(error).__name__, error.wrong, error.given, error.do
 
 
-def returned(run: Run, how: Mapping[str, Any] | SmallAlignError, host: str) -> Returned:
+def outcome(run: Run, how: Mapping[str, Any] | SmallAlignError, host: str) -> RunOutcome:
     """How a run ended here, packed."""
-    error = told(how) if isinstance(how, SmallAlignError) else None
+    error = error_fields(how) if isinstance(how, SmallAlignError) else None
     files = {name: (run.folder / name).read_bytes() for name in RETURNED if (run.folder / name).is_file()}
-    return Returned(host, run.result if error is None else None, error, run.said, files)
+    return RunOutcome(host, run.result if error is None else None, error, run.status, files)
 
 
 # --- and home again ---------------------------------------------------------------------------------------------------
 
 
-def error_of(given: Returned) -> SmallAlignError | None:
+def error_of(given: RunOutcome) -> SmallAlignError | None:
     """Why a run failed elsewhere, as an error of ours; None if it did not."""
     if given.error is None:
         return None

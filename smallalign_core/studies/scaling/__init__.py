@@ -22,12 +22,12 @@ from smallalign_core.studies.scaling._report import (
     CellMean as CellMean,
     Cost as Cost,
     LadderRung as LadderRung,
+    LawReading as LawReading,
     Line as Line,
-    Map as Map,
+    MultiplierMap as MultiplierMap,
     Paired as Paired,
-    Reading as Reading,
+    RecipeValue as RecipeValue,
     ScalingStudy as ScalingStudy,
-    Worth as Worth,
 )
 from smallalign_core.studies.scaling._spec import (
     PILOT as PILOT,

@@ -36,9 +36,9 @@ from smallalign_core.studies.scaling._report import (
     CellMean,
     Cost,
     LadderRung,
+    LawReading,
     Metric,
     Paired,
-    Reading,
     ScalingStudy,
 )
 from smallalign_core.studies.scaling._spec import AUTOMATIC, ScalingStudySpec, study_id, title_of
@@ -75,11 +75,11 @@ def report(
         elif run.record.exists():
             state = run.state
             running += state in (State.QUEUED, State.RUNNING)
-            if state is State.FAILED and run.said.get("diverged"):
+            if state is State.FAILED and run.status.get("diverged"):
                 diverged.add(cell)
             elif state is State.FAILED:
                 failed.append(
-                    f"{spec.label(cell.recipe)}, width {cell.width}, {cell.images} images: {run.said.get('reason')}"
+                    f"{spec.label(cell.recipe)}, width {cell.width}, {cell.images} images: {run.status.get('reason')}"
                 )
     rungs, of_ladder = _ladder(spec, store, found, decided, failed)
     total = (len(every) if over else max(len(every), spec.budget or 0)) + of_ladder[1]
@@ -139,7 +139,7 @@ MOST: dict[Metric, float] = {"nll": math.inf, "error": 1.0}
 
 
 def _means(
-    spec: ScalingStudySpec, found: Seen, diverged: set[Cell], params: dict[int, int], readings: dict[str, Reading]
+    spec: ScalingStudySpec, found: Seen, diverged: set[Cell], params: dict[int, int], readings: dict[str, LawReading]
 ) -> tuple[CellMean, ...]:
     by_place: dict[tuple[str, int, int], list[dict[str, float]]] = {}
     lost: dict[tuple[str, int, int], int] = {}
@@ -225,7 +225,7 @@ def _ladder(
         result = result_of(taught)
         there = []
         if result is None and taught.record.exists() and taught.state is State.FAILED:
-            failed.append(f"teacher of {epochs} epochs: {taught.said.get('reason')}")
+            failed.append(f"teacher of {epochs} epochs: {taught.status.get('reason')}")
             total += 1
             continue
         for cell in students(spec, name):
@@ -271,14 +271,14 @@ def _readings(
     price: Callable[[Cell], float],
     *,
     settled: bool,
-) -> dict[str, Reading]:
+) -> dict[str, LawReading]:
     """The law by metric: as it was kept while little has changed since, else fitted now."""
     rows = sorted((*key, *_scores(result).values(), int(result["params"])) for key, result in _keys(found))
     digest = hashlib.sha256(json.dumps([_fits.FORMAT, study_id(spec), rows]).encode()).hexdigest()[:16]
     kept = _kept(folder)
     if kept and (kept[0] == digest or (not settled and kept[1] <= len(rows) < ENOUGH * kept[1])):
         return kept[2]
-    readings: dict[str, Reading] = {}
+    readings: dict[str, LawReading] = {}
     for metric in METRICS:
         runs = [
             (cell.recipe, float(result["params"]), float(cell.images), cell.replicate, _scores(result)[metric])
@@ -301,7 +301,7 @@ def _keys(found: Seen) -> list[tuple[tuple[str, int, int, int], dict[str, Any]]]
     return [((cell.recipe, cell.width, cell.images, cell.replicate), result) for cell, result in found.items()]
 
 
-def _kept(folder: Path) -> tuple[str, int, dict[str, Reading]] | None:
+def _kept(folder: Path) -> tuple[str, int, dict[str, LawReading]] | None:
     try:
         return _read(folder, (folder / FITS).stat().st_mtime_ns)
     except OSError:
@@ -309,7 +309,7 @@ def _kept(folder: Path) -> tuple[str, int, dict[str, Reading]] | None:
 
 
 @functools.lru_cache(maxsize=32)
-def _read(folder: Path, _: int) -> tuple[str, int, dict[str, Reading]] | None:
+def _read(folder: Path, _: int) -> tuple[str, int, dict[str, LawReading]] | None:
     try:
         written = json.loads((folder / FITS).read_text())
         return str(written["digest"]), int(written["runs"]), _fits.unpacked(written["readings"])

@@ -35,12 +35,12 @@ def expected(spec: ScalingStudySpec, store: Store, folder: Path, device: str = "
         if run is None:  # the baseline's images are always known
             continue
         splits = splits or data.load(run.data, store.data_cache)
-        teacher = teacher_loading.live([run], store, splits, where) if taught else None
+        teacher = teacher_loading.load_teacher([run], store, splits, where) if taught else None
         training = loop.Training([run], splits, teacher, device=where)
         step[width] = fastest(training.advance)
         if teacher is not None:
             views, asked = training.views, teacher
-            lesson = fastest(lambda: asked.lesson(views, 0))  # noqa: B023  # called at once
+            lesson = fastest(lambda: asked.batch_with_targets(views, 0))  # noqa: B023  # called at once
             step[width] = max(step[width] - lesson, 0.1 * step[width])
     if splits is None:
         return 0.0

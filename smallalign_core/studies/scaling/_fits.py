@@ -10,7 +10,7 @@ import numpy as np
 
 from smallalign_core.errors import BadData
 from smallalign_core.studies import scaling_law
-from smallalign_core.studies.scaling._report import METRICS, Line, Map, Metric, Reading, Worth
+from smallalign_core.studies.scaling._report import METRICS, LawReading, Line, Metric, MultiplierMap, RecipeValue
 from smallalign_core.studies.scaling._spec import REPLICATES, RUNGS, ScalingStudySpec
 from smallalign_core.studies.scaling_law import Allocation, Axis, Draws, Gate, Multiplier, Observations, Plane, SelfTest
 
@@ -32,7 +32,7 @@ def reading(
     classes: int,
     params: int | None,
     cost: Callable[[str, float, float], float],
-) -> Reading:
+) -> LawReading:
     """The law through finished runs, with its tests, gate, multipliers and maps.
 
     Args:
@@ -44,9 +44,9 @@ def reading(
     some = [row for row in rows if row[0] in ready]
     if "baseline" not in ready or len(ready) < 2 or params is None:
         need = f"{REPLICATES} replicates of {RUNGS} sizes and {RUNGS} numbers of images"
-        return Reading(metric, len(some), f"the baseline and another recipe need {need}", left_out=left_out)
+        return LawReading(metric, len(some), f"the baseline and another recipe need {need}", left_out=left_out)
     try:
-        runs = Observations.of(
+        runs = Observations.from_rows(
             sorted(some, key=lambda row: spec.recipes.index(row[0])), scaling_law.chance(classes, metric)
         )
         draws = scaling_law.resample(runs)
@@ -59,7 +59,7 @@ def reading(
         ValueError,
     ) as error:  # of the numbers at hand (LinAlgError is one); the study stays readable
         why_not = f"the law could not be computed from these runs ({error})"
-    return Reading(metric, len(some), why_not, left_out=left_out)
+    return LawReading(metric, len(some), why_not, left_out=left_out)
 
 
 def _ready(recipe: str, rows: Rows) -> bool:
@@ -79,7 +79,7 @@ def _told(
     params: int,
     left_out: tuple[str, ...],
     cost: Callable[[str, float, float], float],
-) -> Reading:
+) -> LawReading:
     sizes, images = draws.observations.rungs("baseline")
     widths = {axis: scaling_law.resolutions(draws, "baseline", axis, sizes, images) for axis in AXES}
     at = int(np.searchsorted(sizes, params)), int(np.searchsorted(images, spec.most))
@@ -89,7 +89,7 @@ def _told(
         both = [scaling_law.estimate(draws, recipe, "baseline", params, spec.most, axis) for axis in AXES]
         hidden = [scaling_law.hidden(one, widths[one.axis].found[at[0]][at[1]].factor) for one in both]
         less = scaling_law.smaller(draws, recipe, "baseline", params, spec.most)
-        worth.append(Worth(recipe, spec.label(recipe), both[0], hidden[0], both[1], hidden[1], less))
+        worth.append(RecipeValue(recipe, spec.label(recipe), both[0], hidden[0], both[1], hidden[1], less))
     maps = tuple(
         _map(scaling_law.plane(draws, recipe, "baseline", axis, sizes, images), widths[axis])
         for recipe in recipes
@@ -99,7 +99,7 @@ def _told(
     proposal = None
     if math.isfinite(widest.parameters.factor):
         proposal = scaling_law.allocate(draws, widest.recipe, "baseline", params, spec.most, "n", ratio=HALF, cost=cost)
-    return Reading(
+    return LawReading(
         metric,
         len(draws.observations.y),
         "",
@@ -115,13 +115,13 @@ def _told(
     )
 
 
-def _map(plane: Plane, widths: Plane) -> Map:
+def _map(plane: Plane, widths: Plane) -> MultiplierMap:
     hidden = tuple(
         tuple(scaling_law.hidden(one, width.factor) for one, width in zip(row, other, strict=True))
         for row, other in zip(plane.found, widths.found, strict=True)
     )
     sizes, images = (tuple(map(float, values)) for values in (plane.n, plane.d))
-    return Map(plane.recipe, plane.axis, sizes, images, plane.found, hidden)
+    return MultiplierMap(plane.recipe, plane.axis, sizes, images, plane.found, hidden)
 
 
 def _lines(draws: Draws, sizes: Any, images: Any) -> tuple[Line, ...]:
@@ -149,12 +149,12 @@ def expected(found: Mapping[str, Any], recipe: str, size: float, images: float) 
 # --- kept -------------------------------------------------------------------------------------------------------------
 
 
-def packed(readings: Mapping[str, Reading]) -> dict[str, Any]:
+def packed(readings: Mapping[str, LawReading]) -> dict[str, Any]:
     """Readings as JSON takes them."""
     return {name: scaling_law.as_dict(one) for name, one in readings.items()}
 
 
-def unpacked(written: Mapping[str, Any]) -> dict[str, Reading]:
+def unpacked(written: Mapping[str, Any]) -> dict[str, LawReading]:
     """What `packed` gave.
 
     Raises:
@@ -163,9 +163,9 @@ def unpacked(written: Mapping[str, Any]) -> dict[str, Reading]:
     return {metric: _reading(written[metric]) for metric in METRICS}
 
 
-def _reading(one: dict[str, Any]) -> Reading:
+def _reading(one: dict[str, Any]) -> LawReading:
     gate, proposal = one["gate"], one["proposal"]
-    return Reading(
+    return LawReading(
         one["metric"],
         one["runs"],
         one["why_not"],
@@ -173,7 +173,7 @@ def _reading(one: dict[str, Any]) -> Reading:
         tuple(SelfTest(x["kind"], x["truth"], _multiplier(x["found"]), tuple(x["half"])) for x in one["tests"]),
         gate and Gate(gate["passed"], tuple(gate["reasons"]), tuple(gate["warnings"])),
         tuple(
-            Worth(
+            RecipeValue(
                 x["recipe"],
                 x["label"],
                 _multiplier(x["parameters"]),
@@ -185,7 +185,7 @@ def _reading(one: dict[str, Any]) -> Reading:
             for x in one["worth"]
         ),
         tuple(
-            Map(
+            MultiplierMap(
                 x["recipe"],
                 x["axis"],
                 tuple(x["params"]),

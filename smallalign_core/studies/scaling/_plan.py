@@ -230,7 +230,7 @@ def _row(store: Store, run: RunSpec | None, cell: Cell) -> Row | tuple[()] | Non
     found = Run(store.root / "runs" / id_of(run))
     if (result := result_of(found)) is not None:
         return cell.recipe, cell.width, int(result["params"]), cell.images, cell.replicate, nll_of(result)
-    return () if found.record.exists() and found.state is State.FAILED and found.said.get("diverged") else None
+    return () if found.record.exists() and found.state is State.FAILED and found.status.get("diverged") else None
 
 
 def result_of(run: Run) -> dict[str, Any] | None:
@@ -267,7 +267,9 @@ def _next(spec: ScalingStudySpec, rows: tuple[Row, ...], known: tuple[Cell, ...]
     axes: tuple[Axis, ...] = ("n", "d")
     wishes = [(recipe, axis) for recipe in spec.recipes[1:] for axis in axes]
     try:
-        draws = scaling_law.resample(Observations.of([(r, p, d, s, y) for r, _, p, d, s, y in rows], chance), draws=50)
+        draws = scaling_law.resample(
+            Observations.from_rows([(r, p, d, s, y) for r, _, p, d, s, y in rows], chance), draws=50
+        )
         found = []
         for recipe, axis in wishes:
             part = len(known) // ROUND // len(wishes)

@@ -62,7 +62,7 @@ class Paired:
 
 
 @dataclass(frozen=True)
-class Worth:
+class RecipeValue:
     """What a recipe is worth at the target cell, by one metric.
 
     Attributes:
@@ -116,7 +116,7 @@ def _told(found: Multiplier, hidden: str) -> str:
 
 
 @dataclass(frozen=True)
-class Map:
+class MultiplierMap:
     """A recipe's multipliers over all sizes and numbers of images, for a heat map.
 
     Attributes:
@@ -145,7 +145,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Reading:
+class LawReading:
     """The law through one metric.
 
     Attributes:
@@ -164,8 +164,8 @@ class Reading:
     law: dict[str, Any] | None = None
     tests: tuple[SelfTest, ...] = ()
     gate: Gate | None = None
-    worth: tuple[Worth, ...] = ()
-    maps: tuple[Map, ...] = ()
+    worth: tuple[RecipeValue, ...] = ()
+    maps: tuple[MultiplierMap, ...] = ()
     lines: tuple[Line, ...] = ()
     left_out: tuple[str, ...] = ()
     proposal: Allocation | None = None
@@ -240,7 +240,7 @@ class ScalingStudy:
     images: int
     recipes: tuple[str, ...]
     labels: dict[str, str]
-    readings: dict[str, Reading]
+    readings: dict[str, LawReading]
     cells: tuple[CellMean, ...]
     paired: tuple[Paired, ...]
     dropped: dict[str, int]
@@ -373,7 +373,7 @@ class ScalingStudy:
         }
 
 
-def plain(reading: Reading) -> dict[str, Any]:
+def plain(reading: LawReading) -> dict[str, Any]:
     """A reading as JSON takes it."""
     found: dict[str, Any] = scaling_law.as_dict(reading)
     return found

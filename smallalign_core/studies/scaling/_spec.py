@@ -16,8 +16,8 @@ from smallalign_core.errors import BadSpec
 from smallalign_core.spec import (
     LOOP,
     Augment,
-    Borrowed,
     HintonKd,
+    LibraryNetwork,
     Loss,
     OfLayers,
     Optimizer,
@@ -144,7 +144,7 @@ class ScalingStudySpec(Part):
 
     @model_validator(mode="after")
     def _baseline_is_plain(self) -> Self:
-        if isinstance(self.student.network, Borrowed):
+        if isinstance(self.student.network, LibraryNetwork):
             raise ValueError("this network has one size: choose mlp, cnn, separable or resnet")
         if self.student.teacher or self.student.start:
             raise ValueError("the baseline learns from labels, from the start: name `teacher` for `distil` only")

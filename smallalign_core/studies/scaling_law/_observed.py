@@ -78,7 +78,7 @@ class Observations:
             raise BadData("a run stands twice", do="give each arm, size, number of images and replicate once")
 
     @classmethod
-    def of(cls, rows: Sequence[tuple[str, float, float, int, float]], chance: float) -> Observations:
+    def from_rows(cls, rows: Sequence[tuple[str, float, float, int, float]], chance: float) -> Observations:
         """From rows of (arm, parameters, images, replicate, loss); arms in the order in which they first stand."""
         arms = tuple(dict.fromkeys(row[0] for row in rows))
         return make(

@@ -166,7 +166,7 @@ def abilities() -> dict[str, bool]:
     return found
 
 
-class Session:
+class SandboxedSession:
     """An accepted ONNX file that answers from a jail of its own, which ends with this object.
 
     Args:

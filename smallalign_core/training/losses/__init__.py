@@ -49,7 +49,7 @@ from smallalign_core.training.losses._logits import (
 
 
 @dataclass(frozen=True)
-class Answer:
+class NetworkOutput:
     """What a network says to a batch.
 
     Attributes:
@@ -60,17 +60,17 @@ class Answer:
     logits: Tensor
     features: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def taken(self, rows: Tensor) -> Answer:
+    def rows(self, rows: Tensor) -> NetworkOutput:
         """The answers in these rows, int64 [M]."""
-        return Answer(self.logits[rows], {path: made[rows] for path, made in self.features.items()})
+        return NetworkOutput(self.logits[rows], {path: made[rows] for path, made in self.features.items()})
 
 
-def answer(
+def network_output(
     classifier: nn.Module,
     images: Tensor,
     layers: Sequence[str] = (),
     call: Callable[[Tensor], Tensor] | None = None,
-) -> Answer:
+) -> NetworkOutput:
     """The answer of `classifier` to images, with the outputs of `layers` (paths below its body), seen through hooks.
 
     Args:
@@ -81,7 +81,7 @@ def answer(
     """
     call = classifier if call is None else call  # `or` would ask a compiled module for its length
     if not layers:
-        return Answer(call(images))
+        return NetworkOutput(call(images))
     body, found = classifier.get_submodule("body"), dict[str, Tensor]()
 
     def keep(path: str, _module: nn.Module, _given: Any, made: Tensor) -> None:
@@ -100,7 +100,7 @@ def answer(
             handle.remove()
     if silent := [path for path in layers if path not in found]:
         raise BadSpec("the network has such a layer and never asks it", given=silent[0], do="name another one")
-    return Answer(logits, found)
+    return NetworkOutput(logits, found)
 
 
 def check(loss: Loss, *, classes: int, batch: int, mixed: bool) -> None:
@@ -162,7 +162,7 @@ def layers(loss: Loss) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return ours, theirs
 
 
-def companion(loss: Loss, student: Answer, teacher: Answer | None) -> nn.Module | None:
+def projector(loss: Loss, student: NetworkOutput, teacher: NetworkOutput | None) -> nn.Module | None:
     """What `loss` itself must learn beside the student, given both answers to some images; None for most.
 
     It is trained and kept in checkpoints with the student, and is no part of the weights that are exported.
@@ -175,8 +175,8 @@ def companion(loss: Loss, student: Answer, teacher: Answer | None) -> nn.Module 
 
 def terms(
     loss: Loss,
-    student: Answer,
-    teacher: Answer | None,
+    student: NetworkOutput,
+    teacher: NetworkOutput | None,
     labels: Tensor,
     *,
     epoch: float = 0.0,
@@ -200,7 +200,12 @@ def terms(
 
 
 def _taught(
-    loss: Loss, student: Answer, teacher: Answer | None, labels: Tensor, epoch: float, companion: nn.Module | None
+    loss: Loss,
+    student: NetworkOutput,
+    teacher: NetworkOutput | None,
+    labels: Tensor,
+    epoch: float,
+    companion: nn.Module | None,
 ) -> dict[str, Tensor]:
     """The weighted terms that the teacher has a part in."""
     if teacher is None:
@@ -236,7 +241,9 @@ def _taught(
             assert_never(loss)
 
 
-def _of_layers(loss: OfLayers, student: Answer, teacher: Answer, companion: nn.Module | None) -> dict[str, Tensor]:
+def _of_layers(
+    loss: OfLayers, student: NetworkOutput, teacher: NetworkOutput, companion: nn.Module | None
+) -> dict[str, Tensor]:
     pairs = [
         (student.features[ours], teacher.features[theirs].detach()) for ours, theirs in zip(*layers(loss), strict=True)
     ]

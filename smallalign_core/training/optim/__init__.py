@@ -33,7 +33,7 @@ from smallalign_core.spec import (
     Sgd,
     Snes,
     Soap,
-    evolves,
+    is_gradient_free,
     nest,
 )
 from smallalign_core.system import extras
@@ -188,18 +188,18 @@ def _from_pytorch_optimizer(
             assert_never(spec)
 
 
-def asks(spec: Optimizer) -> Literal["gradient", "excess", "losses"] | None:
+def closure_kind(spec: Optimizer) -> Literal["gradient", "excess", "losses"] | None:
     """What a step asks for besides the gradient at the weights: one at the weights that it moved to (SAM), or the loss
     above the teacher's (Polyak). `losses` stands for no gradient at all, but the losses of candidates.
     """
-    if evolves(spec):
+    if is_gradient_free(spec):
         return "losses"
     if any(isinstance(part, Sam | Asam) for part in nest(spec)):
         return "gradient"
     return "excess" if isinstance(nest(spec)[-1], Polyak) else None
 
 
-def alone(spec: Optimizer) -> str | None:
+def not_distributable(spec: Optimizer) -> str | None:
     """The kind of the part that cannot be shared by several processes; None if all can."""
     kinds = (Sam, Asam, Ema, ScheduleFree, Polyak, Snes, Pgpe)
     return next((part.kind for part in nest(spec) if isinstance(part, kinds)), None)
@@ -210,7 +210,7 @@ def peak_rate(spec: Optimizer) -> float:
     return getattr(nest(spec)[-1], "lr", 1.0)
 
 
-def named(spec: Optimizer) -> tuple[str, str]:
+def described(spec: Optimizer) -> tuple[str, str]:
     """(an optimizer in a few words, what to lower when it diverges)."""
     parts = nest(spec)
     words = " | ".join(part.kind for part in parts)

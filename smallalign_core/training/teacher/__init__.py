@@ -15,16 +15,21 @@ from smallalign_core.augment import Batch, Views
 from smallalign_core.data import ImageSet
 from smallalign_core.errors import BadInput, BadSpec
 from smallalign_core.metrics import logits_of
-from smallalign_core.networks import Answering, Classifier
+from smallalign_core.networks import BaseClassifier, Classifier
 from smallalign_core.system import _compat
-from smallalign_core.system.batching import answered
-from smallalign_core.training.losses import Answer, answer
-from smallalign_core.training.teacher._cache import Bank as Bank
+from smallalign_core.system.batching import in_batches
+from smallalign_core.training.losses import NetworkOutput, network_output
+from smallalign_core.training.teacher._cache import TeacherCache as TeacherCache
 from smallalign_core.training.teacher._chunk import rounded
-from smallalign_core.training.teacher._index import Plan as Plan, Shelf as Shelf, intact as intact, plan as plan
+from smallalign_core.training.teacher._index import (
+    CacheIndex as CacheIndex,
+    CachePlan as CachePlan,
+    intact as intact,
+    plan as plan,
+)
 
 
-class Teaching(Protocol):
+class TeacherSource(Protocol):
     """Whoever can say what a step's images are and what the teacher says to them: live, or from a cache.
 
     Attributes:
@@ -42,7 +47,7 @@ class Teaching(Protocol):
         """Do what `lesson` would keep the caller waiting for; yields how far it is, 0..1. The caller may stop."""
         ...
 
-    def lesson(self, views: Views, step: int) -> tuple[Batch, Answer]:
+    def batch_with_targets(self, views: Views, step: int) -> tuple[Batch, NetworkOutput]:
         """The batch of `step`, and the answer to it."""
         ...
 
@@ -70,14 +75,14 @@ class Teacher:
 
     def __init__(
         self,
-        classifiers: Answering | Sequence[Answering],
+        classifiers: BaseClassifier | Sequence[BaseClassifier],
         classes: tuple[str, ...],
         device: torch.device | str = "cpu",
         *,
         layers: Sequence[str] = (),
         precision: str = "fp32",
     ) -> None:
-        several = [classifiers] if isinstance(classifiers, Answering) else list(classifiers)
+        several = [classifiers] if isinstance(classifiers, BaseClassifier) else list(classifiers)
         for classifier in several:
             if classifier.classes != classes:
                 raise BadInput(
@@ -96,26 +101,26 @@ class Teacher:
         self._asked = [_cast(one) for one in self._classifiers] if precision == "bf16" else self._classifiers
         self.answered, self.live = 0, True
 
-    def answer(self, images: Tensor) -> Answer:
+    def output(self, images: Tensor) -> NetworkOutput:
         """The answer to uint8 images [N, channels, H, W]; its logits are float32 [N, C]."""
         self.answered += len(images)
         with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._precision == "bf16"):
             said = [_answer(classifier, images, self._layers) for classifier in self._asked]
             features = {path: made.float() for path, made in said[0].features.items()}
-            return Answer(rounded(averaged([one.logits.float() for one in said])), features)
+            return NetworkOutput(rounded(averaged([one.logits.float() for one in said])), features)
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits float32 [N, C] of uint8 images [N, channels, H, W]."""
-        return self.answer(images).logits
+        return self.output(images).logits
 
     def prepare(self, views: Views, step: int) -> Iterator[float]:  # noqa: ARG002
         """Nothing: it answers each batch as it comes."""
         return iter(())
 
-    def lesson(self, views: Views, step: int) -> tuple[Batch, Answer]:
+    def batch_with_targets(self, views: Views, step: int) -> tuple[Batch, NetworkOutput]:
         """The batch of `step`, and the answer to it."""
         batch = views(step)
-        return batch, self.answer(batch.images)
+        return batch, self.output(batch.images)
 
     def on(self, images: ImageSet) -> NDArray[np.float32]:
         """Logits [N, C] of images as they are, in full precision."""
@@ -124,14 +129,14 @@ class Teacher:
         return averaged(found).numpy()
 
 
-def _answer(classifier: Answering, images: Tensor, layers: Sequence[str]) -> Answer:
+def _answer(classifier: BaseClassifier, images: Tensor, layers: Sequence[str]) -> NetworkOutput:
     """As `losses.answer`, some images at a time where all of them would need too much memory."""
     if layers:  # whose outputs are kept for all images anyway
-        return answer(classifier, images, layers)
-    return Answer(answered(classifier, images))
+        return network_output(classifier, images, layers)
+    return NetworkOutput(in_batches(classifier, images))
 
 
-def _cast(classifier: Answering) -> Answering:
+def _cast(classifier: BaseClassifier) -> BaseClassifier:
     """A copy whose large weights are bf16 already; autocast alone would cast them at each call, to the same answers."""
     if not isinstance(classifier, Classifier):
         return classifier

@@ -25,7 +25,7 @@ from smallalign_core.augment import Batch, Views
 from smallalign_core.data import ImageSet
 from smallalign_core.errors import Refused
 from smallalign_core.system.files import write_folder
-from smallalign_core.training.losses import Answer
+from smallalign_core.training.losses import NetworkOutput
 from smallalign_core.training.teacher import _chunk, _index
 from smallalign_core.training.teacher._chunk import Chunk, Damaged
 
@@ -42,7 +42,7 @@ TOLERANCE = {"fp32": 0.01, "bf16": 0.05}
 """Largest difference between two answers to the same pixels in other batches, as a share of 1 + the largest logit."""
 
 
-class Answering(Protocol):
+class LogitSource(Protocol):
     """A teacher, as far as a bank needs it."""
 
     def logits(self, images: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class Answering(Protocol):
         ...
 
 
-class Bank:
+class TeacherCache:
     """Answers from the disk, and from the teacher where there are none yet. Use as a context manager.
 
     About 1 % of a chunk is rendered and answered once more when it is written, and of some that were there before
@@ -73,20 +73,20 @@ class Bank:
 
     def __init__(
         self,
-        plan: _index.Plan,
-        shelf: _index.Shelf,
-        load: Callable[[], Answering],
+        plan: _index.CachePlan,
+        shelf: _index.CacheIndex,
+        load: Callable[[], LogitSource],
         *,
         warn: Callable[[str], None] = log.warning,
     ) -> None:
         self.plan, self.answered, self.live = plan, 0, False
         self._shelf, self._load, self._warn = shelf, load, warn
         self._size, self._keeps_images = shelf.fitting(plan)
-        self._teacher: Answering | None = None
+        self._teacher: LogitSource | None = None
         self._chunks: dict[int, Chunk] = {}
         self._places_in_epoch: dict[int, NDArray[np.int64]] = {}
         self._made: tuple[int, Batch] | None = None
-        self._ready: dict[int, tuple[Batch, Answer]] = {}
+        self._ready: dict[int, tuple[Batch, NetworkOutput]] = {}
         self._on: dict[str, NDArray[np.float32]] = {}
         self._checked, self._emptied, self._unkept = False, False, False
         self._folder: Path | None = None
@@ -121,18 +121,18 @@ class Bank:
             for done, _ in enumerate(self._fill(views, step), 1):
                 yield done / missing
 
-    def lesson(self, views: Views, step: int) -> tuple[Batch, Answer]:
+    def batch_with_targets(self, views: Views, step: int) -> tuple[Batch, NetworkOutput]:
         """The batch of `step`, and the answer to it."""
         if step not in self._ready:
             for _ in self._fill(views, step):
                 pass
             if self.live:
                 batch = views(step)
-                return batch, Answer(self._answer(views, batch.images))
+                return batch, NetworkOutput(self._answer(views, batch.images))
             self._ready = self._lessons(views, step)
         return self._ready.pop(step)
 
-    def _lessons(self, views: Views, step: int) -> dict[int, tuple[Batch, Answer]]:
+    def _lessons(self, views: Views, step: int) -> dict[int, tuple[Batch, NetworkOutput]]:
         """The lesson of `step`, whose answers are there, and those of the steps after it as far as theirs are."""
         batch, just_made = self.plan.batch, self._made is not None and self._made[0] == step
         places = self._places(views, step, 1 if just_made else self._ahead)
@@ -140,9 +140,11 @@ class Bank:
         logits, images = self._taken(places)
         said = torch.from_numpy(logits).to(views.device).float().split(batch)
         if self._made is not None and just_made:
-            return {step: (self._made[1], Answer(said[0]))}
+            return {step: (self._made[1], NetworkOutput(said[0]))}
         made = [None] * len(said) if images is None else torch.from_numpy(images).to(views.device).split(batch)
-        return {at: (views(at, own), Answer(one)) for at, (own, one) in enumerate(zip(made, said, strict=True), step)}
+        return {
+            at: (views(at, own), NetworkOutput(one)) for at, (own, one) in enumerate(zip(made, said, strict=True), step)
+        }
 
     @property
     def _ahead(self) -> int:
@@ -173,7 +175,7 @@ class Bank:
         places = np.arange(first, first + steps * batch)
         asked = max(0, self.plan.views * count // batch - step) * batch if self.plan.views else len(places)
         if asked < len(places):  # these images were met before
-            rows, view = views.dealt(step + asked // batch, steps - asked // batch)
+            rows, view = views.sample_indices(step + asked // batch, steps - asked // batch)
             view = view % self.plan.views
             for number in np.unique(view).tolist():
                 here = np.flatnonzero(view == number)
@@ -253,7 +255,7 @@ class Bank:
             self._chunks[number] = chunk
             while chunk.steps < wanted:
                 at = number * self.plan.chunk_steps + chunk.steps
-                made = views.augmented(*views.dealt(at))
+                made = views.augmented(*views.sample_indices(at))
                 batch = views(at, made)
                 logits = self._answer(views, batch.images)
                 if (
@@ -328,7 +330,7 @@ class Bank:
         found = self._read(name, (rows, *self.plan.shape), np.uint8)
         if found is None:
             first = number * self.plan.chunk_steps
-            made = [views.augmented(*views.dealt(first + step)).cpu().numpy() for step in range(chunk.steps)]
+            made = [views.augmented(*views.sample_indices(first + step)).cpu().numpy() for step in range(chunk.steps)]
             self._write(name, np.concatenate(made).tobytes())
             found = self._read(name, (rows, *self.plan.shape), np.uint8)
         return found

@@ -46,7 +46,7 @@ LIMIT_GB = 4.0
 
 
 @dataclass(frozen=True)
-class Plan:
+class CachePlan:
     """The answers that a run needs, as steps that are each answered in their own batch.
 
     Attributes:
@@ -79,7 +79,7 @@ class Plan:
         return self.steps * self.batch * math.prod(self.shape) if self.renders else 0
 
 
-def plan(spec: RunSpec, splits: Splits, teachers: Sequence[str], device: torch.device) -> Plan | None:
+def plan(spec: RunSpec, splits: Splits, teachers: Sequence[str], device: torch.device) -> CachePlan | None:
     """What a bank for the resolved `spec` would hold.
 
     Student, loss, optimizer and schedule are no part of its key, and neither is the number of epochs.
@@ -120,7 +120,7 @@ def plan(spec: RunSpec, splits: Splits, teachers: Sequence[str], device: torch.d
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     renders = len(spec.augment) > int(mixes)
-    return Plan(key, facts, count, spec.batch, len(splits.classes), splits.shape, fixed, steps, chunk, renders)
+    return CachePlan(key, facts, count, spec.batch, len(splits.classes), splits.shape, fixed, steps, chunk, renders)
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Kept:
         return any(is_held(lock) for lock in self.folder.glob("*.lock"))
 
 
-class Shelf:
+class CacheIndex:
     """All banks of a store, the least recently used first to go.
 
     Args:
@@ -178,7 +178,7 @@ class Shelf:
         """Bytes of all banks."""
         return sum(one.size for one in self.kept())
 
-    def holds(self, wanted: Plan) -> int:
+    def has(self, wanted: CachePlan) -> int:
         """How many of the steps of `wanted` are answered here, by the sizes of the files."""
         per, found = wanted.chunk_steps, 0
         for number in range(-(-wanted.steps // per)):
@@ -186,7 +186,7 @@ class Shelf:
             found += min(_chunk.steps_in(file, wanted.batch, wanted.classes), wanted.steps - number * per)
         return found
 
-    def fitting(self, wanted: Plan) -> tuple[int, bool]:
+    def fitting(self, wanted: CachePlan) -> tuple[int, bool]:
         """(bytes that a bank for `wanted` may take, whether images are kept too); (0, False) if it does not fit.
 
         Images come in only where they leave three quarters to others: they save rendering, answers save the teacher.
@@ -198,7 +198,7 @@ class Shelf:
         return (wanted.answer_bytes, False) if wanted.answer_bytes <= room else (0, False)
 
     @contextlib.contextmanager
-    def taken(self, wanted: Plan, size: int) -> Iterator[Path]:
+    def taken(self, wanted: CachePlan, size: int) -> Iterator[Path]:
         """The folder of the bank for `wanted`, in use until the end, after others made room for `size` bytes.
 
         Raises:

@@ -155,7 +155,9 @@ def begin(asked: dict[str, Any], store: Store) -> None:
     everything = json.dumps(spec.model_dump(mode="json"), sort_keys=True)
     costs = st.container()
     if st.button("Start the study", type="primary", icon=":material/play_arrow:"):
-        answer = context.ask("study", "Preparing the study", kind="optimizers", spec=json.loads(everything), start=True)
+        answer = context.call(
+            "study", "Preparing the study", kind="optimizers", spec=json.loads(everything), start=True
+        )
         st.switch_page("optimizers.py", query_params={"study": answer["id"]})
     if spec.seeds == 1:
         st.caption(":orange[**1 seed: not evidence.**] It shows the direction at best.")
@@ -192,6 +194,6 @@ def _of_what(spec: OptimizerStudySpec, tuned: int, arms: int) -> str:
 @st.cache_data(max_entries=32, ttl=60, show_spinner=False)
 def _known(everything: str) -> dict[str, Any]:
     """What the store knows of the study that this JSON describes, and its cost; also says what would refuse it."""
-    return context.ask(
+    return context.call(
         "study", "Counting runs and timing a few real steps", kind="optimizers", spec=json.loads(everything), probe=True
     )

@@ -96,7 +96,7 @@ def _extend(study: Study) -> None:
     grown = seeds > spec.seeds or more or set(budgets) - set(spec.budgets)
     if st.button("Extend and start", type="primary", disabled=not grown):
         asked = spec.model_copy(update=wider).model_dump(mode="json")
-        answer = context.ask("study", "Preparing the study", kind=OPTIMIZERS.name, spec=asked, start=True)
+        answer = context.call("study", "Preparing the study", kind=OPTIMIZERS.name, spec=asked, start=True)
         st.switch_page("optimizers.py", query_params={"study": answer["id"]})
 
 
@@ -125,7 +125,7 @@ def _trouble(report: OptimizerStudy) -> None:
 
 def _live(study: Study, rounds: int, store: Store) -> None:
     """Progress by stage. When a round or the study ends, the whole page is drawn anew, once."""
-    with context.told():
+    with context.show_errors():
         report: OptimizerStudy = study.report(store)
         if not report.active or _rounds(report) != rounds:
             st.rerun()

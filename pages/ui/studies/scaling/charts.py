@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 from pages.ui.charts.basic import palette
 from pages.ui.charts.plotting import plot
 from pages.ui.studies.optimizers.forest import above, columns, ink, quiet, sides
-from smallalign_core.studies.scaling import CellMean, Map, Reading, ScalingStudy
+from smallalign_core.studies.scaling import CellMean, LawReading, MultiplierMap, ScalingStudy
 from smallalign_core.studies.scaling_law import Multiplier
 
 Axis = Literal["n", "d"]
@@ -52,7 +52,7 @@ def _log(value: float, far: float) -> float:
     return min(edge, max(-edge, math.log10(value))) if 0 < value < math.inf else math.copysign(edge, value - 0.5)
 
 
-def forest(study: ScalingStudy, reading: Reading, *, key: str) -> None:
+def forest(study: ScalingStudy, reading: LawReading, *, key: str) -> None:
     """What each recipe is worth at the target: in parameters, and in images; right of x1 it helps."""
     lines = [
         (one, axis, found, hidden)
@@ -128,7 +128,7 @@ def _mark(figure: go.Figure, found: Multiplier, row: float, colour: str, far: fl
         )
 
 
-def self_tests(reading: Reading, *, key: str) -> None:
+def self_tests(reading: LawReading, *, key: str) -> None:
     """Placebos and doses against their known truth: a ring is the truth, a bar what the law says."""
     good, bad = palette()[2], palette()[1]
     figure, rows = go.Figure(), []
@@ -155,7 +155,7 @@ def self_tests(reading: Reading, *, key: str) -> None:
     plot(figure, alt=f"Self-tests: {told}.", key=key, height=50 + 52 * len(shown), table=columns(rows))
 
 
-def plane(study: ScalingStudy, found: Map, *, key: str) -> None:
+def plane(study: ScalingStudy, found: MultiplierMap, *, key: str) -> None:
     """A recipe's multiplier over all sizes and numbers of images; the target has a ring, hidden cells are blank."""
     edge = math.log10(COLOURED)
     values, texts, said, rows = [], [], [], []

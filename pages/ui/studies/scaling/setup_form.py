@@ -17,7 +17,7 @@ from pages.ui.widgets import formatting, forms, run_table, url_state
 from smallalign_core.analysis import data_quality
 from smallalign_core.errors import BadSpec
 from smallalign_core.runs.store import Store
-from smallalign_core.spec import Lookahead, Optimizer, RunSpec, canonical, lessons, members, parse_policy
+from smallalign_core.spec import Lookahead, Optimizer, RunSpec, canonical, loss_kinds, members, parse_policy
 from smallalign_core.studies.scaling import MOST_REPLICATES, PILOT, PRESETS, REPLICATES, ScalingStudySpec, parse_study
 
 ADDS = {"augment": "Augmentation", "optimizer": "Optimizer", "distil": "Distillation", "clean": "Cleaning"}
@@ -51,7 +51,7 @@ def form(source: str, facts: Mapping[str, Any], store: Store) -> dict[str, Any]:
         with st.expander("Who teaches, and what", expanded=True):
             teacher, _ = teacher_check.pick(store, source, facts, none=None)
             found["teacher"] = teacher.id if teacher else None
-            found["loss"] = forms.choice("Loss", lessons(taught=True), key=f"{ADDED}.loss")
+            found["loss"] = forms.choice("Loss", loss_kinds(taught=True), key=f"{ADDED}.loss")
             found["ladder"] = st.pills(
                 "Also by the teacher after so many epochs",
                 LADDER,
@@ -185,7 +185,7 @@ def begin(asked: dict[str, Any]) -> None:
     everything = json.dumps(spec.model_dump(mode="json"), sort_keys=True)
     costs = st.container()
     if st.button("Start the study", type="primary", icon=":material/play_arrow:"):
-        answer = context.ask("study", "Preparing the study", kind="scaling", spec=json.loads(everything), start=True)
+        answer = context.call("study", "Preparing the study", kind="scaling", spec=json.loads(everything), start=True)
         st.switch_page("scaling.py", query_params={"study": answer["id"]})
     if spec.replicates == 3:
         st.caption(":orange[3 draws are the least that can be analysed]: intervals will be wide. 4 or 5 are better.")
@@ -219,6 +219,6 @@ def _cost(everything: str) -> None:
 @st.cache_data(max_entries=32, ttl=60, show_spinner=False)
 def _known(everything: str) -> dict[str, Any]:
     """What the store knows of the study that this JSON describes, and its cost; also says what would refuse it."""
-    return context.ask(
+    return context.call(
         "study", "Counting runs and timing a few real steps", kind="scaling", spec=json.loads(everything), probe=True
     )

@@ -16,7 +16,7 @@ from pages.ui.widgets import url_state
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.studies.ablation import capital
 from smallalign_core.studies.lifecycle import Study
-from smallalign_core.studies.scaling import ROUND, Reading, ScalingStudy, most_of
+from smallalign_core.studies.scaling import ROUND, LawReading, ScalingStudy, most_of
 from smallalign_core.studies.scaling_law import VACUOUS
 
 SCALING = study_list.Kind("scaling", "scaling.py", ":material/open_in_full:")
@@ -91,7 +91,7 @@ def _extend(study: Study, report: ScalingStudy) -> None:
     grown = spec.model_copy(update=more)
     if st.button("Extend and start", type="primary", disabled=grown == spec):
         wider = grown.model_copy(update={"fingerprints": ()}).model_dump(mode="json")
-        answer = context.ask("study", "Preparing the study", kind=SCALING.name, spec=wider, start=True)
+        answer = context.call("study", "Preparing the study", kind=SCALING.name, spec=wider, start=True)
         st.switch_page("scaling.py", query_params={"study": answer["id"]})
 
 
@@ -100,7 +100,7 @@ def _extend(study: Study, report: ScalingStudy) -> None:
 
 def _live(study: Study, rounds: int, store: Store) -> None:
     """Progress. When a round or the study ends, the whole page is drawn anew, once."""
-    with context.told():
+    with context.show_errors():
         report: ScalingStudy = study.report(store)
         if not report.active or _rounds(report) != rounds:
             st.rerun()
@@ -165,7 +165,7 @@ def _results(report: ScalingStudy, study: Study) -> None:
                 tabs[name](report, study, metric)
 
 
-def _headline(report: ScalingStudy, reading: Reading) -> str:
+def _headline(report: ScalingStudy, reading: LawReading) -> str:
     """Who is worth it at the target, in a sentence: in parameters, or in images where those tell nothing."""
     groups: dict[str, list[str]] = {"worth it": [], "cost more than they give": [], "not decided": []}
     other = [bool(one.hidden_parameters) for one in reading.worth]
@@ -181,7 +181,7 @@ def _headline(report: ScalingStudy, reading: Reading) -> str:
     )
 
 
-def _hidden(reading: Reading) -> str:
+def _hidden(reading: LawReading) -> str:
     """Why some figures are not shown."""
     reasons = dict.fromkeys(why for one in reading.worth for why in (one.hidden_parameters, one.hidden_images) if why)
     return f"Not shown: {'; '.join(reasons)}. " if reasons else ""
@@ -192,7 +192,7 @@ def _escaped(text: str) -> str:
     return text.replace("[", "\\[").replace("]", "\\]").replace("*", "\\*")
 
 
-def _instrument(reading: Reading) -> None:
+def _instrument(reading: LawReading) -> None:
     """Self-tests are always shown: an instrument that cannot read a known dose should say so."""
     st.subheader("Does the instrument work on your runs?", anchor=False)
     if not reading.tests:
@@ -228,7 +228,7 @@ def _maps(report: ScalingStudy, _: Study, metric: Metric) -> None:
     st.caption("How many times the baseline would need. Framed: the target; blank: not to be shown; *: extrapolated.")
 
 
-def _mapped(reading: Reading) -> list[str]:
+def _mapped(reading: LawReading) -> list[str]:
     return list(dict.fromkeys(one.recipe for one in reading.maps))
 
 
@@ -312,7 +312,7 @@ def _how(report: ScalingStudy, study: Study, __: Metric) -> None:
     setup_form.command(study.spec)
 
 
-Needs = Callable[[ScalingStudy, Reading], bool]
+Needs = Callable[[ScalingStudy, LawReading], bool]
 TABS: dict[str, tuple[Needs, Callable[[ScalingStudy, Study, Metric], None]]] = {
     "Map": (lambda _, reading: bool(reading.maps), _maps),
     "Curves": (lambda report, _: any(one.params for one in report.cells), _curves),
