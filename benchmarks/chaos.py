@@ -55,10 +55,10 @@ from smallalign_core.analysis import compare  # noqa: F401
 from smallalign_core.cli._main import main as command_line
 from smallalign_core.errors import BadInput, SmallAlignError
 from smallalign_core.runs.store import Run, State, Store
-from smallalign_core.service import backend
 from smallalign_core.spec import Loss, Optimizer, RunSpec, choices, digest, members, parse
 from smallalign_core.system.files import read_json, read_lines
 from smallalign_core.training import runner
+from smallalign_core.training.resolve import resolve
 from smallalign_core.training.teacher import _chunk
 
 CHECKPOINT_SECONDS = 0.05
@@ -139,9 +139,7 @@ def _spec(store: Store, loss: str, optimizer: dict[str, Any], number: int, netwo
     for loss, policy, body, teacher in ways:
         try:
             fields = {"network": body, "teacher": teacher, "loss": {"kind": loss}, "optimizer": optimizer}
-            return backend.resolve(
-                store, parse({"data": "digits", "epochs": EPOCHS, "seed": number, **policy, **fields})
-            )
+            return resolve(store, parse({"data": "digits", "epochs": EPOCHS, "seed": number, **policy, **fields}))
         except BadInput as refused:
             error = refused
     raise error or AssertionError

@@ -24,8 +24,9 @@ from scipy import stats
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from smallalign_core.runs.store import Run, Store
-from smallalign_core.service import backend, worker
+from smallalign_core.service import worker
 from smallalign_core.spec import parse
+from smallalign_core.training.resolve import resolve
 
 RATES = (0.002, 0.01, 0.03)
 SHORT, LONG, GENERATIONS = 100, 500, 100
@@ -43,7 +44,7 @@ class Arms:
     def run(self, **fields: Any) -> Run:
         """Train an arm unless it is there."""
         spec = {"data": {"source": "digits", "validation": 0.25}, **self.fixed, **fields}
-        run = self.store.create(backend.resolve(self.store, parse(spec)))
+        run = self.store.create(resolve(self.store, parse(spec)))
         begun = time.process_time()
         worker.execute(run, self.store, device="cpu")
         self.seconds += time.process_time() - begun

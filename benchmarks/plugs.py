@@ -29,8 +29,9 @@ import chaos
 import psutil
 
 from smallalign_core.runs.store import Run, State, Store
-from smallalign_core.service import backend, worker
+from smallalign_core.service import worker
 from smallalign_core.spec import parse
+from smallalign_core.training.resolve import resolve
 
 EPOCHS = 400
 SECONDS = 5.0
@@ -162,7 +163,7 @@ def main() -> None:
         try:
             while (left or not runs) and not tally.damage:  # the more kills, the more pairs of runs
                 pair = [
-                    store.create(backend.resolve(store, parse({**spec, "seed": len(runs) // 2, "optimizer": kind})))
+                    store.create(resolve(store, parse({**spec, "seed": len(runs) // 2, "optimizer": kind})))
                     for kind in ("lookahead", "adamw")
                 ]
                 runs += pair

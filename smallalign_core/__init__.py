@@ -73,12 +73,11 @@ def fit(spec: Path | str | Mapping[str, Any], *, store: Path | str | None = None
         SmallAlignError: the spec or its data cannot be used, or training failed.
     """
     from smallalign_core.runs.store import Store
-    from smallalign_core.service import backend, worker
+    from smallalign_core.service import worker
     from smallalign_core.spec import parse, read
+    from smallalign_core.training.resolve import resolve
 
     place = Store(store)
-    run = place.create(
-        backend.resolve(place, read(Path(spec)) if isinstance(spec, str | Path) else parse(spec), device)
-    )
+    run = place.create(resolve(place, read(Path(spec)) if isinstance(spec, str | Path) else parse(spec), device))
     worker.execute(run, place, device=device)
     return run

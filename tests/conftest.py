@@ -29,9 +29,12 @@ from smallalign_core.cli._main import main
 from smallalign_core.data import Splits
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.service import backend, backends, worker
+from smallalign_core.service.client import BackendClient
 from smallalign_core.spec import DataSpec, RunSpec, parse
 from smallalign_core.studies import lifecycle, scaling
 from smallalign_core.studies.lifecycle import Study
+from smallalign_core.studies.resolve import resolve_study
+from smallalign_core.training.resolve import resolve
 
 if TYPE_CHECKING:
     from streamlit.testing.v1 import AppTest
@@ -218,7 +221,7 @@ def train(store: Store) -> Train:
     """Train a tiny run in the test's store and return it."""
 
     def now(**fields: Any) -> Run:
-        run = store.create(backend.resolve(store, tiny(**fields)))
+        run = store.create(resolve(store, tiny(**fields)))
         worker.execute(run, store, device="cpu")
         return run
 
@@ -229,11 +232,9 @@ def train(store: Store) -> Train:
 def taught(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Run, Run]:
     """(store, teacher, student): a finished pair, for tests that only read."""
     place = Store(tmp_path_factory.mktemp("taught") / "models")
-    teacher = place.create(backend.resolve(place, tiny(epochs=6)))
+    teacher = place.create(resolve(place, tiny(epochs=6)))
     worker.execute(teacher, place, device="cpu")
-    student = place.create(
-        backend.resolve(place, tiny(network={"kind": "cnn", "width": 3, "depth": 2}, teacher=teacher.id))
-    )
+    student = place.create(resolve(place, tiny(network={"kind": "cnn", "width": 3, "depth": 2}, teacher=teacher.id)))
     worker.execute(student, place, device="cpu")
     return place, teacher, student
 
@@ -253,13 +254,13 @@ def desk_here(components: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     The desk answers in this process, over the same lines; another one would import torch.
     """
 
-    def exchange(asking: backend.BackendClient, question: str, _timeout: float, _verb: str) -> str:
+    def exchange(asking: BackendClient, question: str, _timeout: float, _verb: str) -> str:
         answered = io.StringIO()
         backend.serve(asking.store, io.StringIO(question), answered)
         return answered.getvalue()
 
     monkeypatch.setattr("streamlit.components.v2.manifest_scanner.scan_component_manifests", lambda: components)
-    monkeypatch.setattr(backend.BackendClient, "_exchange", exchange)
+    monkeypatch.setattr(BackendClient, "_exchange", exchange)
     monkeypatch.setattr(backends.Starter, "__call__", lambda _: pytest.fail("a process was started"))
 
 
@@ -309,7 +310,7 @@ SCALING: dict[str, Any] = {
 def scaled(store: Store, **changes: Any) -> Study:
     """That study, with changes, untrained."""
     spec = scaling.parse_study(SCALING | changes)
-    return lifecycle.create(store, "scaling", backend.resolve_study(store, "scaling", spec, "cpu"))
+    return lifecycle.create(store, "scaling", resolve_study(store, "scaling", spec, "cpu"))
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,10 @@ from smallalign_core.errors import BadModel, BadSpec
 from smallalign_core.metrics import logits_of
 from smallalign_core.networks import onnx_graph
 from smallalign_core.runs.store import Store
-from smallalign_core.service import backend, worker
+from smallalign_core.service import worker
 from smallalign_core.system import files
 from smallalign_core.training import teacher_loading
+from smallalign_core.training.resolve import resolve
 
 QUICK = {"kind": "mlp", "width": 16, "depth": 1}
 """Made into a graph in half a second."""
@@ -45,7 +46,7 @@ def test_a_run_says_how_close_its_teachers_answers_are(
     answers: str, store: Store, train: Train, digits: Splits
 ) -> None:
     teacher = train(epochs=8)
-    run = store.create(backend.resolve(store, tiny(teacher=teacher.id, answers=answers, augment=["shift"])))
+    run = store.create(resolve(store, tiny(teacher=teacher.id, answers=answers, augment=["shift"])))
     result = worker.execute(run, store, device="cpu")
     (close,) = result["answers"]
     assert close == (run.events("started")[0]["answers"])[0]
@@ -58,7 +59,7 @@ def test_a_run_says_how_close_its_teachers_answers_are(
     off = np.abs(said - exact).max()
     assert off < 1e-4 if answers == "onnx" else off > 1e-4
     plain = worker.execute(
-        store.create(backend.resolve(store, tiny(teacher=teacher.id, augment=["shift"]))), store, device="cpu"
+        store.create(resolve(store, tiny(teacher=teacher.id, augment=["shift"]))), store, device="cpu"
     )
     assert plain["answers"] is None
     assert plain["id"] != result["id"]
@@ -68,7 +69,7 @@ def test_a_run_says_how_close_its_teachers_answers_are(
 @pytest.mark.slow
 def test_answers_are_made_once_and_a_damaged_file_is_made_again(store: Store, train: Train, digits: Splits) -> None:
     teacher = train(epochs=4, network=QUICK)
-    spec = backend.resolve(store, tiny(teacher=teacher.id, answers="int8"))
+    spec = resolve(store, tiny(teacher=teacher.id, answers="int8"))
     (file,) = (store.root / "cache" / "answers").glob("*.onnx")
     content, made = file.read_bytes(), file.stat().st_mtime_ns
     teacher_loading.load_teacher([spec], store, digits, "cpu")
@@ -81,11 +82,11 @@ def test_answers_are_made_once_and_a_damaged_file_is_made_again(store: Store, tr
 @pytest.mark.slow
 def test_integers_that_disagree_are_refused(store: Store, train: Train) -> None:
     teacher = train(epochs=4, network=QUICK)
-    backend.resolve(store, tiny(teacher=teacher.id, answers="int8"))
+    resolve(store, tiny(teacher=teacher.id, answers="int8"))
     (facts,) = (store.root / "cache" / "answers").glob("*.json")
     files.write_json(facts, files.read_json(facts) | {"agreement": 0.9})
     with pytest.raises(BadModel, match=r"agrees with itself on 90.0% of 143 .* less than 95%.*answers: onnx"):
-        backend.resolve(store, tiny(teacher=teacher.id, answers="int8"))
+        resolve(store, tiny(teacher=teacher.id, answers="int8"))
 
 
 def test_losses_of_layers_need_the_teacher_itself() -> None:
@@ -96,7 +97,7 @@ def test_losses_of_layers_need_the_teacher_itself() -> None:
 @pytest.mark.slow
 def test_either_file_may_be_deleted_at_any_time(store: Store, train: Train, digits: Splits) -> None:
     teacher = train(epochs=4, network=QUICK)
-    spec = backend.resolve(store, tiny(teacher=teacher.id, answers="int8"))
+    spec = resolve(store, tiny(teacher=teacher.id, answers="int8"))
     (file,) = (store.root / "cache" / "answers").glob("*.onnx")
     for gone in (file, file.with_suffix(".json")):
         gone.unlink()

@@ -25,10 +25,11 @@ from smallalign_core.augment import Views, of_run
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadInput
 from smallalign_core.runs.store import Run, State, Store
-from smallalign_core.service import backend, doctor, worker
+from smallalign_core.service import doctor, handlers, worker
 from smallalign_core.spec import RunSpec
 from smallalign_core.training import runner, teacher_loading
 from smallalign_core.training.loop import Training, Waiting
+from smallalign_core.training.resolve import resolve
 from smallalign_core.training.teacher import CacheIndex, CachePlan, Teacher, TeacherCache, _cache, _index, plan
 
 CPU = torch.device("cpu")
@@ -484,8 +485,7 @@ def test_a_second_run_never_loads_the_teacher(train: Train, store: Store, reques
         {"epochs": 2},
     ]
     waiting = [
-        store.create(backend.resolve(store, tiny(**{"teacher": teacher.id, "augment": ["shift"], **other})))
-        for other in others
+        store.create(resolve(store, tiny(**{"teacher": teacher.id, "augment": ["shift"], **other}))) for other in others
     ]
     request.getfixturevalue("no_teacher")
     for run in waiting:
@@ -515,7 +515,7 @@ def test_a_teacher_whose_weights_were_replaced_is_refused(train: Train, store: S
     teacher, other = train(), train(seed=1)
     shutil.copy(other.weights, teacher.weights)
     with pytest.raises(BadInput, match="not those that its result describes"):
-        backend.resolve(store, tiny(teacher=teacher.id))
+        resolve(store, tiny(teacher=teacher.id))
 
 
 @pytest.mark.slow
@@ -534,24 +534,24 @@ def test_the_estimate_tells_size_and_readiness_and_fills_nothing(
     monkeypatch.setattr(export, "to_onnx", lambda _: b"")  # a second each, and another test's
     teacher = train()
     spec = tiny(teacher=teacher.id, augment=["shift"], epochs=2)
-    cost = backend.estimate(store, spec.model_dump(mode="json"))
+    cost = handlers.estimate(store, spec.model_dump(mode="json"))
     assert not list(store.teacher_cache.glob("*/*.answers"))
     assert cost["cache_ready"] == 0
     assert cost["cache_bytes"] == 21 * 128 * (10 * 2 + 64) + 21 * 8
     train(teacher=teacher.id, augment=["shift"])
-    warm = backend.estimate(store, spec.model_copy(update={"seed": 0}).model_dump(mode="json"))
+    warm = handlers.estimate(store, spec.model_copy(update={"seed": 0}).model_dump(mode="json"))
     assert warm["cache_ready"] == 1
-    assert backend.estimate(store, tiny().model_dump(mode="json"))["cache_bytes"] == 0
+    assert handlers.estimate(store, tiny().model_dump(mode="json"))["cache_bytes"] == 0
     found = next(check.found for check in doctor.examine(store) if check.name == "teachers' answers")
     assert "1 kept" in found
     assert str(store.teacher_cache) in found
 
 
 def distilled(store: Store, **fields: Any) -> Run:
-    teacher = store.create(backend.resolve(store, tiny()))
+    teacher = store.create(resolve(store, tiny()))
     if not teacher.finished:
         worker.execute(teacher, store, device="cpu")
-    return store.create(backend.resolve(store, tiny(teacher=teacher.id, epochs=40, **fields)))
+    return store.create(resolve(store, tiny(teacher=teacher.id, epochs=40, **fields)))
 
 
 @pytest.mark.slow
@@ -582,7 +582,7 @@ def test_kill_9_at_random_moments_changes_nothing(policy: dict[str, Any], store:
 def test_two_processes_fill_one_bank_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two command lines with the same views; both end as if alone, and the bank is whole."""
     monkeypatch.undo()  # chunks as the command line has them
-    teacher = store.create(backend.resolve(store, tiny()))
+    teacher = store.create(resolve(store, tiny()))
     worker.execute(teacher, store, device="cpu")
     lines = [
         ["--set", f"teacher={teacher.id}", "--set", f"loss={loss}", "--set", "augment=[shift]", "--set", "epochs=12"]

@@ -22,10 +22,11 @@ from smallalign_core.augment import Views
 from smallalign_core.data import Splits
 from smallalign_core.metrics import logits_of
 from smallalign_core.runs.store import Run, State, Store
-from smallalign_core.service import backend, worker
+from smallalign_core.service import worker
 from smallalign_core.system import files
 from smallalign_core.training import runner
 from smallalign_core.training.loop import Training
+from smallalign_core.training.resolve import resolve
 from smallalign_core.training.teacher import Teacher
 
 
@@ -114,7 +115,7 @@ def test_intervals_are_students(monkeypatch: pytest.MonkeyPatch) -> None:
 def halfway(store: Store, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run that was paused with two checkpoints."""
     monkeypatch.setattr(runner, "CHECKPOINT_SECONDS", 0.0)
-    run = store.create(backend.resolve(store, tiny(epochs=6)))
+    run = store.create(resolve(store, tiny(epochs=6)))
     seen: list[object] = []
 
     def pause(event: dict[str, object]) -> None:

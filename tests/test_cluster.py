@@ -22,10 +22,11 @@ from smallalign_core.data import Decision, Decisions, load
 from smallalign_core.errors import BadInput, Diverged, Refused, SmallAlignError, WorkFailed
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.runs.writer import RunWriter
-from smallalign_core.service import backend, worker
+from smallalign_core.service import worker
 from smallalign_core.spec import digest
 from smallalign_core.studies import lifecycle, ray_executor
 from smallalign_core.studies.ray_executor import _node, _payload
+from smallalign_core.training.resolve import resolve
 
 
 def packed(run: Run, how: dict[str, Any] | SmallAlignError | None = None) -> _payload.RunOutcome:
@@ -96,7 +97,7 @@ def test_a_parcel_carries_what_specs_name(train: Train, store: Store, tmp_path: 
     splits = load(teacher.spec.data, store.data_cache)
     file = tmp_path / "mine.json"
     Decisions("digits", {int(splits.train.ids[3]): Decision("drop")}).write(file)
-    spec = backend.resolve(store, tiny(teacher=teacher.id, data={"source": "digits", "decisions": str(file)}))
+    spec = resolve(store, tiny(teacher=teacher.id, data={"source": "digits", "decisions": str(file)}))
     (needed,) = _payload.needs([spec])
     given = _payload.payload([spec], "home", "cpu")
     assert spec.data.decisions is not None
@@ -178,7 +179,7 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> Idle:
 
 
 def test_a_machine_that_cannot_take_part_stops_the_study_and_fails_no_run(idle: Idle, store: Store) -> None:
-    run = store.create(backend.resolve(store, tiny()))
+    run = store.create(resolve(store, tiny()))
     with ray_executor.Cluster("x:1", store) as crew:
         crew.begin([run])
         assert run.state is State.RUNNING
@@ -189,7 +190,7 @@ def test_a_machine_that_cannot_take_part_stops_the_study_and_fails_no_run(idle: 
 
 
 def test_who_pauses_a_run_that_is_away_gets_it_back(idle: Idle, store: Store) -> None:
-    runs = [store.create(backend.resolve(store, tiny(network={"kind": "mlp", "width": width}))) for width in (4, 5)]
+    runs = [store.create(resolve(store, tiny(network={"kind": "mlp", "width": width}))) for width in (4, 5)]
     with ray_executor.Cluster("x:1", store) as crew:
         crew.begin(runs)
         runs[0].request("pause")
@@ -207,7 +208,7 @@ def test_a_run_that_cannot_be_sent_fails_alone(idle: Idle, train: Train, store: 
     images = load(teacher.spec.data, store.data_cache).train.ids
     file = tmp_path / "mine.json"
     Decisions("digits", {int(images[3]): Decision("drop")}).write(file)
-    run = store.create(backend.resolve(store, tiny(data={"source": "digits", "decisions": str(file)})))
+    run = store.create(resolve(store, tiny(data={"source": "digits", "decisions": str(file)})))
     assert run.spec.data.decisions is not None
     Path(run.spec.data.decisions).unlink()
     with ray_executor.Cluster("x:1", store) as crew:
@@ -298,7 +299,7 @@ def test_a_machine_may_die_and_every_run_is_finished_once(
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     made, (_, doomed) = nodes
-    specs = [backend.resolve(store, tiny(seed=seed, epochs=10)) for seed in range(6)]
+    specs = [resolve(store, tiny(seed=seed, epochs=10)) for seed in range(6)]
     finished: Counter[str] = Counter()
     finish = RunWriter.finish
 

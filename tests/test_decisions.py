@@ -12,8 +12,8 @@ from smallalign_core import data
 from smallalign_core.data import Decision, Decisions
 from smallalign_core.errors import BadData
 from smallalign_core.runs.store import Store
-from smallalign_core.service import backend
 from smallalign_core.spec import DataSpec, digest, parse
+from smallalign_core.training.resolve import resolve
 
 
 def written(tmp_path: Path, by_image: dict[int, Decision], name: str = "mine.json") -> str:
@@ -61,11 +61,9 @@ def test_the_run_is_another_but_not_by_the_name_of_the_file(tmp_path: Path, stor
     splits = data.load(DataSpec(source="digits"), store.data_cache)
     made = {int(splits.train.ids[5]): Decision("drop")}
     fields = {"data": {"source": "digits"}, "network": "mlp", "epochs": 1}
-    plain = backend.resolve(store, parse(fields))
+    plain = resolve(store, parse(fields))
     one, other = (
-        backend.resolve(
-            store, parse(fields | {"data": {"source": "digits", "decisions": written(tmp_path, made, name)}})
-        )
+        resolve(store, parse(fields | {"data": {"source": "digits", "decisions": written(tmp_path, made, name)}}))
         for name in ("one.json", "other.json")
     )
     assert digest(one) == digest(other) != digest(plain)

@@ -18,7 +18,7 @@ import pytest
 
 from smallalign_core.errors import WorkFailed
 from smallalign_core.runs.store import Store
-from smallalign_core.service import backend, backends
+from smallalign_core.service import backends, handlers
 from smallalign_core.service.backends import Backend, Pool
 from smallalign_core.service.client import BackendClient
 from smallalign_core.system.users import User
@@ -315,7 +315,7 @@ def test_processes_are_forked_share_memory_and_end_with_the_desk(real: BackendCl
             for at in range(3)]  # fmt: skip
     ended(*(thread for thread, _ in held))
     shown = [found[0]["pixels"] for _, found in held]
-    alone = backend.augmentation_api.views(real.store, ["flip"], "digits", seed=2)["pixels"]
+    alone = handlers.augmentation_api.views(real.store, ["flip"], "digits", seed=2)["pixels"]
     assert shown[2] == alone, "the same pixels as in any other process"
     forking = real._start._forking
     assert forking is not None

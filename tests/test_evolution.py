@@ -14,12 +14,12 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-from smallalign_core import export, networks
+from smallalign_core import data, export, networks
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadModel, BadSpec, Refused
 from smallalign_core.metrics import logits_of, score
 from smallalign_core.runs.store import Store
-from smallalign_core.service import backend
+from smallalign_core.service import handlers
 from smallalign_core.spec import RunSpec, digest, parse, set_field, to_yaml
 from smallalign_core.training import optim
 from smallalign_core.training.loop import Training
@@ -216,7 +216,7 @@ def test_a_run_of_few_bits_is_kept_exported_and_gone_on_from(train: Train, store
     run = train(bits=2, epochs=4)
     result = run.result or {}
     kept, learning = (networks.from_file(run.weights, learning=one) for one in (False, True))
-    splits_val = backend.data.load(run.spec.data, store.data_cache)
+    splits_val = data.load(run.spec.data, store.data_cache)
     said = score(logits_of(kept, splits_val.test), splits_val.test.labels, splits_val.classes)
     assert said.as_dict() == result["test"]
     assert not any("parametrizations" in name for name in kept.state_dict())
@@ -279,7 +279,7 @@ def test_several_processes_and_many_weights_are_refused(digits: Splits, store: S
     with pytest.raises(
         BadSpec, match=r"up to 100,000 weights; its populations would take 1\.0 GB here.*1,014,6\d\d weights"
     ):
-        backend.submit(store, million)
+        handlers.submit(store, million)
     assert not store.runs()
 
 
@@ -287,7 +287,7 @@ def test_another_network_is_no_start(train: Train, store: Store) -> None:
     run = train(epochs=1)
     other = {"data": "digits", "network": {"kind": "cnn", "width": 7, "depth": 2}, "start": run.id}
     with pytest.raises(BadModel, match=r"of another network.*Start from a run with the same network"):
-        backend.submit(store, other)
+        handlers.submit(store, other)
 
 
 def test_names_of_old_runs_stay_and_new_fields_travel() -> None:

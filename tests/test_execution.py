@@ -14,10 +14,11 @@ from conftest import tiny
 from smallalign_core.cli._main import main
 from smallalign_core.runs import writer
 from smallalign_core.runs.store import Run, State, Store
-from smallalign_core.service import backend, worker
+from smallalign_core.service import worker
 from smallalign_core.spec import to_yaml
 from smallalign_core.training import loop, runner
 from smallalign_core.training.loop import Training
+from smallalign_core.training.resolve import resolve
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def group(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[Run]:
     """Three queued runs on the same views; every step is an event."""
     monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
     specs = [tiny(network={"kind": "cnn", "width": width, "depth": 2}) for width in (6, 7, 8)]
-    return [store.submit(backend.resolve(store, spec)) for spec in specs]
+    return [store.submit(resolve(store, spec)) for spec in specs]
 
 
 def at_step(step: int, event: dict[str, Any]) -> bool:
@@ -80,7 +81,7 @@ def test_the_command_line_waits_for_a_teacher_who_answers_anew(
     """A resume whose cache is gone asks for all earlier answers first, and says so step by step."""
     monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
     spec = tiny(teacher="digits-teacher", precision="fp32")
-    run = store.create(backend.resolve(store, spec))
+    run = store.create(resolve(store, spec))
 
     def pause(event: dict[str, Any]) -> None:
         if at_step(5, event):
@@ -95,7 +96,7 @@ def test_the_command_line_waits_for_a_teacher_who_answers_anew(
 
 @pytest.mark.parametrize("silenced", ["disabled", "level"])
 def test_a_runs_log_holds_errors_whatever_was_done_to_loggers(silenced: str, store: Store) -> None:
-    run, log = store.create(backend.resolve(store, tiny())), logging.getLogger("smallalign")
+    run, log = store.create(resolve(store, tiny())), logging.getLogger("smallalign")
     before = log.disabled, log.level
     try:
         log.disabled = silenced == "disabled"

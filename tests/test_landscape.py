@@ -24,7 +24,7 @@ from smallalign_core.data import Splits
 from smallalign_core.errors import BadInput, Refused
 from smallalign_core.networks import Classifier
 from smallalign_core.runs.store import Run, Store
-from smallalign_core.service import backend
+from smallalign_core.service import handlers
 from smallalign_core.spec import RunSpec
 from smallalign_core.system.resumable import by_callback, finish
 from smallalign_core.training import losses
@@ -339,19 +339,19 @@ def test_batch_norm_modes_differ_on_a_real_run_and_are_printed(taught: tuple[Sto
 def test_it_is_done_in_steps_and_kept(taught: tuple[Store, Run, Run], monkeypatch: pytest.MonkeyPatch) -> None:
     store, _, student = taught
     asked: dict[str, Any] = {**QUICK, "seed": 11}
-    price = backend.landscape(store, [student.id], ["line", "curvature"], start=False, **asked)
+    price = handlers.landscape(store, [student.id], ["line", "curvature"], start=False, **asked)
     cost = price["cost"]
     assert (cost["tasks"], cost["missing"]) == (2, 2)
     assert cost["losses"] == 2 * 5 * 2
     assert cost["seconds"] > 0
     shares, answer = [], {"done": 0.0}
     while "report" not in answer:
-        answer = backend.landscape(store, [student.id], ["line", "curvature"], patience=0.0, **asked)
+        answer = handlers.landscape(store, [student.id], ["line", "curvature"], patience=0.0, **asked)
         shares.append(answer["done"])
     assert len(shares) > 20
     assert shares == sorted(shares)
     monkeypatch.setattr(_measures, "line", lambda *_, **__: pytest.fail("it was measured again"))
-    again = backend.landscape(store, [student.id], ["line", "curvature"], start=False, **asked)
+    again = handlers.landscape(store, [student.id], ["line", "curvature"], start=False, **asked)
     assert again["report"] == answer["report"]
     assert json.loads(json.dumps(again)) == again
 

@@ -20,11 +20,12 @@ from smallalign_core.data import Splits
 from smallalign_core.errors import BadSpec
 from smallalign_core.runs import imported as foreign
 from smallalign_core.runs.store import Store
-from smallalign_core.service import backend, worker
+from smallalign_core.service import worker
 from smallalign_core.spec import AttentionTransfer, DataSpec, FitNets, RunSpec, loss_kinds
 from smallalign_core.training import losses
 from smallalign_core.training.loop import Training
 from smallalign_core.training.losses import NetworkOutput
+from smallalign_core.training.resolve import resolve
 from smallalign_core.training.teacher import Teacher
 
 MAPS = {"student_layer": "2, 5", "teacher_layer": "2, 6"}
@@ -213,14 +214,14 @@ def test_layers_that_cannot_be_compared_are_refused_in_words(
 
 
 def test_the_desk_writes_the_layers_down(store: Store) -> None:
-    resolved = backend.resolve(store, tiny(teacher="digits-teacher", loss="attention"))
+    resolved = resolve(store, tiny(teacher="digits-teacher", loss="attention"))
     assert resolved.loss.student_layer == "2"  # type: ignore[union-attr]
     assert resolved.loss.teacher_layer == "3"  # type: ignore[union-attr]
-    assert backend.resolve(store, resolved) == resolved
+    assert resolve(store, resolved) == resolved
     with pytest.raises(BadSpec, match="no layer of that path"):
-        backend.resolve(store, tiny(teacher="digits-teacher", loss={"kind": "fitnets", "student_layer": 40}))
+        resolve(store, tiny(teacher="digits-teacher", loss={"kind": "fitnets", "student_layer": 40}))
     with pytest.raises(BadSpec, match="two labels"):
-        backend.resolve(store, tiny(teacher="digits-teacher", loss="dkd", augment=["mixup"]))
+        resolve(store, tiny(teacher="digits-teacher", loss="dkd", augment=["mixup"]))
 
 
 def test_layers_that_nobody_chose_are_refused(digits: Splits, teacher: Teacher) -> None:
@@ -369,8 +370,8 @@ def test_layers_of_a_teacher_of_more_classes_are_compared(store: Store, tmp_path
             Image.fromarray(digits.images[row][0]).save(tmp_path / "two" / name / f"{row}.png")
     for loss in ("fitnets", "attention"):
         spec = tiny(data=str(tmp_path / "two"), teacher="digits-teacher", loss=loss, epochs=1)
-        whole = backend.resolve(store, tiny(teacher="digits-teacher", loss=loss, epochs=1))
-        run = store.create(backend.resolve(store, spec))
+        whole = resolve(store, tiny(teacher="digits-teacher", loss=loss, epochs=1))
+        run = store.create(resolve(store, spec))
         assert run.spec.loss.teacher_layer == whole.loss.teacher_layer  # type: ignore[union-attr]
         assert worker.execute(run, store, device="cpu")["state"] == "finished"
 
@@ -381,4 +382,4 @@ def test_layers_of_an_import_are_refused_in_words(store: Store, tmp_path: Path) 
     imported = foreign.import_onnx(tmp_path / "theirs.onnx", DataSpec(source="digits"), store)
     for loss in ("fitnets", "attention"):
         with pytest.raises(BadSpec, match=r"teacher puts out none there.*Use loss kd"):
-            backend.resolve(store, tiny(teacher=imported.id, loss=loss))
+            resolve(store, tiny(teacher=imported.id, loss=loss))

@@ -12,14 +12,14 @@ from conftest import tiny
 from smallalign_core.data import Splits
 from smallalign_core.runs import model_card
 from smallalign_core.runs.store import Run, State, Store
-from smallalign_core.service import backend
 from smallalign_core.system import machine
 from smallalign_core.training import runner, teacher
+from smallalign_core.training.resolve import resolve
 
 
 def paused(store: Store) -> Run:
     """A run that was stopped after its first epoch, with a checkpoint."""
-    run, stop = store.create(backend.resolve(store, tiny(epochs=4))), threading.Event()
+    run, stop = store.create(resolve(store, tiny(epochs=4))), threading.Event()
 
     def observe(event: dict[str, Any]) -> None:
         if event["kind"] == "epoch":
@@ -53,7 +53,7 @@ def test_a_resume_on_the_same_machine_says_nothing(store: Store) -> None:
 def test_the_key_of_kept_answers_holds_the_instructions(
     store: Store, digits: Splits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = backend.resolve(store, tiny(teacher="digits-teacher"))
+    spec = resolve(store, tiny(teacher="digits-teacher"))
 
     def key() -> str:
         plan = teacher.plan(spec, digits, ["x"], torch.device("cpu"))

@@ -18,11 +18,11 @@ from pages.ui.app import status
 from pages.ui.charts import plotting
 from pages.ui.studies.optimizers import charts, optimizer_picker, setup_form
 from smallalign_core.runs.store import Store
-from smallalign_core.service import backend
 from smallalign_core.spec import Lookahead, Muon
 from smallalign_core.studies import lifecycle
 from smallalign_core.studies.lifecycle import Study
 from smallalign_core.studies.optimizers import Curve, Point, parse_study
+from smallalign_core.studies.resolve import resolve_study
 from tests.conftest import Show, texts
 
 SMALL: dict[str, Any] = {
@@ -45,7 +45,7 @@ def store(place: Store) -> Store:
 
 
 def ask(store: Store, **changes: Any) -> Study:
-    resolved = backend.resolve_study(store, "optimizers", parse_study(SMALL | changes))
+    resolved = resolve_study(store, "optimizers", parse_study(SMALL | changes))
     return lifecycle.create(store, "optimizers", resolved)
 
 

@@ -22,12 +22,13 @@ from hypothesis import given, settings, strategies as st
 from scipy.special import log_softmax
 from torch import nn
 
+from smallalign_core import data
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadInput, BadSpec
 from smallalign_core.runs import logits
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.runs.writer import RunWriter
-from smallalign_core.service import backend
+from smallalign_core.service import handlers
 from smallalign_core.spec import AdamW, Lookahead, Sam, digest, nest
 from smallalign_core.studies import lifecycle, optimizers, statistics
 from smallalign_core.studies.ablation import METRICS
@@ -42,7 +43,9 @@ from smallalign_core.studies.optimizers import (
     parse_study,
 )
 from smallalign_core.studies.optimizers._judge import Scored
+from smallalign_core.studies.resolve import resolve_study
 from smallalign_core.training import loop as training, runner
+from smallalign_core.training.resolve import resolve
 from smallalign_core.training.student import Student
 from smallalign_core.training.timer import Timer
 
@@ -68,7 +71,7 @@ def asked(**fields: Any) -> OptimizerStudySpec:
 def raced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, lifecycle.Study]:
     """(store, study): a small one, trained to its end; for tests that only read."""
     store = Store(tmp_path_factory.mktemp("raced") / "models")
-    study = lifecycle.create(store, "optimizers", backend.resolve_study(store, "optimizers", asked(), "cpu"))
+    study = lifecycle.create(store, "optimizers", resolve_study(store, "optimizers", asked(), "cpu"))
     assert lifecycle.run_to_end(study, store, device="cpu") == []
     return store, study
 
@@ -293,7 +296,7 @@ def test_where_all_diverge_smaller_ones_are_tried_and_none_is_chosen() -> None:
 
 def test_trials_that_diverged_are_settled(store: Store) -> None:
     """As their folders say it: then smaller rates are wanted, and no race."""
-    spec = backend.resolve_study(store, "optimizers", asked(optimizers=[], hands_off=[]), "cpu")
+    spec = resolve_study(store, "optimizers", asked(optimizers=[], hands_off=[]), "cpu")
     folder = lifecycle.create(store, "optimizers", spec).folder
     curve = Finder((0.1, 0.2), (2.0, 1.0), 0.1, 0.2, False, 0.5)
     (folder / _plan.FINDERS).write_text(_plan.finders_json({_plan.finder_key(spec, spec.reference): curve}))
@@ -327,7 +330,7 @@ def test_the_finder_spans_from_the_steepest_to_the_lowest() -> None:
 
 
 def found_for(store: Store, spec: OptimizerStudySpec) -> tuple[OptimizerStudySpec, list[Finder]]:
-    resolved = backend.resolve_study(store, "optimizers", spec, "cpu")
+    resolved = resolve_study(store, "optimizers", spec, "cpu")
     tuned = [entry for entry in optimizers.entries(resolved) if entry.track == "tuned"]
     return resolved, _finder.measure(resolved, tuned, store, "cpu", threading.Event())
 
@@ -336,7 +339,7 @@ def test_the_finder_is_the_loop_with_a_growing_rate(store: Store, digits: Splits
     """Against SGD by hand: the same first weights, the same images, the same loss."""
     spec, (adamw, sgd) = found_for(store, asked(optimizers=[{"kind": "sgd", "momentum": 0, "weight_decay": 0}]))
     seeded = optimizers.run_spec(spec, spec.reference, 1, _spec.tuning_seed(spec))
-    loop = training.Training([seeded], backend.data.load(seeded.data, store.data_cache))
+    loop = training.Training([seeded], data.load(seeded.data, store.data_cache))
     model = loop.students[0].classifier.train()
     smooth: list[float] = []
     for step in range(40):
@@ -376,7 +379,7 @@ def test_the_finder_ends_where_the_loss_explodes(store: Store) -> None:
 
 def test_curves_are_kept_and_taken_over_by_larger_studies(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     small, large = (
-        lifecycle.create(store, "optimizers", backend.resolve_study(store, "optimizers", asked(**more), "cpu"))
+        lifecycle.create(store, "optimizers", resolve_study(store, "optimizers", asked(**more), "cpu"))
         for more in ({}, {"optimizers": ["sgd", "muon", {"kind": "sam"}], "seeds": 4, "budgets": [1, 2]})
     )
     stop = threading.Event()
@@ -479,7 +482,7 @@ def test_evaluation_and_reports_are_off_the_clock(store: Store, monkeypatch: pyt
         shares(student, parts)
 
     monkeypatch.setattr(Student, "measure_shares", slow_shares)
-    run = store.create(backend.resolve(store, tiny(epochs=2)))
+    run = store.create(resolve(store, tiny(epochs=2)))
 
     result = runner.execute(run, store, device="cpu")
 
@@ -501,7 +504,7 @@ def test_every_epoch_says_what_it_took(train: Train) -> None:
 
 
 def test_seconds_go_on_after_a_resume(store: Store) -> None:
-    stop, run = threading.Event(), store.create(backend.resolve(store, tiny(epochs=4)))
+    stop, run = threading.Event(), store.create(resolve(store, tiny(epochs=4)))
 
     def observe(event: dict[str, Any]) -> None:
         if event["kind"] == "epoch" and event["epoch"] == 2:
@@ -519,8 +522,8 @@ def test_seconds_go_on_after_a_resume(store: Store) -> None:
 
 def test_memory_of_a_step_by_hand(store: Store) -> None:
     """An MLP of one hidden layer on 64 pixels, batch 16: what its backward pass has to keep."""
-    spec = backend.resolve(store, tiny(network={"kind": "mlp", "width": 32, "depth": 1}, batch=16, precision="fp32"))
-    loop = training.Training([spec], backend.data.load(spec.data, store.data_cache))
+    spec = resolve(store, tiny(network={"kind": "mlp", "width": 32, "depth": 1}, batch=16, precision="fp32"))
+    loop = training.Training([spec], data.load(spec.data, store.data_cache))
     student = loop.students[0]
     loop.advance()
 
@@ -531,15 +534,15 @@ def test_memory_of_a_step_by_hand(store: Store) -> None:
     pixels, hidden, answers = 16 * 64 * 4, 16 * 32 * 4, 16 * 10 * 4
     assert pixels + hidden + answers <= saved <= 3 * (pixels + hidden + answers)
     tripled = spec.model_copy(update={"batch": 48})
-    other = training.Training([tripled], backend.data.load(spec.data, store.data_cache))
+    other = training.Training([tripled], data.load(spec.data, store.data_cache))
     other.advance()
     grown = other.students[0].cost()["memory_bytes"] - took["memory_bytes"]
     assert grown == pytest.approx(2 * saved, rel=0.05), "what is kept grows with the batch"
 
 
 def test_counting_changes_no_weight(store: Store) -> None:
-    spec = backend.resolve(store, tiny(epochs=1))
-    splits = backend.data.load(spec.data, store.data_cache)
+    spec = resolve(store, tiny(epochs=1))
+    splits = data.load(spec.data, store.data_cache)
     counted, plain = (training.Training([spec], splits) for _ in range(2))
     plain.students[0].saved_bytes = 0
     for _ in range(3):
@@ -559,7 +562,7 @@ def test_counting_changes_no_weight(store: Store) -> None:
 
 def test_answers_are_those_of_the_weights(train: Train, store: Store) -> None:
     run = train()
-    splits = backend.data.load(run.spec.data, store.data_cache)
+    splits = data.load(run.spec.data, store.data_cache)
 
     for split, images in (("val", splits.val), ("test", splits.test)):
         kept = logits.kept(run, split)
@@ -877,9 +880,9 @@ def test_every_claim_carries_its_budget(raced: tuple[Store, lifecycle.Study]) ->
 @pytest.mark.slow
 def test_the_cost_is_known_before_the_first_run(raced: tuple[Store, lifecycle.Study]) -> None:
     store, _ = raced
-    assert backend.study(store, "optimizers", SMALL, probe=True)["seconds"] == 0, "all of it is done"
-    some, more = (backend.study(store, "optimizers", SMALL | {"seeds": n}, probe=True)["seconds"] for n in (4, 40))
-    taught = backend.study(store, "optimizers", SMALL | {"teacher": "digits-teacher"}, probe=True)["seconds"]
+    assert handlers.study(store, "optimizers", SMALL, probe=True)["seconds"] == 0, "all of it is done"
+    some, more = (handlers.study(store, "optimizers", SMALL | {"seeds": n}, probe=True)["seconds"] for n in (4, 40))
+    taught = handlers.study(store, "optimizers", SMALL | {"teacher": "digits-teacher"}, probe=True)["seconds"]
     assert 0 < some < more
     assert taught > 0
 
@@ -893,7 +896,7 @@ def test_a_reference_of_two_gradients_a_step_makes_no_study_dearer(
     for took, reference, other in ((1.0, "adamw", sam), (2.0, sam, "adamw")):
         monkeypatch.setattr(_expected, "fastest", lambda _, took=took: took)
         fields = SMALL | {"optimizers": [other], "reference": reference, "hands_off": []}
-        seconds.append(backend.study(store, "optimizers", fields, probe=True)["seconds"])
+        seconds.append(handlers.study(store, "optimizers", fields, probe=True)["seconds"])
     assert seconds[0] == pytest.approx(seconds[1])
 
 
@@ -902,7 +905,7 @@ def test_more_seeds_optimizers_and_budgets_repeat_nothing(raced: tuple[Store, li
     done = {digest(spec) for spec in study.wanted(store)}
 
     for more in ({"seeds": 4}, {"optimizers": ["sgd", {"kind": "sam"}, "muon"]}, {"budgets": [1, 2]}):
-        larger = backend.resolve_study(store, "optimizers", asked(**more), "cpu")
+        larger = resolve_study(store, "optimizers", asked(**more), "cpu")
         folder = study.folder.with_name("larger")
         folder.mkdir(exist_ok=True)
         optimizers.prepare(larger, store, folder, "cpu", threading.Event())
@@ -935,7 +938,7 @@ def test_a_damaged_run_is_named_and_hides_no_other(raced: tuple[Store, lifecycle
 
 def test_a_diverged_arm_is_said_so_and_the_study_goes_on(store: Store) -> None:
     wild = asked(optimizers=[], hands_off=[{"kind": "sgd", "lr": 100, "weight_decay": 10}])
-    spec = backend.resolve_study(store, "optimizers", wild, "cpu")
+    spec = resolve_study(store, "optimizers", wild, "cpu")
     study = lifecycle.create(store, "optimizers", spec)
 
     errors = lifecycle.run_to_end(study, store, device="cpu")
@@ -970,17 +973,17 @@ print(sorted({{"torch", "sklearn", "onnxruntime"}} & set(sys.modules)))
 def test_the_desk_tells_and_starts(store: Store) -> None:
     plain = asked().model_dump(mode="json")
 
-    first = backend.study(store, "optimizers", plain)
+    first = handlers.study(store, "optimizers", plain)
     assert (first["report"]["done"], lifecycle.listing(store)) == (0, [])
     assert first["report"]["finding"]
-    second = backend.study(store, "optimizers", plain, start=True)
+    second = handlers.study(store, "optimizers", plain, start=True)
 
     (study,) = lifecycle.listing(store, "optimizers")
     assert (study.id, study.active, second["id"]) == (first["id"], True, study.id)
     assert json.dumps(second)
     assert study.spec.model_dump(mode="json") == second["spec"]
     with pytest.raises(BadInput, match="no such kind"):
-        backend.study(store, "weather", plain)
+        handlers.study(store, "weather", plain)
 
 
 def test_an_optimizer_that_would_not_fit_is_refused_before_anything(
@@ -994,7 +997,7 @@ def test_an_optimizer_that_would_not_fit_is_refused_before_anything(
     wide = asked(network={"kind": "mlp", "width": 512}, optimizers=["soap"])
 
     with pytest.raises(BadSpec, match="more than half of the memory") as told:
-        backend.study(store, "optimizers", wide.model_dump(), start=True)
+        handlers.study(store, "optimizers", wide.model_dump(), start=True)
 
     assert "soap" in str(told.value)
     assert lifecycle.listing(store) == []
@@ -1033,7 +1036,7 @@ def test_the_rates_found_are_better_than_the_librarys(store: Store) -> None:
     """The reason why anything is tuned: AdamW at its library's rate is far behind on short budgets."""
     usual = [{"kind": "adamw", "lr": 0.001}]
     spec = asked(network={"kind": "cnn", "width": 6}, optimizers=[], hands_off=usual, epochs=8)
-    study = lifecycle.create(store, "optimizers", backend.resolve_study(store, "optimizers", spec, "cpu"))
+    study = lifecycle.create(store, "optimizers", resolve_study(store, "optimizers", spec, "cpu"))
     lifecycle.run_to_end(study, store, device="cpu")
 
     tuned, library = study.report(store).arms

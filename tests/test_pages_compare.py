@@ -19,7 +19,7 @@ from smallalign_core import data
 from smallalign_core.analysis import compare
 from smallalign_core.metrics import score
 from smallalign_core.runs.store import Store
-from smallalign_core.service import backend
+from smallalign_core.service import handlers
 from tests.conftest import Train, texts
 
 PAIR = {"teacher": "digits-teacher", "student": "digits-student"}
@@ -32,7 +32,7 @@ class Here:
         self.store = store
 
     def call(self, verb: str, **values: object) -> dict[str, object]:
-        return json.loads(json.dumps(backend.HANDLERS[verb](self.store, **json.loads(json.dumps(values)))))
+        return json.loads(json.dumps(handlers.HANDLERS[verb](self.store, **json.loads(json.dumps(values)))))
 
     def close(self) -> None:
         """Nothing was started."""

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smallalign_core import export, networks
+from smallalign_core import data, export, networks
 from smallalign_core.analysis import label_preservation, robustness, teacher_check
 from smallalign_core.analysis.data_quality import _features
 from smallalign_core.analysis.saliency import occlusion
@@ -29,11 +29,11 @@ from smallalign_core.metrics import logits_of
 from smallalign_core.networks import onnx_graph
 from smallalign_core.runs import imported
 from smallalign_core.runs.store import Store
-from smallalign_core.service import backend
 from smallalign_core.spec import digest, parse
 from smallalign_core.system import batching, machine
 from smallalign_core.training import frozen_features, optim
 from smallalign_core.training.loop import Training
+from smallalign_core.training.resolve import resolve
 from smallalign_core.training.teacher import Teacher
 
 NAMES = list("0123456789")
@@ -440,8 +440,8 @@ def test_a_tiny_spread_does_not_make_a_tiny_gap_a_fault() -> None:
 
 @pytest.mark.slow
 def test_a_run_on_trained_weights_keeps_its_head_rate(store: Store, weights: Path) -> None:
-    spec = backend.resolve(store, tiny(network=fast(weights, head_rate=4)))
-    groups = Training([spec], backend.data.load(spec.data, store.data_cache)).students[0].optimizer.param_groups
+    spec = resolve(store, tiny(network=fast(weights, head_rate=4)))
+    groups = Training([spec], data.load(spec.data, store.data_cache)).students[0].optimizer.param_groups
     assert sorted(group.get("rate", 1.0) for group in groups) == [1.0, 1.0, 4.0, 4.0]
 
 

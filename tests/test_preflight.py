@@ -20,10 +20,11 @@ from smallalign_core import data, export, networks
 from smallalign_core.errors import BadSpec
 from smallalign_core.metrics import logits_of, score
 from smallalign_core.runs.store import Run, State, Store
-from smallalign_core.service import backend, worker
+from smallalign_core.service import handlers, worker
 from smallalign_core.spec import DataSpec, HintonKd, digest, parse, to_yaml
 from smallalign_core.system.files import write_json
 from smallalign_core.training import teacher_evidence, teacher_loading
+from smallalign_core.training.resolve import resolve
 
 SIDE = 24
 ALIEN = r"cannot teach these images.*not shown to be better than chance.*[Cc]hoose a teacher"
@@ -129,9 +130,9 @@ def test_a_teacher_at_chance_is_refused(train: Train, store: Store) -> None:
     """One that learned nothing yet: its own images do not help it."""
     untrained = train(epochs=1, network={"kind": "mlp", "width": 4}, optimizer={"kind": "sgd", "lr": 1e-6})
     with pytest.raises(BadSpec, match="not shown to be better than chance"):
-        backend.resolve(store, tiny(teacher=untrained.id))
+        resolve(store, tiny(teacher=untrained.id))
     with pytest.raises(BadSpec, match="not shown to be better than chance"):  # nor does good company
-        backend.resolve(store, tiny(teacher=["digits-teacher", untrained.id]))
+        resolve(store, tiny(teacher=["digits-teacher", untrained.id]))
 
 
 # --- of another size --------------------------------------------------------------------------------------------------
@@ -143,7 +144,7 @@ FAMILIES = [{"kind": kind, "width": 4} for kind in ("mlp", "cnn", "separable", "
 def large(of_blobs: dict[str, Any], store: Store) -> Run:
     """A teacher that learned the photographs at their own size."""
     spec = parse({"data": of_blobs, "network": {"kind": "cnn", "width": 4}, "epochs": 12, "batch": 16})
-    run = store.create(backend.resolve(store, spec))
+    run = store.create(resolve(store, spec))
     worker.execute(run, store, device="cpu")
     return run
 
@@ -155,9 +156,9 @@ def test_a_teacher_of_larger_images_is_refused_and_the_remedy_works(
     small = {"data": of_blobs | {"size": 8}, "network": {"kind": "cnn", "width": 4, "depth": 2}, "epochs": 2}
     small |= {"teacher": large.id, "batch": 16}
     with pytest.raises(BadSpec, match=r"24 pixels a side.*show it 8.*data\.size` to 24.*network\.size: 8`"):
-        backend.resolve(store, parse(small))
+        resolve(store, parse(small))
     remedied = parse({**small, "data": of_blobs | {"size": SIDE}, "network": {**small["network"], "size": 8}})
-    run = store.create(backend.resolve(store, remedied))
+    run = store.create(resolve(store, remedied))
     result = worker.execute(run, store, device="cpu")
     assert result["preflight"]["accuracy"] == pytest.approx(large.result["val"]["accuracy"])  # type: ignore[index]
     assert networks.from_file(run.weights).inner_size == (8, 8)
@@ -173,9 +174,9 @@ def test_a_teacher_of_larger_images_is_refused_and_the_remedy_works(
 def test_a_teacher_of_smaller_images_gets_them_resized(of_blobs: dict[str, Any], store: Store) -> None:
     """From the run's own pixels, to the size that it learned."""
     spec = parse({"data": of_blobs | {"size": 12}, "network": {"kind": "cnn", "width": 4}, "epochs": 12, "batch": 16})
-    teacher = store.create(backend.resolve(store, spec))
+    teacher = store.create(resolve(store, spec))
     worker.execute(teacher, store, device="cpu")
-    asked = backend.resolve(store, parse({"data": of_blobs, "network": "cnn", "teacher": teacher.id}))
+    asked = resolve(store, parse({"data": of_blobs, "network": "cnn", "teacher": teacher.id}))
     splits = data.load(asked.data, store.data_cache)
     found = teacher_loading.preflight(asked, store, splits)
     classifier = networks.from_file(teacher.weights)
@@ -253,7 +254,7 @@ def test_a_teacher_is_asked_once_for_each_dataset(
     train: Train, store: Store, digits: data.Splits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher = train(epochs=6)
-    first = backend.resolve(store, tiny(teacher=teacher.id))
+    first = resolve(store, tiny(teacher=teacher.id))
     found = teacher_loading.preflight(first, store, digits)
     monkeypatch.setattr("smallalign_core.metrics.logits_of", lambda *_, **__: pytest.fail("it was asked again"))
     assert teacher_loading.preflight(first, store, digits) == found
@@ -299,7 +300,7 @@ def test_teachers_are_offered_by_evidence_on_the_images(
     train: Train, store: Store, of_blobs: dict[str, Any], large: Run
 ) -> None:
     asked = DataSpec(**of_blobs)
-    facts = backend.inspect(store, of_blobs["source"])
+    facts = handlers.inspect(store, of_blobs["source"])
     rows = {row.id: row for row in run_table.teachers(store, of_blobs["source"], facts)}
     alien = store.run("digits-teacher").id
     assert rows[large.id].here == large.result["val"]["accuracy"]  # type: ignore[index]
@@ -312,7 +313,7 @@ def test_teachers_are_offered_by_evidence_on_the_images(
     assert run_table.default_teacher(again) == large.id, "students are no teachers to begin with"
     assert run_table.default_teacher([row for row in again if row.teacher]) is None
     with pytest.raises(BadSpec):
-        backend.resolve(store, parse({"data": asked.source, "network": "cnn", "teacher": alien}))
+        resolve(store, parse({"data": asked.source, "network": "cnn", "teacher": alien}))
     row = next(row for row in run_table.teachers(store, of_blobs["source"], facts) if row.id == alien)
     assert "no better than chance on these images" in row.label
     assert run_table.default_teacher([row]) is None
@@ -326,16 +327,16 @@ def test_a_spec_without_a_loss_gets_numbers_that_are_part_of_its_id(train: Train
     asked = tiny(teacher=teacher.id)
     assert asked.loss == HintonKd(temperature=None, weight=None)
     assert "loss" not in to_yaml(asked)
-    known = backend.resolve(store, asked)
+    known = resolve(store, asked)
     assert isinstance(known.loss, HintonKd)
     assert (known.loss.temperature, known.loss.weight) == teacher_evidence.trust(
         teacher_loading.preflight(known, store, data.load(known.data, store.data_cache))  # type: ignore[arg-type]
     )
-    assert digest(backend.resolve(store, asked)) == digest(known)
+    assert digest(resolve(store, asked)) == digest(known)
     assert parse(known.model_dump()) == known
-    named = backend.resolve(store, tiny(teacher=teacher.id, loss=known.loss.model_dump()))
+    named = resolve(store, tiny(teacher=teacher.id, loss=known.loss.model_dump()))
     assert digest(named) == digest(known), "who writes the numbers down gets the same run"
-    half = backend.resolve(store, tiny(teacher=teacher.id, loss={"kind": "kd", "temperature": 7, "weight": "auto"}))
+    half = resolve(store, tiny(teacher=teacher.id, loss={"kind": "kd", "temperature": 7, "weight": "auto"}))
     assert (half.loss.temperature, half.loss.weight) == (7, known.loss.weight)  # type: ignore[union-attr]
 
 
@@ -373,11 +374,11 @@ def test_explicit_losses_keep_their_ids() -> None:
 def test_studies_write_the_chosen_loss_into_their_runs(train: Train, store: Store) -> None:
     teacher = train(epochs=6)
     fields = SCALING | {"teacher": teacher.id, "recipes": ["baseline", "distil"], "augment": []}
-    found = backend.study(store, "scaling", fields)
+    found = handlers.study(store, "scaling", fields)
     loss = found["spec"]["loss"]
-    chosen = backend.resolve(store, tiny(teacher=teacher.id)).loss
+    chosen = resolve(store, tiny(teacher=teacher.id)).loss
     assert (loss["temperature"], loss["weight"]) == (chosen.temperature, chosen.weight)  # type: ignore[union-attr]
-    found = backend.study(
+    found = handlers.study(
         store, "optimizers", {**tiny(teacher=teacher.id).model_dump(exclude={"optimizer"}), "seeds": 1}
     )
     assert found["spec"]["student"]["loss"] == loss

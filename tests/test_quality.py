@@ -23,6 +23,7 @@ from smallalign_core.service import backend, worker
 from smallalign_core.spec import DataSpec
 from smallalign_core.system import resumable
 from smallalign_core.system.users import Role, User
+from smallalign_core.training.resolve import resolve
 
 SOME = "0123456789abcdef"
 
@@ -380,7 +381,7 @@ def test_runs_vote_only_on_what_they_did_not_learn(near_store: Store) -> None:
         spec_ = tiny(
             data=where, network={"kind": "mlp", "width": 8 if draw % 2 else 48, "depth": 1}, epochs=25, seed=draw
         )
-        runs.append(near_store.create(backend.resolve(near_store, spec_)))
+        runs.append(near_store.create(resolve(near_store, spec_)))
         worker.execute(runs[-1], near_store, device="cpu")
     report = data_quality.run_check(near_store, spec, method="votes")
     assert "votes of 10 runs that" in report.method

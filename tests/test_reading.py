@@ -23,8 +23,9 @@ from smallalign_core.analysis import data_quality
 from smallalign_core.data import ImageSet, Splits, _names, _pixels
 from smallalign_core.errors import BadData
 from smallalign_core.runs.store import Run, Store
-from smallalign_core.service import backend, worker
+from smallalign_core.service import worker
 from smallalign_core.spec import DataSpec, digest, parse
+from smallalign_core.training.resolve import resolve
 
 DRAW = np.random.default_rng(0)
 
@@ -630,7 +631,7 @@ def test_specs_without_the_new_fields_keep_their_digest() -> None:
 
 def run_on(root: Path, store: Store) -> Run:
     spec = parse({"data": str(root), "network": {"kind": "cnn", "width": 4, "depth": 2}, "epochs": 1, "batch": 8})
-    run = store.create(backend.resolve(store, spec))
+    run = store.create(resolve(store, spec))
     worker.execute(run, store, device="cpu")
     return run
 

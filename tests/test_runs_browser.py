@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from smallalign_core.runs.store import Store
-from smallalign_core.service import backend
+from smallalign_core.training.resolve import resolve
 from tests.conftest import tiny
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -25,7 +25,7 @@ def six(place: Store) -> Store:
     zoo = place.run("digits-student")
     for kind in ("cnn", "mlp"):
         for width in (4, 6, 8):
-            run = place.create(backend.resolve(place, tiny(network={"kind": kind, "width": width}, epochs=1)))
+            run = place.create(resolve(place, tiny(network={"kind": kind, "width": width}, epochs=1)))
             (run.folder / "weights.safetensors").write_bytes(zoo.weights.read_bytes())
             (run.folder / "result.json").write_text(json.dumps({**(zoo.result or {}), "id": run.id}))
     return place
@@ -85,7 +85,7 @@ def test_a_run_that_comes_while_the_table_is_on_screen_moves_no_tick(browser: An
     page.goto(f"{site}/runs?filter=mlp")
     listed(page, 3)
     wanted = row_of(page, 1)
-    newest = six.create(backend.resolve(six, tiny(network={"kind": "mlp", "width": 10}, epochs=1)))
+    newest = six.create(resolve(six, tiny(network={"kind": "mlp", "width": 10}, epochs=1)))
 
     tick(page, 1)
     told = opened(page)

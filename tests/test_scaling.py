@@ -19,10 +19,12 @@ from smallalign_core import data
 from smallalign_core.analysis import data_quality
 from smallalign_core.errors import BadData, BadSpec
 from smallalign_core.runs.store import Store
-from smallalign_core.service import backend
+from smallalign_core.service import handlers
 from smallalign_core.spec import RunSpec, digest
 from smallalign_core.studies import lifecycle, scaling, statistics as stats
+from smallalign_core.studies.resolve import resolve_study
 from smallalign_core.studies.scaling import _build, _fits, _plan
+from smallalign_core.training.resolve import resolve
 from smallalign_core.training.runner import TOGETHER
 from tests.conftest import SCALING, command
 
@@ -32,7 +34,7 @@ def asked(**more: Any) -> scaling.ScalingStudySpec:
 
 
 def resolved(store: Store, **more: Any) -> scaling.ScalingStudySpec:
-    found: scaling.ScalingStudySpec = backend.resolve_study(store, "scaling", asked(**more), "cpu")
+    found: scaling.ScalingStudySpec = resolve_study(store, "scaling", asked(**more), "cpu")
     return found
 
 
@@ -117,7 +119,7 @@ def test_runs_are_those_that_a_user_would_get(place: Store) -> None:
         "augment": SCALING["augment"],
     }
     assert run is not None
-    assert digest(backend.resolve(place, RunSpec.model_validate(own), "cpu")) == digest(run)
+    assert digest(resolve(place, RunSpec.model_validate(own), "cpu")) == digest(run)
 
 
 def test_all_sizes_and_equal_views_keep_step(place: Store) -> None:
@@ -369,7 +371,7 @@ def test_the_command_line_and_the_desk_say_the_same(place: Store, finished: life
     file.write_text(yaml.safe_dump(SCALING))
     told = command("scale", file, "--json", store=place)
     assert told.returncode == 0, told.stderr
-    answer = backend.study(place, "scaling", SCALING)
+    answer = handlers.study(place, "scaling", SCALING)
     assert answer["id"] == finished.id
     assert answer["report"]["headline"] == json.loads(told.stdout)["headline"]
     assert json.loads(told.stdout)["words"] == answer["words"]
@@ -379,10 +381,10 @@ def test_the_command_line_and_the_desk_say_the_same(place: Store, finished: life
 
 
 def test_the_cost_is_known_before_the_first_run(place: Store, finished: lifecycle.Study) -> None:
-    told = backend.study(place, "scaling", {**SCALING, "epochs": 40}, probe=True)
-    longer = backend.study(place, "scaling", {**SCALING, "epochs": 400}, probe=True)
+    told = handlers.study(place, "scaling", {**SCALING, "epochs": 40}, probe=True)
+    longer = handlers.study(place, "scaling", {**SCALING, "epochs": 400}, probe=True)
     assert 0 < told["seconds"] < longer["seconds"]
-    assert backend.study(place, "scaling", SCALING, probe=True)["seconds"] == 0  # all of it is done
+    assert handlers.study(place, "scaling", SCALING, probe=True)["seconds"] == 0  # all of it is done
     assert finished.report(place).cost.spent > 0
 
 

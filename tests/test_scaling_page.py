@@ -14,7 +14,7 @@ from smallalign_core.analysis import data_quality
 from smallalign_core.data import Decision
 from smallalign_core.runs.store import State, Store
 from smallalign_core.runs.writer import RunWriter
-from smallalign_core.service import backend
+from smallalign_core.service import handlers
 from smallalign_core.studies import lifecycle, scaling
 from smallalign_core.studies.lifecycle import Study
 from smallalign_core.studies.scaling import most_of, parse_study
@@ -67,7 +67,7 @@ def test_a_student_too_narrow_for_sizes_around_it_is_a_sentence(shown: Show) -> 
 
 
 def test_own_decisions_are_offered_where_there_are_some(shown: Show, place: Store) -> None:
-    fingerprint = backend.inspect(place, "digits")["fingerprint"]
+    fingerprint = handlers.inspect(place, "digits")["fingerprint"]
     data_quality.decide(place, fingerprint, "digits", [(255, Decision("drop"))])
     app = shown("scaling", data="digits", recipes="clean", cleaning="decided")
     assert asked_for(app).decisions == str(data_quality.file_of(place, fingerprint))

@@ -29,7 +29,7 @@ from smallalign_core.export import _file, _runtime
 from smallalign_core.networks import onnx_graph
 from smallalign_core.runs import class_names, model_card
 from smallalign_core.runs.store import Run, Store
-from smallalign_core.service import backend
+from smallalign_core.service import handlers
 from smallalign_core.system.files import write_json
 from smallalign_core.system.users import Role, User
 
@@ -368,7 +368,7 @@ def test_a_viewers_browser_writes_nothing_into_the_proof(copied: tuple[Store, Ru
     store, run = copied
     watched = Store(store.root, User("eve@example.org", Role.VIEWER))
     with pytest.raises(Refused, match="You may look at everything here but not"):
-        backend.claim(watched, run.id, "fp32", said(kept_logits(store, run)))
+        handlers.claim(watched, run.id, "fp32", said(kept_logits(store, run)))
     report = export.kept_bundle(run, store)
     assert report is not None
     assert report["browser"] is None
@@ -504,10 +504,10 @@ def test_the_demo_brings_its_runtime_and_names_no_host(
 
 def test_the_desk_answers_for_a_page(copied: tuple[Store, Run]) -> None:
     store, run = copied
-    assert backend.bundle(store, run.id, "int8") == export.kept_bundle(run, store, "int8")
+    assert handlers.bundle(store, run.id, "int8") == export.kept_bundle(run, store, "int8")
     with pytest.raises(BadInput, match="no such precision"):
-        backend.bundle(store, run.id, "int4")
-    assert backend.claim(store, run.id, "fp32", said(kept_logits(store, run)))["browser"]["ok"]
+        handlers.bundle(store, run.id, "int4")
+    assert handlers.claim(store, run.id, "fp32", said(kept_logits(store, run)))["browser"]["ok"]
 
 
 # --- files of others --------------------------------------------------------------------------------------------------

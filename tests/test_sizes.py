@@ -11,7 +11,7 @@ import pytest
 from smallalign_core import export
 from smallalign_core.export._file import padded
 from smallalign_core.runs.store import Store
-from smallalign_core.service import backend
+from smallalign_core.service import handlers
 from tests.conftest import Train, tiny
 
 NETWORKS: list[dict[str, Any]] = [
@@ -29,7 +29,7 @@ def test_the_file_has_the_size_that_was_said(
     fields: dict[str, Any], store: Store, train: Train, tmp_path: Path
 ) -> None:
     spec = tiny(epochs=1, **fields)
-    said = backend.estimate(store, spec.model_dump(mode="json"))
+    said = handlers.estimate(store, spec.model_dump(mode="json"))
     run = train(epochs=1, **fields)
 
     assert said["onnx_bytes"] == said["sizes"]["fp32"]

@@ -25,11 +25,13 @@ from pages.ui.app import context, supervisor
 from smallalign_core.errors import BadInput, BadModel, Diverged, Refused, SmallAlignError, UnknownRun, WorkFailed
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.runs.writer import RunWriter, checkpoints
-from smallalign_core.service import backend as desk, worker
+from smallalign_core.service import worker
+from smallalign_core.service.client import BackendClient
 from smallalign_core.spec import RunSpec, digest
 from smallalign_core.system import files
 from smallalign_core.system.users import OWNER
 from smallalign_core.training import runner
+from smallalign_core.training.resolve import resolve
 
 
 def until(true: Callable[[], bool], seconds: float = 90) -> None:
@@ -40,7 +42,7 @@ def until(true: Callable[[], bool], seconds: float = 90) -> None:
 
 
 def long_run(store: Store, **fields: object) -> Run:
-    return store.submit(desk.resolve(store, tiny(epochs=400, augment=["shift", "rotate"], **fields)))
+    return store.submit(resolve(store, tiny(epochs=400, augment=["shift", "rotate"], **fields)))
 
 
 @contextlib.contextmanager
@@ -60,7 +62,7 @@ def work_in_a_thread(store: Store) -> threading.Thread:
 
 def test_an_equal_spec_is_the_same_run(train: Train, store: Store) -> None:
     run = train()
-    again = store.submit(desk.resolve(store, tiny()))
+    again = store.submit(resolve(store, tiny()))
     assert again.id == run.id
     assert again.state is State.FINISHED
     assert store.queue() == []
@@ -70,7 +72,7 @@ def test_an_equal_spec_is_the_same_run(train: Train, store: Store) -> None:
 
 
 def test_states_in_the_order_of_a_life(store: Store) -> None:
-    run = store.create(desk.resolve(store, tiny()))
+    run = store.create(resolve(store, tiny()))
     assert run.state is State.INTERRUPTED
     store.enqueue(run)
     assert run.state is State.QUEUED
@@ -102,7 +104,7 @@ def test_results_say_what_scripts_need(train: Train) -> None:
 
 @pytest.mark.slow
 def test_a_second_worker_on_the_same_run_is_refused(store: Store) -> None:
-    run = store.create(desk.resolve(store, tiny()))
+    run = store.create(resolve(store, tiny()))
     with RunWriter(run), pytest.raises(Refused, match=r"(?i)another worker"):
         worker.execute(run, store, device="cpu")
     assert run.result is None
@@ -130,7 +132,7 @@ def test_the_dashboard_sees_a_worker_on_any_device_and_starts_no_other(
                 self.set()
             return self.is_set()
 
-    store.submit(desk.resolve(store, tiny()))
+    store.submit(resolve(store, tiny()))
     started: list[Store] = []
     monkeypatch.setattr(supervisor, "start_worker", lambda one: started.append(one) or SimpleNamespace(poll=lambda: 0))
     monkeypatch.setenv("SMALLALIGN_STORE", str(store.root))
@@ -149,7 +151,7 @@ def test_the_dashboard_sees_a_worker_on_any_device_and_starts_no_other(
 @pytest.mark.slow
 def test_looking_never_keeps_a_worker_out(store: Store) -> None:
     """Two threads look all the time; whoever wants the lock gets it every time."""
-    run = store.create(desk.resolve(store, tiny()))
+    run = store.create(resolve(store, tiny()))
     with RunWriter(run):
         assert all(files.is_held(run.folder / "lock") for _ in range(50))
     done = threading.Event()
@@ -194,7 +196,7 @@ def test_many_writers_of_one_file_do_not_break_each_other(tmp_path: Path) -> Non
 
 def test_a_marker_on_a_finished_run_does_not_hold_up_the_queue(train: Train, store: Store) -> None:
     done = train()
-    waiting = store.submit(desk.resolve(store, tiny(seed=9)))
+    waiting = store.submit(resolve(store, tiny(seed=9)))
     (done.folder / "queued").write_text("0")
     assert [run.id for run in store.queue()] == [waiting.id]
     before = done.weights.stat().st_mtime_ns
@@ -204,7 +206,7 @@ def test_a_marker_on_a_finished_run_does_not_hold_up_the_queue(train: Train, sto
 
 
 def test_a_run_cancelled_after_it_was_listed_is_not_trained(store: Store) -> None:
-    run = store.submit(desk.resolve(store, tiny()))
+    run = store.submit(resolve(store, tiny()))
     (listed,) = store.queue()
     run.request("cancel")
     with pytest.raises(Refused, match="no longer in the queue"):
@@ -214,7 +216,7 @@ def test_a_run_cancelled_after_it_was_listed_is_not_trained(store: Store) -> Non
 
 
 def test_a_cancel_asked_while_the_worker_starts_is_obeyed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = store.submit(desk.resolve(store, tiny(epochs=50)))
+    run = store.submit(resolve(store, tiny(epochs=50)))
     say = RunWriter.write_status
 
     def ask_then_say(self: RunWriter, **facts: object) -> None:
@@ -275,9 +277,9 @@ def test_a_folder_may_move_and_the_worker_may_stand_elsewhere(
 
     folder_of(tmp_path / "pictures", "ab", 20, size=(8, 8), mode="L")
     monkeypatch.chdir(tmp_path)
-    run = store.submit(desk.resolve(store, tiny(data="pictures")))
+    run = store.submit(resolve(store, tiny(data="pictures")))
     (tmp_path / "pictures").rename(tmp_path / "moved")
-    again = store.submit(desk.resolve(store, tiny(data="moved")))
+    again = store.submit(resolve(store, tiny(data="moved")))
     assert again.id == run.id
     monkeypatch.chdir("/")
     assert worker.execute(Run(run.folder), store, device="cpu")["state"] == "finished"
@@ -285,7 +287,7 @@ def test_a_folder_may_move_and_the_worker_may_stand_elsewhere(
 
 def test_a_network_that_would_take_all_memory_is_refused(store: Store) -> None:
     with pytest.raises(SmallAlignError, match=r"(?i)would have .* parameters"):
-        desk.resolve(store, tiny(network={"kind": "cnn", "width": 2048, "depth": 8}))
+        resolve(store, tiny(network={"kind": "cnn", "width": 2048, "depth": 8}))
 
 
 @pytest.mark.parametrize("request_", ["pause", "cancel"])
@@ -320,7 +322,7 @@ def test_a_queued_run_can_be_cancelled_without_a_worker(store: Store) -> None:
 
 
 def medium(store: Store, epochs: int = 16) -> Run:
-    return store.create(desk.resolve(store, tiny(epochs=epochs, optimizer="lookahead", augment=["shift", "rotate"])))
+    return store.create(resolve(store, tiny(epochs=epochs, optimizer="lookahead", augment=["shift", "rotate"])))
 
 
 def group(store: Store, teacher: Run, epochs: int = 4) -> list[Run]:
@@ -331,19 +333,19 @@ def group(store: Store, teacher: Run, epochs: int = 4) -> list[Run]:
         tiny(**shared, teacher=teacher.id, shuffled=True),
         tiny(**shared, optimizer="lookahead"),
     )
-    return [store.submit(desk.resolve(store, spec)) for spec in specs]
+    return [store.submit(resolve(store, spec)) for spec in specs]
 
 
 @pytest.mark.slow
 def test_the_queue_trains_runs_with_equal_views_in_lockstep(store: Store, train: Train, tmp_path: Path) -> None:
     """Each ends as it would alone."""
     runs = group(store, train())
-    other = store.submit(desk.resolve(store, tiny(seed=4)))
+    other = store.submit(resolve(store, tiny(seed=4)))
     assert worker.serve(store, once=True, device="cpu") == 4
     assert [run.status["together"] for run in (*runs, other)] == [3, 3, 3, 1]
     for run in runs:
         alone = Store(tmp_path / run.id)
-        twin = alone.create(desk.resolve(store, run.spec))
+        twin = alone.create(resolve(store, run.spec))
         if run.spec.teacher:
             alone._adopt(store.run(run.spec.teacher))
         assert worker.execute(twin, alone, device="cpu")["weights_sha256"] == (run.result or {})["weights_sha256"]
@@ -368,7 +370,7 @@ def test_one_of_a_lockstep_is_cancelled_and_the_others_end(store: Store, train: 
 def test_one_of_a_lockstep_diverges_and_the_others_end(store: Store) -> None:
     wild = {"kind": "sgd", "lr": 100.0, "weight_decay": 10.0}
     specs = [tiny(epochs=8), tiny(epochs=8, network={"kind": "mlp", "width": 32}, optimizer=wild)]
-    runs = [store.create(desk.resolve(store, spec)) for spec in specs]
+    runs = [store.create(resolve(store, spec)) for spec in specs]
     fine, broken = runner.run_lockstep(runs, store, device="cpu")
     assert isinstance(fine, dict)
     assert fine["state"] == "finished"
@@ -449,7 +451,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[RunSpec, di
     whole, found = Store(tmp_path_factory.mktemp("whole") / "models"), []
     for epochs in (1, 4):
         spec = tiny(epochs=epochs, optimizer={"kind": "adamw", "lr": 0.02})
-        found.append((spec, worker.execute(whole.create(desk.resolve(whole, spec)), whole, device="cpu")))
+        found.append((spec, worker.execute(whole.create(resolve(whole, spec)), whole, device="cpu")))
     return found
 
 
@@ -459,7 +461,7 @@ def test_pausing_at_any_event_changes_nothing(
 ) -> None:
     """Also between an epoch's last step and its validation, and in the only epoch that there is."""
     for spec, expected in unbroken:
-        run = store.create(desk.resolve(store, spec))
+        run = store.create(resolve(store, spec))
         seen = []
 
         def pause(event: dict[str, object], run: Run = run, seen: list[object] = seen) -> None:
@@ -567,30 +569,30 @@ def test_references(train: Train, store: Store) -> None:
 
 
 def test_a_teacher_must_be_finished_and_know_the_classes(store: Store, train: Train) -> None:
-    waiting = store.submit(desk.resolve(store, tiny(epochs=99)))
+    waiting = store.submit(resolve(store, tiny(epochs=99)))
     with pytest.raises(Refused, match="not finished"):
-        desk.resolve(store, tiny(teacher=waiting.id))
+        resolve(store, tiny(teacher=waiting.id))
     with pytest.raises(UnknownRun):
-        desk.resolve(store, tiny(teacher="nobody"))
+        resolve(store, tiny(teacher="nobody"))
     from test_data import folder_of
 
     cats = folder_of(store.root / "cats", "ab", 20, size=(8, 8), mode="L")
     with pytest.raises(BadInput, match="classes do not match"):
-        desk.resolve(store, tiny(data=str(cats), teacher=train().id))
+        resolve(store, tiny(data=str(cats), teacher=train().id))
 
 
 def test_a_teacher_by_path_is_taken_into_the_store(tmp_path: Path, store: Store) -> None:
     elsewhere = Store(tmp_path / "elsewhere")
-    teacher = elsewhere.create(desk.resolve(elsewhere, tiny()))
+    teacher = elsewhere.create(resolve(elsewhere, tiny()))
     worker.execute(teacher, elsewhere, device="cpu")
-    spec = desk.resolve(store, tiny(teacher=str(teacher.folder), seed=4))
+    spec = resolve(store, tiny(teacher=str(teacher.folder), seed=4))
     assert spec.teacher == teacher.id
     assert store.finished(teacher.id).folder.parent == store.root / "runs"
 
 
 def test_delete(train: Train, store: Store) -> None:
     teacher = train()
-    student = store.submit(desk.resolve(store, tiny(teacher=teacher.id)))
+    student = store.submit(resolve(store, tiny(teacher=teacher.id)))
     with pytest.raises(Refused, match="learn from it"):
         store.delete(teacher.id)
     store.delete(student.id)
@@ -630,13 +632,13 @@ def test_zoo_specs_give_the_zoo_runs(store: Store) -> None:
     """The committed specs, resolved, have the ids that the committed results claim."""
     assert len(store.zoo()) >= 2
     for run in store.zoo():
-        assert digest(desk.resolve(store, run.spec)) == run.id
+        assert digest(resolve(store, run.spec)) == run.id
 
 
 @pytest.mark.slow
 def test_the_zoo_student_can_be_made_again(store: Store) -> None:
     zoo = store.run("digits-student")
-    run = store.create(desk.resolve(store, zoo.spec))
+    run = store.create(resolve(store, zoo.spec))
     result = worker.execute(run, store, device="cpu")
     assert zoo.result is not None
     assert abs(result["test"]["accuracy"] - zoo.result["test"]["accuracy"]) < 0.02
@@ -649,7 +651,7 @@ def test_the_zoo_student_can_be_made_again(store: Store) -> None:
 
 @pytest.mark.slow
 def test_the_desk_answers_refuses_and_recovers(store: Store) -> None:
-    asking = desk.BackendClient(store)
+    asking = BackendClient(store)
     try:
         found = asking.call("inspect", source="digits")
         assert found["images"] == 1797

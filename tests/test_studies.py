@@ -21,11 +21,12 @@ from pydantic import BaseModel
 from smallalign_core.errors import BadData, Refused, UnknownRun
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.runs.writer import RunWriter
-from smallalign_core.service import backend, worker
+from smallalign_core.service import worker
 from smallalign_core.spec import RunSpec, digest, parse
 from smallalign_core.studies import lifecycle
 from smallalign_core.studies.lifecycle import Study
 from smallalign_core.system.users import Role, User
+from smallalign_core.training.resolve import resolve
 
 
 class Asked(BaseModel):
@@ -82,7 +83,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Toy:
 @pytest.fixture
 def resolved(store: Store) -> RunSpec:
     fields = {"data": {"source": "digits", "images": 100}, "network": {"kind": "mlp", "width": 8}, "batch": 50}
-    return backend.resolve(store, tiny(**fields, epochs=1))
+    return resolve(store, tiny(**fields, epochs=1))
 
 
 def ask(store: Store, spec: RunSpec, *lengths: int) -> Study:
@@ -370,7 +371,7 @@ def test_a_teacher_stays_while_a_study_lacks_runs(store: Store, toy: Toy, resolv
     """Whoever trains it, active or paused; not once it is complete, nor once it is deleted."""
     teacher = store.create(resolved.model_copy(update={"seed": 9, "epochs": 20}))
     worker.execute(teacher, store, device="cpu")
-    student = backend.resolve(store, parse(resolved.model_dump(mode="json") | {"teacher": teacher.id, "loss": "kd"}))
+    student = resolve(store, parse(resolved.model_dump(mode="json") | {"teacher": teacher.id, "loss": "kd"}))
     study, other = ask(store, student), ask(store, student, 2)
     for one in (study, other):
         lifecycle.start(store, one)
@@ -398,7 +399,7 @@ def test_a_teacher_is_let_go_by_studies_that_are_complete_or_no_more(
     """Paused before the last run was finished, or trained by somebody else: nothing is left that would let it go."""
     teacher = store.create(resolved.model_copy(update={"seed": 9, "epochs": 20}))
     worker.execute(teacher, store, device="cpu")
-    student = backend.resolve(store, parse(resolved.model_dump(mode="json") | {"teacher": teacher.id, "loss": "kd"}))
+    student = resolve(store, parse(resolved.model_dump(mode="json") | {"teacher": teacher.id, "loss": "kd"}))
     study, lost = ask(store, student), ask(store, student, 2)
     for one in (study, lost):
         lifecycle.start(store, one)
@@ -426,7 +427,7 @@ def test_a_study_deletes_its_own_teachers_too(store: Store, toy: Toy, resolved: 
     knowing = resolved.model_copy(update={"epochs": 20})
     teacher = store.create(knowing)
     worker.execute(teacher, store, device="cpu")
-    student = backend.resolve(store, parse(resolved.model_dump(mode="json") | {"teacher": teacher.id, "loss": "kd"}))
+    student = resolve(store, parse(resolved.model_dump(mode="json") | {"teacher": teacher.id, "loss": "kd"}))
     study = ask(store, student, 2)
     toy.wanted = lambda *_: [knowing, student]  # type: ignore[method-assign]
     lifecycle.start(store, study)

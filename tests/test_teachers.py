@@ -23,10 +23,11 @@ from smallalign_core.data import Splits
 from smallalign_core.errors import BadInput, BadModel, BadSpec, Refused
 from smallalign_core.runs import imported as foreign
 from smallalign_core.runs.store import Run, Store
-from smallalign_core.service import backend
+from smallalign_core.service import handlers
 from smallalign_core.spec import DataSpec, canonical, digest, parse, to_yaml
 from smallalign_core.system import sandbox
 from smallalign_core.training import runner
+from smallalign_core.training.resolve import resolve
 from smallalign_core.training.teacher import _pack
 
 DIGITS = DataSpec(source="digits")
@@ -133,7 +134,7 @@ def test_an_import_is_found_listed_compared_and_deleted_but_not_trained_or_expor
     for question in (lambda: imported.spec, lambda: export.export(imported, tmp_path / "again.onnx")):
         with pytest.raises(Refused, match="imported, not trained here"):
             question()
-    student = store.create(backend.resolve(store, tiny(teacher=imported.id)))
+    student = store.create(resolve(store, tiny(teacher=imported.id)))
     with pytest.raises(Refused, match="nfinished runs learn from it"):
         store.delete(imported.id)
     store.delete(student.id)
@@ -148,7 +149,7 @@ def test_an_import_teaches_as_the_run_that_it_was(exported: tuple[Store, Run, Pa
     store = Store(tmp_path / "models")
     made = []
     for teacher in (foreign.import_onnx(file, DIGITS, store).id, run.id):
-        student = store.create(backend.resolve(store, tiny(teacher=teacher, network={"kind": "mlp", "width": 8})))
+        student = store.create(resolve(store, tiny(teacher=teacher, network={"kind": "mlp", "width": 8})))
         runner.execute(student, store, device="cpu")
         made.append(load_file(student.weights))
     for name, tensor in made[0].items():
@@ -509,7 +510,7 @@ def test_the_command_line_and_the_desk_say_the_same(exported: tuple[Store, Run, 
     assert store.run("from-elsewhere").in_zoo
     assert "SHA-256" in (store.run("from-elsewhere").folder / "card.md").read_text()
     done = command("preflight", "from-elsewhere", "--data", "digits", "--json", store=store)
-    said, asked = json.loads(done.stdout), backend.preflight(store, "from-elsewhere", "digits")
+    said, asked = json.loads(done.stdout), handlers.preflight(store, "from-elsewhere", "digits")
     for name in ("scores", "suggested", "temperature", "refused", "mapping"):
         assert said[name] == json.loads(json.dumps(asked[name])), name
     assert "may teach" in asked["words"]
@@ -532,16 +533,16 @@ def start(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_a_run_starts_from_a_file_and_its_digest_is_the_files(store: Store, start: Path, tmp_path: Path) -> None:
-    resolved = backend.resolve(store, tiny(network=small(weights=str(start))))
+    resolved = resolve(store, tiny(network=small(weights=str(start))))
     assert resolved.network.weights_sha256 == hashlib.sha256(start.read_bytes()).hexdigest()  # type: ignore[union-attr]
     moved = tmp_path / "moved.safetensors"
     moved.write_bytes(start.read_bytes())
-    assert digest(backend.resolve(store, tiny(network=small(weights=str(moved))))) == digest(resolved)
-    assert digest(backend.resolve(store, tiny(network=small()))) != digest(resolved)
+    assert digest(resolve(store, tiny(network=small(weights=str(moved))))) == digest(resolved)
+    assert digest(resolve(store, tiny(network=small()))) != digest(resolved)
     tensors = load_file(start)
     tensors["features.0.bias"] += 1
     save_file(tensors, start)
-    assert digest(backend.resolve(store, tiny(network=small(weights=str(start))))) != digest(resolved)
+    assert digest(resolve(store, tiny(network=small(weights=str(start))))) != digest(resolved)
     with pytest.raises(BadModel, match="not the file that they were"):
         networks.build(resolved.network, list("ab"), (1, 8, 8), mean=[0.5], std=[0.5])
     assert "weights_sha256" not in to_yaml(resolved)
@@ -601,17 +602,17 @@ def test_a_run_may_start_from_another_runs_weights(train: Train) -> None:
 
 def test_what_cannot_be_started_from_is_refused(store: Store, start: Path, exported: tuple[Store, Run, Path]) -> None:
     with pytest.raises(BadModel, match=r"of another network than mobilenet_v2.*tensors are missing"):
-        backend.resolve(store, tiny(network={"kind": "torchvision", "name": "mobilenet_v2", "weights": str(start)}))
+        resolve(store, tiny(network={"kind": "torchvision", "name": "mobilenet_v2", "weights": str(start)}))
     with pytest.raises(BadModel, match="a safetensors file"):
-        backend.resolve(store, tiny(network=small(weights=str(exported[2]))))
+        resolve(store, tiny(network=small(weights=str(exported[2]))))
     with pytest.raises(BadModel, match="cannot be read"):
-        backend.resolve(store, tiny(network=small(weights="nowhere.safetensors")))
+        resolve(store, tiny(network=small(weights="nowhere.safetensors")))
     with pytest.raises(BadSpec, match="two places"):
         tiny(network=small(weights="a", pretrained=True))
     with pytest.raises(BadSpec, match="frozen network never learns"):
         tiny(network=small(frozen=True))
     with pytest.raises(BadSpec, match=r"imm has no .* model of that name.*resnet"):
-        backend.resolve(store, tiny(network="timm:resnet81"))
+        resolve(store, tiny(network="timm:resnet81"))
 
 
 def test_old_specs_keep_their_ids() -> None:

@@ -10,9 +10,9 @@ from conftest import Train, tiny
 
 from smallalign_core.data import Splits
 from smallalign_core.runs.store import Store
-from smallalign_core.service import backend
 from smallalign_core.system.files import read_json
 from smallalign_core.training import precision_tuning
+from smallalign_core.training.resolve import resolve
 
 CPU = torch.device("cpu")
 
@@ -45,7 +45,7 @@ def test_the_clearly_faster_is_taken_once_and_remembered(
     assert precision_tuning.precision(spec, store, digits, CPU) == chosen
     assert raced == [["fp32", "bf16"]]
     again = spec.model_copy(update={"seed": 7, "epochs": 90})
-    assert backend.resolve(store, again, "cpu").precision == chosen
+    assert resolve(store, again, "cpu").precision == chosen
     assert len(raced) == 1
     assert precision_tuning.precision(spec.model_copy(update={"batch": 64}), store, digits, CPU) == chosen
     assert len(raced) == 2, "another batch is another question"

@@ -16,17 +16,18 @@ from pages.ui.app import context
 from smallalign_core.errors import BadInput, BadSpec
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.runs.writer import RunWriter
-from smallalign_core.service import backend
+from smallalign_core.service import handlers
 from smallalign_core.spec import RunSpec, digest
 from smallalign_core.studies import ablation
 from smallalign_core.studies.ablation import METRICS, effect
+from smallalign_core.training.resolve import resolve
 
 POLICY = [{"kind": "shift", "pixels": 1}, {"kind": "rotate", "degrees": 10}]
 NOISY = [0.94, 0.95, 0.93, 0.96], [0.93, 0.96, 0.92, 0.95]
 
 
 def augmented(store: Store, **fields: Any) -> RunSpec:
-    return backend.resolve(store, tiny(augment=POLICY, **fields))
+    return resolve(store, tiny(augment=POLICY, **fields))
 
 
 def pretend(store: Store, spec: RunSpec, **scores: float) -> Run:
@@ -83,7 +84,7 @@ def test_the_control_keeps_what_a_spec_was_resolved_to(store: Store) -> None:
 
     control = ablation.without(spec, "augment")
 
-    assert control == backend.resolve(store, tiny())
+    assert control == resolve(store, tiny())
 
 
 @pytest.mark.parametrize("what", ["augment", "teacher", "shuffled"])
@@ -286,7 +287,7 @@ def test_what_was_stopped_goes_on_when_started_again(store: Store) -> None:
 
 def test_policies_share_their_control(store: Store) -> None:
     ablation.start(store, augmented(store), "augment", 2)
-    ablation.start(store, backend.resolve(store, tiny(augment=["flip"])), "augment", 2)
+    ablation.start(store, resolve(store, tiny(augment=["flip"])), "augment", 2)
 
     assert len(store.runs()) == 6
 
@@ -297,15 +298,15 @@ def test_policies_share_their_control(store: Store) -> None:
 def test_the_desk_reports_and_starts(store: Store) -> None:
     asked = tiny(augment=POLICY).model_dump(mode="json")
 
-    first = backend.worth(store, asked, "augment", 2)
+    first = handlers.worth(store, asked, "augment", 2)
     assert (first["missing"], store.runs()) == (4, [])
-    second = backend.worth(store, asked, "augment", 2, start=True)
+    second = handlers.worth(store, asked, "augment", 2, start=True)
 
     assert (second["running"], len(store.queue())) == (2, 4)
     assert second["spec"]["data"]["fingerprint"]
     assert json.dumps(second)
     with pytest.raises(BadSpec, match="nothing to measure"):
-        backend.worth(store, tiny().model_dump(mode="json"), "augment")
+        handlers.worth(store, tiny().model_dump(mode="json"), "augment")
 
 
 @pytest.mark.slow

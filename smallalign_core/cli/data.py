@@ -11,7 +11,7 @@ from smallalign_core.analysis import data_quality
 from smallalign_core.cli._shared import MODELS, JsonOption, SetOption, StoreOption, answer, progress
 from smallalign_core.errors import BadInput
 from smallalign_core.runs.store import Store
-from smallalign_core.service import backend
+from smallalign_core.service import handlers
 from smallalign_core.spec import parse_data, set_field
 from smallalign_core.system import resumable
 
@@ -38,7 +38,7 @@ def inspect(
     if decide is not None and (decide.exists() or not decide.parent.is_dir()):
         raise BadInput("decisions go into a new file of an existing folder", given=decide, do="choose another name")
     asked: dict[str, Any] = parse_data(fields).model_dump(mode="json")
-    facts = backend.inspect(place, asked)
+    facts = handlers.inspect(place, asked)
     looking = data_quality.QualityCheck(
         place, parse_data(asked), method, teacher
     )  # what cannot be is refused before any bar

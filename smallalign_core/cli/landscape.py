@@ -12,7 +12,8 @@ from smallalign_core.cli._shared import MODELS, JsonOption, MovedOption, StoreOp
 from smallalign_core.cli.train import train_all
 from smallalign_core.errors import BadInput
 from smallalign_core.runs.store import Store
-from smallalign_core.service import backend, worker
+from smallalign_core.service import handlers, worker
+from smallalign_core.training.resolve import resolve
 
 PATIENCE = 0.5
 
@@ -46,7 +47,7 @@ def landscape(
     if widths is not None:
         runs = _ladder(place, runs, widths, seeds)
     how: dict[str, Any] = {"norms": bn, "images": images, "seed": seed}
-    price = backend.landscape(place, runs, measures, start=False, **how)
+    price = handlers.landscape(place, runs, measures, start=False, **how)
     if "cost" in price:
         known = price["cost"]
         told = (
@@ -59,7 +60,7 @@ def landscape(
             return
     with Progress(console=progress_console) as bar:
         task = bar.add_task("looking", total=1.0)
-        while "report" not in (found := backend.landscape(place, runs, measures, patience=PATIENCE, **how)):
+        while "report" not in (found := handlers.landscape(place, runs, measures, patience=PATIENCE, **how)):
             bar.update(task, completed=found["done"])
         bar.update(task, completed=1.0)
     answer(found["report"], json, "\n".join(found["report"]["words"]))
@@ -75,7 +76,7 @@ def _ladder(place: Store, runs: list[str], widths: str, seeds: int) -> list[str]
             given=f"{len(runs)} runs, --widths {widths}",
             do="write --widths 4,8,16",
         )
-    resolved = backend.resolve(place, place.finished(runs[0]).spec)
+    resolved = resolve(place, place.finished(runs[0]).spec)
     specs = looking.ladder(resolved, [int(width) for width in widths.split(",")], seeds)
     train_all(place, [(f"width {getattr(spec.network, 'width', '')} seed {spec.seed}", spec) for spec in specs])
     return [place.create(spec).id for spec in specs]

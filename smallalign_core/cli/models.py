@@ -11,7 +11,7 @@ from smallalign_core.cli._shared import MODELS, JsonOption, StoreOption, answer
 from smallalign_core.errors import BadInput
 from smallalign_core.runs import class_names
 from smallalign_core.runs.store import Store
-from smallalign_core.service import backend
+from smallalign_core.service import handlers
 from smallalign_core.spec import parse_data
 from smallalign_core.system import sandbox
 from smallalign_core.system.files import write
@@ -88,7 +88,7 @@ def preflight(
 ) -> None:
     """Is this teacher worth it on these images? Validation only. Exit code 1 if it is no better than chance."""
     set_threads()
-    found = backend.preflight(Store(store), reference, data_source)
+    found = handlers.preflight(Store(store), reference, data_source)
     answer(found, json, found["words"])
     if found["refused"]:
         raise typer.Exit(1)

@@ -21,8 +21,9 @@ from smallalign_core.cli._shared import (
     progress_console,
 )
 from smallalign_core.runs.store import Run, Store
-from smallalign_core.service import backend, worker
+from smallalign_core.service import worker
 from smallalign_core.studies import lifecycle, optimizers as optimstudy, ray_executor, scaling
+from smallalign_core.studies.resolve import resolve_study
 
 RayOption = Annotated[
     str | None, typer.Option("--ray", help="Train on this Ray cluster: host:port of its head, or auto.")
@@ -67,7 +68,7 @@ def scale(
 def _answer(kind: str, asked: Any, place: Store, queue: bool, device: str, ray: str | None, json: bool) -> None:
     """Train what a study lacks, here or by workers, and say what is known."""
     progress_console.print("loading torch and data …", style="dim")
-    found = lifecycle.create(place, kind, backend.resolve_study(place, kind, asked, device))
+    found = lifecycle.create(place, kind, resolve_study(place, kind, asked, device))
     if queue:
         lifecycle.start(place, found)
     else:

@@ -25,10 +25,11 @@ from smallalign_core.cli._shared import (
 from smallalign_core.errors import SmallAlignError
 from smallalign_core.metrics import zero_recall_classes
 from smallalign_core.runs.store import State, Store
-from smallalign_core.service import backend, worker
+from smallalign_core.service import worker
 from smallalign_core.spec import RunSpec, read
 from smallalign_core.studies import ablation as measuring
 from smallalign_core.training import runner
+from smallalign_core.training.resolve import resolve
 
 SpecFile = Annotated[Path, typer.Argument(help="A YAML or JSON file.")]
 
@@ -144,7 +145,7 @@ def train_all(place: Store, specs: Sequence[tuple[str, RunSpec]], device: str = 
 
 def _resolved(place: Store, spec: RunSpec, device: str = "auto") -> RunSpec:
     progress_console.print("loading torch and data …", style="dim")
-    return backend.resolve(place, spec, device)
+    return resolve(place, spec, device)
 
 
 @contextlib.contextmanager

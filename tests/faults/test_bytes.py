@@ -20,10 +20,11 @@ from smallalign_core.errors import BadModel, Refused, SmallAlignError
 from smallalign_core.runs import imported
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.runs.writer import RunWriter, checkpoints
-from smallalign_core.service import backend, doctor, worker
+from smallalign_core.service import doctor, worker
 from smallalign_core.spec import digest
 from smallalign_core.system import files
 from smallalign_core.training import precision_tuning, runner
+from smallalign_core.training.resolve import resolve
 
 MASKS = (0x01, 0x10, 0x80)
 OLD = ROOT / "tests" / "fixtures" / "schema-1"
@@ -39,7 +40,7 @@ def flip(file: Path, place: int | None = None, mask: int = 0x01) -> None:
 def paused(store: Store, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run that was paused with two checkpoints."""
     monkeypatch.setattr(runner, "CHECKPOINT_SECONDS", 0.0)
-    run = store.create(backend.resolve(store, tiny()))
+    run = store.create(resolve(store, tiny()))
 
     def pause(event: dict[str, Any]) -> None:
         if event["kind"] == "epoch" and event["epoch"] == 2:
@@ -131,7 +132,7 @@ def test_a_run_goes_on_without_what_is_damaged_to_the_same_weights(
 @pytest.mark.slow
 def test_damaged_weights_answer_nobody(train: Train, store: Store, tmp_path: Path) -> None:
     teacher, student = train(), train(seed=1)
-    pupil = store.create(backend.resolve(store, tiny(teacher=teacher.id)))
+    pupil = store.create(resolve(store, tiny(teacher=teacher.id)))
     content = teacher.weights.read_bytes()
     for place in (-1, len(content) // 2, 2, 30):
         changed = bytearray(content)
@@ -233,7 +234,7 @@ def test_a_run_of_a_newer_version_is_refused_in_words_and_left_alone(
 ) -> None:
     run = paused if name != "result.json" else train(seed=5)
     renewed(run.folder / name)
-    waiting = store.submit(backend.resolve(store, tiny(seed=6)))
+    waiting = store.submit(resolve(store, tiny(seed=6)))
     kept = {file.name: file.read_bytes() for file in run.folder.iterdir()}
     run = Run(run.folder)
     if name == "result.json":

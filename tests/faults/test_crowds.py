@@ -14,9 +14,10 @@ from pages.ui.app import context
 from pages.ui.runs import live
 from smallalign_core.errors import Refused, SmallAlignError
 from smallalign_core.runs.store import Run, State, Store
-from smallalign_core.service import backend
+from smallalign_core.service import handlers
 from smallalign_core.system.files import append, write_json
 from smallalign_core.system.users import OWNER, QueueTicket, User, queued
+from smallalign_core.training.resolve import resolve
 from tests.conftest import Train, tiny
 
 ADA, BOB, EVE = (User(f"{name}@example.org") for name in ("ada", "bob", "eve"))
@@ -118,10 +119,10 @@ def test_several_at_once_are_all_queued_or_none(store: Store, monkeypatch: pytes
     """Pairs of a control are one start, also where they are more than a minute's."""
     monkeypatch.setenv("SMALLALIGN_STARTS_A_MINUTE", "3")
     ada, spec = Store(store.root, ADA), tiny(augment=["shift"]).model_dump(mode="json")
-    assert backend.worth(ada, spec, "augment", 2, start=True)["running"] == 2
+    assert handlers.worth(ada, spec, "augment", 2, start=True)["running"] == 2
     assert len(store.queue()) == 4
     with pytest.raises(Refused, match="faster than one visitor may"):
-        backend.worth(ada, spec, "augment", 3, start=True)
+        handlers.worth(ada, spec, "augment", 3, start=True)
     with pytest.raises(Refused, match="faster than one visitor may"):
         ada.submit(tiny(seed=30))
     assert len(store.queue()) == 4
@@ -162,15 +163,14 @@ def test_many_at_once_get_exactly_the_places_there_are(strict: None, store: Stor
 
 def test_a_double_click_asks_the_images_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[int] = []
-    resolve = backend.resolve
-    monkeypatch.setattr(backend, "resolve", lambda *given: looked.append(1) or resolve(*given))
+    monkeypatch.setattr(handlers, "resolve", lambda *given: looked.append(1) or resolve(*given))
     spec = tiny(seed=77).model_dump(mode="json")
-    answers = [backend.submit(Store(store.root, ADA), spec) for _ in range(3)]
+    answers = [handlers.submit(Store(store.root, ADA), spec) for _ in range(3)]
     assert [answer["known"] for answer in answers] == [False, True, True]
     assert len({answer["id"] for answer in answers}) == 1
     assert len(looked) == 1
     store.run(answers[0]["id"]).request("cancel")
-    assert backend.submit(Store(store.root, ADA), spec)["state"] == "queued"  # asked again, it goes on
+    assert handlers.submit(Store(store.root, ADA), spec)["state"] == "queued"  # asked again, it goes on
 
 
 def test_the_page_says_the_place_and_the_wait(store: Store, train: Train) -> None:

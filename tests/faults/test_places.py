@@ -17,9 +17,10 @@ from smallalign_core import data
 from smallalign_core.errors import SYSTEM, BadData, Refused, of_system
 from smallalign_core.runs import writer
 from smallalign_core.runs.store import State, Store
-from smallalign_core.service import backend, doctor
+from smallalign_core.service import doctor
 from smallalign_core.spec import DataSpec
 from smallalign_core.training import runner
+from smallalign_core.training.resolve import resolve
 
 SPEC = "models/zoo/digits-student/spec.yaml"
 VERBS = {
@@ -120,7 +121,7 @@ def test_a_folder_of_a_store_that_is_a_file_is_found(store: Store) -> None:
 
 def test_a_full_disk_leaves_room_for_the_reason(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a disk on which only what the run itself held back can be written again."""
-    run = store.create(backend.resolve(store, tiny(epochs=2)))
+    run = store.create(resolve(store, tiny(epochs=2)))
     written = writer.write_json
 
     def full(*_: Any, **__: Any) -> None:

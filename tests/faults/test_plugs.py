@@ -22,14 +22,15 @@ from smallalign_core.errors import Diverged, Refused, WorkFailed
 from smallalign_core.runs import recovery
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.runs.writer import RunWriter
-from smallalign_core.service import backend, worker
+from smallalign_core.service import worker
 from smallalign_core.system.users import QueueTicket, User
 from smallalign_core.training import loop, losses, runner, watchdog
 from smallalign_core.training.loop import Training
+from smallalign_core.training.resolve import resolve
 
 
 def created(store: Store, **fields: Any) -> Run:
-    return store.create(backend.resolve(store, tiny(**fields)))
+    return store.create(resolve(store, tiny(**fields)))
 
 
 def whole(tmp_path: Path, run: Run) -> str:
@@ -324,7 +325,7 @@ def test_a_disk_that_fills_pauses_the_run_and_spoils_nothing(
     monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
     with small_disk(tmp_path / "disk", "64m"):
         store = Store(tmp_path / "disk" / "models")
-        run = store.create(backend.resolve(store, tiny()))
+        run = store.create(resolve(store, tiny()))
         ballast = tmp_path / "disk" / "ballast"
 
         def fill(event: dict[str, Any]) -> None:

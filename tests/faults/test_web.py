@@ -37,11 +37,14 @@ from pages.ui.security import auth as access, middleware
 from smallalign_core.errors import BadInput, Refused
 from smallalign_core.runs import policies, uploads
 from smallalign_core.runs.store import Run, State, Store
-from smallalign_core.service import backend, worker
+from smallalign_core.service import handlers, worker
+from smallalign_core.service.client import BackendClient
 from smallalign_core.spec import Shift
 from smallalign_core.studies import lifecycle, optimizers
+from smallalign_core.studies.resolve import resolve_study
 from smallalign_core.system.files import write_json
 from smallalign_core.system.users import OWNER, Role, User
+from smallalign_core.training.resolve import resolve
 from tests.chromium import dashboard, executable, free_port, launched
 from tests.conftest import ROOT, Train, tiny
 
@@ -247,18 +250,18 @@ def test_a_server_for_everybody_without_login_does_not_start() -> None:
 @pytest.mark.slow
 def test_a_viewer_changes_nothing(store: Store, train: Train) -> None:
     run = train()
-    waiting = store.submit(backend.resolve(store, tiny(seed=5)))
-    paused = store.submit(backend.resolve(store, tiny(seed=4)))
+    waiting = store.submit(resolve(store, tiny(seed=5)))
+    paused = store.submit(resolve(store, tiny(seed=4)))
     paused.request("pause")
     written = {"student": tiny().model_dump(mode="json", exclude={"optimizer"}), "optimizers": ["sgd"], "budgets": [1]}
-    asked = backend.resolve_study(store, "optimizers", optimizers.parse_study(written))
+    asked = resolve_study(store, "optimizers", optimizers.parse_study(written))
     study = lifecycle.create(store, "optimizers", asked)
     policies.save(store, "mine", (Shift(pixels=1),))
     watched = Store(store.root, VIEWER)
     stopped = watched.run(paused.id)
     seen = {path: path.read_bytes() for path in store.root.rglob("*") if path.is_file() and path.suffix != ".lock"}
     tries: list[Callable[[], object]] = [
-        lambda: watched.submit(backend.resolve(store, tiny(seed=6))),
+        lambda: watched.submit(resolve(store, tiny(seed=6))),
         lambda: watched.enqueue(stopped),
         lambda: watched.delete(run.id),
         lambda: watched.run(waiting.id).request("cancel"),
@@ -270,11 +273,11 @@ def test_a_viewer_changes_nothing(store: Store, train: Train) -> None:
         lambda: lifecycle.start(watched, study),
         lambda: lifecycle.pause(watched, study),
         lambda: lifecycle.delete(watched, study),
-        lambda: backend.study(watched, "optimizers", written, start=True),
+        lambda: handlers.study(watched, "optimizers", written, start=True),
         lambda: policies.save(watched, "other", (Shift(pixels=1),)),
         lambda: policies.delete(watched, "mine"),
-        lambda: backend.submit(watched, tiny(seed=7).model_dump(mode="json")),
-        lambda: backend.worth(
+        lambda: handlers.submit(watched, tiny(seed=7).model_dump(mode="json")),
+        lambda: handlers.worth(
             watched, tiny(augment=[{"kind": "shift", "pixels": 1}]).model_dump(mode="json"), "augment", 1, True
         ),
     ]
@@ -285,13 +288,13 @@ def test_a_viewer_changes_nothing(store: Store, train: Train) -> None:
     assert {path: after.get(path) for path in seen} == seen
     assert {path.name for path in after.keys() - seen.keys()} <= {"facts.json"}
     assert watched.run(run.id).result is not None  # but sees everything
-    assert backend.inspect(watched, "digits")["images"] == 1797
+    assert handlers.inspect(watched, "digits")["images"] == 1797
 
 
 @pytest.mark.slow
 def test_the_desk_acts_for_whoever_asks(store: Store) -> None:
     asking = [VIEWER]
-    asked = backend.BackendClient(store, lambda: asking[0])
+    asked = BackendClient(store, lambda: asking[0])
     try:
         with pytest.raises(BadInput, match="You may look at everything here but not start runs"):
             asked.call("submit", spec=tiny().model_dump(mode="json"))
@@ -509,11 +512,11 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Sto
             )
     (root / PAYLOADS[1].replace("/", "")[:100]).mkdir(exist_ok=True)
     store = Store(place / "models")
-    spec = backend.resolve(store, tiny(data=str(root), epochs=1, batch=32))
+    spec = resolve(store, tiny(data=str(root), epochs=1, batch=32))
     run = store.create(spec)
     worker.execute(run, store, device="cpu")
     for at, reason in enumerate(PAYLOADS[:3]):  # runs that failed, each with a payload as its reason
-        failed = store.create(backend.resolve(store, tiny(data=str(root), seed=10 + at)))
+        failed = store.create(resolve(store, tiny(data=str(root), seed=10 + at)))
         write_json(failed.folder / "state.json", {"ended": "failed", "reason": reason})
         (failed.folder / "log.txt").write_text("\n".join(PAYLOADS))
     with dashboard(place / "log.txt", environment={"SMALLALIGN_STORE": str(store.root)}) as base:

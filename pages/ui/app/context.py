@@ -18,7 +18,7 @@ from pages.ui.widgets import formatting
 from smallalign_core import data
 from smallalign_core.errors import SmallAlignError, of_system
 from smallalign_core.runs.store import Store
-from smallalign_core.service.backend import BackendClient
+from smallalign_core.service.client import BackendClient
 from smallalign_core.spec import parse_data
 from smallalign_core.system.files import write
 
