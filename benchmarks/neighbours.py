@@ -29,7 +29,7 @@ from PIL import Image
 from smallalign_core.errors import SmallAlignError
 from smallalign_core.runs.store import Store
 from smallalign_core.service.client import BackendClient
-from smallalign_core.system.users import User
+from smallalign_core.service.users import User
 
 MOST_SECONDS = 2.0
 _thread = threading.local()

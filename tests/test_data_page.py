@@ -20,8 +20,8 @@ from smallalign_core.analysis import data_quality
 from smallalign_core.analysis.data_quality import Duplicates, Place
 from smallalign_core.data import Decision, Splits
 from smallalign_core.runs.store import Store
+from smallalign_core.service.users import Role, User
 from smallalign_core.spec import DataSpec
-from smallalign_core.system.users import Role, User
 from tests.conftest import ROOT, texts
 
 PATIENCE = 240_000

@@ -21,7 +21,7 @@ from smallalign_core.runs.store import Store
 from smallalign_core.service import backends, handlers
 from smallalign_core.service.backends import Backend, Pool
 from smallalign_core.service.client import BackendClient
-from smallalign_core.system.users import User
+from smallalign_core.service.users import User
 
 PATIENT = 60.0
 """Seconds after which a test that waits for an event fails."""

@@ -20,9 +20,9 @@ from smallalign_core.data import Decision
 from smallalign_core.errors import BadData, BadInput, Refused
 from smallalign_core.runs.store import Store
 from smallalign_core.service import backend, worker
+from smallalign_core.service.users import Role, User
 from smallalign_core.spec import DataSpec
 from smallalign_core.system import resumable
-from smallalign_core.system.users import Role, User
 from smallalign_core.training.resolve import resolve
 
 SOME = "0123456789abcdef"

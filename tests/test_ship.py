@@ -30,8 +30,8 @@ from smallalign_core.networks import onnx_graph
 from smallalign_core.runs import class_names, model_card
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.service import handlers
+from smallalign_core.service.users import Role, User
 from smallalign_core.system.files import write_json
-from smallalign_core.system.users import Role, User
 
 Report = dict[str, Any]
 TIMING = {"p50_ms": 0.1, "p95_ms": 0.2, "load_ms": 3.0, "sha256": None}

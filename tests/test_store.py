@@ -27,9 +27,9 @@ from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.runs.writer import RunWriter, checkpoints
 from smallalign_core.service import worker
 from smallalign_core.service.client import BackendClient
+from smallalign_core.service.users import OWNER
 from smallalign_core.spec import RunSpec, digest
 from smallalign_core.system import files
-from smallalign_core.system.users import OWNER
 from smallalign_core.training import runner
 from smallalign_core.training.resolve import resolve
 

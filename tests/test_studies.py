@@ -22,10 +22,10 @@ from smallalign_core.errors import BadData, Refused, UnknownRun
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.runs.writer import RunWriter
 from smallalign_core.service import worker
+from smallalign_core.service.users import Role, User
 from smallalign_core.spec import RunSpec, digest, parse
 from smallalign_core.studies import lifecycle
 from smallalign_core.studies.lifecycle import Study
-from smallalign_core.system.users import Role, User
 from smallalign_core.training.resolve import resolve
 
 

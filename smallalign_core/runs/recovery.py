@@ -8,10 +8,10 @@ import time
 from filelock import Timeout
 
 from smallalign_core.errors import SmallAlignError
+from smallalign_core.runs.queue import QueueTicket, queued
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.system.files import write_json
 from smallalign_core.system.machine import boot, memory_kills
-from smallalign_core.system.users import QueueTicket, queued
 
 MOST = 2
 """How often a run is resumed by itself. A person who resumes it starts the count anew."""

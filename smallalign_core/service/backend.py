@@ -14,8 +14,8 @@ from typing import Any, TextIO
 from smallalign_core.errors import BadInput, SmallAlignError, WorkFailed, of_system
 from smallalign_core.runs.store import Store
 from smallalign_core.service.handlers import HANDLERS
+from smallalign_core.service.users import Role, User
 from smallalign_core.system import limits, resumable
-from smallalign_core.system.users import Role, User
 
 
 def serve(store: Store, questions: TextIO, answers: TextIO) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 from smallalign_core.errors import BadInput, WorkFailed
 from smallalign_core.runs.store import Store
 from smallalign_core.service.backends import PULSE, Backend, Died, Full, Late, Pool, Starter
+from smallalign_core.service.users import OWNER, User
 from smallalign_core.system import limits
 from smallalign_core.system.extras import PACKAGE
-from smallalign_core.system.users import OWNER, User
 
 SECONDS = 300.0
 """How long an answer may take."""

@@ -16,7 +16,6 @@ from smallalign_core.spec import digest, parse, parse_data
 from smallalign_core.studies import ablation as measuring, lifecycle
 from smallalign_core.studies.ablation import What
 from smallalign_core.studies.resolve import resolve_study
-from smallalign_core.system import users
 from smallalign_core.system.machine import fastest, set_threads
 from smallalign_core.training import teacher_loading
 from smallalign_core.training.resolve import resolve
@@ -62,7 +61,7 @@ def study(store: Store, kind: str, spec: dict[str, Any], start: bool = False, pr
     if kind not in lifecycle.KINDS:
         raise BadInput("there is no such kind of study", given=kind, do=f"choose {' or '.join(lifecycle.KINDS)}")
     if start:
-        users.check_room(store.root, store.visitor)  # a study is one start: workers queue its runs by themselves
+        store.visitor.check_room(store.root)  # a study is one start: workers queue its runs by themselves
     module = lifecycle.KINDS[kind]
     resolved = resolve_study(store, kind, module.parse_study(spec))
     asked = lifecycle.Study(store.root / "studies" / module.study_id(resolved))
@@ -82,7 +81,7 @@ def submit(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
     if time.monotonic() - when < DOUBLE_SECONDS and (run := Run(store.root / "runs" / before)).state.active:
         store.visitor.require("start runs")
         return {"id": run.id, "state": str(run.state), "known": True}  # a double click, or two tabs
-    users.check_room(store.root, store.visitor)  # before the work of preparing it
+    store.visitor.check_room(store.root)  # before the work of preparing it
     resolved = resolve(store, asked)
     known = store.find(resolved) is not None
     run = store.submit(resolved)
@@ -161,7 +160,7 @@ def worth(store: Store, spec: dict[str, Any], what: What, seeds: int = 3, start:
     resolved = resolve(store, asked)
     if start:
         missing = measuring.report(store, resolved, what, seeds).missing
-        users.check_room(store.root, store.visitor, missing)  # all of them or none
+        store.visitor.check_room(store.root, missing)  # all of them or none
         measuring.start(store, resolved, what, seeds)
     found = measuring.report(store, resolved, what, seeds)
     return {**found.as_dict(), "words": found.words(), "spec": resolved.model_dump(mode="json")}

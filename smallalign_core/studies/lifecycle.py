@@ -29,7 +29,6 @@ from smallalign_core.errors import BadModel, Refused, SmallAlignError, UnknownRu
 from smallalign_core.runs.store import SCHEMA, Run, State, Store
 from smallalign_core.spec import RunSpec, digest
 from smallalign_core.studies import optimizers, scaling
-from smallalign_core.system import users
 from smallalign_core.system.files import read_json, write, write_json
 from smallalign_core.training.runner import TOGETHER, Observer, run_lockstep
 
@@ -181,7 +180,7 @@ def start(store: Store, study: Study) -> None:
     store.visitor.require("start studies")
     found = [store.find(spec) for spec in study.missing(store)]
     stopped = [run for run in found if run is not None and run.state.resumable]
-    users.check_room(store.root, store.visitor, len(stopped))
+    store.visitor.check_room(store.root, len(stopped))
     (study.folder / "trouble").unlink(missing_ok=True)
     _claim(study, store)
     write(study.folder / "active", "")

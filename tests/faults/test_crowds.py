@@ -13,10 +13,11 @@ from pages.ui import _compat
 from pages.ui.app import context
 from pages.ui.runs import live
 from smallalign_core.errors import Refused, SmallAlignError
+from smallalign_core.runs.queue import QueueTicket, queued
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.service import handlers
+from smallalign_core.service.users import OWNER, User
 from smallalign_core.system.files import append, write_json
-from smallalign_core.system.users import OWNER, QueueTicket, User, queued
 from smallalign_core.training.resolve import resolve
 from tests.conftest import Train, tiny
 
@@ -104,7 +105,7 @@ def test_clicking_again_opens_what_is_there_even_where_the_queue_is_full(strict:
 def test_starts_are_counted_by_the_minute(strict: None, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(4):
         (queue(store, ADA, seed).folder / "queued").unlink()  # taken at once
-    with pytest.raises(Refused, match="faster than one visitor may") as refused:
+    with pytest.raises(Refused, match="faster than one user may") as refused:
         queue(store, ADA, 5)
     assert "Try again in" in str(refused.value)
     queue(store, BOB, 5)
@@ -121,9 +122,9 @@ def test_several_at_once_are_all_queued_or_none(store: Store, monkeypatch: pytes
     ada, spec = Store(store.root, ADA), tiny(augment=["shift"]).model_dump(mode="json")
     assert handlers.worth(ada, spec, "augment", 2, start=True)["running"] == 2
     assert len(store.queue()) == 4
-    with pytest.raises(Refused, match="faster than one visitor may"):
+    with pytest.raises(Refused, match="faster than one user may"):
         handlers.worth(ada, spec, "augment", 3, start=True)
-    with pytest.raises(Refused, match="faster than one visitor may"):
+    with pytest.raises(Refused, match="faster than one user may"):
         ada.submit(tiny(seed=30))
     assert len(store.queue()) == 4
 

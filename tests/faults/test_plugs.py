@@ -20,10 +20,11 @@ from test_benchmarks import benchmark
 from pages.ui.app import supervisor
 from smallalign_core.errors import Diverged, Refused, WorkFailed
 from smallalign_core.runs import recovery
+from smallalign_core.runs.queue import QueueTicket
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.runs.writer import RunWriter
 from smallalign_core.service import worker
-from smallalign_core.system.users import QueueTicket, User
+from smallalign_core.service.users import User
 from smallalign_core.training import loop, losses, runner, watchdog
 from smallalign_core.training.loop import Training
 from smallalign_core.training.resolve import resolve

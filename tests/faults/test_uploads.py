@@ -34,9 +34,9 @@ from smallalign_core.data import _zips
 from smallalign_core.errors import BadData, Refused, SmallAlignError
 from smallalign_core.runs import uploads
 from smallalign_core.runs.store import Store
+from smallalign_core.service.users import Role, User
 from smallalign_core.spec import DataSpec
 from smallalign_core.system import limits
-from smallalign_core.system.users import Role, User
 
 MB = 1024**2
 MOST_MB = 420

@@ -39,11 +39,11 @@ from smallalign_core.runs import policies, uploads
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.service import handlers, worker
 from smallalign_core.service.client import BackendClient
+from smallalign_core.service.users import OWNER, Role, User
 from smallalign_core.spec import Shift
 from smallalign_core.studies import lifecycle, optimizers
 from smallalign_core.studies.resolve import resolve_study
 from smallalign_core.system.files import write_json
-from smallalign_core.system.users import OWNER, Role, User
 from smallalign_core.training.resolve import resolve
 from tests.chromium import dashboard, executable, free_port, launched
 from tests.conftest import ROOT, Train, tiny

@@ -13,8 +13,8 @@ from pages.ui.widgets import formatting
 from smallalign_core.errors import SmallAlignError
 from smallalign_core.runs import uploads
 from smallalign_core.runs.store import Store
+from smallalign_core.service.users import Role
 from smallalign_core.system import limits
-from smallalign_core.system.users import Role
 
 _ROUND, _SAID = "upload-round", "upload-said"
 

@@ -15,7 +15,7 @@ from pages.ui.widgets import formatting, run_table
 from pages.ui.widgets.run_table import RunRow
 from smallalign_core.errors import SmallAlignError
 from smallalign_core.runs.store import Store
-from smallalign_core.system.users import Role
+from smallalign_core.service.users import Role
 
 PRECISIONS = {
     "fp32": "fp32, full size",

@@ -21,8 +21,8 @@ from starlette.datastructures import Headers
 from pages.ui import _compat
 from smallalign_core.errors import Refused
 from smallalign_core.runs.store import check_root
+from smallalign_core.service.users import Role, User
 from smallalign_core.system import limits
-from smallalign_core.system.users import Role, User
 
 RUNNERS = "SMALLALIGN_RUNNERS"
 """Who may start, stop, delete and upload: addresses, `@domain` for all of a domain, `*` for all who log in."""

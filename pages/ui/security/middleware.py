@@ -26,7 +26,7 @@ from pages.ui import _compat, _compat_uvicorn
 from pages.ui.security import auth
 from pages.ui.security.upload_quota import ROUTE as UPLOADS, Quota
 from smallalign_core.errors import Refused
-from smallalign_core.system.users import Role
+from smallalign_core.service.users import Role
 
 log = logging.getLogger("smallalign.dashboard")
 

@@ -38,12 +38,12 @@ from filelock import Timeout
 
 from smallalign_core import data
 from smallalign_core.errors import BadModel, Refused, SmallAlignError, UnknownRun, of_system
+from smallalign_core.runs.queue import UNRESTRICTED, Access, queued
 from smallalign_core.runs.store._run import Run as Run, State as State
 from smallalign_core.spec import LibraryNetwork, RunSpec, digest
-from smallalign_core.system import limits, sandbox, users
+from smallalign_core.system import limits, sandbox
 from smallalign_core.system.extras import PACKAGE
 from smallalign_core.system.files import SCHEMA as SCHEMA, append, is_held, read_lines, write_json
-from smallalign_core.system.users import OWNER, User
 
 log = logging.getLogger("smallalign")
 
@@ -93,7 +93,9 @@ class Store:
         showing: what is computed fills a page that was opened, which is no look at test: see `count_test_look`.
     """
 
-    def __init__(self, root: Path | str | None = None, visitor: User = OWNER, *, showing: bool = False) -> None:
+    def __init__(
+        self, root: Path | str | None = None, visitor: Access = UNRESTRICTED, *, showing: bool = False
+    ) -> None:
         root = (os.environ.get("SMALLALIGN_STORE") or "models") if root is None else root
         if not str(root).strip():
             raise Refused("the store's path is empty", do="name a folder, or leave it out")
@@ -265,11 +267,11 @@ class Store:
         """Put the run of a resolved `spec` into the queue, unless it is there, running or finished already.
 
         Raises:
-            Refused: who this acts for may not start runs, or not so many; `together`: see `visitors.check_room`.
+            Refused: who this acts for may not start runs, or not so many; `together`: see `Access.check_room`.
         """
         self.visitor.require("start runs")
         if self.find(spec) is None:  # before there is a folder that nobody asked for
-            users.check_room(self.root, self.visitor, together=together)
+            self.visitor.check_room(self.root, together=together)
         return self.enqueue(self.create(spec), together=together)
 
     def enqueue(self, run: Run, *, together: bool = False) -> Run:
@@ -277,7 +279,7 @@ class Store:
         if run.state not in (State.FINISHED, State.RUNNING, State.QUEUED):
             # Under the lock: a worker that takes or finishes it at this moment must not be left a stale marker.
             with (
-                users.admit(self.root, self.visitor, together=together) as turn,
+                self.visitor.admit(self.root, together=together) as turn,
                 contextlib.suppress(Timeout),
                 run.lock(timeout=2.0),
             ):
@@ -299,7 +301,7 @@ class Store:
 
     def queue(self) -> list[Run]:
         """Runs that wait, in the order in which they will be trained: visitors take turns."""
-        return [run for run in map(self._at, users.queued(self.root / "runs")) if not run.finished]
+        return [run for run in map(self._at, queued(self.root / "runs")) if not run.finished]
 
     def delete(self, reference: str) -> Run:
         """Delete a run and all that it made.

@@ -12,9 +12,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from smallalign_core.errors import BadModel, Refused
+from smallalign_core.runs.queue import UNRESTRICTED, Access
 from smallalign_core.spec import DataSpec, Import, RunSpec, parse, read, title
 from smallalign_core.system.files import is_held, read_json, read_lines, write, write_json
-from smallalign_core.system.users import OWNER, User
 
 
 class State(StrEnum):
@@ -44,7 +44,7 @@ class Run:
     """A view of a run's folder; never a copy."""
 
     folder: Path
-    by: User = field(default=OWNER, compare=False)  # on whose behalf its state is changed
+    by: Access = field(default=UNRESTRICTED, compare=False)  # on whose behalf its state is changed
 
     @property
     def record(self) -> Path:
