@@ -1,8 +1,8 @@
 """Users of the dashboard: their role, and their limits.
 
 A `Store` acts with the rights of one user. The library and the command line act without limits
-(`runs.queue.UNRESTRICTED`); each page gets a store with the rights of its user. Rights are checked where the work is done,
-in the backend's process too: a page that forgets to hide a button gives nothing away.
+(`runs.queue.UNRESTRICTED`); each page gets a store with the rights of its user. Rights are checked where the work is
+done, in the backend's process too: a page that forgets to hide a button gives nothing away.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class User:
         """Check that there is room in the queue for `count` more runs of the user; returns the tickets that wait.
 
         Args:
-            together: they belong to one start that was admitted already: their number does not count against the user.
+            together: they belong to one start that was admitted already, so that their number does not count.
 
         Raises:
             Refused: there is none, or the role may not start runs.
