@@ -76,7 +76,7 @@ class User:
             The run's ticket. The start counts when the block ends without an error.
 
         Raises:
-            Refused: the role may not start runs, the queue is full for the user or for all, or there were too many starts
+            Refused: the role may not start runs, the queue is full for the user or for all, or too many were started
                 in a minute.
         """
         self.require("start runs")

@@ -9,6 +9,7 @@ import streamlit as st
 
 from pages.ui import _compat
 from pages.ui.app import context
+from pages.ui.security import auth
 from pages.ui.widgets import formatting
 from smallalign_core.errors import SmallAlignError
 from smallalign_core.runs import uploads
@@ -21,7 +22,7 @@ _ROUND, _SAID = "upload-round", "upload-said"
 
 def panel(store: Store) -> None:
     """A place to drop a zip; once it is read, the page's dataset is the upload. Draw it above the dataset's menu."""
-    if store.visitor.role is Role.VIEWER:
+    if auth.visitor().role is Role.VIEWER:
         return
     most, said = limits.current(), st.session_state.get(_SAID)
     with st.expander("Upload a dataset", icon=":material/upload:", expanded=said is not None):

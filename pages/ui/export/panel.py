@@ -11,6 +11,7 @@ import streamlit as st
 
 from pages.ui import browser
 from pages.ui.app import context
+from pages.ui.security import auth
 from pages.ui.widgets import formatting, run_table
 from pages.ui.widgets.run_table import RunRow
 from smallalign_core.errors import SmallAlignError
@@ -179,7 +180,7 @@ def check(row: RunRow, report: Report) -> None:
     memory = f"browser-check-{report['sha256']}"
     turn = st.session_state.get(memory, 0)
     again = report["browser"] is not None
-    looks = context.store().visitor.role is Role.VIEWER
+    looks = auth.visitor().role is Role.VIEWER
     if st.button(
         "Check again in this browser" if again else "Check in this browser",
         icon=":material/travel_explore:",
