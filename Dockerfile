@@ -4,7 +4,7 @@
 #   docker run --rm --network host -v "$PWD/models:/data/models" smallalign
 #
 # Inside it listens on 127.0.0.1, as everywhere, since nobody has to log in; `--network host` is what lets this machine's
-# browser reach it, and no other machine's. To serve others, set up a login first: see "Trust" in the README.
+# browser reach it, and no other machine's. To serve others, set up a login first: see docs/how-to/serve-others.md.
 FROM python:3.11-slim
 
 RUN useradd --create-home worker && mkdir -p /data/models && chown -R worker /data

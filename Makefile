@@ -41,7 +41,7 @@ $(VENV)/.run: requirements.txt | $(VENV)/.venv
 	$(BIN)/pip install --quiet -r requirements.txt
 	touch $@
 
-$(VENV)/.test: tests/requirements.txt pages/ui/browser/package-lock.json $(VENV)/.run
+$(VENV)/.test: tests/requirements.txt docs/requirements.txt pages/ui/browser/package-lock.json $(VENV)/.run
 	$(BIN)/pip install --quiet -r tests/requirements.txt
 	$(BIN)/python -m pages.ui.browser --tests
 	touch $@
