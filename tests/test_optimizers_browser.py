@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,15 @@ def test_a_study_by_clicks_and_its_forest_as_files(browser: Any, site: str, plac
     page.get_by_role("button", name="Start the study").click()
     page.get_by_role("button", name="All studies").wait_for()
     page.reload()  # it goes on without the page, and is found again
-    page.get_by_role("button", name="Delete").wait_for()  # offered once nothing of it is in training
+    (study,) = lifecycle.listing(place)
+    until = time.monotonic() + PATIENCE / 1000
+    while not study.report(place).complete and time.monotonic() < until:
+        page.wait_for_timeout(200)
+    page.reload()  # between two of its runs nothing is in training either
+    page.get_by_role("button", name="Delete").wait_for()
     page.locator(".st-key-plot-optimizers-forest .main-svg").first.wait_for()
     page.locator(".st-key-plot-optimizers-forest").get_by_text("better →").wait_for()
 
-    (study,) = lifecycle.listing(place)
     report = study.report(place)
     found = report.arm("sgd", 1).differences["accuracy"]
     assert report.complete

@@ -72,7 +72,7 @@ class Outcome(Generic[Result]):
         Raises:
             BadData: a path leads to something else than a file.
             Refused: a path leads out of the folders that may be read.
-            TooCostly: it took more than the limits, or ended the process.
+            OverLimit: it took more than the limits, or ended the process.
             Exception: as the work; one of Python's or of this library's own, else a ValueError with its words.
         """
         if self.error is not None:
@@ -177,7 +177,7 @@ class _Process:
         """The next reply, and the bytes that came with it.
 
         Raises:
-            TooCostly: there was none within the limits.
+            OverLimit: there was none within the limits.
         """
         try:
             size, more = struct.unpack("<IQ", self._read(12, WALL))

@@ -111,7 +111,7 @@ def test_answers_come_in_order_whatever_happens_between(monkeypatch: pytest.Monk
     asked = [[3], ["x"], endless, *([number] for number in range(2 * _guarded.AHEAD)), endless, [-1]]
     found = [one.value or type(one.error).__name__ for one in _guarded.each(math.factorial, asked)]
     between = [math.factorial(number) for number in range(2 * _guarded.AHEAD)]
-    assert found == [6, "TypeError", "TooCostly", *between, "TooCostly", "ValueError"]
+    assert found == [6, "TypeError", "OverLimit", *between, "OverLimit", "ValueError"]
 
 
 def test_a_look_that_is_given_up_leaves_no_answers_to_the_next() -> None:
