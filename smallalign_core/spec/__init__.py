@@ -59,7 +59,7 @@ from smallalign_core.spec.optimizer import (
     Sgd as Sgd,
     Snes as Snes,
     Soap as Soap,
-    incompatibility,
+    incompatibility as incompatibility,
     is_gradient_free as is_gradient_free,
     kind_of,
     nest as nest,
@@ -226,7 +226,7 @@ class RunSpec(Part):
         if wrong := incompatibility(self.optimizer, self.schedule, taught=taught, layers=layers, fast=fast):
             raise ValueError(wrong)
         base = nest(self.optimizer)[-1]
-        if self.head_rate != 1 and isinstance(base, Polyak | Snes | Pgpe):
+        if self.head_rate != 1 and not base.head_rate:
             raise ValueError(f"`{base.kind}` has one step for all weights: leave `head_rate` out")
         return self
 

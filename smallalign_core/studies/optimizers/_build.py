@@ -11,6 +11,7 @@ from typing import Any
 
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.spec import Optimizer, digest, nest
+from smallalign_core.spec.optimizer import EVALUATIONS
 from smallalign_core.studies.optimizers._judge import Scored, compare_with, reference_differences
 from smallalign_core.studies.optimizers._parts import Curve, Finder, Point, RaceRun, Reached, Trial
 from smallalign_core.studies.optimizers._plan import (
@@ -25,7 +26,6 @@ from smallalign_core.studies.optimizers._plan import (
 )
 from smallalign_core.studies.optimizers._report import Arm, OptimizerStudy
 from smallalign_core.studies.optimizers._spec import (
-    EVALUATIONS,
     Entry,
     OptimizerStudySpec,
     entries,

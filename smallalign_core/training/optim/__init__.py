@@ -6,7 +6,7 @@ Libraries of optimizers are imported where a spec names one of theirs: each cost
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, assert_never
+from typing import Any, assert_never
 
 import torch
 from torch import nn
@@ -33,9 +33,9 @@ from smallalign_core.spec import (
     Sgd,
     Snes,
     Soap,
-    is_gradient_free,
     nest,
 )
+from smallalign_core.spec.optimizer import Closure
 from smallalign_core.system import extras
 from smallalign_core.training.optim._average import average as average, scored as scored
 from smallalign_core.training.optim._evolution import (
@@ -86,21 +86,6 @@ def build(
             assert_never(spec)
 
 
-def package(part: Optimizer) -> str | None:
-    """The package of an extra that a part of an optimizer comes from; None for those that torch and we bring."""
-    match part:
-        case Lookahead() | Sam() | Asam() | Lion() | Soap() | Prodigy() | ScheduleFree() | AdEmaMix():
-            return "pytorch_optimizer"
-        case NAdamW() | Muon():
-            return "timm"
-        case Snes() | Pgpe():
-            return "evotorch"
-        case Sgd() | AdamW() | RmsProp() | Polyak() | Ema():
-            return None
-        case _:
-            assert_never(part)
-
-
 def require(spec: Optimizer) -> None:
     """Refuse an optimizer any part of which comes from a package that is not installed. Nothing is imported.
 
@@ -108,13 +93,13 @@ def require(spec: Optimizer) -> None:
         MissingExtra: one is not; the message has the command that installs it.
     """
     for part in nest(spec):
-        if (needed := package(part)) is not None:
-            extras.require(needed, f"the optimizer {part.kind}")
+        if part.package is not None:
+            extras.require(part.package, f"the optimizer {part.kind}")
 
 
 def _library(part: Optimizer, module: str = "") -> Any:
     """The package that a part comes from, or a module of it."""
-    return extras.load(f"{package(part)}{module}", f"the optimizer {part.kind}")
+    return extras.load(f"{part.package}{module}", f"the optimizer {part.kind}")
 
 
 def _groups(spec: Any, model: nn.Module, head: nn.Module | None, head_rate: float) -> list[dict[str, Any]]:
@@ -188,21 +173,14 @@ def _from_pytorch_optimizer(
             assert_never(spec)
 
 
-def closure_kind(spec: Optimizer) -> Literal["gradient", "excess", "losses"] | None:
-    """What a step asks for besides the gradient at the weights: one at the weights that it moved to (SAM), or the loss
-    above the teacher's (Polyak). `losses` stands for no gradient at all, but the losses of candidates.
-    """
-    if is_gradient_free(spec):
-        return "losses"
-    if any(isinstance(part, Sam | Asam) for part in nest(spec)):
-        return "gradient"
-    return "excess" if isinstance(nest(spec)[-1], Polyak) else None
+def closure_kind(spec: Optimizer) -> Closure | None:
+    """What a step needs besides the gradient at the weights: see `Closure`."""
+    return next((part.closure for part in nest(spec) if part.closure), None)
 
 
 def not_distributable(spec: Optimizer) -> str | None:
     """The kind of the part that cannot be shared by several processes; None if all can."""
-    kinds = (Sam, Asam, Ema, ScheduleFree, Polyak, Snes, Pgpe)
-    return next((part.kind for part in nest(spec) if isinstance(part, kinds)), None)
+    return next((part.kind for part in nest(spec) if not part.distributed), None)
 
 
 def peak_rate(spec: Optimizer) -> float:

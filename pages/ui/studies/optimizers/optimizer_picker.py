@@ -12,31 +12,21 @@ from pydantic import TypeAdapter, ValidationError
 from pages.ui.widgets import formatting, forms, url_state
 from smallalign_core.spec import (
     AdamW,
-    AdEmaMix,
-    Asam,
-    Ema,
-    Lion,
     Lookahead,
     Muon,
-    NAdamW,
     Optimizer,
-    Polyak,
-    Prodigy,
-    RmsProp,
     Sam,
-    ScheduleFree,
-    Sgd,
-    Soap,
     canonical,
     members,
 )
-from smallalign_core.studies.optimizers import LIBRARY_RATES, OptimizerStudySpec, label_of, name_of
+from smallalign_core.studies.optimizers import OptimizerStudySpec, label_of, name_of, offered
 
-USUAL = (Muon(), Soap(), Sgd(), Lookahead(), Sam())
+REFERENCE = OptimizerStudySpec.model_fields["reference"].default
+USUAL = tuple(one for one in OptimizerStudySpec.model_fields["optimizers"].default if one != REFERENCE)
 """Chosen in a fresh form, beside AdamW, which is always in."""
-SHORT = (*USUAL, NAdamW(), Lion())
-MORE = (RmsProp(), AdEmaMix(), ScheduleFree(), Asam(), Ema(), Lookahead(inner=Muon()), Lookahead(inner=Sam()))
-FIXED = (AdamW(lr=LIBRARY_RATES["adamw"]), Prodigy(), ScheduleFree(), Polyak())
+SHORT = (*USUAL, *(one for one in offered("tuned") if one not in USUAL))
+MORE = (*offered("more"), Lookahead(inner=Muon()), Lookahead(inner=Sam()))
+FIXED = offered("hands-off")
 KEY, FIXED_KEY = "optimizers", "hands-off"
 BUILT = "contenders-built"
 
@@ -61,7 +51,7 @@ def choose(*, taught: bool) -> tuple[list[Any], list[Any]]:
         taught: whether there is a teacher, whose loss the Polyak step needs.
     """
     built: list[Any] = [_ONE.validate_python(one) for one in st.session_state.get(BUILT, ())]
-    fixed = [one for one in FIXED if taught or not isinstance(one, Polyak)]
+    fixed = offered("hands-off", taught=taught)
     _from_address(KEY, (*SHORT, *MORE, *built), USUAL)
     _from_address(FIXED_KEY, FIXED, fixed, others=False)
     built = [_ONE.validate_python(one) for one in st.session_state.get(BUILT, ())]  # a link may have brought some
