@@ -19,7 +19,7 @@ from smallalign_core.errors import BadInput, SmallAlignError, WorkFailed, of_sys
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.service import augmentation_api, comparison_api
 from smallalign_core.service.client import BackendClient as BackendClient
-from smallalign_core.spec import CutMix, MixUp, OfLayers, RunSpec, digest, parse, parse_data
+from smallalign_core.spec import Mixing, OfLayers, RunSpec, digest, parse, parse_data
 from smallalign_core.studies import ablation as measuring, lifecycle
 from smallalign_core.studies.ablation import What
 from smallalign_core.system import limits, resumable, users
@@ -81,7 +81,7 @@ def resolve(store: Store, spec: RunSpec, device: str = "auto", *, beside: Sequen
     for file in teacher_loading.starts([resolved], store).values():
         networks.begin_from(student, file)
     viewing.check(spec.augment, splits.shape)
-    mixed = any(isinstance(part, MixUp | CutMix) for part in spec.augment)
+    mixed = any(isinstance(part, Mixing) for part in spec.augment)
     losses.check(spec.loss, classes=len(splits.classes), batch=spec.batch, mixed=mixed)
     if isinstance(spec.loss, OfLayers):
         from smallalign_core.runs import imported

@@ -19,7 +19,7 @@ from smallalign_core.errors import BadSpec
 from smallalign_core.spec._file import loaded as loaded, value_of
 from smallalign_core.spec._part import expanded
 from smallalign_core.spec._words import told as told
-from smallalign_core.spec.augment import CutMix as CutMix, MixUp as MixUp, misplaced
+from smallalign_core.spec.augment import MIXING, CutMix as CutMix, Mixing as Mixing, MixUp as MixUp, misplaced
 from smallalign_core.spec.loss import (
     AttentionTransfer as AttentionTransfer,
     CrossEntropy as CrossEntropy,
@@ -167,7 +167,7 @@ class RunSpec(Part):
         if not isinstance(given, Mapping) or kind_of(given.get("loss")) != "function_matching":
             return given
         policy = given.get("augment") or ()
-        if not isinstance(policy, list | tuple) or any(kind_of(part) in ("mixup", "cutmix") for part in policy):
+        if not isinstance(policy, list | tuple) or any(kind_of(part) in MIXING for part in policy):
             return given
         return {**given, "augment": (*policy, MixUp(alpha=1.0))}
 
@@ -234,7 +234,7 @@ class RunSpec(Part):
     def _policy_is_in_order(self) -> Self:
         if wrong := misplaced(self.augment):
             raise ValueError(wrong)
-        if self.views and any(isinstance(part, MixUp | CutMix) for part in self.augment):
+        if self.views and any(isinstance(part, Mixing) for part in self.augment):
             raise ValueError("mixed images meet other partners at every step, so none is seen twice: set `views` to 0")
         return self
 

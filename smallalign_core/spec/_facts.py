@@ -31,6 +31,7 @@ class OptimizerFacts(Part):
         distributed: whether several processes can share it.
         head_rate: whether the last layer can have a learning rate of its own.
         schedule: the only schedule that it works with, with `warmup` 0 where `warms_up` is false; None: any.
+        not_inside: what is said of it inside of a wrapper that cannot hold it.
         wrong_schedule, without_teacher, with_layers, when_fast: what is said of a spec with another schedule, without a
             teacher, with a loss of layers, with the field `{fast}` set; None: it works.
     """
@@ -46,6 +47,7 @@ class OptimizerFacts(Part):
     head_rate: ClassVar[bool] = True
     schedule: ClassVar[Schedule | None] = None
     warms_up: ClassVar[bool] = True
+    not_inside: ClassVar[str] = "{outer} cannot hold `{kind}`"
     wrong_schedule: ClassVar[str | None] = None
     without_teacher: ClassVar[str | None] = None
     with_layers: ClassVar[str | None] = None
@@ -59,3 +61,15 @@ class OptimizerFacts(Part):
     def kept(self, shape: tuple[int, ...], last: bool) -> int:  # noqa: ARG002  # Muon's last layer
         """Numbers kept for a weight of this shape; `last`: it is of the last layer."""
         return (self.copies - (getattr(self, "momentum", 1) == 0)) * math.prod(shape)
+
+    def unfit(self, schedule: Schedule, *, taught: bool, layers: bool, fast: str | None) -> str | None:
+        """Why it cannot take the steps with the rest of a spec: see `incompatibility`."""
+        if self.schedule is not None:
+            moves = schedule.warmup and not self.warms_up
+            if moves or not isinstance(schedule, type(self.schedule)):
+                return self.wrong_schedule
+        if not taught and self.without_teacher:
+            return self.without_teacher
+        if layers and self.with_layers:
+            return self.with_layers
+        return self.when_fast.format(fast=fast) if fast and self.when_fast else None

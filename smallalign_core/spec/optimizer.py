@@ -39,6 +39,7 @@ class _Wrapper(OptimizerFacts):
 
     library_rate = None
     untuned = "the optimizer that it holds has the learning rate"
+    not_inside = "{outer} cannot hold `{kind}`: wrappers nest, from the outside in, as ema, lookahead, sam or asam"
 
 
 class Sgd(OptimizerFacts):
@@ -190,6 +191,7 @@ class ScheduleFree(OptimizerFacts):
     library_rate = 2.5e-3
     package = "pytorch_optimizer"
     distributed = False
+    not_inside = "`schedule_free` averages its weights itself: nothing goes around it"
     schedule = Constant()
     wrong_schedule = "`schedule_free` averages instead of letting the learning rate fall: set `schedule` to constant"
     kind: Literal["schedule_free"] = "schedule_free"
@@ -233,6 +235,7 @@ class Polyak(OptimizerFacts):
     closure = "excess"
     distributed = False
     head_rate = False
+    not_inside = "`polyak` measures its step at its own weights, which {outer} moves: only ema goes around it"
     schedule, warms_up = Constant(warmup=0), False
     wrong_schedule = "`polyak` has no learning rate to schedule: set `schedule` to constant with `warmup` 0"
     without_teacher = "`polyak` takes its step from the teacher's loss: name a teacher, or use another optimizer"
@@ -252,6 +255,7 @@ class _Evolution(OptimizerFacts):
     closure = "losses"
     distributed = False
     head_rate = False
+    not_inside = "{outer} works on steps of a gradient, and `{kind}` takes none: only ema goes around it"
     with_layers = "an evolution strategy compares candidates by their logits, not by their layers: use loss kd"
     when_fast = (
         "an evolution strategy ranks candidates by small differences between losses, in fp32 and without a "
@@ -299,23 +303,14 @@ EVOLUTION = Snes | Pgpe
 PLAIN = Sgd | AdamW | NAdamW | RmsProp | Lion | Muon | Soap | Prodigy | AdEmaMix
 
 
-def _fits(outer: str, *held: str) -> BeforeValidator:
-    """Refuse in words what `outer` cannot hold; besides plain optimizers it can hold these."""
+def _fits(outer: str, held: Any) -> BeforeValidator:
+    """Refuse in words what `outer` cannot hold: what is no member of the union `held`."""
 
     def check(given: object) -> object:
         kind = kind_of(given)
-        if kind == "schedule_free":
-            raise ValueError("`schedule_free` averages its weights itself: nothing goes around it")
-        if kind in ("snes", "pgpe") and kind not in held:
-            raise ValueError(f"{outer} works on steps of a gradient, and `{kind}` takes none: only ema goes around it")
-        if kind == "polyak" and kind not in held:
-            raise ValueError(
-                f"`polyak` measures its step at its own weights, which {outer} moves: only ema goes around it"
-            )
-        if kind in ("ema", "lookahead", "sam", "asam") and kind not in held:
-            raise ValueError(
-                f"{outer} cannot hold `{kind}`: wrappers nest, from the outside in, as ema, lookahead, sam or asam"
-            )
+        known = {str(one.model_fields["kind"].default): one for one in get_args(get_args(Optimizer)[0])}
+        if kind in known and known[str(kind)] not in get_args(held):
+            raise ValueError(known[str(kind)].not_inside.format(outer=outer, kind=kind))
         return given
 
     return BeforeValidator(check)
@@ -331,7 +326,7 @@ class _Sharpness(_Wrapper):
         PLAIN,
         Field(discriminator="kind", description="The optimizer that takes the step."),
         shorthand("kind"),
-        _fits("`sam` or `asam`"),
+        _fits("`sam` or `asam`", PLAIN),
     ] = AdamW()
 
     @property
@@ -361,6 +356,9 @@ class Asam(_Sharpness):
     rho: Annotated[float, Field(gt=0, le=10, description="How far away to look, relative to the weights.")] = 0.5
 
 
+IN_LOOKAHEAD = PLAIN | Sam | Asam
+
+
 class Lookahead(_Wrapper):
     """Lookahead (Zhang et al., 2019) around another optimizer: k fast steps, then one slow step back towards them."""
 
@@ -370,13 +368,16 @@ class Lookahead(_Wrapper):
     package = "pytorch_optimizer"
     kind: Literal["lookahead"] = "lookahead"
     inner: Annotated[
-        PLAIN | Sam | Asam,
+        IN_LOOKAHEAD,
         Field(discriminator="kind", description="The optimizer that takes the fast steps."),
         shorthand("kind"),
-        _fits("`lookahead`", "sam", "asam"),
+        _fits("`lookahead`", IN_LOOKAHEAD),
     ] = AdamW()
     k: Annotated[int, Field(ge=2, le=100, description="Fast steps per slow step.")] = 5
     alpha: Annotated[float, Field(gt=0, lt=1, description="How far the slow weights follow.")] = 0.5
+
+
+IN_EMA = PLAIN | Polyak | EVOLUTION | Lookahead | Sam | Asam
 
 
 class Ema(_Wrapper):
@@ -390,10 +391,10 @@ class Ema(_Wrapper):
     distributed = False
     kind: Literal["ema"] = "ema"
     inner: Annotated[
-        PLAIN | Polyak | EVOLUTION | Lookahead | Sam | Asam,
+        IN_EMA,
         Field(discriminator="kind", description="The optimizer that takes the steps."),
         shorthand("kind"),
-        _fits("`ema`", "polyak", "snes", "pgpe", "lookahead", "sam", "asam"),
+        _fits("`ema`", IN_EMA),
     ] = AdamW()
     decay: Annotated[float, Field(gt=0, lt=1, description="What is kept of the average at each step.")] = 0.999
 
@@ -442,12 +443,4 @@ def incompatibility(
         fast: the field, if any, that makes gradients fast: `precision` (bf16) or `compile`.
     """
     base: OptimizerFacts = nest(optimizer)[-1]
-    if base.schedule is not None:
-        fits = isinstance(schedule, type(base.schedule)) and (base.warms_up or not schedule.warmup)
-        if not fits:
-            return base.wrong_schedule
-    if not taught and base.without_teacher:
-        return base.without_teacher
-    if layers and base.with_layers:
-        return base.with_layers
-    return base.when_fast.format(fast=fast) if fast and base.when_fast else None
+    return base.unfit(schedule, taught=taught, layers=layers, fast=fast)

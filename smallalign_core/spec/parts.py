@@ -198,7 +198,9 @@ class Timm(LibraryNetwork):
     ]
 
 
-Network = Annotated[Mlp | Cnn | Separable | Resnet | Torchvision | Timm, Field(discriminator="kind"), shorthand("kind")]
+OwnNetwork = Mlp | Cnn | Separable | Resnet
+"""Those that we build ourselves, of any width and depth."""
+Network = Annotated[OwnNetwork | Torchvision | Timm, Field(discriminator="kind"), shorthand("kind")]
 
 Bits = Annotated[
     Literal[2, 3, 4, 8] | None,
