@@ -15,10 +15,11 @@ import numpy as np
 from smallalign_core import data
 from smallalign_core.errors import BadInput, SmallAlignError
 from smallalign_core.export._download import pack
-from smallalign_core.export._file import Precision, make, references
+from smallalign_core.export._file import make, references
 from smallalign_core.export._parity import GATES, IN_A_BROWSER, parity
 from smallalign_core.export._runtime import OnnxClassifier, nhwc
 from smallalign_core.runs.store import Run, Store
+from smallalign_core.spec.precision import Precision
 from smallalign_core.system.files import read_json, write, write_json
 
 BUNDLE = 4  # raised when a bundle's files change, so that kept ones are made again

@@ -202,9 +202,10 @@ def estimate(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
         training = loop.Training([resolved], splits, teacher, device=device, starts=starts)
         classifier = training.students[0].classifier
         size = networks.measure(classifier)
-        # int8 is calibrated by running the network: where that takes long, the export itself will say.
+        # Calibration runs the network: where that takes long, the export itself will say.
         small = size.macs * export.CALIBRATED_ON <= CALIBRATION
-        sizes = export.sizes_before(resolved, classifier, splits, export.PRECISIONS if small else export.PRECISIONS[:2])
+        precisions = tuple(one for one in export.PRECISIONS if small or one not in export.CALIBRATED)
+        sizes = export.sizes_before(resolved, classifier, splits, precisions)
         seconds = training.steps * fastest(training.advance)
         if teacher is not None and plan is not None and room and ready < 1:
             asked = plan.steps * (1 - ready)  # the other steps will find their answers kept

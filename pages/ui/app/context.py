@@ -20,13 +20,13 @@ from smallalign_core.errors import SmallAlignError, of_system
 from smallalign_core.runs.store import Store
 from smallalign_core.service.backend import BackendClient
 from smallalign_core.spec import parse_data
+from smallalign_core.spec.precision import PRECISIONS
 from smallalign_core.system.files import write
 
 PATIENCE = 0.5
 """Seconds between two looks at how far reading a dataset is."""
 CROWD = 20
 """Visitors from whom on each looks more seldom."""
-PRECISIONS = ("fp32", "fp16", "int8")
 BUNDLE_FILES = frozenset({"model.onnx", "model.zip", "logits.bin", "parity.json"})
 """What an export's folder offers to the browser in each precision, beside the images and the demo."""
 

@@ -6,6 +6,7 @@ Libraries of optimizers are imported where a spec names one of theirs: each cost
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, assert_never
 
 import torch
@@ -48,7 +49,7 @@ from smallalign_core.training.optim._memory import check as check, state_bytes a
 from smallalign_core.training.optim._polyak import PolyakStep as PolyakStep
 
 
-def build(
+def build(  # noqa: C901  # one case a kind
     spec: Optimizer, model: nn.Module, steps: int = 1, *, head: nn.Module | None = None, head_rate: float = 1.0
 ) -> torch.optim.Optimizer:
     """The optimizer that `spec` describes, over the trainable parameters of `model`.
@@ -61,6 +62,7 @@ def build(
         head: the last layer, which Muon leaves to NAdamW.
         head_rate: its learning rate, in multiples of the others'; kept as `rate` with its groups, for `set_rate`.
     """
+    groups = partial(_groups, spec, model, head, head_rate)
     match spec:
         case Ema():
             return build(spec.inner, model, steps, head=head, head_rate=head_rate)
@@ -76,12 +78,39 @@ def build(
             return pytorch_optimizer.SAM(inner.param_groups, made, rho=spec.rho, adaptive=isinstance(spec, Asam))
         case Snes() | Pgpe():
             return Evolution(spec, [weight for weight in model.parameters() if weight.requires_grad])
-        case Sgd() | AdamW() | RmsProp() | Polyak():
-            return _from_torch(spec, _groups(spec, model, head, head_rate))
-        case NAdamW() | Muon():
-            return _from_timm(spec, _groups(spec, model, head, head_rate))
-        case Lion() | Soap() | Prodigy() | ScheduleFree() | AdEmaMix():
-            return _from_pytorch_optimizer(spec, _groups(spec, model, head, head_rate), steps)
+        case Sgd():
+            return FusedSgd(groups(), lr=spec.lr, momentum=spec.momentum, nesterov=spec.momentum > 0, fused=True)
+        case AdamW():
+            return FusedAdamW(groups(), lr=spec.lr, betas=(spec.beta1, spec.beta2), fused=True)
+        case RmsProp():
+            return torch.optim.RMSprop(groups(), lr=spec.lr, alpha=spec.beta2, momentum=spec.momentum)
+        case Polyak():
+            return PolyakStep(groups(), averaging=spec.averaging, beta2=spec.beta2)
+        case NAdamW():
+            nadamw = _library(spec, ".optim.nadamw").NAdamW
+            return nadamw(groups(), lr=spec.lr, betas=(spec.beta1, spec.beta2))
+        case Muon():
+            muon, betas = _library(spec, ".optim.muon").Muon, (spec.beta1, spec.beta2)
+            return muon(groups(), lr=spec.lr, momentum=spec.momentum, nesterov=True, betas=betas)
+        case Lion():
+            return _library(spec).Lion(groups(), lr=spec.lr, betas=(spec.beta1, spec.beta2))
+        case Soap():
+            betas = (spec.beta1, spec.beta2)
+            return _library(spec).SOAP(groups(), lr=spec.lr, betas=betas, precondition_frequency=spec.every)
+        case Prodigy():
+            prodigy, betas = _library(spec).Prodigy, (spec.beta1, spec.beta2)
+            return prodigy(groups(), lr=spec.lr, betas=betas, bias_correction=True, safeguard_warmup=True)
+        case ScheduleFree():
+            return _library(spec).ScheduleFreeAdamW(groups(), lr=spec.lr, betas=(spec.beta1, spec.beta2))
+        case AdEmaMix():
+            return _library(spec).AdEMAMix(
+                groups(),
+                lr=spec.lr,
+                betas=(spec.beta1, spec.beta2, spec.beta3),
+                alpha=spec.alpha,
+                t_alpha_beta3=steps,
+                weight_decouple=True,  # its default is L2
+            )
         case _:
             assert_never(spec)
 
@@ -124,53 +153,6 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Let the next step have this learning rate, the head's groups in their multiple of it."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("rate", 1.0)
-
-
-def _from_torch(spec: Sgd | AdamW | RmsProp | Polyak, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    match spec:
-        case Sgd():
-            return FusedSgd(groups, lr=spec.lr, momentum=spec.momentum, nesterov=spec.momentum > 0, fused=True)
-        case AdamW():
-            return FusedAdamW(groups, lr=spec.lr, betas=(spec.beta1, spec.beta2), fused=True)
-        case RmsProp():
-            return torch.optim.RMSprop(groups, lr=spec.lr, alpha=spec.beta2, momentum=spec.momentum)
-        case Polyak():
-            return PolyakStep(groups, averaging=spec.averaging, beta2=spec.beta2)
-        case _:
-            assert_never(spec)
-
-
-def _from_timm(spec: NAdamW | Muon, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    betas = (spec.beta1, spec.beta2)
-    if isinstance(spec, NAdamW):
-        return _library(spec, ".optim.nadamw").NAdamW(groups, lr=spec.lr, betas=betas)
-    return _library(spec, ".optim.muon").Muon(groups, lr=spec.lr, momentum=spec.momentum, nesterov=True, betas=betas)
-
-
-def _from_pytorch_optimizer(
-    spec: Lion | Soap | Prodigy | ScheduleFree | AdEmaMix, groups: list[dict[str, Any]], steps: int
-) -> torch.optim.Optimizer:
-    library, betas = _library(spec), (spec.beta1, spec.beta2)
-    match spec:
-        case Lion():
-            return library.Lion(groups, lr=spec.lr, betas=betas)
-        case Soap():
-            return library.SOAP(groups, lr=spec.lr, betas=betas, precondition_frequency=spec.every)
-        case Prodigy():
-            return library.Prodigy(groups, lr=spec.lr, betas=betas, bias_correction=True, safeguard_warmup=True)
-        case ScheduleFree():
-            return library.ScheduleFreeAdamW(groups, lr=spec.lr, betas=betas)
-        case AdEmaMix():
-            return library.AdEMAMix(
-                groups,
-                lr=spec.lr,
-                betas=(*betas, spec.beta3),
-                alpha=spec.alpha,
-                t_alpha_beta3=steps,
-                weight_decouple=True,  # its default is L2
-            )
-        case _:
-            assert_never(spec)
 
 
 def closure_kind(spec: Optimizer) -> Closure | None:
