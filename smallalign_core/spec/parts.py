@@ -178,7 +178,7 @@ class LibraryNetwork(Part):
 
 
 class Torchvision(LibraryNetwork):
-    """Any classification model of torchvision, its head replaced by one for your classes."""
+    """torchvision: any of its classification models, its head replaced by one for your classes."""
 
     kind: Literal["torchvision"] = "torchvision"
     name: Annotated[
@@ -187,7 +187,7 @@ class Torchvision(LibraryNetwork):
 
 
 class Timm(LibraryNetwork):
-    """Any classification model of timm, its head replaced by one for your classes."""
+    """timm: any of its classification models, its head replaced by one for your classes."""
 
     kind: Literal["timm"] = "timm"
     name: Annotated[
