@@ -8,7 +8,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages.ui.app import context
+from pages.ui.app import context, keys
 from pages.ui.augment import augmented_images
 from pages.ui.charts import basic
 from pages.ui.widgets import formatting, url_state
@@ -79,14 +79,14 @@ def panel(question: dict[str, Any], teacher: RunRow, *, looked_at: int, store: S
     images = max(LOOKED_AT[0], min(LOOKED_AT[1], looked_at))
     much = macs * images * DRAWS * (STRENGTHS + len(question["policy"])) > AUTOMATIC
     place = st.empty()
-    if much and st.session_state.get("risk-wanted") != asked:
+    if much and st.session_state.get(keys.RISK_WANTED) != asked:
         with place.container():
             st.caption(f"This teacher needs a while for {images:,} images, {DRAWS} draws of each, at every strength.")
             st.button(
                 "Ask the teacher",
                 icon=":material/school:",
                 on_click=st.session_state.__setitem__,
-                args=("risk-wanted", asked),
+                args=(keys.RISK_WANTED, asked),
             )
         return
     while True:

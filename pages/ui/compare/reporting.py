@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages.ui.app import context
+from pages.ui.app import context, keys
 from pages.ui.compare import PATIENCE, Sides, wanted
 from pages.ui.widgets import formatting
 
@@ -47,7 +47,7 @@ def panel(sides: Sides, limits: dict[str, Any]) -> None:
 
 def _files(asked: str, sides: Sides, limits: dict[str, Any]) -> list[Path]:
     """The report's files; made once a session, or again if the cache was emptied."""
-    known: dict[str, Any] = st.session_state.get("report-files", {})
+    known: dict[str, Any] = st.session_state.get(keys.REPORT_FILES, {})
     files = [Path(name) for name in known.get(asked, [])]
     if not files or not all(file.is_file() for file in files):
         place = st.empty()
@@ -59,6 +59,6 @@ def _files(asked: str, sides: Sides, limits: dict[str, Any]) -> list[Path]:
                 break
             place.progress(held["done"], f"Making the report: {held['done']:.0%}")
         place.empty()
-        st.session_state["report-files"] = {asked: held["files"]}
+        st.session_state[keys.REPORT_FILES] = {asked: held["files"]}
         files = [Path(name) for name in held["files"]]
     return files

@@ -10,7 +10,7 @@ from typing import Any
 import streamlit as st
 
 from pages.ui import browser
-from pages.ui.app import context
+from pages.ui.app import context, keys
 from pages.ui.widgets import formatting, run_table
 from pages.ui.widgets.run_table import RunRow
 from smallalign_core.errors import SmallAlignError
@@ -206,7 +206,7 @@ def _answered(row: RunRow, report: Report, request: str) -> Report:
         shape=(height, width, channels),
         classes=len(report["classes"]),
     )
-    told = st.session_state.get("browser-told")
+    told = st.session_state.get(keys.BROWSER_TOLD)
     if answer is None or told == request:
         return report
     timing = asdict(answer.timings[MODEL])
@@ -220,7 +220,7 @@ def _answered(row: RunRow, report: Report, request: str) -> Report:
     found = context.call(
         "claim", "Scoring what your browser answered", run=row.id, precision=report["precision"], said=said
     )
-    st.session_state["browser-told"] = request
+    st.session_state[keys.BROWSER_TOLD] = request
     return found
 
 
