@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from smallalign_core import data
 from smallalign_core.analysis import data_quality
 from smallalign_core.errors import BadInput, SmallAlignError, WorkFailed, of_system
-from smallalign_core.runs.store import Run, Store
+from smallalign_core.runs.store import Store
 from smallalign_core.service import augmentation_api, comparison_api
 from smallalign_core.service.client import BackendClient as BackendClient
 from smallalign_core.spec import Mixing, OfLayers, RunSpec, digest, parse, parse_data
@@ -160,7 +160,7 @@ def submit(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
     asked = parse(spec)
     key = (str(store.root), asked.model_dump_json())
     before, when = _SUBMITTED.get(key, ("", 0.0))
-    if time.monotonic() - when < DOUBLE_SECONDS and (run := Run(store.root / "runs" / before)).state.active:
+    if time.monotonic() - when < DOUBLE_SECONDS and (run := store.by_id(before)).state.active:
         store.visitor.require("start runs")
         return {"id": run.id, "state": str(run.state), "known": True}  # a double click, or two tabs
     users.check_room(store.root, store.visitor)  # before the work of preparing it

@@ -274,7 +274,7 @@ def delete(store: Store, study: Study, *, runs: bool = False) -> list[str]:
             others |= set(map(digest, other.wanted(store)))
     gone: list[str] = []
     for name in reversed(own):  # students before their teachers
-        if name not in others and Run(store.root / "runs" / name).record.exists():
+        if name not in others and store.by_id(name).record.exists():
             with contextlib.suppress(Refused):
                 gone.append(store.delete(name).name)
     return gone
