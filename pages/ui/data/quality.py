@@ -15,7 +15,7 @@ from pages.ui.app import context, keys
 from pages.ui.charts import basic, plotting
 from pages.ui.data import quality_cards
 from pages.ui.data.quality_cards import FOUND, Card
-from pages.ui.widgets import image_grid, run_table, url_state
+from pages.ui.widgets import image_grid, polling, run_table, url_state
 from smallalign_core.analysis import data_quality
 from smallalign_core.analysis.data_quality import QualityReport
 from smallalign_core.data import Decision, Decisions, Splits
@@ -23,8 +23,6 @@ from smallalign_core.errors import Refused, SmallAlignError
 from smallalign_core.runs.store import Store
 from smallalign_core.spec import DataSpec
 
-PATIENCE = 0.4
-"""Seconds after which the desk may answer somebody else."""
 STAGES = ("Reading pixels", "Looking for copies", "Preparing features", "Judging labels", "Counting votes")
 PER_PAGE = 12
 PAIRS = "Class pairs"
@@ -40,19 +38,9 @@ NOTHING = {
 BULK = {"Labels": "Drop the {} sure ones", "Leaks": "Drop the {} exact copies", "Duplicates": "Settle {} exact copies"}
 
 
-class _Unfinished(Exception):
-    """The desk has not finished, or was not asked to begin; what is raised is not kept by the cache."""
-
-    def __init__(self, done: float) -> None:
-        self.done = done
-
-
 @st.cache_resource(max_entries=8, ttl=300, show_spinner=False)
 def _finished(asked: str, root: str, fingerprint: str, start: bool) -> QualityReport:  # noqa: ARG001  # the cache's key
-    answer = context.client().call("quality", start=start, patience=PATIENCE, **json.loads(asked))
-    if "report" not in answer:
-        raise _Unfinished(answer["done"])
-    return QualityReport.from_dict(answer["report"])
+    return QualityReport.from_dict(polling.step("quality", start=start, **json.loads(asked))["report"])
 
 
 def panel(store: Store, source: str, facts: dict[str, Any]) -> None:
@@ -69,17 +57,17 @@ def panel(store: Store, source: str, facts: dict[str, Any]) -> None:
     )
     asked = json.dumps({"source": source, "teacher": judge.id if judge else None}, sort_keys=True)
     place, wanted = st.empty(), st.session_state.get(keys.QUALITY_WANTED) == asked
-    while True:
-        try:
-            report = _finished(asked, str(store.root.resolve()), facts["fingerprint"], wanted)
-            break
-        except _Unfinished as so_far:
-            if not wanted:
-                with place.container():
-                    _offer(asked, facts["images"])
-                return
-            stage = STAGES[min(len(STAGES) - 1, int(so_far.done * len(STAGES)))]
-            place.progress(so_far.done, f"{stage}: {so_far.done:.0%}")
+    try:
+        report = polling.wait(
+            lambda: _finished(asked, str(store.root.resolve()), facts["fingerprint"], wanted),
+            lambda done: STAGES[min(len(STAGES) - 1, int(done * len(STAGES)))],
+            place=place,
+            started=lambda _: wanted,
+        )
+    except polling.Unfinished:
+        with place.container():
+            _offer(asked, facts["images"])
+        return
     place.empty()
     _summary(report)
     splits = image_grid.splits(DataSpec(source=source, fingerprint=facts["fingerprint"]), store)
