@@ -35,6 +35,12 @@ def test_files_are_read_in_one_sitting_and_say_what_they_are(file: Path) -> None
     assert not re.search(r"^class \w*(Manager|Helper|Handler|Utils)\b", text, re.MULTILINE)
 
 
+def test_the_folder_of_a_run_is_named_in_one_place() -> None:
+    """`Store.by_id`; the queue, which lies below the store in the layers, is given its root."""
+    found = {str(file.relative_to(ROOT)) for file in (*CORE, *PAGES) if re.search(r'/ "runs"', file.read_text())}
+    assert found == {"smallalign_core/runs/store/__init__.py", "smallalign_core/system/users.py"}
+
+
 SILENT: dict[str, str] = {}
 """File and function of a `case _` that may go on, and why: a match over values that nobody lists."""
 

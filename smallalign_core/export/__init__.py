@@ -10,7 +10,6 @@ from smallalign_core.export._bundle import (
     bundle as bundle,
     bundle_folder as bundle_folder,
     download as download,
-    file_name as file_name,
     kept_bundle as kept_bundle,
     submit_browser_parity as submit_browser_parity,
 )
@@ -33,4 +32,9 @@ from smallalign_core.export._parity import (
 from smallalign_core.export._runtime import OnnxClassifier as OnnxClassifier, nhwc as nhwc
 from smallalign_core.export._size import Sizes as Sizes, sizes_before as sizes_before, sizes_of as sizes_of
 from smallalign_core.export._verify import verify as verify
-from smallalign_core.spec.precision import CALIBRATED as CALIBRATED, PRECISIONS as PRECISIONS, Precision as Precision
+from smallalign_core.spec.precision import (
+    CALIBRATED as CALIBRATED,
+    PRECISIONS as PRECISIONS,
+    Precision as Precision,
+    file_name as file_name,
+)

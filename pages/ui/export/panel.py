@@ -15,6 +15,7 @@ from pages.ui.widgets import formatting, run_table
 from pages.ui.widgets.run_table import RunRow
 from smallalign_core.errors import SmallAlignError
 from smallalign_core.runs.store import Store
+from smallalign_core.spec.precision import file_name
 from smallalign_core.system.users import Role
 
 PRECISIONS = {
@@ -49,7 +50,7 @@ def bundles(run: str, store: Store) -> dict[str, Report | str]:
 
 def bundle(run: str, store: Store, precision: str = "fp32") -> Report:
     """The desk's report of a run's export in one precision, made now if it is not there."""
-    file = store.root / "exports" / run / context.named("parity.json", precision)
+    file = store.root / "exports" / run / file_name("parity.json", precision)
     return _bundle(run, precision, str(store.root), file.stat().st_mtime_ns if file.exists() else 0)
 
 
@@ -129,7 +130,7 @@ def downloads(row: RunRow, report: Report) -> None:
     precision = report["precision"]
 
     def url(file: str) -> str:
-        return browser.artifact_url(row.id, context.named(file, precision), download=True)
+        return browser.artifact_url(row.id, file_name(file, precision), download=True)
 
     with st.container(horizontal=True, vertical_alignment="center"):
         st.link_button("ONNX file", url("model.onnx"), icon=":material/download:", type="primary")
@@ -146,7 +147,7 @@ def downloads(row: RunRow, report: Report) -> None:
         st.caption("SHA-256 of the file")
         st.code(report["sha256"], language=None, wrap_lines=True)
         st.caption("Check the downloaded file on any machine that has SmallAlign; a changed file is refused:")
-        name = f"{row.id}-{context.named('model.onnx', precision)}"
+        name = f"{row.id}-{file_name('model.onnx', precision)}"
         st.code(f"python -m smallalign_core verify {name}", language="bash", wrap_lines=True)
 
 
