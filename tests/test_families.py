@@ -21,16 +21,25 @@ import torch
 from conftest import ROOT
 from torch import nn
 
+from pages.ui.compare import gallery
+from pages.ui.data import quality
 from pages.ui.export import panel
+from pages.ui.landscape import charts as landscape_charts, panel as landscape_panel
+from pages.ui.runs import run_view
 from pages.ui.studies.optimizers import optimizer_picker
 from pages.ui.studies.optimizers.view import OPTIMIZERS
+from pages.ui.studies.scaling import setup_form
 from pages.ui.studies.scaling.view import SCALING
-from pages.ui.widgets import forms
+from pages.ui.widgets import formatting, forms
 from smallalign_core import augment, export, networks
+from smallalign_core.analysis import compare, landscape
+from smallalign_core.analysis.html_report import _page
 from smallalign_core.augment import as_code, scaled
 from smallalign_core.augment._parts import columns
 from smallalign_core.errors import BadSpec
 from smallalign_core.export._parity import IN_A_BROWSER
+from smallalign_core.runs.store import State
+from smallalign_core.service import backend
 from smallalign_core.spec import (
     Constant,
     DataSpec,
@@ -52,8 +61,10 @@ from smallalign_core.spec.augment import GROUPS, Augment, Blur, Flip, Mixing, Mi
 from smallalign_core.spec.loss import CrossEntropy, HintonKd, OfLayers, _Loss, _OfLayers, labels_share, short_name
 from smallalign_core.spec.optimizer import IN_EMA, IN_LOOKAHEAD, PLAIN, AdamW, Ema, Sgd, _Wrapper
 from smallalign_core.spec.parts import FAMILIES
-from smallalign_core.studies import lifecycle
+from smallalign_core.studies import ablation, lifecycle
 from smallalign_core.studies.optimizers import label_of, offered
+from smallalign_core.studies.run_status import DAMAGED
+from smallalign_core.studies.scaling import _spec as scaling_spec
 from smallalign_core.system import extras
 from smallalign_core.training import losses, optim
 from smallalign_core.training.losses import NetworkOutput
@@ -579,6 +590,48 @@ def test_an_export_precision_has_a_gate_and_a_label(name: str) -> None:
 
 def test_a_precision_that_lacks_something_is_noticed() -> None:
     assert len(precision_lacks("int2")) == 3
+
+
+# --- lists of labels beside a list of the library ---------------------------------------------------------------------
+
+LISTS: dict[str, tuple[Iterable[Any], Iterable[Any]]] = {
+    "states of a run": (formatting.STATES, [*State, DAMAGED]),
+    "batch norms of a landscape": (landscape_charts.NORMS, landscape.NORMS),
+    "batch norms of a landscape, in short": (landscape_panel.SHORT, landscape.NORMS),
+    "measures of a landscape": (landscape_panel.MEASURES, landscape.MEASURES),
+    "measures of a landscape, as a type": (get_args(landscape.Measure), landscape.MEASURES),
+    "kinds of an image in a report": (_page.TITLES, compare.KINDS),
+    "kinds of an image in the gallery": (
+        {kind for _, kinds in gallery.KINDS.values() for kind in kinds},
+        compare.KINDS,
+    ),
+    "filters of the gallery": (gallery.ABOUT, gallery.KINDS),
+    "findings about data": (quality.NOTHING, [*quality.FOUND, quality.PAIRS]),
+    "what a recipe adds, on the page": (setup_form.ADDS, scaling_spec.PROCESSES),
+    "what a recipe adds, in a report": (scaling_spec.LABELS, scaling_spec.PROCESSES),
+    "what an ablation leaves out": (ablation.CONTROLS, get_args(ablation.What)),
+    "what an ablation of a run leaves out": ([*run_view.CONTROLS, "augment"], ablation.CONTROLS),  # Augment has its own
+}
+
+
+@pytest.mark.parametrize("what", LISTS)
+def test_a_list_of_labels_has_every_member(what: str) -> None:
+    labels, members_ = (set(map(str, one)) for one in LISTS[what])
+    assert labels == members_
+
+
+def test_every_verb_that_a_page_uses_has_a_handler() -> None:
+    found = {
+        ast.literal_eval(node.args[0])
+        for file in (ROOT / "pages").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func).rpartition(".")[2] in ("call", "step", "in_steps")
+        and node.args
+        and isinstance(node.args[0], ast.Constant)
+    }
+    assert len(found) > 12
+    assert found <= set(backend.HANDLERS)
 
 
 def test_members_that_are_checked_are_those_that_there_are() -> None:
