@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages.ui.app import context
+from pages.ui.app import context, keys
 from pages.ui.augment import policy
 from pages.ui.data import quality
 from pages.ui.distill import spec_summary, teacher_check
@@ -21,9 +21,9 @@ if like := st.query_params.get("like"):  # a run's spec fills the form once, the
     st.session_state[f"{KEY}.data.source"] = None
     st.query_params.clear()
     st.session_state.pop(url_state.own("teacher-seen"), None)  # the address names it anew
-    st.query_params["teacher"], *st.session_state["more-teachers"] = spec.teachers or (url_state.NOBODY,)
+    st.query_params["teacher"], *st.session_state[keys.MORE_TEACHERS] = spec.teachers or (url_state.NOBODY,)
     st.query_params["start"] = spec.start or url_state.NOBODY
-    st.session_state["data"] = spec.data.source
+    st.session_state[keys.DATA] = spec.data.source
 policy.receive(KEY)
 quality.receive(store, KEY)
 
@@ -110,8 +110,8 @@ with side:
             answer = teacher_check.start(spec, controls=beside)
             if not answer["known"] or answer["state"] in ("queued", "running"):
                 st.switch_page("runs.py", query_params={"run": answer["id"]})
-            st.session_state["known-run"] = (asked, answer)
-    known_for, known = st.session_state.get("known-run", ("", {}))
+            st.session_state[keys.KNOWN_RUN] = (asked, answer)
+    known_for, known = st.session_state.get(keys.KNOWN_RUN, ("", {}))
     if known_for == asked:
         st.info(
             f"This run exists already and is {known['state']}: an equal spec is the same run. Open it, "

@@ -4,7 +4,7 @@ import hashlib
 
 import streamlit as st
 
-from pages.ui.app import context
+from pages.ui.app import context, keys
 from pages.ui.runs import run_view
 from pages.ui.widgets import formatting, run_table, url_state
 from smallalign_core.errors import UnknownRun
@@ -18,11 +18,8 @@ COLUMNS = {
     "Created": st.column_config.DatetimeColumn(format="distance", width=115),
 }
 
-OPEN, TIMES = "runs-open", "runs-opened"
-"""The session's keys of the run that was ticked, and of how many were."""
-
 store = context.store()
-if ticked := st.session_state.pop(OPEN, None):
+if ticked := st.session_state.pop(keys.RUNS_OPEN, None):
     st.switch_page("runs.py", query_params={"run": ticked})
 if reference := st.query_params.get("run"):
     if st.button("All runs", icon=":material/arrow_back:", type="tertiary"):  # a link to this page keeps its address
@@ -57,13 +54,13 @@ if shown:
     ids = [row.name for row in shown]
     # Another listing is another table, so that no tick of one is read as a row of another; and after each run that was
     # opened a new one, else its row would still be ticked on the way back.
-    key = f"runs-{hashlib.sha256(' '.join(ids).encode()).hexdigest()[:12]}-{st.session_state.get(TIMES, 0)}"
+    key = f"runs-{hashlib.sha256(' '.join(ids).encode()).hexdigest()[:12]}-{st.session_state.get(keys.RUNS_OPENED, 0)}"
 
     def tick() -> None:
         """Runs before the page is drawn anew: `ids` are still those of the table that was ticked."""
         if rows := st.session_state[key].selection.rows:
-            st.session_state[OPEN] = ids[rows[0]]
-            st.session_state[TIMES] = st.session_state.get(TIMES, 0) + 1
+            st.session_state[keys.RUNS_OPEN] = ids[rows[0]]
+            st.session_state[keys.RUNS_OPENED] = st.session_state.get(keys.RUNS_OPENED, 0) + 1
 
     table = {
         "State": [row.state for row in shown],

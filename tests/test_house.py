@@ -35,6 +35,42 @@ def test_files_are_read_in_one_sitting_and_say_what_they_are(file: Path) -> None
     assert not re.search(r"^class \w*(Manager|Helper|Handler|Utils)\b", text, re.MULTILINE)
 
 
+def test_the_folder_of_a_run_is_named_in_one_place() -> None:
+    """`Store.by_id`; the queue, which lies below the store in the layers, globs below its root."""
+    found = {str(file.relative_to(ROOT)) for file in (*CORE, *PAGES) if re.search(r'/ "runs"', file.read_text())}
+    assert found == {"smallalign_core/runs/store/__init__.py"}
+
+
+SILENT: dict[str, str] = {}
+"""File and function of a `case _` that may go on, and why: a match over values that nobody lists."""
+
+
+def silent_defaults(text: str) -> list[str]:
+    """The functions with a `case _` that neither raises nor is `assert_never`: a new member falls through unnoticed."""
+    found = []
+    for function in ast.walk(ast.parse(text)):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            for node in ast.walk(function):
+                if isinstance(node, ast.match_case) and ast.unparse(node.pattern) == "_" and node.guard is None:
+                    first = ast.unparse(node.body[0])
+                    if not first.startswith(("raise ", "assert_never(")):
+                        found.append(function.name)
+    return found
+
+
+@pytest.mark.parametrize("file", [*CORE, *PAGES], ids=lambda file: str(file.relative_to(ROOT)))
+def test_no_match_has_a_silent_default(file: Path) -> None:
+    here = file.relative_to(ROOT)
+    assert not [name for name in silent_defaults(file.read_text()) if f"{here}:{name}" not in SILENT]
+
+
+def test_a_silent_default_is_noticed() -> None:
+    text = "def f(x):\n    match x:\n        case 1:\n            return 1\n        case _:\n            {}\n"
+    assert silent_defaults(text.format("return 2")) == ["f"]
+    assert not silent_defaults(text.format("assert_never(x)"))
+    assert not silent_defaults(text.format("raise ValueError(x)"))
+
+
 @pytest.mark.parametrize("file", sorted((ROOT / "pages").glob("*.py")), ids=lambda file: file.name)
 def test_pages_are_thin(file: Path) -> None:
     assert len(file.read_text().splitlines()) <= 150

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from pages.ui.app import keys
 from tests.conftest import ROOT, Show
 
 PAGES = ROOT / "pages"
@@ -20,6 +21,8 @@ SHARED = {
     "more-teachers": "Distil's further teachers: the page fills them from a run, and the panel asks for them",
 }
 """Keys that more than one module reads or writes on purpose."""
+WIDGETS = {"found"}
+"""Keys of widgets that are read where they are not drawn, in the same module."""
 
 
 def modules() -> dict[str, ast.Module]:
@@ -48,6 +51,8 @@ def text_of(node: ast.expr, known: dict[str, str]) -> str | None:
         return node.value
     if isinstance(node, ast.Name):
         return known.get(node.id)
+    if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "keys":
+        return str(getattr(keys, node.attr))
     if isinstance(node, ast.JoinedStr):
         parts = [
             part.value
@@ -62,7 +67,7 @@ def text_of(node: ast.expr, known: dict[str, str]) -> str | None:
 
 
 def keys_of(tree: ast.Module) -> tuple[set[str], set[str]]:
-    """(keys in the session as they are, keys that `picks` makes the page's own) that a module uses."""
+    """(keys in the session as they are, keys that `url_state` makes the page's own) that a module uses."""
     known, plain, own = constants(tree), set[str](), set[str]()
     for node in ast.walk(tree):
         if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "st.session_state":
@@ -72,11 +77,11 @@ def keys_of(tree: ast.Module) -> tuple[set[str], set[str]]:
         called = ast.unparse(node.func)
         if called.startswith("st.session_state.") and node.args:
             plain.add(text_of(node.args[0], known) or "")
-        if called in ("picks.own", "picks.keep", "picks.changed", "picks.kept") and node.args:
+        if called in ("url_state.own", "url_state.keep", "url_state.changed", "url_state.kept") and node.args:
             own.add(text_of(node.args[0], known) or "")
         for given in node.keywords:
             if given.arg == "key" and (text := text_of(given.value, known)):
-                (own if called.startswith("picks.") else plain).add(text)
+                (own if called.startswith("url_state.") else plain).add(text)
     return plain - {""}, own - {""}
 
 
@@ -97,8 +102,8 @@ def drawn_by(page: str, trees: dict[str, ast.Module]) -> set[str]:
 def shared(used: dict[str, set[str]]) -> dict[str, list[str]]:
     """The keys that more than one module uses."""
     by_key: dict[str, set[str]] = defaultdict(set)
-    for module, keys in used.items():
-        for key in keys:
+    for module, names in used.items():
+        for key in names:
             by_key[key].add(module)
     return {key: sorted(names) for key, names in by_key.items() if len(names) > 1 and key not in SHARED}
 
@@ -114,6 +119,21 @@ def test_no_two_features_use_one_key_of_the_session() -> None:
         here = drawn_by(f"pages.{file.stem}", trees)
         assert len(here) > 3, file
         assert not shared({name: own for name, (_, own) in every.items() if name in here}), file
+
+
+def test_what_features_remember_stands_in_one_list() -> None:
+    """Keys of the session that no widget has for itself are names in `keys`, each another text."""
+    known = {name: value for name, value in vars(keys).items() if name.isupper()}
+    assert len(set(known.values())) == len(known) > 15
+    for module, tree in modules().items():
+        for node in ast.walk(tree):
+            written: ast.expr | None = None
+            if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "st.session_state":
+                written = node.slice
+            elif isinstance(node, ast.Call) and ast.unparse(node.func).startswith("st.session_state.") and node.args:
+                written = node.args[0]
+            if isinstance(written, ast.Constant):
+                assert written.value in WIDGETS, f"{module} writes the key {written.value!r}: give it a name in `keys`"
 
 
 def two_pages() -> None:

@@ -10,11 +10,10 @@ import pytest
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
-from pages.ui.app import context
+from pages.ui.app import context, keys
 from pages.ui.browser._draw import picture
 from pages.ui.charts import basic
 from pages.ui.compare import user_image
-from pages.ui.widgets import url_state
 from smallalign_core import data
 from smallalign_core.analysis import compare
 from smallalign_core.metrics import score
@@ -98,7 +97,7 @@ def test_a_click_on_a_matrix_is_a_choice_in_the_menus(here, shown, monkeypatch):
     app = tab(shown, "Images", kind="Fixes")
     assert app.segmented_control(key="compare/kind").value == "fixes"
     state: dict[str, object] = {
-        url_state.PAGE: "compare",
+        keys.PAGE: "compare",
         "confusion-teacher": {"selection": {"points": [{"x": 9, "y": 3}]}},
     }
     monkeypatch.setattr("streamlit.session_state", state)

@@ -15,8 +15,9 @@ from smallalign_core.data import Decision
 from smallalign_core.runs.store import State, Store
 from smallalign_core.runs.writer import RunWriter
 from smallalign_core.service import handlers
-from smallalign_core.studies import lifecycle, scaling
+from smallalign_core.studies import lifecycle, optimizers, scaling
 from smallalign_core.studies.lifecycle import Study
+from smallalign_core.studies.resolve import resolve_study
 from smallalign_core.studies.scaling import most_of, parse_study
 from tests.conftest import Show, scaled, texts
 
@@ -181,3 +182,22 @@ def test_the_headline_sorts_recipes_by_their_intervals(finished: Study, place: S
 
 def test_a_study_that_is_not_there_is_a_sentence(shown: Show) -> None:
     assert "no study goes by that name" in texts(shown("scaling", study="ffff")).lower()
+
+
+@pytest.mark.slow
+def test_the_pages_of_both_kinds_of_study_open_in_one_session(shown: Show, finished: Study, place: Store) -> None:
+    """Both have a menu `metric` with other options: what one was left at is no option of the other."""
+    student = {"data": {"source": "digits", "images": 100}, "network": {"kind": "mlp", "width": 4, "depth": 1}}
+    amount = {"batch": 50, "epochs": 1, "optimizers": ["sgd"], "hands_off": [], "trials": 1, "seeds": 2, "budgets": [1]}
+    asked = optimizers.parse_study(student | amount)
+    raced = lifecycle.create(place, "optimizers", resolve_study(place, "optimizers", asked))
+    assert not lifecycle.run_to_end(raced, place, device="cpu")
+    app = shown("scaling", study=finished.id, metric="error")
+    chosen = [("optimizers", raced, "accuracy"), ("scaling", finished, "error"), ("optimizers", raced, "accuracy")]
+    for page, study, metric in chosen:
+        app.query_params.clear()
+        app.query_params["study"] = study.id
+        app.switch_page(f"{page}.py").run()
+        assert not app.exception
+        assert not app.error
+        assert app.session_state[f"{page}/metric"] == metric

@@ -15,8 +15,10 @@ from smallalign_core.cli._main import main
 from smallalign_core.errors import BadSpec
 from smallalign_core.spec import DataSpec, RunSpec, digest, parse, parse_policy, read, set_field, to_yaml
 from smallalign_core.spec.parts import FAMILIES, choices, members
+from smallalign_core.studies import optimizers
 
 MINIMAL: dict[str, Any] = {"data": "digits", "network": "cnn"}
+PINNED = json.loads((Path(__file__).parent / "fixtures" / "digests.json").read_text())
 
 
 def test_digest_survives_spelling() -> None:
@@ -212,3 +214,15 @@ def test_bad_input_is_one_line(asked: list[str], tmp_path: Path, capsys: pytest.
 def test_teachers_are_set_by_name_list_or_null(given: str, teachers: tuple[str, ...]) -> None:
     written = set_field({**MINIMAL, "teacher": "old"}, f"teacher={given}")
     assert parse(written).teachers == teachers
+
+
+@pytest.mark.parametrize("pinned", PINNED["runs"], ids=lambda one: one["digest"])
+def test_digests_of_every_family_are_pinned(pinned: dict[str, Any]) -> None:
+    """Stored runs are found by these: facts of a class (class variables) may change, fields and defaults may not."""
+    assert digest(parse(pinned["spec"])) == pinned["digest"]
+
+
+@pytest.mark.parametrize("pinned", PINNED["optimizer_studies"], ids=lambda one: one["digest"])
+def test_digests_of_optimizer_studies_are_pinned(pinned: dict[str, Any]) -> None:
+    """With what a study fills in by itself: the optimizers to use as they are."""
+    assert optimizers.study_id(optimizers.parse_study(pinned["spec"])) == pinned["digest"]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
-import re
 import signal
 import threading
 import time
@@ -481,13 +479,3 @@ def test_killed_anywhere_it_ends_with_the_same_runs(tmp_path: Path) -> None:
         for place in (killed, Store(tmp_path / "whole"))
     ]
     assert digests[0] == digests[1]
-
-
-def test_every_kind_answers_all_that_is_asked() -> None:
-    answers = re.findall(
-        r"^    (\w+)\(", inspect.getsource(lifecycle).partition("KINDS: ")[2].partition("ATTEMPTS")[0], re.M
-    )
-    assert len(answers) == 9
-    for kind, module in lifecycle.KINDS.items():
-        for name in answers:
-            assert callable(getattr(module, name, None)), (kind, name)

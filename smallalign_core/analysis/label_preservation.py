@@ -21,7 +21,7 @@ from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import BadSpec
 from smallalign_core.metrics import log_softmax, wilson
 from smallalign_core.networks import BaseClassifier
-from smallalign_core.spec import Augment, CutMix, MixUp
+from smallalign_core.spec import Augment, Mixing
 from smallalign_core.system.batching import in_batches
 
 LEAST, MOST = 512, 2048
@@ -217,7 +217,7 @@ class LabelCheck:
         if not 0 <= limit <= 1:
             raise BadSpec("a limit lies between 0 and 1", given=limit)
         shape = self.images.shape
-        alone = tuple(part for part in policy if not isinstance(part, MixUp | CutMix))
+        alone = tuple(part for part in policy if not isinstance(part, Mixing))
         single = [scaled((part,), strength, shape) for part in alone]
         strengths = sorted({*grid, strength} - {0.0})
         curve = [scaled(alone, value, shape) for value in strengths]
@@ -400,7 +400,7 @@ def _warnings(
         )
     if whole.accuracy_before < 0.8:
         yield f"the teacher is right on only {whole.accuracy_before:.0%} of clean images: it is a poor judge"
-    if isinstance(policy[-1], MixUp | CutMix):
+    if isinstance(policy[-1], Mixing):
         yield f"`{policy[-1].kind}` was left out: it changes the label on purpose"
     if from_training:
         yield (

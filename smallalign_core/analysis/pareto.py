@@ -23,6 +23,7 @@ from smallalign_core.data import Splits
 from smallalign_core.errors import BadInput, SmallAlignError
 from smallalign_core.metrics import score
 from smallalign_core.runs.store import Run, Store
+from smallalign_core.spec.precision import PRECISIONS
 from smallalign_core.system.files import read_json, write_json
 from smallalign_core.system.machine import processor
 from smallalign_core.system.resumable import Work, part_of
@@ -37,7 +38,6 @@ AGREE = 0.1
 MEASURED = 0.9
 """Seconds that are measured."""
 FORMAT = 3
-PRECISIONS = ("fp32", "fp16", "int8")
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def kilobytes(size: int | None) -> str:
 
 def table(found: dict[str, Any]) -> str:
     """The plain values of a `Frontier` as lines of columns."""
-    head = ["run", "params", "MACs", "kB fp32", "fp16", "int8", "p50 ms", "p95 ms", "accuracy", "ECE", ""]
+    head = ["run", "params", "MACs", *(f"kB {one}" for one in PRECISIONS), "p50 ms", "p95 ms", "accuracy", "ECE", ""]
     rows = [
         [
             one["name"],

@@ -24,7 +24,7 @@ from smallalign_core.augment._parts import check as check
 from smallalign_core.augment._sheet import sheet as sheet
 from smallalign_core.augment._strength import scaled as scaled
 from smallalign_core.data import ImageSet
-from smallalign_core.spec import Augment, CutMix, MixUp, RunSpec
+from smallalign_core.spec import Augment, Mixing, RunSpec
 
 # Streams of random numbers: parts of the policy use 0, 1, 2, ...; these are for what no part of a policy draws.
 ORDER = 0xFFFF  # shuffles an epoch
@@ -104,7 +104,7 @@ class Views:
         """
         rows, _ = self.sample_indices(step)
         mine = self._share
-        if self.policy and isinstance(last := self.policy[-1], MixUp | CutMix):
+        if self.policy and isinstance(last := self.policy[-1], Mixing):
             images = self._made(step) if made is None else made
             labels = self._labels[rows].to(self.device)
             draws = self._generator(step, MIX).random((self.batch, _mix.COLUMNS))
@@ -158,7 +158,7 @@ class Views:
     def view_of(self, row: int, view: int) -> tuple[Tensor, Tensor]:
         """As `seen`, with its label: int64 [], or float32 [classes] where the policy mixes images."""
         number = view % self.fixed if self.fixed else view
-        if not (self.policy and isinstance(last := self.policy[-1], MixUp | CutMix)):
+        if not (self.policy and isinstance(last := self.policy[-1], Mixing)):
             return self.augmented(np.array([row]), np.array([number]))[0], self._labels[row]
         step, place = divmod(view * self.count + int(np.flatnonzero(self.order(view) == row)[0]), self.batch)
         rows, views = self.sample_indices(step)

@@ -15,6 +15,7 @@ from smallalign_core.spec.augment import (
     Equalize,
     Erase,
     Flip,
+    Mixing,
     MixUp,
     Noise,
     Perspective,
@@ -39,16 +40,20 @@ def as_code(policy: tuple[Augment, ...], *, size: tuple[int, int], classes: int)
         size: (height, width) of the images.
         classes: number of classes, which torchvision's mixing needs.
     """
-    lines = [line for part in policy if not isinstance(part, MixUp | CutMix) for line in _lines(part, size)]
+    lines = [line for part in policy if not isinstance(part, Mixing) for line in _lines(part, size)]
     text = "import torch\nfrom torchvision.transforms import v2\n\n"
     text += "# One uint8 image [C, H, W] at a time: on a batch torchvision draws once for all of its images.\n"
     text += "augment = v2.Compose([\n" + "".join(f"    {line}\n" for line in lines or ["v2.Identity(),"]) + "])\n"
     for part in policy:
-        if isinstance(part, MixUp | CutMix):
-            name = "MixUp" if isinstance(part, MixUp) else "CutMix"
-            mixing = f"v2.{name}(alpha={float(part.alpha)!r}, num_classes={classes})"
-            if isinstance(part, MixUp):  # torchvision mixes in place, which uint8 cannot hold
-                mixing = f"v2.Compose([v2.ToDtype(torch.float32, scale=True), {mixing}])"
+        if isinstance(part, Mixing):
+            given = f"(alpha={float(part.alpha)!r}, num_classes={classes})"
+            match part:
+                case MixUp():  # torchvision mixes in place, which uint8 cannot hold
+                    mixing = f"v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.MixUp{given}])"
+                case CutMix():
+                    mixing = f"v2.CutMix{given}"
+                case _:
+                    assert_never(part)
             text += "\n# images, labels = mix(images, labels) after collating: uint8 [B, C, H, W] and int64 [B].\n"
             text += "# torchvision draws one share a batch, SmallAlign one an image.\n"
             if part.probability < 1:

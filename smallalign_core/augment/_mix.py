@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from typing import assert_never
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from smallalign_core.augment._canvas import Numbers, Rows
-from smallalign_core.spec.augment import CutMix, MixUp
+from smallalign_core.spec.augment import CutMix, Mixing, MixUp
 
 COLUMNS = 5  # uniform draws a position: whether, with whom, how much, and the place of a rectangle
 
 
-def mixed(part: MixUp | CutMix, images: Tensor, labels: Tensor, classes: int, draws: Numbers) -> tuple[Tensor, Tensor]:
+def mixed(part: Mixing, images: Tensor, labels: Tensor, classes: int, draws: Numbers) -> tuple[Tensor, Tensor]:
     """Mix each image with a partner, never itself.
 
     Args:
@@ -29,12 +31,15 @@ def mixed(part: MixUp | CutMix, images: Tensor, labels: Tensor, classes: int, dr
     partner = partners(draws)
     share = np.where(chosen, _beta(part.alpha, draws[:, 2]), 1.0)
     other = images[torch.from_numpy(partner).to(images.device)]
-    if isinstance(part, MixUp):
-        weight = torch.from_numpy(share.astype(np.float32)).to(images.device)
-        blended = torch.lerp(other.float(), images.float(), weight.view(-1, 1, 1, 1)).round_().to(torch.uint8)
-    else:
-        blended, share = _cut(images, other, share, draws[:, 3:5])
-        weight = torch.from_numpy(share.astype(np.float32)).to(images.device)
+    match part:
+        case MixUp():
+            weight = torch.from_numpy(share.astype(np.float32)).to(images.device)
+            blended = torch.lerp(other.float(), images.float(), weight.view(-1, 1, 1, 1)).round_().to(torch.uint8)
+        case CutMix():
+            blended, share = _cut(images, other, share, draws[:, 3:5])
+            weight = torch.from_numpy(share.astype(np.float32)).to(images.device)
+        case _:
+            assert_never(part)
     known = F.one_hot(labels, classes).float()
     weight = weight[:, None]
     return blended, weight * known + (1 - weight) * known[torch.from_numpy(partner).to(labels.device)]

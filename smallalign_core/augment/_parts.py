@@ -18,26 +18,23 @@ from smallalign_core.errors import BadSpec
 from smallalign_core.spec.augment import (
     Affine,
     Augment,
-    AugMix,
     Blur,
     Colour,
     Crop,
-    CutMix,
     Equalize,
     Erase,
     Flip,
     Geometric,
-    MixUp,
+    Mixing,
     Noise,
     Perspective,
     Photometric,
     Posterize,
-    RandAugment,
     ResizedCrop,
     Rotate,
+    Several,
     Shift,
     Solarize,
-    TrivialAugment,
     misplaced,
 )
 
@@ -48,30 +45,10 @@ SHARPEST_BLUR = 0.1
 Pixels = Callable[[Rows], NDArray[np.float32]]
 """Standard normal numbers [len(rows), C, H, W] for some rows of a canvas, keyed like everything else."""
 
-COLUMNS: dict[type, int] = {
-    Flip: 3,
-    Shift: 3,
-    Rotate: 3,
-    Affine: 6,
-    Crop: 3,
-    ResizedCrop: 5,
-    Perspective: 9,
-    Colour: 5,
-    Blur: 2,
-    Noise: 1,
-    Erase: 5,
-    Posterize: 1,
-    Solarize: 1,
-    Equalize: 1,
-}
-"""Uniform draws an image. The first decides whether the part is applied; changing one changes every view."""
-
 
 def columns(part: Augment) -> int:
     """Uniform draws an image that `part` needs for one view."""
-    if isinstance(part, RandAugment | TrivialAugment | AugMix):
-        return 1 + _several.columns(part)
-    return COLUMNS.get(type(part), 0)
+    return 1 + _several.columns(part) if isinstance(part, Several) else part.draws
 
 
 def check(policy: tuple[Augment, ...], shape: tuple[int, int, int]) -> None:
@@ -125,7 +102,7 @@ def blur_radius(part: Blur) -> int:
 
 def apply(part: Augment, canvas: Canvas, draws: Numbers, pixels: Pixels) -> None:
     """Draw `part` on a canvas, with uniform draws [N, columns(part)]."""
-    if isinstance(part, MixUp | CutMix):
+    if isinstance(part, Mixing):
         return  # it needs the whole batch: see _mix
     rows = np.flatnonzero(draws[:, 0] < part.probability)
     if not len(rows):

@@ -8,6 +8,7 @@ pixels would move a small image out of sight).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import assert_never
 
 import numpy as np
 import torch
@@ -51,9 +52,15 @@ SPACES = {
 
 def columns(part: RandAugment | TrivialAugment | AugMix) -> int:
     """Random numbers an image, besides the one that decides whether it is augmented."""
-    if isinstance(part, RandAugment):
-        return 2 * part.operations
-    return 3 if isinstance(part, TrivialAugment) else 1 + CHAINS + CHAINS * (1 + 3 * LONGEST)
+    match part:
+        case RandAugment():
+            return 2 * part.operations
+        case TrivialAugment():
+            return 3
+        case AugMix():
+            return 1 + CHAINS + CHAINS * (1 + 3 * LONGEST)
+        case _:
+            assert_never(part)
 
 
 def apply(part: RandAugment | TrivialAugment | AugMix, canvas: Canvas, rows: Rows, draws: Numbers) -> None:
@@ -68,6 +75,8 @@ def apply(part: RandAugment | TrivialAugment | AugMix, canvas: Canvas, rows: Row
             operate(canvas, rows, space, draws[:, 0], draws[:, 1] * part.magnitude / 30, draws[:, 2])
         case AugMix():
             _augmix(part, canvas, rows, draws)
+        case _:
+            assert_never(part)
 
 
 def _augmix(part: AugMix, canvas: Canvas, rows: Rows, draws: Numbers) -> None:
@@ -115,10 +124,12 @@ def _moves(name: str, space: Space, signed: Numbers, size: tuple[int, int]) -> N
             matrices[:, 0, 2] = np.trunc(signed * min(space.translate * size[1], space.pixels))
         case "translate_y":
             matrices[:, 1, 2] = np.trunc(signed * min(space.translate * size[0], space.pixels))
-        case _:
+        case "rotate":
             angle = np.deg2rad(signed * space.rotate)
             matrices[:, 0, 0] = matrices[:, 1, 1] = np.cos(angle)
             matrices[:, 0, 1], matrices[:, 1, 0] = -np.sin(angle), np.sin(angle)
+        case _:
+            raise ValueError(name)
     return matrices
 
 
@@ -143,8 +154,10 @@ def _paint_one(canvas: Canvas, rows: Rows, name: str, space: Space, strength: Nu
             canvas.paint(rows, lambda images: _paint.solarize(images, threshold))
         case "autocontrast":
             canvas.paint(rows, _paint.autocontrast)
-        case _:
+        case "equalize":
             canvas.paint(rows, _paint.equalize)
+        case _:
+            raise ValueError(name)
 
 
 def _numbers(values: Numbers, device: torch.device) -> Tensor:

@@ -5,50 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from smallalign_core.errors import BadSpec
-from smallalign_core.spec.augment import (
-    Affine,
-    Augment,
-    AugMix,
-    Blur,
-    Colour,
-    Crop,
-    CutMix,
-    Equalize,
-    Erase,
-    Flip,
-    MixUp,
-    Noise,
-    Perspective,
-    Posterize,
-    RandAugment,
-    ResizedCrop,
-    Rotate,
-    Shift,
-    Solarize,
-    TrivialAugment,
-)
+from smallalign_core.spec.augment import Augment, Blur, Crop, Posterize
 
 STRONGEST = 2.0
-
-GROWING: dict[type, tuple[str, ...]] = {
-    Flip: ("probability",),
-    Shift: ("pixels",),
-    Rotate: ("degrees",),
-    Affine: ("translate", "scale", "shear"),
-    Crop: ("padding",),
-    Perspective: ("distortion",),
-    Colour: ("brightness", "contrast", "saturation", "hue"),
-    Blur: ("sigma",),
-    Noise: ("amount",),
-    Erase: ("largest",),
-    Equalize: ("probability",),
-    RandAugment: ("magnitude",),
-    TrivialAugment: ("magnitude",),
-    AugMix: ("severity",),
-    MixUp: ("alpha",),
-    CutMix: ("probability",),
-}
-"""Fields that are multiplied by the strength; the other kinds count from the end that changes nothing."""
 
 
 def scaled(
@@ -85,7 +44,7 @@ def _within(part: Augment, side: int) -> Augment:
 def _scaled(part: Augment, strength: float) -> Augment | None:
     if strength == 0:
         return None
-    changed = _amounts(part, strength)
+    changed: dict[str, Any] = dict(part.stronger(strength))
     for name, value in changed.items():
         rules = type(part).model_fields[name].metadata
         least = next((rule.ge for rule in rules if hasattr(rule, "ge")), None)
@@ -97,16 +56,3 @@ def _scaled(part: Augment, strength: float) -> Augment | None:
         value = value if most is None else min(value, most)
         changed[name] = value if least is None else max(value, least)
     return type(part).model_validate({**part.model_dump(), **changed})
-
-
-def _amounts(part: Augment, strength: float) -> dict[str, Any]:
-    """The fields that carry a part's strength, at another strength and not yet held within their limits."""
-    match part:
-        case ResizedCrop():
-            return {"smallest": 1 - (1 - part.smallest) * strength, "aspect": part.aspect**strength}
-        case Posterize():
-            return {"bits": 8 - (8 - part.bits) * strength}
-        case Solarize():
-            return {"threshold": 1 - (1 - part.threshold) * strength}
-        case _:
-            return {name: getattr(part, name) * strength for name in GROWING[type(part)]}

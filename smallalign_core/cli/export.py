@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -31,6 +31,7 @@ from smallalign_core.cli.models import (
 )
 from smallalign_core.errors import BadInput
 from smallalign_core.runs.store import Store
+from smallalign_core.spec.precision import Precision
 from smallalign_core.system.machine import set_threads
 
 
@@ -38,7 +39,7 @@ def export(
     reference: Reference,
     to: Annotated[Path, typer.Option("--to", help="The .onnx file to write, or a .zip with card, proof and snippets.")],
     precision: Annotated[
-        Literal["fp32", "fp16", "int8"],
+        Precision,
         typer.Option("--precision", help="fp16 halves the file, int8 quarters it; their loss is measured."),
     ] = "fp32",
     data_source: MovedOption = None,

@@ -10,7 +10,6 @@ from smallalign_core.export._bundle import (
     bundle as bundle,
     bundle_folder as bundle_folder,
     download as download,
-    file_name as file_name,
     kept_bundle as kept_bundle,
     submit_browser_parity as submit_browser_parity,
 )
@@ -18,8 +17,6 @@ from smallalign_core.export._checksum import checksum_matches as checksum_matche
 from smallalign_core.export._download import zipped as zipped
 from smallalign_core.export._file import (
     CALIBRATED_ON as CALIBRATED_ON,
-    PRECISIONS as PRECISIONS,
-    Precision as Precision,
     export as export,
     precision_of as precision_of,
     to_onnx as to_onnx,
@@ -35,3 +32,9 @@ from smallalign_core.export._parity import (
 from smallalign_core.export._runtime import OnnxClassifier as OnnxClassifier, nhwc as nhwc
 from smallalign_core.export._size import Sizes as Sizes, sizes_before as sizes_before, sizes_of as sizes_of
 from smallalign_core.export._verify import verify as verify
+from smallalign_core.spec.precision import (
+    CALIBRATED as CALIBRATED,
+    PRECISIONS as PRECISIONS,
+    Precision as Precision,
+    file_name as file_name,
+)

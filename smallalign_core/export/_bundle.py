@@ -15,10 +15,11 @@ import numpy as np
 from smallalign_core import data
 from smallalign_core.errors import BadInput, SmallAlignError
 from smallalign_core.export._download import pack
-from smallalign_core.export._file import Precision, make, references
+from smallalign_core.export._file import make, references
 from smallalign_core.export._parity import GATES, IN_A_BROWSER, parity
 from smallalign_core.export._runtime import OnnxClassifier, nhwc
 from smallalign_core.runs.store import Run, Store
+from smallalign_core.spec.precision import Precision, file_name
 from smallalign_core.system.files import read_json, write, write_json
 
 BUNDLE = 4  # raised when a bundle's files change, so that kept ones are made again
@@ -34,12 +35,6 @@ CLAIM = (
 def bundle_folder(run: Run, store: Store) -> Path:
     """Where a run's bundle is kept. Zoo models are committed, so theirs lies with the store too."""
     return store.root / "exports" / run.id
-
-
-def file_name(file: str, precision: str) -> str:
-    """What a file of a bundle is called: `model.onnx`, and `model-int8.onnx` for another precision than fp32."""
-    stem, _, kind = file.rpartition(".")
-    return file if precision == "fp32" else f"{stem}-{precision}.{kind}"
 
 
 def kept_bundle(run: Run, store: Store, precision: Precision = "fp32") -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, assert_never
 
 import numpy as np
 import onnx
@@ -31,10 +31,9 @@ from smallalign_core.networks import Classifier, onnx_graph
 from smallalign_core.networks.onnx_graph import OPSET, quiet
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.spec import LibraryNetwork, RunSpec, to_yaml
+from smallalign_core.spec.precision import CALIBRATED, PRECISIONS, Precision
 from smallalign_core.system.files import read_sealed, write, write_sealed
 
-Precision = Literal["fp32", "fp16", "int8"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 CALIBRATED_ON = 512  # training images that give the ranges of the activations
 CHUNK = 64
 DIGITS = 24
@@ -126,11 +125,19 @@ def in_precision(
     Args:
         metadata: what the file will say of itself; the size that the network resizes to bounds the batches.
     """
-    if precision == "fp32":
-        return simplify(graph)
-    if precision == "fp16":
-        return onnx_graph.in_halves(simplify(graph))
-    assert training is not None, "int8 is calibrated on training images"
+    match precision:
+        case "fp32":
+            return simplify(graph)
+        case "fp16":
+            return onnx_graph.in_halves(simplify(graph))
+        case "int8":
+            assert training is not None, "int8 is calibrated on training images"
+            return _in_integers(graph, training, metadata)
+        case _:
+            assert_never(precision)
+
+
+def _in_integers(graph: bytes, training: ImageSet, metadata: Mapping[str, Any]) -> bytes:
     # Spread over the whole set: folders list one class after the other.
     rows = np.unique(np.linspace(0, len(training) - 1, CALIBRATED_ON).astype(np.int64))
     pixels = nhwc(training.take(rows))
@@ -235,7 +242,7 @@ def make(run: Run, store: Store | None, precision: Precision = "fp32", *, measur
     loss = {name: one.as_dict() for name, one in losses.items()}
     if precision != "fp32":
         metadata["loss"] = loss
-    if precision == "int8":
+    if precision in CALIBRATED:
         metadata["calibrated_on"] = calibrated_on(splits.train)
     content = finished(graph, metadata)
     facts = {

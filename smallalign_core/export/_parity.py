@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from smallalign_core.data import ImageSet
 from smallalign_core.metrics import paired_difference, score
+from smallalign_core.spec.precision import Precision
 
 LIMIT = 0.01
 """The share of images that a smaller precision may lose before it is flagged."""
@@ -39,12 +40,12 @@ class Gate:
         return agreement >= self.agreement and near and bool(np.isfinite(gap))
 
 
-GATES = {
+GATES: dict[Precision, Gate] = {
     "fp32": Gate(agreement=1.0, tolerance=1e-4),
     "fp16": Gate(agreement=0.99, tolerance=1e-2, promise=0.005),
     "int8": Gate(agreement=0.95, tolerance=None, promise=0.02),
 }
-IN_A_BROWSER = GATES | {"fp32": Gate(agreement=1.0, tolerance=1e-3)}
+IN_A_BROWSER: dict[Precision, Gate] = GATES | {"fp32": Gate(agreement=1.0, tolerance=1e-3)}
 """Graphics cards sum in another order, and with less care."""
 
 

@@ -16,9 +16,7 @@ from smallalign_core import data, networks
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import WorkFailed
 from smallalign_core.export._file import (
-    PRECISIONS,
     SCORES,
-    Precision,
     calibrated_on,
     described,
     finished,
@@ -32,6 +30,7 @@ from smallalign_core.networks import Classifier
 from smallalign_core.networks.onnx_graph import OPSET
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.spec import RunSpec, digest
+from smallalign_core.spec.precision import CALIBRATED, PRECISIONS, Precision
 
 Sizes = dict[str, int | None]
 STAND_IN = 1.5
@@ -124,6 +123,6 @@ def _size(graph: bytes | None, about: dict[str, Any], precision: Precision, spli
     more: dict[str, Any] = {"precision": precision, "opset": OPSET}
     if precision != "fp32":
         more["loss"] = {name: Loss.blank(len(getattr(splits, name))).as_dict() for name in ("val", "test")}
-    if precision == "int8":
+    if precision in CALIBRATED:
         more["calibrated_on"] = calibrated_on(splits.train)
     return len(finished(graph, about | more))

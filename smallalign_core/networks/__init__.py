@@ -23,6 +23,7 @@ from smallalign_core.errors import BadModel, BadSpec
 from smallalign_core.networks import _library
 from smallalign_core.networks._bits import baked as baked, in_bits as in_bits, plain_names
 from smallalign_core.spec import Cnn, DataSpec, LibraryNetwork, Mlp, Network, Resnet, RunSpec, Separable
+from smallalign_core.spec.parts import OwnNetwork
 from smallalign_core.system import machine
 
 MAX_PARAMS = 200_000_000
@@ -198,7 +199,7 @@ def _resnet(spec: Resnet, shape: tuple[int, int, int], classes: int) -> nn.Modul
 # --- building, counting, keeping --------------------------------------------------------------------------------------
 
 
-def _own_body(network: Mlp | Cnn | Separable | Resnet, shape: tuple[int, int, int], classes: int) -> nn.Module:
+def _own_body(network: OwnNetwork, shape: tuple[int, int, int], classes: int) -> nn.Module:
     match network:
         case Mlp():
             return _mlp(network, shape, classes)
@@ -210,7 +211,7 @@ def _own_body(network: Mlp | Cnn | Separable | Resnet, shape: tuple[int, int, in
             assert_never(network)
 
 
-def _seen(network: Mlp | Cnn | Separable | Resnet, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+def _seen(network: OwnNetwork, shape: tuple[int, int, int]) -> tuple[int, int, int]:
     """(channels, height, width) of what the body gets from images of `shape`."""
     return (shape[0], network.size, network.size) if network.size else shape
 

@@ -10,7 +10,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, assert_never
 
 import torch
 from safetensors import SafetensorError
@@ -18,7 +18,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from smallalign_core.errors import BadModel, BadSpec
-from smallalign_core.spec import LibraryNetwork, Timm
+from smallalign_core.spec import LibraryNetwork, Timm, Torchvision
 from smallalign_core.system import extras
 from smallalign_core.system.sandbox import COUNTERS, shared
 
@@ -29,7 +29,7 @@ OURS = "body."  # in the files that `to_bytes` writes, the network's own tensors
 
 
 def build(
-    spec: LibraryNetwork, classes: int
+    spec: Torchvision | Timm, classes: int
 ) -> tuple[nn.Module, nn.Module, tuple[Sequence[float], Sequence[float]] | None]:
     """(network, its head, mean and std that its weights expect); the last is None for random weights.
 
@@ -37,7 +37,13 @@ def build(
         BadSpec: the library has no such network, or its ImageNet weights cannot be had.
         BadModel: the file to start from is not what it was, or of another network.
     """
-    network, head, normal = _timm(spec, classes) if isinstance(spec, Timm) else _torchvision(spec, classes)
+    match spec:
+        case Timm():
+            network, head, normal = _timm(spec, classes)
+        case Torchvision():
+            network, head, normal = _torchvision(spec, classes)
+        case _:
+            assert_never(spec)
     if spec.weights is not None:
         normal, new = _start_from(spec, network, head, normal)
     elif spec.pretrained:

@@ -332,7 +332,7 @@ def describe(
 
 def _kept(store: Store, how: Import, content: bytes, result: dict[str, Any]) -> Run:
     """The import's folder, beside those of runs; it arrives whole."""
-    run = Run(store.root / "runs" / id_of(how))
+    run = store.by_id(id_of(how))
     part = run.folder.with_name(f".importing-{run.name}-{os.getpid()}")
     try:
         write_folder(part, {"model.onnx": content})

@@ -63,9 +63,9 @@ class QueueTicket:
         write(marker, json.dumps({"turn": self.number, "since": self.since, "visitor": self.visitor}))
 
 
-def queued(runs: Path) -> dict[Path, QueueTicket]:
-    """The folders below `runs` that wait, and their turns, in the order in which they will be served."""
-    found = {marker.parent: QueueTicket.read(marker) for marker in runs.glob("[0-9a-f]*/queued")}
+def queued(root: Path) -> dict[Path, QueueTicket]:
+    """The folders of the runs that wait in the store at `root`, and their tickets, in the order of service."""
+    found = {marker.parent: QueueTicket.read(marker) for marker in root.glob("runs/[0-9a-f]*/queued")}
     turns = {folder: turn for folder, turn in found.items() if turn is not None}
     return dict(sorted(turns.items(), key=lambda item: item[1]))
 
@@ -88,7 +88,7 @@ class Unrestricted:
 
     def check_room(self, root: Path, count: int = 1, *, together: bool = False) -> list[QueueTicket]:  # noqa: ARG002
         """The tickets that wait."""
-        return list(queued(root / "runs").values())
+        return list(queued(root).values())
 
     @contextlib.contextmanager
     def admit(self, root: Path, *, together: bool = False) -> Iterator[QueueTicket]:

@@ -67,7 +67,7 @@ def _revive(run: Run, store: Store, cause: str) -> None:
         reason = f"Resumed by itself ({count} of {MOST}): its worker died. {why}"
         write_json(run.folder / "state.json", {**said, "deaths": count, "reason": reason})
         # It had its turn: it is due with those that are served now, and puts nobody's turn back.
-        turns = queued(store.root / "runs").values()
+        turns = queued(store.root).values()
         QueueTicket(min((turn.number for turn in turns), default=0), time.time()).write(run.folder / "queued")
 
 

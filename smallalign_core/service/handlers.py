@@ -10,7 +10,7 @@ from typing import Any
 from smallalign_core import data
 from smallalign_core.analysis import data_quality
 from smallalign_core.errors import BadInput
-from smallalign_core.runs.store import Run, Store
+from smallalign_core.runs.store import Store
 from smallalign_core.service import augmentation_api, comparison_api
 from smallalign_core.spec import digest, parse, parse_data
 from smallalign_core.studies import ablation as measuring, lifecycle
@@ -78,7 +78,7 @@ def submit(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
     asked = parse(spec)
     key = (str(store.root), asked.model_dump_json())
     before, when = _SUBMITTED.get(key, ("", 0.0))
-    if time.monotonic() - when < DOUBLE_SECONDS and (run := Run(store.root / "runs" / before)).state.active:
+    if time.monotonic() - when < DOUBLE_SECONDS and (run := store.by_id(before)).state.active:
         store.visitor.require("start runs")
         return {"id": run.id, "state": str(run.state), "known": True}  # a double click, or two tabs
     store.visitor.check_room(store.root)  # before the work of preparing it
@@ -120,9 +120,10 @@ def estimate(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
         training = loop.Training([resolved], splits, teacher, device=device, starts=starts)
         classifier = training.students[0].classifier
         size = networks.measure(classifier)
-        # int8 is calibrated by running the network: where that takes long, the export itself will say.
+        # Calibration runs the network: where that takes long, only the export itself does it.
         small = size.macs * export.CALIBRATED_ON <= CALIBRATION
-        sizes = export.sizes_before(resolved, classifier, splits, export.PRECISIONS if small else export.PRECISIONS[:2])
+        precisions = tuple(one for one in export.PRECISIONS if small or one not in export.CALIBRATED)
+        sizes = export.sizes_before(resolved, classifier, splits, precisions)
         seconds = training.steps * fastest(training.advance)
         if teacher is not None and plan is not None and room and ready < 1:
             asked = plan.steps * (1 - ready)  # the other steps will find their answers kept

@@ -81,7 +81,7 @@ class User:
         """
         self.require("start runs")
         if not self.limited:
-            yield next_ticket(list(queued(root / "runs").values()), self.name)
+            yield next_ticket(list(queued(root).values()), self.name)
             return
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / "admission.lock", timeout=10.0):  # two tabs and two processes may submit at once
@@ -100,7 +100,7 @@ class User:
             Refused: there is none, or the role may not start runs.
         """
         self.require("start runs")
-        turns, most = list(queued(root / "runs").values()), limits.current()
+        turns, most = list(queued(root).values()), limits.current()
         if not self.limited:
             return turns
         mine = sum(turn.visitor == self.name for turn in turns)

@@ -19,7 +19,7 @@ from smallalign_core.errors import BadSpec
 from smallalign_core.spec._file import loaded as loaded, value_of
 from smallalign_core.spec._part import expanded
 from smallalign_core.spec._words import told as told
-from smallalign_core.spec.augment import CutMix as CutMix, MixUp as MixUp, misplaced
+from smallalign_core.spec.augment import MIXING, CutMix as CutMix, Mixing as Mixing, MixUp as MixUp, misplaced
 from smallalign_core.spec.loss import (
     AttentionTransfer as AttentionTransfer,
     CrossEntropy as CrossEntropy,
@@ -59,7 +59,7 @@ from smallalign_core.spec.optimizer import (
     Sgd as Sgd,
     Snes as Snes,
     Soap as Soap,
-    incompatibility,
+    incompatibility as incompatibility,
     is_gradient_free as is_gradient_free,
     kind_of,
     nest as nest,
@@ -167,7 +167,7 @@ class RunSpec(Part):
         if not isinstance(given, Mapping) or kind_of(given.get("loss")) != "function_matching":
             return given
         policy = given.get("augment") or ()
-        if not isinstance(policy, list | tuple) or any(kind_of(part) in ("mixup", "cutmix") for part in policy):
+        if not isinstance(policy, list | tuple) or any(kind_of(part) in MIXING for part in policy):
             return given
         return {**given, "augment": (*policy, MixUp(alpha=1.0))}
 
@@ -226,7 +226,7 @@ class RunSpec(Part):
         if wrong := incompatibility(self.optimizer, self.schedule, taught=taught, layers=layers, fast=fast):
             raise ValueError(wrong)
         base = nest(self.optimizer)[-1]
-        if self.head_rate != 1 and isinstance(base, Polyak | Snes | Pgpe):
+        if self.head_rate != 1 and not base.head_rate:
             raise ValueError(f"`{base.kind}` has one step for all weights: leave `head_rate` out")
         return self
 
@@ -234,7 +234,7 @@ class RunSpec(Part):
     def _policy_is_in_order(self) -> Self:
         if wrong := misplaced(self.augment):
             raise ValueError(wrong)
-        if self.views and any(isinstance(part, MixUp | CutMix) for part in self.augment):
+        if self.views and any(isinstance(part, Mixing) for part in self.augment):
             raise ValueError("mixed images meet other partners at every step, so none is seen twice: set `views` to 0")
         return self
 

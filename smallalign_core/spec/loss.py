@@ -208,16 +208,7 @@ class AttentionTransfer(_OfLayers):
 OfLayers = FitNets | AttentionTransfer
 
 Loss = Annotated[
-    CrossEntropy
-    | HintonKd
-    | LogitMse
-    | ScaledMse
-    | Dkd
-    | Dist
-    | StandardizedKd
-    | FunctionMatching
-    | FitNets
-    | AttentionTransfer,
+    CrossEntropy | HintonKd | LogitMse | ScaledMse | Dkd | Dist | StandardizedKd | FunctionMatching | OfLayers,
     Field(discriminator="kind"),
     shorthand("kind"),
 ]
@@ -249,10 +240,9 @@ def labels_share(loss: Loss) -> float:
 def short_name(loss: Loss) -> str:
     """A loss in a few words: `kd T=4`."""
     words = str(loss.kind)
-    if isinstance(loss, FitNets | AttentionTransfer):
-        words += f" + kd T={loss.temperature:g}" if loss.kd_weight else ""
-    elif isinstance(loss, HintonKd):
-        words += " T=auto" if loss.temperature is None else f" T={loss.temperature:g}"
-    elif not isinstance(loss, CrossEntropy | LogitMse):
-        words += f" T={loss.temperature:g}"
+    heat = getattr(loss, "temperature", 0.0)  # 0: it has none
+    if isinstance(loss, OfLayers):
+        words += f" + kd T={heat:g}" if loss.kd_weight else ""
+    elif heat != 0:
+        words += " T=auto" if heat is None else f" T={heat:g}"
     return words if labels_share(loss) or isinstance(loss, FunctionMatching) else f"{words}, no labels"

@@ -3,16 +3,30 @@
 Wrappers hold another optimizer in `inner`. From the outside in they are ema, lookahead, and sam or asam; each is
 optional, and the order is fixed, since any other contradicts itself: SAM takes two gradients for one step and Lookahead
 counts steps, and an average of the weights is no part of how they move.
+
+All that the rest of the tree needs to know of an optimizer stands on its class: fields are what a user sets and what a
+digest is made of, class variables and methods are facts (see `_facts.py`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 
-from smallalign_core.spec._part import Part, shorthand
+from smallalign_core.spec._facts import (
+    EVALUATIONS as EVALUATIONS,
+    Closure as Closure,
+    Menu as Menu,
+    OptimizerFacts as OptimizerFacts,
+)
+from smallalign_core.spec._part import shorthand
+from smallalign_core.spec.schedule import Constant as Constant, Cosine as Cosine, Schedule as Schedule
+
+WIDEST = 10_000
+"""SOAP keeps no matrices for a side that is wider."""
 
 LearningRate = Annotated[float, Field(gt=0, le=100, description="Peak learning rate.", json_schema_extra={"log": True})]
 WeightDecay = Annotated[float, Field(ge=0, le=10, description="Decay of weight matrices; biases and norms have none.")]
@@ -20,18 +34,34 @@ Beta1 = Annotated[float, Field(ge=0, lt=1, description="Decay of the mean of gra
 Beta2 = Annotated[float, Field(ge=0, lt=1, description="Decay of the mean of squared gradients.")]
 
 
-class Sgd(Part):
+class _Wrapper(OptimizerFacts):
+    """Tuned as what it holds."""
+
+    library_rate = None
+    untuned = "the optimizer that it holds has the learning rate"
+    not_inside = "{outer} cannot hold `{kind}`: wrappers nest, from the outside in, as ema, lookahead, sam or asam"
+
+
+class Sgd(OptimizerFacts):
     """Stochastic gradient descent with Nesterov momentum."""
 
+    label = "SGD"
+    menus = ("tuned",)
+    copies = 1
+    library_rate = 1e-3
     kind: Literal["sgd"] = "sgd"
     lr: LearningRate = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1, description="0 turns momentum off.")] = 0.9
     weight_decay: WeightDecay = 5e-4
 
 
-class AdamW(Part):
+class AdamW(OptimizerFacts):
     """AdamW (Loshchilov & Hutter, 2019)."""
 
+    label = "AdamW"
+    menus = ("hands-off",)  # tuned, it is the reference of a study
+    copies = 2
+    library_rate = 1e-3
     kind: Literal["adamw"] = "adamw"
     lr: LearningRate = 0.002
     weight_decay: WeightDecay = 0.01
@@ -39,9 +69,14 @@ class AdamW(Part):
     beta2: Beta2 = 0.999
 
 
-class NAdamW(Part):
+class NAdamW(OptimizerFacts):
     """NAdamW (Dozat, 2016; with decoupled decay, Choi et al., 2019): Adam with Nesterov momentum."""
 
+    label = "NAdamW"
+    menus = ("tuned",)
+    copies = 2
+    library_rate = 1e-3
+    package = "timm"
     kind: Literal["nadamw"] = "nadamw"
     lr: LearningRate = 0.002
     weight_decay: WeightDecay = 0.01
@@ -49,9 +84,13 @@ class NAdamW(Part):
     beta2: Beta2 = 0.999
 
 
-class RmsProp(Part):
+class RmsProp(OptimizerFacts):
     """RMSprop (Tieleman & Hinton, 2012): gradients divided by their recent size."""
 
+    label = "RMSprop"
+    menus = ("more",)
+    copies = 2
+    library_rate = 1e-2
     kind: Literal["rmsprop"] = "rmsprop"
     lr: LearningRate = 0.001
     momentum: Annotated[float, Field(ge=0, lt=1, description="0 turns momentum off.")] = 0.0
@@ -59,9 +98,14 @@ class RmsProp(Part):
     beta2: Beta2 = 0.9
 
 
-class Lion(Part):
+class Lion(OptimizerFacts):
     """Lion (Chen et al., 2023): steps of equal length, the sign of momentum. Wants a third of AdamW's rate or less."""
 
+    label = "Lion"
+    menus = ("tuned",)
+    copies = 1
+    library_rate = 1e-4
+    package = "pytorch_optimizer"
     kind: Literal["lion"] = "lion"
     lr: LearningRate = 1e-4
     weight_decay: WeightDecay = 0.1
@@ -69,11 +113,16 @@ class Lion(Part):
     beta2: Annotated[float, Field(ge=0, lt=1, description="Decay of momentum.")] = 0.99
 
 
-class Muon(Part):
+class Muon(OptimizerFacts):
     """Muon (Jordan et al., 2024): momentum made orthogonal, for weight matrices and convolutions. The last layer and
     1-D weights take NAdamW's steps at the same rate, whose length Muon's are matched to (Liu et al., 2025).
     """
 
+    label = "Muon"
+    menus = ("tuned",)
+    copies = 2
+    library_rate = 0.02
+    package = "timm"
     kind: Literal["muon"] = "muon"
     lr: LearningRate = 0.02
     weight_decay: WeightDecay = 0.01
@@ -81,12 +130,28 @@ class Muon(Part):
     beta1: Annotated[float, Field(ge=0, lt=1, description="As in AdamW, for the last layer and 1-D weights.")] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1, description="As in AdamW, for the last layer and 1-D weights.")] = 0.95
 
+    def kept(self, shape: tuple[int, ...], last: bool) -> int:
+        return (1 if not last and self.is_orthogonal(shape) else self.copies) * math.prod(shape)
 
-class Soap(Part):
+    @staticmethod
+    def is_orthogonal(shape: tuple[int, ...]) -> bool:
+        """Whether timm's Muon makes such steps orthogonal; others, as of depthwise convolutions, are NAdamW's."""
+        if len(shape) < 2 or min(shape[:2]) < 2:
+            return False
+        low, high = sorted((shape[0], math.prod(shape[1:])))
+        return low >= 4 and high <= 128 * low
+
+
+class Soap(OptimizerFacts):
     """SOAP (Vyas et al., 2024): Adam in the eigenbasis of Shampoo. Keeps two square matrices a side of each weight; a
     side over 10,000 is left as it is.
     """
 
+    label = "SOAP"
+    menus = ("tuned",)
+    copies = 2
+    library_rate = 3e-3
+    package = "pytorch_optimizer"
     kind: Literal["soap"] = "soap"
     lr: LearningRate = 0.003
     weight_decay: WeightDecay = 0.01
@@ -94,10 +159,20 @@ class Soap(Part):
     beta2: Beta2 = 0.95
     every: Annotated[int, Field(ge=1, le=1000, description="Steps between two looks at the eigenbasis.")] = 10
 
+    def kept(self, shape: tuple[int, ...], last: bool) -> int:
+        sides = [side for side in shape if side <= WIDEST] if len(shape) > 1 else []
+        return super().kept(shape, last) + sum(2 * side * side for side in sides)
 
-class Prodigy(Part):
+
+class Prodigy(OptimizerFacts):
     """Prodigy (Mishchenko & Defazio, 2023): AdamW that finds its learning rate; `lr` only scales what it finds."""
 
+    label = "Prodigy"
+    menus = ("hands-off",)
+    copies = 4
+    library_rate = None
+    untuned = "it finds its learning rate"
+    package = "pytorch_optimizer"
     kind: Literal["prodigy"] = "prodigy"
     lr: LearningRate = 1.0
     weight_decay: WeightDecay = 0.01
@@ -105,11 +180,20 @@ class Prodigy(Part):
     beta2: Beta2 = 0.999
 
 
-class ScheduleFree(Part):
+class ScheduleFree(OptimizerFacts):
     """Schedule-Free AdamW (Defazio et al., 2024): averages its weights instead of letting the learning rate fall, so
     that it can end at any step. The average is what is scored.
     """
 
+    label = "Schedule-Free"
+    menus = ("more", "hands-off")
+    copies = 2
+    library_rate = 2.5e-3
+    package = "pytorch_optimizer"
+    distributed = False
+    not_inside = "`schedule_free` averages its weights itself: nothing goes around it"
+    schedule = Constant()
+    wrong_schedule = "`schedule_free` averages instead of letting the learning rate fall: set `schedule` to constant"
     kind: Literal["schedule_free"] = "schedule_free"
     lr: LearningRate = 0.0025
     weight_decay: WeightDecay = 0.0
@@ -119,11 +203,16 @@ class ScheduleFree(Part):
     beta2: Beta2 = 0.999
 
 
-class AdEmaMix(Part):
+class AdEmaMix(OptimizerFacts):
     """AdEMAMix (Pagliardini et al., 2024): AdamW with a second, slow mean of gradients, which grows in over the run.
     For 5,000 steps and more.
     """
 
+    label = "AdEMAMix"
+    menus = ("more",)
+    copies = 3
+    library_rate = 1e-3
+    package = "pytorch_optimizer"
     kind: Literal["ademamix"] = "ademamix"
     lr: LearningRate = 0.001
     weight_decay: WeightDecay = 0.01
@@ -133,11 +222,24 @@ class AdEmaMix(Part):
     alpha: Annotated[float, Field(ge=0, le=100, description="Weight of the slow mean, at the end of the run.")] = 5.0
 
 
-class Polyak(Part):
+class Polyak(OptimizerFacts):
     """Teacher-informed Polyak step (IAM; Gower et al., 2025, arXiv 2504.01898): no learning rate. Each step is as long
     as the student's loss lies above the teacher's on the same images; needs a teacher, and a constant schedule.
     """
 
+    label = "Polyak"
+    menus = ("hands-off",)
+    copies = 2
+    library_rate = None
+    untuned = "it has no learning rate"
+    closure = "excess"
+    distributed = False
+    head_rate = False
+    not_inside = "`polyak` measures its step at its own weights, which {outer} moves: only ema goes around it"
+    schedule, warms_up = Constant(warmup=0), False
+    wrong_schedule = "`polyak` has no learning rate to schedule: set `schedule` to constant with `warmup` 0"
+    without_teacher = "`polyak` takes its step from the teacher's loss: name a teacher, or use another optimizer"
+    with_layers = "`polyak` needs the teacher's own loss, and a loss of layers gives it none: use loss kd"
     kind: Literal["polyak"] = "polyak"
     averaging: Annotated[
         float, Field(ge=0, le=1000, description="λ: weights follow the steps with a share of 1 / (1 + λ).")
@@ -145,7 +247,20 @@ class Polyak(Part):
     beta2: Beta2 = 0.999
 
 
-class _Evolution(Part):
+class _Evolution(OptimizerFacts):
+    menus = ()
+    library_rate = None
+    untuned = "an evolution strategy has a deviation to choose, too"
+    package = "evotorch"
+    closure = "losses"
+    distributed = False
+    head_rate = False
+    not_inside = "{outer} works on steps of a gradient, and `{kind}` takes none: only ema goes around it"
+    with_layers = "an evolution strategy compares candidates by their logits, not by their layers: use loss kd"
+    when_fast = (
+        "an evolution strategy ranks candidates by small differences between losses, in fp32 and without a "
+        "compiler: leave `{fast}` out"
+    )
     kind: Literal["snes", "pgpe"]
     population: Annotated[
         int, Field(ge=4, le=4096, multiple_of=2, description="Candidates a step, each tried on the step's images.")
@@ -154,12 +269,18 @@ class _Evolution(Part):
         float, Field(gt=0, le=10, description="How far candidates are drawn from the weights at first, as a deviation.")
     ] = 0.05
 
+    @property
+    def gradients(self) -> int:
+        return max(1, round((self.population + 1) / EVALUATIONS))  # the loss at the weights themselves is one more
+
 
 class Snes(_Evolution):
     """SNES (Schaul et al., 2011): an evolution strategy. It needs no gradient, only losses of candidates drawn around
     the weights, and learns for each weight how far to look. For very small networks, and for few bits.
     """
 
+    label = "SNES"
+    copies = 1
     kind: Literal["snes"] = "snes"
     lr: Annotated[float, Field(gt=0, le=10, description="Peak share of the step that the candidates ask for.")] = 1.0
 
@@ -169,6 +290,8 @@ class Pgpe(_Evolution):
     losses of mirrored pairs of candidates; its steps have one length. For very small networks, and for few bits.
     """
 
+    label = "PGPE"
+    copies = 2
     kind: Literal["pgpe"] = "pgpe"
     lr: Annotated[
         float, Field(gt=0, le=10, description="Peak length of a step, in all weights.", json_schema_extra={"log": True})
@@ -180,36 +303,35 @@ EVOLUTION = Snes | Pgpe
 PLAIN = Sgd | AdamW | NAdamW | RmsProp | Lion | Muon | Soap | Prodigy | AdEmaMix
 
 
-def _fits(outer: str, *held: str) -> BeforeValidator:
-    """Refuse in words what `outer` cannot hold; besides plain optimizers it can hold these."""
+def _fits(outer: str, held: Any) -> BeforeValidator:
+    """Refuse in words what `outer` cannot hold: what is no member of the union `held`."""
 
     def check(given: object) -> object:
         kind = kind_of(given)
-        if kind == "schedule_free":
-            raise ValueError("`schedule_free` averages its weights itself: nothing goes around it")
-        if kind in ("snes", "pgpe") and kind not in held:
-            raise ValueError(f"{outer} works on steps of a gradient, and `{kind}` takes none: only ema goes around it")
-        if kind == "polyak" and kind not in held:
-            raise ValueError(
-                f"`polyak` measures its step at its own weights, which {outer} moves: only ema goes around it"
-            )
-        if kind in ("ema", "lookahead", "sam", "asam") and kind not in held:
-            raise ValueError(
-                f"{outer} cannot hold `{kind}`: wrappers nest, from the outside in, as ema, lookahead, sam or asam"
-            )
+        known = {str(one.model_fields["kind"].default): one for one in get_args(get_args(Optimizer)[0])}
+        if kind in known and known[str(kind)] not in get_args(held):
+            raise ValueError(known[str(kind)].not_inside.format(outer=outer, kind=kind))
         return given
 
     return BeforeValidator(check)
 
 
-class _Sharpness(Part):
+class _Sharpness(_Wrapper):
+    copies = 1
+    package = "pytorch_optimizer"
+    closure = "gradient"
+    distributed = False
     kind: Literal["sam", "asam"]
     inner: Annotated[
         PLAIN,
         Field(discriminator="kind", description="The optimizer that takes the step."),
         shorthand("kind"),
-        _fits("`sam` or `asam`"),
+        _fits("`sam` or `asam`", PLAIN),
     ] = AdamW()
+
+    @property
+    def gradients(self) -> int:
+        return 2
 
 
 class Sam(_Sharpness):
@@ -217,6 +339,8 @@ class Sam(_Sharpness):
     gradients a step.
     """
 
+    label = "SAM"
+    menus = ("tuned",)
     kind: Literal["sam"] = "sam"
     rho: Annotated[float, Field(gt=0, le=10, description="How far away to look, as a length in weights.")] = 0.05
 
@@ -226,35 +350,51 @@ class Asam(_Sharpness):
     step.
     """
 
+    label = "ASAM"
+    menus = ("more",)
     kind: Literal["asam"] = "asam"
     rho: Annotated[float, Field(gt=0, le=10, description="How far away to look, relative to the weights.")] = 0.5
 
 
-class Lookahead(Part):
+IN_LOOKAHEAD = PLAIN | Sam | Asam
+
+
+class Lookahead(_Wrapper):
     """Lookahead (Zhang et al., 2019) around another optimizer: k fast steps, then one slow step back towards them."""
 
+    label = "Lookahead"
+    menus = ("tuned",)
+    copies = 1
+    package = "pytorch_optimizer"
     kind: Literal["lookahead"] = "lookahead"
     inner: Annotated[
-        PLAIN | Sam | Asam,
+        IN_LOOKAHEAD,
         Field(discriminator="kind", description="The optimizer that takes the fast steps."),
         shorthand("kind"),
-        _fits("`lookahead`", "sam", "asam"),
+        _fits("`lookahead`", IN_LOOKAHEAD),
     ] = AdamW()
     k: Annotated[int, Field(ge=2, le=100, description="Fast steps per slow step.")] = 5
     alpha: Annotated[float, Field(gt=0, lt=1, description="How far the slow weights follow.")] = 0.5
 
 
-class Ema(Part):
+IN_EMA = PLAIN | Polyak | EVOLUTION | Lookahead | Sam | Asam
+
+
+class Ema(_Wrapper):
     """Exponential moving average (Polyak & Juditsky, 1992) of the weights beside another optimizer, which never sees
     it: the average is what is scored. Early on it forgets faster: at step t by 9 / (10 + t).
     """
 
+    label = "EMA"
+    menus = ("more",)
+    copies = 1
+    distributed = False
     kind: Literal["ema"] = "ema"
     inner: Annotated[
-        PLAIN | Polyak | EVOLUTION | Lookahead | Sam | Asam,
+        IN_EMA,
         Field(discriminator="kind", description="The optimizer that takes the steps."),
         shorthand("kind"),
-        _fits("`ema`", "polyak", "snes", "pgpe", "lookahead", "sam", "asam"),
+        _fits("`ema`", IN_EMA),
     ] = AdamW()
     decay: Annotated[float, Field(gt=0, lt=1, description="What is kept of the average at each step.")] = 0.999
 
@@ -264,27 +404,6 @@ Optimizer = Annotated[
     Field(discriminator="kind"),
     shorthand("kind"),
 ]
-
-Warmup = Annotated[
-    float, Field(ge=0, le=0.5, description="Share of the steps in which the learning rate rises from zero.")
-]
-
-
-class Cosine(Part):
-    """Warm-up, then half a cosine down to zero (Loshchilov & Hutter, 2017)."""
-
-    kind: Literal["cosine"] = "cosine"
-    warmup: Warmup = 0.05
-
-
-class Constant(Part):
-    """Warm-up, then the same learning rate to the end."""
-
-    kind: Literal["constant"] = "constant"
-    warmup: Warmup = 0.05
-
-
-Schedule = Annotated[Cosine | Constant, Field(discriminator="kind"), shorthand("kind")]
 
 
 def nest(optimizer: Any) -> list[Any]:
@@ -304,12 +423,13 @@ def usual_schedule(optimizer: object) -> Schedule | None:
     """The schedule that an optimizer, in any spelling, cannot do without; None if any will do."""
     while inner := optimizer.get("inner") if isinstance(optimizer, Mapping) else getattr(optimizer, "inner", None):
         optimizer = inner
-    return {"schedule_free": Constant(), "polyak": Constant(warmup=0)}.get(str(kind_of(optimizer)))
+    kind, union = kind_of(optimizer), get_args(get_args(Optimizer)[0])
+    return next((one.schedule for one in union if one.model_fields["kind"].default == kind), None)
 
 
 def is_gradient_free(optimizer: Optimizer) -> bool:
     """Whether steps are taken by an evolution strategy, which asks for losses and for no gradient."""
-    return isinstance(nest(optimizer)[-1], EVOLUTION)
+    return bool(nest(optimizer)[-1].closure == "losses")
 
 
 def incompatibility(
@@ -322,21 +442,5 @@ def incompatibility(
         layers: whether the loss compares layers.
         fast: the field, if any, that makes gradients fast: `precision` (bf16) or `compile`.
     """
-    match nest(optimizer)[-1]:
-        case ScheduleFree() if not isinstance(schedule, Constant):
-            return "`schedule_free` averages instead of letting the learning rate fall: set `schedule` to constant"
-        case Polyak() if schedule != Constant(warmup=0):
-            return "`polyak` has no learning rate to schedule: set `schedule` to constant with `warmup` 0"
-        case Polyak() if not taught:
-            return "`polyak` takes its step from the teacher's loss: name a teacher, or use another optimizer"
-        case Snes() | Pgpe() if layers:
-            return "an evolution strategy compares candidates by their logits, not by their layers: use loss kd"
-        case Snes() | Pgpe() if fast:
-            return (
-                "an evolution strategy ranks candidates by small differences between losses, in fp32 and without a "
-                f"compiler: leave `{fast}` out"
-            )
-        case Polyak() if layers:
-            return "`polyak` needs the teacher's own loss, and a loss of layers gives it none: use loss kd"
-        case _:
-            return None
+    base: OptimizerFacts = nest(optimizer)[-1]
+    return base.unfit(schedule, taught=taught, layers=layers, fast=fast)

@@ -178,7 +178,7 @@ class LibraryNetwork(Part):
 
 
 class Torchvision(LibraryNetwork):
-    """Any classification model of torchvision, its head replaced by one for your classes."""
+    """torchvision: any of its classification models, its head replaced by one for your classes."""
 
     kind: Literal["torchvision"] = "torchvision"
     name: Annotated[
@@ -187,7 +187,7 @@ class Torchvision(LibraryNetwork):
 
 
 class Timm(LibraryNetwork):
-    """Any classification model of timm, its head replaced by one for your classes."""
+    """timm: any of its classification models, its head replaced by one for your classes."""
 
     kind: Literal["timm"] = "timm"
     name: Annotated[
@@ -198,7 +198,9 @@ class Timm(LibraryNetwork):
     ]
 
 
-Network = Annotated[Mlp | Cnn | Separable | Resnet | Torchvision | Timm, Field(discriminator="kind"), shorthand("kind")]
+OwnNetwork = Mlp | Cnn | Separable | Resnet
+"""Those that we build ourselves, of any width and depth."""
+Network = Annotated[OwnNetwork | Torchvision | Timm, Field(discriminator="kind"), shorthand("kind")]
 
 Bits = Annotated[
     Literal[2, 3, 4, 8] | None,

@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from smallalign_core.errors import BadInput, BadSpec, SmallAlignError
+from smallalign_core.errors import BadInput, BadSpec
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.spec import RunSpec, digest, parse, title
 from smallalign_core.studies import statistics
+from smallalign_core.studies.run_status import DAMAGED as DAMAGED, NOT_STARTED as NOT_STARTED, status_of
 
 What = Literal["augment", "teacher", "shuffled"]
 Verdict = Literal["nothing", "not evidence", "no spread", "noise", "helps", "hurts"]
@@ -22,7 +23,6 @@ Verdict = Literal["nothing", "not evidence", "no spread", "noise", "helps", "hur
 MOST_SEEDS = 100
 FAR = 100
 """More seeds than this are not worth naming: what may be there is too small for this spread."""
-NOT_STARTED, DAMAGED = "not started", "damaged"
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ METRICS = {
     "nll": Metric("NLL", True, 1, 4, ""),
     "ece": Metric("ECE", True, 100, 2, " points", most=1.0),
 }
+NEEDS = tuple(("val", name) for name in (*METRICS, "images"))
 
 
 # --- the arms ---------------------------------------------------------------------------------------------------------
@@ -395,15 +396,8 @@ def report(store: Store, spec: RunSpec, what: What, seeds: int) -> AblationRepor
 
 
 def _arm(store: Store, spec: RunSpec) -> Arm:
-    run = store.find(spec)
-    if run is None:
-        return Arm(digest(spec), NOT_STARTED)
-    try:
-        state = run.state
-        if state is not State.FINISHED:
-            return Arm(run.id, str(state), run.status.get("reason"))
-        scores = (run.result or {})["val"]
-        values = {name: float(scores[name]) for name in METRICS}
-        return Arm(run.id, str(state), None, values, int(scores["images"]))
-    except (SmallAlignError, KeyError, TypeError, ValueError) as error:  # a folder may hold any nonsense
-        return Arm(run.name, DAMAGED, str(error) if isinstance(error, SmallAlignError) else "a file of it is damaged")
+    found = status_of(store, digest(spec), NEEDS)
+    if found.result is None:
+        return Arm(found.id, found.state, found.reason)
+    scores = found.result["val"]
+    return Arm(found.id, found.state, None, {name: float(scores[name]) for name in METRICS}, int(scores["images"]))

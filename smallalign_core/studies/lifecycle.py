@@ -18,11 +18,10 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol
 
 from smallalign_core.errors import BadModel, Refused, SmallAlignError, UnknownRun, WorkFailed
@@ -34,24 +33,43 @@ from smallalign_core.training.runner import TOGETHER, Observer, run_lockstep
 
 log = logging.getLogger("smallalign")
 
-KINDS: dict[str, ModuleType] = {"optimizers": optimizers, "scaling": scaling}
-"""What a kind of study must answer, as functions of its module; `spec` is resolved, `folder` is the study's own:
-
-    parse_study(written) -> spec            a frozen pydantic model, or BadSpec
-    study_id(spec) -> str                   its digest: 16 hexadecimal characters
-    title_of(spec) -> str                   what is studied, in a few words
-    probes(spec) -> [RunSpec]               one run of each sort: what refuses one of them refuses the study
-    resolved(spec, run, store) -> spec      with what was filled in of the first probe, so that ids do not change
-    wanted(spec, store, folder) -> [RunSpec]    all runs that it wants as far as it can know now, in order: a pure
-                                            function of what is finished; more may follow when these are
-    prepare(spec, store, folder, device, stop) -> bool
-                                            measure what `wanted` needs besides runs, for seconds rather than minutes,
-                                            and keep it; whether some of it is still missing
-    report(spec, store, folder, active=, trouble=)  what is known now, with as_dict() and words()
-    expected(spec, store, folder, device) -> float  seconds that what is missing takes here, from a few real steps
-"""
 ATTEMPTS = 5
 """A worker takes a run by itself at most so often: one that kills its worker must not do so forever."""
+
+
+class StudyKind(Protocol):
+    """What the module of a kind of study must have; `spec` is resolved, `folder` is the study's own."""
+
+    def parse_study(self, written: Mapping[str, Any], /) -> Any:
+        """A frozen pydantic model, or BadSpec."""
+
+    def study_id(self, spec: Any, /) -> str:
+        """Its digest: 16 hexadecimal characters."""
+
+    def title_of(self, spec: Any, /) -> str:
+        """What is studied, in a few words."""
+
+    def probes(self, spec: Any, /) -> list[RunSpec]:
+        """One run of each sort: what refuses one of them refuses the study."""
+
+    def resolved(self, spec: Any, run: RunSpec, store: Store, /) -> Any:
+        """The spec with what was filled in of the first probe, so that ids do not change."""
+
+    def wanted(self, spec: Any, store: Store, folder: Path, /) -> list[RunSpec]:
+        """All runs that it wants as far as it can know now, in order: a pure function of what is finished."""
+
+    def prepare(self, spec: Any, store: Store, folder: Path, device: str, stop: threading.Event, /) -> bool:
+        """Measure what `wanted` needs besides runs, for seconds rather than minutes, and keep it; is some missing?"""
+
+    def report(self, spec: Any, store: Store, folder: Path, /, *, active: bool, trouble: str | None) -> Any:
+        """What is known now, with as_dict() and words()."""
+
+    def expected(self, spec: Any, store: Store, folder: Path, device: str = "auto", /) -> float:
+        """Seconds that what is missing takes here, from a few real steps."""
+
+
+KINDS: dict[str, StudyKind] = {"optimizers": optimizers, "scaling": scaling}
+"""The kinds of study, by the name that `study.json` has. Each has a page, and a verb of the command line."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +103,7 @@ class Study:
         return str(self._written["kind"])
 
     @property
-    def module(self) -> ModuleType:
+    def module(self) -> StudyKind:
         """Who knows what it wants."""
         return KINDS[self.kind]
 
@@ -255,7 +273,7 @@ def delete(store: Store, study: Study, *, runs: bool = False) -> list[str]:
             others |= set(map(digest, other.wanted(store)))
     gone: list[str] = []
     for name in reversed(own):  # students before their teachers
-        if name not in others and Run(store.root / "runs" / name).record.exists():
+        if name not in others and store.by_id(name).record.exists():
             with contextlib.suppress(Refused):
                 gone.append(store.delete(name).name)
     return gone

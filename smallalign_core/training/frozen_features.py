@@ -19,7 +19,7 @@ from smallalign_core import networks
 from smallalign_core.augment import Views
 from smallalign_core.data import ImageSet
 from smallalign_core.networks import Classifier
-from smallalign_core.spec import CutMix, LibraryNetwork, MixUp, OfLayers, RunSpec, canonical, is_gradient_free
+from smallalign_core.spec import LibraryNetwork, Mixing, OfLayers, RunSpec, canonical, is_gradient_free
 from smallalign_core.system import batching
 
 KEPT = "kept"
@@ -76,7 +76,7 @@ def is_frozen(spec: RunSpec, classifier: Classifier, images: int, *, alone: bool
     """
     if not isinstance(spec.network, LibraryNetwork) or not spec.network.frozen:
         return None
-    mixes = any(isinstance(part, MixUp | CutMix) for part in spec.augment)
+    mixes = any(isinstance(part, Mixing) for part in spec.augment)
     if mixes or (spec.augment and not spec.views):
         return "computed at every step: the policy draws fresh views" + (
             "" if mixes else "; `views: K` keeps K of each"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from smallalign_core import data
 from smallalign_core.runs.store import Store
-from smallalign_core.spec import CutMix, MixUp, OfLayers, RunSpec
+from smallalign_core.spec import Mixing, OfLayers, RunSpec
 from smallalign_core.training import precision_tuning, teacher_loading
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def resolve(store: Store, spec: RunSpec, device: str = "auto", *, beside: Sequen
     for file in teacher_loading.starts([resolved], store).values():
         networks.begin_from(student, file)
     viewing.check(spec.augment, splits.shape)
-    mixed = any(isinstance(part, MixUp | CutMix) for part in spec.augment)
+    mixed = any(isinstance(part, Mixing) for part in spec.augment)
     losses.check(spec.loss, classes=len(splits.classes), batch=spec.batch, mixed=mixed)
     if isinstance(spec.loss, OfLayers):
         from smallalign_core.runs import imported

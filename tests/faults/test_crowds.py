@@ -158,7 +158,7 @@ def test_many_at_once_get_exactly_the_places_there_are(strict: None, store: Stor
         thread.join()
     assert len(store.queue()) == 5
     assert len(refused) == 7
-    counted = [turn.visitor for turn in queued(store.root / "runs").values()]
+    counted = [turn.visitor for turn in queued(store.root).values()]
     assert max(counted.count(name) for name in counted) <= 2
 
 

@@ -13,7 +13,7 @@ from pages.ui.distill import spec_summary
 from pages.ui.runs import live
 from pages.ui.widgets import formatting
 from smallalign_core.errors import BadSpec, Refused
-from smallalign_core.runs.store import Run, State, Store
+from smallalign_core.runs.store import State, Store
 from smallalign_core.spec import RunSpec, parse
 from smallalign_core.studies import ablation
 from smallalign_core.studies.ablation import CONTROLS, METRICS, AblationReport, What, capital
@@ -137,7 +137,7 @@ def _progress(found: AblationReport, store: Store) -> None:
     if at is not None:
         pair, name, arm = at
         text = f"Run {done + 1} of {len(found.arms)}: seed {pair.seed} {name} {CONTROLS[found.what].name}"
-        events = Run(store.root / "runs" / arm.id).events("progress")
+        events = store.by_id(arm.id).events("progress")
         if events:
             share = min(1.0, events[-1]["step"] / events[-1]["steps"])
             text += f" · {formatting.duration(events[-1]['eta'])} left"

@@ -20,21 +20,15 @@ from smallalign_core.errors import SmallAlignError, of_system
 from smallalign_core.runs.store import Store
 from smallalign_core.service.client import BackendClient
 from smallalign_core.spec import parse_data
+from smallalign_core.spec.precision import PRECISIONS, file_name
 from smallalign_core.system.files import write
 
 PATIENCE = 0.5
 """Seconds between two looks at how far reading a dataset is."""
 CROWD = 20
 """Visitors from whom on each looks more seldom."""
-PRECISIONS = ("fp32", "fp16", "int8")
 BUNDLE_FILES = frozenset({"model.onnx", "model.zip", "logits.bin", "parity.json"})
 """What an export's folder offers to the browser in each precision, beside the images and the demo."""
-
-
-def named(file: str, precision: str) -> str:
-    """What a file of an export is called in another precision than fp32, such as `model-int8.onnx`."""
-    stem, _, kind = file.rpartition(".")
-    return file if precision == "fp32" else f"{stem}-{precision}.{kind}"
 
 
 def store() -> Store:
@@ -115,16 +109,16 @@ def exported(run: str, name: str) -> Path | None:
     """The file `name` of a run's export, for the artifact route; None for any other name."""
     folder = store().root / "exports" / run
     for precision in PRECISIONS:
-        if name == named("demo.zip", precision):
+        if name == file_name("demo.zip", precision):
             return _demo(folder, precision)
-        if name in {named(file, precision) for file in BUNDLE_FILES} | {"images.bin"}:
+        if name in {file_name(file, precision) for file in BUNDLE_FILES} | {"images.bin"}:
             return folder / name
     return None
 
 
 def _demo(folder: Path, precision: str) -> Path | None:
     """The demo of an export, made when it is first asked for: it holds 14 MB of the runtime."""
-    model, proof, made = (folder / named(file, precision) for file in ("model.onnx", "parity.json", "demo.zip"))
+    model, proof, made = (folder / file_name(file, precision) for file in ("model.onnx", "parity.json", "demo.zip"))
     try:
         if not made.is_file() or made.stat().st_mtime_ns < model.stat().st_mtime_ns:
             report = json.loads(proof.read_text())

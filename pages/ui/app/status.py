@@ -9,7 +9,7 @@ import streamlit as st
 from pages.ui.app import context
 from pages.ui.widgets import formatting, run_table
 from pages.ui.widgets.run_table import RunRow
-from smallalign_core.runs.store import Run, State, Store
+from smallalign_core.runs.store import State, Store
 from smallalign_core.studies import lifecycle
 
 TICK_SECONDS = 2
@@ -62,7 +62,7 @@ def _say(text: str) -> None:
 
 def _progress(row: RunRow, store: Store) -> str:
     name = row.title.split(" · ")[0]
-    events = Run(store.root / "runs" / row.name).events("progress")
+    events = store.by_id(row.name).events("progress")
     if not events:
         return f"{name}: loading"
     last = events[-1]

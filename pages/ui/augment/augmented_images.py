@@ -12,7 +12,7 @@ import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
 
-from pages.ui.app import context
+from pages.ui.app import context, keys
 from pages.ui.widgets import image_grid, url_state
 from pages.ui.widgets.run_table import RunRow
 from smallalign_core import data
@@ -35,7 +35,7 @@ def fitting(shape: Sequence[int]) -> tuple[int, int]:
 def choose(images: ImageSet, fingerprint: str) -> list[int]:
     """A menu of training images whose choice lives in the address; returns their rows."""
     wanted = fitting(images.shape)[0]
-    key, seen = url_state.own("rows"), st.session_state.get("rows-of")
+    key, seen = url_state.own("rows"), st.session_state.get(keys.ROWS_OF)
     asked = url_state.changed("rows")
     if asked is not None:
         if _rows(asked, len(images)):
@@ -47,21 +47,21 @@ def choose(images: ImageSet, fingerprint: str) -> list[int]:
             )
     if key not in st.session_state or seen != fingerprint:  # other data: begin with one of each class
         _put(images, None, wanted, 0)
-    st.session_state["rows-of"] = fingerprint
+    st.session_state[keys.ROWS_OF] = fingerprint
     with st.popover("Choose images", icon=":material/photo_library:"):
         only = st.selectbox("Class", ["All classes", *images.classes], key="rows-class", persist_state="session")
         label = None if only == "All classes" else images.classes.index(str(only))
-        st.session_state.setdefault("rows-skip", 0)
+        st.session_state.setdefault(keys.ROWS_SKIP, 0)
         st.button(
             "Show others",
             icon=":material/refresh:",
             key="rows-next",
             on_click=_put,
-            args=(images, label, wanted, st.session_state["rows-skip"] + wanted),
+            args=(images, label, wanted, st.session_state[keys.ROWS_SKIP] + wanted),
         )
-        if only != st.session_state.get("rows-class-seen", "All classes"):
+        if only != st.session_state.get(keys.ROWS_CLASS_SEEN, "All classes"):
             _put(images, label, wanted, 0)
-        st.session_state["rows-class-seen"] = only
+        st.session_state[keys.ROWS_CLASS_SEEN] = only
         text = st.text_input(
             "Training images",
             key=key,
@@ -93,7 +93,7 @@ def _put(images: ImageSet, label: int | None, wanted: int, skip: int) -> None:
     skip = skip if skip < len(there) else 0
     found = augmentation_api.in_turn(images.labels, wanted, skip) if label is None else there[skip : skip + wanted]
     st.session_state[url_state.own("rows")] = ",".join(map(str, found.tolist()))
-    st.session_state["rows-skip"] = skip
+    st.session_state[keys.ROWS_SKIP] = skip
 
 
 def drop(shape: tuple[int, int, int]) -> dict[str, Any] | None:
@@ -126,10 +126,10 @@ def draw(question: dict[str, Any], teacher: RunRow | None, store: Store) -> None
         place.html(_grid(found, first, None))
         return
     asked = json.dumps(question | {"teacher": teacher.id}, sort_keys=True)
-    if st.session_state.get("said-to") != asked:  # pictures first; room is left for the words
+    if st.session_state.get(keys.SAID_TO) != asked:  # pictures first; room is left for the words
         place.html(_grid(found, first, None, waiting=True))
     place.html(_grid(found, first, _said(asked, root)))
-    st.session_state["said-to"] = asked
+    st.session_state[keys.SAID_TO] = asked
 
 
 def epoch(question: dict[str, Any], store: Store) -> None:

@@ -8,16 +8,13 @@ from typing import Any
 
 import streamlit as st
 
-from pages.ui.app import context
+from pages.ui.app import keys
 from pages.ui.augment import augmented_images
 from pages.ui.charts import basic
-from pages.ui.widgets import formatting, url_state
+from pages.ui.widgets import formatting, polling, url_state
 from pages.ui.widgets.run_table import RunRow
 from smallalign_core.runs.store import Store
 from smallalign_core.service import augmentation_api
-
-PATIENCE = 0.4
-"""Seconds after which the desk may answer somebody else: pictures never wait longer for the risk."""
 
 AUTOMATIC = 1e12
 """Multiply-accumulates that are asked for without a click: some ten seconds of one processor core."""
@@ -25,21 +22,12 @@ AUTOMATIC = 1e12
 LOOKED_AT, DRAWS, STRENGTHS = (512, 2048), 4, 9
 
 
-class _Unfinished(Exception):
-    """The desk has not finished; asking again goes on. What is raised is not kept by the cache."""
-
-    def __init__(self, done: float) -> None:
-        self.done = done
-
-
 @st.cache_data(max_entries=16, show_spinner=False)
 def _finished(
     asked: str,
     root: str,  # noqa: ARG001  # part of the cache's key
 ) -> dict[str, Any]:
-    answer = context.client().call("risk", patience=PATIENCE, **json.loads(asked))
-    if "report" not in answer:
-        raise _Unfinished(answer["done"])
+    answer = polling.step("risk", **json.loads(asked))
     report = answer["report"]
     captions = [
         f"{html.escape(one['before'])} {one['before_confidence']:.0%} → "
@@ -79,22 +67,17 @@ def panel(question: dict[str, Any], teacher: RunRow, *, looked_at: int, store: S
     images = max(LOOKED_AT[0], min(LOOKED_AT[1], looked_at))
     much = macs * images * DRAWS * (STRENGTHS + len(question["policy"])) > AUTOMATIC
     place = st.empty()
-    if much and st.session_state.get("risk-wanted") != asked:
+    if much and st.session_state.get(keys.RISK_WANTED) != asked:
         with place.container():
             st.caption(f"This teacher needs a while for {images:,} images, {DRAWS} draws of each, at every strength.")
             st.button(
                 "Ask the teacher",
                 icon=":material/school:",
                 on_click=st.session_state.__setitem__,
-                args=("risk-wanted", asked),
+                args=(keys.RISK_WANTED, asked),
             )
         return
-    while True:
-        try:
-            found = _finished(asked, root)
-            break
-        except _Unfinished as so_far:
-            place.progress(so_far.done, f"{teacher.label} looks at augmented images: {so_far.done:.0%}")
+    found = polling.wait(lambda: _finished(asked, root), f"{teacher.label} looks at augmented images", place=place)
     with place.container():
         _show(found["report"], found["flipped"], question["strength"])
 

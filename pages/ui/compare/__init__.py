@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +10,12 @@ import streamlit as st
 
 from pages.ui.app import context
 from pages.ui.charts import basic
-from pages.ui.widgets import image_grid
+from pages.ui.widgets import image_grid, polling
 from pages.ui.widgets.run_table import RunRow
 from smallalign_core.analysis import compare
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import BadInput
 from smallalign_core.runs.store import Store
-
-PATIENCE = 0.4
-"""Seconds after which the desk may answer somebody else, and this page shows how far it is."""
 
 
 @dataclass(frozen=True)
@@ -102,13 +97,6 @@ def _pair(
     return compare.pair(*runs, image_grid.splits(runs[1].data, _store), _store, split)
 
 
-class _Unfinished(Exception):
-    """The desk has not finished; asking again goes on. What is raised is not kept by the cache."""
-
-    def __init__(self, done: float) -> None:
-        self.done = done
-
-
 @st.cache_data(max_entries=32, show_spinner=False)
 def _finished(
     verb: str,
@@ -116,30 +104,13 @@ def _finished(
     split: str,
     key: str,  # noqa: ARG001  # part of the cache's key
 ) -> dict[str, Any]:
-    found = context.client().call(verb, runs=list(ids), split=split, patience=PATIENCE)
-    if found["done"] < 1:
-        raise _Unfinished(found["done"])
-    report: dict[str, Any] = found["report"]
+    report: dict[str, Any] = polling.step(verb, runs=list(ids), split=split)["report"]
     return report
 
 
 def in_steps(verb: str, sides: Sides, saying: str) -> dict[str, Any]:
     """The desk's report on all runs; until it is there, how far it is. A click on the page interrupts it."""
-    return _waited(lambda: _finished(verb, sides.ids, sides.split, sides.key), saying)
-
-
-def _waited(ask: Callable[[], dict[str, Any]], saying: str) -> dict[str, Any]:
-    place, started = st.empty(), time.monotonic()
-    while True:
-        try:
-            found = ask()
-            place.empty()
-            return found
-        except _Unfinished as so_far:
-            spent = time.monotonic() - started
-            left = spent / so_far.done - spent if so_far.done > 0.05 else None
-            told = f", about {left:.0f} s left" if left and left > 3 else ""
-            place.progress(so_far.done, f"{saying}: {so_far.done:.0%}{told}")
+    return polling.wait(lambda: _finished(verb, sides.ids, sides.split, sides.key), saying)
 
 
 def wanted(key: str, asked: str, label: str, about: str, *, icon: str) -> bool:

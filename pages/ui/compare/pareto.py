@@ -9,8 +9,9 @@ import streamlit as st
 from pages.ui.compare import Sides, charts, in_steps
 from pages.ui.widgets import formatting, url_state
 from smallalign_core.analysis import pareto
+from smallalign_core.spec.precision import PRECISIONS
 
-NAMES = {name: name for name in pareto.PRECISIONS}
+NAMES: dict[str, str] = {name: name for name in PRECISIONS}
 LIMITS = {
     "kb": ("At most kB", "Of the ONNX file in the precision chosen here; 1 kB is 1,000 bytes.", 1e7, 10.0, "%.4g"),
     "ms": ("At most ms", "Median time for one image in ONNX Runtime on this machine.", 1e5, 0.1, "%.4g"),
@@ -95,10 +96,7 @@ def _table(found: dict[str, Any]) -> None:
             "Run": [f"{place + 1}. {one['name']}" for place, one in enumerate(runs)],
             "Parameters": [one["params"] for one in runs],
             "MACs": [one["macs"] for one in runs],
-            **{
-                f"{name} (kB)": [pareto.kilobytes(pareto.size_in(one, name)) for one in runs]
-                for name in pareto.PRECISIONS
-            },
+            **{f"{name} (kB)": [pareto.kilobytes(pareto.size_in(one, name)) for one in runs] for name in PRECISIONS},
             "p50": [f"{one['p50_ms']:.3g} ms" for one in runs],
             "p95": [f"{one['p95_ms']:.3g} ms" for one in runs],
             "Accuracy": [one["accuracy"] for one in runs],

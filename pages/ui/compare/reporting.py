@@ -7,9 +7,9 @@ from typing import Any
 
 import streamlit as st
 
-from pages.ui.app import context
-from pages.ui.compare import PATIENCE, Sides, wanted
-from pages.ui.widgets import formatting
+from pages.ui.app import keys
+from pages.ui.compare import Sides, wanted
+from pages.ui.widgets import formatting, polling
 
 
 def panel(sides: Sides, limits: dict[str, Any]) -> None:
@@ -47,18 +47,12 @@ def panel(sides: Sides, limits: dict[str, Any]) -> None:
 
 def _files(asked: str, sides: Sides, limits: dict[str, Any]) -> list[Path]:
     """The report's files; made once a session, or again if the cache was emptied."""
-    known: dict[str, Any] = st.session_state.get("report-files", {})
+    known: dict[str, Any] = st.session_state.get(keys.REPORT_FILES, {})
     files = [Path(name) for name in known.get(asked, [])]
     if not files or not all(file.is_file() for file in files):
-        place = st.empty()
-        while True:
-            held = context.client().call(
-                "report", runs=list(sides.ids), split=sides.split, limits=limits, patience=PATIENCE
-            )
-            if held["done"] >= 1:
-                break
-            place.progress(held["done"], f"Making the report: {held['done']:.0%}")
-        place.empty()
-        st.session_state["report-files"] = {asked: held["files"]}
+        held = polling.wait(
+            lambda: polling.step("report", runs=list(sides.ids), split=sides.split, limits=limits), "Making the report"
+        )
+        st.session_state[keys.REPORT_FILES] = {asked: held["files"]}
         files = [Path(name) for name in held["files"]]
     return files

@@ -11,11 +11,11 @@ from typing import Any
 import plotly.graph_objects as go
 import streamlit as st
 
-from pages.ui.app import context
+from pages.ui.app import context, keys
 from pages.ui.charts import basic, plotting
 from pages.ui.data import quality_cards
 from pages.ui.data.quality_cards import FOUND, Card
-from pages.ui.widgets import image_grid, run_table, url_state
+from pages.ui.widgets import image_grid, polling, run_table, url_state
 from smallalign_core.analysis import data_quality
 from smallalign_core.analysis.data_quality import QualityReport
 from smallalign_core.data import Decision, Decisions, Splits
@@ -23,8 +23,6 @@ from smallalign_core.errors import Refused, SmallAlignError
 from smallalign_core.runs.store import Store
 from smallalign_core.spec import DataSpec
 
-PATIENCE = 0.4
-"""Seconds after which the desk may answer somebody else."""
 STAGES = ("Reading pixels", "Looking for copies", "Preparing features", "Judging labels", "Counting votes")
 PER_PAGE = 12
 PAIRS = "Class pairs"
@@ -38,22 +36,11 @@ NOTHING = {
     PAIRS: "Labels confuse no two classes.",
 }
 BULK = {"Labels": "Drop the {} sure ones", "Leaks": "Drop the {} exact copies", "Duplicates": "Settle {} exact copies"}
-AT, SAID = "quality-at", "quality-said"
-
-
-class _Unfinished(Exception):
-    """The desk has not finished, or was not asked to begin; what is raised is not kept by the cache."""
-
-    def __init__(self, done: float) -> None:
-        self.done = done
 
 
 @st.cache_resource(max_entries=8, ttl=300, show_spinner=False)
 def _finished(asked: str, root: str, fingerprint: str, start: bool) -> QualityReport:  # noqa: ARG001  # the cache's key
-    answer = context.client().call("quality", start=start, patience=PATIENCE, **json.loads(asked))
-    if "report" not in answer:
-        raise _Unfinished(answer["done"])
-    return QualityReport.from_dict(answer["report"])
+    return QualityReport.from_dict(polling.step("quality", start=start, **json.loads(asked))["report"])
 
 
 def panel(store: Store, source: str, facts: dict[str, Any]) -> None:
@@ -69,18 +56,18 @@ def panel(store: Store, source: str, facts: dict[str, Any]) -> None:
         "labels hides them.",
     )
     asked = json.dumps({"source": source, "teacher": judge.id if judge else None}, sort_keys=True)
-    place, wanted = st.empty(), st.session_state.get("quality-wanted") == asked
-    while True:
-        try:
-            report = _finished(asked, str(store.root.resolve()), facts["fingerprint"], wanted)
-            break
-        except _Unfinished as so_far:
-            if not wanted:
-                with place.container():
-                    _offer(asked, facts["images"])
-                return
-            stage = STAGES[min(len(STAGES) - 1, int(so_far.done * len(STAGES)))]
-            place.progress(so_far.done, f"{stage}: {so_far.done:.0%}")
+    place, wanted = st.empty(), st.session_state.get(keys.QUALITY_WANTED) == asked
+    try:
+        report = polling.wait(
+            lambda: _finished(asked, str(store.root.resolve()), facts["fingerprint"], wanted),
+            lambda done: STAGES[min(len(STAGES) - 1, int(done * len(STAGES)))],
+            place=place,
+            started=lambda _: wanted,
+        )
+    except polling.Unfinished:
+        with place.container():
+            _offer(asked, facts["images"])
+        return
     place.empty()
     _summary(report)
     splits = image_grid.splits(DataSpec(source=source, fingerprint=facts["fingerprint"]), store)
@@ -101,7 +88,7 @@ def _offer(asked: str, images: int) -> None:
         type="primary",
         icon=":material/search:",
         on_click=st.session_state.__setitem__,
-        args=("quality-wanted", asked),
+        args=(keys.QUALITY_WANTED, asked),
     )
 
 
@@ -136,7 +123,7 @@ def _summary(report: QualityReport) -> None:
 def _review(report: QualityReport, splits: Splits, store: Store) -> None:
     with context.show_errors():
         made = data_quality.decisions(store, report.fingerprint, report.source)
-        if said := st.session_state.pop(SAID, None):
+        if said := st.session_state.pop(keys.QUALITY_SAID, None):
             st.error(said, icon=":material/error:")
         found = str(
             st.segmented_control(
@@ -209,18 +196,18 @@ def _at(found: str, count: int) -> int:
     """Which card is looked at, kept in the address from 1; another kind begins at its first."""
     asked = url_state.changed("at")
     if asked is not None and asked.isdecimal() and len(asked) < 9:
-        st.session_state[AT] = int(asked) - 1
-    elif st.session_state.get("quality-found", found) != found:
-        st.session_state[AT] = 0
-    st.session_state["quality-found"] = found
-    at = max(0, min(count - 1, st.session_state.get(AT, 0)))
-    st.session_state[AT] = at
+        st.session_state[keys.QUALITY_AT] = int(asked) - 1
+    elif st.session_state.get(keys.QUALITY_FOUND, found) != found:
+        st.session_state[keys.QUALITY_AT] = 0
+    st.session_state[keys.QUALITY_FOUND] = found
+    at = max(0, min(count - 1, st.session_state.get(keys.QUALITY_AT, 0)))
+    st.session_state[keys.QUALITY_AT] = at
     url_state.keep("at", str(at + 1))
     return at
 
 
 def _go(at: int) -> None:
-    st.session_state[AT] = at
+    st.session_state[keys.QUALITY_AT] = at
 
 
 def _step(name: str, to: int, count: int, shortcut: str) -> None:
@@ -287,11 +274,11 @@ def _settle(
     try:
         made = data_quality.decide(store, report.fingerprint, report.source, changes).by_image
     except SmallAlignError as error:
-        st.session_state[SAID] = str(error)
+        st.session_state[keys.QUALITY_SAID] = str(error)
         return
     around = [*range(at + 1, len(cards)), *range(at)]
     open_ones = (one for one in around if cards[one].images and cards[one].decided(made) is None)
-    st.session_state[AT] = next(open_ones, at)
+    st.session_state[keys.QUALITY_AT] = next(open_ones, at)
 
 
 def _undo(store: Store, report: QualityReport) -> None:
@@ -299,13 +286,13 @@ def _undo(store: Store, report: QualityReport) -> None:
     try:
         _, changed = data_quality.undo(store, report.fingerprint)
     except SmallAlignError as error:
-        st.session_state[SAID] = str(error)
+        st.session_state[keys.QUALITY_SAID] = str(error)
         return
     images, found = {image for image, _ in changed}, st.session_state.get("found")
     cards = FOUND[found](report) if found in FOUND else []
     about = [at for at, card in enumerate(cards) if images & set(card.images)]
     if len(about) == 1:
-        st.session_state[AT] = about[0]
+        st.session_state[keys.QUALITY_AT] = about[0]
 
 
 def _bulk(found: str, cards: Sequence[Card], report: QualityReport, made: Decisions, store: Store) -> None:

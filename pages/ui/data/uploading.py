@@ -8,7 +8,7 @@ from pathlib import Path
 import streamlit as st
 
 from pages.ui import _compat
-from pages.ui.app import context
+from pages.ui.app import context, keys
 from pages.ui.security import auth
 from pages.ui.widgets import formatting
 from smallalign_core.errors import SmallAlignError
@@ -17,14 +17,12 @@ from smallalign_core.runs.store import Store
 from smallalign_core.service.users import Role
 from smallalign_core.system import limits
 
-_ROUND, _SAID = "upload-round", "upload-said"
-
 
 def panel(store: Store) -> None:
     """A place to drop a zip; once it is read, the page's dataset is the upload. Draw it above the dataset's menu."""
     if auth.visitor().role is Role.VIEWER:
         return
-    most, said = limits.current(), st.session_state.get(_SAID)
+    most, said = limits.current(), st.session_state.get(keys.UPLOAD_SAID)
     with st.expander("Upload a dataset", icon=":material/upload:", expanded=said is not None):
         if said:
             st.error(formatting.plain(said), icon=":material/block:")
@@ -32,7 +30,7 @@ def panel(store: Store) -> None:
             "A zip of a folder with one sub-folder of images per class",
             type="zip",
             max_upload_size=most.upload_mb,
-            key=f"upload-{st.session_state.setdefault(_ROUND, 0)}",
+            key=f"upload-{st.session_state.setdefault(keys.UPLOAD_ROUND, 0)}",
         )
         st.caption(
             "PNG, JPEG, WebP, TIFF, GIF, HEIC, AVIF or BMP; "
@@ -44,12 +42,12 @@ def panel(store: Store) -> None:
     try:
         source = receive(store, file.name, file.getvalue())
     except SmallAlignError as error:
-        st.session_state[_SAID] = str(error)
+        st.session_state[keys.UPLOAD_SAID] = str(error)
     else:
-        st.session_state.pop(_SAID, None)
-        st.session_state["data"] = source
+        st.session_state.pop(keys.UPLOAD_SAID, None)
+        st.session_state[keys.DATA] = source
     _compat.drop_upload(file)
-    st.session_state[_ROUND] += 1  # an empty place for the next one
+    st.session_state[keys.UPLOAD_ROUND] += 1  # an empty place for the next one
     st.rerun()
 
 

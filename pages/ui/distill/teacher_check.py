@@ -8,7 +8,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages.ui.app import context
+from pages.ui.app import context, keys
 from pages.ui.charts import basic
 from pages.ui.widgets import formatting, run_table, url_state
 from pages.ui.widgets.run_table import RunRow
@@ -29,8 +29,8 @@ def pick(
     A teacher that was chosen for other images is not carried over to these, unless the address names it anew.
     """
     offered = run_table.teachers(store, source, facts)
-    if st.session_state.get("teacher-for") != facts["fingerprint"]:
-        st.session_state["teacher-for"] = facts["fingerprint"]
+    if st.session_state.get(keys.TEACHER_FOR) != facts["fingerprint"]:
+        st.session_state[keys.TEACHER_FOR] = facts["fingerprint"]
         if url_state.changed("teacher") is None:
             st.session_state.pop(url_state.own("teacher"), None)
     first = run_table.default_teacher(offered)
@@ -74,14 +74,14 @@ def more(fitting: list[RunRow], teacher: RunRow) -> tuple[str, ...]:
     others = {row.id: row.label for row in fitting if row.id != teacher.id}
     if not others:
         return ()
-    kept = [name for name in st.session_state.get("more-teachers", ()) if name in others]
-    st.session_state["more-teachers"] = kept
+    kept = [name for name in st.session_state.get(keys.MORE_TEACHERS, ()) if name in others]
+    st.session_state[keys.MORE_TEACHERS] = kept
     return tuple(
         st.multiselect(
             "More teachers",
             list(others),
             format_func=others.__getitem__,
-            key="more-teachers",
+            key=keys.MORE_TEACHERS,
             max_selections=7,
             placeholder="None: one teacher",
             help="They answer together, with the mean of their probabilities.",

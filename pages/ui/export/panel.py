@@ -10,13 +10,14 @@ from typing import Any
 import streamlit as st
 
 from pages.ui import browser
-from pages.ui.app import context
+from pages.ui.app import context, keys
 from pages.ui.security import auth
 from pages.ui.widgets import formatting, run_table
 from pages.ui.widgets.run_table import RunRow
 from smallalign_core.errors import SmallAlignError
 from smallalign_core.runs.store import Store
 from smallalign_core.service.users import Role
+from smallalign_core.spec.precision import file_name
 
 PRECISIONS = {
     "fp32": "fp32, full size",
@@ -50,7 +51,7 @@ def bundles(run: str, store: Store) -> dict[str, Report | str]:
 
 def bundle(run: str, store: Store, precision: str = "fp32") -> Report:
     """The desk's report of a run's export in one precision, made now if it is not there."""
-    file = store.root / "exports" / run / context.named("parity.json", precision)
+    file = store.root / "exports" / run / file_name("parity.json", precision)
     return _bundle(run, precision, str(store.root), file.stat().st_mtime_ns if file.exists() else 0)
 
 
@@ -130,7 +131,7 @@ def downloads(row: RunRow, report: Report) -> None:
     precision = report["precision"]
 
     def url(file: str) -> str:
-        return browser.artifact_url(row.id, context.named(file, precision), download=True)
+        return browser.artifact_url(row.id, file_name(file, precision), download=True)
 
     with st.container(horizontal=True, vertical_alignment="center"):
         st.link_button("ONNX file", url("model.onnx"), icon=":material/download:", type="primary")
@@ -147,7 +148,7 @@ def downloads(row: RunRow, report: Report) -> None:
         st.caption("SHA-256 of the file")
         st.code(report["sha256"], language=None, wrap_lines=True)
         st.caption("Check the downloaded file on any machine that has SmallAlign; a changed file is refused:")
-        name = f"{row.id}-{context.named('model.onnx', precision)}"
+        name = f"{row.id}-{file_name('model.onnx', precision)}"
         st.code(f"python -m smallalign_core verify {name}", language="bash", wrap_lines=True)
 
 
@@ -207,7 +208,7 @@ def _answered(row: RunRow, report: Report, request: str) -> Report:
         shape=(height, width, channels),
         classes=len(report["classes"]),
     )
-    told = st.session_state.get("browser-told")
+    told = st.session_state.get(keys.BROWSER_TOLD)
     if answer is None or told == request:
         return report
     timing = asdict(answer.timings[MODEL])
@@ -221,7 +222,7 @@ def _answered(row: RunRow, report: Report, request: str) -> Report:
     found = context.call(
         "claim", "Scoring what your browser answered", run=row.id, precision=report["precision"], said=said
     )
-    st.session_state["browser-told"] = request
+    st.session_state[keys.BROWSER_TOLD] = request
     return found
 
 

@@ -13,13 +13,11 @@ import streamlit as st
 
 from pages.ui.app import context
 from pages.ui.landscape import charts
-from pages.ui.widgets import formatting
+from pages.ui.widgets import formatting, polling
 from pages.ui.widgets.run_table import RunRow
 from smallalign_core.runs.store import Store
 
 SHORT = {"eval": "Running", "train": "Batch", "reestimate": "Anew"}
-PATIENCE = 0.4
-"""Seconds after which the desk may answer somebody else."""
 MEASURES = {
     "line": "Band",
     "plane": "Contours",
@@ -96,19 +94,9 @@ def _asked(rows: Mapping[str, RunRow], key: str) -> dict[str, Any] | None:
     return {"runs": runs, "measures": list(measures), "norms": norms, "images": images}
 
 
-class _Unfinished(Exception):
-    """The desk has not finished; what is raised is not kept by the cache."""
-
-    def __init__(self, answer: dict[str, Any]) -> None:
-        self.answer = answer
-
-
 @st.cache_data(max_entries=16, show_spinner=False)
 def _found(asked: str, root: str, start: bool) -> dict[str, Any]:  # noqa: ARG001  # another store, another answer
-    answer = context.client().call("landscape", start=start, patience=PATIENCE, **json.loads(asked))
-    if "report" not in answer:
-        raise _Unfinished(answer)
-    found: dict[str, Any] = answer["report"]
+    found: dict[str, Any] = polling.step("landscape", start=start, **json.loads(asked))["report"]
     return found
 
 
@@ -116,16 +104,17 @@ def _looked(values: dict[str, Any], rows: Mapping[str, RunRow], store: Store, ke
     asked, root = json.dumps(values, sort_keys=True), str(store.root.resolve())
     place = st.empty()
     place.caption("Reading the runs …")
-    while True:
-        try:
-            found = _found(asked, root, st.session_state.get(f"{key}-wanted") == asked)
-            break
-        except _Unfinished as so_far:
-            if "cost" in so_far.answer:
-                with place.container():
-                    _price(so_far.answer["cost"], asked, key)
-                return
-            place.progress(so_far.answer["done"], f"Looking around: {so_far.answer['done']:.0%}")
+    try:
+        found = polling.wait(
+            lambda: _found(asked, root, st.session_state.get(f"{key}-wanted") == asked),
+            "Looking around",
+            place=place,
+            started=lambda answer: "cost" not in answer,
+        )
+    except polling.Unfinished as priced:
+        with place.container():
+            _price(priced.answer["cost"], asked, key)
+        return
     with place.container():
         charts.show(found, {id: row.label for id, row in rows.items()}, key=key)
 

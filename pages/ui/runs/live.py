@@ -65,7 +65,7 @@ def _waiting(run: Run, store: Store) -> str:
     left = [
         events[-1]["eta"]
         for row in rows
-        if row.state == State.RUNNING and (events := Run(store.root / "runs" / row.name).events("progress"))
+        if row.state == State.RUNNING and (events := store.by_id(row.name).events("progress"))
     ]
     if not ahead and not left:
         return "Waiting for the worker"

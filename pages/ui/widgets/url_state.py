@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages.ui.app import context
+from pages.ui.app import context, keys
 from pages.ui.data import uploading
 from pages.ui.widgets import formatting, run_table
 from pages.ui.widgets.run_table import RunRow
@@ -17,13 +17,11 @@ from smallalign_core.runs.store import Store
 
 NOBODY = "none"
 """What stands in the address when a menu of runs was left at nobody."""
-PAGE = "opened-page"
-"""The session's key of the page on screen: fragments rerun without the frame, and read it there."""
 
 
 def on_page(name: str) -> None:
     """Give the widgets that are drawn from now on the keys of the page `name`; the frame calls it."""
-    st.session_state[PAGE] = name
+    st.session_state[keys.PAGE] = name
 
 
 def own(key: str) -> str:
@@ -32,7 +30,7 @@ def own(key: str) -> str:
     Two pages that give a field the same name in their addresses must not share its value: what is an option of one
     (the error of a scaling study, say) need not be one of the other.
     """
-    return f"{st.session_state.get(PAGE, '')}/{key}"
+    return f"{st.session_state.get(keys.PAGE, '')}/{key}"
 
 
 def kept(key: str, options: Mapping[str, Any], first: str) -> str:
@@ -222,7 +220,7 @@ def pick_data(store: Store) -> tuple[str, dict[str, Any] | None]:
     source = st.selectbox(
         "Dataset",
         options,
-        key="data",
+        key=keys.DATA,
         bind="query-params",
         accept_new_options=True,
         placeholder="A name, or the path of a folder or zip",

@@ -105,6 +105,14 @@ class Store:
         return Run(folder, self.visitor)
 
     @property
+    def runs_folder(self) -> Path:
+        return self.root / "runs"
+
+    def by_id(self, name: str) -> Run:
+        """The run of exactly that id, whether it is there or not; see `run` for what people type."""
+        return self._at(self.runs_folder / name)
+
+    @property
     def data_cache(self) -> Path:
         return self.root / "cache" / "data"
 
@@ -127,7 +135,7 @@ class Store:
 
     def runs(self) -> list[Run]:
         """All runs, newest first."""
-        folder = self.root / "runs"
+        folder = self.runs_folder
         children = folder.iterdir() if folder.is_dir() else ()
         found = [run for run in map(self._at, children) if run.record.is_file() and not run.folder.name.startswith(".")]
         return sorted(found, key=lambda run: run.created, reverse=True)
@@ -143,7 +151,7 @@ class Store:
             return zoo[reference]
         if re.fullmatch("[0-9a-f]{4,16}", reference):
             found = {run.id: run for run in zoo.values() if run.id.startswith(reference)}
-            for child in (self.root / "runs").glob(f"{reference}*"):
+            for child in self.runs_folder.glob(f"{reference}*"):
                 if self._at(child).record.is_file():
                     found[child.name] = self._at(child)
             if len(found) == 1:
@@ -236,7 +244,7 @@ class Store:
         self.visitor.require("take runs into the store")
         if hashlib.sha256(run.weights.read_bytes()).hexdigest() != (run.result or {}).get("weights_sha256"):
             raise BadModel("the teacher's weights are not those that its result describes", given=run.folder)
-        target = self.root / "runs" / run.id
+        target = self.runs_folder / run.id
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".adopting-{run.id}-{os.getpid()}")
         shutil.copytree(run.folder, part, ignore=shutil.ignore_patterns("lock", "queued", "request", "spec.yaml"))
@@ -248,12 +256,12 @@ class Store:
 
     def find(self, spec: RunSpec) -> Run | None:
         """The run that a resolved `spec` describes; None if nobody asked for it yet."""
-        run = self._at(self.root / "runs" / digest(spec))
+        run = self.by_id(digest(spec))
         return run if (run.folder / "spec.json").exists() else None
 
     def create(self, spec: RunSpec) -> Run:
         """The run that a resolved `spec` describes; an equal spec is the same run, whatever its state."""
-        run, known = self._at(self.root / "runs" / digest(spec)), self.find(spec)
+        run, known = self.by_id(digest(spec)), self.find(spec)
         if not known:
             limits.check_disk(self.root)
             run.folder.mkdir(parents=True, exist_ok=True)
@@ -301,7 +309,7 @@ class Store:
 
     def queue(self) -> list[Run]:
         """Runs that wait, in the order in which they will be trained: visitors take turns."""
-        return [run for run in map(self._at, queued(self.root / "runs")) if not run.finished]
+        return [run for run in map(self._at, queued(self.root)) if not run.finished]
 
     def delete(self, reference: str) -> Run:
         """Delete a run and all that it made.
@@ -314,7 +322,7 @@ class Store:
         run = self.run(reference)
         if run.in_zoo:
             raise Refused("zoo models are part of SmallAlign and are not deleted", given=run.name)
-        if run.folder.resolve().parent != (self.root / "runs").resolve():
+        if run.folder.resolve().parent != self.runs_folder.resolve():
             raise Refused("only runs of this store are deleted", given=run.folder, do="delete that folder yourself")
         pupils = []
         for other in self.runs():

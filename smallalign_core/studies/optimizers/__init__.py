@@ -22,12 +22,12 @@ from smallalign_core.studies.optimizers._parts import (
 from smallalign_core.studies.optimizers._plan import wanted as wanted
 from smallalign_core.studies.optimizers._report import Arm as Arm, OptimizerStudy as OptimizerStudy
 from smallalign_core.studies.optimizers._spec import (
-    LIBRARY_RATES as LIBRARY_RATES,
     Entry as Entry,
     OptimizerStudySpec as OptimizerStudySpec,
     entries as entries,
     label_of as label_of,
     name_of as name_of,
+    offered as offered,
     parse_study as parse_study,
     probes as probes,
     read_study as read_study,

@@ -11,11 +11,10 @@ from typing import Any
 
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.spec import Optimizer, digest, nest
+from smallalign_core.spec.optimizer import EVALUATIONS
 from smallalign_core.studies.optimizers._judge import Scored, compare_with, reference_differences
 from smallalign_core.studies.optimizers._parts import Curve, Finder, Point, RaceRun, Reached, Trial
 from smallalign_core.studies.optimizers._plan import (
-    DAMAGED,
-    RunStatus,
     Tuning,
     finder_key,
     finders,
@@ -25,7 +24,6 @@ from smallalign_core.studies.optimizers._plan import (
 )
 from smallalign_core.studies.optimizers._report import Arm, OptimizerStudy
 from smallalign_core.studies.optimizers._spec import (
-    EVALUATIONS,
     Entry,
     OptimizerStudySpec,
     entries,
@@ -38,6 +36,7 @@ from smallalign_core.studies.optimizers._spec import (
     tuning_seed,
     with_rate,
 )
+from smallalign_core.studies.run_status import DAMAGED, RunStatus
 
 OCTAVES = 2
 """How far from the best rate its sensitivity is looked at."""
@@ -242,7 +241,7 @@ def _judged(arms: Sequence[Arm], margin: float, store: Store) -> list[Arm]:
 
 def _seen(arm: Arm, store: Store) -> list[Scored]:
     return [
-        Scored(run.seed, run.test["accuracy"], run.test["nll"], store.root / "runs" / run.id)
+        Scored(run.seed, run.test["accuracy"], run.test["nll"], store.by_id(run.id).folder)
         for run in arm.runs
         if run.test
     ]
@@ -262,7 +261,7 @@ def curves(spec: OptimizerStudySpec, store: Store, folder: Path, budget: int) ->
                 continue
             optimizer = with_rate(optimizer, best)
         for seed in race_seeds(spec):
-            run = Run(store.root / "runs" / digest(run_spec(spec, optimizer, budget, seed)))
+            run = store.by_id(digest(run_spec(spec, optimizer, budget, seed)))
             if points := _points(run):
                 found.append(Curve(entry.name, budget, seed, run.name, points))
     return tuple(found)
@@ -307,7 +306,7 @@ def _with_target(arm: Arm, target: float | None, store: Store) -> Arm:
         return arm
     runs = []
     for run in arm.runs:
-        points = _points(Run(store.root / "runs" / run.id)) if run.test else ()
+        points = _points(store.by_id(run.id)) if run.test else ()
         hit = next((point for point in points if point.accuracy >= target - 1e-9), None)
         there = None if hit is None else Reached(hit.epoch, hit.step, hit.gradients, hit.seconds)
         runs.append(replace(run, reached=there))

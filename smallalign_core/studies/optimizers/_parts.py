@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, assert_never
 
 from smallalign_core.studies.ablation import METRICS, Metric
 
@@ -213,8 +213,10 @@ class Difference:
                 return self.verdict + self._small()
             case "no difference larger":
                 return f"no difference larger than {self._margin()}"
-            case _:
+            case "undecided":
                 return f"not decided: {self.outlook}"
+            case _:
+                assert_never(self.verdict)
 
     def _margin(self) -> str:
         return f"{(self.margin or 0) * self.of.scale:g}{self.of.unit}".replace("1 points", "1 point")

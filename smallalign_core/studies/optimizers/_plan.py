@@ -12,10 +12,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from smallalign_core.errors import SmallAlignError
-from smallalign_core.runs.store import Run, State, Store
+from smallalign_core.runs.store import Store
 from smallalign_core.spec import Optimizer, RunSpec, digest
 from smallalign_core.studies.optimizers._parts import Finder
 from smallalign_core.studies.optimizers._spec import (
@@ -27,6 +27,7 @@ from smallalign_core.studies.optimizers._spec import (
     tuning_seed,
     with_rate,
 )
+from smallalign_core.studies.run_status import RunStatus, status_of
 from smallalign_core.system.files import read_json
 
 FINDERS = "finders.json"
@@ -37,7 +38,8 @@ BEYOND = 3
 APART = 2.0
 """Factor between the first trials at least, and of a step beyond an edge."""
 LARGEST = 100.0
-NOT_STARTED, DAMAGED = "not started", "damaged"
+NEEDS = tuple((split, name) for split in ("val", "test") for name in ("accuracy", "nll", "ece", "images"))
+"""What the result of every run has."""
 
 Why = Literal["finder", "extension", "refinement"]
 Rank = tuple[float, float]
@@ -47,27 +49,6 @@ Rank = tuple[float, float]
 # --- looking ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class RunStatus:
-    """What a run's folder says now.
-
-    Attributes:
-        result: of a finished run whose result has the scores that a study needs; else None.
-    """
-
-    id: str
-    state: str
-    reason: str | None = None
-    diverged: bool = False
-    result: dict[str, Any] | None = None
-    run: Run | None = None
-
-    @property
-    def settled(self) -> bool:
-        """Whether training it again would change nothing."""
-        return self.state == State.FINISHED or self.diverged
-
-
 @functools.lru_cache(maxsize=8192)
 def id_of_run(spec: RunSpec) -> str:
     """Its digest, remembered: a page asks for hundreds each second."""
@@ -75,37 +56,8 @@ def id_of_run(spec: RunSpec) -> str:
 
 
 def run_status(store: Store, spec: RunSpec) -> RunStatus:
-    """What the store knows of the run of a resolved spec."""
-    run = Run(store.root / "runs" / id_of_run(spec))
-    if not (run.folder / "spec.json").exists():
-        return RunStatus(run.name, NOT_STARTED)
-    try:
-        state = run.state
-        if state is State.FINISHED:
-            stamp = (run.folder / "result.json").stat().st_mtime_ns
-            return RunStatus(run.name, state, result=_result(run.folder, stamp), run=run)
-        said = run.status
-        return RunStatus(
-            run.name, state, said.get("reason"), state is State.FAILED and bool(said.get("diverged")), run=run
-        )
-    except (SmallAlignError, OSError, KeyError, TypeError, ValueError) as error:  # a folder may hold any nonsense
-        return RunStatus(
-            run.name, DAMAGED, str(error) if isinstance(error, SmallAlignError) else "a file of it is damaged"
-        )
-
-
-@functools.lru_cache(maxsize=4096)
-def _result(folder: Path, _: int) -> dict[str, Any]:
-    """A result, read once for each time that it was written.
-
-    Raises:
-        KeyError, TypeError, ValueError: it lacks the scores that every result has.
-    """
-    result: dict[str, Any] = read_json(folder / "result.json")
-    for split in ("val", "test"):
-        for metric in ("accuracy", "nll", "ece", "images"):
-            float(result[split][metric])
-    return result
+    """Where the run of a resolved spec stands."""
+    return status_of(store, id_of_run(spec), NEEDS)
 
 
 # --- tuning -----------------------------------------------------------------------------------------------------------

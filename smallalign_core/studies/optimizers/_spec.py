@@ -17,67 +17,36 @@ from smallalign_core.errors import BadSpec
 from smallalign_core.spec import (
     LOOP,
     AdamW,
+    Cosine,
     Lookahead,
     Muon,
     OfLayers,
     Optimizer,
-    Polyak,
     Prodigy,
     RunSpec,
     Sam,
-    ScheduleFree,
     Sgd,
     Soap,
     canonical,
     fields_in,
+    incompatibility,
     is_gradient_free,
+    members,
     nest,
     parse,
     title,
     told,
     usual_schedule,
 )
-from smallalign_core.spec.optimizer import Asam, kind_of
+from smallalign_core.spec.optimizer import Menu, kind_of
 from smallalign_core.spec.parts import Part
 from smallalign_core.studies.optimizers._parts import Track
 
 if TYPE_CHECKING:
     from smallalign_core.runs.store import Store
 
-LIBRARY_RATES = {
-    "sgd": 1e-3,
-    "adamw": 1e-3,
-    "nadamw": 1e-3,
-    "rmsprop": 1e-2,
-    "lion": 1e-4,
-    "muon": 0.02,
-    "soap": 3e-3,
-    "schedule_free": 2.5e-3,
-    "ademamix": 1e-3,
-    "prodigy": 1.0,
-}
-"""The learning rates that torch, timm and pytorch_optimizer would use if nobody gave one."""
-LABELS = {
-    "sgd": "SGD",
-    "adamw": "AdamW",
-    "nadamw": "NAdamW",
-    "rmsprop": "RMSprop",
-    "lion": "Lion",
-    "muon": "Muon",
-    "soap": "SOAP",
-    "prodigy": "Prodigy",
-    "schedule_free": "Schedule-Free",
-    "ademamix": "AdEMAMix",
-    "polyak": "Polyak",
-    "ema": "EMA",
-    "lookahead": "Lookahead",
-    "sam": "SAM",
-    "asam": "ASAM",
-}
 TUNING_SEED = 1_000_003
 """How far the tuning seed is from the first of the race; fewer seeds than this can be asked for."""
-EVALUATIONS = 3
-"""Losses of a batch that cost about as much as one gradient: its backward pass takes twice its forward pass."""
 STUDY_FIELDS = ("optimizers", "hands_off", "reference", "trials", "seeds", "budgets", "margin", "target")
 
 
@@ -157,20 +126,33 @@ class Entry:
     @property
     def default_rate(self) -> float | None:
         """The library's; None where there is nothing to set."""
-        return LIBRARY_RATES[nest(self.optimizer)[-1].kind] if tunable(self.optimizer) else None
+        rate: float | None = nest(self.optimizer)[-1].library_rate
+        return rate
 
 
 def tunable(optimizer: Optimizer) -> bool:
     """Whether it has a learning rate that somebody has to find."""
-    last = nest(optimizer)[-1]
-    return last.kind in LIBRARY_RATES and not isinstance(last, Prodigy | Polyak)
+    return nest(optimizer)[-1].library_rate is not None
 
 
 def gradients_a_step(optimizer: Optimizer) -> int:
-    """What one step asks for, in gradients: SAM takes two, and losses without a gradient cost a third of one."""
-    if candidates := getattr(nest(optimizer)[-1], "population", 0):  # an evolution strategy
-        return max(1, round((candidates + 1) / EVALUATIONS))  # the loss at the weights themselves is one more
-    return 2 if any(isinstance(part, Sam | Asam) for part in nest(optimizer)) else 1
+    """What one step costs, in gradients: SAM takes two, and losses without a gradient cost a third of one."""
+    return max(part.gradients for part in nest(optimizer))
+
+
+def offered(menu: Menu, *, taught: bool = True, layers: bool = False) -> tuple[Optimizer, ...]:
+    """The optimizers in a menu, in the order of their union, as far as they work with such a student; those to use as
+    they are with the learning rate of their library.
+
+    Args:
+        taught, layers: as for `incompatibility`.
+    """
+    fresh: list[Any] = [one() for one in members(Optimizer) if menu in getattr(one, "menus", ())]
+    return tuple(
+        with_rate(one, one.library_rate) if menu == "hands-off" and tunable(one) else one
+        for one in fresh
+        if incompatibility(one, usual_schedule(one) or Cosine(), taught=taught, layers=layers) is None
+    )
 
 
 def _unusual(part: Any, rate: bool) -> list[str]:
@@ -198,9 +180,9 @@ def label_of(optimizer: Optimizer, *, rate: bool = False) -> str:
     """An optimizer as people write it: `Lookahead(AdamW)`; with its learning rate if asked."""
     *outer, last = nest(optimizer)
     unusual = _unusual(last, rate)
-    text = LABELS.get(last.kind, last.kind.upper()) + (f" {', '.join(unusual)}" if unusual else "")
+    text = last.label + (f" {', '.join(unusual)}" if unusual else "")
     for part in reversed(outer):
-        text = f"{LABELS.get(part.kind, part.kind.upper())}({', '.join([text, *_unusual(part, False)])})"
+        text = f"{part.label}({', '.join([text, *_unusual(part, False)])})"
     return text
 
 
@@ -280,10 +262,9 @@ def parse_study(written: Mapping[str, Any]) -> OptimizerStudySpec:
         raise BadSpec(f"unknown field `{unknown}`" + (f", did you mean `{near[0]}`?" if near else ""))
     checked = parse({name: value for name, value in student.items() if name != "optimizer"})
     if "hands_off" not in own:
-        polyak = (Polyak(),) if checked.teacher and not isinstance(checked.loss, OfLayers) else ()
+        usual = offered("hands-off", taught=bool(checked.teacher), layers=isinstance(checked.loss, OfLayers))
         given = own.get("optimizers", ())
         named = [kind_of(one) for one in (given if isinstance(given, list | tuple) else [given])]
-        usual = (AdamW(lr=LIBRARY_RATES["adamw"]), Prodigy(), ScheduleFree(), *polyak)
         own["hands_off"] = [one for one in usual if one.kind not in named or tunable(one)]
     try:
         found = OptimizerStudySpec.model_validate({"student": checked, **own})

@@ -121,7 +121,7 @@ def _paths(spec: RunSpec) -> dict[str, str]:
 
 def install(one: Dependency, store: Store) -> None:
     """Put a run that others need into this machine's store, unless it is there with these weights."""
-    folder = store.root / "runs" / one.id
+    folder = store.by_id(one.id).folder
     with contextlib.suppress(OSError):
         if (folder / "result.json").read_bytes() == one.files["result.json"]:
             return

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from smallalign_core.errors import SmallAlignError
-from smallalign_core.runs.store import Run, State, Store
+from smallalign_core.runs.store import State, Store
 from smallalign_core.studies import statistics as stats
+from smallalign_core.studies.run_status import result_of, status_of
 from smallalign_core.studies.scaling import _fits
 from smallalign_core.studies.scaling._plan import (
+    NEEDS,
     Cell,
     cleaned,
     grown,
@@ -26,7 +28,6 @@ from smallalign_core.studies.scaling._plan import (
     ids_of,
     ladder,
     nll_of,
-    result_of,
     run_of,
     seen,
     students,
@@ -69,18 +70,14 @@ def report(
         if name is None:
             unknown += 1
             continue
-        run = Run(store.root / "runs" / name)
-        if (result := result_of(run)) is not None:
-            found[cell] = result
-        elif run.record.exists():
-            state = run.state
-            running += state in (State.QUEUED, State.RUNNING)
-            if state is State.FAILED and run.status.get("diverged"):
-                diverged.add(cell)
-            elif state is State.FAILED:
-                failed.append(
-                    f"{spec.label(cell.recipe)}, width {cell.width}, {cell.images} images: {run.status.get('reason')}"
-                )
+        run = status_of(store, name, NEEDS)
+        running += run.state in (State.QUEUED, State.RUNNING)
+        if run.result is not None:
+            found[cell] = run.result
+        elif run.diverged:
+            diverged.add(cell)
+        elif run.state == State.FAILED:
+            failed.append(f"{spec.label(cell.recipe)}, width {cell.width}, {cell.images} images: {run.reason}")
     rungs, of_ladder = _ladder(spec, store, found, decided, failed)
     total = (len(every) if over else max(len(every), spec.budget or 0)) + of_ladder[1]
     done = len(found) + len(diverged) + of_ladder[0]
@@ -221,17 +218,17 @@ def _ladder(
     rungs, done, total = [], 0, 0
     for epochs, teacher in ladder(spec, store):
         name = id_of(teacher)
-        taught = Run(store.root / "runs" / name)
-        result = result_of(taught)
+        taught = status_of(store, name, NEEDS)
+        result = taught.result
         there = []
-        if result is None and taught.record.exists() and taught.state is State.FAILED:
-            failed.append(f"teacher of {epochs} epochs: {taught.status.get('reason')}")
+        if taught.state == State.FAILED:
+            failed.append(f"teacher of {epochs} epochs: {taught.reason}")
             total += 1
             continue
         for cell in students(spec, name):
             student = run_of(spec, cell, decided)
             if result is not None and student is not None:
-                score = result_of(Run(store.root / "runs" / id_of(student)))
+                score = status_of(store, id_of(student), NEEDS).result
                 there += [(cell.replicate, _scores(score)["nll"])] if score else []
         nll = None if result is None else float(result["test_calibrated"]["nll"])
         rungs.append(LadderRung(epochs, name, nll, tuple(there)))
@@ -239,7 +236,7 @@ def _ladder(
     if rungs and spec.teacher:
         try:
             own = store.run(spec.teacher)
-            result, epochs = result_of(own), own.spec.epochs
+            result, epochs = result_of(own, NEEDS), own.spec.epochs
         except SmallAlignError:
             return tuple(rungs), (done, total)
         here = [

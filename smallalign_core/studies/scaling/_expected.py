@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from smallalign_core import data
-from smallalign_core.runs.store import Run, Store
-from smallalign_core.studies.scaling._plan import Cell, cells, data_of, id_of, key_of, ladder, result_of, run_of, seen
+from smallalign_core.runs.store import Store
+from smallalign_core.studies.run_status import status_of
+from smallalign_core.studies.scaling._plan import NEEDS, Cell, cells, data_of, id_of, key_of, ladder, run_of, seen
 from smallalign_core.studies.scaling._spec import ScalingStudySpec, epochs_of
 from smallalign_core.system.machine import fastest, set_threads
 
@@ -71,4 +72,4 @@ def _done(spec: ScalingStudySpec, store: Store, cell: Cell) -> bool:
     if data_of(spec, cell, {}) is None:
         return False
     run = run_of(spec, cell, {})
-    return run is not None and result_of(Run(store.root / "runs" / id_of(run))) is not None
+    return run is not None and status_of(store, id_of(run), NEEDS).result is not None

@@ -16,15 +16,18 @@ from typing import Any
 from smallalign_core import data
 from smallalign_core.analysis import data_quality
 from smallalign_core.errors import BadData, BadSpec, SmallAlignError
-from smallalign_core.runs.store import Run, State, Store
+from smallalign_core.runs.store import Store
 from smallalign_core.spec import DataSpec, RunSpec, digest, parse
 from smallalign_core.studies import scaling_law
+from smallalign_core.studies.run_status import status_of
 from smallalign_core.studies.scaling._spec import AUTOMATIC, PILOT, REPLICATES, ScalingStudySpec, epochs_of
 from smallalign_core.studies.scaling_law import Axis, Observations
 from smallalign_core.system import resumable
 from smallalign_core.system.files import read_json, write_folder, write_json
 
 CLEANED = "cleaned.json"
+NEEDS = (*(("test_calibrated", name) for name in ("accuracy", "nll", "images")), ("params",))
+"""What a result must have for a law."""
 SLICE = 2.0
 """Seconds for which images are judged before whoever does it may turn to something else."""
 
@@ -227,28 +230,10 @@ def _row(store: Store, run: RunSpec | None, cell: Cell) -> Row | tuple[()] | Non
     """A finished run; nothing if it diverged, None if it is not settled."""
     if run is None:
         return None
-    found = Run(store.root / "runs" / id_of(run))
-    if (result := result_of(found)) is not None:
+    found = status_of(store, id_of(run), NEEDS)
+    if (result := found.result) is not None:
         return cell.recipe, cell.width, int(result["params"]), cell.images, cell.replicate, nll_of(result)
-    return () if found.record.exists() and found.state is State.FAILED and found.status.get("diverged") else None
-
-
-def result_of(run: Run) -> dict[str, Any] | None:
-    """A finished run's result, read once for each time that it was written; None if it has none with what is needed."""
-    try:
-        stamp = (run.folder / "result.json").stat().st_mtime_ns
-        return _result(run.folder, stamp)
-    except (OSError, SmallAlignError, KeyError, TypeError, ValueError):
-        return None
-
-
-@functools.lru_cache(maxsize=8192)
-def _result(folder: Path, _: int) -> dict[str, Any]:
-    result: dict[str, Any] = read_json(folder / "result.json")
-    for name in ("accuracy", "nll", "images"):
-        float(result["test_calibrated"][name])
-    int(result["params"])
-    return result
+    return () if found.diverged else None
 
 
 @functools.lru_cache(maxsize=256)
@@ -306,7 +291,7 @@ def wanted(spec: ScalingStudySpec, store: Store, folder: Path) -> list[RunSpec]:
     found = [run_of(spec, cell, decided) for cell in cells(spec, store, folder)]
     for _, teacher in ladder(spec, store):
         found.append(teacher)
-        if result_of(Run(store.root / "runs" / id_of(teacher))) is not None:
+        if status_of(store, id_of(teacher), NEEDS).result is not None:
             found += [run_of(spec, cell, decided) for cell in students(spec, id_of(teacher))]
     return list(dict.fromkeys(run for run in found if run is not None))
 

@@ -139,8 +139,20 @@ def check(loss: Loss, *, classes: int, batch: int, mixed: bool) -> None:
                 f"{classes} classes, batch {batch}",
                 "use loss kd" if classes < 3 else "raise `batch`: what DIST learns from is a batch",
             )
-        case _:
+        case (
+            CrossEntropy()
+            | HintonKd()
+            | LogitMse()
+            | ScaledMse()
+            | FunctionMatching()
+            | FitNets()
+            | AttentionTransfer()
+        ):
             return
+        case StandardizedKd() | Dkd() | Dist():
+            return  # none of the above holds
+        case _:
+            assert_never(loss)
     raise BadSpec(wrong, given=given, do=do)
 
 

@@ -6,7 +6,8 @@ Libraries of optimizers are imported where a spec names one of theirs: each cost
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, assert_never
+from functools import partial
+from typing import Any, assert_never
 
 import torch
 from torch import nn
@@ -33,9 +34,9 @@ from smallalign_core.spec import (
     Sgd,
     Snes,
     Soap,
-    is_gradient_free,
     nest,
 )
+from smallalign_core.spec.optimizer import Closure
 from smallalign_core.system import extras
 from smallalign_core.training.optim._average import average as average, scored as scored
 from smallalign_core.training.optim._evolution import (
@@ -48,7 +49,7 @@ from smallalign_core.training.optim._memory import check as check, state_bytes a
 from smallalign_core.training.optim._polyak import PolyakStep as PolyakStep
 
 
-def build(
+def build(  # noqa: C901  # one case a kind
     spec: Optimizer, model: nn.Module, steps: int = 1, *, head: nn.Module | None = None, head_rate: float = 1.0
 ) -> torch.optim.Optimizer:
     """The optimizer that `spec` describes, over the trainable parameters of `model`.
@@ -61,6 +62,7 @@ def build(
         head: the last layer, which Muon leaves to NAdamW.
         head_rate: its learning rate, in multiples of the others'; kept as `rate` with its groups, for `set_rate`.
     """
+    groups = partial(_groups, spec, model, head, head_rate)
     match spec:
         case Ema():
             return build(spec.inner, model, steps, head=head, head_rate=head_rate)
@@ -76,29 +78,41 @@ def build(
             return pytorch_optimizer.SAM(inner.param_groups, made, rho=spec.rho, adaptive=isinstance(spec, Asam))
         case Snes() | Pgpe():
             return Evolution(spec, [weight for weight in model.parameters() if weight.requires_grad])
-        case Sgd() | AdamW() | RmsProp() | Polyak():
-            return _from_torch(spec, _groups(spec, model, head, head_rate))
-        case NAdamW() | Muon():
-            return _from_timm(spec, _groups(spec, model, head, head_rate))
-        case Lion() | Soap() | Prodigy() | ScheduleFree() | AdEmaMix():
-            return _from_pytorch_optimizer(spec, _groups(spec, model, head, head_rate), steps)
+        case Sgd():
+            return FusedSgd(groups(), lr=spec.lr, momentum=spec.momentum, nesterov=spec.momentum > 0, fused=True)
+        case AdamW():
+            return FusedAdamW(groups(), lr=spec.lr, betas=(spec.beta1, spec.beta2), fused=True)
+        case RmsProp():
+            return torch.optim.RMSprop(groups(), lr=spec.lr, alpha=spec.beta2, momentum=spec.momentum)
+        case Polyak():
+            return PolyakStep(groups(), averaging=spec.averaging, beta2=spec.beta2)
+        case NAdamW():
+            nadamw = _library(spec, ".optim.nadamw").NAdamW
+            return nadamw(groups(), lr=spec.lr, betas=(spec.beta1, spec.beta2))
+        case Muon():
+            muon, betas = _library(spec, ".optim.muon").Muon, (spec.beta1, spec.beta2)
+            return muon(groups(), lr=spec.lr, momentum=spec.momentum, nesterov=True, betas=betas)
+        case Lion():
+            return _library(spec).Lion(groups(), lr=spec.lr, betas=(spec.beta1, spec.beta2))
+        case Soap():
+            betas = (spec.beta1, spec.beta2)
+            return _library(spec).SOAP(groups(), lr=spec.lr, betas=betas, precondition_frequency=spec.every)
+        case Prodigy():
+            prodigy, betas = _library(spec).Prodigy, (spec.beta1, spec.beta2)
+            return prodigy(groups(), lr=spec.lr, betas=betas, bias_correction=True, safeguard_warmup=True)
+        case ScheduleFree():
+            return _library(spec).ScheduleFreeAdamW(groups(), lr=spec.lr, betas=(spec.beta1, spec.beta2))
+        case AdEmaMix():
+            return _library(spec).AdEMAMix(
+                groups(),
+                lr=spec.lr,
+                betas=(spec.beta1, spec.beta2, spec.beta3),
+                alpha=spec.alpha,
+                t_alpha_beta3=steps,
+                weight_decouple=True,  # its default is L2
+            )
         case _:
             assert_never(spec)
-
-
-def package(part: Optimizer) -> str | None:
-    """The package of an extra that a part of an optimizer comes from; None for those that torch and we bring."""
-    match part:
-        case Lookahead() | Sam() | Asam() | Lion() | Soap() | Prodigy() | ScheduleFree() | AdEmaMix():
-            return "pytorch_optimizer"
-        case NAdamW() | Muon():
-            return "timm"
-        case Snes() | Pgpe():
-            return "evotorch"
-        case Sgd() | AdamW() | RmsProp() | Polyak() | Ema():
-            return None
-        case _:
-            assert_never(part)
 
 
 def require(spec: Optimizer) -> None:
@@ -108,13 +122,13 @@ def require(spec: Optimizer) -> None:
         MissingExtra: one is not; the message has the command that installs it.
     """
     for part in nest(spec):
-        if (needed := package(part)) is not None:
-            extras.require(needed, f"the optimizer {part.kind}")
+        if part.package is not None:
+            extras.require(part.package, f"the optimizer {part.kind}")
 
 
 def _library(part: Optimizer, module: str = "") -> Any:
     """The package that a part comes from, or a module of it."""
-    return extras.load(f"{package(part)}{module}", f"the optimizer {part.kind}")
+    return extras.load(f"{part.package}{module}", f"the optimizer {part.kind}")
 
 
 def _groups(spec: Any, model: nn.Module, head: nn.Module | None, head_rate: float) -> list[dict[str, Any]]:
@@ -141,68 +155,14 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group.get("rate", 1.0)
 
 
-def _from_torch(spec: Sgd | AdamW | RmsProp | Polyak, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    match spec:
-        case Sgd():
-            return FusedSgd(groups, lr=spec.lr, momentum=spec.momentum, nesterov=spec.momentum > 0, fused=True)
-        case AdamW():
-            return FusedAdamW(groups, lr=spec.lr, betas=(spec.beta1, spec.beta2), fused=True)
-        case RmsProp():
-            return torch.optim.RMSprop(groups, lr=spec.lr, alpha=spec.beta2, momentum=spec.momentum)
-        case Polyak():
-            return PolyakStep(groups, averaging=spec.averaging, beta2=spec.beta2)
-        case _:
-            assert_never(spec)
-
-
-def _from_timm(spec: NAdamW | Muon, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    betas = (spec.beta1, spec.beta2)
-    if isinstance(spec, NAdamW):
-        return _library(spec, ".optim.nadamw").NAdamW(groups, lr=spec.lr, betas=betas)
-    return _library(spec, ".optim.muon").Muon(groups, lr=spec.lr, momentum=spec.momentum, nesterov=True, betas=betas)
-
-
-def _from_pytorch_optimizer(
-    spec: Lion | Soap | Prodigy | ScheduleFree | AdEmaMix, groups: list[dict[str, Any]], steps: int
-) -> torch.optim.Optimizer:
-    library, betas = _library(spec), (spec.beta1, spec.beta2)
-    match spec:
-        case Lion():
-            return library.Lion(groups, lr=spec.lr, betas=betas)
-        case Soap():
-            return library.SOAP(groups, lr=spec.lr, betas=betas, precondition_frequency=spec.every)
-        case Prodigy():
-            return library.Prodigy(groups, lr=spec.lr, betas=betas, bias_correction=True, safeguard_warmup=True)
-        case ScheduleFree():
-            return library.ScheduleFreeAdamW(groups, lr=spec.lr, betas=betas)
-        case AdEmaMix():
-            return library.AdEMAMix(
-                groups,
-                lr=spec.lr,
-                betas=(*betas, spec.beta3),
-                alpha=spec.alpha,
-                t_alpha_beta3=steps,
-                weight_decouple=True,  # its default is L2
-            )
-        case _:
-            assert_never(spec)
-
-
-def closure_kind(spec: Optimizer) -> Literal["gradient", "excess", "losses"] | None:
-    """What a step asks for besides the gradient at the weights: one at the weights that it moved to (SAM), or the loss
-    above the teacher's (Polyak). `losses` stands for no gradient at all, but the losses of candidates.
-    """
-    if is_gradient_free(spec):
-        return "losses"
-    if any(isinstance(part, Sam | Asam) for part in nest(spec)):
-        return "gradient"
-    return "excess" if isinstance(nest(spec)[-1], Polyak) else None
+def closure_kind(spec: Optimizer) -> Closure | None:
+    """What a step needs besides the gradient at the weights: see `Closure`."""
+    return next((part.closure for part in nest(spec) if part.closure), None)
 
 
 def not_distributable(spec: Optimizer) -> str | None:
     """The kind of the part that cannot be shared by several processes; None if all can."""
-    kinds = (Sam, Asam, Ema, ScheduleFree, Polyak, Snes, Pgpe)
-    return next((part.kind for part in nest(spec) if isinstance(part, kinds)), None)
+    return next((part.kind for part in nest(spec) if not part.distributed), None)
 
 
 def peak_rate(spec: Optimizer) -> float:

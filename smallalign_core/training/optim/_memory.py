@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from smallalign_core.errors import BadSpec
-from smallalign_core.spec import (
-    AdEmaMix,
-    Ema,
-    Lion,
-    Lookahead,
-    Muon,
-    Optimizer,
-    Pgpe,
-    Prodigy,
-    RmsProp,
-    Sam,
-    Sgd,
-    Snes,
-    Soap,
-    nest,
-)
-from smallalign_core.spec.optimizer import Asam
+from smallalign_core.spec import Ema, Optimizer, nest
+from smallalign_core.spec.optimizer import EVOLUTION
 from smallalign_core.system.machine import memory
 from smallalign_core.training.optim._evolution import population_bytes, refuse_large
 
 SHARE = 0.5
 """Of all memory that the states of optimizers may take; the rest is for weights, gradients, activations and images."""
-WIDEST = 10_000
-"""SOAP keeps no matrices for a side that is wider."""
 
 
 def state_bytes(spec: Optimizer, model: nn.Module, *, head: nn.Module | None = None) -> int:
@@ -46,16 +27,13 @@ def state_bytes(spec: Optimizer, model: nn.Module, *, head: nn.Module | None = N
     """
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     last = {id(weight) for weight in head.parameters()} if head else set()
-    *wrappers, base = nest(spec)
-    total = sum(_kept(base, weight, id(weight) in last) for weight in weights)
-    if isinstance(base, Snes | Pgpe):
-        refuse_large(base, model)
-        total += population_bytes(base, sum(weight.numel() for weight in weights))
-    for wrapper in wrappers:
-        if isinstance(wrapper, Lookahead | Sam | Asam):
-            total += sum(map(_bytes, weights))
-        elif isinstance(wrapper, Ema):
-            total += sum(map(_bytes, (*model.parameters(), *model.buffers())))
+    total = 0
+    for part in nest(spec):
+        tensors = (*model.parameters(), *model.buffers()) if isinstance(part, Ema) else weights
+        total += sum(part.kept(tuple(one.shape), id(one) in last) * one.element_size() for one in tensors)
+        if isinstance(part, EVOLUTION):
+            refuse_large(part, model)
+            total += population_bytes(part, sum(weight.numel() for weight in weights))
     return total
 
 
@@ -77,36 +55,3 @@ def check(needed: int, device: torch.device, given: str) -> None:
             given=given,
             do="choose one that keeps less (sgd, lion, muon), or a smaller network",
         )
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def _kept(spec: Any, weight: Tensor, last: bool) -> int:
-    """Bytes that are kept for one weight."""
-    match spec:
-        case Sgd():
-            copies = int(spec.momentum > 0)
-        case RmsProp():
-            copies = 1 + int(spec.momentum > 0)
-        case Lion() | Snes():
-            copies = 1
-        case AdEmaMix():
-            copies = 3
-        case Prodigy():
-            copies = 4
-        case Muon():
-            copies = 1 if not last and _orthogonal(weight) else 2
-        case _:
-            copies = 2
-    sides = [side for side in weight.shape if side <= WIDEST] if isinstance(spec, Soap) and weight.ndim > 1 else []
-    return copies * _bytes(weight) + sum(2 * side * side for side in sides) * weight.element_size()
-
-
-def _orthogonal(weight: Tensor) -> bool:
-    """Whether timm's Muon makes steps of this shape orthogonal; others, as of depthwise convolutions, are NAdamW's."""
-    if weight.ndim < 2 or min(weight.shape[:2]) < 2:
-        return False
-    low, high = sorted((weight.shape[0], weight.numel() // weight.shape[0]))
-    return low >= 4 and high <= 128 * low

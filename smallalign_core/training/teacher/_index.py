@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 from smallalign_core import augment, data
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadInput
-from smallalign_core.spec import LOOP, CutMix, MixUp, RunSpec, canonical
+from smallalign_core.spec import LOOP, Mixing, RunSpec, canonical
 from smallalign_core.system.files import is_held, write_folder
 from smallalign_core.system.machine import capability, processor
 from smallalign_core.training import losses
@@ -92,7 +92,7 @@ def plan(spec: RunSpec, splits: Splits, teachers: Sequence[str], device: torch.d
     """
     if not teachers or losses.layers(spec.loss)[1]:
         return None
-    mixes = bool(spec.augment) and isinstance(spec.augment[-1], MixUp | CutMix)
+    mixes = bool(spec.augment) and isinstance(spec.augment[-1], Mixing)
     fixed = spec.views if spec.augment else 1
     count, steps = len(splits.train), augment.steps_of(spec, len(splits.train))
     if fixed:

@@ -9,36 +9,26 @@ from typing import Any
 import streamlit as st
 from pydantic import TypeAdapter, ValidationError
 
+from pages.ui.app import keys
 from pages.ui.widgets import formatting, forms, url_state
 from smallalign_core.spec import (
     AdamW,
-    AdEmaMix,
-    Asam,
-    Ema,
-    Lion,
     Lookahead,
     Muon,
-    NAdamW,
     Optimizer,
-    Polyak,
-    Prodigy,
-    RmsProp,
     Sam,
-    ScheduleFree,
-    Sgd,
-    Soap,
     canonical,
     members,
 )
-from smallalign_core.studies.optimizers import LIBRARY_RATES, OptimizerStudySpec, label_of, name_of
+from smallalign_core.studies.optimizers import OptimizerStudySpec, label_of, name_of, offered
 
-USUAL = (Muon(), Soap(), Sgd(), Lookahead(), Sam())
+REFERENCE = OptimizerStudySpec.model_fields["reference"].default
+USUAL = tuple(one for one in OptimizerStudySpec.model_fields["optimizers"].default if one != REFERENCE)
 """Chosen in a fresh form, beside AdamW, which is always in."""
-SHORT = (*USUAL, NAdamW(), Lion())
-MORE = (RmsProp(), AdEmaMix(), ScheduleFree(), Asam(), Ema(), Lookahead(inner=Muon()), Lookahead(inner=Sam()))
-FIXED = (AdamW(lr=LIBRARY_RATES["adamw"]), Prodigy(), ScheduleFree(), Polyak())
+SHORT = (*USUAL, *(one for one in offered("tuned") if one not in USUAL))
+MORE = (*offered("more"), Lookahead(inner=Muon()), Lookahead(inner=Sam()))
+FIXED = offered("hands-off")
 KEY, FIXED_KEY = "optimizers", "hands-off"
-BUILT = "contenders-built"
 
 _ONE: TypeAdapter[Any] = TypeAdapter(Optimizer)
 
@@ -60,11 +50,11 @@ def choose(*, taught: bool) -> tuple[list[Any], list[Any]]:
     Args:
         taught: whether there is a teacher, whose loss the Polyak step needs.
     """
-    built: list[Any] = [_ONE.validate_python(one) for one in st.session_state.get(BUILT, ())]
-    fixed = [one for one in FIXED if taught or not isinstance(one, Polyak)]
+    built: list[Any] = [_ONE.validate_python(one) for one in st.session_state.get(keys.BUILT, ())]
+    fixed = offered("hands-off", taught=taught)
     _from_address(KEY, (*SHORT, *MORE, *built), USUAL)
     _from_address(FIXED_KEY, FIXED, fixed, others=False)
-    built = [_ONE.validate_python(one) for one in st.session_state.get(BUILT, ())]  # a link may have brought some
+    built = [_ONE.validate_python(one) for one in st.session_state.get(keys.BUILT, ())]  # a link may have brought some
     st.markdown(
         "**AdamW, tuned, is always in**: the others are compared with it.",
         help="Tuned: each gets a learning rate finder and the same number of full-length trials.",
@@ -128,7 +118,7 @@ def _from_address(key: str, known: Sequence[Any], first: Sequence[Any], *, other
     st.session_state[f"contenders-{key}"] = st.session_state[f"contenders-{key}-more"] = names
     if others:
         fresh = [one.model_dump(mode="json") for one in wanted if name_of(one) not in {name_of(each) for each in known}]
-        st.session_state[BUILT] = [*st.session_state.get(BUILT, ()), *fresh]
+        st.session_state[keys.BUILT] = [*st.session_state.get(keys.BUILT, ()), *fresh]
 
 
 def _build() -> None:
@@ -142,10 +132,10 @@ def _add(made: Mapping[str, Any]) -> None:
     optimizer = _ONE.validate_python(made)
     name = name_of(optimizer)
     known = {name_of(one) for one in (*SHORT, *MORE)} | {
-        name_of(_ONE.validate_python(one)) for one in st.session_state.get(BUILT, ())
+        name_of(_ONE.validate_python(one)) for one in st.session_state.get(keys.BUILT, ())
     }
     if name not in known and optimizer != AdamW():
-        st.session_state[BUILT] = [*st.session_state.get(BUILT, ()), optimizer.model_dump(mode="json")]
+        st.session_state[keys.BUILT] = [*st.session_state.get(keys.BUILT, ()), optimizer.model_dump(mode="json")]
     place = f"contenders-{KEY}" if name in {name_of(one) for one in SHORT} else f"contenders-{KEY}-more"
     if name not in st.session_state[place] and optimizer != AdamW():
         st.session_state[place] = [*st.session_state[place], name]

@@ -9,7 +9,7 @@ from pages.ui.runs import live
 from pages.ui.studies import study_list
 from pages.ui.studies.optimizers import optimizer_picker, results, setup_form
 from pages.ui.widgets import formatting
-from smallalign_core.runs.store import Run, State, Store
+from smallalign_core.runs.store import State, Store
 from smallalign_core.studies.lifecycle import Study
 from smallalign_core.studies.optimizers import Arm, OptimizerStudy
 
@@ -165,7 +165,7 @@ def _doing(report: OptimizerStudy, store: Store) -> str:
             "Looking for learning rates: about 100 steps of each optimizer." if report.finding else "Next runs follow."
         )
     arm, what, first = now[0]
-    events = Run(store.root / "runs" / first).events("progress")
+    events = store.by_id(first).events("progress")
     text = f"In training, in lockstep: {len(now)} run{'s' * (len(now) > 1)}, {what}, {report.budget_words(arm.budget)}"
     if events:
         last = events[-1]

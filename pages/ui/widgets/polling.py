@@ -1,0 +1,75 @@
+"""Long work of the backend, in short steps: a click on the page interrupts the wait and never the work."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+
+from pages.ui.app import context
+
+PATIENCE = 0.4
+"""Seconds that the backend works before it answers how far it is."""
+SOON = 3
+"""An estimate of fewer seconds is not worth showing."""
+Answer = dict[str, Any]
+Found = TypeVar("Found")
+
+
+class Unfinished(Exception):
+    """The work is not finished, or not started. Streamlit's caches do not keep what is raised."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+
+    @property
+    def done(self) -> float:
+        """The finished share."""
+        return float(self.answer.get("done", 0.0))
+
+
+def step(verb: str, **values: Any) -> Answer:
+    """The backend's answer, which has a `report`; repeated, it goes on where it was.
+
+    Raises:
+        Unfinished: it has none yet.
+    """
+    answer: Answer = context.client().call(verb, patience=PATIENCE, **values)
+    if not answer.get("report"):
+        raise Unfinished(answer)
+    return answer
+
+
+def wait(
+    take: Callable[[], Found],
+    saying: str | Callable[[float], str],
+    *,
+    place: DeltaGenerator | None = None,
+    started: Callable[[Answer], bool] = lambda _: True,
+) -> Found:
+    """What `take` returns, once it does, with a bar and about how long it still takes until then.
+
+    Args:
+        take: calls `step`, directly or below a cache.
+        saying: what is being done; or a function of the finished share.
+        place: where the bar is drawn, and left to the caller; without it, where the page is, until it is finished.
+        started: whether the work goes on by itself; if not, `Unfinished` is the caller's.
+    """
+    bar, began = st.empty() if place is None else place, time.monotonic()
+    while True:
+        try:
+            found = take()
+        except Unfinished as so_far:
+            if not started(so_far.answer):
+                raise
+            done, spent = so_far.done, time.monotonic() - began
+            left = spent / done - spent if done > 0.05 else 0.0
+            about = f", about {left:.0f} s left" if left > SOON else ""
+            bar.progress(done, f"{saying if isinstance(saying, str) else saying(done)}: {done:.0%}{about}")
+            continue
+        if place is None:
+            bar.empty()
+        return found
