@@ -68,7 +68,7 @@ def test_the_stale_teacher_answers_for_clean_images(digits: Splits, monkeypatch:
     classifier = networks.build(tiny().network, digits.classes, digits.shape, mean=[0.3], std=[0.4])
     teacher = Teacher(classifier, digits.classes)
     views = Views(digits.train, tiny(augment=["rotate"]).augment, batch=32, seed=0)
-    batch, said = paper.Stale(teacher, digits.train).lesson(views, 5)
+    batch, said = paper.Stale(teacher, digits.train).batch_with_targets(views, 5)
     clean = torch.from_numpy(digits.train.images[batch.rows.numpy()])
     torch.testing.assert_close(said.logits, teacher.logits(clean), atol=2e-3, rtol=2e-3)
     assert (said.logits - teacher.batch_with_targets(views, 5)[1].logits).abs().max() > 1e-2

@@ -79,6 +79,9 @@ def _asked_about(run: Run, store: Store, source: str | None) -> tuple[ImageSet, 
     if source is None:
         splits = data.load(run.data, store.data_cache)
         return splits.test, splits.notes, splits.fingerprint
+    shape = (run.result or {}).get("input_shape")
+    side = shape[1] if shape and shape[1] == shape[2] else None
+    spec = parse_data({"source": source, "size": run.data.size or side})  # refused before any image is read
     with contextlib.suppress(BadData), data.found_at(source):
         splits = data.load(run.data, store.data_cache)
         return (
@@ -86,9 +89,6 @@ def _asked_about(run: Run, store: Store, source: str | None) -> tuple[ImageSet, 
             (*splits.notes, "These are the run's own images: its test images were used."),
             splits.fingerprint,
         )
-    shape = (run.result or {}).get("input_shape")
-    side = shape[1] if shape and shape[1] == shape[2] else None
-    spec = parse_data({"source": source, "size": run.data.size or side})
     if data.brings_test(spec, store.data_cache):
         splits = data.load(spec, store.data_cache)
         return splits.test, splits.notes, splits.fingerprint

@@ -81,7 +81,7 @@ def test_markers_of_older_versions_and_damaged_ones_are_served(store: Store) -> 
 def test_one_visitor_and_all_have_so_many_places(strict: None, store: Store) -> None:
     queue(store, ADA, 0)
     queue(store, ADA, 1)
-    with pytest.raises(Refused, match="One visitor may have 2 runs waiting"):
+    with pytest.raises(Refused, match="One user may have 2 runs waiting"):
         queue(store, ADA, 2)
     for seed, who in ((10, BOB), (11, BOB), (20, EVE)):
         queue(store, who, seed)

@@ -36,10 +36,11 @@ from pages.ui.app import context
 from pages.ui.security import auth as access, middleware
 from smallalign_core.errors import BadInput, Refused
 from smallalign_core.runs import policies, uploads
+from smallalign_core.runs.queue import UNRESTRICTED
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.service import handlers, worker
 from smallalign_core.service.client import BackendClient
-from smallalign_core.service.users import OWNER, Role, User
+from smallalign_core.service.users import Role, User
 from smallalign_core.spec import Shift
 from smallalign_core.studies import lifecycle, optimizers
 from smallalign_core.studies.resolve import resolve_study
@@ -307,7 +308,7 @@ def test_the_desk_acts_for_whoever_asks(store: Store) -> None:
 
 def test_a_page_outside_of_any_visit_may_only_look() -> None:
     assert access.visitor().role is Role.VIEWER
-    assert Store("x").visitor == OWNER  # the library and the command line
+    assert Store("x").visitor == UNRESTRICTED  # the library and the command line
 
 
 def test_a_viewer_sees_the_page_and_a_sentence(
