@@ -454,7 +454,7 @@ def test_a_damaged_link_to_augment_gets_a_sentence_and_a_page(shown):
         ({"epoch": "0"}, "between 1 and"),
         ({"rows": "3,99999"}, "training images 0 to 1294"),
         ({"rows": "a"}, "images that are not there"),
-        ({"teacher": "nobody"}, "not here"),
+        ({"teacher": "nobody"}, "teacher=nobody"),
         ({"limit": "2"}, "between 0 and 0.5"),
     ]
     for link, words in links:
