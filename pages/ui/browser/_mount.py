@@ -33,11 +33,11 @@ def mount(name: str, *, key: str, data: dict[str, Any], **on_change: Callable[[]
 
 
 def missing(what: str) -> bool:
-    """Say how to install the browser parts if they are not here; True if they are missing."""
+    """Show how to install the browser parts if they are missing; True if they are."""
     if PACKAGES.installed():
         return False
     st.info(
-        f"{what} needs the browser parts, which are not installed yet. If the application started a moment ago, it is "
-        f"installing them: reload the page in half a minute. To install them by hand run `{INSTALL}`."
+        f"{what} requires the browser parts, which are not installed yet. After the first start they are installed "
+        f"automatically: reload the page in half a minute. To install them manually, run `{INSTALL}`."
     )
     return True

@@ -7,24 +7,24 @@ let ort = null;
 const sessions = new Map();
 
 async function chooseBackend(wanted) {
-  if (wanted === 'wasm') return { backend: 'wasm', why: 'asked for' };
-  if (!navigator.gpu) return { backend: 'wasm', why: 'this browser offers no WebGPU here' };
+  if (wanted === 'wasm') return { backend: 'wasm', why: 'requested' };
+  if (!navigator.gpu) return { backend: 'wasm', why: 'WebGPU not available in this browser' };
   let adapter = null;
   try {
     adapter = await navigator.gpu.requestAdapter();
   } catch (error) {
     return { backend: 'wasm', why: `WebGPU failed: ${error.message}` };
   }
-  if (!adapter) return { backend: 'wasm', why: 'WebGPU has no adapter on this machine' };
+  if (!adapter) return { backend: 'wasm', why: 'no WebGPU adapter on this machine' };
   const { vendor = '', architecture = '', isFallbackAdapter = false } = adapter.info ?? {};
-  if (wanted === 'auto' && isFallbackAdapter) return { backend: 'wasm', why: 'WebGPU would run in software here' };
+  if (wanted === 'auto' && isFallbackAdapter) return { backend: 'wasm', why: 'WebGPU adapter is software only' };
   return { backend: 'webgpu', why: `adapter ${[vendor, architecture].filter(Boolean).join(' ') || 'unnamed'}` };
 }
 
 async function fetchBytes(url) {
   const response = await fetch(url);
   if (!response.ok) {
-    throw new Error(`The server did not send a file. Given: ${new URL(url).pathname}, status ${response.status}. Export the run again.`);
+    throw new Error(`File download failed. Given: ${new URL(url).pathname}, status ${response.status}. Export the run again.`);
   }
   return new Uint8Array(await response.arrayBuffer());
 }
@@ -62,7 +62,7 @@ async function withoutAntialias(session, file, shape) {
   }
 }
 
-/** Let the worker hear that it was stopped: between promises alone it is deaf, and the browser waits seconds to kill it. */
+/** Let the worker process its termination: with promises alone it does not, and the browser waits seconds to kill it. */
 const breathe = () => new Promise((resolve) => setTimeout(resolve));
 
 const quantile = (values, q) => {
@@ -71,7 +71,7 @@ const quantile = (values, q) => {
 };
 
 const operations = {
-  /** Load the runtime from the folder `runtime` and say what will run the models. */
+  /** Load the runtime from the folder `runtime` and return its description. */
   async start({ runtime, wanted, threads }) {
     const began = performance.now();
     const { backend, why } = await chooseBackend(wanted);
@@ -106,7 +106,7 @@ const operations = {
     }
     const channels = session.inputMetadata[session.inputNames.indexOf('images')].shape?.[3];
     if (Number.isInteger(channels) && channels !== shape[2]) {
-      throw new Error(`${name} takes images of ${channels} channels. Given: ${shape[2]}. Choose a model of this data set.`);
+      throw new Error(`${name} expects ${channels} channels. Given: ${shape[2]}. Choose a model of this dataset.`);
     }
     if (backend === 'webgpu') session = await withoutAntialias(session, file, shape);
     sessions.set(name, session);

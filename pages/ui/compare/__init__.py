@@ -1,4 +1,4 @@
-"""The Compare page's parts, one file a tab, and what they share: who is compared, and the answers that were kept."""
+"""The Compare page's parts, one file per tab, and what they share: the compared runs, and cached predictions."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from smallalign_core.errors import BadInput
 from smallalign_core.runs.store import Store
 
 PATIENCE = 0.4
-"""Seconds after which the desk may answer somebody else, and this page shows how far it is."""
+"""Seconds after which the backend may serve other requests, and this page shows progress."""
 
 
 @dataclass(frozen=True)
 class Sides:
-    """Who is compared, on which images.
+    """The compared runs, and the images.
 
     Attributes:
         runs: the teacher first, the student second, and any others.
@@ -43,18 +43,18 @@ class Sides:
 
     @property
     def names(self) -> list[str]:
-        """What to call them, short: those of the zoo by name, others by the beginning of their id."""
+        """Short names: those of the zoo by name, others by the beginning of their id."""
         return [run.name if run.in_zoo else run.id[:6] for run in self.runs]
 
     @property
     def colours(self) -> list[str]:
-        """One a run: the teacher's is the same on all charts, and so is the student's."""
+        """One color per run: the teacher's is the same on all charts, and so is the student's."""
         student, teacher, *others = basic.palette()
         return [teacher, student, *others][: len(self.runs)] + ["#808C98"] * (len(self.runs) - 10)
 
     @property
     def key(self) -> str:
-        """Equal for the same question about the same store."""
+        """Equal for the same comparison in the same store."""
         return " ".join([*self.ids, self.split, str(self.store.root.resolve())])
 
     def images(self) -> ImageSet:
@@ -67,7 +67,7 @@ class Sides:
         return image_grid.splits(self.store.run(self.runs[1].id).data, self.store)
 
     def pair(self) -> compare.Pair:
-        """What teacher and student say to each image."""
+        """The predictions of teacher and student for each image."""
         root = str(self.store.root.resolve())
         asked = (self.runs[0].id, self.runs[1].id, self.split, root, self.store)
         try:
@@ -84,9 +84,9 @@ def pairs(
     split: str,
     root: str,  # noqa: ARG001  # part of the cache's key
 ) -> list[dict[str, Any]]:
-    """The desk's comparison of the first run with each of the others. Finished runs do not change: it is asked once."""
+    """The backend's comparison of the first run with each of the others, cached: finished runs do not change."""
     teacher, *students = ids
-    found = context.call("compare", "All models answer every image", teacher=teacher, students=students, split=split)
+    found = context.call("compare", "Computing predictions", teacher=teacher, students=students, split=split)
     return [found, *found.pop("others")]
 
 
@@ -103,7 +103,7 @@ def _pair(
 
 
 class _Unfinished(Exception):
-    """The desk has not finished; asking again goes on. What is raised is not kept by the cache."""
+    """The backend has not finished; the next call continues. An exception is not cached."""
 
     def __init__(self, done: float) -> None:
         self.done = done
@@ -123,27 +123,27 @@ def _finished(
     return report
 
 
-def in_steps(verb: str, sides: Sides, saying: str) -> dict[str, Any]:
-    """The desk's report on all runs; until it is there, how far it is. A click on the page interrupts it."""
-    return _waited(lambda: _finished(verb, sides.ids, sides.split, sides.key), saying)
+def in_steps(verb: str, sides: Sides, label: str) -> dict[str, Any]:
+    """The backend's report on all runs, with a progress bar until it is ready. A click on the page interrupts it."""
+    return _waited(lambda: _finished(verb, sides.ids, sides.split, sides.key), label)
 
 
-def _waited(ask: Callable[[], dict[str, Any]], saying: str) -> dict[str, Any]:
+def _waited(poll: Callable[[], dict[str, Any]], label: str) -> dict[str, Any]:
     place, started = st.empty(), time.monotonic()
     while True:
         try:
-            found = ask()
+            found = poll()
             place.empty()
             return found
         except _Unfinished as so_far:
             spent = time.monotonic() - started
             left = spent / so_far.done - spent if so_far.done > 0.05 else None
-            told = f", about {left:.0f} s left" if left and left > 3 else ""
-            place.progress(so_far.done, f"{saying}: {so_far.done:.0%}{told}")
+            rest = f", about {left:.0f} s left" if left and left > 3 else ""
+            place.progress(so_far.done, f"{label}: {so_far.done:.0%}{rest}")
 
 
 def wanted(key: str, asked: str, label: str, about: str, *, icon: str) -> bool:
-    """Whether long work was asked for; until then a button that asks for it, and what it does."""
+    """Whether long work was requested; until then a button that requests it, with a description."""
     if st.session_state.get(key) == asked:
         return True
     st.caption(about)
@@ -152,5 +152,5 @@ def wanted(key: str, asked: str, label: str, about: str, *, icon: str) -> bool:
 
 
 def shown(images: ImageSet, rows: list[int]) -> tuple[str, list[str]]:
-    """The style and the boxes of some images, as `pictures.tiles`."""
+    """The style and the boxes of some images, as `image_grid.tiles`."""
     return image_grid.tiles(images.take(np.array(rows, np.int64)).images[:])
