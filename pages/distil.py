@@ -45,9 +45,7 @@ with form:
     )
     several = (teacher.id, *teacher_check.more(fitting, teacher)) if teacher else ()
     if not fitting:
-        st.caption(
-            "No trained model has these classes yet. Train a larger network here first and use it as the teacher."
-        )
+        st.caption("No trained model has these classes yet. Train a larger network first and use it as the teacher.")
     network = forms.choice(
         "Student architecture" if teacher else "Architecture", members(Network), key=f"{KEY}.network", start=Cnn().kind
     )

@@ -23,7 +23,7 @@ from smallalign_core.spec import parse_data
 from smallalign_core.system.files import write
 
 PATIENCE = 0.5
-"""Seconds between two looks at how far reading a dataset is."""
+"""Seconds between two progress updates while a dataset is read."""
 CROWD = 20
 """Number of sessions above which each polls less often."""
 PRECISIONS = ("fp32", "fp16", "int8")

@@ -82,7 +82,7 @@ def demo_files(model: bytes, report: dict[str, Any], name: str, packages: Packag
 
 
 def demo_zip(model: bytes, report: dict[str, Any], name: str, packages: Packages = PACKAGES) -> bytes:
-    """The demo as a zip whose files lie in one folder."""
+    """The demo as a zip with one folder."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         for path, content in demo_files(model, report, name, packages).items():

@@ -28,7 +28,7 @@ def _component(name: str) -> Callable[..., Any]:
 
 
 def mount(name: str, *, key: str, data: dict[str, Any], **on_change: Callable[[], None]) -> Any:
-    """Mount the component whose code is `<name>.mjs` and whose markup and style are `<name>.html`."""
+    """Mount the component with the code `<name>.mjs` and the markup and style `<name>.html`."""
     return _component(name)(key=key, data={**data, "module": module_url(f"{name}.mjs")}, **on_change)
 
 

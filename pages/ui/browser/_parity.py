@@ -30,7 +30,7 @@ class Timing:
     warm_ms: float
     """Duration of the warm-up."""
     steady: bool
-    """True if two successive windows of the warm-up agreed within 10 %; else the machine was busy."""
+    """True if two successive windows of the warm-up agreed within 10%; else the machine was busy."""
     p50_ms: float
     p95_ms: float
     min_ms: float

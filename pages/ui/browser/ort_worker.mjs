@@ -36,7 +36,7 @@ async function digest(bytes) {
   return [...hash].map((byte) => byte.toString(16).padStart(2, '0')).join('');
 }
 
-/** Run one batch of uint8 NHWC pixels; waits for the numbers, because WebGPU answers before it has worked. */
+/** Run one batch of uint8 NHWC pixels; waits for the numbers, because WebGPU returns before it has finished. */
 async function run(session, pixels, shape, output) {
   const input = new ort.Tensor('uint8', pixels, shape);
   const outputs = await session.run({ images: input }, [output], { logSeverityLevel: 4 });
@@ -155,12 +155,12 @@ const operations = {
     };
   },
 
-  /** Answer all images; the logits of image after image. */
+  /** Run inference on all images; the logits of image after image. */
   async classify({ name, images, count, shape }, report) {
     const bytes = shape.reduce((a, b) => a * b, 1);
     const batch = Math.max(1, Math.min(64, Math.floor(4e6 / bytes)));
     const began = performance.now();
-    let logits = null, said = began;
+    let logits = null, reported = began;
     for (let from = 0; from < count; from += batch) {
       const many = Math.min(batch, count - from);
       const pixels = images.subarray(from * bytes, (from + many) * bytes);
@@ -168,10 +168,10 @@ const operations = {
       if (part.length % many) throw new Error(`${name} gave ${part.length} logits for ${many} images. Export the model again.`);
       logits ??= new Float32Array((part.length / many) * count);
       logits.set(part, (from * part.length) / many);
-      if (performance.now() - said > 100) {
+      if (performance.now() - reported > 100) {
         report(from / count);
         await breathe();
-        said = performance.now();
+        reported = performance.now();
       }
     }
     return { batch_ms: performance.now() - began, logits };

@@ -125,7 +125,7 @@ def check_exposure() -> None:
     """Refuse a server that is reachable from other machines without a login.
 
     Raises:
-        Refused: it listens beyond this machine, or answers to a name that is not this machine's, without a login.
+        Refused: it listens beyond this machine, or accepts another machine's name, without a login.
     """
     address, hosts = str(st.get_option("server.address") or "0.0.0.0"), allowed_hosts()
     do = "add [auth] to .streamlit/secrets.toml (see Trust in the README), or bind to 127.0.0.1 and use an SSH tunnel"

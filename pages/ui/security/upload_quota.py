@@ -94,7 +94,7 @@ class Quota:
                 del self.arriving[session]
 
     def _check(self, session: str, size: int, most: limits.Limits) -> None:
-        """Check an upload that is (or says it is) `size` bytes; those that arrived are in `arriving` already."""
+        """Check an upload that is `size` bytes (or claims to be); received bytes are in `arriving` already."""
         if size > most.upload_mb * limits.MB + FRAMING:
             raise _Stop(
                 413, f"The file is larger than {most.upload_mb} MB. For larger datasets, enter the path of a folder."

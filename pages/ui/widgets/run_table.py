@@ -31,7 +31,7 @@ class RunRow:
         source: where its images come from.
         family: equal for runs that differ in nothing but the seed.
         imported: whether it was trained elsewhere: then there is no spec, and nothing to export.
-        accuracy, low, high: on test, with the 95 % interval; None before the run is finished.
+        accuracy, low, high: on test, with the 95% confidence interval; None before the run is finished.
         validation: accuracy on validation, used for selection.
         seconds: how long its training took.
         data: fingerprint of the images that it was trained or, if it was imported, scored on.
