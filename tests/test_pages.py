@@ -407,7 +407,7 @@ def test_augment_shows_pictures_what_the_student_sees_and_the_risk(shown):
     assert 0 < flipped < 100
     assert html_of(app).count("<figcaption>") == 8 * 7 + 12 + min(12, flipped)
     assert "Epoch 6" in html_of(app)
-    assert "512 validation images, 4 augmented versions" in texts(app)
+    assert "512 images, 4 augmented versions" in texts(app)
     assert "exactly these" in texts(app)
     assert app.subheader[-1].value == "Ablation: with vs. without augmentation"
     assert "v2.RandomRotation(10" in app.code[1].value
@@ -475,7 +475,7 @@ def test_a_damaged_link_to_augment_gets_a_sentence_and_a_page(shown):
 def test_a_part_that_cannot_work_is_one_sentence(shown):
     cases = [
         ([{"kind": "shift"}, {"kind": "colour", "hue": 0.2}], "`hue` of transform 2 needs"),
-        ([{"kind": "crop", "padding": 8}], "Part 1 crops beyond the image"),
+        ([{"kind": "crop", "padding": 8}], "Transform 1 crops beyond the image"),
         ([{"kind": "equalize"}], "at least 256 pixels"),
     ]
     for policy, words in cases:

@@ -105,7 +105,7 @@ def panel(question: dict[str, Any], teacher: RunRow, *, looked_at: int, store: S
 def _show(report: dict[str, Any], flipped: tuple[str, str], strength: float) -> None:
     whole, clean, suggested = report["whole"], report["clean"], report["suggested"]
     over = whole["flip_low"] > report["limit"]
-    with st.grid(min_column_width=150):
+    with st.grid(min_column_width=190):
         st.metric(
             "Label-change rate",
             formatting.percent(whole["flip_rate"]),
@@ -126,7 +126,7 @@ def _show(report: dict[str, Any], flipped: tuple[str, str], strength: float) -> 
             f"augmentation destroys the image content. Original images: {clean['stddev']:.4f}.",
         )
     st.caption(
-        f"{report['images']:,} validation images, {report['draws']} augmented versions each, seed {report['seed']}, "
+        f"{report['images']:,} images, {report['draws']} augmented versions each, seed {report['seed']}, "
         f"strength {strength:g}. 95% CI of the label-change rate: "
         f"{formatting.interval(whole['flip_low'], whole['flip_high'])}. The test set is not used."
     )

@@ -134,9 +134,7 @@ def preflight(teacher: RunRow, data: dict[str, Any], *, loss_key: str) -> None:
                 border=True,
                 help="Temperatures from a mean confidence below 90% to half of the initial confidence. A heuristic.",
             )
-            st.metric(
-                "Throughput", f"{formatting.count(found['images_per_second'])} img/s", border=True, help=found["device"]
-            )
+            st.metric("Images/s", formatting.count(found["images_per_second"]), border=True, help=found["device"])
         worst = ", ".join(f"{name} {recall:.0%}" for name, recall in found["worst"])
         soft = ", ".join(f"{one['confidence']:.0%} at T = {one['temperature']:g}" for one in found["softness"])
         st.caption(

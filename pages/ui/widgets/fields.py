@@ -27,7 +27,7 @@ NAMES = {
     "images": "Training images",
     "batch": "Batch size",
     "RunSpec.bits": "Weight bits",
-    "shuffled": "Shuffle teacher logits (control)",
+    "shuffled": "Shuffle logits",
     "answers": "Teacher inference backend",
     "draw": "Subset seed",
     "noise": "Label noise",
@@ -46,7 +46,7 @@ NAMES = {
 }
 """Labels of fields whose name is a symbol, short, or not the usual term."""
 UNSET = {"size": "original", "bits": "full precision", "groups": "none"}
-"""What an optional field shows where nothing is entered; `all` for others."""
+"""Placeholders of optional fields without a value; others have that of their spec, or `all`."""
 
 
 def label(name: str, owner: str = "") -> str:
@@ -72,7 +72,10 @@ def plain(name: str, field: FieldInfo, key: str, owner: str = "") -> Any:
     if get_origin(kind) is Literal:
         options = [*([None] if optional else []), *get_args(kind)]
         begin(key, default if default in options else options[0], options)
-        return st.selectbox(options=options, format_func=lambda one: "none" if one is None else str(one), **look)
+        unset = UNSET.get(name, "none")
+        return st.selectbox(
+            options=options, format_func=lambda one: unset if one is None else str(one), placeholder=unset, **look
+        )
     begin(key, default)
     if kind is bool:
         return st.toggle(**look)
@@ -105,7 +108,7 @@ def _number(
         step=cast(step),
         format="%d" if whole else "%g",
         **look,
-        **({"value": None, "placeholder": empty(field) or UNSET.get(name, "all")} if optional else {}),
+        **({"value": None, "placeholder": UNSET.get(name) or empty(field) or "all"} if optional else {}),
     )
 
 

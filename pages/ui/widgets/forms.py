@@ -53,7 +53,9 @@ def part(
     values: dict[str, Any] = {}
     flat = [name for name in names if not _families(model.model_fields[name])]
     for start in range(0, len(flat), across):
-        for column, name in zip(st.columns(across), flat[start : start + across], strict=False):
+        for column, name in zip(
+            st.columns(across, vertical_alignment="bottom"), flat[start : start + across], strict=False
+        ):
             with column:
                 values[name] = plain(name, model.model_fields[name], f"{key}.{name}", model.__name__)
     for name in names:

@@ -47,7 +47,7 @@ def effort() -> dict[str, Any]:
                 help=f"{preset.trials} LR trials each; {', '.join(BUDGETS[one] for one in preset.budgets)}.",
             )
     usual = PRESETS["Quick"]
-    first, second, third = st.columns(3)
+    first, second, third = st.columns(3, vertical_alignment="bottom")
     with first:
         seeds = url_state.pick_number(
             st.number_input,
@@ -74,13 +74,13 @@ def effort() -> dict[str, Any]:
     with third:
         margin = url_state.pick_number(
             st.number_input,
-            "Equivalence margin (points)",
+            "Equivalence margin",
             0.1,
             50.0,
             0.1,
             key="margin",
             first=1.0,
-            help="Smallest relevant difference in accuracy; smaller differences count as equivalent.",
+            help="Smallest relevant difference in accuracy, in percentage points; smaller ones count as equivalent.",
         )
     budgets = url_state.pick_some(
         "Training budgets",
