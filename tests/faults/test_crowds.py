@@ -187,7 +187,7 @@ def test_the_page_says_the_place_and_the_wait(store: Store, train: Train) -> Non
     (running.folder / "queued").unlink()
     with running.lock(timeout=1):
         append(running.folder / "events.jsonl", {"kind": "progress", "step": 1, "steps": 9, "eta": 60.0})
-        assert "about 5 min" in live._waiting(last, store)
+        assert "estimated start in 5 min" in live._waiting(last, store)
 
 
 def test_a_broken_promise_is_named() -> None:

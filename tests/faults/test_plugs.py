@@ -209,7 +209,7 @@ def test_a_run_is_resumed_twice_by_itself_and_then_failed_with_the_reason(store:
     die(run)
     recovery.requeue_crashed(store, "its process was ended by SIGKILL")
     assert run.state is State.FAILED
-    for told in ("died 3 times", "after step 7", "SIGKILL", "the last thing that it said", "Resume to continue"):
+    for told in ("died 3 times", "after step 7", "SIGKILL", "the last thing that it said", "Resume goes on"):
         assert told in run.status["reason"]
     assert store.queue() == []
     store.enqueue(run)
