@@ -1,4 +1,4 @@
-"""Compare: can the student replace the teacher? Who is right where, how sure, how robust, how fast, and on what."""
+"""Compare: student against teacher in accuracy, agreement, calibration, robustness, size and latency."""
 
 import streamlit as st
 
@@ -14,15 +14,17 @@ st.title("Compare")
 found = run_table.finished(store)
 taught = next((row for row in found if row.teacher and any(other.id == row.teacher for other in found)), None)
 if len(found) < 2:
-    st.info("A comparison needs two trained models: a teacher and a student. One click on Home makes the first pair.")
-    st.page_link("home.py", label="Distil a student now", icon=":material/play_arrow:")
+    st.info(
+        "A comparison needs two trained models: a teacher and a student. The demo on Home trains the first student."
+    )
+    st.page_link("home.py", label="Run the demo (30 s)", icon=":material/play_arrow:")
     st.stop()
 columns = st.columns([3, 3, 1.4], vertical_alignment="bottom")
 with columns[0]:
     teacher = url_state.pick_row("Teacher", found, key="teacher", first=taught.teacher if taught else None)
 pupils = [row for row in found if teacher and row.classes == teacher.classes and row.id != teacher.id]
 if teacher is None or not pupils:
-    st.info("No other trained model knows the same classes. Distil a student from this teacher first.")
+    st.info("No other trained model has the same classes. Distill a student from this teacher first.")
     st.stop()
 mine = next((row for row in pupils if row.teacher == teacher.id), None)
 with columns[1]:
@@ -30,11 +32,9 @@ with columns[1]:
 if student is None:
     st.stop()
 with columns[2]:
-    split = url_state.pick("Images", SPLITS, key="split")
+    split = url_state.pick("Split", SPLITS, key="split")
 
-others = url_state.pick_rows(
-    "More runs beside them", [row for row in pupils if row.id != student.id], key="also", most=8
-)
+others = url_state.pick_rows("Additional runs", [row for row in pupils if row.id != student.id], key="also", most=8)
 sides = Sides((teacher, student, *others), split, store)
 reports = pairs(sides.ids, split, str(store.root.resolve()))
 overview.figures(reports[0], sides)
@@ -44,7 +44,7 @@ with tabs["Overview"]:
     if tabs["Overview"].open:
         overview.panel(reports, sides)
         st.page_link(
-            "export.py", label="Export the student", icon=":material/deployed_code:", query_params={"run": student.id}
+            "export.py", label="Export student", icon=":material/deployed_code:", query_params={"run": student.id}
         )
 with tabs["Images"]:
     if tabs["Images"].open:

@@ -1,4 +1,4 @@
-"""Data: what a dataset holds, how it was divided, whether it is clean, and its images."""
+"""Data: contents of a dataset, its splits, its quality, and its images."""
 
 import numpy as np
 import streamlit as st
@@ -7,7 +7,6 @@ from pages.ui.app import context
 from pages.ui.charts import basic
 from pages.ui.data import quality, uploading
 from pages.ui.widgets import formatting, image_grid, url_state
-from smallalign_core.runs.store import looked_at
 from smallalign_core.spec import DataSpec
 
 PER_PAGE = 60
@@ -18,21 +17,25 @@ store = context.store()
 uploading.panel(store)
 source, facts = url_state.pick_data(store)
 if facts is None:
-    st.info("Name a dataset, or type the path of a folder with one sub-folder per class.")
+    st.info("No dataset selected. Choose one, or enter the path of a folder with one sub-folder per class.")
     st.stop()
 channels, height, width = facts["shape"]
 sizes = {split: sum(tally.values()) for split, tally in facts["counts"].items()}
 with st.grid(min_column_width=125):
     st.metric("Images", f"{facts['images']:,}", border=True)
     st.metric("Classes", len(facts["classes"]), border=True)
-    st.metric("Pixels, grey" if channels == 1 else "Pixels, RGB", f"{width} × {height}", border=True)
+    st.metric("Size, grayscale" if channels == 1 else "Size, RGB", f"{width} × {height}", border=True)
     for split, size in sizes.items():
         st.metric(SPLITS[split], f"{size:,}", border=True)
+looks = facts["test_looks"]
+evaluated = (
+    "an unknown number of times (test-looks.jsonl is unreadable)"
+    if looks is None
+    else f"{looks:,} time{'' if looks == 1 else 's'}"
+)
 st.caption(
-    f"Test images: {looked_at(facts['test_looks'])} by trainings, imports and commands (opening a page is none); "
-    "nothing is ever chosen on them. "
-    f"Validation is always held out of train. Fingerprint `{facts['fingerprint']}`: it changes with "
-    "any pixel, label or class name."
+    f"Test set evaluated {evaluated}; never used for selection. Validation is split from train. "
+    f"Fingerprint `{facts['fingerprint']}`: a digest of all pixels, labels and class names."
 )
 for note in facts["notes"]:
     st.caption(f":material/info: {formatting.plain(note)}")
@@ -43,8 +46,8 @@ if facts["unreadable"]:
 st.subheader("Images per class")
 basic.counts(facts["counts"], key="counts")
 
-st.subheader("Are the images clean?")
-looked = st.container()  # filled last: nothing else on the page waits for a look
+st.subheader("Data quality")
+checked = st.container()  # filled last: nothing else on the page waits for it
 
 st.subheader("Images")
 splits = image_grid.splits(DataSpec(source=source, fingerprint=facts["fingerprint"]), store)
@@ -72,8 +75,8 @@ if len(shown):
     image_grid.gallery(images.take(shown))
     st.caption(f"Images {(page - 1) * PER_PAGE + 1:,} to {(page - 1) * PER_PAGE + len(shown):,} of {len(rows):,}.")
 else:
-    st.caption("This split has no images of that class.")
-st.page_link("augment.py", label="Augment these images", icon=":material/auto_fix_high:", query_params={"data": source})
-st.page_link("distil.py", label="Distil on this dataset", icon=":material/science:", query_params={"data": source})
-with looked, context.show_errors():
+    st.caption("This split has no images of the selected class.")
+st.page_link("augment.py", label="Preview augmentation", icon=":material/auto_fix_high:", query_params={"data": source})
+st.page_link("distil.py", label="Distill on this dataset", icon=":material/science:", query_params={"data": source})
+with checked, context.show_errors():
     quality.panel(store, source, facts)

@@ -1,4 +1,4 @@
-"""Distil: choose images, teacher, student and lesson; see the cost and the command; start."""
+"""Distill: choose dataset, teacher, student and loss; see the cost and the command; start."""
 
 import streamlit as st
 
@@ -14,15 +14,15 @@ HERE = ("data", "teacher", "network", "loss", "augment", "start", *ESSENTIAL)
 KEY = "spec"
 
 store = context.store()
-st.title("Distil")
-if like := st.query_params.get("like"):  # a run's spec fills the form once, then the address is clean
+st.title("Distill")
+if like := st.query_params.get("like"):  # a run's spec fills the form once, then the URL is cleared
     spec = store.run(like).spec
     forms.fill(spec.model_dump(mode="json", exclude={"data": {"fingerprint"}, "teacher": True}), key=KEY)
     st.session_state[f"{KEY}.data.source"] = None
     st.query_params.clear()
-    st.session_state.pop(url_state.own("teacher-seen"), None)  # the address names it anew
-    st.query_params["teacher"], *st.session_state[keys.MORE_TEACHERS] = spec.teachers or (url_state.NOBODY,)
-    st.query_params["start"] = spec.start or url_state.NOBODY
+    st.session_state.pop(url_state.own("teacher-seen"), None)  # the URL sets it again
+    st.query_params["teacher"], *st.session_state[keys.MORE_TEACHERS] = spec.teachers or (url_state.NONE,)
+    st.query_params["start"] = spec.start or url_state.NONE
     st.session_state[keys.DATA] = spec.data.source
 policy.receive(KEY)
 quality.receive(store, KEY)
@@ -32,7 +32,7 @@ with form:
     st.subheader("Essentials")
     source, facts = url_state.pick_data(store)
     if facts is None:
-        st.info("Name a dataset, or type the path of a folder with one sub-folder per class.")
+        st.info("No dataset selected. Choose one, or enter the path of a folder with one sub-folder per class.")
         st.stop()
     classes = tuple(facts["classes"])
     st.caption(f"{facts['images']:,} images, {len(classes)} classes, {facts['shape'][2]} × {facts['shape'][1]} pixels.")
@@ -40,47 +40,45 @@ with form:
         store,
         source,
         facts,
-        none="None: learn from the labels only",
+        none="None (labels only)",
         help=RunSpec.model_fields["teacher"].description,
     )
     several = (teacher.id, *teacher_check.more(fitting, teacher)) if teacher else ()
     if not fitting:
-        st.caption(
-            "Nothing trained knows these classes yet. Train a bigger network here first: it can then be the teacher."
-        )
+        st.caption("No trained model has these classes yet. Train a larger network first and use it as the teacher.")
     network = forms.choice(
-        "Student network" if teacher else "Network", members(Network), key=f"{KEY}.network", start=Cnn().kind
+        "Student architecture" if teacher else "Architecture", members(Network), key=f"{KEY}.network", start=Cnn().kind
     )
     loss = forms.choice(
         "Loss", loss_kinds(taught=teacher is not None), key=f"{KEY}.loss", help=RunSpec.model_fields["loss"].description
     )
     essentials = forms.part(RunSpec, key=KEY, only=ESSENTIAL)
     carried = len(st.session_state.get(f"{KEY}.augment.rows", ()))
-    with st.expander(f"Augmentation: {carried or 'no'} part{'' if carried == 1 else 's'}", expanded=carried > 0):
+    with st.expander(f"Augmentation: {carried or 'no'} transform{'' if carried == 1 else 's'}", expanded=carried > 0):
         augment = forms.part(RunSpec, key=KEY, only=("augment",))
         policy.saved(store, key=KEY)
         st.page_link(
             "augment.py",
-            label="See it on images",
+            label="Preview on images",
             icon=":material/auto_fix_high:",
             query_params={"data": source, "policy": policy.written(augment["augment"])},
         )
-    with st.expander("More: optimizer, schedule, precision, few bits, weights to start from"):
+    with st.expander("Optimization: optimizer, schedule, precision, weight quantization, initial weights"):
         more = forms.part(RunSpec, key=KEY, only=("optimizer",))
         settled = usual_schedule(more["optimizer"])
         if settled:
-            st.caption(f"With this optimizer the schedule is {settled.kind}.")
+            st.caption(f"This optimizer uses a {settled.kind} learning-rate schedule.")
         hidden = (*HERE, "optimizer", *(["schedule"] if settled else []), *([] if teacher else ["shuffled", "answers"]))
         more |= forms.part(RunSpec, key=KEY, without=hidden)
         begun = url_state.pick_row(
-            "Start from",
+            "Initial weights",
             [row for row in fitting if not row.imported],
             key="start",
-            none="None: random weights",
+            none="None (random initialization)",
             help=RunSpec.model_fields["start"].description,
         )
-    decided = bool(st.session_state.get(f"{KEY}.data.decisions"))
-    with st.expander("More: how images are divided, sized and decided about", expanded=decided):
+    cleaned = bool(st.session_state.get(f"{KEY}.data.decisions"))
+    with st.expander("Data: splits, input size, cleaning", expanded=cleaned):
         divided = forms.part(DataSpec, key=f"{KEY}.data", without=("source",))
 
 with side:
@@ -99,13 +97,13 @@ with side:
     )
     asked = spec.model_dump_json()
     beside = bool(teacher_check.beside_it(spec)) and st.toggle(
-        "With controls",
+        "Also train baselines (labels only, shuffled teacher)",
         key="controls",
-        help=f"Trains the same student beside it {teacher_check.names()}, in lockstep: only they can show whether the "
-        "teacher mattered. Distillation can hurt.",
+        help="Trains the same student without the teacher and with teacher logits shuffled within each class, in "
+        "lockstep with it. Only these baselines show whether distillation helps; it can hurt.",
         persist_state="session",
     )
-    if st.button("Start", type="primary", icon=":material/play_arrow:"):
+    if st.button("Start training", type="primary", icon=":material/play_arrow:"):
         with context.show_errors(stop=True):
             answer = teacher_check.start(spec, controls=beside)
             if not answer["known"] or answer["state"] in ("queued", "running"):
@@ -114,16 +112,16 @@ with side:
     known_for, known = st.session_state.get(keys.KNOWN_RUN, ("", {}))
     if known_for == asked:
         st.info(
-            f"This run exists already and is {known['state']}: an equal spec is the same run. Open it, "
-            "or change the seed to run it again."
+            f"A run with this spec already exists (state: {known['state']}); identical specs reuse the cached run. "
+            "Open it, or change the seed to train again."
         )
-        st.page_link("runs.py", label="Open it", icon=":material/open_in_new:", query_params={"run": known["id"]})
+        st.page_link("runs.py", label="Open run", icon=":material/open_in_new:", query_params={"run": known["id"]})
     costs = st.container()
     if teacher:
         teacher_check.preflight(teacher, {"source": source, **divided}, loss_key=f"{KEY}.loss")
-    st.markdown("**The same from the command line**")
+    st.markdown("**Equivalent command line**")
     spec_summary.command(spec, store)
-    with costs:  # asked last: nothing else on the page waits for it
+    with costs:  # requested last: nothing else on the page waits for it
         cost = spec_summary.estimate(asked)
         cells = st.columns(2)
         cells[0].metric("Parameters", f"{cost['params']:,}", border=True)
@@ -133,17 +131,19 @@ with side:
             border=True,
             help=f"{cost['steps']:,} steps on {cost['device']}.",
         )
-        cells[0].metric("MACs", formatting.count(cost["macs"]), border=True, help="Multiply-accumulates for one image.")
+        cells[0].metric(
+            "MACs", formatting.count(cost["macs"]), border=True, help="Multiply-accumulate operations per image."
+        )
         cells[1].metric(
             "ONNX file", formatting.exact(cost["onnx_bytes"]), border=True, help=formatting.sizes(cost["sizes"])
         )
         teacher_check.seen(cost, teacher)
         if cost["cache_bytes"]:
             st.caption(
-                f"Teacher's answers: {formatting.size(cost['cache_bytes'])} cache, {cost['cache_ready']:.0%} ready.",
-                help="Kept as the run asks for them. Other students, losses and optimizers with the same images, "
-                "augmentation, batch and seed need no teacher. Delete the cache whenever you like.",
+                f"Teacher logits cache: {formatting.size(cost['cache_bytes'])}, {cost['cache_ready']:.0%} filled.",
+                help="Filled during training. Other students, losses and optimizers with the same images, "
+                "augmentation, batch size and seed reuse it. Can be deleted at any time.",
             )
         if cost["state"] and known_for != asked:
-            st.caption(f"This run exists already: it is {cost['state']}.")
-            st.page_link("runs.py", label="Open it", icon=":material/open_in_new:", query_params={"run": cost["id"]})
+            st.caption(f"A run with this spec already exists (state: {cost['state']}).")
+            st.page_link("runs.py", label="Open run", icon=":material/open_in_new:", query_params={"run": cost["id"]})

@@ -1,4 +1,4 @@
-"""Export: a run as one ONNX file in three precisions, the proof that it answers as PyTorch does, and the downloads."""
+"""Export: a run as one ONNX file in three precisions, the parity check against PyTorch, and the downloads."""
 
 import streamlit as st
 
@@ -10,8 +10,8 @@ store = context.store()
 st.title("Export")
 found = run_table.finished(store)
 if not [row for row in found if not row.imported]:
-    st.info("Nothing is trained yet, so there is nothing to export. One click on Home makes a student.")
-    st.page_link("home.py", label="Distil a student now", icon=":material/play_arrow:")
+    st.info("No trained model to export yet. The demo on Home trains a student.")
+    st.page_link("home.py", label="Run the demo (30 s)", icon=":material/play_arrow:")
     st.stop()
 with st.container(horizontal=True, vertical_alignment="bottom"):
     row = url_state.pick_row(
@@ -35,7 +35,7 @@ panel.flag(report)
 st.subheader("Download")
 panel.downloads(row, report)
 
-st.subheader("Does it give the same answers?")
+st.subheader("Parity check (PyTorch, ONNX Runtime, browser)")
 if report["parity"]["ok"]:
     st.success(panel.sentence(report), icon=":material/verified:")
 else:
@@ -43,5 +43,5 @@ else:
 panel.check(row, report)
 
 st.subheader("Try it in this browser")
-st.caption(f"The file of {formatting.size(report['bytes'])} answers while you draw.")
+st.caption(f"The exported file ({formatting.size(report['bytes'])}) runs in this browser while you draw.")
 panel.pad(row, report, store)

@@ -1,4 +1,4 @@
-"""The frame around every page: menu, address bar, status strip, and the one place where errors become sentences."""
+"""The frame around every page: menu, URL, status strip, and the one place where errors become messages."""
 
 from pathlib import Path
 
@@ -20,57 +20,59 @@ st.logo(wordmark(), size="large", icon_image=sign())
 auth.gate()
 page = st.navigation(
     sections := {
-        "Learn": [
+        "Prepare": [
             st.Page(
                 "home.py",
                 title="Home",
                 icon=":material/home:",
                 default=True,
-                help="Start here: one click distils a student.",
+                help="Overview, demo and recent runs.",
             ),
             st.Page(
                 "data.py",
                 title="Data",
                 icon=":material/photo_library:",
-                help="Look at a dataset: classes, counts, images.",
+                help="Classes, counts, images and quality of a dataset.",
             ),
             st.Page(
                 "augment.py",
-                title="Augment",
+                title="Augmentation",
                 icon=":material/auto_fix_high:",
-                help="Build an augmentation policy, see what it does, and whether it is still the class.",
+                help="Build an augmentation policy, preview it and check label preservation.",
             ),
         ],
         "Train": [
             st.Page(
                 "distil.py",
-                title="Distil",
+                title="Distill",
                 icon=":material/science:",
-                help="Choose data, teacher and student, and start a run.",
+                help="Choose dataset, teacher and student, and start training.",
             ),
             st.Page(
                 "optimizers.py",
                 title="Optimizers",
                 icon=":material/leaderboard:",
-                help="Compare optimizers fairly on your student, over seeds and budgets.",
+                help="Compare optimizers with equal tuning budgets, over seeds and epochs.",
             ),
             st.Page(
                 "scaling.py",
-                title="Scaling",
+                title="Scaling study",
                 icon=":material/open_in_full:",
-                help="What data, augmentation, optimizer and distillation are worth as the student shrinks.",
+                help="Effect of data, augmentation, optimizer and distillation across student sizes.",
             ),
         ],
-        "Judge": [
+        "Evaluate": [
             st.Page("runs.py", title="Runs", icon=":material/list_alt:", help="All runs, live and finished."),
-            st.Page("compare.py", title="Compare", icon=":material/compare:", help="Teacher and student side by side."),
+            st.Page(
+                "compare.py", title="Compare", icon=":material/compare:", help="Compare a student with its teacher."
+            ),
         ],
-        "Ship": [
+        "Deploy": [
             st.Page(
                 "export.py",
                 title="Export",
                 icon=":material/deployed_code:",
-                help="One ONNX file, and the proof that it answers the same.",
+                help="One ONNX file, verified to produce the same predictions.",
             ),
         ],
     },

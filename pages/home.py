@@ -1,4 +1,4 @@
-"""Home: what SmallAlign does, one button that does it, and the way on from there."""
+"""Home: what SmallAlign does, a demo, recent runs, and links to each step."""
 
 import streamlit as st
 
@@ -15,18 +15,17 @@ mine = [row for row in rows if not row.in_zoo]
 
 st.title("How small can your image classifier be?")
 st.markdown(
-    "SmallAlign distils a big image classifier (the **teacher**) into a small one (the **student**), "
-    "shows where the two "
-    "disagree, and hands you an ONNX file proven to give the same answers in PyTorch, in ONNX Runtime "
-    "and in your browser."
+    "SmallAlign distills a large image classifier (the **teacher**) into a small one (the **student**), "
+    "shows where their predictions differ, and exports an ONNX file that is verified to produce the same predictions "
+    "in PyTorch, ONNX Runtime and your browser."
 )
 
 try:
     starter = store.run(STARTER).spec
 except UnknownRun:
     st.info(
-        f"The starter model `{STARTER}` is not in {store.root / 'zoo'}. Train a teacher of your own "
-        "first: leave the teacher empty."
+        f"The demo model `{STARTER}` is not in {store.root / 'zoo'}. Train a teacher of your own "
+        "first, with no teacher selected."
     )
     st.page_link(
         "distil.py", label="Train a teacher on digits", icon=":material/science:", query_params={"data": "digits"}
@@ -39,7 +38,7 @@ else:
     spec = next(spec for spec in seeds if title(spec) not in done)
     with st.container(border=True):
         start, about = st.columns([1, 3], vertical_alignment="center")
-        if start.button("Distil a student now", type="primary", icon=":material/play_arrow:"):
+        if start.button("Run the demo (30 s)", type="primary", icon=":material/play_arrow:"):
             with context.show_errors():
                 answer = context.call("submit", "Preparing the run", spec=spec.model_dump(mode="json"))
                 st.switch_page("runs.py", query_params={"run": answer["id"]})
@@ -47,16 +46,15 @@ else:
         student = next((row for row in rows if row.name == STARTER), None)
         if teacher and student:
             about.markdown(
-                f"A real run on 1,797 handwritten digits: a student of {student.params:,} parameters "
-                "learns from a teacher of "
-                f"{teacher.params:,}. It takes seconds, and you watch it live. Seed {spec.seed}."
+                f"Trains a student with {student.params:,} parameters from a teacher with {teacher.params:,} on 1,797 "
+                f"handwritten digits, with live metrics. Seed {spec.seed}."
             )
 
 left, right = st.columns([3, 2], gap="large")
 with left:
-    st.subheader("Continue")
+    st.subheader("Recent runs")
     if not mine:
-        st.caption("Your runs appear here, with their state and their scores. The button above starts the first one.")
+        st.caption("No runs yet. The demo above starts the first one.")
     for row in mine[:4]:
         colour, icon = formatting.STATES[row.state]
         with st.container(border=True, gap=None):
@@ -67,20 +65,20 @@ with left:
         st.page_link("runs.py", label=f"All {len(mine)} runs", icon=":material/list_alt:")
 
 with right:
-    st.subheader("Learn the path")
+    st.subheader("Get started")
     latest = next((row for row in mine if row.finished), None) or next((row for row in rows if row.finished), None)
     chosen = {"run": latest.id} if latest else None
     pair = {"student": latest.id} | ({"teacher": latest.teacher} if latest.teacher else {}) if latest else None
     st.page_link(
-        "data.py", label="1. Look at the images", icon=":material/photo_library:", query_params={"data": "digits"}
+        "data.py", label="1. Inspect the dataset", icon=":material/photo_library:", query_params={"data": "digits"}
     )
     st.page_link(
         "augment.py",
-        label="2. See what augmentation does",
+        label="2. Preview augmentation",
         icon=":material/auto_fix_high:",
         query_params={"data": "digits"},
     )
     st.page_link("distil.py", label="3. Choose a teacher and a student", icon=":material/science:")
-    st.page_link("runs.py", label="4. Watch the student learn", icon=":material/show_chart:", query_params=chosen)
-    st.page_link("compare.py", label="5. See where they disagree", icon=":material/compare:", query_params=pair)
-    st.page_link("export.py", label="6. Export, prove, download", icon=":material/deployed_code:", query_params=chosen)
+    st.page_link("runs.py", label="4. Follow training", icon=":material/show_chart:", query_params=chosen)
+    st.page_link("compare.py", label="5. Compare predictions", icon=":material/compare:", query_params=pair)
+    st.page_link("export.py", label="6. Export, verify, download", icon=":material/deployed_code:", query_params=chosen)

@@ -1,4 +1,4 @@
-"""Optimizers: compare them fairly on a student of your own; one study, live and finished, or a form for a new one."""
+"""Optimizers: compare them on a student with equal tuning budgets; one study, or the form for a new one."""
 
 import streamlit as st
 
@@ -14,22 +14,22 @@ if reference := st.query_params.get("study"):
 
 st.title("Optimizers")
 st.markdown(
-    "Which optimizer trains **your** student best? Each gets its learning rate found and tried alike, then all race on "
-    "the same seeds: same first weights, images and views, in lockstep. You get paired differences with intervals."
+    "Compares optimizers on your student: each gets the same tuning budget, then all train on the same seeds (same "
+    "initial weights, images and augmentation). Results are paired differences with confidence intervals."
 )
 study_list.listing(store, view.OPTIMIZERS)
 form, side = st.columns([3, 2], gap="large")
 with form:
-    st.subheader("A new study", anchor=False)
+    st.subheader("New study", anchor=False)
     source, facts = url_state.pick_data(store)
     if facts is None:
-        st.info("Name a dataset, or type the path of a folder with one sub-folder per class.")
+        st.info("No dataset selected. Choose one, or enter the path of a folder with one sub-folder per class.")
         st.stop()
     student = student_form.form(
-        source, tuple(facts["classes"]), store, key="student", only=("epochs", "batch"), lesson=True
+        source, tuple(facts["classes"]), store, key="student", only=("epochs", "batch"), whole=True
     )
     st.subheader("Optimizers", anchor=False)
-    tuned, fixed = optimizer_picker.choose(taught=student["teacher"] is not None)
+    tuned, fixed = optimizer_picker.choose(distilled=student["teacher"] is not None)
     amount = setup_form.effort()
 with side, context.show_errors():
     st.subheader("Start", anchor=False)

@@ -1,4 +1,4 @@
-"""Runs: all of them in a table, or one of them live."""
+"""Runs: all of them in a table, or one of them in detail."""
 
 import hashlib
 
@@ -11,9 +11,9 @@ from smallalign_core.errors import UnknownRun
 
 COLUMNS = {
     "State": st.column_config.TextColumn(width=95),
-    "What": st.column_config.TextColumn(width=285),
+    "Run": st.column_config.TextColumn(width=285),
     "Test accuracy": st.column_config.NumberColumn(format="percent", width=110),
-    "95 % interval": st.column_config.TextColumn(width=130),
+    "95% CI": st.column_config.TextColumn(width=130),
     "Parameters": st.column_config.NumberColumn(format="localized", width=100),
     "Created": st.column_config.DatetimeColumn(format="distance", width=115),
 }
@@ -34,13 +34,13 @@ if reference := st.query_params.get("run"):
 st.title("Runs")
 rows = run_table.rows(store)
 if all(row.in_zoo for row in rows):
-    st.info("No run of yours yet. The button on Home starts one in a second; Distil lets you choose everything.")
+    st.info("No runs yet. Start the demo on Home, or configure a run on Distill.")
     with st.container(horizontal=True):
-        st.page_link("home.py", label="Distil a student now", icon=":material/play_arrow:")
-        st.page_link("distil.py", label="Choose everything", icon=":material/science:")
+        st.page_link("home.py", label="Run the demo (30 s)", icon=":material/play_arrow:")
+        st.page_link("distil.py", label="Configure a run", icon=":material/science:")
 words = (
     url_state.pick_text(
-        "Filter", key="filter", placeholder="Words in name, state, data or network, for instance: cnn digits finished"
+        "Filter", key="filter", placeholder="Name, state, dataset or architecture, e.g. cnn digits finished"
     )
     .lower()
     .split()
@@ -49,15 +49,15 @@ shown = [
     row for row in rows if all(word in f"{row.title} {row.name} {row.state} {row.source}".lower() for word in words)
 ]
 if rows and not shown:
-    st.caption("No run matches the filter.")
+    st.caption("No runs match the filter.")
 if shown:
     ids = [row.name for row in shown]
-    # Another listing is another table, so that no tick of one is read as a row of another; and after each run that was
-    # opened a new one, else its row would still be ticked on the way back.
+    # Another listing is another table, so that a selection in one is never read as a row of another; and a new one
+    # after each run that was opened, else its row would still be selected on the way back.
     key = f"runs-{hashlib.sha256(' '.join(ids).encode()).hexdigest()[:12]}-{st.session_state.get(keys.RUNS_OPENED, 0)}"
 
     def tick() -> None:
-        """Runs before the page is drawn anew: `ids` are still those of the table that was ticked."""
+        """Runs before the page is redrawn: `ids` are still those of the table with the selection."""
         if rows := st.session_state[key].selection.rows:
             st.session_state[keys.RUNS_OPEN] = ids[rows[0]]
             st.session_state[keys.RUNS_OPENED] = st.session_state.get(keys.RUNS_OPENED, 0) + 1
@@ -66,7 +66,7 @@ if shown:
         "State": [row.state for row in shown],
         "What": [f"{row.name}: {row.title}" if row.in_zoo else row.title for row in shown],
         "Test accuracy": [row.accuracy for row in shown],
-        "95 % interval": [formatting.interval(row.low, row.high) for row in shown],
+        "95% CI": [formatting.interval(row.low, row.high) for row in shown],
         "Parameters": [row.params for row in shown],
         "Created": [run_table.when(row) for row in shown],
     }
@@ -82,4 +82,4 @@ if shown:
         height=min(38 + 35 * len(shown), 620),
         alt="All runs with state, accuracy and size.",
     )
-    st.caption(f"{len(shown)} of {len(rows)} runs and zoo models. Tick a row to open it.")
+    st.caption(f"{len(shown)} of {len(rows)} runs and zoo models. Select a row to open the run.")

@@ -1,4 +1,4 @@
-"""Scaling: what data, augmentation, optimizer and distillation are worth as students shrink; a study, or its form."""
+"""Scaling study: effect of data, augmentation, optimizer and distillation across sizes; a study, or its form."""
 
 import streamlit as st
 
@@ -12,18 +12,18 @@ if reference := st.query_params.get("study"):
     view.show(reference, store)
     st.stop()
 
-st.title("Scaling")
+st.title("Scaling study")
 st.markdown(
-    "What are clean data, augmentation, optimizer and distillation **worth** as your student shrinks? Each is measured "
-    "in one currency: how many times the parameters, or the images, you would need without it."
+    "Measures the value of clean data, augmentation, optimizer and distillation in equivalent parameters and images, "
+    "expressed as a multiplier: how many times the parameters, or images, you would need without it."
 )
 study_list.listing(store, view.SCALING)
 form, side = st.columns([3, 2], gap="large")
 with form:
-    st.subheader("A new study", anchor=False)
+    st.subheader("New study", anchor=False)
     source, facts = url_state.pick_data(store)
     if facts is None:
-        st.info("Name a dataset, or type the path of a folder with one sub-folder per class.")
+        st.info("No dataset selected. Choose one, or enter the path of a folder with one sub-folder per class.")
         st.stop()
     asked = setup_form.form(source, facts, store)
 with side, context.show_errors():

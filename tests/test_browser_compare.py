@@ -48,7 +48,7 @@ def browser() -> Iterator[Browser]:
 def opened(page: Page, site: str, tab: str) -> None:
     page.set_default_timeout(2 * MINUTE)  # the machine may be busy
     page.goto(f"{site}/compare?teacher=digits-teacher&student=digits-student&tab={tab.replace(' ', '+')}")
-    expect(page.get_by_text("They agree on").first).to_be_visible(timeout=2 * MINUTE)
+    expect(page.get_by_text("Agreement").first).to_be_visible(timeout=2 * MINUTE)
     expect(page.get_by_role("tab", name=tab)).to_have_attribute("aria-selected", "true", timeout=MINUTE)
 
 
@@ -71,7 +71,7 @@ def test_from_a_matrix_to_its_images_and_from_a_drawing_to_two_maps(site: str, b
     page.get_by_role("tab", name="Images").press("ArrowRight")
     expect(page.get_by_role("tab", name="Calibration")).to_have_attribute("aria-selected", "true")
     page.keyboard.press("Enter")
-    expect(page.get_by_text("Teacher's temperature")).to_be_visible(timeout=MINUTE)
+    expect(page.get_by_text("Teacher temperature")).to_be_visible(timeout=MINUTE)
     assert "tab=Calibration" in page.url
 
     opened(page, site, "Your image")
@@ -107,7 +107,7 @@ def test_from_a_matrix_to_its_images_and_from_a_drawing_to_two_maps(site: str, b
 def test_the_report_stands_alone(site: str, browser: Browser, tmp_path: Path) -> None:
     page = browser.new_page()
     opened(page, site, "Report")
-    page.get_by_role("button", name="Make the report").click()
+    page.get_by_role("button", name="Create report").click()
     for kind in ("HTML", "JSON"):
         with page.expect_download(timeout=2 * MINUTE) as waiting:
             page.get_by_role("button", name=f"Download {kind}").click(timeout=2 * MINUTE)

@@ -64,21 +64,21 @@ def labels(app: AppTest) -> set[str]:
 @pytest.mark.slow
 def test_a_look_is_asked_for_and_what_is_decided_can_be_undone(shown: Any, store: Store, dirty: Path) -> None:
     app = shown("data", data=str(dirty))
-    assert "Look closely" in labels(app)
-    app = press(app, "Look closely")
+    assert "Run data quality check" in labels(app)
+    app = press(app, "Run data quality check")
     report = data_quality.run_check(store, DataSpec(source=str(dirty)))
     told = {metric.label: metric.value for metric in app.metric}
-    assert told["Labels"] == str(len(report.label_issues))
-    assert (told["Leaks"], told["Duplicates"]) == ("1", str(len(report.duplicates)))
+    assert told["Suspected label errors"] == str(len(report.label_issues))
+    assert (told["Train/test leakage"], told["Duplicates"]) == ("1", str(len(report.duplicates)))
     assert report.method in texts(app)
     worst = report.label_issues[0]
-    assert f"Labelled {worst.given}, looks like {worst.suggested}." in texts(app)
+    assert f"Label: {worst.given}; predicted: {worst.suggested}." in texts(app)
 
     app = press(app, "Relabel")  # the suggested class comes first
     found = data_quality.decisions(store, report.fingerprint).by_image
     assert found == {int(worst.id, 16): Decision("relabel", worst.suggested)}
     assert app.query_params["at"] in ("2", ["2"])
-    assert "1 image decided" in texts(app)
+    assert "1 image reviewed" in texts(app)
 
     app = press(app, "Undo")
     assert data_quality.decisions(store, report.fingerprint).by_image == {}
@@ -86,7 +86,7 @@ def test_a_look_is_asked_for_and_what_is_decided_can_be_undone(shown: Any, store
 
     sure = {int(one.id, 16) for one in report.label_issues if one.sure and one.split != "test"}
     assert sure
-    app = press(app, "Do it")
+    app = press(app, "Apply")
     assert data_quality.decisions(store, report.fingerprint).by_image == dict.fromkeys(sure, Decision("drop"))
 
 
@@ -98,7 +98,7 @@ def test_a_viewer_looks_and_does_not_decide(
     monkeypatch.setattr(auth, "visitor", lambda: User("eve", Role.VIEWER))
     app = shown("data", data=str(dirty))
     assert "decide about images" in texts(app)
-    assert not {"Keep", "Drop", "Relabel", "Do it", "Look closely"} & labels(app)
+    assert not {"Keep", "Drop", "Relabel", "Apply", "Run data quality check"} & labels(app)
 
 
 @pytest.mark.slow
@@ -140,22 +140,22 @@ def test_decisions_by_click_and_by_keyboard_survive_and_become_part_of_a_run(tmp
                 page.locator(".st-key-quality-drop button").click()
             else:
                 page.keyboard.press(key)
-            page.get_by_text(f"{count} image{'s' * (count > 1)} decided").wait_for()
+            page.get_by_text(f"{count} image{'s' * (count > 1)} reviewed").wait_for()
         page.keyboard.press("u")
-        page.get_by_text("3 images decided").wait_for()
+        page.get_by_text("3 images reviewed").wait_for()
         page.keyboard.press("ArrowLeft")
         page.get_by_text("3 of ").wait_for()
         made = data_quality.decisions(store, report.fingerprint)
         assert {made.by_image[one].what for one in issues[:3]} == {"drop", "keep", "relabel"}
         page.reload()
-        page.get_by_text("3 images decided").wait_for()
+        page.get_by_text("3 images reviewed").wait_for()
         page.get_by_text("3 of ").wait_for()
         assert axe.grave(page) == []
 
-        page.get_by_role("link", name="Distil with these decisions").click()
+        page.get_by_role("link", name="Distill with these decisions").click()
         page.get_by_text("Training time").wait_for()
-        page.get_by_role("button", name="Start").click()
-        page.get_by_role("link", name="Change and run again").wait_for()
+        page.get_by_role("button", name="Start training").click()
+        page.get_by_role("link", name="Duplicate and edit").wait_for()
     (run,) = [one for one in store.runs() if not one.folder.is_relative_to(ROOT)]
     assert run.spec.data.decisions
     assert json.loads(Path(run.spec.data.decisions).read_text())["decisions"] == made.as_dict()["decisions"]

@@ -146,7 +146,7 @@ def two_pages() -> None:
     url_state.on_page("one" if first else "two")
     names = {"nll": "NLL", "error": "Error"} if first else {"accuracy": "Accuracy", "nll": "NLL"}
     found: list[object] = [url_state.kept("metric", names, next(iter(names)))]
-    found += [url_state.switch("Scored by", names, key="metric"), url_state.pick("Menu", names, key="menu")]
+    found += [url_state.switch("Metric", names, key="metric"), url_state.pick("Menu", names, key="menu")]
     found += [url_state.pick_some("Some", names, key="some", first=tuple(names))]
     found += [url_state.pick_number(st.number_input, "Draws", 3 if first else 10, 20, 1, key="draws", first=12)]
     opened = url_state.tabs(list(names.values()), key="part")

@@ -575,7 +575,7 @@ def test_the_page_says_the_cost_then_shows_what_the_command_line_says(
         assert table["Batch norm"].tolist() == ["eval"]
         (run,) = report["runs"]
         assert table["λ max"].tolist() == [run["measures"]["curvature"]["eigenvalues"][0]]
-        assert table["Rise at 0.2"].tolist() == [run["measures"]["line"]["rise"]]
+        assert table["Loss rise at 0.2"].tolist() == [run["measures"]["line"]["rise"]]
         assert any("eval (running statistics)" in str(one.value) for one in app.caption)
     finally:
         context.client().close()

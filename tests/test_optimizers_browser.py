@@ -34,9 +34,9 @@ def test_a_study_by_clicks_and_its_forest_as_files(browser: Any, site: str, plac
     page = browser.new_page(viewport={"width": 1200, "height": 1400})
     page.set_default_timeout(PATIENCE)
     page.goto(f'{site}/optimizers?student={STUDENT}&optimizers=["sgd"]&hands-off=[]&seeds=2&trials=1')
-    page.get_by_text("Takes about").wait_for()
+    page.get_by_text("Estimated time").wait_for()
 
-    page.get_by_role("button", name="Start the study").click()
+    page.get_by_role("button", name="Start study").click()
     page.get_by_role("button", name="All studies").wait_for()
     page.reload()  # it goes on without the page, and is found again
     (study,) = lifecycle.listing(place)

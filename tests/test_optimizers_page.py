@@ -67,9 +67,9 @@ def shown_yaml(app: AppTest) -> dict[str, Any]:
 def test_an_empty_store_has_a_form_that_is_ready_to_start(shown: Show):
     app = shown("optimizers")
 
-    assert "No study yet" in texts(app)
-    assert [button.label for button in app.button].count("Start the study") == 1
-    assert {metric.label for metric in app.metric} == {"Runs", "Takes about"}
+    assert "No studies yet" in texts(app)
+    assert [button.label for button in app.button].count("Start study") == 1
+    assert {metric.label for metric in app.metric} == {"Runs", "Estimated time"}
     spec = parse_study(shown_yaml(app))
     assert set(spec.optimizers) == set(optimizer_picker.USUAL)
     assert (spec.seeds, spec.trials, spec.budgets) == (3, 3, (1,))
@@ -106,11 +106,11 @@ def test_a_nest_that_was_built_is_compared_and_in_the_address(shown: Show):
 
 def test_an_address_that_cannot_be_says_so(shown: Show):
     wrong = [
-        ("optimizers", '["owl"]', "optimizers that cannot be"),
-        ("optimizers", "{", "optimizers that cannot be"),
-        ("hands-off", '["sgd"]', "optimizers that cannot be"),
-        ("budgets", "1,3", "not offered"),
-        ("seeds", "0", "cannot be"),
+        ("optimizers", '["owl"]', "no such optimizers"),
+        ("optimizers", "{", "no such optimizers"),
+        ("hands-off", '["sgd"]', "no such optimizers"),
+        ("budgets", "1,3", "no such option"),
+        ("seeds", "0", "number between"),
     ]
     for name, value, says in wrong:
         app = shown("optimizers", **{name: value})
@@ -142,7 +142,7 @@ def test_the_yaml_and_the_address_give_a_study_back(place: Store):
 
 
 def test_one_seed_is_called_no_evidence_before_it_starts(shown: Show):
-    assert "1 seed: not evidence" in texts(shown("optimizers", seeds="1"))
+    assert "Single seed" in texts(shown("optimizers", seeds="1"))
 
 
 # --- a study ----------------------------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ def test_a_damaged_study_can_be_deleted_and_hides_no_other(shown: Show, place: S
     app = shown("optimizers", study=bad.id)
 
     assert "damaged" in app.error[0].value
-    next(button for button in app.button if button.label == "Delete for good").click().run()
+    next(button for button in app.button if button.label == "Delete permanently").click().run()
     assert good.id in {study.id for study in lifecycle.listing(place)}
     assert not bad.folder.exists()
 
@@ -170,14 +170,14 @@ def test_a_study_waits_pauses_and_goes_on(shown: Show, place: Store):
     lifecycle.start(place, study)
 
     app = shown("optimizers", study=study.id)
-    assert "The worker is starting" in texts(app)  # none serves the test's store
+    assert "Starting the worker" in texts(app)  # none serves the test's store
     assert status._active(place), "the strip below moves, though no run is in the queue"
     assert [tab.label for tab in app.tabs] == ["Runs", "Spec and command"]
     next(button for button in app.button if button.label == "Pause").click().run()
     assert not study.active
 
     app = shown("optimizers", study=study.id)
-    assert "Nothing is raced yet" in texts(app)
+    assert "No final runs yet" in texts(app)
     next(button for button in app.button if button.label == "Resume").click().run()
     assert study.active
     lifecycle.pause(place, study)
@@ -207,7 +207,7 @@ def test_a_finished_study_shows_verdict_rates_and_one_open_tab(shown: Show, plac
         "Curves",
         "Time to target",
         "Learning rates",
-        "Accuracy and cost",
+        "Accuracy vs. cost",
         "By seed",
         "Memory and time",
         "Runs",
@@ -230,7 +230,7 @@ def test_one_seed_is_shown_and_called_no_evidence(shown: Show, place: Store, rac
     headlines = [*app.warning, *app.info]  # undecided is neutral
     assert headlines
     for one in headlines:
-        assert "1 seed: not evidence" in one.value
+        assert "1 seed" in one.value
         assert "3 epochs" in one.value
         assert " better" not in one.value
 
@@ -249,7 +249,7 @@ def test_diverged_runs_are_named_and_the_study_is_whole(shown: Show, place: Stor
         "Diverged" in one.value and "SGD" in one.value and f"{lost} of 2 seeds" in one.value for one in app.warning
     )
     assert not app.error
-    assert not {"Pause", "Resume", "Try again"} & {button.label for button in app.button}  # there is nothing left to do
+    assert not {"Pause", "Resume", "Retry"} & {button.label for button in app.button}  # there is nothing left to do
 
 
 @pytest.mark.slow

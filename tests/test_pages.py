@@ -20,6 +20,7 @@ from smallalign_core.errors import Diverged, WorkFailed
 from smallalign_core.runs import imported as foreign, policies
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.spec import DataSpec, loss_kinds
+from smallalign_core.studies.ablation import CONTROLS
 from tests.conftest import ROOT, Train, texts
 
 PAGES = ("home", "data", "augment", "distil", "optimizers", "scaling", "runs", "compare", "export")
@@ -55,7 +56,7 @@ def test_every_page_opens_in_an_empty_store(page: str, shown):
 
     assert not app.error
     assert app.title[0].value
-    assert "No run is being trained" in texts(app)
+    assert "Idle" in texts(app)
 
 
 @pytest.mark.slow
@@ -74,7 +75,7 @@ def test_every_page_opens_with_finished_failed_and_damaged_runs(shown, store: St
 def test_home_starts_a_real_run_and_goes_to_it(shown, store: Store):
     app = shown("home")
 
-    next(button for button in app.button if button.label == "Distil a student now").click().run()
+    next(button for button in app.button if button.label == "Run the demo (30 s)").click().run()
 
     assert not app.exception
     run = store.run(app.query_params["run"])
@@ -84,14 +85,14 @@ def test_home_starts_a_real_run_and_goes_to_it(shown, store: Store):
 
 def test_a_second_click_on_home_starts_another_seed(shown, store: Store):
     app = shown("home")
-    next(button for button in app.button if button.label == "Distil a student now").click().run()
+    next(button for button in app.button if button.label == "Run the demo (30 s)").click().run()
     first = store.run(app.query_params["run"])
     zoo = store.run("digits-student")
     (first.folder / "weights.safetensors").write_bytes(zoo.weights.read_bytes())
     (first.folder / "result.json").write_text(json.dumps({**(zoo.result or {}), "id": first.id}))
 
     app = shown("home")
-    next(button for button in app.button if button.label == "Distil a student now").click().run()
+    next(button for button in app.button if button.label == "Run the demo (30 s)").click().run()
 
     assert store.run(app.query_params["run"]).spec.seed == first.spec.seed + 1
 
@@ -100,7 +101,7 @@ def test_data_shows_counts_and_says_what_was_held_out(shown):
     app = shown("data", data="digits")
 
     assert [metric.value for metric in app.metric][:2] == ["1,797", "10"]
-    assert "held out" in texts(app)
+    assert "never used for selection" in texts(app)
 
 
 def test_data_says_in_a_sentence_that_a_path_does_not_exist(shown):
@@ -119,7 +120,7 @@ def test_distil_submits_what_the_form_says(shown, store: Store):
     app.selectbox(key="spec.optimizer.lookahead.inner.kind").set_value("sam").run()
     app.selectbox(key="spec.optimizer.lookahead.inner.sam.inner.kind").set_value("muon").run()
 
-    next(button for button in app.button if button.label == "Start").click().run()
+    next(button for button in app.button if button.label == "Start training").click().run()
 
     assert not app.exception
     (run,) = store.runs()
@@ -193,9 +194,9 @@ def test_distil_tells_that_an_equal_run_is_finished(shown, store: Store, train: 
     run = train()
     app = shown("distil", like=run.id)
 
-    next(button for button in app.button if button.label == "Start").click().run()
+    next(button for button in app.button if button.label == "Start training").click().run()
 
-    assert "exists already" in texts(app)
+    assert "already exists" in texts(app)
     assert len(store.runs()) == 1
 
 
@@ -205,8 +206,8 @@ def test_a_finished_run_shows_scores_with_intervals_and_asks_for_evidence(shown,
     app = shown("runs", run=run.id)
 
     assert app.metric[0].label == "Test accuracy"
-    assert "95 % interval" in texts(app)
-    assert "1 seed: not evidence" in texts(app)
+    assert "95% CI" in texts(app)
+    assert "Single seed" in texts(app)
 
 
 def test_a_failed_run_says_why(shown, store: Store, train: Train):
@@ -222,7 +223,7 @@ def test_a_damaged_run_says_so_and_can_be_deleted(shown, store: Store):
     app = shown("runs", run=run.name)
     assert "damaged" in app.error[0].value
 
-    next(button for button in app.button if button.label == "Delete for good").click().run()
+    next(button for button in app.button if button.label == "Delete permanently").click().run()
 
     assert not run.folder.exists()
 
@@ -255,7 +256,7 @@ def test_a_link_to_no_run_says_so(shown):
 
 def test_a_paused_run_can_be_resumed(shown, store: Store, train: Train):
     app = shown("distil")
-    next(button for button in app.button if button.label == "Start").click().run()
+    next(button for button in app.button if button.label == "Start training").click().run()
     (run,) = store.runs()
     run.request("pause")
 
@@ -279,7 +280,7 @@ def test_compare_counts_who_is_right(shown, store: Store):
     app = shown("compare", teacher="digits-teacher", student="digits-student")
 
     found = {metric.label: metric.value for metric in app.metric}
-    four = ("Both right", "Only teacher right", "Only student right", "Both wrong")
+    four = ("Both correct", "Teacher-only correct", "Student-only correct", "Both wrong")
     assert sum(int(found[name]) for name in four) == 359
     assert "McNemar" in texts(app)
 
@@ -298,7 +299,7 @@ def test_opening_pages_is_no_look_at_test(shown, store: Store, train: Train, tmp
         for tab in tabs:
             shown("compare", teacher="digits-student", student=run.id, split="test", tab=tab)
         assert store.test_looks(fingerprint) == 1
-        assert "Test images: looked at 1 time " in texts(shown("data", data="digits"))
+        assert "Test set evaluated 1 time;" in texts(shown("data", data="digits"))
     export.export(run, tmp_path / "int8.onnx", store, precision="int8")
     assert store.test_looks(fingerprint) == 2, "an export by a script is one"
 
@@ -321,14 +322,14 @@ def test_export_shows_three_precisions_and_says_which_one_loses_or_fails(
     monkeypatch.setattr(panel, "bundle", ask)
     app = shown("export", run="digits-student")
     table = app.table[0].value
-    assert list(table[""]) == ["**fp32**", "fp16", "int8"]
+    assert list(table["Precision"]) == ["**fp32**", "fp16", "int8"]
     assert list(table["Size"])[1] == "failed"
-    assert table["Lost on validation"].iloc[2] == ":material/flag: 3.40 (1.00 to 5.00)"
+    assert table["Accuracy drop (val.)"].iloc[2] == ":material/flag: 3.40 (1.00 to 5.00)"
     assert not app.warning
     assert not app.error
 
     app.selectbox(key="export/precision").set_value("int8").run()
-    assert "loses more than 1 point" in app.warning[0].value
+    assert "exceeds 1 percentage point" in app.warning[0].value
     app.selectbox(key="export/precision").set_value("fp16").run()
     assert "cannot be halved" in app.error[0].value
 
@@ -349,7 +350,7 @@ def test_export_explains_that_an_import_is_an_onnx_file_already(shown, store: St
 def test_export_proves_the_file(shown, store: Store):
     app = shown("export", run="digits-student")
 
-    assert "agree on 100.00%" in app.success[0].value
+    assert "Parity check passed: top-1 agreement of ONNX Runtime and PyTorch is 100.00%" in app.success[0].value
     folder = store.root / "exports" / store.run("digits-student").id
     assert json.loads((folder / "parity.json").read_text())["parity"]["ok"]
     assert context.exported(folder.name, "model.onnx") == folder / "model.onnx"
@@ -396,14 +397,19 @@ def html_of(app: AppTest) -> str:
 def test_augment_shows_pictures_what_the_student_sees_and_the_risk(shown):
     app = shown("augment", data="digits")
 
-    assert [metric.label for metric in app.metric] == ["Class changes", "Confidence", "Accuracy", "Teacher stddev"]
-    flipped = int(re.search(r"Images that changed class: (\d+)", texts(app)).group(1))
+    assert [metric.label for metric in app.metric] == [
+        "Label-change rate",
+        "Confidence",
+        "Accuracy",
+        "Teacher std. dev.",
+    ]
+    flipped = int(re.search(r"Label changes: (\d+)", texts(app)).group(1))
     assert 0 < flipped < 100
     assert html_of(app).count("<figcaption>") == 8 * 7 + 12 + min(12, flipped)
     assert "Epoch 6" in html_of(app)
-    assert "512 images, 4 draws" in texts(app)
-    assert "exactly the pixels" in texts(app)
-    assert app.subheader[-1].value == "What is it worth?"
+    assert "512 images, 4 augmented versions" in texts(app)
+    assert "exactly these" in texts(app)
+    assert app.subheader[-1].value == "Ablation: with vs. without augmentation"
     assert "v2.RandomRotation(10" in app.code[1].value
     assert "views policy.yaml --data digits --to sheet --teacher digits-teacher" in app.code[2].value
 
@@ -439,22 +445,22 @@ def test_augment_link_brings_everything_back(shown):
     assert html_of(app).count("<figcaption>") == 2 * 7 + 12
     assert "Epoch 3" in html_of(app)
     assert "degrees: 16.5" in app.code[0].value
-    assert "A teacher has to say" in texts(app)
+    assert "No teacher selected" in texts(app)
 
 
 @pytest.mark.slow
 def test_a_damaged_link_to_augment_gets_a_sentence_and_a_page(shown):
     links = [
         ({"policy": '[{"kind":"flop"}]'}, "no kind 'flop'"),
-        ({"policy": "{not json"}, "not what this page writes"),
+        ({"policy": "{not json"}, "not in the expected format"),
         ({"policy": '[{"kind":"shift","pixels":900}]'}, "`augment.0.pixels` must be"),
         ({"strength": "9"}, "between 0 and 2"),
         ({"strength": "nan"}, "between 0 and 2"),
-        ({"seed": "x"}, "cannot be"),
+        ({"seed": "x"}, "number between"),
         ({"epoch": "0"}, "between 1 and"),
-        ({"rows": "3,99999"}, "training images 0 to 1294"),
-        ({"rows": "a"}, "images that are not there"),
-        ({"teacher": "nobody"}, "teacher=nobody"),
+        ({"rows": "3,99999"}, "indices from 0 to 1294"),
+        ({"rows": "a"}, "no such images"),
+        ({"teacher": "nobody"}, "no such option"),
         ({"limit": "2"}, "between 0 and 0.5"),
     ]
     for link, words in links:
@@ -468,8 +474,8 @@ def test_a_damaged_link_to_augment_gets_a_sentence_and_a_page(shown):
 @pytest.mark.slow
 def test_a_part_that_cannot_work_is_one_sentence(shown):
     cases = [
-        ([{"kind": "shift"}, {"kind": "colour", "hue": 0.2}], "`hue` of part 2 needs colour images"),
-        ([{"kind": "crop", "padding": 8}], "Part 1 crops beyond the image"),
+        ([{"kind": "shift"}, {"kind": "colour", "hue": 0.2}], "`hue` of transform 2 needs"),
+        ([{"kind": "crop", "padding": 8}], "Transform 1 crops beyond the image"),
         ([{"kind": "equalize"}], "at least 256 pixels"),
     ]
     for policy, words in cases:
@@ -545,7 +551,7 @@ def test_distil_takes_over_what_augment_sends(shown):
         assert words in app.code[0].value
     assert "policy" not in app.query_params
 
-    assert "cannot be used" in shown("distil", policy='["flop"]').warning[0].value
+    assert "Invalid link parameter" in shown("distil", policy='["flop"]').warning[0].value
 
 
 @pytest.mark.slow
@@ -553,14 +559,14 @@ def test_an_image_of_ones_own_is_shown_with_what_the_teacher_says(shown, tmp_pat
     from PIL import Image
 
     app = shown("augment", policy='["flip"]')
-    app.segmented_control(key="mine").set_value("My own").run()
-    assert any("Drop in an image" in info.value for info in app.info)
+    app.segmented_control(key="mine").set_value("Upload").run()
+    assert any("No image yet" in info.value for info in app.info)
     file = io.BytesIO()
     Image.new("RGB", (40, 30), "white").save(file, "PNG")
 
     app.file_uploader[0].upload("mine.png", file.getvalue(), "image/png").run()
 
-    assert "your image" in html_of(app)
+    assert "uploaded image" in html_of(app)
     assert not app.error
     app.file_uploader[0].upload("bad.png", b"no image", "image/png").run()
     assert "not an image that can be read" in app.error[0].value
@@ -569,10 +575,12 @@ def test_an_image_of_ones_own_is_shown_with_what_the_teacher_says(shown, tmp_pat
 @pytest.mark.slow
 def test_distil_asks_the_teacher_first_and_starts_with_controls(shown, store: Store) -> None:
     app = shown("distil", data="digits")
-    assert "Worth trying" not in [metric.label for metric in app.metric]
-    assert "With controls" in [toggle.label for toggle in app.toggle]
-    next(toggle for toggle in app.toggle if toggle.label == "With controls").set_value(True).run()
-    next(button for button in app.button if button.label == "Start").click().run()
+    assert "Suggested T" not in [metric.label for metric in app.metric]
+    assert "Also train baselines (labels only, shuffled teacher)" in [toggle.label for toggle in app.toggle]
+    next(
+        toggle for toggle in app.toggle if toggle.label == "Also train baselines (labels only, shuffled teacher)"
+    ).set_value(True).run()
+    next(button for button in app.button if button.label == "Start training").click().run()
     assert not app.exception
     specs = [run.spec for run in store.runs()]
     assert sorted((bool(spec.teacher), spec.shuffled) for spec in specs) == [
@@ -587,19 +595,19 @@ def test_distil_asks_the_teacher_first_and_starts_with_controls(shown, store: St
 @pytest.mark.slow
 def test_without_a_teacher_there_is_nothing_to_control(shown) -> None:
     app = shown("distil", data="digits", teacher="none")
-    assert "With controls" not in [toggle.label for toggle in app.toggle]
-    assert "More teachers" not in [menu.label for menu in app.multiselect]
+    assert "Also train baselines (labels only, shuffled teacher)" not in [toggle.label for toggle in app.toggle]
+    assert "Additional teachers" not in [menu.label for menu in app.multiselect]
 
 
 @pytest.mark.slow
 def test_a_run_is_measured_against_its_controls(shown, store: Store, train: Train) -> None:
     teacher = train()
     run = train(network={"kind": "cnn", "width": 3, "depth": 2}, teacher=teacher.id)
-    app = shown("runs", run=run.id, tab="Did the teacher matter?")
-    assert "with the teacher and without" in texts(app)
+    app = shown("runs", run=run.id, tab="Ablation: teacher")
+    assert "with and without the teacher" in texts(app)
     next(one for one in app.button_group if one.key == "runs/control").set_value("shuffled").run()
-    assert "the answer to the image itself" in texts(app)
-    assert "Measure the rest" in [button.label for button in app.button]
+    assert f"with and without {CONTROLS['shuffled'].name}" in texts(app)
+    assert "Run missing seeds" in [button.label for button in app.button]
 
 
 @pytest.mark.slow
@@ -608,8 +616,8 @@ def test_distil_takes_over_every_teacher_of_a_run(shown, store: Store, train: Tr
     run = train(network={"kind": "cnn", "width": 3, "depth": 2}, teacher=several)
     app = shown("distil", like=run.id)
     assert not app.exception
-    next(button for button in app.button if button.label == "Start").click().run()
-    assert "This run exists already" in texts(app)
+    next(button for button in app.button if button.label == "Start training").click().run()
+    assert "A run with this spec already exists" in texts(app)
 
 
 def test_controls_have_the_precision_of_their_run(
@@ -654,4 +662,4 @@ def test_an_optimizer_that_needs_its_own_schedule_leaves_no_menu_for_one(shown) 
     assert not app.exception
     assert not app.error
     assert "spec.schedule.kind" not in [menu.key for menu in app.selectbox]
-    assert "the schedule is constant" in texts(app)
+    assert "uses a constant learning-rate schedule" in texts(app)

@@ -56,9 +56,9 @@ def figures(app: AppTest) -> dict[str, str]:
 def test_only_the_open_tab_is_drawn(here, shown):
     app = tab(shown, "Calibration")
 
-    assert "They agree on" in figures(app)
-    assert "Both right" not in figures(app)
-    assert [slider.label for slider in app.select_slider] == ["Teacher's temperature", "Student's temperature"]
+    assert "Agreement" in figures(app)
+    assert "Both correct" not in figures(app)
+    assert [slider.label for slider in app.select_slider] == ["Teacher temperature", "Student temperature"]
 
 
 @pytest.mark.slow
@@ -74,11 +74,11 @@ def test_a_cell_a_class_and_a_kind_leave_exactly_their_images(here, shown, store
     assert app.query_params["cell"] == f"student-{true}-{said}"
 
     app.selectbox(key="compare/class").set_value(str((true + 1) % 10)).run()
-    assert "No image passes all three filters" in texts(app)
+    assert "No images match all three filters" in texts(app)
     app.selectbox(key="compare/class").set_value("any").run()
     app.selectbox(key="compare/cell").set_value("any").run()
     app.segmented_control(key="compare/kind").set_value("regressions").run()
-    assert f"does not: {found['teacher_only']} of 359" in texts(app)
+    assert f"classifies correctly: {found['teacher_only']} of 359" in texts(app)
     assert not app.exception
 
 
@@ -94,7 +94,7 @@ def test_a_click_on_a_matrix_is_a_choice_in_the_menus(here, shown, monkeypatch):
     """AppTest cannot click a chart: its callback is called as Streamlit would call it, and the page drawn again."""
     clicks = {}
     monkeypatch.setattr(basic, "show", lambda *_, key, on_select=None, **__: clicks.__setitem__(key, on_select))
-    app = tab(shown, "Images", kind="Fixes")
+    app = tab(shown, "Images", kind="Student-only correct")
     assert app.segmented_control(key="compare/kind").value == "fixes"
     state: dict[str, object] = {
         keys.PAGE: "compare",
@@ -168,7 +168,7 @@ def test_more_runs_stand_beside_the_teacher(here, shown, store: Store, train: Tr
     assert app.query_params["also"] == run.id
     rows = app.dataframe[0].value
     assert len(rows) == 2
-    assert rows["Regressions"][0] == int(figures(app)["Only teacher right"])
+    assert rows["Regressions"][0] == int(figures(app)["Teacher-only correct"])
     assert "2 tests" not in texts(app)
     app.multiselect(key="compare/also").set_value([]).run()
     assert not app.dataframe
@@ -200,7 +200,7 @@ def test_a_file_that_is_no_image_gets_a_sentence(here, shown):
 
 @pytest.mark.parametrize("sent", [None, 7, "%%%", "AAAA", "A" * 10_000, {"a": 1}])
 def test_a_drawing_that_a_browser_made_up_is_refused(sent: object):
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(ValueError, match="could not be decoded"):
         picture(sent, (8, 8), 1)
 
 

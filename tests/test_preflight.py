@@ -116,12 +116,12 @@ def test_the_page_preselects_no_teacher_of_other_images_and_refuses_one(
     source = alien["data"]["source"]
     app = shown("distil", data=source)
     assert app.selectbox(key="distil/teacher").value == "none"
-    assert "no model with these class names was evaluated on these images" in texts(app)
+    assert "no model with these class names was evaluated on this dataset" in texts(app)
     teacher = store.run("digits-teacher").id
     app.selectbox(key="distil/teacher").select(teacher).run()
     assert not app.exception
     assert any("not shown to be better than chance" in str(one.value) for one in app.error)
-    next(button for button in app.button if button.label == "Start").click().run()
+    next(button for button in app.button if button.label == "Start training").click().run()
     assert any("not shown to be better than chance" in str(one.value) for one in app.error)
     assert [run for run in store.runs() if run.state is not State.FINISHED] == []
 
@@ -315,7 +315,7 @@ def test_teachers_are_offered_by_evidence_on_the_images(
     with pytest.raises(BadSpec):
         resolve(store, parse({"data": asked.source, "network": "cnn", "teacher": alien}))
     row = next(row for row in run_table.teachers(store, of_blobs["source"], facts) if row.id == alien)
-    assert "no better than chance on these images" in row.label
+    assert "not better than chance on these images" in row.label
     assert run_table.default_teacher([row]) is None
 
 

@@ -21,9 +21,9 @@ def test_a_study_by_a_click(browser: Any, site: str, place: Store) -> None:
     page = browser.new_page(viewport={"width": 1200, "height": 1400})
     page.set_default_timeout(PATIENCE)
     page.goto(f"{site}/scaling?data=digits&student={STUDENT}&recipes=augment&draws=3&steps=0")
-    page.get_by_text("Takes about").wait_for()
+    page.get_by_text("Estimated time").wait_for()
 
-    page.get_by_role("button", name="Start the study").click()
+    page.get_by_role("button", name="Start study").click()
     page.get_by_role("button", name="All studies").wait_for()
     page.reload()  # it goes on without the page, and is found again
     page.get_by_role("button", name="Delete").wait_for()  # offered once nothing of it is in training
@@ -33,8 +33,8 @@ def test_a_study_by_a_click(browser: Any, site: str, place: Store) -> None:
     report = study.report(place)
     assert (report.complete, report.total) == (True, 54)
     passed = sum(test.passed for test in report.readings["nll"].tests)
-    assert page.get_by_text(f"{passed} of {len(report.readings['nll'].tests)} self-tests pass").is_visible()
-    page.get_by_role("tab", name="All figures").click()
+    assert page.get_by_text(f"{passed} of {len(report.readings['nll'].tests)} sanity checks passed").is_visible()
+    page.get_by_role("tab", name="All metrics").click()
     page.get_by_role("tab", name="Curves").click()
     page.locator(".st-key-plot-scaling-curves .main-svg").first.wait_for()
     assert not grave(page)

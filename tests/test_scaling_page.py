@@ -38,8 +38,8 @@ def asked_for(app: AppTest) -> scaling.ScalingStudySpec:
 def test_an_empty_store_has_a_form_that_is_ready_to_start(shown: Show) -> None:
     app = shown("scaling", data="digits")
     spec = asked_for(app)
-    assert "No study yet" in texts(app)
-    assert [button.label for button in app.button].count("Start the study") == 1
+    assert "No studies yet" in texts(app)
+    assert [button.label for button in app.button].count("Start study") == 1
     assert {metric.label: metric.value for metric in app.metric}["Runs"] == "72"
     assert spec.recipes == ("baseline", "augment")
     assert (len(spec.widths), len(spec.fractions), spec.replicates) == (3, 3, 4)
@@ -57,14 +57,14 @@ def test_what_is_chosen_is_in_the_address_and_comes_back_from_it(shown: Show) ->
 
 def test_all_together_needs_two_things_and_none_is_a_sentence(shown: Show) -> None:
     app = shown("scaling", data="digits", recipes="augment,all")
-    assert "All together needs two things" in texts(app)
+    assert "All combined needs at least two variants" in texts(app)
     assert asked_for(app).recipes == ("baseline", "augment")
-    assert "compares recipes with the baseline" in texts(shown("scaling", data="digits", recipes=""))
+    assert "No variant selected" in texts(shown("scaling", data="digits", recipes=""))
 
 
 def test_a_student_too_narrow_for_sizes_around_it_is_a_sentence(shown: Show) -> None:
     student = '{"network":{"kind":"mlp","width":2}}'
-    assert "too narrow for 3 different sizes" in texts(shown("scaling", data="digits", student=student))
+    assert "too narrow for 3 distinct sizes" in texts(shown("scaling", data="digits", student=student))
 
 
 def test_own_decisions_are_offered_where_there_are_some(shown: Show, place: Store) -> None:
@@ -79,7 +79,7 @@ def test_own_decisions_are_offered_where_there_are_some(shown: Show, place: Stor
 
 def test_a_study_without_runs_says_so(shown: Show, place: Store) -> None:
     app = shown("scaling", study=scaled(place, epochs=3).id)
-    assert "No run is finished yet" in texts(app)
+    assert "No finished runs yet" in texts(app)
     assert "Resume" in [button.label for button in app.button]
 
 
@@ -96,7 +96,7 @@ def test_an_adaptive_study_is_extended_by_runs(shown: Show, place: Store) -> Non
     assert more.spec.model_copy(update={"budget": 60}) == study.spec
     lifecycle.pause(place, more)
     whole = scaled(place, budget=most_of(study.spec))
-    assert "Ask again with more sizes" in texts(shown("scaling", study=whole.id))
+    assert "Start a study with more sizes" in texts(shown("scaling", study=whole.id))
 
 
 def test_failed_runs_are_told_by_reason_and_a_damaged_study_is_opened_from_the_list(shown: Show, place: Store) -> None:
@@ -110,9 +110,9 @@ def test_failed_runs_are_told_by_reason_and_a_damaged_study_is_opened_from_the_l
     (bad.folder / "study.json").write_text("{")
     app = shown("scaling", study=study.id)
     assert [one.value for one in app.error] == [
-        "Failed: baseline, width 4, 160 images and 2 more: no memory",
+        "Run failed: baseline, width 4, 160 images and 2 more: no memory",
         "The disk is full (given: 0 MB free). Make room.",
-        "Failed: baseline, width 16, 160 images: no images",
+        "Run failed: baseline, width 16, 160 images: no images",
     ]
     assert f"study's study.json is damaged (given: {bad.id}). Delete the study" in texts(shown("scaling"))
     (bad.folder / "study.json").unlink()
@@ -130,12 +130,12 @@ def test_a_finished_study_shows_verdict_instrument_and_every_tab(shown: Show, fi
         assert reading.gate is not None
         if not reading.gate.passed:
             assert "do not support a scaling law" in said
-            assert "Raw paired differences" in said
-        assert "Does the instrument work" in said
-        assert f"{sum(test.passed for test in reading.tests)} of {len(reading.tests)} self-tests pass" in said
+            assert "Paired differences" in said
+        assert "Sanity checks" in said
+        assert f"{sum(test.passed for test in reading.tests)} of {len(reading.tests)} sanity checks passed" in said
         for tab in [*app.tabs]:
             shown("scaling", study=finished.id, metric=metric, part=tab.label)
-    assert "All figures" in [tab.label for tab in app.tabs]
+    assert "All metrics" in [tab.label for tab in app.tabs]
 
 
 @pytest.mark.slow
@@ -166,7 +166,7 @@ def test_the_headline_sorts_recipes_by_their_intervals(finished: Study, place: S
     report = finished.report(place)
     reading = report.readings["nll"]
     (one,) = reading.worth
-    for low, high, told in ((1.2, 2.0, "worth it"), (0.4, 0.8, "cost more"), (0.8, 1.2, "not decided")):
+    for low, high, told in ((1.2, 2.0, "better: "), (0.4, 0.8, "worse: "), (0.8, 1.2, "inconclusive: ")):
         found = dataclasses.replace(
             one, hidden_parameters="", parameters=dataclasses.replace(one.parameters, k=1.0, low=low, high=high)
         )

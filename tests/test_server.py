@@ -242,7 +242,7 @@ def test_known_hosts_are_served(store: Path, packages: Packages, host: str) -> N
 def test_a_foreign_host_is_refused_in_a_sentence(client: TestClient, host: str) -> None:
     answer = client.get("/", headers={"Host": host})
     assert answer.status_code == 421
-    assert "does not answer to that host name" in answer.text
+    assert "Host name not allowed" in answer.text
 
 
 def test_a_socket_of_a_foreign_host_is_refused(client: TestClient) -> None:
@@ -255,7 +255,7 @@ def test_a_socket_of_a_foreign_host_is_refused(client: TestClient) -> None:
     ):
         pass
     assert refusal.value.status_code == 421
-    assert "does not answer to that host name" in refusal.value.text
+    assert "Host name not allowed" in refusal.value.text
 
 
 def test_metrics_are_for_this_machine(store: Path, packages: Packages, client: TestClient) -> None:

@@ -403,7 +403,7 @@ def written(app: AppTest) -> str:
 def test_the_panel_says_what_it_costs_and_queues_it(panel, store: Store) -> None:
     app = panel(tiny(augment=POLICY))
     assert "6 runs to train" in written(app)
-    assert "Nothing is measured yet" in written(app)
+    assert "No runs yet" in written(app)
 
     app.button(key="worth-start").click().run()
 
@@ -433,7 +433,7 @@ def test_the_panel_finds_results_again_with_the_seeds_of_its_address(panel, stor
 @pytest.mark.slow
 def test_the_panel_calls_one_seed_no_evidence_before_and_after(panel, store: Store) -> None:
     app = panel(tiny(augment=POLICY), **{"worth-seeds": "1"})
-    assert "1 seed: not evidence" in written(app)
+    assert "Single seed" in written(app)
 
     ((ours, theirs),) = ablation.pairs(augmented(store), "augment", 1)
     pretend(store, ours)
@@ -450,7 +450,7 @@ def test_the_panel_names_a_failed_run(panel, store: Store) -> None:
 
     app = panel(tiny(augment=POLICY))
 
-    assert app.error[0].value == "Failed: seed 0 with the augmentation: The loss became nan."
+    assert app.error[0].value == "Run failed: seed 0 with the augmentation: The loss became nan."
 
 
 def test_the_panel_without_anything_to_leave_out_says_what_to_do(panel) -> None:
@@ -503,5 +503,5 @@ def test_a_student_is_found_again_by_the_address(form) -> None:
 def test_an_address_that_names_no_student_is_said_so(form, wrong: str) -> None:
     app = form(student=wrong)
 
-    assert "names a student that cannot be" in app.warning[0].value
+    assert "Invalid link parameter" in app.warning[0].value
     assert json.loads(app.code[0].value)["network"]["kind"] == "cnn"

@@ -31,7 +31,7 @@ except ImportError:
 
 
 def session() -> str | None:
-    """The id of the visit whose page is drawn in this thread; None outside of a page."""
+    """The id of the session of the page drawn in this thread; None outside of a page."""
     if _context is None:
         return documented_session()
     context = _context(suppress_warning=True)
@@ -39,18 +39,18 @@ def session() -> str | None:
 
 
 def join_visit(thread: threading.Thread) -> None:
-    """Let a thread act for the visitor whose page is drawn in this one; without a visit, it has a guest's rights."""
+    """Give a thread the session of the page drawn in this one; without a session, it has a guest's rights."""
     if _attach is not None and _context is not None:
         _attach(thread, _context(suppress_warning=True))
 
 
 def documented_session() -> str | None:
-    """As `session`; visits without a cookie of ours cannot be told apart by it."""
+    """As `session`; it does not distinguish sessions without our cookie."""
     return "a visit" if st.context.headers else None
 
 
 def login_section() -> Mapping[str, Any]:
-    """The section [auth] of Streamlit's secrets; empty where nobody has to log in."""
+    """The section [auth] of Streamlit's secrets; empty where no login is required."""
     return documented_login_section() if _auth_section is None else _auth_section()
 
 
@@ -64,7 +64,7 @@ def documented_login_section() -> Mapping[str, Any]:
 
 
 def claims_of_cookies(cookies: Mapping[str, str]) -> dict[str, Any]:
-    """What the cookie that Streamlit signs at a login says of a visitor.
+    """Claims in the cookie that Streamlit signs at login.
 
     Empty where there is none, where it was not signed here, and where Streamlit's way to read it is gone: such a
     request has no rights.
@@ -86,7 +86,7 @@ def set_upload_limit(megabytes: int) -> None:
 
 
 def uploads_held() -> dict[str, tuple[int, int]]:
-    """(bytes, files) that Streamlit keeps for each visit; empty where it does not say: then what arrives counts."""
+    """(bytes, files) that Streamlit keeps for each session; empty where unavailable: then arriving bytes count."""
     runtime = _runtime()
     storage = getattr(getattr(runtime, "uploaded_file_mgr", None), "file_storage", {})
     copied = {session: list(files.values()) for session, files in list(storage.items())}
@@ -94,7 +94,7 @@ def uploads_held() -> dict[str, tuple[int, int]]:
 
 
 def drop_upload(file: Any) -> None:
-    """Let go of what Streamlit keeps in memory of an upload; where that is not possible the visit's end does."""
+    """Free the memory that Streamlit keeps of an upload; where that is not possible the end of the session does."""
     files: Any = getattr(_runtime(), "uploaded_file_mgr", None)
     visit = session()
     if visit is not None and hasattr(files, "remove_file") and hasattr(file, "file_id"):
@@ -102,7 +102,7 @@ def drop_upload(file: Any) -> None:
 
 
 def visits() -> int | None:
-    """How many visitors have a page open; None where Streamlit does not say."""
+    """Number of open sessions; None where Streamlit does not provide it."""
     sessions: Any = getattr(_runtime(), "_session_mgr", None)
     return len(sessions.list_active_sessions()) if hasattr(sessions, "list_active_sessions") else None
 

@@ -1,9 +1,9 @@
-"""What uvicorn does before our middleware sees a request: it gets the headers of all other answers, and a deadline.
+"""What uvicorn does before our middleware gets a request: the headers of all other responses, and a deadline.
 
-uvicorn offers no settings for either, so two of its private classes are changed in place; `test_web.py` speaks to the
-real server and would notice a change in a newer version. It answers what is no HTTP, and handshakes that are none, by
-itself and without our headers; and it waits for the rest of a request's head for ever, so that a few thousand sockets
-which send a byte a minute keep everybody else out (slowloris).
+uvicorn offers no settings for either, so two of its private classes are patched; `test_web.py` connects to the real
+server and would notice a change in a newer version. It responds to invalid HTTP and invalid handshakes by itself,
+without our headers; and it waits forever for the rest of a request's head, so that a few thousand sockets which send
+a byte a minute block all others (slowloris).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 HEAD_SECONDS = 20.0
 """How long the head of a request may take to arrive, from the connection or from the end of the last answer; the same
-for the rest of a body that nobody reads."""
+for the rest of an unread body."""
 
 TOO_SLOW = b"The request took too long to arrive. Reload the page."
 
 
 def guard(headers: Mapping[str, str], seconds: float = HEAD_SECONDS) -> None:
-    """Give every answer that uvicorn makes by itself `headers`, and every request's head a deadline."""
+    """Add `headers` to every response that uvicorn makes by itself, and a deadline to every request's head."""
     _answer_with(headers)
     _hurry(headers, seconds)
 
@@ -69,7 +69,7 @@ def _hurry(headers: Mapping[str, str], seconds: float) -> None:
 
     def late(self: H11Protocol) -> None:
         timers.pop(self, None)
-        # Browsers open connections that they may need, and must not find an answer there.
+        # Browsers open connections in advance, and must not find a response there.
         if self.conn.trailing_data[0] and self.conn.our_state is h11.IDLE:
             self.transport.write(_plain("408 Request Timeout", headers, TOO_SLOW))
         self.transport.close()

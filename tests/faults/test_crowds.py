@@ -181,14 +181,14 @@ def test_the_page_says_the_place_and_the_wait(store: Store, train: Train) -> Non
     assert live._waiting(queue(store, ADA, 0), store) == "Waiting for the worker"
     last = [queue(store, ADA, seed) for seed in (1, 2)][-1]
     said = live._waiting(last, store)
-    assert "number 3 in the queue" in said
-    assert "about 4 min" in said
-    assert "as the last 2 did" in said
+    assert "position 3" in said
+    assert "estimated start in 4 min" in said
+    assert "median of the last 2 runs" in said
     running = queue(store, BOB, 50)
     (running.folder / "queued").unlink()
     with running.lock(timeout=1):
         append(running.folder / "events.jsonl", {"kind": "progress", "step": 1, "steps": 9, "eta": 60.0})
-        assert "about 5 min" in live._waiting(last, store)
+        assert "estimated start in 5 min" in live._waiting(last, store)
 
 
 def test_a_broken_promise_is_named() -> None:

@@ -99,7 +99,7 @@ def test_other_sites_change_nothing(client: TestClient, origin: str, method: str
 def test_an_error_nobody_expected_is_a_sentence_with_headers(client: TestClient) -> None:
     answer = client.get("/fails")
     assert answer.status_code == 500
-    assert "nobody expected" in answer.text
+    assert "unexpected error" in answer.text
     assert "secret" not in answer.text
     assert "Traceback" not in answer.text
     assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
@@ -208,15 +208,15 @@ def test_a_forged_login_cookie_is_nobody(login: None, value: str) -> None:
         ("127.0.0.1", [], False, False, ""),
         ("localhost", ["localhost", "127.0.0.1", "::1"], False, False, ""),
         ("::1", [], False, False, ""),
-        ("0.0.0.0", [], False, False, "nobody would have to log in"),
-        ("::", [], False, False, "nobody would have to log in"),
-        ("192.168.1.5", [], False, False, "nobody would have to log in"),
-        ("", [], False, False, "nobody would have to log in"),  # Streamlit would listen everywhere
+        ("0.0.0.0", [], False, False, "without a login"),
+        ("::", [], False, False, "without a login"),
+        ("192.168.1.5", [], False, False, "without a login"),
+        ("", [], False, False, "without a login"),  # Streamlit would listen everywhere
         ("127.0.0.1", ["lab.example"], False, False, "name of another machine"),
         ("127.0.0.1", ["*"], True, False, "may not be"),
         ("0.0.0.0", ["lab.example"], True, False, ""),
         ("127.0.0.1", ["lab.example"], False, True, ""),
-        ("0.0.0.0", ["lab.example"], False, True, "past the proxy"),
+        ("0.0.0.0", ["lab.example"], False, True, "without passing the login proxy"),
     ],
 )
 def test_nobody_else_reaches_a_dashboard_without_login(
@@ -241,7 +241,7 @@ def test_a_server_for_everybody_without_login_does_not_start() -> None:
     command = processes.python("-m", "streamlit", "run", "app.py", "--server.port", free_port())
     done = processes.run([*command, "--server.address", "0.0.0.0"])
     assert done.returncode == 2
-    assert "nobody would have to log in" in done.stderr
+    assert "without a login" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -323,7 +323,7 @@ def test_a_viewer_sees_the_page_and_a_sentence(
     assert [one.value for one in page.text] == ["Eve · viewer"]
     page.query_params["run"] = run.id
     page.switch_page("runs.py").run()
-    next(one for one in page.button if one.label == "Delete for good").click().run()
+    next(one for one in page.button if one.label == "Delete permanently").click().run()
     assert any("You may look at everything here but not delete runs" in error.value for error in page.error)
     assert run.finished
 
@@ -432,11 +432,11 @@ server_metadata_url = "{provider}/.well-known/openid-configuration"
         page = browser.new_page()
         page.goto(f"{base}/runs")
         expect(page.get_by_role("button", name="Log in")).to_be_visible(timeout=60_000)
-        expect(page.get_by_text("Distil a student now")).to_have_count(0)
+        expect(page.get_by_text("Run the demo (30 s)")).to_have_count(0)
         Provider.person = "eve@example.org"
         page.get_by_role("button", name="Log in").click()
         expect(page.get_by_text("eve@example.org · viewer")).to_be_visible(timeout=60_000)
-        page.get_by_role("button", name="Distil a student now").click()
+        page.get_by_role("button", name="Run the demo (30 s)").click()
         expect(page.get_by_text("You may look at everything here but not start runs")).to_be_visible(timeout=60_000)
         assert store.runs() == []
         picture(page, "viewer")
@@ -445,7 +445,7 @@ server_metadata_url = "{provider}/.well-known/openid-configuration"
         Provider.person = "ada@example.org"
         page.get_by_role("button", name="Log in").click()
         expect(page.get_by_text("ada@example.org · runner")).to_be_visible(timeout=60_000)
-        page.get_by_role("button", name="Distil a student now").click()
+        page.get_by_role("button", name="Run the demo (30 s)").click()
         expect(page.get_by_text("Spec and command")).to_be_visible(timeout=90_000)
         assert len(store.runs()) == 1
         with contextlib.suppress(Refused):  # it may be finished already

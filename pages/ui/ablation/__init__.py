@@ -1,1 +1,1 @@
-"""What an ablation shows."""
+"""The ablation panel."""

@@ -1,4 +1,4 @@
-"""What is it worth? One choice of a spec measured: a button, the runs while they train, the paired difference."""
+"""Ablation of one choice of a spec: a button, the runs while they train, the paired differences."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ USUAL_SEEDS, MOST_SEEDS = 3, 10
 
 
 def panel(spec: dict[str, Any], what: What, store: Store, *, key: str) -> None:
-    """Measure what leaving `what` out of `spec` costs, and show what is known. The seeds are kept in the address.
+    """Measure the effect of leaving `what` out of `spec`, and show the results. The seeds are kept in the URL.
 
-    The runs are found again by their spec: whoever asks the same, after F5 or next week, sees what is done already.
+    Runs are found by their spec: the same ablation shows its finished runs again, after a reload or next week.
 
     Args:
-        key: for widgets, and the name of the seeds in the address: `<key>-seeds`.
+        key: for widgets, and the URL parameter of the seeds: `<key>-seeds`.
     """
     with context.show_errors():
         asked = parse(spec)
@@ -38,8 +38,8 @@ def panel(spec: dict[str, Any], what: What, store: Store, *, key: str) -> None:
             return
         name = CONTROLS[what].name
         st.caption(
-            f"Trains this student with {name} and without, on the same seeds: equal initial weights, equal order of "
-            "images, nothing else changed. Ordinary runs of the queue; what is finished is never trained again."
+            f"Trains this student with and without {name}, on the same seeds (same initial weights and data order), "
+            "with nothing else changed. The runs are regular runs in the queue; finished ones are reused."
         )
         _measured(asked, what, store, key)
 
@@ -54,14 +54,14 @@ def _measured(asked: RunSpec, what: What, store: Store, key: str) -> None:
             key=f"{key}-seeds",
             bind="query-params",
             width=130,
-            help="Two runs each. Choose the number before you look: who adds seeds until it turns out well finds an "
-            "effect in noise, too.",
+            help="Two runs per seed. Choose the number in advance: adding seeds until the result looks good finds "
+            "effects in noise.",
         )
         spec = parse(_resolved(asked.model_dump_json(), what, str(store.root)))
         found = ablation.report(store, spec, what, seeds)
         active = found.running > 0
         start = st.button(
-            "Measure the rest" if 0 < found.missing < len(found.arms) else "Measure",
+            "Run missing seeds" if 0 < found.missing < len(found.arms) else "Run ablation",
             type="primary",
             icon=":material/balance:",
             key=f"{key}-start",
@@ -72,27 +72,27 @@ def _measured(asked: RunSpec, what: What, store: Store, key: str) -> None:
             st.rerun()
     if start:
         values = {"spec": asked.model_dump(mode="json"), "what": what, "seeds": seeds}
-        context.call("worth", "Preparing the runs", start=True, **values)
+        context.call("worth", "Preparing runs", start=True, **values)
         st.rerun()
     if seeds == 1 and not found.finished:
-        st.caption(":orange[**1 seed: not evidence.**] It shows the direction at best; 3 are the least to learn from.")
+        st.caption(":orange[**Single seed.**] Run more before drawing conclusions; use at least 3.")
     costs = st.container()
     tick = context.pace(live.TICK_SECONDS) if active else None
     st.fragment(_live, run_every=tick, key=f"{key}-live")(spec, what, seeds, active, store, key)
-    with st.expander("The same from the command line"):
-        does = "this trains what is missing and prints the same figures"
+    with st.expander("Equivalent command line"):
+        does = "this command trains missing runs and prints the same results"
         spec_summary.command(asked, store, verb=f"worth spec.yaml --without {what} --seeds {seeds}", does=does)
     if found.missing and not active:
-        with costs:  # asked last: nothing else waits for it
+        with costs:  # requested last: nothing else waits for it
             seconds = found.missing * spec_summary.estimate(asked.model_dump_json())["seconds"]
             runs = "1 run" if found.missing == 1 else f"{found.missing} runs"
-            st.caption(f"{runs} to train, together {'about ' * (seconds >= 1)}{formatting.duration(seconds)}.")
+            st.caption(f"{runs} to train, total time {'about ' * (seconds >= 1)}{formatting.duration(seconds)}.")
 
 
 @st.cache_data(max_entries=64, ttl=60, show_spinner=False)
-def _resolved(asked: str, what: What, root: str) -> dict[str, Any]:  # noqa: ARG001  # another store, another answer
-    """The spec by which the runs are found: it needs the images' fingerprint, which only the desk can tell."""
-    found: dict[str, Any] = context.call("worth", "Looking for runs", spec=json.loads(asked), what=what, seeds=1)
+def _resolved(asked: str, what: What, root: str) -> dict[str, Any]:  # noqa: ARG001  # part of the cache's key
+    """The spec by which the runs are found: it needs the images' fingerprint, which the backend computes."""
+    found: dict[str, Any] = context.call("worth", "Loading runs", spec=json.loads(asked), what=what, seeds=1)
     return found["spec"]
 
 
@@ -105,11 +105,11 @@ def _stop(found: AblationReport, store: Store) -> None:
                 continue
 
 
-# --- what moves while the runs train ----------------------------------------------------------------------------------
+# --- what updates while the runs train --------------------------------------------------------------------------------
 
 
 def _live(spec: RunSpec, what: What, seeds: int, was_active: bool, store: Store, key: str) -> None:
-    """Progress and figures, read from the store. When the last run ends, the whole page is drawn anew, once."""
+    """Progress and results, read from the store. When the last run ends, the whole page is redrawn, once."""
     with context.show_errors():
         found = ablation.report(store, spec, what, seeds)
         if (found.running > 0) != was_active:
@@ -117,13 +117,13 @@ def _live(spec: RunSpec, what: What, seeds: int, was_active: bool, store: Store,
         if was_active:
             _progress(found, store)
         for reason in found.failed:
-            st.error(f"Failed: {formatting.plain(reason)}", icon=":material/error:")
+            st.error(f"Run failed: {formatting.plain(reason)}", icon=":material/error:")
         if found.failed and found.finished:
-            st.caption("Failed seeds are missing from the figures, which flatters the arm that failed.")
+            st.caption("Failed seeds are excluded, which biases the results in favor of the failing arm.")
         if found.finished:
             _figures(found, key)
         elif not was_active and not found.failed:
-            st.caption("Nothing is measured yet." if found.missing == len(found.arms) else "No pair is finished yet.")
+            st.caption("No runs yet." if found.missing == len(found.arms) else "No finished pair of runs yet.")
         if found.missing < len(found.arms):
             _runs(found)
 
@@ -142,11 +142,11 @@ def _progress(found: AblationReport, store: Store) -> None:
             share = min(1.0, events[-1]["step"] / events[-1]["steps"])
             text += f" · {formatting.duration(events[-1]['eta'])} left"
     elif not context.worker_alive():
-        text = "The worker is starting"
+        text = "Starting the worker"
     else:
         ours = {arm.id for arm in found.arms}
         before = next((place for place, run in enumerate(store.queue()) if run.id in ours), 0)
-        text = f"Waiting for {before} other run{'s' if before > 1 else ''} in the queue" if before else text
+        text = f"Queued behind {before} other run{'s' if before > 1 else ''}" if before else text
     st.progress((done + share) / len(found.arms), text=text)
 
 
@@ -154,8 +154,8 @@ def _figures(found: AblationReport, key: str) -> None:
     shown = {"helps": st.success, "hurts": st.warning, "not evidence": st.warning}
     icons = {"helps": ":material/trending_up:", "hurts": ":material/trending_down:"}
     verdict = found.effects[0].verdict
-    said = [found.effects[0].figures(), found.effects[0].outlook]
-    text = f"**{found.verdict}.** " + " ".join(f"{capital(part)}." for part in said if part)
+    parts = [found.effects[0].figures(), found.effects[0].outlook]
+    text = f"**{found.verdict}.** " + " ".join(f"{capital(part)}." for part in parts if part)
     shown.get(verdict, st.info)(text, icon=icons.get(verdict, ":material/balance:"))
     pairs = [(pair.seed, pair.difference) for pair in found.pairs if pair.difference]
     lines = [
@@ -175,7 +175,7 @@ def _figures(found: AblationReport, key: str) -> None:
     ]
     basic.forest(lines, alt=f"Paired differences. {found.verdict}.", key=f"{key}-forest")
     st.markdown("\n".join(f"- {effect.words()}" for effect in found.effects[1:]))
-    st.caption(f"{found.scope()} Diamond: mean; bar: 95 % interval; dots: one a seed.")
+    st.caption(f"{found.scope()} Diamond: mean; bar: 95% CI; dots: seeds.")
 
 
 def _runs(found: AblationReport) -> None:

@@ -1,4 +1,4 @@
-"""What all pages of one server share: the store, and the desk that answers whatever needs torch."""
+"""What all pages of one server share: the store, and the backend for everything that needs torch."""
 
 from __future__ import annotations
 
@@ -24,45 +24,45 @@ from smallalign_core.spec.precision import PRECISIONS, file_name
 from smallalign_core.system.files import write
 
 PATIENCE = 0.5
-"""Seconds between two looks at how far reading a dataset is."""
+"""Seconds between two progress updates while a dataset is read."""
 CROWD = 20
-"""Visitors from whom on each looks more seldom."""
+"""Number of sessions above which each polls less often."""
 BUNDLE_FILES = frozenset({"model.onnx", "model.zip", "logits.bin", "parity.json"})
-"""What an export's folder offers to the browser in each precision, beside the images and the demo."""
+"""Files of an export's folder that the browser may fetch in each precision, besides the images and the demo."""
 
 
 def store() -> Store:
-    """The store that this server shows, acting for whoever looks: the folder in SMALLALIGN_STORE, else `models`."""
+    """The store of this server, with the rights of the current user: the folder in SMALLALIGN_STORE, else `models`."""
     return Store(visitor=auth.visitor())
 
 
 @functools.cache
-def _desk(root: Path) -> BackendClient:
+def _backend(root: Path) -> BackendClient:
     return BackendClient(Store(root), auth.visitor, still_there)
 
 
 def still_there() -> None:
-    """End the script that runs in this thread if the page it draws is not wanted any more: a click, or a closed tab.
+    """End the script that runs in this thread if its page is no longer needed: a click, or a closed tab.
 
-    Whoever waits for an answer calls it; else a page would be stuck until the answer comes.
+    Called while waiting for a response; else a page would block until the response arrives.
     """
     if _compat.session() is not None:
         "anything" in st.session_state  # noqa: B015  # Streamlit looks for such a request at each access
 
 
 def client() -> BackendClient:
-    """The one desk of this server process; its own processes are started when they are needed."""
-    return _desk(store().root)
+    """The backend client of this server process; backend processes are started on demand."""
+    return _backend(store().root)
 
 
 def call(verb: str, waiting: str, **values: Any) -> dict[str, Any]:
-    """The desk's answer to one question, with a sentence on the page while it thinks."""
+    """The backend's response to one request, with a spinner on the page while it runs."""
     with st.spinner(waiting, show_time=True):
         return client().call(verb, **values)
 
 
 def read(source: str) -> dict[str, Any]:
-    """What is in a dataset, with a bar on the page while its images are decoded, by whichever process."""
+    """Summary of a dataset, with a progress bar on the page while any process decodes its images."""
     answers: list[dict[str, Any]] = []
     errors: list[BaseException] = []
     place = store()
@@ -84,7 +84,7 @@ def read(source: str) -> dict[str, Any]:
                 with contextlib.suppress(SmallAlignError):
                     if (found := data.decoding(parse_data(source), place.data_cache)) is not None:
                         done, total = found
-                        bar.progress(done / max(1, total), f"{done:,} of {total:,} images are read")
+                        bar.progress(done / max(1, total), f"{done:,} of {total:,} images decoded")
                 thread.join(PATIENCE)
             bar.empty()
     if errors:
@@ -93,15 +93,15 @@ def read(source: str) -> dict[str, Any]:
 
 
 def pace(seconds: float) -> float:
-    """After how many seconds a page looks again that usually does so after `seconds`: a crowd looks more seldom.
+    """Polling interval of a page that usually polls every `seconds`; longer with many sessions.
 
-    So many visitors cost no more than `CROWD` do. A page keeps its pace until it is drawn again.
+    Many sessions then cost no more than `CROWD` do. A page keeps its interval until it is redrawn.
     """
     return seconds * max(1.0, (_compat.visits() or 0) / CROWD)
 
 
 def worker_alive() -> bool:
-    """Whether a worker serves this store, on whatever device."""
+    """Whether a worker serves this store, on any device."""
     return bool(store().workers())
 
 
@@ -117,7 +117,7 @@ def exported(run: str, name: str) -> Path | None:
 
 
 def _demo(folder: Path, precision: str) -> Path | None:
-    """The demo of an export, made when it is first asked for: it holds 14 MB of the runtime."""
+    """The demo of an export, made on first request: it holds 14 MB of the runtime."""
     model, proof, made = (folder / file_name(file, precision) for file in ("model.onnx", "parity.json", "demo.zip"))
     try:
         if not made.is_file() or made.stat().st_mtime_ns < model.stat().st_mtime_ns:
@@ -133,19 +133,19 @@ def _demo(folder: Path, precision: str) -> Path | None:
 
 @contextlib.contextmanager
 def show_errors(*, stop: bool = False) -> Iterator[None]:
-    """Show an error as its sentence. The frame uses it, and so do fragments, which rerun without the frame.
+    """Show an error as its message. The frame uses it, and so do fragments, which rerun without the frame.
 
     Args:
-        stop: end the page there: what would follow costs, and a crowd of refused clicks should cost nothing.
+        stop: end the page there: what follows is expensive, and refused clicks should cost nothing.
     """
     try:
         yield
     except (SmallAlignError, OSError, RuntimeError, ValueError) as error:
-        said = error if isinstance(error, SmallAlignError) else of_system(error)
-        if said is None:
+        shown = error if isinstance(error, SmallAlignError) else of_system(error)
+        if shown is None:
             raise
-        st.error(formatting.plain(str(said)), icon=":material/error:")
-        if bad := said.details.get("unreadable"):
+        st.error(formatting.plain(str(shown)), icon=":material/error:")
+        if bad := shown.details.get("unreadable"):
             with st.expander(f"All {len(bad):,} files", icon=":material/list:"):
                 st.code("\n".join(f"{one['path']}: {one['reason']}" for one in bad[:2000]), language=None)
         if stop:

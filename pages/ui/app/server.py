@@ -44,7 +44,7 @@ def routes(locate: Locate, packages: Packages = PACKAGES) -> list[Route]:
     package, and `/artifacts/<run>/<name>` a file that a run exported; with `?download=1` the browser saves it.
 
     Args:
-        locate: finds an exported file. It is asked only for names that are safe to join to a path.
+        locate: finds an exported file. It is called only with names that are safe to join to a path.
         packages: where the npm packages are.
     """
 
@@ -52,14 +52,14 @@ def routes(locate: Locate, packages: Packages = PACKAGES) -> list[Route]:
         name = request.path_params["name"]
         path = MODULES / name
         if not _MODULE.fullmatch(name) or not path.is_file():
-            return _missing(f"There is no browser module of this name. Given: {name[:80]!r}. Reload the page.")
+            return _missing(f"Browser module not found. Given: {name[:80]!r}. Reload the page.")
         return _file(request, path, cache="no-cache", etag=_digest(path))
 
     def package(request: Request) -> Response:
         wanted = request.path_params
         path = packages.file(wanted["package"], wanted["version"], wanted["name"])
         if path is None:
-            return _missing("This file is not served or not installed. Given: its name or version. Reload the page.")
+            return _missing("Package file not found. Given: the name or version in the URL. Reload the page.")
         return _file(request, path, cache="public, max-age=31536000, immutable")
 
     def artifact(request: Request) -> Response:
@@ -68,9 +68,7 @@ def routes(locate: Locate, packages: Packages = PACKAGES) -> list[Route]:
         path = locate(run, name) if safe else None
         # A link inside the folder may not lead out of it; that the folder itself is one is the owner's choice.
         if path is None or not path.is_file() or path.resolve() != path.parent.resolve() / name:
-            return _missing(
-                "This run exported no file of this name. Given: the address. Open the run's Export page for its files."
-            )
+            return _missing("Exported file not found. Given: the URL. Open the Export page of the run for its files.")
         saved = f"{run}-{name}" if request.query_params.get("download") == "1" else None
         return _file(request, path, cache="no-cache", etag=_digest(path), saved_as=saved)
 
@@ -101,8 +99,8 @@ def _file(
         headers["Content-Encoding"] = "gzip"
         path = packed
     else:
-        # For Streamlit's compression layer only, which would compress a 45 MB model anew on every request (seconds);
-        # `Wall` takes it away again.
+        # For Streamlit's compression layer only, which would compress a 45 MB model on every request (seconds);
+        # `Wall` removes the header again.
         headers["Content-Encoding"] = "identity"
     return FileResponse(path, headers=headers, media_type=media_type, filename=saved_as)
 

@@ -1,4 +1,4 @@
-"""The strip at the foot of every page: what is being trained, what waits, whether anybody works, and the room left."""
+"""The status strip at the bottom of every page: current run, queue, worker state, and free disk space."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LITTLE_ROOM = 2e9
 
 
 def strip() -> None:
-    """Draw the strip; it moves by itself only while a run or a study is active."""
+    """Draw the strip; it updates by itself only while a run or a study is active."""
     store = context.store()
     active = _active(store)
     with st.bottom:
@@ -25,7 +25,7 @@ def strip() -> None:
 
 
 def _active(store: Store) -> bool:
-    """Whether anything is trained or waits; a study that still looks for learning rates has no run in the queue."""
+    """Whether anything is running or queued; a study in its LR range tests has no run in the queue."""
     busy = any(row.state in (State.RUNNING, State.QUEUED) for row in run_table.rows(store))
     return busy or lifecycle.any_active(store)
 
@@ -39,24 +39,24 @@ def _draw(store: Store, was_active: bool) -> None:
             label = _progress(row, store)
             st.page_link("runs.py", label=label, icon=":material/play_circle:", query_params={"run": row.name})
         if not running:
-            _say("No run is being trained" if not waiting else "The next run is about to start")
-        _say(f"{waiting} waiting" if waiting else "Queue empty")
+            _show("Idle" if not waiting else "Starting")
+        _show(f"{waiting} queued" if waiting else "Queue empty")
         if context.worker_alive():
-            _say(":green[●] Worker ready" if not running else ":green[●] Worker busy")
+            _show(":green[●] Worker ready" if not running else ":green[●] Worker busy")
         else:
-            _say(":orange[●] Worker starting" if waiting else ":gray[●] No worker")
+            _show(":orange[●] Worker starting" if waiting else ":gray[●] No worker")
         there = next(path for path in (store.root, *store.root.resolve().parents) if path.exists())
         free = shutil.disk_usage(there).free
-        _say(
+        _show(
             f"{formatting.size(free)} free"
             if free > LITTLE_ROOM
-            else f":red[Only {formatting.size(free)} free on the disk]"
+            else f":red[Low disk space: {formatting.size(free)} free]"
         )
     if was_active and not _active(store):
-        st.rerun()  # the page around the strip has something new to show, and the strip may rest
+        st.rerun()  # the page has something new to show, and the strip stops updating
 
 
-def _say(text: str) -> None:
+def _show(text: str) -> None:
     st.caption(text, width="content")
 
 

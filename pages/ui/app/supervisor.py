@@ -1,4 +1,4 @@
-"""What runs beside the pages while the server does: the worker, the desk, the installation of the browser parts."""
+"""What runs beside the pages while the server does: worker, backend, and installation of the browser parts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LONGEST_WAIT = 60.0
 
 @contextlib.asynccontextmanager
 async def lifespan(_app: st.App) -> AsyncIterator[None]:
-    """Start what the pages rely on, and let go of it when the server stops. Runs in training are never touched."""
+    """Start what the pages rely on, and release it when the server stops. Running training is never affected."""
     stop = threading.Event()
     for work in (lambda: keep_worker(context.store(), stop), warm_up, get_browser_parts):
         threading.Thread(target=work, daemon=True).start()
@@ -44,13 +44,13 @@ async def lifespan(_app: st.App) -> AsyncIterator[None]:
 
 
 def keep_worker(store: Store, stop: threading.Event) -> None:
-    """See to it that somebody serves the queue: one worker from the start, another if it dies while there is work."""
+    """Keep one worker on the queue: one from the start, another if it dies while there is work."""
     process: subprocess.Popen[bytes] | None = None
-    mourned: subprocess.Popen[bytes] | None = None
+    handled: subprocess.Popen[bytes] | None = None
     started, wait = 0.0, CHECK_SECONDS
     while not stop.is_set():
-        if process is not None and process.poll() not in (None, 0) and process is not mourned:
-            mourned = process  # what it was training waits in the queue again, or has failed for good
+        if process is not None and process.poll() not in (None, 0) and process is not handled:
+            handled = process  # its run is queued again, or has failed permanently
             with contextlib.suppress(OSError):
                 requeue_crashed(store, _cause(process.returncode))
         here = bool(store.workers()) or (process is not None and process.poll() is None)
@@ -59,7 +59,7 @@ def keep_worker(store: Store, stop: threading.Event) -> None:
             and (process is None or store.queue() or lifecycle.any_active(store))
             and time.monotonic() - started >= wait
         ):
-            # One that dies at once would do so again: ask less and less often.
+            # A worker that dies at once would do so again: retry less and less often.
             wait = CHECK_SECONDS if time.monotonic() - started > LONGEST_WAIT else min(LONGEST_WAIT, 2 * wait)
             started = time.monotonic()
             with contextlib.suppress(OSError):
@@ -68,12 +68,12 @@ def keep_worker(store: Store, stop: threading.Event) -> None:
 
 
 def _cause(code: int) -> str:
-    """How a process ended, for people."""
+    """How a process ended, as text."""
     if code >= 0:
-        return f"its process ended with exit code {code}"
+        return f"the process exited with code {code}"
     name = signal.Signals(-code).name
-    hint = ", by somebody or by a system that was short of memory" if name == "SIGKILL" else ""
-    return f"its process was ended by {name}{hint}"
+    hint = " (manually, or by the system when out of memory)" if name == "SIGKILL" else ""
+    return f"the process was terminated by {name}{hint}"
 
 
 def start_worker(store: Store) -> subprocess.Popen[bytes]:
@@ -92,7 +92,7 @@ def start_worker(store: Store) -> subprocess.Popen[bytes]:
 
 
 def warm_up() -> None:
-    """Import what pages use and start the desk before the first visitor needs them.
+    """Import what pages use and start the backend before the first session needs them.
 
     Streamlit collects garbage after every rerun; freezing what was imported makes a live tick about ten times cheaper.
     """
@@ -109,7 +109,7 @@ def warm_up() -> None:
 
 
 def get_browser_parts() -> None:
-    """Install the npm packages if they are not here; pages say so until they are."""
+    """Install the npm packages if they are missing; pages show a notice until then."""
     if not browser.installed():
         try:
             browser.install(log.info)
@@ -118,14 +118,14 @@ def get_browser_parts() -> None:
 
 
 def on_script_error(error: Exception) -> bool:
-    """Say in the page that something went wrong here; what exactly stays in the log."""
+    """Show an unexpected error on the page; its details stay in the log."""
     log.error("a page failed", exc_info=error)
-    if (said := of_system(error)) is not None:
-        st.error(formatting.plain(str(said)), icon=":material/error:")
+    if (known := of_system(error)) is not None:
+        st.error(formatting.plain(str(known)), icon=":material/error:")
         return True
     st.error(
-        f"This page met an error that it did not expect ({type(error).__name__}). Your runs are not touched. "
-        "Reload the page; if it comes again, the reason stands in the terminal that runs the dashboard.",
+        f"This page failed with an unexpected error. Given: {type(error).__name__}. Runs are not affected. "
+        "Reload the page; if it happens again, see the traceback in the terminal of the dashboard.",
         icon=":material/error:",
     )
     return True

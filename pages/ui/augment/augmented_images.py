@@ -1,4 +1,4 @@
-"""Images beside their views: which to show, the grid of images and draws, and pairs of before and after."""
+"""Augmented images: which to show, the grid of images and random draws, and pairs of before and after."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def fitting(shape: Sequence[int]) -> tuple[int, int]:
 
 
 def choose(images: ImageSet, fingerprint: str) -> list[int]:
-    """A menu of training images whose choice lives in the address; returns their rows."""
+    """A menu of training images kept in the URL; returns their rows."""
     wanted = fitting(images.shape)[0]
     key, seen = url_state.own("rows"), st.session_state.get(keys.ROWS_OF)
     asked = url_state.changed("rows")
@@ -42,8 +42,8 @@ def choose(images: ImageSet, fingerprint: str) -> list[int]:
             st.session_state[key], seen = asked, fingerprint
         else:
             st.warning(
-                f"The link asks for images that are not there. Given: rows={asked[:80]}. "
-                f"There are training images 0 to {len(images) - 1}."
+                f"Invalid link parameter: no such images. Given: rows={asked[:80]}. "
+                f"Use indices from 0 to {len(images) - 1}."
             )
     if key not in st.session_state or seen != fingerprint:  # other data: begin with one of each class
         _put(images, None, wanted, 0)
@@ -53,7 +53,7 @@ def choose(images: ImageSet, fingerprint: str) -> list[int]:
         label = None if only == "All classes" else images.classes.index(str(only))
         st.session_state.setdefault(keys.ROWS_SKIP, 0)
         st.button(
-            "Show others",
+            "Next images",
             icon=":material/refresh:",
             key="rows-next",
             on_click=_put,
@@ -63,16 +63,16 @@ def choose(images: ImageSet, fingerprint: str) -> list[int]:
             _put(images, label, wanted, 0)
         st.session_state[keys.ROWS_CLASS_SEEN] = only
         text = st.text_input(
-            "Training images",
+            "Training image indices",
             key=key,
             persist_state="session",
-            help=f"Numbers from 0 to {len(images) - 1}, with commas between them; at most {augmentation_api.MOST}.",
+            help=f"Comma-separated indices from 0 to {len(images) - 1}; at most {augmentation_api.MOST}.",
         )
     rows = _rows(str(text), len(images))
     if not rows:
         st.warning(
-            f"These are not training images (given: {str(text)[:80] or 'nothing'}). Give up to {augmentation_api.MOST} "
-            f"numbers from 0 to {len(images) - 1}, with commas between them."
+            f"Invalid image indices. Given: {str(text)[:80] or 'nothing'}. Enter up to {augmentation_api.MOST} "
+            f"comma-separated indices from 0 to {len(images) - 1}."
         )
         rows = augmentation_api.in_turn(images.labels, wanted).tolist()
     url_state.keep("rows", ",".join(map(str, rows)))
@@ -80,7 +80,7 @@ def choose(images: ImageSet, fingerprint: str) -> list[int]:
 
 
 def _rows(text: str, count: int) -> list[int]:
-    """The rows that a text names; none if it is no list of them."""
+    """The rows listed in a text; none if it is not a list of rows."""
     if not re.fullmatch(r"\s*\d{1,9}(\s*,\s*\d{1,9})*\s*", text):
         return []
     rows = [int(number) for number in text.split(",")]
@@ -88,7 +88,7 @@ def _rows(text: str, count: int) -> list[int]:
 
 
 def _put(images: ImageSet, label: int | None, wanted: int, skip: int) -> None:
-    """Let the menu name the next `wanted` images of a class, or of all in turn; from the start after the last."""
+    """Select the next `wanted` images of a class, or of all classes in turn; wraps around after the last."""
     there = np.arange(len(images)) if label is None else np.flatnonzero(images.labels == label)
     skip = skip if skip < len(there) else 0
     found = augmentation_api.in_turn(images.labels, wanted, skip) if label is None else there[skip : skip + wanted]
@@ -97,18 +97,18 @@ def _put(images: ImageSet, label: int | None, wanted: int, skip: int) -> None:
 
 
 def drop(shape: tuple[int, int, int]) -> dict[str, Any] | None:
-    """A place to drop one's own image; it comes out in the data's size and colours. None before that.
+    """An uploader for one image, converted to the dataset's size and channels. None before that.
 
     Raises:
         BadData: it cannot be read, or is too large.
     """
     file = st.file_uploader(
-        "An image of your own",
+        "Image file",
         type=["png", "jpg", "jpeg", "webp"],
-        help="It stays on this server, in memory, and is no part of the link.",
+        help="Kept in the memory of this server only; not part of the link.",
     )
     if file is None:
-        st.info("Drop in an image: PNG, JPEG or WebP, up to 25 million pixels.")
+        st.info("No image yet. Upload a PNG, JPEG or WebP file of up to 25 megapixels.")
         return None
     return augmentation_api.encoded(data.decode_one(file.getvalue(), shape))
 
@@ -117,7 +117,7 @@ def drop(shape: tuple[int, int, int]) -> dict[str, Any] | None:
 
 
 def draw(question: dict[str, Any], teacher: RunRow | None, store: Store) -> None:
-    """Draw the grid, and then what the teacher says to each picture."""
+    """Draw the grid, then add the teacher's prediction for each image."""
     asked, root = json.dumps(question, sort_keys=True), str(store.root.resolve())
     found, first = _drawn(asked, root), question["first"] + 1
     st.html(found["style"])
@@ -126,14 +126,14 @@ def draw(question: dict[str, Any], teacher: RunRow | None, store: Store) -> None
         place.html(_grid(found, first, None))
         return
     asked = json.dumps(question | {"teacher": teacher.id}, sort_keys=True)
-    if st.session_state.get(keys.SAID_TO) != asked:  # pictures first; room is left for the words
+    if st.session_state.get(keys.SAID_TO) != asked:  # images first; room is reserved for predictions
         place.html(_grid(found, first, None, waiting=True))
-    place.html(_grid(found, first, _said(asked, root)))
+    place.html(_grid(found, first, _predicted(asked, root)))
     st.session_state[keys.SAID_TO] = asked
 
 
 def epoch(question: dict[str, Any], store: Store) -> None:
-    """Draw the first images of an epoch, each beside its view."""
+    """Draw the first images of an epoch, each with its augmented image."""
     style, shown = _met(json.dumps(question, sort_keys=True), str(store.root.resolve()))
     st.html(style)
     st.html(shown)
@@ -144,8 +144,8 @@ def _drawn(
     asked: str,
     root: str,  # noqa: ARG001  # part of the cache's key
 ) -> dict[str, Any]:
-    """What the desk draws for a question: its facts, and its pictures as a style and boxes instead of pixels."""
-    answer = context.call("views", "Drawing", **json.loads(asked))
+    """The backend's augmented images for a request: metadata, and the images as a style and boxes instead of pixels."""
+    answer = context.call("views", "Augmenting images", **json.loads(asked))
     shown = augmentation_api.unpacked(answer)
     style, boxes = _boxes(shown.reshape(-1, *shown.shape[2:]))
     facts = {name: answer[name] for name in ("rows", "labels", "mixed", "shape")}
@@ -153,12 +153,14 @@ def _drawn(
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
-def _said(
+def _predicted(
     asked: str,
     root: str,  # noqa: ARG001  # part of the cache's key
 ) -> list[list[dict[str, Any]]]:
-    """The teacher's class and confidence for each picture of a question."""
-    answers: list[list[dict[str, Any]]] = context.call("views", "The teacher looks", **json.loads(asked))["said"]
+    """The teacher's predicted class and confidence for each image of a request."""
+    answers: list[list[dict[str, Any]]] = context.call("views", "Running teacher inference", **json.loads(asked))[
+        "said"
+    ]
     return answers
 
 
@@ -168,7 +170,7 @@ def _met(
     root: str,  # noqa: ARG001  # part of the cache's key
 ) -> tuple[str, str]:
     """(style, HTML) of the first images of an epoch, each beside its original."""
-    answer = context.call("epoch", "Drawing the epoch", **json.loads(asked))
+    answer = context.call("epoch", "Preparing the training batch", **json.loads(asked))
     captions = [
         html.escape(label if shares is None else " + ".join(map(_share, shares)))
         for label, shares in zip(answer["labels"], answer["mixed"], strict=True)
@@ -176,25 +178,29 @@ def _met(
     return pairs(augmentation_api.unpacked(answer), captions)
 
 
-def _grid(found: dict[str, Any], first: int, told: list[list[dict[str, Any]]] | None, *, waiting: bool = False) -> str:
-    """HTML of images x draws, the original first, the class under each, and what the teacher says.
+def _grid(
+    found: dict[str, Any], first: int, predicted: list[list[dict[str, Any]]] | None, *, waiting: bool = False
+) -> str:
+    """HTML of images x draws, the original first, with the class and the teacher's prediction below each.
 
     Args:
         first: the epoch of the first draw, from 1.
-        waiting: whether room is left for what the teacher will say.
+        waiting: whether room is reserved for the teacher's predictions.
     """
     _, columns, _, height, width = found["shape"]
     heads = ["Original", *(f"Epoch {first + draw}" for draw in range(columns - 1))]
     cells = [f'<span class="sa-head">{head}</span>' for head in heads]
     for place, label in enumerate(found["labels"]):
-        number = f"image {found['rows'][place]}" if label else "your image"
+        number = f"image {found['rows'][place]}" if label else "uploaded image"
         for column, shares in enumerate([None, *found["mixed"][place]]):
-            lines = [label or ("yours" if column == 0 else "")] if shares is None else [_share(one) for one in shares]
-            answer = "<small>&nbsp;</small>" if waiting and told is None else ""
-            if told is not None:
-                clean = told[place][0]["class"]
+            lines = (
+                [label or ("uploaded" if column == 0 else "")] if shares is None else [_share(one) for one in shares]
+            )
+            answer = "<small>&nbsp;</small>" if waiting and predicted is None else ""
+            if predicted is not None:
+                clean = predicted[place][0]["class"]
                 meant = clean if shares is None else shares[0][0]  # a mixture is mostly this class
-                answer = _answer(told[place][column], meant, label if shares is None else meant)
+                answer = _prediction(predicted[place][column], meant, label if shares is None else meant)
             text = "<br>".join(html.escape(line) for line in lines)
             box = found["boxes"][place * columns + column]
             cells.append(f'<figure title="{number}">{box}<figcaption>{text}</figcaption>{answer}</figure>')
@@ -204,18 +210,18 @@ def _grid(found: dict[str, Any], first: int, told: list[list[dict[str, Any]]] | 
 
 
 def _share(one: Sequence[Any]) -> str:
-    """One class of a mixed label: what it is, and how much of it."""
+    """One class of a mixed label, and its share."""
     name, share = one
     return f"{name} {share:.0%}" if share < 1 else str(name)
 
 
-def _answer(one: dict[str, Any], meant: str, label: str | None) -> str:
-    """What the teacher says to a picture; marked where it is another class than `meant`."""
+def _prediction(one: dict[str, Any], meant: str, label: str | None) -> str:
+    """The teacher's prediction for an image; marked where it is another class than `meant`."""
     name, sure = html.escape(one["class"]), f"{one['confidence']:.0%}"
     if one["class"] != meant:
-        return f'<small class="sa-flip" title="the teacher now says {name}">→ {name} {sure}</small>'
+        return f'<small class="sa-flip" title="predicted class: {name}">→ {name} {sure}</small>'
     tick = "✓" if one["class"] == label else name
-    return f'<small title="the teacher says {name}">{tick} {sure}</small>'
+    return f'<small title="predicted class: {name}">{tick} {sure}</small>'
 
 
 def pairs(images: NDArray[np.uint8], captions: Sequence[str]) -> tuple[str, str]:
@@ -233,14 +239,14 @@ def pairs(images: NDArray[np.uint8], captions: Sequence[str]) -> tuple[str, str]
 
 
 def _wide(height: int, width: int, *, small: int = 84, large: int = 150) -> int:
-    """CSS pixels that a picture is wide where there is room: a whole multiple of small ones."""
+    """Width of an image in CSS pixels where there is room: a whole multiple of small ones."""
     if max(height, width) > LARGE:
         return round(large * width / max(height, width))
     return width * max(1, round(small / max(height, width)))
 
 
 def _boxes(images: NDArray[np.uint8]) -> tuple[str, list[str]]:
-    """As `pictures.tiles`, for boxes that are as wide as what they stand in."""
+    """As `image_grid.tiles`, for boxes as wide as their container."""
     height, width = images.shape[2:]
     name, address = image_grid.named_sprite(images)
     lines = -(-len(images) // image_grid.ACROSS)

@@ -1,4 +1,4 @@
-"""Is it still the class? The teacher's answers to a policy: figures, curve, parts, warnings, and what flipped."""
+"""Label preservation: the teacher's predictions under a policy, as metrics, sweep, transforms and changed images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from smallalign_core.runs.store import Store
 from smallalign_core.service import augmentation_api
 
 AUTOMATIC = 1e12
-"""Multiply-accumulates that are asked for without a click: some ten seconds of one processor core."""
+"""Multiply-accumulates that run without a click: about ten seconds on one CPU core."""
 
 LOOKED_AT, DRAWS, STRENGTHS = (512, 2048), 4, 9
 
@@ -38,11 +38,11 @@ def _finished(
 
 
 def limit() -> float:
-    """The highest accepted share of images whose class changes, kept in the address."""
+    """The highest accepted label-change rate, kept in the URL."""
     return float(
         url_state.pick_number(
             st.slider,
-            "Accept at most",
+            "Max. label-change rate",
             0.0,
             0.5,
             0.01,
@@ -50,13 +50,14 @@ def limit() -> float:
             first=0.05,
             format="percent",
             width=260,
-            help="Share of images whose class may change. It decides the suggested strength and the warnings.",
+            help="Highest accepted share of augmented images with a changed predicted class. Sets the suggested "
+            "strength and the warnings.",
         )
     )
 
 
 def panel(question: dict[str, Any], teacher: RunRow, *, looked_at: int, store: Store) -> None:
-    """The whole panel; asks the desk in short steps, so that a click on the page interrupts it.
+    """The whole panel; calls the backend in short steps, so that a click on the page interrupts it.
 
     Args:
         question: policy, data, seed, strength and limit.
@@ -69,15 +70,19 @@ def panel(question: dict[str, Any], teacher: RunRow, *, looked_at: int, store: S
     place = st.empty()
     if much and st.session_state.get(keys.RISK_WANTED) != asked:
         with place.container():
-            st.caption(f"This teacher needs a while for {images:,} images, {DRAWS} draws of each, at every strength.")
+            st.caption(
+                f"Slow with this teacher: {images:,} images, {DRAWS} augmented versions each, at every strength."
+            )
             st.button(
-                "Ask the teacher",
+                "Evaluate with teacher",
                 icon=":material/school:",
                 on_click=st.session_state.__setitem__,
                 args=(keys.RISK_WANTED, asked),
             )
         return
-    found = polling.wait(lambda: _finished(asked, root), f"{teacher.label} looks at augmented images", place=place)
+    found = polling.wait(
+        lambda: _finished(asked, root), f"Evaluating augmented images with {teacher.label}", place=place
+    )
     with place.container():
         _show(found["report"], found["flipped"], question["strength"])
 
@@ -85,70 +90,70 @@ def panel(question: dict[str, Any], teacher: RunRow, *, looked_at: int, store: S
 def _show(report: dict[str, Any], flipped: tuple[str, str], strength: float) -> None:
     whole, clean, suggested = report["whole"], report["clean"], report["suggested"]
     over = whole["flip_low"] > report["limit"]
-    with st.grid(min_column_width=150):
+    with st.grid(min_column_width=190):
         st.metric(
-            "Class changes",
+            "Label-change rate",
             formatting.percent(whole["flip_rate"]),
             border=True,
             height="stretch",
-            help="Look here first: the share of views that the teacher calls differently from their clean image. "
-            f"95 % interval {formatting.interval(whole['flip_low'], whole['flip_high'])}.",
+            help="Share of augmented images with another predicted class than their original. "
+            f"95% CI {formatting.interval(whole['flip_low'], whole['flip_high'])}.",
         )
         _before_and_after("Confidence", whole["confidence_before"], whole["confidence_after"])
         _before_and_after("Accuracy", whole["accuracy_before"], whole["accuracy_after"])
         st.metric(
-            "Teacher stddev",
+            "Teacher std. dev.",
             f"{whole['stddev']:.4f}",
             border=True,
             height="stretch",
-            help="Spread of the teacher's mean answer over groups of images (Wang et al., NeurIPS 2022): lower "
-            "promises a better student. Compare only policies that keep the class: it also falls when a policy "
-            f"destroys what there was to see. Clean images: {clean['stddev']:.4f}.",
+            help="Standard deviation of the teacher's mean prediction over groups of images (Wang et al., NeurIPS "
+            "2022): lower predicts a better student. Compare only label-preserving policies: it also falls when "
+            f"augmentation destroys the image content. Original images: {clean['stddev']:.4f}.",
         )
     st.caption(
-        f"{report['images']:,} images, {report['draws']} draws of each with seed {report['seed']}, at strength "
-        f"{strength:g}. 95 % interval of the share that changes: "
-        f"{formatting.interval(whole['flip_low'], whole['flip_high'])}. No test image is looked at."
+        f"{report['images']:,} images, {report['draws']} augmented versions each, seed {report['seed']}, "
+        f"strength {strength:g}. 95% CI of the label-change rate: "
+        f"{formatting.interval(whole['flip_low'], whole['flip_high'])}. The test set is not used."
     )
     if report["warnings"]:
-        told = "\n".join(f"- {one[:1].upper()}{one[1:]}." for one in report["warnings"])
-        (st.warning if over or "alone" in told else st.info)(told)
+        listed = "\n".join(f"- {one[:1].upper()}{one[1:]}." for one in report["warnings"])
+        (st.warning if over or "alone" in listed else st.info)(listed)
     else:
-        st.success("Nothing to warn of: the teacher still sees the class.", icon=":material/check:")
+        st.success("No warnings: predicted classes are preserved.", icon=":material/check:")
 
     left, right = st.columns(2, gap="large")
     with left:
-        st.markdown("**How strong may it be?**")
+        st.markdown("**Strength sweep**")
         basic.over_strength(report["curve"], limit=report["limit"], now=strength, suggested=suggested, key="risk-curve")
         if suggested is None:
-            st.caption("Even the weakest strength that was tried changes more than you accept.")
+            st.caption("Even the lowest strength of the sweep exceeds the max. label-change rate.")
         elif suggested == strength:
-            st.caption(f"Strength {suggested:g} is the largest tried that stays within what you accept.")
+            st.caption(f"Strength {suggested:g} is the highest of the sweep within the max. label-change rate.")
         else:
             st.button(
                 f"Use strength {suggested:g}",
                 icon=":material/tune:",
                 on_click=st.session_state.__setitem__,
                 args=(url_state.own("strength"), suggested),
-                help="The largest strength tried up to which the share stays within what you accept.",
+                help="Highest strength of the sweep up to which the label-change rate stays within the limit.",
             )
     with right:
-        st.markdown("**Which part does it?**")
+        st.markdown("**Per-transform effect**")
         parts = [(part["name"], part["effect"]) for part in report["parts"]]
         if parts:
             basic.by_part(parts, limit=report["limit"], key="risk-parts")
             _ranking(parts)
         else:
-            st.caption("Parts that mix images change the label on purpose and are not judged.")
+            st.caption("Mixing transforms change the label by design and are not evaluated.")
 
-    st.markdown(f"**Images that changed class: {report['flipped_count']:,}**")
+    st.markdown(f"**Label changes: {report['flipped_count']:,} augmented images**")
     if flipped[1]:
         st.html(flipped[0])
         st.html(flipped[1])
         many = min(augmentation_api.PICTURED, report["flipped_count"])
-        st.caption(f"The {many} whose new answer is the surest: what the teacher says before and after.")
+        st.caption(f"{many} most confident changes: teacher's prediction before and after augmentation.")
     else:
-        st.caption("None of the views that were looked at.")
+        st.caption("No predicted class changed.")
 
 
 def _before_and_after(name: str, before: float, after: float) -> None:
@@ -160,29 +165,33 @@ def _before_and_after(name: str, before: float, after: float) -> None:
         delta_color="off",
         border=True,
         height="stretch",
-        help=f"The teacher's, on augmented images; {formatting.percent(before)} on the clean ones.",
+        help=f"Of the teacher on augmented images; {formatting.percent(before)} on the originals.",
     )
 
 
 def _ranking(parts: list[tuple[str, dict[str, Any]]]) -> None:
-    """The figures of each part; ordered by the teacher's spread when the column is clicked."""
+    """The metrics of each transform, with their rank by the teacher's standard deviation."""
     ranked = sorted(range(len(parts)), key=lambda place: parts[place][1]["stddev"])
     st.dataframe(
         {
-            "Part": [name for name, _ in parts],
-            "Changes": [effect["flip_rate"] for _, effect in parts],
-            "95 % interval": [formatting.interval(effect["flip_low"], effect["flip_high"]) for _, effect in parts],
+            "Transform": [name for name, _ in parts],
+            "Label changes": [effect["flip_rate"] for _, effect in parts],
+            "95% CI": [formatting.interval(effect["flip_low"], effect["flip_high"]) for _, effect in parts],
             "Confidence": [effect["confidence_after"] for _, effect in parts],
-            "Stddev": [effect["stddev"] for _, effect in parts],
+            "Std. dev.": [effect["stddev"] for _, effect in parts],
             "Rank": [ranked.index(place) + 1 for place in range(len(parts))],
         },
         column_config={
-            "Changes": st.column_config.NumberColumn(format="percent"),
+            "Label changes": st.column_config.NumberColumn(format="percent"),
             "Confidence": st.column_config.NumberColumn(format="percent"),
-            "Stddev": st.column_config.NumberColumn(format="%.4f", help="Teacher stddev of this part alone."),
-            "Rank": st.column_config.NumberColumn(help="By teacher stddev, lowest first. Look at the changes before."),
+            "Std. dev.": st.column_config.NumberColumn(
+                format="%.4f", help="Teacher std. dev. with this transform alone."
+            ),
+            "Rank": st.column_config.NumberColumn(
+                help="By teacher std. dev., lowest first. Check label changes first."
+            ),
         },
         hide_index=True,
         lazy=False,
-        alt="Each part alone: share that changes, confidence, teacher stddev.",
+        alt="Each transform alone: label-change rate, confidence, teacher standard deviation.",
     )

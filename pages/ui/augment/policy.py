@@ -1,4 +1,4 @@
-"""The policy that a visitor builds: its form, its place in the address, and those saved under a name."""
+"""The augmentation policy: its form, its URL parameter, and saved policies."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from smallalign_core.runs.store import Store
 from smallalign_core.spec import Augment, RunSpec, canonical, members, parse, parse_policy
 
 FIRST: tuple[dict[str, Any], ...] = ({"kind": "shift", "pixels": 1}, {"kind": "rotate", "degrees": 10})
-"""What a visitor finds who has built nothing yet."""
+"""The initial policy."""
 
 KEY = "policy"
 
 
 def build() -> list[dict[str, Any]]:
-    """Draw the policy's form; returns its parts as plain values, which need not be a policy yet."""
+    """Draw the policy's form; returns its transforms as plain values, which may not be a valid policy yet."""
     asked = url_state.changed(KEY)
     if asked:
         try:
             take(parse_policy(json.loads(asked)), key=KEY)
         except (SmallAlignError, ValueError, RecursionError) as error:
-            st.warning(f"The link's policy cannot be used. {_why(error)}")
+            st.warning(f"Invalid link parameter: policy. {_why(error)}")
     if f"{KEY}.augment.rows" not in st.session_state:
         take([] if asked == "" else parse_policy(FIRST), key=KEY)
     field = RunSpec.model_fields["augment"]
@@ -41,14 +41,14 @@ def build() -> list[dict[str, Any]]:
         members(Augment),
         key=f"{KEY}.augment",
         most=16,
-        help=f"{field.description} Parts are applied in this order; one that mixes images comes last.",
+        help=f"{field.description} Transforms are applied in this order; a mixing transform comes last.",
     )
     url_state.keep(KEY, written(parts))
     return parts
 
 
 def receive(key: str) -> None:
-    """Fill the form of a run with the policy, seed and batch that a link brings, once."""
+    """Fill the form of a run with the policy, seed and batch size of a link, once."""
     brought = {name: st.query_params[name] for name in (KEY, "seed", "batch") if name in st.query_params}
     for name in brought:
         del st.query_params[name]
@@ -61,11 +61,11 @@ def receive(key: str) -> None:
                 spec = parse({"data": "digits", "network": "cnn", name: int(brought[name])})
                 forms.fill({name: getattr(spec, name)}, key=key)
     except (SmallAlignError, ValueError, RecursionError) as error:
-        st.warning(f"The link's policy, seed or batch cannot be used. {_why(error)}")
+        st.warning(f"Invalid link parameter: policy, seed or batch. {_why(error)}")
 
 
 def _why(error: Exception) -> str:
-    return str(error) if isinstance(error, SmallAlignError) else "It is not what this page writes."
+    return str(error) if isinstance(error, SmallAlignError) else "The value is not in the expected format."
 
 
 def take(parts: Sequence[Augment], *, key: str) -> None:
@@ -74,17 +74,17 @@ def take(parts: Sequence[Augment], *, key: str) -> None:
 
 
 def written(parts: Sequence[dict[str, Any]]) -> str:
-    """Parts as a short text for the address; a text that `build` reads back. Empty for none."""
+    """Transforms as a short text for the URL, which `build` reads back. Empty for none."""
     try:
         short: list[Any] = [canonical(part) for part in parse_policy(parts)]
-    except SmallAlignError:  # not a policy yet: the address still brings back what was there
+    except SmallAlignError:  # not a valid policy yet: the URL still restores it
         short = list(parts)
     return json.dumps(short, separators=(",", ":")) if short else ""
 
 
 @contextlib.contextmanager
-def told() -> Iterator[None]:
-    """Show an error as its sentence, with parts counted as the form counts them."""
+def checked() -> Iterator[None]:
+    """Show an error as its message, with transforms numbered as in the form."""
     try:
         yield
     except SmallAlignError as error:
@@ -92,15 +92,15 @@ def told() -> Iterator[None]:
 
 
 def _counted(found: re.Match[str]) -> str:
-    field = f"`{found[2]}` of part" if found[2] else "Part"
+    field = f"`{found[2]}` of transform" if found[2] else "Transform"
     return f"{field} {int(found[1]) + 1}"
 
 
 def take_along(question: dict[str, Any], batch: int, teacher: RunRow | None) -> list[dict[str, Any]]:
-    """The policy as YAML, code and command, and the way to a distillation with it; returns its parts at this strength.
+    """The policy as YAML, code and command, with a link to training; returns its transforms at this strength.
 
     Args:
-        question: policy, data, seed and strength, as asked of the desk.
+        question: policy, data, seed and strength, as sent to the backend.
     """
     answer = _code(json.dumps({name: question[name] for name in ("policy", "data_source", "strength")}))
     source = question["data_source"]["source"]
@@ -110,15 +110,15 @@ def take_along(question: dict[str, Any], batch: int, teacher: RunRow | None) -> 
         with st.container(horizontal=True, vertical_alignment="center", key="take-along"):
             st.page_link(
                 "distil.py",
-                label="Use in a distillation",
+                label="Use in training",
                 icon=":material/science:",
                 query_params=chosen | {KEY: carried, "seed": question["seed"], "batch": batch},
             )
-            st.caption("Takes data, teacher, policy, seed and batch to the Distil page.", width="content")
+            st.caption("Opens Distill with this dataset, teacher, policy, seed and batch size.", width="content")
     yaml, code, command = st.tabs(["YAML", "torchvision", "Command line"], key="code", on_change="ignore")
     with yaml:
         st.code(answer["policy"], language="yaml", wrap_lines=True)
-        st.caption("The policy at this strength: the `augment` of a spec, or a file for `views`.")
+        st.caption("The policy at this strength: the `augment` field of a spec, or the input file of `views`.")
     with code:
         st.code(answer["code"], language="python", wrap_lines=True)
     with command:
@@ -126,25 +126,25 @@ def take_along(question: dict[str, Any], batch: int, teacher: RunRow | None) -> 
         words += ["--teacher", shlex.quote(teacher.name)] if teacher else []
         words += ["--seed", str(question["seed"])] if question["seed"] else []
         st.code(" ".join(words), language="bash", wrap_lines=True)
-        st.caption("Save the YAML as policy.yaml; this writes the pictures as one PNG, and says what the teacher says.")
+        st.caption("Save the YAML as policy.yaml; this command writes a PNG of augmented images and the predictions.")
     parts: list[dict[str, Any]] = answer["parts"]
     return parts
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
 def _code(asked: str) -> dict[str, Any]:
-    return context.call("code", "Writing the code", **json.loads(asked))
+    return context.call("code", "Generating code", **json.loads(asked))
 
 
 def saved(store: Store, *, key: str, parts: Sequence[dict[str, Any]] | None = None) -> None:
-    """A menu of saved policies that fills the form of `key`; with `parts`, also a place to save those."""
+    """A menu of saved policies that fills the form of `key`; with `parts`, also a form to save them."""
     names = policies.names(store)
-    told = f"{key}.saved.told"
+    result = f"{key}.saved.result"
     with st.popover("Saved policies", icon=":material/bookmark:", width="stretch"):
         if names:
             name = st.selectbox("Policy", names, key=f"{key}.saved.name")
             with st.container(horizontal=True):
-                st.button("Load", key=f"{key}.saved.load", on_click=_load, args=(store, name, key, told))
+                st.button("Load", key=f"{key}.saved.load", on_click=_load, args=(store, name, key, result))
                 if parts is not None:
                     st.button(
                         "Delete",
@@ -152,50 +152,50 @@ def saved(store: Store, *, key: str, parts: Sequence[dict[str, Any]] | None = No
                         icon=":material/delete:",
                         type="tertiary",
                         on_click=_delete,
-                        args=(store, name, told),
+                        args=(store, name, result),
                     )
         else:
-            st.caption("None yet." if parts is not None else "None yet: save one on the Augment page.")
+            st.caption("No saved policies." if parts is not None else "No saved policies. Save one on Augmentation.")
         if parts is not None:
-            st.text_input("Save this one as", key=f"{key}.saved.as", placeholder="for instance mild-moves")
+            st.text_input("Policy name", key=f"{key}.saved.as", placeholder="e.g. mild-geometric")
             st.button(
                 "Save",
                 key=f"{key}.saved.save",
                 icon=":material/save:",
                 on_click=_save,
-                args=(store, list(parts), key, told),
+                args=(store, list(parts), key, result),
             )
-    if said := st.session_state.pop(told, None):
-        (st.success if said[0] else st.error)(said[1])
+    if done := st.session_state.pop(result, None):
+        (st.success if done[0] else st.error)(done[1])
 
 
-def _tell(told: str, done: str, error: SmallAlignError | OSError | None = None) -> None:
-    st.session_state[told] = (error is None, done if error is None else str(error))
+def _report(result: str, done: str, error: SmallAlignError | OSError | None = None) -> None:
+    st.session_state[result] = (error is None, done if error is None else str(error))
 
 
-def _load(store: Store, name: str, key: str, told: str) -> None:
+def _load(store: Store, name: str, key: str, result: str) -> None:
     try:
         take(policies.load(store, name), key=key)
     except SmallAlignError as error:
-        _tell(told, "", error)
+        _report(result, "", error)
     else:
-        _tell(told, f"Loaded {name}.")
+        _report(result, f"Loaded {name}.")
 
 
-def _delete(store: Store, name: str, told: str) -> None:
+def _delete(store: Store, name: str, result: str) -> None:
     try:
         policies.delete(store, name)
     except (SmallAlignError, OSError) as error:
-        _tell(told, "", error)
+        _report(result, "", error)
     else:
-        _tell(told, f"Deleted {name}.")
+        _report(result, f"Deleted {name}.")
 
 
-def _save(store: Store, parts: list[dict[str, Any]], key: str, told: str) -> None:
+def _save(store: Store, parts: list[dict[str, Any]], key: str, result: str) -> None:
     name = str(st.session_state.get(f"{key}.saved.as") or "").strip()
     try:
         policies.save(store, name, parse_policy(parts))
     except SmallAlignError as error:
-        _tell(told, "", error)
+        _report(result, "", error)
     else:
-        _tell(told, f"Saved as {name}: `policies/{name}.yaml` in the store.")
+        _report(result, f"Saved as {name}: `policies/{name}.yaml` in the store.")

@@ -1,4 +1,4 @@
-"""The parts of the dashboard that run in the visitor's browser: parity check, drawing pad and live curves.
+"""The parts of the dashboard that run in the browser: parity check, drawing pad and live curves.
 
 Each part is a component in three files: `_<name>.py` (what pages call), `<name>.mjs` (what the browser runs) and
 `<name>.html` (markup and style). `_npm.py` installs the two npm packages they need.
@@ -23,7 +23,7 @@ from pages.ui.browser._urls import artifact_url as artifact_url
 
 
 def installed() -> bool:
-    """True if the locked npm packages are here."""
+    """True if the locked npm packages are installed."""
     return PACKAGES.installed()
 
 

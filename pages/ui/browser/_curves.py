@@ -1,4 +1,4 @@
-"""A chart of curves that grows while a run trains and keeps the visitor's zoom: the Python side."""
+"""A chart of curves that grows while a run trains and keeps the zoom: the Python side."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pages.ui.browser._npm import INSTALL, PACKAGES
 from pages.ui.browser._urls import package_url
 
 MOST_POINTS = 2_000
-"""A longer series is drawn as the smallest and the largest value of half as many buckets, and the chart says so."""
+"""A longer series is drawn as the minima and maxima of half as many buckets, with a note below the chart."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Curve:
     dashed: bool = False
     """The role's mark: teachers are dashed, students solid."""
     colour: int = 0
-    """An index into the theme's chart colours; a run keeps its colour in every chart."""
+    """An index into the theme's chart colors; a run keeps its color in every chart."""
 
 
 def curves(
@@ -40,16 +40,16 @@ def curves(
     log_y: bool = False,
     smoothing: float = 0.0,
 ) -> None:
-    """Show the curves; call it again with longer series and the visitor's zoom, smoothing and hidden lines stay.
+    """Show the curves; a later call with longer series keeps zoom, smoothing and hidden lines.
 
     Args:
         key: of the Streamlit component; keep it the same while the curves grow.
         series: the lines, each with a name of its own.
         x_label: for instance `epoch`.
         y_label: with its unit, for instance `loss (nats)`.
-        alt: what the chart shows, in a sentence, for visitors who cannot see it.
+        alt: a description for screen readers, in a sentence.
         height: of the plot in CSS pixels.
-        log_y: whether the vertical axis starts logarithmic; the visitor can change it.
+        log_y: whether the vertical axis starts logarithmic; the user can change it.
         smoothing: weight of the exponential moving average at the start, 0 (none) to 0.99.
     """
     lines = [(curve, *_points(curve)) for curve in series]
@@ -60,10 +60,12 @@ def curves(
             "line": [curve.name for curve, x, _ in lines for _ in x],
         }
         st.line_chart(table, x="x", y="y", color="line", x_label=x_label, y_label=y_label, height=height)
-        st.caption(f"A plain chart: the live one is not installed. To install it run `{INSTALL}`.")
+        st.caption(f"Static chart: the interactive one is not installed. To install it, run `{INSTALL}`.")
         return
     cut = [
-        f"{curve.name}: {len(curve.x):,} points, drawn as {len(x):,} extremes" for curve, x, _ in lines if _long(curve)
+        f"{curve.name}: {len(curve.x):,} points, drawn as {len(x):,} minima and maxima"
+        for curve, x, _ in lines
+        if _long(curve)
     ]
     mount(
         "curves",
@@ -95,7 +97,7 @@ def _points(curve: Curve) -> tuple[list[float], list[float | None]]:
     """The points to draw: sorted by x, the last of equal x, six digits, None for what is not finite."""
     if len(curve.x) != len(curve.y):
         raise ValueError(
-            f"A curve needs as many x as y. Given: {curve.name!r} with {len(curve.x)} x and {len(curve.y)} y. "
+            f"A curve needs x and y of equal length. Given: {curve.name!r} with {len(curve.x)} x and {len(curve.y)} y. "
             "Pass equal lengths."
         )
     latest = {float(x): float(y) for x, y in zip(curve.x, curve.y, strict=True) if math.isfinite(x)}
@@ -116,7 +118,7 @@ def _extremes(pairs: list[tuple[float, float]], buckets: int) -> list[tuple[floa
         inside = pairs[bucket * len(pairs) // buckets : (bucket + 1) * len(pairs) // buckets]
         finite = [pair for pair in inside if math.isfinite(pair[1])] or inside
         extremes = {min(finite, key=lambda pair: pair[1]), max(finite, key=lambda pair: pair[1])}
-        # A value that is not finite stays: it is the gap that says the run diverged.
+        # A value that is not finite is kept: the gap shows that the run diverged.
         extremes.update(pair for pair in inside if not math.isfinite(pair[1]))
         kept.extend(sorted(extremes))
     return kept

@@ -35,8 +35,8 @@ WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEM
 COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
 OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
 """  # the package brings no licence file of its own
-README = """Serve this folder with any static host, for instance `python -m http.server`, and open it. Opening the page
-itself does not work: browsers load modules and models from a server only. A camera needs https or localhost.
+README = """Serve this folder with any static host, for instance `python -m http.server`, and open it. Opening the file
+itself does not work: browsers load modules and models from a server only. The camera requires https or localhost.
 """
 
 
@@ -45,11 +45,11 @@ def demo_files(model: bytes, report: dict[str, Any], name: str, packages: Packag
 
     Args:
         model: the .onnx file.
-        report: the export's proof, as in parity.json.
-        name: what to call the model.
+        report: the export's parity report, as in parity.json.
+        name: of the model.
 
     Raises:
-        InstallError: the npm packages are not here.
+        InstallError: the npm packages are not installed.
     """
     version = packages.versions["onnxruntime-web"]
     found = {part: packages.file("onnxruntime-web", version, f"dist/{part}") for part in RUNTIME}
@@ -60,8 +60,8 @@ def demo_files(model: bytes, report: dict[str, Any], name: str, packages: Packag
         "classes": report["classes"],
         "size": [height, width],
         "channels": channels,
-        "about": f"{report['precision']}, {report['bytes']:,} bytes, {loss['accuracy']:.2%} of {loss['images']:,} test "
-        "images. It runs in this browser.",
+        "about": f"{report['precision']}, {report['bytes']:,} bytes, test accuracy {loss['accuracy']:.2%} on "
+        f"{loss['images']:,} images. Runs in this browser.",
     }
     page = (MODULES / "demo.html").read_text(encoding="utf-8")
     files = {
@@ -75,14 +75,14 @@ def demo_files(model: bytes, report: dict[str, Any], name: str, packages: Packag
     for part, path in found.items():
         if path is None:
             raise InstallError(
-                f"The demo needs the browser parts. Given: onnxruntime-web {version} without {part}. Run: {INSTALL}"
+                f"The demo requires the browser parts. Given: onnxruntime-web {version} without {part}. Run: {INSTALL}"
             )
         made[f"ort/{part}"] = path.read_bytes()
     return made
 
 
 def demo_zip(model: bytes, report: dict[str, Any], name: str, packages: Packages = PACKAGES) -> bytes:
-    """The demo as a zip whose files lie in one folder."""
+    """The demo as a zip with one folder."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         for path, content in demo_files(model, report, name, packages).items():
@@ -94,17 +94,17 @@ def unpack_demo(download: Path, to: Path) -> Path:
     """Make the demo's folder from a downloaded zip of an export; returns its page.
 
     Raises:
-        InstallError: the zip is not such a download, the folder holds files already, or the npm packages are not here.
+        InstallError: the zip is not such a download, the folder is not empty, or the npm packages are not installed.
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise InstallError(f"The folder holds files already, or is a file. Given: {to}. Name another one.")
+        raise InstallError(f"The output folder is not empty, or is a file. Given: {to}. Choose another one.")
     try:
         with zipfile.ZipFile(download) as archive:
             model, report = archive.read("model.onnx"), json.loads(archive.read("parity.json"))
         files = demo_files(model, report, f"{report['run']} {report['precision']}")
     except (OSError, LookupError, ValueError, TypeError, RuntimeError, zlib.error, zipfile.BadZipFile):
         raise InstallError(
-            f"That is no download of an export. Given: {download}. Make one with "
+            f"Not a bundle of an export. Given: {download}. Make one with "
             "`python -m smallalign_core export RUN --to student.zip`."
         ) from None
     for path, content in files.items():

@@ -1,4 +1,4 @@
-"""A pad to draw on, answered by models that run in the visitor's browser or by us: the Python side."""
+"""A drawing pad with predictions of models that run in the browser or on the server: the Python side."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from pages.ui.browser._urls import package_url
 
 
 def draw(*, key: str, models: Mapping[str, str], classes: Sequence[str], size: tuple[int, int], channels: int) -> None:
-    """Show a pad for mouse, touch and pen; while the visitor draws, every model says what it sees.
+    """Show a pad for mouse, touch and pen, with live predictions of every model.
 
-    Nothing leaves the browser: neither the drawing nor a picture that is dropped on the pad.
+    Nothing leaves the browser: neither the drawing nor an image that is dropped on the pad.
 
     Args:
         key: of the Streamlit component.
         models: name to address of an ONNX file, in the order of the rows.
         classes: the names of the classes, in the order of the logits.
         size: height and width of the images that the models were trained on, in pixels.
-        channels: 1 gives white ink on black, and the choice to centre the drawing; 3 gives coloured ink on white.
+        channels: 1 gives white ink on black, and the option to center the drawing; 3 gives colored ink on white.
     """
     if missing("The drawing pad"):
         return
@@ -42,9 +42,9 @@ def draw(*, key: str, models: Mapping[str, str], classes: Sequence[str], size: t
 
 
 def sketch(*, key: str, size: tuple[int, int], channels: int) -> NDArray[np.uint8] | None:
-    """Show the pad, and return what is drawn as models would see it: uint8 [channels, *size]. None before that.
+    """Show the pad, and return the drawing as model input: uint8 [channels, *size]. None before that.
 
-    The small picture, and nothing else, is sent to the server after each stroke.
+    Only the model input is sent to the server, after each stroke.
     """
     if missing("The drawing pad"):
         return None
@@ -60,15 +60,15 @@ def sketch(*, key: str, size: tuple[int, int], channels: int) -> NDArray[np.uint
 
 
 def picture(sent: object, size: tuple[int, int], channels: int) -> NDArray[np.uint8]:
-    """What a browser sent as an image uint8 [channels, *size].
+    """The content sent by a browser as an image uint8 [channels, *size].
 
     Raises:
-        ValueError: in a sentence, if it is no such thing: a browser is not trusted.
+        ValueError: it is not such an image: a browser is not trusted.
     """
     try:
         content = base64.b64decode(sent if isinstance(sent, str) else "%", validate=True)
     except binascii.Error:
         content = b""
     if len(content) != size[0] * size[1] * channels:
-        raise ValueError("The drawing arrived damaged. Clear the pad and draw again.")
+        raise ValueError("The drawing could not be decoded. Clear the pad and draw again.")
     return np.frombuffer(content, np.uint8).reshape(*size, channels).transpose(2, 0, 1).copy()

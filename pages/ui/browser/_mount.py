@@ -28,16 +28,16 @@ def _component(name: str) -> Callable[..., Any]:
 
 
 def mount(name: str, *, key: str, data: dict[str, Any], **on_change: Callable[[], None]) -> Any:
-    """Mount the component whose code is `<name>.mjs` and whose markup and style are `<name>.html`."""
+    """Mount the component with the code `<name>.mjs` and the markup and style `<name>.html`."""
     return _component(name)(key=key, data={**data, "module": module_url(f"{name}.mjs")}, **on_change)
 
 
 def missing(what: str) -> bool:
-    """Say how to install the browser parts if they are not here; True if they are missing."""
+    """Show how to install the browser parts if they are missing; True if they are."""
     if PACKAGES.installed():
         return False
     st.info(
-        f"{what} needs the browser parts, which are not installed yet. If the application started a moment ago, it is "
-        f"installing them: reload the page in half a minute. To install them by hand run `{INSTALL}`."
+        f"{what} requires the browser parts, which are not installed yet. After the first start they are installed "
+        f"automatically: reload the page in half a minute. To install them manually, run `{INSTALL}`."
     )
     return True

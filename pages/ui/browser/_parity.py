@@ -1,4 +1,4 @@
-"""The proof that exported models answer in the visitor's browser as they do in Python: the Python side."""
+"""The parity check of exported models in the browser: the Python side."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from pages.ui.browser._urls import package_url
 
 @dataclass(frozen=True)
 class Timing:
-    """What one model cost in the browser; times in milliseconds, for one image unless said otherwise."""
+    """Timings of one model in the browser; in milliseconds, for one image unless noted otherwise."""
 
     bytes: int
     fetch_ms: float
     load_ms: float
     """Parsing the file and preparing the session."""
     first_ms: float
-    """The first answer, before the browser's compiler has warmed up."""
+    """The first inference, before the browser's compiler has warmed up."""
     warm_ms: float
-    """How long the warm-up took."""
+    """Duration of the warm-up."""
     steady: bool
-    """True if two successive windows of the warm-up agreed within 10 %; else the machine was busy."""
+    """True if two successive windows of the warm-up agreed within 10%; else the machine was busy."""
     p50_ms: float
     p95_ms: float
     min_ms: float
@@ -45,11 +45,11 @@ class Timing:
 
 @dataclass(frozen=True)
 class Runtime:
-    """What ran the models."""
+    """The runtime of the models."""
 
     backend: Literal["wasm", "webgpu"]
     why: str
-    """Why this backend, in words."""
+    """Reason for this backend."""
     threads: int
     isolated: bool
     """The page's `crossOriginIsolated`, without which there is one thread only."""
@@ -61,7 +61,7 @@ class Runtime:
 
 @dataclass(frozen=True)
 class ParityResult:
-    """The answers of the browser to `count` images, for each model."""
+    """The browser's logits for `count` images, for each model."""
 
     request: str
     runtime: Runtime
@@ -89,14 +89,14 @@ def parity(
     threads: int = 0,
     backend: Literal["auto", "wasm", "webgpu"] = "auto",
 ) -> ParityResult | None:
-    """Let the visitor's browser answer `count` images with each model, and time it.
+    """Run each model on `count` images in the browser, and time it.
 
     The work is done once per `request`; reruns of the page return the same result. Progress and failures are shown
-    where the component stands.
+    in the component.
 
     Args:
         key: of the Streamlit component.
-        request: names the work, for instance a digest of models and images; a new name starts it anew.
+        request: identifies the work, for instance a digest of models and images; a new value starts it again.
         models: name to address of an ONNX file: input `images` uint8 [N, H, W, C], outputs `logits`, `probabilities`.
         images: address of the raw uint8 images, one after the other.
         count: how many there are.
@@ -106,9 +106,9 @@ def parity(
         backend: `auto` takes WebGPU if there is a real adapter, else WASM.
 
     Returns:
-        The result, or None while the browser works, if it failed, and if the browser parts are not installed.
+        The result, or None while the browser is working, if it failed, and if the browser parts are not installed.
     """
-    if missing("The check in your browser"):
+    if missing("The browser check"):
         return None
     memory = f"{key}-answer"
     kept = st.session_state.get(memory)
@@ -130,7 +130,7 @@ def parity(
         on_result_change=lambda: None,
     ).result
     if isinstance(answer, dict) and answer.get("request") == request:
-        # A trigger lives for one rerun, so the page has to remember it. Plain data only: classes change on hot reload.
+        # A trigger lasts for one rerun, so the page has to keep it. Plain data only: classes change on hot reload.
         st.session_state[memory] = known = answer
     if known is None or "error" in known:
         return None
@@ -142,10 +142,10 @@ def parity(
 
 
 def decode(answer: Mapping[str, Any], *, models: list[str], count: int, classes: int | None = None) -> ParityResult:
-    """Check what a browser sent and turn it into a result.
+    """Validate the response of a browser and turn it into a result.
 
     Raises:
-        ValueError: in a sentence, if anything is missing or has the wrong type or size.
+        ValueError: anything is missing or has the wrong type or size.
     """
     try:
         runtime = _RUNTIME.validate_python(answer.get("runtime"))
@@ -153,12 +153,12 @@ def decode(answer: Mapping[str, Any], *, models: list[str], count: int, classes:
         images = _DIGEST.validate_python(answer.get("images_sha256"))
         logits = {name: _matrix(answer["logits"][name], name, count, classes) for name in models}
     except (KeyError, TypeError, ValidationError) as error:
-        where = "a figure is missing or has the wrong type"
+        where = "a value is missing or has the wrong type"
         if isinstance(error, ValidationError):
             first = error.errors()[0]
             where = f"{'.'.join(map(str, first['loc'])) or 'the runtime'}: {first['msg']}"
         raise ValueError(
-            f"The browser's answer cannot be used. Given: {where}. Reload the page and check again."
+            f"Invalid response of the browser. Given: {where}. Reload the page and repeat the check."
         ) from error
     return ParityResult(
         request=str(answer.get("request")), runtime=runtime, timings=timings, logits=logits, images_sha256=images
@@ -171,7 +171,7 @@ def _matrix(text: str, name: str, count: int, classes: int | None) -> npt.NDArra
     except binascii.Error as error:
         raise ValueError(
             f"The browser's logits of {name} are not base64. Given: {len(text)} characters. "
-            "Reload the page and check again."
+            "Reload the page and repeat the check."
         ) from error
     if not raw or len(raw) % (4 * count) or (classes is not None and len(raw) != 4 * count * classes):
         expected = f"{count} x {classes}" if classes is not None else f"a multiple of {count}"

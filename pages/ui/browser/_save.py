@@ -8,13 +8,12 @@ from pages.ui.browser._mount import mount
 def save(*, key: str, name: str, alt: str, csv: str) -> None:
     """Show the buttons for the Plotly chart that stands in the same container, whose key begins with `plot-`.
 
-    Pictures are made in the browser of what it draws at that moment: zoomed, with the lines that are on, and in
-    the visitor's theme.
+    Images are made in the browser from its current state: zoom, visible lines and theme.
 
     Args:
         key: of the Streamlit component.
         name: of the files, without ending.
-        alt: what the chart shows: the SVG's title.
+        alt: description of the chart: the SVG's title.
         csv: the numbers behind it.
     """
     mount("save", key=key, data={"name": name, "alt": alt, "csv": csv})

@@ -1,4 +1,4 @@
-"""Where the browser finds our own modules, the npm packages and a run's files on this server."""
+"""URLs of our own modules, the npm packages and a run's files on this server."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def base_path() -> str:
 
 
 def module_url(name: str) -> str:
-    """The address of one of our own browser modules, such as `parity.mjs`."""
+    """The URL of one of our own browser modules, such as `parity.mjs`."""
     return f"{base_path()}assets/{name}"
 
 
 def package_url(package: str, name: str = "") -> str:
-    """The address of a file (or folder, with a trailing slash) of an npm package; it changes with the version."""
+    """The URL of a file (or folder, with a trailing slash) of an npm package; it changes with the version."""
     return f"{base_path()}assets/{package}/{PACKAGES.versions[package]}/{name}"
 
 
 def artifact_url(run: str, name: str, *, download: bool = False) -> str:
-    """The address of an exported file of a run; with `download` the browser saves it instead of showing it."""
+    """The URL of an exported file of a run; with `download` the browser saves it instead of showing it."""
     return f"{base_path()}artifacts/{quote(run)}/{quote(name)}" + ("?download=1" if download else "")

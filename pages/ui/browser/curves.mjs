@@ -33,7 +33,7 @@ class Chart {
     this.UPlot = UPlot;
     this.turn = 0;
     this.hidden = new Set();
-    this.zoom = null; // [from, to] on the x axis while the visitor looks at a part.
+    this.zoom = null; // [from, to] on the x axis while zoomed in.
     this.find('.smoothing').oninput = () => this.plot && this.refresh();
     this.find('.log').onchange = () => this.plot && this.build();
     this.find('.reset').onclick = () => this.unzoom();
@@ -131,7 +131,7 @@ class Chart {
       cursor: { drag: { x: true, y: false, dist: 6 }, points: { size: 8, show: (chart, i) => (i % 2 ? false : undefined) } },
       hooks: {
         setCursor: [() => this.legendValues()],
-        setScale: [(chart, scale) => this.tell(chart, scale)],
+        setScale: [(chart, scale) => this.expose(chart, scale)],
         setSelect: [(chart) => chart.select.width > 0 && this.zoomed(chart)],
       },
     }, this.columns(), this.find('.plot'));
@@ -142,7 +142,7 @@ class Chart {
   }
 
   /** Leave the visible range in the markup, where a test can read it. */
-  tell(chart, scale) {
+  expose(chart, scale) {
     const { min, max } = chart.scales[scale];
     this.find('.plot').setAttribute(`data-${scale}`, `${min} ${max}`);
   }
@@ -159,7 +159,7 @@ class Chart {
     this.refresh();
   }
 
-  /** Put the data in, and keep the part that the visitor looks at. */
+  /** Set the data, and keep the zoom. */
   refresh() {
     this.find('output').textContent = Number(this.find('.smoothing').value).toFixed(2);
     const smoothing = Number(this.find('.smoothing').value) > 0;
@@ -215,7 +215,7 @@ class Chart {
 
   /** The chart as an SVG: what is drawn on the canvas now, and the legend above it. */
   async picture() {
-    if (!this.plot) throw new Error('there are no points yet');
+    if (!this.plot) throw new Error('the chart has no points yet');
     const { plot, data, colours } = this;
     const { width, height } = this.extent();
     const style = getComputedStyle(this.find('.box'));
@@ -254,7 +254,7 @@ class Chart {
     return picture;
   }
 
-  /** The points as they came, before smoothing; a note below the chart says if these are extremes of more. */
+  /** The points before smoothing; a note below the chart is shown if they are minima and maxima of more. */
   table() {
     const { series, x_label, y_label } = this.data;
     const cell = (value) => (/[",\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);

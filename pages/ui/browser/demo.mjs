@@ -1,4 +1,4 @@
-// The page of the demo: the drawing pad with one model, whose files lie beside this one.
+// The page of the demo: the drawing pad with one model, with all files in this folder.
 
 import draw from './draw.mjs';
 

@@ -1,10 +1,10 @@
-// A pad to draw on, drop a picture on, or point the camera at; every model answers while the visitor draws.
+// A pad for drawings, images and the camera, with live predictions of every model.
 
 import { Ort, Stopped } from './ort.mjs';
 import { brightBorder, frame, grey, rgb, show, shrink } from './pixels.mjs';
 
 const SIDE = 280; // Pixels of the pad's longer side: ten per pixel of a digit, so that strokes are smooth.
-const PAUSE = 100; // Milliseconds between answers while drawing.
+const PAUSE = 100; // Milliseconds between predictions while drawing.
 const TOP = 3;
 
 const pads = new WeakMap();
@@ -15,7 +15,7 @@ class Pad {
     this.paper = this.find('.paper');
     this.ink = this.paper.getContext('2d', { willReadFrequently: true });
     this.turn = 0;
-    this.dirty = false; // Something was drawn since the last answer.
+    this.dirty = false; // Something was drawn since the last prediction.
     this.empty = true;
     this.busy = false;
     this.listen();
@@ -35,7 +35,7 @@ class Pad {
       this.stop();
       this.rows = new Map(Object.keys(data.models).map((name) => [name, this.row(name)]));
       this.find('.models').replaceChildren(...[...this.rows.values()].map(({ element }) => element));
-      if (!this.empty) this.answer(true);
+      if (!this.empty) this.predict(true);
     }
   }
 
@@ -50,8 +50,8 @@ class Pad {
     this.paper.height = Math.round(rows * unit);
     for (const choice of this.root.querySelectorAll('.grey-only')) choice.hidden = !this.monochrome;
     if (this.data.sends) {
-      this.find('.leaves').textContent = 'What the models see goes to this server, and is written nowhere.';
-      this.find('.saw').textContent = `What the models see: ${columns} × ${rows} pixels`;
+      this.find('.leaves').textContent = 'Only the model input is sent to this server; it is not stored.';
+      this.find('.saw').textContent = `Model input: ${columns} × ${rows} pixels`;
     }
     this.find('.ink').hidden = this.monochrome;
     this.clear();
@@ -66,7 +66,7 @@ class Pad {
     this.hand(null);
     for (const row of this.rows?.values() ?? []) row.show([], null);
     this.find('.spoken').textContent = '';
-    if (this.started) this.find('.saw').textContent = 'Draw something, and the models say what they see.';
+    if (this.started) this.find('.saw').textContent = 'Draw something to see predictions.';
   }
 
   listen() {
@@ -93,18 +93,18 @@ class Pad {
     this.paper.onpointerdown = (event) => {
       if (event.button) return;
       event.preventDefault();
-      this.stopCamera(); // What it saw last stays, to be drawn on.
+      this.stopCamera(); // The last frame stays, to be drawn on.
       this.paper.setPointerCapture(event.pointerId);
       last = stroke(event, at(event));
-      this.answer();
+      this.predict();
     };
     this.paper.onpointermove = (event) => {
       if (!last) return;
       last = stroke(event, last);
-      this.answer();
+      this.predict();
     };
     this.paper.onpointerup = this.paper.onpointercancel = () => {
-      if (last) this.answer(true);
+      if (last) this.predict(true);
       last = null;
     };
     this.find('.clear').onclick = () => {
@@ -112,7 +112,7 @@ class Pad {
       this.clear();
     };
     this.find('.camera').onclick = () => (this.stream ? this.stopCamera() : this.startCamera());
-    this.find('.centre').onchange = this.find('.invert').onchange = () => this.empty || this.answer(true);
+    this.find('.centre').onchange = this.find('.invert').onchange = () => this.empty || this.predict(true);
     this.find('.file').onchange = (event) => {
       this.picture(event.target.files[0]);
       event.target.value = '';
@@ -130,14 +130,14 @@ class Pad {
     };
   }
 
-  /** Put the middle of a picture on the pad, cut to the pad's shape. */
+  /** Put the center of an image on the pad, cropped to the pad's shape. */
   async picture(file) {
     if (!file) return;
     let bitmap;
     try {
       bitmap = await createImageBitmap(file);
     } catch {
-      this.problem(`That file is no picture. Given: ${file.name}. Choose a PNG, JPEG or WebP file.`);
+      this.problem(`Not an image file. Given: ${file.name}. Choose a PNG, JPEG or WebP file.`);
       return;
     }
     this.stopCamera();
@@ -145,10 +145,10 @@ class Pad {
     this.fill(bitmap, bitmap.width, bitmap.height);
     bitmap.close();
     this.guessInk();
-    this.answer(true);
+    this.predict(true);
   }
 
-  /** Put the middle of a picture or of a camera's frame on the pad, cut to the pad's shape. */
+  /** Put the center of an image or camera frame on the pad, cropped to the pad's shape. */
   fill(source, wide, high) {
     const { width, height } = this.paper;
     const scale = Math.max(width / wide, height / high);
@@ -158,28 +158,28 @@ class Pad {
     this.empty = false;
   }
 
-  /** Ink on paper is dark on light; models of one channel learnt light on dark. The visitor sees it and can undo it. */
+  /** Ink on paper is dark on light; models of one channel learned light on dark. The user can undo it. */
   guessInk() {
     const { width, height } = this.paper;
     this.find('.invert').checked = this.monochrome && brightBorder(grey(this.pixels()), width, height);
   }
 
-  /** Show what the camera sees, and answer to it, until it is stopped. */
+  /** Show camera frames with predictions until the camera is stopped. */
   async startCamera() {
     let stream;
     try {
       // Without a secure context there is no `mediaDevices` at all.
-      if (!navigator.mediaDevices) throw new Error('a browser offers it to https pages and to localhost only');
+      if (!navigator.mediaDevices) throw new Error('browsers allow it on https pages and localhost only');
       stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: 'environment' } });
     } catch (error) {
-      const why = error.name === 'NotFoundError' ? 'there is none' : error.name === 'NotAllowedError' ? 'it was not allowed' : error.message;
-      this.problem(`The camera cannot be used: ${why}. Draw, or choose a picture.`);
+      const why = error.name === 'NotFoundError' ? 'no camera found' : error.name === 'NotAllowedError' ? 'permission denied' : error.message;
+      this.problem(`Camera not available: ${why}. Draw, or choose an image.`);
       return;
     }
     if (this.stream || this.gone) return stream.getTracks().forEach((track) => track.stop());
     this.stream = stream;
     this.find('.camera').setAttribute('aria-pressed', 'true');
-    this.find('.camera').textContent = 'Stop the camera';
+    this.find('.camera').textContent = 'Stop camera';
     const video = Object.assign(document.createElement('video'), { srcObject: stream, muted: true, playsInline: true });
     await video.play().catch(() => null); // Stopped before it began.
     let first = true;
@@ -188,7 +188,7 @@ class Pad {
         this.fill(video, video.videoWidth, video.videoHeight);
         if (first) this.guessInk();
         first = false;
-        this.answer();
+        this.predict();
       }
       await new Promise((resolve) => setTimeout(resolve, PAUSE));
     }
@@ -206,7 +206,7 @@ class Pad {
     return this.ink.getImageData(0, 0, this.paper.width, this.paper.height).data;
   }
 
-  /** Make the small picture and show it; returns its pixels, rows by columns by channels. */
+  /** Make the model input and show it; returns its pixels, rows by columns by channels. */
   see() {
     const { width, height } = this.paper;
     const { size, channels } = this.data;
@@ -218,12 +218,12 @@ class Pad {
     return small;
   }
 
-  /** Load the runtime and the models once, when the visitor first comes near the pad. */
+  /** Load the runtime and the models once, when the pointer first enters the pad. */
   start() {
     this.started ??= this.load().catch((error) => {
       if (error instanceof Stopped) return null;
       this.started = null;
-      this.problem(`The models could not be loaded. ${error.message}`);
+      this.problem(`Loading the models failed. ${error.message}`);
       return null;
     });
     return this.started;
@@ -231,14 +231,14 @@ class Pad {
 
   async load() {
     const absolute = (url) => new URL(url, location.origin).href;
-    this.find('.saw').textContent = 'Loading the models';
+    this.find('.saw').textContent = 'Loading models';
     const ort = (this.ort = new Ort());
-    // One thread and WebAssembly: a single small picture is answered before a graphics card is asked.
-    const about = await ort.ask('start', { runtime: absolute(this.data.runtime), wanted: 'wasm', threads: 1 });
+    // One thread and WebAssembly: faster than a GPU for a single small image.
+    const about = await ort.call('start', { runtime: absolute(this.data.runtime), wanted: 'wasm', threads: 1 });
     for (const [name, url] of Object.entries(this.data.models)) {
-      await ort.ask('open', { name, url: absolute(url), backend: about.backend, shape: [...this.data.size, this.data.channels] });
+      await ort.call('open', { name, url: absolute(url), backend: about.backend, shape: [...this.data.size, this.data.channels] });
     }
-    this.find('.saw').textContent = 'Draw something, and the models say what they see.';
+    this.find('.saw').textContent = 'Draw something to see predictions.';
     this.problem('');
     return ort;
   }
@@ -248,10 +248,10 @@ class Pad {
     this.ort = this.started = null;
   }
 
-  /** Answer soon: at most ten times a second while drawing, and always once more after the last change. */
-  async answer(final = false) {
+  /** Predict soon: at most ten times a second while drawing, and always once more after the last change. */
+  async predict(final = false) {
     this.dirty = true;
-    this.speak ||= final;
+    this.announce ||= final;
     if (this.busy) return;
     this.busy = true;
     try {
@@ -264,36 +264,36 @@ class Pad {
       const ort = await this.start();
       while (ort && this.dirty && !this.empty) {
         this.dirty = false;
-        const speak = this.speak;
-        this.speak = false;
-        await this.ask(ort, speak);
+        const announce = this.announce;
+        this.announce = false;
+        await this.infer(ort, announce);
         await new Promise((resolve) => setTimeout(resolve, PAUSE));
       }
     } catch (error) {
-      if (!(error instanceof Stopped)) this.problem(`The models could not answer. ${error.message}`);
+      if (!(error instanceof Stopped)) this.problem(`Inference failed. ${error.message}`);
     } finally {
       this.busy = false;
     }
   }
 
-  async ask(ort, speak) {
+  async infer(ort, announce) {
     const { classes, size, channels } = this.data;
     const image = this.see();
-    const said = [];
+    const best = [];
     for (const [name, row] of this.rows) {
-      const { probabilities, ms } = await ort.ask('predict', { name, image, shape: [...size, channels] });
+      const { probabilities, ms } = await ort.call('predict', { name, image, shape: [...size, channels] });
       if (this.empty) return; // Cleared meanwhile.
       if (probabilities.length !== classes.length) {
-        throw new Error(`${name} knows ${probabilities.length} classes, this page names ${classes.length}. Export it again.`);
+        throw new Error(`Class count mismatch. Given: ${name} with ${probabilities.length} classes, expected ${classes.length}. Export the run again.`);
       }
-      const best = [...probabilities.keys()].sort((a, b) => probabilities[b] - probabilities[a]).slice(0, TOP);
-      row.show(best.map((i) => [classes[i], probabilities[i]]), ms);
-      said.push(`${name}: ${classes[best[0]]}, ${percent(probabilities[best[0]])}`);
+      const top = [...probabilities.keys()].sort((a, b) => probabilities[b] - probabilities[a]).slice(0, TOP);
+      row.show(top.map((i) => [classes[i], probabilities[i]]), ms);
+      best.push(`${name}: ${classes[top[0]]}, ${percent(probabilities[top[0]])}`);
     }
-    this.find('.saw').textContent = `What the models see: ${size[1]} × ${size[0]} pixels`;
+    this.find('.saw').textContent = `Model input: ${size[1]} × ${size[0]} pixels`;
     this.problem('');
-    // Spoken once per stroke: ten announcements a second would help nobody.
-    if (speak) this.find('.spoken').textContent = said.join('. ');
+    // Announced once per stroke: ten announcements a second would be useless.
+    if (announce) this.find('.spoken').textContent = best.join('. ');
   }
 
   row(name) {
@@ -326,7 +326,7 @@ class Pad {
     return row;
   }
 
-  /** Give the small picture to Python, if it asked for it; null when the pad is cleared. */
+  /** Send the model input to Python, if requested; null when the pad is cleared. */
   hand(image) {
     if (!this.data.sends || (!image && !this.handed)) return;
     this.handed = Boolean(image);
@@ -340,9 +340,9 @@ class Pad {
 }
 
 function percent(share) {
-  if (share > 0.9995) return '> 99.9 %';
-  if (share < 0.0005) return '< 0.1 %';
-  return `${(100 * share).toFixed(1)} %`;
+  if (share > 0.9995) return '> 99.9%';
+  if (share < 0.0005) return '< 0.1%';
+  return `${(100 * share).toFixed(1)}%`;
 }
 
 export default function ({ data, parentElement, setStateValue }) {

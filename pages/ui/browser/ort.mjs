@@ -7,26 +7,26 @@ export class Ort {
 
   constructor() {
     this.#worker.onmessage = ({ data }) => {
-      const call = this.#waiting.get(data.id);
-      if (!call) return;
-      if ('share' in data) return call.report?.(data.share);
+      const pending = this.#waiting.get(data.id);
+      if (!pending) return;
+      if ('share' in data) return pending.report?.(data.share);
       this.#waiting.delete(data.id);
-      if ('error' in data) call.reject(new Error(data.error));
-      else call.resolve(data.answer);
+      if ('error' in data) pending.reject(new Error(data.error));
+      else pending.resolve(data.answer);
     };
     this.#worker.onerror = (event) => {
       event.preventDefault();
-      this.#fail(new Error(`The inference worker stopped (${event.message || 'it could not be loaded'}). Reload the page.`));
+      this.#fail(new Error(`The inference worker stopped. Given: ${event.message || 'loading failed'}. Reload the page.`));
     };
   }
 
   #fail(error) {
-    for (const call of this.#waiting.values()) call.reject(error);
+    for (const pending of this.#waiting.values()) pending.reject(error);
     this.#waiting.clear();
   }
 
-  /** Ask the worker for one of its operations; `report` hears the share that is done, 0 to 1. */
-  ask(operation, options, report) {
+  /** Run one of the worker's operations; `report` gets the progress, 0 to 1. */
+  call(operation, options, report) {
     this.#last += 1;
     const id = this.#last;
     return new Promise((resolve, reject) => {
@@ -35,14 +35,14 @@ export class Ort {
     });
   }
 
-  /** Stop the worker; whoever waits hears that it was stopped. */
+  /** Stop the worker; pending calls are rejected with `Stopped`. */
   end() {
     this.#worker.terminate();
     this.#fail(new Stopped());
   }
 }
 
-/** The reason of a promise whose worker was stopped on purpose: nothing to show. */
+/** The rejection of a call when the worker was stopped on purpose: nothing to show. */
 export class Stopped extends Error {}
 
 /**
@@ -53,7 +53,7 @@ export async function withRuntime({ runtime, backend, threads }, keep, work) {
   const attempt = async (wanted) => {
     const ort = new Ort();
     keep(ort);
-    const about = await ort.ask('start', { runtime: new URL(runtime, location.origin).href, wanted, threads });
+    const about = await ort.call('start', { runtime: new URL(runtime, location.origin).href, wanted, threads });
     return { about, result: () => work(ort, about) };
   };
   const first = await attempt(backend);

@@ -7,24 +7,24 @@ let ort = null;
 const sessions = new Map();
 
 async function chooseBackend(wanted) {
-  if (wanted === 'wasm') return { backend: 'wasm', why: 'asked for' };
-  if (!navigator.gpu) return { backend: 'wasm', why: 'this browser offers no WebGPU here' };
+  if (wanted === 'wasm') return { backend: 'wasm', why: 'requested' };
+  if (!navigator.gpu) return { backend: 'wasm', why: 'WebGPU not available in this browser' };
   let adapter = null;
   try {
     adapter = await navigator.gpu.requestAdapter();
   } catch (error) {
     return { backend: 'wasm', why: `WebGPU failed: ${error.message}` };
   }
-  if (!adapter) return { backend: 'wasm', why: 'WebGPU has no adapter on this machine' };
+  if (!adapter) return { backend: 'wasm', why: 'no WebGPU adapter on this machine' };
   const { vendor = '', architecture = '', isFallbackAdapter = false } = adapter.info ?? {};
-  if (wanted === 'auto' && isFallbackAdapter) return { backend: 'wasm', why: 'WebGPU would run in software here' };
+  if (wanted === 'auto' && isFallbackAdapter) return { backend: 'wasm', why: 'WebGPU adapter is software only' };
   return { backend: 'webgpu', why: `adapter ${[vendor, architecture].filter(Boolean).join(' ') || 'unnamed'}` };
 }
 
 async function fetchBytes(url) {
   const response = await fetch(url);
   if (!response.ok) {
-    throw new Error(`The server did not send a file. Given: ${new URL(url).pathname}, status ${response.status}. Export the run again.`);
+    throw new Error(`File download failed. Given: ${new URL(url).pathname}, status ${response.status}. Export the run again.`);
   }
   return new Uint8Array(await response.arrayBuffer());
 }
@@ -36,7 +36,7 @@ async function digest(bytes) {
   return [...hash].map((byte) => byte.toString(16).padStart(2, '0')).join('');
 }
 
-/** Run one batch of uint8 NHWC pixels; waits for the numbers, because WebGPU answers before it has worked. */
+/** Run one batch of uint8 NHWC pixels; waits for the numbers, because WebGPU returns before it has finished. */
 async function run(session, pixels, shape, output) {
   const input = new ort.Tensor('uint8', pixels, shape);
   const outputs = await session.run({ images: input }, [output], { logSeverityLevel: 4 });
@@ -62,7 +62,7 @@ async function withoutAntialias(session, file, shape) {
   }
 }
 
-/** Let the worker hear that it was stopped: between promises alone it is deaf, and the browser waits seconds to kill it. */
+/** Let the worker process its termination: with promises alone it does not, and the browser waits seconds to kill it. */
 const breathe = () => new Promise((resolve) => setTimeout(resolve));
 
 const quantile = (values, q) => {
@@ -71,7 +71,7 @@ const quantile = (values, q) => {
 };
 
 const operations = {
-  /** Load the runtime from the folder `runtime` and say what will run the models. */
+  /** Load the runtime from the folder `runtime` and return its description. */
   async start({ runtime, wanted, threads }) {
     const began = performance.now();
     const { backend, why } = await chooseBackend(wanted);
@@ -106,7 +106,7 @@ const operations = {
     }
     const channels = session.inputMetadata[session.inputNames.indexOf('images')].shape?.[3];
     if (Number.isInteger(channels) && channels !== shape[2]) {
-      throw new Error(`${name} takes images of ${channels} channels. Given: ${shape[2]}. Choose a model of this data set.`);
+      throw new Error(`${name} expects ${channels} channels. Given: ${shape[2]}. Choose a model of this dataset.`);
     }
     if (backend === 'webgpu') session = await withoutAntialias(session, file, shape);
     sessions.set(name, session);
@@ -155,12 +155,12 @@ const operations = {
     };
   },
 
-  /** Answer all images; the logits of image after image. */
+  /** Run inference on all images; the logits of image after image. */
   async classify({ name, images, count, shape }, report) {
     const bytes = shape.reduce((a, b) => a * b, 1);
     const batch = Math.max(1, Math.min(64, Math.floor(4e6 / bytes)));
     const began = performance.now();
-    let logits = null, said = began;
+    let logits = null, reported = began;
     for (let from = 0; from < count; from += batch) {
       const many = Math.min(batch, count - from);
       const pixels = images.subarray(from * bytes, (from + many) * bytes);
@@ -168,10 +168,10 @@ const operations = {
       if (part.length % many) throw new Error(`${name} gave ${part.length} logits for ${many} images. Export the model again.`);
       logits ??= new Float32Array((part.length / many) * count);
       logits.set(part, (from * part.length) / many);
-      if (performance.now() - said > 100) {
+      if (performance.now() - reported > 100) {
         report(from / count);
         await breathe();
-        said = performance.now();
+        reported = performance.now();
       }
     }
     return { batch_ms: performance.now() - began, logits };

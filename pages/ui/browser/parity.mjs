@@ -1,10 +1,10 @@
-// Lets the models answer the images that Python answered too, times them, and sends logits and figures back.
+// Runs the models on the images that Python ran them on, times them, and sends logits and timings back.
 
 import { Stopped, withRuntime } from './ort.mjs';
 
 const mounted = new WeakMap();
 
-// Streamlit refuses messages above 25 MB from a browser, without telling the visitor.
+// Streamlit rejects messages above 25 MB from a browser, without an error message.
 const MOST_CHARACTERS = 20e6;
 
 function base64(logits) {
@@ -14,29 +14,29 @@ function base64(logits) {
   return btoa(text);
 }
 
-async function check({ models, images, count, shape, runtime, backend, threads }, keep, say) {
+async function check({ models, images, count, shape, runtime, backend, threads }, keep, show) {
   const absolute = (url) => new URL(url, location.origin).href;
-  say('Loading ONNX Runtime Web', 0);
+  show('Loading ONNX Runtime Web', 0);
   return withRuntime({ runtime, backend, threads }, keep, async (ort, about) => {
     const names = Object.keys(models);
-    const { images: pixels, sha256 } = await ort.ask('images', { url: absolute(images), count, shape });
+    const { images: pixels, sha256 } = await ort.call('images', { url: absolute(images), count, shape });
     const first = pixels.slice(0, shape.reduce((a, b) => a * b, 1));
     const timings = {}, logits = {};
     for (const [i, name] of names.entries()) {
       const at = (share) => (i + share) / names.length;
-      say(`${name}: loading`, at(0.05));
-      const opened = await ort.ask('open', { name, url: absolute(models[name]), backend: about.backend, shape });
-      say(`${name}: warming up and timing`, at(0.1));
-      const timed = await ort.ask('time', { name, image: first, shape });
-      const progress = (share) => say(`${name}: answering ${count.toLocaleString()} images`, at(0.6 + 0.4 * share));
+      show(`${name}: loading`, at(0.05));
+      const opened = await ort.call('open', { name, url: absolute(models[name]), backend: about.backend, shape });
+      show(`${name}: warming up and timing`, at(0.1));
+      const timed = await ort.call('time', { name, image: first, shape });
+      const progress = (share) => show(`${name}: running inference on ${count.toLocaleString()} images`, at(0.6 + 0.4 * share));
       progress(0);
-      const answered = await ort.ask('classify', { name, images: pixels, count, shape }, progress);
-      timings[name] = { ...opened, ...timed, batch_ms: answered.batch_ms };
-      logits[name] = base64(answered.logits);
+      const predicted = await ort.call('classify', { name, images: pixels, count, shape }, progress);
+      timings[name] = { ...opened, ...timed, batch_ms: predicted.batch_ms };
+      logits[name] = base64(predicted.logits);
     }
     const size = Object.values(logits).reduce((sum, text) => sum + text.length, 0);
     if (size > MOST_CHARACTERS) {
-      throw new Error(`The answers are too large to send. Given: ${(size / 1e6).toFixed(0)} MB. Check fewer images.`);
+      throw new Error(`The logits are too large to send. Given: ${(size / 1e6).toFixed(0)} MB. Check fewer images.`);
     }
     return { runtime: about, timings, logits, images_sha256: sha256 };
   });
@@ -45,7 +45,7 @@ async function check({ models, images, count, shape, runtime, backend, threads }
 export default function (component) {
   const { data, parentElement } = component;
   const find = (selector) => parentElement.querySelector(selector);
-  const say = (text, share) => {
+  const show = (text, share) => {
     find('.text').textContent = text;
     find('progress').value = share;
     find('progress').hidden = share >= 1;
@@ -67,15 +67,15 @@ export default function (component) {
     find('.running').hidden = false;
     try {
       const keep = (ort) => { state.ort = ort; };
-      const answer = await check(data, keep, (text, share) => current() && say(text, share));
+      const answer = await check(data, keep, (text, share) => current() && show(text, share));
       if (!current()) return;
-      say(summary(data, answer.runtime), 1);
+      show(summary(data, answer.runtime), 1);
       state.send('result', { request, ...answer });
     } catch (error) {
       if (error instanceof Stopped || !current()) return;
       find('.running').hidden = true;
       find('.failed').hidden = false;
-      find('.reason').textContent = `The check in your browser failed. ${error.message}`;
+      find('.reason').textContent = `The browser check failed. ${error.message}`;
       state.send('result', { request, error: error.message });
     } finally {
       if (current()) state.ort.end();
@@ -86,7 +86,7 @@ export default function (component) {
   if (data.request !== state.request) {
     if (data.done) {
       Object.assign(state, { request: data.request, run: null });
-      say(summary(data), 1);
+      show(summary(data), 1);
     } else {
       begin();
     }
@@ -103,5 +103,5 @@ export default function (component) {
 function summary({ count, models }, runtime) {
   const names = Object.keys(models).join(' and ');
   const how = runtime ? ` with ${runtime.backend === 'webgpu' ? 'WebGPU' : 'WebAssembly'}` : '';
-  return `Your browser answered ${count.toLocaleString()} images for ${names}${how}.`;
+  return `Inference on ${count.toLocaleString()} images finished for ${names}${how}.`;
 }

@@ -69,11 +69,11 @@ export function save(blob, name) {
 /**
  * Give the three buttons below a plot their work.
  *
- * @param root holds `button[data-type]` for png, svg and csv, and a `.told` for what went wrong.
+ * @param root holds `button[data-type]` for png, svg and csv, and a `.failure` for errors.
  * @param what `name` of the files, `picture()` that makes the SVG, `csv()` that makes the table.
  */
 export function buttons(root, what) {
-  const told = root.querySelector('.told');
+  const failure = root.querySelector('.failure');
   const make = {
     png: async () => png(await what().picture()),
     svg: async () => new Blob([text(await what().picture())], { type: 'image/svg+xml' }),
@@ -82,13 +82,13 @@ export function buttons(root, what) {
   root.querySelectorAll('button[data-type]').forEach((button) => {
     const { type } = button.dataset;
     button.onclick = async () => {
-      told.textContent = '';
+      failure.textContent = '';
       try {
         const blob = await make[type]();
-        if (!blob) throw new Error('the picture is too large for this browser');
+        if (!blob) throw new Error('the image is too large for this browser');
         save(blob, `${what().name}.${type}`);
       } catch (error) {
-        told.textContent = `This ${type.toUpperCase()} could not be made: ${error.message}. Draw the page anew and try again.`;
+        failure.textContent = `Saving as ${type.toUpperCase()} failed: ${error.message}. Reload the page and try again.`;
       }
     };
   });
@@ -110,7 +110,7 @@ async function fetched(family) {
   }).filter((rule) => rule instanceof CSSFontFaceRule && rule.style.getPropertyValue('font-family').replace(/["']/g, '') === family);
   const upright = rules.filter((rule) => rule.style.getPropertyValue('font-style') !== 'italic');
   if (!used.length || !upright.length) return '';
-  const told = await Promise.all(upright.map(async (rule) => {
+  const inlined = await Promise.all(upright.map(async (rule) => {
     const [, address] = rule.style.getPropertyValue('src').match(/url\(["']?([^"')]+)["']?\)/);
     const blob = await (await fetch(new URL(address, rule.parentStyleSheet.href ?? document.baseURI))).blob();
     const data = await new Promise((resolve) => {
@@ -121,5 +121,5 @@ async function fetched(family) {
     const weight = rule.style.getPropertyValue('font-weight') || 'normal';
     return `@font-face{font-family:"${family}";font-weight:${weight};src:url("${data}")}`;
   }));
-  return told.join('');
+  return inlined.join('');
 }

@@ -1,8 +1,8 @@
-// Turns what is on a canvas into the small picture that a model sees.
+// Turns the content of a canvas into the model input.
 
-const INK = 32; // A grey level above this counts as ink; below it is the soft edge of a stroke.
+const INK = 32; // A gray level above this counts as ink; below it is the soft edge of a stroke.
 
-/** Grey levels of RGBA pixels, by the weights that Pillow uses for mode L. */
+/** Gray levels of RGBA pixels, by the weights that Pillow uses for mode L. */
 export function grey(rgba) {
   const levels = new Uint8ClampedArray(rgba.length / 4);
   for (let i = 0; i < levels.length; i += 1) {
@@ -23,8 +23,8 @@ export function rgb(rgba) {
 }
 
 /**
- * The part of the canvas to look at: all of it, or, centred as digit data sets are, the ink with a margin. MNIST fits a
- * digit into 20 of 28 pixels and puts its centre of mass in the middle; tiny pictures such as 8 x 8 leave no margin.
+ * The part of the canvas to use: all of it, or, centered as in digit datasets, the ink with a margin. MNIST fits a
+ * digit into 20 of 28 pixels and puts its center of mass in the middle; tiny images such as 8 x 8 leave no margin.
  * The part may reach beyond the canvas.
  */
 export function frame(levels, width, height, [rows, columns], centred) {

@@ -1,4 +1,4 @@
-// The three buttons below a Plotly chart: its picture as the visitor sees it now, and the numbers behind it.
+// The three buttons below a Plotly chart: its image as currently displayed, and the numbers behind it.
 
 import { buttons, ofPlotly } from './picture.mjs';
 

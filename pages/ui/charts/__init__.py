@@ -1,1 +1,1 @@
-"""Charts that pages share."""
+"""Shared charts."""

@@ -1,4 +1,4 @@
-"""Charts that are looked at once: counts, scores by class, confusion matrices, forest plots, bars of answers."""
+"""Static charts: counts, metrics by class, confusion matrices, forest plots, prediction bars."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from plotly.subplots import make_subplots
 from pages.ui.charts import plotting
 
 READABLE_CLASSES = 20
-"""Up to so many classes, every cell and tick of a matrix can carry its text."""
+"""Number of classes up to which every cell and tick of a matrix is labeled."""
 
 
 def dark() -> bool:
-    """Whether the visitor's theme is dark."""
+    """Whether the current theme is dark."""
     return st.context.theme.type == "dark"
 
 
 def palette() -> list[str]:
-    """The theme's chart colours."""
+    """The theme's chart colors."""
     return list(st.get_option(f"theme.{'dark' if dark() else 'light'}.chartCategoricalColors"))
 
 
 show = plotting.plot
-"""Draws a chart that is looked at once, with the buttons that save it."""
+"""Draws a static chart, with the buttons that save it."""
 
 
 def counts(per_split: Mapping[str, Mapping[str, int]], *, key: str) -> None:
-    """Images per class, one bar a split."""
+    """Images per class, one bar per split."""
     names = {"train": "train", "val": "validation", "test": "test"}
     figure = go.Figure()
     for (split, tally), colour in zip(per_split.items(), palette(), strict=False):
@@ -44,7 +44,7 @@ def counts(per_split: Mapping[str, Mapping[str, int]], *, key: str) -> None:
 
 
 def recall(of_model: Mapping[str, Mapping[str, float | None]], *, key: str) -> None:
-    """Share found of each class, one bar a model."""
+    """Recall of each class, one bar per model."""
     figure = go.Figure()
     for (name, found), colour in zip(of_model.items(), palette(), strict=False):
         figure.add_bar(x=list(found), y=list(found.values()), name=name, marker_color=colour)
@@ -56,7 +56,7 @@ def recall(of_model: Mapping[str, Mapping[str, float | None]], *, key: str) -> N
     )
     show(figure, alt="Recall of each class.", key=key, height=280)
     if bottom:
-        st.caption(f"The axis begins at {bottom:.0%}.")
+        st.caption(f"The axis starts at {bottom:.0%}.")
 
 
 def confusion(
@@ -67,7 +67,7 @@ def confusion(
     key: str,
     on_cell: Callable[[int, int], None] | None = None,
 ) -> None:
-    """One confusion matrix. Mistakes are coloured up to `highest`, so that two can share a scale; hits are muted.
+    """One confusion matrix. Errors are colored up to `highest`, so that two can share a scale; hits are muted.
 
     Args:
         on_cell: called with the true and the predicted class, as positions, when a cell that holds images is clicked.
@@ -88,7 +88,7 @@ def confusion(
             xgap=1,
             ygap=1,
             hoverongaps=False,
-            hovertemplate="true %{y}, said %{x}: %{z}<extra></extra>",
+            hovertemplate="true %{y}, predicted %{x}: %{z}<extra></extra>",
         )
     )
     ticks: dict[str, Any] = {"showgrid": False, "zeroline": False}
@@ -98,28 +98,28 @@ def confusion(
         ticks |= {"tickmode": "array", "tickvals": list(range(len(classes))), "ticktext": names}
     figure.update_layout(
         plot_bgcolor="rgba(128,140,152,0.10)",
-        xaxis={"title": "said", "range": [-0.5, last], **ticks},
-        yaxis={"title": "true", "range": [last, -0.5], **ticks},
+        xaxis={"title": "predicted class", "range": [-0.5, last], **ticks},
+        yaxis={"title": "true class", "range": [last, -0.5], **ticks},
     )
     clicks = {} if on_cell is None else _clickable(figure, counted, on_cell, key)
-    alt = "Confusion matrix: rows are true classes, columns what the model said."
+    alt = "Confusion matrix: rows are true classes, columns predicted classes."
     show(figure, alt=alt, key=key, height=380, **clicks)
 
 
 def _clickable(
     figure: go.Figure, counted: NDArray[np.int64], on_cell: Callable[[int, int], None], key: str
 ) -> dict[str, Any]:
-    """Let cells be clicked: a heat map cannot be, so each cell that holds images gets an invisible point."""
-    true, said = np.nonzero(counted)
+    """Make cells clickable: a heat map is not, so each non-empty cell gets an invisible point."""
+    true, predicted = np.nonzero(counted)
     figure.add_scatter(
-        x=said.tolist(),
+        x=predicted.tolist(),
         y=true.tolist(),
         mode="markers",
         marker={"symbol": "square", "size": 26 if len(counted) <= READABLE_CLASSES else 10, "opacity": 0},
         unselected={"marker": {"opacity": 0}},
         selected={"marker": {"opacity": 0}},
-        customdata=[int(counted[place]) for place in zip(true, said, strict=True)],
-        hovertemplate="true %{y}, said %{x}: %{customdata}<extra></extra>",
+        customdata=[int(counted[place]) for place in zip(true, predicted, strict=True)],
+        hovertemplate="true %{y}, predicted %{x}: %{customdata}<extra></extra>",
         showlegend=False,
     )
 
@@ -132,12 +132,12 @@ def _clickable(
 
 
 def _write_counts(figure: go.Figure, counted: NDArray[np.int64], strong: NDArray[np.bool_]) -> None:
-    """Write the count into every cell that has one, in a colour that reads on it."""
+    """Write the count into every non-empty cell, in a contrasting color."""
     muted, on_pale, on_strong = ("#8B98A5", "#FFFFFF", "#10161C") if dark() else ("#66727E", "#17212B", "#FFFFFF")
-    for true, said in zip(*np.nonzero(counted), strict=True):
-        colour = muted if true == said else on_strong if strong[true, said] else on_pale
-        text = str(counted[true, said])
-        figure.add_annotation(x=said, y=true, text=text, showarrow=False, font={"size": 11, "color": colour})
+    for true, predicted in zip(*np.nonzero(counted), strict=True):
+        colour = muted if true == predicted else on_strong if strong[true, predicted] else on_pale
+        text = str(counted[true, predicted])
+        figure.add_annotation(x=predicted, y=true, text=text, showarrow=False, font={"size": 11, "color": colour})
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Differences:
     """One line of a forest plot: paired differences of one metric.
 
     Attributes:
-        points: one difference a seed, and `names` for them.
+        points: one difference per seed, and `names` for them.
         mean, low, high: the mean and its interval; None where there is none.
         less_is_better: draws the axis the other way round, so that better is always on the right.
         good: whether the interval is on the good side of zero; None if it is on neither.
@@ -162,7 +162,7 @@ class Differences:
 
 
 def forest(lines: Sequence[Differences], *, alt: str, key: str) -> None:
-    """A forest plot, one line a metric, each on a scale of its own; zeros stand in one column, better is right.
+    """A forest plot, one line per metric, each on a scale of its own; zeros are aligned, better is right.
 
     Below the interval each point has a height of its own, the same in all lines, so that equal ones do not hide.
     """
@@ -201,7 +201,7 @@ def forest(lines: Sequence[Differences], *, alt: str, key: str) -> None:
 def over_strength(
     curve: Sequence[Mapping[str, Any]], *, limit: float, now: float, suggested: float | None, key: str
 ) -> None:
-    """Share of images whose class changes over the strength of a policy, with its 95 % band and the limit."""
+    """Label-change rate over the strength of a policy, with its 95% band and the limit."""
     line, accent, good = palette()[0], palette()[1], palette()[2]
     strengths = [0.0, *(point["strength"] for point in curve)]
     low, mid, high = ([0.0, *(point[name] for point in curve)] for name in ("flip_low", "flip_rate", "flip_high"))
@@ -210,14 +210,14 @@ def over_strength(
     look = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
     figure.add_scatter(x=strengths, y=high, **look)
     figure.add_scatter(
-        x=strengths, y=low, **(look | {"showlegend": True}), fill="tonexty", fillcolor=band, name="95 % interval"
+        x=strengths, y=low, **(look | {"showlegend": True}), fill="tonexty", fillcolor=band, name="95% CI"
     )
     figure.add_scatter(
         x=strengths,
         y=mid,
         mode="lines+markers",
         line={"color": line},
-        name="class changes",
+        name="label-change rate",
         customdata=list(zip(low, high, strict=True)),
         hovertemplate="strength %{x:g}: %{y:.1%} (%{customdata[0]:.1%} to %{customdata[1]:.1%})<extra></extra>",
     )
@@ -238,14 +238,14 @@ def over_strength(
     figure.add_vline(x=now, line={"color": "rgba(128,140,152,0.6)", "dash": "dot"})
     top = max(*high, 2 * limit, 0.1) * 1.05
     figure.update_layout(
-        xaxis={"title": "strength (1 is as written; dotted: now)", "range": [0, 2.03], "dtick": 0.5},
-        yaxis={"title": "class changes", "tickformat": ".0%", "range": [0, min(1.02, top)]},
+        xaxis={"title": "global strength (dotted: current)", "range": [0, 2.03], "dtick": 0.5},
+        yaxis={"title": "label-change rate", "tickformat": ".0%", "range": [0, min(1.02, top)]},
     )
-    show(figure, alt="Share of images whose class changes, over strength.", key=key, height=320)
+    show(figure, alt="Label-change rate over global strength.", key=key, height=320)
 
 
 def by_part(parts: Sequence[tuple[str, Mapping[str, Any]]], *, limit: float, key: str) -> None:
-    """Share of images whose class changes, one bar a part, with its 95 % interval and the limit."""
+    """Label-change rate, one bar per transform, with its 95% interval and the limit."""
     line, accent = palette()[0], palette()[1]
     names = [f"{place + 1}. {name}" for place, (name, _) in enumerate(parts)]
     rates = [effect["flip_rate"] for _, effect in parts]
@@ -266,15 +266,15 @@ def by_part(parts: Sequence[tuple[str, Mapping[str, Any]]], *, limit: float, key
     figure.add_vline(x=limit, line={"color": accent, "dash": "dash"})
     top = max(*(effect["flip_high"] for _, effect in parts), 2 * limit, 0.1) * 1.05
     figure.update_layout(
-        xaxis={"title": "class changes", "tickformat": ".0%", "range": [0, min(1.02, top)]},
+        xaxis={"title": "label-change rate", "tickformat": ".0%", "range": [0, min(1.02, top)]},
         yaxis={"autorange": "reversed", "automargin": True},
         bargap=0.4,
     )
-    show(figure, alt="Share of images whose class changes, by part.", key=key, height=90 + 44 * len(parts))
+    show(figure, alt="Label-change rate by transform.", key=key, height=90 + 44 * len(parts))
 
 
 def answers(top: Sequence[tuple[str, float]], true: str, colour: str, *, longest: int) -> str:
-    """HTML of a model's likeliest classes as bars; a tick marks the true one. `longest` is the longest class name."""
+    """HTML of a model's top predictions as bars; a tick marks the true class. `longest` is the longest class name."""
     columns = f"grid-template-columns:{min(longest, 14) + 2}ch 1fr 2.6rem"
     lines = []
     for name, share in top:
@@ -294,12 +294,12 @@ def safe(text: str) -> str:
 
 
 def wilson_of(scores: Mapping[str, Any]) -> str:
-    """The 95 % interval of scores' accuracy, in words."""
+    """The 95% confidence interval of an accuracy, as text."""
     return f"{scores['accuracy_low']:.1%} to {scores['accuracy_high']:.1%}"
 
 
 def wordmark() -> str:
-    """The name beside the sign, as an SVG that reads on the visitor's theme."""
+    """The name beside the sign, as an SVG that reads on the current theme."""
     font = f'font-family="sans-serif" font-size="18" font-weight="600" fill="{"#E6EDF3" if dark() else "#17212B"}"'
     return sign(150, f'<text x="36" y="22" {font}>SmallAlign</text>')
 

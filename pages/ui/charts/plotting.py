@@ -1,4 +1,4 @@
-"""Every plot of the dashboard goes through here: drawn, and to be saved as PNG, SVG and CSV."""
+"""Drawing of every plot of the dashboard, with buttons to save it as PNG, SVG and CSV."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def plot(
     """Draw a figure with the buttons that save it.
 
     Args:
-        alt: what it shows, in a sentence.
-        key: of the chart; files are called `smallalign-<key>`.
+        alt: a description, in a sentence.
+        key: of the chart; files are named `smallalign-<key>`.
         height: in CSS pixels; `top` is the room above the plot.
-        table: what the CSV holds, where the traces' own coordinates would not tell it well.
+        table: the content of the CSV, where the traces' own coordinates are not enough.
         selecting: what `st.plotly_chart` takes for clicks on its points.
     """
     legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom"}
@@ -47,7 +47,7 @@ def plot(
 
 
 OURS = re.compile(r"<(?!/?(?:b|i|br|sub|sup|extra)/?>)")
-"""The beginning of any tag but those that charts here are written with: plotly makes links of others."""
+"""The start of any tag except those used in charts here: plotly makes links of others."""
 
 
 def without_markup(figure: go.Figure) -> None:
@@ -84,7 +84,7 @@ def as_csv(table: Table) -> str:
 
 
 def traces(figure: go.Figure) -> dict[str, list[Any]]:
-    """What the traces of a figure hold: one row a point, or a cell of a matrix, under the axes' names."""
+    """The data of a figure's traces: one row per point, or cell of a matrix, under the axes' names."""
     layout = figure.layout
     x, y = (axis.title.text or plain for axis, plain in ((layout.xaxis, "x"), (layout.yaxis, "y")))
     rows: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""The Compare page's parts, one file a tab, and what they share: who is compared, and the answers that were kept."""
+"""The Compare page's parts, one file per tab, and what they share: the compared runs, and cached predictions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from smallalign_core.runs.store import Store
 
 @dataclass(frozen=True)
 class Sides:
-    """Who is compared, on which images.
+    """The compared runs, and the images.
 
     Attributes:
         runs: the teacher first, the student second, and any others.
@@ -38,18 +38,18 @@ class Sides:
 
     @property
     def names(self) -> list[str]:
-        """What to call them, short: those of the zoo by name, others by the beginning of their id."""
+        """Short names: those of the zoo by name, others by the beginning of their id."""
         return [run.name if run.in_zoo else run.id[:6] for run in self.runs]
 
     @property
     def colours(self) -> list[str]:
-        """One a run: the teacher's is the same on all charts, and so is the student's."""
+        """One color per run: the teacher's is the same on all charts, and so is the student's."""
         student, teacher, *others = basic.palette()
         return [teacher, student, *others][: len(self.runs)] + ["#808C98"] * (len(self.runs) - 10)
 
     @property
     def key(self) -> str:
-        """Equal for the same question about the same store."""
+        """Equal for the same comparison in the same store."""
         return " ".join([*self.ids, self.split, str(self.store.root.resolve())])
 
     def images(self) -> ImageSet:
@@ -62,7 +62,7 @@ class Sides:
         return image_grid.splits(self.store.run(self.runs[1].id).data, self.store)
 
     def pair(self) -> compare.Pair:
-        """What teacher and student say to each image."""
+        """The predictions of teacher and student for each image."""
         root = str(self.store.root.resolve())
         asked = (self.runs[0].id, self.runs[1].id, self.split, root, self.store)
         try:
@@ -79,9 +79,9 @@ def pairs(
     split: str,
     root: str,  # noqa: ARG001  # part of the cache's key
 ) -> list[dict[str, Any]]:
-    """The desk's comparison of the first run with each of the others. Finished runs do not change: it is asked once."""
+    """The backend's comparison of the first run with each of the others, cached: finished runs do not change."""
     teacher, *students = ids
-    found = context.call("compare", "All models answer every image", teacher=teacher, students=students, split=split)
+    found = context.call("compare", "Computing predictions", teacher=teacher, students=students, split=split)
     return [found, *found.pop("others")]
 
 
@@ -108,13 +108,13 @@ def _finished(
     return report
 
 
-def in_steps(verb: str, sides: Sides, saying: str) -> dict[str, Any]:
-    """The desk's report on all runs; until it is there, how far it is. A click on the page interrupts it."""
-    return polling.wait(lambda: _finished(verb, sides.ids, sides.split, sides.key), saying)
+def in_steps(verb: str, sides: Sides, label: str) -> dict[str, Any]:
+    """The backend's report on all runs, with a progress bar until it is ready. A click on the page interrupts it."""
+    return polling.wait(lambda: _finished(verb, sides.ids, sides.split, sides.key), label)
 
 
 def wanted(key: str, asked: str, label: str, about: str, *, icon: str) -> bool:
-    """Whether long work was asked for; until then a button that asks for it, and what it does."""
+    """Whether long work was requested; until then a button that requests it, with a description."""
     if st.session_state.get(key) == asked:
         return True
     st.caption(about)
@@ -123,5 +123,5 @@ def wanted(key: str, asked: str, label: str, about: str, *, icon: str) -> bool:
 
 
 def shown(images: ImageSet, rows: list[int]) -> tuple[str, list[str]]:
-    """The style and the boxes of some images, as `pictures.tiles`."""
+    """The style and the boxes of some images, as `image_grid.tiles`."""
     return image_grid.tiles(images.take(np.array(rows, np.int64)).images[:])

@@ -1,4 +1,4 @@
-"""How sure each is when it is right: scores and reliability, fitted, and at any temperature one wants to try."""
+"""Calibration: metrics and reliability diagrams, temperature-scaled, and at any other temperature."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ LOWEST, HIGHEST, STEPS = 0.05, 20.0, 120
 
 @st.fragment
 def panel(found: dict[str, Any], sides: Sides) -> None:
-    """A table and two diagrams that follow two sliders; nothing is trained or asked again."""
+    """A table and two diagrams that follow two sliders; nothing is recomputed on the backend."""
     with context.show_errors():
         _draw(found, sides)
 
 
 def _draw(found: dict[str, Any], sides: Sides) -> None:
     pair = sides.pair()
-    fitted_on = "validation, which is what you see here" if sides.split == "val" else "validation"
+    fitted_on = "the validation split, which is shown here" if sides.split == "val" else "the validation split"
     st.markdown(
-        "Dividing a model's logits by a temperature makes it less sure (above 1) or surer (below 1), and changes no "
-        f"answer. The temperature that suits best was fitted on {fitted_on} (Guo et al., 2017)."
+        "Temperature scaling divides the logits by T: less confident above 1, more confident below, predictions "
+        f"unchanged. The fitted temperature minimizes NLL on {fitted_on} (Guo et al., 2017)."
     )
     columns = st.columns(2, gap="large")
     lines = []
-    for who, logits, colour, column in zip(
+    for side, logits, colour, column in zip(
         ("teacher", "student"), (pair.teacher, pair.student), sides.colours, columns, strict=False
     ):
-        fitted = found[f"{who}_calibration"]
+        fitted = found[f"{side}_calibration"]
         with column:
-            tried = _slider(who, fitted["temperature"], sides.key)
+            tried = _slider(side, fitted["temperature"], sides.key)
             before, after = reliability(logits, pair.labels), reliability(logits, pair.labels, tried)
-            charts.reliability(before, after, tried, colour, key=f"reliability-{who}")
+            charts.reliability(before, after, tried, colour, key=f"reliability-{side}")
         here = score(logits, pair.labels, pair.classes, tried)
         lines += [
-            (f"{who.capitalize()} as it is (T = 1)", found[who]),
-            (f"{who.capitalize()} fitted (T = {fitted['temperature']:.2f})", fitted["scores"]),
-            (f"{who.capitalize()} at T = {tried:.2f}", here.as_dict()),
+            (f"{side.capitalize()}, uncalibrated (T = 1)", found[side]),
+            (f"{side.capitalize()}, temperature-scaled (T = {fitted['temperature']:.2f})", fitted["scores"]),
+            (f"{side.capitalize()} at T = {tried:.2f}", here.as_dict()),
         ]
     st.table(
         {
@@ -55,29 +55,29 @@ def _draw(found: dict[str, Any], sides: Sides) -> None:
         width="content",
     )
     st.caption(
-        "NLL: mean negative log-likelihood in nats. ECE: mean gap of confidence and accuracy over 15 bins, which is "
-        "biased upwards where images are few. Brier: squared distance from the truth, 0 to 2. Lower is better for all. "
-        "In the diagrams grey is T = 1, larger dots are more images, and bars are 95 % intervals."
+        "NLL: mean negative log-likelihood in nats. ECE: expected calibration error over 15 bins, biased upward for "
+        "few images. Brier: squared distance from the one-hot label, 0 to 2. Lower is better for all. In the diagrams "
+        "gray is T = 1, dot area is the number of images, and bars are 95% CIs."
     )
 
 
-def _slider(who: str, fitted: float, key: str) -> float:
-    """A temperature on a logarithmic scale; it begins at the fitted one."""
-    widget = f"temperature-{who}-{key}"
+def _slider(side: str, fitted: float, key: str) -> float:
+    """A temperature on a logarithmic scale, initially the fitted one."""
+    widget = f"temperature-{side}-{key}"
     fitted = min(HIGHEST, max(LOWEST, fitted))
     values = [*(LOWEST * (HIGHEST / LOWEST) ** (place / STEPS) for place in range(STEPS + 1)), 1.0, fitted]
-    steps = sorted({f"{value:.3g}": value for value in values}.values())  # Streamlit tells them apart by their text
+    steps = sorted({f"{value:.3g}": value for value in values}.values())  # Streamlit identifies them by their text
     st.session_state.setdefault(widget, fitted)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         tried = st.select_slider(
-            f"{who.capitalize()}'s temperature", steps, key=widget, format_func=lambda value: f"{value:.3g}"
+            f"{side.capitalize()} temperature", steps, key=widget, format_func=lambda value: f"{value:.3g}"
         )
-        for name, value, help in (("1", 1.0, "As it was trained."), ("Fitted", fitted, "Best NLL on validation.")):
+        for name, value, help in (("1", 1.0, "Uncalibrated."), ("Fitted", fitted, "Lowest validation NLL.")):
             st.button(
                 name,
                 key=f"{widget}-{name}",
                 on_click=st.session_state.__setitem__,
                 args=(widget, value),
-                help=f"{help} Sets the {who}'s temperature.",
+                help=f"{help} Sets the {side} temperature.",
             )
     return float(tried)

@@ -19,7 +19,7 @@ QUIET = "rgba(128,140,152,0.8)"
 
 
 def recall_change(changes: Sequence[dict[str, Any]], *, key: str) -> None:
-    """Student minus teacher in each class, with 95 % intervals."""
+    """Student minus teacher in each class, with 95% confidence intervals."""
     grey = "#A9BAC4" if basic.dark() else "#546E7A"
     good, bad = basic.palette()[2], basic.palette()[1]
     colours = [bad if one["high"] < 0 else good if one["low"] > 0 else grey for one in changes]
@@ -42,14 +42,14 @@ def recall_change(changes: Sequence[dict[str, Any]], *, key: str) -> None:
     far = 1.05 * max((max(-one["low"], one["high"]) for one in changes), default=0.1)
     figure.update_layout(
         showlegend=False,
-        xaxis={"title": "student minus teacher", "tickformat": "+.0%", "range": [-far, far]},
+        xaxis={"title": "recall, student − teacher", "tickformat": "+.0%", "range": [-far, far]},
         yaxis={"type": "category", "autorange": "reversed", "automargin": True},
     )
     basic.show(figure, alt="Change of recall by class, student minus teacher.", key=key, height=90 + 24 * len(changes))
 
 
 def reliability(before: Sequence[Bin], after: Sequence[Bin], temperature: float, colour: str, *, key: str) -> None:
-    """Accuracy over confidence, at temperature 1 in grey and at another one in colour."""
+    """Accuracy over confidence, at temperature 1 in gray and at another one in color."""
     figure = go.Figure()
     figure.add_scatter(
         x=[0, 1], y=[0, 1], mode="lines", line={"color": QUIET, "dash": "dash", "width": 1}, hoverinfo="skip",
@@ -81,7 +81,7 @@ def reliability(before: Sequence[Bin], after: Sequence[Bin], temperature: float,
 
 
 def robustness(found: dict[str, Any], sides: Sides, *, key: str) -> None:
-    """Mean accuracy over severity, one line a run, the teacher's dashed."""
+    """Mean accuracy over severity, one line per run, the teacher's dashed."""
     figure = go.Figure()
     for place, (name, run, colour) in enumerate(zip(sides.names, found["runs"], sides.colours, strict=True)):
         points = [run["clean"], *run["by_severity"]]
@@ -103,15 +103,15 @@ def robustness(found: dict[str, Any], sides: Sides, *, key: str) -> None:
             hovertemplate=f"{basic.safe(name)}, severity %{{customdata}}: %{{y:.1%}}<extra></extra>",
         )
     figure.update_layout(
-        xaxis={"title": "severity (0: as they are), mean of all corruptions", "dtick": 1},
+        xaxis={"title": "severity (0: clean), mean of all corruptions", "dtick": 1},
         yaxis={"title": "accuracy", "tickformat": ".0%"},
     )
     basic.show(figure, alt="Mean accuracy under corruption over severity.", key=key, height=330)
 
 
 def corruptions(found: dict[str, Any], sides: Sides, *, key: str) -> None:
-    """Accuracy over severity, one small chart a corruption, all on one scale."""
-    names, across = found["corruptions"], 3  # so that each can be read on a telephone
+    """Accuracy over severity, one small chart per corruption, all on one scale."""
+    names, across = found["corruptions"], 3  # readable on a phone
     down = -(-len(names) // across)
     figure = make_subplots(
         rows=down, cols=across, subplot_titles=names, shared_yaxes=True, shared_xaxes=True, vertical_spacing=0.1
@@ -137,7 +137,7 @@ def corruptions(found: dict[str, Any], sides: Sides, *, key: str) -> None:
 
 
 def pareto(found: dict[str, Any], sides: Sides, field: str, *, key: str) -> None:
-    """Accuracy over a cost; dominated runs are grey, limits are lines."""
+    """Accuracy over a cost; dominated runs are gray, limits are lines."""
     runs, limits, accent = found["candidates"], found["limits"], basic.palette()[6]
     costs = [one["bytes"] / 1000 if field == "bytes" else one["p50_ms"] for one in runs]
     grey = "rgba(128,140,152,0.6)"
@@ -167,7 +167,7 @@ def pareto(found: dict[str, Any], sides: Sides, field: str, *, key: str) -> None
         figure.add_vline(x=limit, line=line)
     if limits["accuracy"]:
         figure.add_hline(y=limits["accuracy"], line=line)
-    name = "ONNX file in kB (logarithmic)" if field == "bytes" else "p50 of one image in ms (logarithmic)"
+    name = "ONNX file size (kB, log scale)" if field == "bytes" else "latency p50, batch size 1 (ms, log scale)"
     ends = [math.log10(value) for value in (min([*costs, limit or costs[0]]) / 1.6, max([*costs, limit or 0]) * 1.6)]
     steps = [times * 10.0**power for power in range(math.floor(ends[0]), math.ceil(ends[1]) + 1) for times in (1, 2, 5)]
     figure.update_layout(
@@ -175,4 +175,4 @@ def pareto(found: dict[str, Any], sides: Sides, field: str, *, key: str) -> None
         xaxis={"title": name, "type": "log", "range": ends, "tickvals": steps, "ticktext": [f"{at:g}" for at in steps]},
         yaxis={"title": "accuracy", "tickformat": ".1%"},
     )
-    basic.show(figure, alt=f"Accuracy over {name}, one point a run.", key=key, height=330)
+    basic.show(figure, alt=f"Accuracy over {name}, one point per run.", key=key, height=330)

@@ -1,4 +1,4 @@
-"""Both confusion matrices, and the images behind any cell, class or kind of mistake."""
+"""Both confusion matrices, and the images of any cell, class or kind of error."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from smallalign_core.analysis import compare
 
 PER_PAGE = 12
 KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "differ": ("They differ", compare.DIFFER),
-    "inherited": ("Inherited mistakes", ("inherited",)),
+    "differ": ("Disagreements", compare.DIFFER),
+    "inherited": ("Inherited errors", ("inherited",)),
     "regressions": ("Regressions", ("regressions",)),
-    "fixes": ("Fixes", ("fixes",)),
-    "wrong": ("Any mistake", tuple(compare.KINDS)),
+    "fixes": ("Student-only correct", ("fixes",)),
+    "wrong": ("Any error", tuple(compare.KINDS)),
     "any": ("All images", ()),
 }
-"""What stands in the address, what the page shows for it, and the kinds it means."""
+"""URL value, label, and kinds of image."""
 
 ABOUT = {
-    "differ": "Images that the two call differently",
-    "inherited": "Images that both get wrong, and in the same way",
-    "regressions": "Images that the teacher gets right and the student does not",
-    "fixes": "Images that the student gets right and the teacher does not",
-    "wrong": "Images that not both get right",
+    "differ": "Images on which predictions differ",
+    "inherited": "Images that both misclassify as the same class",
+    "regressions": "Images that only the teacher classifies correctly",
+    "fixes": "Images that only the student classifies correctly",
+    "wrong": "Images that at least one model misclassifies",
     "any": "All images",
 }
 ANY = "any"
@@ -38,26 +38,26 @@ ANY = "any"
 def panel(found: dict[str, Any], sides: Sides) -> None:
     """Matrices above, images below; a click on a cell shows its images."""
     highest = compare.commonest_mistake(found)
-    for column, who in zip(st.columns(2), ("teacher", "student"), strict=True):
+    for column, side in zip(st.columns(2), ("teacher", "student"), strict=True):
         with column:
-            st.markdown(f"**{who.capitalize()}**")
+            st.markdown(f"**{side.capitalize()}**")
             basic.confusion(
-                found[f"{who}_confusion"],
+                found[f"{side}_confusion"],
                 found["classes"],
                 highest=highest,
-                key=f"confusion-{who}",
-                on_cell=functools.partial(_choose, who),
+                key=f"confusion-{side}",
+                on_cell=functools.partial(_choose, side),
             )
     st.caption(
-        "Rows are true classes, columns what the model said. Mistakes are coloured, on one scale for both. "
-        "Click a cell to see its images, or choose it below."
+        "Rows: true class; columns: predicted class. Errors are colored, with one scale for both models. "
+        "Click a cell, or select it below, to show its images."
     )
     _gallery(found, sides)
 
 
-def _choose(who: str, true: int, said: int) -> None:
-    """Show the images of a cell, and nothing else."""
-    st.session_state[url_state.own("cell")] = f"{who}-{true}-{said}"
+def _choose(side: str, true: int, predicted: int) -> None:
+    """Show the images of one cell only."""
+    st.session_state[url_state.own("cell")] = f"{side}-{true}-{predicted}"
     st.session_state[url_state.own("class")] = ANY
     st.session_state[url_state.own("kind")] = "any"
     url_state.first_page()
@@ -72,16 +72,16 @@ def _gallery(found: dict[str, Any], sides: Sides) -> None:
         names = {ANY: "All classes"} | {str(place): name for place, name in enumerate(classes)}  # whatever they are
         only = url_state.pick("True class", names, key="class")
     with right:
-        cell = url_state.pick("Cell of a matrix", _cells(found), key="cell")
-    who, true, said = cell.split("-") if cell != ANY else ("", "0", "0")
+        cell = url_state.pick("Confusion-matrix cell", _cells(found), key="cell")
+    side, true, predicted = cell.split("-") if cell != ANY else ("", "0", "0")
     pair = sides.pair()
     rows = pair.rows(
         kinds=KINDS[kind][1],
         label=None if only == ANY else int(only),
-        cell=None if cell == ANY else (who, int(true), int(said)),
+        cell=None if cell == ANY else (side, int(true), int(predicted)),
     )
     if not len(rows):
-        st.info("No image passes all three filters. Show all images, or choose another class or cell.")
+        st.info("No images match all three filters. Show all images, or select another class or cell.")
         return
     pages = -(-len(rows) // PER_PAGE)
     page = url_state.pick_page(pages)
@@ -91,26 +91,26 @@ def _gallery(found: dict[str, Any], sides: Sides) -> None:
 
 
 def _cells(found: dict[str, Any]) -> dict[str, str]:
-    """The cells that hold images, mistakes first: address to text."""
+    """The non-empty cells, errors first: URL value to text."""
     classes = found["classes"]
     mistakes: list[tuple[str, str]] = []
     hits: list[tuple[str, str]] = []
-    for who in ("teacher", "student"):
-        table = np.asarray(found[f"{who}_confusion"])
-        for true, said in zip(*np.nonzero(table), strict=True):
-            about = f"{who}: {classes[true]} called {classes[said]} ({table[true, said]:,})"
-            (hits if true == said else mistakes).append((f"{who}-{true}-{said}", about))
+    for side in ("teacher", "student"):
+        table = np.asarray(found[f"{side}_confusion"])
+        for true, predicted in zip(*np.nonzero(table), strict=True):
+            about = f"{side}: {classes[true]} → {classes[predicted]} ({table[true, predicted]:,})"
+            (hits if true == predicted else mistakes).append((f"{side}-{true}-{predicted}", about))
     return {ANY: "All cells"} | dict(mistakes) | dict(hits)
 
 
 def cards(cases: list[compare.Case], sides: Sides, *, longest: int) -> str:
-    """HTML of images beside what both say to them."""
+    """HTML of images with the predictions of both models."""
     style, boxes = shown(sides.images(), [one.row for one in cases])
     found = []
     for box, one in zip(boxes, cases, strict=True):
         teacher, student = (
-            basic.answers(said, one.label, colour, longest=longest)
-            for said, colour in zip((one.teacher, one.student), sides.colours, strict=False)
+            basic.answers(top, one.label, colour, longest=longest)
+            for top, colour in zip((one.teacher, one.student), sides.colours, strict=False)
         )
         found.append(
             f'<div class="sa-card">{box}<div><span class="sa-kl">KL {one.kl:.2f}</span>'

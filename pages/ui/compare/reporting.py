@@ -1,4 +1,4 @@
-"""All of it in one file for a colleague: made in short steps, then downloaded."""
+"""The comparison as one HTML or JSON file: made in short steps, then downloaded."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from pages.ui.widgets import formatting, polling
 
 
 def panel(sides: Sides, limits: dict[str, Any]) -> None:
-    """A button that makes the report, and two that download it."""
+    """A button that creates the report, and two that download it."""
     asked = f"{sides.key} {limits}"
     about = (
-        "One HTML file that opens in any browser, without SmallAlign, network or scripts, in light and dark, and can "
-        "be printed; and the same as JSON. It holds all that these tabs show but your own image: robustness and "
-        "latency are measured now if they were not before."
+        "A self-contained, printable HTML file (no scripts, no network access), and the same data as JSON. It covers "
+        "all tabs except Your image; robustness and latency are measured now if they have not been before."
     )
-    if not wanted("report-wanted", asked, "Make the report", about, icon=":material/description:"):
+    if not wanted("report-wanted", asked, "Create report", about, icon=":material/description:"):
         return
     files = _files(asked, sides, limits)
     with st.container(horizontal=True):
@@ -37,7 +36,7 @@ def panel(sides: Sides, limits: dict[str, Any]) -> None:
                 on_click="ignore",
             )
     names = " ".join(run.name for run in sides.runs)
-    st.caption("The same from the command line:")
+    st.caption("Equivalent command line:")
     st.code(
         f"python -m smallalign_core compare {names} --split {sides.split} --report comparison.html",
         language="bash",
@@ -46,12 +45,12 @@ def panel(sides: Sides, limits: dict[str, Any]) -> None:
 
 
 def _files(asked: str, sides: Sides, limits: dict[str, Any]) -> list[Path]:
-    """The report's files; made once a session, or again if the cache was emptied."""
+    """The report's files; made once per session, or again if the cache was cleared."""
     known: dict[str, Any] = st.session_state.get(keys.REPORT_FILES, {})
     files = [Path(name) for name in known.get(asked, [])]
     if not files or not all(file.is_file() for file in files):
         held = polling.wait(
-            lambda: polling.step("report", runs=list(sides.ids), split=sides.split, limits=limits), "Making the report"
+            lambda: polling.step("report", runs=list(sides.ids), split=sides.split, limits=limits), "Creating report"
         )
         st.session_state[keys.REPORT_FILES] = {asked: held["files"]}
         files = [Path(name) for name in held["files"]]

@@ -1,4 +1,4 @@
-"""How all runs bear corrupted images: means, curves over severity, and one small chart a corruption."""
+"""Robustness of all runs to image corruptions: means, curves over severity, and one small chart per corruption."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from pages.ui.widgets import formatting
 from smallalign_core.analysis.robustness import CORRUPTIONS, MOST, SEVERITIES, kept
 
 AUTOMATIC, UNKNOWN = 2e11, 1e8
-"""Multiply-accumulates that are done without a click, a few seconds of one processor core; and those of an import."""
+"""Multiply-accumulates that run without a click, a few seconds on one CPU core; and those assumed of an import."""
 
 
 def panel(sides: Sides) -> None:
-    """Asks for the corrupted images in short steps, and shows what came out."""
+    """Evaluate corrupted images in short steps, and show the results."""
     images = min(MOST, len(sides.images()))
     views = 1 + len(CORRUPTIONS) * len(SEVERITIES)
     st.markdown(
-        f"**12 corruptions of SmallAlign, not ImageNet-C**: the parts of an augmentation policy at 5 severities, on "
-        f"{images:,} images. How much of it an image gets is drawn once; all runs see the same pixels."
+        f"**SmallAlign corruption suite** (not ImageNet-C): 12 augmentation transforms at 5 severities, on {images:,} "
+        "images. Magnitudes are drawn once per image; all runs are evaluated on the same pixels."
     )
     splits = sides.splits()
     asked = [run for run in map(sides.store.run, sides.ids) if kept(run, splits, sides.split, sides.store) is None]
     much = sum((run.result or {}).get("macs") or UNKNOWN for run in asked) * images * views > AUTOMATIC
-    about = f"Every run answers {images * views:,} corrupted images, which takes a while for these networks."
-    if much and not wanted("robustness-wanted", sides.key, "Corrupt the images", about, icon=":material/blur_on:"):
+    about = f"Evaluates every run on {images * views:,} corrupted images, which is slow for these networks."
+    if much and not wanted("robustness-wanted", sides.key, "Evaluate robustness", about, icon=":material/blur_on:"):
         return
-    found = in_steps("robustness", sides, "All runs look at corrupted images")
+    found = in_steps("robustness", sides, "Evaluating corrupted images")
     with st.grid(min_column_width=210):
         for name, run in zip(sides.names, found["runs"], strict=True):
             change, mean = run["change"], run["mean"]
@@ -38,20 +38,20 @@ def panel(sides: Sides) -> None:
                 delta_color="off",
                 border=True,
                 height="stretch",
-                help=f"Mean accuracy over all corruptions and severities, 95 % interval "
-                f"{formatting.interval(mean['low'], mean['high'])}; uncorrupted "
+                help=f"Mean accuracy over all corruptions and severities, 95% CI "
+                f"{formatting.interval(mean['low'], mean['high'])}; clean "
                 f"{formatting.percent(run['clean']['value'])}."
                 + (
                     ""
                     if change is None
-                    else f" The difference to {sides.names[0]} is paired by image, 95 % interval "
+                    else f" The difference to {sides.names[0]} is paired by image, 95% CI "
                     f"{100 * change['low']:+.1f} to {100 * change['high']:+.1f} points."
                 ),
             )
     charts.robustness(found, sides, key="robustness-mean")
     charts.corruptions(found, sides, key="robustness-each")
     st.caption(
-        f"{found['images']:,} of {found['of']:,} images, draws of seed {found['seed']}. Bars are 95 % intervals over "
-        "images. Severities grow with the corruption's own range (a rotation by up to 9 to 45 degrees, noise of 6 to "
-        "30 % of white), so compare runs, not corruptions."
+        f"{found['images']:,} of {found['of']:,} images, seed {found['seed']}. Bars are 95% CIs over images. "
+        "Severities scale with the range of each transform (rotation up to 9 to 45 degrees, noise with a standard "
+        "deviation of 6 to 30% of white), so compare runs, not corruptions."
     )

@@ -1,4 +1,4 @@
-"""One's own image: uploaded, drawn, or from the camera; what all runs say to it, and where each looks."""
+"""The user's image: uploaded, drawn, or from the camera, with predictions and saliency maps of all runs."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from smallalign_core.service import augmentation_api
 
 WAYS = {"upload": "Upload", "draw": "Draw", "camera": "Camera"}
 OWN = -1
-"""In place of a class: each run explains its own answer."""
-MAPS = ("Grad-CAM where it can be", "Occlusion")
+"""In place of a class: each run explains its own prediction."""
+MAPS = ("Grad-CAM (if available)", "Occlusion")
 SIDE = 168
-"""CSS pixels of the longer side of a picture."""
+"""CSS pixels of the longer side of an image."""
 
 
 @st.fragment
 def panel(sides: Sides, classes: list[str]) -> None:
-    """A way to give an image, and below it every run's answer beside its map."""
+    """An image input, and below it every run's prediction with its saliency map."""
     with context.show_errors():
         _draw(sides, classes)
 
@@ -37,47 +37,47 @@ def panel(sides: Sides, classes: list[str]) -> None:
 def _draw(sides: Sides, classes: list[str]) -> None:
     shape = sides.images().shape
     way = st.segmented_control(
-        "Your image", list(WAYS), default="upload", required=True, format_func=WAYS.__getitem__, key="way"
+        "Image source", list(WAYS), default="upload", required=True, format_func=WAYS.__getitem__, key="way"
     )
     own = _given(str(way), shape)
     if own is None:
         return
     with st.container(horizontal=True, vertical_alignment="bottom"):
         place = st.selectbox(
-            "Explain",
+            "Explained class",
             [OWN, *range(len(classes))],
-            format_func=lambda place: "each one's own answer" if place == OWN else classes[place],
+            format_func=lambda place: "Predicted class of each run" if place == OWN else classes[place],
             key="explain",
             width=260,
         )
-        how = st.segmented_control("Map", list(MAPS), default=MAPS[0], required=True, key="map")
+        how = st.segmented_control("Saliency method", list(MAPS), default=MAPS[0], required=True, key="map")
     target = None if place == OWN else classes[int(place)]
     found = _looked(sides.ids, json.dumps(own), target, how == MAPS[1], str(sides.store.root.resolve()))
     image = augmentation_api.decoded(own, shape)
     height, width = _size(*shape[1:])
-    cells = [_figure(image_grid.png(image), "What all see", f"{shape[2]} × {shape[1]} pixels", height, width)]
+    cells = [_figure(image_grid.png(image), "Model input", f"{shape[2]} × {shape[1]} pixels", height, width)]
     longest = max(map(len, classes))
     for name, colour, one in zip(sides.names, sides.colours, found, strict=True):
         heat = np.frombuffer(base64.b64decode(one["heat"]), np.uint8).reshape(shape[1:])
         about = f"{one['method']} for <b>{basic.safe(one['target'])}</b>"
         if not one["anything"]:
-            about = f"No place speaks for <b>{basic.safe(one['target'])}</b> ({one['method']})"
+            about = f"No evidence for <b>{basic.safe(one['target'])}</b> ({one['method']})"
         bars = basic.answers(one["top"][:3], "", colour, longest=longest)
         cells.append(_figure(image_grid.png(warmed(image, heat)), basic.safe(name), about + bars, height, width))
     st.html(f'<div class="sa-own">{"".join(cells)}</div>')
     st.caption(
-        "Orange is where a run looks for the class, brightest where most. Grad-CAM is as coarse as the last "
-        "convolution's maps; occlusion shows where the probability falls when a square is covered. Both are hints, "
-        "not proofs. Your image stays in memory and is written nowhere."
+        "Orange marks regions that support the class. Grad-CAM has the resolution of the last convolution's feature "
+        "maps; occlusion shows where covering a square lowers the probability. Both are heuristics. The image is kept "
+        "in memory only."
     )
 
 
 def _given(way: str, shape: tuple[int, int, int]) -> dict[str, Any] | None:
-    """The image in the data's size and colours, as `preview.encoded`; None before there is one."""
+    """The image in the dataset's size and channels, as `augmentation_api.encoded`; None before there is one."""
     if way == "upload":
         return augmented_images.drop(shape)
     if way == "camera":
-        photo = st.camera_input("Take a photo", help="It stays on this server, in memory.", width=480)
+        photo = st.camera_input("Take a photo", help="Kept in the memory of this server only.", width=480)
         return None if photo is None else augmentation_api.encoded(data.decode_one(photo.getvalue(), shape))
     drawn = browser.sketch(key="sketch", size=shape[1:], channels=shape[0])
     return None if drawn is None else augmentation_api.encoded(drawn)
@@ -92,13 +92,18 @@ def _looked(
     root: str,  # noqa: ARG001  # part of the cache's key
 ) -> list[dict[str, Any]]:
     answers: list[dict[str, Any]] = context.call(
-        "look", "All models look at it", runs=list(ids), own=json.loads(own), target=target, occluding=occluding
+        "look",
+        "Computing predictions and saliency maps",
+        runs=list(ids),
+        own=json.loads(own),
+        target=target,
+        occluding=occluding,
     )["answers"]
     return answers
 
 
 def warmed(image: NDArray[np.uint8], heat: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """An image uint8 [C, H, W] in muted grey with heat uint8 [H, W] over it, in orange: uint8 [3, H, W]."""
+    """An image uint8 [C, H, W] in muted gray with heat uint8 [H, W] over it, in orange: uint8 [3, H, W]."""
     grey = np.repeat(image.mean(0, keepdims=True), 3, axis=0) * 0.75 + 20
     share = 0.8 * heat.astype(np.float64)[None] / 255
     orange = np.array([243.0, 140.0, 40.0])[:, None, None]

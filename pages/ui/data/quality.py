@@ -1,4 +1,4 @@
-"""Are the images clean enough? One look, what was found, and decisions about single images by click and by keyboard."""
+"""Data quality: the check, its findings, and review of single images by mouse and keyboard."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import streamlit as st
 from pages.ui.app import context, keys
 from pages.ui.charts import basic, plotting
 from pages.ui.data import quality_cards
-from pages.ui.data.quality_cards import FOUND, Card
+from pages.ui.data.quality_cards import DUPLICATES, FOUND, HARD, LABELS, LEAKS, Card
 from pages.ui.widgets import image_grid, polling, run_table, url_state
 from smallalign_core.analysis import data_quality
 from smallalign_core.analysis.data_quality import QualityReport
@@ -23,19 +23,26 @@ from smallalign_core.errors import Refused, SmallAlignError
 from smallalign_core.runs.store import Store
 from smallalign_core.spec import DataSpec
 
-STAGES = ("Reading pixels", "Looking for copies", "Preparing features", "Judging labels", "Counting votes")
+STAGES = (
+    *("Reading pixels", "Detecting duplicates", "Extracting features", "Detecting label errors"),
+    "Detecting hard examples",
+)
 PER_PAGE = 12
-PAIRS = "Class pairs"
+PAIRS = "Confused classes"
 NOTHING = {
-    "Labels": "No label is suspected.",
-    "Leaks": "No test image is among those that are learned from or chosen by.",
-    "Duplicates": "No two images show the same.",
-    "Outliers": "No image stands far from all others.",
-    "Pixels": "No image is dark, bright, blank or of an odd size.",
-    "Hard": "No hard examples are known: they need runs of a scaling study on these images.",
-    PAIRS: "Labels confuse no two classes.",
+    LABELS: "No suspected label errors.",
+    LEAKS: "No test image is in the training or validation split.",
+    DUPLICATES: "No duplicates.",
+    "Outliers": "No outliers.",
+    "Exposure and size": "No dark, bright, blank or unusually sized images.",
+    HARD: "No hard examples available. They require runs of a scaling study on this dataset.",
+    PAIRS: "No confused class pairs.",
 }
-BULK = {"Labels": "Drop the {} sure ones", "Leaks": "Drop the {} exact copies", "Duplicates": "Settle {} exact copies"}
+BULK = {
+    LABELS: "Drop {} high-confidence",
+    LEAKS: "Drop {} exact duplicates",
+    DUPLICATES: "Resolve {} exact duplicates",
+}
 
 
 @st.cache_resource(max_entries=8, ttl=300, show_spinner=False)
@@ -44,18 +51,18 @@ def _finished(asked: str, root: str, fingerprint: str, start: bool) -> QualityRe
 
 
 def panel(store: Store, source: str, facts: dict[str, Any]) -> None:
-    """The whole of it; asks the desk in short steps, so that a click on the page interrupts it."""
+    """The whole section; calls the backend in short steps, so that a click on the page interrupts it."""
     classes = tuple(facts["classes"])
     fitting = [row for row in run_table.finished(store) if row.classes == classes]
-    judge = url_state.pick_row(
-        "Labels are judged on",
+    model = url_state.pick_row(
+        "Features for label-error detection",
         fitting,
         key="judge",
         none="Pixels",
-        help="Pixels, or the last features of a model that did not learn these images. A model that learned wrong "
-        "labels hides them.",
+        help="Pixels, or the penultimate-layer features of a model that was not trained on these images. A model that "
+        "has fitted wrong labels hides them.",
     )
-    asked = json.dumps({"source": source, "teacher": judge.id if judge else None}, sort_keys=True)
+    asked = json.dumps({"source": source, "teacher": model.id if model else None}, sort_keys=True)
     place, wanted = st.empty(), st.session_state.get(keys.QUALITY_WANTED) == asked
     try:
         report = polling.wait(
@@ -76,15 +83,15 @@ def panel(store: Store, source: str, facts: dict[str, Any]) -> None:
 
 def _offer(asked: str, images: int) -> None:
     st.caption(
-        "Looks at every image for duplicates, leaks into test, wrong labels and oddities. Nothing is changed. "
+        "Checks every image for duplicates, train/test leakage, label errors and outliers. The dataset is not changed. "
         + (
             "Takes seconds."
             if images < 10_000
-            else "Takes minutes with so many images; if you leave, it goes on when you come back."
+            else "Takes minutes for a dataset of this size; progress is kept if you leave the page."
         )
     )
     st.button(
-        "Look closely",
+        "Run data quality check",
         type="primary",
         icon=":material/search:",
         on_click=st.session_state.__setitem__,
@@ -99,35 +106,43 @@ def _hard(found: int) -> str | int:
 def _summary(report: QualityReport) -> None:
     kinds = Counter(one.kind for one in report.pixels)
     sure = sum(one.sure for one in report.label_issues)
-    with st.grid(min_column_width=125):
+    with st.grid(min_column_width=185):
         for name, count, help in (
-            ("Labels", len(report.label_issues), f"Images whose label is probably wrong; {sure:,} of them are sure."),
-            ("Leaks", len({one.test.row for one in report.leaks}), "Test images that are learned from or chosen by."),
-            ("Duplicates", len(report.duplicates), f"Groups of images that show the same. {report.near}."),
-            ("Outliers", len(report.outliers), "Images far from all others."),
+            ("Suspected label errors", len(report.label_issues), f"{sure:,} of them with high confidence."),
             (
-                "Odd pixels",
+                "Train/test leakage",
+                len({one.test.row for one in report.leaks}),
+                "Test images that are also in the training or validation split.",
+            ),
+            ("Duplicates", len(report.duplicates), f"Groups of duplicate images. {report.near}."),
+            ("Outliers", len(report.outliers), "Images far from all others in feature space."),
+            (
+                "Exposure and size outliers",
                 len(report.pixels),
                 ", ".join(f"{many} {kind.replace('_', ' ')}" for kind, many in kinds.items())
-                or "Dark, bright, blank, or of an odd size.",
+                or "Dark, bright, blank, or unusually sized images.",
             ),
-            ("Hard", _hard(len(report.hard)), "Images that the smallest students of a scaling study do not learn."),
+            (
+                "Hard examples",
+                _hard(len(report.hard)),
+                "Images that the smallest students of a scaling study misclassify.",
+            ),
         ):
             st.metric(name, f"{count:,}" if isinstance(count, int) else count, border=True, help=help)
     if report.warnings:
         st.warning("\n".join(f"- {one[:1].upper()}{one[1:]}." for one in report.warnings))
-    st.caption(f"Labels were judged out of sample: {report.method}.")
+    st.caption(f"Label errors are detected with out-of-sample predictions: {report.method}.")
 
 
 @st.fragment
 def _review(report: QualityReport, splits: Splits, store: Store) -> None:
     with context.show_errors():
         made = data_quality.decisions(store, report.fingerprint, report.source)
-        if said := st.session_state.pop(keys.QUALITY_SAID, None):
-            st.error(said, icon=":material/error:")
+        if failed := st.session_state.pop(keys.QUALITY_FAILED, None):
+            st.error(failed, icon=":material/error:")
         found = str(
             st.segmented_control(
-                "Findings", [*FOUND, PAIRS], default="Labels", required=True, key="found", bind="query-params"
+                "Findings", [*FOUND, PAIRS], default=LABELS, required=True, key="found", bind="query-params"
             )
         )
         if found == PAIRS:
@@ -136,7 +151,7 @@ def _review(report: QualityReport, splits: Splits, store: Store) -> None:
         elif cards := FOUND[found](report):
             _decide(cards, found, report, splits, made, store)
         else:
-            (st.info if found == "Hard" else st.success)(NOTHING[found])
+            (st.info if found == HARD else st.success)(NOTHING[found])
             _use(made, report, store)
 
 
@@ -148,10 +163,10 @@ def _pairs(report: QualityReport) -> None:
     figure = go.Figure()
     names = [" · ".join(pair.classes) for pair in shown]
     figure.add_bar(x=[pair.images for pair in shown], y=names, orientation="h", marker_color=basic.palette()[0])
-    figure.update_layout(xaxis_title="images that are one and labelled as the other", yaxis={"type": "category"})
+    figure.update_layout(xaxis_title="estimated mislabeled images", yaxis={"type": "category"})
     plotting.plot(
         figure,
-        alt="Pairs of classes that labels confuse, and about how many images.",
+        alt="Confused class pairs, with the estimated number of mislabeled images.",
         key="class-pairs",
         height=80 + 26 * len(shown),
         table={
@@ -161,7 +176,7 @@ def _pairs(report: QualityReport) -> None:
             "share": [pair.share for pair in report.pairs],
         },
     )
-    st.caption("Estimated from labels and judges together. Where two classes overlap, no cleaning separates them.")
+    st.caption("Estimated from labels and out-of-sample predictions. Cleaning does not separate overlapping classes.")
 
 
 def _decide(
@@ -169,7 +184,7 @@ def _decide(
 ) -> None:
     at = _at(found, len(cards))
     card = cards[at]
-    with st.container(border=True, key="judging"):
+    with st.container(border=True, key="reviewing"):
         picture, words = st.columns([2, 3], gap="medium")
         with picture:
             st.html(
@@ -178,11 +193,11 @@ def _decide(
                 )
             )
         with words:
-            st.text(f"{card.told} {card.score[:1].upper()}{card.score[1:]}.")
+            st.text(f"{card.text} {card.score[:1].upper()}{card.score[1:]}.")
             state = card.decided(made.by_image)
             st.caption(
                 f"{at + 1:,} of {len(cards):,}{', worst first' if len(card.places) == 1 else ''}. "
-                + (f"Decided: {_plain(state)}." if state else "Undecided.")
+                + (f"Reviewed: {_plain(state)}." if state else "Unreviewed.")
             )
             with st.container(horizontal=True):
                 _step("Back", at - 1, len(cards), "Left")
@@ -193,7 +208,7 @@ def _decide(
 
 
 def _at(found: str, count: int) -> int:
-    """Which card is looked at, kept in the address from 1; another kind begins at its first."""
+    """The current card, kept in the URL from 1; another kind starts at its first."""
     asked = url_state.changed("at")
     if asked is not None and asked.isdecimal() and len(asked) < 9:
         st.session_state[keys.QUALITY_AT] = int(asked) - 1
@@ -216,7 +231,9 @@ def _step(name: str, to: int, count: int, shortcut: str) -> None:
 
 def _choices(card: Card, cards: Sequence[Card], at: int, report: QualityReport, splits: Splits, store: Store) -> None:
     if not card.images:
-        st.info("A test image: shown, never changed. Scores before and after must be of the same test.")
+        st.info(
+            "Test image: read-only. The test set stays fixed, so that scores before and after cleaning are comparable."
+        )
         return
     if not _may(store):
         return
@@ -242,16 +259,16 @@ def _choices(card: Card, cards: Sequence[Card], at: int, report: QualityReport, 
         button("Drop all" if card.several else "Drop", "drop", "D", icon=":material/delete:")
     with st.container(horizontal=True, vertical_alignment="bottom"):
         label = st.selectbox(
-            "Class",
+            "New label",
             classes,
             index=0 if card.suggested else None,
             key=f"quality-class-{'-'.join(map(str, card.images[:2]))}",
-            placeholder="Choose",
+            placeholder="Select",
             width=180,
         )
         button("Relabel", "relabel", "L", label, icon=":material/label:", disabled=label is None)
     if any(place.split == "test" for place in card.places):
-        st.caption("The test image stays as it is: scores before and after must be of the same test.")
+        st.caption("The test image is not changed: the test set stays fixed.")
 
 
 def _may(store: Store) -> bool:
@@ -270,11 +287,11 @@ def _settle(
     cards: Sequence[Card] = (),
     at: int = 0,
 ) -> None:
-    """Decide, and go on to the next open card; what is refused becomes a sentence."""
+    """Record a decision, and continue with the next unreviewed card; a refusal becomes a message."""
     try:
         made = data_quality.decide(store, report.fingerprint, report.source, changes).by_image
     except SmallAlignError as error:
-        st.session_state[keys.QUALITY_SAID] = str(error)
+        st.session_state[keys.QUALITY_FAILED] = str(error)
         return
     around = [*range(at + 1, len(cards)), *range(at)]
     open_ones = (one for one in around if cards[one].images and cards[one].decided(made) is None)
@@ -282,11 +299,11 @@ def _settle(
 
 
 def _undo(store: Store, report: QualityReport) -> None:
-    """Take the last step back, and show the card that it was about."""
+    """Undo the last step, and show its card."""
     try:
         _, changed = data_quality.undo(store, report.fingerprint)
     except SmallAlignError as error:
-        st.session_state[keys.QUALITY_SAID] = str(error)
+        st.session_state[keys.QUALITY_FAILED] = str(error)
         return
     images, found = {image for image, _ in changed}, st.session_state.get("found")
     cards = FOUND[found](report) if found in FOUND else []
@@ -296,7 +313,7 @@ def _undo(store: Store, report: QualityReport) -> None:
 
 
 def _bulk(found: str, cards: Sequence[Card], report: QualityReport, made: Decisions, store: Store) -> None:
-    """What can be decided without a look, all at once: only what nobody decided yet."""
+    """A button for all high-confidence findings at once, except those reviewed already."""
     here = {image for card in cards if card.sure for image in card.images} - made.by_image.keys()
     sure = [(image, one) for image, one in report.decisions().by_image.items() if image in here]
     if found not in BULK or not sure:
@@ -307,14 +324,14 @@ def _bulk(found: str, cards: Sequence[Card], report: QualityReport, made: Decisi
         return
     name = BULK[found].format(f"{len(sure):,}")
     with st.popover(name, icon=":material/done_all:"):
-        told = [one for one in report.warnings if one.startswith("automatic")]
+        listed = [one for one in report.warnings if one.startswith("automatic")]
         st.warning(
-            "\n\n".join(f"{one[:1].upper()}{one[1:]}." for one in told)
-            or "Judges err, too: look at some of them first. What was decided already stays."
+            "\n\n".join(f"{one[:1].upper()}{one[1:]}." for one in listed)
+            or "Detection can be wrong: review some of them first. Earlier decisions are kept."
         )
         if found == "Duplicates":
-            st.caption("One of each is kept; copies with different labels, or that the test has as well, are dropped.")
-        st.button("Do it", type="primary", key="quality-bulk", on_click=_settle, args=(store, report, sure, cards, -1))
+            st.caption("One image of each group is kept; copies with other labels, or that are in test, are dropped.")
+        st.button("Apply", type="primary", key="quality-bulk", on_click=_settle, args=(store, report, sure, cards, -1))
 
 
 def _gallery(cards: Sequence[Card], at: int, splits: Splits, made: Decisions) -> None:
@@ -325,7 +342,7 @@ def _gallery(cards: Sequence[Card], at: int, splits: Splits, made: Decisions) ->
                 st.html(quality_cards.pictured(card, splits, quality_cards.SMALL))
                 st.text(f"→ {card.suggested}, {card.score}" if card.suggested else card.score)
                 st.button(
-                    f"{place + 1}: {_plain(card.decided(made.by_image) or ('undecided' if card.images else 'test'))}",
+                    f"{place + 1}: {_plain(card.decided(made.by_image) or ('unreviewed' if card.images else 'test'))}",
                     key=f"quality-open-{place % PER_PAGE}",
                     type="primary" if place == at else "secondary",
                     on_click=_go,
@@ -333,7 +350,7 @@ def _gallery(cards: Sequence[Card], at: int, splits: Splits, made: Decisions) ->
                 )
     pages, page = -(-len(cards) // PER_PAGE), at // PER_PAGE + 1
     if pages > 1:
-        key = f"quality-page-{page}"  # another page is another widget: it follows the card that is looked at
+        key = f"quality-page-{page}"  # another page is another widget: it follows the current card
         st.pagination(pages, default=page, key=key, on_change=lambda: _go((st.session_state[key] - 1) * PER_PAGE))
 
 
@@ -343,16 +360,18 @@ def _plain(text: str) -> str:
 
 
 def _use(made: Decisions, report: QualityReport, store: Store, found: str = "", cards: Sequence[Card] = ()) -> None:
-    """How many decisions there are, how to take one back, and how they become part of a run."""
+    """The number of decisions, undo, download, and the way to a training run with them."""
     counts = made.count()
     words = {"keep": "keep", "drop": "drop", "once": "keep one", "relabel": "relabel"}
-    told = ", ".join(f"{count:,} {words[what]}" for what, count in counts.items())
+    listed = ", ".join(f"{count:,} {words[what]}" for what, count in counts.items())
     st.markdown(
-        f"**{len(made.by_image):,} image{'' if len(made.by_image) == 1 else 's'} decided**"
-        + (f": {told}" if told else "")
+        f"**{len(made.by_image):,} image{'' if len(made.by_image) == 1 else 's'} reviewed**"
+        + (f": {listed}" if listed else "")
     )
     if not made.by_image:
-        st.caption("Decide with the buttons or the keys on them. Decisions are a file; images are never touched.")
+        st.caption(
+            "Use the buttons or their keyboard shortcuts. Decisions are saved to a file; images are not changed."
+        )
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button(
             "Undo",
@@ -362,7 +381,7 @@ def _use(made: Decisions, report: QualityReport, store: Store, found: str = "", 
             on_click=_undo,
             args=(store, report),
             disabled=not data_quality.undoable(store, report.fingerprint),
-            help="Your last step; what others decided stays.",
+            help="Reverts your last step; decisions of other users are kept.",
         )
         _bulk(found, cards, report, made, store)
         if not made.by_image:
@@ -377,11 +396,11 @@ def _use(made: Decisions, report: QualityReport, store: Store, found: str = "", 
         )
         st.page_link(
             "distil.py",
-            label="Distil with these decisions",
+            label="Distill with these decisions",
             icon=":material/science:",
             query_params={"data": report.source, "decisions": report.fingerprint},
         )
-    st.caption("They are part of a run, which keeps its own copy. In a spec:")
+    st.caption("To use them in a spec (each run keeps its own copy):")
     file = data_quality.file_of(store, report.fingerprint)
     st.code(
         f"data: {{source: {json.dumps(report.source)}, decisions: {json.dumps(str(file))}}}",
@@ -391,7 +410,7 @@ def _use(made: Decisions, report: QualityReport, store: Store, found: str = "", 
 
 
 def receive(store: Store, key: str) -> None:
-    """Put the decisions that a link names by their fingerprint into the form of that key, once."""
+    """Put the decisions of a link, given by fingerprint, into the form of that key, once."""
     if (asked := st.query_params.get("decisions")) is None:
         return
     del st.query_params["decisions"]

@@ -1,4 +1,4 @@
-"""What a look at a dataset found, as cards to decide about: pictures, a sentence, and what a decision would change."""
+"""Findings of a data quality check, as cards to review: images, a description, and the effect of a decision."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from pages.ui.widgets import formatting, image_grid
 from smallalign_core.analysis.data_quality import Place, QualityReport
 from smallalign_core.data import Decision, Splits
 
+LABELS, LEAKS, DUPLICATES, HARD = "Label errors", "Leakage", "Duplicates", "Hard examples"
+"""Kinds of finding with texts of their own on the page."""
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
 MOST_PICTURES = 6
-"""Pictures on a card; groups of more copies name the rest."""
+"""Images on a card; the number of further ones is given as text."""
 LARGE, PAIRED, SMALL = 224, 150, 88
-"""CSS pixels that a picture may fill: where it is decided about, alone and beside others, and in the gallery."""
+"""CSS pixels of an image: under review, alone and beside others, and in the gallery."""
 
 
 @dataclass(frozen=True)
@@ -22,15 +24,15 @@ class Card:
     """One finding.
 
     Attributes:
-        places: the images that it shows, those that are learned from first.
-        told: what was found, in a sentence; `score`: the number behind it, for people.
-        suggested: the class that the image looks like, if anybody knows.
-        several: whether it is about images that show the same thing.
-        sure: whether automatic cleaning may settle it.
+        places: its images, those of the training split first.
+        text: the finding, as a sentence; `score`: the number behind it, as text.
+        suggested: the suggested class, if any.
+        several: whether it is a group of duplicates.
+        sure: whether automatic cleaning may resolve it.
     """
 
     places: tuple[Place, ...]
-    told: str
+    text: str
     score: str
     suggested: str | None = None
     several: bool = False
@@ -38,17 +40,17 @@ class Card:
 
     @property
     def images(self) -> list[int]:
-        """Ids that a decision would change; none where the card shows test images only."""
+        """Ids that a decision would change; none if the card has test images only."""
         return list(dict.fromkeys(int(place.id, 16) for place in self.places if place.split != "test"))
 
     def changes(self, what: str, label: str | None = None) -> list[tuple[int, Decision | None]]:
-        """What to decide so that this card is decided as `what`. `once`: one of several is left."""
+        """The decisions that resolve this card as `what`. `once`: one of several is kept."""
         paths = {int(place.id, 16): place.path for place in reversed(self.places)}
         made = [what if what != "once" or not place else "drop" for place in range(len(self.images))]
         return [(one, Decision(how, label, paths[one])) for one, how in zip(self.images, made, strict=True)]  # type: ignore[arg-type]
 
     def decided(self, by_image: Mapping[int, Decision]) -> str | None:
-        """How it was decided, in a word or two; None while an image of it is open."""
+        """The decision in a word or two; None while an image is unreviewed."""
         made = [by_image.get(one) for one in self.images]
         if not made or None in made:
             return None
@@ -57,16 +59,16 @@ class Card:
             return "Keep one"
         if len(set(made)) > 1 or first is None:
             return "Mixed"
-        return f"Now {first.label}" if first.label else {"keep": "Keep", "drop": "Drop"}[first.what]
+        return f"Relabeled as {first.label}" if first.label else {"keep": "Keep", "drop": "Drop"}[first.what]
 
 
 def _labels(report: QualityReport) -> list[Card]:
     return [
         Card(
             (one,),
-            f"Labelled {one.given}, looks like {one.suggested}. "
-            + ("Sure: automatic cleaning would drop it." if one.sure else "Not sure: it wants a person."),
-            f"its label gets {formatting.percent(one.score)}",
+            f"Label: {one.given}; predicted: {one.suggested}. "
+            + ("High confidence (auto-clean would drop it)." if one.sure else "Low confidence: needs manual review."),
+            f"predicted probability of the given label: {formatting.percent(one.score)}",
             one.suggested,
             sure=one.sure,
         )
@@ -101,14 +103,14 @@ def _duplicates(report: QualityReport) -> list[Card]:
 def _outliers(report: QualityReport) -> list[Card]:
     known = {one.id: one.suggested for one in report.label_issues}
     return [
-        Card((one,), "Far from every other image.", f"{one.score:.1f} times the usual distance", known.get(one.id))
+        Card((one,), "Far from all other images.", f"{one.score:.1f} times the typical distance", known.get(one.id))
         for one in report.outliers
     ]
 
 
 def _pixels(report: QualityReport) -> list[Card]:
     known = {one.id: one.suggested for one in report.label_issues}
-    units = {"blank": "deviation of brightness", "odd_size": "times the usual size or shape"}
+    units = {"blank": "standard deviation of brightness", "odd_size": "times the typical size or aspect ratio"}
     return [
         Card(
             (one,),
@@ -125,10 +127,10 @@ def _hard(report: QualityReport) -> list[Card]:
     return [
         Card(
             (one,),
-            "No student of the study learns it."
+            "Misclassified by all students of the study."
             if one.learned_by is None
-            else f"The smallest student that learns it has {one.learned_by:,} parameters.",
-            f"{round(one.right * one.votes)} of {one.votes} votes right",
+            else f"Smallest student that classifies it correctly: {one.learned_by:,} parameters.",
+            f"{round(one.right * one.votes)} of {one.votes} predictions correct",
             known.get(one.id),
         )
         for one in report.hard
@@ -136,19 +138,18 @@ def _hard(report: QualityReport) -> list[Card]:
 
 
 FOUND: dict[str, Callable[[QualityReport], list[Card]]] = {
-    "Labels": _labels,
-    "Leaks": _leaks,
-    "Duplicates": _duplicates,
+    LABELS: _labels,
+    LEAKS: _leaks,
+    DUPLICATES: _duplicates,
     "Outliers": _outliers,
-    "Pixels": _pixels,
-    "Hard": _hard,
+    "Exposure and size": _pixels,
+    HARD: _hard,
 }
 
 
 def _alike(kind: str, same_label: bool) -> str:
-    return (
-        f"{'Equal pixels' if kind == 'exact' else 'Nearly equal'}, {'one label' if same_label else 'different labels'}."
-    )
+    labels = "same label" if same_label else "different labels"
+    return f"{'Exact duplicate' if kind == 'exact' else 'Near duplicate'}, {labels}."
 
 
 def _distance(distance: float) -> str:
@@ -156,11 +157,11 @@ def _distance(distance: float) -> str:
 
 
 def pictured(card: Card, splits: Splits, side: int) -> str:
-    """The pictures of a card side by side as HTML, split and class under each."""
+    """The images of a card side by side as HTML, with split and class below each."""
     shown = card.places[:MOST_PICTURES]
     rest = len(card.places) - len(shown)
     return (
-        f'<div class="sa-judged">{"".join(_figures(shown, splits, side))}'
+        f'<div class="sa-reviewed">{"".join(_figures(shown, splits, side))}'
         + (f"<small>and {rest:,} more</small>" if rest else "")
         + "</div>"
     )
@@ -177,7 +178,7 @@ def _figures(places: Sequence[Place], splits: Splits, side: int) -> Iterator[str
         file = html.escape(place.path or "")
         yield (
             f'<figure><img src="{image_grid.png(part.images[place.row])}" width="{round(width * times)}" '
-            f'height="{round(height * times)}" alt="{where}, labelled {name}"/>'
+            f'height="{round(height * times)}" alt="{where}, label {name}"/>'
             f'<figcaption style="max-width:{max(round(width * times), 64)}px" title="{file or name}"><b>{name}</b><br/>'
             f"{where}{f'<br/><small>{file}</small>' if file else ''}</figcaption></figure>"
         )

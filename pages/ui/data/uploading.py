@@ -1,4 +1,4 @@
-"""Uploading a dataset: a zip is checked, kept in the store, read once, and then named like any other dataset."""
+"""Dataset upload: a zip is validated, kept in the store, read once, and then available like any other dataset."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from smallalign_core.system import limits
 
 
 def panel(store: Store) -> None:
-    """A place to drop a zip; once it is read, the page's dataset is the upload. Draw it above the dataset's menu."""
+    """An uploader for a zip; once it is read, the page's dataset is the upload. Draw it above the dataset menu."""
     if auth.visitor().role is Role.VIEWER:
         return
-    most, said = limits.current(), st.session_state.get(keys.UPLOAD_SAID)
-    with st.expander("Upload a dataset", icon=":material/upload:", expanded=said is not None):
-        if said:
-            st.error(formatting.plain(said), icon=":material/block:")
+    most, failed = limits.current(), st.session_state.get(keys.UPLOAD_FAILED)
+    with st.expander("Upload a dataset", icon=":material/upload:", expanded=failed is not None):
+        if failed:
+            st.error(formatting.plain(failed), icon=":material/block:")
         file = st.file_uploader(
-            "A zip of a folder with one sub-folder of images per class",
+            "Zip of a folder with one sub-folder of images per class",
             type="zip",
             max_upload_size=most.upload_mb,
             key=f"upload-{st.session_state.setdefault(keys.UPLOAD_ROUND, 0)}",
         )
         st.caption(
             "PNG, JPEG, WebP, TIFF, GIF, HEIC, AVIF or BMP; "
-            f"up to {most.zip_entries:,} files, {most.zip_mb // 1024} GB when unpacked. It is "
-            "checked, then kept on this server under its content. Larger datasets: type the path of their folder below."
+            f"up to {most.zip_entries:,} files, {most.zip_mb // 1024} GB unpacked. Validated, then stored on this "
+            "server by content hash. For larger datasets, enter the path of a folder below."
         )
     if file is None:
         return
     try:
         source = receive(store, file.name, file.getvalue())
     except SmallAlignError as error:
-        st.session_state[keys.UPLOAD_SAID] = str(error)
+        st.session_state[keys.UPLOAD_FAILED] = str(error)
     else:
-        st.session_state.pop(keys.UPLOAD_SAID, None)
+        st.session_state.pop(keys.UPLOAD_FAILED, None)
         st.session_state[keys.DATA] = source
     _compat.drop_upload(file)
     st.session_state[keys.UPLOAD_ROUND] += 1  # an empty place for the next one
@@ -52,10 +52,10 @@ def panel(store: Store) -> None:
 
 
 def receive(store: Store, name: str, content: bytes) -> str:
-    """Keep a visitor's zip and read it; returns what names it as a dataset. What cannot be used leaves nothing behind.
+    """Store an uploaded zip and read it; returns its name as a dataset. An unusable upload is removed.
 
     Raises:
-        SmallAlignError: it was refused; the message says why.
+        SmallAlignError: it was refused; the message gives the reason.
     """
     file, new = uploads.keep(store, name, content)
     source = shown(file)
@@ -69,5 +69,5 @@ def receive(store: Store, name: str, content: bytes) -> str:
 
 
 def shown(file: Path) -> str:
-    """The path of an upload as menus and links have it: from here, if it lies below."""
+    """The path of an upload in menus and links: relative to the working directory, if below it."""
     return os.path.relpath(file) if file.is_relative_to(Path.cwd()) else str(file)

@@ -1,4 +1,4 @@
-"""A spec before it is trained: how it reads, the command that does the same, and what it would cost."""
+"""A spec before training: its YAML, the equivalent command, and its cost."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from smallalign_core.spec import RunSpec, to_yaml
 
 @st.cache_data(max_entries=64, ttl=60, show_spinner=False)
 def estimate(asked: str) -> dict[str, Any]:
-    """What the run that a spec's JSON describes would cost; kept for a minute, since the machine's load changes."""
-    return context.call("estimate", "Counting parameters and timing a few real steps", spec=json.loads(asked))
+    """The estimated cost of a spec's run; cached for a minute, since the machine's load changes."""
+    return context.call("estimate", "Counting parameters and timing a few training steps", spec=json.loads(asked))
 
 
 def command(
@@ -23,10 +23,10 @@ def command(
     store: Store,
     *,
     verb: str = "train spec.yaml",
-    does: str = "this trains it, and an equal spec is never trained twice",
+    does: str = "this command trains it (identical specs reuse the cached run)",
 ) -> None:
-    """A spec as YAML, and the command that does the same without the dashboard."""
+    """A spec as YAML, and the equivalent command."""
     yaml = to_yaml(store.named(spec))
     st.code(yaml, language="yaml", wrap_lines=True)
-    st.caption(f"Save it as spec.yaml; {does}:")
+    st.caption(f"Save as spec.yaml; {does}:")
     st.code(f"python -m smallalign_core {verb}", language="bash", wrap_lines=True)

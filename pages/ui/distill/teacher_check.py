@@ -1,4 +1,4 @@
-"""Before a distillation: is this teacher any good here? And beside it: the runs that show what it is worth."""
+"""Teacher selection and evaluation before a distillation, and its baselines."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from pages.ui.widgets.run_table import RunRow
 from smallalign_core.runs.store import Store
 from smallalign_core.spec import RunSpec
 from smallalign_core.studies import ablation
-from smallalign_core.studies.ablation import CONTROLS, What, capital
+from smallalign_core.studies.ablation import What, capital
 
 SIDE_BY_SIDE: tuple[What, ...] = ("teacher", "shuffled")
-"""The controls of a distillation: what they leave out shows what it was worth."""
+"""The baselines of a distillation."""
 
 
 def pick(
     store: Store, source: str, facts: Mapping[str, Any], *, none: str | None, help: str | None = None
 ) -> tuple[RunRow | None, list[RunRow]]:
-    """A menu of teachers for a dataset, which begins with the one that did best on it; (the chosen one, all of them).
+    """A menu of teachers for a dataset, initially the most accurate one; (the selected one, all of them).
 
-    A teacher that was chosen for other images is not carried over to these, unless the address names it anew.
+    A teacher selected for another dataset is not carried over, unless the URL sets it again.
     """
     offered = run_table.teachers(store, source, facts)
     if st.session_state.get(keys.TEACHER_FOR) != facts["fingerprint"]:
@@ -38,23 +38,23 @@ def pick(
     if offered and first is None and none:
         evaluated = sum(row.here is not None for row in offered)
         reason = (
-            "the models evaluated on these images were distilled themselves"
+            "all models evaluated on this dataset were distilled themselves"
             if evaluated
-            else "no model with these class names was evaluated on these images"
+            else "no model with these class names was evaluated on this dataset"
         )
         st.caption(f"No teacher is preselected: {reason}.")
     return chosen, offered
 
 
 def seen(cost: Mapping[str, Any], teacher: RunRow | None) -> None:
-    """What the pre-flight of a run found, beside its cost."""
+    """The result of a run's teacher check, beside its cost."""
     if not (found := cost["preflight"]):
         return
     interval = formatting.interval(found["accuracy_low"], found["accuracy_high"])
     st.caption(
-        f"Teacher on {found['images']:,} validation images of this run: accuracy "
-        f"{formatting.percent(found['accuracy'])} (95 % interval {interval}), "
-        f"chance {formatting.percent(found['chance'])}." + _numbers(cost["loss"])
+        f"Teacher accuracy on {found['images']:,} validation images of this run: "
+        f"{formatting.percent(found['accuracy'])} (95% CI {interval}), "
+        f"chance level {formatting.percent(found['chance'])}." + _numbers(cost["loss"])
     )
     for warning in found["warnings"]:
         st.warning(capital(warning) + ".")
@@ -63,10 +63,10 @@ def seen(cost: Mapping[str, Any], teacher: RunRow | None) -> None:
 
 
 def _numbers(loss: Mapping[str, Any]) -> str:
-    """What `auto` became."""
+    """The resolved values of `auto`."""
     if loss["kind"] != "kd":
         return ""
-    return f" Soft targets at T = {loss['temperature']:g} with weight {loss['weight']:g}."
+    return f" Distillation loss: T = {loss['temperature']:g}, weight {loss['weight']:g}."
 
 
 def more(fitting: list[RunRow], teacher: RunRow) -> tuple[str, ...]:
@@ -78,39 +78,39 @@ def more(fitting: list[RunRow], teacher: RunRow) -> tuple[str, ...]:
     st.session_state[keys.MORE_TEACHERS] = kept
     return tuple(
         st.multiselect(
-            "More teachers",
+            "Additional teachers",
             list(others),
             format_func=others.__getitem__,
             key=keys.MORE_TEACHERS,
             max_selections=7,
-            placeholder="None: one teacher",
-            help="They answer together, with the mean of their probabilities.",
+            placeholder="None (single teacher)",
+            help="The ensemble uses the mean of their probabilities.",
             persist_state="session",
         )
     )
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
-def _report(teacher: str, data: str, root: str) -> dict[str, Any]:  # noqa: ARG001  # another store, another answer
-    return context.call("preflight", "Asking the teacher", teacher=teacher, data_source=json.loads(data))
+def _report(teacher: str, data: str, root: str) -> dict[str, Any]:  # noqa: ARG001  # part of the cache's key
+    return context.call("preflight", "Evaluating the teacher", teacher=teacher, data_source=json.loads(data))
 
 
 def preflight(teacher: RunRow, data: dict[str, Any], *, loss_key: str) -> None:
-    """What is known of a teacher on the validation images; opened by the visitor, since it costs seconds.
+    """The teacher's metrics on the validation images; collapsed at first, since it takes seconds.
 
     Args:
         loss_key: of the loss's form, whose temperature a button may set.
     """
-    box = st.expander(
-        "Is this teacher any good on these images?", icon=":material/fact_check:", key="preflight", on_change="rerun"
-    )
+    box = st.expander("Check teacher", icon=":material/fact_check:", key="preflight", on_change="rerun")
     if not box.open:
         return
     with box, context.show_errors():
         found = _report(teacher.id, json.dumps(data), str(context.store().root.resolve()))
         scores = found["scores"]
         if found["refused"]:
-            st.error(f"Not a teacher for these images: {formatting.plain(found['refused'])}", icon=":material/block:")
+            st.error(
+                f"Unsuitable teacher for this dataset: {formatting.plain(found['refused'])}", icon=":material/block:"
+            )
         for warning in found["warnings"]:
             st.warning(capital(warning) + ".")
         low, high = found["suggested"]
@@ -119,31 +119,31 @@ def preflight(teacher: RunRow, data: dict[str, Any], *, loss_key: str) -> None:
                 "Accuracy",
                 formatting.percent(scores["accuracy"]),
                 border=True,
-                help=f"95 % interval {basic.wilson_of(scores)} on {scores['images']:,} validation images. "
-                f"Chance is {found['chance']:.1%}.",
+                help=f"95% CI {basic.wilson_of(scores)} on {scores['images']:,} validation images. "
+                f"Chance level {found['chance']:.1%}.",
             )
             st.metric(
                 "ECE",
                 formatting.percent(scores["ece"]),
                 border=True,
-                help=f"{found['calibrated_ece']:.1%} with temperature {found['temperature']:.2f} fitted.",
+                help=f"{found['calibrated_ece']:.1%} temperature-scaled (T = {found['temperature']:.2f}).",
             )
             st.metric(
-                "Worth trying",
-                f"T {low:.2g}–{high:.2g}",
+                "Suggested T",
+                f"{low:.2g}–{high:.2g}",
                 border=True,
-                help="From where its confidence falls below 90 % to where half of it is left. A heuristic.",
+                help="Temperatures from a mean confidence below 90% to half of the initial confidence. A heuristic.",
             )
-            st.metric("Speed", f"{formatting.count(found['images_per_second'])}/s", border=True, help=found["device"])
+            st.metric("Images/s", formatting.count(found["images_per_second"]), border=True, help=found["device"])
         worst = ", ".join(f"{name} {recall:.0%}" for name, recall in found["worst"])
         soft = ", ".join(f"{one['confidence']:.0%} at T = {one['temperature']:g}" for one in found["softness"])
         st.caption(
-            f"Knows least of: {worst}. Mean confidence: {soft}. Asked again it differs by {found['repeat_diff']:.1g}, "
-            f"one by one by {found['batch_diff']:.1g} (largest difference of a logit)."
+            f"Lowest recall: {worst}. Mean confidence: {soft}. Determinism (max. logit difference): "
+            f"{found['repeat_diff']:.1g} (repeat), {found['batch_diff']:.1g} (batch of 1)."
         )
         if found["mapping"]:
-            pairs = ", ".join(f"{ours} is its {theirs}" for ours, theirs in found["mapping"][:12])
-            st.caption(f"Classes matched by name: {pairs}.")
+            pairs = ", ".join(f"{ours} → {theirs}" for ours, theirs in found["mapping"][:12])
+            st.caption(f"Classes matched by name (dataset → teacher): {pairs}.")
         kind = st.session_state.get(f"{loss_key}.kind")
         widget = f"{loss_key}.{kind}.temperature"
         middle = round((low * high) ** 0.5 * 2) / 2 or 1.0
@@ -156,21 +156,16 @@ def _put(widget: str, value: float) -> None:
 
 
 def beside_it(spec: RunSpec) -> list[RunSpec]:
-    """The runs that show whether the teacher of `spec` mattered: without it, and with its answers mixed up."""
+    """The baselines of `spec`: without the teacher, and with shuffled teacher logits."""
     if spec.teacher is None or spec.shuffled:
         return []
     return [ablation.without(spec, what) for what in SIDE_BY_SIDE]
 
 
 def start(spec: RunSpec, *, controls: bool) -> dict[str, Any]:
-    """Queue a run, with its controls if asked, which the worker trains in lockstep; returns the answer for the run."""
+    """Queue a run, optionally with its baselines, which the worker trains in lockstep; returns the run's response."""
     answer = context.call("submit", "Preparing the run", spec=spec.model_dump(mode="json"))
-    # Of the run itself, not of what was asked: else `auto` might choose another precision for a control.
+    # From the run's spec, not the submitted one: else `auto` might choose another precision for a baseline.
     for beside in beside_it(context.store().run(answer["id"]).spec) if controls else ():
-        context.call("submit", "Preparing its controls", spec=beside.model_dump(mode="json"))
+        context.call("submit", "Preparing baselines", spec=beside.model_dump(mode="json"))
     return answer
-
-
-def names() -> str:
-    """What the controls are, in words."""
-    return " and ".join(f"without {CONTROLS[what].name}" for what in SIDE_BY_SIDE)

@@ -1,4 +1,4 @@
-"""What the Export page shows: three precisions side by side, the downloads, and the proof, here and in the browser."""
+"""The Export page: three precisions side by side, the downloads, and the parity check, here and in the browser."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from smallalign_core.service.users import Role
 from smallalign_core.spec.precision import file_name
 
 PRECISIONS = {
-    "fp32": "fp32, full size",
-    "fp16": "fp16, half",
-    "int8": "int8, a quarter",
+    "fp32": "fp32",
+    "fp16": "fp16",
+    "int8": "int8",
 }
 MODEL = "the exported file"
 Report = dict[str, Any]
 
 
 def explain_import(row: RunRow) -> None:
-    """Why an import has no export."""
+    """A notice that an imported model has no export."""
     st.info(
-        "This model was imported as an ONNX file, so it is one already: give that file to whoever needs it. "
-        "SmallAlign exports what it trained itself. To ship something smaller, distil a student from it."
+        "This model was imported as an ONNX file and needs no export: deploy that file. SmallAlign exports only models "
+        "that it trained. For a smaller model, distill a student from this one."
     )
-    st.caption("To look at the file, and to score it on images, in a process with limits:")
+    st.caption("To inspect the file and evaluate it on images, in a sandboxed process:")
     st.code(f"python -m smallalign_core verify FILE.onnx --run {row.id}", language="bash", wrap_lines=True)
 
 
 def bundles(run: str, store: Store) -> dict[str, Report | str]:
-    """The desk's report of a run's export in each precision, made now if it is not there; a sentence where it fails."""
+    """The backend's report of a run's export in each precision, made now if missing; a message where it fails."""
     found: dict[str, Report | str] = {}
     for precision in PRECISIONS:
         try:
@@ -50,7 +50,7 @@ def bundles(run: str, store: Store) -> dict[str, Report | str]:
 
 
 def bundle(run: str, store: Store, precision: str = "fp32") -> Report:
-    """The desk's report of a run's export in one precision, made now if it is not there."""
+    """The backend's report of a run's export in one precision, made now if missing."""
     file = store.root / "exports" / run / file_name("parity.json", precision)
     return _bundle(run, precision, str(store.root), file.stat().st_mtime_ns if file.exists() else 0)
 
@@ -62,7 +62,7 @@ def _bundle(
     root: str,  # noqa: ARG001  # this and the next are part of the cache's key
     changed: int,  # noqa: ARG001
 ) -> Report:
-    waiting = f"Exporting {precision}, and comparing every held-out image with PyTorch"
+    waiting = f"Exporting {precision} and comparing predictions with PyTorch"
     return context.call("bundle", waiting, run=run, precision=precision)
 
 
@@ -70,15 +70,18 @@ def _bundle(
 
 
 def sizes(reports: dict[str, Report | str], chosen: str) -> None:
-    """Size, loss and latency of all precisions side by side."""
-    columns = ("", "Size", "Lost on validation", "Lost on test", "Same top-1", "p50 here")
+    """Size, accuracy drop and latency of all precisions side by side."""
+    columns = (
+        *("Precision", "Size", "Accuracy drop (val.)", "Accuracy drop (test)", "Top-1 agreement"),
+        "Latency p50 (this machine)",
+    )
     rows = [_size_row(name, report, name == chosen) for name, report in reports.items()]
     st.table({name: [row[at] for row in rows] for at, name in enumerate(columns)}, width="content", hide_index=True)
     limit = next((report["limit"] for report in reports.values() if not isinstance(report, str)), 0.01)
     st.caption(
-        f"Lost: points of accuracy against PyTorch in fp32 on the same images, with the 95 % interval; more than "
-        f"{100 * limit:g} is flagged. Same top-1: on test. p50: one image, ONNX Runtime, one thread of this machine. "
-        "Choose by validation: test is for reporting."
+        f"Accuracy drop: percentage points relative to PyTorch fp32 on the same images, with 95% CI; drops above "
+        f"{100 * limit:g} are flagged. Top-1 agreement: with PyTorch fp32 on test images. Latency: batch size 1, "
+        "ONNX Runtime, one thread. Select by validation; report on test."
     )
 
 
@@ -98,7 +101,7 @@ def _size_row(name: str, report: Report | str, chosen: bool) -> list[str]:
 
 
 def lost(loss: dict[str, Any]) -> str:
-    """Points of accuracy, with their interval; a flag where it is too much."""
+    """Accuracy drop in points, with its interval; flagged above the limit."""
     points = f"{_points(loss['loss'])} ({_points(loss['low'])} to {_points(loss['high'])})"
     return f":material/flag: {points}" if loss["flagged"] else points
 
@@ -108,18 +111,18 @@ def _points(share: float) -> str:
 
 
 def flag(report: Report) -> None:
-    """Say that a precision loses too much, or that nobody can tell yet."""
+    """Warn of a precision with too large an accuracy drop, or with an inconclusive one."""
     limit, loss = report["limit"], report["loss"]
     if report["flagged"]:
         st.warning(
-            f"{report['precision']} loses more than {100 * limit:g} point of accuracy here. The file, its card and its "
-            "JSON say so. fp16 is half the size without that loss.",
+            f"The accuracy drop of {report['precision']} exceeds {100 * limit:g} percentage point on this dataset. "
+            "Model card and parity report include this warning. Use fp16 for half the size without this drop.",
             icon=":material/flag:",
         )
     elif report["precision"] != "fp32" and loss["val"]["high"] > limit:
         st.caption(
-            f"A loss of more than {100 * limit:g} point is not ruled out: the interval on {loss['val']['images']:,} "
-            "validation images reaches beyond it. More images would tell."
+            f"A drop above {100 * limit:g} percentage point is not ruled out: it is within the 95% CI on "
+            f"{loss['val']['images']:,} validation images. More validation images would narrow the interval."
         )
 
 
@@ -127,7 +130,7 @@ def flag(report: Report) -> None:
 
 
 def downloads(row: RunRow, report: Report) -> None:
-    """The file, the zip and the demo; what the file takes; how to check it elsewhere."""
+    """The file, the zip and the demo; inputs and outputs; how to verify the file elsewhere."""
     precision = report["precision"]
 
     def url(file: str) -> str:
@@ -135,19 +138,19 @@ def downloads(row: RunRow, report: Report) -> None:
 
     with st.container(horizontal=True, vertical_alignment="center"):
         st.link_button("ONNX file", url("model.onnx"), icon=":material/download:", type="primary")
-        st.link_button("Zip with card, proof and snippets", url("model.zip"), icon=":material/folder_zip:")
+        st.link_button("Bundle (model card, parity report, code)", url("model.zip"), icon=":material/folder_zip:")
         if browser.installed():
             st.link_button("Browser demo", url("demo.zip"), icon=":material/web:")
     st.caption(
-        f"{formatting.size(report['bytes'])}, opset {report['opset']}, one file. The zip holds it with its model card, "
-        "proof, labels, and code for Python, Node and a plain page. The demo is a folder that any static host serves: "
-        "draw, drop a picture, or use the camera."
+        f"One file of {formatting.size(report['bytes'])}, opset {report['opset']}. The bundle adds a model card, "
+        "parity report, class labels, and sample code for Python, Node and HTML. The browser demo is a static site "
+        "with drawing, image upload and camera input."
     )
-    with st.expander("Input, outputs, SHA-256, and how to check the file elsewhere"):
+    with st.expander("Inputs and outputs, SHA-256, verification"):
         st.code(signature(report), language=None)
         st.caption("SHA-256 of the file")
         st.code(report["sha256"], language=None, wrap_lines=True)
-        st.caption("Check the downloaded file on any machine that has SmallAlign; a changed file is refused:")
+        st.caption("Verify the downloaded file on any machine with SmallAlign; modified files are rejected:")
         name = f"{row.id}-{file_name('model.onnx', precision)}"
         st.code(f"python -m smallalign_core verify {name}", language="bash", wrap_lines=True)
 
@@ -163,31 +166,31 @@ def signature(report: Report) -> str:
     )
 
 
-# --- the proof --------------------------------------------------------------------------------------------------------
+# --- the parity check -------------------------------------------------------------------------------------------------
 
 
 def sentence(report: Report) -> str:
-    """The verdict on ONNX Runtime against PyTorch."""
+    """The result of ONNX Runtime against PyTorch."""
     parity = report["parity"]
     return (
-        f"{'Yes' if parity['ok'] else 'No'}: on {parity['images']:,} test images ONNX Runtime and PyTorch agree on "
-        f"{formatting.percent(parity['top1_agreement'], 2)}; "
-        f"the largest difference of any logit is {parity['max_abs_diff']:.1e}."
+        f"Parity check {'passed' if parity['ok'] else 'failed'}: top-1 agreement of ONNX Runtime and PyTorch is "
+        f"{formatting.percent(parity['top1_agreement'], 2)} on {parity['images']:,} test images; "
+        f"max. absolute logit difference {parity['max_abs_diff']:.1e}."
     )
 
 
 def check(row: RunRow, report: Report) -> None:
-    """The table of all three; the browser's row once a visitor has asked for it, from the logits that it sent."""
+    """The table of all three runtimes; the browser's row after a check, computed from the logits that it sent."""
     memory = f"browser-check-{report['sha256']}"
     turn = st.session_state.get(memory, 0)
     again = report["browser"] is not None
     looks = auth.visitor().role is Role.VIEWER
     if st.button(
-        "Check again in this browser" if again else "Check in this browser",
+        "Repeat check in this browser" if again else "Run check in this browser",
         icon=":material/travel_explore:",
         type="secondary" if again else "primary",
         disabled=looks,
-        help="The answers go into everybody's proof: ask for a runner's rights." if looks else None,
+        help="Requires the runner role: results become part of the parity report." if looks else None,
     ):
         turn = st.session_state[memory] = turn + 1
     if turn:
@@ -197,7 +200,7 @@ def check(row: RunRow, report: Report) -> None:
 
 
 def _answered(row: RunRow, report: Report, request: str) -> Report:
-    """The report with what this browser answered, which the desk scores and writes into card and download."""
+    """The report with this browser's logits, which the backend evaluates and writes into the bundle."""
     count, height, width, channels = report["shape"]
     answer = browser.parity(
         key="parity",
@@ -208,8 +211,8 @@ def _answered(row: RunRow, report: Report, request: str) -> Report:
         shape=(height, width, channels),
         classes=len(report["classes"]),
     )
-    told = st.session_state.get(keys.BROWSER_TOLD)
-    if answer is None or told == request:
+    reported = st.session_state.get(keys.BROWSER_TOLD)
+    if answer is None or reported == request:
         return report
     timing = asdict(answer.timings[MODEL])
     said = {
@@ -220,26 +223,29 @@ def _answered(row: RunRow, report: Report, request: str) -> Report:
         "timing": timing,
     }
     found = context.call(
-        "claim", "Scoring what your browser answered", run=row.id, precision=report["precision"], said=said
+        "claim", "Evaluating the browser's predictions", run=row.id, precision=report["precision"], said=said
     )
     st.session_state[keys.BROWSER_TOLD] = request
     return found
 
 
-NAMES = ("", "Images", "Accuracy", "Same top-1", "Largest logit difference", "p50", "p95", "Load", "Threads", "Backend")
+NAMES = (
+    *("Runtime", "Images", "Accuracy", "Top-1 agreement", "Max. logit difference"),
+    *("Latency p50", "Latency p95", "Load time", "Threads", "Backend"),
+)
 
 
 def _table(report: Report) -> str:
-    """One row for each of PyTorch, ONNX Runtime and the browser, as HTML: a keyboard can scroll it on a telephone."""
+    """One row for each of PyTorch, ONNX Runtime and the browser, as HTML: it scrolls by keyboard and on a phone."""
     parity, said = report["parity"], report["browser"]
     accuracy = formatting.percent(parity["reference_accuracy"], 2)
     torch = ["PyTorch", f"{parity['images']:,}", accuracy, "reference", "reference", *"––––", "PyTorch"]
     onnx = ["ONNX Runtime", *_figures(parity), "–", "1", "CPU"]
-    web = ["Your browser", "not checked yet", *["–"] * (len(NAMES) - 2)]
+    web = ["This browser", "not checked yet", *["–"] * (len(NAMES) - 2)]
     if said is not None:
         runtime, load = said["runtime"], said["timing"]["load_ms"]
         web = [
-            *("Your browser", *_figures(said), f"{load:.0f} ms", str(runtime["threads"])),
+            *("This browser", *_figures(said), f"{load:.0f} ms", str(runtime["threads"])),
             f"onnxruntime-web, {runtime['backend']}",
         ]
     head = "".join(f'<th scope="col">{name}</th>' for name in NAMES)
@@ -248,7 +254,7 @@ def _table(report: Report) -> str:
         for first, *cells in (torch, onnx, web)
     )
     return (
-        '<div class="sa-scroll" tabindex="0" role="region" aria-label="PyTorch, ONNX Runtime and your browser">'
+        '<div class="sa-scroll" tabindex="0" role="region" aria-label="PyTorch, ONNX Runtime and this browser">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
@@ -268,20 +274,21 @@ def _caption(report: Report) -> str:
     said = report["browser"]
     if said is None:
         return (
-            f"The check sends the file and {report['shape'][0]:,} test images to this browser, which answers them on "
-            "its own processor. Its answers come back, are scored here, and are written into the zip's model card."
+            f"The check sends the file and {report['shape'][0]:,} test images to this browser, which runs inference "
+            "locally and returns the logits. They are evaluated here and added to the model card in the bundle."
         )
     runtime = said["runtime"]
-    verdict = "within the limits" if said["ok"] else "NOT within the limits"
+    verdict = "passed" if said["ok"] else "FAILED"
     return (
-        f"The browser's answers are {verdict} of this precision. Scored here from its logits; the times are its own "
-        f"word, of {said['when']}, and so written into the card. onnxruntime-web {runtime['version']}, "
+        f"Browser check {verdict} at the tolerances of this precision; metrics are computed on the server from the "
+        f"returned logits, latencies are as reported by the browser ({said['when']}). "
+        f"onnxruntime-web {runtime['version']}, "
         f"{runtime['backend']}: {runtime['why']}. {runtime['user_agent']}"
     )
 
 
 def pad(row: RunRow, report: Report, store: Store) -> None:
-    """The drawing pad, with the student and, if it had one, its teacher."""
+    """The drawing pad, with the student and its teacher, if any."""
     models = {"student" if row.teacher else "model": browser.artifact_url(row.id, report["file"])}
     teacher = next((other for other in run_table.finished(store) if other.id == row.teacher), None)
     if teacher is not None and not teacher.imported:

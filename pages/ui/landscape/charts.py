@@ -1,4 +1,4 @@
-"""Plots and figures of a landscape report; each says what batch norms used."""
+"""Plots and tables of a landscape report; each gives the batch-norm mode."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import streamlit as st
 from pages.ui.charts import basic
 
 FEW = 6
-"""Runs that one picture can tell apart."""
-NORMS = {"eval": "running statistics", "train": "each batch's own", "reestimate": "estimated anew"}
+"""Runs that one chart can show legibly."""
+NORMS = {"eval": "running statistics", "train": "batch statistics", "reestimate": "re-estimated"}
 VERDICTS = {
     "supports": "smaller is more rugged",
     "opposite": "bigger is more rugged",
-    "no difference": "no difference shown",
+    "no difference": "no significant difference",
     "too few runs": "too few runs",
 }
 
@@ -27,22 +27,22 @@ def show(report: Mapping[str, Any], labels: Mapping[str, str], *, key: str) -> N
     """A report of `landscape`.
 
     Args:
-        labels: what runs are called, by id.
+        labels: names of runs, by id.
     """
     mode = f"batch norm: {report['norms']} ({NORMS[report['norms']]})"
     st.caption(
-        f"{report['images']:,} training images, seed {report['seed']}, {mode}. None of these numbers predicts test "
-        "accuracy by itself: rescaling layers changes most of them and not one answer (Dinh et al., 2017)."
+        f"{report['images']:,} training images, seed {report['seed']}, {mode}. None of these measures predicts test "
+        "accuracy by itself: rescaling layers changes most of them and no prediction (Dinh et al., 2017)."
     )
     runs = report["runs"]
-    labels = told_apart({run["id"]: labels.get(run["id"], run["name"]) for run in runs})
+    labels = distinct({run["id"]: labels.get(run["id"], run["name"]) for run in runs})
     names = [labels[run["id"]] for run in runs]
     _table(runs, names, report["norms"])
     if len(runs) > 1 and not report["shared"]:
-        st.caption("The networks differ, so their random directions do too. Only within one network are they the same.")
+        st.caption("Architectures differ, and so do their random directions; runs of one architecture share them.")
     drawn = list(zip(runs, names, strict=True))[:FEW]
     if len(runs) > FEW:
-        st.caption(f"The pictures show the first {FEW} of {len(runs)} runs.")
+        st.caption(f"Charts show the first {FEW} of {len(runs)} runs.")
     left, right = st.columns(2, gap="large")
     if "line" in runs[0]["measures"]:
         with left:
@@ -59,7 +59,7 @@ def show(report: Mapping[str, Any], labels: Mapping[str, str], *, key: str) -> N
     if report["sizes"]:
         _sizes(report["sizes"], report["words"], mode, key)
     st.download_button(
-        "All numbers (JSON)",
+        "Download JSON",
         json.dumps(report),
         "landscape.json",
         "application/json",
@@ -69,8 +69,8 @@ def show(report: Mapping[str, Any], labels: Mapping[str, str], *, key: str) -> N
     )
 
 
-def told_apart(labels: Mapping[str, str]) -> dict[str, str]:
-    """Labels without what all of them say: a legend has little room."""
+def distinct(labels: Mapping[str, str]) -> dict[str, str]:
+    """Labels without their common parts: a legend has little room."""
     parts = {one: label.split(" · ") for one, label in labels.items()}
     common = set.intersection(*map(set, parts.values())) if len(parts) > 1 else set()
     return {one: " · ".join(part for part in each if part not in common) or labels[one] for one, each in parts.items()}
@@ -84,8 +84,8 @@ def _table(runs: Sequence[Mapping[str, Any]], names: Sequence[str], norms: str) 
     }
     first = runs[0]["measures"]
     if "line" in first:
-        columns["Rise at 0.2"] = [run["measures"]["line"]["rise"] for run in runs]
-        columns["Maxima a line"] = [run["measures"]["line"]["maxima"] for run in runs]
+        columns["Loss rise at 0.2"] = [run["measures"]["line"]["rise"] for run in runs]
+        columns["Maxima per direction"] = [run["measures"]["line"]["maxima"] for run in runs]
     if "curvature" in first:
         bent = [run["measures"]["curvature"] for run in runs]
         columns["λ max"] = [one["eigenvalues"][0] if one["eigenvalues"] else None for one in bent]
@@ -95,19 +95,19 @@ def _table(runs: Sequence[Mapping[str, Any]], names: Sequence[str], norms: str) 
         ]
     if "predictiveness" in first:
         steps = [run["measures"]["predictiveness"]["strides"][-1] for run in runs]
-        columns["Cosine after 5 %"] = [step["cosine"] for step in steps]
-        columns["5th percentile"] = [step["cosine_low"] for step in steps]
-        columns["Loss after 5 %"] = [step["change"] for step in steps]
+        columns["Gradient cosine at 5%"] = [step["cosine"] for step in steps]
+        columns["Cosine, 5th percentile"] = [step["cosine_low"] for step in steps]
+        columns["Loss change at 5%"] = [step["change"] for step in steps]
     columns["Batch norm"] = [norms] * len(runs)
     plain = [name for name, values in columns.items() if _numbers(values)]
     helps = {
-        "Rise at 0.2": "Mean rise of the loss at a fifth of the filters' lengths along random directions.",
-        "λ max · |w|²": "Does not change when one layer is scaled up and the next down.",
+        "Loss rise at 0.2": "Mean loss increase at distance 0.2 along random filter-normalized directions.",
+        "λ max · |w|²": "Invariant to scaling one layer up and the next down.",
         "Trace": "Of the Hessian: Hutchinson's estimate with its standard error.",
-        "Cosine after 5 %": "Between a batch's gradient here and after a step along it of 5 % of the weights' length; "
-        "1 is perfectly foretold.",
-        "5th percentile": "Of that cosine, over batches.",
-        "Loss after 5 %": "How much that step changed the loss of its own batch; above zero it went too far.",
+        "Gradient cosine at 5%": "Cosine similarity of a batch's gradient before and after a step along it of 5% of "
+        "the weight norm; 1 is perfectly predictive.",
+        "Cosine, 5th percentile": "Of the gradient cosine, over batches.",
+        "Loss change at 5%": "Change of the batch's own loss by that step; above zero it overshoots.",
     }
     config = {name: st.column_config.NumberColumn(format="%.4g", help=helps.get(name)) for name in plain}
     config["Parameters"] = st.column_config.NumberColumn(format="localized")
@@ -117,7 +117,7 @@ def _table(runs: Sequence[Mapping[str, Any]], names: Sequence[str], norms: str) 
         hide_index=True,
         lazy=False,
         placeholder="–",
-        alt="Figures of each run; the last column says what batch norms used.",
+        alt="Measures of each run; the last column is the batch-norm mode.",
     )
 
 
@@ -139,13 +139,13 @@ def _draw(
     if title:
         st.markdown(f"**{title}**")
     figure.update_layout(legend={"entrywidthmode": "pixels"})
-    short = mode.split(" (")[0]  # on the axis, so that it is on every picture and in every table that is saved
+    short = mode.split(" (")[0]  # on the axis, so that it is in every saved image and table
     of = figure.layout.xaxis if figure.layout.yaxis.visible is False else figure.layout.yaxis
     of.title.text = f"{of.title.text} [{short}]"
-    told = (
+    csv = (
         {"table": {name.replace("loss", f"loss [{short}]"): values for name, values in table.items()}} if table else {}
     )
-    basic.show(figure, alt=f"{alt} ({mode})", key=key, height=height, top=top, **told)
+    basic.show(figure, alt=f"{alt} ({mode})", key=key, height=height, top=top, **csv)
 
 
 Drawn = Sequence[tuple[Mapping[str, Any], str]]
@@ -161,7 +161,7 @@ def _faint(colour: str) -> str:
 
 
 def _band(drawn: Drawn, mode: str, key: str) -> None:
-    """The mean over directions with the band from the least to the most."""
+    """The mean over directions with the min-max band."""
     figure = go.Figure()
     everything: list[float] = []
     for (run, name), colour in zip(drawn, _colours(), strict=False):
@@ -186,7 +186,7 @@ def _band(drawn: Drawn, mode: str, key: str) -> None:
         )
     steep = bool(everything) and max(everything) > 50 * min(everything) > 0
     figure.update_layout(
-        xaxis_title="distance, in lengths of the filters",
+        xaxis_title="distance (relative to filter norms)",
         yaxis={"title": "loss"} | ({"type": "log", "dtick": "D2"} if steep else {}),
         showlegend=len(drawn) > 1,
     )
@@ -199,7 +199,7 @@ def _band(drawn: Drawn, mode: str, key: str) -> None:
         key=f"{key}-band",
         height=330,
     )
-    st.caption(f"Mean of {count} filter-normalised directions (Li et al., 2018), band from least to most; {mode}.")
+    st.caption(f"Mean over {count} filter-normalized directions (Li et al., 2018), min-max band; {mode}.")
 
 
 def _spectrum(drawn: Drawn, mode: str, key: str) -> None:
@@ -215,48 +215,48 @@ def _spectrum(drawn: Drawn, mode: str, key: str) -> None:
             line={"color": colour, "width": 1, "dash": "dot"},
             marker={"color": colour, "size": 9},
             name=name,
-            hovertemplate="number %{x}: %{y:.4g}<extra></extra>",
+            hovertemplate="eigenvalue %{x}: %{y:.4g}<extra></extra>",
         )
     steep = bool(everything) and max(everything) > 20 * min(everything) > 0
     figure.update_layout(
-        xaxis={"title": "eigenvalue, the largest first", "dtick": 1},
-        yaxis={"title": "of the Hessian"} | ({"type": "log", "dtick": "D2"} if steep else {"rangemode": "tozero"}),
+        xaxis={"title": "eigenvalue index", "dtick": 1},
+        yaxis={"title": "Hessian eigenvalue"} | ({"type": "log", "dtick": "D2"} if steep else {"rangemode": "tozero"}),
         showlegend=len(drawn) > 1,
     )
     _draw(figure, title="Curvature", mode=mode, alt="Largest eigenvalues.", key=f"{key}-spectrum", height=330)
-    st.caption(f"The largest eigenvalues of the Hessian, by Lanczos; {mode}.")
+    st.caption(f"Largest eigenvalues of the Hessian (Lanczos); {mode}.")
 
 
 def _contours(drawn: Drawn, mode: str, key: str) -> None:
-    """A plane a run; all share directions, where the networks allow, and colours."""
-    st.markdown("**On a plane of two random directions**")
+    """One plane per run; all share the color scale, and directions where architectures match."""
+    st.markdown("**Plane of two random directions**")
     planes = [run["measures"]["plane"] for run, _ in drawn]
     figures = [_contour(one, planes, one["at"]) for one in planes]
     names = [name if len(drawn) > 1 else "" for _, name in drawn]
     for figure in figures:
         figure.add_scatter(x=[0], y=[0], mode="markers", marker={"color": "#FFFFFF", "symbol": "x"}, hoverinfo="skip")
-        figure.update_xaxes(title="one direction")
-        figure.update_yaxes(title="another", scaleanchor="x", constrain="domain")
+        figure.update_xaxes(title="direction 1")
+        figure.update_yaxes(title="direction 2", scaleanchor="x", constrain="domain")
     _beside(figures, names, mode, f"{key}-plane")
-    shared = "All share colours, and directions where the networks are the same; " if len(drawn) > 1 else ""
-    st.caption(f"The cross is where training ended. Colours are logarithmic. {shared}{mode}.")
+    shared = "All share the color scale, and directions where architectures match; " if len(drawn) > 1 else ""
+    st.caption(f"Cross: trained weights. Logarithmic color scale. {shared}{mode}.")
 
 
 def _between(planes: Sequence[Mapping[str, Any]], labels: Mapping[str, str], mode: str, key: str) -> None:
-    """The planes that hold the first run and another."""
+    """The planes through the first run and another."""
     first = labels.get(planes[0]["run"], planes[0]["run"])
-    st.markdown(f"**Between {first} and others**")
+    st.markdown(f"**Planes from {first} to other runs**")
     figures = [_contour(one, planes, one["shares"]) for one in planes[:FEW]]
     for figure in figures:
         ends = {"mode": "markers", "marker": {"color": "#FFFFFF", "symbol": "x"}, "hoverinfo": "skip"}
         figure.add_scatter(x=[0, 1], y=[0, 0], **ends)
-        figure.update_xaxes(title="share of the way", tickformat=".0%")
-        figure.update_yaxes(title="beside it")
+        figure.update_xaxes(title="interpolation", tickformat=".0%")
+        figure.update_yaxes(title="random direction")
     names = [f"to {labels.get(one['other'], one['to'])}" for one in planes[:FEW]]
     _beside(figures, names, mode, f"{key}-between")
     st.caption(
-        "The crosses are both ends: left the first run, right the other; upwards a filter-normalised random direction. "
-        f"Colours are logarithmic, on the first run's loss; {mode}."
+        "Crosses: first run (left) and other run (right); vertical: a filter-normalized random direction. "
+        f"Logarithmic color scale, loss of the first run; {mode}."
     )
 
 
@@ -276,7 +276,7 @@ def _beside(figures: Sequence[go.Figure], names: Sequence[str], mode: str, key: 
 
 
 def _contour(plane: Mapping[str, Any], planes: Sequence[Mapping[str, Any]], across: Sequence[float]) -> go.Figure:
-    """One plane in the colours that all of them share."""
+    """One plane in the shared color scale."""
     logs = [[list(map(_logarithm, line)) for line in one["losses"]] for one in planes]
     values = [z for one in logs for line in one for z in line if z is not None]
     low, high = min(values, default=0.0), max(values, default=1.0)
@@ -319,26 +319,33 @@ def _ways(ways: Sequence[Mapping[str, Any]], labels: Mapping[str, str], mode: st
             mode="lines",
             line={"color": colour},
             name=f"to {labels.get(way['other'], way['to'])}: barrier {_spread(way['barrier'], None)}",
-            hovertemplate="%{x:.0%} of the way: %{y:.4g}<extra></extra>",
+            hovertemplate="interpolation %{x:.0%}: %{y:.4g}<extra></extra>",
         )
-    figure.update_layout(xaxis={"title": "share of the way", "tickformat": ".0%"}, yaxis_title="loss", showlegend=True)
+    figure.update_layout(xaxis={"title": "interpolation", "tickformat": ".0%"}, yaxis_title="loss", showlegend=True)
     first = labels.get(ways[0]["run"], ways[0]["run"])
-    _draw(figure, title=f"From {first}", mode=mode, alt="Loss on the ways.", key=f"{key}-ways", height=330)
+    _draw(
+        figure,
+        title=f"Linear interpolation from {first}",
+        mode=mode,
+        alt="Loss along linear interpolation.",
+        key=f"{key}-ways",
+        height=330,
+    )
     st.caption(
-        "The barrier is the largest height above the straight line between both ends (Frankle et al., 2020), on the "
-        f"first run's loss; {mode}."
+        "Barrier: largest loss above the linear interpolation of both endpoint losses (Frankle et al., 2020), loss of "
+        f"the first run; {mode}."
     )
 
 
 def _sizes(trends: Sequence[Mapping[str, Any]], words: Sequence[str], mode: str, key: str) -> None:
     """Whether smaller is more rugged: each measure's slope over the size, in half-widths of its own interval."""
-    st.markdown("**Is it more rugged as the student shrinks?**")
-    judged = [trend for trend in trends if trend["slope"] is not None and trend["high"] > trend["low"]]
+    st.markdown("**Ruggedness by student size**")
+    rated = [trend for trend in trends if trend["slope"] is not None and trend["high"] > trend["low"]]
     colours = {"supports": _colours()[0], "opposite": _colours()[1]}
     grey = "#A9BAC4" if basic.dark() else "#546E7A"
     figure = go.Figure()
     middles: list[float] = []
-    for place, trend in enumerate(reversed(judged)):
+    for place, trend in enumerate(reversed(rated)):
         half = (trend["high"] - trend["low"]) / 2
         middle = -trend["slope"] * trend["rugged"] / half  # to the right: smaller is more rugged
         colour = colours.get(trend["verdict"], grey)
@@ -357,17 +364,17 @@ def _sizes(trends: Sequence[Mapping[str, Any]], words: Sequence[str], mode: str,
         )
         text = {"text": trend["name"], "showarrow": False, "xanchor": "left", "yanchor": "bottom", "yshift": 7}
         figure.add_annotation(x=0, xref="paper", y=place, font={"size": 12}, **text)
-    if judged:
+    if rated:
         figure.add_vline(x=0, line={"color": "rgba(128,140,152,0.8)", "width": 2})
-        for x, anchor, told in ((0, "left", "← bigger is more rugged"), (1, "right", "smaller is →")):
+        for x, anchor, side in ((0, "left", "← bigger is more rugged"), (1, "right", "smaller is →")):
             figure.add_annotation(
-                x=x, y=1, xref="paper", yref="paper", text=told, showarrow=False, xanchor=anchor, yanchor="bottom"
+                x=x, y=1, xref="paper", yref="paper", text=side, showarrow=False, xanchor=anchor, yanchor="bottom"
             )
-        figure.update_yaxes(visible=False, range=[-0.6, len(judged) - 0.1])
+        figure.update_yaxes(visible=False, range=[-0.6, len(rated) - 0.1])
         reach = [end for middle in middles for end in (middle - 1.1, middle + 1.1)]
         figure.update_xaxes(
             range=[min(-1.5, *reach), max(1.5, *reach)],
-            title="slope over log₂ parameters, in half-widths of its 95 % interval",
+            title="slope per log₂ parameters, in half-widths of its 95% CI",
         )
         _draw(
             figure,
@@ -375,13 +382,13 @@ def _sizes(trends: Sequence[Mapping[str, Any]], words: Sequence[str], mode: str,
             mode=mode,
             alt="Slopes of each measure over the size.",
             key=f"{key}-sizes",
-            height=110 + 52 * len(judged),
+            height=110 + 52 * len(rated),
             top=56,  # below the button that saves
         )
     st.dataframe(
         {
             "Measure": [trend["name"] for trend in trends],
-            "Verdict": [VERDICTS[trend["verdict"]] for trend in trends],
+            "Result": [VERDICTS[trend["verdict"]] for trend in trends],
             **{
                 f"{size:,}": [_spread(trend["means"][at], trend["spreads"][at]) for trend in trends]
                 for at, size in enumerate(trends[0]["sizes"])
@@ -392,9 +399,11 @@ def _sizes(trends: Sequence[Mapping[str, Any]], words: Sequence[str], mode: str,
         hide_index=True,
         lazy=False,
         placeholder="–",
-        alt="Each measure at each number of parameters, with its verdict.",
+        alt="Each measure at each number of parameters, with its result.",
     )
-    st.caption(" ".join(f"{line}." for line in words[-2:]) + f" Columns are parameters, ± over runs; {mode}.")
+    st.caption(
+        " ".join(f"{line}." for line in words[-2:]) + f" Columns: parameters; ±: standard deviation over runs; {mode}."
+    )
 
 
 def _spread(mean: float | None, spread: float | None) -> str:

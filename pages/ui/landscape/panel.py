@@ -1,6 +1,6 @@
-"""The landscape around finished runs: a band, contours, the way between two, a spectrum, and figures with their modes.
+"""The loss landscape of finished runs: 1D and 2D slices, interpolation between two, Hessian spectrum, and measures.
 
-`panel` is the whole of it; a page mounts it in one line. The desk measures in short steps, so that a click interrupts.
+`panel` is the public function. The backend computes in short steps, so that a click interrupts.
 """
 
 from __future__ import annotations
@@ -17,43 +17,43 @@ from pages.ui.widgets import formatting, polling
 from pages.ui.widgets.run_table import RunRow
 from smallalign_core.runs.store import Store
 
-SHORT = {"eval": "Running", "train": "Batch", "reestimate": "Anew"}
+SHORT = {"eval": "Running", "train": "Batch", "reestimate": "Re-estimated"}
 MEASURES = {
-    "line": "Band",
-    "plane": "Contours",
+    "line": "1D slices",
+    "plane": "2D contours",
     "curvature": "Curvature",
-    "predictiveness": "Gradients",
-    "path": "Ways",
-    "between": "Between",
+    "predictiveness": "Gradient predictiveness",
+    "path": "Interpolation",
+    "between": "Plane between runs",
 }
 
 
 def panel(rows: Sequence[RunRow], store: Store, *, key: str = "landscape") -> None:
-    """Choose what to look at, see what it costs, and look.
+    """Choose runs and measures, see the cost, and compute.
 
     Args:
-        rows: runs that may be looked at; the first few are chosen to begin with.
-        key: for widgets; what is chosen is kept for the visit.
+        rows: available runs; the first few are preselected.
+        key: for widgets; the selection is kept for the session.
     """
     finished = {row.id: row for row in rows if row.finished and not row.imported}
     if not finished:
-        st.caption("A landscape needs a finished run.")
+        st.caption("The loss landscape requires a finished run.")
         return
     if not st.toggle(
-        "Look at the landscape",
+        "Loss landscape",
         key=f"{key}-open",
-        help="The loss around the weights, its curvature, and how far its gradient can be trusted. Measured on "
-        "training images with the run's own loss and teacher; validation and test are not touched.",
+        help="Loss around the weights, its curvature, and gradient predictiveness, computed on training images with "
+        "the run's own loss and teacher. Validation and test are not used.",
     ):
         return
     with context.show_errors():
-        asked = _asked(finished, key)
-        if asked is not None:
-            _looked(asked, finished, store, key)
+        request = _request(finished, key)
+        if request is not None:
+            _computed(request, finished, store, key)
 
 
-def _asked(rows: Mapping[str, RunRow], key: str) -> dict[str, Any] | None:
-    """What to ask the desk; None if nothing is chosen."""
+def _request(rows: Mapping[str, RunRow], key: str) -> dict[str, Any] | None:
+    """The request to the backend; None if nothing is selected."""
     runs = list(rows)
     if len(rows) > 1:
         runs = st.multiselect(
@@ -62,7 +62,7 @@ def _asked(rows: Mapping[str, RunRow], key: str) -> dict[str, Any] | None:
             default=runs[:3],
             format_func=lambda one: rows[one].label,
             key=f"{key}-runs",
-            help="With three sizes or more, and six runs, the panel also says whether smaller is more rugged.",
+            help="Six runs of three or more sizes also give a test of whether smaller networks are more rugged.",
         )
     offered = [name for name in MEASURES if name not in ("path", "between") or len(runs) > 1]
     with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -75,39 +75,38 @@ def _asked(rows: Mapping[str, RunRow], key: str) -> dict[str, Any] | None:
             key=f"{key}-measures",
         )
         norms = st.segmented_control(
-            "Batch norm uses",
+            "Batch-norm statistics",
             list(SHORT),
             default="eval",
             format_func=SHORT.__getitem__,
             key=f"{key}-norms",
             required=True,
-            help="Its running statistics (eval, as the student is used), those of each batch (train, as it learned), "
-            "or running ones estimated anew at each place. It changes every number: the same weights can look many "
-            "times sharper in one mode than in another.",
+            help="Running statistics (eval mode), batch statistics (train mode), or running statistics re-estimated "
+            "at each point. Affects every measure: the same weights can be many times sharper in another mode.",
         )
         images = st.selectbox(
             "Images", [128, 256, 512, 1024, 2048], index=2, key=f"{key}-images", width=110, help="Training images."
         )
     if not runs or not measures:
-        st.caption("Choose a run and a measure.")
+        st.caption("Select at least one run and one measure.")
         return None
     return {"runs": runs, "measures": list(measures), "norms": norms, "images": images}
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
-def _found(asked: str, root: str, start: bool) -> dict[str, Any]:  # noqa: ARG001  # another store, another answer
+def _found(asked: str, root: str, start: bool) -> dict[str, Any]:  # noqa: ARG001  # part of the cache's key
     found: dict[str, Any] = polling.step("landscape", start=start, **json.loads(asked))["report"]
     return found
 
 
-def _looked(values: dict[str, Any], rows: Mapping[str, RunRow], store: Store, key: str) -> None:
+def _computed(values: dict[str, Any], rows: Mapping[str, RunRow], store: Store, key: str) -> None:
     asked, root = json.dumps(values, sort_keys=True), str(store.root.resolve())
     place = st.empty()
-    place.caption("Reading the runs …")
+    place.caption("Loading runs …")
     try:
         found = polling.wait(
             lambda: _found(asked, root, st.session_state.get(f"{key}-wanted") == asked),
-            "Looking around",
+            "Computing",
             place=place,
             started=lambda answer: "cost" not in answer,
         )
@@ -122,12 +121,11 @@ def _looked(values: dict[str, Any], rows: Mapping[str, RunRow], store: Store, ke
 def _price(cost: dict[str, Any], asked: str, key: str) -> None:
     kept = cost["tasks"] - cost["missing"]
     st.caption(
-        f"About {formatting.duration(cost['seconds'])} of one core: {cost['losses']:,} losses and "
-        f"{cost['gradients']:,} "
-        f"gradients of a batch. {kept} of {cost['tasks']} measures are kept already."
+        f"About {formatting.duration(cost['seconds'])} on one core: {cost['losses']:,} batch losses and "
+        f"{cost['gradients']:,} batch gradients. {kept} of {cost['tasks']} measures are cached."
     )
     st.button(
-        "Look around",
+        "Compute",
         type="primary",
         icon=":material/landscape:",
         key=f"{key}-start",

@@ -1,4 +1,4 @@
-"""The part of a run's view that moves while it trains: progress and curves."""
+"""The part of a run's page that updates while it trains: progress and curves."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from pages.ui.widgets import formatting, run_table
 from smallalign_core.runs.store import Run, State, Store
 
 TICK_SECONDS = 1
+TERMS = {"labels": "label loss", "teacher": "distillation loss"}
+"""Names of loss terms on charts."""
 RECENT = 10
-"""Finished runs by which the wait in the queue is guessed."""
+"""Finished runs from which the queue wait is estimated."""
 
 
 def draw(run: Run, drawn: str, store: Store) -> None:
-    """Progress and curves. A change of state concerns the whole page, which is then drawn anew, once."""
+    """Progress and curves. A change of state redraws the whole page, once."""
     with context.show_errors():
         state = run.state
         if state != drawn:
@@ -40,13 +42,13 @@ def _progress(
         st.progress(0, text=_waiting(run, store))
         if not context.worker_alive():
             st.caption(
-                "The worker is starting. If this lasts, start one by hand: `python -m smallalign_core "
+                "Starting the worker. If it does not start, run `python -m smallalign_core "
                 f"worker --store {store.root}`"
             )
         return
-    asked = {"pause": "Pausing. ", "cancel": "Cancelling. "}.get(run.pending_request or "", "")
+    asked = {"pause": "Pausing. ", "cancel": "Canceling. "}.get(run.pending_request or "", "")
     if not progress:
-        st.progress(0, text=f"{asked}Loading images and networks")
+        st.progress(0, text=f"{asked}Loading images and models")
         return
     last = progress[-1]
     best = max((event["accuracy"] for event in epochs), default=None)
@@ -58,7 +60,7 @@ def _progress(
 
 
 def _waiting(run: Run, store: Store) -> str:
-    """Where a run stands in the queue, and roughly when its turn comes."""
+    """A run's position in the queue, and its estimated start."""
     ahead = [waiting.name for waiting in store.queue()]
     ahead = ahead[: ahead.index(run.name)] if run.name in ahead else []
     rows = run_table.rows(store)
@@ -69,14 +71,14 @@ def _waiting(run: Run, store: Store) -> str:
     ]
     if not ahead and not left:
         return "Waiting for the worker"
-    place = f"Waiting: number {len(ahead) + 1} in the queue"
+    place = f"Queued at position {len(ahead) + 1}"
     took = [row.seconds for row in rows if row.seconds is not None and not row.in_zoo][:RECENT]
     if ahead and not took:
         return place
     usual = statistics.median(took) if took else 0.0
     wait = max(left, default=0.0) + len(ahead) * usual
-    says = f" if runs take {formatting.duration(usual)} as the last {len(took)} did" if ahead and len(took) > 1 else ""
-    return f"{place}, its turn comes in about {formatting.duration(wait)}{says}"
+    basis = f" (median of the last {len(took)} runs: {formatting.duration(usual)})" if ahead and len(took) > 1 else ""
+    return f"{place}, estimated start in {formatting.duration(wait)}{basis}"
 
 
 def _curves(run: Run, progress: Sequence[dict[str, Any]], epochs: Sequence[dict[str, Any]], store: Store) -> None:
@@ -85,7 +87,9 @@ def _curves(run: Run, progress: Sequence[dict[str, Any]], epochs: Sequence[dict[
     losses = [Curve("total", x, [event["loss"] for event in progress])]
     if len(terms) > 1:
         losses += [
-            Curve(f"{name} term", x, [event["terms"].get(name, float("nan")) for event in progress], colour=1 + at)
+            Curve(
+                TERMS.get(name, name), x, [event["terms"].get(name, float("nan")) for event in progress], colour=1 + at
+            )
             for at, name in enumerate(terms)
         ]
     steps = [event["epoch"] for event in epochs]
@@ -104,32 +108,32 @@ def _curves(run: Run, progress: Sequence[dict[str, Any]], epochs: Sequence[dict[
             alt = "Training loss over epochs."
             curves(key=f"loss-{run.name}", series=losses, x_label="epoch", y_label="loss (nats)", alt=alt)
         else:
-            st.caption("It stopped before a loss was recorded.")
+            st.caption("No loss recorded.")
     with right:
         st.markdown("**Validation accuracy**")
         alt = "Validation accuracy over epochs."
         curves(key=f"accuracy-{run.name}", series=scores, x_label="epoch", y_label="accuracy", alt=alt)
-    told = [event for event in epochs if "shares" in event]  # runs of before these were measured have none
-    if run.spec.teacher and told:
-        _evidence(run, told)
+    measured = [event for event in epochs if "shares" in event]  # older runs have none
+    if run.spec.teacher and measured:
+        _evidence(run, measured)
 
 
 def _evidence(run: Run, epochs: Sequence[dict[str, Any]]) -> None:
-    """What a teacher does to a student: how close it gets, who pulls, and whether its confidence can be believed."""
+    """The teacher's effect on the student: agreement, gradient share by loss term, and calibration."""
     x = [event["epoch"] for event in epochs]
     pulls = [
-        Curve(f"{name} term", x, [event["shares"].get(name, float("nan")) for event in epochs], colour=1 + at)
+        Curve(TERMS.get(name, name), x, [event["shares"].get(name, float("nan")) for event in epochs], colour=1 + at)
         for at, name in enumerate(epochs[-1]["shares"])
     ]
     charts = (
-        ("Agreement with the teacher", "share of top-1", [Curve("agreement", x, [e["agreement"] for e in epochs])]),
-        ("Who supplies the gradient", "share of its length", pulls),
+        ("Agreement with the teacher", "top-1 agreement", [Curve("agreement", x, [e["agreement"] for e in epochs])]),
+        ("Gradient share by loss term", "share of gradient norm", pulls),
         (
-            "Calibration error",
+            "Expected calibration error",
             "ECE",
             [
-                Curve("as it is", x, [event["ece"] for event in epochs]),
-                Curve("temperature fitted", x, [event["fitted_ece"] for event in epochs], colour=2),
+                Curve("uncalibrated", x, [event["ece"] for event in epochs]),
+                Curve("temperature-scaled", x, [event["fitted_ece"] for event in epochs], colour=2),
             ],
         ),
     )
@@ -146,7 +150,7 @@ def _evidence(run: Run, epochs: Sequence[dict[str, Any]]) -> None:
             )
     last = epochs[-1]
     st.caption(
-        f"On validation images. Epoch {last['epoch']}: KL(teacher || student) {last['kl']:.3f} nats, "
-        f"NLL {last['nll']:.3f}, {last['fitted_nll']:.3f} with the temperature fitted."
-        + (" The teacher's answers are shuffled within each class: this run is a control." if run.spec.shuffled else "")
+        f"On the validation split. Epoch {last['epoch']}: KL(teacher || student) {last['kl']:.3f} nats, "
+        f"NLL {last['nll']:.3f} ({last['fitted_nll']:.3f} temperature-scaled)."
+        + (" Control run: teacher logits are shuffled within each class." if run.spec.shuffled else "")
     )

@@ -1,4 +1,4 @@
-"""One run: what it does now, how it learned, how good it is, and what can be done with it."""
+"""One run: progress, training curves, metrics, and actions."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from smallalign_core.studies import lifecycle
 from smallalign_core.studies.ablation import What, capital
 
 CONTROLS: dict[What, str] = {
-    "teacher": "without a teacher",
-    "shuffled": "with its answers mixed up within a class",
+    "teacher": "without teacher (labels only)",
+    "shuffled": "with teacher logits shuffled within class",
 }
 EVIDENCE = 3
-"""Seeds below which a difference is not called evidence."""
+"""Seeds below which results carry a warning."""
 
 
 def show(run: Run, store: Store) -> None:
-    """The whole view of `run`; it moves by itself only while the run is active."""
+    """The whole view of `run`; it updates by itself only while the run is active."""
     row = run_table.row(run, store)
     colour, icon = formatting.STATES[row.state]
     with st.container(horizontal=True, vertical_alignment="center"):
@@ -39,7 +39,9 @@ def show(run: Run, store: Store) -> None:
         st.badge(row.state, icon=icon, color=colour)
     if row.state == run_table.DAMAGED:
         st.caption(f"Run `{row.id}`")
-        st.error(formatting.plain(row.reason or "This run's folder cannot be read."), icon=":material/broken_image:")
+        st.error(
+            formatting.plain(row.reason or "The folder of this run is unreadable."), icon=":material/broken_image:"
+        )
         _delete(run, store)
         return
     st.caption(f"{formatting.plain(row.title)} · run `{row.id}`")
@@ -48,20 +50,19 @@ def show(run: Run, store: Store) -> None:
         return
     _actions(run, row, store)
     if row.state == State.FAILED:
-        st.error(f"Why it stopped: {formatting.plain(row.reason or 'its log may tell')}", icon=":material/error:")
+        st.error(f"The run failed: {formatting.plain(row.reason or 'see the log')}", icon=":material/error:")
     elif row.state == State.INTERRUPTED:
-        by_itself = "The next worker does so by itself, twice at most. " if run.status.get("served") else ""
+        by_itself = "The next worker resumes it automatically, at most twice. " if run.status.get("served") else ""
         st.warning(
-            "Its worker died (the machine or the process was stopped). Resume goes on from the last "
-            f"checkpoint; nothing is lost. {by_itself}"
+            f"The worker process stopped. Resume to continue from the last checkpoint; no progress is lost. {by_itself}"
         )
     elif row.reason:
-        paused = "Why it paused: " if row.state == State.PAUSED else ""
+        paused = "The run paused: " if row.state == State.PAUSED else ""
         st.warning(
             f"{paused}{formatting.plain(row.reason)}",
             icon=":material/pause_circle:" if paused else ":material/warning:",
         )
-    above = st.container()  # always there: the curves below keep their place, and so their zoom, when the run ends
+    above = st.container()  # always there: the curves below keep their position, and so their zoom, when the run ends
     tick = context.pace(live.TICK_SECONDS) if State(row.state).active else None
     st.fragment(live.draw, run_every=tick, key="live")(run, row.state, store)
     if row.finished and run.result:
@@ -69,15 +70,15 @@ def show(run: Run, store: Store) -> None:
             _scores(run.result, row, store)
             if missed := sum(share == 0 for share in run.result["test"]["recall"].values()):
                 st.caption(
-                    f":material/warning: {missed} of {len(run.result['test']['recall'])} classes are never right on "
-                    "test (recall 0), which the accuracy hides where they are rare: see Per class."
+                    f":material/warning: {missed} of {len(run.result['test']['recall'])} classes have zero recall on "
+                    "the test set; accuracy hides this for rare classes. See Per class."
                 )
         landscapes.panel([row], store)
     _details(run, row, store)
 
 
 def _imported(run: Run, row: RunRow, store: Store) -> None:
-    """A classifier that was made elsewhere: its scores here, and how images reach it."""
+    """An imported classifier: its metrics here, and its input format."""
     result = run.result or {}
     with st.grid(min_column_width=150):
         for split, name in (("val", "Validation"), ("test", "Test")):
@@ -87,16 +88,18 @@ def _imported(run: Run, row: RunRow, store: Store) -> None:
                 f"{name} accuracy",
                 formatting.percent(scores["accuracy"], 2),
                 border=True,
-                help=f"{interval} on {scores['images']:,} images.",
+                help=f"95% CI {interval} on {scores['images']:,} images.",
             )
-        st.metric("Test ECE", formatting.percent(result["test"]["ece"], 2), border=True, help="Calibration error.")
+        st.metric(
+            "Test ECE", formatting.percent(result["test"]["ece"], 2), border=True, help="Expected calibration error."
+        )
         st.metric("Parameters", f"{result['params']:,}", border=True)
     with st.container(horizontal=True):
         chosen = {"teacher": row.id, "data": row.source}
         st.page_link("distil.py", label="Use as teacher", icon=":material/school:", query_params=chosen)
         if not row.in_zoo:
             _delete(run, store)
-    st.caption("Imported, not trained here: this is all that is known of it.")
+    st.caption("Imported model, not trained here.")
     assert run.imported is not None
     st.json(run.imported.model_dump(mode="json"), expanded=1)
 
@@ -109,8 +112,8 @@ def _actions(run: Run, row: RunRow, store: Store) -> None:
                 run.request("pause")
                 st.rerun()
             with st.popover("Cancel", icon=":material/cancel:", disabled=asked == "cancel"):
-                st.write("Stop this run? Its last checkpoint is kept, so it can be resumed.")
-                if st.button("Cancel this run", type="primary"):
+                st.write("Cancel this run? The last checkpoint is kept, so the run can be resumed.")
+                if st.button("Cancel run", type="primary"):
                     run.request("cancel")
                     st.rerun()
         if state.resumable and not row.in_zoo and st.button("Resume", icon=":material/play_arrow:", type="primary"):
@@ -120,7 +123,7 @@ def _actions(run: Run, row: RunRow, store: Store) -> None:
             if row.teacher:
                 st.page_link(
                     "compare.py",
-                    label="Compare with its teacher",
+                    label="Compare with teacher",
                     icon=":material/compare:",
                     query_params={"teacher": row.teacher, "student": row.id},
                 )
@@ -132,9 +135,7 @@ def _actions(run: Run, row: RunRow, store: Store) -> None:
                 query_params={"teacher": row.id, "data": row.source},
             )
         if not row.in_zoo:
-            st.page_link(
-                "distil.py", label="Change and run again", icon=":material/edit:", query_params={"like": row.id}
-            )
+            st.page_link("distil.py", label="Duplicate and edit", icon=":material/edit:", query_params={"like": row.id})
         if not state.active and not row.in_zoo:
             _delete(run, store)
 
@@ -142,7 +143,7 @@ def _actions(run: Run, row: RunRow, store: Store) -> None:
 def _delete(run: Run, store: Store) -> None:
     with st.popover("Delete", icon=":material/delete:"):
         st.write("Delete this run with its weights and curves? This cannot be undone.")
-        if st.button("Delete for good", type="primary"):
+        if st.button("Delete permanently", type="primary"):
             lifecycle.delete_run(store, run.name)
             st.switch_page("runs.py")
 
@@ -152,73 +153,76 @@ def _scores(result: dict[str, Any], row: RunRow, store: Store) -> None:
     with st.grid(min_column_width=150):
         st.metric("Test accuracy", formatting.percent(test["accuracy"], 2), border=True)
         st.metric(
-            "Test NLL", f"{test['nll']:.4f}", border=True, help="Mean negative log-likelihood, nats. Lower is better."
+            "Test NLL", f"{test['nll']:.4f}", border=True, help="Mean negative log-likelihood in nats. Lower is better."
         )
         st.metric(
             "Test ECE",
             formatting.percent(test["ece"], 2),
             border=True,
             help=(
-                f"Expected calibration error. {calibrated['ece']:.2%} with the temperature "
-                f"{result['temperature']:.3f} that was fitted on validation."
+                f"Expected calibration error, uncalibrated. {calibrated['ece']:.2%} temperature-scaled "
+                f"(T = {result['temperature']:.3f}, fitted on validation)."
             ),
         )
         st.metric(
             "Parameters",
             f"{result['params']:,}",
             border=True,
-            help=f"{result['macs']:,} multiply-accumulates an image.",
+            help=f"{result['macs']:,} multiply-accumulate operations per image.",
         )
         st.metric(
-            "Training took",
+            "Training time",
             formatting.duration(result["seconds"]),
             border=True,
-            help=f"{result['images_per_second']:,.0f} images a second on {result['device']}."
+            help=f"{result['images_per_second']:,.0f} images/s on {result['device']}."
             + (f" Peak memory of the process: {formatting.size(peak)}." if (peak := result.get("peak_bytes")) else ""),
         )
-    if told := result.get("features"):
-        kept = "computed once and kept" if told == "kept" else told
-        st.caption(f"The body is frozen. Its features were {kept}.")
+    if features := result.get("features"):
+        st.caption(f"Frozen backbone; features were {'computed once and cached' if features == 'kept' else features}.")
     for close in result.get("answers") or ():
         st.caption(
-            f"The teacher's answers came from ONNX Runtime ({store.run(row.id).spec.answers}). "
-            f"It agrees with PyTorch on {close['agreement']:.1%} of {close['images']:,} validation images; "
-            f"KL {close['kl']:.2g} nats."
+            f"Teacher inference backend: ONNX Runtime ({store.run(row.id).spec.answers}). Top-1 agreement with PyTorch "
+            f"{close['agreement']:.1%} on {close['images']:,} validation images; KL {close['kl']:.2g} nats."
         )
     if seen := result.get("preflight"):
         st.caption(
-            f"The teacher's accuracy on {seen['images']:,} validation images of this data: "
-            f"{formatting.percent(seen['accuracy'])} (95 % interval "
+            f"Teacher accuracy on {seen['images']:,} validation images of this dataset: "
+            f"{formatting.percent(seen['accuracy'])} (95% CI "
             f"{formatting.interval(seen['accuracy_low'], seen['accuracy_high'])}, "
-            f"chance {formatting.percent(seen['chance'])})."
+            f"chance level {formatting.percent(seen['chance'])})."
         )
         for warning in seen["warnings"]:
             st.warning(capital(warning) + ".")
     same = run_table.siblings(store, row)
+    few = len(same) < EVIDENCE
     seeds = f"{len(same)} seed{'s' if len(same) > 1 else ''}"
     text = (
-        f"95 % interval {formatting.interval(test['accuracy_low'], test['accuracy_high'])} on "
-        f"{test['images']:,} test images. "
-        f"Best weights by validation: epoch {result['best_epoch']}, "
-        f"{formatting.percent(result['val']['accuracy'])} on {result['val']['images']:,} images. "
+        f"Test accuracy 95% CI {formatting.interval(test['accuracy_low'], test['accuracy_high'])} on "
+        f"{test['images']:,} images. "
+        f"Best epoch by validation: {result['best_epoch']} "
+        f"({formatting.percent(result['val']['accuracy'])} on {result['val']['images']:,} images). "
     )
     if "last" in result:
-        text += f"Last epoch instead: test accuracy {formatting.percent(result['last']['test']['accuracy'], 2)}. "
+        text += f"Last epoch: test accuracy {formatting.percent(result['last']['test']['accuracy'], 2)}. "
     if len(same) > 1:
         found = [other.accuracy or 0 for other in same]
         text += (
-            f"Over {seeds} of this spec: mean {formatting.percent(sum(found) / len(found), 2)}, "
+            f"{capital(seeds)} of this spec: mean {formatting.percent(sum(found) / len(found), 2)}, "
             f"{formatting.percent(min(found))} to {formatting.percent(max(found))}. "
         )
     st.caption(
         text
-        + (f"**{seeds}: not evidence.** Run other seeds before you conclude anything." if len(same) < EVIDENCE else "")
+        + (
+            f"**{'Single seed' if len(same) == 1 else f'Only {seeds}'}; run more before drawing conclusions.**"
+            if few
+            else ""
+        )
     )
 
 
 def _details(run: Run, row: RunRow, store: Store) -> None:
     names = ["Spec and command", *(["Per class"] if row.finished else []), "Log"]
-    names += ["Did the teacher matter?"] if row.teacher and not run.spec.shuffled else []
+    names += ["Ablation: teacher"] if row.teacher and not run.spec.shuffled else []
     tabs = url_state.tabs(names, key="tab")
     with tabs["Spec and command"]:
         spec_summary.command(run.spec, store)
@@ -228,20 +232,18 @@ def _details(run: Run, row: RunRow, store: Store) -> None:
     if tabs["Log"].open:
         with tabs["Log"]:
             st.code(
-                _tail(run.folder / "log.txt") or "The log is empty: the run has not started, or is part of the zoo.",
+                _tail(run.folder / "log.txt") or "Empty log: the run has not started, or is part of the zoo.",
                 language=None,
                 height=280,
             )
-    if "Did the teacher matter?" in tabs and tabs["Did the teacher matter?"].open:
-        with tabs["Did the teacher matter?"]:
-            _mattered(run, store)
+    if "Ablation: teacher" in tabs and tabs["Ablation: teacher"].open:
+        with tabs["Ablation: teacher"]:
+            _ablation(run, store)
 
 
-def _mattered(run: Run, store: Store) -> None:
-    """The run beside its controls, over seeds."""
-    chosen = url_state.switch(
-        "Compared with the same student", {str(one): text for one, text in CONTROLS.items()}, key="control"
-    )
+def _ablation(run: Run, store: Store) -> None:
+    """The run against its baselines, over seeds."""
+    chosen = url_state.switch("Baseline", {str(one): text for one, text in CONTROLS.items()}, key="control")
     what: What = "shuffled" if chosen == "shuffled" else "teacher"
     worth.panel(run.spec.model_dump(), what, store, key=f"worth-{what}")
 

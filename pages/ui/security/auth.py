@@ -1,7 +1,7 @@
-"""Who looks at the dashboard, what they may do, and from where it can be reached.
+"""Users of the dashboard, their roles, and the network exposure of the server.
 
-Somebody who logged in is known by their address. Where nobody has to log in, a visitor is a browser, told apart by a
-random cookie: whoever deletes it counts as another one, so only the limits for all visitors together are hard there.
+A user who logged in is identified by email address. Where no login is required, a user is a browser, identified by a
+random cookie: a deleted cookie makes a new user, so only the limits for all users together are hard there.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from smallalign_core.service.users import Role, User
 from smallalign_core.system import limits
 
 RUNNERS = "SMALLALIGN_RUNNERS"
-"""Who may start, stop, delete and upload: addresses, `@domain` for all of a domain, `*` for all who log in."""
+"""Users who may start, stop, delete and upload: addresses, `@domain` for a domain, `*` for all logged-in users."""
 
 COOKIE = "smallalign_visitor"
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{22}")
@@ -33,12 +33,12 @@ NOT_HERE = User("nobody", Role.NOBODY)
 
 
 def login_asked() -> bool:
-    """Whether people have to log in: by Streamlit's [auth], or a proxy that does it for us."""
+    """Whether a login is required: by Streamlit's [auth], or by a proxy."""
     return bool(_compat.login_section()) or bool(st.get_option("server.trustedUserHeaders"))
 
 
 def visitor() -> User:
-    """Whoever looks at the page that is being drawn in this thread; outside of a page somebody who may only look."""
+    """The user of the page drawn in this thread; outside of a page one with read access only."""
     visit = _compat.session()
     if visit is None:
         return User("server", Role.VIEWER)
@@ -48,17 +48,17 @@ def visitor() -> User:
 
 
 def of_browser(token: object, session: str) -> User:
-    """A browser where nobody has to log in; the cookie's digest names it, so that the name opens nothing."""
+    """A browser where no login is required, named by the digest of its cookie, so that the name grants nothing."""
     known = token if isinstance(token, str) and _TOKEN.fullmatch(token) else session
     return User("browser " + hashlib.sha256(known.encode()).hexdigest()[:12])
 
 
 def of_claims(claims: Mapping[str, Any]) -> User:
-    """Who an identity provider's claims speak of. An address that it did not verify gives no rights."""
+    """The user of an identity provider's claims. An unverified address has no rights."""
     by_proxy = not _compat.login_section()
     if not (by_proxy or claims.get("is_logged_in") is True):
         return NOT_HERE
-    # Not `preferred_username`: people may choose that themselves, somebody else's address too.
+    # Not `preferred_username`: users may set that to any value, including another user's address.
     named = [str(claims[key]) for key in ("email", "sub") if claims.get(key)]
     if not named:
         return NOT_HERE
@@ -74,7 +74,7 @@ def _is_runner(name: str) -> bool:
 
 
 def of_request(headers: Headers, cookies: Mapping[str, str]) -> User:
-    """Who sends an HTTP request, which no page sees: by the cookie that Streamlit signed at the login."""
+    """The user of an HTTP request without a page: by the cookie that Streamlit signed at login."""
     if not login_asked():
         return of_browser(cookies.get(COOKIE), "no cookie")
     trusted = st.get_option("server.trustedUserHeaders")
@@ -83,22 +83,22 @@ def of_request(headers: Headers, cookies: Mapping[str, str]) -> User:
 
 
 def gate() -> None:
-    """Where people have to log in: the door for those who did not, their name and the way out for those who did."""
+    """Where a login is required: the login page, or the user's name and the logout button."""
     if not login_asked():
         return
-    who, ours = visitor(), bool(_compat.login_section())
-    if who.role is not Role.NOBODY:
+    user, ours = visitor(), bool(_compat.login_section())
+    if user.role is not Role.NOBODY:
         with st.sidebar:
-            st.text(f"{st.user.get('name') or who.name} · {who.role}")  # no Markdown: the name is theirs to choose
+            st.text(f"{st.user.get('name') or user.name} · {user.role}")  # no Markdown: users choose their names
             if ours:
                 st.button("Log out", icon=":material/logout:", type="tertiary", on_click=st.logout)
         return
     st.title("SmallAlign")
-    st.write("This dashboard trains and compares image classifiers. Log in to see it.")
+    st.write("This dashboard trains and compares image classifiers. Log in to continue.")
     if ours:
         st.button("Log in", type="primary", icon=":material/login:", on_click=st.login)
     else:
-        st.info("The proxy in front of this dashboard logs people in, and named nobody. Open the proxy's address.")
+        st.info("Not logged in: the request has no user headers of the proxy. Open the dashboard at the proxy's URL.")
     st.stop()
 
 
@@ -106,7 +106,7 @@ def gate() -> None:
 
 
 def is_loopback(name: str) -> bool:
-    """Whether an address or host name means this machine and nobody else."""
+    """Whether an address or host name refers to this machine only."""
     if name == "localhost" or name.startswith("unix:"):
         return True
     try:
@@ -116,38 +116,35 @@ def is_loopback(name: str) -> bool:
 
 
 def allowed_hosts() -> tuple[str, ...]:
-    """The names, besides the loopback ones, by which visitors may call this server: Streamlit's server.allowedHosts."""
+    """Host names, besides the loopback ones, under which this server is reachable: Streamlit's server.allowedHosts."""
     listed = (str(host).strip().lower().strip("[]").rstrip(".") for host in st.get_option("server.allowedHosts"))
     return tuple(host for host in listed if host and not is_loopback(host))
 
 
 def check_exposure() -> None:
-    """Refuse a server that others can reach while nobody has to log in.
+    """Refuse a server that is reachable from other machines without a login.
 
     Raises:
-        Refused: it listens beyond this machine, or answers to a name that is not this machine's, without a login.
+        Refused: it listens beyond this machine, or accepts another machine's name, without a login.
     """
     address, hosts = str(st.get_option("server.address") or "0.0.0.0"), allowed_hosts()
-    do = (
-        "add [auth] to .streamlit/secrets.toml (see Trust in the README), or let it listen on 127.0.0.1 and reach it "
-        "through an SSH tunnel"
-    )
+    do = "add [auth] to .streamlit/secrets.toml (see Trust in the README), or bind to 127.0.0.1 and use an SSH tunnel"
     if "*" in hosts:
-        raise Refused("server.allowedHosts may not be *", given="*", do="list the names by which visitors call it")
+        raise Refused("server.allowedHosts may not be *", given="*", do="list the host names of this server")
     if bool(_compat.login_section()) or (login_asked() and is_loopback(address)):
         return
     if not is_loopback(address):
-        what = "others could reach this dashboard, and nobody would have to log in"
-        if login_asked():  # whoever reaches the port itself could write the proxy's headers
-            what = "others could reach this dashboard past the proxy that logs people in"
+        what = "this dashboard would be reachable from other machines without a login"
+        if login_asked():  # a client with access to the port itself could forge the proxy's headers
+            what = "this dashboard would be reachable from other machines without passing the login proxy"
         raise Refused(what, given=f"server.address {address}", do=do)
     if hosts:
-        what = "this dashboard would answer to the name of another machine, and nobody would have to log in"
+        what = "this dashboard would accept the host name of another machine without a login"
         raise Refused(what, given=f"server.allowedHosts {', '.join(hosts)}", do=do)
 
 
 def prepare(store: Path) -> None:
-    """What must hold before the first visitor; ends the process with exit code 2 and a sentence where it does not."""
+    """Checks before the first session; exits with code 2 and a message where one fails."""
     try:
         check_exposure()
         most = limits.current()
@@ -156,6 +153,6 @@ def prepare(store: Path) -> None:
         sys.stderr.write(f"{error}\n")
         sys.exit(2)
     _compat.set_upload_limit(most.upload_mb)  # our limit is the one place for it
-    if login_asked():  # visitors are not the machine's owner then: no folder that was not allowed
+    if login_asked():  # users are not the machine's owner then: allowed folders only
         os.environ.setdefault(limits.ROOTS, "")
     limits.require_allowed(store)

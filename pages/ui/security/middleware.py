@@ -1,7 +1,7 @@
-"""The wall around every response and every connection of the dashboard.
+"""Request checks and security headers for every connection and response of the dashboard.
 
-It refuses foreign hosts (DNS rebinding: a foreign site that points its own name at this machine), other sites' sockets
-and forms, visitors from elsewhere where nobody has to log in, and strangers where somebody has. Its headers isolate the
+They refuse foreign hosts (DNS rebinding: a foreign site that points its own name at this machine), other sites' sockets
+and forms, remote clients where no login is required, and users without a login where it is. The headers isolate the
 page (without which in-browser inference has one thread), allow scripts from this server only, and forbid framing.
 """
 
@@ -43,19 +43,19 @@ ALWAYS = {
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
 }
-"""Headers of every answer."""
+"""Headers of every response."""
 
 
 def guard() -> None:
-    """The same headers, and a policy that allows nothing, for what the server answers before the wall is asked."""
+    """The same headers, and a policy that allows nothing, for responses made before the middleware runs."""
     _compat_uvicorn.guard({"Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'", **ALWAYS})
 
 
 def middleware(hosts: Sequence[str] = ()) -> list[Middleware]:
-    """The wall, and the quota of uploads behind it.
+    """The request checks, and the upload quota behind them.
 
     Args:
-        hosts: names or addresses, without port, that visitors may use besides the loopback ones; `*.` for any below.
+        hosts: allowed names or addresses, without port, besides the loopback ones; `*.` for any subdomain.
     """
     return [Middleware(Wall, hosts=tuple(hosts)), Middleware(Quota)]
 
@@ -67,7 +67,7 @@ class _Refusal(Exception):
 
 
 class Wall:
-    """ASGI middleware: who may ask at all, and the security headers of every answer."""
+    """ASGI middleware: request checks, and the security headers of every response."""
 
     def __init__(self, app: ASGIApp, hosts: Sequence[str] = ()) -> None:
         self.app = app
@@ -100,44 +100,44 @@ class Wall:
             if began or scope["type"] == "websocket":
                 raise
             log.exception("a request failed: %s", ascii(scope["path"])[:200])
-            sentence = "This request met an error that nobody expected. Reload the page; the reason stands in the log."
+            sentence = "The request failed with an unexpected error. Reload the page; the log has the traceback."
             await _refuse(scope, receive, send_with_headers, 500, sentence)
 
     def _check(self, scope: Scope, headers: Headers, cookies: dict[str, str]) -> None:
-        """Check that whoever asks may ask this.
+        """Check that a request is allowed.
 
         Raises:
-            _Refusal: they may not.
+            _Refusal: it is not.
         """
         host, path = headers.get("host", ""), scope["path"]
         if not self._known(host):
             raise _Refusal(
                 421,
-                f"This application does not answer to that host name. Given: {host[:80]!r}. "
-                "Open it as localhost, or start it with this name among its allowed hosts.",
+                f"Host name not allowed. Given: {host[:80]!r}. "
+                "Open the dashboard as localhost, or add this name to server.allowedHosts.",
             )
         if not auth.login_asked() and not _arrived_here(scope):
             raise _Refusal(
                 403,
-                "Others can reach this dashboard and nobody has to log in. Let it listen on 127.0.0.1, or add a login.",
+                "The dashboard is reachable from other machines without a login. Bind it to 127.0.0.1, or add a login.",
             )
         origin = headers.get("origin")
         changes = scope["type"] == "websocket" or scope["method"] not in ("GET", "HEAD", "OPTIONS")
         if changes and (origin is not None or scope["type"] == "websocket") and not _same(origin, host):
-            # A browser always says where a socket comes from; what does not is a script that skips the login.
-            raise _Refusal(403, "Another site, or none, asks for this. Open the dashboard itself.")
+            # A browser always sends the origin of a socket; a client without one is a script that skips the login.
+            raise _Refusal(403, "Cross-origin request refused. Open the dashboard itself.")
         if path.rstrip("/").endswith("/_stcore/metrics") and not _local(scope):
             raise _Refusal(
                 403,
-                "Metrics are for this machine only. Given: a request from elsewhere. Read them on the machine itself.",
+                "Metrics are available on this machine only. Given: a remote request. Read them on the machine itself.",
             )
         uploads = scope["type"] == "http" and scope["method"] == "PUT" and UPLOADS.fullmatch(path)
         if uploads or _GUARDED.fullmatch(path):
-            who = auth.of_request(headers, cookies)
+            user = auth.of_request(headers, cookies)
             try:
                 if uploads:
-                    who.require("upload files")
-                elif who.role is Role.NOBODY:
+                    user.require("upload files")
+                elif user.role is Role.NOBODY:
                     raise _Refusal(403, "Log in to download this file.")
             except Refused as error:
                 raise _Refusal(403, str(error)) from None
@@ -176,7 +176,7 @@ class Wall:
 
 
 def _same(origin: str | None, host: str) -> bool:
-    """Whether a page of this very server asks: same name and port. Another port of this machine is another site."""
+    """Whether a request is from a page of this server: same name and port. Another port is another site."""
     try:
         found = urlsplit(origin or "")
     except ValueError:
@@ -185,7 +185,7 @@ def _same(origin: str | None, host: str) -> bool:
 
 
 def _arrived_here(scope: Scope) -> bool:
-    """Whether a connection came in over the loopback interface (or a socket file), whatever the settings say."""
+    """Whether a connection came in over the loopback interface (or a socket file), regardless of the settings."""
     server = scope.get("server")
     return server is None or server[1] is None or auth.is_loopback(str(server[0]))
 
@@ -199,7 +199,7 @@ def _local(scope: Scope) -> bool:
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, sentence: str) -> None:
-    # Starlette turns the response into the refusal of a handshake, with the sentence if the server can send one.
+    # Starlette turns the response into the refusal of a handshake, with the message if the server can send one.
     if scope["type"] == "websocket" and "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": 1008, "reason": "refused"})
         return

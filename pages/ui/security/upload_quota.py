@@ -1,7 +1,7 @@
-"""How much visitors may send: stands in front of Streamlit's upload route, which keeps files in memory for a visit.
+"""The upload quota, in front of Streamlit's upload route, which keeps files in memory for a session.
 
-Streamlit checks the size of one file and no more, so a script that never opens a page could fill the memory. What a
-visit holds already is read from Streamlit's own storage, so nothing has to be kept in step with it.
+Streamlit checks the size of one file and no more, so a script that never opens a page could fill the memory. The
+bytes of a session are read from Streamlit's own storage, so no second count has to be kept in sync.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROUTE = re.compile(r".*/_stcore/upload_file/(?P<session>[^/]+)/(?P<file>[^/]+)/?
 FRAMING = limits.MB
 """What a form may add to the file in it: what Streamlit allows."""
 FILES_EACH = 64
-"""Files of one visit: an empty one has a price, too."""
+"""Files of one session: an empty one has a cost, too."""
 
 
 class _Stop(Exception):
@@ -39,7 +39,7 @@ class Quota:
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self.arriving: Counter[str] = Counter()
-        """Bytes that uploads under way have brought, by visit."""
+        """Bytes received by uploads in progress, by session."""
         self.under_way = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,14 +68,23 @@ class Quota:
         entered = False
         try:
             if self.under_way >= most.uploads_at_once:
-                raise _Stop(429, f"{self.under_way} uploads are arriving already. Try again in a moment.")
+                raise _Stop(
+                    429, f"Too many uploads at once. Given: {self.under_way} in progress. Try again in a moment."
+                )
             self.under_way, entered = self.under_way + 1, True
             promised = Headers(scope=scope).get("content-length", "")
             self._check(session, int(promised) if promised.isdigit() else 0, most)
             async with asyncio.timeout(most.upload_seconds):
                 await self.app(scope, counted, noted)
         except TimeoutError:
-            await _answer(scope, receive, send, began, 408, f"The upload took over {most.upload_seconds} seconds.")
+            await _answer(
+                scope,
+                receive,
+                send,
+                began,
+                408,
+                f"The upload timed out after {most.upload_seconds} seconds. Upload a smaller file, or give a path.",
+            )
         except _Stop as stop:
             await _answer(scope, receive, send, began, stop.status, stop.sentence)
         finally:
@@ -85,23 +94,25 @@ class Quota:
                 del self.arriving[session]
 
     def _check(self, session: str, size: int, most: limits.Limits) -> None:
-        """Check an upload that is (or says it is) `size` bytes; those that arrived are in `arriving` already."""
+        """Check an upload that is `size` bytes (or claims to be); received bytes are in `arriving` already."""
         if size > most.upload_mb * limits.MB + FRAMING:
-            raise _Stop(413, f"A file may have {most.upload_mb} MB. Give larger datasets by path.")
+            raise _Stop(
+                413, f"The file is larger than {most.upload_mb} MB. For larger datasets, enter the path of a folder."
+            )
         there = uploads_held()
         mine, files = there.get(session, (0, 0))
         if files >= FILES_EACH:
-            raise _Stop(429, f"A visit may hold {FILES_EACH} files. Reload the page to drop them.")
+            raise _Stop(429, f"A session may hold {FILES_EACH} files. Reload the page to drop them.")
         own = mine + max(size, self.arriving[session])
         if own > most.uploads_each_mb * limits.MB:
-            raise _Stop(413, f"A visit may hold {most.uploads_each_mb} MB. Reload the page to drop what it holds.")
+            raise _Stop(413, f"A session may hold {most.uploads_each_mb} MB of uploads. Reload the page to drop them.")
         everything = sum(size for size, _ in there.values()) + max(size, self.arriving.total())
         if everything > most.uploads_total_mb * limits.MB:
-            raise _Stop(429, "The visitors of this dashboard hold as much as it can keep. Try again later.")
+            raise _Stop(429, "The upload memory of this server is full. Try again later.")
 
 
 async def _answer(scope: Scope, receive: Receive, send: Send, began: bool, status: int, sentence: str) -> None:
-    """The refusal, unless an answer is on its way already; the connection ends, since nobody reads the rest."""
+    """The refusal, unless a response has started; the connection is closed, since the rest is not read."""
     if not began:
         with contextlib.suppress(OSError):
             answer = PlainTextResponse(sentence, status_code=status, headers={"Connection": "close"})

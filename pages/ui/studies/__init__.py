@@ -1,1 +1,1 @@
-"""What both study pages share."""
+"""Shared parts of the study pages."""

@@ -1,4 +1,4 @@
-"""A student that a page measures with: its form, and its place in the address."""
+"""The student of a study or an ablation: its form, and its URL parameters."""
 
 from __future__ import annotations
 
@@ -21,61 +21,63 @@ def form(
     *,
     key: str,
     only: Sequence[str] = ("epochs",),
-    lesson: bool = False,
-    taught: bool = True,
+    whole: bool = False,
+    distilled: bool = True,
 ) -> dict[str, Any]:
-    """Ask for a student, for a page that is about something else; returns the spec's fields that were asked for.
+    """Draw the form of a student; returns the entered fields of a spec.
 
-    What is chosen stands in the address: the teacher as `<key>-teacher`, the rest as `<key>`.
+    They are kept in the URL: the teacher as `<key>-teacher`, the rest as `<key>`.
 
     Args:
-        only: which plain fields of a spec to ask for, besides data, network and teacher.
-        taught: whether to ask for a teacher.
-        lesson: whether to ask for loss and augmentation, too; without, both are the usual ones.
+        only: the plain fields of a spec in the form, besides data, network and teacher.
+        distilled: whether the form has a teacher.
+        whole: whether the form has loss and augmentation; without, both have their defaults.
     """
-    _from_address(source, key, (*only, *(("loss", "augment") if lesson else ())))
-    # A form that asks for more than a student has columns of its own, in which two more would be too narrow.
-    left, right = (st.container(), st.container()) if lesson or not taught else st.columns(2, gap="medium")
+    _from_address(source, key, (*only, *(("loss", "augment") if whole else ())))
+    # A larger form has columns of its own, in which two more would be too narrow.
+    left, right = (st.container(), st.container()) if whole or not distilled else st.columns(2, gap="medium")
     with left:
-        network = forms.choice("Student network", members(Network), key=f"{key}.network", start=Cnn().kind)
+        network = forms.choice("Student architecture", members(Network), key=f"{key}.network", start=Cnn().kind)
     with right:
         fitting = [row for row in run_table.finished(store) if row.classes == classes]
-        nobody = "None: learn from the labels only"
-        teacher = url_state.pick_row("Teacher", fitting, key=f"{key}-teacher", none=nobody) if taught else None
+        empty = "None (labels only)"
+        teacher = url_state.pick_row("Teacher", fitting, key=f"{key}-teacher", none=empty) if distilled else None
         chosen: dict[str, Any] = {"teacher": teacher.id if teacher else None, "network": network}
-        if lesson:
+        if whole:
             chosen["loss"] = forms.choice("Loss", loss_kinds(taught=teacher is not None), key=f"{key}.loss")
         numbers, images = st.columns([len(only), 1])
         with numbers:
             chosen |= forms.part(RunSpec, key=key, only=only, across=len(only))
         with images:
             of_data = forms.part(DataSpec, key=f"{key}.data", only=("images",), across=1)
-    if lesson:
+    if whole:
         carried = len(st.session_state.get(f"{key}.augment.rows", ()))
-        with st.expander(f"Augmentation: {carried or 'no'} part{'' if carried == 1 else 's'}", expanded=carried > 0):
+        with st.expander(
+            f"Augmentation: {carried or 'no'} transform{'' if carried == 1 else 's'}", expanded=carried > 0
+        ):
             chosen |= forms.part(RunSpec, key=key, only=("augment",))
     chosen["data"] = {"source": source, **of_data}
     written = canonical(parse(chosen))
     written["data"].pop("source")
     written.pop("teacher", None)
-    if lesson:  # what is usual depends on the teacher, which stands in the address by itself
+    if whole:  # defaults depend on the teacher, which has its own URL parameter
         written["loss"] = chosen["loss"]
     st.session_state[f"{key}-seen"] = st.query_params[key] = json.dumps(written, separators=(",", ":"))
     return chosen
 
 
 def _from_address(source: str, key: str, asked_for: Sequence[str]) -> None:
-    """Fill the form from the address, if that was changed and not the form."""
+    """Fill the form from the URL, if that was changed and not the form."""
     asked = st.query_params.get(key)
     if asked is None or asked == st.session_state.get(f"{key}-seen"):
         return
-    teacher = st.query_params.get(f"{key}-teacher", url_state.NOBODY)
+    teacher = st.query_params.get(f"{key}-teacher", url_state.NONE)
     try:
         written = json.loads(asked)
         whole = {**written, "data": {**written.get("data", {}), "source": source}}
-        spec = parse(whole | ({} if teacher == url_state.NOBODY else {"teacher": teacher}))
+        spec = parse(whole | ({} if teacher == url_state.NONE else {"teacher": teacher}))
     except (BadSpec, ValueError, AttributeError, TypeError):
-        st.warning(f"The link names a student that cannot be. Given: {key}={asked[:80]}. Choose another one below.")
+        st.warning(f"Invalid link parameter. Given: {key}={asked[:80]}. Configure the student below.")
         return
     plain = spec.model_dump(
         mode="json", include={"network": True, "data": {"images"}, **dict.fromkeys(asked_for, True)}

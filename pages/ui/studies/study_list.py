@@ -1,4 +1,4 @@
-"""What the pages of all kinds of study share: the list, opening one, pausing, resuming and deleting it."""
+"""Shared parts of the study pages: the list, opening, pausing, resuming and deleting a study."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from smallalign_core.studies import lifecycle
 from smallalign_core.studies.lifecycle import Study
 
 LISTED = 4
-"""So many studies are listed before the rest is folded away."""
+"""Number of studies listed before the rest is collapsed."""
 SHOWN = 5
-"""So many different reasons of failure are shown."""
+"""Number of distinct failure reasons shown."""
 STATES = {name: formatting.STATES[name] for name in ("finished", "running", "paused", "failed")}
 
 
@@ -34,7 +34,7 @@ def listing(store: Store, kind: Kind) -> None:
     lines = [lifecycle.summary(study, store) for study in lifecycle.listing(store)]
     lines = [line for line in lines if line["kind"] in (kind.name, "damaged")]
     if not lines:
-        st.caption("No study yet. The form below is filled in: **Start the study** is enough for a first one.")
+        st.caption("No studies yet. **Start study** runs the defaults below.")
         return
     _lines(lines[:LISTED], kind)
     if len(lines) > LISTED:
@@ -53,11 +53,11 @@ def _lines(lines: list[dict[str, Any]], kind: Kind) -> None:
                 st.caption(f":red[{formatting.plain(line['title'])}]")
                 continue
             state = "running" if line["active"] else "done" if line["done"] == line["known"] else "paused"
-            st.caption(f"{state}, {line['done']} of {line['known']} known runs · {formatting.ago(line['created'])}")
+            st.caption(f"{state}, {line['done']} of {line['known']} runs · {formatting.ago(line['created'])}")
 
 
 def opened(reference: str, store: Store, kind: Kind) -> tuple[Study, Any] | None:
-    """The study of that id and its report; None after a sentence why there is none."""
+    """The study of that id and its report; None after an error message."""
     if st.button("All studies", icon=":material/arrow_back:", type="tertiary"):
         st.query_params.clear()
         st.rerun()
@@ -84,7 +84,7 @@ def state_of(report: Any) -> str:
 
 
 def title(report: Any) -> None:
-    """What is studied, and how it stands."""
+    """The title of the study, and its state."""
     state = state_of(report)
     colour, icon = STATES[state]
     with st.container(horizontal=True, vertical_alignment="center"):
@@ -93,37 +93,39 @@ def title(report: Any) -> None:
 
 
 def pause_or_resume(study: Study, report: Any, store: Store) -> None:
-    """The button that stops it, or goes on with it."""
+    """The button that pauses or resumes it."""
     if report.active:
-        if st.button("Pause", icon=":material/pause:", help="Each run keeps its checkpoint; nothing is lost."):
+        if st.button("Pause", icon=":material/pause:", help="Each run keeps its checkpoint; no progress is lost."):
             lifecycle.pause(store, study)
             st.rerun()
     elif not report.complete:
-        word = "Try again" if state_of(report) == "failed" else "Resume"
+        word = "Retry" if state_of(report) == "failed" else "Resume"
         if st.button(word, icon=":material/play_arrow:", type="primary"):
             lifecycle.start(store, study)
             st.rerun()
 
 
 def delete(study: Study, store: Store, kind: Kind) -> None:
-    """Delete it, once that was confirmed."""
+    """Delete it, after confirmation."""
     with st.popover("Delete", icon=":material/delete:"):
-        st.write("Delete this study? Its runs stay in the list of runs, unless you say so.")
-        runs = st.toggle("Its runs, too", key="delete-runs", help="Not those that another study or student needs.")
-        if st.button("Delete for good", type="primary"):
+        st.write("Delete this study? Its runs are kept unless selected below.")
+        runs = st.toggle(
+            "Also delete its runs", key="delete-runs", help="Except runs that other studies or students need."
+        )
+        if st.button("Delete permanently", type="primary"):
             lifecycle.delete(store, study, runs=runs)
             st.switch_page(kind.page)
 
 
 def failures(failed: tuple[str, ...]) -> None:
-    """Failed runs in words: those that failed for the same reason together, the most first."""
+    """Failed runs, grouped by reason, the most frequent first."""
     reasons: dict[str, list[str]] = {}
     for line in failed:
         which, _, why = line.partition(": ")
-        known = why and "(given" not in which  # what stopped the whole study names no run
+        known = why and "(given" not in which  # a failure of the whole study has no run
         reasons.setdefault(why if known else line, []).append(which if known else "")
     for why, runs in sorted(reasons.items(), key=lambda one: -len(one[1]))[:SHOWN]:
         more = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
-        st.error(f"Failed: {runs[0]}{more}: {why}" if runs[0] else why, icon=":material/error:")
+        st.error(f"Run failed: {runs[0]}{more}: {why}" if runs[0] else why, icon=":material/error:")
     if len(reasons) > SHOWN:
-        st.caption(f"And {len(reasons) - SHOWN} other reasons.")
+        st.caption(f"{len(reasons) - SHOWN} more failure reasons.")

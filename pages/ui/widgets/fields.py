@@ -23,23 +23,46 @@ NAMES = {
     "beta": "β",
     "gamma": "γ",
     "kd_weight": "KD weight",
-    "views": "Fixed views",
+    "views": "Cached augmentations per image",
     "images": "Training images",
+    "batch": "Batch size",
+    "RunSpec.bits": "Weight bits",
+    "shuffled": "Shuffle logits",
+    "answers": "Teacher inference backend",
+    "draw": "Subset seed",
+    "noise": "Label noise",
+    "decisions": "Cleaning decisions file",
+    "size": "Input size",
+    "validation": "Validation share",
+    "test": "Test share",
+    "head_rate": "Head LR multiplier",
+    "hint_weight": "Hint weight",
+    "labels_weight": "Label loss weight",
+    "teacher_weight": "Distillation loss weight",
+    "compile": "torch.compile",
+    "amount": "Standard deviation",
     "augment": "Augmentation",
     "warmup": "Warm-up",
 }
-"""Labels of fields whose name is a symbol or too short to read."""
+"""Labels of fields whose name is a symbol, short, or not the usual term."""
+UNSET = {"size": "original", "bits": "full precision", "groups": "none"}
+"""Placeholders of optional fields without a value; others have that of their spec, or `all`."""
 
 
-def label(name: str) -> str:
-    """A field's name as a label."""
-    return NAMES.get(name, name.replace("_", " ").capitalize())
+def label(name: str, owner: str = "") -> str:
+    """A field's name as a label; `owner` is the class it belongs to."""
+    return NAMES.get(f"{owner}.{name}") or NAMES.get(name) or name.replace("_", " ").capitalize()
 
 
-def plain(name: str, field: FieldInfo, key: str) -> Any:
-    """One widget for one plain field."""
+def plain(name: str, field: FieldInfo, key: str, owner: str = "") -> Any:
+    """One widget for one plain field; `owner` is the class it belongs to."""
     annotation, default = field.annotation, None if field.is_required() or empty(field) else field.default
-    look: dict[str, Any] = {"label": label(name), "key": key, "help": field.description, "persist_state": "session"}
+    look: dict[str, Any] = {
+        "label": label(name, owner),
+        "key": key,
+        "help": field.description,
+        "persist_state": "session",
+    }
     optional = type(None) in get_args(annotation)
     kind = (
         next((inner for inner in get_args(annotation) if inner is not type(None)), annotation)
@@ -49,17 +72,22 @@ def plain(name: str, field: FieldInfo, key: str) -> Any:
     if get_origin(kind) is Literal:
         options = [*([None] if optional else []), *get_args(kind)]
         begin(key, default if default in options else options[0], options)
-        return st.selectbox(options=options, format_func=lambda one: "none" if one is None else str(one), **look)
+        unset = UNSET.get(name, "none")
+        return st.selectbox(
+            options=options, format_func=lambda one: unset if one is None else str(one), placeholder=unset, **look
+        )
     begin(key, default)
     if kind is bool:
         return st.toggle(**look)
     if kind in (int, float):
-        return _number(field, kind is int, default, optional, look)
+        return _number(name, field, kind is int, default, optional, look)
     text = st.text_input(max_chars=int(limit(field, "max_length") or 0) or None, **look)
     return text or (None if optional else text)
 
 
-def _number(field: FieldInfo, whole: bool, default: float | None, optional: bool, look: dict[str, Any]) -> float | None:
+def _number(
+    name: str, field: FieldInfo, whole: bool, default: float | None, optional: bool, look: dict[str, Any]
+) -> float | None:
     cast = int if whole else float
     low, high = (
         next((cast(bound) for name in names if (bound := limit(field, name)) is not None), None)
@@ -80,12 +108,12 @@ def _number(field: FieldInfo, whole: bool, default: float | None, optional: bool
         step=cast(step),
         format="%d" if whole else "%g",
         **look,
-        **({"value": None, "placeholder": empty(field) or "all"} if optional else {}),
+        **({"value": None, "placeholder": UNSET.get(name) or empty(field) or "all"} if optional else {}),
     )
 
 
 def empty(field: FieldInfo) -> str | None:
-    """What a field means where nothing is entered, if its spec says so: such a field begins empty."""
+    """Meaning of a field without a value, if its spec defines one: such a field starts empty."""
     extra = field.json_schema_extra
     return str(extra["empty"]) if isinstance(extra, dict) and extra.get("empty") else None
 
@@ -96,6 +124,6 @@ def limit(field: FieldInfo, name: str) -> float | None:
 
 
 def begin(key: str, value: Any, allowed: Collection[Any] | None = None) -> None:
-    """Set a widget's first value through the session, the only place from which `fill` can change it later."""
+    """Set a widget's initial value through the session, the only place from which `fill` can change it later."""
     if key not in st.session_state or (allowed is not None and st.session_state[key] not in allowed):
         st.session_state[key] = value

@@ -21,7 +21,7 @@ STATES: dict[str, tuple[Colour, str]] = {
     "finished": ("green", ":material/check_circle:"),
     "damaged": ("red", ":material/broken_image:"),
 }
-"""Colour and icon of each state of a run; `damaged` is for folders that cannot be read."""
+"""Color and icon of each state of a run; `damaged` is for folders that cannot be read."""
 
 
 LINK = re.compile(
@@ -60,7 +60,7 @@ def _literal(text: str) -> str:
 
 
 def given(key: str, asked: str) -> str:
-    """What an address asked for, as a sentence may show it."""
+    """A URL parameter, as a message may show it."""
     return plain(f"{key}={asked[:80]}" if key else asked[:80])
 
 
@@ -70,7 +70,7 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """A 95 % interval of a share."""
+    """A 95% confidence interval of a share."""
     return "" if low is None or high is None else f"{low:.1%} to {high:.1%}"
 
 
@@ -99,13 +99,13 @@ def exact(number: int | None) -> str:
 
 def sizes(found: Mapping[str, int | None]) -> str:
     """The exact size of an export in each precision."""
-    told = "; ".join(f"{name} {exact(size)}" for name, size in found.items())
-    later = "" if "int8" in found else " int8 takes a calibration of this large network: Export has it."
-    return f"What an export of this run will have: {told}. 1 kB is 1,000 bytes.{later}"
+    listed = "; ".join(f"{name} {exact(size)}" for name, size in found.items())
+    later = "" if "int8" in found else " int8 needs calibration of this large network: see Export."
+    return f"Exported file size: {listed}. 1 kB is 1,000 bytes.{later}"
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as a person says them."""
+    """Seconds in a readable unit."""
     if seconds is None:
         return "–"
     if seconds < 1:

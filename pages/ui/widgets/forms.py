@@ -1,6 +1,6 @@
 """Forms drawn from the spec: every range, default, help and choice is read from its fields, none is written here.
 
-Values live in Streamlit's session under `<key>.<field>`, so a form keeps them while the visitor looks at other pages.
+Values live in Streamlit's session under `<key>.<field>`, so a form keeps them while other pages are open.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def part(
     without: Collection[str] = (),
     across: int = ACROSS,
 ) -> dict[str, Any]:
-    """Draw the fields of one part, `across` in a row; returns what was entered.
+    """Draw the fields of one part, `across` in a row; returns the entered values.
 
     Args:
         only: the fields to draw, in this order; all without it.
@@ -53,9 +53,11 @@ def part(
     values: dict[str, Any] = {}
     flat = [name for name in names if not _families(model.model_fields[name])]
     for start in range(0, len(flat), across):
-        for column, name in zip(st.columns(across), flat[start : start + across], strict=False):
+        for column, name in zip(
+            st.columns(across, vertical_alignment="bottom"), flat[start : start + across], strict=False
+        ):
             with column:
-                values[name] = plain(name, model.model_fields[name], f"{key}.{name}")
+                values[name] = plain(name, model.model_fields[name], f"{key}.{name}", model.__name__)
     for name in names:
         if name not in flat:
             values[name] = _nested(name, model.model_fields[name], f"{key}.{name}", without)
@@ -114,7 +116,7 @@ def several(
                 _order(key, place, len(rows))
             values.append({"kind": kind, **part(kinds[kind], key=f"{key}.{name}.{kind}", across=2)})
     if most is None or len(rows) < most:
-        with st.popover("Add a part" if rows else "Add the first part", icon=":material/add:", width="stretch"):
+        with st.popover("Add transform", icon=":material/add:", width="stretch"):
             for heading, group in _grouped(family).items():
                 st.caption(heading)
                 with st.container(horizontal=True, gap="xsmall"):

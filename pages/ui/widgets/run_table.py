@@ -1,4 +1,4 @@
-"""Every run of the store as one row. What cannot change any more is read once."""
+"""Every run of the store as one row. Finished runs are read once."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class RunRow:
         state: a `State`, or `damaged` with the reason in `reason`.
         source: where its images come from.
         family: equal for runs that differ in nothing but the seed.
-        imported: whether it was made elsewhere: then there is no spec, and nothing to export.
-        accuracy, low, high: on test, with the 95 % interval; None before the run is finished.
-        validation: accuracy on validation, by which a choice may be made.
+        imported: whether it was trained elsewhere: then there is no spec, and nothing to export.
+        accuracy, low, high: on test, with the 95% confidence interval; None before the run is finished.
+        validation: accuracy on validation, used for selection.
         seconds: how long its training took.
         data: fingerprint of the images that it was trained or, if it was imported, scored on.
         digest: of its weights.
         here: of a teacher that is offered for some images, its accuracy on validation images of them; None where
-            nothing is known of it there. `note` says so in its label, in place of its accuracy on images of its own.
+            it was not evaluated there. `note` is shown in its label then, instead of its accuracy on its own images.
     """
 
     id: str
@@ -71,7 +71,7 @@ class RunRow:
 
     @property
     def label(self) -> str:
-        """What menus show."""
+        """Text of its menu entry."""
         first = self.name if self.in_zoo else f"{self.title} · {self.id[:6]}"
         if self.note:
             return f"{first} · {self.note}"
@@ -97,7 +97,7 @@ def row(run: Run, store: Store) -> RunRow:
 
 
 def _names(zoo: list[Run]) -> dict[str, str]:
-    """Ids of the zoo's models by their names: a spec in the zoo names its teacher as people do."""
+    """Ids of the zoo's models by name: a spec in the zoo refers to its teacher by name."""
     return {run.name: run.id for run in zoo}
 
 
@@ -108,28 +108,26 @@ def _row(run: Run, names: Mapping[str, str]) -> RunRow:
         scores: dict[str, Any] = {}
         if state is State.FINISHED:
             scores = _of_result(run.folder, _changed(run.folder / "result.json"))
-        said = {} if scores else run.status
-        reason = None if said.get("reason") == "asked" else said.get("reason")  # whoever asked knows why
-        text = text | {"teacher": names.get(told, told) if (told := text.get("teacher")) else None}
-        known: dict[str, Any] = {"id": run.name, "params": said.get("params"), "reason": reason} | text | scores
+        status = {} if scores else run.status
+        reason = None if status.get("reason") == "asked" else status.get("reason")  # a user's own request
+        text = text | {"teacher": names.get(named, named) if (named := text.get("teacher")) else None}
+        known: dict[str, Any] = {"id": run.name, "params": status.get("params"), "reason": reason} | text | scores
         return RunRow(name=run.name, state=str(state), created=run.created, in_zoo=run.in_zoo, **known)
     except _BAD as error:
         why = (
             str(error)
             if isinstance(error, SmallAlignError)
-            else f"A file of this run is damaged ({type(error).__name__}). Delete the run."
+            else f"A file of this run cannot be read. Given: {type(error).__name__}. Delete the run."
         )
-        return RunRow(
-            run.name, run.name, DAMAGED, "A folder that cannot be read", run.created, in_zoo=run.in_zoo, reason=why
-        )
+        return RunRow(run.name, run.name, DAMAGED, "Unreadable run folder", run.created, in_zoo=run.in_zoo, reason=why)
 
 
 def teachers(store: Store, source: str, facts: Mapping[str, Any]) -> list[RunRow]:
-    """Finished runs and imports that know the classes of a dataset, each with its accuracy on validation images of it
-    as far as that is known, the most accurate first.
+    """Finished runs and imports with the classes of a dataset, each with its accuracy on the dataset's validation
+    images where available, the most accurate first.
 
     Args:
-        source: where the images come from; `facts`: what the desk says of them.
+        source: where the images come from; `facts`: the backend's summary of them.
     """
     fitting = [row for row in finished(store) if row.classes == tuple(facts["classes"])]
     seen = {(one["digest"], one["validation"]): one for one in preflights(store)}
@@ -144,7 +142,7 @@ def _offered(
     own = facts["fingerprint"] == row.data or _same(source, row)
     here = known["accuracy"] if known else row.validation if own else None
     if known and known["refused"]:
-        return replace(row, note="no better than chance on these images")
+        return replace(row, note="not better than chance on these images")
     note = "not evaluated on these images" if here is None else f"{here:.1%} on validation images"
     return replace(row, here=here, note=note)
 
@@ -155,7 +153,7 @@ def _same(source: str, row: RunRow) -> bool:
 
 
 def preflights(store: Store) -> list[dict[str, Any]]:
-    """What is kept of teachers that were looked at before a run."""
+    """Cached results of teacher checks."""
     files = store.preflights.glob("[!.]*.json") if store.preflights.is_dir() else ()
     return [found for file in files if (found := _preflight(file, _changed(file)))]
 
@@ -169,10 +167,10 @@ def _preflight(file: Path, changed: int) -> dict[str, Any] | None:  # noqa: ARG0
 
 
 def default_teacher(among: Iterable[RunRow]) -> str | None:
-    """The id of the teacher to begin with, of those that `teachers` offers; None if none suits.
+    """The id of the preselected teacher among those of `teachers`; None if none is suitable.
 
-    It was evaluated on these images and is no student itself. By validation: nothing is ever chosen on test. Of those
-    within about a point, the largest.
+    It was evaluated on these images and is no student itself. By validation: the test set is never used for
+    selection. Of those within about a point, the largest.
     """
     suited = [row for row in among if row.here is not None and row.teacher is None]
     best = max(suited, key=lambda row: (round(row.here or 0, 2), row.params or 0), default=None)
@@ -182,7 +180,7 @@ def default_teacher(among: Iterable[RunRow]) -> str | None:
 def teacher_here(run: Run, store: Store) -> float | None:
     """The accuracy of a run's teacher on validation images of the run's own data; None where it is not known.
 
-    Runs from before there was a pre-flight have none; then what the teacher reached on the same images stands in.
+    Runs older than the teacher check have none; then the teacher's own validation accuracy on the same images is used.
     """
     kept = (run.result or {}).get("preflight") or run.status.get("preflight")
     with contextlib.suppress(*_BAD):
@@ -253,5 +251,5 @@ def _of_result(folder: Path, changed: int) -> dict[str, Any]:  # noqa: ARG001  #
 
 
 def when(one: RunRow) -> datetime | None:
-    """When it was first submitted; a zoo model's files only say when they were copied here."""
+    """When it was first submitted; the files of a zoo model only have the time of the copy."""
     return None if one.in_zoo else datetime.fromtimestamp(one.created, tz=UTC)

@@ -1,4 +1,4 @@
-"""Menus whose choice lives in the address: a pasted link or F5 brings the same view back."""
+"""Widgets with their state in the URL: a pasted link or a reload restores the same view."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from smallalign_core.data import NAMED
 from smallalign_core.runs import uploads
 from smallalign_core.runs.store import Store
 
-NOBODY = "none"
-"""What stands in the address when a menu of runs was left at nobody."""
+NONE = "none"
+"""URL value of a run menu with no run selected."""
 
 
 def on_page(name: str) -> None:
-    """Give the widgets that are drawn from now on the keys of the page `name`; the frame calls it."""
+    """Give widgets drawn from now on the keys of the page `name`; the frame calls it."""
     st.session_state[keys.PAGE] = name
 
 
 def own(key: str) -> str:
     """`key` in the session of this page alone.
 
-    Two pages that give a field the same name in their addresses must not share its value: what is an option of one
-    (the error of a scaling study, say) need not be one of the other.
+    Two pages with the same URL parameter must not share its value: an option of one (such as the error of a scaling
+    study) need not be an option of the other.
     """
     return f"{st.session_state.get(keys.PAGE, '')}/{key}"
 
 
 def kept(key: str, options: Mapping[str, Any], first: str) -> str:
-    """The choice of a menu of this page that is drawn elsewhere, or not yet; `first` where it is none of `options`."""
+    """The value of a menu of this page that is drawn elsewhere, or later; `first` if it is not among `options`."""
     chosen = st.session_state.get(own(key))
     return str(chosen) if chosen in options else first
 
 
 def pick(label: str, options: Mapping[str, str], *, key: str, first: str | None = None, help: str | None = None) -> str:
-    """A menu of `options` (value to text) kept in the address as `key`.
+    """A menu of `options` (value to text) kept in the URL as `key`.
 
-    Streamlit's own binding writes the text that is shown into the address; a link should hold the id.
+    Streamlit's own binding writes the displayed text into the URL; a link should hold the id.
     """
     widget = own(key)
     asked = changed(key)
@@ -50,8 +50,7 @@ def pick(label: str, options: Mapping[str, str], *, key: str, first: str | None 
         st.session_state[widget] = named
     elif asked is not None:
         st.warning(
-            f"The link names something that does not exist. Given: {formatting.given(key, asked)}. "
-            "Choose another one below."
+            f"Invalid link parameter: no such option. Given: {formatting.given(key, asked)}. Choose an option below."
         )
     if st.session_state.get(widget) not in options:
         st.session_state[widget] = first if first in options else next(iter(options))
@@ -61,24 +60,24 @@ def pick(label: str, options: Mapping[str, str], *, key: str, first: str | None 
 
 
 def _named(asked: str | None, options: Mapping[str, str]) -> str | None:
-    """The option that an address means: by its value, or by its text, which older links hold."""
+    """The option that a URL parameter refers to: by value, or by text, as in older links."""
     return asked if asked in options else next((value for value, text in options.items() if text == asked), None)
 
 
 def changed(key: str) -> str | None:
-    """What the address says under `key` if the page did not write that itself: a link, F5, or a step back."""
+    """The URL parameter `key` if the page did not write it itself: a link, a reload, or browser history."""
     asked = st.query_params.get(key)
     return None if asked == st.session_state.get(own(f"{key}-seen")) else asked
 
 
 def keep(key: str, chosen: str) -> None:
-    """Write a choice into the address, knowing that it was the page that did."""
+    """Write a value into the URL, and remember that the page did."""
     st.session_state[own(f"{key}-seen")] = chosen
     st.query_params[key] = chosen
 
 
 def tabs(names: Sequence[str], *, key: str) -> dict[str, Any]:
-    """Tabs by name, the open one kept in the address; a link that names none of them opens the first."""
+    """Tabs by name, the open one kept in the URL; a link with no valid tab opens the first."""
     widget, asked = own(key), changed(key)
     if asked in names:
         st.session_state[widget] = asked
@@ -90,7 +89,7 @@ def tabs(names: Sequence[str], *, key: str) -> dict[str, Any]:
 
 
 def switch(label: str, options: dict[str, str], *, key: str) -> str:
-    """A choice of a few, kept in the address."""
+    """A segmented control, kept in the URL."""
     widget = own(key)
     if (named := _named(changed(key), options)) is not None:
         st.session_state[widget] = named
@@ -106,10 +105,10 @@ def switch(label: str, options: dict[str, str], *, key: str) -> str:
 def pick_number(
     draw: Callable[..., Any], label: str, low: float, high: float, step: float, *, key: str, first: float, **look: Any
 ) -> Any:
-    """A number kept in the address as `key`; a link with one that is out of range gets a sentence.
+    """A number kept in the URL as `key`; an out-of-range value in a link gives a warning.
 
     Args:
-        draw: `st.slider` or `st.number_input`. Ints ask for whole numbers, floats for any.
+        draw: `st.slider` or `st.number_input`. Ints give whole numbers, floats any.
     """
     widget, cast = own(key), type(first)
     if (asked := changed(key)) is not None:
@@ -119,8 +118,8 @@ def pick_number(
             st.session_state[widget] = given
         except ValueError:
             st.warning(
-                f"The link asks for what cannot be. Given: {formatting.given(key, asked)}. "
-                f"It lies between {low:g} and {high:g}."
+                f"Invalid link parameter. Given: {formatting.given(key, asked)}. "
+                f"Use a number between {low:g} and {high:g}."
             )
     held = st.session_state.get(widget)
     if not isinstance(held, int | float) or not low <= held <= high:
@@ -133,7 +132,7 @@ def pick_number(
 def pick_some(
     label: str, options: Mapping[str, str], *, key: str, first: Sequence[str], help: str | None = None
 ) -> list[str]:
-    """Some of `options` (value to text), kept in the address as `key`: their values, joined by commas."""
+    """Some of `options` (value to text), kept in the URL as `key`: their values, joined by commas."""
     widget = own(key)
     if (asked := changed(key)) is not None:
         given = [value for value in asked.split(",") if value]
@@ -141,7 +140,7 @@ def pick_some(
             st.session_state[widget] = given
         else:
             st.warning(
-                f"The link asks for what is not offered. Given: {formatting.given(key, asked)}. Choose again below."
+                f"Invalid link parameter: no such option. Given: {formatting.given(key, asked)}. Choose options below."
             )
     held = st.session_state.setdefault(widget, list(first))
     if any(value not in options for value in held or ()):  # of other options, which the page offered before
@@ -170,25 +169,25 @@ def pick_row(
     none: str | None = None,
     help: str | None = None,
 ) -> RunRow | None:
-    """A menu of runs; with `none`, a first entry that means nobody. None if nobody was chosen."""
+    """A menu of runs; with `none`, a first entry for no run. None if no run is selected."""
     found = {row.id: row for row in rows}
-    for row in rows:  # links may name a zoo model as people do
+    for row in rows:  # links may hold the name of a zoo model
         if st.query_params.get(key) == row.name != row.id:
             st.query_params[key] = row.id
-    options = ({NOBODY: none} if none else {}) | {id: row.label for id, row in found.items()}
+    options = ({NONE: none} if none else {}) | {id: row.label for id, row in found.items()}
     return found.get(pick(label, options, key=key, first=first, help=help))
 
 
 def pick_rows(label: str, rows: Sequence[RunRow], *, key: str, most: int, help: str | None = None) -> list[RunRow]:
-    """A menu of any number of runs up to `most`, kept in the address as ids with commas between them."""
+    """A menu of any number of runs up to `most`, kept in the URL as comma-separated ids."""
     found, widget = {row.id: row for row in rows}, own(key)
     named = {row.name: row.id for row in rows}
     if (asked := changed(key)) is not None:
         given = [named.get(name, name) for name in asked.split(",") if name]
         if unknown := [name for name in given if name not in found]:
             st.warning(
-                f"The link names runs that cannot stand here. Given: {formatting.given('', ', '.join(unknown))}. "
-                "Choose others."
+                f"Invalid link parameter: no comparable runs. Given: {formatting.given('', ', '.join(unknown))}. "
+                "Choose other runs."
             )
         st.session_state[widget] = [name for name in given if name in found][:most]
     if not found:  # nothing to choose: no empty menu
@@ -208,10 +207,10 @@ def pick_rows(label: str, rows: Sequence[RunRow], *, key: str, most: int, help: 
 
 
 def pick_data(store: Store) -> tuple[str, dict[str, Any] | None]:
-    """A menu of datasets that also takes a path; returns the source and what is in it, None if nothing was named.
+    """A menu of datasets that also takes a path; returns the source and its summary, None without a selection.
 
     Raises:
-        BadData: the source cannot be used; the message says why.
+        BadData: the source cannot be used; the message gives the reason.
     """
     used = {row.source: None for row in run_table.rows(store) if row.source}
     kept = {uploading.shown(file): None for file in uploads.kept(store) if str(file) not in used}
@@ -223,16 +222,16 @@ def pick_data(store: Store) -> tuple[str, dict[str, Any] | None]:
         key=keys.DATA,
         bind="query-params",
         accept_new_options=True,
-        placeholder="A name, or the path of a folder or zip",
-        help="A name, or a path: a folder with one sub-folder per class (optionally below train/, val/, test/), "
-        "a zip of one, or a folder of IDX files. Type a path and press Enter.",
+        placeholder="Name, or path of a folder or zip",
+        help="A name, or a path: a folder with one sub-folder per class (optionally under train/, val/, test/), "
+        "a zip of such a folder, or a folder of IDX files. Enter a path and press Enter.",
     )
     source = str(source or "").strip()
     return source, context.read(source) if source else None
 
 
 def pick_page(pages: int) -> int:
-    """The page number of a long list; a filter that leaves fewer pages starts again at the first."""
+    """The page number of a long list; a filter that leaves fewer pages returns to the first."""
     widget, asked = own("page"), changed("page")
     if asked is not None and asked.isdecimal() and len(asked) < 9:
         st.session_state[widget] = int(asked)
@@ -251,7 +250,7 @@ def first_page() -> None:
 
 
 def pick_text(label: str, *, key: str, **look: Any) -> str:
-    """A line of text kept in the address as `key`, and by the page while the visitor looks at others."""
+    """A line of text kept in the URL as `key`, and by the page while other pages are open."""
     widget = own(key)
     if (asked := changed(key)) is not None:
         st.session_state[widget] = asked

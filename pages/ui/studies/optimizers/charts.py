@@ -1,4 +1,4 @@
-"""Charts behind the verdict of an optimizer study: how its optimizers got there, and what it took."""
+"""Detail charts of an optimizer study: training curves, learning rates, and cost."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from smallalign_core.studies.optimizers import Arm, Curve, OptimizerStudy
 
 Axis = Literal["step", "gradients", "seconds"]
 AXES: dict[str, str] = {
-    "step": "steps of the optimizer",
-    "gradients": "gradients of the loss",
-    "seconds": "seconds, as if alone",
+    "step": "optimizer steps",
+    "gradients": "gradient evaluations",
+    "seconds": "compute time (s)",
 }
 MOST_POINTS = 200
-"""A curve of more epochs is drawn with every second, third, ... of them."""
+"""Longer curves are subsampled."""
 
 
 def _clear(colour: str, share: float) -> str:
@@ -40,11 +40,11 @@ def _close_up(
     *,
     less_is_better: bool = False,
 ) -> list[str]:
-    """Let the y axis show the usual arms only, if some are far behind, and name those.
+    """Limit the y axis to the typical arms if some are far behind; returns those out of range.
 
     Args:
-        final: of each arm, by which it is judged; `spans`: from where to where its values are worth seeing.
-        less_is_better: then the axis always is that of `spans`: nothing bounds what a run began with.
+        final: final value of each arm; `spans`: the range of its values to show.
+        less_is_better: then the axis always is that of `spans`: initial values have no bound.
     """
     if not arms:
         return []
@@ -61,14 +61,14 @@ def _close_up(
     return [arm.label for arm in arms if arm not in inside]
 
 
-# --- how they got there -----------------------------------------------------------------------------------------------
+# --- training curves --------------------------------------------------------------------------------------------------
 
 
 def curves(study: OptimizerStudy, found: Sequence[Curve], axis: str, metric: str, *, key: str) -> list[str]:
-    """Validation scores over what was spent: the mean of the seeds, and the band from the lowest to the highest.
+    """Validation metrics over cost: the mean over seeds, with the min-max band.
 
     Returns:
-        The optimizers that lie outside of the picture.
+        The optimizers outside of the plotted range.
     """
     less_is_better = METRICS[metric].less_is_better
     figure, colour = go.Figure(), colours(study)
@@ -129,7 +129,7 @@ def curves(study: OptimizerStudy, found: Sequence[Curve], axis: str, metric: str
 
 
 def to_target(study: OptimizerStudy, budget: int, axis: str, *, key: str) -> None:
-    """What it took to reach the target, median over seeds; in seconds with the search for the rate before it."""
+    """Cost to reach the target, median over seeds; in compute time with the LR tuning before it."""
     arms = [arm for arm in study.at(budget) if arm.finished]
     took = {arm.name: arm.to_target(cast(Axis, axis)) for arm in arms}
     tuning = {arm.name: arm.tuning_seconds if axis == "seconds" else 0.0 for arm in arms}
@@ -156,7 +156,7 @@ def to_target(study: OptimizerStudy, budget: int, axis: str, *, key: str) -> Non
     )
     figure.update_layout(barmode="stack", bargap=0.35, showlegend=False)
     longest = max(tuning[arm.name] + (took[arm.name] or 0) for arm in arms) or 1.0
-    figure.update_xaxes(title=AXES[axis], range=[0, 1.25 * longest])  # room for words at the end of the longest
+    figure.update_xaxes(title=AXES[axis], range=[0, 1.25 * longest])  # room for text at the end of the longest
     figure.update_yaxes(autorange="reversed", automargin=True)
     rows = [
         {
@@ -176,14 +176,14 @@ def to_target(study: OptimizerStudy, budget: int, axis: str, *, key: str) -> Non
 
 
 def sensitivity(study: OptimizerStudy, budget: int, *, key: str) -> None:
-    """Validation accuracy of every rate that was tried; rings mark the chosen, crosses the library's default."""
+    """Validation accuracy of every LR trial; rings mark the selected one, crosses the library default."""
     arms = [arm for arm in study.at(budget) if any(trial.accuracy is not None for trial in arm.trials)]
     figure, colour = go.Figure(), colours(study)
     scores = [trial.accuracy for arm in arms for trial in arm.trials if trial.accuracy is not None]
     floor = min(scores)
     rows = []
     for arm in arms:
-        floor -= 0.018 * (max(scores) - min(scores) or 1)  # a row for each: many defaults are the same
+        floor -= 0.018 * (max(scores) - min(scores) or 1)  # a row for each: many defaults are equal
         known = [trial for trial in arm.trials if trial.accuracy is not None]
         figure.add_scatter(
             x=[trial.rate for trial in known],
@@ -206,7 +206,7 @@ def sensitivity(study: OptimizerStudy, budget: int, *, key: str) -> None:
             marker={"symbol": "x-thin", "size": 11, "line": {"width": 3, "color": colour[arm.name]}},
             legendgroup=arm.name,
             showlegend=False,
-            hovertemplate="library's default %{x:.3g}<extra>" + arm.label + "</extra>",
+            hovertemplate="library default %{x:.3g}<extra>" + arm.label + "</extra>",
         )
         rows += [
             {
@@ -223,12 +223,12 @@ def sensitivity(study: OptimizerStudy, budget: int, *, key: str) -> None:
         ]
     figure.update_xaxes(title="learning rate", type="log", dtick=1, exponentformat="power")
     figure.update_yaxes(title="validation accuracy", tickformat=".0%")
-    alt = "Validation accuracy over the learning rates that were tried, with each library's default marked."
+    alt = "Validation accuracy over learning rate, with library defaults marked."
     plot(figure, alt=alt, key=key, height=420, table=columns(rows))
 
 
 def finder(arm: Arm, colour: str, *, key: str) -> None:
-    """A range test: the loss while the rate grew, where it fell fastest, where it was lowest, and the default."""
+    """An LR range test: the loss over increasing LR, its steepest descent, its minimum, and the library default."""
     found = arm.finder
     assert found is not None
     figure = go.Figure()
@@ -241,8 +241,8 @@ def finder(arm: Arm, colour: str, *, key: str) -> None:
     )
     lines = [
         (found.steepest, "steepest", "dot", "top"),
-        (found.minimum, "lowest", "dash", "top"),
-        (arm.default_rate, "library's default", "solid", "bottom"),
+        (found.minimum, "minimum", "dash", "top"),
+        (arm.default_rate, "library default", "solid", "bottom"),
     ]
     for rate, text, dash, side in lines:
         if rate is None:
@@ -263,18 +263,18 @@ def finder(arm: Arm, colour: str, *, key: str) -> None:
     figure.update_yaxes(title="smoothed training loss")
     figure.update_layout(showlegend=False)
     table = {"learning_rate": found.rates, "smoothed_loss": found.losses}
-    alt = f"Learning rate range test of {arm.label}: loss over rate."
+    alt = f"LR range test of {arm.label}: loss over learning rate."
     plot(figure, alt=alt, key=key, height=320, table=table)
 
 
-# --- what it took -----------------------------------------------------------------------------------------------------
+# --- cost -------------------------------------------------------------------------------------------------------------
 
 
 def pareto(study: OptimizerStudy, budget: int, *, tuning: bool, key: str) -> list[str]:
-    """Test accuracy over the seconds it cost; the line joins those that no other beats in both.
+    """Test accuracy over compute time, with the Pareto front.
 
     Returns:
-        The optimizers that lie below the picture.
+        The optimizers below the plotted range.
     """
     arms = [arm for arm in study.at(budget) if arm.finished and arm.median("alone_seconds") is not None]
     cost = {arm.name: (arm.median("alone_seconds") or 0) + (arm.tuning_seconds if tuning else 0) for arm in arms}
@@ -304,7 +304,9 @@ def pareto(study: OptimizerStudy, budget: int, *, tuning: bool, key: str) -> lis
             name=arm.label,
             hovertemplate="%{y:.2%} for %{x:.3g} s<extra>" + arm.label + "</extra>",
         )
-    figure.update_xaxes(title="seconds" + (" with finding the rate" if tuning else " of one run"), rangemode="tozero")
+    figure.update_xaxes(
+        title="compute time (s), " + ("including LR tuning" if tuning else "one run"), rangemode="tozero"
+    )
     figure.update_yaxes(title="test accuracy", tickformat=".1%")
     rows = [
         {
@@ -321,16 +323,16 @@ def pareto(study: OptimizerStudy, budget: int, *, tuning: bool, key: str) -> lis
     around = {arm.name: arm.sd("accuracy") or 0.0 for arm in arms}
     spans = {name: (mean - around[name], mean + around[name]) for name, mean in score.items()}
     outside = _close_up(figure, arms, score, spans)
-    alt = "Test accuracy over seconds, with the optimizers that no other beats in both joined by a line."
+    alt = "Test accuracy over compute time, with the Pareto front."
     plot(figure, alt=alt, key=key, height=420, table=columns(rows))
     return outside
 
 
 def slopes(study: OptimizerStudy, budget: int, *, key: str) -> list[str]:
-    """Test accuracy of every seed, a line a seed through all optimizers: lines that run alike are what pairing uses.
+    """Test accuracy of every seed, one line per seed over all optimizers: parallel lines make pairing effective.
 
     Returns:
-        The optimizers that lie below the picture.
+        The optimizers below the plotted range.
     """
     arms = [arm for arm in study.at(budget) if arm.finished]
     arms.sort(key=lambda arm: arm.mean("accuracy") or 0.0)
@@ -352,18 +354,18 @@ def slopes(study: OptimizerStudy, budget: int, *, key: str) -> list[str]:
     scores = {arm.name: [run.test["accuracy"] for run in arm.finished if run.test] for arm in arms}
     final = {name: statistics.fmean(each) for name, each in scores.items()}
     outside = _close_up(figure, arms, final, {name: (min(each), max(each)) for name, each in scores.items()})
-    alt = "Test accuracy by optimizer, one line a seed."
+    alt = "Test accuracy by optimizer, one line per seed."
     plot(figure, alt=alt, key=key, height=420)
     return outside
 
 
 def bars(study: OptimizerStudy, budget: int, *, key: str) -> None:
-    """What the optimizer keeps, what a step needs in all, and how long a step takes."""
+    """Optimizer state, memory of a step, and time of a step."""
     arms = [arm for arm in study.at(budget) if arm.finished]
     measures: list[tuple[str, Callable[[Arm], float | None]]] = [
         ("optimizer state (kB)", lambda arm: _per(arm.median("state_bytes"), 1e3)),
-        ("memory of a step (MB)", lambda arm: _per(arm.median("memory_bytes"), 1e6)),
-        ("own time a step (ms)", lambda arm: arm.median("step_ms")),
+        ("memory per step (MB)", lambda arm: _per(arm.median("memory_bytes"), 1e6)),
+        ("compute time per step (ms)", lambda arm: arm.median("step_ms")),
     ]
     names, colour = [arm.label for arm in arms], colours(study)
     figure = make_subplots(rows=1, cols=len(measures), shared_yaxes=True, horizontal_spacing=0.05)
@@ -381,7 +383,7 @@ def bars(study: OptimizerStudy, budget: int, *, key: str) -> None:
     figure.update_yaxes(autorange="reversed", automargin=True)
     figure.update_layout(showlegend=False, bargap=0.35)
     rows = [{"optimizer": arm.label} | {title: of(arm) for title, of in measures} for arm in arms]
-    alt = "Optimizer state, memory of a step and time a step, by optimizer."
+    alt = "Optimizer state, memory per step and compute time per step, by optimizer."
     plot(figure, alt=alt, key=key, height=80 + 32 * len(arms), table=columns(rows))
 
 

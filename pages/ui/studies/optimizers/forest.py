@@ -1,4 +1,4 @@
-"""The headline of an optimizer study: paired differences to tuned AdamW as a forest plot, and the study's colours."""
+"""The main result of an optimizer study: a forest plot of paired differences to tuned AdamW, and the study's colors."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from smallalign_core.studies.ablation import METRICS
 from smallalign_core.studies.optimizers import FAR, Arm, Difference, OptimizerStudy
 
 REFERENCE = -1
-"""The reference's place in the palette: the last colour, a grey, so that it never looks like a contender."""
+"""The reference's place in the palette: the last color, a gray."""
 OUTLYING = 4.0
 """A difference so many times as far from zero as the usual one does not stretch the axis."""
 
 
 def colours(study: OptimizerStudy) -> dict[str, str]:
-    """A colour for each arm, the same in every chart of the study."""
+    """A color for each arm, the same in every chart of the study."""
     others = [arm.name for arm in study.at(study.budgets[0]) if arm.name != study.reference]
     chosen = palette()
     return {study.reference: chosen[REFERENCE]} | {
@@ -29,24 +29,24 @@ def colours(study: OptimizerStudy) -> dict[str, str]:
 
 
 def quiet(share: float = 0.8) -> str:
-    """A grey that reads on both themes."""
+    """A gray that is legible on both themes."""
     return f"rgba(128,140,152,{share})"
 
 
 def ink() -> str:
-    """The colour of text on the page."""
+    """The color of text on the page."""
     return "#E6EDF3" if dark() else "#17212B"
 
 
 def verdict(difference: Difference) -> str:
-    """A verdict so short that it fits above its line on a telephone."""
+    """A result short enough to fit above its line on a phone."""
     if difference.verdict != "undecided":
         return difference.words()
     if difference.more_seeds is None:
-        return "not decided: too few test images"
+        return "inconclusive: too few test images"
     if difference.more_seeds > FAR:
-        return f"not decided: {FAR} more seeds may not tell"
-    return f"not decided: {difference.outlook}".replace(": after correction, need", ", corrected: need")
+        return f"inconclusive (over {FAR} more seeds needed)"
+    return f"inconclusive (about {difference.more_seeds} more seeds needed)"
 
 
 def above(figure: go.Figure, y: float, text: str, *, size: int = 13) -> None:
@@ -64,7 +64,7 @@ def above(figure: go.Figure, y: float, text: str, *, size: int = 13) -> None:
 
 
 def sides(figure: go.Figure, left: str, right: str) -> None:
-    """What lies at the two sides of a forest plot."""
+    """The labels of the two sides of a forest plot."""
     for x, anchor, text in ((0, "left", left), (1, "right", right)):
         figure.add_annotation(
             x=x, xref="paper", y=1, yref="paper", text=text, showarrow=False, xanchor=anchor, yanchor="bottom"
@@ -72,7 +72,7 @@ def sides(figure: go.Figure, left: str, right: str) -> None:
 
 
 def forest(study: OptimizerStudy, budget: int, metric: str, *, key: str) -> None:
-    """Paired differences to the reference, the best on top, each with its interval, its seeds and its verdict."""
+    """Paired differences to the reference, the best on top, each with its interval, its seeds and its result."""
     of, reference = METRICS[metric], study.arm(study.reference, budget)
     shown = [arm for arm in study.at(budget) if arm.differences[metric].mean is not None]
     shown.sort(key=lambda arm: (arm.differences[metric].mean or 0) * (1 if of.less_is_better else -1))
@@ -127,7 +127,7 @@ def forest(study: OptimizerStudy, budget: int, metric: str, *, key: str) -> None
     figure.update_xaxes(
         range=[far, -far] if of.less_is_better else [-far, far],
         title=f"{of.label}{f' ({of.unit.strip()})' * bool(of.unit)}: difference to tuned {reference.label}<br>"
-        f"at {study.budget_words(budget)}",  # a saved picture leaves the page behind
+        f"at {study.budget_words(budget)}",  # a saved image has no page around it
         zeroline=False,
         nticks=7,
     )
@@ -157,7 +157,7 @@ def forest(study: OptimizerStudy, budget: int, metric: str, *, key: str) -> None
 def _reach(shown: Sequence[Arm], metric: str) -> float:
     """How far the axis goes from zero: to the furthest of all that is drawn, unless most are much nearer.
 
-    One optimizer that fails by 70 points must not press all others into a dot; it lies outside, and words say where.
+    One optimizer that fails by 70 points must not compress all others into a dot; it is off the axis, with a label.
     """
     ends = sorted(_furthest(arm.differences[metric]) for arm in shown)
     if not ends:

@@ -1,4 +1,4 @@
-"""Which optimizers a study compares: a short list, more of them, and nests that the visitor builds."""
+"""The optimizers of a study: a short list, more of them, and custom nested ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from smallalign_core.studies.optimizers import OptimizerStudySpec, label_of, nam
 
 REFERENCE = OptimizerStudySpec.model_fields["reference"].default
 USUAL = tuple(one for one in OptimizerStudySpec.model_fields["optimizers"].default if one != REFERENCE)
-"""Chosen in a fresh form, beside AdamW, which is always in."""
+"""Preselected, besides AdamW, the reference."""
 SHORT = (*USUAL, *(one for one in offered("tuned") if one not in USUAL))
 MORE = (*offered("more"), Lookahead(inner=Muon()), Lookahead(inner=Sam()))
 FIXED = offered("hands-off")
@@ -34,41 +34,41 @@ _ONE: TypeAdapter[Any] = TypeAdapter(Optimizer)
 
 
 def short(optimizer: Any) -> Any:
-    """An optimizer as a file would say it: its kind alone where nothing else is unusual."""
+    """An optimizer in its short form: its kind alone where all settings are defaults."""
     written = canonical(optimizer)
     return written["kind"] if len(written) == 1 else written
 
 
 def link(optimizers: Iterable[Any]) -> str:
-    """Optimizers as they stand in an address."""
+    """Optimizers as a URL parameter."""
     return json.dumps([short(one) for one in optimizers], separators=(",", ":"))
 
 
-def choose(*, taught: bool) -> tuple[list[Any], list[Any]]:
-    """Ask for the optimizers of a study, kept in the address; returns those to tune and those used as they are.
+def choose(*, distilled: bool) -> tuple[list[Any], list[Any]]:
+    """Draw the optimizer selection, kept in the URL; returns the tuned and the untuned ones.
 
     Args:
-        taught: whether there is a teacher, whose loss the Polyak step needs.
+        distilled: whether there is a teacher: the Polyak step needs its loss.
     """
     built: list[Any] = [_ONE.validate_python(one) for one in st.session_state.get(keys.BUILT, ())]
-    fixed = offered("hands-off", taught=taught)
+    fixed = offered("hands-off", taught=distilled)
     _from_address(KEY, (*SHORT, *MORE, *built), USUAL)
     _from_address(FIXED_KEY, FIXED, fixed, others=False)
     built = [_ONE.validate_python(one) for one in st.session_state.get(keys.BUILT, ())]  # a link may have brought some
     st.markdown(
-        "**AdamW, tuned, is always in**: the others are compared with it.",
-        help="Tuned: each gets a learning rate finder and the same number of full-length trials.",
+        "**Reference: tuned AdamW**",
+        help="Tuned optimizers get an LR range test and the same number of full-length LR trials.",
     )
-    tuned = _pills("Tuned beside it", SHORT, key=KEY)
-    with st.expander("More optimizers, and wrappers around them"):
-        more = _pills("Also tuned", (*MORE, *built), key=f"{KEY}-more")
+    tuned = _pills("Tuned", SHORT, key=KEY)
+    with st.expander("More optimizers and wrappers"):
+        more = _pills("Tuned (more)", (*MORE, *built), key=f"{KEY}-more")
         _build()
     used = _pills(
-        "Hands-off: used as they are, without a trial",
+        "Untuned (defaults)",
         fixed,
         key=FIXED_KEY,
         rate=True,
-        help="What you would get without tuning: AdamW at its library's rate, and those that promise to need none.",
+        help="No LR tuning: AdamW at its library default, and learning-rate-free optimizers.",
     )
     _keep(KEY, chosen := [*tuned, *more])
     _keep(FIXED_KEY, used)
@@ -97,7 +97,7 @@ def _keep(key: str, chosen: Sequence[Any]) -> None:
 
 
 def _from_address(key: str, known: Sequence[Any], first: Sequence[Any], *, others: bool = True) -> None:
-    """Select what the address names, or `first`; with `others`, what is not known yet joins the built ones."""
+    """Select the optimizers of the URL, or `first`; with `others`, unknown ones join the custom ones."""
     asked, wanted = url_state.changed(key), None
     if asked is not None:
         try:
@@ -108,7 +108,7 @@ def _from_address(key: str, known: Sequence[Any], first: Sequence[Any], *, other
         except (ValidationError, ValueError, TypeError, RecursionError):
             wanted = None
             st.warning(
-                f"The link names optimizers that cannot be. Given: {formatting.given(key, asked)}. Choose below."
+                f"Invalid link parameter: no such optimizers. Given: {formatting.given(key, asked)}. Select below."
             )
     if wanted is None:
         if f"contenders-{key}" in st.session_state:
@@ -122,10 +122,10 @@ def _from_address(key: str, known: Sequence[Any], first: Sequence[Any], *, other
 
 
 def _build() -> None:
-    """Ask for any optimizer with any settings and wrappers; it joins the pills above, selected."""
-    st.caption("Build your own: any optimizer, its settings, and wrappers that nest (EMA, Lookahead, SAM).")
+    """A form for any optimizer with any settings and wrappers; it joins the pills above, selected."""
+    st.caption("Custom optimizer, with settings and nested wrappers (EMA, Lookahead, SAM).")
     made = forms.choice("Optimizer", members(Optimizer), key="contenders-own", start=Lookahead().kind, without=("lr",))
-    st.button("Add it", icon=":material/add:", key="contenders-add", on_click=_add, args=(made,))
+    st.button("Add optimizer", icon=":material/add:", key="contenders-add", on_click=_add, args=(made,))
 
 
 def _add(made: Mapping[str, Any]) -> None:
@@ -142,7 +142,7 @@ def _add(made: Mapping[str, Any]) -> None:
 
 
 def others(spec: OptimizerStudySpec, *, key: str) -> list[Any]:
-    """Ask for optimizers to tune besides those that a study has."""
+    """A selection of further optimizers to tune in a study."""
     known = {name_of(one) for one in (spec.reference, *spec.optimizers)}
     offered = {name_of(one): one for one in (*SHORT, *MORE) if name_of(one) not in known}
     chosen = st.pills(

@@ -1,4 +1,4 @@
-"""What an optimizer study found: the verdict and the forest plot first, then everything behind them in tabs."""
+"""Results of an optimizer study: the conclusion and the forest plot first, then details in tabs."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Panel = Callable[[OptimizerStudy, Study, Store, int], None]
 
 
 def draw(report: OptimizerStudy, study: Study, store: Store) -> None:
-    """All results of a study, at the budget and in the metric that the address names."""
+    """All results of a study, at the budget and in the metric of the URL."""
     shown = [one for one in report.budgets if any(arm.finished for arm in report.at(one))]
     if not shown:
         if not report.active:
-            st.info("Nothing is raced yet. What was found so far is below.")
+            st.info("No final runs yet. LR tuning results are below.")
         budget = report.budgets[0]
     else:
         budget = _headline(report, shown)
@@ -42,19 +42,19 @@ def draw(report: OptimizerStudy, study: Study, store: Store) -> None:
 def _headline(report: OptimizerStudy, shown: list[int]) -> int:
     with st.container(horizontal=True, vertical_alignment="bottom"):
         names = {str(one): report.budget_words(one) for one in shown}
-        budget = int(url_state.switch("Budget", names, key="budget")) if len(shown) > 1 else shown[0]
-        metric = url_state.switch("Scored by", SCORES, key="metric")
-    told = [arm.differences[metric].verdict for arm in report.at(budget)]
+        budget = int(url_state.switch("Training budget", names, key="budget")) if len(shown) > 1 else shown[0]
+        metric = url_state.switch("Metric", SCORES, key="metric")
+    verdicts = [arm.differences[metric].verdict for arm in report.at(budget)]
     text = f"**{report.verdict(budget, metric)}**"
-    if "better" in told:
+    if "better" in verdicts:
         st.success(text, icon=":material/trending_up:")
     else:
         st.info(text, icon=":material/balance:")
     if any(arm.differences[metric].mean is not None for arm in report.at(budget)):
         forest.forest(report, budget, metric, key="optimizers-forest")
-        extra = " Band: differences that you said do not matter." if metric == "accuracy" else ""
+        extra = " Band: equivalence margin." if metric == "accuracy" else ""
         st.caption(
-            "Diamond: mean; bar: 95 % interval; dots: one a seed; colour only where the verdict is better or worse."
+            "Diamond: mean; bar: 95% CI; dots: seeds; colored if significantly better or worse."
             f"{extra} {report.scope()}"
         )
     _defaults(report, budget)
@@ -62,7 +62,7 @@ def _headline(report: OptimizerStudy, shown: list[int]) -> int:
 
 
 def _defaults(report: OptimizerStudy, budget: int) -> None:
-    """How far tuned rates are from library defaults: a warning only where AdamW as it comes is shown to be worse."""
+    """Tuned learning rates against library defaults: a warning only if AdamW at its default is significantly worse."""
     if text := report.defaults(budget):
         plain = report.default_arm(budget)
         worse = plain is not None and plain.differences["accuracy"].verdict == "worse"
@@ -86,31 +86,34 @@ def _table(report: OptimizerStudy, _: Study, __: Store, budget: int) -> None:
         column_config={
             "Optimizer": st.column_config.TextColumn(pinned=True),
             score: st.column_config.NumberColumn(format="%.2f%%" if metric == "accuracy" else "%.4f"),
-            "Difference": st.column_config.TextColumn(width=235, help="To tuned AdamW, with its 95 % interval."),
-            "Verdict": st.column_config.TextColumn(width=240),
-            "Spread": st.column_config.NumberColumn(format="%.2f", help="Standard deviation over seeds."),
-            "Holm p": st.column_config.NumberColumn(format="%.2g", help="Corrected over the optimizers of a budget."),
+            "Difference": st.column_config.TextColumn(width=235, help="To tuned AdamW, with 95% CI."),
+            "Result": st.column_config.TextColumn(width=240),
+            "Std. dev.": st.column_config.NumberColumn(format="%.2f", help="Over seeds."),
+            "p (Holm)": st.column_config.NumberColumn(format="%.2g", help="Corrected over the optimizers of a budget."),
             "Learning rate": st.column_config.NumberColumn(format="%.3g"),
-            "Of default": st.column_config.TextColumn(help="Chosen learning rate over the library's default."),
-            "Tuning (s)": st.column_config.NumberColumn(format="%.1f", help="Finder and trials, as if alone."),
-            "A run (s)": st.column_config.NumberColumn(format="%.2f", help="Median, as if alone."),
-            "To target (s)": st.column_config.NumberColumn(
-                format="%.2f", help="Median, as if alone, with the tuning; empty: not reached."
+            "LR / default": st.column_config.TextColumn(help="Tuned learning rate relative to the library default."),
+            "Tuning (s)": st.column_config.NumberColumn(
+                format="%.1f", help="Compute time of LR range test and LR trials."
             ),
-            "Gradients": st.column_config.NumberColumn(format="localized", help="Of the loss, in a whole run."),
-            "State": st.column_config.TextColumn(help="What the optimizer keeps beside the weights."),
-            "Memory": st.column_config.TextColumn(help="Weights, gradients, state and the backward pass of a step."),
-            "Train − test": st.column_config.NumberColumn(format="%.1f", help="Accuracy, in points."),
+            "Run (s)": st.column_config.NumberColumn(format="%.2f", help="Median compute time."),
+            "To target (s)": st.column_config.NumberColumn(
+                format="%.2f", help="Median compute time, including tuning; empty: not reached."
+            ),
+            "Gradients": st.column_config.NumberColumn(format="localized", help="Gradient evaluations per run."),
+            "State": st.column_config.TextColumn(help="Memory of the optimizer state."),
+            "Memory": st.column_config.TextColumn(help="Weights, gradients, state and activations of a step."),
+            "Train − test": st.column_config.NumberColumn(format="%.1f", help="Accuracy gap in percentage points."),
             "ρ": st.column_config.NumberColumn(
-                format="%.2f", help="Correlation with the reference over seeds: what pairing lives on."
+                format="%.2f",
+                help="Correlation with the reference over seeds: high values make paired differences precise.",
             ),
         },
     )
-    st.caption(f"At {report.budget_words(budget)}. Hover a table and use its corner to save it as CSV.")
+    st.caption(f"At {report.budget_words(budget)}. Hover over the table for a CSV download.")
 
 
 def _columns(study: OptimizerStudy, budget: int, metric: str) -> dict[str, list[Any]]:
-    """All arms of a budget with all that is known of them, as columns for people."""
+    """All arms of a budget with all their metrics, as table columns."""
     of = METRICS[metric]
     sign = 1 if of.less_is_better else -1
     known = {arm.name: arm.mean(metric) for arm in study.at(budget)}
@@ -119,14 +122,14 @@ def _columns(study: OptimizerStudy, budget: int, metric: str) -> dict[str, list[
         {
             "Optimizer": arm.label,
             f"Test {of.label}": None if (mean := known[arm.name]) is None else of.scale * mean,
-            "Spread": None if (sd := arm.sd(metric)) is None else of.scale * sd,
+            "Std. dev.": None if (sd := arm.sd(metric)) is None else of.scale * sd,
             "Difference": arm.differences[metric].figures(),
-            "Verdict": _standing(arm, metric),
-            "Holm p": arm.differences[metric].holm,
+            "Result": _standing(arm, metric),
+            "p (Holm)": arm.differences[metric].holm,
             "Learning rate": arm.rate,
-            "Of default": None if arm.track != "tuned" or arm.ratio is None else f"×{arm.ratio:.3g}",
+            "LR / default": None if arm.track != "tuned" or arm.ratio is None else f"×{arm.ratio:.3g}",
             "Tuning (s)": arm.tuning_seconds,
-            "A run (s)": arm.median("alone_seconds"),
+            "Run (s)": arm.median("alone_seconds"),
             "To target (s)": arm.score,
             "Gradients": arm.median("gradients"),
             "State": None if (kept := arm.median("state_bytes")) is None else formatting.size(kept),
@@ -140,45 +143,44 @@ def _columns(study: OptimizerStudy, budget: int, metric: str) -> dict[str, list[
 
 
 def _standing(arm: Arm, metric: str) -> str:
-    """The verdict, and what else a reader of the table must know of an arm."""
-    told = [arm.differences[metric].words()] if arm.finished else []
-    told += [f"diverged on {arm.diverged} of {len(arm.runs)} seeds"] if arm.diverged else []
-    told += ["rate at the edge of those tried"] if arm.edge and arm.rate is not None else []
-    if not told and arm.trials and all(trial.diverged for trial in arm.trials):
-        return "diverged at every rate that was tried"
-    return "; ".join(told) or "not raced yet"
+    """The result, with remarks on divergence and the LR range."""
+    remarks = [arm.differences[metric].words()] if arm.finished else []
+    remarks += [f"diverged on {arm.diverged} of {len(arm.runs)} seeds"] if arm.diverged else []
+    remarks += ["best LR at the edge of the tested range"] if arm.edge and arm.rate is not None else []
+    if not remarks and arm.trials and all(trial.diverged for trial in arm.trials):
+        return "diverged at every LR"
+    return "; ".join(remarks) or "no final runs yet"
 
 
 def _curves(report: OptimizerStudy, study: Study, store: Store, budget: int) -> None:
     found = optimizers.curves(study.spec, store, study.folder, budget)
     if not found:
-        st.caption("No run of the race has an epoch behind it.")
+        st.caption("No final run has finished an epoch yet.")
         return
-    axis = url_state.switch("Against", charts.AXES, key="against")
+    axis = url_state.switch("X axis", charts.AXES, key="against")
     metric = url_state.kept("metric", SCORES, "accuracy")
     outside = charts.curves(report, found, axis, metric, key="optimizers-curves")
     st.caption(
-        "Mean of the seeds on validation images; band: lowest to highest seed. Evaluation is off the clock. Before the "
-        "end, ranks follow the schedule as much as the optimizer."
-        + (" Dotted: the target." if report.targets[budget] and metric == "accuracy" else "")
+        "Mean over seeds on validation images; band: min to max. Evaluation time excluded. Before the end, ranks "
+        "depend on the schedule as much as on the optimizer."
+        + (" Dotted: target." if report.targets[budget] and metric == "accuracy" else "")
         + _below(outside, "Above" if METRICS[metric].less_is_better else "Below")
     )
 
 
 def _below(outside: list[str], where: str = "Below") -> str:
-    return f" {where} the picture: {', '.join(outside)}; double-click it to see all." if outside else ""
+    return f" {where} the plotted range: {', '.join(outside)}; double-click to show all." if outside else ""
 
 
 def _target(report: OptimizerStudy, _: Study, __: Store, budget: int) -> None:
     target = report.targets[budget]
-    axis = url_state.switch("Count", charts.AXES, key="against")
+    axis = url_state.switch("X axis", charts.AXES, key="against")
     charts.to_target(report, budget, axis, key="optimizers-target")
     reference = report.arm(report.reference, budget).label
-    whose = "as the study asks" if report.spec.get("target") else f"the median of tuned {reference}"
+    origin = "set in the study" if report.spec.get("target") else f"the median of tuned {reference}"
     st.caption(
-        f"Target: validation accuracy {formatting.percent(target, 2)}, {whose}. Medians over seeds; one that never got "
-        "there counts as forever. At the end of an epoch, so a fast one is known to the epoch only."
-        + (" Grey: finding the learning rate." if axis == "seconds" else "")
+        f"Target: validation accuracy {formatting.percent(target, 2)}, {origin}. Medians over seeds; seeds that never "
+        "reach it count as infinite. Resolution: one epoch." + (" Gray: LR tuning." if axis == "seconds" else "")
     )
 
 
@@ -186,52 +188,54 @@ def _rates(report: OptimizerStudy, _: Study, __: Store, budget: int) -> None:
     arms = [arm for arm in report.at(budget) if arm.finder is not None]
     if any(trial.accuracy is not None for arm in arms for trial in arm.trials):
         charts.sensitivity(report, budget, key="optimizers-rates")
-        st.caption("Ring: the chosen rate. Cross on the floor, in the same colour: the library's default.")
+        st.caption("Ring: selected LR. Cross at the bottom, in the same color: library default.")
         lost = [(arm, arm.sensitivity) for arm in arms if arm.sensitivity is not None]
         if lost:
             lost.sort(key=lambda one: one[1])
             words = ", ".join(f"{arm.label} {100 * value:.1f}" for arm, value in lost)
-            st.caption(f"Points lost on average by a rate up to four times off, within the trials: {words}.")
-    st.markdown("**The finder**")
+            st.caption(
+                f"LR sensitivity (mean accuracy drop in points for an LR up to 4x off, within the trials): {words}."
+            )
+    st.markdown("**LR range test**")
     chosen = url_state.switch("Optimizer", {arm.name: arm.label for arm in arms}, key="finder")
     arm = next(one for one in arms if one.name == chosen)
     charts.finder(arm, forest.colours(report)[arm.name], key="optimizers-finder")
     assert arm.finder is not None
     st.caption(
-        f"{len(arm.finder.rates)} steps on the study's own loss while the rate grew"
-        + (", ended early since the loss shot up" if arm.finder.stopped else "")
-        + f"; {formatting.duration(arm.finder.seconds)}. It proposes rates; the trials decide."
+        f"{len(arm.finder.rates)} steps with increasing LR on the study's loss"
+        + (", stopped early because the loss diverged" if arm.finder.stopped else "")
+        + f"; {formatting.duration(arm.finder.seconds)}. It proposes LRs for the trials."
     )
 
 
 def _pareto(report: OptimizerStudy, _: Study, __: Store, budget: int) -> None:
-    tuning = st.toggle("Count the search for the learning rate", value=True, key="with-tuning", persist_state="session")
+    tuning = st.toggle("Include LR tuning", value=True, key="with-tuning", persist_state="session")
     outside = charts.pareto(report, budget, tuning=tuning, key="optimizers-pareto")
     st.caption(
-        "Mean over seeds, bars one standard deviation; squares: hands-off. Dotted: no other is both cheaper and "
-        "better, by means alone: who is really better, the forest plot says." + _below(outside)
+        "Mean over seeds, bars: one standard deviation; squares: untuned. Dotted: Pareto front of the means; see the "
+        "forest plot for significance." + _below(outside)
     )
 
 
 def _slopes(report: OptimizerStudy, _: Study, __: Store, budget: int) -> None:
     outside = charts.slopes(report, budget, key="optimizers-seeds")
     rho = [(arm.label, found.rho, found.gain) for arm in report.at(budget) for found in [arm.differences["accuracy"]]]
-    told = [f"{label} " + f"{rho:+.2f}".replace("-", "−") for label, rho, _ in rho if rho is not None]
-    if told:
+    listed = [f"{label} " + f"{rho:+.2f}".replace("-", "−") for label, rho, _ in rho if rho is not None]
+    if listed:
         st.caption(
-            "A seed fixes first weights, order and views, so lines that run alike make paired differences narrower. "
-            f"Correlation with the reference: {', '.join(told)}." + _below(outside)
+            "A seed fixes initial weights, data order and augmentation; parallel lines give narrower paired intervals. "
+            f"Correlation with the reference: {', '.join(listed)}." + _below(outside)
         )
 
 
 def _bars(report: OptimizerStudy, _: Study, __: Store, budget: int) -> None:
     charts.bars(report, budget, key="optimizers-memory")
-    st.caption("Medians over seeds. Own time: forward, backward and the optimizer, without views and teacher.")
+    st.caption("Medians over seeds. Compute time: forward, backward and optimizer, without augmentation and teacher.")
 
 
 def _landscape(report: OptimizerStudy, _: Study, store: Store, budget: int) -> None:
     first = {arm.label: store.run(arm.finished[0].id) for arm in report.at(budget) if arm.finished}
-    st.caption("One run of each optimizer, all of the first seed that it finished.")
+    st.caption("One run of each optimizer, of its first finished seed.")
     panel.panel([replace(run_table.row(run, store), title=label) for label, run in first.items()], store)
 
 
@@ -250,8 +254,8 @@ def _runs(report: OptimizerStudy, _: Study, __: Store, budget: int) -> None:
                 icon = formatting.STATES[run.state][1]
                 st.page_link("runs.py", label=label, icon=icon, query_params={"run": run.id}, width="content")
             if not arm.runs:
-                st.caption("not raced yet", width="content")
-    st.caption("Ordinary runs: each can be opened, exported and compared.")
+                st.caption("no final runs yet", width="content")
+    st.caption("Regular runs: each can be opened, exported and compared.")
 
 
 def _spec(_: OptimizerStudy, study: Study, store: Store, __: int) -> None:
@@ -266,20 +270,20 @@ def _begun(report: OptimizerStudy, budget: int) -> bool:
     return any(run.state in formatting.STATES for arm in report.at(budget) for run in arm.runs)
 
 
-def _raced(report: OptimizerStudy, budget: int) -> bool:
+def _trained(report: OptimizerStudy, budget: int) -> bool:
     return any(arm.finished for arm in report.at(budget))
 
 
 TABS: dict[str, tuple[Callable[[OptimizerStudy, int], bool], Panel]] = {
-    "All figures": (_raced, _table),
+    "All metrics": (_trained, _table),
     "Curves": (_begun, _curves),
-    "Time to target": (lambda report, budget: _raced(report, budget) and bool(report.targets[budget]), _target),
+    "Time to target": (lambda report, budget: _trained(report, budget) and bool(report.targets[budget]), _target),
     "Learning rates": (lambda report, budget: any(arm.finder for arm in report.at(budget)), _rates),
-    "Accuracy and cost": (_raced, _pareto),
-    "By seed": (_raced, _slopes),
-    "Memory and time": (_raced, _bars),
-    "Landscape": (_raced, _landscape),
+    "Accuracy vs. cost": (_trained, _pareto),
+    "By seed": (_trained, _slopes),
+    "Memory and time": (_trained, _bars),
+    "Landscape": (_trained, _landscape),
     "Runs": (_always, _runs),
     "Spec and command": (_always, _spec),
 }
-"""Tabs in their order: when there is something to show, and who draws it."""
+"""Tabs in order: condition, and function that draws it."""

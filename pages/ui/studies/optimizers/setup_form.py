@@ -1,4 +1,4 @@
-"""An optimizer study before it starts: how much of it, what it would cost, the same from the command line."""
+"""The setup form of an optimizer study: sample size, cost, and the equivalent command."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from smallalign_core.studies.optimizers import OptimizerStudySpec, entries, pars
 
 @dataclass(frozen=True)
 class Preset:
-    """How much evidence a study gathers."""
+    """A sample size."""
 
     seeds: int
     trials: int
@@ -31,12 +31,12 @@ PRESETS = {
     "Standard": Preset(5, 4, ("1", "2")),
     "Publish": Preset(10, 6, ("1", "2", "4")),
 }
-BUDGETS = {"1": "B", "2": "2B", "4": "4B", "8": "8B"}
+BUDGETS = {"1": "1x epochs", "2": "2x epochs", "4": "4x epochs", "8": "8x epochs"}
 
 
 def effort() -> dict[str, Any]:
-    """Ask how many seeds, trials and budgets; all of it stands in the address."""
-    st.subheader("How much evidence", anchor=False)
+    """Fields for seeds, trials and budgets, kept in the URL."""
+    st.subheader("Sample size", anchor=False)
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         for name, preset in PRESETS.items():
             st.button(
@@ -44,10 +44,10 @@ def effort() -> dict[str, Any]:
                 key=f"preset-{name}",
                 on_click=_apply,
                 args=(preset,),
-                help=f"{preset.trials} trials each, budgets {', '.join(BUDGETS[one] for one in preset.budgets)}.",
+                help=f"{preset.trials} LR trials each; {', '.join(BUDGETS[one] for one in preset.budgets)}.",
             )
     usual = PRESETS["Quick"]
-    first, second, third = st.columns(3)
+    first, second, third = st.columns(3, vertical_alignment="bottom")
     with first:
         seeds = url_state.pick_number(
             st.number_input,
@@ -57,40 +57,40 @@ def effort() -> dict[str, Any]:
             1,
             key="seeds",
             first=usual.seeds,
-            help="Runs of each optimizer, paired: a seed fixes first weights, order and views. 1 is not evidence. "
-            "Choose the number before you look.",
+            help="Paired runs per optimizer: a seed fixes initial weights, data order and augmentation. Use at least "
+            "3, and fix the number in advance.",
         )
     with second:
         trials = url_state.pick_number(
             st.number_input,
-            "Trials",
+            "LR trials",
             1,
             32,
             1,
             key="trials",
             first=usual.trials,
-            help="Full-length runs that each tuned optimizer gets to find its learning rate. What they cost is shown.",
+            help="Full-length runs to tune the learning rate of each optimizer. Their cost is included in the results.",
         )
     with third:
         margin = url_state.pick_number(
             st.number_input,
-            "Margin (points)",
+            "Equivalence margin",
             0.1,
             50.0,
             0.1,
             key="margin",
             first=1.0,
-            help="The least difference in accuracy that matters to you: below it, two count as equal.",
+            help="Smallest relevant difference in accuracy, in percentage points; smaller ones count as equivalent.",
         )
     budgets = url_state.pick_some(
-        "Budgets",
+        "Training budgets",
         BUDGETS,
         key="budgets",
         first=usual.budgets,
-        help="B is the student's epochs. Ranks change with the budget, so every claim carries its own.",
+        help="Multiples of the student's epochs. Ranks can change with the budget; each has its own results.",
     )
     if not budgets:
-        st.warning("No budget is chosen: B, the student's epochs, is taken.")
+        st.warning("No training budget selected: using 1x epochs.")
     return {
         "seeds": seeds,
         "trials": trials,
@@ -100,13 +100,13 @@ def effort() -> dict[str, Any]:
 
 
 def _apply(preset: Preset) -> None:
-    """In a callback, since values must be there before their fields are drawn."""
+    """In a callback, since values must be set before their fields are drawn."""
     for key, value in (("seeds", preset.seeds), ("trials", preset.trials), ("budgets", list(preset.budgets))):
         st.session_state[url_state.own(key)] = value
 
 
 def written(spec: OptimizerStudySpec, store: Store) -> str:
-    """The shortest YAML that gives a study back."""
+    """The shortest YAML of a study."""
     usual = {name: field.default for name, field in OptimizerStudySpec.model_fields.items()}
     text = to_yaml(
         store.named(spec.student).model_copy(update={"optimizer": type(spec.student).model_fields["optimizer"].default})
@@ -123,7 +123,7 @@ def written(spec: OptimizerStudySpec, store: Store) -> str:
 
 
 def address(spec: OptimizerStudySpec) -> dict[str, str]:
-    """The form's address for a study: what opens it filled in."""
+    """The URL parameters of the form for a study."""
     student = canonical(spec.student)
     student["data"] = {key: value for key, value in canonical(spec.student.data).items() if key == "images"}
     for name in ("teacher", "optimizer", "seed"):
@@ -132,7 +132,7 @@ def address(spec: OptimizerStudySpec) -> dict[str, str]:
     return {
         "data": spec.student.data.source,
         "student": json.dumps(student, separators=(",", ":")),
-        "student-teacher": spec.student.teachers[0] if spec.student.teachers else url_state.NOBODY,
+        "student-teacher": spec.student.teachers[0] if spec.student.teachers else url_state.NONE,
         optimizer_picker.KEY: optimizer_picker.link(spec.optimizers),
         optimizer_picker.FIXED_KEY: optimizer_picker.link(spec.hands_off),
         "seeds": str(spec.seeds),
@@ -143,27 +143,27 @@ def address(spec: OptimizerStudySpec) -> dict[str, str]:
 
 
 def command(spec: OptimizerStudySpec, store: Store) -> None:
-    """A study as YAML, and the command that does the same without the dashboard."""
+    """A study as YAML, and the equivalent command."""
     st.code(written(spec, store), language="yaml", wrap_lines=True)
-    st.caption("Save it as study.yaml; this trains what is missing and prints the same figures:")
+    st.caption("Save as study.yaml; this command trains missing runs and prints the same results:")
     st.code("python -m smallalign_core optimizers study.yaml", language="bash", wrap_lines=True)
 
 
 def begin(asked: dict[str, Any], store: Store) -> None:
-    """The cost, the button, the command. A study that is there already is opened instead."""
+    """The cost, the button, the command. An existing study is opened instead."""
     spec = parse_study(asked)
     everything = json.dumps(spec.model_dump(mode="json"), sort_keys=True)
     costs = st.container()
-    if st.button("Start the study", type="primary", icon=":material/play_arrow:"):
+    if st.button("Start study", type="primary", icon=":material/play_arrow:"):
         answer = context.call(
             "study", "Preparing the study", kind="optimizers", spec=json.loads(everything), start=True
         )
         st.switch_page("optimizers.py", query_params={"study": answer["id"]})
     if spec.seeds == 1:
-        st.caption(":orange[**1 seed: not evidence.**] It shows the direction at best.")
-    st.markdown("**The same from the command line**")
+        st.caption(":orange[**Single seed.**] Run more before drawing conclusions.")
+    st.markdown("**Equivalent command line**")
     command(spec, store)
-    with costs:  # asked last: nothing else on the page waits for it
+    with costs:  # requested last: nothing else on the page waits for it
         _cost(spec, everything)
 
 
@@ -175,25 +175,31 @@ def _cost(spec: OptimizerStudySpec, everything: str) -> None:
     cells = st.columns(2)
     cells[0].metric("Runs", f"{len(spec.budgets) * runs:,}", border=True, help=_of_what(spec, tuned, len(of)))
     cells[1].metric(
-        "Takes about",
+        "Estimated time",
         formatting.duration(answer["seconds"]),
         border=True,
-        help="From a few real steps with the reference, on this machine as busy as it is now. An optimizer whose best "
-        "rate is the highest or lowest of those tried gets up to three trials more.",
+        help="From a few training steps with the reference at the current load of this machine. If the best LR is at "
+        "the edge of the tested range, an optimizer gets up to three more trials.",
     )
     if known["done"]:
-        words = f"{known['done']:,} of these runs are done already and are not repeated."
-        st.caption(words if known["missing"] else f"All {known['done']:,} runs of this study are done.")
+        words = f"{known['done']:,} of these runs are finished and will be reused."
+        st.caption(words if known["missing"] else f"All {known['done']:,} runs of this study are finished.")
 
 
 def _of_what(spec: OptimizerStudySpec, tuned: int, arms: int) -> str:
-    each = "each budget" if len(spec.budgets) > 1 else "the budget"
-    return f"{tuned} tuned optimizers with {spec.trials} trials, {arms} with {spec.seeds} seeds, for {each}."
+    each = "each training budget" if len(spec.budgets) > 1 else "one training budget"
+    return (
+        f"{tuned} tuned optimizers with {spec.trials} LR trials, {arms} optimizers with {spec.seeds} seeds, at {each}."
+    )
 
 
 @st.cache_data(max_entries=32, ttl=60, show_spinner=False)
 def _known(everything: str) -> dict[str, Any]:
-    """What the store knows of the study that this JSON describes, and its cost; also says what would refuse it."""
+    """The stored progress of a study, and its cost; raises for an invalid study."""
     return context.call(
-        "study", "Counting runs and timing a few real steps", kind="optimizers", spec=json.loads(everything), probe=True
+        "study",
+        "Counting runs and timing a few training steps",
+        kind="optimizers",
+        spec=json.loads(everything),
+        probe=True,
     )

@@ -1,4 +1,4 @@
-"""One optimizer study: how far it is, what can be done with it, and what it found."""
+"""One optimizer study: progress, actions, and results."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ OPTIMIZERS = study_list.Kind("optimizers", "optimizers.py", ":material/leaderboa
 
 
 def show(reference: str, store: Store) -> None:
-    """The whole view of a study; it moves by itself only while it is active."""
+    """The whole view of a study; it updates by itself only while it is active."""
     if (found := study_list.opened(reference, store, OPTIMIZERS)) is None:
         return
     study, report = found
     study_list.title(report)
     st.caption(
         f"{len(report.at(report.budgets[0]))} optimizers, {len(report.seeds)} seed{'s' * (len(report.seeds) > 1)}, "
-        f"budgets {', '.join(report.budget_words(one) for one in report.budgets)} · study `{report.id}`"
+        f"training budgets {', '.join(report.budget_words(one) for one in report.budgets)} · study `{report.id}`"
         + "".join(f" · {one}" for one in report.hardware)
     )
     _actions(study, report, store)
@@ -38,8 +38,8 @@ def show(reference: str, store: Store) -> None:
 
 
 def _rounds(report: OptimizerStudy) -> int:
-    """Rates that are found and seeds that all arms of a budget have behind them: figures are drawn anew when this
-    grows, not at each run.
+    """Tuned learning rates, and seeds finished by all arms of a budget: results are redrawn when this grows, not at
+    each run.
     """
     found = sum((arm.finder is not None) + (arm.rate is not None) for arm in report.arms if arm.track == "tuned")
     for budget in report.budgets:
@@ -51,11 +51,11 @@ def _rounds(report: OptimizerStudy) -> int:
 
 
 def _lost(arm: Arm) -> bool:
-    """Whether it diverged at every rate that was tried, so that it will not race."""
+    """Whether it diverged at every LR trial, so that it has no final runs."""
     return bool(arm.trials) and all(trial.diverged for trial in arm.trials)
 
 
-# --- what can be done with it -----------------------------------------------------------------------------------------
+# --- actions ----------------------------------------------------------------------------------------------------------
 
 
 def _actions(study: Study, report: OptimizerStudy, store: Store) -> None:
@@ -65,7 +65,7 @@ def _actions(study: Study, report: OptimizerStudy, store: Store) -> None:
             _extend(study)
         st.page_link(
             "optimizers.py",
-            label="Change and ask again",
+            label="Duplicate and edit",
             icon=":material/edit:",
             query_params=setup_form.address(study.spec),
         )
@@ -74,17 +74,17 @@ def _actions(study: Study, report: OptimizerStudy, store: Store) -> None:
 
 
 def _extend(study: Study) -> None:
-    """More seeds, budgets and optimizers; what is done is not trained again."""
+    """More seeds, budgets and optimizers; finished runs are reused."""
     spec = study.spec
-    st.caption("More of the same question. Finished runs are not repeated.")
+    st.caption("Adds to this study. Finished runs are reused.")
     seeds = st.number_input("Seeds", spec.seeds, 100, spec.seeds, key="extend-seeds")
     known = sorted({*map(int, setup_form.BUDGETS), *spec.budgets})
     budgets = st.pills(
-        "Budgets",
+        "Training budgets",
         known,
         selection_mode="multi",
         default=list(spec.budgets),
-        format_func=lambda one: setup_form.BUDGETS.get(str(one), f"{one}B"),
+        format_func=lambda one: setup_form.BUDGETS.get(str(one), f"{one}x epochs"),
         key="extend-budgets",
     )
     more = optimizer_picker.others(spec, key="extend-optimizers")
@@ -101,7 +101,7 @@ def _extend(study: Study) -> None:
 
 
 def _trouble(report: OptimizerStudy) -> None:
-    """Failed and diverged runs in words."""
+    """Messages for failed and diverged runs."""
     study_list.failures(report.failed)
     wrong = [
         f"{arm.label} on {arm.diverged} of {len(arm.runs)} seeds ({report.budget_words(arm.budget)})"
@@ -110,21 +110,19 @@ def _trouble(report: OptimizerStudy) -> None:
     ]
     if wrong:
         st.warning(
-            f"Diverged, so missing from the figures, which flatters them: {'; '.join(wrong)}.",
+            f"Diverged runs are excluded, which biases results in favor of: {'; '.join(wrong)}.",
             icon=":material/trending_down:",
         )
     for arm in filter(_lost, report.arms):
         tried = ", ".join(f"{trial.rate:g}" for trial in arm.trials)
-        st.warning(
-            f"{arm.label} diverged at every learning rate that was tried ({tried}): it has no place in the race."
-        )
+        st.warning(f"{arm.label} diverged at every tested learning rate ({tried}) and has no final runs.")
 
 
-# --- what moves while it trains ---------------------------------------------------------------------------------------
+# --- live progress ----------------------------------------------------------------------------------------------------
 
 
 def _live(study: Study, rounds: int, store: Store) -> None:
-    """Progress by stage. When a round or the study ends, the whole page is drawn anew, once."""
+    """Progress by stage. When a round or the study ends, the whole page is redrawn, once."""
     with context.show_errors():
         report: OptimizerStudy = study.report(store)
         if not report.active or _rounds(report) != rounds:
@@ -145,28 +143,26 @@ def _stages(report: OptimizerStudy) -> list[tuple[str, int, int]]:
     planned = int(report.spec["trials"])
     done = sum(trial.accuracy is not None or trial.diverged for arm in tuned for trial in arm.trials)
     of = sum(max(planned, len(arm.trials)) if not arm.runs else len(arm.trials) for arm in tuned)
-    race = sum(bool(run.test) or run.diverged for arm in report.arms for run in arm.runs)
+    final = sum(bool(run.test) or run.diverged for arm in report.arms for run in arm.runs)
     return [
-        ("Finding learning rates", sum(arm.finder is not None for arm in first), len(first)),
-        ("Trials", done, of),
-        ("Race", race, sum(not _lost(arm) for arm in report.arms) * len(report.seeds)),
+        ("LR range tests", sum(arm.finder is not None for arm in first), len(first)),
+        ("LR trials", done, of),
+        ("Final runs", final, sum(not _lost(arm) for arm in report.arms) * len(report.seeds)),
     ]
 
 
 def _doing(report: OptimizerStudy, store: Store) -> str:
-    """What happens now, in a sentence."""
+    """The current activity, in a sentence."""
     if not context.worker_alive():
-        return f"The worker is starting. If this lasts: `python -m smallalign_core worker --store {store.root}`"
+        return f"Starting the worker. If it does not start, run `python -m smallalign_core worker --store {store.root}`"
     now = [(arm, what, id) for arm in report.arms for what, id in _running(arm)]
     if not now:
         if report.running:
-            return "Waiting for its turn in the queue."
-        return (
-            "Looking for learning rates: about 100 steps of each optimizer." if report.finding else "Next runs follow."
-        )
+            return "Queued."
+        return "LR range tests: about 100 steps per optimizer." if report.finding else "Preparing the next runs."
     arm, what, first = now[0]
     events = store.by_id(first).events("progress")
-    text = f"In training, in lockstep: {len(now)} run{'s' * (len(now) > 1)}, {what}, {report.budget_words(arm.budget)}"
+    text = f"Training in lockstep: {len(now)} run{'s' * (len(now) > 1)}, {what}, {report.budget_words(arm.budget)}"
     if events:
         last = events[-1]
         text += f" · step {last['step']:,} of {last['steps']:,} · {formatting.duration(last['eta'])} left"
@@ -174,5 +170,5 @@ def _doing(report: OptimizerStudy, store: Store) -> str:
 
 
 def _running(arm: Arm) -> list[tuple[str, str]]:
-    trials = [("trials of learning rates", one.id) for one in arm.trials if one.state == State.RUNNING]
-    return trials + [(f"race, seed {one.seed}", one.id) for one in arm.runs if one.state == State.RUNNING]
+    trials = [("LR trials", one.id) for one in arm.trials if one.state == State.RUNNING]
+    return trials + [(f"final runs, seed {one.seed}", one.id) for one in arm.runs if one.state == State.RUNNING]

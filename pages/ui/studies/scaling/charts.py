@@ -1,4 +1,4 @@
-"""Plots of a scaling study: what recipes are worth, whether the instrument works, and the runs behind both."""
+"""Plots of a scaling study: multipliers of recipes, sanity checks, and the runs behind both."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from smallalign_core.studies.scaling_law import Multiplier
 Axis = Literal["n", "d"]
 THINGS: dict[str, str] = {"n": "parameters", "d": "images"}
 REACH = 100.0
-"""No axis of multipliers goes further than x/÷ this; what is beyond is an arrow at its edge."""
+"""No axis of multipliers exceeds x/÷ this; values beyond are arrows at its edge."""
 MARGIN = 1.04
-"""So that arrows are not cut off there."""
+"""Room for arrows at the edge."""
 COLOURED = 10.0
-"""Multipliers beyond x/÷ this have the strongest colours of a map."""
+"""Multipliers beyond x/÷ this have the extreme colors of a map."""
 TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 
 
 def colours(study: ScalingStudy) -> dict[str, str]:
-    """A colour for each recipe, the same in every chart of the study; the baseline is grey."""
+    """A color for each recipe, the same in every chart of the study; the baseline is gray."""
     chosen = palette()
     others = study.recipes[1:]
     return {study.recipes[0]: chosen[-1]} | {
@@ -53,7 +53,7 @@ def _log(value: float, far: float) -> float:
 
 
 def forest(study: ScalingStudy, reading: LawReading, *, key: str) -> None:
-    """What each recipe is worth at the target: in parameters, and in images; right of x1 it helps."""
+    """The multiplier of each recipe at the target, in parameters and in images; right of x1 is better."""
     lines = [
         (one, axis, found, hidden)
         for one in reading.worth
@@ -68,22 +68,22 @@ def forest(study: ScalingStudy, reading: LawReading, *, key: str) -> None:
     for one, axis, found, hidden in lines:
         row += 1.0 if axis == "n" else 0.72
         if hidden:
-            said = "not shown"
+            text = "not shown"
         else:
-            said = _interval(found) + (", extrapolated" if found.extrapolated else "")
+            text = _interval(found) + (", extrapolated" if found.extrapolated else "")
             _mark(figure, found, row, colour[one.recipe], far, one.label)
         name = f"<b>{one.label}</b>  " if axis == "n" else ""
-        above(figure, row - 0.14, f"{name}in {THINGS[axis]}: {said}")
+        above(figure, row - 0.14, f"{name}in {THINGS[axis]}: {text}")
         rows.append({"recipe": one.label, "in": THINGS[axis]} | _cells(found) | {"not_shown": hidden or None})
     edge = math.log10(far)
     figure.add_vline(x=0, line={"color": quiet(), "width": 2}, layer="below")
-    sides(figure, "← costs", "is worth →")
+    sides(figure, "← worse", "better →")
     figure.update_xaxes(
-        range=[-MARGIN * edge, MARGIN * edge], title="times what the baseline has", zeroline=False, **_ticks(far)
+        range=[-MARGIN * edge, MARGIN * edge], title="multiple of the baseline", zeroline=False, **_ticks(far)
     )
     figure.update_yaxes(range=[row + 0.4, 0.35], visible=False, fixedrange=True)
     figure.update_layout(showlegend=False)
-    alt = f"What recipes are worth at {study.params:,} parameters and {study.images:,} images. {study.headline()}"
+    alt = f"Multipliers of recipes at {study.params:,} parameters and {study.images:,} images. {study.headline()}"
     plot(figure, alt=alt, key=key, height=int(60 + 58 * row), top=24, table=columns(rows))
 
 
@@ -110,7 +110,7 @@ def _cells(found: Multiplier) -> dict[str, Any]:
 
 
 def _mark(figure: go.Figure, found: Multiplier, row: float, colour: str, far: float, label: str) -> None:
-    """An interval and its middle; arrows where they go on beyond the axis."""
+    """An interval and its center; arrows where they exceed the axis."""
     ends = [_log(found.low, far), _log(found.high, far)]
     dash = "dot" if found.extrapolated else "solid"
     line = {"color": colour, "width": 4, "dash": dash}
@@ -129,7 +129,7 @@ def _mark(figure: go.Figure, found: Multiplier, row: float, colour: str, far: fl
 
 
 def self_tests(reading: LawReading, *, key: str) -> None:
-    """Placebos and doses against their known truth: a ring is the truth, a bar what the law says."""
+    """A/A tests and known-effect tests: a ring is the true value, a bar the estimate of the law."""
     good, bad = palette()[2], palette()[1]
     figure, rows = go.Figure(), []
     shown = reading.tests
@@ -142,8 +142,8 @@ def self_tests(reading: LawReading, *, key: str) -> None:
             y=[row],
             mode="markers",
             marker={"color": ink(), "size": 15, "symbol": "circle-open", "line": {"width": 2}},
-            hovertemplate=f"truth {times(test.truth)}, at {test.found.n:,.0f} parameters, {test.found.d:,.0f} images"
-            "<extra></extra>",
+            hovertemplate=f"true value {times(test.truth)}, at {test.found.n:,.0f} parameters, "
+            f"{test.found.d:,.0f} images<extra></extra>",
         )
         above(figure, row - 0.16, f"{mark} {test.words}", size=12)
         rows.append({"test": test.kind, "in": THINGS[test.found.axis], "truth": test.truth} | _cells(test.found))
@@ -151,18 +151,18 @@ def self_tests(reading: LawReading, *, key: str) -> None:
     figure.update_xaxes(range=[-MARGIN * edge, MARGIN * edge], zeroline=False, **_ticks(far))
     figure.update_yaxes(range=[len(shown) - 0.5, -0.7], visible=False, fixedrange=True)
     figure.update_layout(showlegend=False)
-    told = "; ".join(test.words for test in shown)
-    plot(figure, alt=f"Self-tests: {told}.", key=key, height=50 + 52 * len(shown), table=columns(rows))
+    listed = "; ".join(test.words for test in shown)
+    plot(figure, alt=f"Sanity checks: {listed}.", key=key, height=50 + 52 * len(shown), table=columns(rows))
 
 
 def plane(study: ScalingStudy, found: MultiplierMap, *, key: str) -> None:
-    """A recipe's multiplier over all sizes and numbers of images; the target has a ring, hidden cells are blank."""
+    """A recipe's multiplier over all sizes and numbers of images; the target is framed, hidden cells are blank."""
     edge = math.log10(COLOURED)
-    values, texts, said, rows = [], [], [], []
+    values, texts, hovers, rows = [], [], [], []
     for params, cells, hidden in zip(found.params, found.found, found.hidden, strict=True):
         values.append([None if why else _log(cell.k, COLOURED) for cell, why in zip(cells, hidden, strict=True)])
         texts.append(["" if why else _short(cell) for cell, why in zip(cells, hidden, strict=True)])
-        said.append([why or _interval(cell) for cell, why in zip(cells, hidden, strict=True)])
+        hovers.append([why or _interval(cell) for cell, why in zip(cells, hidden, strict=True)])
         rows += [
             {"params": params, "images": cell.d} | _cells(cell) | {"not_shown": why or None}
             for cell, why in zip(cells, hidden, strict=True)
@@ -176,12 +176,12 @@ def plane(study: ScalingStudy, found: MultiplierMap, *, key: str) -> None:
             y=down,
             text=texts,
             texttemplate="%{text}",
-            customdata=said,
+            customdata=hovers,
             hovertemplate="%{y} parameters, %{x} images: %{customdata}<extra></extra>",
             zmin=-edge,
             zmax=edge,
             colorscale=[[0, palette()[1]], [0.5, "#D9DEE3"], [1, palette()[0]]],
-            colorbar={"title": "times", **_ticks(COLOURED), "thickness": 12},
+            colorbar={"title": "multiplier", **_ticks(COLOURED), "thickness": 12},
             xgap=2,
             ygap=2,
             hoverongaps=True,
@@ -202,7 +202,7 @@ def plane(study: ScalingStudy, found: MultiplierMap, *, key: str) -> None:
     figure.update_xaxes(title="training images", type="category", showgrid=False)
     figure.update_yaxes(title="parameters", type="category", showgrid=False)
     figure.update_layout(plot_bgcolor="rgba(128,140,152,0.10)")
-    alt = f"What {study.labels[found.recipe]} is worth in {THINGS[found.axis]}, over sizes and numbers of images."
+    alt = f"Multiplier of {study.labels[found.recipe]} in {THINGS[found.axis]}, over sizes and numbers of images."
     plot(figure, alt=alt, key=key, height=90 + 62 * len(found.params), table=columns(rows))
 
 
@@ -211,7 +211,7 @@ def _short(found: Multiplier) -> str:
 
 
 def curves(study: ScalingStudy, metric: str, axis: Axis, *, key: str) -> None:
-    """Scores over parameters, a panel for each number of images, or the other way round; lines are the law's."""
+    """Metrics over parameters, a panel for each number of images, or vice versa; lines are fitted."""
     cells = [one for one in study.cells if one.runs and one.params]
     panels = sorted({_other(one, axis) for one in cells})
     colour, reading = colours(study), study.readings[metric]
@@ -268,7 +268,7 @@ def curves(study: ScalingStudy, metric: str, axis: Axis, *, key: str) -> None:
         figure.update_xaxes(title=name, row=place // across + 1, col=place % across + 1)
     figure.update_yaxes(type="log", tickformat=".0%" if metric == "error" else None, nticks=8)
     figure.update_yaxes(title="test error" if metric == "error" else "test NLL (nats)", col=1)
-    alt = f"Scores over {title}, by recipe; dotted lines are the law's."
+    alt = f"Test metric over {title}, by recipe; dotted lines: fitted scaling law."
     plot(figure, alt=alt, key=key, height=60 + 300 * down, top=40, table=columns(rows))
 
 
@@ -281,7 +281,7 @@ def _other(one: CellMean, axis: Axis) -> int:
 
 
 def slopes(study: ScalingStudy, metric: str, *, key: str) -> None:
-    """Each replicate's baseline and recipe at the target, joined: what pairing sees."""
+    """Each replicate's baseline and recipe at the target, joined by a line."""
     shown = study.at_target("nll" if metric == "nll" else "error")
     figure, colour, rows = make_subplots(rows=1, cols=max(1, len(shown)), shared_yaxes=True), colours(study), []
     for place, one in enumerate(shown, 1):
@@ -292,7 +292,7 @@ def slopes(study: ScalingStudy, metric: str, *, key: str) -> None:
                 mode="lines+markers",
                 line={"color": colour[one.recipe], "width": 1.5},
                 marker={"size": 7},
-                hovertemplate=f"draw {replicate}: %{{y:.4g}}<extra></extra>",
+                hovertemplate=f"replicate {replicate}: %{{y:.4g}}<extra></extra>",
                 row=1,
                 col=place,
             )
@@ -303,12 +303,12 @@ def slopes(study: ScalingStudy, metric: str, *, key: str) -> None:
     figure.update_yaxes(title="test error" if metric == "error" else "test NLL (nats)", col=1)
     figure.update_xaxes(range=[-0.3, 1.3])
     figure.update_layout(showlegend=False)
-    alt = f"Each draw's baseline and recipe at the target, joined by a line; {metric}."
+    alt = f"Each replicate's baseline and recipe at the target, joined by a line; {metric}."
     plot(figure, alt=alt, key=key, height=340, table=columns(rows))
 
 
 def raw(study: ScalingStudy, metric: Literal["nll", "error"], *, key: str) -> None:
-    """Paired differences to the baseline at the target: what stands where no law does. Right is better."""
+    """Paired differences to the baseline at the target, where no law is fitted. Right is better."""
     shown, colour = study.at_target(metric), colours(study)
     figure, scale = go.Figure(), 100 if metric == "error" else 1
     rows, ends = [], [0.0]
@@ -321,7 +321,7 @@ def raw(study: ScalingStudy, metric: Literal["nll", "error"], *, key: str) -> No
             y=[row + 0.2] * len(points),
             mode="markers",
             marker={"color": colour[one.recipe], "size": 6, "opacity": 0.6},
-            hovertemplate="%{x:+.3g}<extra>a draw</extra>",
+            hovertemplate="%{x:+.3g}<extra>replicate</extra>",
         )
         if found:
             line = {"color": colour[one.recipe], "width": 4}
@@ -337,7 +337,7 @@ def raw(study: ScalingStudy, metric: Literal["nll", "error"], *, key: str) -> No
             },
             hovertemplate="mean %{x:+.3g}<extra></extra>",
         )
-        interval = f" [{found[0]:+.2f}, {found[1]:+.2f}]" if found else " (1 draw: not evidence)"
+        interval = f" [{found[0]:+.2f}, {found[1]:+.2f}]" if found else " (single replicate)"
         above(figure, row - 0.16, f"<b>{study.labels[one.recipe]}</b>  {scale * one.mean:+.2f}{interval}")
         rows.append({"recipe": study.labels[one.recipe], "mean": one.mean, "low": one.low, "high": one.high})
     far = 1.1 * max(map(abs, ends)) or 1.0
@@ -352,7 +352,7 @@ def raw(study: ScalingStudy, metric: Literal["nll", "error"], *, key: str) -> No
 
 
 def residuals(study: ScalingStudy, metric: str, *, key: str) -> None:
-    """How far cells lie off the law, in percent of their score."""
+    """Relative residuals of the scaling law."""
     figure, colour, rows = go.Figure(), colours(study), []
     for recipe in study.recipes:
         mine = [
@@ -373,15 +373,13 @@ def residuals(study: ScalingStudy, metric: str, *, key: str) -> None:
             for one, value in zip(mine, off, strict=True)
         ]
     figure.add_hline(y=0, line={"color": quiet()})
-    figure.update_xaxes(
-        title=f"what the law says: test {'error' if metric == 'error' else 'NLL'}", type="log", nticks=6
-    )
-    figure.update_yaxes(title="measured, against the law", tickformat="+.0%")
-    plot(figure, alt="How far the cells lie off the law.", key=key, height=360, top=40, table=columns(rows))
+    figure.update_xaxes(title=f"fitted test {'error' if metric == 'error' else 'NLL'}", type="log", nticks=6)
+    figure.update_yaxes(title="relative residual", tickformat="+.0%")
+    plot(figure, alt="Relative residuals of the scaling law.", key=key, height=360, top=40, table=columns(rows))
 
 
 def ladder(study: ScalingStudy, *, key: str) -> None:
-    """Students at the target over the teacher's own loss: a better teacher is not always the better one."""
+    """Students at the target over the teacher's own loss: a more accurate teacher may give a worse student."""
     shown = [rung for rung in study.ladder if rung.teacher_nll is not None and rung.students]
     figure = go.Figure()
     for rung in shown:
@@ -402,9 +400,9 @@ def ladder(study: ScalingStudy, *, key: str) -> None:
     )
     figure.add_scatter(
         x=[rung.teacher_nll for rung in shown],
-        y=[max(score for _, score in rung.students) for rung in shown],  # above all dots, where nothing is crossed
+        y=[max(score for _, score in rung.students) for rung in shown],  # above all dots
         mode="markers+text",
-        marker={"size": 14, "opacity": 0},  # keeps the words off the dot
+        marker={"size": 14, "opacity": 0},  # keeps the text off the dot
         text=[f"{rung.epochs} epoch{'s' * (rung.epochs > 1)}" for rung in shown],
         textposition="top center",
         cliponaxis=False,
@@ -412,9 +410,7 @@ def ladder(study: ScalingStudy, *, key: str) -> None:
     )
     ends = [rung.teacher_nll or 0.0 for rung in shown]
     room = 0.12 * (max(ends) - min(ends)) or 0.1
-    figure.update_xaxes(
-        title="teacher's test NLL (nats); better is left", range=[min(ends) - room, max(ends) + room], zeroline=False
-    )
-    figure.update_yaxes(title="student's test NLL (nats)")
+    figure.update_xaxes(title="teacher test NLL (nats)", range=[min(ends) - room, max(ends) + room], zeroline=False)
+    figure.update_yaxes(title="student test NLL (nats)")
     figure.update_layout(showlegend=False)
-    plot(figure, alt="Student's NLL over its teacher's NLL.", key=key, height=360)
+    plot(figure, alt="Student test NLL over teacher test NLL.", key=key, height=360)

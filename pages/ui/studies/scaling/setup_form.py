@@ -1,4 +1,4 @@
-"""A scaling study before it starts: sizes, images, recipes, how much evidence, its cost, the same as a file."""
+"""The setup form of a scaling study: sizes, images, recipes, sample size, cost, and the study as a file."""
 
 from __future__ import annotations
 
@@ -21,51 +21,51 @@ from smallalign_core.spec import Lookahead, Optimizer, RunSpec, canonical, loss_
 from smallalign_core.studies.scaling import MOST_REPLICATES, PILOT, PRESETS, REPLICATES, ScalingStudySpec, parse_study
 
 ADDS = {"augment": "Augmentation", "optimizer": "Optimizer", "distil": "Distillation", "clean": "Cleaning"}
-EXTRA = {"all": "All together", "noise": "10 % wrong labels (a control)"}
+EXTRA = {"all": "All combined", "noise": "10% label noise (control)"}
 LADDER = (1, 2, 5, 10, 20)
 KEY, ADDED = "student", "scaling-adds"
 
 
 def form(source: str, facts: Mapping[str, Any], store: Store) -> dict[str, Any]:
-    """Ask for a study; returns the fields of its file. All but what a recipe adds in detail stands in the address."""
+    """Draw the form; returns the fields of the study. All but the details of recipes is kept in the URL."""
     classes, counts = tuple(facts["classes"]), facts["counts"]["train"]
-    student = student_form.form(source, classes, store, key=KEY, only=("epochs", "batch"), taught=False)
+    student = student_form.form(source, classes, store, key=KEY, only=("epochs", "batch"), distilled=False)
     sizes = _sizes(student)
     there = min(sum(counts.values()), student["data"].get("images") or sum(counts.values()))
     st.subheader("Recipes", anchor=False)
-    st.caption("The baseline is this student from labels alone, with AdamW. Each recipe adds one thing to it.")
+    st.caption("Baseline: this student trained on labels only, with AdamW. Each variant changes one thing.")
     fitting = run_table.teachers(store, source, facts)
     offered = {name: text for name, text in ADDS.items() if fitting or name != "distil"}
-    recipes = url_state.pick_some("Beside the baseline", offered | EXTRA, key="recipes", first=("augment",))
+    recipes = url_state.pick_some("Variants", offered | EXTRA, key="recipes", first=("augment",))
     found: dict[str, Any] = {}
     if "augment" in recipes:
         _start(f"{ADDED}.augment.rows", lambda: policy.take(parse_policy(policy.FIRST), key=ADDED))
-        with st.expander("What augmentation adds"):
+        with st.expander("Augmentation policy"):
             found |= forms.part(RunSpec, key=ADDED, only=("augment",))
     if "optimizer" in recipes:
-        with st.expander("What optimizer means"):
+        with st.expander("Optimizer"):
             found["optimizer"] = forms.choice(
                 "Optimizer", members(Optimizer), key=f"{ADDED}.optimizer", start=Lookahead().kind
             )
     if "distil" in recipes:
-        with st.expander("Who teaches, and what", expanded=True):
+        with st.expander("Teacher and distillation loss", expanded=True):
             teacher, _ = teacher_check.pick(store, source, facts, none=None)
             found["teacher"] = teacher.id if teacher else None
             found["loss"] = forms.choice("Loss", loss_kinds(taught=True), key=f"{ADDED}.loss")
             found["ladder"] = st.pills(
-                "Also by the teacher after so many epochs",
+                "Additional teachers: checkpoints after epochs",
                 LADDER,
                 selection_mode="multi",
                 key=f"{ADDED}.ladder",
-                help="Is a weaker teacher the better one for so small a student (the capacity gap)? Each costs a "
-                "training of the teacher, and the target's draws.",
+                help="Tests for a capacity gap: whether a weaker teacher suits a small student better. Each one adds "
+                "a training run of the teacher and the replicates of the target.",
             )
     if "clean" in recipes:
         found["decisions"] = _cleaning(facts["fingerprint"], store)
     if "all" in recipes and len(set(recipes) & set(ADDS)) < 2:
-        st.caption("All together needs two things to add: it is left out.")
+        st.caption("All combined needs at least two variants and is skipped.")
         recipes.remove("all")
-    st.subheader("How much evidence", anchor=False)
+    st.subheader("Sample size", anchor=False)
     return student | sizes | found | {"recipes": ["baseline", *recipes]} | _effort(there, 1 + len(recipes))
 
 
@@ -75,19 +75,21 @@ def _start(key: str, fill: Any) -> None:
 
 
 def _cleaning(fingerprint: str, store: Store) -> str:
-    """What cleaning drops: what is suspected, or what was decided on the Data page."""
+    """What cleaning drops: suspected label errors, or the decisions of the Data page."""
     file = data_quality.file_of(store, fingerprint)
     if not file.is_file():
         return "automatic"
-    ways = {"automatic": "What is suspected in each draw", "decided": "My decisions on the Data page"}
-    return str(file) if url_state.switch("Cleaning drops", ways, key="cleaning") == "decided" else "automatic"
+    ways = {"automatic": "Automatic, per replicate", "decided": "Decisions from Data"}
+    return str(file) if url_state.switch("Cleaning", ways, key="cleaning") == "decided" else "automatic"
 
 
 def _sizes(student: dict[str, Any]) -> dict[str, Any]:
     """Widths around the student's own."""
     width = int(student["network"].get("width", 0) or 0)
     if not width:
-        st.warning("This network has one size. Choose mlp, cnn, separable or resnet: a study needs several.")
+        st.warning(
+            "Fixed-size architecture. A scaling study needs several sizes: choose mlp, cnn, separable or resnet."
+        )
         st.stop()
     return {"target": {"width": width}}
 
@@ -96,38 +98,38 @@ def _effort(there: int, recipes: int) -> dict[str, Any]:
     names = {
         name: f"{name.capitalize()}: {len(one['widths'])} × {len(one['fractions'])}" for name, one in PRESETS.items()
     }
-    preset = url_state.switch("Sizes × numbers of images", names, key="preset")
+    preset = url_state.switch("Model sizes × dataset sizes", names, key="preset")
     first, second = st.columns(2)
     with first:
         draws = url_state.pick_number(
             st.number_input,
-            "Draws",
+            "Replicates",
             3,
             32,
             1,
             key="draws",
             first=4,
-            help="Draws of images, each with first weights and order of its own, the same for all recipes. Below 3 "
-            "nothing can be said; 4 is the least that is advised.",
+            help="Random subsets of images, each with its own initial weights and data order, shared by all recipes. "
+            "At least 3 are required; use 4 or more.",
         )
     with second:
         steps = url_state.pick_number(
             st.number_input,
-            "Least steps",
+            "Min. training steps",
             0,
             1_000_000,
             50,
             key="steps",
             first=300,
-            help="Fewer images are seen in more epochs, until a run has so many steps: else it is short of those, too.",
+            help="Runs on few images train for more epochs to reach this number of steps.",
         )
     least = round(there * PRESETS[preset]["fractions"][0])
     st.caption(f"From {least:,} to {there:,} training images.")
     found: dict[str, Any] = {"preset": preset, "replicates": draws, "steps": steps}
     if st.toggle(
-        "Adaptive: runs where they tell most",
+        "Adaptive allocation",
         key="scaling-adaptive",
-        help="A pilot of the lowest, middle and highest rungs first; then draws where they narrow the intervals most.",
+        help="A pilot at the smallest, middle and largest sizes first; then replicates that narrow the intervals most.",
     ):
         least, most = (recipes * PILOT**2 * some for some in (REPLICATES, MOST_REPLICATES))
         found["budget"] = st.number_input("Runs", least, most, 2 * least, key=f"scaling-budget-{least}")
@@ -135,7 +137,7 @@ def _effort(there: int, recipes: int) -> dict[str, Any]:
 
 
 def written(spec: ScalingStudySpec) -> str:
-    """The YAML that gives a study back."""
+    """The YAML of a study."""
     plain = {name: value for name, value in canonical(spec).items() if name not in ("student", "fingerprints")}
     student = canonical(
         spec.student.model_copy(update={"data": spec.student.data.model_copy(update={"fingerprint": None})})
@@ -144,14 +146,14 @@ def written(spec: ScalingStudySpec) -> str:
 
 
 def command(spec: ScalingStudySpec) -> None:
-    """A study as YAML, and the command that does the same without the dashboard."""
+    """A study as YAML, and the equivalent command."""
     st.code(written(spec), language="yaml", wrap_lines=True)
-    st.caption("Save it as study.yaml; this trains what is missing and prints the same figures:")
+    st.caption("Save as study.yaml; this command trains missing runs and prints the same results:")
     st.code("python -m smallalign_core scale study.yaml", language="bash", wrap_lines=True)
 
 
 def address(spec: ScalingStudySpec) -> dict[str, str]:
-    """The form's address for a study: what opens it filled in, as far as the form has fields for it."""
+    """The URL parameters of the form for a study, as far as the form has fields for it."""
     student = canonical(spec.student)
     student["data"] = {key: value for key, value in canonical(spec.student.data).items() if key == "images"}
     for name in ("optimizer", "seed", "loss"):
@@ -171,27 +173,27 @@ def address(spec: ScalingStudySpec) -> dict[str, str]:
 
 
 def begin(asked: dict[str, Any]) -> None:
-    """The cost, the button, the command. A study that is there already is opened instead."""
+    """The cost, the button, the command. An existing study is opened instead."""
     width, times = asked["target"]["width"], PRESETS[asked["preset"]]["widths"]
     if len({max(2, round(width * one)) for one in times}) < len(times):
         raise BadSpec(
-            f"the student is too narrow for {len(times)} different sizes around it",
+            f"the student is too narrow for {len(times)} distinct sizes",
             given=f"width {width}",
-            do="choose a wider one",
+            do="choose a larger width",
         )
     if len(asked["recipes"]) < 2:
-        raise BadSpec("a study compares recipes with the baseline, and none is chosen", do="choose at least one")
+        raise BadSpec("no variant selected to compare with the baseline", do="select at least one variant")
     spec = parse_study(asked)
     everything = json.dumps(spec.model_dump(mode="json"), sort_keys=True)
     costs = st.container()
-    if st.button("Start the study", type="primary", icon=":material/play_arrow:"):
+    if st.button("Start study", type="primary", icon=":material/play_arrow:"):
         answer = context.call("study", "Preparing the study", kind="scaling", spec=json.loads(everything), start=True)
         st.switch_page("scaling.py", query_params={"study": answer["id"]})
     if spec.replicates == 3:
-        st.caption(":orange[3 draws are the least that can be analysed]: intervals will be wide. 4 or 5 are better.")
-    st.markdown("**The same from the command line**")
+        st.caption(":orange[3 replicates are the minimum]; intervals will be wide. Use 4 or 5.")
+    st.markdown("**Equivalent command line**")
     command(spec)
-    with costs:  # asked last: nothing else on the page waits for it
+    with costs:  # requested last: nothing else on the page waits for it
         _cost(everything)
 
 
@@ -203,22 +205,26 @@ def _cost(everything: str) -> None:
         "Runs",
         f"{report['total']:,}",
         border=True,
-        help="Sizes × numbers of images × recipes × draws. Those that see the same images train side by side.",
+        help="Model sizes × dataset sizes × recipes × replicates. Runs on the same images train in lockstep.",
     )
     cells[1].metric(
-        "Takes about",
+        "Estimated time",
         formatting.duration(known["seconds"]),
         border=True,
-        help="From a few real steps of each size, on this machine as busy as it is now.",
+        help="From a few training steps of each size at the current load of this machine.",
     )
     if report["done"]:
-        words = f"{report['done']:,} of these runs are done already and are not repeated."
-        st.caption(words if report["missing"] else f"All {report['done']:,} runs of this study are done.")
+        words = f"{report['done']:,} of these runs are finished and will be reused."
+        st.caption(words if report["missing"] else f"All {report['done']:,} runs of this study are finished.")
 
 
 @st.cache_data(max_entries=32, ttl=60, show_spinner=False)
 def _known(everything: str) -> dict[str, Any]:
-    """What the store knows of the study that this JSON describes, and its cost; also says what would refuse it."""
+    """The stored progress of a study, and its cost; raises for an invalid study."""
     return context.call(
-        "study", "Counting runs and timing a few real steps", kind="scaling", spec=json.loads(everything), probe=True
+        "study",
+        "Counting runs and timing a few training steps",
+        kind="scaling",
+        spec=json.loads(everything),
+        probe=True,
     )

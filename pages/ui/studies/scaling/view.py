@@ -1,4 +1,4 @@
-"""One scaling study: how far it is, what can be done with it, and what it found."""
+"""One scaling study: progress, actions, and results."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from smallalign_core.studies.scaling_law import VACUOUS
 SCALING = study_list.Kind("scaling", "scaling.py", ":material/open_in_full:")
 Metric = Literal["nll", "error"]
 SCORES: dict[str, str] = {"nll": "NLL", "error": "Error"}
-RUNS = "In all. What is filled in should halve the widest interval, or adds a third where no law holds yet."
+RUNS = "Total. The default should halve the widest interval, or adds a third if no law is fitted yet."
 
 
 def show(reference: str, store: Store) -> None:
-    """The whole view of a study; it moves by itself only while it is active."""
+    """The whole view of a study; it updates by itself only while it is active."""
     if (found := study_list.opened(reference, store, SCALING)) is None:
         return
     study, report = found
     study_list.title(report)
     sizes = sorted({one.width for one in report.cells})
     images = sorted({one.images for one in report.cells})
-    much = f"{report.replicates} draws" if study.spec.budget is None else f"adaptive: {study.spec.budget} runs"
+    much = f"{report.replicates} replicates" if study.spec.budget is None else f"adaptive: {study.spec.budget} runs"
     st.caption(
-        f"{len(sizes)} sizes, {len(images)} numbers of images, {len(report.recipes)} recipes, {much} · target: "
+        f"{len(sizes)} model sizes, {len(images)} dataset sizes, {len(report.recipes)} recipes, {much} · target: "
         f"width {report.width}, {report.images:,} images · study `{report.id}`"
     )
     _actions(study, report, store)
     study_list.failures(report.failed)
     if diverged := sum(one.diverged for one in report.cells):
         st.warning(
-            f"{diverged} runs diverged and are missing from the figures, which flatters their recipes.",
+            f"{diverged} diverged runs are excluded, which biases results in favor of their recipes.",
             icon=":material/trending_down:",
         )
     if report.active:
@@ -55,7 +55,7 @@ def show(reference: str, store: Store) -> None:
 
 
 def _rounds(report: ScalingStudy) -> int:
-    """Figures are drawn anew each time that every recipe has another draw of the target, not at each run."""
+    """Results are redrawn each time that every recipe has another replicate of the target, not at each run."""
     at_target = [one.runs for one in report.cells if (one.width, one.images) == (report.width, report.images)]
     return min(at_target, default=0)
 
@@ -67,7 +67,7 @@ def _actions(study: Study, report: ScalingStudy, store: Store) -> None:
             _extend(study, report)
         st.page_link(
             "scaling.py",
-            label="Change and ask again",
+            label="Duplicate and edit",
             icon=":material/edit:",
             query_params=setup_form.address(study.spec),
         )
@@ -76,17 +76,17 @@ def _actions(study: Study, report: ScalingStudy, store: Store) -> None:
 
 
 def _extend(study: Study, report: ScalingStudy) -> None:
-    """More draws of all cells, or of an adaptive study more runs; what is done is not trained again."""
+    """More replicates of all cells, or more runs of an adaptive study; finished runs are reused."""
     spec = study.spec
-    st.caption("More of the same question. Finished runs are not repeated.")
+    st.caption("Adds to this study. Finished runs are reused.")
     if spec.budget is None:
-        more = {"replicates": st.number_input("Draws", spec.replicates, 32, spec.replicates, key="extend-draws")}
+        more = {"replicates": st.number_input("Replicates", spec.replicates, 32, spec.replicates, key="extend-draws")}
     elif spec.budget < (most := most_of(spec)):
         proposal = report.readings["nll"].proposal
         first = min(most, spec.budget + (proposal.runs if proposal else spec.budget // ROUND))
         more = {"budget": st.number_input("Runs", spec.budget, most, first, key="extend-runs", help=RUNS)}
     else:
-        st.caption("Every cell has as many draws as there may be. Ask again with more sizes or images instead.")
+        st.caption("Every cell has the maximum number of replicates. Start a study with more sizes or images instead.")
         return
     grown = spec.model_copy(update=more)
     if st.button("Extend and start", type="primary", disabled=grown == spec):
@@ -95,11 +95,11 @@ def _extend(study: Study, report: ScalingStudy) -> None:
         st.switch_page("scaling.py", query_params={"study": answer["id"]})
 
 
-# --- what moves while it trains ---------------------------------------------------------------------------------------
+# --- live progress ----------------------------------------------------------------------------------------------------
 
 
 def _live(study: Study, rounds: int, store: Store) -> None:
-    """Progress. When a round or the study ends, the whole page is drawn anew, once."""
+    """Progress. When a round or the study ends, the whole page is redrawn, once."""
     with context.show_errors():
         report: ScalingStudy = study.report(store)
         if not report.active or _rounds(report) != rounds:
@@ -107,12 +107,13 @@ def _live(study: Study, rounds: int, store: Store) -> None:
         _progress(report)
         if not context.worker_alive():
             st.caption(
-                f"The worker is starting. If this lasts: `python -m smallalign_core worker --store {store.root}`"
+                "Starting the worker. If it does not start, run "
+                f"`python -m smallalign_core worker --store {store.root}`"
             )
         elif now := next((spec for spec in study.missing(store) if _state(store.find(spec)) == State.RUNNING), None):
-            st.caption(f"In training, in lockstep with others: {now.data.images or 0:,} images, seed {now.seed}.")
+            st.caption(f"Training in lockstep: {now.data.images or 0:,} images, seed {now.seed}.")
         elif report.preparing:
-            st.caption("Images of some draws are being judged, for automatic cleaning.")
+            st.caption("Detecting label errors in each replicate, for automatic cleaning.")
 
 
 def _state(run: Run | None) -> State | None:
@@ -123,14 +124,14 @@ def _progress(report: ScalingStudy) -> None:
     st.progress(min(1.0, report.done / report.total) if report.total else 0.0, text=capital(report.states()))
 
 
-# --- what it found ----------------------------------------------------------------------------------------------------
+# --- results ----------------------------------------------------------------------------------------------------------
 
 
 def _results(report: ScalingStudy, study: Study) -> None:
     if not any(one.runs for one in report.cells):
-        st.info("No run is finished yet. The first figures come when the target has runs of two recipes.")
+        st.info("No finished runs yet. Results appear once the target has runs of two recipes.")
         return
-    metric: Metric = "error" if url_state.switch("Scored by", SCORES, key="metric") == "error" else "nll"
+    metric: Metric = "error" if url_state.switch("Metric", SCORES, key="metric") == "error" else "nll"
     reading = report.readings[metric]
     passed = reading.gate is not None and reading.gate.passed
     shown = passed and not all(one.hidden_parameters and one.hidden_images for one in reading.worth)
@@ -141,23 +142,23 @@ def _results(report: ScalingStudy, study: Study) -> None:
         else:
             st.info(headline, icon=":material/balance:")
         for text in report.ship() if metric == "nll" else ():
-            st.info(f"**Ship less:** {_escaped(text)}.", icon=":material/deployed_code:")
+            st.info(f"**Smaller model:** {_escaped(text)}.", icon=":material/deployed_code:")
     else:
         st.info(f"**{_escaped(capital(reading.verdict()))}.**", icon=":material/balance:")
     if shown:
         charts.forest(report, reading, key="scaling-forest")
         st.caption(
-            "Diamond: estimate; bar: 95 % interval; open and dotted: extrapolated; arrow: further than the axis, ∞ "
-            f"included. {_hidden(reading)}{report.scope()}"
+            "Diamond: estimate; bar: 95% CI; open and dotted: extrapolated; arrow: beyond the axis, including ∞. "
+            f"{_hidden(reading)}{report.scope()}"
         )
     else:
         if passed:
-            st.caption(f"No multiplier can be shown. {_hidden(reading)}")
+            st.caption(f"No multipliers available. {_hidden(reading)}")
         if report.at_target(metric):
-            st.markdown("**Raw paired differences at the target**")
+            st.markdown("**Paired differences at the target**")
             charts.raw(report, metric, key="scaling-raw")
-            st.caption(f"Diamond: mean; bar: 95 % interval; dots: one a draw. {report.scope()}")
-    _instrument(reading)
+            st.caption(f"Diamond: mean; bar: 95% CI; dots: replicates. {report.scope()}")
+    _checks(reading)
     tabs = {name: draw for name, (needs, draw) in TABS.items() if needs(report, reading)}
     for name, tab in url_state.tabs(list(tabs), key="part").items():
         if tab.open:  # only the open one is drawn
@@ -166,23 +167,24 @@ def _results(report: ScalingStudy, study: Study) -> None:
 
 
 def _headline(report: ScalingStudy, reading: LawReading) -> str:
-    """Who is worth it at the target, in a sentence: in parameters, or in images where those tell nothing."""
-    groups: dict[str, list[str]] = {"worth it": [], "cost more than they give": [], "not decided": []}
+    """The result at the target, in a sentence: in parameters, or in images where those are not available."""
+    groups: dict[str, list[str]] = {"better": [], "worse": [], "inconclusive": []}
     other = [bool(one.hidden_parameters) for one in reading.worth]
     for one, by_images in zip(reading.worth, other, strict=True):
         found, hidden = (one.images, one.hidden_images) if by_images else (one.parameters, "")
         sure = not hidden and (found.low > 1 or found.high < 1)
         named = f"{one.label} (in images)" if by_images and not all(other) else one.label
-        groups["not decided" if not sure else "worth it" if found.low > 1 else "cost more than they give"].append(named)
-    told = "; ".join(f"{what}: {', '.join(labels)}" for what, labels in groups.items() if labels)
+        groups["inconclusive" if not sure else "better" if found.low > 1 else "worse"].append(named)
+    listed = "; ".join(f"{what}: {', '.join(labels)}" for what, labels in groups.items() if labels)
     unit = "images" if all(other) else "parameters"
     return (
-        f"At {report.params or 0:,} parameters and {report.images:,} images, in {unit}: {told}.{report.disagreement()}"
+        f"At {report.params or 0:,} parameters and {report.images:,} images, in {unit}: {listed}."
+        f"{report.disagreement()}"
     )
 
 
 def _hidden(reading: LawReading) -> str:
-    """Why some figures are not shown."""
+    """The reasons of hidden results."""
     reasons = dict.fromkeys(why for one in reading.worth for why in (one.hidden_parameters, one.hidden_images) if why)
     return f"Not shown: {'; '.join(reasons)}. " if reasons else ""
 
@@ -192,11 +194,11 @@ def _escaped(text: str) -> str:
     return text.replace("[", "\\[").replace("]", "\\]").replace("*", "\\*")
 
 
-def _instrument(reading: LawReading) -> None:
-    """Self-tests are always shown: an instrument that cannot read a known dose should say so."""
-    st.subheader("Does the instrument work on your runs?", anchor=False)
+def _checks(reading: LawReading) -> None:
+    """Sanity checks are always shown, failed ones too."""
+    st.subheader("Sanity checks", anchor=False)
     if not reading.tests:
-        st.caption(f"No self-test yet: {reading.why_not or 'they need 3 draws of the baseline at every size'}.")
+        st.caption(f"No sanity checks yet: {reading.why_not or '3 replicates of the baseline at every size required'}.")
         return
     passed = sum(test.passed for test in reading.tests)
     vague = sum(test.outcome == "uninformative" for test in reading.tests)
@@ -204,10 +206,10 @@ def _instrument(reading: LawReading) -> None:
     lack = reading.law.get("lack") if reading.law else None
     fit = f", lack of fit {lack:.1f} (should be below 4)" if isinstance(lack, int | float) else ""
     st.caption(
-        f"{passed} of {len(reading.tests)} self-tests pass{unsure}{fit}. "
-        "A placebo compares the baseline with itself: the truth is ×1. A dose gives it more images or parameters: "
-        "known, too. Ring: the truth; bar: what the law reads."
-        + (f" Grey: open or beyond ×/÷{VACUOUS:g}, so it could not have missed and is no evidence." if vague else "")
+        f"{passed} of {len(reading.tests)} sanity checks passed{unsure}{fit}. "
+        "A/A test: baseline against itself, true value ×1. Known-effect test: baseline with more images or parameters, "
+        "true value known. Ring: true value; bar: estimate with 95% CI."
+        + (f" Gray: interval unbounded or wider than ×/÷{VACUOUS:g}, uninformative." if vague else "")
     )
     charts.self_tests(reading, key="scaling-tests")
 
@@ -219,13 +221,15 @@ def _maps(report: ScalingStudy, _: Study, metric: Metric) -> None:
     reading = report.readings[metric]
     with st.container(horizontal=True, vertical_alignment="bottom"):
         recipe = url_state.switch("Recipe", {one: report.labels[one] for one in _mapped(reading)}, key="recipe")
-        axis = url_state.switch("Worth in", {"n": "Parameters", "d": "Images"}, key="axis")
+        axis = url_state.switch("Equivalent in", {"n": "Parameters", "d": "Images"}, key="axis")
     found = next(one for one in reading.maps if (one.recipe, one.axis) == (recipe, axis))
     if all(why for row in found.hidden for why in row):
-        st.caption(f"Nothing can be shown on this map: {found.hidden[0][0]}.")
+        st.caption(f"No results for this map: {found.hidden[0][0]}.")
         return
     charts.plane(report, found, key="scaling-map")
-    st.caption("How many times the baseline would need. Framed: the target; blank: not to be shown; *: extrapolated.")
+    st.caption(
+        "Multiple of the baseline's parameters or images. Framed: target; blank: not available; *: extrapolated."
+    )
 
 
 def _mapped(reading: LawReading) -> list[str]:
@@ -234,16 +238,16 @@ def _mapped(reading: LawReading) -> list[str]:
 
 def _curves(report: ScalingStudy, _: Study, metric: Metric) -> None:
     axis: Literal["n", "d"] = (
-        "d" if url_state.switch("Over", {"n": "Parameters", "d": "Images"}, key="over") == "d" else "n"
+        "d" if url_state.switch("X axis", {"n": "Parameters", "d": "Images"}, key="over") == "d" else "n"
     )
     charts.curves(report, metric, axis, key="scaling-curves")
     over = "training images" if axis == "d" else "parameters"
-    st.caption(f"Over {over}. Points: means with 95 % t intervals over draws; dotted: the law, where one was fitted.")
+    st.caption(f"Over {over}. Points: means with 95% t intervals over replicates; dotted: fitted scaling law, if any.")
 
 
 def _pairs(report: ScalingStudy, _: Study, metric: Metric) -> None:
     charts.slopes(report, metric, key="scaling-pairs")
-    st.caption("A line is one draw of images, first weights and order, without and with the recipe.")
+    st.caption("One line per replicate (images, initial weights and data order), without and with the recipe.")
 
 
 def _fit(report: ScalingStudy, _: Study, metric: Metric) -> None:
@@ -256,7 +260,7 @@ def _fit(report: ScalingStudy, _: Study, metric: Metric) -> None:
 
 def _ladder(report: ScalingStudy, _: Study, __: Metric) -> None:
     charts.ladder(report, key="scaling-ladder")
-    st.caption("The target student, taught by the teacher as it is after fewer epochs. A capacity gap bends this up.")
+    st.caption("Target student, distilled from earlier teacher checkpoints. An upward bend indicates a capacity gap.")
 
 
 def _figures(report: ScalingStudy, _: Study, metric: Metric) -> None:
@@ -267,15 +271,17 @@ def _figures(report: ScalingStudy, _: Study, metric: Metric) -> None:
             "Images": one.images,
             "Runs": one.runs,
             SCORES[metric]: getattr(one, metric)[0],
-            "Low": getattr(one, metric)[1],
-            "High": getattr(one, metric)[2],
-            "Law": one.expected.get(metric),
+            "95% low": getattr(one, metric)[1],
+            "95% high": getattr(one, metric)[2],
+            "Fitted": one.expected.get(metric),
         }
         for one in report.cells
         if one.runs
     ]
     form = "percent" if metric == "error" else "%.4f"
-    scores = {name: st.column_config.NumberColumn(format=form) for name in (SCORES[metric], "Low", "High", "Law")}
+    scores = {
+        name: st.column_config.NumberColumn(format=form) for name in (SCORES[metric], "95% low", "95% high", "Fitted")
+    }
     st.dataframe(
         columns(rows),
         hide_index=True,
@@ -289,7 +295,7 @@ def _figures(report: ScalingStudy, _: Study, metric: Metric) -> None:
 def _next(report: ScalingStudy, study: Study, metric: Metric) -> None:
     more = report.readings[metric].proposal
     if more is None or not report.proposal():
-        st.caption("Nothing to propose: the law has to hold first.")
+        st.caption("Not enough data to fit the scaling law, so no proposal.")
         return
     st.markdown(f"{_escaped(report.proposal())}.")
     table: dict[str, Any] = columns(
@@ -300,15 +306,15 @@ def _next(report: ScalingStudy, study: Study, metric: Metric) -> None:
     )
     st.dataframe(table, hide_index=True, lazy=False, alt="Cells that would narrow the interval most.")
     st.caption(
-        "Extend gives an adaptive study such cells only."
+        "Extend adds runs in these cells only."
         if study.spec.budget
-        else "Extend adds whole draws, of every cell; an adaptive study (`budget` in its file) takes such cells only."
+        else "Extend adds a replicate of every cell; an adaptive study (`budget` in its file) adds these cells only."
     )
 
 
 def _how(report: ScalingStudy, study: Study, __: Metric) -> None:
     st.markdown(report.scope())
-    st.caption("The study as a file:")
+    st.caption("Study file:")
     setup_form.command(study.spec)
 
 
@@ -318,8 +324,8 @@ TABS: dict[str, tuple[Needs, Callable[[ScalingStudy, Study, Metric], None]]] = {
     "Curves": (lambda report, _: any(one.params for one in report.cells), _curves),
     "Pairs": (lambda report, reading: bool(report.at_target(reading.metric)), _pairs),
     "Fit": (lambda _, reading: reading.law is not None, _fit),
-    "Teacher ladder": (lambda report, _: any(rung.students for rung in report.ladder), _ladder),
-    "All figures": (lambda *_: True, _figures),
-    "Next runs": (lambda _, reading: reading.proposal is not None, _next),
-    "How it is measured": (lambda *_: True, _how),
+    "Teacher checkpoints": (lambda report, _: any(rung.students for rung in report.ladder), _ladder),
+    "All metrics": (lambda *_: True, _figures),
+    "Suggested runs": (lambda _, reading: reading.proposal is not None, _next),
+    "Method": (lambda *_: True, _how),
 }
