@@ -127,7 +127,7 @@ def test_the_whole_story(watched: Watched, shop: Store, tmp_path: Path) -> None:
     assert len(set(table["Accuracy"])) == 1
     assert table["Accuracy"][0] == f"{result['test']['accuracy']:.2%}"
     assert int(table["Threads"][2]) >= 2, "COOP and COEP give the browser threads"
-    assert float(table["p50"][2].split()[0]) < 50
+    assert float(table["Latency p50"][2].split()[0]) < 50
 
     with page.expect_download() as waiting:
         page.get_by_role("link", name="ONNX file").click()
