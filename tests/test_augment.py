@@ -436,7 +436,7 @@ def test_a_part_that_cannot_work_on_the_images_is_refused(part: Any, shape: Any,
         ([{"kind": "shift", "pixls": 1}], "did you mean `pixels`"),
         ([{"kind": "noise", "amount": 7}], r"noise|augment\.0\.amount.*less than or equal to 1.*7"),
         (["mixup", "flip"], "put it last"),
-        (["mixup", "cutmix"], "at most once"),
+        (["mixup", "cutmix"], "one mixing transform"),
         (["flip"] * 17, "16"),
     ],
 )

@@ -379,7 +379,7 @@ def test_answers_that_are_kept_wrong_are_caught(lesson: Lesson, monkeypatch: pyt
         for _ in range(bank.plan.chunk_steps):
             training.advance()
         assert bank.live
-    assert any("just kept differ" in said for said in lesson.said)
+    assert any("new cached logits differ" in said for said in lesson.said)
     assert lesson.files == []
 
 
@@ -542,7 +542,7 @@ def test_the_estimate_tells_size_and_readiness_and_fills_nothing(
     warm = backend.estimate(store, spec.model_copy(update={"seed": 0}).model_dump(mode="json"))
     assert warm["cache_ready"] == 1
     assert backend.estimate(store, tiny().model_dump(mode="json"))["cache_bytes"] == 0
-    found = next(check.found for check in doctor.examine(store) if check.name == "teachers' answers")
+    found = next(check.found for check in doctor.examine(store) if check.name == "teacher cache")
     assert "1 kept" in found
     assert str(store.teacher_cache) in found
 

@@ -259,7 +259,7 @@ def test_full_precision_begins_few_bits(train: Train) -> None:
         ({"optimizer": {"kind": "lookahead", "inner": "pgpe"}}, "`pgpe` takes none: only ema goes around it"),
         ({"optimizer": "snes", "precision": "bf16"}, "leave `precision` out"),
         ({"optimizer": {"kind": "ema", "inner": "snes"}, "compile": True}, "leave `compile` out"),
-        ({"optimizer": "pgpe", "teacher": "t", "loss": "attention"}, "by their logits, not by their layers"),
+        ({"optimizer": "pgpe", "teacher": "t", "loss": "attention"}, "by their logits, not by layers"),
         ({"optimizer": few("snes", population=5)}, "optimizer.population"),
         ({"bits": 5}, "`bits` must be 2, 3"),
     ],

@@ -462,5 +462,5 @@ def test_specs_refuse_layers_of_several_teachers_and_heads_that_nobody_teaches()
     for kind in ("fitnets", "attention"):
         with pytest.raises(BadSpec, match="several teachers"):
             parse({**base, "teacher": ["a", "b"], "loss": kind})
-        with pytest.raises(BadSpec, match="othing would teach the last layer"):
+        with pytest.raises(BadSpec, match="ast layer would get no gradient"):
             parse({**base, "teacher": "a", "loss": {"kind": kind, "labels_weight": 0}})

@@ -217,7 +217,7 @@ def test_the_desk_writes_the_layers_down(store: Store) -> None:
     assert resolved.loss.student_layer == "2"  # type: ignore[union-attr]
     assert resolved.loss.teacher_layer == "3"  # type: ignore[union-attr]
     assert backend.resolve(store, resolved) == resolved
-    with pytest.raises(BadSpec, match="no layer of that path"):
+    with pytest.raises(BadSpec, match="no comparable layer at that path"):
         backend.resolve(store, tiny(teacher="digits-teacher", loss={"kind": "fitnets", "student_layer": 40}))
     with pytest.raises(BadSpec, match="two labels"):
         backend.resolve(store, tiny(teacher="digits-teacher", loss="dkd", augment=["mixup"]))

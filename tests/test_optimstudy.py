@@ -130,7 +130,7 @@ def test_names_say_what_is_unusual() -> None:
         ({"optimizers": ["sgdd"]}, "no kind 'sgdd'"),
         ({"trails": 3}, "did you mean `trials`"),
         ({"optimizers": [{"kind": "sgd", "lr": 0.3}]}, "found, not given"),
-        ({"hands_off": ["polyak"]}, "name a teacher"),
+        ({"hands_off": ["polyak"]}, "set `teacher`"),
         ({"budgets": [2, 1]}, "grow from one to the next"),
         ({"optimizers": ["sgd", "sgd"]}, "named twice"),
         ({"seeds": 0}, "`seeds`"),

@@ -161,7 +161,7 @@ def test_distil_says_the_snippets_warning_and_which_layers_there_are(shown):
     app.selectbox(key="spec.loss.kind").set_value("fitnets").run()
     app.text_input(key="spec.loss.fitnets.student_layer").set_value("99").run()
 
-    assert "no layer of that path" in app.error[0].value
+    assert "no comparable layer at that path" in app.error[0].value
     assert "10 (" in app.error[0].value
 
 

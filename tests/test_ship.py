@@ -367,7 +367,7 @@ def test_a_viewers_browser_writes_nothing_into_the_proof(copied: tuple[Store, Ru
     """The proof goes into the card and the download of everybody: who may only look cannot change it."""
     store, run = copied
     watched = Store(store.root, User("eve@example.org", Role.VIEWER))
-    with pytest.raises(Refused, match="You may look at everything here but not"):
+    with pytest.raises(Refused, match="Your account is read-only: you cannot"):
         backend.claim(watched, run.id, "fp32", said(kept_logits(store, run)))
     report = export.kept_bundle(run, store)
     assert report is not None
@@ -633,6 +633,6 @@ def test_what_is_no_download_makes_no_demo(proof: str, tmp_path: Path) -> None:
 
 def test_a_demo_goes_into_a_folder(unpacked: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(InstallError, match="Name another one"):
+    with pytest.raises(InstallError, match="Add another run"):
         unpack_demo(unpacked / "student.zip", tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"

@@ -304,7 +304,7 @@ def test_a_pickle_does_not_run(tmp_path: Path) -> None:
         write()
         with pytest.raises(BadModel, match="is a pickle"):
             sandbox.inspect(file)
-        with pytest.raises(BadModel, match=r"more than tensors|damaged"):
+        with pytest.raises(BadModel, match=r"would run code|damaged"):
             sandbox.convert(file)
         assert not marker.exists()
     pickle.loads(pickle.dumps(Payload(marker)))  # noqa: S301  # the payload does work where nobody is careful
@@ -321,7 +321,7 @@ def test_a_checkpoint_becomes_safetensors(tmp_path: Path) -> None:
     assert set(kept) == {"a", "b"}
     torch.testing.assert_close(kept["a"], tensors["module.a"])
     torch.save({"w": torch.zeros(1).expand(1_000_000_000)}, tmp_path / "bomb.pth")
-    with pytest.raises(BadModel, match="more numbers than it holds"):
+    with pytest.raises(BadModel, match="more values than it contains"):
         sandbox.convert(tmp_path / "bomb.pth")
 
 
@@ -606,9 +606,9 @@ def test_what_cannot_be_started_from_is_refused(store: Store, start: Path, expor
         backend.resolve(store, tiny(network=small(weights=str(exported[2]))))
     with pytest.raises(BadModel, match="cannot be read"):
         backend.resolve(store, tiny(network=small(weights="nowhere.safetensors")))
-    with pytest.raises(BadSpec, match="two places"):
+    with pytest.raises(BadSpec, match="both set the initial weights"):
         tiny(network=small(weights="a", pretrained=True))
-    with pytest.raises(BadSpec, match="frozen network never learns"):
+    with pytest.raises(BadSpec, match="`frozen` needs initial weights"):
         tiny(network=small(frozen=True))
     with pytest.raises(BadSpec, match=r"imm has no .* model of that name.*resnet"):
         backend.resolve(store, tiny(network="timm:resnet81"))

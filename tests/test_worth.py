@@ -313,7 +313,7 @@ def test_the_command_line_trains_pairs_and_never_twice(tmp_path: Path, store: St
     (tmp_path / "spec.yaml").write_text(
         "data: {source: digits, images: 200}\nnetwork: {kind: cnn, width: 4, depth: 2}\nepochs: 4\naugment: [shift]\n"
     )
-    arguments = ("worth", tmp_path / "spec.yaml", "--without", "augment", "--seeds", 2, "--json")
+    arguments = ("ablate", tmp_path / "spec.yaml", "--without", "augment", "--seeds", 2, "--json")
 
     done = command(*arguments, store=store)
     assert done.returncode == 0, done.stderr
@@ -346,7 +346,7 @@ def test_the_command_line_goes_on_after_a_failed_arm(tmp_path: Path, store: Stor
         "optimizer: {kind: sgd, lr: 100, momentum: 0.99}\n"
     )
 
-    done = command("worth", tmp_path / "spec.yaml", "--without", "augment", "--seeds", 1, "--json", store=store)
+    done = command("ablate", tmp_path / "spec.yaml", "--without", "augment", "--seeds", 1, "--json", store=store)
 
     assert done.returncode == 1
     assert "seed 0 with" in done.stderr
@@ -359,7 +359,7 @@ def test_the_command_line_goes_on_after_a_failed_arm(tmp_path: Path, store: Stor
 def test_the_command_line_queues(tmp_path: Path, store: Store) -> None:
     (tmp_path / "spec.yaml").write_text("data: digits\nnetwork: cnn\nteacher: digits-teacher\n")
 
-    done = command("worth", tmp_path / "spec.yaml", "--without", "teacher", "--queue", store=store)
+    done = command("ablate", tmp_path / "spec.yaml", "--without", "teacher", "--queue", store=store)
 
     assert done.returncode == 0, done.stderr
     assert "0 of 3 pairs finished, 3 running or queued" in done.stdout

@@ -51,15 +51,15 @@ from smallalign_core.training.optim._polyak import PolyakStep as PolyakStep
 def build(
     spec: Optimizer, model: nn.Module, steps: int = 1, *, head: nn.Module | None = None, head_rate: float = 1.0
 ) -> torch.optim.Optimizer:
-    """The optimizer that `spec` describes, over the trainable parameters of `model`.
+    """The optimizer of `spec` over the trainable parameters of `model`.
 
-    Weight decay is left off biases and norms (1-D parameters), where it does not regularise. Build it after the
-    weights are loaded: Lookahead copies its slow weights now. An `ema` is beside the optimizer: see `average`.
+    Biases and norms (1-D parameters) have no weight decay. Build it after the weights are loaded: Lookahead copies its
+    slow weights here. An `ema` is separate from the optimizer: see `average`.
 
     Args:
-        steps: how many it will take, for those that plan with it.
+        steps: total number of steps, for optimizers that need it.
         head: the last layer, which Muon leaves to NAdamW.
-        head_rate: its learning rate, in multiples of the others'; kept as `rate` with its groups, for `set_rate`.
+        head_rate: its learning rate, as a multiple of the others'; stored as `rate` in its groups, for `set_rate`.
     """
     match spec:
         case Ema():
@@ -67,7 +67,7 @@ def build(
         case Lookahead():
             pytorch_optimizer = _library(spec)
             inner = build(spec.inner, model, steps, head=head, head_rate=head_rate)
-            # pullback_momentum must be "none": the others do nothing for Adam and double its memory.
+            # pullback_momentum must be "none": the others have no effect with Adam and double its memory.
             return pytorch_optimizer.Lookahead(inner, k=spec.k, alpha=spec.alpha, pullback_momentum="none")
         case Sam() | Asam():
             pytorch_optimizer = _library(spec)
@@ -87,7 +87,7 @@ def build(
 
 
 def package(part: Optimizer) -> str | None:
-    """The package of an extra that a part of an optimizer comes from; None for those that torch and we bring."""
+    """The optional package of a part of an optimizer; None for those of torch and SmallAlign."""
     match part:
         case Lookahead() | Sam() | Asam() | Lion() | Soap() | Prodigy() | ScheduleFree() | AdEmaMix():
             return "pytorch_optimizer"
@@ -102,7 +102,7 @@ def package(part: Optimizer) -> str | None:
 
 
 def require(spec: Optimizer) -> None:
-    """Refuse an optimizer any part of which comes from a package that is not installed. Nothing is imported.
+    """Check that the packages of all parts of an optimizer are installed. Nothing is imported.
 
     Raises:
         MissingExtra: one is not; the message has the command that installs it.
@@ -136,7 +136,7 @@ def _groups(spec: Any, model: nn.Module, head: nn.Module | None, head_rate: floa
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Let the next step have this learning rate, the head's groups in their multiple of it."""
+    """Set the learning rate of the next step; the head's groups get their multiple of it."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("rate", 1.0)
 
@@ -189,8 +189,8 @@ def _from_pytorch_optimizer(
 
 
 def closure_kind(spec: Optimizer) -> Literal["gradient", "excess", "losses"] | None:
-    """What a step asks for besides the gradient at the weights: one at the weights that it moved to (SAM), or the loss
-    above the teacher's (Polyak). `losses` stands for no gradient at all, but the losses of candidates.
+    """The kind of closure that a step needs besides the gradient: a second gradient at moved weights (SAM), or the
+    excess loss over the teacher's (Polyak). `losses`: no gradient at all, but the losses of candidates.
     """
     if is_gradient_free(spec):
         return "losses"
@@ -200,7 +200,7 @@ def closure_kind(spec: Optimizer) -> Literal["gradient", "excess", "losses"] | N
 
 
 def not_distributable(spec: Optimizer) -> str | None:
-    """The kind of the part that cannot be shared by several processes; None if all can."""
+    """The kind of the part that does not support several processes; None if all do."""
     kinds = (Sam, Asam, Ema, ScheduleFree, Polyak, Snes, Pgpe)
     return next((part.kind for part in nest(spec) if isinstance(part, kinds)), None)
 
@@ -211,7 +211,7 @@ def peak_rate(spec: Optimizer) -> float:
 
 
 def described(spec: Optimizer) -> tuple[str, str]:
-    """(an optimizer in a few words, what to lower when it diverges)."""
+    """(a short name of an optimizer, what to lower when it diverges)."""
     parts = nest(spec)
     words = " | ".join(part.kind for part in parts)
     if not hasattr(parts[-1], "lr"):
@@ -221,7 +221,7 @@ def described(spec: Optimizer) -> tuple[str, str]:
 
 
 def factor(schedule: Schedule, step: int, steps: int) -> float:
-    """What the peak learning rate is multiplied with at `step` of `steps` (counted from 0).
+    """The factor of the peak learning rate at `step` of `steps` (counted from 0).
 
     Warm-up is linear and starts above zero; cosine ends at zero one step after the last.
     """
