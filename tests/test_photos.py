@@ -251,7 +251,7 @@ def test_where_features_are_not_kept_it_is_said(weights: Path, few: Splits, tmp_
         return str(student.frozen)
 
     shift = [{"kind": "shift", "pixels": 1}]
-    assert "fresh views; `views: K`" in said(augment=shift)
+    assert "new views in every epoch; set `views: K`" in said(augment=shift)
     assert "new views" in said(augment=[{"kind": "mixup", "alpha": 1}])
     assert "more than the head is trained" in said(optimizer="snes")
     squeeze = weights_of(tmp_path, "torchvision", "squeezenet1_1")

@@ -633,6 +633,6 @@ def test_what_is_no_download_makes_no_demo(proof: str, tmp_path: Path) -> None:
 
 def test_a_demo_goes_into_a_folder(unpacked: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(InstallError, match="Add another run"):
+    with pytest.raises(InstallError, match="Name another one"):
         unpack_demo(unpacked / "student.zip", tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"

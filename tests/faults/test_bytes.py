@@ -374,9 +374,7 @@ def test_the_doctor_says_where_the_jail_is_open(store: Store, monkeypatch: pytes
     assert "reachable from inside: nothing" in told(store)["sandbox"].found
     open_ = {"namespace": False, "seccomp": False, "network": True, "programs": True}
     monkeypatch.setattr(doctor.sandbox, "abilities", lambda: open_)
-    assert (
-        told(store)["sandbox"].found == "resource limits only; reachable from inside: the network and other programs"
-    )
+    assert told(store)["sandbox"].found == "resource limits only; reachable from inside: the network and other programs"
 
 
 def test_a_store_that_is_not_there_is_whole(tmp_path: Path) -> None:
