@@ -126,7 +126,7 @@ def score(
 def zero_recall_classes(recall: Mapping[str, float | None]) -> str:
     """The classes of recall 0, in words; empty where there are none. A good accuracy hides them where they are rare."""
     missed = [name for name, share in recall.items() if share == 0]
-    return f"never right: {', '.join(missed[:12])} (recall 0)" if missed else ""
+    return f"zero recall on: {', '.join(missed[:12])}" if missed else ""
 
 
 def calibration_error(confidence: NDArray[np.float64], right: NDArray[np.bool_], bins: int = BINS) -> float:

@@ -1,5 +1,7 @@
 """What the library and the command line say is written in the field's words: programs and data are not persons."""
 
+from __future__ import annotations
+
 import ast
 import re
 from collections.abc import Iterator
@@ -11,9 +13,6 @@ BANNED = re.compile(
     r"|nobody|somebody|desk|jail|visitors?|pupils?|lessons?|verbs?|worth|mend|mended|foretells?|surest|surer)\b",
     re.IGNORECASE,
 )
-ALLOWED = {
-    "select sum(pgsize) from dbstat where name = ?": "SQL",
-}
 
 
 def prose(path: Path) -> Iterator[tuple[int, str]]:
@@ -37,17 +36,17 @@ def prose(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def found(text: str) -> list[str]:
-    """The banned words in a text; the names of fields, options and code in backticks are not words."""
-    bare = re.sub(r"`[^`]*`|--[\w-]+", "", text)
-    return [] if text in ALLOWED else [match.group() for match in BANNED.finditer(bare)]
+    """The banned words in a text; options, names of files, and code in backticks are not words."""
+    bare = re.sub(r"`[^`]*`|--[\w-]+|[\w-]+\.log", "", text)
+    return [match.group() for match in BANNED.finditer(bare)]
 
 
-def test_a_banned_word_is_found_and_a_name_in_backticks_is_not():
+def test_a_banned_word_is_found_and_a_name_in_backticks_is_not() -> None:
     assert found("the teacher was asked nothing") == ["asked"]
-    assert found("leave `asked` out, or give --told") == []
+    assert found("leave `asked` out, give --told, or see desk.log") == []
 
 
-def test_no_text_of_the_library_makes_a_person_of_a_program():
+def test_no_text_of_the_library_makes_a_person_of_a_program() -> None:
     wrong = [
         f"{path.relative_to(CORE.parent)}:{line}: {', '.join(words)}: {' '.join(text.split())}"
         for path in sorted(CORE.rglob("*.py"))

@@ -41,7 +41,7 @@ def as_code(policy: tuple[Augment, ...], *, size: tuple[int, int], classes: int)
     """
     lines = [line for part in policy if not isinstance(part, MixUp | CutMix) for line in _lines(part, size)]
     text = "import torch\nfrom torchvision.transforms import v2\n\n"
-    text += "# One uint8 image [C, H, W] at a time: on a batch torchvision draws once for all of its images.\n"
+    text += "# One uint8 image [C, H, W] at a time: on a batch torchvision samples once for all of its images.\n"
     text += "augment = v2.Compose([\n" + "".join(f"    {line}\n" for line in lines or ["v2.Identity(),"]) + "])\n"
     for part in policy:
         if isinstance(part, MixUp | CutMix):
@@ -50,7 +50,7 @@ def as_code(policy: tuple[Augment, ...], *, size: tuple[int, int], classes: int)
             if isinstance(part, MixUp):  # torchvision mixes in place, which uint8 cannot hold
                 mixing = f"v2.Compose([v2.ToDtype(torch.float32, scale=True), {mixing}])"
             text += "\n# images, labels = mix(images, labels) after collating: uint8 [B, C, H, W] and int64 [B].\n"
-            text += "# torchvision draws one share a batch, SmallAlign one an image.\n"
+            text += "# torchvision samples one ratio per batch, SmallAlign one per image.\n"
             if part.probability < 1:
                 text += "# Labels stay int64 where it is not applied: make them one-hot yourself.\n"
             text += "mix = " + (mixing if part.probability == 1 else _sometimes(mixing, part.probability)) + "\n"

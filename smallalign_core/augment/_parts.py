@@ -102,7 +102,7 @@ def check(policy: tuple[Augment, ...], shape: tuple[int, int, int]) -> None:
                 )
             case Equalize() if height * width < 256:
                 raise BadSpec(
-                    f"`{where}` needs images of at least 256 pixels, a histogram of fewer says nothing",
+                    f"`{where}` needs images of at least 256 pixels for a meaningful histogram",
                     given=f"{height} x {width}",
                     do="remove equalize, or set data.size",
                 )

@@ -30,7 +30,7 @@ START = ("pretrained", "frozen", "head_rate", "weights", "weights_sha256")
 
 
 class BaseClassifier(nn.Module):
-    """Whatever answers: uint8 images [N, channels, H, W] in, logits float32 [N, len(classes)] out.
+    """The interface of all classifiers: uint8 images [N, channels, H, W] in, logits float32 [N, len(classes)] out.
 
     Attributes:
         body: where a loss may look for layers; empty for what cannot be looked into.
@@ -329,7 +329,7 @@ def begin_from(classifier: Classifier, file: Path) -> None:
     ]
     if odd:
         raise BadModel(
-            "the weights to start from are of another network",
+            "the initial weights are of another network",
             given=f"{len(odd)} tensors differ, the first is {odd[0]}",
             do="start from a run with the same network, images of the same size and the same number of classes",
         )

@@ -57,11 +57,11 @@ NAME = "[a-z][a-z0-9-]{2,47}"
 
 
 def looked_at(times: int | None) -> str:
-    """How often test images were looked at, in words."""
+    """The number of test-set evaluations, as text."""
     return (
-        "looked at an unknown number of times: test-looks.jsonl cannot be read"
+        "evaluated an unknown number of times: test-looks.jsonl cannot be read"
         if times is None
-        else f"looked at {times:,} {'time' if times == 1 else 'times'}"
+        else f"evaluated {times:,} {'time' if times == 1 else 'times'}"
     )
 
 
@@ -78,9 +78,9 @@ def check_root(root: Path) -> None:
     except (OSError, ValueError) as error:
         found = of_system(error)
         assert found is not None
-        raise Refused(f"the store cannot be used: {found.wrong}", given=root, do="name another folder") from None
+        raise Refused(f"the store cannot be used: {found.wrong}", given=root, do="choose another folder") from None
     if not stat.S_ISDIR(kind):
-        raise Refused("the store cannot be used: it is a file, not a folder", given=root, do="name another folder")
+        raise Refused("the store cannot be used: it is a file, not a folder", given=root, do="choose another folder")
 
 
 class Store:
@@ -96,7 +96,7 @@ class Store:
     def __init__(self, root: Path | str | None = None, visitor: User = OWNER, *, showing: bool = False) -> None:
         root = (os.environ.get("SMALLALIGN_STORE") or "models") if root is None else root
         if not str(root).strip():
-            raise Refused("the store's path is empty", do="name a folder, or leave it out")
+            raise Refused("the store's path is empty", do="give a folder, or leave the option out")
         self.root, self.visitor, self.showing = Path(root), visitor, showing
 
     def _at(self, folder: Path) -> Run:
@@ -147,14 +147,14 @@ class Store:
             if len(found) == 1:
                 return next(iter(found.values()))
             if found:
-                raise UnknownRun(f"{len(found)} runs begin so", given=reference, do="give more characters of the id")
+                raise UnknownRun(
+                    f"{len(found)} runs match the prefix", given=reference, do="give more characters of the id"
+                )
         with contextlib.suppress(OSError, RuntimeError, ValueError):  # too long, `~nobody`, a zero byte
             limits.check_path(path := Path(reference).expanduser(), "that run")
             if (there := self._at(path)).record.is_file():
                 return there
-        raise UnknownRun(
-            "no run goes by that name", given=reference, do="see `python -m smallalign_core runs` for those there are"
-        )
+        raise UnknownRun("run not found", given=reference, do="list all runs with `smallalign runs`")
 
     def claim_zoo_name(self, name: str) -> Path:
         """The folder for a new zoo model of that name.
@@ -164,10 +164,12 @@ class Store:
         """
         if not re.fullmatch(NAME, name) or re.fullmatch("[0-9a-f]{4,16}", name):
             raise Refused(
-                "a zoo name is 3 to 48 of a-z, 0-9 and -, and not like an id", given=name, do="choose another name"
+                "a zoo name must be 3 to 48 of a-z, 0-9 and -, and not look like an id",
+                given=name,
+                do="choose another name",
             )
         if any(run.name == name for run in self.zoo()):
-            raise Refused("a zoo model has that name", given=name, do="choose another name")
+            raise Refused("a zoo model with that name exists", given=name, do="choose another name")
         return self.root / "zoo" / name
 
     def finished(self, reference: str) -> Run:
@@ -233,7 +235,7 @@ class Store:
             return
         self.visitor.require("take runs into the store")
         if hashlib.sha256(run.weights.read_bytes()).hexdigest() != (run.result or {}).get("weights_sha256"):
-            raise BadModel("the teacher's weights are not those that its result describes", given=run.folder)
+            raise BadModel("the teacher's weights do not match the digest in its result", given=run.folder)
         target = self.root / "runs" / run.id
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".adopting-{run.id}-{os.getpid()}")
@@ -320,12 +322,12 @@ class Store:
                 if run.id in (*other.spec.teachers, other.spec.start) and other.state is not State.FINISHED:
                     pupils.append(other.name)
         if pupils:
-            raise Refused("unfinished runs learn from it", given=", ".join(pupils[:3]), do="delete those first")
+            raise Refused("unfinished runs depend on it", given=", ".join(pupils[:3]), do="delete those first")
         if needing := self.studies_that_need(run):
             raise Refused(
-                "unfinished studies learn from it",
+                "unfinished studies depend on it",
                 given=", ".join(needing[:3]),
-                do="let them train what they lack, or delete them: their finished runs stay",
+                do="complete them, or delete them: their finished runs are kept",
             )
         gone = run.folder.with_name(f".deleted-{run.folder.name}-{os.getpid()}")
         try:
@@ -367,7 +369,7 @@ class Store:
         try:
             append(looks, {"data": fingerprint, "run": run, "why": why, "time": time.time()})
         except (PermissionError, IsADirectoryError) as error:
-            log.warning("a look at the test images could not be noted: %s, %s", looks, error.strerror)
+            log.warning("a test-set evaluation could not be recorded: %s, %s", looks, error.strerror)
 
     def test_looks(self, fingerprint: str) -> int | None:
         """How often the test set of that data was looked at, by any run; None where that cannot be read."""

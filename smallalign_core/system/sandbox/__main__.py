@@ -169,7 +169,7 @@ def _refuse_nodes(nodes: list[Any], domains: set[str]) -> None:
             )
         if node.op_type in ENDLESS:
             raise Refusal(
-                "the model has a loop, whose run time is unbounded",
+                "the model has a loop with unbounded run time",
                 node.op_type,
                 "export it with loops unrolled",
             )
