@@ -442,7 +442,7 @@ def test_a_bank_that_cannot_be_written_teaches_all_the_same(lesson: Lesson, monk
     assert weights(lesson.train(spec)) == expected
     few = lesson.digits
     assert lesson.answered < 2.3 * len(few.train) + len(few.val), "answers to fixed views stay in memory"
-    assert lesson.said == ["the teacher's answers are not kept: The disk is full."]
+    assert lesson.said == ["teacher logits are not cached: The disk is full."]
 
 
 @pytest.mark.parametrize("limit", ["much", "nan", "inf"])
@@ -514,7 +514,7 @@ def test_a_warm_run_is_the_run_that_a_cold_one_is(train: Train, store: Store) ->
 def test_a_teacher_whose_weights_were_replaced_is_refused(train: Train, store: Store) -> None:
     teacher, other = train(), train(seed=1)
     shutil.copy(other.weights, teacher.weights)
-    with pytest.raises(BadInput, match="not those that its result describes"):
+    with pytest.raises(BadInput, match="do not match the digest in its result"):
         backend.resolve(store, tiny(teacher=teacher.id))
 
 

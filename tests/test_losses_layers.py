@@ -197,7 +197,7 @@ def test_torchvision_models_have_layers_too(name: str, digits: Splits) -> None:
         (FitNets(teacher_layer="body.5"), "cnn", ["teacher", "body.5", "5 (16×2×2)"]),
         (FitNets(student_layer="6", teacher_layer="8"), "cnn", ["6 (8×4×4)", "vectors"]),
         (FitNets(student_layer="2, 6"), "cnn", ["one pair", "2, 6"]),
-        (AttentionTransfer(), "mlp", ["maps", "student puts out none", "loss kd"]),
+        (AttentionTransfer(), "mlp", ["maps", "student has none", "loss kd"]),
         (AttentionTransfer(student_layer="12"), "cnn", ["12 (16)", "maps"]),
         (AttentionTransfer(student_layer="2, 6", teacher_layer="3"), "cnn", ["pairs", "student: 2, 6; teacher: 3"]),
     ],

@@ -480,7 +480,7 @@ def test_what_would_not_fit_is_refused_before_it_is_made(
     needed = optim.state_bytes(soap, wide)
     assert needed > 30e9
     monkeypatch.setattr(_memory, "memory", lambda: 16 * 10**9)
-    with pytest.raises(BadSpec, match=r"32\.\d GB, more than half of the memory, which is 16\.0 GB \(given: soap\)"):
+    with pytest.raises(BadSpec, match=r"32\.\d GB, more than half of the memory of 16\.0 GB \(given: soap\)"):
         optim.check(needed, torch.device("cpu"), "soap")
     monkeypatch.setattr(_memory, "memory", lambda: 10_000)
     monkeypatch.setattr(optim, "build", lambda *_, **__: pytest.fail("it was made"))

@@ -106,7 +106,7 @@ def test_data_shows_counts_and_says_what_was_held_out(shown):
 def test_data_says_in_a_sentence_that_a_path_does_not_exist(shown):
     app = shown("data", data="/no/such/folder")
 
-    assert "no such path exists" in app.error[0].value
+    assert "path does not exist" in app.error[0].value
 
 
 @pytest.mark.slow
@@ -250,7 +250,7 @@ def test_no_damaged_file_breaks_the_table(shown, store: Store, train: Train):
 def test_a_link_to_no_run_says_so(shown):
     app = shown("runs", run="nothere")
 
-    assert "No run goes by that name" in app.error[0].value
+    assert "Run not found" in app.error[0].value
 
 
 def test_a_paused_run_can_be_resumed(shown, store: Store, train: Train):
@@ -454,7 +454,7 @@ def test_a_damaged_link_to_augment_gets_a_sentence_and_a_page(shown):
         ({"epoch": "0"}, "between 1 and"),
         ({"rows": "3,99999"}, "training images 0 to 1294"),
         ({"rows": "a"}, "images that are not there"),
-        ({"teacher": "nobody"}, "not here"),
+        ({"teacher": "nobody"}, "not cached"),
         ({"limit": "2"}, "between 0 and 0.5"),
     ]
     for link, words in links:
@@ -521,7 +521,7 @@ def test_policies_are_saved_and_loaded_here_and_on_distil(shown, store: Store):
 
     app.button(key="policy.augment.add.flip").click().run()
     app.button(key="policy.saved.save").click().run()
-    assert "another policy has that name" in app.error[0].value.lower()
+    assert "policy with that name exists" in app.error[0].value.lower()
     app.text_input(key="policy.saved.as").set_value("Not a name").run()
     app.button(key="policy.saved.save").click().run()
     assert "3 to 48" in app.error[0].value
@@ -598,7 +598,7 @@ def test_a_run_is_measured_against_its_controls(shown, store: Store, train: Trai
     app = shown("runs", run=run.id, tab="Did the teacher matter?")
     assert "with the teacher and without" in texts(app)
     next(one for one in app.button_group if one.key == "runs/control").set_value("shuffled").run()
-    assert "the answer to the image itself" in texts(app)
+    assert "image-specific teacher logits" in texts(app)
     assert "Measure the rest" in [button.label for button in app.button]
 
 

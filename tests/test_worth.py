@@ -88,7 +88,7 @@ def test_the_control_keeps_what_a_spec_was_resolved_to(store: Store) -> None:
 
 @pytest.mark.parametrize("what", ["augment", "teacher", "shuffled"])
 def test_nothing_to_leave_out_is_refused_in_words(what: ablation.What) -> None:
-    with pytest.raises(BadSpec, match="nothing to measure"):
+    with pytest.raises(BadSpec, match="nothing to ablate"):
         ablation.pairs(tiny(), what, 3)
 
 
@@ -166,7 +166,7 @@ def test_equal_differences_are_no_proof() -> None:
     assert found.verdict == "no spread"
     assert found.low is None
     assert "add seeds" in found.words()
-    assert effect("accuracy", [0.9, 0.8], [0.9, 0.8]).words().endswith("no difference seen")
+    assert effect("accuracy", [0.9, 0.8], [0.9, 0.8]).words().endswith("no difference")
 
 
 def test_noise_says_what_it_would_take() -> None:
@@ -180,7 +180,7 @@ def test_no_number_of_seeds_shows_what_is_not_there() -> None:
     found = effect("accuracy", [0.9, 0.8, 0.85], [0.8, 0.9, 0.85])
 
     assert (found.verdict, found.more_seeds) == ("noise", None)
-    assert "may not show" in found.words()
+    assert "may not become significant" in found.words()
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_a_report_reads_validation_and_never_test(store: Store) -> None:
     assert found.effects[0].mean == pytest.approx(0.051)
     assert found.verdict == "The augmentation helps"
     assert "143 validation images" in found.words()
-    assert "test images have no part in it" in found.words()
+    assert "test images are not used" in found.words()
 
 
 def test_half_a_pair_counts_for_nothing(store: Store) -> None:
@@ -239,7 +239,7 @@ def test_a_failed_arm_is_named_with_its_reason(store: Store) -> None:
     found = ablation.report(store, spec, "augment", 1)
 
     assert found.failed == ["seed 0 with the augmentation: The loss became nan."]
-    assert "flatters the arm that failed" in found.words()
+    assert "favours the arm that failed" in found.words()
 
 
 def test_damaged_runs_do_not_hide_the_others(store: Store) -> None:
@@ -304,7 +304,7 @@ def test_the_desk_reports_and_starts(store: Store) -> None:
     assert (second["running"], len(store.queue())) == (2, 4)
     assert second["spec"]["data"]["fingerprint"]
     assert json.dumps(second)
-    with pytest.raises(BadSpec, match="nothing to measure"):
+    with pytest.raises(BadSpec, match="nothing to ablate"):
         backend.worth(store, tiny().model_dump(mode="json"), "augment")
 
 
@@ -402,7 +402,7 @@ def written(app: AppTest) -> str:
 def test_the_panel_says_what_it_costs_and_queues_it(panel, store: Store) -> None:
     app = panel(tiny(augment=POLICY))
     assert "6 runs to train" in written(app)
-    assert "Nothing is measured yet" in written(app)
+    assert "No results yet" in written(app)
 
     app.button(key="worth-start").click().run()
 
@@ -432,13 +432,13 @@ def test_the_panel_finds_results_again_with_the_seeds_of_its_address(panel, stor
 @pytest.mark.slow
 def test_the_panel_calls_one_seed_no_evidence_before_and_after(panel, store: Store) -> None:
     app = panel(tiny(augment=POLICY), **{"worth-seeds": "1"})
-    assert "1 seed: not evidence" in written(app)
+    assert "Single seed; run more before drawing conclusions" in written(app)
 
     ((ours, theirs),) = ablation.pairs(augmented(store), "augment", 1)
     pretend(store, ours)
     pretend(store, theirs)
 
-    assert "1 seed: not evidence" in app.run().warning[0].value
+    assert "Single seed; run more before drawing conclusions" in app.run().warning[0].value
 
 
 @pytest.mark.slow
@@ -455,7 +455,7 @@ def test_the_panel_names_a_failed_run(panel, store: Store) -> None:
 def test_the_panel_without_anything_to_leave_out_says_what_to_do(panel) -> None:
     app = panel(tiny())
 
-    assert "Add parts to `augment`" in app.info[0].value
+    assert "Add transforms to `augment`" in app.info[0].value
     assert not app.button
 
 
