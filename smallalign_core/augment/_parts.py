@@ -1,4 +1,4 @@
-"""What each part of a policy does to a canvas: uniform draws become parameters, parameters become moves or paint."""
+"""The implementation of each transform: uniform samples become parameters, parameters are applied to a canvas."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def columns(part: Augment) -> int:
 
 
 def check(policy: tuple[Augment, ...], shape: tuple[int, int, int]) -> None:
-    """Refuse a policy that cannot work on images of `shape` (channels, height, width).
+    """Check that a policy is applicable to images of `shape` (channels, height, width).
 
     Raises:
         BadSpec: naming the part, what it was given, and what to do.

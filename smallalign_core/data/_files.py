@@ -1,4 +1,4 @@
-"""The files of a folder or a zip as one list: from here on nothing knows which of the two it was."""
+"""The files of a folder or a zip as one uniform list."""
 
 from __future__ import annotations
 

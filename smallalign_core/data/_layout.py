@@ -1,7 +1,7 @@
 """Which folders are classes and which are parts of the data: decided from how they nest, then from their names.
 
 A folder that holds images directly is a class, whatever it is called. Folders of folders are parts where their names
-say so. Where all of them hold the same sub-folders and no name says what they are, that is asked instead of guessed.
+say so. If all of them have the same sub-folders and no name is conclusive, an error is raised instead of guessing.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""One image file to uint8 pixels: upright, on a ground that keeps it visible, with all the grey levels that it has.
+"""One image file to uint8 pixels: EXIF orientation, transparency on a visible background, full range of grey levels.
 
-What a file is, its content says; its name counts for nothing. Metadata that cannot be read costs the metadata only.
+The format is detected from the content, not from the name. Unreadable metadata is skipped.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The download: the file with its card, its proof, its labels, and a snippet for each place where it may run."""
+"""The download: the model file with its card, parity report, labels, and a code snippet for each runtime."""
 
 from __future__ import annotations
 

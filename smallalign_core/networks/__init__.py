@@ -264,17 +264,16 @@ def build(
 
 
 def head(classifier: Classifier) -> nn.Module:
-    """The last layer, which gives the logits."""
+    """The last layer, which outputs the logits."""
     return classifier.body.get_submodule(_library.head_name(classifier.body, len(classifier.classes)))
 
 
 @dataclass(frozen=True)
 class Size:
-    """How big a classifier is.
-
+    """The size of a classifier.
     Attributes:
-        params: numbers that training finds or keeps; a frozen body's count too.
-        macs: multiply-accumulates for one image (convolutions and matrix products; half of the counted FLOPs).
+            params: numbers that training finds or keeps; a frozen body's count too.
+            macs: multiply-accumulates for one image (convolutions and matrix products; half of the counted FLOPs).
     """
 
     params: int

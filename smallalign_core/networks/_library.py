@@ -1,4 +1,4 @@
-"""Networks of torchvision and timm: their names, their heads, and the weights that they start from."""
+"""Networks of torchvision and timm: names, heads, and initial weights."""
 
 from __future__ import annotations
 

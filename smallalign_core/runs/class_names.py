@@ -1,4 +1,4 @@
-"""Names of classes as people keep them beside a model: in text, YAML, JSON or pbtxt, or in the file's metadata."""
+"""Class names of imported models: from text, YAML, JSON or pbtxt files, or from the file's metadata."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LONGEST = 1_000_000
 
 
 def in_metadata(metadata: Mapping[str, str]) -> list[str]:
-    """The class names that a model file carries, in the order of its answers.
+    """The class names in a model file's metadata, in output order.
 
     Raises:
         BadInput: it carries none.

@@ -123,7 +123,7 @@ def _normal(how: Import) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 class ClassSubset(BaseClassifier):
-    """A classifier asked only about some of its classes, in another order.
+    """A classifier restricted to some of its classes, in another order.
 
     Softmax over the chosen logits is the model's own probability given that it is one of them.
     """
@@ -199,7 +199,9 @@ def classifier(run: Run, classes: tuple[str, ...] | None = None) -> BaseClassifi
 
 
 def digest_of(run: Run) -> str:
-    """What decides a teacher's answers, as hexadecimal text: its weights, or an import's file and preprocessing."""
+    """The digest of everything that determines a teacher's outputs: its weights, or an import's file and
+    preprocessing.
+    """
     if run.imported is not None:
         return id_of(run.imported)
     return str((run.result or {})["weights_sha256"])
@@ -209,7 +211,7 @@ def digest_of(run: Run) -> str:
 
 
 def import_onnx(file: Path, spec: DataSpec, store: Store, **told: Any) -> Run:
-    """Take an ONNX classifier into the store, scored on the validation and test images of `spec`.
+    """Import an ONNX classifier into the store, evaluated on the validation and test images of `spec`.
 
     Args:
         told: what a person says of the file, as `describe` takes it.

@@ -33,7 +33,7 @@ CAFFE = {"white": 255.0, "mean": (103.939, 116.779, 123.68), "std": (1.0,) * 3, 
 
 @dataclass(frozen=True)
 class Assumed:
-    """What was taken for granted about a file, in words, and the figures behind it.
+    """The assumptions about a file, as text, and the figures behind them.
 
     Attributes:
         words: sentences without a full stop.

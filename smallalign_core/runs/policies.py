@@ -1,4 +1,4 @@
-"""Augmentation policies saved under a name: `<store>/policies/<name>.yaml`, the same text that `views` reads."""
+"""Augmentation policies saved under a name: `<store>/policies/<name>.yaml`, the same format that `preview` reads."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Datasets that visitors upload: checked, kept in the store under their content, used by their path like any other.
+"""Datasets uploaded by users: validated, stored by content hash, used by their path like any other.
 
     <root>/uploads/<name>-<16 hex digits of its SHA-256>.zip
 
-The name is what is left of the visitor's own without everything but a-z, 0-9 and -; it is for people only.
+The name is the user's file name reduced to a-z, 0-9 and -; it is informative only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Recording: the right to write into a run's folder, and what its holder writes: events, checkpoints, the result."""
+"""Writing of run folders: the exclusive lock, events, checkpoints and the result."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAMED = re.compile(r"checkpoint-(\d+)-([0-9a-f]{8})\.pt")
 
 
 class RunWriter:
-    """The right to write into a run's folder; one process at a time holds it.
+    """The exclusive writer of a run's folder; holds its lock.
 
     Use as a context manager. On entering, the lock is taken and the attempt is counted; on leaving, it is let go.
 

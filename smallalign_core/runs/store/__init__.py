@@ -1,24 +1,24 @@
-"""The store: one folder a run, read by all three doors, written by one worker at a time.
+"""The store: one folder per run, read by all three entry points, written by one worker at a time.
 
     <root>/runs/<id>/   spec.json             what to train; written once
                         queued, request       markers: waits for a worker; `pause` or `cancel`, asked of it
-                        lock                  held by the worker; the system lets go when it dies
-                        state.json            what the worker last said of itself: attempt, pid, why it stopped
+                        lock                  held by the worker; released by the system when it dies
+                        state.json            last status of the worker: attempt, pid, why it stopped
                         events.jsonl          append-only, one line an event
                         checkpoints.json      the last two checkpoints with their SHA-256
                         weights.safetensors   the best weights by validation
-                        logits.safetensors    what these answered to each validation and test image; may be deleted
-                        result.json, log.txt  written last: its existence means finished; what its workers said
-    <root>/runs/<id>/   import.json, model.onnx, result.json: a classifier that was made elsewhere, and its scores here
+                        logits.safetensors    their logits on each validation and test image; may be deleted
+                        result.json, log.txt  written last: its existence means finished; the workers' log
+    <root>/runs/<id>/   import.json, model.onnx, result.json: an imported classifier, and its scores
     <root>/zoo/<name>/  spec.yaml, weights.safetensors, result.json, card.md: starter models, committed
     <root>/policies/    augmentation policies that were saved under a name
-    <root>/decisions/   what was decided about single images of a dataset; kept/ holds what runs learned with
-    <root>/studies/<id>/needs   ids of the runs that an unfinished study learns from: see
+    <root>/decisions/   cleaning decisions about single images; kept/ holds those used by runs
+    <root>/studies/<id>/needs   ids of the runs that an unfinished study depends on: see
                         `smallalign_core.studies.lifecycle`
     <root>/cache/       can be deleted at any time
 
-A run's state is derived from these files in the order that a run lives, and stored nowhere. Files arrive whole (written
-aside, flushed, renamed). This module does not import torch: the dashboard reads through it.
+A run's state is derived from these files, in the order of its life cycle, and stored nowhere. Files are written
+atomically. This module does not import torch: the dashboard reads through it.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def looked_at(times: int | None) -> str:
 
 
 def check_root(root: Path) -> None:
-    """Refuse a folder for a store that neither is one nor can be made.
+    """Check that a folder is a store or can become one.
 
     Raises:
         Refused: the path leads to a file, through a loop of links, or is too long.

@@ -18,7 +18,7 @@ from smallalign_core.system.users import OWNER, User
 
 
 class State(StrEnum):
-    """Where a run stands."""
+    """The state of a run."""
 
     QUEUED = "queued"
     RUNNING = "running"
