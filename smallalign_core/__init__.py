@@ -1,12 +1,11 @@
 """SmallAlign: how small can my image classifier be, and what makes it good?
 
-The library behind the dashboard and the command line. Importing it costs next to nothing: torch is imported when
-something first needs it.
+The library behind the dashboard and the command line. Importing it is cheap: torch is imported on first use.
 
     import smallalign_core as sa
 
     splits = sa.load("digits")                         # train, validation and test images
-    student = sa.fit("spec.yaml")                      # a finished run; an equal spec is never trained twice
+    student = sa.fit("spec.yaml")                      # a finished run; identical specs reuse the cached run
     store = sa.Store("models")
     sa.compare(store.run("digits-teacher"), student, store).agreement
 """
@@ -45,7 +44,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is first used: a public name, or a module of the library."""
+    """Import a public name or a module of the library on first use."""
     if name in _MODULES:
         return getattr(importlib.import_module(f"smallalign_core.{_MODULES[name]}"), name)
     if not name.startswith("_") and importlib.util.find_spec(f"smallalign_core.{name}"):
@@ -54,10 +53,10 @@ def __getattr__(name: str) -> Any:
 
 
 def load(source: str, *, store: Path | str | None = None) -> Splits:
-    """Train, validation and test images of a dataset: a name, a folder, a zip, or IDX files.
+    """Train, validation and test images (uint8 NCHW) of a dataset: a name, a folder, a zip, or IDX files.
 
     Raises:
-        BadData: the source cannot be used; the message says why.
+        BadData: the source cannot be used; the message gives the reason.
     """
     from smallalign_core import data
     from smallalign_core.runs.store import Store
@@ -67,7 +66,7 @@ def load(source: str, *, store: Path | str | None = None) -> Splits:
 
 
 def fit(spec: Path | str | Mapping[str, Any], *, store: Path | str | None = None, device: str = "auto") -> Run:
-    """Train what `spec` (a file, or its fields) describes, here and now; returns the finished run.
+    """Train `spec` (a YAML or JSON file, or its fields) in this process; returns the finished run.
 
     Raises:
         SmallAlignError: the spec or its data cannot be used, or training failed.

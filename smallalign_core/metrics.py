@@ -22,15 +22,14 @@ Z95 = 1.959964
 
 @dataclass(frozen=True)
 class Scores:
-    """How good predictions are.
-
+    """Scores of predictions.
     Attributes:
-        images: how many were looked at.
-        accuracy: top-1, with a 95 % interval (Wilson, 1927) in `accuracy_low`, `accuracy_high`.
-        nll: mean negative log-likelihood, natural logarithm.
-        ece: expected calibration error of the top-1 confidence, 15 equal bins (Guo et al., 2017).
-        brier: mean squared distance of the probabilities from the truth, 0..2 (Brier, 1950).
-        recall: share found of each class; None for a class without images.
+            images: how many were looked at.
+            accuracy: top-1, with a 95 % interval (Wilson, 1927) in `accuracy_low`, `accuracy_high`.
+            nll: mean negative log-likelihood, natural logarithm.
+            ece: expected calibration error of the top-1 confidence, 15 equal bins (Guo et al., 2017).
+            brier: mean squared distance of the probabilities from the truth, 0..2 (Brier, 1950).
+            recall: share found of each class; None for a class without images.
     """
 
     images: int
@@ -48,7 +47,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How close a student's answers are to its teacher's (Stanton et al., 2021).
+    """Fidelity: agreement of a student's outputs with its teacher's (Stanton et al., 2021).
 
     Attributes:
         agreement: share of images with the same top-1.
@@ -126,7 +125,7 @@ def score(
 def zero_recall_classes(recall: Mapping[str, float | None]) -> str:
     """The classes of recall 0, in words; empty where there are none. A good accuracy hides them where they are rare."""
     missed = [name for name, share in recall.items() if share == 0]
-    return f"never right: {', '.join(missed[:12])} (recall 0)" if missed else ""
+    return f"zero recall on: {', '.join(missed[:12])}" if missed else ""
 
 
 def calibration_error(confidence: NDArray[np.float64], right: NDArray[np.bool_], bins: int = BINS) -> float:

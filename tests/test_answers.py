@@ -90,7 +90,7 @@ def test_integers_that_disagree_are_refused(store: Store, train: Train) -> None:
 
 
 def test_losses_of_layers_need_the_teacher_itself() -> None:
-    with pytest.raises(BadSpec, match="looks into the teacher"):
+    with pytest.raises(BadSpec, match="reads layers of the teacher"):
         tiny(teacher="t", loss="fitnets", answers="int8")
 
 

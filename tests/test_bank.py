@@ -380,7 +380,7 @@ def test_answers_that_are_kept_wrong_are_caught(lesson: Lesson, monkeypatch: pyt
         for _ in range(bank.plan.chunk_steps):
             training.advance()
         assert bank.live
-    assert any("just kept differ" in said for said in lesson.said)
+    assert any("new cached logits differ" in said for said in lesson.said)
     assert lesson.files == []
 
 
@@ -443,7 +443,7 @@ def test_a_bank_that_cannot_be_written_teaches_all_the_same(lesson: Lesson, monk
     assert weights(lesson.train(spec)) == expected
     few = lesson.digits
     assert lesson.answered < 2.3 * len(few.train) + len(few.val), "answers to fixed views stay in memory"
-    assert lesson.said == ["the teacher's answers are not kept: The disk is full."]
+    assert lesson.said == ["teacher logits are not cached: The disk is full."]
 
 
 @pytest.mark.parametrize("limit", ["much", "nan", "inf"])
@@ -514,7 +514,7 @@ def test_a_warm_run_is_the_run_that_a_cold_one_is(train: Train, store: Store) ->
 def test_a_teacher_whose_weights_were_replaced_is_refused(train: Train, store: Store) -> None:
     teacher, other = train(), train(seed=1)
     shutil.copy(other.weights, teacher.weights)
-    with pytest.raises(BadInput, match="not those that its result describes"):
+    with pytest.raises(BadInput, match="do not match the digest in its result"):
         resolve(store, tiny(teacher=teacher.id))
 
 
@@ -542,7 +542,7 @@ def test_the_estimate_tells_size_and_readiness_and_fills_nothing(
     warm = handlers.estimate(store, spec.model_copy(update={"seed": 0}).model_dump(mode="json"))
     assert warm["cache_ready"] == 1
     assert handlers.estimate(store, tiny().model_dump(mode="json"))["cache_bytes"] == 0
-    found = next(check.found for check in doctor.examine(store) if check.name == "teachers' answers")
+    found = next(check.found for check in doctor.examine(store) if check.name == "teacher cache")
     assert "1 kept" in found
     assert str(store.teacher_cache) in found
 

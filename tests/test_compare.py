@@ -218,7 +218,7 @@ def test_what_was_not_compared_says_so(taught: tuple[Store, Run, Run], tmp_path)
     _, teacher, student = taught
     empty = Store(tmp_path / "models")
 
-    with pytest.raises(BadInput, match="not compared yet"):
+    with pytest.raises(BadInput, match="not been compared yet"):
         compare.pair(teacher, student, data.load(student.data, empty.data_cache), empty, "val")
     with pytest.raises(BadInput, match="different runs"):
         compare.compare_once(teacher, [student, student], empty)

@@ -53,7 +53,7 @@ def test_a_port_that_is_taken_is_refused_in_a_sentence(started: list[Any]) -> No
         port = other.getsockname()[1]
         done = command("dashboard", "--port", port)
     assert (done.returncode, started) == (2, [])
-    assert done.stderr == f"That port is in use (given: {port}). Choose another one with --port.\n"
+    assert done.stderr == f"The port is in use (given: {port}). Choose another with --port.\n"
     assert command("dashboard", "--port", 70_000).returncode == 2
 
 
@@ -82,7 +82,7 @@ def test_settings_of_the_callers_folder_win(tmp_path: Path, monkeypatch: pytest.
 
 def test_an_installation_without_pages_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extras, "PACKAGE", tmp_path / "smallalign_core")
-    with pytest.raises(verb.WorkFailed, match="This installation has no dashboard"):
+    with pytest.raises(verb.WorkFailed, match="This installation does not include the dashboard"):
         verb.app_folder()
     (tmp_path / "smallalign_dashboard" / "pages").mkdir(parents=True)
     for name in ("app.py", "pages/frame.py"):

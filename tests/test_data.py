@@ -431,7 +431,7 @@ Make = Callable[[Path], Path | str]
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda _: "no-such-set", "no such path exists"),
+        (lambda _: "no-such-set", "path does not exist"),
         (lambda p: p, "no classes"),
         (lambda p: folder_of(p / "one", "a"), "at least two classes"),
         (lambda p: folder_of(p / "few", "ab", 2), "fewer than 3"),

@@ -102,7 +102,7 @@ def test_a_changed_byte_is_noticed_and_missing_files_and_classes_are_named(tmp_p
     with pytest.raises(BadData, match="no such file"):
         data.load(DataSpec(source="digits", decisions=str(tmp_path / "none.json")), store.data_cache)
     unknown = written(tmp_path, {int(splits.train.ids[5]): Decision("relabel", "ten")})
-    with pytest.raises(BadData, match="no class of these images"):
+    with pytest.raises(BadData, match="unknown class"):
         data.load(DataSpec(source="digits", decisions=unknown), store.data_cache)
     zeros = {int(one): Decision("drop") for one in splits.train.ids[splits.train.labels == 0]}
     with pytest.raises(BadData, match="without images"):

@@ -237,7 +237,7 @@ def test_a_run_of_few_bits_is_kept_exported_and_gone_on_from(train: Train, store
             torch.testing.assert_close(again[name], tensor, atol=5e-3, rtol=0)
     assert polished.spec.start == run.id
     store.create(parse(polished.spec.model_dump() | {"seed": 9}))
-    with pytest.raises(Refused, match="Unfinished runs learn from it"):
+    with pytest.raises(Refused, match="Unfinished runs depend on it"):
         store.delete(run.id)
 
 
@@ -255,11 +255,11 @@ def test_full_precision_begins_few_bits(train: Train) -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"optimizer": {"kind": "sam", "inner": "snes"}}, "`snes` takes none: only ema goes around it"),
-        ({"optimizer": {"kind": "lookahead", "inner": "pgpe"}}, "`pgpe` takes none: only ema goes around it"),
+        ({"optimizer": {"kind": "sam", "inner": "snes"}}, "`snes` is gradient-free: only ema can wrap it"),
+        ({"optimizer": {"kind": "lookahead", "inner": "pgpe"}}, "`pgpe` is gradient-free: only ema can wrap it"),
         ({"optimizer": "snes", "precision": "bf16"}, "leave `precision` out"),
         ({"optimizer": {"kind": "ema", "inner": "snes"}, "compile": True}, "leave `compile` out"),
-        ({"optimizer": "pgpe", "teacher": "t", "loss": "attention"}, "by their logits, not by their layers"),
+        ({"optimizer": "pgpe", "teacher": "t", "loss": "attention"}, "by their logits, not by layers"),
         ({"optimizer": few("snes", population=5)}, "optimizer.population"),
         ({"bits": 5}, "`bits` must be 2, 3"),
     ],
@@ -273,7 +273,7 @@ def test_nonsense_is_refused_in_words(fields: dict[str, Any], words: str) -> Non
 def test_several_processes_and_many_weights_are_refused(digits: Splits, store: Store) -> None:
     from smallalign_core.training.distributed import World
 
-    with pytest.raises(BadSpec, match=r"`snes` cannot be shared by several processes"):
+    with pytest.raises(BadSpec, match=r"`snes` does not support several processes"):
         Training([tiny(optimizer="snes")], digits, world=World(0, 2))
     million = {"data": "digits", "network": {"kind": "mlp", "width": 970}, "optimizer": "pgpe"}
     with pytest.raises(

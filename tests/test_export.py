@@ -323,7 +323,7 @@ def test_verify(taught: Taught, sold: Path) -> None:
 def test_verify_without_the_run_keeps_the_promise(sold: Path, tmp_path: Path) -> None:
     found = export.verify(sold, Store(tmp_path / "another"))
     assert found["ok"]
-    assert "accuracy written" in found["compared_with"]
+    assert "accuracy in the file" in found["compared_with"]
     assert found["top1_agreement"] is None
     by_data = export.verify(sold, Store(tmp_path / "another"), data_source="digits")
     assert by_data["ok"]

@@ -205,7 +205,7 @@ def test_a_file_without_names_is_a_sentence(text: str, ending: str, tmp_path: Pa
 
 def test_names_in_metadata_are_read_as_ultralytics_writes_them() -> None:
     assert class_names.in_metadata({"names": "{0: 'cat', 1: 'dog'}"}) == ["cat", "dog"]
-    with pytest.raises(BadInput, match="does not name its classes"):
+    with pytest.raises(BadInput, match="has no class names"):
         class_names.in_metadata({"names": "__import__('os')"})
 
 
@@ -444,7 +444,7 @@ def test_one_number_for_two_classes_is_their_log_odds(
     found = imported.classifier(run)(torch.from_numpy(images.copy())).numpy()
     odds = logits_of(learned, images)
     np.testing.assert_allclose(found[:, 1] - found[:, 0], odds[:, 1] - odds[:, 0], atol=2e-2, rtol=1e-3)
-    words = "not exactly one output" if shape == ["n"] else "A single number tells two classes apart"
+    words = "not exactly one output" if shape == ["n"] else "A single output is for two classes"
     with pytest.raises(BadInput, match=words):
         imported.import_onnx(tmp_path / "m.onnx", DIGITS, store, classes=NAMES, output="y")
 
@@ -461,7 +461,7 @@ def test_the_number_of_a_class_teaches_nothing(
     (tmp_path / "m.onnx").write_bytes(classifier(learned, tail=tail, output=kind, shape=["n", 1]))
     with pytest.raises(BadInput) as caught:
         imported.import_onnx(tmp_path / "m.onnx", DIGITS, store, classes=NAMES, output=named)
-    assert "number of a class" in str(caught.value) or "10 names, 1 answers" in str(caught.value)
+    assert "class index" in str(caught.value) or "10 names, 1 answers" in str(caught.value)
 
 
 @pytest.mark.slow

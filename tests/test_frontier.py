@@ -66,7 +66,7 @@ def test_limits_in_words() -> None:
     assert [one.fails for one in found] == [("kb", "ms"), (), ("accuracy",)]
     assert told.startswith("small passes all limits (at most 100 kB, at most 1 ms (p50), at least 94.00% accuracy).")
     assert "bad is dominated: small is no larger" in told
-    assert "choose on validation" not in told
+    assert "select on validation" not in told
 
 
 @pytest.mark.parametrize(("size", "fails"), [(100_000, ()), (100_001, ("kb",)), (102_400, ("kb",))])

@@ -44,5 +44,5 @@ def test_a_zip_of_millions_of_names_meets_the_memory_limit(tmp_path: Path) -> No
 
 
 def test_a_folder_is_no_model_file(tmp_path: Path) -> None:
-    with pytest.raises(BadModel, match="is no file"):
+    with pytest.raises(BadModel, match="not a regular file"):
         sandbox.inspect(tmp_path)

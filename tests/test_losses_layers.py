@@ -198,7 +198,7 @@ def test_torchvision_models_have_layers_too(name: str, digits: Splits) -> None:
         (FitNets(teacher_layer="body.5"), "cnn", ["teacher", "body.5", "5 (16×2×2)"]),
         (FitNets(student_layer="6", teacher_layer="8"), "cnn", ["6 (8×4×4)", "vectors"]),
         (FitNets(student_layer="2, 6"), "cnn", ["one pair", "2, 6"]),
-        (AttentionTransfer(), "mlp", ["maps", "student puts out none", "loss kd"]),
+        (AttentionTransfer(), "mlp", ["maps", "student has none", "loss kd"]),
         (AttentionTransfer(student_layer="12"), "cnn", ["12 (16)", "maps"]),
         (AttentionTransfer(student_layer="2, 6", teacher_layer="3"), "cnn", ["pairs", "student: 2, 6; teacher: 3"]),
     ],
@@ -218,7 +218,7 @@ def test_the_desk_writes_the_layers_down(store: Store) -> None:
     assert resolved.loss.student_layer == "2"  # type: ignore[union-attr]
     assert resolved.loss.teacher_layer == "3"  # type: ignore[union-attr]
     assert resolve(store, resolved) == resolved
-    with pytest.raises(BadSpec, match="no layer of that path"):
+    with pytest.raises(BadSpec, match="no comparable layer at that path"):
         resolve(store, tiny(teacher="digits-teacher", loss={"kind": "fitnets", "student_layer": 40}))
     with pytest.raises(BadSpec, match="two labels"):
         resolve(store, tiny(teacher="digits-teacher", loss="dkd", augment=["mixup"]))

@@ -133,12 +133,12 @@ def test_names_say_what_is_unusual() -> None:
         ({"optimizer": "sgd"}, "`optimizers`"),
         ({"optimizers": ["sgdd"]}, "no kind 'sgdd'"),
         ({"trails": 3}, "did you mean `trials`"),
-        ({"optimizers": [{"kind": "sgd", "lr": 0.3}]}, "found, not given"),
-        ({"hands_off": ["polyak"]}, "name a teacher"),
-        ({"budgets": [2, 1]}, "grow from one to the next"),
-        ({"optimizers": ["sgd", "sgd"]}, "named twice"),
+        ({"optimizers": [{"kind": "sgd", "lr": 0.3}]}, "is tuned"),
+        ({"hands_off": ["polyak"]}, "set `teacher`"),
+        ({"budgets": [2, 1]}, "in ascending order"),
+        ({"optimizers": ["sgd", "sgd"]}, "listed twice"),
         ({"seeds": 0}, "`seeds`"),
-        ({"reference": "prodigy"}, "no learning rate to tune"),
+        ({"reference": "prodigy"}, "no learning rate"),
         ({"seed": 2**31 - 5}, "leave room"),
         ({"network": "cnnn"}, "cnnn"),
     ],
@@ -661,7 +661,7 @@ def test_one_seed_is_not_evidence(tmp_path: Path) -> None:
     found = _judge.compare_with(seen(drawn(0.5, 1), tmp_path / "a"), [seen(drawn(0.99, 1), tmp_path / "b")], 0.01)[0]
 
     assert found["accuracy"].verdict == "not evidence"
-    assert found["accuracy"].words() == "1 seed: not evidence"
+    assert found["accuracy"].words() == "single seed; run more before drawing conclusions"
     assert found["accuracy"].low is None
 
 

@@ -107,7 +107,7 @@ def test_data_shows_counts_and_says_what_was_held_out(shown):
 def test_data_says_in_a_sentence_that_a_path_does_not_exist(shown):
     app = shown("data", data="/no/such/folder")
 
-    assert "no such path exists" in app.error[0].value
+    assert "path does not exist" in app.error[0].value
 
 
 @pytest.mark.slow
@@ -162,7 +162,7 @@ def test_distil_says_the_snippets_warning_and_which_layers_there_are(shown):
     app.selectbox(key="spec.loss.kind").set_value("fitnets").run()
     app.text_input(key="spec.loss.fitnets.student_layer").set_value("99").run()
 
-    assert "no layer of that path" in app.error[0].value
+    assert "no comparable layer at that path" in app.error[0].value
     assert "10 (" in app.error[0].value
 
 
@@ -251,7 +251,7 @@ def test_no_damaged_file_breaks_the_table(shown, store: Store, train: Train):
 def test_a_link_to_no_run_says_so(shown):
     app = shown("runs", run="nothere")
 
-    assert "No run goes by that name" in app.error[0].value
+    assert "Run not found" in app.error[0].value
 
 
 def test_a_paused_run_can_be_resumed(shown, store: Store, train: Train):
@@ -527,7 +527,7 @@ def test_policies_are_saved_and_loaded_here_and_on_distil(shown, store: Store):
 
     app.button(key="policy.augment.add.flip").click().run()
     app.button(key="policy.saved.save").click().run()
-    assert "another policy has that name" in app.error[0].value.lower()
+    assert "policy with that name exists" in app.error[0].value.lower()
     app.text_input(key="policy.saved.as").set_value("Not a name").run()
     app.button(key="policy.saved.save").click().run()
     assert "3 to 48" in app.error[0].value

@@ -204,7 +204,7 @@ def test_the_command_line_writes_a_sheet_and_says_the_same_as_the_desk(tmp_path:
         "- {kind: shift, pixels: 1}\n- {kind: flip, axis: vertical, probability: 1}\n"
     )
     store = Store()
-    arguments = ("views", tmp_path / "policy.yaml", "--data", "digits", "--to", tmp_path / "out")
+    arguments = ("preview", tmp_path / "policy.yaml", "--data", "digits", "--to", tmp_path / "out")
 
     done = command(*arguments, "--teacher", "digits-teacher", "--json", store=store)
 
@@ -222,7 +222,7 @@ def test_the_command_line_writes_a_sheet_and_says_the_same_as_the_desk(tmp_path:
 @pytest.mark.parametrize(
     ("text", "options", "words"),
     [
-        ("[]", (), "no parts"),
+        ("[]", (), "no transforms"),
         ("- flop", (), "no kind 'flop'"),
         ("- flip", ("--strength", "3"), "between 0 and 2"),
         ("- {kind: colour, hue: 0.1}", (), "needs colour images"),
@@ -234,7 +234,7 @@ def test_bad_input_is_one_line_and_exit_code_2(text: str, options: tuple[str, ..
     (tmp_path / "policy.yaml").write_text(text)
 
     done = command(
-        "views",
+        "preview",
         tmp_path / "policy.yaml",
         "--data",
         "digits",

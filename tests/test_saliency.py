@@ -167,7 +167,7 @@ def test_an_import_is_explained_by_occlusion_and_a_run_by_grad_cam(
 
 def test_what_cannot_be_looked_at_is_refused_in_words(taught: tuple[Store, Run, Run], digits: Splits) -> None:
     store, teacher, student = taught
-    with pytest.raises(BadInput, match="No class is called that"):
+    with pytest.raises(BadInput, match="Unknown class"):
         comparison_api.look(
             store, [teacher.id, student.id], augmentation_api.encoded(digits.test.images[0]), target="cat"
         )

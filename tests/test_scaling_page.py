@@ -181,7 +181,7 @@ def test_the_headline_sorts_recipes_by_their_intervals(finished: Study, place: S
 
 
 def test_a_study_that_is_not_there_is_a_sentence(shown: Show) -> None:
-    assert "no study goes by that name" in texts(shown("scaling", study="ffff")).lower()
+    assert "study not found" in texts(shown("scaling", study="ffff")).lower()
 
 
 @pytest.mark.slow

@@ -64,7 +64,7 @@ def test_from_a_dataset_to_a_verified_file(place: Path, shop: Store) -> None:
     assert again == {"id": teacher["id"], "state": "finished"}
     assert len(says("runs", store=shop)["runs"]) >= 4  # type: ignore[arg-type]  # two here, two in the zoo
 
-    kept = says("runs", "keep", queued["id"], "--as", "my-student", store=shop)
+    kept = says("runs", "publish", queued["id"], "--as", "my-student", store=shop)
     assert says("compare", "my-student", queued["id"], store=shop)["agreement"] == 1.0
     assert "test accuracy" in (Path(str(kept["folder"])) / "card.md").read_text()
 

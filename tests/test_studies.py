@@ -380,7 +380,7 @@ def test_a_teacher_stays_while_a_study_lacks_runs(store: Store, toy: Toy, resolv
     assert refused.stderr.startswith("Unfinished studies learn from it (given: ")
     assert study.id in refused.stderr
     assert other.id in refused.stderr
-    assert refused.stderr.rstrip().endswith("or delete them: their finished runs stay.")
+    assert refused.stderr.rstrip().endswith("or delete them: their finished runs are kept.")
     lifecycle.delete(store, other)
     lifecycle.start(store, study)
     with pytest.raises(Refused, match=f"given: {study.id}"):

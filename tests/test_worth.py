@@ -89,7 +89,7 @@ def test_the_control_keeps_what_a_spec_was_resolved_to(store: Store) -> None:
 
 @pytest.mark.parametrize("what", ["augment", "teacher", "shuffled"])
 def test_nothing_to_leave_out_is_refused_in_words(what: ablation.What) -> None:
-    with pytest.raises(BadSpec, match="nothing to measure"):
+    with pytest.raises(BadSpec, match="nothing to ablate"):
         ablation.pairs(tiny(), what, 3)
 
 
@@ -167,7 +167,7 @@ def test_equal_differences_are_no_proof() -> None:
     assert found.verdict == "no spread"
     assert found.low is None
     assert "add seeds" in found.words()
-    assert effect("accuracy", [0.9, 0.8], [0.9, 0.8]).words().endswith("no difference seen")
+    assert effect("accuracy", [0.9, 0.8], [0.9, 0.8]).words().endswith("no difference")
 
 
 def test_noise_says_what_it_would_take() -> None:
@@ -181,7 +181,7 @@ def test_no_number_of_seeds_shows_what_is_not_there() -> None:
     found = effect("accuracy", [0.9, 0.8, 0.85], [0.8, 0.9, 0.85])
 
     assert (found.verdict, found.more_seeds) == ("noise", None)
-    assert "may not show" in found.words()
+    assert "may not become significant" in found.words()
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_a_report_reads_validation_and_never_test(store: Store) -> None:
     assert found.effects[0].mean == pytest.approx(0.051)
     assert found.verdict == "The augmentation helps"
     assert "143 validation images" in found.words()
-    assert "test images have no part in it" in found.words()
+    assert "test images are not used" in found.words()
 
 
 def test_half_a_pair_counts_for_nothing(store: Store) -> None:
@@ -240,7 +240,7 @@ def test_a_failed_arm_is_named_with_its_reason(store: Store) -> None:
     found = ablation.report(store, spec, "augment", 1)
 
     assert found.failed == ["seed 0 with the augmentation: The loss became nan."]
-    assert "flatters the arm that failed" in found.words()
+    assert "favours the arm that failed" in found.words()
 
 
 def test_damaged_runs_do_not_hide_the_others(store: Store) -> None:
@@ -305,7 +305,7 @@ def test_the_desk_reports_and_starts(store: Store) -> None:
     assert (second["running"], len(store.queue())) == (2, 4)
     assert second["spec"]["data"]["fingerprint"]
     assert json.dumps(second)
-    with pytest.raises(BadSpec, match="nothing to measure"):
+    with pytest.raises(BadSpec, match="nothing to ablate"):
         handlers.worth(store, tiny().model_dump(mode="json"), "augment")
 
 
@@ -314,7 +314,7 @@ def test_the_command_line_trains_pairs_and_never_twice(tmp_path: Path, store: St
     (tmp_path / "spec.yaml").write_text(
         "data: {source: digits, images: 200}\nnetwork: {kind: cnn, width: 4, depth: 2}\nepochs: 4\naugment: [shift]\n"
     )
-    arguments = ("worth", tmp_path / "spec.yaml", "--without", "augment", "--seeds", 2, "--json")
+    arguments = ("ablate", tmp_path / "spec.yaml", "--without", "augment", "--seeds", 2, "--json")
 
     done = command(*arguments, store=store)
     assert done.returncode == 0, done.stderr
@@ -347,7 +347,7 @@ def test_the_command_line_goes_on_after_a_failed_arm(tmp_path: Path, store: Stor
         "optimizer: {kind: sgd, lr: 100, momentum: 0.99}\n"
     )
 
-    done = command("worth", tmp_path / "spec.yaml", "--without", "augment", "--seeds", 1, "--json", store=store)
+    done = command("ablate", tmp_path / "spec.yaml", "--without", "augment", "--seeds", 1, "--json", store=store)
 
     assert done.returncode == 1
     assert "seed 0 with" in done.stderr
@@ -360,7 +360,7 @@ def test_the_command_line_goes_on_after_a_failed_arm(tmp_path: Path, store: Stor
 def test_the_command_line_queues(tmp_path: Path, store: Store) -> None:
     (tmp_path / "spec.yaml").write_text("data: digits\nnetwork: cnn\nteacher: digits-teacher\n")
 
-    done = command("worth", tmp_path / "spec.yaml", "--without", "teacher", "--queue", store=store)
+    done = command("ablate", tmp_path / "spec.yaml", "--without", "teacher", "--queue", store=store)
 
     assert done.returncode == 0, done.stderr
     assert "0 of 3 pairs finished, 3 running or queued" in done.stdout
@@ -439,7 +439,7 @@ def test_the_panel_calls_one_seed_no_evidence_before_and_after(panel, store: Sto
     pretend(store, ours)
     pretend(store, theirs)
 
-    assert "1 seed: not evidence" in app.run().warning[0].value
+    assert "Single seed; run more before drawing conclusions" in app.run().warning[0].value
 
 
 @pytest.mark.slow
@@ -456,7 +456,7 @@ def test_the_panel_names_a_failed_run(panel, store: Store) -> None:
 def test_the_panel_without_anything_to_leave_out_says_what_to_do(panel) -> None:
     app = panel(tiny())
 
-    assert "Add parts to `augment`" in app.info[0].value
+    assert "Add transforms to `augment`" in app.info[0].value
     assert not app.button
 
 

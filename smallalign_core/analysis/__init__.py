@@ -1,1 +1,1 @@
-"""What is computed from finished runs and datasets: comparisons, robustness, landscapes, reports, data quality."""
+"""Analyses of finished runs and datasets: comparisons, robustness, landscapes, reports, data quality."""

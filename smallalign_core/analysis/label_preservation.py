@@ -1,7 +1,7 @@
-"""Is it still the class? What a policy does to a teacher's answers, by part and by strength.
+"""Label preservation: the effect of an augmentation policy on a teacher's predictions, per transform and strength.
 
-A teacher that changes its mind about an augmented image either sees another class there or can no longer tell; a
-student is then taught from that. Nothing here looks at test images.
+If augmentation changes the teacher's prediction, the image shows another class or is no longer recognisable, and the
+student is trained on that. Test images are not used.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Probabilities = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Effect:
-    """What one policy at one strength does to the teacher's answers.
+    """The effect of one policy at one strength on the teacher's predictions.
 
     Attributes:
         flip_rate: share of views whose predicted class is not that of the clean image, with a 95 % interval (Wilson,
@@ -60,7 +60,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class PartEffect:
-    """One part of the policy alone; `index` is its place in the policy, `name` its kind and values."""
+    """One transform of the policy alone; `index` is its position in the policy, `name` its kind and values."""
 
     index: int
     kind: str
@@ -70,10 +70,10 @@ class PartEffect:
 
 @dataclass(frozen=True)
 class Flipped:
-    """A view that the teacher calls differently from its clean image.
+    """An augmented image with another prediction than its clean image.
 
     Attributes:
-        row: the image's position among those looked at; `view`: the number of the draw. Together with the seed they
+        row: the image's position in the sample; `view`: the number of the draw. Together with the seed they
             give the pixels: `Views(...).augmented([row], [view])`.
         label: the true class.
         before, after: predicted classes, each with its probability.
@@ -93,15 +93,15 @@ class LabelPreservation:
     """The report.
 
     Attributes:
-        images, draws, seed: how many images were looked at, how often each, and which draws.
+        images, draws, seed: number of images, augmentations per image, and the seed.
         strength: that of `whole`, `parts` and `flipped`.
         clean: the same figures without augmentation: its flip rate is 0, its stddev is what sampling alone gives.
         whole: the policy. parts: each part alone. curve: the whole policy over strength, 1 is as written.
-        limit: the highest flip rate that is accepted.
+        limit: the maximum flip rate (label-change rate).
         suggested: the largest strength of the curve up to which every flip rate stays within `limit`; None if the
             weakest already exceeds it.
-        flipped: views that changed class under the whole policy, surest first; at most 60 of `flipped_count`.
-        warnings: what a person should know, in words.
+        flipped: label changes under the whole policy, most confident first; at most 60 of `flipped_count`.
+        warnings: warnings, as text.
     """
 
     images: int
@@ -125,13 +125,13 @@ class LabelPreservation:
         """The report as lines of text."""
         lines = [_line("whole policy", self.whole), *(_line(part.kind, part.effect) for part in self.parts)]
         safe = "none" if self.suggested is None else f"{self.suggested:g}"
-        lines.append(f"suggested strength for a flip rate of at most {self.limit:.1%}: {safe}")
+        lines.append(f"suggested strength for a label-change rate of at most {self.limit:.1%}: {safe}")
         return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
 
 
 def _line(name: str, effect: Effect) -> str:
     return (
-        f"{name}: class changes on {effect.flip_rate:.1%} [{effect.flip_low:.1%}, {effect.flip_high:.1%}], "
+        f"{name}: label-change rate {effect.flip_rate:.1%} [{effect.flip_low:.1%}, {effect.flip_high:.1%}], "
         f"confidence {effect.confidence_before:.3f} -> {effect.confidence_after:.3f}, "
         f"teacher stddev {effect.stddev:.4f}"
     )
@@ -141,10 +141,10 @@ def sample(splits: Splits, *, least: int = LEAST, most: int | None = None) -> tu
     """Validation images, filled up with training images where there are fewer than `least`.
 
     Args:
-        most: how many at most; without it 2,048, or as few as `least` where images are large.
+        most: maximum number; default: 2,048, or down to `least` for large images.
 
-    Returns:
-        the images, and how many of them are training images.
+        Returns:
+            the images, and the number of training images among them.
     """
     if most is None:
         most = min(MOST, max(least, MOST_PIXELS // math.prod(splits.shape)))
@@ -164,21 +164,21 @@ def sample(splits: Splits, *, least: int = LEAST, most: int | None = None) -> tu
 
 @dataclass(frozen=True)
 class _Answer:
-    """What is remembered of one policy."""
+    """Cached results of one policy."""
 
     effect: Effect
     flipped: tuple[Flipped, ...]
     flipped_count: int
-    commonest: tuple[str, str, int]  # predicted before, predicted after, how often
+    commonest: tuple[str, str, int]  # predicted before, predicted after, count
 
 
 class LabelCheck:
-    """A teacher and the images that it is asked about. What it answered once is remembered.
+    """A teacher and a sample of images, with cached predictions.
 
     Args:
         images: those of `sample`.
-        seed, draws: which views of each image, and how many, for every part and every strength.
-        from_training: how many of the images the teacher was trained on; said in the warnings.
+        seed, draws: seed and number of augmentations per image, for every transform and strength.
+        from_training: number of the teacher's training images among them, for a warning.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ class LabelCheck:
         device: torch.device | str = "cpu",
     ) -> None:
         if draws < 1:
-            raise BadSpec("there is at least one draw", given=draws)
+            raise BadSpec("`draws` must be at least 1", given=draws, do="give a positive number")
         self.teacher, self.images, self.seed, self.draws = teacher.eval().to(device), images, seed, draws
         self.from_training, self.device = from_training, device
         self._clean: Probabilities | None = None
@@ -201,21 +201,21 @@ class LabelCheck:
     def report(
         self, policy: tuple[Augment, ...], *, strength: float = 1.0, limit: float = 0.05, grid: Sequence[float] = GRID
     ) -> Generator[float, None, LabelPreservation]:
-        """A report on `policy`, batch by batch: yields the share that is done, returns the report.
+        """A report on `policy`, batch by batch: yields progress in 0..1, returns the report.
 
-        Parts that mix images are left out: they change the label on purpose.
+        Transforms that mix images are excluded: they change the label on purpose.
 
         Args:
-            strength: that of the figures; the curve is over `grid` and this one.
-            limit: the highest flip rate to accept, 0..1.
+            strength: strength of the figures; the curve is over `grid` and this one.
+            limit: maximum label-change rate, 0..1.
 
         Raises:
             BadSpec: the policy is empty or cannot work on the images, or limit or strength are out of range.
         """
         if not policy:
-            raise BadSpec("the policy has no parts", do="add one")
+            raise BadSpec("the policy has no transforms", do="add one")
         if not 0 <= limit <= 1:
-            raise BadSpec("a limit lies between 0 and 1", given=limit)
+            raise BadSpec("the limit must be between 0 and 1", given=limit, do="write for example 0.05")
         shape = self.images.shape
         alone = tuple(part for part in policy if not isinstance(part, Mixing))
         single = [scaled((part,), strength, shape) for part in alone]
@@ -253,14 +253,14 @@ class LabelCheck:
 
     @property
     def answered(self) -> int:
-        """How many policies it remembers."""
+        """Number of cached policies."""
         return len(self._known)
 
     def _effect(self, policy: tuple[Augment, ...], strength: float) -> Effect:
         return replace(self._known[policy].effect, strength=strength)
 
     def _ask(self, policy: tuple[Augment, ...]) -> Generator[int, None, None]:
-        """Remember what the teacher says to `policy`; yields the number of batches so far."""
+        """Compute and cache the predictions for `policy`; yields the number of batches so far."""
         views = Views(self.images, policy, batch=BATCH, seed=self.seed, device=self.device)
         found: list[NDArray[np.float32]] = []
         for view in range(self.draws if policy else 1):
@@ -270,7 +270,7 @@ class LabelCheck:
                 found.append(in_batches(self.teacher, shown).float().cpu().numpy())
                 yield len(found)
         after = np.exp(log_softmax(np.concatenate(found))).reshape(-1, len(self.images), found[0].shape[1])
-        if self._clean is None:  # the first that is asked is the empty policy
+        if self._clean is None:  # the first one is the empty policy
             self._clean = after[0]
         if not policy:
             after = np.broadcast_to(after, (self.draws, *after.shape[1:]))
@@ -290,7 +290,7 @@ def assess(
     from_training: int = 0,
     device: torch.device | str = "cpu",
 ) -> LabelPreservation:
-    """Ask the teacher about `images`, clean and augmented: see `Judge` and its `report`."""
+    """Label preservation of a policy on `images`."""
     judge = LabelCheck(teacher, images, seed=seed, draws=draws, from_training=from_training, device=device)
     work = judge.report(policy, strength=strength, limit=limit, grid=grid)
     while True:
@@ -326,7 +326,9 @@ def _answer(clean: Probabilities, after: Probabilities, images: ImageSet, seed: 
         stddev=teacher_stddev(after, seed=seed),
     )
     places = np.argwhere(said_after != said)
-    places = places[np.argsort(-sure[places[:, 0], places[:, 1]], kind="stable")]  # the surest wrong answer first
+    places = places[
+        np.argsort(-sure[places[:, 0], places[:, 1]], kind="stable")
+    ]  # the most confident label change first
     pairs = Counter((int(said[row]), int(said_after[view, row])) for view, row in places)
     ((before, becomes), times) = pairs.most_common(1)[0] if pairs else ((0, 0), 0)
     flipped = tuple(
@@ -351,7 +353,7 @@ def teacher_stddev(probabilities: Probabilities, *, group: int = GROUP, seed: in
     hold 640). A group's answer is the mean probability of each class over its images. The result is the standard
     deviation (n - 1) of these means over all groups of all draws, averaged over classes. Compare values only for the
     same images, draws and group: sampling images is part of it, so clean images do not give 0. And compare only
-    policies that keep the class: a teacher that no longer recognises anything gives steady answers too.
+    label-preserving policies: on unrecognisable images the predictions are stable too.
 
     Args:
         probabilities: [draws, N, C].
@@ -378,40 +380,40 @@ def _suggested(curve: Sequence[Effect], limit: float) -> float | None:
 def _warnings(
     risk: LabelPreservation, policy: tuple[Augment, ...], commonest: tuple[str, str, int], from_training: int
 ) -> Iterator[str]:
-    """What a person should know before training on this."""
+    """Warnings before training with the policy."""
     limit, whole = risk.limit, risk.whole
     for part in risk.parts:
         effect = part.effect
         if effect.flip_low > limit:
             yield (
-                f"`{part.name}` alone changes the class of {effect.flip_rate:.0%} of images, clearly "
-                f"more than {limit:.0%}: make it weaker, or remove it"
+                f"`{part.name}` alone has a label-change rate of {effect.flip_rate:.0%}, clearly "
+                f"above {limit:.0%}: make it weaker, or remove it"
             )
         elif effect.confidence_before - effect.confidence_after > UNSURE:
             yield (
-                f"`{part.name}` makes the teacher unsure: its confidence falls from "
+                f"`{part.name}` lowers teacher confidence from "
                 f"{effect.confidence_before:.2f} to {effect.confidence_after:.2f}"
             )
     if whole.flip_low > limit:
         before, after, times = commonest
         yield (
-            f"the whole policy changes the class of {whole.flip_rate:.0%} of images; most often {before} becomes "
+            f"the whole policy has a label-change rate of {whole.flip_rate:.0%}; most often {before} becomes "
             f"{after} ({times} of {risk.flipped_count})"
         )
     if whole.accuracy_before < 0.8:
-        yield f"the teacher is right on only {whole.accuracy_before:.0%} of clean images: it is a poor judge"
+        yield f"teacher accuracy on clean images is only {whole.accuracy_before:.0%}: the result is unreliable"
     if isinstance(policy[-1], Mixing):
-        yield f"`{policy[-1].kind}` was left out: it changes the label on purpose"
+        yield f"`{policy[-1].kind}` was excluded: it changes the label on purpose"
     if from_training:
         yield (
-            f"{from_training} of the {risk.images} images are training images, on which the teacher is surer: there "
-            f"are fewer than {LEAST} for validation"
+            f"{from_training} of the {risk.images} images are training images, with higher teacher confidence: there "
+            f"are fewer than {LEAST} validation images"
         )
     if risk.images < LEAST:
-        yield f"only {risk.images} images could be looked at: the intervals are wide"
+        yield f"only {risk.images} images are available: the intervals are wide"
 
 
 def part_label(part: Augment) -> str:
-    """A part and what it was asked for, short enough for a sentence."""
+    """A transform with its values, as short text."""
     values = [value for name, value in part.model_dump().items() if name not in ("kind", "probability")]
     return " ".join([part.kind, *(f"{value:g}" if isinstance(value, float) else str(value) for value in values)])

@@ -1,7 +1,7 @@
-"""Which runs are worth shipping: size, MACs, latency, accuracy and calibration side by side, and who dominates whom.
+"""The Pareto front of runs: size, MACs, latency, accuracy and calibration, and dominated runs.
 
-Latency is measured on this machine: the run's ONNX file in ONNX Runtime, one image at a time, one thread, after a
-warm-up that lasts until two windows agree. It is kept for each run and machine.
+Latency is measured on this machine: the run's ONNX file in ONNX Runtime, batch of 1, one thread, after a warm-up until
+two windows agree. It is cached for each run and machine.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from smallalign_core.system.resumable import Work, part_of
 
 THREADS = 1
 WINDOW = 0.15
-"""Seconds of one window of the warm-up, and between two signs of life."""
+"""Seconds of one window of the warm-up, and between progress updates."""
 WARM = (0.45, 3.0)
-"""The warm-up lasts at least and at most so many seconds."""
+"""Min. and max. seconds of the warm-up."""
 AGREE = 0.1
 """It ends when the medians of two windows differ by less than this share."""
 MEASURED = 0.9
-"""Seconds that are measured."""
+"""Seconds of measurement."""
 FORMAT = 3
 
 
@@ -45,11 +45,11 @@ class Latency:
     """Milliseconds for one image in ONNX Runtime.
 
     Attributes:
-        bytes: of the ONNX file that `export` writes in fp32, or of an import.
-        sizes: the same by precision; None where a network cannot be written so. Of an import all are its file's.
+        bytes: size of the exported fp32 ONNX file, or of an import.
+        sizes: the same by precision; None if a network cannot be exported in it. For an import all are its file's.
         steady: whether the warm-up ended because two windows agreed; if not, the machine was busy.
-        samples: how many answers were timed.
-        runtime: ONNX Runtime's version. `threads`, `processor`: on what.
+        samples: number of timed runs.
+        runtime: ONNX Runtime's version. `threads`, `processor`: of the measurement.
     """
 
     bytes: int
@@ -65,7 +65,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a run may cost and must reach; None is no limit. 1 kB is 1,000 bytes; accuracy is a share.
+    """Limits for runs; None is no limit. 1 kB is 1,000 bytes; accuracy is a share in 0..1.
 
     Attributes:
         kb: of the file in `precision`; the other two are of fp32.
@@ -77,17 +77,17 @@ class Limits:
     precision: str = "fp32"
 
     def check(self) -> None:
-        """Refuse limits that nothing could pass.
+        """Check that the limits can be met.
 
         Raises:
             BadInput: one is out of range.
         """
         if self.precision not in PRECISIONS:
-            raise BadInput("there is no such precision", given=self.precision, do=f"choose {', '.join(PRECISIONS)}")
+            raise BadInput("unknown precision", given=self.precision, do=f"choose {', '.join(PRECISIONS)}")
         sizes = [value for value in (self.kb, self.ms) if value is not None]
         if any(not 0 < value < float("inf") for value in sizes) or not 0 <= (self.accuracy or 0) <= 1:
             raise BadInput(
-                "a limit is a size above 0 kB, a time above 0 ms, or an accuracy between 0 and 1",
+                "limits must be above 0 kB, above 0 ms, and an accuracy between 0 and 1",
                 given=f"{self.kb} kB, {self.ms} ms, accuracy {self.accuracy}",
                 do="give other limits",
             )
@@ -129,7 +129,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class ParetoFront:
-    """All runs side by side."""
+    """All runs in comparison."""
 
     split: str
     images: int
@@ -144,7 +144,7 @@ class ParetoFront:
 
 
 def words(found: dict[str, Any]) -> str:
-    """Which runs pass all limits, and which are dominated; of a `Frontier`'s plain values."""
+    """The runs that pass all limits, and those that are dominated, as text; from plain values of the report."""
     limits, names = found["limits"], {one["id"]: one["name"] for one in found["candidates"]}
     precision = limits.get("precision", "fp32")
     in_precision = "" if precision == "fp32" else f" in {precision}"
@@ -170,12 +170,12 @@ def words(found: dict[str, Any]) -> str:
     if not any(one["dominated_by"] for one in found["candidates"]):
         parts.append("No run is dominated by another.")
     if found["split"] == "test" and len(found["candidates"]) > 1:
-        parts.append("These are test images: choose on validation, and report on test.")
+        parts.append("These are test images: select on validation, report on test.")
     return " ".join(parts)
 
 
 def size_in(one: dict[str, Any], precision: str) -> int | None:
-    """Bytes of a candidate's file in a precision; None where it cannot be written so."""
+    """Bytes of a candidate's file in a precision; None if it cannot be exported in it."""
     known: dict[str, int | None] = one.get("sizes") or {}
     return known.get(precision) if known else int(one["bytes"])
 
@@ -186,7 +186,7 @@ def kilobytes(size: int | None) -> str:
 
 
 def table(found: dict[str, Any]) -> str:
-    """The plain values of a `Frontier` as lines of columns."""
+    """The plain values of the report as a text table."""
     head = ["run", "params", "MACs", *(f"kB {one}" for one in PRECISIONS), "p50 ms", "p95 ms", "accuracy", "ECE", ""]
     rows = [
         [
@@ -217,12 +217,12 @@ def table(found: dict[str, Any]) -> str:
 def pareto_front(
     runs: Sequence[Run], splits: Splits, split: str, store: Store, limits: Limits = NO_LIMITS
 ) -> Work[ParetoFront]:
-    """All of `runs` on the images of one split; yields the share that is done.
+    """All of `runs` on the images of one split; yields progress in 0..1.
 
-    A look at test is counted once, and only if a run had to be asked.
+    A test-set evaluation is counted once, and only if a run had to be evaluated.
 
     Raises:
-        BadInput: a limit is out of range, or a run does not know these classes.
+        BadInput: a limit is out of range, or a run has other classes.
         BadModel: a run's weights cannot be read.
     """
     limits.check()
@@ -262,7 +262,7 @@ def pareto_front(
 
 
 def evaluated(found: Sequence[Candidate], limits: Limits) -> list[Candidate]:
-    """`found` with who is dominated, and who fails which limit."""
+    """`found` with dominated runs and failed limits."""
     values = [asdict(one) for one in found]
     marks = [(dominated(one, values), failed(one, asdict(limits))) for one in values]
     return [
@@ -282,7 +282,7 @@ def dominated(one: dict[str, Any], among: Sequence[dict[str, Any]]) -> str | Non
 
 
 def failed(one: dict[str, Any], limits: dict[str, Any]) -> tuple[str, ...]:
-    """Which limits a run does not pass."""
+    """The limits that a run fails."""
     kb, ms, accuracy = limits["kb"], limits["ms"], limits["accuracy"]
     size = size_in(one, limits.get("precision", "fp32"))
     over = {
@@ -297,7 +297,7 @@ def failed(one: dict[str, Any], limits: dict[str, Any]) -> tuple[str, ...]:
 
 
 def kept(run: Run, store: Store) -> Latency | None:
-    """What was measured of a run on this machine; None if nothing was."""
+    """A run's cached latency on this machine; None if not measured."""
     with contextlib.suppress(SmallAlignError, TypeError):
         return Latency(**read_json(_file(run, store)))
     return None
@@ -312,7 +312,7 @@ def _file(run: Run, store: Store) -> Path:
 
 
 def _measured(run: Run, splits: Splits, store: Store) -> Work[Latency]:
-    """A run's latency, measured now and kept."""
+    """A run's latency, measured and cached."""
     import onnxruntime
 
     sizes, answer = _answering(run, splits, store)
@@ -345,7 +345,7 @@ def _measured(run: Run, splits: Splits, store: Store) -> Work[Latency]:
 
 
 def _answering(run: Run, splits: Splits, store: Store) -> tuple[dict[str, int | None], Callable[[], object]]:
-    """Bytes of a run's ONNX file by precision, and a function that lets it answer one image.
+    """Bytes of a run's ONNX file by precision, and a function that runs it on one image.
 
     Ours takes raw pixels, so its preprocessing is timed with it; an import's is done before, since its file has none.
     """
@@ -375,7 +375,7 @@ def _answering(run: Run, splits: Splits, store: Store) -> tuple[dict[str, int | 
 
 
 def _timed(answer: Callable[[], object], seconds: float) -> list[float]:
-    """Milliseconds of each answer within `seconds`, at least three."""
+    """Milliseconds of each call within `seconds`, at least three."""
     times: list[float] = []
     until = time.perf_counter() + seconds
     while len(times) < 3 or time.perf_counter() < until:

@@ -1,8 +1,8 @@
-"""How runs bear corrupted images: 12 corruptions of SmallAlign, at 5 severities. They are not those of ImageNet-C.
+"""Robustness to image corruptions: 12 corruptions of SmallAlign, at 5 severities. They are not those of ImageNet-C.
 
-Each corruption is a part of an augmentation policy (`smallalign_core.augment`) whose range grows with the severity; how
-much of the range an image gets is drawn once, with a fixed seed. So all runs see the same corrupted pixels, and their
-difference is paired. What a run gets right is kept, so that comparing it with another one asks it nothing.
+Each corruption is a transform (`smallalign_core.augment`) whose range grows with the severity; the value for an image
+is sampled once, with a fixed seed. So all runs get the same corrupted pixels, and differences are paired. The correct
+images of a run are cached, so that a comparison with another run does not repeat its inference.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from smallalign_core.system.resumable import Work, part_of
 
 SEVERITIES = (1, 2, 3, 4, 5)
 MOST = 1000
-"""Images that are looked at, evenly spread over the split."""
+"""Max. images, evenly spread over the split."""
 BATCH = 250
 SEED = 0
 FORMAT = 1
-"""Raised when a corruption changes, so that runs are asked again."""
-NAME = "12 corruptions of SmallAlign, not ImageNet-C"
+"""Version of the corruptions; increased when one changes, so that runs are evaluated again."""
+NAME = "SmallAlign corruption suite (12 corruptions, not ImageNet-C)"
 
 
 CORRUPTIONS: dict[str, Callable[[int, int], Augment]] = {
@@ -59,7 +59,7 @@ CORRUPTIONS: dict[str, Callable[[int, int], Augment]] = {
     "erase": lambda s, _: Erase(largest=0.1 * s, probability=1),
     "posterize": lambda s, _: Posterize(bits=6 - s, probability=1),
 }
-"""Name to the part of a policy at a severity, for images of a side in pixels. An image gets up to so much of it."""
+"""Name to a transform for a severity and an image side in pixels. An image gets a value up to its maximum."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Level:
-    """One run on one corruption at one severity: the share that it gets right (interval of Wilson, 1927)."""
+    """One run on one corruption at one severity: its accuracy (interval of Wilson, 1927)."""
 
     corruption: str
     severity: int
@@ -82,10 +82,10 @@ class Level:
 
 @dataclass(frozen=True)
 class RunRobustness:
-    """How one run bears all corruptions.
+    """One run under all corruptions.
 
     Attributes:
-        clean: accuracy on the same images as they are (interval of Wilson, 1927).
+        clean: accuracy on the same images without corruption (interval of Wilson, 1927).
         mean: the mean accuracy over all corruptions and severities. Its interval is over images, each with its mean
             over all corruptions: what corruptions do to one image is not independent.
         change: `mean` minus that of the first run, paired by image; None for the first.
@@ -106,8 +106,8 @@ class Robustness:
     """The report on several runs; the others are compared with the first.
 
     Attributes:
-        images: how many were corrupted, of `of` in the split.
-        seed: which draws.
+        images: number of corrupted images, of `of` in the split.
+        seed: seed of the corruptions.
     """
 
     split: str
@@ -123,7 +123,7 @@ class Robustness:
 
 
 def words(found: dict[str, Any], names: Sequence[str]) -> str:
-    """A report's plain values as lines of text; `names` are what to call the runs."""
+    """A report's plain values as text; `names` are display names of the runs."""
 
     def points(one: dict[str, float]) -> str:
         return f"{100 * one['value']:+.2f} points [{100 * one['low']:+.2f}, {100 * one['high']:+.2f}]"
@@ -158,12 +158,12 @@ def corrupted(images: ImageSet, corruption: str, severity: int) -> Callable[[NDA
 
 
 def assess(runs: Sequence[Run], splits: Splits, split: str, store: Store) -> Work[Robustness]:
-    """Ask all of `runs` about the corrupted images of a split; yields the share that is done.
+    """Evaluate all of `runs` on the corrupted images of a split; yields progress in 0..1.
 
-    A look at test is counted once, and only if a run had to be asked.
+    A test-set evaluation is counted once, and only if a run had to be evaluated.
 
     Raises:
-        BadInput: a run does not know these classes. BadModel: its weights cannot be read.
+        BadInput: a run has other classes. BadModel: its weights cannot be read.
     """
     looked, right = False, []
     for place, run in enumerate(runs):
@@ -182,12 +182,12 @@ def _file(run: Run, splits: Splits, split: str, store: Store) -> Path:
 
 
 def kept(run: Run, splits: Splits, split: str, store: Store) -> NDArray[np.bool_] | None:
-    """[1 + 60, N]: which images a run gets right, clean and corrupted; None if it was not asked yet."""
+    """Bool [1 + 60, N]: correct images of a run, clean and corrupted; None if not evaluated yet."""
     return read_array(_file(run, splits, split, store))
 
 
 def _ask(run: Run, splits: Splits, split: str, store: Store) -> Work[NDArray[np.bool_]]:
-    """As `kept`, asked now."""
+    """As `kept`, computed now."""
     import torch
 
     from smallalign_core.runs import imported
@@ -210,7 +210,7 @@ def _ask(run: Run, splits: Splits, split: str, store: Store) -> Work[NDArray[np.
 
 
 def _report(ids: Sequence[str], right: Sequence[NDArray[np.bool_]], split: str, of: int) -> Robustness:
-    """The report on what each run gets right: [1 + 60, N]."""
+    """The report from the correct images of each run: [1 + 60, N]."""
     grid = [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
     first, runs = right[0][1:].mean(0), []
     for place, (id, hits) in enumerate(zip(ids, right, strict=True)):

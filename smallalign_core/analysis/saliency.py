@@ -1,4 +1,4 @@
-"""Where a classifier looks: Grad-CAM for networks with convolutions, occlusion maps for whatever else answers."""
+"""Saliency maps of classifiers: Grad-CAM for networks with convolutions, occlusion maps for all others."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ METHODS = {"grad-cam": "Grad-CAM (Selvaraju et al., 2017)", "occlusion": "Occlus
 WINDOW = 0.25
 """Side of the occluding square, as a share of the image's shorter side."""
 STEPS = 12
-"""Places of the square along a side, at least; fewer where that would be less than a pixel apart."""
+"""Min. positions of the square along a side; fewer if they would be less than a pixel apart."""
 CHUNK = 64
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Where a classifier looks for one class.
+    """The saliency map of a classifier for one class.
 
     Attributes:
         method: a key of `METHODS`.
         target: the class, as a position in the classifier's classes.
-        heat: float32 [H, W] in 0..1: how much each place speaks for the class, relative to the place that does most.
-            All zeros if no place speaks for it.
+        heat: float32 [H, W] in 0..1: positive evidence for the class, relative to the maximum. All zeros if there is
+            none.
         probabilities: float64 [C], of the image as it is.
     """
 
@@ -42,14 +42,14 @@ class Explanation:
 def explain(
     model: BaseClassifier, image: NDArray[np.uint8], *, target: int | None = None, occluding: bool = False
 ) -> Explanation:
-    """Where `model` looks when it sees `image`, uint8 [C, H, W].
+    """The saliency map of `model` for `image`, uint8 [C, H, W].
 
     Args:
-        target: the class to explain; its own answer without.
-        occluding: occlusion even where Grad-CAM could be had.
+        target: the class to explain; default: the predicted class.
+        occluding: use occlusion even if Grad-CAM is applicable.
     """
     model = model.eval()
-    pixels = torch.from_numpy(np.array(image))[None]  # a copy: what came over a pipe cannot be written to
+    pixels = torch.from_numpy(np.array(image))[None]  # a copy, since arrays from a pipe are read-only
     with torch.no_grad():
         p = model(pixels).float().softmax(1)[0]
     wanted = int(p.argmax()) if target is None else target
@@ -61,7 +61,7 @@ def explain(
 
 
 def has_attention(body: nn.Module) -> bool:
-    """Whether a network has attention: its only convolution may be the one that cuts patches, and shows nothing."""
+    """Whether a network has attention: its only convolution may be the patch embedding, which is not informative."""
     return any("attention" in type(module).__name__.lower() for module in body.modules())
 
 

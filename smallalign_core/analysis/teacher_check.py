@@ -1,4 +1,4 @@
-"""Before hours are burned: is this teacher worth it, on these images? Only validation images are looked at."""
+"""Check of a teacher before training: accuracy, calibration, determinism and speed, on validation images only."""
 
 from __future__ import annotations
 
@@ -27,33 +27,33 @@ from smallalign_core.training.teacher_evidence import (
 
 MOST_IMAGES = 2_000
 SHOWN_TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
-UNSTEADY = 1e-3  # of the logits' spread: beyond it, two answers to one image differ by more than rounding
+UNSTEADY = 1e-3  # relative to the logits' spread: beyond it, outputs for one image differ by more than rounding
 BATCH = 64
 SPEED_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """What is known of a teacher on the validation images before anything learns from it.
+    """The check of a teacher on validation images.
 
     Attributes:
-        refused: why it should not teach; None if it may.
-        warnings: what to know if it does.
-        assumed: how its pixels and answers are read, where its file does not say.
+        refused: why it is not usable, as text; None if it is.
+        warnings: warnings, as text.
+        assumed: assumptions about its inputs and outputs that are not in its file.
         scores: on `scores.images` validation images.
-        chance: what always naming the commonest class would reach, or 1/classes if that is more.
+        chance: accuracy of predicting the most frequent class, or 1/classes if that is more.
         temperature: fitted on the same images; `calibrated_ece`, `calibrated_nll` with it.
-        worst: the three classes that it recognises least, with their recall.
-        mapping: its own class for each class of the data, where names or places differ.
-        unused: classes that it knows and the data has not.
-        repeat_diff: largest difference of a logit when the same batch is asked again.
-        batch_diff: the same, when images are asked one by one.
+        worst: the three classes with the lowest recall.
+        mapping: its own class for each class of the data, if names or order differ.
+        unused: its classes that are not in the data.
+        repeat_diff: largest difference of a logit when the same batch is repeated.
+        batch_diff: the same, with a batch size of 1.
         logit_std: standard deviation of its logits after each image's mean is taken off.
         margin: mean distance from the top logit to the next.
         softness: at temperatures 1, 2, 4 and 8.
-        suggested: temperatures worth trying: its mean confidence falls from 90 % at the first to halfway between
-            chance and certainty at the second. A heuristic: sharper tells hardly more than labels do, softer is mostly
-            noise that costs a small student capacity. The bounds are those of the loss where it never gets there.
+        suggested: suggested temperatures: its mean confidence is 90 % at the first and halfway between chance and
+            certainty at the second. A heuristic: sharper targets add little to labels, softer ones are mostly noise
+            for a small student. Limited to the range of the loss.
         images_per_second: fastest of several batches, this device, this number of threads.
         params, bytes: its size.
     """
@@ -89,19 +89,19 @@ class Preflight:
         return asdict(self)
 
     def words(self) -> str:
-        """The report for a terminal."""
+        """The report as text."""
         found = self.scores
         soft = ", ".join(f"{one.confidence:.0%} at T={one.temperature:g}" for one in self.softness)
         lines = [
-            f"{'REFUSED: ' + self.refused if self.refused else 'may teach'}",
+            f"{'NOT USABLE: ' + self.refused if self.refused else 'usable as a teacher'}",
             f"{self.teacher} on {found.images:,} validation images of {self.data}: accuracy {found.accuracy:.2%} "
             f"[{found.accuracy_low:.2%}, {found.accuracy_high:.2%}], chance {self.chance:.2%}",
             f"NLL {found.nll:.4f}, ECE {found.ece:.2%}; with temperature {self.temperature:.3f}: "
             f"{self.calibrated_nll:.4f}, {self.calibrated_ece:.2%}",
-            "worst classes: " + ", ".join(f"{name} {recall:.0%}" for name, recall in self.worst),
+            "lowest recall: " + ", ".join(f"{name} {recall:.0%}" for name, recall in self.worst),
             f"logits: spread {self.logit_std:.2f}, margin {self.margin:.2f}; confidence {soft}",
-            f"temperatures worth trying: {self.suggested[0]:.2g} to {self.suggested[1]:.2g}",
-            f"asked again: {self.repeat_diff:.2g}, one by one: {self.batch_diff:.2g} (largest difference of a logit)",
+            f"suggested temperature: {self.suggested[0]:.2g} to {self.suggested[1]:.2g}",
+            f"determinism: {self.repeat_diff:.2g} (repeat), {self.batch_diff:.2g} (batch of 1), max. logit difference",
             f"{self.params:,} parameters, {self.bytes:,} bytes, "
             f"{self.images_per_second:,.0f} images/s on {self.device}",
         ]
@@ -110,10 +110,10 @@ class Preflight:
 
 
 def preflight(run: Run, store: Store, spec: DataSpec | None = None, *, device: torch.device | str = "cpu") -> Preflight:
-    """Ask a finished run or an import about the validation images of `spec` (of its own data without).
+    """Check a finished run or an import on the validation images of `spec` (default: its own data).
 
     Raises:
-        BadInput, BadModel, BadData: it does not know the classes, or model or images cannot be read.
+        BadInput, BadModel, BadData: it has other classes, or model or images cannot be read.
     """
     spec = spec or run.data
     splits = data.load(spec, store.data_cache)
@@ -173,16 +173,20 @@ def _warnings(scores: Scores, calibrated: Scores, steady: dict[str, float], trai
     found = []
     bound = UNSTEADY * max(steady["logit_std"], 1e-12)
     if steady["repeat_diff"] > bound:
-        found.append("the same images get other answers when it is asked again: its answers cannot be kept")
+        found.append("outputs differ between repeated runs on the same images: they cannot be cached")
     if steady["batch_diff"] > bound:
-        found.append("an image's answer depends on the images beside it: is it in training mode?")
+        found.append(
+            "the output for an image depends on the other images in the batch: was it exported in training mode?"
+        )
     if scores.ece > 0.1 and calibrated.ece < scores.ece / 2:
-        found.append("its confidence is far from its accuracy; the suggested temperatures allow for that")
+        found.append(
+            "its confidence is far from its accuracy (poor calibration); the suggested temperatures account for that"
+        )
     if any(recall == 0 for recall in scores.recall.values()):
         missed = [name for name, recall in scores.recall.items() if recall == 0]
-        found.append(f"it never recognises {', '.join(missed[:5])}")
+        found.append(f"zero recall on {', '.join(missed[:5])}")
     if trained_on:
-        found.append("its best epoch was chosen on these very images, so they flatter it a little")
+        found.append("its best epoch was selected on these images, so the scores are slightly optimistic")
     return found
 
 

@@ -1,8 +1,8 @@
-"""Seeded views: which images a step sees, and how each is augmented, as a pure function.
+"""Seeded views: the images of a step and their augmentation, as a pure function.
 
-`views(step)` depends on the dataset, the policy, the batch size and the seed, and on nothing that happened before. So
-any view can be replayed: resume is exact, comparisons are paired, and teacher answers can be cached. An augmented image
-depends on (seed, view, image) alone, so the preview shows the pixels that training sees; only MixUp and CutMix, which
+`views(step)` depends only on the dataset, the policy, the batch size and the seed. So any view can be replayed:
+resume is exact, comparisons are paired, and teacher logits can be cached. An augmented image depends only on (seed,
+view, image), so the preview shows exactly the pixels of training; only MixUp and CutMix, which
 mix the images of one step, depend on (seed, step, position).
 """
 

@@ -1,4 +1,5 @@
-"""A batch while it is augmented: moves are collected and done in one resampling, when something must see the pixels."""
+"""A batch during augmentation: geometric transforms are composed and applied in one resampling, when pixels are
+needed."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def as_code(policy: tuple[Augment, ...], *, size: tuple[int, int], classes: int)
     """
     lines = [line for part in policy if not isinstance(part, Mixing) for line in _lines(part, size)]
     text = "import torch\nfrom torchvision.transforms import v2\n\n"
-    text += "# One uint8 image [C, H, W] at a time: on a batch torchvision draws once for all of its images.\n"
+    text += "# One uint8 image [C, H, W] at a time: on a batch torchvision samples once for all of its images.\n"
     text += "augment = v2.Compose([\n" + "".join(f"    {line}\n" for line in lines or ["v2.Identity(),"]) + "])\n"
     for part in policy:
         if isinstance(part, Mixing):
@@ -55,7 +55,7 @@ def as_code(policy: tuple[Augment, ...], *, size: tuple[int, int], classes: int)
                 case _:
                     assert_never(part)
             text += "\n# images, labels = mix(images, labels) after collating: uint8 [B, C, H, W] and int64 [B].\n"
-            text += "# torchvision draws one share a batch, SmallAlign one an image.\n"
+            text += "# torchvision samples one ratio per batch, SmallAlign one per image.\n"
             if part.probability < 1:
                 text += "# Labels stay int64 where it is not applied: make them one-hot yourself.\n"
             text += "mix = " + (mixing if part.probability == 1 else _sometimes(mixing, part.probability)) + "\n"

@@ -1,4 +1,4 @@
-"""What pixels show: batched kernels with a parameter an image, after torchvision's of the same names.
+"""Photometric transforms: batched kernels with one parameter per image, after torchvision's of the same names.
 
 Images are float32 [N, C, H, W] in 0..255 and stay unrounded from part to part; factors are float32 [N]. torchvision
 rounds after each operation, so the two differ by up to one level an operation. Sums are taken in a fixed order or over

@@ -1,4 +1,4 @@
-"""What each part of a policy does to a canvas: uniform draws become parameters, parameters become moves or paint."""
+"""The implementation of each transform: uniform samples become parameters, parameters are applied to a canvas."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def columns(part: Augment) -> int:
 
 
 def check(policy: tuple[Augment, ...], shape: tuple[int, int, int]) -> None:
-    """Refuse a policy that cannot work on images of `shape` (channels, height, width).
+    """Check that a policy is applicable to images of `shape` (channels, height, width).
 
     Raises:
         BadSpec: naming the part, what it was given, and what to do.
@@ -79,7 +79,7 @@ def check(policy: tuple[Augment, ...], shape: tuple[int, int, int]) -> None:
                 )
             case Equalize() if height * width < 256:
                 raise BadSpec(
-                    f"`{where}` needs images of at least 256 pixels, a histogram of fewer says nothing",
+                    f"`{where}` needs images of at least 256 pixels for a meaningful histogram",
                     given=f"{height} x {width}",
                     do="remove equalize, or set data.size",
                 )

@@ -25,7 +25,7 @@ def scaled(
         BadSpec: the strength lies outside 0..2.
     """
     if not 0 <= strength <= STRONGEST:
-        raise BadSpec("a strength lies between 0 and 2", given=strength, do="use 1 for the policy as written")
+        raise BadSpec("the strength must be between 0 and 2", given=strength, do="use 1 for the policy as written")
     if strength == 1:
         return policy
     stronger = (_scaled(part, strength) for part in policy)

@@ -1,4 +1,4 @@
-"""The command line: `smallalign VERB`, or `python -m smallalign_core VERB`."""
+"""The command line: `smallalign COMMAND`, or `python -m smallalign_core COMMAND`."""
 
 from smallalign_core.cli._main import main
 

@@ -7,5 +7,5 @@ from typing import Any
 import typer
 
 ClickException: Any = next(one for one in typer.BadParameter.__mro__ if one.__name__ == "ClickException")
-"""The base of the errors that a command line can cause. It is click's, of the copy that typer carries or of the package
-that older ones depend on; the public `typer.BadParameter` is derived from it in both."""
+"""Base class of command-line usage errors: click's, either vendored by typer or (older typer) the separate package;
+the public `typer.BadParameter` derives from it in both."""

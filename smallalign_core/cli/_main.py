@@ -1,4 +1,4 @@
-"""The command line: `python -m smallalign_core VERB`. It asks, calls one function, and prints one answer.
+"""The command line: `python -m smallalign_core COMMAND`. A command parses options, calls a function, prints its result.
 
 Exit codes: 0 done, 1 the work failed, 2 bad input. With --json one JSON object goes to stdout and progress to stderr.
 """
@@ -35,7 +35,7 @@ from smallalign_core.cli.landscape import landscape
 from smallalign_core.cli.models import convert, import_, preflight
 from smallalign_core.cli.runs import app as runs_app
 from smallalign_core.cli.studies import optimizers, scale
-from smallalign_core.cli.train import submit, train, worth
+from smallalign_core.cli.train import ablate, submit, train
 from smallalign_core.errors import BadInput, SmallAlignError, of_system
 from smallalign_core.runs.store import Store, looked_at
 from smallalign_core.service import augmentation_api, backend, backends, worker
@@ -43,14 +43,14 @@ from smallalign_core.spec import DataSpec, read_policy
 from smallalign_core.system.files import write_folder
 
 app = typer.Typer(
-    help="SmallAlign: distil, compare and ship small image classifiers.", no_args_is_help=True, add_completion=False
+    help="SmallAlign: distill, compare and deploy small image classifiers.", no_args_is_help=True, add_completion=False
 )
-for verb in (
+for command in (
     dashboard,
     inspect,
     train,
     submit,
-    worth,
+    ablate,
     optimizers,
     scale,
     preflight,
@@ -60,7 +60,8 @@ for verb in (
     export,
     verify,
 ):
-    app.command()(verb)
+    app.command()(command)
+app.command("worth", hidden=True)(ablate)  # its name until 2026-11
 app.command("import")(import_)
 app.add_typer(runs_app, name="runs")
 
@@ -70,43 +71,44 @@ app.add_typer(runs_app, name="runs")
 
 @app.command()
 def datasets(store: StoreOption = MODELS, json: JsonOption = False) -> None:
-    """What can be used here by name, and what is ready without decoding or downloading."""
+    """List the datasets available by name, and which are ready without decoding or downloading."""
     place = Store(store)
     listed = [
         {"name": name, "about": about, "prepared": data.is_prepared(DataSpec(source=name), place.data_cache)}
         for name, about in data.NAMED.items()
     ]
-    table = Table("name", "what", "ready here")
+    table = Table("name", "description", "ready")
     for entry in listed:
-        table.add_row(str(entry["name"]), str(entry["about"]), "yes" if entry["prepared"] else "after first use")
-    table.caption = "Or a path: a folder per class, a zip of one, or a folder of IDX files."
+        table.add_row(str(entry["name"]), str(entry["about"]), "yes" if entry["prepared"] else "on first use")
+    table.caption = "Or a path: one folder per class, a zip of that, or a folder of IDX files."
     answer({"datasets": listed}, json, table)
 
 
+@app.command("views", hidden=True)  # its name until 2026-11
 @app.command()
-def views(
-    policy: Annotated[Path, typer.Argument(help="A YAML or JSON list of parts, or a spec.")],
+def preview(
+    policy: Annotated[Path, typer.Argument(help="A YAML or JSON list of transforms, or a spec.")],
     data_source: Annotated[str, typer.Option("--data", help="A dataset's name, or a path.")],
-    to: Annotated[Path, typer.Option("--to", help="Folder for sheet.png, policy.yaml and policy.py.")],
-    teacher: Annotated[str | None, typer.Option("--teacher", help="A run that judges whether it is the class.")] = None,
-    strength: Annotated[float, typer.Option("--strength", help="0 nothing, 1 as written, up to 2.")] = 1.0,
-    limit: Annotated[float, typer.Option("--limit", help="Highest share of images that may change class.")] = 0.05,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Which draws.")] = 0,
+    to: Annotated[Path, typer.Option("--to", help="Output folder for sheet.png, policy.yaml and policy.py.")],
+    teacher: Annotated[str | None, typer.Option("--teacher", help="A run to check label preservation with.")] = None,
+    strength: Annotated[float, typer.Option("--strength", help="Global strength: 0 off, 1 as written, up to 2.")] = 1.0,
+    limit: Annotated[float, typer.Option("--limit", help="Maximum label-change rate.")] = 0.05,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed.")] = 0,
     store: StoreOption = MODELS,
     json: JsonOption = False,
 ) -> None:
-    """See what a policy does to images, and whether a teacher still sees the class."""
+    """Preview an augmentation policy on images, and check label preservation with a teacher."""
     worker.set_threads()
     parts, place = [part.model_dump() for part in read_policy(policy)], Store(store)
-    asked: dict[str, Any] = {"teacher": teacher, "strength": strength, "seed": seed}
-    found = augmentation_api.views(place, parts, data_source, **asked)
-    judged = augmentation_api.risk(place, parts, data_source, **asked, limit=limit) if teacher else {"report": None}
+    options: dict[str, Any] = {"teacher": teacher, "strength": strength, "seed": seed}
+    found = augmentation_api.views(place, parts, data_source, **options)
+    risk = augmentation_api.risk(place, parts, data_source, **options, limit=limit) if teacher else {"report": None}
     text_of = augmentation_api.code(place, parts, data_source, strength=strength)
     files = {"sheet.png": augmentation_api.sheet(found), "policy.yaml": text_of["policy"], "policy.py": text_of["code"]}
     write_folder(to, files)
     kept = {name: found[name] for name in ("rows", "labels", "said")} | {"strength": strength}
-    text = f"{to}: {', '.join(files)}" + (f"\n{judged['words']}" if teacher else "")
-    answer({"folder": str(to), "files": list(files), **kept, "risk": judged["report"]}, json, text)
+    text = f"{to}: {', '.join(files)}" + (f"\n{risk['words']}" if teacher else "")
+    answer({"folder": str(to), "files": list(files), **kept, "risk": risk["report"]}, json, text)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -118,7 +120,7 @@ def worker_(
     device: DeviceOption = "auto",
     once: Annotated[bool, typer.Option("--once", help="Stop when the queue is empty.")] = False,
     while_pid: Annotated[
-        int | None, typer.Option("--while-pid", help="Stop when the queue is empty and that process is gone.")
+        int | None, typer.Option("--while-pid", help="Stop when the queue is empty and this process has exited.")
     ] = None,
     json: JsonOption = False,
 ) -> None:
@@ -126,39 +128,39 @@ def worker_(
     worker.main_log()
     stop = worker.stop_on_signals()
     taken = worker.serve(Store(store), device=device, once=once, while_pid=while_pid, stop=stop)
-    answer({"taken": taken}, json, f"{taken} runs were taken from the queue")
+    answer({"taken": taken}, json, f"runs executed: {taken}")
 
 
 @app.command("desk", hidden=True)
 def desk_(
     store: StoreOption = MODELS,
-    fork: Annotated[bool, typer.Option(help="Fork a process for each socket at standard input instead.")] = False,
+    fork: Annotated[bool, typer.Option(help="Fork one process per socket received on standard input.")] = False,
 ) -> None:
-    """Answer the dashboard's questions over a pipe."""
-    out = os.fdopen(os.dup(1), "w")  # our own stdout: whatever a library prints must not get between the answers
+    """Serve the dashboard's requests over a pipe."""
+    out = os.fdopen(os.dup(1), "w")  # a private stdout: what a library prints must not mix with the responses
     os.dup2(2, 1)
 
-    def answering(questions: TextIO, answers: TextIO) -> None:
+    def serve(requests: TextIO, responses: TextIO) -> None:
         worker.set_threads()
-        backend.serve(Store(store), questions, answers)
+        backend.serve(Store(store), requests, responses)
 
     if fork:
-        backends.fork_on_request(backend.libraries(), answering)
+        backends.fork_on_request(backend.libraries(), serve)
     else:
-        answering(sys.stdin, out)
+        serve(sys.stdin, out)
 
 
-# --- judging and shipping ---------------------------------------------------------------------------------------------
+# --- evaluation and export --------------------------------------------------------------------------------------------
 
 
 @app.command()
 def evaluate(
     reference: Reference,
-    data_source: Annotated[str | None, typer.Option("--data", help="Other data with the same classes.")] = None,
+    data_source: Annotated[str | None, typer.Option("--data", help="Another dataset with the same classes.")] = None,
     store: StoreOption = MODELS,
     json: JsonOption = False,
 ) -> None:
-    """Accuracy, likelihood, calibration and recall per class, on the test images."""
+    """Accuracy, NLL, calibration and per-class recall on the test images."""
     from smallalign_core.metrics import zero_recall_classes
     from smallalign_core.service import comparison_api
 
@@ -181,35 +183,36 @@ def evaluate(
 
 @app.command()
 def doctor(
-    mend: Annotated[
-        bool, typer.Option("--mend", help="Remove leftovers, and damaged files that are made again by themselves.")
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Remove stale files, and damaged caches that can be rebuilt.")
     ] = False,
+    mend: Annotated[bool, typer.Option("--mend", hidden=True, help="The name of --fix until 2026-11.")] = False,
     store: Annotated[
         Path, typer.Option("--store", help="Folder with all runs.", parser=named, metavar="PATH")
     ] = MODELS,
     json: JsonOption = False,
 ) -> None:
-    """Is everything here that SmallAlign needs, and is everything in the store whole? Exit code 1 if not."""
+    """Check the installation and the integrity of the store. Exit code 1 if a check fails."""
     from smallalign_core.service import doctor as health
 
     checks, removed = health.examine(Store(store)), []
-    if mend:
+    if fix or mend:
         removed = [str(path) for path in health.fix(checks)]
         checks = health.examine(Store(store)) if removed else checks
-    table = Table("check", "", "found")
+    table = Table("check", "", "result")
     for check in checks:
-        table.add_row(check.name, "ok" if check.ok else "MEND", check.found)
+        table.add_row(check.name, "ok" if check.ok else "FAILED", check.found)
     ok = all(check.ok for check in checks)
     if removed:
         table.caption = f"Removed: {', '.join(removed)}"
-    told = [{"name": c.name, "ok": c.ok, "found": c.found, "mend": [str(path) for path in c.mend]} for c in checks]
-    answer({"ok": ok, "checks": told, "removed": removed}, json, table)
+    listed = [{"name": c.name, "ok": c.ok, "found": c.found, "mend": [str(path) for path in c.mend]} for c in checks]
+    answer({"ok": ok, "checks": listed, "removed": removed}, json, table)
     if not ok:
         raise typer.Exit(1)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; every error that a person can cause is one line on stderr."""
+    """Run the command line and return the exit code; an error that a user can cause is one line on stderr."""
     try:
         with decoding():
             code = app(arguments, standalone_mode=False)
@@ -221,7 +224,7 @@ def main(arguments: list[str] | None = None) -> int:
         return error.exit_code
     except ClickException as error:
         wrong = " ".join(error.format_message().split()).rstrip(".")  # a list of choices comes on several lines
-        sys.stderr.write(f"{BadInput(wrong, do='add --help to see what can be given')}\n")
+        sys.stderr.write(f"{BadInput(wrong, do='see --help for the options')}\n")
         return 2
     except typer.Exit as leave:
         return leave.exit_code
@@ -231,10 +234,10 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         return 1
     except (OSError, RuntimeError, ValueError) as error:
-        if (told := of_system(error)) is None:
+        if (known := of_system(error)) is None:
             raise
-        sys.stderr.write(f"{told}\n")
-        return told.exit_code
+        sys.stderr.write(f"{known}\n")
+        return known.exit_code
 
 
 if __name__ == "__main__":

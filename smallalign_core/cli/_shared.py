@@ -1,4 +1,4 @@
-"""What the verbs of the command line share: their options, and how they answer."""
+"""Shared by all commands: options, progress bars and output."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from smallalign_core.runs.store import check_root
 
 
 class Terminal(Console):
-    """A console on which every text is only text: no markup, no emoji, and control characters of files made visible."""
+    """A console that prints text literally: no markup, no emoji, control characters escaped."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         """As rich's, which renders every text of a message and every cell of a table."""
@@ -33,10 +33,10 @@ progress_console = Terminal(stderr=True)
 
 
 def named(path: str | Path) -> Path:
-    """What was given as --store.
+    """The value of --store.
 
     Raises:
-        Refused: nothing was: an empty variable in a script would scatter folders where it runs.
+        Refused: it is empty: an unset variable in a script would otherwise create a store in the current folder.
     """
     if not str(path).strip():
         raise Refused("--store is empty", do="name a folder, or leave the option out")
@@ -44,7 +44,7 @@ def named(path: str | Path) -> Path:
 
 
 def usable(path: str | Path) -> Path:
-    """As `named`, and a folder of that name is there or could be.
+    """As `named`, and checked to be a folder that exists or can be created.
 
     Raises:
         Refused: as `named`; the path leads to a file, through a loop, or is too long.
@@ -63,43 +63,43 @@ SetOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, xpu.")]
 MovedOption = Annotated[
-    str | None, typer.Option("--data", help="Where the run's images are now; they are known by their fingerprint.")
+    str | None, typer.Option("--data", help="New location of the run's images; verified by fingerprint.")
 ]
-Reference = Annotated[str, typer.Argument(metavar="RUN", help="An id, the beginning of one, a zoo name, or a path.")]
+Reference = Annotated[str, typer.Argument(metavar="RUN", help="A run id or unique prefix, a zoo name, or a path.")]
 MODELS = Path("models")
 
 
 @contextlib.contextmanager
 def progress(what: str) -> Iterator[Callable[[float], None]]:
-    """A bar on stderr, or where that is no terminal a line for each tenth of the way; called with the share done."""
+    """A progress bar on stderr (without a terminal: a line per 10 %). Yields a function of the share done, 0 to 1."""
     if progress_console.is_terminal:
         with Progress(console=progress_console, transient=True) as bar:
             task = bar.add_task(what, total=1.0)
             yield lambda done: bar.update(task, completed=done)
         return
-    said = 0
+    printed = 0
 
-    def told(done: float) -> None:
-        nonlocal said
-        if (tenth := int(10 * done + 1e-9)) > said:
-            said = tenth
+    def update(done: float) -> None:
+        nonlocal printed
+        if (tenth := int(10 * done + 1e-9)) > printed:
+            printed = tenth
             sys.stderr.write(f"{what}: {10 * tenth} %\n")
             sys.stderr.flush()
 
-    yield told
-    if 0 < said < 10:  # what comes last is seldom told
-        told(1.0)
+    yield update
+    if 0 < printed < 10:  # the last update is seldom exactly 1
+        update(1.0)
 
 
 @contextlib.contextmanager
 def decoding() -> Iterator[None]:
-    """Show how far it is wherever a dataset is decoded meanwhile."""
+    """Show a progress bar while a dataset is being decoded."""
     with contextlib.ExitStack() as bar:
         shown: list[Callable[[float], None]] = []
 
-        def told(done: int, total: int) -> None:
+        def update(done: int, total: int) -> None:
             if not shown and done >= total:
-                return  # it was quick
+                return  # nothing to show
             if not shown:
                 shown.append(bar.enter_context(progress("reading images")))
             shown[0](done / max(1, total))
@@ -107,13 +107,13 @@ def decoding() -> Iterator[None]:
                 bar.close()
                 shown.clear()
 
-        with data.watching(told):
+        with data.watching(update):
             yield
 
 
 @contextlib.contextmanager
 def found_at(source: str | None) -> Iterator[None]:
-    """Look for runs' images where --data says; what was found elsewhere is said on stderr."""
+    """Search runs' images at --data; a note on stderr for each that was found elsewhere."""
     with data.found_at(source) as notes:
         yield
     for note in notes:
@@ -121,18 +121,20 @@ def found_at(source: str | None) -> Iterator[None]:
 
 
 def progress_line(note: str) -> None:
-    """Say something beside the answer."""
+    """Print a note on stderr."""
     progress_console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
 
 
 def answer(value: dict[str, Any], as_json: bool, text: str | Table) -> None:
-    """Print the answer of a verb: as JSON, or for people."""
+    """Print the result of a command: as one JSON object, or as text."""
     if as_json:
-        sys.stdout.write(jsonlib.dumps(value).replace("\x7f", "\\u007f") + "\n")  # ASCII already, but for this one
+        sys.stdout.write(
+            jsonlib.dumps(value).replace("\x7f", "\\u007f") + "\n"
+        )  # ASCII except DEL, which JSON leaves unescaped
     else:
         Terminal().print(text, soft_wrap=isinstance(text, str), highlight=False, markup=False)
 
 
 def percent(share: float | None) -> str:
-    """A share as people read it; a dash where there is none."""
+    """A share (0 to 1) as a percentage; a dash for None."""
     return "–" if share is None else f"{share:.2%}"

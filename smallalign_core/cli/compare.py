@@ -1,4 +1,4 @@
-"""The verb that judges: several runs side by side on the same held-out images."""
+"""The command `compare`: two or more runs on the same held-out images."""
 
 from __future__ import annotations
 
@@ -14,29 +14,35 @@ from smallalign_core.service import comparison_api
 from smallalign_core.system.machine import set_threads
 
 PATIENCE = 1.0
-"""Seconds between two looks at how far the work is."""
+"""Seconds between two progress updates."""
 
 
 def compare(
     teacher: Annotated[str, typer.Argument(metavar="TEACHER")],
     students: Annotated[list[str], typer.Argument(metavar="STUDENT...")],
-    split: Annotated[Literal["test", "val"], typer.Option("--split", help="Held-out images to use.")] = "test",
+    split: Annotated[Literal["test", "val"], typer.Option("--split", help="Held-out split.")] = "test",
     robustness: Annotated[
-        bool, typer.Option("--robustness", help="Also under 12 corruptions at 5 severities.")
+        bool, typer.Option("--robustness", help="Also evaluate under 12 corruptions at 5 severities.")
     ] = False,
     table: Annotated[
-        bool, typer.Option("--table", help="Also size, MACs, latency here, and who dominates whom.")
+        bool, typer.Option("--table", help="Also file size, MACs, latency on this machine and the Pareto front.")
     ] = False,
-    kb: Annotated[float | None, typer.Option("--max-kb", help="Largest ONNX file, in kB; with --table.")] = None,
-    precision: Annotated[str, typer.Option("--precision", help="Of the file that --max-kb is for.")] = "fp32",
-    ms: Annotated[float | None, typer.Option("--max-ms", help="Longest p50 of one image; with --table.")] = None,
-    accuracy: Annotated[float | None, typer.Option("--min-accuracy", help="0 to 1; with --table.")] = None,
-    report: Annotated[Path | None, typer.Option("--report", help="Write all of it as one HTML file, and JSON.")] = None,
+    kb: Annotated[float | None, typer.Option("--max-kb", help="Max. ONNX file size in kB; with --table.")] = None,
+    precision: Annotated[str, typer.Option("--precision", help="Precision of the file that --max-kb limits.")] = "fp32",
+    ms: Annotated[
+        float | None, typer.Option("--max-ms", help="Max. p50 latency of one image in ms; with --table.")
+    ] = None,
+    accuracy: Annotated[
+        float | None, typer.Option("--min-accuracy", help="Min. accuracy, 0 to 1; with --table.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Write a full report as one HTML file, and as JSON.")
+    ] = None,
     data_source: MovedOption = None,
     store: StoreOption = MODELS,
     json: JsonOption = False,
 ) -> None:
-    """Agreement, who is right where, calibration, and McNemar's test, for two or more runs on the same images."""
+    """Compare runs on the same images: agreement, disagreements, calibration and McNemar's test."""
     set_threads()
     with found_at(data_source):
         _compare(
@@ -83,16 +89,16 @@ def _compare(
         lines.append(fronts.table(held["report"]) + "\n" + fronts.words(held["report"]))
     if report is not None:
         held = _waited(
-            "Making the report", lambda: comparison_api.report(place, runs, split, limits, PATIENCE, to=str(report))
+            "Writing the report", lambda: comparison_api.report(place, runs, split, limits, PATIENCE, to=str(report))
         )
         found["report"] = held["files"]
         lines.append(f"report: {', '.join(held['files'])}")
     answer(found, json, "\n\n".join(lines))
 
 
-def _waited(what: str, ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The whole answer to a question that is answered in steps, with a progress bar on stderr."""
-    with progress(what) as told:
-        while (held := ask())["done"] < 1:
-            told(held["done"])
+def _waited(what: str, poll: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The final result of a computation that reports its progress at each poll, with a progress bar on stderr."""
+    with progress(what) as update:
+        while (held := poll())["done"] < 1:
+            update(held["done"])
     return held

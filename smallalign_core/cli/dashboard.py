@@ -1,4 +1,4 @@
-"""The verb `dashboard`: Streamlit with the pages of a checkout, or with those that an installed wheel brought."""
+"""The command `dashboard`: Streamlit with the pages of a checkout or of an installed wheel."""
 
 from __future__ import annotations
 
@@ -22,17 +22,15 @@ SETTINGS = Path(".streamlit") / "config.toml"
 
 
 def dashboard(
-    port: Annotated[int, typer.Option("--port", min=1, max=65_535, help="On this machine.")] = 8501,
-    setup: Annotated[
-        bool, typer.Option("--setup", help="Install what runs in the browser (npm packages), and stop.")
-    ] = False,
+    port: Annotated[int, typer.Option("--port", min=1, max=65_535, help="Port to listen on.")] = 8501,
+    setup: Annotated[bool, typer.Option("--setup", help="Install the browser parts (npm packages) and exit.")] = False,
     options: Annotated[
         list[str] | None, typer.Argument(metavar="[-- OPTIONS]", help="Options of `streamlit run`, after --.")
     ] = None,
     store: StoreOption = MODELS,
     json: JsonOption = False,
 ) -> None:
-    """Start the dashboard in the current folder, whose `models` is its store. Ctrl-C ends it, not what trains."""
+    """Start the dashboard; its store is `models` in the current folder. Ctrl-C stops it; training continues."""
     extras.require("streamlit", "the dashboard")
     folder = app_folder()
     if setup:
@@ -45,7 +43,7 @@ def dashboard(
     place = store.expanduser().resolve()
     found = {"url": f"http://localhost:{port}", "store": str(place), "folder": str(folder)}
     command = [sys.executable, "-P", "-m", "streamlit", "run", str(folder / "app.py"), f"--server.port={port}"]
-    # What the page calls `models` stays that: a path below the current folder, short in links and captions.
+    # The default store stays the relative path `models`: short in links and captions.
     environment = os.environ | ({} if store == MODELS else {"SMALLALIGN_STORE": str(place)})
     if json:
         answer(found, json, "")
@@ -57,13 +55,15 @@ def app_folder() -> Path:
     """The folder with app.py and pages/.
 
     Raises:
-        WorkFailed: this installation has none.
+        WorkFailed: this installation does not include the dashboard.
     """
     site = extras.PACKAGE.parent
     for folder in (site / "smallalign_dashboard", site):  # of a wheel, of a checkout
         if (folder / "app.py").is_file() and (folder / "pages" / "frame.py").is_file():
             return folder
-    raise WorkFailed("this installation has no dashboard", given=site, do="install smallalign from its wheel")
+    raise WorkFailed(
+        "this installation does not include the dashboard", given=site, do="install smallalign from its wheel"
+    )
 
 
 def _check_free(port: int) -> None:
@@ -72,12 +72,12 @@ def _check_free(port: int) -> None:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            reason = "needs more rights" if error.errno == errno.EACCES else "is in use"
-            raise Refused(f"that port {reason}", given=port, do="choose another one with --port") from None
+            reason = "needs elevated privileges" if error.errno == errno.EACCES else "is in use"
+            raise Refused(f"the port {reason}", given=port, do="choose another with --port") from None
 
 
 def _own_settings(folder: Path) -> list[str]:
-    """What ./.streamlit/config.toml sets otherwise than ours, as flags: of two files the one beside app.py would win.
+    """The settings of ./.streamlit/config.toml that differ from ours, as flags: the file beside app.py would win.
 
     Raises:
         BadInput: that file is not TOML.
@@ -88,7 +88,7 @@ def _own_settings(folder: Path) -> list[str]:
         theirs = dict(_flat(tomllib.loads(SETTINGS.read_text(encoding="utf-8"))))
     except (OSError, ValueError) as error:
         raise BadInput(
-            "Streamlit's settings cannot be read", given=f"{SETTINGS}: {error}", do="mend that file"
+            "Streamlit's settings cannot be read", given=f"{SETTINGS}: {error}", do="correct the file"
         ) from None
     ours = dict(_flat(tomllib.loads((folder / SETTINGS).read_text(encoding="utf-8"))))
     return [
@@ -107,9 +107,9 @@ def _flat(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]
 
 
 def _replace(command: list[str], environment: Mapping[str, str], *, quiet: bool) -> None:
-    """Become that program, so that signals reach it; where systems cannot, wait for it."""
+    """Replace this process, so that signals reach the new one; on Windows run it and wait."""
     if os.name == "nt":
         raise typer.Exit(subprocess.call(command, env=environment, stdout=sys.stderr if quiet else None))
     if quiet:
-        os.dup2(2, 1)  # stdout is for the one JSON object
+        os.dup2(2, 1)  # stdout holds the JSON object only
     os.execve(command[0], command, environment)

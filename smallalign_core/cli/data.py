@@ -1,4 +1,4 @@
-"""The verb that looks at data before anything is trained on them: `inspect`."""
+"""The command `inspect`: facts and quality of a dataset before training."""
 
 from __future__ import annotations
 
@@ -20,34 +20,35 @@ Method = Literal["auto", "votes", "teacher", "pixels"]
 
 def inspect(
     data_source: Annotated[str, typer.Argument(metavar="DATA", help="A dataset's name, or a path.")],
-    method: Annotated[Method, typer.Option("--method", help="Who judges labels without having learned them.")] = "auto",
+    method: Annotated[Method, typer.Option("--method", help="Features for label-error detection.")] = "auto",
     teacher: Annotated[
-        str | None, typer.Option("--teacher", help="A run or an import whose features judge labels.")
+        str | None,
+        typer.Option("--teacher", help="A run or an import to take features for label-error detection from."),
     ] = None,
     decide: Annotated[
-        Path | None, typer.Option("--decide", help="Write what automatic cleaning would decide into this new file.")
+        Path | None, typer.Option("--decide", help="Write the decisions of automatic cleaning to this new file.")
     ] = None,
     set: SetOption = None,
     store: StoreOption = MODELS,
     json: JsonOption = False,
 ) -> None:
-    """Are the data clean enough? Balance, duplicates, leaks into test, suspected labels, outliers, unreadable files."""
+    """Check data quality: class balance, duplicates, leakage, suspected label errors, outliers, unreadable files."""
     place, fields = Store(store), {"source": data_source}
     for override in set or []:
         fields = set_field(fields, override)
     if decide is not None and (decide.exists() or not decide.parent.is_dir()):
-        raise BadInput("decisions go into a new file of an existing folder", given=decide, do="choose another name")
-    asked: dict[str, Any] = parse_data(fields).model_dump(mode="json")
-    facts = handlers.inspect(place, asked)
-    looking = data_quality.QualityCheck(
-        place, parse_data(asked), method, teacher
-    )  # what cannot be is refused before any bar
-    with progress("looking") as told:
-        found = resumable.finish(looking.report(), told)
+        raise BadInput(
+            "the decisions file exists already or its folder does not", given=decide, do="choose another name"
+        )
+    source: dict[str, Any] = parse_data(fields).model_dump(mode="json")
+    facts = handlers.inspect(place, source)
+    check = data_quality.QualityCheck(place, parse_data(source), method, teacher)  # validates before any bar is shown
+    with progress("checking data quality") as update:
+        found = resumable.finish(check.report(), update)
     text = "\n".join([found.words(), *(f"note: {note}" for note in facts["notes"])])
     if decide is not None:
         made = found.decisions()
         made.write(decide)
-        counts = ", ".join(f"{count:,} {what}" for what, count in made.count().items()) or "nothing to decide"
-        text += f"\n{decide}: {counts}; name it in a spec as `data.decisions`"
+        counts = ", ".join(f"{count:,} {what}" for what, count in made.count().items()) or "no decisions"
+        text += f"\n{decide}: {counts}; use it in a spec as `data.decisions`"
     answer({**facts, **found.as_dict(), "words": found.words()}, json, text)

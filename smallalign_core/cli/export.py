@@ -1,4 +1,4 @@
-"""Verbs about files that leave the house: write one, and see whether one gives the answers that it promises."""
+"""The commands `export` (write a model file) and `verify` (check a model file)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from smallalign_core.cli.models import (
     SizeOption,
     StdOption,
     WhiteOption,
-    told_of,
+    format_options,
 )
 from smallalign_core.errors import BadInput
 from smallalign_core.runs.store import Store
@@ -37,16 +37,18 @@ from smallalign_core.system.machine import set_threads
 
 def export(
     reference: Reference,
-    to: Annotated[Path, typer.Option("--to", help="The .onnx file to write, or a .zip with card, proof and snippets.")],
+    to: Annotated[
+        Path, typer.Option("--to", help="The .onnx file to write, or a .zip with model card, parity report and code.")
+    ],
     precision: Annotated[
         Precision,
-        typer.Option("--precision", help="fp16 halves the file, int8 quarters it; their loss is measured."),
+        typer.Option("--precision", help="fp16 halves the file size, int8 quarters it; the accuracy drop is measured."),
     ] = "fp32",
     data_source: MovedOption = None,
     store: StoreOption = MODELS,
     json: JsonOption = False,
 ) -> None:
-    """Write a run as one ONNX file: raw uint8 pixels in, logits and probabilities out."""
+    """Export a run as one ONNX file: raw uint8 pixels in, logits and probabilities out."""
     from smallalign_core import export as exporting
 
     set_threads()
@@ -60,22 +62,22 @@ def export(
     text = f"{written['file']}: {precision}, {written['bytes']:,} bytes, SHA-256 {written['sha256']}"
     for split, loss in (written["loss"] or {}).items():
         text += (
-            f"\n{split}: loses {100 * loss['loss']:.2f} points of accuracy on {loss['images']:,} images (95 % interval "
-            f"{100 * loss['low']:.2f} to {100 * loss['high']:.2f}); {percent(loss['agreement'])} keep their top-1"
+            f"\n{split}: accuracy drop {100 * loss['loss']:.2f} points on {loss['images']:,} images (95 % interval "
+            f"{100 * loss['low']:.2f} to {100 * loss['high']:.2f}); top-1 agreement {percent(loss['agreement'])}"
         )
     if written["flagged"]:
-        text += f"\nFLAGGED: it loses more than {percent(written['limit'])}"
+        text += f"\nFLAGGED: the accuracy drop exceeds {percent(written['limit'])}"
     answer(written, json, text)
 
 
 def verify(
-    file: Annotated[Path, typer.Argument(help="An .onnx file, exported here or made elsewhere.")],
+    file: Annotated[Path, typer.Argument(help="An .onnx file, exported by SmallAlign or not.")],
     run: Annotated[
-        str | None, typer.Option("--run", help="Compare with this run instead of the one that the file names.")
+        str | None, typer.Option("--run", help="Compare with this run instead of the one named in the file.")
     ] = None,
     data_source: Annotated[str | None, typer.Option("--data", help="Use the test images of this dataset.")] = None,
     proof: Annotated[
-        Path | None, typer.Option("--proof", help="The parity.json that came with it: is it about this very file?")
+        Path | None, typer.Option("--proof", help="The parity.json of the bundle, to be checked against this file.")
     ] = None,
     classes: ClassesOption = None,
     output: OutputOption = None,
@@ -89,18 +91,20 @@ def verify(
     store: StoreOption = MODELS,
     json: JsonOption = False,
 ) -> None:
-    """Is a file unchanged, and does it give the same answers? Exit code 1 if not. Others' files are described too."""
+    """Check that a model file is unchanged and makes the same predictions as its run. Exit code 1 if not."""
     from smallalign_core import export as exporting
 
     set_threads()
-    told = {
+    given = {
         name: value
-        for name, value in told_of(classes, output, layout, size, white, mean, std, order, answers).items()
+        for name, value in format_options(classes, output, layout, size, white, mean, std, order, answers).items()
         if value is not None
     }
-    found = exporting.verify(file, Store(store), run=run, data_source=data_source, proof=proof, told=told)
-    if found["sealed"] and told:
-        raise BadInput("an export of SmallAlign says all of that itself", given=", ".join(told), do="leave it out")
+    found = exporting.verify(file, Store(store), run=run, data_source=data_source, proof=proof, told=given)
+    if found["sealed"] and given:
+        raise BadInput(
+            "an export of SmallAlign already contains these facts", given=", ".join(given), do="leave the options out"
+        )
     assumed = [f"assumed: {words}" for words in found.get("assumed", {}).get("words", [])]
     answer(found, json, "\n".join([*_lines(found), *assumed]))
     if not found["ok"]:
@@ -113,22 +117,24 @@ def _lines(found: dict[str, Any]) -> list[str]:
         f"ONNX opset {found['opset']}, IR {found['ir']}, {found['nodes']:,} nodes, {found['params']:,} numbers, "
         f"{found['bytes']:,} bytes",
         f"{found['input']['name']} {found['input']['type']}{found['input']['shape']} -> {doors}",
-        "seal whole: not changed since it was exported" if found["sealed"] else "no seal: not an export of SmallAlign",
+        "checksum ok: unchanged since export" if found["sealed"] else "no checksum: not an export of SmallAlign",
     ]
     if not found["images"]:
         return [*lines, f"compared with {found['compared_with']}"]
     gap = found["max_abs_diff"]
     compared = (
-        "" if gap is None else f"top-1 agreement {percent(found['top1_agreement'])}, largest logit gap {gap:.2g}, "
+        ""
+        if gap is None
+        else f"top-1 agreement {percent(found['top1_agreement'])}, largest logit difference {gap:.2g}, "
     )
     lines.append(
         f"{'ok' if found['ok'] else 'NOT OK'}: {found['images']:,} images against {found['compared_with']}; {compared}"
         f"accuracy {percent(found['accuracy'])}, p50 {found['p50_ms']:.2f} ms"
     )
     if found.get("classes_named") is False:
-        lines.append("the file names no classes: its answers were taken in the order of the data's classes")
+        lines.append("the file has no class names: outputs are taken in the order of the dataset's classes")
     for half, again in (found.get("proof") or {}).items():
-        lines.append(f"the proof's figures ({half}) {'come out again' if again else 'DO NOT come out again'}")
+        lines.append(f"parity report ({half}): {'reproduced' if again else 'NOT reproduced'}")
     if found.get("flagged"):
-        lines.append("FLAGGED when it was exported: this precision loses more accuracy than the limit")
+        lines.append("FLAGGED at export: the accuracy drop at this precision exceeds the limit")
     return lines

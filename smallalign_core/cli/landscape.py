@@ -1,4 +1,4 @@
-"""The verb that looks at what lies around finished runs: `landscape`."""
+"""The command `landscape`: the loss landscape around finished runs."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def landscape(
         list[str] | None,
         typer.Option("--measure", help="line, plane, path, between, curvature, predictiveness. May be repeated."),
     ] = None,
-    bn: Annotated[str, typer.Option("--bn", help="What batch norms use: eval, train, reestimate.")] = "eval",
-    images: Annotated[int, typer.Option("--images", help="Training images to look at, about.")] = 512,
-    seed: Annotated[int, typer.Option("--seed", help="Which images and directions.")] = 0,
+    bn: Annotated[str, typer.Option("--bn", help="Batch-norm statistics: eval, train, reestimate.")] = "eval",
+    images: Annotated[int, typer.Option("--images", help="Approximate number of training images.")] = 512,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the image subset and the directions.")] = 0,
     widths: Annotated[
-        str | None, typer.Option("--widths", help="Train the run at these widths too, as 4,8,16, and compare.")
+        str | None, typer.Option("--widths", help="Also train the run at these widths (4,8,16) and compare.")
     ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", help="Runs of each width.")] = 3,
-    cost: Annotated[bool, typer.Option("--cost", help="Only say what looking would cost.")] = False,
+    seeds: Annotated[int, typer.Option("--seeds", help="Seeds per width.")] = 3,
+    cost: Annotated[bool, typer.Option("--cost", help="Only estimate the cost.")] = False,
     data_source: MovedOption = None,
     store: StoreOption = MODELS,
     json: JsonOption = False,
 ) -> None:
-    """Slices, barriers, curvature and how well gradients foretell each other, on the run's own loss and images."""
+    """Loss landscape: slices, barriers, curvature and gradient predictiveness, on the run's own loss and images."""
     worker.set_threads()
     place = Store(store)
     if data_source is not None:
@@ -50,16 +50,16 @@ def landscape(
     price = handlers.landscape(place, runs, measures, start=False, **how)
     if "cost" in price:
         known = price["cost"]
-        told = (
+        text = (
             f"about {known['seconds']:.0f} s: {known['losses']:,} losses and {known['gradients']:,} gradients of a "
-            f"batch for {known['missing']} of {known['tasks']} measures; the others are kept"
+            f"batch for {known['missing']} of {known['tasks']} measures; the others are cached"
         )
-        progress_console.print(told, style="dim", highlight=False)
+        progress_console.print(text, style="dim", highlight=False)
         if cost:
-            answer(price, json, told)
+            answer(price, json, text)
             return
     with Progress(console=progress_console) as bar:
-        task = bar.add_task("looking", total=1.0)
+        task = bar.add_task("computing", total=1.0)
         while "report" not in (found := handlers.landscape(place, runs, measures, patience=PATIENCE, **how)):
             bar.update(task, completed=found["done"])
         bar.update(task, completed=1.0)
@@ -67,12 +67,12 @@ def landscape(
 
 
 def _ladder(place: Store, runs: list[str], widths: str, seeds: int) -> list[str]:
-    """The ids of the runs of all widths and seeds, trained now where they are not finished."""
+    """The ids of the runs of all widths and seeds; runs that are not finished are trained first."""
     from smallalign_core.analysis import landscape as looking
 
     if len(runs) > 1 or not all(width.strip().isdecimal() for width in widths.split(",")):
         raise BadInput(
-            "widths are whole numbers, of one run",
+            "--widths takes whole numbers and one run",
             given=f"{len(runs)} runs, --widths {widths}",
             do="write --widths 4,8,16",
         )

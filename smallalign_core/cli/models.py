@@ -1,4 +1,4 @@
-"""Verbs about teachers: bring one in, and look at it before hours are burned."""
+"""Commands about teachers: `import` one, `preflight` it before training, `convert` a checkpoint."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ SizeOption = Annotated[str | None, typer.Option("--size", help="HEIGHTxWIDTH to 
 
 
 ClassesOption = Annotated[
-    str | None, typer.Option("--classes", help="Its classes in order: a,b,c, or a file of names.")
+    str | None, typer.Option("--classes", help="Class names in output order: a,b,c, or a file of names.")
 ]
-OutputOption = Annotated[str | None, typer.Option("--output", help="Which output holds the answers.")]
+OutputOption = Annotated[str | None, typer.Option("--output", help="Name of the output with the predictions.")]
 LayoutOption = Annotated[
-    Literal["nchw", "nhwc"] | None, typer.Option("--layout", help="Where the file leaves it open.")
+    Literal["nchw", "nhwc"] | None, typer.Option("--layout", help="Axis order, where the file does not fix it.")
 ]
 WhiteOption = Annotated[
-    float | None, typer.Option("--white", help="A white pixel before mean and std: 1 (default) or 255.")
+    float | None, typer.Option("--white", help="Value of a white pixel before mean and std: 1 (default) or 255.")
 ]
-MeanOption = Annotated[str | None, typer.Option("--mean", help="One number a channel; ImageNet's without.")]
-StdOption = Annotated[str | None, typer.Option("--std", help="One number a channel; ImageNet's without.")]
-OrderOption = Annotated[Literal["rgb", "bgr"] | None, typer.Option("--order", help="Of the channels.")]
+MeanOption = Annotated[str | None, typer.Option("--mean", help="One number per channel; default: ImageNet's.")]
+StdOption = Annotated[str | None, typer.Option("--std", help="One number per channel; default: ImageNet's.")]
+OrderOption = Annotated[Literal["rgb", "bgr"] | None, typer.Option("--order", help="Channel order.")]
 AnswersOption = Annotated[
     Literal["logits", "probabilities", "sigmoid"] | None,
-    typer.Option("--answers", help="What its numbers are; decided from them without."),
+    typer.Option("--answers", help="What the output values are; default: inferred from the values."),
 ]
 
 
@@ -44,7 +44,7 @@ def import_(
     file: Annotated[Path, typer.Argument(help="An ONNX classifier, in one file.")],
     data_source: DataOption,
     classes: ClassesOption = None,
-    name: Annotated[str | None, typer.Option("--as", help="Keep it in the zoo under a name.")] = None,
+    name: Annotated[str | None, typer.Option("--as", help="Publish it in the zoo under this name.")] = None,
     output: OutputOption = None,
     layout: LayoutOption = None,
     size: SizeOption = None,
@@ -56,15 +56,15 @@ def import_(
     store: StoreOption = MODELS,
     json: JsonOption = False,
 ) -> None:
-    """Take an ONNX classifier into the store: it can then teach, be compared and be looked at."""
+    """Import an ONNX classifier into the store, as a teacher or for comparison."""
     from smallalign_core.runs import imported, model_card
 
     set_threads()
     place = Store(store)
     if name is not None:
         place.claim_zoo_name(name)  # before the work, not after it
-    told = told_of(classes, output, layout, size, white, mean, std, order, answers)
-    run = imported.import_onnx(file, parse_data(data_source), place, **told)
+    options = format_options(classes, output, layout, size, white, mean, std, order, answers)
+    run = imported.import_onnx(file, parse_data(data_source), place, **options)
     if name is not None:
         run = model_card.publish(run, place, name)
     assert run.imported is not None
@@ -82,11 +82,13 @@ def import_(
 
 def preflight(
     reference: Annotated[str, typer.Argument(metavar="TEACHER", help="A finished run or an import.")],
-    data_source: Annotated[str | None, typer.Option("--data", help="The images to teach; its own without.")] = None,
+    data_source: Annotated[
+        str | None, typer.Option("--data", help="The training images; default: those of the teacher's own run.")
+    ] = None,
     store: StoreOption = MODELS,
     json: JsonOption = False,
 ) -> None:
-    """Is this teacher worth it on these images? Validation only. Exit code 1 if it is no better than chance."""
+    """Check a teacher on the validation images of a dataset. Exit code 1 if it is no better than chance."""
     set_threads()
     found = handlers.preflight(Store(store), reference, data_source)
     answer(found, json, found["words"])
@@ -99,14 +101,18 @@ def convert(
     to: Annotated[Path, typer.Option("--to", help="The .safetensors file to write.")],
     weights: Annotated[
         str | None,
-        typer.Option("--weights", help="Which set, where there are several: state_dict, ... Without: EMA, if any."),
+        typer.Option("--weights", help="Which weights, if the file has several: state_dict, ... Default: EMA, if any."),
     ] = None,
-    store: StoreOption = MODELS,  # noqa: ARG001  # nothing of it is needed, and every verb takes it
+    store: StoreOption = MODELS,  # noqa: ARG001  # unused; every command takes it
     json: JsonOption = False,
 ) -> None:
-    """Write the tensors of a checkpoint as safetensors, without running what else is in it."""
+    """Convert a PyTorch checkpoint to safetensors without executing any code in it."""
     if to.suffix != ".safetensors" or not to.parent.is_dir():
-        raise BadInput("weights go into an existing folder, as a file ending in .safetensors", given=to)
+        raise BadInput(
+            "--to is not a .safetensors file in an existing folder",
+            given=to,
+            do="write for example --to weights.safetensors",
+        )
     content, facts = sandbox.convert(file, which=weights)
     write(to, content)
     value = {"file": str(to), "bytes": len(content), **facts}
@@ -114,7 +120,7 @@ def convert(
 
 
 def _taken(facts: dict[str, Any]) -> str:
-    """Which weights of a checkpoint were taken, where that is not plain, and what was taken off their names."""
+    """The weights taken from a checkpoint where there was a choice, and the prefix removed from their names."""
     lines = []
     others = [name for name in facts["sets"] if name != facts["taken"]]
     if others:
@@ -122,13 +128,13 @@ def _taken(facts: dict[str, Any]) -> str:
     elif facts["taken"] != ".":
         lines.append(f"taken: {facts['taken']}")
     if facts["prefix"]:
-        lines.append(f"names without their prefix {facts['prefix']}")
+        lines.append(f"prefix removed from names: {facts['prefix']}")
     if facts["left"]:
         lines.append(f"left out: {', '.join(facts['left'])}")
     return "".join(f"\n{line}" for line in lines)
 
 
-def told_of(
+def format_options(
     classes: str | None,
     output: str | None,
     layout: str | None,
@@ -139,7 +145,7 @@ def told_of(
     order: str | None,
     answers: str | None,
 ) -> dict[str, Any]:
-    """What the options say of a file of others, as `foreign.describe` takes it."""
+    """The options that describe an ONNX file made elsewhere, as keyword arguments of `imported.import_onnx`."""
     return {
         "classes": _names(classes) if classes else None,
         "output": output,
@@ -164,7 +170,7 @@ def _numbers(text: str) -> list[float]:
     try:
         return [float(number) for number in text.split(",")]
     except ValueError:
-        raise BadInput("that is not a list of numbers", given=text, do="write for example 0.5,0.5,0.5") from None
+        raise BadInput("not a list of numbers", given=text, do="write for example 0.5,0.5,0.5") from None
 
 
 def _size(text: str) -> tuple[int, int]:

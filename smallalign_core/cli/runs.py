@@ -1,4 +1,4 @@
-"""The verbs below `runs`: list runs, or act on one."""
+"""The commands under `runs`: list runs, or act on one."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def summary(run: Run) -> dict[str, Any]:
 
 
 def _listed(run: Run) -> dict[str, Any]:
-    """As `summary`; a run that cannot be read is named and does not hide the others."""
+    """As `summary`; a run that cannot be read is listed as damaged instead of raising."""
     try:
         return summary(run)
     except SmallAlignError as error:
@@ -63,15 +63,15 @@ def runs_callback(context: typer.Context, store: StoreOption = MODELS, json: Jso
     if context.invoked_subcommand is None:
         runs_list(store, json)
     elif json or getattr(context.get_parameter_source("store"), "name", "") == "COMMANDLINE":
-        raise BadInput("--store and --json stand after the verb", do="write for example: runs list --store DIR")
+        raise BadInput("--store and --json come after the subcommand", do="write for example: runs list --store DIR")
 
 
 @app.command("list")
 def runs_list(store: StoreOption = MODELS, json: JsonOption = False) -> None:
-    """All runs, newest first, and the zoo."""
+    """List all runs, newest first, and the zoo."""
     place = Store(store)
     listed = [_listed(run) for run in [*place.runs(), *place.zoo()]]
-    table = Table("id or name", "state", "what", "test accuracy", "parameters")
+    table = Table("id or name", "state", "run", "test accuracy", "parameters")
     for row in listed:
         table.add_row(
             row["name"],
@@ -85,7 +85,7 @@ def runs_list(store: StoreOption = MODELS, json: JsonOption = False) -> None:
 
 @app.command("show")
 def runs_show(reference: Reference, store: StoreOption = MODELS, json: JsonOption = False) -> None:
-    """Everything about one run."""
+    """Show spec, state and result of a run."""
     run = Store(store).run(reference)
     value = {
         **summary(run),
@@ -107,23 +107,23 @@ def json_text(value: object) -> str:
 
 @app.command("cancel")
 def runs_cancel(reference: Reference, store: StoreOption = MODELS, json: JsonOption = False) -> None:
-    """Stop a run; its last checkpoint is kept."""
-    _ask(reference, "cancel", store, json)
+    """Cancel a run; its last checkpoint is kept."""
+    _request(reference, "cancel", store, json)
 
 
 @app.command("pause")
 def runs_pause(reference: Reference, store: StoreOption = MODELS, json: JsonOption = False) -> None:
-    """Stop a run for now and give its place to the next."""
-    _ask(reference, "pause", store, json)
+    """Pause a run; the next queued run starts."""
+    _request(reference, "pause", store, json)
 
 
-def _ask(reference: str, request: str, store: Path, as_json: bool) -> None:
+def _request(reference: str, request: str, store: Path, as_json: bool) -> None:
     run = Store(store).run(reference)
     run.request(request)
     answer(
         {"id": run.id, "state": str(run.state), "asked": run.pending_request},
         as_json,
-        f"{run.name}: asked to {request}",
+        f"{run.name}: {request} requested",
     )
 
 
@@ -131,13 +131,17 @@ def _ask(reference: str, request: str, store: Path, as_json: bool) -> None:
 def runs_resume(
     reference: Reference, data_source: MovedOption = None, store: StoreOption = MODELS, json: JsonOption = False
 ) -> None:
-    """Queue a stopped run again; it goes on from its last checkpoint."""
+    """Queue a stopped run again; it continues from its last checkpoint."""
     place = Store(store)
     run = place.run(reference)
     if not run.state.resumable:
-        raise Refused(f"there is nothing to resume: the run is {run.state}", given=run.name)
+        raise Refused(
+            f"the run cannot be resumed: it is {run.state}",
+            given=run.name,
+            do="resume a paused, cancelled or failed run",
+        )
     if data_source is not None:
-        with found_at(data_source):  # from now on the worker finds them there, too
+        with found_at(data_source):  # remembered, so that the worker finds them too
             data.load(run.data, place.data_cache)
     place.enqueue(run)
     answer({"id": run.id, "state": str(run.state)}, json, f"{run.name}: {run.state}")
@@ -145,21 +149,22 @@ def runs_resume(
 
 @app.command("delete")
 def runs_delete(reference: Reference, store: StoreOption = MODELS, json: JsonOption = False) -> None:
-    """Delete a run and all that it made."""
+    """Delete a run and all its files."""
     from smallalign_core.studies import lifecycle
 
     run = lifecycle.delete_run(Store(store), reference)
     answer({"id": run.folder.name, "deleted": True}, json, f"{run.folder.name}: deleted")
 
 
-@app.command("keep")
-def runs_keep(
+@app.command("keep", hidden=True)  # its name until 2026-11
+@app.command("publish")
+def runs_publish(
     reference: Reference,
-    name: Annotated[str, typer.Option("--as", help="The name to keep it under.")],
+    name: Annotated[str, typer.Option("--as", help="Name in the zoo.")],
     store: StoreOption = MODELS,
     json: JsonOption = False,
 ) -> None:
-    """Keep a finished run in the zoo under a name, with its card; it can then be a teacher by that name."""
+    """Publish a finished run in the zoo under a name, with a model card; specs can then name it as a teacher."""
     from smallalign_core.runs import model_card
 
     place = Store(store)

@@ -1,4 +1,4 @@
-"""The verbs that ask a question of many runs: `optimizers` and `scale`."""
+"""The commands that train and evaluate many runs: `optimizers` and `scale`."""
 
 from __future__ import annotations
 
@@ -26,49 +26,53 @@ from smallalign_core.studies import lifecycle, optimizers as optimstudy, ray_exe
 from smallalign_core.studies.resolve import resolve_study
 
 RayOption = Annotated[
-    str | None, typer.Option("--ray", help="Train on this Ray cluster: host:port of its head, or auto.")
+    str | None, typer.Option("--ray", help="Train on this Ray cluster: host:port of its head node, or auto.")
 ]
-StudyFile = Annotated[Path, typer.Argument(help="A YAML or JSON file: a student, and `optimizers`.")]
+StudyFile = Annotated[Path, typer.Argument(help="A YAML or JSON file with a student and `optimizers`.")]
 
 
 def optimizers(
     study: StudyFile,
-    seeds: Annotated[int | None, typer.Option("--seeds", help="Instead of the file's.")] = None,
-    queue: Annotated[bool, typer.Option("--queue", help="Leave the training to workers, say what is known.")] = False,
+    seeds: Annotated[int | None, typer.Option("--seeds", help="Number of seeds; overrides the file.")] = None,
+    queue: Annotated[
+        bool, typer.Option("--queue", help="Queue the runs for workers and report what is finished.")
+    ] = False,
     set: SetOption = None,
     store: StoreOption = MODELS,
     device: DeviceOption = "auto",
     ray: RayOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Compare optimizers fairly: tuned alike, raced on the same seeds. Exit code 1 if it is not complete."""
+    """Compare optimizers at the same tuning budget, on the same seeds. Exit code 1 if incomplete."""
     overrides = [*(set or []), *([] if seeds is None else [f"seeds={seeds}"])]
     _answer("optimizers", optimstudy.read_study(study, overrides), Store(store), queue, device, ray, json)
 
 
 def scale(
-    study: Annotated[Path, typer.Argument(help="A YAML or JSON file: a student, `recipes`, sizes, images.")],
-    preset: Annotated[str | None, typer.Option("--preset", help="quick, standard or paper, instead of the file's.")] = (
+    study: Annotated[Path, typer.Argument(help="A YAML or JSON file with a student, `recipes`, sizes and images.")],
+    preset: Annotated[str | None, typer.Option("--preset", help="quick, standard or paper; overrides the file.")] = (
         None
     ),
-    queue: Annotated[bool, typer.Option("--queue", help="Leave the training to workers, say what is known.")] = False,
+    queue: Annotated[
+        bool, typer.Option("--queue", help="Queue the runs for workers and report what is finished.")
+    ] = False,
     set: SetOption = None,
     store: StoreOption = MODELS,
     device: DeviceOption = "auto",
     ray: RayOption = None,
     json: JsonOption = False,
 ) -> None:
-    """What are clean data, augmentation, optimizer and distillation worth as the student shrinks? Exit code 1 if it is
-    not complete.
+    """Measure the value of clean data, augmentation, optimizer and distillation, in equivalent parameters and images.
+    Exit code 1 if incomplete.
     """
     overrides = [*(set or []), *([] if preset is None else [f"preset={preset}"])]
     _answer("scaling", scaling.read_study(study, overrides), Store(store), queue, device, ray, json)
 
 
-def _answer(kind: str, asked: Any, place: Store, queue: bool, device: str, ray: str | None, json: bool) -> None:
-    """Train what a study lacks, here or by workers, and say what is known."""
+def _answer(kind: str, spec: Any, place: Store, queue: bool, device: str, ray: str | None, json: bool) -> None:
+    """Train the missing runs of a study, here or in workers, and print its report."""
     progress_console.print("loading torch and data …", style="dim")
-    found = lifecycle.create(place, kind, resolve_study(place, kind, asked, device))
+    found = lifecycle.create(place, kind, resolve_study(place, kind, spec, device))
     if queue:
         lifecycle.start(place, found)
     else:
@@ -81,21 +85,21 @@ def _answer(kind: str, asked: Any, place: Store, queue: bool, device: str, ray: 
 
 
 def _curves(study: lifecycle.Study, place: Store) -> list[dict[str, Any]]:
-    """Every run of the race, epoch by epoch: against steps, gradients and seconds."""
+    """Learning curves of all final runs, per epoch: against steps, gradients and seconds."""
     budgets, folder = study.spec.budgets, study.folder
     return [asdict(curve) for one in budgets for curve in optimstudy.curves(study.spec, place, folder, one)]
 
 
 def _train(study: lifecycle.Study, place: Store, device: str, ray: str | None) -> None:
-    """Train what is missing, here or on a cluster, with a bar for all of it and one for those that are trained now."""
+    """Train the missing runs, here or on a cluster, with a progress bar for the study and one for the current runs."""
     worker.keep_freed_memory()
     stop = worker.stop_on_signals()
     with ExitStack() as held:
-        crew = held.enter_context(ray_executor.Cluster(ray, place, device=device)) if ray else None
+        cluster = held.enter_context(ray_executor.Cluster(ray, place, device=device)) if ray else None
         observe = held.enter_context(_watched(study, place))
-        if crew is not None:
-            crew.observe = observe
-        for error in lifecycle.run_to_end(study, place, device=device, stop=stop, observe=observe, crew=crew):
+        if cluster is not None:
+            cluster.observe = observe
+        for error in lifecycle.run_to_end(study, place, device=device, stop=stop, observe=observe, crew=cluster):
             progress_console.print(str(error), highlight=False, markup=False, soft_wrap=True)
 
 
@@ -117,7 +121,7 @@ def _watched(study: lifecycle.Study, place: Store) -> Iterator[Any]:
                 if event["kind"] == "progress":
                     bar.update(now, total=event["steps"], completed=event["step"])
                 elif event["kind"] == "away":
-                    last = f", the last to come back from {event['host']}" if event["host"] else ""
+                    last = f", latest from {event['host']}" if event["host"] else ""
                     bar.update(now, note=f"{event['runs']} runs in {event['groups']} groups on the cluster{last}")
 
             return show

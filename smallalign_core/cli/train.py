@@ -1,4 +1,4 @@
-"""The verbs that train, or see to it that somebody does: `train`, `submit`, `worth`."""
+"""The commands that train runs or queue them: `train`, `submit`, `ablate`."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def train(
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
-    """Train a run in the foreground. An equal spec is the same run: finished ones answer at once.
+    """Train a run in the foreground. Identical specs reuse the cached run.
 
-    Started by torchrun, several processes train it together.
+    Under torchrun, several processes train it together (DDP).
     """
     from smallalign_core.training import distributed
 
@@ -54,9 +54,9 @@ def train(
         if world.rank:
             runner.run_assistant(place.run(world.receive()), place, world, device)
             return
-        asked = read(spec, set or [])
-        world.local_slice(asked.batch)
-        resolved = _resolved(place, asked, device)
+        wanted = read(spec, set or [])
+        world.local_slice(wanted.batch)
+        resolved = _resolved(place, wanted, device)
         run = place.create(resolved)
         for note in data.load(resolved.data, place.data_cache).notes:
             progress_line(note)
@@ -66,7 +66,7 @@ def train(
     finally:
         distributed.leave()
     if result["state"] != State.FINISHED:
-        answer(result, json, f"{run.name}: {result['state']}, with a checkpoint. Give the same command to go on.")
+        answer(result, json, f"{run.name}: {result['state']}, with a checkpoint. Repeat the command to continue.")
         raise typer.Exit(1)
     seen = result.get("preflight")
     text = (
@@ -80,37 +80,39 @@ def train(
     )
     if peak := result.get("peak_bytes"):
         text += f", peak memory {peak / 1e9:.2f} GB"
-    if (told := result.get("features")) is not None:
-        text += f"\nfeatures of the frozen body: {told}"
+    if (features := result.get("features")) is not None:
+        text += f"\nfeatures of the frozen body: {features}"
     if missed := zero_recall_classes(result["test"]["recall"]):
         text += f"\n{missed}"
     answer(result, json, text)
 
 
 def submit(spec: SpecFile, set: SetOption = None, store: StoreOption = MODELS, json: JsonOption = False) -> None:
-    """Put a run into the queue; a worker takes it from there."""
+    """Queue a run for a worker."""
     place = Store(store)
     run = place.submit(_resolved(place, read(spec, set or [])))
     answer({"id": run.id, "state": str(run.state)}, json, f"{run.id}: {run.state}")
 
 
-def worth(
+def ablate(
     spec: SpecFile,
-    without: Annotated[measuring.What, typer.Option("--without", help="What the other arm leaves out.")],
-    seeds: Annotated[int, typer.Option("--seeds", help="Pairs to train, from the spec's own seed upwards.")] = 3,
+    without: Annotated[measuring.What, typer.Option("--without", help="The component to ablate.")],
+    seeds: Annotated[
+        int, typer.Option("--seeds", help="Number of paired seeds, from the spec's own seed upwards.")
+    ] = 3,
     queue: Annotated[
-        bool, typer.Option("--queue", help="Leave the training to a worker, and say what is known.")
+        bool, typer.Option("--queue", help="Queue the runs for workers and report what is finished.")
     ] = False,
     set: SetOption = None,
     store: StoreOption = MODELS,
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
-    """What is one choice worth? The run with and without it, seed by seed. Exit code 1 if a pair is not finished."""
+    """Ablation: train a run with and without one component, on paired seeds. Exit code 1 if a pair is not finished."""
     place = Store(store)
-    asked = read(spec, set or [])
-    measuring.pairs(asked, without, seeds)  # refused before torch is loaded
-    resolved = _resolved(place, asked, device)
+    wanted = read(spec, set or [])
+    measuring.pairs(wanted, without, seeds)  # validated before torch is loaded
+    resolved = _resolved(place, wanted, device)
     if queue:
         measuring.start(place, resolved, without, seeds)
     else:
@@ -129,7 +131,7 @@ def _train_pairs(place: Store, pairs: list[tuple[RunSpec, RunSpec]], device: str
 
 
 def train_all(place: Store, specs: Sequence[tuple[str, RunSpec]], device: str = "auto") -> None:
-    """Train what is not finished of some runs with their labels. One that fails is said so, and the others go on."""
+    """Train those of the labelled specs that are not finished. A failure is printed; the others continue."""
     worker.keep_freed_memory()
     stop = worker.stop_on_signals()
     with _progress(epochs=False) as follow:
@@ -150,10 +152,10 @@ def _resolved(place: Store, spec: RunSpec, device: str = "auto") -> RunSpec:
 
 @contextlib.contextmanager
 def _progress(*, epochs: bool) -> Iterator[Callable[[str], worker.Observer]]:
-    """Progress bars on stderr: give a label, get an observer that moves a bar of that name.
+    """Progress bars on stderr: yields a function from a label to an observer that updates the bar of that label.
 
     Args:
-        epochs: whether each epoch's validation accuracy is a line of its own.
+        epochs: whether to print each epoch's validation accuracy.
     """
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn()
     with Progress(*columns, console=progress_console) as bar:
@@ -166,7 +168,7 @@ def _progress(*, epochs: bool) -> Iterator[Callable[[str], worker.Observer]]:
                     note = f"loss {event['loss']:.4f}  {event['images_per_second']:,.0f} images/s"
                     bar.update(task, total=event["steps"], completed=event["step"], note=note)
                 elif event["kind"] == "waiting":
-                    bar.update(task, note=f"the teacher answers what is not kept: {event['share']:.0%}")
+                    bar.update(task, note=f"computing teacher logits: {event['share']:.0%}")
                 elif epochs:
                     best = " (best)" if event["best"] else ""
                     bar.console.print(f"epoch {event['epoch']}: validation accuracy {event['accuracy']:.2%}{best}")

@@ -89,7 +89,7 @@ def _load(spec: DataSpec, cache: Path, ram_budget: int) -> Splits:
             return before
         found = "no such images" if splits is None else f"fingerprint {splits.fingerprint}"
         raise BadData(
-            "the images are not those that this run was made for",
+            "the images do not match the fingerprint of the run",
             given=f"{spec.source}: {found}, expected {spec.fingerprint}",
             do="restore the images, or submit the spec again as a new run",
         )
@@ -192,11 +192,11 @@ def _prepared(spec: DataSpec, cache: Path, old: bool = False) -> Path:
             part.rename(folder)
         except OSError as error:
             if error.errno in DISK_FULL or "requested and" in str(error):  # numpy's words for it
-                raise Refused("the disk is full", given=cache, do="make room, then resume") from None
+                raise Refused("the disk is full", given=cache, do="free some space, then resume") from None
             raise BadData(
                 f"the dataset could not be read or kept ({error.strerror or type(error).__name__})",
                 given=f"{spec.source}, {error.filename or cache}",
-                do="check the path, its rights and the room on the disk",
+                do="check the path, its permissions and the disk space",
             ) from None
         finally:
             shutil.rmtree(part, ignore_errors=True)
@@ -320,14 +320,14 @@ def _divide(stored: dict[str, ImageSet], spec: DataSpec, facts: dict[str, Any]) 
     test, val = stored.get("test"), stored.get("val")
     if test is None:
         train, test = _hold_out(train, spec.test, spec, salt=b"test", leave=2 if val is None else 1)
-        said.append(f"The source has no test images: {spec.test:.0%} of each class were held out.")
+        said.append(f"The source has no test split: {spec.test:.0%} of each class were held out for test.")
     if val is None:
         train, val = _hold_out(train, spec.validation, spec, salt=b"validation")
     said += _groups.told(spec, {"train": train, "val": val, "test": test})
     if spec.images is not None:
         if spec.images > len(train) or spec.images < len(train.classes):
             raise BadData(
-                f"`data.images` must lie between {len(train.classes)} (one a class) and {len(train)} (all there are)",
+                f"`data.images` must be between {len(train.classes)} (one per class) and {len(train)} (all)",
                 given=spec.images,
                 do="change data.images",
             )
@@ -341,7 +341,9 @@ def _divide(stored: dict[str, ImageSet], spec: DataSpec, facts: dict[str, Any]) 
         decisions, before = read_decisions(Path(spec.decisions).expanduser()), len(train) + len(val)
         train, val = decided(train, decisions), decided(val, decisions)
         left_out = before - len(train) - len(val)
-        said.append(f"{left_out:,} images are left out, by decisions about {len(decisions.by_image):,} images.")
+        said.append(
+            f"{left_out:,} images were dropped or relabelled, by decisions about {len(decisions.by_image):,} images."
+        )
     return Splits(train, val, test, tuple(said), facts["unreadable"], facts["reasons"])
 
 

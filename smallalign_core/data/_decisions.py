@@ -1,4 +1,4 @@
-"""What a person decided about single images: a file of its own, which never touches the images themselves.
+"""Cleaning decisions about single images: a separate file; the images themselves are not changed.
 
     {"schema": 2, "source": "digits", "decisions": [{"image": "<16 hex>", "what": "relabel", "label": "3"}], ...}
 
@@ -27,7 +27,7 @@ What = Literal["keep", "drop", "once", "relabel"]
 
 @dataclass(frozen=True)
 class Decision:
-    """What was decided about an image; `label` is a class name where it is to have another.
+    """A decision about an image; `label` is the new class name for `relabel`.
 
     `path` is the image's file below the source, for people: what counts is its id.
     """
@@ -93,7 +93,7 @@ def read_decisions(file: Path) -> Decisions:
         raise BadData(f"the decisions cannot be read: {reason}", given=file, do=do) from None
     except (BadModel, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         why = error.wrong if isinstance(error, BadModel) else str(error)
-        raise BadData(f"this is no file of decisions, or it is damaged: {why}", given=file, do=do) from None
+        raise BadData(f"not a decisions file, or it is damaged: {why}", given=file, do=do) from None
 
 
 def _read(lines: Iterable[dict[str, str]]) -> Iterable[tuple[int, Decision]]:
@@ -116,9 +116,7 @@ def decided(images: ImageSet, decisions: Decisions) -> ImageSet:
     position = {name: row for row, name in enumerate(images.classes)}
     unknown = sorted({made.label for made in decisions.by_image.values() if made.label} - position.keys())
     if unknown:
-        raise BadData(
-            "a decided label is no class of these images", given=", ".join(unknown[:3]), do="take that decision back"
-        )
+        raise BadData("a decision has an unknown class", given=", ".join(unknown[:3]), do="remove that decision")
     ids = np.array(sorted(decisions.by_image), np.uint64)
     made = [decisions.by_image[int(one)] for one in ids]
     at = np.searchsorted(ids, images.ids).clip(max=max(0, len(ids) - 1))
@@ -135,5 +133,5 @@ def decided(images: ImageSet, decisions: Decisions) -> ImageSet:
     rows = np.flatnonzero(keep)
     gone = [name for name, row in position.items() if (images.labels == row).any() and not (labels[rows] == row).any()]
     if gone:
-        raise BadData("the decisions leave a class without images", given=", ".join(gone[:3]), do="take some back")
+        raise BadData("the decisions leave a class without images", given=", ".join(gone[:3]), do="remove some of them")
     return images.relabelled(labels).take(rows)

@@ -1,4 +1,4 @@
-"""From image files to arrays: what may be left out, how all become one size, and the arrays on the disk."""
+"""From image files to arrays: unreadable files, resizing to one size, and the arrays on disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files of a folder or a zip as one list: from here on nothing knows which of the two it was."""
+"""The files of a folder or a zip as one uniform list."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def left_note(left: Counter[str]) -> list[str]:
     if not left:
         return []
     told = ", ".join(f"{count:,} x {name}" if count > 1 else name for name, count in sorted(left.items()))
-    return [f"Folders that a system or network storage keeps for itself were left out: {told}."]
+    return [f"System folders were left out: {told}."]
 
 
 def _walk(

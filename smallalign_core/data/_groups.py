@@ -1,6 +1,6 @@
-"""Images that belong together: of one person, one patient, one original. A test on a sibling is no test.
+"""Groups of images of one person, patient or original, which must not be split between train and test.
 
-Which belong together is said by `data.groups`, or suspected by file names that editors and augmenters write.
+Groups are given by `data.groups`, or suspected by typical file names of augmented copies.
 """
 
 from __future__ import annotations
@@ -78,9 +78,9 @@ def table_of(spec: DataSpec) -> Path | None:
         if regular(file):
             return file.resolve()
     raise BadData(
-        "the table of groups is not there",
+        "the table of groups does not exist",
         given=spec.groups,
-        do=f"name a CSV with the columns filename and group, or a pattern such as {MARK}_*",
+        do=f"give a CSV with the columns filename and group, or a pattern such as {MARK}_*",
     )
 
 
@@ -144,7 +144,7 @@ def told(spec: DataSpec, parts: dict[str, ImageSet]) -> list[str]:
         alone = every.count(None)
         said = [
             f"Images of one group are on one side of the split: {len(set(every) - {None}):,} groups by "
-            f"{spec.groups}" + (f"; {alone:,} images are in none and stand alone." if alone else ".")
+            f"{spec.groups}" + (f"; {alone:,} images are in no group." if alone else ".")
         ]
         both = {one for one in grouped["train"] or () if one} & {one for one in grouped["test"] or () if one}
         if both:
@@ -166,7 +166,7 @@ def told(spec: DataSpec, parts: dict[str, ImageSet]) -> list[str]:
         str(parts[part].path(row)) for part in ("train", "val") for row, name in enumerate(own[part]) if name == example
     )
     return [
-        f"By their names, {len(leaked):,} of {len(test):,} test images are versions of images that are learned from "
+        f"By their names, {len(leaked):,} of {len(test):,} test images are versions of training images "
         f"({test.path(leaked[0])} and {twin}), so the score on test is too good: keep versions on one side with "
         "`data.groups` (a pattern such as {group}_*, or a CSV), or take them out."
     ]

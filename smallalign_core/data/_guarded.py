@@ -1,11 +1,11 @@
-"""Image files are opened and decoded in a process that may use little time and memory for each of them.
+"""Image files are opened and decoded in a separate process with limits on time and memory for each.
 
-A decoder can be made to work for hours, to take all memory or to crash, by a file of a few kB; and a path may be a pipe
-that nothing ever comes out of. What happens to the process happens to one image, which then counts as unreadable. It
-has the jail's walls: no network, no programs, no file is written. Only pixels and JSON come back.
+A file of a few kB can make a decoder run for hours, use all memory or crash; and a path may be a pipe that never ends.
+A failure of the process affects one image, which then counts as unreadable. The process is sandboxed: no network, no
+programs, no written files. Only pixels and JSON are returned.
 
-One such process serves its parent as long as that lives; it is started when the first image is decoded, again after an
-image that ended it, and anew in a fork.
+One process serves its parent for its lifetime; it is started for the first image, and restarted after an image that
+ended it, and in a fork.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ class _Process:
         if code == -signal.SIGXCPU:
             raise _too_long(SECONDS)
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        raise OverLimit("decoding the image ends the process that does it", given=name, do="save it again")
+        raise OverLimit("decoding the image crashed the decoder process", given=name, do="save it again")
 
     def _read(self, size: int, seconds: float) -> bytes:
         """So many bytes.

@@ -1,7 +1,7 @@
 """Which folders are classes and which are parts of the data: decided from how they nest, then from their names.
 
 A folder that holds images directly is a class, whatever it is called. Folders of folders are parts where their names
-say so. Where all of them hold the same sub-folders and no name says what they are, that is asked instead of guessed.
+say so. If all of them have the same sub-folders and no name is conclusive, an error is raised instead of guessing.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _no_classes(listing: Listing, root: _Node) -> BadData:
         what += f"; {_some(tables)} has no column of file names beside one of labels"
     kinds = Counter(map(_kind, listing.others))
     return BadData(
-        f"the folder has no classes{what}",
+        f"the folder has no class folders{what}",
         given=f"other files: {_kinds(kinds)}" if kinds else "",
         do="put the images into one sub-folder per class, or add a CSV with the columns filename and label",
     )
@@ -307,7 +307,7 @@ def _near(classes: dict[str, list[Entry]]) -> list[str]:
     for name in classes:
         same.setdefault(" ".join(name.casefold().split()), []).append(name)
     twins = [" and ".join(names) for names in same.values() if len(names) > 1]
-    return [f"Classes whose names differ in case or spaces only: {_some(twins)}."] if twins else []
+    return [f"Class names that differ in case or spaces only: {_some(twins)}."] if twins else []
 
 
 def _kind(entry: Entry) -> str:

@@ -1,4 +1,4 @@
-"""Images that are not where a run found them: named by hand, known again by their fingerprint, and remembered."""
+"""Moved datasets: located by the user, verified by fingerprint, and remembered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of files and folders: how other systems wrote them, which to leave out, and in which order they are shown."""
+"""Names of files and folders: encodings, system files to skip, and natural sorting."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""One image file to uint8 pixels: upright, on a ground that keeps it visible, with all the grey levels that it has.
+"""One image file to uint8 pixels: EXIF orientation, transparency on a visible background, full range of grey levels.
 
-What a file is, its content says; its name counts for nothing. Metadata that cannot be read costs the metadata only.
+The format is detected from the content, not from the name. Unreadable metadata is skipped.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ LIGHT, MOSTLY = 224, 0.9
 """A drawing is nearly white if this share of what is visible is lighter than LIGHT."""
 
 EXTRAS = {
-    "exif": "EXIF tags that cannot be read: they were used as they lie",
-    "metadata": "metadata that is damaged or too long: it was skipped, the pixels were read",
+    "exif": "unreadable EXIF tags: they were used without rotation",
+    "metadata": "damaged or too long metadata: it was skipped",
     "white": "transparency: they were put on white",
     "black": "transparency and nearly white drawings: they were put on black",
     "frames": "several frames or pages: the first was used",
     "scaled": f"more than {MAX_PIXELS // 1_000_000} million pixels: they were scaled down while decoding",
     "colour16": "16 bits a colour channel: the higher 8 were used",
-    "named": "another format than the name says",
+    "named": "another format than their file extension",
 }
 """What may be said of an image that is read, as after "12 images have"."""
 

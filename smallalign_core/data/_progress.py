@@ -1,4 +1,4 @@
-"""How far decoding is: for the process that decodes, and in a file for any other that waits for it."""
+"""Progress of decoding: in the decoding process, and in a file for processes that wait for it."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def reader(source: str) -> Reader:
         return _read_files
     if path.is_dir():
         return _read_idx if any(_idx_files(path)) else _read_files
-    what = "is neither a folder nor a zip file" if path.exists() else "is not known here, and no such path exists"
+    what = "is neither a folder nor a zip file" if path.exists() else "is unknown, and the path does not exist"
     raise BadData(f"the dataset {what}", given=source, do=f"use a path, or one of: {', '.join(NAMED)}")
 
 
@@ -115,9 +115,9 @@ def _read_named(spec: DataSpec, into: Path) -> Decoded:
                 with contextlib.suppress(OSError):  # torchvision makes folders before it connects; full ones stay
                     made.rmdir()
             raise BadData(
-                f"the dataset {spec.source} is not here and could not be downloaded ({type(error).__name__})",
+                f"the dataset {spec.source} is not cached and could not be downloaded ({type(error).__name__})",
                 given=f"looked in {root.resolve()}",
-                do="connect to a network, or give a path to its files; `digits` always works",
+                do="connect to the internet, or give a path to its files; `digits` always works",
             ) from None
         images = np.asarray(found.data)
         images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)

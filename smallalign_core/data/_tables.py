@@ -1,4 +1,4 @@
-"""Labels in a table beside the images, as competitions give them."""
+"""Labels in a table beside the images, as in competitions."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Export: one ONNX file that takes raw pixels, and the proof that it gives the same answers.
+"""Export: one ONNX file that takes raw pixels, and a parity report on its predictions.
 
 Input `images` is uint8 [N, height, width, channels], any batch, height and width, as a canvas or PIL gives it; resizing
 and normalising are inside. Outputs are `logits` and `probabilities`, float32 [N, classes]; the temperature fitted on
 validation is folded into the probabilities. The file is in single precision, its constants in halves, or in 8-bit
-integers; what the smaller ones lose is measured and written into them. A seal shows whether it was changed since.
+integers; what the smaller ones lose is measured and written into them. A checksum shows whether the file was changed.
 """
 
 from smallalign_core.export._bundle import (

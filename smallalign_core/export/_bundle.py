@@ -1,4 +1,4 @@
-"""What the Export page needs of a run in one precision: the file, its proof, images for the browser, the download."""
+"""The export bundle of a run in one precision: the file, its parity report, images for the browser, the download."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ KEPT = ("model.onnx", "logits.bin", "model.zip")
 MOST = 1e12  # of any number that a browser tells
 COUNT = 1000  # images that a browser answers
 CLAIM = (
-    "said by a visitor's browser; top-1 agreement, accuracy and the largest difference were computed from its logits "
-    "in Python, times and the name of the browser are as it told them"
+    "reported by a user's browser; top-1 agreement, accuracy and the largest difference were computed from its logits "
+    "in Python, times and the name of the browser are as reported by the browser"
 )
 
 
 def bundle_folder(run: Run, store: Store) -> Path:
-    """Where a run's bundle is kept. Zoo models are committed, so theirs lies with the store too."""
+    """The folder of a run's bundle. Zoo models are committed, so theirs lies with the store too."""
     return store.root / "exports" / run.id
 
 
@@ -103,28 +103,26 @@ def submit_browser_parity(run: Run, store: Store, precision: Precision, said: di
         BadInput: the bundle was made anew meanwhile, or the answer is not one to its images.
         Refused: the visitor may only look.
     """
-    store.visitor.require("add to a proof")
+    store.visitor.require("submit a browser parity check")
     report = kept_bundle(run, store, precision)
     if report is None:
-        raise BadInput("the export that the browser answered is gone", given=run.name, do="check again")
+        raise BadInput("the export that the browser checked no longer exists", given=run.name, do="check again")
     for what, got, had in (
         ("file", said.get("sha256"), report["sha256"]),
         ("images", said.get("images_sha256"), report["data"]["images_sha256"]),
     ):
         if got is not None and got != had:
             raise BadInput(
-                f"the browser was given another {what}", given=f"{str(got)[:16]}…, not {had[:16]}…", do="check again"
+                f"the browser checked another {what}", given=f"{str(got)[:16]}…, not {had[:16]}…", do="check again"
             )
     count, classes = len(report["labels"]), len(report["classes"])
     try:
         raw = base64.b64decode(said["logits"], validate=True)
         logits = np.frombuffer(raw, "<f4").reshape(count, classes).astype(np.float32)
     except (binascii.Error, KeyError, TypeError, ValueError):
-        raise BadInput("the browser did not answer these images", given=run.name, do="check again") from None
+        raise BadInput("the browser's results are for other images", given=run.name, do="check again") from None
     if not np.isfinite(logits).all():
-        raise BadInput(
-            "the browser's answers are not finite", given=run.name, do="check again, or with another browser"
-        )
+        raise BadInput("the browser's logits are not finite", given=run.name, do="check again, or with another browser")
     runtime, timing = _of_itself(run, said)
     folder = bundle_folder(run, store)
     reference = np.fromfile(folder / "reference.bin", "<f4").reshape(count, classes)
@@ -155,7 +153,7 @@ def _of_itself(run: Run, said: dict[str, Any]) -> tuple[dict[str, Any], dict[str
             return runtime, timing
     except (AttributeError, KeyError, TypeError):
         pass
-    raise BadInput("the browser does not say what it ran on, or how long", given=run.name, do="check again")
+    raise BadInput("the browser's report lacks runtime or timing", given=run.name, do="check again")
 
 
 def _plain(told: Any) -> Any:

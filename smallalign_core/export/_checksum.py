@@ -1,4 +1,4 @@
-"""The seal: what tells a file that was changed after its export from one that was not.
+"""The checksum of exported files, which detects changes after export.
 
 The last bytes of an exported file are one more entry of ONNX's metadata, `smallalign-seal`, whose value is the SHA-256
 of all bytes before it: graph, weights and metadata alike. It is checked on the raw bytes, before anything parses them.

@@ -1,4 +1,4 @@
-"""The download: the file with its card, its proof, its labels, and a snippet for each place where it may run."""
+"""The download: the model file with its card, parity report, labels, and a code snippet for each runtime."""
 
 from __future__ import annotations
 
@@ -65,23 +65,23 @@ def card_of(run: Run, store: Store, report: dict[str, Any]) -> str:
 | file (SHA-256) | `{report["sha256"]}` |
 | weights (SHA-256) | `{report["weights_sha256"]}` |
 | data fingerprint | `{report["data"]["fingerprint"]}` |
-| lost on validation | {_loss(report["loss"]["val"])} |
-| lost on test | {_loss(report["loss"]["test"])} |
+| accuracy drop (val.) | {_loss(report["loss"]["val"])} |
+| accuracy drop (test) | {_loss(report["loss"]["test"])} |
 
 {_flag(report)}
-## The proof
+## Parity report
 
-| | images | accuracy | same top-1 as PyTorch | largest logit difference | p50 | p95 | load | threads |
+| | images | accuracy | top-1 agreement with PyTorch | largest logit difference | p50 | p95 | load | threads |
 |---|---|---|---|---|---|---|---|---|
 {_rows(report)}
 
 {_browser(report)}
-Check the file and repeat the Python half on any machine that has SmallAlign:
+Verify the file, and repeat the Python part of the parity check on any machine with SmallAlign:
 
     python -m smallalign_core verify model.onnx --proof parity.json
 
-The file carries a seal: a digest of its own bytes. It shows whether the file was changed since it was exported. It does
-not show who exported it; for that compare the SHA-256 above with one that came to you by another way.
+The file contains a checksum of its own bytes, which shows whether it was changed since export. It does not authenticate
+the author; for that compare the SHA-256 above with one from a trusted source.
 
 ## Running it
 
@@ -89,7 +89,7 @@ not show who exported it; for that compare the SHA-256 above with one that came 
     npm install && node classify.mjs picture.png
     npm install && python -m http.server      # then open http://localhost:8000/index.html
 
-ONNX Runtime for Python reports to its maker from version 1.29 on (model and graph names, a device id, the path of the
+ONNX Runtime for Python sends telemetry from version 1.29 on (model and graph names, a device id, the path of the
 program) unless `ORT_DISABLE_TELEMETRY=1` is set before it is imported. `classify.py` sets it; so should your program.
 """
 
@@ -97,7 +97,7 @@ program) unless `ORT_DISABLE_TELEMETRY=1` is set before it is imported. `classif
 def _loss(loss: dict[str, Any]) -> str:
     return (
         f"{100 * loss['loss']:+.2f} points of accuracy on {loss['images']:,} images (95 % interval "
-        f"{100 * loss['low']:+.2f} to {100 * loss['high']:+.2f}); {loss['agreement']:.2%} keep their top-1"
+        f"{100 * loss['low']:+.2f} to {100 * loss['high']:+.2f}); top-1 agreement {loss['agreement']:.2%}"
     )
 
 
@@ -105,8 +105,8 @@ def _flag(report: dict[str, Any]) -> str:
     if not report["flagged"]:
         return ""
     return (
-        f"**Flagged: this precision loses more than {LIMIT:.0%} of accuracy. Use fp32 or fp16, or see whether the loss is "
-        "acceptable to you.**\n"
+        f"**Flagged: the accuracy drop at this precision exceeds {LIMIT:.0%}. Use fp32 or fp16, or check whether the drop is "
+        "acceptable.**\n"
     )
 
 
@@ -135,8 +135,8 @@ def _figures(found: dict[str, Any]) -> str:
 def _browser(report: dict[str, Any]) -> str:
     browser = report["browser"]
     if browser is None:
-        return "No browser has checked this file yet.\n"
+        return "This file has not been checked in a browser yet.\n"
     return (
-        f"The browser's row is a visitor's claim of {browser['when']}: {browser['what']}. Its logits are in "
-        f"`browser-logits.bin` (SHA-256 `{browser['logits_sha256']}`). It called itself `{browser['runtime']['user_agent']}`.\n"
+        f"The browser's row was submitted on {browser['when']}: {browser['what']}. Its logits are in "
+        f"`browser-logits.bin` (SHA-256 `{browser['logits_sha256']}`). User agent: `{browser['runtime']['user_agent']}`.\n"
     )

@@ -1,4 +1,4 @@
-"""A run as one ONNX file: the graph, its precision, what it says of itself, and its seal."""
+"""A run as one ONNX file: the graph, its precision, its metadata, and its checksum."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def precision_of(name: str) -> Precision:
     for known in PRECISIONS:
         if name == known:
             return known
-    raise BadInput("there is no such precision", given=name, do=f"choose {', '.join(PRECISIONS)}")
+    raise BadInput("unknown precision", given=name, do=f"choose {', '.join(PRECISIONS)}")
 
 
 class _Deployed(nn.Module):
@@ -147,7 +147,7 @@ def _in_integers(graph: bytes, training: ImageSet, metadata: Mapping[str, Any]) 
         return _of_fixed_width(onnx_graph.in_integers(graph, batches, input="images"))
     except Exception as error:  # the quantizer's errors share no base class
         raise WorkFailed(
-            "this network cannot be written in 8-bit integers", given=f"{error!r:.160}", do="export it as fp16"
+            "this network cannot be quantized to int8", given=f"{error!r:.160}", do="export it as fp16"
         ) from error
 
 
@@ -339,7 +339,7 @@ def export(run: Run, to: Path, store: Store | None = None, *, precision: Precisi
     """
     if to.suffix != ".onnx" or not to.parent.is_dir():
         raise BadInput(
-            "an export goes into an existing folder, as a file ending in .onnx",
+            "the export's path is not an .onnx file in an existing folder",
             given=to,
             do="write for example --to student.onnx",
         )

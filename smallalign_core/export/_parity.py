@@ -1,4 +1,4 @@
-"""What is compared when two ways of running a model are: top-1, logits, accuracy, and what may differ."""
+"""Parity between two runtimes of a model: top-1 agreement, logit differences, accuracy, and tolerances."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ IN_A_BROWSER: dict[Precision, Gate] = GATES | {"fp32": Gate(agreement=1.0, toler
 
 @dataclass(frozen=True)
 class Parity:
-    """Do two ways of running a model give the same answers?
+    """Parity of two runtimes of a model.
 
     Attributes:
         images: how many held-out images were compared.

@@ -1,4 +1,4 @@
-"""Our exports run by ONNX Runtime on one CPU thread, as they were just made: users' files are run in the jail."""
+"""New exports run by ONNX Runtime on one CPU thread; users' files are run in the sandbox only."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def timed(work: Callable[[], object], seconds: float) -> tuple[float, float]:
 
 
 def check_doors(inputs: list[tuple[str, str]], outputs: set[str], name: str) -> None:
-    """Refuse a file that has not the one input and the two outputs of an export of ours."""
+    """Check the input and the two outputs of an export."""
     if inputs != [("images", "tensor(uint8)")] or not {"logits", "probabilities"} <= outputs:
         raise BadModel(
             "the model does not have the input `images` (uint8) and the outputs `logits` and `probabilities`",
@@ -97,7 +97,7 @@ def check_doors(inputs: list[tuple[str, str]], outputs: set[str], name: str) -> 
 
 
 def read_metadata(kept: str | None, name: str) -> dict[str, Any]:
-    """What an export says of itself; refuses what cannot be that."""
+    """The validated metadata of an export."""
     known = {
         "data": dict,
         "data_spec": dict,

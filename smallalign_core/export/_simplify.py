@@ -1,4 +1,4 @@
-"""Graphs without the multiplications that no answer needs: what runs a graph multiplies zeros like all else."""
+"""Removal of redundant multiplications (by zeros) from graphs."""
 
 from __future__ import annotations
 

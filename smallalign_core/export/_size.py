@@ -1,4 +1,4 @@
-"""How many bytes the file of a run has in each precision, also before it is trained.
+"""The size in bytes of a run's exported file in each precision, also before training.
 
 A network of random weights makes a file as large as the trained one: what training finds are numbers of a fixed width
 in the graph, and the text of the metadata is padded (`_file.padded`), so that its length does not depend on scores.

@@ -1,4 +1,4 @@
-"""Does a file give the answers that it promises? Any ONNX classifier is looked at, ours or not, in the jail alone."""
+"""Verification of an ONNX classifier, exported by SmallAlign or not: integrity and predictions, in the sandbox only."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ def verify(
     if facts["kind"] != "onnx":
         raise BadModel("the file is not an ONNX model", given=f"{file}, {facts['kind']}", do="name an .onnx file")
     if facts["sha256"] != digest:
-        raise BadInput("the file changed while it was looked at", given=file, do="verify it again")
+        raise BadInput("the file changed during verification", given=file, do="verify it again")
     ours = METADATA in facts["metadata"] or KEY in facts["metadata"]
     if ours and not checksum_matches(content):
         raise BadModel(
-            "the file was changed after it was exported: its seal is broken or missing",
+            "the file was changed after export: its checksum is wrong or missing",
             given=file,
-            do="export the run again, or ask for the file that was exported",
+            do="export the run again, or get the original file",
         )
     if ours:
         found = _ours(file, content, facts, store, run, data_source, held)
@@ -94,12 +94,14 @@ def _read_proof(proof: Path, digest: str) -> dict[str, Any]:
         if said is not None and raw is not None and hashlib.sha256(raw).hexdigest() == said["logits_sha256"]:
             known |= {"browser": {name: float(said[name]) for name in figures}, "logits": logits}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise BadInput("the proof cannot be read", given=proof, do="give the parity.json of the download") from None
+        raise BadInput(
+            "the parity report cannot be read", given=proof, do="give the parity.json of the download"
+        ) from None
     if promised != digest:
         raise BadModel(
-            "the file is not the one that the proof is about",
-            given=f"SHA-256 {digest[:16]}…, the proof says {str(promised)[:16]}…",
-            do="take file and proof from the same download",
+            "the parity report is about another file",
+            given=f"SHA-256 {digest[:16]}…, parity report {str(promised)[:16]}…",
+            do="use file and parity report of the same download",
         )
     return known
 
@@ -148,7 +150,7 @@ def _ours(
     except BadData as error:
         if data_source is not None or run is not None:
             raise
-        return _unscored(told, asked, f"nothing: accuracy was not checked, since {error.wrong}; name --data")
+        return _unscored(told, asked, f"nothing: accuracy was not checked, since {error.wrong}; add --data")
     images = splits.test
     answers, latency = _answered(content, images, at_once(told, *images.shape[1:]))
     if answers.shape[1] != len(images.classes):
@@ -169,7 +171,7 @@ def _ours(
     return {
         **found,
         "proof": proved,
-        "compared_with": f"PyTorch, run {known.name}" if known else "the accuracy written into the file",
+        "compared_with": f"PyTorch, run {known.name}" if known else "the accuracy in the file's metadata",
         "promised_accuracy": promised,
         "same_images": same_images,
         "run": asked,
@@ -204,7 +206,7 @@ def _answered(content: bytes, images: ImageSet, step: int) -> tuple[NDArray[np.f
         parts.append(session.run("logits", "images", pixels))
         if parts[-1].ndim != 2 or len(parts[-1]) != len(pixels):
             raise BadModel(
-                "the model does not give one row of answers an image",
+                "the model does not output one row per image",
                 given=f"{parts[-1].shape} for {len(pixels)} images",
                 do="give a file that SmallAlign exported",
             )
@@ -215,7 +217,7 @@ def _other_classes(count: int, images: ImageSet) -> BadInput:
     return BadInput(
         "the model and the data do not have the same classes",
         given=f"{count} and {len(images.classes)}",
-        do="name the data that it was trained on",
+        do="give the dataset it was trained on with --data",
     )
 
 
@@ -228,7 +230,7 @@ def _images_for(facts: dict[str, Any], run: Run | None, store: Store, data_sourc
         return data.load(run.data, store.data_cache)
     if kept:
         return data.load(DataSpec.model_validate(kept), store.data_cache)
-    raise BadInput("the file does not say which data it was made for", do="add --data or --run")
+    raise BadInput("the file's metadata has no dataset", do="add --data or --run")
 
 
 # --- files of others --------------------------------------------------------------------------------------------------
@@ -247,7 +249,7 @@ def _theirs(
     nothing = {"images": 0, "accuracy": None, "p50_ms": None, "p95_ms": None, "ok": True}
     known = store.finished(run) if run else None
     if known is None and data_source is None:
-        return nothing | dict.fromkeys(COMPARED) | {"compared_with": "nothing: name a --run or --data", "run": None}
+        return nothing | dict.fromkeys(COMPARED) | {"compared_with": "nothing: give --run or --data", "run": None}
     spec = parse_data(data_source) if data_source is not None else known.data  # type: ignore[union-attr]
     splits = data.load(spec, store.data_cache)
     images = splits.test

@@ -31,7 +31,7 @@ START = ("pretrained", "frozen", "head_rate", "weights", "weights_sha256")
 
 
 class BaseClassifier(nn.Module):
-    """Whatever answers: uint8 images [N, channels, H, W] in, logits float32 [N, len(classes)] out.
+    """The interface of all classifiers: uint8 images [N, channels, H, W] in, logits float32 [N, len(classes)] out.
 
     Attributes:
         body: where a loss may look for layers; empty for what cannot be looked into.
@@ -265,17 +265,16 @@ def build(
 
 
 def head(classifier: Classifier) -> nn.Module:
-    """The last layer, which gives the logits."""
+    """The last layer, which outputs the logits."""
     return classifier.body.get_submodule(_library.head_name(classifier.body, len(classifier.classes)))
 
 
 @dataclass(frozen=True)
 class Size:
-    """How big a classifier is.
-
+    """The size of a classifier.
     Attributes:
-        params: numbers that training finds or keeps; a frozen body's count too.
-        macs: multiply-accumulates for one image (convolutions and matrix products; half of the counted FLOPs).
+            params: numbers that training finds or keeps; a frozen body's count too.
+            macs: multiply-accumulates for one image (convolutions and matrix products; half of the counted FLOPs).
     """
 
     params: int
@@ -330,7 +329,7 @@ def begin_from(classifier: Classifier, file: Path) -> None:
     ]
     if odd:
         raise BadModel(
-            "the weights to start from are of another network",
+            "the initial weights are of another network",
             given=f"{len(odd)} tensors differ, the first is {odd[0]}",
             do="start from a run with the same network, images of the same size and the same number of classes",
         )

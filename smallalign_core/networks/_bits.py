@@ -1,4 +1,4 @@
-"""Weights of few bits: what a network computes with while it learns the weights that are rounded."""
+"""Weight quantization: the forward pass uses rounded weights, training updates the full-precision ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks of torchvision and timm: their names, their heads, and the weights that they start from."""
+"""Networks of torchvision and timm: names, heads, and initial weights."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ def _unknown(library: str, name: str, offered: Sequence[str], list_models: str) 
 
 def _unreachable(spec: LibraryNetwork, error: Exception, where: str) -> NoReturn:
     raise BadSpec(
-        f"the weights of {spec.name} are not here and could not be downloaded ({type(error).__name__})",
+        f"the weights of {spec.name} are not cached and could not be downloaded ({type(error).__name__})",
         given=where,
-        do="connect to a network once, give `weights`, or set pretrained: false",
+        do="connect to the internet once, give `weights`, or set pretrained: false",
     ) from None
 
 
@@ -184,14 +184,14 @@ def _start_from(
         content = Path(spec.weights).read_bytes()
         if spec.weights_sha256 not in (None, hashlib.sha256(content).hexdigest()):
             raise BadModel(
-                "the weights to start from are not the file that they were",
+                "the initial weights file has changed",
                 given=spec.weights,
                 do="restore the file, or submit the spec again",
             )
         given = load(content)
     except (OSError, SafetensorError) as error:
         raise BadModel(
-            f"the weights to start from cannot be read ({type(error).__name__})",
+            f"the initial weights cannot be read ({type(error).__name__})",
             given=spec.weights,
             do="give a .safetensors file",
         ) from None
@@ -236,5 +236,5 @@ def _refuse_others(spec: LibraryNetwork, given: dict[str, Tensor], wanted: dict[
         raise BadModel(
             f"the weights are of another network than {spec.name}",
             given=f"{len(missing)} tensors are missing, {len(unknown)} unknown, {len(odd)} of another shape: {first}",
-            do="name the network that they belong to",
+            do="choose the network that they belong to",
         )

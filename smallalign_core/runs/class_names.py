@@ -1,4 +1,4 @@
-"""Names of classes as people keep them beside a model: in text, YAML, JSON or pbtxt, or in the file's metadata."""
+"""Class names of imported models: from text, YAML, JSON or pbtxt files, or from the file's metadata."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LONGEST = 1_000_000
 
 
 def in_metadata(metadata: Mapping[str, str]) -> list[str]:
-    """The class names that a model file carries, in the order of its answers.
+    """The class names in a model file's metadata, in output order.
 
     Raises:
         BadInput: it carries none.
@@ -27,7 +27,7 @@ def in_metadata(metadata: Mapping[str, str]) -> list[str]:
     for key in METADATA:
         if found := of_value(_parsed(metadata.get(key, ""))):
             return found
-    raise BadInput("the file does not name its classes", do="give them in the order of its answers: --classes a,b,c")
+    raise BadInput("the file has no class names", do="give them in output order: --classes a,b,c")
 
 
 def _parsed(text: str) -> Any:
@@ -48,7 +48,7 @@ def in_file(file: Path) -> list[str]:
     Raises:
         BadInput: it cannot be read, or holds no names.
     """
-    do = "give one name a line, or a JSON or YAML list"
+    do = "give one name per line, or a JSON or YAML list"
     try:
         if not file.is_file() or file.stat().st_size > LONGEST:
             raise ValueError

@@ -1,7 +1,7 @@
-"""Classifiers that were made elsewhere: ONNX files in the store, run by ONNX Runtime, their classes matched by name.
+"""Imported classifiers: ONNX files in the store, run by ONNX Runtime, with classes matched by name.
 
-`classifier` opens any finished run or import for given classes, ready to be a teacher. The jail has looked at the file
-before; it also answers from a jail, from bytes (so no other file can be read) whose SHA-256 is checked.
+`classifier` opens any finished run or import for given classes, for example as a teacher. Files are inspected and run
+in the sandbox, from bytes (so that no other file can be read) with a verified SHA-256.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _normal(how: Import) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 class ClassSubset(BaseClassifier):
-    """A classifier asked only about some of its classes, in another order.
+    """A classifier restricted to some of its classes, in another order.
 
     Softmax over the chosen logits is the model's own probability given that it is one of them.
     """
@@ -160,14 +160,14 @@ def class_columns(known: Sequence[str], asked: Sequence[str]) -> list[int]:
     twice = [name for name, place in zip(asked, found, strict=True) if list(known).count(known[place]) > 1]
     if twice:
         raise BadInput(
-            "the teacher has two classes of one name", given=_listed(twice), do="name its classes (--classes)"
+            "the teacher has duplicate class names", given=_listed(twice), do="give its class names (--classes)"
         )
     missing = [name for name, place in zip(asked, found, strict=True) if place < 0]
     if missing:
         raise BadInput(
-            f"the teacher's classes do not match the data: it does not know {len(missing)} of {len(asked)} classes",
-            given=f"unknown to it: {_listed(missing)}; it knows {len(known)}: {_listed(known)}",
-            do="choose a teacher of these classes, or name its classes as the data does (--classes)",
+            f"the teacher's classes do not match the data: it lacks {len(missing)} of {len(asked)} classes",
+            given=f"missing: {_listed(missing)}; its {len(known)} classes: {_listed(known)}",
+            do="choose a teacher of these classes, or give its class names as in the dataset (--classes)",
         )
     return found
 
@@ -199,7 +199,9 @@ def classifier(run: Run, classes: tuple[str, ...] | None = None) -> BaseClassifi
 
 
 def digest_of(run: Run) -> str:
-    """What decides a teacher's answers, as hexadecimal text: its weights, or an import's file and preprocessing."""
+    """The digest of everything that determines a teacher's outputs: its weights, or an import's file and
+    preprocessing.
+    """
     if run.imported is not None:
         return id_of(run.imported)
     return str((run.result or {})["weights_sha256"])
@@ -209,7 +211,7 @@ def digest_of(run: Run) -> str:
 
 
 def import_onnx(file: Path, spec: DataSpec, store: Store, **told: Any) -> Run:
-    """Take an ONNX classifier into the store, scored on the validation and test images of `spec`.
+    """Import an ONNX classifier into the store, evaluated on the validation and test images of `spec`.
 
     Args:
         told: what a person says of the file, as `describe` takes it.
@@ -226,13 +228,13 @@ def import_onnx(file: Path, spec: DataSpec, store: Store, **told: Any) -> Run:
     facts = sandbox.inspect(file, told.get("size") or splits.shape[1:])
     if facts["kind"] != "onnx":
         raise BadInput(
-            "a file of weights alone is not a classifier",
+            "a file with weights only is not a classifier",
             given=f"{file}, {facts['kind']}",
             do="train a run with network: {kind: timm, name: …, weights: FILE}",
         )
     digest = hashlib.sha256(content).hexdigest()
     if digest != facts["sha256"]:
-        raise BadInput("the file changed while it was looked at", given=file, do="import it again")
+        raise BadInput("the file changed during the import", given=file, do="import it again")
     whole = OnnxClassifier(content, describe(file.name, facts, spec, splits, **told))
     assumed = infer_semantics(whole, splits, told)
     mapped = ClassSubset(whole, class_columns(whole.how.classes, splits.classes), splits.classes)
@@ -354,7 +356,7 @@ def _checked(found: dict[str, Any]) -> Import:
         raise BadInput(f"`{where}` cannot be: {first['msg']}", given=first["input"], do="see --help") from None
     if min(how.std) <= 0 or {len(how.mean), len(how.std)} - {how.channels, 3}:
         raise BadInput(
-            "mean and std are one positive number a channel", given=f"{how.mean}, {how.std}", do="see --help"
+            "mean and std must be one positive number per channel", given=f"{how.mean}, {how.std}", do="see --help"
         )
     return how
 
@@ -367,7 +369,7 @@ def _input(
     fits = {name for name, place in (("nchw", 1), ("nhwc", 3)) if dims[place] in (1, 3)}
     if layout is None and len(fits) != 1:
         raise BadInput(
-            "the file does not say which axis holds the channels",
+            "the channel axis is ambiguous",
             given=f"{door['name']} {door['shape']}",
             do="add --layout nchw or --layout nhwc",
         )
@@ -407,12 +409,12 @@ def _output(facts: dict[str, Any], asked: str | None, classes: int) -> dict[str,
         given = f"{asked or ''} {list(doors)}".strip()
         if numbers and (asked in doors or not flat):
             raise BadInput(
-                "the output holds the number of a class (an argmax), not scores: nothing can be learned from it",
+                "the output is a class index (argmax), not scores, which cannot be distilled",
                 given=", ".join(numbers),
-                do="export the scores, from before the argmax",
+                do="export the scores before the argmax",
             )
         wrong = "the file has not exactly one output of [images, classes]"
-        raise BadInput(wrong, given=given, do="name it with --output")
+        raise BadInput(wrong, given=given, do="choose one with --output")
     return {"output": chosen, "stored": STORED[doors[chosen][0]]}
 
 

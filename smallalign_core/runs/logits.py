@@ -1,7 +1,7 @@
-"""What a finished run answered to each validation and test image: kept beside it, so that comparisons can be by image.
+"""Logits of a finished run on each validation and test image, stored with it for per-image comparisons.
 
-The file is sealed with its SHA-256 in the run's result. It may be deleted: then, as for runs from before there was one,
-comparisons do without. Reading imports no torch.
+The file's SHA-256 is in the run's result. It may be deleted; then, as for runs of older versions, comparisons omit it.
+Reading does not import torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The model card that goes with a kept model: what it is, how good, on what, and how to make it again."""
+"""The model card of a published model: facts, scores, data, and how to reproduce it."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def card(run: Run, store: Store, name: str) -> str:
 |---|---|
 | input | {channels} x {height} x {width} (channels, height, width), 0 to 255; other heights and widths are resized inside |
 | classes | {len(result["classes"])}: {", ".join(map(plain, result["classes"]))} |
-| parameters | {result["params"]:,} ({result["macs"]:,} multiply-accumulates an image) |
+| parameters | {result["params"]:,} ({result["macs"]:,} multiply-accumulates per image) |
 | teacher | {teacher}{_evidence(result)} |
-| test accuracy | **{test["accuracy"]:.2%}** on {test["images"]:,} images (95 % interval {test["accuracy_low"]:.2%} to {test["accuracy_high"]:.2%}), seed {run.spec.seed}: 1 seed is not evidence |
+| test accuracy | **{test["accuracy"]:.2%}** on {test["images"]:,} images (95 % interval {test["accuracy_low"]:.2%} to {test["accuracy_high"]:.2%}), seed {run.spec.seed} (single seed) |
 | validation accuracy | {val["accuracy"]:.2%} on {val["images"]:,} images; best epoch {result["best_epoch"]} of {run.spec.epochs} |
-| test NLL, ECE | {test["nll"]:.4f}, {test["ece"]:.2%}; with the fitted temperature {result["temperature"]:.3f}: {calibrated["nll"]:.4f}, {calibrated["ece"]:.2%} |
+| test NLL, ECE | {test["nll"]:.4f}, {test["ece"]:.2%}; temperature-scaled ({result["temperature"]:.3f}): {calibrated["nll"]:.4f}, {calibrated["ece"]:.2%} |
 | trained on | {result["processor"]}{f" ({result['capability']})" if "capability" in result else ""}, device {result["device"]}, {result["threads"]} thread(s), torch {result["torch"]}, {result["seconds"]:.0f} s |
 {f"| note | {plain(result['moved'])} |" + chr(10) if result.get("moved") else ""}| data fingerprint | `{run.spec.data.fingerprint}` |
 | weights (SHA-256) | `{result["weights_sha256"]}` |
 
-To make it again (equal weights on an equal processor{", its instruction sets too," if "capability" in result else ""} with the same number of threads):
+To reproduce it (bit-identical weights on an equal processor{", its instruction sets too," if "capability" in result else ""} with the same number of threads):
 
     python -m smallalign_core train spec.yaml
 """
@@ -62,13 +62,13 @@ def card_of_import(run: Run, how: Import, name: str) -> str:
     test = result["test"]
     return f"""# {name}
 
-{plain(how.file)}, an ONNX classifier that was made elsewhere.
+{plain(how.file)}, an imported ONNX classifier.
 
 | | |
 |---|---|
 | input | {how.dtype}, {how.layout}, {how.channels} channels, size {how.size or "any"}, batch {how.batch or "any"} |
 | preprocessing | {"its own" if how.dtype == "uint8" else f"(pixel / 255 * {how.white:g} - {how.mean}) / {how.std}"}, channels in the order {how.order.upper()} |
-| answers | {how.answers.replace("_", " ")}{"".join(f"; {plain(words)}" for words in (result.get("assumed") or {}).get("words", []))} |
+| outputs | {how.answers.replace("_", " ")}{"".join(f"; {plain(words)}" for words in (result.get("assumed") or {}).get("words", []))} |
 | classes | {len(how.classes)}: {", ".join(map(plain, how.classes[:20]))}{", …" if len(how.classes) > 20 else ""} |
 | parameters | {result["params"]:,} ({result["bytes"]:,} bytes) |
 | test accuracy | **{test["accuracy"]:.2%}** on {test["images"]:,} images (95 % interval {test["accuracy_low"]:.2%} to {test["accuracy_high"]:.2%}) of {plain(how.data.source)} |

@@ -1,6 +1,6 @@
-"""How the numbers of somebody else's ONNX classifier are read: what its answers are, and what its pixels should be.
+"""Output type and input scaling of an imported ONNX classifier.
 
-Neither is in the file. Both are decided from numbers, on training and validation images, and said; test is never used.
+Neither is in the file. Both are inferred on training and validation images, and reported; test is not used.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CAFFE = {"white": 255.0, "mean": (103.939, 116.779, 123.68), "std": (1.0,) * 3, 
 
 @dataclass(frozen=True)
 class Assumed:
-    """What was taken for granted about a file, in words, and the figures behind it.
+    """The assumptions about a file, as text, and the figures behind them.
 
     Attributes:
         words: sentences without a full stop.
@@ -85,7 +85,7 @@ def answers_of(found: NDArray[Any], how: Import, *, told: str | None = None) -> 
     if outputs != classes and not (outputs == 1 and classes == 2):
         raise _miscounted(classes, outputs)
     if not np.isfinite(found).all():
-        raise BadModel("the model answers with numbers that are not finite", given=how.file, do="export it again")
+        raise BadModel("the model's outputs are not finite", given=how.file, do="export it again")
     p = found.astype(np.float64)
     if how.stored != "float":
         p = (p + (128 if how.stored == "int8" else 0)) * STEP
@@ -99,14 +99,14 @@ def answers_of(found: NDArray[Any], how: Import, *, told: str | None = None) -> 
     if kind in ("logits", "one_logit"):
         floor = {}
     words = WORDS[kind] + (" in steps of 1/255" if floor else "")
-    said = f"answers: {words}, as {'was named' if told else 'their numbers say'} (--answers names another reading)"
+    said = f"outputs: {words}, {'as given' if told else 'inferred from their values'} (--answers overrides)"
     return how.model_copy(update={"answers": kind, **floor}), [] if kind == "logits" and not told else [said]
 
 
 WORDS = {
     "logits": "logits",
-    "probabilities": "probabilities that sum to 1, of which the logarithm is taken",
-    "sigmoid": "one sigmoid a class (between 0 and 1, no sum of 1), whose log-odds are taken as logits",
+    "probabilities": "probabilities that sum to 1, converted by log",
+    "sigmoid": "one sigmoid per class (between 0 and 1, not summing to 1), converted to log-odds",
     "one_logit": "one number for two classes, taken as the log-odds of the second",
     "one_probability": "one sigmoid for two classes, taken as the probability of the second",
 }
@@ -117,9 +117,9 @@ def _kind(p: NDArray[np.float64], outputs: int, stepped: bool) -> str:
     if outputs == 1:
         if bool((p == p.round()).all()) and len(p) > 1:
             raise BadInput(
-                "the model answers with the number of a class: one whole number, from which nothing can be learned",
+                "the model outputs a class index, which cannot be distilled",
                 given=f"{p.min():.0f} to {p.max():.0f}",
-                do="export its scores, from before the argmax; or say what it is with --answers",
+                do="export its scores before the argmax; or set the output type with --answers",
             )
         return "one_probability" if within else "one_logit"
     misses = np.abs(p.sum(1) - 1)
@@ -134,12 +134,16 @@ def _on_grid(p: NDArray[np.float64], steps: int) -> bool:
 
 
 def _miscounted(classes: int, outputs: int) -> BadInput:
-    do = "give the classes in the order of its answers: --classes a,b,c"
+    do = "give the classes in output order: --classes a,b,c"
     if outputs == 1:
-        do = "a single number tells two classes apart: give two names, the second being what it is high for"
+        do = "a single output is for two classes: give two names, the second for high values"
     elif outputs == classes + 1:
-        do = "one more may be a background class: name it too, at its place, with --classes"
-    return BadInput("there are not as many class names as answers", given=f"{classes} names, {outputs} answers", do=do)
+        do = "an additional one may be a background class: include its name, in output order, in --classes"
+    return BadInput(
+        "the number of class names differs from the number of outputs",
+        given=f"{classes} names, {outputs} outputs",
+        do=do,
+    )
 
 
 def scale_of(
@@ -170,8 +174,8 @@ def scale_of(
     listed = ", ".join(f"{name} {share:.1%}" for name, share in scales.items() if name != chosen)
     words = f"pixels scaled to {chosen}: accuracy {scales[chosen]:.1%} on {len(labels)} training and validation images"
     if chosen != best and scales[best] > scales[chosen]:
-        words += f"; {best} may be better, which so few images do not show"
-    words += f" ({listed}; --white, --mean, --std and --order name another)"
+        words += f"; {best} may be better, but the images are too few to decide"
+    words += f" ({listed}; --white, --mean, --std and --order override it)"
     return tried[chosen], Assumed([words], scales, len(labels))
 
 

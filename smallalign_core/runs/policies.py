@@ -1,4 +1,4 @@
-"""Augmentation policies saved under a name: `<store>/policies/<name>.yaml`, the same text that `views` reads."""
+"""Augmentation policies saved under a name: `<store>/policies/<name>.yaml`, the same format that `preview` reads."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def save(store: Store, name: str, policy: Sequence[Augment]) -> Path:
             equal = False
         if equal:
             return file
-        raise Refused("another policy has that name", given=name, do="choose another name, or delete that one first")
+        raise Refused("a policy with that name exists", given=name, do="choose another name, or delete that one first")
     write_folder(file.parent, {file.name: policy_yaml(policy)})
     return file
 
@@ -60,7 +60,7 @@ def _folder(store: Store) -> Path:
 def _file(store: Store, name: str) -> Path:
     if not re.fullmatch(NAME, name):
         raise Refused(
-            "a policy's name is 3 to 48 of a-z, 0-9 and -, and begins with a letter",
+            "a policy name must be 3 to 48 of a-z, 0-9 and -, and begin with a letter",
             given=name or "nothing",
             do="choose another name",
         )

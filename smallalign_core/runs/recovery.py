@@ -1,4 +1,4 @@
-"""Runs whose worker died although nobody stopped them: queued again at most twice, then failed with the reason."""
+"""Recovery of runs whose worker process died: queued again at most twice, then failed with the reason."""
 
 from __future__ import annotations
 

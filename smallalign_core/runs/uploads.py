@@ -1,8 +1,8 @@
-"""Datasets that visitors upload: checked, kept in the store under their content, used by their path like any other.
+"""Datasets uploaded by users: validated, stored by content hash, used by their path like any other.
 
     <root>/uploads/<name>-<16 hex digits of its SHA-256>.zip
 
-The name is what is left of the visitor's own without everything but a-z, 0-9 and -; it is for people only.
+The name is the user's file name reduced to a-z, 0-9 and -; it is informative only.
 """
 
 from __future__ import annotations
@@ -54,9 +54,11 @@ def keep(store: Store, name: str, content: bytes) -> tuple[Path, bool]:
     store.visitor.require("upload datasets")
     most = limits.current()
     if len(content) > most.upload_mb * limits.MB:
-        raise Refused(f"an upload has at most {most.upload_mb} MB", given=f"{len(content) / limits.MB:.1f} MB", do=HOW)
+        raise Refused(
+            f"an upload must be at most {most.upload_mb} MB", given=f"{len(content) / limits.MB:.1f} MB", do=HOW
+        )
     if not content.startswith(tuple(MAGIC)):
-        raise BadData("the file is not a zip, whatever it is called", given=_beginning(content), do=HOW)
+        raise BadData("the file is not a zip archive", given=_beginning(content), do=HOW)
     check_upload(content)
     digest = hashlib.sha256(content).hexdigest()[:16]
     there = folder(store)
@@ -68,10 +70,10 @@ def keep(store: Store, name: str, content: bytes) -> tuple[Path, bool]:
         with contextlib.suppress(FileNotFoundError):
             size += file.stat().st_size
     if size + len(content) > most.kept_mb * limits.MB:
-        do = f"whoever runs this dashboard can delete old ones from {there}"
-        raise Refused("there is no more room for uploads", given=f"{size / limits.MB:,.0f} MB are kept", do=do)
+        do = f"the administrator of this dashboard can delete old ones from {there}"
+        raise Refused("the storage for uploads is full", given=f"{size / limits.MB:,.0f} MB are stored", do=do)
     if shutil.disk_usage(there).free < len(content) + SPARE:
-        raise Refused("the disk is nearly full", given=there, do="make room, then upload again")
+        raise Refused("the disk is nearly full", given=there, do="free some space, then upload again")
     file = there / f"{_plain(name)}-{digest}.zip"
     write(file, content)
     return file, True

@@ -1,4 +1,4 @@
-"""Recording: the right to write into a run's folder, and what its holder writes: events, checkpoints, the result."""
+"""Writing of run folders: the exclusive lock, events, checkpoints and the result."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAMED = re.compile(r"checkpoint-(\d+)-([0-9a-f]{8})\.pt")
 
 
 class RunWriter:
-    """The right to write into a run's folder; one process at a time holds it.
+    """The exclusive writer of a run's folder; holds its lock.
 
     Use as a context manager. On entering, the lock is taken and the attempt is counted; on leaving, it is let go.
 
@@ -45,7 +45,7 @@ class RunWriter:
             self._lock.acquire()
         except Timeout:
             raise Refused(
-                "another worker is training this run", given=self.run.name, do="wait for it, or cancel it there"
+                "another worker is training this run", given=self.run.name, do="wait for it, or cancel the run"
             ) from None
         try:
             self._begin()
@@ -69,7 +69,7 @@ class RunWriter:
             self.write_status(ended=None, reason=None, diverged=None, served=self._from_queue, **where)
             write(self.run.folder / RESERVE, os.urandom(RESERVED))  # what compresses would hold no room
             if damaged := read_lines(self.run.folder / "events.jsonl")[1]:
-                self.event("warning", 0, message=f"{damaged} lines of events.jsonl are damaged and left out")
+                self.event("warning", 0, message=f"{damaged} damaged lines of events.jsonl were skipped")
         (self.run.folder / "queued").unlink(missing_ok=True)
 
     def __exit__(self, *_: object) -> None:
@@ -133,7 +133,7 @@ class RunWriter:
                 if hashlib.sha256(content).hexdigest().startswith(entry["sha256"]):
                     return content
             # Step 0: an event of a later step would be taken for one that the resume undoes.
-            self.event("warning", 0, message=f"{entry['file']} is damaged; the one before it is used")
+            self.event("warning", 0, message=f"{entry['file']} is damaged; the previous one is used")
         if entries:
             raise BadModel(
                 "every checkpoint of this run is damaged",

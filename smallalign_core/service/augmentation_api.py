@@ -1,6 +1,6 @@
-"""What a policy does to real images, for a person to look at: pictures, the words under them, code, and the risk.
+"""Preview of augmentation policies on real images: pixels, predictions, code, and label preservation.
 
-These are questions to the desk, and what `views` on the command line asks. Torch is imported when one is answered.
+Used by the backend and by `preview` on the command line. Torch is imported on use.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ if TYPE_CHECKING:
     from smallalign_core.augment import Views
 
 MOST = 64
-"""Images, and draws of each, that one question may ask for."""
+"""Max. images per request, and max. draws per image."""
 
 PARTNERS = 15
-"""Training images that stand beside one's own, so that mixing has somebody to mix it with."""
+"""Training images added to the user's own image, as partners for mixing."""
 
 PICTURED = 12
-"""Flipped views whose pixels come with the report."""
+"""Number of label-changed images whose pixels are part of the report."""
 
 LEAST_SHARE = 0.005
-"""Of a mixed label, what is worth a word."""
+"""Min. share of a class to be listed in a mixed label."""
 
 KEPT = 3
-"""Judges that this process keeps for the next question; what is under way holds on to its own."""
+"""Evaluators cached by this process; work in progress keeps its own."""
 
 MOST_ANSWERS = 500
-"""Policies that one judge remembers."""
+"""Policies cached per evaluator."""
 
 
 def views(
@@ -60,25 +60,27 @@ def views(
     batch: int = 128,
     strength: float = 1.0,
 ) -> dict[str, Any]:
-    """What a policy shows.
+    """Augmented images of a policy.
 
     Args:
         policy: plain values, as in a spec's `augment`.
-        teacher: who says what each picture shows.
-        rows: training images to show; without it, `images` of them from all classes in turn.
-        own: an image of the visitor's instead, as `encoded` gives it.
-        draws, first: how many times each is drawn, beginning with this epoch. With the seed and batch of a run these
-            are the very pixels that it trains on.
+        teacher: a run that predicts the class of each image.
+        rows: indices of training images; default: `images` of them, over all classes in turn.
+        own: a user's image instead, as returned by `encoded`.
+        draws, first: number of augmentations per image, and the first epoch. With the seed and batch size of a run
+            these are exactly the pixels that it trains on.
 
     Returns:
         `pixels`: base64 of uint8 [rows, 1 + draws, C, H, W], the original first, and its `shape`; `labels` [rows];
-        `mixed` [rows][draws], the classes of each view's label with their shares where images are mixed; `said`
-        [rows][1 + draws], the teacher's class and confidence.
+        `mixed` [rows][draws], the classes and shares of mixed labels; `said` [rows][1 + draws], the teacher's
+        predicted class and confidence.
     """
     from smallalign_core.analysis import label_preservation
 
     if not 1 <= images <= MOST or not 1 <= draws <= MOST:
-        raise BadInput(f"show 1 to {MOST} images, each 1 to {MOST} times", given=f"{images} images, {draws} draws")
+        raise BadInput(
+            f"the preview shows 1 to {MOST} images, each 1 to {MOST} times", given=f"{images} images, {draws} draws"
+        )
     splits = _splits(store, data_source)
     train = splits.train
     labels: list[str | None]
@@ -86,7 +88,7 @@ def views(
         rows = in_turn(train.labels, images).tolist() if rows is None else rows
         if not rows or not all(0 <= row < len(train) for row in rows) or len(rows) > MOST:
             raise BadInput(
-                f"there are training images 0 to {len(train) - 1}", given=rows, do=f"choose up to {MOST} of them"
+                f"training image indices are 0 to {len(train) - 1}", given=rows, do=f"choose up to {MOST} of them"
             )
         labels = [train.classes[train.labels[row]] for row in rows]
     else:
@@ -114,7 +116,7 @@ def views(
 
 
 def code(store: Store, policy: object, data_source: str | dict[str, Any], *, strength: float = 1.0) -> dict[str, Any]:
-    """A policy at another strength to take along: `parts` as plain values, `policy` as YAML, `code` for torchvision."""
+    """Export a policy at a given strength: `parts` as plain values, `policy` as YAML, `code` for torchvision."""
     from smallalign_core import augment as viewing
 
     splits = _splits(store, data_source)
@@ -139,14 +141,15 @@ def epoch(
     batch: int = 128,
     strength: float = 1.0,
 ) -> dict[str, Any]:
-    """The first images of an epoch, in the order in which a run of that seed and batch meets them, as it sees them.
+    """The first training images of an epoch, in the order and with the augmentation of a run of that seed and batch
+    size.
 
     Returns:
         `rows`, `labels`, `mixed` [images] as in `views`; `pixels`: base64 of uint8 [images, 2, C, H, W],
-        the original and the view, and its `shape`.
+        the original and the augmented image, and its `shape`.
     """
     if not 1 <= images <= MOST:
-        raise BadInput(f"show 1 to {MOST} images", given=images)
+        raise BadInput(f"the preview shows 1 to {MOST} images", given=images, do="choose a number in that range")
     splits = _splits(store, data_source)
     train = splits.train
     made = _made(policy, splits, train, batch, seed, strength, epoch)
@@ -169,17 +172,17 @@ def risk(
     limit: float = 0.05,
     patience: float | None = None,
 ) -> dict[str, Any]:
-    """Whether the teacher still sees the class: see `smallalign_core.analysis.label_preservation`.
+    """Label preservation of a policy, see `smallalign_core.analysis.label_preservation`.
 
     Args:
-        strength: that of the figures; the curve is over all strengths.
-        limit: the highest accepted share of images whose class changes.
-        patience: seconds after which an unfinished answer comes back; asking again goes on from there. Where many
-            questions are under way it may wait for its turn, and its share stays 0.
+        strength: global strength of the figures; the sweep covers all strengths.
+        limit: maximum label-change rate.
+        patience: seconds until an unfinished result is returned; the next call continues. While many requests are in
+            progress it may have to wait, and `done` stays 0.
 
     Returns:
-        `done`: the share that is done, and when that is all: `report`, and `words`, the same as text; `pixels` and
-        `shape` of the surest flipped views: uint8 [n, 2, C, H, W], the original and the view.
+        `done`: progress in 0..1; at 1 also `report`, and `words`, the same as text; `pixels` and `shape` of the most
+        confident label changes: uint8 [n, 2, C, H, W], the original and the augmented image.
     """
     from smallalign_core import augment as viewing
 
@@ -190,7 +193,7 @@ def risk(
         viewing.check(asked, splits.shape)
         return _risk(_judge(store, splits, run, seed), asked, strength, limit)
 
-    # By what was asked and not by the judge: images are loaded and a teacher is opened once its turn has come.
+    # Keyed by the request, not by the evaluator: images and teacher are loaded when the work starts.
     facts = [str(store.root.resolve()), policy_yaml(asked), source.model_dump(mode="json"), run.id]
     question = f"risk {json.dumps([*facts, seed, strength, limit])}"
     found, done = resumable.advance(question, begin, patience)
@@ -200,7 +203,7 @@ def risk(
 def _risk(
     judge: LabelCheck, policy: tuple[Augment, ...], strength: float, limit: float
 ) -> resumable.Work[dict[str, Any]]:
-    """The answer of `risk`, in steps."""
+    """The resumable work of `risk`."""
     from smallalign_core import augment as viewing
 
     report = yield from judge.report(policy, strength=strength, limit=limit)
@@ -215,19 +218,19 @@ def _risk(
 
 
 def unpacked(answer: dict[str, Any]) -> NDArray[np.uint8]:
-    """The pixels of an answer as an array."""
+    """The pixels of a reply as an array."""
     return np.frombuffer(base64.b64decode(answer["pixels"]), np.uint8).reshape(answer["shape"])
 
 
 def sheet(answer: dict[str, Any]) -> bytes:
-    """The pictures of `views` as one PNG."""
+    """The images of `views` as one PNG."""
     from smallalign_core import augment as viewing
 
     return viewing.sheet(unpacked(answer))
 
 
 def in_turn(labels: NDArray[np.int64], wanted: int, skip: int = 0) -> NDArray[np.int64]:
-    """Rows of the first image of each class, then of the second of each, until there are enough."""
+    """Indices of the first image of each class, then of the second, and so on."""
     order = np.argsort(labels, kind="stable")
     first = np.searchsorted(labels[order], labels[order])
     turn = np.empty(len(labels), np.int64)
@@ -245,35 +248,41 @@ def _splits(store: Store, source: str | dict[str, Any]) -> Splits:
 
 
 def _made(policy: object, splits: Splits, images: ImageSet, batch: int, seed: int, strength: float, last: int) -> Views:
-    """The views of a policy at another strength.
+    """The views of a policy at a given strength.
 
     Raises:
-        BadSpec: the policy cannot be, or cannot work on these images.
+        BadSpec: the policy is invalid, or not applicable to these images.
         BadInput: batch, seed or epoch is out of range.
     """
     from smallalign_core import augment as viewing
 
     if not 2 <= batch <= 65_536 or not 0 <= seed < 2**31 or not 0 <= last <= 1_000_000:
-        raise BadInput("batch, seed or epoch is out of range", given=f"batch {batch}, seed {seed}, epoch {last}")
+        raise BadInput(
+            "batch, seed or epoch is out of range",
+            given=f"batch {batch}, seed {seed}, epoch {last}",
+            do="choose smaller numbers",
+        )
     asked = parse_policy(policy)
     viewing.check(asked, splits.shape)
     return viewing.Views(images, viewing.scaled(asked, strength, splits.shape), batch=batch, seed=seed)
 
 
 def decoded(own: dict[str, Any], shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """An image that `encoded` gave, uint8 of `shape` [C, H, W].
+    """Decode an image of `encoded`: uint8 of `shape` [C, H, W].
 
     Raises:
         BadInput: it has another size.
     """
     image = np.frombuffer(base64.b64decode(own["pixels"]), np.uint8)
     if list(own["shape"]) != list(shape) or len(image) != np.prod(shape):
-        raise BadInput("the image does not have the data's size", given=own["shape"], do="drop it in again")
+        raise BadInput(
+            "the image does not have the input size of the dataset", given=own["shape"], do="upload it again"
+        )
     return image.reshape(shape)
 
 
 def _among_others(own: dict[str, Any], train: ImageSet) -> ImageSet:
-    """The visitor's image at row 0, and some training images. Its label is none of theirs to know: 0 stands there."""
+    """The user's image at index 0, and some training images. Its label is unknown and set to 0."""
     image = decoded(own, train.shape)
     others = train.take(in_turn(train.labels, PARTNERS))
     return replace(
@@ -286,7 +295,7 @@ def _among_others(own: dict[str, Any], train: ImageSet) -> ImageSet:
 
 
 def _mixture(label: NDArray[Any], classes: Sequence[str]) -> list[tuple[str, float]] | None:
-    """The classes of a mixed label with their shares, the largest first; None for a label that is no mixture."""
+    """The classes of a mixed label with their shares, the largest first; None if not mixed."""
     if label.ndim == 0:
         return None
     best = [int(place) for place in np.argsort(-label, kind="stable")[:2] if label[place] >= LEAST_SHARE]
@@ -301,7 +310,7 @@ _judges: OrderedDict[tuple[str, str, str, int], LabelCheck] = OrderedDict()
 
 
 def _judge(store: Store, splits: Splits, run: Run, seed: int) -> LabelCheck:
-    """A judge that remembers earlier questions; the last few are kept, and those that unfinished work still needs."""
+    """A cached evaluator; the most recent ones are kept, and those that unfinished work still needs."""
     from smallalign_core.analysis import label_preservation as judging
     from smallalign_core.runs import imported
 

@@ -1,6 +1,6 @@
-"""What is asked about runs side by side, at every door: comparison, robustness, latency, the report, one's own image.
+"""Comparison of runs, for all entry points: comparison, robustness, latency, the report, the user's own image.
 
-These are questions to the desk, and what `compare` on the command line asks. Torch is imported when one is answered.
+Used by the backend and by `compare` on the command line. Torch is imported on use.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from smallalign_core.system import resumable
 
 
 def compare(store: Store, teacher: str, students: list[str], split: str = "test") -> dict[str, Any]:
-    """Teacher and students side by side, kept for the next time: the first pair, and under `others` the other pairs."""
+    """Compare teacher and students, cached: the first pair, and under `others` the other pairs."""
     runs = [store.finished(name) for name in (teacher, *students)]
     found = comparing.compare_once(runs[0], runs[1:], store, split=split)
     first, *others = (one | {"data": _images_of(runs[0], runs[1])} for one in found)
@@ -38,7 +38,7 @@ def compare(store: Store, teacher: str, students: list[str], split: str = "test"
 
 
 def _images_of(teacher: Run, student: Run) -> dict[str, Any]:
-    """Which images a comparison is on, those of the student's data, and the side that its teacher learned from."""
+    """The dataset of a comparison, that of the student, and the split that its teacher was trained on."""
     _, height, width = (student.result or {})["input_shape"]
     if teacher.imported is not None:
         learned = max(teacher.imported.size) if teacher.imported.size else None
@@ -51,8 +51,8 @@ def _images_of(teacher: Run, student: Run) -> dict[str, Any]:
 def evaluate(store: Store, name: str, source: str | None = None) -> dict[str, Any]:
     """Scores of a finished run or import, as `Scores.as_dict`, on its test images or on images of `source`.
 
-    Of a source that brings no test images of its own every image is used, but none that the run learned from or chose
-    by, as far as these are still there; the run's own images in another place are divided as they were.
+    If a source has no test split, all its images are used, except the run's training and validation images if these are
+    available; the run's own dataset at another path is split as before.
 
     Raises:
         BadInput: the images have other classes, or none are left.
@@ -63,8 +63,8 @@ def evaluate(store: Store, name: str, source: str | None = None) -> dict[str, An
     run = store.finished(name)
     images, notes, fingerprint = _asked_about(run, store, source)
     classes = run.imported.classes if run.imported is not None else tuple((run.result or {})["classes"])
-    imported.classifier(run, images.classes)  # refuses classes that it does not know
-    if source is not None and images.classes != classes:  # right among all that it may answer, not among those shown
+    imported.classifier(run, images.classes)  # raises for unknown classes
+    if source is not None and images.classes != classes:  # accuracy over all its classes, not only the dataset's
         there = np.array([classes.index(one) for one in images.classes], np.int64)
         images = replace(images, labels=there[images.labels], classes=classes)
     store.count_test_look(fingerprint, run.id, "evaluate")
@@ -75,7 +75,7 @@ def evaluate(store: Store, name: str, source: str | None = None) -> dict[str, An
 
 
 def _asked_about(run: Run, store: Store, source: str | None) -> tuple[ImageSet, tuple[str, ...], str]:
-    """(images to score a run on, notes, the fingerprint that looks at them are counted under)."""
+    """(images to evaluate on, notes, the fingerprint under which test-set evaluations are counted)."""
     if source is None:
         splits = data.load(run.data, store.data_cache)
         return splits.test, splits.notes, splits.fingerprint
@@ -86,7 +86,7 @@ def _asked_about(run: Run, store: Store, source: str | None) -> tuple[ImageSet, 
         splits = data.load(run.data, store.data_cache)
         return (
             splits.test,
-            (*splits.notes, "These are the run's own images: its test images were used."),
+            (*splits.notes, "This is the run's own dataset: its test images were used."),
             splits.fingerprint,
         )
     if data.brings_test(spec, store.data_cache):
@@ -98,15 +98,15 @@ def _asked_about(run: Run, store: Store, source: str | None) -> tuple[ImageSet, 
         learned = np.concatenate([own.train.ids, own.val.ids])
         fresh = np.flatnonzero(~np.isin(images.ids, learned))
         if len(fresh) < len(images):
-            notes = (*notes, f"{len(images) - len(fresh):,} images were left out: the run learned from them.")
+            notes = (*notes, f"{len(images) - len(fresh):,} images were excluded: the run was trained on them.")
             images = images.take(fresh)
     if not len(images):
-        raise BadInput("the run learned from all of these images", given=source, do="name others")
+        raise BadInput("the run was trained on all of these images", given=source, do="choose another dataset")
     return images, (*notes, f"All {len(images):,} images were used."), images.fingerprint
 
 
 def robustness(store: Store, runs: list[str], split: str = "test", patience: float | None = None) -> dict[str, Any]:
-    """How runs bear corrupted images, the teacher first: `done`, and when that is all, `report`."""
+    """Robustness of runs to corruptions, the teacher first: `done` (0..1), and at 1 `report`."""
     asked, splits = _side_by_side(store, runs)
     question = f"robustness {store.root.resolve()} {[run.id for run in asked]} {splits.fingerprint} {split}"
     found, done = resumable.advance(question, lambda: bearing.assess(asked, splits, split, store), patience)
@@ -120,7 +120,7 @@ def pareto_front(
     limits: dict[str, Any] | None = None,
     patience: float | None = None,
 ) -> dict[str, Any]:
-    """Size, speed and accuracy of runs, the teacher first: `done`, and when that is all, `report`."""
+    """Size, latency and accuracy of runs, the teacher first: `done` (0..1), and at 1 `report`."""
     asked, splits = _side_by_side(store, runs)
     within = fronts.Limits(**limits or {})
     question = f"frontier {store.root.resolve()} {[run.id for run in asked]} {splits.fingerprint} {split} {within}"
@@ -138,8 +138,8 @@ def report(
     patience: float | None = None,
     to: str | None = None,
 ) -> dict[str, Any]:
-    """Everything about runs in one HTML file and its JSON, the teacher first: `done`, and when that is all, `report`
-    and `files`; they lie in the cache, or where `to` says."""
+    """A full report on runs as HTML and JSON, the teacher first: `done` (0..1), and at 1 `report` and `files`,
+    written to the cache or to `to`."""
     asked, splits = _side_by_side(store, runs)
     within = fronts.Limits(**limits or {})
     digest_of = hashlib.sha256(" ".join([*(run.id for run in asked), split, str(within)]).encode()).hexdigest()[:12]
@@ -154,16 +154,16 @@ def report(
 def look(
     store: Store, runs: list[str], own: dict[str, Any], target: str | None = None, occluding: bool = False
 ) -> dict[str, Any]:
-    """What runs say to one's own image, and where each looks.
+    """Predictions and saliency maps of runs for a user's image.
 
     Args:
         own: an image of the data's size, as `preview.encoded` gives it.
-        target: the class to explain; each run's own answer without.
-        occluding: occlusion maps for all, not only for those that Grad-CAM cannot explain.
+        target: the class to explain; default: each run's top-1 prediction.
+        occluding: use occlusion maps for all runs, not only where Grad-CAM is not applicable.
 
     Returns:
-        `answers`, one a run: `top`, the five likeliest classes with their probabilities; `target`; `method`, in words;
-        `heat`: base64 of uint8 [H, W], 255 where most speaks for the class, and whether `anything` does.
+        `answers`, one per run: `top`, the top-5 classes with probabilities; `target`; `method`, as text; `heat`: base64
+        of uint8 [H, W], 255 for the strongest evidence, and `anything`: whether there is any.
     """
     from smallalign_core.analysis import saliency
     from smallalign_core.runs import imported
@@ -171,7 +171,7 @@ def look(
     asked, splits = _side_by_side(store, runs)
     image = augmentation_api.decoded(own, splits.shape)
     if target is not None and target not in splits.classes:
-        raise BadInput("no class is called that", given=target, do=f"choose one of {', '.join(splits.classes[:12])}")
+        raise BadInput("unknown class", given=target, do=f"choose one of {', '.join(splits.classes[:12])}")
     answers = []
     for run in asked:
         wanted = None if target is None else splits.classes.index(target)
@@ -193,5 +193,5 @@ def _side_by_side(store: Store, names: list[str]) -> tuple[list[Run], Splits]:
     """Finished runs, the teacher first, and the first student's images."""
     runs = [store.finished(name) for name in names]
     if len(runs) < 2:
-        raise BadInput("a comparison needs at least two runs", given=", ".join(names), do="name another one")
+        raise BadInput("a comparison needs at least two runs", given=", ".join(names), do="add another run")
     return runs, data.load(runs[1].data, store.data_cache)

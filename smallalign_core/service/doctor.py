@@ -1,7 +1,7 @@
-"""Is everything here that SmallAlign needs, and is everything in the store whole?
+"""Checks of the installation and of the integrity of the store.
 
-One walk over the store reads every file as what its name promises and checks its seal or digest; a second looks for
-what nobody owns any more. What `mend` removes is made again when it is needed, or belongs to nobody.
+One pass over the store reads every data file and checks its checksum or digest; a second finds stale files. What `fix`
+removes is rebuilt on demand, or no longer used.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from smallalign_core.system.telemetry import SILENT
 
 PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "pydantic", "safetensors")
 YOUNG_SECONDS = 60
-"""What is younger may be somebody's, writing now."""
+"""Younger files may still be written by another process."""
 TOLD = 12
 PLACES = (*integrity.FOLDERS, "cache/data", "cache/teacher", "cache/compare")
-"""Folders of a store that may lie on another disk, or belong to somebody else."""
+"""Folders of a store that may be on another disk, or have another owner."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One finding of the doctor.
+    """The result of one check.
 
     Attributes:
-        mend: files and folders that are safe to remove, and with them the finding.
+        mend: files and folders whose removal is safe and resolves the finding.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Check:
 
 
 def examine(store: Store) -> list[Check]:
-    """All checks, in the order in which a person would mend them."""
+    """All checks, in the order in which to fix them."""
     machine = [_python(), *_packages(), *_devices(), _silence(), _jail(), *_limits(), _visitors()]
     place = _place(store)
     if not place[0].ok and not os.path.isdir(store.root):  # noqa: PTH112  # pathlib raises for names that are too long
@@ -60,16 +60,16 @@ def examine(store: Store) -> list[Check]:
     try:
         return [*machine, *place, _room(store), _bank(store), *_runs(store), *_files(store), _orphans(store)]
     except (OSError, RuntimeError) as error:
-        if (told := of_system(error)) is None:
+        if (known := of_system(error)) is None:
             raise
-        return [*machine, *place, Check("store", False, f"it could not be looked through: {told}")]
+        return [*machine, *place, Check("store", False, f"cannot be read: {known}")]
 
 
 def fix(checks: list[Check]) -> list[Path]:
-    """Remove what checks have found safe to remove. Returns what is gone."""
+    """Remove the paths in `mend` of all checks. Returns the removed paths."""
     gone = []
     for path in (path for check in checks for path in check.mend):
-        with contextlib.suppress(OSError):  # not ours to remove, or gone: the next look says so
+        with contextlib.suppress(OSError):  # no permission, or gone: the next check reports it
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
             gone.append(path)
     return gone
@@ -110,27 +110,27 @@ def _devices() -> list[Check]:
 
 
 def _silence() -> Check:
-    """What keeps libraries from reporting to their makers."""
+    """Whether the telemetry of libraries is off."""
     loud = [name for name, value in SILENT.items() if os.environ.get(name) != value]
-    told = "off: " + ", ".join(f"{name}={value}" for name, value in SILENT.items())
-    return Check("libraries' telemetry", not loud, f"on: set {', '.join(loud)} again" if loud else told)
+    off = "off: " + ", ".join(f"{name}={value}" for name, value in SILENT.items())
+    return Check("libraries' telemetry", not loud, f"on: set {', '.join(loud)} again" if loud else off)
 
 
 def _place(store: Store) -> list[Check]:
-    """Whether the store's folder, and each of its folders, can be written and locked: tried, not assumed."""
+    """Whether the store and each of its folders can be written and locked, tested by doing so."""
     try:
         check_root(store.root)
         there = next(path for path in (store.root, *store.root.resolve().parents) if path.exists())
         _try(there)
     except (SmallAlignError, OSError, RuntimeError, StopIteration) as error:
         told = error if isinstance(error, SmallAlignError) else of_system(error)
-        return [Check("store", False, f"it cannot be written: {told or error}")]
-    checks = [Check("store", True, f"{store.root} can be written and locked")]
+        return [Check("store", False, f"not writable: {told or error}")]
+    checks = [Check("store", True, f"{store.root} is writable and supports locks")]
     for folder in (folder for name in PLACES for folder in (store.root / name,) if os.path.lexists(folder)):
         try:
             _try(folder)
         except (OSError, RuntimeError) as error:
-            checks.append(Check(f"store {folder.name}", False, f"it cannot be written: {of_system(error) or error}"))
+            checks.append(Check(f"store {folder.name}", False, f"not writable: {of_system(error) or error}"))
     return checks
 
 
@@ -156,23 +156,23 @@ def _room(store: Store) -> Check:
 
 
 def _jail() -> Check:
-    """What keeps users' model files in: tried, not assumed."""
+    """The isolation of users' model files, tested from inside the sandbox."""
     try:
         can = sandbox.abilities()
     except WorkFailed as error:
         return Check("jail", False, str(error))
     walls = [name for name in ("namespace", "seccomp") if can[name]]
     open_ = [what for what, name in (("the network", "network"), ("other programs", "programs")) if can[name]]
-    held = f"cut off by {' and '.join(walls)}" if walls else "bounds only"
-    return Check("jail", True, f"{held}; tried from inside: {' and '.join(open_) or 'nothing'} could be reached")
+    held = f"isolated by {' and '.join(walls)}" if walls else "resource limits only"
+    return Check("sandbox", True, f"{held}; reachable from inside: {' and '.join(open_) or 'nothing'}")
 
 
 def _limits() -> list[Check]:
-    """What one person may ask for; exceeding it is refused in words."""
+    """Limits for users' model files."""
     most, mb = sandbox.LIMITS, 1024**2
     found = (
-        f"{most.file / mb:,.0f} MB a file, {most.memory / mb:,.0f} MB of memory, {most.seconds} s of processor, "
-        f"{most.wall:.0f} s in all"
+        f"{most.file / mb:,.0f} MB a file, {most.memory / mb:,.0f} MB of memory, {most.seconds} s of CPU time, "
+        f"{most.wall:.0f} s in total"
     )
     return [Check("limits of model files", True, found)]
 
@@ -186,27 +186,29 @@ def _bank(store: Store) -> Check:
     try:
         shelf = CacheIndex(store.teacher_cache)
     except SmallAlignError as error:
-        return Check("teachers' answers", False, str(error))
+        return Check("teacher cache", False, str(error))
     count, size, limit = len(shelf.kept()), shelf.size / 1024**2, shelf.limit / 1024**2
-    found = f"{count} kept, {size:,.1f} of {limit:,.0f} MB (SMALLALIGN_CACHE_GB); to free them delete {shelf.root}"
-    return Check("teachers' answers", True, found)
+    found = (
+        f"{count} entries, {size:,.1f} of {limit:,.0f} MB (SMALLALIGN_CACHE_GB); to free the space delete {shelf.root}"
+    )
+    return Check("teacher cache", True, found)
 
 
 def _visitors() -> Check:
-    """What visitors of the dashboard may ask for, and from which folders."""
+    """Limits for users of the dashboard, and the folders they may read."""
     try:
         most, folders = limits.current(), limits.roots()
     except SmallAlignError as error:
-        return Check("visitors", False, str(error))
+        return Check("users", False, str(error))
     said = [f"{name}={value} ({what})" for name, value, what in most.said()]
-    where = "unset (any folder, where nobody has to log in)"
+    where = "unset (any folder, if login is off)"
     if folders is not None:
-        where = os.pathsep.join(map(str, folders)) or "none but uploads"
-    return Check("visitors", True, "; ".join([*said, f"{limits.ROOTS}: {where}"]))
+        where = os.pathsep.join(map(str, folders)) or "uploads only"
+    return Check("users", True, "; ".join([*said, f"{limits.ROOTS}: {where}"]))
 
 
 def _runs(store: Store) -> list[Check]:
-    """Every run readable, and every finished one's weights and every other one's checkpoints as they were."""
+    """Whether every run is readable, with intact weights or checkpoints."""
     checks, states = [], Counter[str]()
     for run in [*store.zoo(), *store.runs()]:
         name = f"run {run.name}"
@@ -216,36 +218,36 @@ def _runs(store: Store) -> list[Check]:
             if wrong := integrity.of_run(run):
                 checks.append(Check(name, False, wrong))
             elif state is State.INTERRUPTED:
-                checks.append(Check(name, True, "interrupted: `runs resume` goes on from its last checkpoint"))
+                checks.append(Check(name, True, "interrupted: `runs resume` continues from its last checkpoint"))
         except (SmallAlignError, LookupError, TypeError, ValueError, OSError) as error:
-            told = str(error) if isinstance(error, SmallAlignError) else f"it cannot be read ({type(error).__name__})"
+            told = str(error) if isinstance(error, SmallAlignError) else f"cannot be read ({type(error).__name__})"
             checks.append(Check(name, False, told))
     count = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
-    found = f"{sum(states.values())} looked at{f': {count}' if count else ''}"
+    found = f"{sum(states.values())} checked{f': {count}' if count else ''}"
     return [Check("runs", all(check.ok for check in checks), found), *checks]
 
 
 def _files(store: Store) -> list[Check]:
-    """Every file that holds data, and that a run's own check does not read."""
+    """Every data file not covered by the check of a run."""
     count, found = integrity.of_files(store)
     checks = [Check(str(one.path), False, one.found, one.remove) for one in found]
     return [Check("files", not checks, f"{count} read, {len(checks)} damaged or missing"), *checks]
 
 
-# --- what nobody owns -------------------------------------------------------------------------------------------------
+# --- stale files ------------------------------------------------------------------------------------------------------
 
 
 def _orphans(store: Store) -> Check:
     found = tuple(path for path in _left(store) if _is_old(path))
     size = sum(file.stat().st_size for path in found for file in (path, *path.rglob("*")) if file.is_file())
     if not found:
-        return Check("leftovers", True, "none")
+        return Check("stale files", True, "none")
     names = ", ".join(str(path.relative_to(store.root)) for path in found[:TOLD]) + (", …" if len(found) > TOLD else "")
-    return Check("leftovers", True, f"{len(found)}, {size / 1e6:.1f} MB, `doctor --mend` removes them: {names}", found)
+    return Check("stale files", True, f"{len(found)}, {size / 1e6:.1f} MB, `doctor --fix` removes them: {names}", found)
 
 
 def _left(store: Store) -> Iterator[Path]:
-    """Half-made folders, files that were never finished, and what was made of runs that are deleted."""
+    """Incomplete folders and files, and files derived from deleted runs."""
     yield from store.root.glob("runs/.*-*")
     yield from store.root.glob("zoo/.keeping-*")
     yield from store.root.glob("cache/teacher/.gone-*")
@@ -262,7 +264,7 @@ def _left(store: Store) -> Iterator[Path]:
         nothing = (
             {child.name for child in folder.iterdir()} <= {"lock", "queued", "request"} if folder.is_dir() else False
         )
-        if nothing and not is_held(folder / "lock"):  # its maker was killed before it wrote what it is
+        if nothing and not is_held(folder / "lock"):  # its writer was killed before it wrote the spec
             yield folder
     for folder in store.root.glob("exports/[0-9a-f]*"):
         if folder.name not in known:
@@ -273,7 +275,7 @@ def _left(store: Store) -> Iterator[Path]:
 
 
 def _is_old(path: Path) -> bool:
-    """Whether nobody can be writing it: its maker, if its name tells, is gone, and it has not changed for a while."""
+    """Whether no process can be writing it: the pid in its name has exited, and it has not changed for a while."""
     maker = re.search(r"-(\d+)$", path.name)
     if maker and path.name.startswith(".") and psutil.pid_exists(int(maker[1])):
         return False

@@ -1,8 +1,8 @@
-"""What is damaged in a store: every file that holds data is read, and checked against its seal, digest or name.
+"""Integrity of a store: every data file is read, and checked against its checksum, digest or name.
 
-Not checked, for nothing says what they should hold: logs, locks and markers, saved policies and card and spec of zoo
-models kept before there were digests of them (texts that people edit: only whether a policy can be read), and the kept
-fits of a scaling study (made again where they cannot be read).
+Not checked, for lack of a reference: logs, locks and markers; saved policies, and card and spec of zoo models published
+before their digests were stored (text that users edit: only whether a policy can be read); and the cached fits of a
+scaling study (recomputed if unreadable).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from smallalign_core.system.files import is_exact, is_held, read_array, read_jso
 
 FOLDERS = ("runs", "zoo", "policies", "decisions", "studies", "cache", "exports", "uploads")
 MADE_AGAIN = ("cache", "exports")
-"""Folders of the store whose files are made again when they are missing."""
+"""Folders of the store whose files are rebuilt when they are missing."""
 SEALED = (".answers", ".images", ".logits")
 MARKERS = frozenset(["lock", "queued", "request", "active", "needs", "trouble", "log.txt"])
 DAMAGED = (SmallAlignError, OSError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile)
@@ -35,10 +35,10 @@ DAMAGED = (SmallAlignError, OSError, ValueError, LookupError, TypeError, Attribu
 
 @dataclass(frozen=True)
 class Damage:
-    """A file that is not what was written.
+    """A damaged or missing file.
 
     Attributes:
-        remove: what can go, for it is made again.
+        remove: paths that can be removed because they are rebuilt.
     """
 
     path: Path
@@ -47,7 +47,7 @@ class Damage:
 
 
 def of_run(run: Run) -> str:
-    """What is wrong with the files of a run; empty if nothing is.
+    """What is wrong with the files of a run, as text; empty if nothing is.
 
     Raises:
         SmallAlignError: its record or result cannot be read.
@@ -58,47 +58,47 @@ def of_run(run: Run) -> str:
         if wrong := _of_finished(run, result or {}):
             return wrong
     elif result is not None and not run.weights.exists():
-        return f"its {run.weights.name} is missing: delete it and make it again"
+        return f"its {run.weights.name} is missing: delete the run and create it again"
     elif (run.folder / "weights.safetensors").exists() and not is_held(run.folder / "lock"):
-        return "its result is missing: `runs resume` makes it again"
+        return "its result is missing: `runs resume` recreates it"
     if run.imported is None and not run.in_zoo and len(run.folder.name) == 16 and digest(run.spec) != run.folder.name:
-        return "its spec is not the one that it is named after: delete it and train it again"
-    if state in (State.FINISHED, State.RUNNING):  # the checkpoints of a running one come and go
+        return "its spec does not match its id: delete the run and train it again"
+    if state in (State.FINISHED, State.RUNNING):  # a running one's checkpoints change
         return ""
     kept = checkpoints(run)
     bad = [one["file"] for one in kept if not sha256(run.folder / one["file"]).startswith(one["sha256"])]
-    last = "the one before is used" if len(bad) < len(kept) else "delete it and submit its spec again"
+    last = "the previous one is used" if len(bad) < len(kept) else "delete it and submit its spec again"
     if bad:
         return f"{', '.join(bad)} is damaged or missing: {last}"
     if kept and not (run.folder / "checkpoints.json").is_file():
-        return "checkpoints.json is missing: `runs resume` goes on from the newest that is whole"
+        return "checkpoints.json is missing: `runs resume` continues from the newest intact checkpoint"
     decisions = run.data.decisions
-    return f"the decisions that it learns from are missing: {decisions}" if lacks(decisions) else ""
+    return f"its cleaning decisions file is missing: {decisions}" if lacks(decisions) else ""
 
 
 def _of_finished(run: Run, result: dict[str, Any]) -> str:
     if sha256(run.weights) != result.get("weights_sha256"):
-        return "its weights are damaged or missing: delete it and train it again"
+        return "its weights are damaged or missing: delete the run and train it again"
     logits = run.folder / LOGITS
     if logits.exists() and result.get("logits_sha256") not in (None, sha256(logits)):
-        return f"{LOGITS} is damaged: remove it, and comparisons by image do without"
+        return f"{LOGITS} is damaged: remove it; comparisons then omit it"
     beside = [name for name, kept in result.get("files", {}).items() if sha256(run.folder / name) != kept]
     if beside:
-        return f"{', '.join(beside)} is damaged or missing: keep the model again"
+        return f"{', '.join(beside)} is damaged or missing: publish the model again"
     if run.imported is None and not run.in_zoo:
         lost = [name for name in ("events.jsonl", "state.json") if not (run.folder / name).is_file()]
         if lost:
-            return f"{', '.join(lost)} is missing: how it was trained is lost"
+            return f"{', '.join(lost)} is missing: the record of its training is lost"
     return ""
 
 
 def lacks(decisions: str | None) -> bool:
-    """Whether a file of decisions that a run needs is gone."""
+    """Whether a decisions file that a run needs is missing."""
     return decisions is not None and not Path(decisions).expanduser().is_file()
 
 
 def of_files(store: Store) -> tuple[int, list[Damage]]:
-    """(files read, damage) of everything that a run's own check does not read."""
+    """(number of files read, damage) of everything not covered by the check of a run."""
     found, count = list(_missing(store)), 0
     known = {run.folder.name for run in store.runs()}
     for run in store.zoo():
@@ -106,22 +106,22 @@ def of_files(store: Store) -> tuple[int, list[Damage]]:
             known.add(run.id)
     for file in _walk(store.root):
         part = file.relative_to(store.root)
-        if part.parts[0] == "exports" and part.parts[1] not in known:  # of a run that is deleted: a leftover
+        if part.parts[0] == "exports" and part.parts[1] not in known:  # of a deleted run: a stale file
             continue
         try:
             count += _is_whole(file, part)
-        except Refused as error:  # a newer version wrote it: not ours to remove
+        except Refused as error:  # written by a newer version: not to be removed
             found.append(Damage(part, str(error)))
         except DAMAGED as error:
             again = part.parts[0] in MADE_AGAIN
             why = str(error) if type(error) is ValueError else "it is damaged"
-            told = f"{why}: {'`doctor --mend` removes it, and it is made again' if again else 'see its run'}"
-            found.append(Damage(part, told, _removed(file) if again else ()))
+            text = f"{why}: {'`doctor --fix` removes it, and it is rebuilt' if again else 'see its run'}"
+            found.append(Damage(part, text, _removed(file) if again else ()))
     return count, found
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    """Every file of a store that holds data; what else lies in its folder is not looked at."""
+    """Every data file of a store; other files in its folder are ignored."""
     yield from (file for file in root.glob("*.jsonl") if file.is_file() or file.is_dir())
     for name in FOLDERS:
         for folder, _, names in os.walk(root / name):
@@ -135,7 +135,7 @@ def _holds_data(name: str) -> bool:
 
 
 def _missing(store: Store) -> Iterator[Damage]:
-    """What must be there and is not."""
+    """Required files that are missing."""
     root = store.root
     for folder in sorted(root.glob("runs/[0-9a-f]*")):
         with contextlib.suppress(OSError):
@@ -149,15 +149,15 @@ def _missing(store: Store) -> Iterator[Damage]:
     ):
         for folder in sorted(root.glob(pattern)):
             if folder.is_dir() and not folder.name.endswith(".part") and not (folder / name).is_file():
-                told = "`doctor --mend` removes it, and it is made again" if again else "delete the folder"
-                yield Damage(folder.relative_to(root), f"{name} is missing: {told}", (folder,) if again else ())
+                text = "`doctor --fix` removes it, and it is rebuilt" if again else "delete the folder"
+                yield Damage(folder.relative_to(root), f"{name} is missing: {text}", (folder,) if again else ())
     looks = root / "test-looks.jsonl"
     if not looks.exists() and any((run.folder / "events.jsonl").exists() and run.finished for run in store.runs()):
-        yield Damage(looks.relative_to(root), "it is missing: how often test images were looked at is lost")
+        yield Damage(looks.relative_to(root), "it is missing: the count of test-set evaluations is lost")
 
 
 def _is_whole(file: Path, part: Path) -> bool:
-    """Whether there is something to check in a file; raises if that is not what was written."""
+    """Whether a file can be checked; raises if it is damaged."""
     if file.stat().st_size == 0:
         raise ValueError("it is empty")
     check = _check_of(file, part)
@@ -169,7 +169,7 @@ def _is_whole(file: Path, part: Path) -> bool:
 
 
 def _check_of(file: Path, part: Path) -> Callable[[Path], str | None] | None:
-    """What to hold a file against, by where it is and what it is called. A check answers what is wrong, or None."""
+    """The check for a file, by folder and name. A check returns what is wrong, or None."""
     places: dict[tuple[str, str], Callable[[Path], str | None]] = {
         ("uploads", ".zip"): _named_by_digest,
         ("policies", ".yaml"): _policy,
@@ -185,7 +185,7 @@ def _check_of(file: Path, part: Path) -> Callable[[Path], str | None] | None:
     if part.parts[:2] == ("cache", "exports"):
         return _graph if file.suffix == ".onnx" else lambda file: "" if read_sealed(file) is None else None
     if part.parts[:2] == ("cache", "answers") and file.suffix == ".onnx":
-        return lambda file: None if file.with_suffix(".json").is_file() else "nothing says what it is"
+        return lambda file: None if file.with_suffix(".json").is_file() else "its description is missing"
     return places.get((part.parts[0], file.suffix)) or kinds.get(file.suffix)
 
 
@@ -199,7 +199,7 @@ def _json(file: Path) -> str | None:
 
 def _lines(file: Path) -> str | None:
     damaged = read_lines(file)[1]
-    return f"{damaged} of its lines are damaged and left out" if damaged else None
+    return f"{damaged} damaged lines were skipped" if damaged else None
 
 
 def _sealed(file: Path) -> str | None:
@@ -219,11 +219,11 @@ def _array(file: Path) -> str | None:
 
 
 def _in_facts(_: Path) -> str | None:
-    return None  # its digest stands in facts.json, which is read too
+    return None  # its digest is in facts.json, which is read too
 
 
 def _about(file: Path) -> str | None:
-    """What a bank of answers is: its folder is named after it."""
+    """The plan of a teacher cache, which its folder is named after."""
     text = file.read_text()
     told = json.loads(text)
     key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
@@ -231,7 +231,7 @@ def _about(file: Path) -> str | None:
 
 
 def _named_by_digest(file: Path) -> str | None:
-    return None if file.stem.endswith(sha256(file)[:16]) else "it is not what was uploaded: upload it again"
+    return None if file.stem.endswith(sha256(file)[:16]) else "it differs from the upload: upload it again"
 
 
 def _policy(file: Path) -> str | None:
@@ -240,7 +240,7 @@ def _policy(file: Path) -> str | None:
 
 
 def _in_a_proof(file: Path) -> str | None:
-    """Whether a proof beside it holds its digest; a demo is a zip of its own."""
+    """Whether a parity report beside it has its digest; a demo is a separate zip."""
     if file.name.startswith("demo"):
         with zipfile.ZipFile(file) as archive:
             return archive.testzip() and "it is damaged"
@@ -248,11 +248,11 @@ def _in_a_proof(file: Path) -> str | None:
     if any(file.name in proof.get("files", {}) for proof in proofs):
         return None
     claims = [(proof.get("browser") or {}).get("logits_sha256") for proof in proofs]
-    return None if sha256(file) in claims else "no proof is about it"
+    return None if sha256(file) in claims else "no parity report matches it"
 
 
 def _files_named(file: Path, told: Any) -> dict[str, str]:
-    """The files beside a JSON file whose digests it holds: those of a bundle, of decoded images, a teacher's graph."""
+    """Files beside a JSON file whose digests it holds: a bundle, decoded images, a teacher's graph."""
     if file.parent.name == "answers":
         return {file.with_suffix(".onnx").name: told["sha256"]}
     named = file.name == "facts.json" or file.name.startswith("parity")
@@ -261,7 +261,7 @@ def _files_named(file: Path, told: Any) -> dict[str, str]:
 
 
 def _removed(file: Path) -> tuple[Path, ...]:
-    """What goes with a damaged file: a bundle, decoded images or a bank are one thing."""
+    """Files to remove with a damaged one: a bundle, decoded images or a teacher cache are one unit."""
     whole = file.name in ("facts.json", "about.json") or file.parent.parent.name == "exports"
     return (file.parent if whole else file,)
 
@@ -276,5 +276,5 @@ def sha256(file: Path) -> str:
 
 
 def lock_of_nothing(lock: Path) -> bool:
-    """Whether a lock file in the cache of decoded images is one of those that older versions left for each dataset."""
+    """Whether a lock file in the cache of decoded images is a leftover of older versions."""
     return bool(re.fullmatch("[0-9a-f]{16}", lock.stem)) and not is_held(lock)

@@ -28,10 +28,10 @@ MINUTE = 60.0
 class Role(StrEnum):
     """What a user may do."""
 
-    NOBODY = "nobody"  # has not logged in where that is asked for
-    VIEWER = "viewer"  # looks at everything
-    RUNNER = "runner"  # also starts, stops, deletes and uploads, within the limits
-    OWNER = "owner"  # the command line on the machine itself: no limits
+    NOBODY = "nobody"  # not logged in where login is required
+    VIEWER = "viewer"  # read-only
+    RUNNER = "runner"  # may also start, stop, delete and upload, within the limits
+    OWNER = "owner"  # the local command line: no limits
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ class User:
             return
         if self.role is Role.VIEWER:
             raise Refused(
-                f"you may look at everything here but not {what}",
+                f"your account is read-only: you cannot {what}",
                 given=f"logged in as {self.name}",
-                do="ask the owner of this dashboard for the runner role",
+                do="contact the administrator of this dashboard to get the runner role",
             )
-        raise Refused(f"only people who have logged in may {what}", do="log in first")
+        raise Refused(f"you must be logged in to {what}", do="log in first")
 
     @property
     def limited(self) -> bool:
@@ -105,21 +105,21 @@ class User:
             return turns
         mine = sum(turn.visitor == self.name for turn in turns)
         others = sum(turn.visitor != OWNER.name for turn in turns)
-        do = "wait until one of them was trained, or cancel one on Runs"
+        do = "wait until one has finished, or cancel one on Runs"
         if mine + count > most.waiting_each:
-            given = f"{mine} wait, {count} more" if count > 1 else f"{mine} wait"
+            given = f"{mine} waiting, {count} more" if count > 1 else f"{mine} waiting"
             raise Refused(
-                f"one user may have {most.waiting_each} run{'s' * (most.waiting_each > 1)} waiting",
+                f"each user can have at most {most.waiting_each} waiting run{'s' * (most.waiting_each > 1)}",
                 given=given,
                 do=do,
             )
         if others + count > most.waiting_total:
-            raise Refused("the queue is full", given=f"{others} of at most {most.waiting_total} runs wait", do=do)
+            raise Refused("the queue is full", given=f"{others} of at most {most.waiting_total} runs waiting", do=do)
         recent = [when for when, who in _starts(root) if who == self.name]
         if not together and len(recent) + count > max(count, most.starts_a_minute):
             rest = max(1, round(MINUTE - (time.time() - min(recent))))
             given = f"{len(recent)} runs in the last minute"
-            raise Refused("you are starting runs faster than one user may", given=given, do=f"try again in {rest} s")
+            raise Refused("rate limit for starting runs exceeded", given=given, do=f"try again in {rest} s")
         return turns
 
 

@@ -1,4 +1,4 @@
-"""The worker: takes runs from the queue, else those of active studies, and trains them, in a process of its own."""
+"""The worker process: trains runs from the queue, or else those of active studies."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ log = logging.getLogger("smallalign")
 
 POLL_SECONDS = 0.3
 HUNG = 75
-"""Exit code of a worker that ended itself because a run hung and a person stopped it."""
+"""Exit code of a worker that exited because a hung run was cancelled."""
 
 
 def serve(
@@ -39,12 +39,12 @@ def serve(
     while_pid: int | None = None,
     stop: threading.Event | None = None,
 ) -> int:
-    """Train queued runs, oldest first, until told to stop. Returns how many were taken.
+    """Train queued runs, oldest first, until `stop` is set. Returns the number of runs taken.
 
     Args:
         once: stop when the queue is empty.
-        while_pid: stop when the queue is empty and that process is gone (the dashboard starts its worker so).
-        stop: once set, the run in training gets a checkpoint and goes back into the queue, and the worker ends.
+        while_pid: stop when the queue is empty and this process has exited (used by the dashboard).
+        stop: once set, the current run is checkpointed and queued again, and the worker ends.
 
     Raises:
         Refused: another worker serves this store on this device.
@@ -57,21 +57,21 @@ def serve(
         raise Refused(
             f"another worker serves this store on device {device}",
             given=store.root,
-            do="let it work, or name another --device",
+            do="use that worker, or choose another --device",
         ) from None
     with held:
         keep_freed_memory()
         log.info("worker %d serves %s on %s", os.getpid(), store.root, device)
-        # Before the first run: these are the slowest imports, and the first click should not wait for them.
+        # Before the first run, since these are the slowest imports.
         from smallalign_core.system._compat import load_compiler
 
         load_compiler()
 
         for run in store.runs():
-            if run.finished:  # its worker may have been killed between the result and the cleaning up
+            if run.finished:  # its worker may have been killed before cleaning up
                 clean_up(run)
         for run in requeue_crashed(store):
-            log.warning("%s: its worker died: now it is %s", run.name, run.state)
+            log.warning("%s: its worker process stopped; new state: %s", run.name, run.state)
         taken, refused = 0, {""}
         stop = stop or threading.Event()
         while not stop.is_set():
@@ -81,7 +81,7 @@ def serve(
                 taken += len(together)
                 markers = [_marker(run) for run in together]
                 serve_some(together, store, device, stop)
-                # Who was not taken, because a newer version wrote the folder say, must not hold up the others.
+                # A run that cannot be taken (written by a newer version, say) must not block the others.
                 refused |= {marker for run, marker in zip(together, markers, strict=True) if marker == _marker(run)}
             elif lifecycle.queue_next(store, device, stop):
                 continue
@@ -93,23 +93,25 @@ def serve(
 
 
 def _marker(run: Run) -> str:
-    """Which submission of a run waits in the queue; empty if none does any more."""
+    """Identifies the submission of a queued run; empty if it is no longer queued."""
     with contextlib.suppress(OSError):
         return f"{run.name} {(run.folder / 'queued').stat().st_mtime_ns}"
     return ""
 
 
 def _in_step(waiting: list[Run]) -> list[Run]:
-    """The first in the queue, and those behind it that see the same views: they cost little more together."""
+    """The first run in the queue, and later ones with identical views, which are trained together at little extra
+    cost.
+    """
     chosen: list[tuple[Run, RunSpec]] = []
     for run in waiting:
         try:
-            if crash_count(run) >= MOST:  # one of those that died together may be to blame: the last time each is alone
+            if crash_count(run) >= MOST:  # the last attempt is alone: another run of the group may be the cause
                 if not chosen:
                     return [run]
                 continue
             spec = run.spec
-        except SmallAlignError:  # a damaged one is taken alone, so that it says so
+        except SmallAlignError:  # a damaged run is taken alone and reports its error
             return [run] if not chosen else [one for one, _ in chosen]
         if all(spec.can_lockstep_with(other) for _, other in chosen):
             chosen.append((run, spec))
@@ -119,21 +121,21 @@ def _in_step(waiting: list[Run]) -> list[Run]:
 
 
 def serve_some(runs: Sequence[Run], store: Store, device: str, stop: threading.Event) -> None:
-    """Train queued runs in lockstep; whatever happens is kept in their folders, and the worker lives on."""
+    """Train queued runs in lockstep; errors are recorded in their folders and do not end the worker."""
     with capture_logs(runs):
         give_up = partial(os._exit, HUNG)
         ended = run_lockstep(runs, store, device=device, from_queue=True, stop=stop, give_up=give_up)
         for run, how in zip(runs, ended, strict=True):
             if isinstance(how, SmallAlignError):
                 log.error("%s: %s", run.name, how)
-            elif stop.is_set() and how.get("asked") is None:  # what a person stopped stays so
+            elif stop.is_set() and how.get("asked") is None:  # unless a user stopped it
                 store.enqueue(run)
         if all(isinstance(how, SmallAlignError) for how in ended):
             time.sleep(POLL_SECONDS)
 
 
 def stop_on_signals() -> threading.Event:
-    """An event that Ctrl-C and SIGTERM set; a second Ctrl-C ends the process at once."""
+    """An event set by Ctrl-C and SIGTERM; a second Ctrl-C ends the process at once."""
     stop = threading.Event()
 
     def asked(number: int, _: object) -> None:

@@ -1,7 +1,7 @@
-"""What a run is: every choice that decides the weights, and nothing else, checked and with a digest.
+"""The spec of a run: every choice that determines the weights, and nothing else, validated and digested.
 
-Forms, command line, YAML, JSON Schema, validation and digest all read the same fields, so nothing is written twice.
-This package imports neither torch nor numpy: the dashboard draws its forms from it.
+Forms, command line, YAML, JSON Schema, validation and digest all derive from the same fields.
+This package imports neither torch nor numpy: the dashboard builds its forms from it.
 """
 
 from __future__ import annotations
@@ -90,68 +90,72 @@ from smallalign_core.spec.parts import (
 )
 
 LOOP = 2
-"""Raised when training starts to mean something else; then an old run no longer answers for a new spec."""
+"""Increased when the semantics of training change, so that an old run is not reused for a new spec."""
 HEAD = 1
 """The same for networks that start from trained weights: 1 since their new heads start at zero."""
 
 
 class RunSpec(Part):
-    """All that decides the weights of one run. Device, worker count and display names are no part of it."""
+    """Everything that determines the weights of one run. Device, worker count and display names are excluded."""
 
-    data: Annotated[DataSpec, shorthand("source"), Field(description="Images to learn from.")]
-    network: Annotated[Network, Field(description="The network that this run trains.")]
+    data: Annotated[DataSpec, shorthand("source"), Field(description="Dataset and splits.")]
+    network: Annotated[Network, Field(description="Network to train.")]
     bits: Bits = None
     start: Start = None
     teacher: Annotated[
         Teachers | None,
-        Field(description="A finished run to learn from, or several; empty learns from labels only."),
+        Field(description="A finished run to distill from, or several; empty trains on labels only."),
     ] = None
     shuffled: Annotated[
         bool,
         Field(
-            description="A control: each image gets the teacher's answer to another image of its class. What is then "
-            "still gained owes nothing to what the teacher knows of the image itself."
+            description="Control: each image gets the teacher logits of another image of its class. A gain that "
+            "remains does not come from image-specific teacher predictions."
         ),
     ] = False
-    loss: Annotated[Loss, Field(description="What the student is asked to match.")] = CrossEntropy()
+    loss: Annotated[Loss, Field(description="Distillation objective, or cross entropy on labels.")] = CrossEntropy()
     answers: Annotated[
         Literal["torch", "onnx", "int8"],
         Field(
-            description="Who computes the teacher's answers: PyTorch, ONNX Runtime, or ONNX Runtime with 8-bit "
-            "integers, which is fastest on CPUs and a little off; by how much is measured first and shown."
+            description="Teacher inference backend: PyTorch, ONNX Runtime, or ONNX Runtime with int8 quantization "
+            "(fastest on CPUs, with a small error that is measured first and reported)."
         ),
     ] = "torch"
     augment: Annotated[
         tuple[Augment, ...],
-        Field(max_length=16, description="Applied to every training image; teacher and student see the same view."),
+        Field(max_length=16, description="Augmentation policy; teacher and student get the same augmented image."),
     ] = ()
     views: Annotated[
         int,
         Field(
-            ge=0, le=1000, description="0: fresh augmentation every epoch; K: the same K views of an image, in turn."
+            ge=0,
+            le=1000,
+            description="Cached augmentations per image, used in turn; 0: a new augmentation every epoch.",
         ),
     ] = 0
-    optimizer: Annotated[Optimizer, Field(description="Who takes the steps.")] = AdamW()
-    schedule: Annotated[Schedule, Field(description="How the learning rate moves.")] = Cosine()
-    epochs: Annotated[int, Field(ge=1, le=100_000, description="Times that every training image is seen.")] = 20
-    batch: Annotated[int, Field(ge=2, le=65_536, description="Images a step.")] = 128
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1, description="Fixes initial weights, order and augmentation.")] = 0
+    optimizer: Annotated[Optimizer, Field(description="Optimizer, with any wrappers.")] = AdamW()
+    schedule: Annotated[Schedule, Field(description="Learning-rate schedule.")] = Cosine()
+    epochs: Annotated[int, Field(ge=1, le=100_000, description="Number of passes over the training set.")] = 20
+    batch: Annotated[int, Field(ge=2, le=65_536, description="Batch size: images per optimizer step.")] = 128
+    seed: Annotated[
+        int, Field(ge=0, le=2**31 - 1, description="Seed of initialization, data order and augmentation.")
+    ] = 0
     precision: Annotated[
         Literal["auto", "fp32", "bf16"],
-        Field(description="auto: bf16 where the hardware has it and is faster with it."),
+        Field(description="auto: bf16 where the hardware supports it and it is faster."),
     ] = "auto"
     compile: Annotated[
         bool,
-        Field(description="torch.compile the student (CUDA graphs on GPUs). Pays on GPUs; on CPUs it rarely does."),
+        Field(description="torch.compile the student (CUDA graphs on GPUs). Usually faster on GPUs, rarely on CPUs."),
     ] = False
 
     @model_validator(mode="before")
     @classmethod
     def _default_loss(cls, given: Any) -> Any:
-        """Soft targets with a teacher, cross entropy without: written out, so that the spec says what it does.
+        """Soft targets with a teacher, cross entropy without: written out, so that the spec is explicit.
 
-        Temperature and weight are then chosen when the run is prepared, from the teacher's answers to its validation
-        images, and written into its spec. Of `kd` alone they are what they were before there was such a choice.
+        Temperature and weight are then chosen when the run is prepared, from the teacher's logits on validation images,
+        and written into its spec. An explicit `kd` without them keeps the fixed defaults of earlier versions.
         """
         if isinstance(given, Mapping) and given.get("loss") is None:
             return {
@@ -174,7 +178,7 @@ class RunSpec(Part):
     @model_validator(mode="before")
     @classmethod
     def _usual_schedule(cls, given: Any) -> Any:
-        """Some optimizers know no falling learning rate: written out too."""
+        """Some optimizers need a constant learning rate: written out too."""
         if isinstance(given, Mapping) and given.get("schedule") is None:
             usual = usual_schedule(given.get("optimizer"))
             return given if usual is None else {**given, "schedule": usual}
@@ -182,12 +186,12 @@ class RunSpec(Part):
 
     @property
     def teachers(self) -> tuple[str, ...]:
-        """The runs to learn from: none, one or several."""
+        """The teachers' references: none, one or several."""
         return (self.teacher,) if isinstance(self.teacher, str) else self.teacher or ()
 
     @property
     def head_rate(self) -> float:
-        """Learning rate of the last layer, in multiples of the optimizer's."""
+        """Learning rate of the last layer, as a multiple of the optimizer's."""
         return self.network.head_rate if isinstance(self.network, LibraryNetwork) else 1.0
 
     def with_teachers(self, names: Sequence[str]) -> RunSpec:
@@ -195,7 +199,7 @@ class RunSpec(Part):
         return self.model_copy(update={"teacher": tuple(names) if len(names) > 1 else next(iter(names), None)})
 
     def can_lockstep_with(self, other: RunSpec) -> bool:
-        """Whether the two see the same views, so that they can be trained in lockstep."""
+        """Whether both specs have identical views, so that they can be trained in lockstep."""
         shared = ("data", "augment", "views", "batch", "epochs", "seed", "precision", "answers")
         same = all(getattr(self, name) == getattr(other, name) for name in shared)
         return same and (not self.teacher or not other.teacher or self.teacher == other.teacher)
@@ -204,18 +208,18 @@ class RunSpec(Part):
     def _loss_fits_teacher(self) -> Self:
         uses_teacher = self.loss.uses_teacher
         if uses_teacher and self.teacher is None:
-            raise ValueError(f"loss '{self.loss.kind}' needs a teacher: name one, or use loss 'cross_entropy'")
+            raise ValueError(f"loss '{self.loss.kind}' needs a teacher: set `teacher`, or use loss 'cross_entropy'")
         if not uses_teacher and self.teacher is not None:
-            raise ValueError(f"loss '{self.loss.kind}' never asks the teacher: remove the teacher, or use loss 'kd'")
+            raise ValueError(f"loss '{self.loss.kind}' does not use a teacher: remove `teacher`, or use loss 'kd'")
         if isinstance(self.loss, OfLayers) and len(self.teachers) > 1:
             raise ValueError(
-                f"loss '{self.loss.kind}' compares layers, and those of several teachers have no mean: name one"
+                f"loss '{self.loss.kind}' compares layers, which cannot be averaged over teachers: give one teacher"
             )
         if self.shuffled and self.teacher is None:
-            raise ValueError("`shuffled` mixes up a teacher's answers, and there is no teacher: name one")
+            raise ValueError("`shuffled` permutes teacher logits, and there is no teacher: set `teacher`")
         if self.answers != "torch" and isinstance(self.loss, OfLayers):
             raise ValueError(
-                f"loss '{self.loss.kind}' looks into the teacher, which ONNX Runtime hides: leave `answers` out"
+                f"loss '{self.loss.kind}' reads layers of the teacher, which ONNX Runtime hides: leave `answers` out"
             )
         return self
 
@@ -227,7 +231,7 @@ class RunSpec(Part):
             raise ValueError(wrong)
         base = nest(self.optimizer)[-1]
         if self.head_rate != 1 and not base.head_rate:
-            raise ValueError(f"`{base.kind}` has one step for all weights: leave `head_rate` out")
+            raise ValueError(f"`{base.kind}` uses one step size for all weights: leave `head_rate` out")
         return self
 
     @model_validator(mode="after")
@@ -235,14 +239,14 @@ class RunSpec(Part):
         if wrong := misplaced(self.augment):
             raise ValueError(wrong)
         if self.views and any(isinstance(part, Mixing) for part in self.augment):
-            raise ValueError("mixed images meet other partners at every step, so none is seen twice: set `views` to 0")
+            raise ValueError("mixed images change at every step and cannot be cached: set `views` to 0")
         return self
 
 
 class Policy(Part):
-    """A policy on its own: what a file for `views` holds."""
+    """An augmentation policy on its own, as in a policy file."""
 
-    augment: Annotated[tuple[Augment, ...], Field(min_length=1, max_length=16, description="Parts, in order.")]
+    augment: Annotated[tuple[Augment, ...], Field(min_length=1, max_length=16, description="Transforms, in order.")]
 
     @model_validator(mode="after")
     def _is_in_order(self) -> Self:
@@ -252,10 +256,10 @@ class Policy(Part):
 
 
 def canonical(part: Part) -> dict[str, Any]:
-    """The fields of a part that differ from their defaults, and its kind: the text that the digest is made of.
+    """The fields of a part that differ from their defaults, and its kind: the input of the digest.
 
-    Leaving defaults out is what lets a new field with a default keep the names of old runs. A known fingerprint stands
-    in for the place that the images, or the weights to start from, came from: a moved folder is still the same data.
+    Omitting defaults means that a new field with a default does not change the ids of old runs. A known fingerprint
+    replaces the path of the images, or of the initial weights: a moved folder is still the same data.
     """
     written: dict[str, Any] = {}
     for name, field in type(part).model_fields.items():
@@ -263,7 +267,7 @@ def canonical(part: Part) -> dict[str, Any]:
         if name == "kind" or field.is_required() or value != field.get_default(call_default_factory=True):
             written[name] = _plain(value)
     if isinstance(part, DataSpec) and part.fingerprint:
-        for name in ("source", "decisions", "groups", "skip_unreadable"):  # a fingerprint says what they led to
+        for name in ("source", "decisions", "groups", "skip_unreadable"):  # the fingerprint covers their effect
             written.pop(name, None)
     if isinstance(part, LibraryNetwork) and part.weights_sha256:
         del written["weights"]
@@ -284,13 +288,13 @@ def digest(spec: RunSpec) -> str:
 
 
 def id_of(imported: Import) -> str:
-    """The id of an import: 16 hexadecimal characters. An equal file, used in an equal way, is the same import."""
+    """The id of an import: 16 hexadecimal characters. The same file with the same options is the same import."""
     text = json.dumps({"import": canonical(imported)}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def to_yaml(spec: RunSpec) -> str:
-    """The shortest YAML that gives `spec` back; what was filled in (digests of data and weights) is left out."""
+    """The shortest YAML that parses to `spec`; filled-in fields (digests of data and weights) are omitted."""
     bare: dict[str, Part] = {"data": spec.data.model_copy(update={"fingerprint": None})}
     if isinstance(spec.network, LibraryNetwork):
         bare["network"] = spec.network.model_copy(update={"weights_sha256": None})
@@ -315,7 +319,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> RunSpec:
 
 
 def fields_in(path: Path, what: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The fields in a YAML or JSON file, with `--set` overrides applied, not checked yet.
+    """The fields in a YAML or JSON file, with `--set` overrides applied, not validated yet.
 
     Raises:
         BadSpec: the file is missing or not YAML, or holds no fields.
@@ -323,7 +327,7 @@ def fields_in(path: Path, what: str, overrides: Sequence[str] = ()) -> dict[str,
     written = loaded(path, what)
     if not isinstance(written, dict):
         raise BadSpec(
-            f"a {what} is a list of `field: value` lines", given=path, do="begin with `data: digits` and `network: cnn`"
+            f"the {what} is not a mapping of fields", given=path, do="start with `data: digits` and `network: cnn`"
         )
     for override in overrides:
         written = set_field(written, override)
@@ -331,16 +335,16 @@ def fields_in(path: Path, what: str, overrides: Sequence[str] = ()) -> dict[str,
 
 
 def read_policy(path: Path) -> tuple[Augment, ...]:
-    """The policy in a YAML or JSON file: a list of parts, or a spec whose `augment` is meant.
+    """The policy in a YAML or JSON file: a list of transforms, or a spec with `augment`.
 
     Raises:
-        BadSpec: the file is missing or not YAML, holds no parts, or a part is unknown, misplaced or out of range.
+        BadSpec: the file is missing or not YAML, has no transforms, or one is unknown, misplaced or out of range.
     """
     return parse_policy(loaded(path, "policy"))
 
 
 def parse_policy(written: object) -> tuple[Augment, ...]:
-    """A checked policy from plain values: a list of parts, one part, or anything that has an `augment`.
+    """A validated policy from plain values: a list of transforms, one transform, or a mapping with `augment`.
 
     Raises:
         BadSpec: as `read_policy`.
@@ -349,7 +353,7 @@ def parse_policy(written: object) -> tuple[Augment, ...]:
         written = [written] if "kind" in written else written.get("augment")
     if not isinstance(written, Sequence) or isinstance(written, str) or not written:
         raise BadSpec(
-            "the policy has no parts",
+            "the policy has no transforms",
             given=written or "nothing",
             do="write a list such as `- {kind: shift, pixels: 2}`",
         )
@@ -360,12 +364,12 @@ def parse_policy(written: object) -> tuple[Augment, ...]:
 
 
 def policy_yaml(policy: Sequence[Augment]) -> str:
-    """The shortest YAML list that gives `policy` back."""
+    """The shortest YAML list that parses to `policy`."""
     return yaml.safe_dump([canonical(part) for part in policy], sort_keys=False, allow_unicode=True, width=120)
 
 
 def parse(written: Mapping[str, Any]) -> RunSpec:
-    """A checked spec from plain values.
+    """A validated spec from plain values.
 
     Raises:
         BadSpec: naming the field, what was given and what is allowed.
@@ -377,7 +381,7 @@ def parse(written: Mapping[str, Any]) -> RunSpec:
 
 
 def parse_data(written: str | Mapping[str, Any]) -> DataSpec:
-    """Checked data from its name or path, or from plain values.
+    """A validated data spec from a name, a path, or plain values.
 
     Raises:
         BadSpec: as `parse`.
@@ -392,14 +396,14 @@ def set_field(written: dict[str, Any], override: str) -> dict[str, Any]:
     """`written` with one `a.b.0.c=value` applied; the value is read as YAML.
 
     Raises:
-        BadSpec: the override has no `=`, or leads through something that has no fields.
+        BadSpec: the override has no `=`, or its path passes through a value without fields.
     """
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
-        raise BadSpec("an override reads field=value", given=override, do="write for example --set optimizer.lr=0.01")
+        raise BadSpec("an override must be field=value", given=override, do="write for example --set optimizer.lr=0.01")
     try:
-        # An id of digits only is still a text: BaseLoader leaves every word as it is.
+        # An id of digits only is still a string: BaseLoader resolves no types.
         value = _names(text) if keys in (["teacher"], ["start"]) else value_of(text)
     except (yaml.YAMLError, RecursionError):
         value = text
@@ -410,7 +414,7 @@ def set_field(written: dict[str, Any], override: str) -> dict[str, Any]:
         if isinstance(node, list):
             if not key.isdecimal() or int(key) >= len(node):
                 raise BadSpec(
-                    f"`{'.'.join(keys[:depth])}` is a list of {len(node)}", given=override, do="use a position from 0"
+                    f"`{'.'.join(keys[:depth])}` is a list of {len(node)}", given=override, do="use an index from 0"
                 )
             key = int(key)  # type: ignore[assignment]
         elif not isinstance(node, dict):
@@ -419,7 +423,7 @@ def set_field(written: dict[str, Any], override: str) -> dict[str, Any]:
             node[key] = value
             break
         below = node.get(key) if isinstance(node, dict) else node[key]
-        if isinstance(below, str):  # a shorthand: write it out so that its fields can be set
+        if isinstance(below, str):  # a shorthand: expand it so that its fields can be set
             below = expanded(below, "source" if key == "data" else "kind")
         node[key] = _unwritten(root, keys[: depth + 1], node) if below is None else below
         node = node[key]
@@ -427,14 +431,14 @@ def set_field(written: dict[str, Any], override: str) -> dict[str, Any]:
 
 
 def _names(text: str) -> object:
-    """Teachers as they are given to `--set`: one, a list in brackets, or null for none."""
+    """Teachers as given to `--set`: one, a list in brackets, or null for none."""
     if text.strip() in ("", "null"):
         return None
-    return yaml.load(text, yaml.BaseLoader) if text.strip().startswith("[") else text  # makes only texts
+    return yaml.load(text, yaml.BaseLoader) if text.strip().startswith("[") else text  # strings only
 
 
 def _unwritten(root: Mapping[str, Any], path: Sequence[str], node: object) -> dict[str, Any]:
-    """What stands for a part that was not written out below `node`: its default's kind, so that fields can be set."""
+    """The default's kind for a part that is absent below `node`, so that its fields can be set."""
     if list(path) == ["loss"]:
         return {"kind": "kd" if root.get("teacher") else "cross_entropy"}
     holders: dict[object, type[Part]] = {one.model_fields["kind"].default: one for one in members(Optimizer)}
@@ -444,7 +448,7 @@ def _unwritten(root: Mapping[str, Any], path: Sequence[str], node: object) -> di
 
 
 def title(spec: RunSpec) -> str:
-    """What a run is, in a few words: network, what it learns from, data."""
+    """A one-line title of a run: network, loss, data, epochs, seed."""
     network = spec.network
     name = network.name if isinstance(network, LibraryNetwork) else f"{network.kind} {network.width}x{network.depth}"
     return f"{name} · {short_name(spec.loss)} · {Path(spec.data.source).name} · {spec.epochs} epochs · seed {spec.seed}"

@@ -1,4 +1,4 @@
-"""What the rest of the tree needs to know of an optimizer besides its fields: class variables, which no digest sees."""
+"""Facts of an optimizer besides its fields: class variables, which are no part of a digest."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from smallalign_core.spec._part import Part
 from smallalign_core.spec.schedule import Schedule
 
 Closure = Literal["gradient", "excess", "losses"]
-"""What a step needs besides the gradient at the weights: another one at the weights that it moved to (SAM), or the loss
-above the teacher's (Polyak). `losses` stands for no gradient at all, but the losses of candidates."""
+"""The closure that a step needs besides the gradient: a second gradient at moved weights (SAM), or the excess loss over
+the teacher's (Polyak). `losses`: no gradient at all, but the losses of candidates."""
 Menu = Literal["tuned", "more", "hands-off"]
 """Where an optimizer study offers an optimizer: among those to tune, below "More", or to use as it is."""
 EVALUATIONS = 3
-"""Losses of a batch that cost about as much as one gradient: its backward pass takes twice its forward pass."""
+"""Forward-only evaluations that cost as much as one gradient: a backward pass takes twice the forward pass."""
 
 
 class OptimizerFacts(Part):
@@ -26,13 +26,13 @@ class OptimizerFacts(Part):
         copies: numbers kept for each weight, beside the weight and its gradient; one less with a momentum of 0.
         library_rate: the learning rate in its library's signature, where a search begins; None: it is not tuned.
         untuned: then, why.
-        package: of an extra; None for those that torch and we bring.
+        package: of an extra; None for those of torch and SmallAlign.
         closure: what a step needs besides a gradient.
         distributed: whether several processes can share it.
         head_rate: whether the last layer can have a learning rate of its own.
         schedule: the only schedule that it works with, with `warmup` 0 where `warms_up` is false; None: any.
-        not_inside: what is said of it inside of a wrapper that cannot hold it.
-        wrong_schedule, without_teacher, with_layers, when_fast: what is said of a spec with another schedule, without a
+        not_inside: the error for a wrapper that cannot wrap it.
+        wrong_schedule, without_teacher, with_layers, when_fast: the error for a spec with another schedule, without a
             teacher, with a loss of layers, with the field `{fast}` set; None: it works.
     """
 
@@ -47,7 +47,7 @@ class OptimizerFacts(Part):
     head_rate: ClassVar[bool] = True
     schedule: ClassVar[Schedule | None] = None
     warms_up: ClassVar[bool] = True
-    not_inside: ClassVar[str] = "{outer} cannot hold `{kind}`"
+    not_inside: ClassVar[str] = "{outer} cannot wrap `{kind}`"
     wrong_schedule: ClassVar[str | None] = None
     without_teacher: ClassVar[str | None] = None
     with_layers: ClassVar[str | None] = None
@@ -55,7 +55,7 @@ class OptimizerFacts(Part):
 
     @property
     def gradients(self) -> int:
-        """What a step costs, in gradients."""
+        """The cost of a step in gradients."""
         return 1
 
     def kept(self, shape: tuple[int, ...], last: bool) -> int:  # noqa: ARG002  # Muon's last layer
@@ -63,7 +63,7 @@ class OptimizerFacts(Part):
         return (self.copies - (getattr(self, "momentum", 1) == 0)) * math.prod(shape)
 
     def unfit(self, schedule: Schedule, *, taught: bool, layers: bool, fast: str | None) -> str | None:
-        """Why it cannot take the steps with the rest of a spec: see `incompatibility`."""
+        """The reason that it does not work with the rest of a spec: see `incompatibility`."""
         if self.schedule is not None:
             moves = schedule.warmup and not self.warms_up
             if moves or not isinstance(schedule, type(self.schedule)):

@@ -1,4 +1,4 @@
-"""What stands in a YAML or JSON file that a user names, before anything of it is checked."""
+"""Reading a user's YAML or JSON file into plain values, safely and before validation."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import yaml
 from smallalign_core.errors import BadSpec
 
 MOST_VALUES = 10_000
-"""Values that a file may hold with every alias written out; the longest spec has a few hundred."""
+"""Max. number of values in a file with all aliases expanded; the longest spec has a few hundred."""
 
 LONGEST_NUMBER = 100
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's plain values. Dates stay text, and what a few bytes can blow up is refused before it is built."""
+    """YAML's plain values. Dates stay strings; documents that expand enormously are rejected before construction."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012  # a date is a name here, and 2001-99-99 is none
         first: [(tag, regexp) for tag, regexp in known if tag != "tag:yaml.org,2002:timestamp"]
@@ -39,10 +39,10 @@ _Loader.add_constructor("tag:yaml.org,2002:timestamp", _text)
 
 
 def _measured(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
-    """How many values a node holds, with its aliases written out.
+    """The number of values below a node, with aliases expanded.
 
     Raises:
-        ComposerError: it holds itself, too many, or an endless number.
+        ComposerError: it contains itself, or more than MOST_VALUES.
     """
     if known.get(node) == 0:
         raise _marked("a value that contains itself", node)
@@ -65,14 +65,14 @@ def _marked(found: str, node: yaml.Node) -> yaml.MarkedYAMLError:
 
 
 class _Refused(yaml.MarkedYAMLError):
-    """Valid YAML that no spec is written in."""
+    """Valid YAML that is not allowed in a spec."""
 
 
 def value_of(text: str) -> Any:
     """The plain values in a YAML or JSON text.
 
     Raises:
-        YAMLError: it is no YAML, or a value in it cannot be read, contains itself, or is of a size that nobody means.
+        YAMLError: it is not YAML, or a value in it cannot be read, contains itself, or is unreasonably large.
         RecursionError: it is nested too deeply.
     """
     try:
@@ -85,26 +85,26 @@ def loaded(path: Path, what: str) -> Any:
     """The plain values in a YAML or JSON file.
 
     Raises:
-        BadSpec: it is missing, no file, too large, no text, or not YAML.
+        BadSpec: it is missing, not a regular file, too large, not text, or not YAML.
     """
     try:
-        if path.exists() and not path.is_file():  # a folder, a pipe, a device that never ends
-            raise BadSpec(f"the {what} cannot be read: it is no file", given=path, do="name a YAML or JSON file")
-        if path.stat().st_size > 1_000_000:
+        if path.exists() and not path.is_file():  # a folder, a pipe, an endless device
             raise BadSpec(
-                f"a {what} is a short text, this file is over 1 MB", given=path, do="name a YAML or JSON file"
+                f"the {what} cannot be read: it is not a regular file", given=path, do="name a YAML or JSON file"
             )
+        if path.stat().st_size > 1_000_000:
+            raise BadSpec(f"the {what} is larger than 1 MB", given=path, do="name a YAML or JSON file")
         text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:  # a ValueError: a zero byte in the name, or bytes that are no text
+    except (OSError, ValueError) as error:  # a ValueError: a zero byte in the name, or bytes that are not UTF-8
         reason = (error.strerror or "cannot be read").lower() if isinstance(error, OSError) else "is not text"
         raise BadSpec(f"the {what} cannot be read: {reason}", given=path, do="name a YAML or JSON file") from None
     try:
         return value_of(text)
     except RecursionError:
-        raise BadSpec(f"the {what} is nested too deeply", given=path, do="four levels are enough for any") from None
+        raise BadSpec(f"the {what} is nested too deeply", given=path, do="use at most four levels") from None
     except _Refused as error:
         where = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise BadSpec(f"the {what} has {error.problem}{where}", given=path, do="write out what is meant") from None
+        raise BadSpec(f"the {what} has {error.problem}{where}", given=path, do="write the value out") from None
     except yaml.YAMLError as error:
         where = (
             f" in line {error.problem_mark.line + 1}"
@@ -112,4 +112,4 @@ def loaded(path: Path, what: str) -> Any:
             else ""
         )
         wrong = f"the {what} is not valid YAML{where}"
-        raise BadSpec(wrong, given=path, do="check its indentation and quotes") from None
+        raise BadSpec(wrong, given=path, do="check indentation and quotes") from None

@@ -1,4 +1,4 @@
-"""What every part of a spec is: a frozen group of knobs whose field annotations hold their ranges and help."""
+"""The base of every part of a spec: a frozen model whose field annotations hold ranges and help texts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 
 class Part(BaseModel):
-    """A frozen group of knobs. A field's annotation holds its range and its help."""
+    """A frozen pydantic model. A field's annotation holds its range and its help text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
@@ -18,6 +18,6 @@ def shorthand(key: str) -> BeforeValidator:
 
 
 def expanded(value: str, key: str) -> dict[str, str]:
-    """What a shorthand stands for; `key` is `source` or `kind`."""
+    """Expand a shorthand; `key` is `source` or `kind`."""
     kind, colon, name = value.partition(":")
     return {"kind": kind, "name": name} if key == "kind" and colon else {key: value}

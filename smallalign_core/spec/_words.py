@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a spec, in a person's words."""
+"""Readable messages for pydantic's validation errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from smallalign_core.spec.parts import FAMILIES, DataSpec, Part, choices, member
 
 
 def told(model: type[BaseModel], error: ValidationError) -> str:
-    """What is wrong, at most three findings. What only follows from another finding is left out."""
+    """The first three errors; errors that follow from another are left out."""
     found = error.errors()
     own = [
         detail
@@ -25,7 +25,7 @@ def told(model: type[BaseModel], error: ValidationError) -> str:
 
 
 def explain(model: type[BaseModel], detail: ErrorDetails) -> str:
-    """One finding of pydantic in words: the field's path, what is wrong, what was given, what is allowed."""
+    """One pydantic error as text: the field's path, what is wrong, what was given, what is allowed."""
     path = [str(step) for step in detail["loc"]]
     kinds = {kind for family in FAMILIES for kind in choices(family)}
     shown = ".".join(step for step in path if step not in kinds) or "spec"
@@ -39,8 +39,8 @@ def explain(model: type[BaseModel], detail: ErrorDetails) -> str:
         "union_tag_not_found": lambda: f"`{shown}` needs a `kind`",
         "literal_error": lambda: f"`{shown}` must be {context.get('expected')} (given: {given!r:.80})",
         "finite_number": lambda: f"`{shown}` must be a finite number (given: {given})",
-        "too_short": lambda: f"`{shown}` needs at least {context.get('min_length')} of them (given: {given!r:.80})",
-        "too_long": lambda: f"`{shown}` takes at most {context.get('max_length')} of them (given: {given!r:.80})",
+        "too_short": lambda: f"`{shown}` needs at least {context.get('min_length')} items (given: {given!r:.80})",
+        "too_long": lambda: f"`{shown}` takes at most {context.get('max_length')} items (given: {given!r:.80})",
         "value_error": lambda: str(context.get("error", detail["msg"])),
     }
     if kind in rule:
@@ -50,7 +50,7 @@ def explain(model: type[BaseModel], detail: ErrorDetails) -> str:
 
 
 def _suggestion(model: type[BaseModel], path: Sequence[str]) -> str:
-    """The nearest known field names, searched over every part: an error's path passes through unions."""
+    """The closest known field name, searched over every part, since an error's path passes through unions."""
     known: set[str] = set(model.model_fields)
     if len(path) > 1:
         parts: list[type[Part]] = [DataSpec, *(m for f in FAMILIES for m in members(f))]

@@ -1,6 +1,6 @@
-"""The augmentation family: parts of a policy, each with its ranges, help and source.
+"""The augmentation family: transforms of a policy, each with its ranges, help and source.
 
-A policy is a tuple of parts, applied in order. A part that mixes images with each other comes last, and alone.
+A policy is a tuple of transforms, applied in order. At most one mixes images, and it comes last.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pydantic import Field
 
 from smallalign_core.spec._part import Part, shorthand
 
-Probability = Annotated[float, Field(ge=0, le=1, description="Share of the images that it is applied to.")]
+Probability = Annotated[float, Field(ge=0, le=1, description="Probability of applying the transform to an image.")]
 
 
 class _Augmentation(Part):
@@ -32,11 +32,11 @@ class _Augmentation(Part):
         return {name: getattr(self, name) * strength for name in self.amounts}
 
 
-# --- where pixels go: all of these in a row are one resampling --------------------------------------------------------
+# --- geometric: consecutive ones are composed into one resampling -----------------------------------------------------
 
 
 class Flip(_Augmentation):
-    """Mirror the image."""
+    """Flip the image."""
 
     amounts = ("probability",)
     draws = 3
@@ -46,7 +46,7 @@ class Flip(_Augmentation):
 
 
 class Shift(_Augmentation):
-    """Move the image by whole pixels, each direction alike; what enters is black."""
+    """Shift the image by whole pixels, uniformly in each direction; zero padding."""
 
     amounts = ("pixels",)
     draws = 3
@@ -56,53 +56,55 @@ class Shift(_Augmentation):
 
 
 class Rotate(_Augmentation):
-    """Turn the image about its centre (bilinear); what enters is black."""
+    """Rotate the image about its centre (bilinear, zero padding)."""
 
     amounts = ("degrees",)
     draws = 3
     kind: Literal["rotate"] = "rotate"
-    degrees: Annotated[float, Field(gt=0, le=180, description="Largest angle, either way.")] = 10.0
+    degrees: Annotated[float, Field(gt=0, le=180, description="Maximum angle in degrees, either direction.")] = 10.0
     probability: Probability = 1.0
 
 
 class Affine(_Augmentation):
-    """Translate, scale and shear about the centre (bilinear); what enters is black."""
+    """Affine transform about the centre: translate, scale and shear (bilinear, zero padding)."""
 
     amounts = ("translate", "scale", "shear")
     draws = 6
     kind: Literal["affine"] = "affine"
     translate: Annotated[
-        float, Field(ge=0, le=0.9, description="Largest move along each axis, as a share of the side.")
+        float, Field(ge=0, le=0.9, description="Maximum translation along each axis, as a fraction of the side.")
     ] = 0.1
-    scale: Annotated[float, Field(ge=0, le=0.9, description="Largest change of size, either way: 0.1 is ±10 %.")] = 0.1
-    shear: Annotated[float, Field(ge=0, le=60, description="Largest shear along each axis, in degrees.")] = 5.0
+    scale: Annotated[float, Field(ge=0, le=0.9, description="Maximum change of scale: 0.1 is ±10 %.")] = 0.1
+    shear: Annotated[float, Field(ge=0, le=60, description="Maximum shear along each axis, in degrees.")] = 5.0
     probability: Probability = 1.0
 
 
 class Crop(_Augmentation):
-    """Crop with padding (He et al., 2015): pad every side, then cut out the old size anywhere."""
+    """Random crop with padding (He et al., 2015): pad every side, then crop to the original size."""
 
     amounts = ("padding",)
     draws = 3
     kind: Literal["crop"] = "crop"
-    padding: Annotated[int, Field(ge=1, le=128, description="Pixels added on each side; less than the side.")] = 4
+    padding: Annotated[
+        int, Field(ge=1, le=128, description="Padding per side in pixels; less than the image side.")
+    ] = 4
     fill: Annotated[
         Literal["black", "edge", "mirror"],
-        Field(description="What the padding shows: black, rim or reflection."),
+        Field(description="Padding mode: black, edge or reflection."),
     ] = "black"
     probability: Probability = 1.0
 
 
 class ResizedCrop(_Augmentation):
-    """Resized crop (Szegedy et al., 2015): a window of the image, stretched back to the old size (bilinear)."""
+    """Random resized crop (Szegedy et al., 2015): a window of the image, resized to the original size (bilinear)."""
 
     amounts = ("smallest", "aspect")
     draws = 5
     kind: Literal["resized_crop"] = "resized_crop"
-    smallest: Annotated[float, Field(ge=0.05, le=1, description="Smallest window, as a share of the area.")] = 0.6
-    aspect: Annotated[
-        float, Field(ge=1, le=4, description="Largest ratio of width to height, and of height to width.")
-    ] = 1.33
+    smallest: Annotated[
+        float, Field(ge=0.05, le=1, description="Minimum area of the crop, as a fraction of the image area.")
+    ] = 0.6
+    aspect: Annotated[float, Field(ge=1, le=4, description="Maximum aspect ratio, in either direction.")] = 1.33
     probability: Probability = 1.0
 
     def stronger(self, strength: float) -> dict[str, float]:
@@ -110,18 +112,18 @@ class ResizedCrop(_Augmentation):
 
 
 class Perspective(_Augmentation):
-    """Perspective: each corner moves inwards by a random amount (bilinear); what enters is black."""
+    """Random perspective: each corner moves inwards by a random amount (bilinear, zero padding)."""
 
     amounts = ("distortion",)
     draws = 9
     kind: Literal["perspective"] = "perspective"
     distortion: Annotated[
-        float, Field(gt=0, le=0.95, description="Largest move of a corner, as a share of half the side.")
+        float, Field(gt=0, le=0.95, description="Maximum displacement of a corner, as a fraction of half the side.")
     ] = 0.2
     probability: Probability = 0.5
 
 
-# --- what pixels show -------------------------------------------------------------------------------------------------
+# --- photometric ------------------------------------------------------------------------------------------------------
 
 
 class Colour(_Augmentation):
@@ -130,47 +132,51 @@ class Colour(_Augmentation):
     amounts = ("brightness", "contrast", "saturation", "hue")
     draws = 5
     kind: Literal["colour"] = "colour"
-    brightness: Annotated[float, Field(ge=0, le=1, description="Largest change, either way: 0.2 is 80 to 120 %.")] = 0.2
-    contrast: Annotated[float, Field(ge=0, le=1, description="Largest change, either way: 0.2 is 80 to 120 %.")] = 0.2
-    saturation: Annotated[float, Field(ge=0, le=1, description="Largest change, either way; needs colour images.")] = (
-        0.0
-    )
+    brightness: Annotated[float, Field(ge=0, le=1, description="Maximum change: 0.2 is 80 to 120 %.")] = 0.2
+    contrast: Annotated[float, Field(ge=0, le=1, description="Maximum change: 0.2 is 80 to 120 %.")] = 0.2
+    saturation: Annotated[float, Field(ge=0, le=1, description="Maximum change; needs colour images.")] = 0.0
     hue: Annotated[
-        float, Field(ge=0, le=0.5, description="Largest turn of the colour wheel, in turns; needs colour images.")
+        float,
+        Field(ge=0, le=0.5, description="Maximum hue shift, as a fraction of the colour wheel; needs colour images."),
     ] = 0.0
     probability: Probability = 1.0
 
 
 class Blur(_Augmentation):
-    """Gaussian blur; its width is drawn for each image."""
+    """Gaussian blur; the standard deviation is sampled per image."""
 
     amounts = ("sigma",)
     draws = 2
     kind: Literal["blur"] = "blur"
     sigma: Annotated[
-        float, Field(ge=0.1, le=10, description="Largest standard deviation in pixels; the smallest is 0.1.")
+        float, Field(ge=0.1, le=10, description="Maximum standard deviation in pixels; the minimum is 0.1.")
     ] = 1.0
     probability: Probability = 0.5
 
 
 class Noise(_Augmentation):
-    """Gaussian noise, drawn for each pixel and channel."""
+    """Additive Gaussian noise, sampled per pixel and channel."""
 
     amounts = ("amount",)
     draws = 1
     kind: Literal["noise"] = "noise"
-    amount: Annotated[float, Field(gt=0, le=1, description="Standard deviation, as a share of white.")] = 0.05
+    amount: Annotated[float, Field(gt=0, le=1, description="Standard deviation, as a fraction of white.")] = 0.05
     probability: Probability = 0.5
 
 
 class Erase(_Augmentation):
-    """Random erasing (Zhong et al., 2017): a rectangle turns black."""
+    """Random erasing (Zhong et al., 2017): a rectangle is set to black."""
 
     amounts = ("largest",)
     draws = 5
     kind: Literal["erase"] = "erase"
     largest: Annotated[
-        float, Field(ge=0.02, le=0.9, description="Largest rectangle, as a share of the area; the smallest is 2 %.")
+        float,
+        Field(
+            ge=0.02,
+            le=0.9,
+            description="Maximum area of the rectangle, as a fraction of the image; the minimum is 2 %.",
+        ),
     ] = 0.2
     probability: Probability = 0.5
 
@@ -181,7 +187,7 @@ class Posterize(_Augmentation):
     amounts = ("bits",)
     draws = 1
     kind: Literal["posterize"] = "posterize"
-    bits: Annotated[int, Field(ge=1, le=8, description="Bits that are kept, of 8.")] = 4
+    bits: Annotated[int, Field(ge=1, le=8, description="Bits to keep, of 8.")] = 4
     probability: Probability = 0.5
 
     def stronger(self, strength: float) -> dict[str, float]:
@@ -189,12 +195,12 @@ class Posterize(_Augmentation):
 
 
 class Solarize(_Augmentation):
-    """Solarize: invert the pixels that are brighter than a threshold."""
+    """Solarize: invert all pixels above a threshold."""
 
     amounts = ("threshold",)
     draws = 1
     kind: Literal["solarize"] = "solarize"
-    threshold: Annotated[float, Field(ge=0, le=1, description="Share of white from which pixels are inverted.")] = 0.5
+    threshold: Annotated[float, Field(ge=0, le=1, description="Threshold, as a fraction of white.")] = 0.5
     probability: Probability = 0.5
 
     def stronger(self, strength: float) -> dict[str, float]:
@@ -202,7 +208,7 @@ class Solarize(_Augmentation):
 
 
 class Equalize(_Augmentation):
-    """Equalize: stretch each channel's histogram until all brightnesses are as frequent."""
+    """Equalize: histogram equalization per channel."""
 
     amounts = ("probability",)
     draws = 1
@@ -210,25 +216,25 @@ class Equalize(_Augmentation):
     probability: Probability = 0.5
 
 
-# --- policies of several operations -----------------------------------------------------------------------------------
+# --- automated policies -----------------------------------------------------------------------------------------------
 
 
 class RandAugment(_Augmentation):
-    """RandAugment (Cubuk et al., 2020): some operations of fourteen, all of one magnitude."""
+    """RandAugment (Cubuk et al., 2020): a number of operations out of fourteen, at one magnitude."""
 
     amounts = ("magnitude",)
     kind: Literal["rand_augment"] = "rand_augment"
-    operations: Annotated[int, Field(ge=1, le=6, description="Operations an image, drawn with replacement.")] = 2
-    magnitude: Annotated[float, Field(ge=0, le=30, description="Strength of each operation, of 30.")] = 9.0
+    operations: Annotated[int, Field(ge=1, le=6, description="Operations per image, sampled with replacement.")] = 2
+    magnitude: Annotated[float, Field(ge=0, le=30, description="Magnitude of each operation, 0 to 30.")] = 9.0
     probability: Probability = 1.0
 
 
 class TrivialAugment(_Augmentation):
-    """TrivialAugment (Müller & Hutter, 2021): one operation of fourteen, of any magnitude up to a limit."""
+    """TrivialAugment (Müller & Hutter, 2021): one operation out of fourteen, at a magnitude up to a limit."""
 
     amounts = ("magnitude",)
     kind: Literal["trivial_augment"] = "trivial_augment"
-    magnitude: Annotated[float, Field(gt=0, le=30, description="Largest strength, of 30; the paper's is 30.")] = 30.0
+    magnitude: Annotated[float, Field(gt=0, le=30, description="Maximum magnitude, 0 to 30; 30 in the paper.")] = 30.0
     probability: Probability = 1.0
 
 
@@ -237,19 +243,19 @@ class AugMix(_Augmentation):
 
     amounts = ("severity",)
     kind: Literal["augmix"] = "augmix"
-    severity: Annotated[float, Field(gt=0, le=10, description="Largest strength of an operation, of 10.")] = 3.0
+    severity: Annotated[float, Field(gt=0, le=10, description="Maximum severity of an operation, 0 to 10.")] = 3.0
     probability: Probability = 1.0
 
 
-# --- images mixed with each other -------------------------------------------------------------------------------------
+# --- mixing -----------------------------------------------------------------------------------------------------------
 
 Alpha = Annotated[
-    float, Field(gt=0, le=10, description="Of the Beta(α, α) that the share is drawn from: 1 is any share alike.")
+    float, Field(gt=0, le=10, description="α of the Beta(α, α) distribution of the mixing ratio: 1 is uniform.")
 ]
 
 
 class MixUp(_Augmentation):
-    """MixUp (Zhang et al., 2018): a weighted mean of two images and of their labels."""
+    """MixUp (Zhang et al., 2018): a convex combination of two images and of their labels."""
 
     amounts = ("alpha",)
     draws = 0
@@ -259,7 +265,7 @@ class MixUp(_Augmentation):
 
 
 class CutMix(_Augmentation):
-    """CutMix (Yun et al., 2019): a rectangle of another image; labels count by area."""
+    """CutMix (Yun et al., 2019): a rectangle of another image; labels are weighted by area."""
 
     amounts = ("probability",)
     draws = 0
@@ -275,12 +281,12 @@ Mixing = MixUp | CutMix
 MIXING = tuple(str(one.model_fields["kind"].default) for one in get_args(Mixing))
 
 GROUPS: dict[str, tuple[type[Part], ...]] = {
-    "Where pixels go": get_args(Geometric),
-    "What pixels show": get_args(Photometric),
-    "Several at once": get_args(Several),
-    "Images mixed": get_args(Mixing),
+    "Geometric": get_args(Geometric),
+    "Photometric": get_args(Photometric),
+    "Automated": get_args(Several),
+    "Mixing": get_args(Mixing),
 }
-"""The family in the groups that a menu shows."""
+"""The family, grouped as in the menu."""
 
 Augment = Annotated[
     Geometric | Photometric | Several | Mixing,
@@ -290,10 +296,10 @@ Augment = Annotated[
 
 
 def misplaced(policy: Sequence[Part]) -> str | None:
-    """What is wrong with the order of a policy, in words; None if nothing is."""
+    """The error in the order of a policy, as text; None if it is valid."""
     mixing = [index for index, part in enumerate(policy) if isinstance(part, Mixing)]
     if len(mixing) > 1:
-        return f"a policy mixes images at most once, this one has {len(mixing)} mixing parts: keep one"
+        return f"a policy can have one mixing transform, this one has {len(mixing)}: keep one"
     if mixing and mixing[0] != len(policy) - 1:
-        return f"`{policy[mixing[0]].kind}` mixes finished images: put it last"  # type: ignore[attr-defined]
+        return f"`{policy[mixing[0]].kind}` mixes augmented images: put it last"  # type: ignore[attr-defined]
     return None

@@ -1,8 +1,8 @@
-"""The optimizer family: who takes the steps, each with its published defaults and their source; and the schedules.
+"""The optimizer family, each with its published defaults and their source; and the learning-rate schedules.
 
 Wrappers hold another optimizer in `inner`. From the outside in they are ema, lookahead, and sam or asam; each is
-optional, and the order is fixed, since any other contradicts itself: SAM takes two gradients for one step and Lookahead
-counts steps, and an average of the weights is no part of how they move.
+optional. The order is fixed because no other is consistent: SAM computes two gradients per step, Lookahead counts
+steps, and a weight average does not affect the steps.
 
 All that the rest of the tree needs to know of an optimizer stands on its class: fields are what a user sets and what a
 digest is made of, class variables and methods are facts (see `_facts.py`).
@@ -29,9 +29,11 @@ WIDEST = 10_000
 """SOAP keeps no matrices for a side that is wider."""
 
 LearningRate = Annotated[float, Field(gt=0, le=100, description="Peak learning rate.", json_schema_extra={"log": True})]
-WeightDecay = Annotated[float, Field(ge=0, le=10, description="Decay of weight matrices; biases and norms have none.")]
-Beta1 = Annotated[float, Field(ge=0, lt=1, description="Decay of the mean of gradients.")]
-Beta2 = Annotated[float, Field(ge=0, lt=1, description="Decay of the mean of squared gradients.")]
+WeightDecay = Annotated[
+    float, Field(ge=0, le=10, description="Weight decay of matrices and kernels; biases and norms are excluded.")
+]
+Beta1 = Annotated[float, Field(ge=0, lt=1, description="Decay rate of the first moment.")]
+Beta2 = Annotated[float, Field(ge=0, lt=1, description="Decay rate of the second moment.")]
 
 
 class _Wrapper(OptimizerFacts):
@@ -39,7 +41,7 @@ class _Wrapper(OptimizerFacts):
 
     library_rate = None
     untuned = "the optimizer that it holds has the learning rate"
-    not_inside = "{outer} cannot hold `{kind}`: wrappers nest, from the outside in, as ema, lookahead, sam or asam"
+    not_inside = "{outer} cannot wrap `{kind}`: wrappers nest, from the outside in, as ema, lookahead, sam or asam"
 
 
 class Sgd(OptimizerFacts):
@@ -51,7 +53,7 @@ class Sgd(OptimizerFacts):
     library_rate = 1e-3
     kind: Literal["sgd"] = "sgd"
     lr: LearningRate = 0.1
-    momentum: Annotated[float, Field(ge=0, lt=1, description="0 turns momentum off.")] = 0.9
+    momentum: Annotated[float, Field(ge=0, lt=1, description="Momentum; 0: none.")] = 0.9
     weight_decay: WeightDecay = 5e-4
 
 
@@ -85,7 +87,7 @@ class NAdamW(OptimizerFacts):
 
 
 class RmsProp(OptimizerFacts):
-    """RMSprop (Tieleman & Hinton, 2012): gradients divided by their recent size."""
+    """RMSprop (Tieleman & Hinton, 2012): gradients divided by their running RMS."""
 
     label = "RMSprop"
     menus = ("more",)
@@ -93,13 +95,13 @@ class RmsProp(OptimizerFacts):
     library_rate = 1e-2
     kind: Literal["rmsprop"] = "rmsprop"
     lr: LearningRate = 0.001
-    momentum: Annotated[float, Field(ge=0, lt=1, description="0 turns momentum off.")] = 0.0
+    momentum: Annotated[float, Field(ge=0, lt=1, description="Momentum; 0: none.")] = 0.0
     weight_decay: WeightDecay = 0.0
     beta2: Beta2 = 0.9
 
 
 class Lion(OptimizerFacts):
-    """Lion (Chen et al., 2023): steps of equal length, the sign of momentum. Wants a third of AdamW's rate or less."""
+    """Lion (Chen et al., 2023): sign-of-momentum updates. Needs a third of AdamW's learning rate or less."""
 
     label = "Lion"
     menus = ("tuned",)
@@ -109,13 +111,15 @@ class Lion(OptimizerFacts):
     kind: Literal["lion"] = "lion"
     lr: LearningRate = 1e-4
     weight_decay: WeightDecay = 0.1
-    beta1: Annotated[float, Field(ge=0, lt=1, description="Share of momentum in a step.")] = 0.9
-    beta2: Annotated[float, Field(ge=0, lt=1, description="Decay of momentum.")] = 0.99
+    beta1: Annotated[
+        float, Field(ge=0, lt=1, description="Interpolation between momentum and gradient in the update.")
+    ] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1, description="Decay rate of the momentum.")] = 0.99
 
 
 class Muon(OptimizerFacts):
-    """Muon (Jordan et al., 2024): momentum made orthogonal, for weight matrices and convolutions. The last layer and
-    1-D weights take NAdamW's steps at the same rate, whose length Muon's are matched to (Liu et al., 2025).
+    """Muon (Jordan et al., 2024): orthogonalized momentum, for weight matrices and convolutions. The last layer and 1-D
+    weights use NAdamW at the same learning rate; Muon's update RMS is matched to it (Liu et al., 2025).
     """
 
     label = "Muon"
@@ -126,7 +130,7 @@ class Muon(OptimizerFacts):
     kind: Literal["muon"] = "muon"
     lr: LearningRate = 0.02
     weight_decay: WeightDecay = 0.01
-    momentum: Annotated[float, Field(gt=0, lt=1, description="Decay of the mean of gradients.")] = 0.95
+    momentum: Annotated[float, Field(gt=0, lt=1, description="Momentum.")] = 0.95
     beta1: Annotated[float, Field(ge=0, lt=1, description="As in AdamW, for the last layer and 1-D weights.")] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1, description="As in AdamW, for the last layer and 1-D weights.")] = 0.95
 
@@ -143,8 +147,8 @@ class Muon(OptimizerFacts):
 
 
 class Soap(OptimizerFacts):
-    """SOAP (Vyas et al., 2024): Adam in the eigenbasis of Shampoo. Keeps two square matrices a side of each weight; a
-    side over 10,000 is left as it is.
+    """SOAP (Vyas et al., 2024): Adam in the eigenbasis of Shampoo. Keeps two square matrices per side of each weight;
+    sides over 10,000 are not rotated.
     """
 
     label = "SOAP"
@@ -157,7 +161,7 @@ class Soap(OptimizerFacts):
     weight_decay: WeightDecay = 0.01
     beta1: Beta1 = 0.95
     beta2: Beta2 = 0.95
-    every: Annotated[int, Field(ge=1, le=1000, description="Steps between two looks at the eigenbasis.")] = 10
+    every: Annotated[int, Field(ge=1, le=1000, description="Steps between updates of the eigenbasis.")] = 10
 
     def kept(self, shape: tuple[int, ...], last: bool) -> int:
         sides = [side for side in shape if side <= WIDEST] if len(shape) > 1 else []
@@ -165,7 +169,7 @@ class Soap(OptimizerFacts):
 
 
 class Prodigy(OptimizerFacts):
-    """Prodigy (Mishchenko & Defazio, 2023): AdamW that finds its learning rate; `lr` only scales what it finds."""
+    """Prodigy (Mishchenko & Defazio, 2023): AdamW that estimates its learning rate; `lr` scales the estimate."""
 
     label = "Prodigy"
     menus = ("hands-off",)
@@ -181,8 +185,8 @@ class Prodigy(OptimizerFacts):
 
 
 class ScheduleFree(OptimizerFacts):
-    """Schedule-Free AdamW (Defazio et al., 2024): averages its weights instead of letting the learning rate fall, so
-    that it can end at any step. The average is what is scored.
+    """Schedule-Free AdamW (Defazio et al., 2024): weight averaging instead of learning-rate decay, so that training
+    can end at any step. The average is evaluated.
     """
 
     label = "Schedule-Free"
@@ -191,20 +195,20 @@ class ScheduleFree(OptimizerFacts):
     library_rate = 2.5e-3
     package = "pytorch_optimizer"
     distributed = False
-    not_inside = "`schedule_free` averages its weights itself: nothing goes around it"
+    not_inside = "`schedule_free` averages its weights itself and cannot be wrapped: remove the wrapper"
     schedule = Constant()
-    wrong_schedule = "`schedule_free` averages instead of letting the learning rate fall: set `schedule` to constant"
+    wrong_schedule = "`schedule_free` replaces learning-rate decay by averaging: set `schedule` to constant"
     kind: Literal["schedule_free"] = "schedule_free"
     lr: LearningRate = 0.0025
     weight_decay: WeightDecay = 0.0
     beta1: Annotated[
-        float, Field(gt=0, lt=1, description="Where gradients are taken: 1 at the average, 0 at the newest weights.")
+        float, Field(gt=0, lt=1, description="Point where gradients are computed: 1 the average, 0 the latest weights.")
     ] = 0.9
     beta2: Beta2 = 0.999
 
 
 class AdEmaMix(OptimizerFacts):
-    """AdEMAMix (Pagliardini et al., 2024): AdamW with a second, slow mean of gradients, which grows in over the run.
+    """AdEMAMix (Pagliardini et al., 2024): AdamW with a second, slow EMA of gradients that is warmed up over the run.
     For 5,000 steps and more.
     """
 
@@ -216,15 +220,17 @@ class AdEmaMix(OptimizerFacts):
     kind: Literal["ademamix"] = "ademamix"
     lr: LearningRate = 0.001
     weight_decay: WeightDecay = 0.01
-    beta1: Annotated[float, Field(gt=0, lt=1, description="Decay of the mean of gradients.")] = 0.9
+    beta1: Annotated[float, Field(gt=0, lt=1, description="Decay rate of the first moment.")] = 0.9
     beta2: Beta2 = 0.999
-    beta3: Annotated[float, Field(gt=0, lt=1, description="Decay of the slow mean, at the end of the run.")] = 0.9999
-    alpha: Annotated[float, Field(ge=0, le=100, description="Weight of the slow mean, at the end of the run.")] = 5.0
+    beta3: Annotated[float, Field(gt=0, lt=1, description="Decay rate of the slow EMA, at the end of the run.")] = (
+        0.9999
+    )
+    alpha: Annotated[float, Field(ge=0, le=100, description="Weight of the slow EMA, at the end of the run.")] = 5.0
 
 
 class Polyak(OptimizerFacts):
-    """Teacher-informed Polyak step (IAM; Gower et al., 2025, arXiv 2504.01898): no learning rate. Each step is as long
-    as the student's loss lies above the teacher's on the same images; needs a teacher, and a constant schedule.
+    """Teacher-informed Polyak step (IAM; Gower et al., 2025, arXiv 2504.01898): no learning rate. The step size follows
+    from the gap between student and teacher loss on the same images; needs a teacher and a constant schedule.
     """
 
     label = "Polyak"
@@ -235,14 +241,14 @@ class Polyak(OptimizerFacts):
     closure = "excess"
     distributed = False
     head_rate = False
-    not_inside = "`polyak` measures its step at its own weights, which {outer} moves: only ema goes around it"
+    not_inside = "`polyak` computes its step size at its own weights, which {outer} moves: only ema can wrap it"
     schedule, warms_up = Constant(warmup=0), False
     wrong_schedule = "`polyak` has no learning rate to schedule: set `schedule` to constant with `warmup` 0"
-    without_teacher = "`polyak` takes its step from the teacher's loss: name a teacher, or use another optimizer"
-    with_layers = "`polyak` needs the teacher's own loss, and a loss of layers gives it none: use loss kd"
+    without_teacher = "`polyak` computes its step size from the teacher's loss: set `teacher`, or use another optimizer"
+    with_layers = "`polyak` needs the teacher's own loss, which is undefined for losses of layers: use loss kd"
     kind: Literal["polyak"] = "polyak"
     averaging: Annotated[
-        float, Field(ge=0, le=1000, description="λ: weights follow the steps with a share of 1 / (1 + λ).")
+        float, Field(ge=0, le=1000, description="Momentum λ: the weights move by 1 / (1 + λ) of each step.")
     ] = 9.0
     beta2: Beta2 = 0.999
 
@@ -255,18 +261,24 @@ class _Evolution(OptimizerFacts):
     closure = "losses"
     distributed = False
     head_rate = False
-    not_inside = "{outer} works on steps of a gradient, and `{kind}` takes none: only ema goes around it"
-    with_layers = "an evolution strategy compares candidates by their logits, not by their layers: use loss kd"
+    not_inside = "{outer} needs gradients, and `{kind}` is gradient-free: only ema can wrap it"
+    with_layers = "an evolution strategy evaluates candidates by their logits, not by layers: use loss kd"
     when_fast = (
         "an evolution strategy ranks candidates by small differences between losses, in fp32 and without a "
         "compiler: leave `{fast}` out"
     )
     kind: Literal["snes", "pgpe"]
     population: Annotated[
-        int, Field(ge=4, le=4096, multiple_of=2, description="Candidates a step, each tried on the step's images.")
+        int,
+        Field(
+            ge=4,
+            le=4096,
+            multiple_of=2,
+            description="Population size: candidates per step, each evaluated on the batch.",
+        ),
     ] = 64
     sigma: Annotated[
-        float, Field(gt=0, le=10, description="How far candidates are drawn from the weights at first, as a deviation.")
+        float, Field(gt=0, le=10, description="Initial standard deviation of the candidates around the weights.")
     ] = 0.05
 
     @property
@@ -275,28 +287,28 @@ class _Evolution(OptimizerFacts):
 
 
 class Snes(_Evolution):
-    """SNES (Schaul et al., 2011): an evolution strategy. It needs no gradient, only losses of candidates drawn around
-    the weights, and learns for each weight how far to look. For very small networks, and for few bits.
+    """SNES (Schaul et al., 2011): an evolution strategy. Gradient-free: it uses the losses of candidates sampled around
+    the weights, and adapts a standard deviation per weight. For very small networks and low-bit weights.
     """
 
     label = "SNES"
     copies = 1
     kind: Literal["snes"] = "snes"
-    lr: Annotated[float, Field(gt=0, le=10, description="Peak share of the step that the candidates ask for.")] = 1.0
+    lr: Annotated[float, Field(gt=0, le=10, description="Peak learning rate of the mean.")] = 1.0
 
 
 class Pgpe(_Evolution):
-    """PGPE (Sehnke et al., 2010) with ClipUp (Toklu et al., 2020): an evolution strategy. It needs no gradient, only
-    losses of mirrored pairs of candidates; its steps have one length. For very small networks, and for few bits.
+    """PGPE (Sehnke et al., 2010) with ClipUp (Toklu et al., 2020): an evolution strategy. Gradient-free: it uses the
+    losses of antithetic pairs of candidates; steps have a fixed norm. For very small networks and low-bit weights.
     """
 
     label = "PGPE"
     copies = 2
     kind: Literal["pgpe"] = "pgpe"
     lr: Annotated[
-        float, Field(gt=0, le=10, description="Peak length of a step, in all weights.", json_schema_extra={"log": True})
+        float, Field(gt=0, le=10, description="Peak norm of a step, over all weights.", json_schema_extra={"log": True})
     ] = 0.1
-    sigma_lr: Annotated[float, Field(ge=0, le=1, description="How fast the deviation is learned.")] = 0.1
+    sigma_lr: Annotated[float, Field(ge=0, le=1, description="Learning rate of the standard deviation.")] = 0.1
 
 
 EVOLUTION = Snes | Pgpe
@@ -304,7 +316,7 @@ PLAIN = Sgd | AdamW | NAdamW | RmsProp | Lion | Muon | Soap | Prodigy | AdEmaMix
 
 
 def _fits(outer: str, held: Any) -> BeforeValidator:
-    """Refuse in words what `outer` cannot hold: what is no member of the union `held`."""
+    """Reject an inner optimizer that `outer` cannot wrap: one that is not in the union `held`."""
 
     def check(given: object) -> object:
         kind = kind_of(given)
@@ -324,7 +336,7 @@ class _Sharpness(_Wrapper):
     kind: Literal["sam", "asam"]
     inner: Annotated[
         PLAIN,
-        Field(discriminator="kind", description="The optimizer that takes the step."),
+        Field(discriminator="kind", description="The wrapped optimizer."),
         shorthand("kind"),
         _fits("`sam` or `asam`", PLAIN),
     ] = AdamW()
@@ -335,25 +347,27 @@ class _Sharpness(_Wrapper):
 
 
 class Sam(_Sharpness):
-    """SAM (Foret et al., 2021) around another optimizer: the gradient is taken where the loss is worst nearby. Two
-    gradients a step.
+    """SAM (Foret et al., 2021) around another optimizer: gradients at the worst point of the loss nearby. Two gradients
+    per step.
     """
 
     label = "SAM"
     menus = ("tuned",)
     kind: Literal["sam"] = "sam"
-    rho: Annotated[float, Field(gt=0, le=10, description="How far away to look, as a length in weights.")] = 0.05
+    rho: Annotated[
+        float, Field(gt=0, le=10, description="Radius of the neighbourhood, as an L2 norm over all weights.")
+    ] = 0.05
 
 
 class Asam(_Sharpness):
-    """ASAM (Kwon et al., 2021) around another optimizer: SAM, with distances relative to each weight. Two gradients a
+    """ASAM (Kwon et al., 2021) around another optimizer: SAM with a radius relative to each weight. Two gradients per
     step.
     """
 
     label = "ASAM"
     menus = ("more",)
     kind: Literal["asam"] = "asam"
-    rho: Annotated[float, Field(gt=0, le=10, description="How far away to look, relative to the weights.")] = 0.5
+    rho: Annotated[float, Field(gt=0, le=10, description="Radius of the neighbourhood, relative to the weights.")] = 0.5
 
 
 IN_LOOKAHEAD = PLAIN | Sam | Asam
@@ -369,20 +383,22 @@ class Lookahead(_Wrapper):
     kind: Literal["lookahead"] = "lookahead"
     inner: Annotated[
         IN_LOOKAHEAD,
-        Field(discriminator="kind", description="The optimizer that takes the fast steps."),
+        Field(discriminator="kind", description="The optimizer of the fast weights."),
         shorthand("kind"),
         _fits("`lookahead`", IN_LOOKAHEAD),
     ] = AdamW()
     k: Annotated[int, Field(ge=2, le=100, description="Fast steps per slow step.")] = 5
-    alpha: Annotated[float, Field(gt=0, lt=1, description="How far the slow weights follow.")] = 0.5
+    alpha: Annotated[
+        float, Field(gt=0, lt=1, description="Interpolation of the slow weights towards the fast ones.")
+    ] = 0.5
 
 
 IN_EMA = PLAIN | Polyak | EVOLUTION | Lookahead | Sam | Asam
 
 
 class Ema(_Wrapper):
-    """Exponential moving average (Polyak & Juditsky, 1992) of the weights beside another optimizer, which never sees
-    it: the average is what is scored. Early on it forgets faster: at step t by 9 / (10 + t).
+    """Exponential moving average (Polyak & Juditsky, 1992) of the weights of another optimizer, which it does not
+    affect; the average is evaluated. With warm-up: the decay at step t is at most 1 - 9 / (10 + t).
     """
 
     label = "EMA"
@@ -392,11 +408,11 @@ class Ema(_Wrapper):
     kind: Literal["ema"] = "ema"
     inner: Annotated[
         IN_EMA,
-        Field(discriminator="kind", description="The optimizer that takes the steps."),
+        Field(discriminator="kind", description="The wrapped optimizer."),
         shorthand("kind"),
         _fits("`ema`", IN_EMA),
     ] = AdamW()
-    decay: Annotated[float, Field(gt=0, lt=1, description="What is kept of the average at each step.")] = 0.999
+    decay: Annotated[float, Field(gt=0, lt=1, description="Decay rate of the average.")] = 0.999
 
 
 Optimizer = Annotated[
@@ -407,7 +423,7 @@ Optimizer = Annotated[
 
 
 def nest(optimizer: Any) -> list[Any]:
-    """An optimizer and all that it holds, from the outside in; the last takes the steps."""
+    """An optimizer and all that it wraps, from the outside in; the last is the base optimizer."""
     found = [optimizer]
     while (inner := getattr(found[-1], "inner", None)) is not None:
         found.append(inner)
@@ -415,12 +431,12 @@ def nest(optimizer: Any) -> list[Any]:
 
 
 def kind_of(part: object) -> object:
-    """The kind of a part in any of its spellings; None if it says none."""
+    """The kind of a part in any of its spellings; None if it has none."""
     return part.get("kind") if isinstance(part, Mapping) else getattr(part, "kind", part)
 
 
 def usual_schedule(optimizer: object) -> Schedule | None:
-    """The schedule that an optimizer, in any spelling, cannot do without; None if any will do."""
+    """The schedule that an optimizer, in any spelling, requires; None if any works."""
     while inner := optimizer.get("inner") if isinstance(optimizer, Mapping) else getattr(optimizer, "inner", None):
         optimizer = inner
     kind, union = kind_of(optimizer), get_args(get_args(Optimizer)[0])
@@ -428,14 +444,14 @@ def usual_schedule(optimizer: object) -> Schedule | None:
 
 
 def is_gradient_free(optimizer: Optimizer) -> bool:
-    """Whether steps are taken by an evolution strategy, which asks for losses and for no gradient."""
+    """Whether the base optimizer is an evolution strategy, which needs losses but no gradient."""
     return bool(nest(optimizer)[-1].closure == "losses")
 
 
 def incompatibility(
     optimizer: Optimizer, schedule: Schedule, *, taught: bool, layers: bool, fast: str | None = None
 ) -> str | None:
-    """Why an optimizer cannot be used with the rest of a spec, in words; None if it can.
+    """The reason why an optimizer cannot be used with the rest of a spec, as text; None if it can.
 
     Args:
         taught: whether there is a teacher.

@@ -1,4 +1,4 @@
-"""The schedule family: how the learning rate moves over a run."""
+"""The schedule family: the learning rate over a run."""
 
 from __future__ import annotations
 
@@ -8,20 +8,18 @@ from pydantic import Field
 
 from smallalign_core.spec._part import Part, shorthand
 
-Warmup = Annotated[
-    float, Field(ge=0, le=0.5, description="Share of the steps in which the learning rate rises from zero.")
-]
+Warmup = Annotated[float, Field(ge=0, le=0.5, description="Share of the steps with linear warm-up from zero.")]
 
 
 class Cosine(Part):
-    """Warm-up, then half a cosine down to zero (Loshchilov & Hutter, 2017)."""
+    """Warm-up, then cosine decay to zero (Loshchilov & Hutter, 2017)."""
 
     kind: Literal["cosine"] = "cosine"
     warmup: Warmup = 0.05
 
 
 class Constant(Part):
-    """Warm-up, then the same learning rate to the end."""
+    """Warm-up, then a constant learning rate."""
 
     kind: Literal["constant"] = "constant"
     warmup: Warmup = 0.05

@@ -1,1 +1,1 @@
-"""Studies: lists of runs with a question, and the statistics that answer it."""
+"""Studies: many runs, and the statistics over them."""

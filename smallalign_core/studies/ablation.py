@@ -1,7 +1,7 @@
-"""What one choice of a spec is worth: the same student with and without it, seed by seed, on validation images.
+"""Ablation of one component of a spec: the same student with and without it, on paired seeds and validation images.
 
-Both arms of a pair are ordinary runs that share seed, initial weights and order of images, so measuring again or with
-more seeds never repeats what is done. This module does not import torch: the dashboard reads through it.
+Both arms of a pair are ordinary runs with the same seed, initial weights and data order, so finished runs are reused
+when the study is repeated or extended. This module does not import torch: the dashboard reads reports through it.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ Verdict = Literal["nothing", "not evidence", "no spread", "noise", "helps", "hur
 
 MOST_SEEDS = 100
 FAR = 100
-"""More seeds than this are not worth naming: what may be there is too small for this spread."""
+"""Upper limit for suggested seeds: beyond it the effect is too small for this spread."""
 
 
 @dataclass(frozen=True)
 class Control:
-    """How to leave a choice out.
+    """The control arm of a component.
 
     Attributes:
-        name: the choice in a sentence, with its article.
-        present: whether a spec makes it.
-        leave_out: the fields of the other arm; the rest is as it was.
-        do: what to add to a spec that has nothing to leave out.
+        name: the component in a sentence, with its article.
+        present: whether a spec has it.
+        leave_out: the changed fields of the control arm.
+        do: what to add to a spec without the component.
     """
 
     name: str
@@ -47,28 +47,28 @@ CONTROLS: dict[What, Control] = {
         "the augmentation",
         lambda spec: bool(spec.augment),
         lambda fields: {**fields, "augment": (), "views": 0},
-        "add parts to `augment`",
+        "add transforms to `augment`",
     ),
-    "teacher": Control(  # without a loss, a spec without a teacher learns by cross entropy
+    "teacher": Control(  # a spec without teacher and loss uses cross entropy
         "the teacher",
         lambda spec: spec.teacher is not None,
         lambda fields: {name: value for name, value in fields.items() if name not in ("teacher", "loss", "shuffled")},
-        "name a `teacher`",
+        "set `teacher`",
     ),
-    "shuffled": Control(  # what the teacher knows of a class is left, what it knows of the image is not
-        "the answer to the image itself",
+    "shuffled": Control(  # keeps class-level information of the teacher, removes image-level information
+        "image-specific teacher logits",
         lambda spec: spec.teacher is not None and not spec.shuffled,
         lambda fields: {**fields, "shuffled": True},
-        "name a `teacher`, and leave `shuffled` out",
+        "set `teacher`, and leave `shuffled` out",
     ),
 }
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A score: what people call it, whether less is better, what it is multiplied with to be read, and how.
+    """A metric: its label, whether lower is better, and its display scale, digits and unit.
 
-    Accuracy and ECE are shares in 0..1 that are read in percent, their differences in points; NLL is in nats.
+    Accuracy and ECE are shares in 0..1 shown in percent, their differences in points; NLL is in nats.
     """
 
     label: str
@@ -87,7 +87,7 @@ class Metric:
         return f"{value * self.scale:.{self.digits}f}{'%' if self.unit else ''}"
 
     def change(self, value: float) -> str:
-        """A difference with its sign, without the unit; what rounds to zero has no sign."""
+        """A signed difference without unit; no sign if it rounds to zero."""
         rounded = round(value * self.scale, self.digits)
         return f"{rounded:+.{self.digits}f}".replace("-", "−") if rounded else f"{0:.{self.digits}f}"
 
@@ -104,21 +104,19 @@ NEEDS = tuple(("val", name) for name in (*METRICS, "images"))
 
 
 def without(spec: RunSpec, what: What) -> RunSpec:
-    """The control arm: `spec` with one choice left out and nothing else changed.
+    """The control arm: `spec` with one component removed and nothing else changed.
 
     Raises:
-        BadSpec, BadInput: the spec does not make that choice; it is none that can be left out.
+        BadSpec, BadInput: the spec does not have the component; it cannot be removed.
     """
     control = CONTROLS.get(what)
     if control is None:
-        raise BadInput("that cannot be left out of a spec", given=what, do=f"choose {' or '.join(CONTROLS)}")
+        raise BadInput("unknown component for an ablation", given=what, do=f"choose {' or '.join(CONTROLS)}")
     if not control.present(spec):
-        raise BadSpec(f"there is nothing to measure: the spec is without {control.name[4:]}", do=control.do)
+        raise BadSpec(f"nothing to ablate: the spec does not have {control.name}", do=control.do)
     other = parse(control.leave_out(spec.model_dump()))
     if other == spec:
-        raise BadSpec(
-            f"there is nothing to measure: {control.name} is part of loss {spec.loss.kind}", do="use another loss"
-        )
+        raise BadSpec(f"{control.name} cannot be ablated: it is part of loss {spec.loss.kind}", do="use another loss")
     return other
 
 
@@ -126,22 +124,23 @@ def pairs(spec: RunSpec, what: What, seeds: int) -> list[tuple[RunSpec, RunSpec]
     """(with, without) for `seeds` seeds from the spec's own upwards.
 
     Raises:
-        BadSpec, BadInput: there is nothing to leave out; not a number of seeds.
+        BadSpec, BadInput: nothing to ablate; invalid number of seeds.
     """
     if not 1 <= seeds <= MOST_SEEDS:
-        raise BadInput(f"measure with 1 to {MOST_SEEDS} seeds", given=seeds, do="3 are the least to learn from")
+        raise BadInput(f"seeds must be 1 to {MOST_SEEDS}", given=seeds, do="use at least 3")
     fields = spec.model_dump()
     arms = [parse(fields | {"seed": spec.seed + more}) for more in range(seeds)]
     return [(arm, without(arm, what)) for arm in arms]
 
 
 def start(store: Store, spec: RunSpec, what: What, seeds: int) -> list[Run]:
-    """Queue what is not finished, pair after pair. Stopped and failed runs go on from their last checkpoint.
+    """Queue the runs that are not finished, pair after pair. Stopped and failed runs continue from their last
+    checkpoint.
 
-    All are one start: who acts for a visitor asks `visitors.check_room` for all of them before.
+    They count as one start: a caller on behalf of a user calls `users.check_room` for all of them first.
 
     Args:
-        spec: resolved, as for all that follows: with fingerprint, teacher's id and precision filled in.
+        spec: resolved, as below: with fingerprint, teacher's id and precision filled in.
     """
     return [store.submit(arm, together=True) for pair in pairs(spec, what, seeds) for arm in pair]
 
@@ -155,9 +154,9 @@ class Arm:
 
     Attributes:
         state: a `State`, `not started`, or `damaged`.
-        reason: why it failed or paused, if that is known.
+        reason: why it failed or paused, if known.
         scores: accuracy, NLL and ECE on validation images; None before it is finished.
-        images: how many those are.
+        images: number of validation images.
     """
 
     id: str
@@ -193,14 +192,14 @@ class Pair:
 class Effect:
     """One metric over all finished pairs.
 
-    Attributes:
-        pairs: how many.
-        treated, control: means of the two arms.
-        mean, sd: of the paired differences, with minus without; `sd` is that of a sample (n - 1).
-        low, high: the 95 % t interval of the mean over seeds (Student, 1908); None below 2 pairs and without a spread.
-        verdict: `no spread` is said where all differences are equal, as scores on few images often are.
-        more_seeds: where the verdict is noise, a rough number of further pairs with which such an interval would leave
-            out zero in four of five repetitions, if mean and spread were the true ones (Guenther, 1981).
+        Attributes:
+            pairs: number of pairs.
+    treated, control: means of the two arms.
+            mean, sd: of the paired differences, with minus without; `sd` is that of a sample (n - 1).
+            low, high: the 95 % t interval of the mean over seeds (Student, 1908); None below 2 pairs and without a
+            spread. verdict: `no spread` if all differences are equal, as scores on few images often are.
+            more_seeds: if the verdict is noise, the approximate number of further pairs for 80 % power, if mean and
+                spread are the true ones (Guenther, 1981).
     """
 
     metric: str
@@ -218,7 +217,7 @@ class Effect:
         """Both arms, the difference and its interval."""
         metric = METRICS[self.metric]
         if self.mean is None or self.treated is None or self.control is None:
-            return f"{metric.label}: no pair is finished yet"
+            return f"{metric.label}: no finished pair yet"
         text = f"{metric.label} {metric.value(self.treated)} with, {metric.value(self.control)} without: "
         text += f"{metric.change(self.mean)}{metric.unit}"
         if self.low is None or self.high is None:
@@ -226,15 +225,15 @@ class Effect:
         return f"{text} (95 % interval {metric.change(self.low)} to {metric.change(self.high)}, {self.pairs} seeds)"
 
     def words(self) -> str:
-        """The figures and what they amount to, in one line."""
+        """The figures and the verdict, in one line."""
         return (
             self.figures()
             + {
                 "nothing": "",
-                "not evidence": ". 1 seed: not evidence",
+                "not evidence": ". Single seed; run more before drawing conclusions",
                 "no spread": f" on each of {self.pairs} seeds: "
-                + ("no spread to judge by, add seeds" if self.mean else "no difference seen"),
-                "noise": f": within noise; {self.outlook}",
+                + ("identical difference on every seed, add seeds" if self.mean else "no difference"),
+                "noise": f": not statistically significant; {self.outlook}",
                 "helps": ": helps",
                 "hurts": ": hurts",
             }[self.verdict]
@@ -242,17 +241,17 @@ class Effect:
 
     @property
     def outlook(self) -> str:
-        """Where the verdict is noise: how many more seeds it might take; else empty."""
+        """If the verdict is noise: the number of further seeds that it might take; else empty."""
         if self.verdict != "noise":
             return ""
         if self.more_seeds is None or self.more_seeds > FAR:
-            return f"a difference this small may not show on {FAR} more seeds"
+            return f"a difference this small may not become significant with {FAR} more seeds"
         seeds = "1 more seed" if self.more_seeds == 1 else f"{self.more_seeds} more seeds"
-        return f"roughly {seeds} would tell, if this mean and this spread were the true ones"
+        return f"about {seeds} needed, if the observed mean and spread are the true ones"
 
 
 def effect(metric: str, treated: Sequence[float], control: Sequence[float]) -> Effect:
-    """The paired difference of two equally long lists of a metric, one value a seed."""
+    """The paired difference of two equally long lists of a metric, one value per seed."""
     differences = [ours - theirs for ours, theirs in zip(treated, control, strict=True)]
     n = len(differences)
     if not n:
@@ -262,7 +261,7 @@ def effect(metric: str, treated: Sequence[float], control: Sequence[float]) -> E
     if n == 1:
         return Effect(metric, 1, *means, mean, None, None, None, "not evidence", None)
     found = statistics.paired(differences)
-    if not found.se:  # equal counts of the same images; what differs is rounding
+    if not found.se:  # equal counts on the same images, up to rounding
         return Effect(metric, n, *means, mean, 0.0, None, None, "no spread", None)
     shown = found.mean, found.seeds_sd, *METRICS[metric].differences(found.low, found.high)
     if found.low <= 0 <= found.high:
@@ -274,12 +273,12 @@ def effect(metric: str, treated: Sequence[float], control: Sequence[float]) -> E
 
 @dataclass(frozen=True)
 class AblationReport:
-    """What a choice is worth as far as it is known now.
+    """The current result of an ablation.
 
     Attributes:
-        what: the choice that the control arm leaves out.
-        title: the student, in a few words.
-        pairs: one a seed.
+        what: the component that the control arm lacks.
+        title: the student.
+        pairs: one per seed.
         effects: accuracy, NLL and ECE.
     """
 
@@ -295,12 +294,12 @@ class AblationReport:
 
     @property
     def finished(self) -> int:
-        """Pairs of which both arms are finished."""
+        """Number of pairs with both arms finished."""
         return sum(pair.difference is not None for pair in self.pairs)
 
     @property
     def running(self) -> int:
-        """Pairs with an arm in the queue or in training."""
+        """Number of pairs with an arm queued or in training."""
         return sum(any(arm.state in (State.QUEUED, State.RUNNING) for _, arm in pair.arms) for pair in self.pairs)
 
     @property
@@ -315,34 +314,34 @@ class AblationReport:
 
     @property
     def missing(self) -> int:
-        """Runs that a start would queue."""
+        """Number of runs that `start` would queue."""
         return sum(arm.state not in (State.QUEUED, State.RUNNING, State.FINISHED) for arm in self.arms)
 
     @property
     def images(self) -> int | None:
-        """How many validation images the figures are from."""
+        """Number of validation images."""
         return next((arm.images for arm in self.arms if arm.images), None)
 
     @property
     def verdict(self) -> str:
-        """What the effect on accuracy amounts to, in a few words."""
+        """The verdict on accuracy, in a few words."""
         name = capital(CONTROLS[self.what].name)
         return {
-            "nothing": "Nothing is measured yet",
-            "not evidence": "1 seed: not evidence",
-            "no spread": "No spread to judge by" if self.effects[0].mean else "No difference seen",
-            "noise": "Within noise",
+            "nothing": "No results yet",
+            "not evidence": "Single seed; run more before drawing conclusions",
+            "no spread": "Identical difference on every seed" if self.effects[0].mean else "No difference",
+            "noise": "Not statistically significant",
             "helps": f"{name} helps",
             "hurts": f"{name} hurts",
         }[self.effects[0].verdict]
 
     def scope(self) -> str:
-        """What the figures are of, and what they do not say."""
+        """The scope and limits of the figures."""
         seen = f"{self.images:,} validation images" if self.images else "validation images"
         return (
-            f"Differences are with minus without, on {seen}, on which both arms also chose their best epoch; test "
-            "images have no part in it. Intervals are over seeds, each at 95 % on its own: what other images or "
-            "another budget would show is not in them."
+            f"Differences are with minus without, on {seen}, which were also used to select the best epoch of both "
+            "arms; test images are not used. Intervals are 95 % over seeds, each on its own; they exclude variance "
+            "over images and over training budgets."
         )
 
     def words(self) -> str:
@@ -355,7 +354,7 @@ class AblationReport:
         lines = [f"{self.title}, with and without {CONTROLS[self.what].name}, {span}: {', '.join(states)}"]
         lines += [effect.words() for effect in self.effects] if self.finished else []
         lines += [f"failed: {reason}" for reason in self.failed]
-        lines += ["Failed seeds are missing from the figures, which flatters the arm that failed."] * bool(self.failed)
+        lines += ["Failed seeds are excluded from the figures, which favours the arm that failed."] * bool(self.failed)
         return "\n".join([*lines, self.scope()])
 
     def as_dict(self) -> dict[str, Any]:
@@ -376,12 +375,12 @@ class AblationReport:
 
 
 def capital(text: str) -> str:
-    """`text` as the beginning of a sentence."""
+    """`text` capitalised."""
     return text[:1].upper() + text[1:]
 
 
 def report(store: Store, spec: RunSpec, what: What, seeds: int) -> AblationReport:
-    """What the store knows now about a resolved spec; trains and queues nothing.
+    """The current report for a resolved spec, from the store; trains and queues nothing.
 
     Raises:
         BadSpec, BadInput: as `pairs`.

@@ -1,14 +1,14 @@
-"""Studies: questions that take many runs, which follow from one another as they are finished.
+"""Studies: sets of runs, in which later runs depend on the results of earlier ones.
 
-    <root>/studies/<id>/    study.json      what is asked; written once, and the id is its digest
-                            active          a marker: workers take its runs by themselves
-                            trouble         why a worker could not go on with it
-                            needs           runs that it learns from, which are not deleted while it lacks runs
-                            (and what its kind keeps there)
+    <root>/studies/<id>/    study.json      the spec; written once, and the id is its digest
+                            active          a marker: workers take its runs automatically
+                            trouble         why a worker could not continue it
+                            needs           runs it depends on, protected from deletion until it is complete
+                                                    (and files of its kind)
 
-A study never says how far it is: that is read from the runs. Whatever is killed, the same question asked again goes on.
-Each kind of study answers which runs it wants now, given those that are finished; this module sees to it that somebody
-trains them. It imports no torch before something is trained.
+Progress is not stored: it is derived from the runs. After any interruption the same spec continues. Each kind of study
+computes the runs it needs now, given those that are finished; this module gets them trained. It imports torch only for
+training.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from smallalign_core.training.runner import TOGETHER, Observer, run_lockstep
 log = logging.getLogger("smallalign")
 
 ATTEMPTS = 5
-"""A worker takes a run by itself at most so often: one that kills its worker must not do so forever."""
+"""Max. automatic attempts per run, since a run may crash its worker."""
 
 
 class StudyKind(Protocol):
@@ -85,11 +85,13 @@ class Study:
     @cached_property
     def _written(self) -> dict[str, Any]:
         written: Any = None
-        with contextlib.suppress(BadModel):  # whose words are of runs
+        with contextlib.suppress(BadModel):  # its message is about runs
             written = read_json(self.folder / "study.json")
         whole = isinstance(written, dict) and isinstance(written.get("spec"), dict)
         if not whole or written.get("kind") not in list(KINDS):
-            raise BadModel("the study's study.json is damaged", given=self.id, do="delete the study and ask again")
+            raise BadModel(
+                "the study's study.json is damaged", given=self.id, do="delete the study and create it again"
+            )
         found: dict[str, Any] = written
         return found
 
@@ -104,12 +106,12 @@ class Study:
 
     @property
     def module(self) -> StudyKind:
-        """Who knows what it wants."""
+        """The module of its kind."""
         return KINDS[self.kind]
 
     @cached_property
     def spec(self) -> Any:
-        """What it asks, resolved."""
+        """Its resolved spec."""
         return self.module.parse_study(self._written["spec"])
 
     @property
@@ -118,39 +120,39 @@ class Study:
 
     @property
     def active(self) -> bool:
-        """Whether workers take its runs by themselves."""
+        """Whether workers take its runs automatically."""
         return (self.folder / "active").exists()
 
     @property
     def trouble(self) -> str | None:
-        """Why a worker could not go on with it."""
+        """Why a worker could not continue it."""
         with contextlib.suppress(OSError):
             return (self.folder / "trouble").read_text(errors="replace")
         return None
 
     @property
     def created(self) -> float:
-        """Unix time at which it was first asked."""
+        """Unix time of its creation."""
         with contextlib.suppress(OSError):
             return (self.folder / "study.json").stat().st_mtime
         return 0.0
 
     def report(self, store: Store) -> Any:
-        """What is known now; trains and queues nothing."""
+        """The current report; trains and queues nothing."""
         return self.module.report(self.spec, store, self.folder, active=self.active, trouble=self.trouble)
 
     def wanted(self, store: Store) -> list[RunSpec]:
-        """All runs that it wants as far as it can know now, finished ones too."""
+        """All runs needed as far as known now, including finished ones."""
         found: list[RunSpec] = self.module.wanted(self.spec, store, self.folder)
         return found
 
     def missing(self, store: Store) -> list[RunSpec]:
-        """Those of them that are to be trained: neither finished nor known to diverge."""
+        """The runs still to be trained: neither finished nor diverged."""
         return [spec for spec in self.wanted(store) if not is_settled(store.find(spec))]
 
 
 def is_settled(run: Run | None) -> bool:
-    """Whether training it would tell nothing new: it is finished, or its loss became infinite, as it always would."""
+    """Whether training it again would change nothing: it is finished, or has diverged."""
     if run is None:
         return False
     state = run.state
@@ -158,10 +160,10 @@ def is_settled(run: Run | None) -> bool:
 
 
 def _claim(study: Study, store: Store) -> None:
-    """Keep the runs that a study learns from until it has all of its own.
+    """Protect the runs that a study depends on until it is complete.
 
-    A paused study keeps them too: it would be no use to go on with one whose teacher is gone. Who gives a study up
-    deletes it, which leaves its finished runs; what is complete, once, claims nothing any more.
+    A paused study protects them too, since it could not be continued without its teacher. Deleting a study removes the
+    protection and leaves its finished runs.
     """
     every = [*study.module.probes(study.spec), *study.wanted(store)]
     needed = {name for spec in every for name in (*spec.teachers, spec.start) if name}
@@ -170,16 +172,16 @@ def _claim(study: Study, store: Store) -> None:
 
 
 def _release(study: Study, store: Store) -> None:
-    """Let go of them if it has all of its runs."""
+    """Remove the protection if it has all of its runs."""
     if not study.missing(store):
         (study.folder / "needs").unlink(missing_ok=True)
 
 
-# --- asking -----------------------------------------------------------------------------------------------------------
+# --- creating ---------------------------------------------------------------------------------------------------------
 
 
 def create(store: Store, kind: str, spec: Any) -> Study:
-    """The study of a resolved spec; an equal one is the same study."""
+    """Create the study of a resolved spec; an equal spec gives the existing study."""
     store.visitor.require("start studies")
     study = Study(store.root / "studies" / KINDS[kind].study_id(spec))
     if not (study.folder / "study.json").exists():
@@ -190,10 +192,10 @@ def create(store: Store, kind: str, spec: Any) -> Study:
 
 
 def start(store: Store, study: Study) -> None:
-    """Let workers take its runs by themselves. Those that were stopped, or failed, go on from their checkpoints.
+    """Let workers take its runs automatically. Stopped and failed ones continue from their checkpoints.
 
     Raises:
-        Refused: who asks may only look, or there is no room in the queue for those that go on; then nothing changed.
+        Refused: read-only user, or no room in the queue; then nothing is changed.
     """
     store.visitor.require("start studies")
     found = [store.find(spec) for spec in study.missing(store)]
@@ -207,18 +209,18 @@ def start(store: Store, study: Study) -> None:
 
 
 def pause(store: Store, study: Study) -> None:
-    """Stop its runs for now; each keeps a checkpoint."""
+    """Pause its runs; each keeps a checkpoint."""
     store.visitor.require("pause studies")
     (study.folder / "active").unlink(missing_ok=True)
     for spec in study.missing(store):
         run = store.find(spec)
         if run is not None and run.state.active:
-            with contextlib.suppress(Refused):  # finished at this moment
+            with contextlib.suppress(Refused):  # finished meanwhile
                 run.request("pause")
 
 
 def listing(store: Store, kind: str | None = None) -> list[Study]:
-    """All studies, newest first; damaged ones too, unless a kind is asked for."""
+    """All studies, newest first; damaged ones only if no kind is given."""
     folder = store.root / "studies"
     children = [child for child in folder.iterdir() if child.name[0] != "."] if folder.is_dir() else []
     found = [Study(child) for child in children if (child / "study.json").is_file()]
@@ -228,7 +230,7 @@ def listing(store: Store, kind: str | None = None) -> list[Study]:
 
 
 def any_active(store: Store) -> bool:
-    """Whether workers have a study to go on with."""
+    """Whether workers have a study to continue."""
     return next((store.root / "studies").glob("*/active"), None) is not None
 
 
@@ -239,33 +241,33 @@ def _kind_of(study: Study) -> str | None:
 
 
 def find(store: Store, reference: str) -> Study:
-    """The study whose id begins so.
+    """The study with this id prefix.
 
     Raises:
-        UnknownRun: none does, or more than one.
+        UnknownRun: none matches, or more than one.
     """
     found = [study for study in listing(store) if reference and study.id.startswith(reference)]
     if len(found) != 1:
-        wrong = f"{len(found)} studies begin so" if found else "no study goes by that name"
+        wrong = f"{len(found)} studies match the prefix" if found else "study not found"
         raise UnknownRun(wrong, given=reference, do="give an id of a study of this store")
     return found[0]
 
 
 def delete(store: Store, study: Study, *, runs: bool = False) -> list[str]:
-    """Delete a study; with `runs`, also those that no other study wants and nobody trains or learns from.
+    """Delete a study; with `runs`, also its runs that no other study or run needs and that are not in training.
 
     Returns:
         The ids of the runs that were deleted.
 
     Raises:
-        Refused: it is active, or who asks may only look.
+        Refused: it is active, or the user is read-only.
     """
     store.visitor.require("delete studies")
     if study.active:
         raise Refused("the study is active", given=study.id, do="pause it first")
     own = list(dict.fromkeys(map(digest, study.wanted(store)))) if runs else []
     aside = study.folder.with_name(f".deleted-{study.id}-{os.getpid()}")
-    study.folder.rename(aside)  # first: it would keep the teachers among its own runs
+    study.folder.rename(aside)  # first, since it would protect the teachers among its own runs
     shutil.rmtree(aside, ignore_errors=True)
     others: set[str] = set()
     for other in listing(store) if runs else ():
@@ -280,8 +282,7 @@ def delete(store: Store, study: Study, *, runs: bool = False) -> list[str]:
 
 
 def delete_run(store: Store, reference: str) -> Run:
-    """Delete a run as `Store.delete` does. A study that has all of its runs by now, though it was paused before the
-    last of them or another study trained it, holds its teacher no longer.
+    """Delete a run as `Store.delete` does, after removing the protection by studies that are complete by now.
 
     Raises:
         UnknownRun, Refused: as of `Store.delete`.
@@ -299,7 +300,9 @@ def delete_run(store: Store, reference: str) -> Run:
 
 
 def lockstep_groups(specs: Sequence[RunSpec]) -> list[RunSpec]:
-    """Those of `specs` to train next: the first, and all that keep step with it, in groups as equal as can be."""
+    """The runs of `specs` to train next: the first, and all that can run in lockstep with it, in groups of similar
+    size.
+    """
     chosen: list[RunSpec] = []
     for spec in specs:
         if all(spec.can_lockstep_with(other) for other in chosen):
@@ -309,21 +312,21 @@ def lockstep_groups(specs: Sequence[RunSpec]) -> list[RunSpec]:
 
 
 class Executor(Protocol):
-    """Who trains groups of runs that keep step."""
+    """Trains groups of runs in lockstep."""
 
     @property
     def free(self) -> bool:
         """Whether another group may begin now."""
 
     def begin(self, runs: Sequence[Run]) -> None:
-        """Take a group: each of its runs ends once, whatever happens to it."""
+        """Accept a group; each of its runs is reported exactly once."""
 
     def ended(self) -> list[tuple[list[Run], list[dict[str, Any] | SmallAlignError]]]:
-        """The groups that ended since this was last asked, or parts of them; waits for a moment at least."""
+        """The groups, or parts of them, that ended since the last call; waits for a moment."""
 
 
 class LocalExecutor:
-    """The process that asks, which trains one group at a time; arguments as of `drive`."""
+    """The calling process, which trains one group at a time; arguments as of `run_to_end`."""
 
     def __init__(
         self, store: Store, device: str, stop: threading.Event, observe: Callable[[Sequence[Run]], Observer]
@@ -354,14 +357,14 @@ def run_to_end(
     observe: Callable[[Sequence[Run]], Observer] = lambda _: lambda __: None,
     crew: Executor | None = None,
 ) -> list[SmallAlignError]:
-    """Train all that it wants, now, until there is nothing more or `stop` is set.
+    """Train all runs of a study until it is complete or `stop` is set.
 
     Args:
-        observe: is told which runs are trained next, and returns who watches them.
-        crew: who trains them; this process if nobody is named.
+        observe: called with the runs that are trained next; returns their observer.
+        crew: the executor; default: this process.
 
     Returns:
-        Why runs failed, each once; diverged ones among them.
+        The errors of failed runs, including divergence, each once.
 
     Raises:
         SmallAlignError: what it needs besides runs could not be measured.
@@ -390,17 +393,17 @@ def run_to_end(
             failed += [one for one in how if isinstance(one, SmallAlignError)]
             away -= {run.id for run in ended}
             tried |= {run.id for run in ended}
-            more = True  # what is finished may ask for others
+            more = True  # finished runs may lead to others
     if not stop.is_set():
         _release(study, store)
     return failed
 
 
 def queue_next(store: Store, device: str, stop: threading.Event) -> bool:
-    """Go on with the oldest active study that has anything to do: queue its next runs, or prepare them for some
-    seconds, after which the queue comes first again. Returns whether there was one.
+    """Continue the oldest active study with work left: queue its next runs, or prepare them for some seconds, before
+    the queue is checked again. Returns whether there was one.
 
-    A study that has nothing more to train is let go: it is finished, or waits for a person.
+    A study without work left is deactivated: it is complete, or needs the user.
     """
     for study in reversed(listing(store)):
         if not study.active:
@@ -420,11 +423,15 @@ def queue_next(store: Store, device: str, stop: threading.Event) -> bool:
             if not any(run is not None and run.state.active for run in map(store.find, missing)):
                 (study.folder / "active").unlink(missing_ok=True)
                 _release(study, store)
-        except Exception as error:  # whatever is wrong with one study, the worker serves the others
+        except Exception as error:  # an error in one study must not block the others
             if stop.is_set():
                 return False
-            log.exception("study %s cannot go on", study.id)
-            told = error if isinstance(error, SmallAlignError) else WorkFailed("it went wrong", given=repr(error))
+            log.exception("study %s cannot continue", study.id)
+            told = (
+                error
+                if isinstance(error, SmallAlignError)
+                else WorkFailed("the study failed", given=repr(error), do="see the worker's log")
+            )
             with contextlib.suppress(Refused):  # the disk may be full
                 write(study.folder / "trouble", str(told))
             (study.folder / "active").unlink(missing_ok=True)
@@ -432,14 +439,14 @@ def queue_next(store: Store, device: str, stop: threading.Event) -> bool:
 
 
 def _by_itself(run: Run | None) -> bool:
-    """Whether a worker may take it without being asked: nobody stopped it, and it did not fail."""
+    """Whether a worker may take it automatically: it was not stopped and did not fail."""
     if run is None:
         return True
     return run.state is State.INTERRUPTED and int(run.status.get("attempt", 0)) < ATTEMPTS
 
 
 def summary(study: Study, store: Store) -> dict[str, Any]:
-    """One line of a list of studies; a damaged one is named and hides no other."""
+    """One line of a list of studies; a damaged one is listed as such."""
     line: dict[str, Any] = {"id": study.id, "created": study.created, "active": study.active}
     try:
         wanted = study.wanted(store)

@@ -1,6 +1,6 @@
-"""Statistics of paired comparisons: intervals over seeds, over seeds and test images together, and what they amount to.
+"""Statistics of paired comparisons: intervals over seeds, or over seeds and test images, tests and sample sizes.
 
-Only numpy and scipy.special: scipy.stats would cost every page half a second.
+Only numpy and scipy.special: importing scipy.stats would cost every page half a second.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ UPPER, POWER = 1.959963984540054, 0.8416212335729143
 """Quantiles of the normal distribution at 97.5 % (two-sided 5 %) and at 80 %."""
 DRAWS = 2_000
 CHUNK = 4_000_000
-"""Image weights that are drawn at once: 32 MB."""
+"""Image weights sampled at once: 32 MB."""
 EQUAL = 1e-12
 """Differences below this are rounding: scores of few images are often equal."""
 
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean with what is known of its error.
+    """A mean with its standard error and interval.
 
     Attributes:
         se: standard error; 0 where there is no spread.
@@ -60,7 +60,7 @@ def t_p(t: float, df: float) -> float:
 
 
 def paired(differences: ArrayLike) -> Mean:
-    """The mean of at least two paired differences, one a seed, with its t interval (Student, 1908)."""
+    """The mean of at least two paired differences, one per seed, with its t interval (Student, 1908)."""
     values = np.asarray(differences, np.float64)
     n, mean = len(values), float(np.mean(values))
     if values.max() - values.min() < EQUAL:
@@ -131,7 +131,7 @@ def _percentiles(
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """P values corrected for how many they are (Holm, 1979); in their own order."""
+    """P values corrected for multiple comparisons (Holm, 1979), in the given order."""
     found, least = [0.0] * len(p), 0.0
     for rank, index in enumerate(sorted(range(len(p)), key=lambda index: p[index])):
         least = max(least, min(1.0, p[index] * (len(p) - rank)))
@@ -140,11 +140,11 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def pairs_needed(mean: float, sd: float, floor: float = 0.0, tests: int = 1) -> int | None:
-    """Pairs for 80 % power at 5 %, two-sided, of a paired t test (Guenther, 1981); None if no number would do.
+    """Pairs for 80 % power at 5 %, two-sided, of a paired t test (Guenther, 1981); None if no number suffices.
 
     Args:
         sd: of the differences over seeds.
-        floor: variance of the mean that no number of seeds lowers, such as that of the choice of test images.
+        floor: variance of the mean that more seeds do not reduce, such as that of the test images.
         tests: how many share the 5 % (Bonferroni).
     """
     from scipy.special import ndtri
@@ -158,7 +158,7 @@ def pairs_needed(mean: float, sd: float, floor: float = 0.0, tests: int = 1) -> 
 
 
 def beats(ours: Sequence[float], theirs: Sequence[float], *, less_is_better: bool) -> float:
-    """Share of pairs in which ours is better; ties count half."""
+    """Share of pairs in which the first is better; ties count half."""
     sign = -1 if less_is_better else 1
     differences = [sign * (one - other) for one, other in zip(ours, theirs, strict=True)]
     wins = sum(1.0 if one > EQUAL else 0.5 if abs(one) <= EQUAL else 0.0 for one in differences)

@@ -1,7 +1,7 @@
-"""What the library calls of torch beyond its documented interface, each with a documented way that does the same.
+"""All private torch functions that the library calls, each with a documented fallback that does the same.
 
-torch from 2.9 on is supported, and may change its private functions at any time. A private call is taken only where it
-is there and gives what the documented way gives, which is tried once a process; `tests/test_compat.py` compares both.
+torch from 2.9 on is supported, and may change its private functions at any time. A private function is used only if it
+exists and gives the same result as the documented one, tested once per process; `tests/test_compat.py` compares both.
 Import this module only where torch is needed anyway.
 """
 
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 Step = TypeVar("Step", bound=Callable[..., Any])
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-"""All that torch derives from its private `_BatchNorm`."""
+"""Every class that torch derives from its private `_BatchNorm`."""
 
 
 class NoOperationMode:
-    """What stands in where torch has no private mode that sees each operation: nothing is seen."""
+    """Fallback where torch has no private dispatch mode: no operation is observed."""
 
     def __enter__(self) -> NoOperationMode:
         return self
@@ -34,8 +34,8 @@ try:
 except ImportError:
     _Mode = NoOperationMode  # type: ignore[assignment, misc]
 OperationMode: Any = _Mode
-"""A context whose `__torch_dispatch__` sees each operation; where torch's is gone none is, so that all images are
-answered at once and memory is not counted."""
+"""A context whose `__torch_dispatch__` sees each operation; without torch's class it sees none, so memory is not
+counted and all images form one batch."""
 
 
 # --- fused steps ------------------------------------------------------------------------------------------------------
@@ -116,20 +116,20 @@ def _agrees(
             try:
                 with torch.no_grad():
                     probe(optimizer, weight) if private and step else optimizer.step()
-            except (RuntimeError, TypeError, KeyError):  # other arguments, or another state
+            except (RuntimeError, TypeError, KeyError):  # changed arguments or state
                 return False
         found.append(weight.detach())
     return torch.equal(*found)
 
 
 def unprofiled(step: Step) -> Step:
-    """Mark a `step` that torch shall not wrap in an entry for profilers; where torch does not look, it is wrapped."""
+    """Mark a `step` that torch must not wrap in a profiler record; without support for the mark, it is wrapped."""
     step.hooked = True  # type: ignore[attr-defined]
     return step
 
 
 def load_compiler() -> None:
-    """Let torch import what its first optimizer imports: seconds, which should not be the first run's."""
+    """Preload what torch imports with its first optimizer: seconds that should not count for the first run."""
     torch.optim.SGD([torch.zeros(1)], lr=0.1)
 
 
@@ -164,9 +164,9 @@ foreach_addcmul_, foreach_lerp_, foreach_copy_ = foreach("addcmul_"), foreach("l
 
 
 def packed_linear(linear: nn.Linear) -> Callable[[Tensor], Tensor] | None:
-    """The answers of a bf16 layer on the CPU with weights arranged as oneDNN reads them; None: call the layer itself.
+    """A bf16 layer on the CPU with weights packed for oneDNN; None: call the layer itself.
 
-    The answers are the same to the last bit; without, oneDNN arranges the weights at each call.
+    Outputs are bit-identical; without packing, oneDNN reorders the weights at each call.
     """
     kernels: Any = torch.ops.mkldnn
     try:
@@ -178,7 +178,7 @@ def packed_linear(linear: nn.Linear) -> Callable[[Tensor], Tensor] | None:
             return kernels._linear_pointwise(x.to(torch.bfloat16), packed, bias, "none", [], "")
 
         with torch.no_grad():
-            forward(torch.zeros(1, linear.in_features, dtype=torch.bfloat16))  # with these arguments?
+            forward(torch.zeros(1, linear.in_features, dtype=torch.bfloat16))  # fails if the arguments have changed
     except (AttributeError, RuntimeError, TypeError):
         return None
     return forward

@@ -1,7 +1,7 @@
-"""How many images are answered at once: as many as a budget of memory holds, by what an image was measured to need.
+"""Batch sizes for inference: as many images as fit into a memory budget, by the measured need of one image.
 
-Every place that asks a network about many images does so through `answered`. Where all of them fit they are one batch,
-as ever; a network on photographs gets fewer at a time. Answers do not depend on it beyond the last bits of a sum.
+All inference on many images goes through `answered`. If all fit they are one batch; on photographs a batch has fewer.
+Outputs do not depend on it beyond the last bits of a sum.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from torch import Tensor, nn
 from smallalign_core.system._compat import OperationMode
 
 BUDGET = 192 * 1024**2
-"""Bytes that the tensors of one call may take together. A constant, so that equal runs use equal batches anywhere."""
+"""Max. bytes of all tensors of one call. A constant, so that equal runs use equal batches on every machine."""
 FEW = 4
-"""So many images are answered at once unmeasured."""
+"""Up to this number of images, memory is not measured."""
 PIXELS = 32 * 224 * 224
-"""Pixels that an ONNX file gets at once: ONNX Runtime keeps its tensors to itself, and 224 is what photographs have."""
+"""Max. pixels per call of an ONNX file, whose memory cannot be measured; chosen for photographs of 224 pixels."""
 
 _needs: weakref.WeakKeyDictionary[nn.Module, dict[Any, int]] = weakref.WeakKeyDictionary()
 
 
 def in_batches(model: nn.Module, images: Tensor) -> Tensor:
-    """What `model`, in evaluation mode, answers to images [N, ...]: its outputs [N, ...], without gradients.
+    """Outputs [N, ...] of `model`, in evaluation mode, for images [N, ...], without gradients.
 
-    They go through it in equal batches that fit `BUDGET`, the last one smaller.
+    Computed in equal batches that fit `BUDGET`, the last one smaller.
     """
     with torch.no_grad():
         step = batch_that_fits(model, images)
@@ -39,27 +39,27 @@ def in_batches(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def batch_that_fits(model: nn.Module, images: Tensor) -> int:
-    """How many of `images` [N, ...] a forward pass without gradients may get at once: N, or a power of two below it."""
+    """Batch size for a forward pass without gradients over `images` [N, ...]: N, or a power of two below it."""
     if len(images) <= FEW:
         return len(images)
     known = _needs.setdefault(model, {})
     key = tuple(images.shape[1:]), images.device.type, torch.is_autocast_enabled(images.device.type)
     if key not in known:
-        with torch.no_grad():  # the second image's share: weights that a pass copies or rounds are not in it
+        with torch.no_grad():  # the increment of a second image: copies of the weights do not count
             known[key] = max(1, bytes_needed(lambda: model(images[:2])) - bytes_needed(lambda: model(images[:1])))
     most = max(1, BUDGET // known[key])
     return len(images) if most >= len(images) else 1 << (most.bit_length() - 1)
 
 
 def by_pixels(sides: Sequence[int], most: int) -> int:
-    """How many images of this (height, width) an ONNX file gets at once, at most `most`."""
+    """Batch size of an ONNX file for images of this (height, width), at most `most`."""
     return max(1, min(most, PIXELS // max(1, math.prod(sides))))
 
 
 def bytes_needed(work: Callable[[], object]) -> int:
-    """The most bytes that tensors made by `work` take at any one time, counted and so the same on any machine.
+    """Peak bytes of the tensors created by `work`, counted and therefore the same on every machine.
 
-    What single operations use inside, and libraries' own buffers, are not in it.
+    Temporaries inside single operations and libraries' own buffers are not included.
     """
     with Counting() as counting:
         work()
@@ -67,7 +67,7 @@ def bytes_needed(work: Callable[[], object]) -> int:
 
 
 class Counting(OperationMode):  # type: ignore[misc]  # a class of torch or ours
-    """Counts the storages that are alive of those that operations under it make; `most`: the most at any time."""
+    """Counts the bytes of live storages created by operations in the context; `most`: the peak."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class Counting(OperationMode):  # type: ignore[misc]  # a class of torch or ours
 
 
 def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
-    """Of all tensors in nested `values` but those that oneDNN packed, which have none to look at."""
+    """The storages of all tensors in nested `values`, except those packed by oneDNN, which have none."""
     if isinstance(values, Tensor):
         if values.layout == torch.strided:
             yield values.untyped_storage()

@@ -1,7 +1,7 @@
-"""What is installed: the library's own folder, and packages that only some features need.
+"""Installed packages: the library's own folder, and optional dependencies.
 
-An optional package is imported by `load`, and refused by one error, with the command that installs it, where it is not
-installed. Extras are called as in `[project.optional-dependencies]` of pyproject.toml; a test compares the two.
+An optional package is imported by `load`; if it is missing, one error names the command that installs it. Extras have
+the names in `[project.optional-dependencies]` of pyproject.toml; a test compares the two.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ EXTRA_OF = {
     "cleanlab": "quality",
     "ray": "ray",
 }
-"""The extra that installs a package, by the name that the package is imported by."""
+"""The extra that installs a package, by import name."""
 
 
 def command(package: str) -> str:
-    """The command that installs the extra which brings `package`."""
+    """The command that installs the extra with `package`."""
     return f'pip install "smallalign[{EXTRA_OF[package]}]"'
 
 
 def installed(package: str) -> bool:
-    """Whether `package` can be imported; it is not imported."""
+    """Whether `package` can be imported, without importing it."""
     try:
         return importlib.util.find_spec(package) is not None
     except ValueError:  # a module without a spec, or None in sys.modules
@@ -52,7 +52,7 @@ def version(package: str) -> str | None:
 
 
 def require(package: str, what: str) -> None:
-    """Refuse `what` where `package` is not installed. Nothing is imported, so this is cheap.
+    """Check that `package` is installed, for the feature `what`. Nothing is imported, so this is cheap.
 
     Args:
         package: a key of `EXTRA_OF`.
@@ -79,7 +79,7 @@ def load(module: str, what: str) -> Any:
     require(package, what)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of their own dependencies
+            warnings.simplefilter("ignore")  # from their own dependencies
             return importlib.import_module(module)
     except ModuleNotFoundError as error:
         absent = error.name or package

@@ -1,7 +1,7 @@
-"""Files that arrive whole and notice damage, lines that survive a kill, and locks that die with their holder.
+"""Atomic files with checksums, append-only lines that survive a kill, and locks that are released when a process dies.
 
-What `write_json` and `append` write carries a schema number and a checksum: a file of a newer version is refused, one
-with a changed byte is damaged, never another value. Files of version 1 had no checksums and are read as they are.
+Files of `write_json` and `append` carry a schema number and a checksum: a file of a newer version is rejected, and a
+changed byte is detected as damage. Files of version 1 have no checksums and are read as they are.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from numpy.typing import NDArray
 from smallalign_core.errors import BadData, BadModel, Refused
 
 SCHEMA = 2
-"""Of every file that the store writes. 1 had no checksums."""
+"""Schema number of every file that the store writes. 1 had no checksums."""
 
 CHECKED = b'{"crc": "'
 UNCHECKED = (b'{"kind": ', b'{"data": ')
-"""How lines begin now, and how those of version 1 did."""
+"""Prefixes of lines of the current version, and of version 1."""
 
 
 def write(file: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all: aside, flushed to the disk, renamed.
+    """Write a file atomically: to a temporary file, flushed to disk, then renamed.
 
     Raises:
         Refused: the disk is full; nothing was overwritten.
     """
     part = None
     try:
-        # A name of its own: several threads and processes may write the same file at once, and one of them wins.
+        # A unique name: several threads and processes may write the same file at once, and one of them wins.
         descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".part")
         part = Path(name)
         with os.fdopen(descriptor, "wb") as stream:
@@ -56,7 +56,7 @@ def write(file: Path, content: str | bytes) -> None:
 
 
 def write_folder(folder: Path, contents: Mapping[str, str | bytes]) -> None:
-    """Write several files, each whole, into a folder that is made if it is not there.
+    """Write several files, each atomically, into a folder that is created if necessary.
 
     Raises:
         Refused: the folder or a file of it cannot be written.
@@ -70,7 +70,7 @@ def write_folder(folder: Path, contents: Mapping[str, str | bytes]) -> None:
 
 
 def write_json(file: Path, value: Mapping[str, Any]) -> None:
-    """As `write`, with a schema number and a seal; NaN is refused."""
+    """As `write`, with a schema number and a checksum; NaN is rejected."""
     plain = {"schema": SCHEMA, **{name: one for name, one in value.items() if name not in ("schema", "seal")}}
     text = json.dumps(plain, indent=1, allow_nan=False)
     write(file, f'{text[:-2]},\n "seal": "{_seal(text)}"\n}}')
@@ -81,19 +81,19 @@ def _seal(text: str) -> str:
 
 
 def write_array(file: Path, array: NDArray[Any]) -> None:
-    """As `write`, an array that notices damage: a .npy file with its SHA-256 behind it; its folder is made."""
+    """As `write`, for an array: a .npy file followed by its SHA-256; its folder is created if necessary."""
     content = io.BytesIO()
     np.save(content, array, allow_pickle=False)
     write_sealed(file, content.getvalue())
 
 
 def write_sealed(file: Path, content: bytes) -> None:
-    """As `write`, bytes with their SHA-256 behind them; the folder is made."""
+    """As `write`, for bytes followed by their SHA-256; the folder is created if necessary."""
     write_folder(file.parent, {file.name: content + hashlib.sha256(content).digest()})
 
 
 def read_sealed(file: Path) -> bytes | None:
-    """What `write_sealed` wrote; None if there is no such file, or a byte of it changed."""
+    """The bytes written by `write_sealed`; None if the file is missing or damaged."""
     try:
         content = file.read_bytes()
     except OSError:
@@ -102,7 +102,7 @@ def read_sealed(file: Path) -> bytes | None:
 
 
 def read_array(file: Path) -> NDArray[Any] | None:
-    """What `write_array` wrote; None if there is no such file, or a byte of it changed."""
+    """The array written by `write_array`; None if the file is missing or damaged."""
     content = read_sealed(file)
     if content is None:
         return None
@@ -111,12 +111,12 @@ def read_array(file: Path) -> NDArray[Any] | None:
 
 
 def append(file: Path, value: dict[str, object], *, sync: bool = False) -> None:
-    """Add one whole line. One `write` call to a file opened for appending: a kill leaves all of it or nothing."""
+    """Append one line by a single `write` call to a file in append mode: a kill leaves all of it or nothing."""
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         size = os.fstat(descriptor).st_size
         os.lseek(descriptor, max(0, size - 1), os.SEEK_SET)
-        torn = size > 0 and os.read(descriptor, 1) != b"\n"  # power loss cut the last line: start a new one
+        torn = size > 0 and os.read(descriptor, 1) != b"\n"  # the last line was cut by a power loss: start a new one
         text = json.dumps(value)[1:].encode()
         line = (b"\n" if torn else b"") + CHECKED + b'%08x", ' % zlib.crc32(text) + text + b"\n"
         if os.write(descriptor, line) != len(line):
@@ -135,11 +135,13 @@ def _full(error: OSError, file: Path) -> Refused:
         if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
         else f"the file could not be written ({error.strerror})"
     )
-    return Refused(what, given=file, do="make room or check the folder's rights, then resume; nothing was overwritten")
+    return Refused(
+        what, given=file, do="free some space or check the folder's permissions, then resume; nothing was overwritten"
+    )
 
 
 def read_lines(file: Path) -> tuple[list[dict[str, Any]], int]:
-    """The values that `append` wrote, and how many lines are not what was written; no file is no lines.
+    """The values written by `append`, and the number of damaged lines; a missing file has no lines.
 
     Raises:
         Refused: a newer version wrote it.
@@ -158,7 +160,7 @@ def read_lines(file: Path) -> tuple[list[dict[str, Any]], int]:
             value = json.loads(text)
         except (ValueError, RecursionError):
             value = None
-        if not isinstance(value, dict):  # power loss cut it short, or a byte changed
+        if not isinstance(value, dict):  # cut by a power loss, or damaged
             damaged += 1
             continue
         _refuse_newer(file, value)
@@ -167,11 +169,11 @@ def read_lines(file: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def read_json(file: Path, **otherwise: Any) -> Any:
-    """The value in a JSON file, without schema and seal; `missing=...` is returned where there is no such file.
+    """The value in a JSON file, without schema and checksum; `missing=...` is returned if there is no such file.
 
     Raises:
         BadModel: the file is damaged, or missing and no `missing` was given.
-        Refused: a newer version wrote it: it may be read there, and is left alone here.
+        Refused: it was written by a newer version.
     """
     try:
         value = json.loads(file.read_bytes())
@@ -196,7 +198,7 @@ def read_json(file: Path, **otherwise: Any) -> Any:
 
 
 def is_exact(file: Path) -> bool:
-    """Whether every byte of a JSON file is as `write_json` wrote it; one of version 1 was not sealed, and passes."""
+    """Whether a JSON file matches its checksum; files of version 1 have none and pass."""
     text = file.read_text()
     value = json.loads(text)
     if not isinstance(value, dict) or "seal" not in value:
@@ -213,35 +215,37 @@ def _schema(value: object) -> int:
 def _refuse_newer(file: Path, value: object) -> None:
     if _schema(value) > SCHEMA:
         raise Refused(
-            f"the file was written by a newer SmallAlign (schema {_schema(value)}, this one knows {SCHEMA})",
+            f"the file was written by a newer SmallAlign (schema {_schema(value)}, this one reads up to {SCHEMA})",
             given=file,
-            do="update SmallAlign; until then it is left as it is",
+            do="update SmallAlign; the file was not changed",
         )
 
 
 def check_regular(file: Path) -> None:
-    """Refuse what is no file, links followed: opening a pipe or a device may wait for ever.
+    """Check that a path, links followed, is a regular file: opening a pipe or a device may block forever.
 
     Raises:
         BadData: it is something else.
-        OSError: it is not there, or may not be looked at.
+        OSError: it does not exist, or cannot be accessed.
     """
     mode = file.stat().st_mode
     if not stat.S_ISREG(mode):
         kinds = ((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISDIR, "a folder"))
         kind = next((name for known, name in kinds if known(mode)), "a device")
-        raise BadData(f"this is {kind} and not a file", given=file, do="remove it, or put a file there")
+        raise BadData(
+            f"the path is {kind}, not a regular file", given=file, do="replace it by a file, or choose another path"
+        )
 
 
 def is_held(lock: Path) -> bool:
     """Whether a living process holds `lock`.
 
-    Looks with a shared lock, for microseconds, so that any number may look at once. Whoever wants the lock itself must
-    be patient for a moment (a timeout above zero).
+    Tests with a shared lock, for microseconds, so that any number of processes may test at once. A process that
+    acquires the lock itself must use a timeout above zero.
     """
     try:
         import fcntl
-    except ImportError:  # Windows: taking it for a moment is the only way to look
+    except ImportError:  # Windows: acquiring it briefly is the only test
         try:
             with FileLock(lock, timeout=0):
                 return False
@@ -252,7 +256,7 @@ def is_held(lock: Path) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: any number of lookers at once
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: any number of tests at once
     except OSError:
         return True
     finally:

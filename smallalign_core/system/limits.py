@@ -1,7 +1,7 @@
-"""What visitors of the dashboard may ask for at most, in one place: `doctor` shows it.
+"""All limits for users of the dashboard; `doctor` shows them.
 
-Each number can be set by an environment variable of its name: `SMALLALIGN_WAITING_EACH=2`. The owner's command line is
-held to none of the numbers about uploads and the queue, and to no folders.
+Each can be set by an environment variable of its name: `SMALLALIGN_WAITING_EACH=2`. Limits on uploads, the queue and
+folders do not apply to the owner's command line.
 """
 
 from __future__ import annotations
@@ -26,35 +26,35 @@ def _limit(default: int, says: str) -> int:
 
 @dataclass(frozen=True)
 class Limits:
-    """All numbers. Sizes are in MB, times in seconds."""
+    """All limits. Sizes are in MB, times in seconds."""
 
-    upload_mb: int = _limit(64, "one uploaded file, MB")
-    uploads_each_mb: int = _limit(256, "uploaded files of one visitor's window in memory, MB")
-    uploads_total_mb: int = _limit(1024, "uploaded files of all visitors in memory, MB")
-    uploads_at_once: int = _limit(4, "uploads that arrive at the same time")
-    upload_seconds: int = _limit(300, "time that one upload may take, s")
-    kept_mb: int = _limit(4096, "uploaded datasets on the disk, MB")
+    upload_mb: int = _limit(64, "size of one uploaded file, MB")
+    uploads_each_mb: int = _limit(256, "uploaded files in memory per browser session, MB")
+    uploads_total_mb: int = _limit(1024, "uploaded files in memory, all users, MB")
+    uploads_at_once: int = _limit(4, "concurrent uploads")
+    upload_seconds: int = _limit(300, "duration of one upload, s")
+    kept_mb: int = _limit(4096, "uploaded datasets on disk, MB")
     zip_entries: int = _limit(20_000, "files in an uploaded zip")
-    zip_mb: int = _limit(2048, "an uploaded zip when unpacked, MB")
-    zip_entry_mb: int = _limit(50, "one file of an uploaded zip, unpacked, MB")
-    zip_ratio: int = _limit(100, "how many times its size an uploaded zip may unpack to")
-    waiting_each: int = _limit(120, "runs of one visitor that wait")
-    waiting_total: int = _limit(240, "runs of all visitors that wait")
-    answers_at_once: int = _limit(6, "questions that are answered at the same time, each by a process")
-    answers_each: int = _limit(2, "the same, of one visitor")
-    long_at_once: int = _limit(4, "long questions under way besides, such as the risk, each in a process")
-    starts_a_minute: int = _limit(60, "runs that one visitor may put into the queue in a minute")
+    zip_mb: int = _limit(2048, "unpacked size of an uploaded zip, MB")
+    zip_entry_mb: int = _limit(50, "unpacked size of one file in an uploaded zip, MB")
+    zip_ratio: int = _limit(100, "compression ratio of an uploaded zip")
+    waiting_each: int = _limit(120, "waiting runs per user")
+    waiting_total: int = _limit(240, "waiting runs, all users")
+    answers_at_once: int = _limit(6, "concurrent backend requests, one process each")
+    answers_each: int = _limit(2, "concurrent backend requests per user")
+    long_at_once: int = _limit(4, "additional long-running requests (such as label preservation), one process each")
+    starts_a_minute: int = _limit(60, "runs queued per user and minute")
 
     def said(self) -> list[tuple[str, int, str]]:
-        """(variable, value, what it bounds) of every limit, in order."""
+        """(variable, value, description) of every limit, in order."""
         return [(PREFIX + one.name.upper(), getattr(self, one.name), one.metadata["says"]) for one in fields(self)]
 
 
 def current(environment: Mapping[str, str] | None = None) -> Limits:
-    """The limits that hold here: the defaults, and what the environment sets.
+    """The limits in effect: the defaults, overridden by the environment.
 
     Raises:
-        Refused: a variable is no whole number above zero.
+        Refused: a variable is not a positive integer.
     """
     given = os.environ if environment is None else environment
     return _read(tuple(given.get(PREFIX + one.name.upper(), "") for one in fields(Limits)))
@@ -71,7 +71,7 @@ def _read(texts: tuple[str, ...]) -> Limits:
                     raise ValueError
             except ValueError:
                 raise Refused(
-                    f"{PREFIX}{one.name.upper()} is not a whole number above zero",
+                    f"{PREFIX}{one.name.upper()} is not a positive integer",
                     given=text,
                     do=f"set it to {one.metadata['says']}, or leave it out",
                 ) from None
@@ -79,22 +79,25 @@ def _read(texts: tuple[str, ...]) -> Limits:
 
 
 def check_disk(root: Path, needed: int = 50 * MB) -> None:
-    """Refuse to start a run where even a small model's checkpoints would not fit."""
+    """Check that the disk has room for the checkpoints of at least a small model."""
     there = next(path for path in (root, *root.resolve().parents) if path.exists())
     if shutil.disk_usage(there).free < needed:
-        raise Refused("the disk is full: a run needs at least 50 MB", given=there, do="make room, then submit again")
+        raise Refused(
+            "the disk is full: a run needs at least 50 MB", given=there, do="free some space, then submit again"
+        )
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 ROOTS = "SMALLALIGN_ROOTS"
-"""The folders from which visitors may name datasets, separated as in PATH. Unset: any, where nobody has to log in."""
+"""Environment variable: folders from which users may read datasets, separated as in PATH. Unset: any, if login is
+off."""
 
 _confined: tuple[Path, ...] | None = None
 
 
 def roots(environment: Mapping[str, str] | None = None) -> tuple[Path, ...] | None:
-    """The folders that visitors may read from, real paths; None where no folders are set."""
+    """The folders that users may read from, as real paths; None if not restricted."""
     text = (os.environ if environment is None else environment).get(ROOTS)
     if text is None:
         return None
@@ -102,10 +105,10 @@ def roots(environment: Mapping[str, str] | None = None) -> tuple[Path, ...] | No
 
 
 def require_allowed(*always: Path) -> None:
-    """From now on this process reads users' paths only below the allowed folders and below `always`.
+    """Restrict users' paths in this process to the allowed folders and `always`.
 
-    The dashboard's processes call it when they start: they act for visitors. Where no folders are set it changes
-    nothing. It stands for the whole process, so that no caller can forget to ask.
+    The dashboard's processes call it at start, since they act for users. It has no effect where no folders are set.
+    It is process-wide, so that no caller can omit the check.
     """
     global _confined
     found = roots()
@@ -113,17 +116,17 @@ def require_allowed(*always: Path) -> None:
 
 
 def check_path(path: Path, what: str) -> None:
-    """Refuse a path that leads out of the allowed folders, through links too; says nothing of whether it exists.
+    """Check that a path, with links resolved, is in the allowed folders; does not reveal whether it exists.
 
     Raises:
-        Refused: it does.
+        Refused: it is outside.
     """
     if _confined is None:
         return
     real = path.resolve()
     if not any(real == root or root in real.parents for root in _confined):
         raise Refused(
-            f"{what} lies outside the folders that this dashboard may read",
+            f"{what} is outside the folders that this dashboard may read",
             given=path,
-            do=f"upload it on the Data page, or ask whoever runs the dashboard to allow its folder ({ROOTS})",
+            do=f"upload it on the Data page, or have the administrator of the dashboard allow its folder ({ROOTS})",
         )

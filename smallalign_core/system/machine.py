@@ -1,4 +1,4 @@
-"""The machine that this runs on: how many threads to use, how to keep memory, and what its processor is called."""
+"""The current machine: number of threads, memory, processor name and instruction sets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROBES = 5
 
 
 def threads() -> int:
-    """How many threads a process may use: OMP_NUM_THREADS if set; else one on small machines, half the cores on larger.
+    """Number of threads per process: OMP_NUM_THREADS if set; else one on small machines, half the cores on larger.
 
     Two OpenMP threads that share cores with a dashboard, a browser or a neighbour spin against each other: on two
     shared cores that was measured 4 to 300 times slower than one thread.
@@ -25,7 +25,7 @@ def threads() -> int:
 
 
 def set_threads() -> int:
-    """Let torch use `threads()`."""
+    """Set torch's number of threads to `threads()`."""
     import torch
 
     torch.set_num_threads(threads())
@@ -33,7 +33,7 @@ def set_threads() -> int:
 
 
 def set_sklearn_threads() -> None:
-    """Let scikit-learn, and what multiplies matrices for it and NumPy, use `threads()`."""
+    """Set the threads of scikit-learn and of the BLAS behind it and NumPy to `threads()`."""
     import sklearn.utils  # noqa: F401  # only libraries that are loaded can be told
     from threadpoolctl import threadpool_limits
 
@@ -41,7 +41,7 @@ def set_sklearn_threads() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep freed blocks: giving them back and faulting them in again costs up to 1.8x at batch 512."""
+    """Make glibc keep freed blocks: returning them and faulting them in again costs up to 1.8x at batch 512."""
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
         trim_threshold, top_pad, mmap_max = -1, -2, -4
@@ -51,7 +51,7 @@ def keep_freed_memory() -> None:
 
 
 def fastest(work: Callable[[], object]) -> float:
-    """Seconds that `work` takes here: the fastest of a few times, after one that warms up."""
+    """Seconds that `work` takes: the fastest of a few repetitions, after one warm-up."""
     times = []
     for _ in range(PROBES):
         start = time.perf_counter()
@@ -61,7 +61,7 @@ def fastest(work: Callable[[], object]) -> float:
 
 
 def processor() -> str:
-    """The processor's model: equal weights are promised only on equal processors."""
+    """The processor's model name: bit-identical weights are guaranteed only on equal processors."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -72,13 +72,13 @@ def processor() -> str:
 
 
 FLAGS = {"avx", "avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd", "sve", "bf16"}
-"""Instruction sets that matrix libraries choose their kernels by."""
+"""Instruction sets by which matrix libraries select kernels."""
 CHOSEN = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
-"""Variables by which people choose for them."""
+"""Environment variables that override that selection."""
 
 
 def capability() -> str:
-    """The instruction set that sums are made with: processors of one name differ in it, and so do last bits of sums."""
+    """The instruction sets in use: they differ between processors of one name, and so do the last bits of sums."""
     import torch
 
     flags: set[str] = set()
@@ -90,27 +90,27 @@ def capability() -> str:
 
 
 def device_name(device: Any) -> str:
-    """A torch device in words."""
+    """A torch device as text."""
     import torch
 
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
 DECIDES = ("device", "processor", "capability", "threads")
-"""What decides the last bits of weights, among what a run notes of the machine that it is trained on."""
+"""Facts of the machine that determine the last bits of weights; recorded in each run."""
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """In words, how the machine of a resumed run differs from the one before; empty if it does not."""
+    """How the machine of a resumed run differs from the one before, as text; empty if it does not."""
     changed = [name for name in DECIDES if name in before and before[name] != now[name]]
     if not changed:
         return ""
-    told = "; ".join(f"{name} {before[name]}, now {now[name]}" for name in changed)
-    return f"resumed elsewhere, so its weights are not those of a run that was trained in one go: {told}"
+    changes = "; ".join(f"{name} {before[name]}, now {now[name]}" for name in changed)
+    return f"resumed on another machine, so weights are not bit-identical to an uninterrupted run: {changes}"
 
 
 def avx512() -> bool:
-    """Whether both ATen and oneDNN compute with AVX-512 here; their environment variables may lower either."""
+    """Whether both ATen and oneDNN use AVX-512; their environment variables may disable either."""
     import torch
 
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
@@ -119,7 +119,7 @@ def avx512() -> bool:
 
 
 def boot() -> str:
-    """Which start of the machine this is; empty where it does not say."""
+    """The boot id of the machine; empty if not available."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -127,7 +127,7 @@ def boot() -> str:
 
 
 def memory_kills() -> int:
-    """How many processes the system has killed here for lack of memory: in this control group, else on this machine."""
+    """Number of out-of-memory kills so far: in this control group, else on this machine."""
     for file in ("/sys/fs/cgroup/memory.events", "/proc/vmstat"):
         try:
             lines = [line.split() for line in Path(file).read_text().splitlines()]
@@ -140,7 +140,7 @@ def memory_kills() -> int:
 
 
 def forget_peak(device: str = "cpu") -> None:
-    """Let `peak_memory` count from now, where the system can; elsewhere it counts from the start of the process."""
+    """Reset `peak_memory`, where supported; elsewhere it counts from the start of the process."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     if device == "cuda":
@@ -150,8 +150,8 @@ def forget_peak(device: str = "cpu") -> None:
 
 
 def peak_memory(device: str = "cpu") -> int | None:
-    """The most bytes that this process, with all that it does, had resident at once; of CUDA those that torch had on
-    the device. None where the system does not say."""
+    """Peak resident bytes of this process; on CUDA the peak of torch's allocations on the device. None if not
+    available."""
     if device == "cuda":
         import torch
 
@@ -169,17 +169,17 @@ def peak_memory(device: str = "cpu") -> int | None:
 
 
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-"""Where a control group says how much memory its processes may use: versions 2 and 1."""
+"""Files with the memory limit of a control group: versions 2 and 1."""
 
 
 def memory() -> int:
-    """Bytes of memory that there are, or that a control group leaves to this process."""
+    """Bytes of memory of the machine, or the limit of the control group."""
     import psutil
 
     found = int(psutil.virtual_memory().total)
     for file in LIMITS:
         try:
             found = min(found, int(Path(file).read_text()))
-        except (OSError, ValueError):  # no such group, or "max"
+        except (OSError, ValueError):  # no control group, or "max"
             continue
     return found

@@ -1,11 +1,11 @@
-"""Long work in short steps: what takes minutes is handed over share by share, and goes on when it is asked for again.
+"""Resumable computations: work that takes minutes is done in time slices, and continues when it is requested again.
 
-One process answers many visitors. A question that would take long is a generator that yields the share that is done;
-when the patience of one call ends, it is put aside, and the next call with the same question goes on from there.
+One process serves many users. A long request is a generator that yields its progress; when the time slice of a call
+ends, it is suspended, and the next call with the same key resumes it.
 
-What was begun is never dropped for what comes later: that would be a livelock, in which more visitors than places take
-each other's progress away for ever. `KEPT` questions are under way at a time, later ones wait in order of arrival, and
-a place is free again when its question is answered, fails, or is not asked any more.
+Work in progress is never dropped for later requests: with more users than slots that would be a livelock. `KEPT`
+requests are in progress at a time, later ones wait in order of arrival, and a slot becomes free when its request
+finishes, fails, or is no longer polled.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ Answer = TypeVar("Answer")
 Given = TypeVar("Given")
 Taken = TypeVar("Taken")
 Work = Generator[float, None, Answer]
-"""Yields the share that is done, 0..1; returns the answer."""
+"""Yields progress in 0..1; returns the result."""
 
 KEPT = 6
-"""Questions that may be under way in one process: each holds its images and networks in memory."""
+"""Requests in progress per process: each holds its images and networks in memory."""
 
 ABANDONED = 25
-"""Rounds in which a question was not asked, after which it gives way. In a round every question that is still asked is
-asked once; so the count does not depend on how fast the machine is, or how long one step takes."""
+"""Polling rounds after which a request that was not polled counts as abandoned. In a round every active request is
+polled once, so the count does not depend on the speed of the machine or the length of a step."""
 
 REPLACED = 5
-"""As `ABANDONED`, where the same visitor has a new question: a slider that is dragged leaves many behind."""
+"""As `ABANDONED`, if the same user has a new request: dragging a slider leaves many behind."""
 
 NEARLY = 0.999
-"""The largest share of unfinished work: a share of 1 comes only with the answer."""
+"""The largest progress of unfinished work: 1 is reported only with the result."""
 
 
 @dataclass
 class Call:
-    """One call for an answer.
+    """One call for a result.
 
     Attributes:
-        visitor: on whose behalf; put_aside: whether some of the work is left, which only this process can go on with.
+        visitor: the user it is for; put_aside: whether unfinished work remains, which only this process can resume.
     """
 
     visitor: str = ""
@@ -56,7 +56,7 @@ _asking: ContextVar[Call | None] = ContextVar("asking", default=None)
 
 @contextlib.contextmanager
 def on_behalf_of(visitor: str) -> Iterator[Call]:
-    """Questions that are asked within the block are those of `visitor`."""
+    """Requests within the block are on behalf of `visitor`."""
     asking = Call(visitor)
     token = _asking.set(asking)
     try:
@@ -67,12 +67,12 @@ def on_behalf_of(visitor: str) -> Iterator[Call]:
 
 @dataclass
 class _Table:
-    """The questions of this process.
+    """The long requests of this process.
 
     Attributes:
-        begun: work that was put aside; waiting: questions without a place, in order of arrival.
-        last: the round in which each of them was asked last; asked: those that were asked in this round.
-        visitors: on whose behalf each of them was asked last.
+        begun: suspended work; waiting: requests without a slot, in order of arrival.
+        last: the round in which each was last polled; asked: those polled in this round.
+        visitors: the user of the last poll of each.
     """
 
     begun: dict[str, Work[Any]] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class _Table:
     round: int = 0
 
     def place(self, question: str) -> bool:
-        """Whether `question` is under way, or may begin now; if not, it waits."""
+        """Whether `question` is in progress, or may begin now; if not, it waits."""
         if question in self.asked:
             self.round, self.asked = self.round + 1, set()
         self.asked.add(question)
@@ -105,12 +105,12 @@ class _Table:
         return True
 
     def _left(self, one: str, other: str) -> bool:
-        """Whether `one` is not asked any more, so that it gives way to `other`."""
+        """Whether `one` is no longer polled, so that its slot goes to `other`."""
         most = REPLACED if self.visitors[one] == self.visitors[other] != "" else ABANDONED
         return one != other and self.round - self.last[one] > most
 
     def forget(self, question: str) -> None:
-        """Let go of what is known of a question."""
+        """Drop all state of a request."""
         self.begun.pop(question, None)
         self.waiting.pop(question, None)
         self.last.pop(question, None)
@@ -122,14 +122,14 @@ _table = _Table()
 
 
 def advance(question: str, begin: Callable[[], Work[Answer]], patience: float | None) -> tuple[Answer | None, float]:
-    """(the answer, 1), or (None, the share that is done) when `patience` seconds ran out.
+    """(result, 1), or (None, progress) after `patience` seconds.
 
-    Without patience (None) it is worked on to the end at once; else a question may have to wait for a place, and its
-    share stays 0 until then.
+    With `patience` None it runs to completion at once; otherwise a request may have to wait for a slot, with progress 0
+    until then.
 
     Args:
-        question: equal for equal questions.
-        begin: starts the work, if that was not done before.
+        question: the key of the request.
+        begin: creates the generator, if it does not exist yet.
     """
     asking = _asking.get() or Call()
     if not _table.place(question) and patience is not None:
@@ -153,7 +153,7 @@ def advance(question: str, begin: Callable[[], Work[Answer]], patience: float | 
 
 
 def finish(work: Work[Answer], told: Callable[[float], None] = lambda _: None) -> Answer:
-    """The answer of `work`, waited for; `told` hears the share that is done."""
+    """Run `work` to completion and return its result; `told` is called with the progress."""
     while True:
         try:
             told(next(work))
@@ -163,7 +163,7 @@ def finish(work: Work[Answer], told: Callable[[float], None] = lambda _: None) -
 
 
 def part_of(work: Work[Answer], place: int, of: int) -> Work[Answer]:
-    """`work` as one of several equal parts: its share becomes a share of the whole."""
+    """`work` as one of several equal parts: its progress is scaled to that of the whole."""
     while True:
         try:
             done = next(work)
@@ -174,19 +174,19 @@ def part_of(work: Work[Answer], place: int, of: int) -> Work[Answer]:
 
 
 class _Abandoned(BaseException):
-    """The work was given up while it waited."""
+    """The work was cancelled while it was suspended."""
 
 
 def by_callback(
     run: Callable[[Callable[[Given], Taken]], Answer], answer: Callable[[Given], Generator[None, None, Taken]]
 ) -> Generator[None, None, Answer]:
-    """Let a library that calls back be worked with in steps: it waits in a thread while its calls are answered here.
+    """Run a library that uses callbacks as a generator: it runs in a thread, and its callbacks are evaluated here.
 
-    Only one of the two ever works. Given up early, the thread ends.
+    Only one of the two runs at a time. If the generator is closed early, the thread ends.
 
     Args:
-        run: calls the library with a function that it may call back.
-        answer: what that function does; yields whenever it may be left.
+        run: calls the library with the callback.
+        answer: the callback's work; yields wherever it may be suspended.
     """
     asked: list[Given] = []
     told: list[Taken] = []
@@ -221,7 +221,7 @@ def by_callback(
             told.append((yield from answer(asked.pop())))
             there.release()
     finally:
-        there.release()  # whoever still waits finds nothing told
+        there.release()  # a thread that still waits gets no value
         thread.join()
     if failed:
         raise failed[0]

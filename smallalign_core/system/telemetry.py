@@ -1,6 +1,6 @@
-"""What keeps libraries from reporting to their makers: no request to any host that the user has not named.
+"""Environment variables that disable the telemetry of libraries: no requests to hosts that the user has not named.
 
-They read it when they are imported or first used, so the package sets it before anything else of it is imported.
+Libraries read them at import or first use, so the package sets them before it imports anything else.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""One run on several processes (DistributedDataParallel): `torchrun` starts them, the first records, the others assist.
+"""One run on several processes (DistributedDataParallel): started by `torchrun`; rank 0 records, the others assist.
 
-Every process makes its share of each batch, and gradients are averaged; so a step is that of one process with the
-whole batch. Two things are not: batch norm sees each share on its own (on GPUs its statistics are shared), and so do
-losses that compare the images of a batch with each other.
+Every process computes its part of each batch, and gradients are averaged, so a step equals that of one process with the
+whole batch, with two exceptions: batch norm (on CPUs; on GPUs statistics are synchronised) and losses that compare the
+images of a batch use each part on its own.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from smallalign_core.errors import BadSpec
 
 @dataclass(frozen=True)
 class World:
-    """The processes that train one run together; by default this one alone.
+    """The processes that train one run together; by default only this one.
 
     Attributes:
-        rank: 0 decides and records; the others do what it says.
-        size: how many there are.
+        rank: 0 controls and records; the others follow its commands.
+        size: number of processes.
     """
 
     rank: int = 0
@@ -33,18 +33,18 @@ class World:
     _talk: Any = field(default=None, repr=False)
 
     def broadcast(self, message: object) -> None:
-        """Tell the other processes; they must be in `hear`."""
+        """Send a value to the other processes, which must be in `receive`."""
         if self.size > 1 and self.rank == 0:
             dist.broadcast_object_list([message], src=0, group=self._talk)
 
     def receive(self) -> Any:
-        """What the first process says next."""
+        """The next value from rank 0."""
         heard: list[object] = [None]
         dist.broadcast_object_list(heard, src=0, group=self._talk)
         return heard[0]
 
     def local_slice(self, batch: int) -> slice:
-        """The positions of a batch that are this process's.
+        """The positions of a batch that belong to this process.
 
         Raises:
             BadSpec: the batch cannot be divided evenly.
@@ -59,7 +59,7 @@ class World:
         return slice(self.rank * each, (self.rank + 1) * each)
 
     def wrap_ddp(self, network: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
-        """What to call instead of `network` so that its gradients are averaged over all processes."""
+        """A DDP wrapper of `network` that averages gradients over all processes."""
         if self.size == 1:
             return network
         if device.type == "cuda":
@@ -76,7 +76,7 @@ class World:
 
 
 def join() -> World:
-    """The world that `torchrun` started this process in; alone without it."""
+    """The process group of `torchrun`; a single process without it."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return World()
     if torch.cuda.is_available():
@@ -88,16 +88,16 @@ def join() -> World:
 
 
 def leave() -> None:
-    """Say goodbye to the other processes, if there are any."""
+    """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device called `name`; `auto` takes the first of cuda, xpu, mps and cpu that is there.
+    """The device called `name`; `auto` is the first available of cuda, xpu, mps and cpu.
 
     Raises:
-        BadSpec: that device is not there.
+        BadSpec: the device is not available.
     """
     there = {
         "cuda": torch.cuda.is_available(),
@@ -110,7 +110,7 @@ def pick_device(name: str = "auto") -> torch.device:
         kind = name = next(kind for kind, found in there.items() if found)
     if not there.get(kind):
         raise BadSpec(
-            "this machine has no such device",
+            "the device is not available on this machine",
             given=name,
             do=f"choose one of: auto, {', '.join(k for k, v in there.items() if v)}",
         )

@@ -1,7 +1,7 @@
-"""What a frozen body makes of images, computed once: its head then learns as a linear layer on kept features.
+"""Cached features of a frozen body: its head is then trained as a linear layer on them.
 
-Only where each image has few views: without augmentation, or with `views: K`. Fresh augmentation shows pixels that are
-never seen again, so then the body is asked at every step, and the run says so.
+Only for few views per image: without augmentation, or with `views: K`. With fresh augmentation the body runs at every
+step, and the run reports it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from smallalign_core.system import batching
 
 KEPT = "kept"
 MOST_BYTES = 1024**3
-"""Bytes of features that a lockstep may keep for one body."""
+"""Max. bytes of cached features per body."""
 CHUNK = 256
-"""Images between two moments at which a caller may stop."""
+"""Images computed between two points at which the caller may stop."""
 
 
 class _Body(nn.Module):
-    """A classifier up to its head: images uint8 [N, channels, H, W] to what the head gets, float32 [N, F]."""
+    """A classifier up to its head: images uint8 [N, channels, H, W] to the head's input, float32 [N, F]."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
@@ -47,14 +47,14 @@ class _Body(nn.Module):
 
 
 def width(classifier: Classifier) -> int | None:
-    """How many features the head gets of an image, if it is a linear layer whose outputs are the logits; else None."""
+    """Number of input features of the head, if it is a linear layer that outputs the logits; else None."""
     head = networks.head(classifier)
     if not isinstance(head, nn.Linear):
         return None
     black = torch.zeros((2, *classifier.input_shape), dtype=torch.uint8, device=classifier.mean.device)
     body, was_training = _Body(classifier), classifier.training
     classifier.eval()
-    # A new head is zero, and would hide what stands after it.
+    # A new head is zero and would hide layers after it.
     kept = [parameter.detach().clone() for parameter in head.parameters()]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         for parameter in head.parameters():
@@ -68,42 +68,44 @@ def width(classifier: Classifier) -> int | None:
 
 
 def is_frozen(spec: RunSpec, classifier: Classifier, images: int, *, alone: bool = True) -> str | None:
-    """`kept` where the features of a frozen body are computed once; else why not, in words. None if nothing is frozen.
+    """`kept` if the features of a frozen body are computed once; else the reason why not. None if nothing is frozen.
 
     Args:
-        images: how many there are, for training and validation.
-        alone: whether one process trains; several see their shares of each batch only.
+        images: number of training and validation images.
+        alone: whether a single process trains; with several, each has only a part of each batch.
     """
     if not isinstance(spec.network, LibraryNetwork) or not spec.network.frozen:
         return None
     mixes = any(isinstance(part, Mixing) for part in spec.augment)
     if mixes or (spec.augment and not spec.views):
-        return "computed at every step: the policy draws fresh views" + (
-            "" if mixes else "; `views: K` keeps K of each"
+        return "computed at every step: the policy has new views in every epoch" + (
+            "" if mixes else "; set `views: K` to cache K per image"
         )
     if isinstance(spec.loss, OfLayers) or is_gradient_free(spec.optimizer) or not alone:
-        what = "the loss looks into the body" if isinstance(spec.loss, OfLayers) else "the head does not learn alone"
+        what = (
+            "the loss uses layers of the body" if isinstance(spec.loss, OfLayers) else "more than the head is trained"
+        )
         return f"computed at every step: {what}"
     features = width(classifier)
     if features is None:
-        return "computed at every step: more than a linear layer stands between them and the logits"
+        return "computed at every step: the head is more than one linear layer"
     if 4 * features * images * max(1, spec.views if spec.augment else 1) > MOST_BYTES:
         return f"computed at every step: together they would take more than {MOST_BYTES / 1e9:.1f} GB"
     return KEPT
 
 
 def key(spec: RunSpec) -> str:
-    """What decides the body of a run: runs in lockstep with equal ones share features."""
+    """The key of a run's body: runs in lockstep with equal keys share features."""
     return json.dumps([canonical(spec.network), spec.bits, spec.start], sort_keys=True)
 
 
 class Features:
     """The features of a frozen body, of training images by view and of validation images.
 
-    They are computed in chunks of rows that depend on nothing, so that a resumed run finds the same bits.
+    They are computed in fixed chunks of rows, so that a resumed run gets the same bits.
 
     Args:
-        casting: the context under which training computes.
+        casting: the autocast context of training.
     """
 
     def __init__(
@@ -115,12 +117,12 @@ class Features:
 
     @property
     def bytes(self) -> int:
-        """Bytes that are kept so far."""
+        """Bytes cached so far."""
         held = [*self._known.values(), *([] if self._held is None else [self._held])]
         return sum(one.numel() * one.element_size() for one in held)
 
     def prepare(self, step: int) -> Iterator[float]:
-        """Compute what `at(step)` needs and is not there; yields the share that is done. The caller may stop."""
+        """Compute what `at(step)` needs and is missing; yields progress, 0..1. The caller may stop."""
         for number in np.unique(self._numbers(step)[1]).tolist():
             if number in self._known:
                 continue
@@ -132,7 +134,7 @@ class Features:
             self._known[number] = torch.cat(found)
 
     def at(self, step: int) -> Tensor:
-        """What the head gets of the batch of `step`: float32 [B, F]."""
+        """The head's input for the batch of `step`: float32 [B, F]."""
         for _ in self.prepare(step):
             pass
         rows, number = self._numbers(step)
@@ -144,7 +146,7 @@ class Features:
         return found
 
     def answers(self, head: nn.Module) -> NDArray[np.float32]:
-        """Logits float32 [N, C] of the validation images, in full precision, with a head as it is now."""
+        """Logits float32 [N, C] of the validation images, in full precision, with the current head."""
         if self._held is None:
             pixels = (
                 torch.from_numpy(np.ascontiguousarray(self._val.images[at : at + CHUNK])).to(self._views.device)

@@ -1,9 +1,8 @@
-"""The training loop, the only one: a generator that takes one or more students through the same views in lockstep.
+"""The training loop, the only one: a generator that trains one or more students on the same views in lockstep.
 
-Each step makes the view once, asks the teacher once, and steps every student. One student is a list of one. The loop
-yields events; the caller records, plots or tests. Nothing in it depends on time or on a generator of random numbers
-that would have to be saved, so a run that was stopped and resumed ends with the same weights, bit for bit (same
-processor and thread count).
+Each step computes the view and the teacher's logits once, then steps every student. One student is a list of one. The
+loop yields events; the caller records, plots or tests. Nothing depends on time or on the state of a random number
+generator, so a resumed run ends with bit-identical weights (on the same processor and thread count).
 """
 
 from __future__ import annotations
@@ -37,19 +36,19 @@ from smallalign_core.training.timer import Timer
 REPORT_SECONDS = 0.25
 ALONE = World()
 STEP, SUMS = "step", "sums"
-"""What the first process of several says to the others."""
+"""Commands from rank 0 to the other processes."""
 NORMS_FROM = 2_000
-"""Training images that the batch norms of averaged weights are estimated on, about."""
+"""Approximate number of training images for the batch-norm statistics of averaged weights."""
 FITTED_ON = 2_000
-"""Validation images that an epoch's temperature is fitted on, about: enough for one number."""
+"""Approximate number of validation images to fit an epoch's temperature on."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """A student took some steps. Losses are means over the steps since its last report, one a weighted term.
+    """Progress of a student. Losses are means over the steps since its last report, one per weighted term.
 
-    `gradients` counts those of the loss that all its steps so far asked for, `evaluations` the losses of a batch
-    without one, of which about three cost as much.
+    `gradients` counts the gradient evaluations of all its steps so far, `evaluations` the forward-only evaluations of a
+    batch, of which about three cost as much.
     """
 
     student: int
@@ -64,13 +63,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class Validated:
-    """A student's epoch ended; it was asked about the validation images.
+    """End of a student's epoch, with its evaluation on the validation images.
 
     Attributes:
-        scores: as it answers; `fitted`: with the temperature that suits validation best.
-        best: whether it is its best so far.
-        fidelity: how close it is to its teacher; None without one.
-        shares: what part of the gradient each term of the loss supplied, at the first step of the epoch.
+        scores: uncalibrated; `fitted`: temperature-scaled, fitted on validation.
+        best: whether it is the best epoch so far.
+        fidelity: agreement with the teacher; None without one.
+        shares: gradient share by loss term, at the first step of the epoch.
     """
 
     student: int
@@ -85,7 +84,7 @@ class Validated:
 
 @dataclass(frozen=True)
 class Stopped:
-    """A student cannot go on; the others do."""
+    """A student has failed; the others continue."""
 
     student: int
     step: int
@@ -94,8 +93,8 @@ class Stopped:
 
 @dataclass(frozen=True)
 class Waiting:
-    """A student waits for its teacher's answers, or a frozen body's features, to more than the next batch; `share` of
-    that is done.
+    """A student waits for teacher logits, or a frozen body's features, for more than the next batch; `share` (0..1) is
+    done.
     """
 
     student: int
@@ -107,20 +106,20 @@ Event = Progress | Validated | Stopped | Waiting
 
 
 class Training:
-    """One lockstep of students. Iterate over it to train; between events, `state()` is all that a resume needs.
+    """Students trained in lockstep. Iterate over it to train; between events, `state()` is all that a resume needs.
 
     Args:
         specs: runs that share data, augmentation, views, batch, epochs, seed, precision and teacher.
-        splits: their data. Only `train` is learned from and only `val` is chosen by; `test` is not touched.
-        teacher: who answers each view, for the students that have a teacher; None without.
+        splits: their data. Trains on `train`, selects on `val`; `test` is not used.
+        teacher: source of teacher logits, for the students that have a teacher; None without.
         device: where to train.
-        world: the processes that train together; each makes its share of every batch.
-        starts: the files of weights that `start` names in some specs.
-        keep: whether features of frozen bodies may be computed ahead and kept; without, each step asks the body.
+        world: the processes that train together; each computes its part of every batch.
+        starts: the initial weights files, by the names in `start` of the specs.
+        keep: whether features of frozen bodies may be precomputed and cached; otherwise the body runs at each step.
 
     Raises:
-        BadSpec: the specs do not share their views, a batch cannot be shared, or an optimizer cannot do this.
-        BadModel: the weights to start from are of another network.
+        BadSpec: the specs differ in their views, a batch cannot be split, or an optimizer does not support this.
+        BadModel: the initial weights are of another network.
     """
 
     def __init__(
@@ -139,7 +138,7 @@ class Training:
             or len({s.teacher for s in specs if s.teacher}) > 1
         ):
             raise BadSpec(
-                "a lockstep shares data, augmentation, batch, epochs, seed, precision and teacher: these differ",
+                "runs in lockstep must have equal data, augmentation, batch, epochs, seed, precision and teacher",
                 given=f"{len(specs)} specs",
                 do="train them one after the other",
             )
@@ -161,7 +160,7 @@ class Training:
         for spec in specs:
             if self.world.size > 1 and (kind := optim.not_distributable(spec.optimizer)):
                 raise BadSpec(
-                    f"`{kind}` cannot be shared by several processes yet",
+                    f"`{kind}` does not support several processes yet",
                     given=f"{self.world.size} processes",
                     do="train in one process, or use another optimizer",
                 )
@@ -219,7 +218,7 @@ class Training:
                 continue
             rate = (self.step - since) * batch / max(1e-9, now - reported)
             events: list[Event] = []
-            # All are made before the first is told: whoever stops at any of them must not lose an epoch's validation.
+            # All are computed before the first is yielded: a caller that stops must not lose an epoch's validation.
             for index, student in enumerate(self.students):
                 if student.learns:
                     try:
@@ -236,14 +235,14 @@ class Training:
             reported, since = time.monotonic(), self.step
 
     def _waiting(self) -> Iterator[Waiting]:
-        """Let the caller stop while the teacher answers more than one batch, or the features of a frozen body are
-        computed; nothing changed since the last step."""
+        """Let the caller stop while teacher logits for more than one batch, or features of a frozen body, are computed;
+        nothing has changed since the last step."""
         said = -float("inf")
         for share in self.shared.over(self._preparing()):
             if time.monotonic() - said < REPORT_SECONDS:
                 continue
             for index, student in enumerate(self.students):
-                student.sums = {}  # a checkpoint made now must not count these losses to later steps
+                student.sums = {}  # a checkpoint made now must not count these losses again
                 if student.learns:
                     yield Waiting(index, self.step, share)
             if not any(student.learns for student in self.students):
@@ -258,11 +257,11 @@ class Training:
                 yield from student.features.prepare(self.step)
 
     def drop(self, student: int) -> None:
-        """Let one student rest; the others go on."""
+        """Stop one student; the others continue."""
         self.students[student].learns = False
 
     def advance(self) -> None:
-        """Take one step with every student that still learns."""
+        """Take one step with every active student."""
         self.world.broadcast(STEP)
         said: NetworkOutput | None
         with self.shared.measure():
@@ -276,7 +275,7 @@ class Training:
         if said is not None and any(student.spec.shuffled for student in learning):
             swapped = said.rows(self.views.same_class_permutation(self.step, view.labels))
         for student in self.students:
-            if student.learns and student.stuck:  # until it is told, every step is one more without a loss
+            if student.learns and student.stuck:  # until it is reported, every step has no loss
                 student.add({"total": torch.full((), torch.nan, device=self.device)})
         for student in learning:
             wanted = swapped if student.spec.shuffled else said
@@ -300,25 +299,25 @@ class Training:
                 return self._gradient(student, view, wanted, again=True)["total"]
 
         def excess() -> Tensor:
-            """How far the loss is above the one that the teacher would have."""
+            """The loss minus that of the teacher."""
             own = losses.terms(spec.loss, wanted, wanted, view.labels, epoch=self.epoch) if wanted else {}
             return parts["total"].detach() - sum(own.values(), start=torch.zeros(()))
 
         try:
             student.step(again if student.asks == "gradient" else excess if student.asks == "excess" else None)
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-            # SOAP factorises what it knows of gradients, and they were not finite: the next report says so.
+            # SOAP factorises gradient statistics, which were not finite: the next report raises.
             parts["total"], student.stuck = parts["total"] * torch.nan, True
         student.add(parts)
 
     def _gradient(
         self, student: Student, view: augment.Batch, wanted: NetworkOutput | None, *, again: bool = False
     ) -> dict[str, Tensor]:
-        """Leave the gradient of the loss, at the weights as they are, with the student.
+        """Compute the gradient of the loss at the student's current weights.
 
         Args:
-            again: whether it is not the first of this step. It has the same dropout masks: SAM compares two places of
-                one loss, and with other masks it would be two losses.
+            again: whether it is not the first of this step. It uses the same dropout masks, since SAM needs two
+                gradients of the same loss.
 
         Returns:
             The terms of the loss, and their sum as `total`.
@@ -326,7 +325,7 @@ class Training:
         spec = student.spec
         self._seed_step(spec)
         begins = self.step * self.views.batch % len(self.splits.train) < self.views.batch and not again  # an epoch
-        # The shares ask for several gradients of one answer, and a compiled network spoils what the second one needs.
+        # The shares need several gradients of one output, and a compiled network frees what the second one needs.
         call = student.call if begins else student.fast
         seen = student.features.at(self.step) if student.features else view.images
         with student.count_memory() if begins and student.saved_bytes is None else contextlib.nullcontext():
@@ -338,7 +337,7 @@ class Training:
                 student.measure_shares(parts)
         first, *others = parts.values()
         total = sum(others, start=first)
-        for weight in student.learning:  # what `zero_grad` does, without a profiler's entry
+        for weight in student.learning:  # as `zero_grad`, without a profiler record
             weight.grad = None
         total.backward()
         student.gradients += 1
@@ -348,21 +347,21 @@ class Training:
 
     @property
     def epoch(self) -> float:
-        """How often every image was seen."""
+        """Number of epochs so far, as a float."""
         return self.step * self.views.batch / len(self.splits.train)
 
     def _seed_step(self, spec: RunSpec) -> None:
-        """Dropout draws from the global generator. Keyed by (seed, step), it does not depend on who else trains."""
+        """Seed the global generator for dropout by (seed, step), independently of other students."""
         self._seed(spec.seed * 1_000_003 + self.step)
 
     def _seed(self, number: int) -> None:
         if self.device.type == "cpu":
-            torch.default_generator.manual_seed(number)  # torch.manual_seed looks at every backend: half a millisecond
+            torch.default_generator.manual_seed(number)  # torch.manual_seed visits every backend: half a millisecond
         else:
             torch.manual_seed(number)
 
     def _mean_losses(self, student: Student, steps: int) -> dict[str, float]:
-        """Means since the last report; reading them is the only moment that a GPU has to wait for."""
+        """Means since the last report; reading them is the only synchronisation with a GPU."""
         self.world.broadcast(SUMS)
         self.world.average(*student.sums.values())
         means = {name: float(total) / max(1, steps) for name, total in student.sums.items()}
@@ -398,7 +397,7 @@ class Training:
         return Validated(index, self.step, epoch, scores, fitted, best, close, student.shares)
 
     def scored(self, index: int = 0) -> Classifier:
-        """What a student is scored by now: its classifier, or the average of its weights where it keeps one.
+        """The network to evaluate: the student's classifier, or its weight average, if any.
 
         The batch norms of an average are estimated on the run's first views, about 2,000 images, always the same.
         """
@@ -413,7 +412,7 @@ class Training:
         )
 
     def assist(self) -> None:
-        """Do what the first process says: steps, sums, a state to go on from; until it says anything else."""
+        """Execute the commands of rank 0 (steps, sums, loading a state) until another one arrives."""
         while True:
             said = self.world.receive()
             if said == STEP:
@@ -429,11 +428,11 @@ class Training:
     # --- resume -------------------------------------------------------------------------------------------------------
 
     def state(self, index: int = 0) -> dict[str, Any]:
-        """All that one student needs to go on as if nothing had happened: plain tensors, numbers and text."""
+        """All that one student needs for an exact resume: plain tensors, numbers and strings."""
         return {"step": self.step, **self.students[index].state()}
 
     def restore(self, *states: dict[str, Any]) -> None:
-        """Go on from the `state` of each student, all of the same step.
+        """Resume from the `state` of each student, all of the same step.
 
         Raises:
             BadModel: the states are of other specs.

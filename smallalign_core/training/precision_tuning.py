@@ -1,4 +1,4 @@
-"""Which precision trains a run faster on this machine: measured on its own steps, once, and remembered."""
+"""The faster precision for a run on this machine: measured once on its own steps, and cached."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 STEPS = 4
 ENOUGH_SECONDS = 4.0
 WORTH_MACS = 2_000_000
-"""Multiply-accumulates an image, teacher and student together, below which a step is overhead and fp32 is taken."""
+"""MACs per image, teacher plus student, below which a step is mostly overhead and fp32 is used."""
 CLEARLY = 1.15
-"""bf16 must be so many times faster: it is less exact, and these measurements are noisy."""
+"""Required speed-up of bf16: it is less exact, and the measurements are noisy."""
 
 
 def precision(spec: RunSpec, store: Store, splits: data.Splits, device: torch.device) -> str:
-    """What `auto` means for `spec` here; any other precision means itself.
+    """The precision for `spec` on this machine: `auto` is resolved, any other is returned as it is.
 
     On GPUs it is bf16 where the hardware has it. On CPUs bf16 doubles the speed of some networks and halves that of
     others (depthwise convolutions), so a few steps of both are timed, unless the networks are too small to gain.
@@ -41,7 +41,7 @@ def precision(spec: RunSpec, store: Store, splits: data.Splits, device: torch.de
         return "fp32"
     if device.type != "cpu":
         return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    # Any data of this shape and number of classes will do: nothing else of it decides which is faster.
+    # Only the shape and number of classes of the data affect the speed.
     like = spec.data.model_copy(update={"source": f"{splits.shape} {len(splits.classes)}", "fingerprint": None})
     if spec.answers != "torch":  # then the student alone has a precision
         spec = spec.model_copy(update={"teacher": None, "answers": "torch", "loss": CrossEntropy(), "shuffled": False})
@@ -78,12 +78,12 @@ def _faster(spec: RunSpec, store: Store, splits: data.Splits, device: torch.devi
 
 
 def chosen(seconds: dict[str, float]) -> str:
-    """The precision to take after a race."""
+    """The precision chosen from the measured times."""
     return "bf16" if seconds["fp32"] > CLEARLY * seconds["bf16"] else "fp32"
 
 
 def race(trainings: dict[str, Training]) -> dict[str, float]:
-    """Seconds a step of each: the fastest of a few real ones, taken in turns, after one that warms up."""
+    """Seconds per step of each: the fastest of a few real steps, alternating, after one warm-up."""
     best, begun = dict.fromkeys(trainings, float("inf")), time.perf_counter()
     for turn in range(1 + STEPS):
         for name, training in trainings.items():

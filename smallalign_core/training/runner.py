@@ -1,7 +1,7 @@
-"""Training recorded runs: from wherever they stand to their results.
+"""Training of recorded runs: from their current state to their results.
 
-Runs that share their views are trained in lockstep, one step each on the same images. Each has its own folder, events,
-checkpoints and end: one can be cancelled, diverge or be resumed alone, and its weights are the same either way.
+Runs with identical views are trained in lockstep, one step each on the same images. Each has its own folder, events and
+checkpoints: one can be cancelled, diverge or be resumed alone, and its weights are the same either way.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ log = logging.getLogger("smallalign")
 
 CHECKPOINT_SECONDS = 10.0
 TOGETHER = 8
-"""Most runs that a worker or a study trains in lockstep."""
+"""Max. runs in lockstep per worker or study."""
 MADE_OF = ("processes", "params", "macs", "steps", "together")
 ANNOUNCED = (*machine.DECIDES, *MADE_OF, "answers", "features", "preflight", "moved")
-"""What is known before the first step and belongs to the result."""
+"""Facts known before the first step that are part of the result."""
 TRAIN_SCORED_ON = 2_000
-"""Training images that the best weights are scored on, about: enough for the gap to test."""
+"""Approximate number of training images to evaluate the best weights on, for the gap to test."""
 OVER = "over"
-"""The last word of the first of several processes."""
+"""The last command of rank 0."""
 
 Observer = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class RunnerConfig:
-    """Where and how runs are trained, and who watches; arguments of `execute`."""
+    """Device, observer and other arguments of `execute`."""
 
     store: Store
     device: str
@@ -73,18 +73,18 @@ def execute(
     """Train `run` from its last checkpoint, or from the start, to its result.
 
     Args:
-        from_queue: train it only if it still waits in the queue.
-        observe: is shown every event as it happens, recorded or not.
+        from_queue: train it only if it is still queued.
+        observe: called with every event, recorded or not.
         stop: once set, the run is paused at its next event, with a checkpoint.
-        world: the processes that train it together, of which this is the first; the others `assist`.
+        world: the processes that train it together, of which this is rank 0; the others call `run_assistant`.
 
     Returns:
-        Its result; with only `id`, `state` and what was `asked` of it if it was to pause or cancel; nothing was asked
-        of the run itself where `stop` was set.
+        Its result; only `id`, `state` and `asked` (the request) if it was paused or cancelled; `asked` is None if
+        `stop` was set.
 
     Raises:
         Refused: another process is training it, or the disk is full (it is then paused).
-        SmallAlignError: it failed; the reason is kept in its folder.
+        SmallAlignError: it failed; the reason is recorded in its folder.
     """
     (ended,) = run_lockstep([run], store, device=device, from_queue=from_queue, observe=observe, stop=stop, world=world)
     if isinstance(ended, SmallAlignError):
@@ -103,14 +103,14 @@ def run_lockstep(
     world: World | None = None,
     give_up: Callable[[], None] | None = None,
 ) -> list[dict[str, Any] | SmallAlignError]:
-    """Train runs that share their views in lockstep, as `execute` trains one.
+    """Train runs with identical views in lockstep, as `execute` trains one.
 
     Args:
-        give_up: ends this process, where a step hangs and a person asks its run to stop.
+        give_up: ends this process if a step hangs and the user stops its run.
 
     Returns:
-        How each ended: its result, or the error that it failed with. Runs whose last checkpoints are of different steps
-        are trained one group after the other.
+        The result or error of each. Runs with last checkpoints of different steps are trained one group after the
+        other.
     """
     from smallalign_core.training.distributed import World
 
@@ -122,7 +122,7 @@ def run_lockstep(
             try:
                 if not run.finished:
                     pupils.append(ActiveRun(held.enter_context(RunWriter(run, from_queue=from_queue))))
-                    if run.finished:  # by another worker, while we waited for the lock
+                    if run.finished:  # by another worker, while waiting for the lock
                         pupils.pop()
             except Refused as error:
                 ended[run.id] = error
@@ -135,15 +135,15 @@ def run_lockstep(
 
 
 def _attempt(pupils: list[ActiveRun], setting: RunnerConfig) -> None:
-    """Train some of `pupils` together; whatever goes wrong is written to their folders, and at least one has ended."""
+    """Train some of `pupils` together until at least one has ended; errors are recorded in their folders."""
     try:
         _train(pupils, setting)
     except KeyboardInterrupt:
-        _end_all(pupils, State.PAUSED, Refused("interrupted at the keyboard"))
+        _end_all(pupils, State.PAUSED, Refused("interrupted by Ctrl-C"))
         raise
-    except Exception as error:  # whatever went wrong: the runs say so, and their worker lives on
-        if len(pupils) > 1 and not isinstance(error, Refused):  # whose fault it is shows when each is alone
-            log.warning("training together failed (%s); each is tried alone", error)
+    except Exception as error:  # recorded in the runs; the worker continues
+        if len(pupils) > 1 and not isinstance(error, Refused):  # training each alone shows which one fails
+            log.warning("training in lockstep failed (%s); retrying each run alone", error)
             for pupil in pupils:
                 if pupil.ended is None:
                     _attempt([pupil], setting)
@@ -155,7 +155,7 @@ def _attempt(pupils: list[ActiveRun], setting: RunnerConfig) -> None:
         else:
             reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
             log.exception("training failed")
-            told = WorkFailed("the run failed", given=reason, do="change the spec, or report it with its log")
+            told = WorkFailed("the run failed", given=reason, do="change the spec, or report the error with the log")
             _end_all(pupils, State.FAILED, told, reason)
 
 
@@ -167,7 +167,7 @@ def _end_all(pupils: Sequence[ActiveRun], state: State, error: SmallAlignError, 
 
 @dataclass
 class ActiveRun:
-    """One run in training: the right to write its folder, and what was written when."""
+    """One run in training: its writer, and the state of recording."""
 
     recording: RunWriter
     before: float = 0.0
@@ -189,25 +189,25 @@ class ActiveRun:
 
     @property
     def seconds(self) -> float:
-        """Seconds trained, those before a resume included."""
+        """Seconds trained, including those before a resume."""
         return self.before + time.monotonic() - self.started
 
     @property
     def teacher_images(self) -> int:
-        """Images that its teacher itself answered, those before a resume included; a cache answers the others."""
+        """Number of images with a teacher forward pass, including before a resume; the others came from the cache."""
         return self.answered + (self.taught.answered if self.taught else 0)
 
     def end(self, state: State, error: SmallAlignError, reason: str | None = None) -> None:
-        """Write why it stopped."""
+        """Record why it stopped."""
         self.ended = error
         try:
             self.recording.write_status(ended=state, reason=reason or str(error), diverged=isinstance(error, Diverged))
-        except Refused:  # the disk is so full that not even this fits: the released lock will say "interrupted"
+        except Refused:  # the disk is full: without a record, the released lock means "interrupted"
             log.warning("could not record why %s stopped: %s", self.run.name, error)
         self.recording.release()
 
     def save(self, state: dict[str, Any]) -> None:
-        """Keep a checkpoint."""
+        """Write a checkpoint."""
         import torch
 
         buffer = io.BytesIO()
@@ -216,7 +216,7 @@ class ActiveRun:
         self.saved = time.monotonic()
 
     def restored(self) -> dict[str, Any] | None:
-        """The state in its last good checkpoint; None if it has none."""
+        """The state in its last intact checkpoint; None if it has none."""
         import torch
 
         content = self.recording.last_checkpoint()
@@ -236,7 +236,7 @@ class ActiveRun:
         return state
 
     def progress(self, event: Progress) -> dict[str, Any]:
-        """Record how far it is, more sparsely the longer it trains."""
+        """Record progress, less often the longer it trains."""
         losses, now = dict(event.losses), time.monotonic()
         remaining = (event.steps - event.step) * self.seconds / max(1, event.step)
         shown = {
@@ -257,7 +257,7 @@ class ActiveRun:
         return {"kind": "progress", **shown}
 
     def epoch(self, event: Validated, spent: dict[str, Any]) -> dict[str, Any]:
-        """Record how good it is, and what that took."""
+        """Record the scores and the cost of an epoch."""
         close = event.fidelity
         shown = {
             "step": event.step,
@@ -279,7 +279,7 @@ class ActiveRun:
 
 
 def run_assistant(run: Run, store: Store, world: World, device: str = "auto") -> None:
-    """Help another process, which `execute`s `run`, by taking this process's share of every batch."""
+    """Assist the rank-0 process that `execute`s `run`: compute this process's part of every batch."""
     if world.receive() != OVER:
         with _prepared([run.spec], RunnerConfig(store, device, lambda _: None, threading.Event(), world)) as (
             training,
@@ -292,14 +292,14 @@ def run_assistant(run: Run, store: Store, world: World, device: str = "auto") ->
 def _prepared(
     specs: Sequence[RunSpec], setting: RunnerConfig, warn: Callable[[str], None] = log.warning
 ) -> Iterator[tuple[Training, data.Splits]]:
-    """Data, teacher and students of runs that share their views."""
+    """Data, teacher and students of runs with identical views."""
     from smallalign_core.training import loop
 
     set_threads()
     where = loop.pick_device(setting.device)
     forget_peak(where.type)
     splits = data.load(specs[0].data, setting.store.data_cache)
-    # Each of several processes sees its share of a batch, and answers are kept for whole ones.
+    # With several processes each computes part of a batch, and the cache holds whole batches.
     bank = setting.world.size == 1
     with teacher_loading.of_runs(specs, setting.store, splits, where, bank=bank, warn=warn) as taught:
         starts = teacher_loading.starts(specs, setting.store)
@@ -307,7 +307,7 @@ def _prepared(
 
 
 def _train(pupils: list[ActiveRun], setting: RunnerConfig) -> None:
-    """Train all that stand at the step of the first; sets how they ended."""
+    """Train all runs at the step of the first one; sets their results."""
     states = [pupil.restored() for pupil in pupils]
     steps = [state["step"] if state else 0 for state in states]
     joined = [index for index, step in enumerate(steps) if step == steps[0]]
@@ -336,7 +336,7 @@ def _train(pupils: list[ActiveRun], setting: RunnerConfig) -> None:
 
 
 def _announce(training: Training, pupils: Sequence[ActiveRun], store: Store) -> None:
-    """Write what is known before the first step."""
+    """Record what is known before the first step."""
     import torch
 
     from smallalign_core import networks
@@ -369,7 +369,7 @@ def _announce(training: Training, pupils: Sequence[ActiveRun], store: Store) -> 
 
 
 def _follow(training: Training, pupils: Sequence[ActiveRun], setting: RunnerConfig, watch: HangDetector) -> None:
-    """Record what happens, keep checkpoints, and stop whoever was asked to stop."""
+    """Record events, write checkpoints, and stop runs with a pending request."""
     from smallalign_core.training import loop
 
     for event in training:
@@ -393,14 +393,16 @@ def _follow(training: Training, pupils: Sequence[ActiveRun], setting: RunnerConf
             pupil.recording.write_status(ended=ended, reason=None)
             pupil.recording.event(str(ended), training.step)
             pupil.ended = {"id": pupil.run.id, "state": str(ended), "asked": asked}
-            pupil.recording.release()  # the others may train for hours, and it is paused now
+            pupil.recording.release()  # released now: the others may train for hours
             training.drop(index)
         elif time.monotonic() - pupil.saved >= CHECKPOINT_SECONDS:
             pupil.save(training.state(index))
 
 
 def _finish(pupil: ActiveRun, store: Store, splits: data.Splits, training: Training, index: int) -> dict[str, Any]:
-    """Score the best weights: temperature by validation, then one look at test. The last weights are scored beside."""
+    """Evaluate the best weights: temperature fitted on validation, one evaluation on test. Also evaluate the last
+    ones.
+    """
     import numpy as np
     import torch
 

@@ -1,4 +1,4 @@
-"""One learner of a lockstep: its network, its optimizer, what it is scored by, and its best weights so far."""
+"""One student of a lockstep: its network, its optimizer, and its best weights so far."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from smallalign_core.training.timer import Timer
 
 @dataclass
 class Student:
-    """One learner of a lockstep.
+    """One student of a lockstep.
 
     Attributes:
         companion: what its loss learns beside it.

@@ -1,7 +1,7 @@
-"""What a teacher's answers to a run's own validation images say: whether it may teach, and how far it is to be trusted.
+"""Evaluation of a teacher on a run's validation images: whether it is usable, and with which temperature and weight.
 
-Numpy alone. `teaching.preflight` asks the teacher and keeps what is found here; every run that learns from a teacher
-goes through it, whatever started the run.
+NumPy only. `teacher_loading.preflight` computes the logits and caches the result; every run with a teacher goes through
+it.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from smallalign_core.metrics import Scores, fit_temperature, log_softmax, score
 from smallalign_core.spec import HintonKd, LibraryNetwork, Loss, RunSpec
 
 MOST_IMAGES = 1_000
-"""Validation images that a teacher is asked about before a run, evenly spread: enough for an interval of 3 points."""
+"""Validation images for the check of a teacher before a run, evenly spread: enough for an interval of 3 points."""
 SHARPEST = 0.9
-"""Mean top-1 probability below which soft targets begin to tell more than labels."""
+"""Mean top-1 probability below which soft targets carry more information than labels."""
 LOWEST, HIGHEST = 0.5, 50.0
-"""What the losses accept as a temperature."""
+"""Range of temperatures that losses accept."""
 TEMPERATURES = (0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0)
 LEAST_WEIGHT = 0.1
-"""What `auto` may choose."""
+"""Range of `auto`."""
 
 
 @dataclass(frozen=True)
 class Softness:
-    """How much of a teacher's doubts one temperature shows.
+    """Confidence of a teacher at one temperature.
 
     Attributes:
         confidence: mean probability of its top class.
@@ -43,19 +43,19 @@ class Softness:
 
 @dataclass(frozen=True)
 class Evidence:
-    """A teacher on some validation images of a run, as they are.
+    """A teacher's scores on some validation images of a run, without augmentation.
 
     Attributes:
-        teacher: its id; of several, which answer together, their ids with commas between them.
+        teacher: its id; comma-separated ids for an ensemble.
         digest: of its weights; likewise.
-        data: fingerprint of the run's images; `validation`: of those held out, whatever was left for training.
-        side: pixels of the longer side of the images; `learned`: of those that it learned from, None if unknown.
-        images: how many it answered.
+        data: fingerprint of the run's images; `validation`: of its validation images.
+        side: longer side of the images in pixels; `learned`: that of its training images, None if unknown.
+        images: number of images.
         accuracy: top-1, with its 95 % interval.
-        chance: what always naming the commonest class would reach, or 1/classes if that is more.
+        chance: accuracy of predicting the most frequent class, or 1/classes if that is more.
         temperature: fitted on the same images; `calibrated_ece` with it.
-        suggested: temperatures worth trying, see `suggested`.
-        refused: why it should not teach; None if it may.
+        suggested: suggested temperatures, see `suggested`.
+        refused: why it is not usable, as text; None if it is.
     """
 
     teacher: str
@@ -83,10 +83,10 @@ class Evidence:
 def of_logits(
     logits: NDArray[np.float32], labels: NDArray[np.int64], classes: tuple[str, ...], **known: Any
 ) -> Evidence:
-    """The evidence in logits [N, C] with labels int64 [N].
+    """The evidence from logits [N, C] with labels int64 [N].
 
     Args:
-        known: the fields of `Evidence` that are not computed from them.
+        known: the other fields of `Evidence`.
     """
     scores, temperature = score(logits, labels, classes), fit_temperature(logits, labels)
     chance = chance_of(labels, len(classes))
@@ -107,44 +107,44 @@ def of_logits(
 
 
 def chance_of(labels: NDArray[np.int64], classes: int) -> float:
-    """The accuracy of always naming the commonest class, or 1/classes if that is more."""
+    """The accuracy of predicting the most frequent class, or 1/classes if that is more."""
     return max(1 / classes, float(np.bincount(labels).max() / len(labels)))
 
 
 def refusal(scores: Scores, chance: float) -> str | None:
-    """Why a teacher of these scores should not teach: the burden of proof is on it.
+    """Why a teacher with these scores is not usable, as text; None if it is.
 
-    Its whole 95 % interval must lie above chance. The upper end alone would let a random head through on any small
+    The whole 95 % interval must lie above chance: with the upper end alone a random head would pass on any small
     validation set.
     """
     if scores.accuracy_low > chance:
         return None
     return (
-        f"it is not shown to be better than chance: accuracy {scores.accuracy:.1%} "
+        f"its accuracy is not shown to be better than chance: accuracy {scores.accuracy:.1%} "
         f"[{scores.accuracy_low:.1%}, {scores.accuracy_high:.1%}] on {scores.images:,} images, chance {chance:.1%}"
     )
 
 
 def check(found: Evidence, spec: RunSpec, name: str) -> None:
-    """Refuse what `found` speaks against.
+    """Check that the teacher is usable.
 
     Raises:
         BadSpec: the teacher called `name` is not shown to be better than chance.
     """
     if found.refused:
         raise BadSpec(
-            f"the teacher cannot teach these images: {found.refused}",
+            f"the teacher is not usable for these images: {found.refused}",
             given=f"{name} for {spec.data.source}",
             do="choose a teacher that was trained on such images, or leave `teacher` out",
         )
 
 
 def check_side(learned: int | None, spec: RunSpec, shape: tuple[int, int, int], name: str) -> None:
-    """Refuse images that were made smaller than those that a teacher learned from: enlarged again, they are blurred,
-    and it answers them far worse.
+    """Check that images were not downsized below the input size that a teacher was trained on: upsampled again, they
+    are blurred, and its accuracy drops.
 
-    Images that are small in their source are let through: there are no better pixels, and the pre-flight shows what the
-    teacher makes of them.
+    Images that are small in their source pass: there are no better pixels, and the check of the teacher measures the
+    accuracy on them.
 
     Args:
         learned: its side in pixels, None if unknown; `shape`: (channels, height, width) of the run's images.
@@ -157,7 +157,7 @@ def check_side(learned: int | None, spec: RunSpec, shape: tuple[int, int, int], 
         return
     inside = "" if isinstance(spec.network, LibraryNetwork) else f"; `network.size: {side}` keeps the student's input"
     raise BadSpec(
-        f"the teacher learned from images of {learned} pixels a side, and this run would show it {side}",
+        f"the teacher was trained on images of {learned} pixels per side, and this run has {side}",
         given=f"{name} with data.size {spec.data.size}",
         do=f"set `data.size` to {learned}{inside}",
     )
@@ -177,7 +177,7 @@ def suggested(logits: NDArray[np.float32]) -> tuple[float, float]:
 
 
 def _temperature_of(logits: NDArray[np.float32], confidence: float) -> float:
-    """Bisection: mean confidence falls with temperature. The nearer bound where it is never reached."""
+    """Bisection: mean confidence falls with temperature. The nearer bound if it is never reached."""
     low, high = np.log(LOWEST), np.log(HIGHEST)
     for _ in range(40):
         middle = (low + high) / 2
@@ -202,13 +202,13 @@ def chosen(loss: Loss, found: Evidence) -> Loss:
 
 
 def trust(found: Evidence) -> tuple[float, float]:
-    """(temperature, weight) of soft targets from such a teacher; a heuristic, measured on three datasets (README).
+    """(temperature, weight) of soft targets for such a teacher; a heuristic, measured on three datasets (README).
 
-    The temperature is the one at which its mean confidence is 90 %, or the one fitted to validation if that is higher:
-    softer than that, a student of few steps spends them on differences between small logits, and targets of a teacher
-    that is unsure of itself become nearly uniform. The weight is half the squared share of its accuracy above chance,
-    so that labels weigh at least as much: where the teacher is wrong, they decide. Both in coarse steps, since they are
-    part of the run's id, and the last bits of logits differ between processors.
+    The temperature is the one at which its mean confidence is 90 %, or the one fitted on validation if that is higher:
+    with softer targets a short training fits differences between small logits, and the targets of an unconfident
+    teacher become nearly uniform. The weight is half the squared share of its accuracy above chance, so that labels
+    weigh at least as much. Both are rounded coarsely, since they are part of the run's id, and the last bits of
+    logits differ between processors.
     """
     wanted = np.log(max(found.suggested[0], found.temperature))
     temperature = min(TEMPERATURES, key=lambda one: abs(float(np.log(one) - wanted)))

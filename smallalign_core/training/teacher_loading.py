@@ -1,4 +1,4 @@
-"""Who teaches a run: its teachers' weights from the store, or the answers of theirs that were kept."""
+"""Teachers of runs: weights from the store, or cached logits."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 log = logging.getLogger("smallalign")
 
 CALIBRATED_ON = 4
-"""Batches of views from which the ranges of 8-bit activations are taken."""
+"""Number of batches of views to calibrate int8 activations on."""
 EVIDENCE = 1
-"""Part of the key of what is kept of a pre-flight; raised when that starts to mean something else."""
+"""Part of the key of cached teacher checks; increased when their meaning changes."""
 LEAST_AGREEMENT = 0.95
-"""Share of validation images on which 8-bit answers must name the teacher's own class."""
+"""Required top-1 agreement of the int8 teacher with the original on validation images."""
 
 
 def load_teacher(specs: Sequence[RunSpec], store: Store, splits: data.Splits, device: Any) -> Teacher | None:
-    """The live teacher of runs that share their views; None if nobody teaches.
+    """The live teacher of runs with identical views; None without a teacher.
 
     Raises:
-        UnknownRun, Refused: a teacher is not there, or not finished.
-        BadInput, BadModel: it does not know these classes, or its weights cannot be read.
+        UnknownRun, Refused: a teacher does not exist, or is not finished.
+        BadInput, BadModel: it has other classes, or its weights cannot be read.
     """
     from smallalign_core.runs import imported
     from smallalign_core.training import losses
@@ -58,12 +58,12 @@ def load_teacher(specs: Sequence[RunSpec], store: Store, splits: data.Splits, de
 
 
 def preflight(spec: RunSpec, store: Store, splits: data.Splits, device: Any = "cpu") -> Evidence | None:
-    """How good the teachers of a resolved `spec` are on its validation images; None without a teacher.
+    """Scores of the teachers of a resolved `spec` on its validation images; None without a teacher.
 
-    Up to 1,000 images are answered once for each teacher and dataset; the result is kept in the store's cache.
+    Computed on up to 1,000 images, once per teacher and dataset; cached in the store.
 
     Raises:
-        BadSpec: a teacher is not better than chance on them, or learned from larger images than it would see.
+        BadSpec: a teacher is not better than chance on them, or was trained on larger images.
         UnknownRun, Refused, BadInput, BadModel: as `live`.
     """
     runs = [store.finished(name) for name in spec.teachers]
@@ -85,7 +85,7 @@ def _evidence(runs: Sequence[Run], spec: RunSpec, store: Store, splits: data.Spl
     digests, side = [imported.digest_of(run) for run in runs], max(splits.shape[1:])
     facts = json.dumps([EVIDENCE, digests, splits.val.fingerprint, teacher_evidence.MOST_IMAGES])
     file = store.preflights / f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.json"
-    with contextlib.suppress(SmallAlignError, TypeError, KeyError):  # damaged, or of another version: asked again
+    with contextlib.suppress(SmallAlignError, TypeError, KeyError):  # damaged, or of another version: computed again
         known = read_json(file, missing={})
         return Evidence(**{**known, "data": splits.fingerprint, "suggested": tuple(known["suggested"])})
     val = splits.val
@@ -108,14 +108,14 @@ def _evidence(runs: Sequence[Run], spec: RunSpec, store: Store, splits: data.Spl
         side=side,
         learned=max((one for one in sides if one is not None), default=None),
     )
-    with contextlib.suppress(Refused):  # no room for it: the next run asks again
+    with contextlib.suppress(Refused):  # no disk space: the next run computes it again
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, found.as_dict())
     return found
 
 
 def facts(spec: RunSpec, store: Store, splits: data.Splits, device: Any) -> dict[str, Any]:
-    """What a run's result keeps of its teachers: `preflight` with `warnings`, and `answers`, see `closeness`."""
+    """The facts about teachers in a run's result: `preflight` with `warnings`, and `answers`, see `closeness`."""
     seen = preflight(spec, store, splits, device)
     told = None if seen is None else {**seen.as_dict(), "warnings": warnings(spec, store, seen)}
     for doubt in told["warnings"] if told else ():
@@ -124,8 +124,8 @@ def facts(spec: RunSpec, store: Store, splits: data.Splits, device: Any) -> dict
 
 
 def warnings(spec: RunSpec, store: Store, found: Evidence) -> list[str]:
-    """What speaks against the teacher of a resolved `spec` without forbidding it: the same student, already trained on
-    these images without a teacher, is right more often."""
+    """Warnings about the teacher of a resolved `spec`: the same student, already trained on these images without a
+    teacher, is more accurate."""
     alone = {"teacher": None, "loss": CrossEntropy(), "shuffled": False, "answers": "torch"}
     for seed in dict.fromkeys((spec.seed, 0, 1, 2)):
         run = store.find(spec.model_copy(update=alone | {"seed": seed}))
@@ -133,8 +133,8 @@ def warnings(spec: RunSpec, store: Store, found: Evidence) -> list[str]:
             own = (run.result or {})["val"]["accuracy"]
             if own > found.accuracy:
                 return [
-                    f"the teacher is right on {found.accuracy:.1%} of {found.images:,} validation images, and the same "
-                    f"student without it (run {run.name}) on {own:.1%}: learning from it may cost accuracy"
+                    f"teacher accuracy is {found.accuracy:.1%} on {found.images:,} validation images, that of the same "
+                    f"student without it (run {run.name}) {own:.1%}: distillation may lower accuracy"
                 ]
             return []
     return []
@@ -142,35 +142,35 @@ def warnings(spec: RunSpec, store: Store, found: Evidence) -> list[str]:
 
 def _refuse_changed(run: Run, whose: str) -> None:
     if hashlib.sha256(run.weights.read_bytes()).hexdigest() != (run.result or {}).get("weights_sha256"):
-        raise BadModel(f"the {whose} weights are not those that its result describes", given=run.name)
+        raise BadModel(f"the {whose} weights do not match the digest in its result", given=run.name)
 
 
 def starts(specs: Sequence[RunSpec], store: Store) -> dict[str, Path]:
-    """The files of weights that runs begin with, by the names in their specs.
+    """The initial weights files of runs, by the names in their specs.
 
     Raises:
-        UnknownRun, Refused: such a run is not there, not finished, or was not trained here.
+        UnknownRun, Refused: such a run does not exist, is not finished, or is an import.
         BadModel: its weights have changed.
     """
     found = {}
     for name in {spec.start for spec in specs if spec.start}:
         run = store.finished(name)
         if run.imported is not None:
-            raise Refused("an import has no weights to start from", given=run.name, do="name a run of SmallAlign")
+            raise Refused("an import cannot provide initial weights", given=run.name, do="choose a SmallAlign run")
         _refuse_changed(run, "run's")
         found[name] = run.weights
     return found
 
 
 def _answering(whole: BaseClassifier, run: Run, spec: RunSpec, store: Store, splits: data.Splits) -> BaseClassifier:
-    """`whole`, answered by whom `spec` says; what ONNX Runtime needs for that is made once and kept in the cache."""
+    """`whole` with the inference backend of `spec`; the graph for ONNX Runtime is built once and cached."""
     from smallalign_core.networks import Classifier
 
     if spec.answers == "torch":
         return whole
     if not isinstance(whole, Classifier):
         raise BadSpec(
-            "only a run of exactly these classes can be answered by ONNX Runtime; imports are already",
+            "ONNX Runtime inference needs a run with exactly these classes; imports always use it",
             given=run.name,
             do="leave `answers` out",
         )
@@ -178,16 +178,16 @@ def _answering(whole: BaseClassifier, run: Run, spec: RunSpec, store: Store, spl
     content, close = _kept(file) or _made(file, whole, spec, splits)
     if close["agreement"] < LEAST_AGREEMENT:
         raise BadModel(
-            f"in 8-bit integers the teacher agrees with itself on {close['agreement']:.1%} of {close['images']:,} "
-            f"validation images only, less than {LEAST_AGREEMENT:.0%}",
+            f"top-1 agreement of the int8 teacher with the original is {close['agreement']:.1%} on {close['images']:,} "
+            f"validation images, less than {LEAST_AGREEMENT:.0%}",
             given=run.name,
-            do="use answers: onnx, or leave it out",
+            do="set `answers: onnx`, or leave `answers` out",
         )
     return by_graph(whole, content)
 
 
 def by_graph(whole: Classifier, content: bytes) -> Classifier:
-    """A copy of `whole` whose body is the graph in `content`; its preprocessing stays."""
+    """A copy of `whole` with the graph in `content` as its body; its preprocessing stays."""
     from smallalign_core.networks.onnx_graph import Graph
 
     made = copy.deepcopy(whole).cpu()
@@ -196,7 +196,7 @@ def by_graph(whole: Classifier, content: bytes) -> Classifier:
 
 
 def _kept(file: Path) -> tuple[bytes, dict[str, Any]] | None:
-    """A graph and what is known of it; None if either is missing or damaged."""
+    """A graph and its facts; None if either is missing or damaged."""
     with contextlib.suppress(OSError, SmallAlignError, KeyError, TypeError):
         content, close = file.read_bytes(), read_json(file.with_suffix(".json"))
         if hashlib.sha256(content).hexdigest() == close["sha256"]:
@@ -213,7 +213,7 @@ def _made(file: Path, whole: Classifier, spec: RunSpec, splits: data.Splits) -> 
 
 
 def _graph(run: Run, spec: RunSpec, store: Store) -> Path:
-    """Where a teacher's graph is kept: what it was calibrated on decides it too."""
+    """The cache path of a teacher's graph, which depends on its calibration data too."""
     import onnxruntime
 
     from smallalign_core.runs import imported
@@ -225,7 +225,7 @@ def _graph(run: Run, spec: RunSpec, store: Store) -> Path:
 
 
 def as_graph(whole: Classifier, spec: RunSpec, splits: data.Splits) -> tuple[bytes, dict[str, Any]]:
-    """A classifier's body as a graph, and how close the classifier stays to itself with it, on validation images."""
+    """A classifier's body as a graph, and its agreement with the original on validation images."""
     import numpy as np
     import torch
 
@@ -246,10 +246,10 @@ def as_graph(whole: Classifier, spec: RunSpec, splits: data.Splits) -> tuple[byt
 
 
 def inference_gap(spec: RunSpec, store: Store) -> list[dict[str, Any]] | None:
-    """For each teacher of a resolved `spec` that ONNX Runtime answers for, how close that is; None for PyTorch.
+    """Agreement of each teacher of a resolved `spec` under ONNX Runtime with the original; None for PyTorch.
 
-    Each has `agreement` (share of the same top-1), `kl` in nats and `images`: those of validation that were asked. One
-    whose file was deleted or damaged, while a bank still answers for it, is left out.
+    Each has `agreement` (top-1), `kl` in nats and `images`, the number of validation images. A teacher whose graph file
+    was deleted or damaged, while cached logits exist, is omitted.
     """
     if spec.answers == "torch" or not spec.teacher:
         return None
@@ -262,7 +262,7 @@ def inference_gap(spec: RunSpec, store: Store) -> list[dict[str, Any]] | None:
 
 
 def cache_plan(specs: Sequence[RunSpec], store: Store, splits: data.Splits, device: Any) -> CachePlan | None:
-    """The teacher's answers that a bank would keep for these runs; None if there are none, or none can be."""
+    """The cache plan of these runs; None without a teacher, or if it cannot be cached."""
     from smallalign_core.runs import imported
     from smallalign_core.training import teacher as teachers
 
@@ -271,7 +271,7 @@ def cache_plan(specs: Sequence[RunSpec], store: Store, splits: data.Splits, devi
         if spec.teacher:
             digests = [imported.digest_of(store.finished(name)) for name in spec.teachers]
             found = teachers.plan(spec, splits, digests, device)
-            if found is None:  # layers are compared: the teacher has to be there
+            if found is None:  # layers are compared, which needs a live teacher
                 return None
     return found
 
@@ -286,15 +286,15 @@ def of_runs(
     bank: bool = True,
     warn: Callable[[str], None] = log.warning,
 ) -> Iterator[TeacherSource | None]:
-    """Who teaches runs that share their views: a bank of answers, or a live teacher; None if nobody does.
+    """The teacher source of runs with identical views: a logits cache, or a live teacher; None without a teacher.
 
     Args:
-        bank: whether answers may be kept.
-        warn: is told of what is wrong with those that were kept.
+        bank: whether logits may be cached.
+        warn: called with warnings about the cache.
 
     Raises:
-        UnknownRun, Refused: a teacher is not there, or not finished.
-        BadInput, BadModel: it does not know these classes, or its weights cannot be read.
+        UnknownRun, Refused: a teacher does not exist, or is not finished.
+        BadInput, BadModel: it has other classes, or its weights cannot be read.
         BadSpec: it failed its `preflight`.
     """
     from smallalign_core.training.teacher import CacheIndex, TeacherCache

@@ -1,4 +1,4 @@
-"""Seconds of a device's own work: what a step costs, whoever else uses the machine."""
+"""Compute time of a device: the cost of a step independent of other load on the machine."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ import torch
 
 Item = TypeVar("Item")
 LAPS = 1_000
-"""The latest laps, from which the median is."""
+"""Number of latest measurements for the median."""
 
 
 class Timer:
-    """Sums laps of work on `device`; what happens while it stands is not in them.
+    """Sums compute time on `device`; paused intervals are excluded.
 
-    On a CPU these are seconds of this process's processor, all threads together: neighbours do not lengthen them. On
-    CUDA they are the GPU's own, between events that are read when somebody asks, so that nobody waits for them. On
-    other devices they are those of the wall clock.
+    On a CPU it is the CPU time of this process, all threads together, unaffected by other processes. On CUDA it is GPU
+    time between events, which are read lazily and cause no synchronisation. On other devices it is wall-clock time.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -41,7 +40,7 @@ class Timer:
 
     @contextlib.contextmanager
     def measure(self) -> Iterator[None]:
-        """One lap."""
+        """Measure the block."""
         self._since = self._now()
         try:
             yield
@@ -51,7 +50,7 @@ class Timer:
             self._lap, self._since = [], None
 
     def over(self, items: Iterable[Item]) -> Iterator[Item]:
-        """`items`, each made within a lap; what is done with them is not in it."""
+        """Iterate over `items`, measuring the production of each but not its use."""
         source = iter(items)
         while True:
             with self.measure():
@@ -62,7 +61,7 @@ class Timer:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Stop within a lap; does nothing outside of one."""
+        """Pause the measurement; no effect outside of one."""
         running = self._since is not None
         if running:
             self._lap.append((self._since, self._now()))
@@ -74,13 +73,13 @@ class Timer:
 
     @property
     def seconds(self) -> float:
-        """Of all laps so far; on a GPU this waits until it has done them."""
+        """Total seconds so far; synchronises on a GPU."""
         self._read()
         return self._seconds
 
     @property
     def median(self) -> float | None:
-        """Seconds of the median lap, of the latest thousand; None before the first."""
+        """Median in seconds of the latest thousand measurements; None before the first."""
         self._read()
         return statistics.median(self._laps) if self._laps else None
 

@@ -1,4 +1,4 @@
-"""What goes wrong while a run trains, in words: a step that hangs, memory that does not suffice."""
+"""Detection of hanging steps and out-of-memory errors during training."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from smallalign_core.runs.writer import RunWriter
 
 LEAST_SECONDS = 60.0
 TIMES = 20.0
-"""A step hangs after the longer of so many seconds and so many times the median step."""
+"""A step counts as hanging after the longer of a number of seconds and a multiple of the median step."""
 
 LOOK_SECONDS = 1.0
 NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
 
 
 class Watched(Protocol):
-    """A run that is trained."""
+    """A run in training."""
 
     @property
     def recording(self) -> RunWriter:
-        """The right to write its folder."""
+        """The writer of its folder."""
 
     @property
     def ended(self) -> object:
-        """How it ended; None while it trains."""
+        """Its result or error; None while it trains."""
 
 
 class HangDetector(threading.Thread):
-    """Notices that no step ends, says so in the runs' folders, and obeys whoever stops a run that cannot obey.
+    """Detects a hanging step, records it in the runs' folders, and lets the user stop a run that cannot react.
 
-    The stacks of all threads go into each run's log.txt. A step may still end: then what was said is taken back. Time
-    is that of the monotonic clock.
+    The stacks of all threads are written to each run's log.txt. If the step still ends, the warning is withdrawn. Uses
+    the monotonic clock.
 
     Args:
         pupils: runs that train in lockstep.
-        give_up: ends this process, once a person has asked a hanging run to stop. Another thread cannot end the step.
+        give_up: ends this process once a user has stopped a hanging run, since another thread cannot end the step.
     """
 
     def __init__(self, pupils: Sequence[Watched], give_up: Callable[[], None] | None = None) -> None:
@@ -53,11 +53,11 @@ class HangDetector(threading.Thread):
 
     @property
     def limit(self) -> float:
-        """Seconds after which a step hangs."""
+        """Seconds after which a step counts as hanging."""
         return max(LEAST_SECONDS, TIMES * statistics.median(self._took)) if self._took else LEAST_SECONDS
 
     def seen(self, step: int) -> None:
-        """Something happened: so far, `step` steps were taken."""
+        """Record progress: `step` steps are done."""
         now = time.monotonic()
         if step > self._step:
             self._took.append((now - self._since) / (step - self._step))
@@ -72,14 +72,14 @@ class HangDetector(threading.Thread):
         self.join()
 
     def run(self) -> None:
-        """Look from time to time."""
+        """Check periodically."""
         while not self._over.wait(min(LOOK_SECONDS, LEAST_SECONDS / 4)):
             silent = time.monotonic() - self._since
             if not self._hangs and silent > self.limit:
                 self._hangs = True
                 self._say(
                     f"No step has ended for {silent:.0f} seconds, after step {self._step}: a hang, a slow disk or "
-                    "validation of many images. What every thread does stands in log.txt. Pause or cancel it to stop it"
+                    "validation of many images. Stacks of all threads: see log.txt. Pause or cancel the run to stop it"
                 )
                 self._dump()
             elif self._hangs and silent <= self.limit:
@@ -108,9 +108,7 @@ class HangDetector(threading.Thread):
         for recording, what in asked:
             if what is not None:
                 with contextlib.suppress(SmallAlignError, OSError):
-                    reason = (
-                        f"It hung after step {self._step}: its log shows where. It goes on from its last checkpoint"
-                    )
+                    reason = f"The run hung after step {self._step}: see its log. Resume it from its last checkpoint"
                     recording.write_status(ended="cancelled" if what == "cancel" else "paused", reason=reason)
                     (recording.run.folder / "request").unlink(missing_ok=True)
         if any(what is not None for _, what in asked):
@@ -118,12 +116,12 @@ class HangDetector(threading.Thread):
 
 
 def with_explanation(error: Exception) -> SmallAlignError | None:
-    """What a lack of memory means, in words; None for other errors."""
+    """The error for a lack of memory; None for other exceptions."""
     text = " ".join(str(error).split())
     if not isinstance(error, MemoryError) and not any(sign in text.lower() for sign in NO_MEMORY):
         return None
     return WorkFailed(
-        "the memory did not suffice",
+        "out of memory",
         given=text[:160] or type(error).__name__,
-        do="lower `batch` or the network's width, or free memory and resume: it goes on from its last checkpoint",
+        do="lower `batch` or the network's width, or free memory and resume from the last checkpoint",
     )

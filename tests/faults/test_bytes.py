@@ -341,15 +341,15 @@ def test_the_doctor_finds_what_nobody_owns_and_mends_it(train: Train, store: Sto
             os.utime(path, (0, 0))
     os.utime(run.folder)
     before = {file: file.read_bytes() for file in run.folder.iterdir() if file != old[3]}
-    assert told(store)["leftovers"].found.startswith("7, ")
-    found = command("doctor", "--mend", "--json", store=store)
+    assert told(store)["stale files"].found.startswith("7, ")
+    found = command("doctor", "--fix", "--json", store=store)
     assert found.returncode == 0, found.stderr
     assert len(json.loads(found.stdout)["removed"]) == 7
     assert not any(file.exists() for file in old)
     assert young.exists()
     assert mine.exists(), "its maker lives"
     assert {file: file.read_bytes() for file in run.folder.iterdir()} == before
-    assert told(store)["leftovers"].found == "none"
+    assert told(store)["stale files"].found == "none"
 
 
 @pytest.mark.slow
@@ -367,17 +367,15 @@ def test_the_doctor_names_what_is_damaged_and_leaves_runs_alone(train: Train, st
     wrong = {check["name"]: check["found"] for check in said["checks"] if not check["ok"]}
     assert set(wrong) == {"runs", f"run {teacher.name}", "files", f"runs/{teacher.name}/events.jsonl"}
     assert said["removed"] == [str(answers)]
-    assert "1 of its lines" in wrong[f"runs/{teacher.name}/events.jsonl"]
+    assert "1 damaged lines" in wrong[f"runs/{teacher.name}/events.jsonl"]
     assert teacher.weights.exists()
 
 
 def test_the_doctor_says_where_the_jail_is_open(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "nothing could be reached" in told(store)["jail"].found
+    assert "reachable from inside: nothing" in told(store)["sandbox"].found
     open_ = {"namespace": False, "seccomp": False, "network": True, "programs": True}
     monkeypatch.setattr(doctor.sandbox, "abilities", lambda: open_)
-    assert (
-        told(store)["jail"].found == "bounds only; tried from inside: the network and other programs could be reached"
-    )
+    assert told(store)["sandbox"].found == "resource limits only; reachable from inside: the network and other programs"
 
 
 def test_a_store_that_is_not_there_is_whole(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def _written(draw: random.Random, place: Path, ending: str) -> Path:
 
 
 def spec(draw: random.Random, place: Path, store: Store) -> None:
-    told(draw.choice(["submit", "worth", "train"]), _written(draw, place, ".yaml"), "--set", "epochs=-1", store=store)
+    told(draw.choice(["submit", "ablate", "train"]), _written(draw, place, ".yaml"), "--set", "epochs=-1", store=store)
 
 
 def override(draw: random.Random, place: Path, store: Store) -> None:
@@ -145,7 +145,7 @@ def study(draw: random.Random, place: Path, store: Store) -> None:
 
 
 def policy(draw: random.Random, place: Path, store: Store) -> None:
-    told("views", _written(draw, place, ".yaml"), "--data", "nowhere", "--to", place / "to", store=store)
+    told("preview", _written(draw, place, ".yaml"), "--data", "nowhere", "--to", place / "to", store=store)
 
 
 def decisions(draw: random.Random, place: Path, store: Store) -> None:
@@ -255,5 +255,5 @@ def test_functions_that_call_functions_are_counted_before_they_are_loaded() -> N
     bodies = {(one.domain, one.name): list(one.node) for one in content.functions}
     with soon("counting"), pytest.raises(Refusal) as caught:
         inside._refuse_expanded(list(content.graph.node), bodies)
-    assert "with its functions written out" in caught.value.parts[0]
+    assert "with functions inlined" in caught.value.parts[0]
     assert _checkpoint.harmless()

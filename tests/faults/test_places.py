@@ -26,7 +26,7 @@ SPEC = "models/zoo/digits-student/spec.yaml"
 VERBS = {
     "train": ["train", SPEC, "--set", "epochs=1"],
     "submit": ["submit", SPEC],
-    "worth": ["worth", SPEC, "--without", "teacher"],
+    "ablate": ["ablate", SPEC, "--without", "teacher"],
     "inspect": ["inspect", "digits"],
     "datasets": ["datasets"],
     "runs": ["runs", "list"],

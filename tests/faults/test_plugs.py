@@ -84,7 +84,7 @@ def test_a_lack_of_memory_is_explained_and_the_run_kept(
         advance(training)
 
     monkeypatch.setattr(Training, "advance", advance_until)
-    with pytest.raises(WorkFailed, match=r"memory did not suffice.*Lower `batch`"):
+    with pytest.raises(WorkFailed, match=r"[Oo]ut of memory.*Lower `batch`"):
         worker.execute(run, store, device="cpu")
     assert run.state is State.FAILED
     assert "memory" in run.status["reason"]

@@ -177,9 +177,9 @@ def modest_crowd() -> bytes:
 
 
 REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
-    "no zip": (lambda: b"MZ" + bytes(500), "not a zip, whatever it is called"),
-    "an image": (picture, "not a zip, whatever it is called"),
-    "empty": (lambda: b"", "not a zip, whatever it is called"),
+    "no zip": (lambda: b"MZ" + bytes(500), "not a zip archive"),
+    "an image": (picture, "not a zip archive"),
+    "empty": (lambda: b"", "not a zip archive"),
     "only the magic": (lambda: b"PK\x03\x04", "not a whole zip"),
     "cut short": (lambda: dataset()[:-300], "not a whole zip|cannot be read"),
     "no images": (lambda: packed(("a/x.txt", b"hello")), "no images"),
@@ -275,7 +275,7 @@ def test_there_is_room_for_so_much_and_no_more(store: Store, monkeypatch: pytest
     monkeypatch.setenv("SMALLALIGN_KEPT_MB", "1")
     uploads.folder(store).mkdir(parents=True)
     (uploads.folder(store) / "old-0123.zip").write_bytes(bytes(MB))
-    with pytest.raises(Refused, match="no more room"):
+    with pytest.raises(Refused, match="is full"):
         uploads.keep(store, "x.zip", dataset())
 
 

@@ -283,7 +283,7 @@ def test_a_viewer_changes_nothing(store: Store, train: Train) -> None:
         ),
     ]
     for attempt in tries:
-        with pytest.raises(Refused, match="You may look at everything here but not"):
+        with pytest.raises(Refused, match="Your account is read-only: you cannot"):
             attempt()
     after = {path: path.read_bytes() for path in store.root.rglob("*") if path.is_file() and path.suffix != ".lock"}
     assert {path: after.get(path) for path in seen} == seen
@@ -297,7 +297,7 @@ def test_the_desk_acts_for_whoever_asks(store: Store) -> None:
     asking = [VIEWER]
     asked = BackendClient(store, lambda: asking[0])
     try:
-        with pytest.raises(BadInput, match="You may look at everything here but not start runs"):
+        with pytest.raises(BadInput, match="Your account is read-only: you cannot start runs"):
             asked.call("submit", spec=tiny().model_dump(mode="json"))
         asking[0] = RUNNER
         run = store.run(asked.call("submit", spec=tiny().model_dump(mode="json"))["id"])
@@ -324,7 +324,7 @@ def test_a_viewer_sees_the_page_and_a_sentence(
     page.query_params["run"] = run.id
     page.switch_page("runs.py").run()
     next(one for one in page.button if one.label == "Delete permanently").click().run()
-    assert any("You may look at everything here but not delete runs" in error.value for error in page.error)
+    assert any("Your account is read-only: you cannot delete runs" in error.value for error in page.error)
     assert run.finished
 
 
@@ -437,7 +437,7 @@ server_metadata_url = "{provider}/.well-known/openid-configuration"
         page.get_by_role("button", name="Log in").click()
         expect(page.get_by_text("eve@example.org · viewer")).to_be_visible(timeout=60_000)
         page.get_by_role("button", name="Run the demo (30 s)").click()
-        expect(page.get_by_text("You may look at everything here but not start runs")).to_be_visible(timeout=60_000)
+        expect(page.get_by_text("Your account is read-only: you cannot start runs")).to_be_visible(timeout=60_000)
         assert store.runs() == []
         picture(page, "viewer")
         page.get_by_role("button", name="Log out").click()

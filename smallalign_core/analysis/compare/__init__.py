@@ -1,7 +1,7 @@
-"""Teacher and student side by side: agreement, who is right where, calibration, and the images that tell them apart.
+"""Comparison of teacher and student: agreement, disagreements, calibration, and individual images.
 
-What a run says to a split is kept as logits, so that a temperature can be tried, or an image looked at, without asking
-a network again: the dashboard reads them with numpy alone.
+The logits of a run on a split are cached, so that temperatures and images can be explored without further inference:
+the dashboard reads them with NumPy only.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from smallalign_core.runs.store import Run, Store
 from smallalign_core.system.files import read_json, write_json
 
 FORMAT = 2
-"""Raised when a kept comparison holds something else, so that old ones are made again."""
+"""Version of cached comparisons; increased when their content changes."""
 
 
 def compare(teacher: Run, student: Run, store: Store, *, split: str = "test", device: str = "cpu") -> Comparison:
@@ -51,7 +51,7 @@ def compare(teacher: Run, student: Run, store: Store, *, split: str = "test", de
     Temperatures are fitted on validation and applied to `split`.
 
     Raises:
-        BadInput: one of them does not know these classes.
+        BadInput: one of them has other classes.
         BadModel, BadData: weights or images cannot be read.
     """
     splits = data.load(student.data, store.data_cache)
@@ -61,9 +61,9 @@ def compare(teacher: Run, student: Run, store: Store, *, split: str = "test", de
 
 
 def compare_once(teacher: Run, students: Sequence[Run], store: Store, *, split: str = "test") -> list[dict[str, Any]]:
-    """The teacher beside each of `students`, as plain values, on the first student's data; made once for equal weights.
+    """The teacher against each of `students`, as plain values, on the first student's data; cached by weights.
 
-    However many students there are, a look at test is counted once, and only if something had to be made.
+    A test-set evaluation is counted once for all students, and only if something had to be computed.
     """
     _told_apart([teacher, *students])
     source, splits, found = students[0].data, None, []
@@ -78,7 +78,7 @@ def compare_once(teacher: Run, students: Sequence[Run], store: Store, *, split: 
         if known is None:
             splits = splits or data.load(source, store.data_cache)
             write_json(file, _pair(teacher, student, splits, store, split).as_dict())
-            known = read_json(file)  # the same the first time as ever after
+            known = read_json(file)  # read back, so that the first result equals later ones
             looked = True
         found.append(known)
     if looked and splits is not None:
@@ -87,7 +87,7 @@ def compare_once(teacher: Run, students: Sequence[Run], store: Store, *, split: 
 
 
 def _read(file: Path) -> dict[str, Any] | None:
-    """What was kept; None if there is nothing, or it is damaged: it can be made again."""
+    """The cached comparison; None if missing or damaged."""
     with contextlib.suppress(SmallAlignError):
         known: dict[str, Any] | None = read_json(file, missing=None)
         return known
@@ -95,25 +95,27 @@ def _read(file: Path) -> dict[str, Any] | None:
 
 
 def pair(teacher: Run, student: Run, splits: Splits, store: Store, split: str) -> Pair:
-    """The kept answers of both, image by image; numpy alone is needed.
+    """The cached logits of both on the same images; needs NumPy only.
 
     Raises:
-        BadInput: they were not compared yet.
+        BadInput: they have not been compared yet.
     """
     images = getattr(splits, split)
     logits = [kept_logits(run, splits, split, store) for run in (teacher, student)]
     if any(one is None for one in logits):
-        raise BadInput("these two were not compared yet", given=f"{teacher.name}, {student.name}", do="compare them")
+        raise BadInput(
+            "these runs have not been compared yet", given=f"{teacher.name}, {student.name}", do="compare them first"
+        )
     return Pair(logits[0], logits[1], images.labels, images.classes)  # type: ignore[arg-type]
 
 
 def temperature(run: Run, splits: Splits, store: Store) -> float:
-    """The temperature fitted to a run's answers on the validation images of `splits`."""
+    """The temperature fitted to a run's logits on the validation images of `splits`."""
     return fit_temperature(split_logits(run, splits, "val", store), splits.val.labels)
 
 
 def kept(teacher: Run, student: Run, fingerprint: str, store: Store, split: str) -> Path:
-    """Where a comparison is kept: under what decides its figures, which is both runs' weights and the images."""
+    """The cache path of a comparison, by both runs' weights and the images."""
     names = "-".join(f"{run.id}.{digest_of(run)}" for run in (teacher, student))
     return folder(store) / f"{names}-{fingerprint[:12]}-{split}-{FORMAT}.json"
 
@@ -121,7 +123,9 @@ def kept(teacher: Run, student: Run, fingerprint: str, store: Store, split: str)
 def _told_apart(runs: Sequence[Run]) -> None:
     ids = [run.id for run in runs]
     if len(ids) < 2 or (len(ids) > 2 and len(set(ids)) < len(ids)):
-        raise BadInput("a comparison needs different runs", given=", ".join(run.name for run in runs), do="name others")
+        raise BadInput(
+            "a comparison needs different runs", given=", ".join(run.name for run in runs), do="choose other runs"
+        )
 
 
 def _pair(teacher: Run, student: Run, splits: Splits, store: Store, split: str, device: str = "cpu") -> Comparison:

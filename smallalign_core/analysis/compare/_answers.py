@@ -1,4 +1,4 @@
-"""What runs say to held-out images, kept as logits: a network is asked once for the same weights and images."""
+"""Cached logits of runs on held-out images: computed once for the same weights and images."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Logits = NDArray[np.float32]
 
 
 def folder(store: Store) -> Path:
-    """Where all that is known of runs on held-out images is kept.
+    """The folder of cached results on held-out images.
 
-    Files are named after the runs that they are about, and go with them: nothing else in a name looks like an id.
+    File names contain the ids of their runs, with which they are deleted: nothing else in a name looks like an id.
     """
     return store.root / "cache" / "compare"
 
 
 def digest_of(run: Run) -> str:
-    """Eight characters of what decides a run's answers: its weights, or an import's file."""
+    """Eight characters of the digest of a run's weights, or of an import's file."""
     return str((run.result or {}).get("weights_sha256"))[:8]
 
 
@@ -34,15 +34,15 @@ def file_of(run: Run, fingerprint: str, split: str, store: Store) -> Path:
 
 
 def kept_logits(run: Run, splits: Splits, split: str, store: Store) -> Logits | None:
-    """The logits [N, C] that were kept; None if there are none, or damaged."""
+    """The cached logits [N, C]; None if missing or damaged."""
     return read_array(file_of(run, splits.fingerprint, split, store))
 
 
 def split_logits(run: Run, splits: Splits, split: str, store: Store, device: str = "cpu") -> Logits:
-    """Logits float32 [N, C] of a run to the images of `split`, its classes matched by name; kept for the next time.
+    """Logits float32 [N, C] of a run for the images of `split`, with classes matched by name; cached.
 
     Raises:
-        BadInput: it does not know these classes.
+        BadInput: it has other classes.
         BadModel: its weights cannot be read.
     """
     known = kept_logits(run, splits, split, store)

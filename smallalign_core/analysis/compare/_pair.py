@@ -1,4 +1,4 @@
-"""Two sets of logits on the same images: the figures, and each image's case. Numpy alone, so pages can compute too."""
+"""Two sets of logits on the same images: metrics, and the case of each image. NumPy only, so that pages can use it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from smallalign_core.data import ImageSet
 from smallalign_core.metrics import Bin, Scores, divergence, log_softmax, paired_difference, reliability, score, wilson
 
 SHOWN = 100
-"""Cases of each kind that a comparison holds; the kept logits have them all."""
+"""Max. cases of each kind in a comparison; the cached logits have all."""
 
 KINDS = {
-    "inherited": "both wrong, and in the same way",
-    "regressions": "the teacher is right, the student wrong",
-    "fixes": "the student is right, the teacher wrong",
-    "differently": "both wrong, each in its own way",
+    "inherited": "both wrong, same prediction",
+    "regressions": "teacher correct, student wrong",
+    "fixes": "student correct, teacher wrong",
+    "differently": "both wrong, different predictions",
 }
-"""What an image can be that not both get right."""
+"""The kinds of images that are not correct for both."""
 
 DIFFER = ("regressions", "fixes", "differently")
 
@@ -31,13 +31,12 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Case:
-    """One image and what both say to it.
-
+    """One image and both predictions.
     Attributes:
-        row: its position in the split.
-        label: the true class.
-        teacher, student: the three likeliest classes with their probabilities.
-        kl: KL(teacher || student) in nats.
+            row: its position in the split.
+            label: the true class.
+            teacher, student: the top-3 classes with their probabilities.
+            kl: KL(teacher || student) in nats.
     """
 
     row: int
@@ -49,7 +48,7 @@ class Case:
 
 @dataclass(frozen=True)
 class RecallChange:
-    """One class: the share that each finds, and the student's minus the teacher's with its 95 % interval.
+    """One class: recall of both, and the student's minus the teacher's with its 95 % interval.
 
     The interval is that of paired shares (Bonett & Price, 2012). Shares are None for a class without images.
     """
@@ -128,7 +127,7 @@ class Comparison:
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """The answers of two classifiers to the same images.
+    """The logits of two classifiers on the same images.
 
     Args:
         teacher, student: logits float32 [N, C].
@@ -156,7 +155,7 @@ class Pair:
         return np.argsort(-self.kl, kind="stable")
 
     def of_kind(self, kind: str) -> NDArray[np.bool_]:
-        """[N]: which images are of one of `KINDS`."""
+        """Bool [N]: images of one of `KINDS`."""
         teacher, student = (said == self.labels for said in self.predicted)
         same = self.predicted[0] == self.predicted[1]
         return {
@@ -169,10 +168,10 @@ class Pair:
     def rows(
         self, *, kinds: tuple[str, ...] = (), label: int | None = None, cell: tuple[str, int, int] | None = None
     ) -> Rows:
-        """The images that all filters leave, the largest KL first.
+        """The images that match all filters, the largest KL first.
 
         Args:
-            kinds: of any of these kinds; all images without.
+            kinds: of any of these kinds; default: all images.
             label: of this true class.
             cell: one of a confusion matrix: (`teacher` or `student`, true class, predicted class).
         """
@@ -187,7 +186,7 @@ class Pair:
         return self.order[kept[self.order]]
 
     def case(self, row: int) -> Case:
-        """What both say to the image at `row`."""
+        """Both predictions for the image at `row`."""
         teacher, student = (self._top(logits[row : row + 1]) for logits in (self.teacher, self.student))
         return Case(int(row), self.classes[self.labels[row]], teacher, student, float(self.kl[row]))
 
@@ -263,7 +262,7 @@ def _calibration(logits: NDArray[np.float32], images: ImageSet, temperature: flo
 
 
 def _recall_changes(teacher: NDArray[np.bool_], student: NDArray[np.bool_], images: ImageSet) -> list[RecallChange]:
-    """The change of each class's recall; arguments are who is right: [N]."""
+    """The recall change of each class; the bool arguments [N] are the correct images of each."""
     classes = len(images.classes)
     total, found_t, found_s, only_t, only_s = (
         np.bincount(images.labels[which], minlength=classes)

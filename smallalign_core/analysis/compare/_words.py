@@ -1,4 +1,4 @@
-"""A comparison in sentences, the same at every door."""
+"""A comparison as text, for all entry points."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Any
 
 
 def mcnemar(found: dict[str, Any]) -> str:
-    """What McNemar's test says, for people."""
+    """The result of McNemar's test, as text."""
     p, teacher_only, student_only = found["mcnemar_p"], found["teacher_only"], found["student_only"]
     if teacher_only + student_only == 0:
-        return "Both are right on the same images: nothing to test."
+        return "Both are correct on the same images: nothing to test."
     better = "teacher" if teacher_only > student_only else "student"
     chance = f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"
     if p < 0.05:
-        return f"The {better} is right more often than chance explains ({chance}, exact McNemar test)."
-    return f"The difference in accuracy may be chance ({chance}, exact McNemar test)."
+        return f"The {better} is significantly more accurate ({chance}, exact McNemar test)."
+    return f"The difference in accuracy is not statistically significant ({chance}, exact McNemar test)."
 
 
 def images(found: dict[str, Any]) -> str:
-    """Which images a comparison is on: how many, of which split and dataset, of which size."""
+    """The images of a comparison: number, split, dataset and size."""
     split = "test" if found["split"] == "test" else "validation"
     text = f"{found['images']:,} {split} images"
     if (data := found.get("data")) is None:
@@ -28,14 +28,14 @@ def images(found: dict[str, Any]) -> str:
 
 
 def enlarged(found: dict[str, Any]) -> str:
-    """A sentence where the teacher learned from larger images than those of the comparison; else empty."""
+    """A sentence if the teacher was trained on larger images than those of the comparison; else empty."""
     data = found.get("data") or {}
     learned, side = data.get("teacher_side"), max(data.get("height", 0), data.get("width", 0))
     if learned is None or learned <= side:
         return ""
     return (
-        f"The teacher learned from images of {learned} pixels a side and gets {side} here, enlarged: its accuracy on "
-        "images of its own size may be higher."
+        f"The teacher was trained on images of {learned} pixels per side and gets upsampled images of {side} here: its "
+        "accuracy at its own input size may be higher."
     )
 
 
@@ -62,12 +62,12 @@ def most_changed(found: dict[str, Any], most: int = 40) -> list[dict[str, Any]]:
 
 
 def verdict(found: dict[str, Any], teacher: str, student: str) -> str:
-    """A comparison in three lines: how often they agree, who is right where, and how sure each is."""
+    """A comparison as text: agreement, correct predictions, accuracy and calibration."""
     lines = [
         f"{student} against {teacher}, {images(found)}: agreement {found['agreement']:.2%} "
         f"[{found['agreement_low']:.2%}, {found['agreement_high']:.2%}], KL {found['kl']:.4f}",
-        f"both right {found['both_right']:,}, only teacher {found['teacher_only']:,}, only student "
-        f"{found['student_only']:,}, both wrong {found['both_wrong']:,} ({found['inherited']:,} in the same way)",
+        f"both correct {found['both_right']:,}, only teacher {found['teacher_only']:,}, only student "
+        f"{found['student_only']:,}, both wrong {found['both_wrong']:,} ({found['inherited']:,} same prediction)",
         f"accuracy: teacher {found['teacher']['accuracy']:.2%}, student {found['student']['accuracy']:.2%}, "
         f"{100 * found['accuracy_change']:+.2f} points [{100 * found['accuracy_change_low']:+.2f}, "
         f"{100 * found['accuracy_change_high']:+.2f}]. {mcnemar(found)}",

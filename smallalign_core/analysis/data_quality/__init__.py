@@ -1,8 +1,8 @@
-"""Are the data clean enough for a small model? Duplicates, leaks into test, suspected labels, oddities, and decisions.
+"""Data quality: duplicates, train/test leakage, suspected label errors, outliers, and cleaning decisions.
 
-A report is about the data before any decision, so that every decision can be seen and taken back. Nothing is changed
-here: what a person decides is a file (`decide`), which a run's spec names. Nothing here imports torch unless a teacher
-or votes of runs are asked.
+A report is about the data before any decision, so that every decision can be reviewed and undone. Images are not
+changed: decisions are stored in a file (`decide`), which a run's spec names. Torch is imported only for a teacher's
+features or votes of runs.
 """
 
 from __future__ import annotations
@@ -49,37 +49,37 @@ from smallalign_core.system.resumable import Work
 
 METHODS = ("auto", "votes", "teacher", "pixels")
 VERSION = 2
-"""Raised when a finding starts to mean something else; then what was kept no longer answers."""
+"""Version of findings; increased when their meaning changes, which invalidates cached reports."""
 SIDE = 16
-"""Pixels a side that labels are judged by."""
+"""Image side in pixels for label-error detection."""
 FEW = 20
-"""Training and validation images a class, below which automatic cleaning cost accuracy: see the README."""
+"""Training and validation images per class below which automatic cleaning lowered accuracy: see the README."""
 DOUBTFUL = 0.95
-"""Share of the labels that they do not suspect with which judges must agree, or they are weak on these images."""
+"""Min. agreement of out-of-sample predictions with unflagged labels; below it they are unreliable."""
 MOST_HARD = 1_000
-"""Hard examples that are told."""
+"""Max. hard examples in a report."""
 
 
 def run_check(store: Store, spec: DataSpec, *, method: str = "auto", teacher: str | None = None) -> QualityReport:
-    """Look at all images of `spec`, without its decisions, and keep what was found.
+    """Check all images of `spec`, without its decisions, and cache the report.
 
     Args:
-        method: who judges labels: `votes` of finished runs that did not learn the image, a probe on a `teacher`'s
-            features, or on `pixels`. `auto`: on a teacher's features if one is named that did not learn these images,
-            else on pixels; where there are votes that foretell the labels better, these.
-        teacher: a finished run or import whose features are used.
+        method: out-of-sample predictions for label errors: `votes` of finished runs that were not trained on the
+            image, or a probe on a `teacher`'s features or on `pixels`. `auto`: features of the given teacher if it was
+            not trained on these images, else pixels; votes, where they predict the labels better.
+        teacher: a finished run or import to take features from.
 
     Raises:
         BadData: as `data.load`.
-        BadInput: there is no such method, or it cannot be.
-        UnknownRun, Refused: the teacher is not there, or not finished.
+        BadInput: unknown or unavailable method.
+        UnknownRun, Refused: the teacher does not exist, or is not finished.
     """
     return resumable.finish(QualityCheck(store, spec, method, teacher).report())
 
 
 def automatic(images: ImageSet) -> Work[Decisions]:
-    """What automatic cleaning would do, judged from these images alone: sure label issues and copies that are labelled
-    in different ways are dropped, of other copies one is kept. At least one image of every class stays.
+    """Automatic cleaning, based on these images alone: high-confidence label errors and copies with conflicting
+    labels are dropped, of other copies one is kept. At least one image of every class remains.
     """
     set_sklearn_threads()
     features = _flat((yield from resumable.part_of(_near_duplicates.thumbnails([images], SIDE), 0, 2)))
@@ -101,7 +101,7 @@ def automatic(images: ImageSet) -> Work[Decisions]:
 
 
 class QualityCheck:
-    """One look at a dataset: what it is about, what it is kept as, and the work.
+    """One check of a dataset: its data, its cache key, and the work.
 
     Raises:
         As `look`.
@@ -109,9 +109,9 @@ class QualityCheck:
 
     def __init__(self, store: Store, spec: DataSpec, method: str = "auto", teacher: str | None = None) -> None:
         if method not in METHODS:
-            raise BadInput("labels are not judged in such a way", given=method, do=f"choose {', '.join(METHODS)}")
+            raise BadInput("unknown method for label-error detection", given=method, do=f"choose {', '.join(METHODS)}")
         if method == "teacher" and teacher is None:
-            raise BadInput("no teacher was named", do="name a finished run or an import")
+            raise BadInput("method `teacher` needs a teacher", do="give a finished run or an import")
         self.store, self.method = store, method
         self.spec = spec.model_copy(update={"decisions": None, "fingerprint": None})
         self.splits: Splits = data.load(self.spec, store.data_cache)
@@ -124,7 +124,7 @@ class QualityCheck:
         self.voters = _asked.voters(store, self.spec) if method in ("auto", "votes") else []
         if method == "votes" and len(self.voters) < _asked.LEAST_VOTES:
             raise BadInput(
-                f"votes need {_asked.LEAST_VOTES} finished runs that learned a part of these images from labels",
+                f"votes need {_asked.LEAST_VOTES} finished runs trained on a part of these images with labels",
                 given=f"{len(self.voters)} such runs",
                 do="run a scaling study on these images, or choose another method",
             )
@@ -132,7 +132,7 @@ class QualityCheck:
             self.voters = []
 
     def _learned_by(self, teacher: Run) -> bool:
-        """Whether a teacher learned from some of these images, as far as can be known."""
+        """Whether a teacher was trained on some of these images, as far as known."""
         known = None if teacher.imported is not None else _asked.learned(teacher, self.store)
         return known is not None and any(np.isin(part.ids, known).any() for part in self.parts.values())
 
@@ -148,17 +148,17 @@ class QualityCheck:
 
     @property
     def kept(self) -> QualityReport | None:
-        """What was found before; None if nobody looked, or it is damaged."""
+        """The cached report; None if missing or damaged."""
         with contextlib.suppress(SmallAlignError, KeyError, TypeError, AttributeError):
             found = read_json(self.store.root / "cache" / "quality" / f"{self.key}.json", missing=None)
             return QualityReport.from_dict(found)
         return None
 
     def report(self) -> Work[QualityReport]:
-        """Look, in steps, unless it was done before."""
+        """The resumable check, unless cached."""
         if (before := self.kept) is not None:
             return before
-        extras.require("cleanlab", _labels.NEEDS)  # now, not after minutes
+        extras.require("cleanlab", _labels.NEEDS)  # fail early
         set_sklearn_threads()
         atlas, parts = _near_duplicates.Atlas(self.parts), list(self.parts.values())
         fine = yield from resumable.part_of(_near_duplicates.thumbnails(parts), 0, 5)
@@ -175,7 +175,7 @@ class QualityCheck:
         agreed = probabilities.argmax(1) == atlas.labels
         issues = _issues(atlas, probabilities, self.learned)
         suspected = sum(issue.split != "test" for issue in issues)
-        disputed = int((~agreed[own]).sum()) - suspected  # judges name another class, and do not suspect the label
+        disputed = int((~agreed[own]).sum()) - suspected  # predictions disagree with labels that are not flagged
         odd = [
             *_outliers.pixels(fine),
             *(("odd_size", row, off) for row, off in self._odd_sizes()),
@@ -218,7 +218,9 @@ class QualityCheck:
     def _trusted(
         self, votes: _asked.Votes, judged: _labels.OutOfSample, labels: NDArray[np.int64]
     ) -> NDArray[np.bool_]:
-        """Whose label is judged by votes [N]: where there are enough, if these foretell labels better or were asked."""
+        """Images whose labels are checked by votes, bool [N]: with enough votes, if these predict better or are
+        requested.
+        """
         enough = votes.count >= _asked.LEAST_VOTES
         rows = np.flatnonzero(enough[: self.learned])
         both = (votes.probabilities, judged.probabilities)
@@ -230,39 +232,36 @@ class QualityCheck:
         return _outliers.odd_sizes(np.concatenate(sizes)) if len(sizes) == len(self.parts) else []
 
     def _method(self, voted: int, runs: int, agreed: float) -> str:
-        """How out-of-sample probabilities were made, in words."""
+        """The method of out-of-sample probabilities, as text."""
         of = f"features of {self.teacher.name}" if self.teacher is not None else "pixels"
         split = f"5-fold, the mean of {_labels.NEIGHBOURS} nearest neighbours and kernel logistic regression on {of}"
         if min(self.learned, _labels.MOST_FITTED) < self.learned:
             split += f", fitted to {_labels.MOST_FITTED:,} images at most"
         if voted:
             rest = sum(map(len, self.parts.values())) - voted
-            split = f"votes of {runs} runs that did not learn the image" + (
-                f"; {rest:,} images by {split}" if rest else ""
-            )
+            split = f"votes of {runs} runs not trained on the image" + (f"; {rest:,} images by {split}" if rest else "")
         elif runs:
-            split += f" (which foretell labels better than the votes of {runs} runs)"
+            split += f" (which predict labels better than the votes of {runs} runs)"
         return f"{split}; agrees with {agreed:.1%} of the labels"
 
     def _warnings(self, agreed: float) -> Iterator[str]:
-        """What to know before anything is dropped; `agreed`: with which share of the other labels judges agree."""
+        """Warnings before cleaning; `agreed`: share of unflagged labels that out-of-sample predictions agree with."""
         each = self.learned / len(self.splits.classes)
         if each < FEW:
             yield (
-                f"automatic cleaning would likely hurt: {each:.0f} images a class are too few to judge labels by "
-                f"(below {FEW} it cost accuracy where it was measured); look at each image instead"
+                f"automatic cleaning is likely to hurt: {each:.0f} images per class are too few to detect label errors "
+                f"(below {FEW} it lowered accuracy in our measurements); review each image instead"
             )
         if agreed < DOUBTFUL:
             yield (
-                f"automatic cleaning may hurt: the judges name another class for {1 - agreed:.0%} of the labels that "
-                "they do not even suspect, so many that they suspect will be right; look before you drop, give a "
-                "teacher, or let a scaling study measure what cleaning is worth"
+                f"automatic cleaning may hurt: out-of-sample predictions disagree with {1 - agreed:.0%} of unflagged "
+                "labels, so many flags will be false positives; review before dropping, use a teacher's features, or "
+                "measure the value of cleaning by a scaling study"
             )
         if self.biased is not None:
             yield (
-                f"{self.biased.name} learned from some of these images, and its features hide wrong labels that it "
-                "memorised"
-                + (": look with `pixels`, too" if self.teacher is not None else ", so pixels were used instead")
+                f"{self.biased.name} was trained on some of these images, so features may hide label errors that it "
+                "memorised" + (": use `pixels`, too" if self.teacher is not None else ", so pixels were used instead")
             )
 
 
@@ -277,7 +276,7 @@ def _at(atlas: _near_duplicates.Atlas, row: int | np.integer[Any]) -> tuple[str,
 
 
 def _issues(atlas: _near_duplicates.Atlas, probabilities: NDArray[np.float64], learned: int) -> tuple[LabelIssue, ...]:
-    """Suspected labels of images that may be learned from and of test images, each judged among its own."""
+    """Suspected label errors of training and validation images, and of test images, separately."""
     found = []
     for begin, end in ((0, learned), (learned, len(atlas.rows))):
         suspects = _labels.suspects(atlas.labels[begin:end], probabilities[begin:end])
@@ -291,7 +290,7 @@ def _issues(atlas: _near_duplicates.Atlas, probabilities: NDArray[np.float64], l
 
 
 def _hard(atlas: _near_duplicates.Atlas, votes: _asked.Votes) -> tuple[Hard, ...]:
-    """Images that the smallest students do not learn, hardest first."""
+    """Images that small students misclassify, hardest first."""
     if not votes.runs:
         return ()
     smallest = votes.learned_by[votes.learned_by > 0].min(initial=np.iinfo(np.int64).max)
@@ -311,7 +310,7 @@ def _hard(atlas: _near_duplicates.Atlas, votes: _asked.Votes) -> tuple[Hard, ...
     )
 
 
-# --- asked from the dashboard and the command line --------------------------------------------------------------------
+# --- interface of dashboard and command line --------------------------------------------------------------------------
 
 
 def quality(
@@ -326,18 +325,18 @@ def quality(
     """A report on a dataset.
 
     Args:
-        start: whether to look if nobody did; without it, only what is kept comes back.
-        patience: seconds after which an unfinished answer comes back; asking again goes on from there.
+        start: whether to run the check if there is no cached report.
+        patience: seconds until an unfinished result is returned; the next call continues.
 
     Returns:
-        `done`: the share that is done, and when that is all: `report` as `QualityReport.as_dict`, and `words`.
+        `done`: progress in 0..1; at 1 also `report` as `QualityReport.as_dict`, and `words`.
     """
     spec = parse_data(source)
     question = json.dumps([str(store.root.resolve()), spec.model_dump(mode="json"), method, teacher])
     asked = _LOOKING.get(question) or QualityCheck(store, spec, method, teacher)
     if not start and asked.kept is None and question not in _LOOKING:
         return {"done": 0.0}
-    # Kept while it goes on: its images are loaded once, however often somebody looks how far it is.
+    # Kept while it is in progress: its images are loaded once, regardless of the number of polls.
     _LOOKING[question] = asked
     while len(_LOOKING) > resumable.KEPT:
         _LOOKING.pop(next(iter(_LOOKING)))
@@ -353,4 +352,4 @@ def quality(
 
 
 _LOOKING: dict[str, QualityCheck] = {}
-"""Looks that are not finished, by what was asked."""
+"""Unfinished checks, by request."""

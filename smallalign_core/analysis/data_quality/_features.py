@@ -1,6 +1,6 @@
-"""What networks say of images: a teacher's features, and the votes of finished runs that did not learn an image.
+"""Network outputs for data quality: a teacher's features, and votes of finished runs that were not trained on an image.
 
-Torch is imported when one is asked.
+Torch is imported on use.
 """
 
 from __future__ import annotations
@@ -26,23 +26,24 @@ from smallalign_core.system.resumable import Work
 
 CHUNK = 500
 LEAST_VOTES = 8
-"""Runs that did not learn an image, before their votes are a judgement on its label."""
+"""Min. number of votes to check a label."""
 MOST_RUNS = 64
-"""Runs that are asked, evenly spread over their sizes."""
+"""Max. number of voting runs, evenly spread over their sizes."""
 MOST_FEATURES = 512
-"""Wider features are projected at random onto so many, which keeps distances (Johnson & Lindenstrauss, 1984)."""
+"""Wider features are randomly projected to this dimension, which preserves distances (Johnson & Lindenstrauss,
+1984)."""
 
 
 @dataclass(frozen=True)
 class Votes:
-    """What runs said of the images that they did not learn.
+    """Votes of runs on images that they were not trained on.
 
     Attributes:
         probabilities: mean over the runs of each image, float64 [N, classes]; zeros where there are no votes.
         count: int64 [N].
-        right: share of an image's votes that name its label, float64 [N]; 0 without votes.
-        learned_by: parameters of the smallest students of which at least half are right, int64 [N]; 0 for none.
-        runs: how many were asked.
+        right: share of an image's votes for its label, float64 [N]; 0 without votes.
+        learned_by: parameters of the smallest students with at least half of the votes correct, int64 [N]; 0 for none.
+        runs: number of runs.
     """
 
     probabilities: NDArray[np.float64]
@@ -53,7 +54,7 @@ class Votes:
 
 
 def features(run: Run, parts: Sequence[ImageSet]) -> Work[NDArray[np.float32]]:
-    """What the last layer of a run gets, float32 [N, F], of all images of some splits; an import's logits."""
+    """The input of a run's last layer, float32 [N, F], for all images of some splits; an import's logits."""
     import torch
 
     from smallalign_core import networks
@@ -70,7 +71,7 @@ def features(run: Run, parts: Sequence[ImageSet]) -> Work[NDArray[np.float32]]:
         for start in range(0, len(images), CHUNK):
             caught.clear()
             logits = in_batches(teacher, torch.from_numpy(np.ascontiguousarray(images.images[start : start + CHUNK])))
-            given = torch.cat(caught)[-len(logits) :] if caught else logits  # without those that were measured first
+            given = torch.cat(caught)[-len(logits) :] if caught else logits  # without those of the memory measurement
             found.append(_narrow(given.float().numpy()))
             yield min(1.0, CHUNK * len(found) / total)
     features = np.concatenate(found)
@@ -87,15 +88,15 @@ def _narrow(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def learned(run: Run, store: Store) -> NDArray[np.uint64] | None:
-    """The ids of the images that a run learned from; None where they cannot be read any more."""
+    """The ids of a run's training images; None if they cannot be read any more."""
     with contextlib.suppress(SmallAlignError):
         return data.load(run.data, store.data_cache).train.ids
     return None
 
 
 def voters(store: Store, spec: DataSpec) -> list[Run]:
-    """Finished runs that may have votes on the images of `spec`, smallest first: on the same images and labels, of
-    which they left some out, taught by nobody (a teacher may have learned those)."""
+    """Finished runs that may have votes on the images of `spec`, smallest first: trained on a part of the same images
+    and labels, without a teacher (which may have been trained on the others)."""
     found = []
     for run in store.runs():
         with contextlib.suppress(OSError):  # no result: not finished
@@ -110,8 +111,8 @@ def voters(store: Store, spec: DataSpec) -> list[Run]:
 
 @lru_cache(maxsize=4096)
 def _learner(folder: str, _changed: int) -> tuple[DataSpec, int] | None:
-    """(the images, how many parameters) of a finished run that learned from labels only; None for any other. Pages ask
-    at every rerun, so what was read once is remembered."""
+    """(data, number of parameters) of a finished run without a teacher; None for any other. Cached, since pages call
+    it at every rerun."""
     with contextlib.suppress(SmallAlignError, KeyError, TypeError):
         run = Run(Path(folder))
         if run.finished and run.imported is None and not run.spec.teachers and run.spec.start is None:
@@ -120,22 +121,22 @@ def _learner(folder: str, _changed: int) -> tuple[DataSpec, int] | None:
 
 
 def _partly(theirs: DataSpec, spec: DataSpec) -> bool:
-    """Whether who learned from `theirs` left out some of the images of `spec`, and knows the same labels."""
+    """Whether `theirs` lacks some of the images of `spec`, and has the same labels."""
     left_out = theirs.images is not None and (spec.images is None or theirs.images < spec.images)
     try:
         return left_out and _same(theirs) == _same(spec)
-    except SmallAlignError:  # a path that may not be looked at
+    except SmallAlignError:  # a path that may not be read
         return False
 
 
 def _same(spec: DataSpec) -> tuple[Any, ...]:
-    """What two specs must share to be about the same images, labels, and held-out images."""
+    """The fields that must be equal for the same images, labels, and held-out images."""
     source = spec.source if spec.source in data.NAMED else str(data.path_of(spec.source).resolve())
     return source, spec.size, spec.validation, spec.test, spec.noise, spec.draw if spec.noise else 0
 
 
 def votes(runs: Sequence[Run], store: Store, parts: Sequence[ImageSet]) -> Work[Votes]:
-    """Ask runs about all images of some splits that they did not learn."""
+    """Collect votes of runs on all images of some splits that they were not trained on."""
     ids = np.concatenate([part.ids for part in parts])
     labels = np.concatenate([part.labels for part in parts])
     classes = len(parts[0].classes)
@@ -155,7 +156,7 @@ def votes(runs: Sequence[Run], store: Store, parts: Sequence[ImageSet]) -> Work[
         done = 0
         for rows, logits in _answers(run, parts, fresh):
             if not np.isfinite(logits).all():
-                continue  # who says nothing of some has no vote on any of these
+                continue  # a run with non-finite outputs does not vote on these
             said = np.exp(log_softmax(logits, float((run.result or {}).get("temperature") or 1.0)))
             hit = said.argmax(1) == labels[rows]
             total[rows] += said
@@ -176,7 +177,7 @@ def votes(runs: Sequence[Run], store: Store, parts: Sequence[ImageSet]) -> Work[
 def _answers(
     run: Run, parts: Sequence[ImageSet], rows: NDArray[np.int64]
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """(rows of the joined splits, logits) of some images, some at a time."""
+    """(rows of the joined splits, logits) of some images, in batches."""
     import torch
 
     from smallalign_core.runs import imported

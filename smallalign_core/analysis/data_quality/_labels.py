@@ -1,7 +1,7 @@
-"""Labels that are probably wrong: confident learning (Northcutt, Jiang & Chuang, 2021) on out-of-sample probabilities.
+"""Suspected label errors: confident learning (Northcutt, Jiang & Chuang, 2021) on out-of-sample probabilities.
 
-In-sample probabilities find nothing: a model that learned a wrong label believes it. So every image is judged by models
-that did not learn it, nor a copy of it. Test images are judged too; nothing that is said of the others depends on them.
+In-sample probabilities are useless, since a model fits wrong labels too. So each image is predicted by models that were
+not trained on it or a copy of it. Test images are checked too, without influence on the others.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from numpy.typing import NDArray
 from smallalign_core.system import extras
 from smallalign_core.system.resumable import Work, part_of
 
-NEEDS = "the search for wrong labels"
-"""What is refused where cleanlab is not installed."""
+NEEDS = "label-error detection"
+"""The feature that needs cleanlab."""
 NEIGHBOURS = 10
 FOLDS = 5
 MOST_FITTED = 10_000
-"""Images that one logistic regression is fitted to: more cost minutes and change little."""
+"""Max. images per logistic regression: more cost minutes and change little."""
 MOST_REFERENCES = 60_000
-"""Images among which nearest neighbours are looked for."""
+"""Max. images for the nearest-neighbour search."""
 CHUNK = 1_000
 STRENGTH, KERNELS = 0.03, 300
 """The inverse strength of the logistic regression's penalty, and how many images it compares one with (Nyström's
 approximation of a Gaussian kernel, whose width is the median distance; Williams & Seeger, 2001)."""
 LEAST_PAIR = 0.001
-"""Share of images that two classes confuse, below which it is not told."""
+"""Min. share of confused images to report a pair of classes."""
 
 
 @dataclass(frozen=True)
 class OutOfSample:
-    """What models say that did not learn an image.
+    """Out-of-sample predictions.
 
     Attributes:
         probabilities: float64 [N, classes].
@@ -57,13 +57,13 @@ class Suspects:
 
 @dataclass(frozen=True)
 class Pool:
-    """What is judged.
+    """The images to check.
 
     Attributes:
         features: float32 [N, F].
-        labels, ids: int64, uint64 [N]; equal images have equal ids, and never judge each other.
-        classes: how many there are.
-        learned: the first so many may be learned from; the others are only judged.
+        labels, ids: int64, uint64 [N]; equal images have equal ids, and are not used to predict each other.
+        classes: number of classes.
+        learned: number of leading images that may be trained on; the others are only predicted.
     """
 
     features: NDArray[np.float32]
@@ -81,7 +81,7 @@ def out_of_sample(pool: Pool) -> Work[OutOfSample]:
 
 
 def _neighbours(pool: Pool) -> Work[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """(votes weighted by 1 / distance [N, classes], mean distance [N]): every image is left out of its own vote."""
+    """(votes weighted by 1 / distance [N, classes], mean distance [N]), leave-one-out."""
     from sklearn.neighbors import NearestNeighbors
 
     features, labels, ids = pool.features, pool.labels, pool.ids
@@ -124,7 +124,7 @@ def _regressions(pool: Pool) -> Work[NDArray[np.float64]]:
 
 
 def _folds(labels: NDArray[np.int64], ids: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """The fold of each image: every class is dealt out evenly, and equal images go together."""
+    """The fold of each image: stratified by class, with equal images in one fold."""
     different, first, back = np.unique(ids, return_index=True, return_inverse=True)
     order = np.lexsort((different, labels[first]))
     dealt = np.empty(len(different), np.int64)
@@ -135,7 +135,7 @@ def _folds(labels: NDArray[np.int64], ids: NDArray[np.uint64]) -> NDArray[np.int
 def _regression(
     seen: NDArray[np.float32], labels: NDArray[np.int64], asked: NDArray[np.float32], classes: int
 ) -> NDArray[np.float64]:
-    """Probabilities [asked, classes] of a kernel logistic regression that saw images with labels."""
+    """Probabilities [asked, classes] of a kernel logistic regression."""
     from sklearn.kernel_approximation import Nystroem
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics.pairwise import euclidean_distances
@@ -152,7 +152,7 @@ def _regression(
     model = make_pipeline(kernel, StandardScaler(), LogisticRegression(C=STRENGTH, max_iter=200))
     found = np.zeros((len(asked), classes))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # 200 iterations are enough to rank by
+        warnings.simplefilter("ignore")  # 200 iterations are enough for ranking
         found[:, known] = model.fit(seen, labels).predict_proba(asked)
     return found
 
@@ -160,9 +160,9 @@ def _regression(
 def suspects(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> Suspects:
     """Suspected labels among images with labels [N] and out-of-sample probabilities [N, classes].
 
-    Sure are, of all images, as many as confident learning counts, those whose label is least believed (cleanlab's
-    `low_self_confidence`). Suspected are these and what `prune_by_noise_rate` flags in each pair of classes. Judges who
-    agree with no more labels than the largest class has know nothing, and suspect nobody.
+    High confidence: of all images, the number estimated by confident learning, those with the lowest self-confidence
+    (cleanlab's `low_self_confidence`). Suspected: these and those flagged by `prune_by_noise_rate` for each pair of
+    classes. Nothing is flagged if predictions are no better than the most frequent class.
     """
     find_label_issues = extras.load("cleanlab.filter", NEEDS).find_label_issues
     get_label_quality_scores = extras.load("cleanlab.rank", NEEDS).get_label_quality_scores
@@ -171,7 +171,7 @@ def suspects(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> S
         nobody = np.empty(0, np.int64)
         return Suspects(nobody, np.empty(0), np.empty(0, bool), nobody)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # classes without images, or none that is confident
+        warnings.simplefilter("ignore")  # classes without images, or without confident ones
         by_pairs, least = (
             np.asarray(find_label_issues(labels, probabilities, filter_by=rule, n_jobs=1), bool)
             for rule in ("prune_by_noise_rate", "low_self_confidence")

@@ -1,10 +1,10 @@
-"""Images that show the same thing: equal pixels, or equal but for noise, compression, brightness or a small shift.
+"""Duplicates: equal pixels, or equal up to noise, compression, brightness or a small shift.
 
 Two images are compared where they overlap after the best shift of at most one pixel, by 1 - correlation: 0 for a copy,
 whatever its brightness and contrast. Images of one class can be very alike (two of the digits: 0.0058), so a pair is
 near only if it is closer than any two digits are (`STRICT`), or if both images are several times closer to each other
 than to everything else (`GAP`, as Lowe's ratio test, 2004): so an island of copies stands out of its class.
-Who is compared at all is decided by the magnitudes of low frequencies, which a shift does not change.
+Candidate pairs are selected by the magnitudes of low frequencies, which are shift-invariant.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from smallalign_core.data import ImageSet
 from smallalign_core.system.resumable import Work
 
 SIDE = 32
-"""Images are compared at no more pixels a side than this."""
+"""Max. side in pixels at which images are compared."""
 SHIFT = 1
 STRICT, LOOSE, GAP = 0.005, 0.03, 4.0
 """Near below STRICT; up to LOOSE if everything else is GAP times further away."""
 FREQUENCIES = 6
 LEAST_CANDIDATES, MOST_CANDIDATES, CANDIDATES = 16, 200, 400_000
-"""Images that one is compared with: so many in all where there are few, at least and at most so many for each."""
+"""Candidates per image: total for small datasets, and min. and max. per image."""
 CHUNK = 1_000
 MOST_PAIRS = 5_000
-"""Pairs of near duplicates that are told."""
+"""Max. pairs of near duplicates in a report."""
 
 WORDS = (
-    f"near: 1 - correlation after the best shift of up to {SHIFT} pixel, at most {SIDE} pixels a side, is below "
+    f"near: 1 - correlation after the best shift of up to {SHIFT} pixel, at most {SIDE} pixels per side, is below "
     f"{STRICT}, or below {LOOSE} and {GAP:g} times smaller than to any other image"
 )
 
-MORE = f"there are more near duplicates: only the {MOST_PAIRS:,} closest pairs are told, and leaks among them"
+MORE = f"there are more near duplicates: only the {MOST_PAIRS:,} closest pairs, and leaks among them, are listed"
 
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
 """(one, other, distance) of pairs of rows, one < other."""
@@ -62,7 +62,7 @@ def near_duplicates(pixels: NDArray[np.uint8], ids: NDArray[np.uint64]) -> Work[
     """Pairs of near, not exact, duplicates among images [N, C, h, w]; of equal images the first stands for all."""
     rows = np.sort(np.unique(ids, return_index=True)[1])
     flat = pixels.reshape(len(pixels), -1)
-    rows = rows[flat.min(1)[rows] < flat.max(1)[rows]]  # nothing can be said of blank ones
+    rows = rows[flat.min(1)[rows] < flat.max(1)[rows]]  # blank images cannot be compared
     nothing = np.empty(0, np.int64)
     if len(rows) < 3:
         return nothing, nothing, np.empty(0)
@@ -80,7 +80,7 @@ def near_duplicates(pixels: NDArray[np.uint8], ids: NDArray[np.uint64]) -> Work[
 
 
 def _candidates(pixels: NDArray[np.uint8], rows: NDArray[np.int64]) -> Work[NDArray[np.int64]]:
-    """Pairs worth comparing, as one * len(rows) + other, each once."""
+    """Candidate pairs, as one * len(rows) + other, each once."""
     from sklearn.neighbors import NearestNeighbors
 
     features = np.concatenate([_spectrum(pixels[rows[at : at + CHUNK]]) for at in range(0, len(rows), CHUNK)])
@@ -99,7 +99,7 @@ def _spectrum(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Magnitudes of the low frequencies of images [N, C, h, w] in grey, of length 1: float32 [N, features]."""
     grey = pixels.mean(1, dtype=np.float32)
     grey = grey - grey.mean((1, 2), keepdims=True)
-    side = 2 * max(grey.shape[1:])  # twice as large: what leaves on one side does not come back on the other
+    side = 2 * max(grey.shape[1:])  # padded to twice the size against wrap-around
     found = np.abs(np.fft.rfft2(grey, s=(side, side)))
     cut = min(2 * FREQUENCIES, side // 2)
     low = np.concatenate([found[:, :cut, :cut], found[:, -cut + 1 :, :cut]], axis=1).reshape(len(found), -1)
@@ -171,7 +171,7 @@ def exact(ids: NDArray[np.uint64]) -> list[NDArray[np.int64]]:
 
 
 def decided(atlas: Atlas, pairs: Pairs) -> tuple[tuple[Duplicates, ...], tuple[Leak, ...]]:
-    """(groups of images that show the same, leaks into test), exact ones first."""
+    """(groups of duplicates, leaks into test), exact ones first."""
     same = exact(atlas.ids)
     copies = {int(group[0]): group for group in same}
     groups: list[Duplicates] = [_group(atlas, "exact", 0.0, group) for group in same]
@@ -193,7 +193,7 @@ def _group(atlas: Atlas, kind: str, distance: float, rows: NDArray[np.int64]) ->
 
 
 def _leaks(atlas: Atlas, kind: str, distance: float, left: NDArray[np.int64], right: NDArray[np.int64]) -> list[Leak]:
-    """What of `left` was learned or chosen by, and is tested in `right`."""
+    """Leaks between training or validation images in `left` and test images in `right`."""
     return [
         Leak(
             "exact" if kind == "exact" else "near",
@@ -210,7 +210,7 @@ def _leaks(atlas: Atlas, kind: str, distance: float, left: NDArray[np.int64], ri
 
 
 def _islands(pairs: Pairs) -> list[tuple[list[int], float]]:
-    """(rows, the largest distance of a pair between them) of what hangs together, closest first."""
+    """(rows, largest distance of a pair) of each connected component, closest first."""
     home: dict[int, int] = {}
     members: dict[int, list[int]] = {}
     widest: dict[int, float] = {}

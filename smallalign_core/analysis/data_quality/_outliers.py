@@ -1,4 +1,4 @@
-"""Images that stand out by themselves: far from all others, dark, bright, blank, of another size."""
+"""Outliers: images far from all others, dark, bright, blank, or of another size."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 DARK, BRIGHT, BLANK = 0.2, 0.8, 0.01
-"""Nearly no pixel is above DARK, or below BRIGHT; brightness varies by less than BLANK (standard deviation)."""
+"""Thresholds: nearly all pixels below DARK, or above BRIGHT; standard deviation of brightness below BLANK."""
 NEARLY = 0.01
 ODD = 2.0
-"""Times that a side is longer or shorter than the median, or a shape longer or taller than the median's."""
+"""Max. factor of a side, or an aspect ratio, relative to the median."""
 FENCE = 1.5
 """Interquartile ranges above the third quartile of log distances: Tukey's fence (1977)."""
 CHUNK = 1_000
@@ -39,8 +39,8 @@ def pixels(images: NDArray[np.uint8]) -> list[tuple[str, int, float]]:
 
 
 def odd_sizes(sizes: NDArray[np.int32]) -> list[tuple[int, float]]:
-    """(row, how many times it is off) of images whose file has another size or shape than is usual, by (height, width)
-    [N, 2]: they were scaled and cut like all others, and may have lost what mattered.
+    """(row, factor) of images whose file has an unusual size or aspect ratio, by (height, width) [N, 2]: resizing and
+    cropping may have removed relevant parts.
     """
     sides = sizes.astype(np.float64).clip(1)
     area, shape = np.sqrt(sides.prod(1)), sides[:, 1] / sides[:, 0]

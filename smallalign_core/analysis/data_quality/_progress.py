@@ -1,7 +1,7 @@
 """Decisions in progress: `<store>/decisions/<fingerprint of the undecided data>.json`, and their history beside it.
 
-Several visitors may decide at once: each change is made under a lock, to what is there then. The history is
-append-only: a line for each change with what stood there before, and a line for each undoing.
+Several users may work at once: each change is applied under a lock to the current state. The history is append-only:
+a line for each change with the previous value, and a line for each undo.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from smallalign_core.runs.store import Store
 from smallalign_core.system.files import append, read_lines
 
 Change = tuple[int, Decision | None]
-"""An image's id, and what is decided about it; None takes a decision back."""
+"""An image's id and its decision; None removes a decision."""
 
 RIGHT = "decide about images"
 PATIENCE = 10.0
 
 
 def file_of(store: Store, fingerprint: str) -> Path:
-    """Where the decisions about those images are kept; what a spec's `data.decisions` may name.
+    """The decisions file of those images, for a spec's `data.decisions`.
 
     Raises:
-        BadInput: no data are called that.
+        BadInput: not a fingerprint.
     """
     if not re.fullmatch("[0-9a-f]{16}", fingerprint):
-        raise BadInput("a fingerprint is 16 hexadecimal characters", given=fingerprint)
+        raise BadInput("not a fingerprint", given=fingerprint, do="give 16 hexadecimal characters")
     return store.root / "decisions" / f"{fingerprint}.json"
 
 
 def decisions(store: Store, fingerprint: str, source: str = "") -> Decisions:
-    """What was decided about the images of that fingerprint; none before anybody did.
+    """The decisions about the images of that fingerprint; empty if there are none.
 
     Raises:
         BadData: the file is damaged.
@@ -49,27 +49,27 @@ def decisions(store: Store, fingerprint: str, source: str = "") -> Decisions:
 
 
 def decide(store: Store, fingerprint: str, source: str, changes: Sequence[Change]) -> Decisions:
-    """Decide about some images, as one step that `undo` takes back whole.
+    """Add decisions about some images, as one step for `undo`.
 
     Returns:
-        All decisions, those of others too.
+        All decisions, including those of other users.
 
     Raises:
-        Refused: who this acts for may only look; the disk is full.
-        BadInput: an id or a decision cannot be.
+        Refused: read-only user; the disk is full.
+        BadInput: invalid id or decision.
         BadData: the file is damaged; it is left as it is.
     """
     store.visitor.require(RIGHT)
     for image, made in changes:
         if not 0 <= image < 2**64:
-            raise BadInput("no image is called that", given=image)
+            raise BadInput("not an image id", given=image, do="give an id of the report")
         if made is not None and (made.what == "relabel") != bool(made.label):
-            raise BadInput("a label belongs to `relabel`, and to nothing else", given=made)
+            raise BadInput("only `relabel` takes a label, and it needs one", given=made, do="correct the decision")
     with _held(store, fingerprint):
         found = decisions(store, fingerprint, source)
         before = [(image, found.by_image.get(image)) for image, _ in changes]
         after = _changed(found, changes)
-        if after != found:  # the history first: killed in between, undoing restores what is there
+        if after != found:  # the history first: if killed in between, undo restores the current state
             who = {"by": store.visitor.name, "step": secrets.token_hex(8)}
             append(_history(store, fingerprint), {**who, "before": _plain(before), "made": _plain(changes)}, sync=True)
             after.write(file_of(store, fingerprint))
@@ -77,14 +77,13 @@ def decide(store: Store, fingerprint: str, source: str, changes: Sequence[Change
 
 
 def undo(store: Store, fingerprint: str) -> tuple[Decisions, list[Change]]:
-    """Take back this visitor's last step that was not taken back yet; where somebody decided otherwise since, theirs
-    stays.
+    """Undo this user's last step that was not undone yet; later decisions of other users are kept.
 
     Returns:
-        (all decisions, what stands now for each image of that step); no changes where there is nothing to take back.
+        (all decisions, the current value for each image of that step); no changes if there is nothing to undo.
 
-    Raises:
-        Refused: who this acts for may only look.
+        Raises:
+            Refused: read-only user.
     """
     store.visitor.require(RIGHT)
     with _held(store, fingerprint):
@@ -105,7 +104,7 @@ def undo(store: Store, fingerprint: str) -> tuple[Decisions, list[Change]]:
 
 
 def undoable(store: Store, fingerprint: str) -> int:
-    """How many steps of this visitor's `undo` could take back, one after the other."""
+    """Number of steps that this user can undo."""
     return sum(step["by"] == store.visitor.name for step in _steps(store, fingerprint))
 
 
@@ -116,7 +115,7 @@ def _held(store: Store, fingerprint: str) -> Iterator[None]:
     try:
         lock = FileLock(file.with_suffix(".lock"), timeout=PATIENCE).acquire()
     except Timeout:
-        raise Refused("somebody else is deciding about these images", given=file, do="try again") from None
+        raise Refused("another user is saving decisions about these images", given=file, do="try again") from None
     with lock:
         yield
 
@@ -126,7 +125,7 @@ def _history(store: Store, fingerprint: str) -> Path:
 
 
 def _steps(store: Store, fingerprint: str) -> list[dict[str, Any]]:
-    """The steps that were not taken back, oldest first; lines that were damaged are no steps any more."""
+    """The steps that were not undone, oldest first; damaged lines are skipped."""
     standing: dict[str, dict[str, Any]] = {}
     for line in read_lines(_history(store, fingerprint))[0]:
         if "undid" in line:

@@ -1,4 +1,4 @@
-"""What was found about a dataset, as frozen values, as plain values and in words."""
+"""The data-quality report, as dataclasses, as plain values and as text."""
 
 from __future__ import annotations
 
@@ -22,26 +22,25 @@ class Place:
 
     @property
     def where(self) -> str:
-        """The image as people find it."""
+        """The image's file, or its split and row."""
         return self.path or f"{self.split} {self.row}"
 
 
 @dataclass(frozen=True)
 class LabelledPlace(Place):
-    """The same with the class that it is labelled as."""
+    """The same with its label."""
 
     label: str
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Images that show the same thing.
-
+    """A group of duplicates.
     Attributes:
-        kind: `exact`: equal source pixels; `near`: equal but for noise, compression, brightness or a shift.
-        distance: the largest between two that were found to belong together: 1 - their correlation; 0 for exact ones.
-        same_label: whether all are labelled alike.
-        images: two or more, of any splits; training images first.
+            kind: `exact`: equal source pixels; `near`: equal but for noise, compression, brightness or a shift.
+            distance: the largest between two that were found to belong together: 1 - their correlation; 0 for exact
+            ones. same_label: whether all labels are equal.
+            images: two or more, of any splits; training images first.
     """
 
     kind: Literal["exact", "near"]
@@ -52,7 +51,7 @@ class Duplicates:
 
 @dataclass(frozen=True)
 class Leak:
-    """A test image that a training or validation image shows as well: its score is not evidence."""
+    """A test image that duplicates a training or validation image: its score is biased."""
 
     kind: Literal["exact", "near"]
     distance: float
@@ -63,12 +62,11 @@ class Leak:
 
 @dataclass(frozen=True)
 class LabelIssue(Place):
-    """A label that is probably wrong.
-
+    """A suspected label error.
     Attributes:
-        given, suggested: class names.
-        score: the probability that the given label gets from models that did not learn this image, 0..1; low is bad.
-        sure: whether a stricter rule agrees, so that automatic cleaning would drop it; the others want a look.
+            given, suggested: class names.
+            score: out-of-sample predicted probability of the given label, 0..1.
+            sure: high confidence: a stricter rule agrees, so automatic cleaning would drop it; the others need review.
     """
 
     given: str
@@ -79,12 +77,12 @@ class LabelIssue(Place):
 
 @dataclass(frozen=True)
 class Pair:
-    """Two classes that labels confuse.
+    """Two classes with confused labels.
 
     Attributes:
         classes: two names.
         share: estimated share of all images that are one of the two and labelled as the other.
-        images: about how many that are.
+        images: the estimated number.
     """
 
     classes: tuple[str, str]
@@ -94,7 +92,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Outlier(Place):
-    """An image far from all others; `score`: its distance to its nearest ones over what is usual."""
+    """An image far from all others; `score`: its distance to its nearest neighbours, relative to the median."""
 
     score: float
 
@@ -113,13 +111,13 @@ class PixelIssue(Place):
 
 @dataclass(frozen=True)
 class Hard(Place):
-    """How an image fares in runs that did not learn it.
+    """An image's accuracy in runs that were not trained on it.
 
     Attributes:
         label: its class.
-        learned_by: parameters of the smallest student that names it right in at least half of its votes; None if none.
-        right: share of all votes that are right.
-        votes: how many there are.
+        learned_by: parameters of the smallest student with at least half of its votes correct; None if none.
+        right: share of correct votes.
+        votes: number of votes.
     """
 
     label: str
@@ -130,17 +128,17 @@ class Hard(Place):
 
 @dataclass(frozen=True)
 class QualityReport:
-    """Whether data are clean enough for a small model.
+    """The data-quality report of a dataset.
 
     Attributes:
-        source, fingerprint: what was looked at: the data before any decision.
-        classes, images, counts: names; how many images; and how many of each class in each split.
-        method: how out-of-sample probabilities were made, in words.
-        near: what counts as a near duplicate, in words.
+        source, fingerprint: the data before any decision.
+        classes, images, counts: names; number of images; and number per class and split.
+        method: method of out-of-sample probabilities, as text.
+        near: criterion of near duplicates, as text.
         unreadable: files that could not be decoded.
         label_issues: worst first.
-        hard: only where votes of runs exist; those hardest to learn first.
-        warnings: what should be known before anything is dropped.
+        hard: only if votes of runs exist; hardest first.
+        warnings: to be read before cleaning.
     """
 
     source: str
@@ -165,10 +163,10 @@ class QualityReport:
 
     @classmethod
     def from_dict(cls, found: dict[str, Any]) -> QualityReport:
-        """The report that `as_dict` gave, also after it was JSON.
+        """The report from the values of `as_dict`, also after JSON.
 
         Raises:
-            KeyError, TypeError: it gave no such thing.
+            KeyError, TypeError: the values are of something else.
         """
 
         def place(of: type[Any], one: dict[str, Any]) -> Any:
@@ -190,9 +188,9 @@ class QualityReport:
         return cls(**{**found, **made})
 
     def decisions(self) -> Decisions:
-        """What can be decided without a look: training and validation images with a sure label issue, with equal copies
-        of another label, or that the test has as well, are dropped; of other equal copies one is kept. What is only
-        near wants a person.
+        """The decisions of automatic cleaning: training and validation images with a high-confidence label error,
+        with equal copies of another label, or with copies in test, are dropped; of other equal copies one is kept.
+        Near duplicates need review.
         """
         drop = {int(issue.id, 16) for issue in self.label_issues if issue.sure and issue.split != "test"}
         drop |= {int(leak.train.id, 16) for leak in self.leaks if leak.kind == "exact"}
@@ -209,7 +207,7 @@ class QualityReport:
         return Decisions(self.source, made)
 
     def words(self) -> str:
-        """The report for people, a line a finding."""
+        """The report as text, one line per finding."""
         return "\n".join(_lines(self))
 
 
@@ -223,21 +221,23 @@ def _lines(report: QualityReport) -> list[str]:
         spare = sum(len(one.images) - 1 for one in groups)
         torn = sum(not one.same_label for one in groups)
         lines.append(
-            f"{kind} duplicates: {len(groups):,} groups, {spare:,} images too many"
-            + (f", {torn:,} groups labelled in different ways" if torn else "")
+            f"{kind} duplicates: {len(groups):,} groups, {spare:,} redundant images"
+            + (f", {torn:,} groups with conflicting labels" if torn else "")
         )
         lines += [f"  {_listed(one.images)}" for one in groups[:3]]
     tests = {leak.test.row for leak in report.leaks}
     lines.append(
-        f"leaks: {len(tests):,} test images are also among training or validation images"
+        f"train/test leakage: {len(tests):,} test images are also in train or validation"
         + (f" ({sum(leak.kind == 'near' for leak in report.leaks):,} pairs are near duplicates)" if tests else "")
     )
     for leak in report.leaks[:3]:
-        lines.append(f"  {leak.test.where} is {'' if leak.kind == 'exact' else 'nearly '}{leak.train.where}")
+        lines.append(f"  {leak.test.where} {'equals' if leak.kind == 'exact' else 'nearly equals'} {leak.train.where}")
     sure = sum(issue.sure for issue in report.label_issues)
-    lines.append(f"suspected labels: {len(report.label_issues):,}, of which {sure:,} are sure ({report.method})")
+    lines.append(
+        f"suspected label errors: {len(report.label_issues):,}, {sure:,} with high confidence ({report.method})"
+    )
     for issue in report.label_issues[:5]:
-        lines.append(f"  {issue.where}: labelled {issue.given}, looks like {issue.suggested}")
+        lines.append(f"  {issue.where}: label {issue.given}, predicted {issue.suggested}")
     for pair in report.pairs[:3]:
         lines.append(f"  confused: {pair.classes[0]} and {pair.classes[1]}, about {pair.images:,} images")
     lines.append(f"outliers: {len(report.outliers):,}{_first(report.outliers)}")
@@ -245,10 +245,12 @@ def _lines(report: QualityReport) -> list[str]:
     odd = [
         f"{count:,} {kind}{_first([one for one in report.pixels if one.kind == kind])}" for kind, count in kinds.items()
     ]
-    lines.append("pixels: " + (", ".join(odd) or "nothing odd"))
+    lines.append("exposure and size outliers: " + (", ".join(odd) or "none"))
     if report.hard:
         never = sum(one.learned_by is None for one in report.hard)
-        lines.append(f"hard examples: {never:,} of {len(report.hard):,} images with votes are learned by no student")
+        lines.append(
+            f"hard examples: {never:,} of {len(report.hard):,} images with votes are misclassified by all students"
+        )
     return lines + [f"warning: {warning}" for warning in report.warnings]
 
 

@@ -1,4 +1,4 @@
-"""A comparison for a colleague without SmallAlign: one HTML file that needs nothing else, and the same as JSON."""
+"""A comparison as one self-contained HTML file, and as JSON."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ SCHEMA = 1
 def gather(
     runs: Sequence[Run], splits: Splits, split: str, store: Store, limits: Limits = NO_LIMITS
 ) -> Work[dict[str, Any]]:
-    """All that is known of `runs`, the teacher first, as plain values; yields the share that is done.
+    """The full report on `runs`, the teacher first, as plain values; yields progress, 0..1.
 
-    Comparison, robustness and latency are made where they were not made before, each counting its own look at test.
+    Comparison, robustness and latency are computed if not cached; each counts as a test-set evaluation.
 
     Returns:
-        `runs`, `data`, `pairs` (see `compare.Comparison`), `robustness`, `frontier`, and when it was made.
+        `runs`, `data`, `pairs` (see `compare.Comparison`), `robustness`, `frontier`, and its date.
     """
     limits.check()
     pairs = compare.compare_once(runs[0], runs[1:], store, split=split)
@@ -61,19 +61,19 @@ def _facts(run: Run) -> dict[str, Any]:
 
 
 def target(file: Path) -> Path:
-    """Refuse a place for a report before the work, not after it.
+    """Check the path of a report before the work is done.
 
     Raises:
-        BadInput: it is not an .html file, its folder is missing, or its JSON would overwrite what is no report.
+        BadInput: it is not an .html file, its folder is missing, or its JSON would overwrite another file.
     """
     if file.suffix != ".html" or not file.parent.is_dir():
         raise BadInput(
-            "a report goes into an existing folder, as a file ending in .html",
+            "the report's path is not an .html file in an existing folder",
             given=file,
             do="write for example --report comparison.html",
         )
     if (beside := file.with_suffix(".json")).exists() and not file.exists():
-        raise BadInput("the report's JSON would overwrite a file", given=beside, do="give the report another name")
+        raise BadInput("the report's JSON would overwrite a file", given=beside, do="choose another name")
     return file
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from smallalign_core.analysis.html_report._svg import Axes, drawing, line, text
 
 READABLE = 20
-"""Up to so many classes a matrix is drawn; beyond, its largest mistakes are listed."""
+"""Max. classes for drawing a matrix; beyond, the largest errors are listed."""
 TITLE_AT = 130
-"""The middle of a small chart, across."""
+"""Horizontal centre of a small chart."""
 Plain = dict[str, Any]
 
 
@@ -20,7 +20,7 @@ def _short(name: str, most: int = 12) -> str:
 
 
 def confusion(table: Sequence[Sequence[int]], classes: Sequence[str], highest: int, who: str) -> str:
-    """A confusion matrix whose mistakes are coloured up to `highest`; a list of the largest where it would be large."""
+    """A confusion matrix with errors coloured up to `highest`; for many classes, a list of the largest errors."""
     if len(classes) > READABLE:
         return _largest(table, classes)
     cell, top = 30, 12
@@ -52,7 +52,10 @@ def confusion(table: Sequence[Sequence[int]], classes: Sequence[str], highest: i
         )
     width = left + len(classes) * cell + 12
     return drawing(
-        width, bottom + 20 + 6 * longest, parts, f"Confusion matrix of the {who}: rows are true classes, columns said."
+        width,
+        bottom + 20 + 6 * longest,
+        parts,
+        f"Confusion matrix of the {who}: rows are true classes, columns predicted classes.",
     )
 
 
@@ -64,12 +67,12 @@ def _largest(table: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
         f"<tr><td>{html.escape(classes[true])}</td><td>{html.escape(classes[said])}</td><td>{count:,}</td></tr>"
         for count, true, said in mistakes[:20]
     )
-    head = "<tr><th>true class</th><th>said</th><th>images</th></tr>"
-    return f"<table>{head}{rows}</table>" if rows else "<p>No mistakes.</p>"
+    head = "<tr><th>true class</th><th>predicted class</th><th>images</th></tr>"
+    return f"<table>{head}{rows}</table>" if rows else "<p>No errors.</p>"
 
 
 def reliability(found: Plain, who: str) -> str:
-    """Accuracy over confidence, before and after the fitted temperature, with 95 % intervals."""
+    """Accuracy over confidence, uncalibrated and temperature-scaled, with 95 % intervals."""
     axes = Axes(360, 300, (0, 1), (0, 1))
     parts = [*axes.frame("confidence", "accuracy"), axes.curve([(0, 0), (1, 1)], "ideal")]
     for name, look in (("before", "faint"), ("after", "r0" if who == "teacher" else "r1")):
@@ -79,11 +82,11 @@ def reliability(found: Plain, who: str) -> str:
             about = f"{one['images']:,} images: confidence {x:.1%}, accuracy {y:.1%}"
             parts.append(axes.curve([(x, one["accuracy_low"]), (x, one["accuracy_high"])], f"{look} bar"))
             parts.append(axes.dot(x, y, f"{look} dot", about, 2 + 6 * (one["images"] / most) ** 0.5))
-    return drawing(360, 300, parts, f"Reliability of the {who}, before (grey) and after (colour) temperature fitting.")
+    return drawing(360, 300, parts, f"Reliability of the {who}, uncalibrated (grey) and temperature-scaled (colour).")
 
 
 def recall(changes: Sequence[Plain]) -> str:
-    """The student's recall minus the teacher's, a line a class, with 95 % intervals."""
+    """The student's recall minus the teacher's, one row per class, with 95 % intervals."""
     worst = max((max(abs(one["low"]), abs(one["high"])) for one in changes), default=0.1) * 1.05
     left, width, step = 130, 560, 22
     scale = (width - left - 70) / (2 * worst)
@@ -97,16 +100,16 @@ def recall(changes: Sequence[Plain]) -> str:
         parts.append(line([(middle + one["low"] * scale, y), (middle + one["high"] * scale, y)], f"{sure} thick"))
         parts.append(f'<circle class="{sure} dot" cx="{middle + one["change"] * scale:.1f}" cy="{y}" r="4"/>')
         parts.append(text(width - 4, y + 4, f"{100 * one['change']:+.1f}", "tick", "end"))
-    parts.append(text(left, bottom + 18, "← student finds fewer", "name"))
-    parts.append(text(width - 70, bottom + 18, "student finds more →", "name", "end"))
-    return drawing(width, bottom + 26, parts, "Recall of each class: student minus teacher, in points.")
+    parts.append(text(left, bottom + 18, "← lower recall", "name"))
+    parts.append(text(width - 70, bottom + 18, "higher recall →", "name", "end"))
+    return drawing(width, bottom + 26, parts, "Per-class recall change: student minus teacher, in points.")
 
 
 def curves(found: Plain) -> str:
-    """Mean accuracy over severity for all runs, with 95 % bars, and one small chart a corruption."""
+    """Mean accuracy over severity for all runs, with 95 % bars, and one small chart per corruption."""
     lows = [estimate["low"] for run in found["runs"] for estimate in run["by_severity"]]
     axes = Axes(520, 300, (0, 5.15), (max(0.0, min(lows) - 0.05), 1.0))
-    parts = axes.frame("severity (0: as they are)", "accuracy")
+    parts = axes.frame("severity (0: clean)", "accuracy")
     for place, run in enumerate(found["runs"]):
         look = f"r{place % 8}"
         points = list(enumerate([run["clean"], *run["by_severity"]]))
@@ -131,7 +134,7 @@ def _corruption(found: Plain, name: str) -> str:
 
 
 def pareto(found: Plain, field: str, name: str) -> str:
-    """Accuracy over a cost, one point a run; dominated ones are grey, limits are lines."""
+    """Accuracy over a cost, one point per run; dominated ones are grey, limits are lines."""
     runs, limits = found["candidates"], found["limits"]
     limit = limits["kb"] if field == "bytes" else limits["ms"]
     costs = [_cost(one, field) for one in runs] + ([limit] if limit else [])

@@ -1,4 +1,4 @@
-"""The report as one HTML file: no script, nothing from elsewhere, light and dark, and fit to be printed."""
+"""The report as one HTML file: no scripts, no external resources, light and dark themes, printable."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from smallalign_core.runs.store import looked_at
 
 STYLE = (Path(__file__).parent / "report.css").read_text()
 SHOWN = 24
-"""Images of each kind."""
+"""Max. images per kind."""
 THUMB = 64
 """Their longest side in the file, in pixels."""
 TITLES = {
-    "inherited": "Inherited mistakes",
+    "inherited": "Inherited errors",
     "regressions": "Regressions",
     "fixes": "Fixes",
-    "differently": "Both wrong, each in its own way",
+    "differently": "Both wrong, different predictions",
 }
 Plain = dict[str, Any]
 
@@ -39,7 +39,7 @@ def page(report: Plain, images: NDArray[np.uint8] | Any) -> str:
     parts += [_bearing(report["robustness"], names), _frontier(report["frontier"])]
     parts += [_gallery(report["pairs"][0], kind, images) for kind in compare.KINDS]
     parts.append(_method(report))
-    # Strict: the one style sheet is named by its digest, pictures are part of the file, and nothing else may load.
+    # Strict: the only style sheet is allowed by digest, images are embedded, and nothing else may load.
     style = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{style}'; img-src data:; base-uri 'none'; form-action 'none'"
     return (
@@ -52,7 +52,7 @@ def page(report: Plain, images: NDArray[np.uint8] | Any) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> str:
-    """A table; every cell is escaped, the first of a row is its heading."""
+    """A table; all cells are escaped, the first of a row is its heading."""
     top = "".join(f'<th scope="col">{escape(one)}</th>' for one in head)
     body = "".join(
         f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(one)}</td>" for one in row[1:])}</tr>'
@@ -72,7 +72,7 @@ def _head(report: Plain, names: Sequence[str]) -> str:
     return (
         f"<header><h1>Can {escape(others)} replace {escape(names[0])}?</h1>"
         f"<p>{data['images']:,} {split} images of {escape(data['source'])}, {len(data['classes'])} classes. "
-        f"Made {escape(report['made'])} by SmallAlign.{looks}</p></header>"
+        f"Created {escape(report['made'])} by SmallAlign.{looks}</p></header>"
     )
 
 
@@ -87,7 +87,7 @@ def _runs(report: Plain) -> str:
         for run in report["runs"]
     ]
     return _table(
-        ["run", "what it is", "parameters", "SHA-256 of the weights"], rows, "The runs; the first is the teacher"
+        ["run", "description", "parameters", "SHA-256 of the weights"], rows, "The runs; the first is the teacher"
     )
 
 
@@ -100,7 +100,7 @@ def _pair(found: Plain, teacher: str, student: str) -> str:
             ["teacher right", f"{found['both_right']:,}", f"{found['teacher_only']:,}"],
             ["teacher wrong", f"{found['student_only']:,}", f"{found['both_wrong']:,}"],
         ],
-        "Who is right",
+        "Correct predictions",
     )
     figures = [
         [
@@ -110,18 +110,18 @@ def _pair(found: Plain, teacher: str, student: str) -> str:
     ]
     for name, field in (("NLL", "nll"), ("ECE", "ece"), ("Brier", "brier")):
         figures.append([name, *(f"{one[field]:.4f}" for one in both)])
-    figures.append(["fitted temperature", *(f"{one['temperature']:.3f}" for one in fitted)])
+    figures.append(["temperature", *(f"{one['temperature']:.3f}" for one in fitted)])
     for name, field in (("NLL", "nll"), ("ECE", "ece"), ("Brier", "brier")):
-        figures.append([f"{name}, temperature fitted", *(f"{one['scores'][field]:.4f}" for one in fitted)])
+        figures.append([f"{name}, temperature-scaled", *(f"{one['scores'][field]:.4f}" for one in fitted)])
     change = (
         f"{100 * found['accuracy_change']:+.2f} points (95 % interval {100 * found['accuracy_change_low']:+.2f} to "
     )
     change += f"{100 * found['accuracy_change_high']:+.2f})"
     lines = [
-        f"They agree on {found['agreement']:.2%} of the images (95 % interval {found['agreement_low']:.2%} to "
-        f"{found['agreement_high']:.2%}); the mean KL is {found['kl']:.4f}.",
-        f"The student's accuracy is {change} beside the teacher's. {compare.mcnemar(found)}",
-        f"Both make the same mistake on {found['inherited']:,} images.",
+        f"Agreement: {found['agreement']:.2%} of the images (95 % interval {found['agreement_low']:.2%} to "
+        f"{found['agreement_high']:.2%}); mean KL: {found['kl']:.4f}.",
+        f"Accuracy, student minus teacher: {change}. {compare.mcnemar(found)}",
+        f"Both make the same error on {found['inherited']:,} images.",
     ]
     highest = compare.commonest_mistake(found)
     matrices, diagrams = [], []
@@ -136,12 +136,12 @@ def _pair(found: Plain, teacher: str, student: str) -> str:
         f"<section><h2>{escape(student)} against {escape(teacher)}</h2>"
         f"{''.join(f'<p>{escape(one)}</p>' for one in lines)}"
         f"{square}{_table(['', 'teacher', 'student'], figures, 'Accuracy and calibration')}"
-        f"<h3>Recall of each class</h3><p>Student minus teacher in points, with 95 % intervals{few}.</p>"
+        f"<h3>Per-class recall change</h3><p>Student minus teacher in points, with 95 % intervals{few}.</p>"
         f"<figure>{_charts.recall(shown)}</figure>"
-        f"<h3>Confusion matrices</h3><p>Rows are true classes, columns what was said. Mistakes are coloured, on one "
+        f"<h3>Confusion matrices</h3><p>Rows are true classes, columns predicted classes. Errors are coloured, on one "
         f"scale for both.</p><div class='pair'>{''.join(matrices)}</div>"
         "<h3>Reliability</h3><p>Accuracy over confidence in bins of 1/15, with 95 % intervals; larger dots are more "
-        "images. Grey as it is, in colour after temperature fitting on validation.</p>"
+        "images. Grey: uncalibrated; colour: temperature-scaled on validation.</p>"
         f"<div class='pair'>{''.join(diagrams)}</div></section>"
     )
 
@@ -157,7 +157,7 @@ def _bearing(found: Plain | None, names: Sequence[str]) -> str:
     lines = robustness.words(found, names).split("\n")
     told = "".join(f"<li>{escape(one)}</li>" for one in lines[1:])
     return (
-        f"<section><h2>Robustness</h2><p>{escape(lines[0])}. Both see the same pixels.</p><ul>{told}</ul>"
+        f"<section><h2>Robustness</h2><p>{escape(lines[0])}. All runs get the same pixels.</p><ul>{told}</ul>"
         f"{_legend(names)}<figure>{_charts.curves(found)}</figure></section>"
     )
 
@@ -167,7 +167,7 @@ def _frontier(found: Plain | None) -> str:
         return ""
     precision = found["limits"].get("precision", "fp32")
     sized = [one | {"bytes": pareto.size_in(one, precision) or one["bytes"]} for one in found["candidates"]]
-    found = found | {"candidates": sized}  # the limit is for this file; the JSON keeps all three
+    found = found | {"candidates": sized}  # the limit applies to this file; the JSON has all three
     rows = [
         [
             f"{place + 1}. {one['name']}",
@@ -199,7 +199,7 @@ def _gallery(found: Plain, kind: str, images: Any) -> str:
     about = compare.KINDS[kind]
     head = f"<section><h2>{TITLES[kind]}: {total:,}</h2><p>{about.capitalize()}."
     if not cases:
-        return f"{head} There are none.</p></section>"
+        return f"{head} None.</p></section>"
     more = f" The {len(cases)} with the largest KL are shown." if total > len(cases) else " Largest KL first."
     cards = []
     for one in cases:
@@ -222,7 +222,7 @@ def _top(said: Sequence[Sequence[Any]], label: str) -> str:
 
 
 def _picture(pixels: NDArray[np.uint8]) -> str:
-    """An image uint8 [C, H, W] as a PNG's address, its longest side at most `THUMB`."""
+    """An image uint8 [C, H, W] as a PNG data URI, its longest side at most `THUMB`."""
     from PIL import Image
 
     picture = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
@@ -238,10 +238,10 @@ def _method(report: Plain) -> str:
         "Intervals hold 95 %: Wilson (1927) for shares, Bonett & Price (2012) for differences of paired shares.",
         "McNemar's test is exact and two-sided. KL is KL(teacher || student) in nats.",
         "ECE: 15 equal bins of the top-1 confidence (Guo et al., 2017). Brier: sum over classes, 0 to 2 (Brier, 1950).",
-        "Temperatures were fitted on validation images and applied here.",
+        "Temperatures were fitted on validation images.",
         "A run is dominated if another one is no larger, no slower and no less accurate, and better in one of these.",
-        "One training seed a run: differences between seeds are not part of these intervals.",
+        "One training seed per run: intervals exclude seed variance.",
         f"Data fingerprint {report['data']['fingerprint']}; runs {', '.join(run['id'] for run in report['runs'])}.",
     ]
     items = "".join(f"<li>{escape(one)}</li>" for one in told)
-    return f"<section><h2>How this was computed</h2><ul>{items}</ul></section>"
+    return f"<section><h2>Methods</h2><ul>{items}</ul></section>"

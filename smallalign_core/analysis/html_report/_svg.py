@@ -1,5 +1,5 @@
-"""Small charts as SVG text: drawn here, because they follow the reader's light or dark theme by CSS classes, need no
-script, and cost a few kB; a plotting library would bring a browser or fixed colours."""
+"""Small charts as SVG text. No plotting library, since charts follow the light or dark theme by CSS classes, need no
+script, and take a few kB."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LEFT, RIGHT, TOP, BOTTOM = 62, 12, 10, 40
 
 
 def text(x: float, y: float, content: str, look: str = "", anchor: str = "start") -> str:
-    """A piece of text; users' words are escaped here."""
+    """A text element; the content is escaped."""
     return f'<text x="{x:.1f}" y="{y:.1f}" class="{look}" text-anchor="{anchor}">{html.escape(content)}</text>'
 
 
@@ -22,7 +22,7 @@ def line(points: Sequence[tuple[float, float]], look: str) -> str:
 
 
 def drawing(width: int, height: int, parts: Sequence[str], about: str) -> str:
-    """The parts as one picture that scales with the page; `about` is read to those who do not see it."""
+    """The parts as one scalable image; `about` is its accessible label."""
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(about, quote=True)}" '
         f'width="{width}" height="{height}">{"".join(parts)}</svg>'
@@ -31,7 +31,7 @@ def drawing(width: int, height: int, parts: Sequence[str], about: str) -> str:
 
 @dataclass(frozen=True)
 class Axes:
-    """A plane to draw on.
+    """Axes of a chart.
 
     Args:
         x, y: the first and last value of each axis. `log`: whether x is logarithmic; both are above 0 then.
@@ -44,7 +44,7 @@ class Axes:
     log: bool = False
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        """Where a value stands, in the picture's units."""
+        """The position of a value, in image units."""
         low, high = self.x
         across = math.log(x / low) / math.log(high / low) if self.log else (x - low) / (high - low)
         down = (y - self.y[0]) / (self.y[1] - self.y[0])
@@ -71,7 +71,7 @@ class Axes:
         return parts
 
     def dot(self, x: float, y: float, look: str, about: str = "", radius: float = 3.5) -> str:
-        """A point; `about` is shown when it is pointed at."""
+        """A point with the tooltip `about`."""
         left, top = self.at(x, y)
         title = f"<title>{html.escape(about)}</title>" if about else ""
         return f'<circle class="{look}" cx="{left:.1f}" cy="{top:.1f}" r="{radius}">{title}</circle>'

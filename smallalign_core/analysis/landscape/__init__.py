@@ -1,8 +1,8 @@
-"""The landscape around what a run found: slices, barriers, curvature, and how well gradients foretell each other.
+"""The loss landscape around a run's weights: slices, barriers, curvature, and gradient predictiveness.
 
-Every number is of the run's own loss, with its teacher, on training images as they are (never validation or test), and
-says what batch norms used: the same weights can look 25 times sharper with running statistics than with those of a
-batch. None of these predicts test accuracy by itself (Dinh et al., 2017). What was measured once is kept.
+Every number is of the run's own loss, with its teacher, on training images without augmentation (never validation or
+test), with the batch-norm mode: the same weights can look 25 times sharper with running statistics than with those of a
+batch. None of these predicts test accuracy by itself (Dinh et al., 2017). Results are cached.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ from smallalign_core.training import teacher_loading
 Measure = Literal["line", "plane", "path", "between", "curvature", "predictiveness"]
 MEASURES: tuple[Measure, ...] = ("line", "plane", "path", "between", "curvature", "predictiveness")
 PAIRS = ("path", "between")
-"""Measures of the first run and each other one."""
+"""Measures between the first run and each other one."""
 VERSION = 1
-"""Raised when a measure starts to mean something else; then what was kept no longer answers."""
+"""Version of measures; increased when their meaning changes, which invalidates cached results."""
 MOST_RUNS, MOST_IMAGES = 40, 10_000
 FORETOLD_ON = 2_048
-"""Training images, at least, that gradients foretell each other on: whole batches, each of which is one observation."""
-NORMS = {"eval": "running statistics", "train": "each batch's own", "reestimate": "estimated anew"}
+"""Min. training images for gradient predictiveness: whole batches, each of which is one observation."""
+NORMS = {"eval": "running statistics", "train": "each batch's own", "reestimate": "re-estimated"}
 
 
 @dataclass(frozen=True)
 class LandscapeSpec:
-    """How to look.
+    """Settings of the measurement.
 
     Attributes:
-        norms: what batch norms use.
-        images: training images, about: whole batches of the run's size.
-        seed: which images and directions.
+        norms: batch-norm statistics.
+        images: approximate number of training images: whole batches of the run's batch size.
+        seed: seed of images and directions.
     """
 
     norms: Norms = "eval"
@@ -65,7 +65,7 @@ class LandscapeSpec:
     probes: int = 10
 
     def check(self) -> None:
-        """Refuse what cannot be.
+        """Validate the settings.
 
         Raises:
             BadInput: a number is out of range.
@@ -81,17 +81,19 @@ class LandscapeSpec:
             "probes": (1, 1000),
         }
         if self.norms not in NORMS:
-            raise BadInput("batch norms work in no such way", given=self.norms, do=f"choose {', '.join(NORMS)}")
+            raise BadInput("unknown batch-norm mode", given=self.norms, do=f"choose {', '.join(NORMS)}")
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
-                raise BadInput(f"`{name}` lies between {low:,} and {high:,}", given=getattr(self, name))
+                raise BadInput(
+                    f"`{name}` must be between {low:,} and {high:,}", given=getattr(self, name), do="change it"
+                )
         if self.points % 2 == 0 or self.grid % 2 == 0:
-            raise BadInput("`points` and `grid` are odd, so that the weights are one of them", given=self.points)
+            raise BadInput("`points` and `grid` must be odd", given=self.points, do="add 1")
 
 
 @dataclass(frozen=True)
 class _Task:
-    """One measure of one run (and of another, for the way between them), and where it is kept."""
+    """One measure of one run (and of another, for the path between them), and its cache file."""
 
     run: Run
     measure: Measure
@@ -107,8 +109,8 @@ class Landscape:
         measures: which; `path` and `between` go from the first run to each other one.
 
     Raises:
-        UnknownRun, Refused: a run is not there, not finished, or has no one loss to look at.
-        BadInput: no measure or run, too many, one that is out of range, or ways between different networks.
+        UnknownRun, Refused: a run does not exist, is not finished, or has no well-defined loss.
+        BadInput: no measure or run, too many, a value out of range, or paths between different networks.
     """
 
     def __init__(
@@ -118,14 +120,14 @@ class Landscape:
         look.check()
         unknown = [name for name in measures if name not in MEASURES]
         if unknown or not measures:
-            raise BadInput("there is no such measure", given=unknown or "none", do=f"choose {', '.join(MEASURES)}")
+            raise BadInput("unknown measure", given=unknown or "none", do=f"choose {', '.join(MEASURES)}")
         if not 1 <= len(references) <= MOST_RUNS:
-            raise BadInput(f"look at 1 to {MOST_RUNS} runs", given=len(references))
+            raise BadInput(f"a landscape takes 1 to {MOST_RUNS} runs", given=len(references), do="change the selection")
         self.store, self.look = store, look
         self.runs = list({run.id: run for run in map(store.finished, references)}.values())
         for run in self.runs:
             if run.imported is not None:
-                raise Refused("an import has no loss that it was trained with", given=run.name, do="choose a run")
+                raise Refused("an import has no training loss", given=run.name, do="choose a SmallAlign run")
             _surface.refuse(run.spec, run.name)
         if any(name in PAIRS for name in measures):
             self._refuse_ways()
@@ -144,13 +146,13 @@ class Landscape:
     def _refuse_ways(self) -> None:
         first, *others = self.runs
         if not others:
-            raise BadInput("a way leads from one run to another", given=first.name, do="name two runs or more")
+            raise BadInput("`path` and `between` need two runs", given=first.name, do="give two runs or more")
         for other in others:
             if canonical(other.spec.network) != canonical(first.spec.network):
                 raise BadInput(
-                    "there is no straight way between different networks",
+                    "there is no linear path between different networks",
                     given=f"{first.name}: {first.title}; {other.name}: {other.title}",
-                    do="name runs of the same network, or leave `path` and `between` out",
+                    do="choose runs of the same network, or leave `path` and `between` out",
                 )
 
     def _task(self, run: Run, measure: Measure, other: Run | None) -> _Task:
@@ -168,12 +170,12 @@ class Landscape:
 
     @property
     def missing(self) -> list[_Task]:
-        """What was not measured before."""
+        """The measures that are not cached."""
         return [task for task in self.tasks if self._kept(task) is None]
 
     def cost(self) -> dict[str, Any]:
-        """What measuring would cost: `seconds` from a probe of each run's own steps, `losses` and `gradients` that it
-        asks for (a product with the Hessian is counted as three gradients), and how many of `tasks` are `missing`.
+        """Cost estimate: `seconds` from a probe of each run's own steps, numbers of `losses` and `gradients` (a
+        Hessian-vector product counts as three gradients), and how many of `tasks` are `missing`.
         """
         missing, seconds, losses, gradients = self.missing, 0.0, 0, 0
         speeds: dict[str, tuple[float, float]] = {}
@@ -206,7 +208,7 @@ class Landscape:
         return times[0] * (2 if self.look.norms == "reestimate" else 1), times[1]
 
     def _look(self, task: _Task) -> LandscapeSpec:
-        """What a distribution over batches is measured on is more images."""
+        """The number of images; larger for a distribution over batches."""
         more = max(self.look.images, FORETOLD_ON) if task.measure == "predictiveness" else self.look.images
         return replace(self.look, images=more)
 
@@ -221,7 +223,7 @@ class Landscape:
         return self._splits[name]
 
     def _built(self, run: Run, look: LandscapeSpec, like: Run | None = None) -> Work[Surface]:
-        """The surface of a run's weights; with the loss and images of another, where one is given."""
+        """The loss surface around a run's weights; with the loss and images of another run, if given."""
         source, splits = like or run, self._data(like or run)
         spec = source.spec
         teacher = teacher_loading.load_teacher([spec], self.store, splits, "cpu")
@@ -259,13 +261,13 @@ class Landscape:
         return {"version": VERSION, **facts, "shapes": _surface.shapes(surface.network), "found": found}
 
     def report(self) -> Work[dict[str, Any]]:
-        """Measure what is missing, in steps, keep it, and say what was found.
+        """Compute missing measures as resumable work, cache them, and return the report.
 
         Returns:
             `norms`, `images`, `seed`; `runs`, each with `id`, `name`, `title`, `params`, `loss` (of these images) and
-            its `measures`; `ways`: from the first run to others, with `barrier`; `between`: the planes that hold both;
-            `shared`: whether all runs have the same directions; `sizes`: see `_sizes.Trend`, where there are runs of
-            several sizes; `words`.
+            its `measures`; `ways`: paths from the first run to others, with `barrier`; `between`: the planes through
+            both; `shared`: whether all runs have the same directions; `sizes`: see `_sizes.Trend`, where there are
+            runs of several sizes; `words`.
         """
         missing = self.missing
         for place, task in enumerate(missing):
@@ -305,7 +307,7 @@ class Landscape:
 
 
 def _counted(measure: Measure, look: LandscapeSpec, parts: int) -> tuple[int, int]:
-    """(losses, gradients) of batches that a measure asks for, about."""
+    """Approximate (losses, gradients) of batches that a measure needs."""
     flat = {"plane": look.grid**2, "between": look.grid**2}
     losses = {"line": look.directions * look.points, "path": look.points, **flat}.get(measure, 0)
     products = 20 + 4 * look.eigenvalues + look.probes if measure == "curvature" else 0
@@ -341,11 +343,11 @@ def _words(found: dict[str, Any]) -> Iterator[str]:
     for way in found["ways"]:
         yield f"barrier from {way['run']} to {way['to']}: {_told(way['barrier'])} {tag}"
     if len(found["runs"]) > 1 and not found["shared"]:
-        yield "the networks differ, so their random directions do too: compare the shapes, not points"
+        yield "the networks differ, and so do their random directions: compare shapes, not points"
     yield from _sizes.words(found["sizes"], found["runs"], norms)
 
 
-# --- asked from the dashboard -----------------------------------------------------------------------------------------
+# --- interface of the dashboard --------------------------------------------------------------------------------------
 
 
 def landscape(
@@ -360,12 +362,12 @@ def landscape(
     """A report on some runs, or what it would cost.
 
     Args:
-        start: whether to measure what is missing; without it, `cost` comes back instead where anything is.
-        patience: seconds after which an unfinished answer comes back; asking again goes on from there.
-        look: fields of `Look`.
+        start: whether to compute missing measures; without it, `cost` is returned instead if any are missing.
+        patience: seconds until an unfinished result is returned; the next call continues.
+        look: the settings.
 
     Returns:
-        `done`: the share that is done, and when that is all: `report`; or `cost`.
+        `done`: progress in 0..1; at 1 also `report`; or `cost`.
     """
     asked = Landscape(store, runs, measures, LandscapeSpec(**look))
     if not start and asked.missing:

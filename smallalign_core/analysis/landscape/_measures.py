@@ -1,5 +1,5 @@
-"""What is measured of a surface, each in steps: slices, the way to another solution, curvature, and how well a gradient
-foretells the next.
+"""Measures of a loss surface, as resumable work: slices, the path to another solution, curvature, and gradient
+predictiveness.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from smallalign_core.system.resumable import Work, by_callback
 RISE_AT = 0.2
 """Where along a direction the rise of the loss is read, in lengths of the weights."""
 PAST = 0.25
-"""How far a plane between two solutions reaches past them, in ways from one to the other."""
+"""Margin of a plane beyond two solutions, relative to their distance."""
 STRIDES = (0.01, 0.05)
 """Steps along the gradient, in lengths of all weights."""
 Found = dict[str, Any]
@@ -66,9 +66,9 @@ def plane(surface: Surface, *, points: int, reach: float, seed: int) -> Work[Fou
 
 
 def path(surface: Surface, other: Surface, *, points: int) -> Work[Found]:
-    """The loss on the straight way to another solution, and the barrier on it (Frankle et al., 2020): the largest
+    """The loss on the linear path to another solution, and its barrier (Frankle et al., 2020): the largest
     height above the straight line between the losses at both ends. Running statistics of batch norms are mixed like
-    the weights, unless they are estimated anew.
+    the weights, unless they are re-estimated.
     """
     at = np.linspace(0, 1, points)
     losses = yield from _on_the_way(surface, other, ((float(share), torch.zeros(())) for share in at), points)
@@ -77,7 +77,7 @@ def path(surface: Surface, other: Surface, *, points: int) -> Work[Found]:
 
 
 def between(surface: Surface, other: Surface, *, points: int, reach: float, seed: int) -> Work[Found]:
-    """The loss on a plane that holds two solutions: `shares` [points] of the way from one to the other, a quarter past
+    """The loss on a plane through two solutions: `shares` [points] of the way from one to the other, a quarter past
     both, and `at` [points] along a filter-normalised random direction; `losses` [points][points], rows along that
     direction. Running statistics are mixed as on the way; past an end they are those of that end.
     """
@@ -118,7 +118,7 @@ def curvature(surface: Surface, *, eigenvalues: int, probes: int, seed: int) -> 
     Returns:
         `eigenvalues`, the largest first (of equal ones Lanczos may miss some); `trace` with `trace_se`, its standard
         error over probes; `scaled`: the largest times the squared length of the weights, which does not change when a
-        layer is scaled and its next divided; `products`: Hessian-vector products that were asked for.
+        layer is scaled and its next divided; `products`: number of Hessian-vector products.
     """
     n, asked = surface.size, 0
     wanted = min(eigenvalues, n - 2)
@@ -148,7 +148,7 @@ def curvature(surface: Surface, *, eigenvalues: int, probes: int, seed: int) -> 
                 maxiter=50,
             )
         except ArpackNoConvergence as error:
-            found = error.eigenvalues  # those that it is sure of
+            found = error.eigenvalues  # the converged ones
         return np.sort(found)[::-1]
 
     def shared(work: Generator[None, None, Any]) -> Work[Any]:
@@ -174,7 +174,7 @@ def curvature(surface: Surface, *, eigenvalues: int, probes: int, seed: int) -> 
 
 
 def predictiveness(surface: Surface, *, strides: Sequence[float] = STRIDES) -> Work[Found]:
-    """How well a batch's gradient foretells its gradient one step further, and its loss (Santurkar et al., 2018).
+    """Predictiveness of a batch's gradient for its gradient and loss one step further (Santurkar et al., 2018).
 
     A step goes down the gradient of one batch, as far as a share of the length of all weights.
 
@@ -214,7 +214,7 @@ def _losses(surface: Surface, places: Iterable[Tensor], of: int) -> Work[list[fl
 
 
 def _plain(values: NDArray[np.float64]) -> list[Any]:
-    """As lists, with None for what is not finite: JSON has no word for it."""
+    """As lists, with None for non-finite values, which JSON does not support."""
     lists: list[Any] = [_plain(one) if values.ndim > 1 else _finite(one) for one in values]
     return lists
 

@@ -1,4 +1,4 @@
-"""Is it more rugged as the student shrinks? One number a measure and run, over the number of parameters."""
+"""Ruggedness of the loss landscape over student size: one number per measure and run, over the number of parameters."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ LEAST_SIZES, LEAST_RUNS = 3, 6
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one number of a report says about ruggedness.
+    """A number of a report that indicates ruggedness.
 
     Attributes:
-        name: what it is, in words.
-        measure: the measure that it is read from; `read` takes it out of that.
-        rugged: whether more of it is more rugged (1) or less of it (-1).
+        name: its name, as text.
+        measure: the measure that it is from; `read` extracts it.
+        rugged: whether a higher value is more rugged (1) or a lower one (-1).
     """
 
     name: str
@@ -50,7 +50,7 @@ READINGS = (
 
 @dataclass(frozen=True)
 class Trend:
-    """How one reading changes with the size of the network.
+    """The trend of one number over the size of the network.
 
     Attributes:
         sizes: parameters, with `means` and `spreads` (standard deviation over runs) of the reading there; None where a
@@ -111,13 +111,13 @@ def _trend(reading: Measurement, runs: Sequence[Mapping[str, Any]]) -> Trend:
 def _judged(trend: Trend, p: float | None) -> Trend:
     verdict: Verdict = "too few runs"
     if trend.slope is not None:
-        rises = trend.slope * trend.rugged > 0  # with the size: then bigger is more rugged
+        rises = trend.slope * trend.rugged > 0  # with the size: larger is more rugged
         verdict = "no difference" if not (p is not None and p < 0.05) else "opposite" if rises else "supports"
     return Trend(**{**asdict(trend), "p": p, "verdict": verdict})
 
 
 def words(trends: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]], norms: str) -> list[str]:
-    """The panel in sentences: what each measure says, that they disagree, and what confounds them."""
+    """The trends as text: the verdict of each measure, disagreement, and confounders."""
     if not trends:
         return []
     told = []
@@ -141,12 +141,12 @@ def words(trends: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]
     )
     by_size = {size: [run["loss"] for run in runs if run["params"] == size] for size in trends[0]["sizes"]}
     ends = ", ".join(f"{size:,}: {np.mean(losses):.3g}" for size, losses in by_size.items())
-    told.append(f"The runs end at different losses ({ends}), which alone changes every one of these measures")
+    told.append(f"The runs end at different losses ({ends}), which alone affects all of these measures")
     return told
 
 
 def _says(verdict: str) -> str:
-    return {"supports": "support it", "opposite": "say the opposite", "no difference": "show no difference"}.get(
+    return {"supports": "support it", "opposite": "contradict it", "no difference": "show no difference"}.get(
         verdict, "have too few runs"
     )
 
@@ -155,22 +155,24 @@ def ladder(spec: RunSpec, widths: Sequence[int], seeds: int) -> list[RunSpec]:
     """The same run at several widths, `seeds` of each from the spec's own seed upwards: ordinary specs.
 
     Raises:
-        BadInput: not a number of widths or seeds, the network has no width, or only that of weights to start from.
+        BadInput: invalid number of widths or seeds, the network has no width, or it is fixed by initial weights.
         BadSpec: no such width.
     """
     if isinstance(spec.network, LibraryNetwork):
-        raise BadInput("this network has one size", given=spec.network.name, do="choose mlp, cnn, separable or resnet")
+        raise BadInput(
+            "this network has a fixed size", given=spec.network.name, do="choose mlp, cnn, separable or resnet"
+        )
     if spec.start:
         raise BadInput(
-            "the weights to start from are those of one width",
+            "the initial weights fix the width",
             given=f"start {spec.start}",
             do="choose a run without `start`",
         )
     if not 2 <= len(set(widths)) <= 12 or not 1 <= seeds <= 20:
         raise BadInput(
-            "compare 2 to 12 different widths, 1 to 20 seeds each",
+            "a comparison takes 2 to 12 different widths, 1 to 20 seeds each",
             given=f"{list(widths)}, {seeds} seeds",
-            do="3 and 3 are least",
+            do="use at least 3 of each",
         )
     plain = spec.model_dump()
     return [

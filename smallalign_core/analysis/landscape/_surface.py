@@ -23,14 +23,13 @@ from smallalign_core.training.losses import NetworkOutput
 from smallalign_core.training.teacher import Teacher
 
 Norms = Literal["eval", "train", "reestimate"]
-"""What batch norms use: their running statistics; those of each batch; running ones that are estimated anew on these
-images wherever the loss is asked for.
+"""Batch-norm statistics: running; per batch; or running ones that are re-estimated on these images at every point.
 """
 
 
 @dataclass(frozen=True)
 class Part:
-    """A batch of it: uint8 images [B, C, H, W], labels int64 [B], and the teacher's answer."""
+    """A batch: uint8 images [B, C, H, W], labels int64 [B], and the teacher's output."""
 
     images: Tensor
     labels: Tensor
@@ -38,13 +37,13 @@ class Part:
 
 
 class Surface:
-    """The loss of a run over its weights: its own loss, with its teacher, on images as they are, without dropout.
+    """The loss of a run over its weights: its own loss, with its teacher, without augmentation and dropout.
 
     Args:
-        spec: what the run trained.
-        classifier: its weights; a copy is moved about, they are not.
-        parts: the images in batches of equal size, which batch norms see when they work as in training.
-        norms: what they use.
+        spec: the run's spec.
+        classifier: its weights; only a copy is modified.
+        parts: the images in batches of equal size.
+        norms: batch-norm statistics.
     """
 
     def __init__(self, spec: RunSpec, classifier: Classifier, parts: Sequence[Part], norms: Norms) -> None:
@@ -62,11 +61,11 @@ class Surface:
 
     @property
     def size(self) -> int:
-        """How many weights there are."""
+        """The number of weights."""
         return len(self.start)
 
     def put(self, vector: Tensor) -> None:
-        """Move to these weights, float32 [size]; where that was chosen, batch norms estimate their statistics anew."""
+        """Move to these weights, float32 [size]; re-estimates batch-norm statistics if configured."""
         with torch.no_grad():
             pieces = vector.split([weight.numel() for weight in self.weights])
             for weight, piece in zip(self.weights, pieces, strict=True):
@@ -90,13 +89,13 @@ class Surface:
             norm.eval()
 
     def loss(self, part: Part) -> Tensor:
-        """The loss of one batch at the present weights, a scalar."""
+        """The loss of one batch at the current weights, a scalar."""
         said = NetworkOutput(self.network(part.images))
         terms = losses.terms(self._loss, said, part.wanted, part.labels, epoch=self._epoch)
         return sum(terms.values(), start=torch.zeros(()))
 
     def value(self) -> Iterator[float]:
-        """The loss at the present weights, batch by batch: the last that is given is the mean of all."""
+        """The loss at the current weights, batch by batch; the last value is the mean of all."""
         total = 0.0
         for count, part in enumerate(self.parts, 1):
             with torch.no_grad():
@@ -144,22 +143,22 @@ def flat(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def refuse(spec: RunSpec, name: str) -> None:
-    """Refuse runs whose loss is not one function of the weights that were kept.
+    """Check that a run's loss is a function of its stored weights.
 
     Raises:
         Refused: the loss compares layers, or its teacher was shuffled.
     """
     if isinstance(spec.loss, OfLayers):
-        wrong = "the loss compares layers, some through a regressor that is not kept with the weights"
+        wrong = "the loss compares layers, some through a projector that is not stored with the weights"
     elif spec.shuffled:
-        wrong = "the teacher's answers were shuffled anew at each step, so there is no one loss to look at"
+        wrong = "teacher logits were reshuffled at each step, so the loss is not a fixed function"
     else:
         return
-    raise Refused(wrong, given=name, do="choose a run whose loss compares logits")
+    raise Refused(wrong, given=name, do="choose a run with a logit loss")
 
 
 def rows(count: int, images: int, batch: int, seed: int) -> NDArray[np.int64]:
-    """Rows of the training images that are looked at [batches, batch]; the first are the same however many."""
+    """Rows of the sampled training images [batches, batch]; a larger sample extends a smaller one."""
     batch = min(batch, count)
     order = np.random.Generator(np.random.Philox(key=[seed, 0xF00D])).permutation(count)
     whole = max(1, min(images, count) // batch)
@@ -167,7 +166,7 @@ def rows(count: int, images: int, batch: int, seed: int) -> NDArray[np.int64]:
 
 
 def parts_of(train: ImageSet, chosen: NDArray[np.int64], teacher: Teacher | None) -> Iterator[Part]:
-    """These rows of the training images as batches, with the teacher's answers."""
+    """These rows of the training images as batches, with the teacher's outputs."""
     for one in chosen:
         images = torch.from_numpy(np.asarray(train.images[one]))
         yield Part(images, torch.from_numpy(train.labels[one]), teacher.output(images) if teacher else None)

@@ -1,24 +1,24 @@
-"""The store: one folder a run, read by all three doors, written by one worker at a time.
+"""The store: one folder per run, read by all three entry points, written by one worker at a time.
 
     <root>/runs/<id>/   spec.json             what to train; written once
                         queued, request       markers: waits for a worker; `pause` or `cancel`, asked of it
-                        lock                  held by the worker; the system lets go when it dies
-                        state.json            what the worker last said of itself: attempt, pid, why it stopped
+                        lock                  held by the worker; released by the system when it dies
+                        state.json            last status of the worker: attempt, pid, why it stopped
                         events.jsonl          append-only, one line an event
                         checkpoints.json      the last two checkpoints with their SHA-256
                         weights.safetensors   the best weights by validation
-                        logits.safetensors    what these answered to each validation and test image; may be deleted
-                        result.json, log.txt  written last: its existence means finished; what its workers said
-    <root>/runs/<id>/   import.json, model.onnx, result.json: a classifier that was made elsewhere, and its scores here
+                        logits.safetensors    their logits on each validation and test image; may be deleted
+                        result.json, log.txt  written last: its existence means finished; the workers' log
+    <root>/runs/<id>/   import.json, model.onnx, result.json: an imported classifier, and its scores
     <root>/zoo/<name>/  spec.yaml, weights.safetensors, result.json, card.md: starter models, committed
     <root>/policies/    augmentation policies that were saved under a name
-    <root>/decisions/   what was decided about single images of a dataset; kept/ holds what runs learned with
-    <root>/studies/<id>/needs   ids of the runs that an unfinished study learns from: see
+    <root>/decisions/   cleaning decisions about single images; kept/ holds those used by runs
+    <root>/studies/<id>/needs   ids of the runs that an unfinished study depends on: see
                         `smallalign_core.studies.lifecycle`
     <root>/cache/       can be deleted at any time
 
-A run's state is derived from these files in the order that a run lives, and stored nowhere. Files arrive whole (written
-aside, flushed, renamed). This module does not import torch: the dashboard reads through it.
+A run's state is derived from these files, in the order of its life cycle, and stored nowhere. Files are written
+atomically. This module does not import torch: the dashboard reads through it.
 """
 
 from __future__ import annotations
@@ -57,16 +57,16 @@ NAME = "[a-z][a-z0-9-]{2,47}"
 
 
 def looked_at(times: int | None) -> str:
-    """How often test images were looked at, in words."""
+    """The number of test-set evaluations, as text."""
     return (
-        "looked at an unknown number of times: test-looks.jsonl cannot be read"
+        "evaluated an unknown number of times: test-looks.jsonl cannot be read"
         if times is None
-        else f"looked at {times:,} {'time' if times == 1 else 'times'}"
+        else f"evaluated {times:,} {'time' if times == 1 else 'times'}"
     )
 
 
 def check_root(root: Path) -> None:
-    """Refuse a folder for a store that neither is one nor can be made.
+    """Check that a folder is a store or can become one.
 
     Raises:
         Refused: the path leads to a file, through a loop of links, or is too long.
@@ -78,9 +78,9 @@ def check_root(root: Path) -> None:
     except (OSError, ValueError) as error:
         found = of_system(error)
         assert found is not None
-        raise Refused(f"the store cannot be used: {found.wrong}", given=root, do="name another folder") from None
+        raise Refused(f"the store cannot be used: {found.wrong}", given=root, do="choose another folder") from None
     if not stat.S_ISDIR(kind):
-        raise Refused("the store cannot be used: it is a file, not a folder", given=root, do="name another folder")
+        raise Refused("the store cannot be used: it is a file, not a folder", given=root, do="choose another folder")
 
 
 class Store:
@@ -98,7 +98,7 @@ class Store:
     ) -> None:
         root = (os.environ.get("SMALLALIGN_STORE") or "models") if root is None else root
         if not str(root).strip():
-            raise Refused("the store's path is empty", do="name a folder, or leave it out")
+            raise Refused("the store's path is empty", do="give a folder, or leave the option out")
         self.root, self.visitor, self.showing = Path(root), visitor, showing
 
     def _at(self, folder: Path) -> Run:
@@ -157,14 +157,14 @@ class Store:
             if len(found) == 1:
                 return next(iter(found.values()))
             if found:
-                raise UnknownRun(f"{len(found)} runs begin so", given=reference, do="give more characters of the id")
+                raise UnknownRun(
+                    f"{len(found)} runs match the prefix", given=reference, do="give more characters of the id"
+                )
         with contextlib.suppress(OSError, RuntimeError, ValueError):  # too long, `~nobody`, a zero byte
             limits.check_path(path := Path(reference).expanduser(), "that run")
             if (there := self._at(path)).record.is_file():
                 return there
-        raise UnknownRun(
-            "no run goes by that name", given=reference, do="see `python -m smallalign_core runs` for those there are"
-        )
+        raise UnknownRun("run not found", given=reference, do="list all runs with `smallalign runs`")
 
     def claim_zoo_name(self, name: str) -> Path:
         """The folder for a new zoo model of that name.
@@ -174,10 +174,12 @@ class Store:
         """
         if not re.fullmatch(NAME, name) or re.fullmatch("[0-9a-f]{4,16}", name):
             raise Refused(
-                "a zoo name is 3 to 48 of a-z, 0-9 and -, and not like an id", given=name, do="choose another name"
+                "a zoo name must be 3 to 48 of a-z, 0-9 and -, and not look like an id",
+                given=name,
+                do="choose another name",
             )
         if any(run.name == name for run in self.zoo()):
-            raise Refused("a zoo model has that name", given=name, do="choose another name")
+            raise Refused("a zoo model with that name exists", given=name, do="choose another name")
         return self.root / "zoo" / name
 
     def finished(self, reference: str) -> Run:
@@ -243,7 +245,7 @@ class Store:
             return
         self.visitor.require("take runs into the store")
         if hashlib.sha256(run.weights.read_bytes()).hexdigest() != (run.result or {}).get("weights_sha256"):
-            raise BadModel("the teacher's weights are not those that its result describes", given=run.folder)
+            raise BadModel("the teacher's weights do not match the digest in its result", given=run.folder)
         target = self.runs_folder / run.id
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".adopting-{run.id}-{os.getpid()}")
@@ -330,12 +332,12 @@ class Store:
                 if run.id in (*other.spec.teachers, other.spec.start) and other.state is not State.FINISHED:
                     pupils.append(other.name)
         if pupils:
-            raise Refused("unfinished runs learn from it", given=", ".join(pupils[:3]), do="delete those first")
+            raise Refused("unfinished runs depend on it", given=", ".join(pupils[:3]), do="delete those first")
         if needing := self.studies_that_need(run):
             raise Refused(
-                "unfinished studies learn from it",
+                "unfinished studies depend on it",
                 given=", ".join(needing[:3]),
-                do="let them train what they lack, or delete them: their finished runs stay",
+                do="complete them, or delete them: their finished runs are kept",
             )
         gone = run.folder.with_name(f".deleted-{run.folder.name}-{os.getpid()}")
         try:
@@ -377,7 +379,7 @@ class Store:
         try:
             append(looks, {"data": fingerprint, "run": run, "why": why, "time": time.time()})
         except (PermissionError, IsADirectoryError) as error:
-            log.warning("a look at the test images could not be noted: %s, %s", looks, error.strerror)
+            log.warning("a test-set evaluation could not be recorded: %s, %s", looks, error.strerror)
 
     def test_looks(self, fingerprint: str) -> int | None:
         """How often the test set of that data was looked at, by any run; None where that cannot be read."""

@@ -18,7 +18,7 @@ from smallalign_core.system.files import is_held, read_json, read_lines, write, 
 
 
 class State(StrEnum):
-    """Where a run stands."""
+    """The state of a run."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -71,7 +71,7 @@ class Run:
             BadModel: the file is damaged.
         """
         if self.imported is not None:
-            raise Refused("the model was imported, not trained here", given=self.name, do="choose a run of SmallAlign")
+            raise Refused("the model was imported, not trained here", given=self.name, do="choose a SmallAlign run")
         if self.in_zoo:  # written for people: what the images were is kept in the result
             spec = read(self.folder / "spec.yaml")
             known = (self.result or {}).get("fingerprint")

@@ -1,10 +1,9 @@
-"""Backends: the processes that answer the dashboard, how they are started, and which one a question goes to.
+"""Backends: the processes that serve the dashboard, how they are started, and how requests are assigned to them.
 
-Questions of different visitors do not wait for each other. A question takes a backend of its own while it is answered;
-long work that is handed over in steps (see `steps`) goes on in the backend that holds what is unfinished, and no other
-question is sent there. So whatever one visitor asks, another finds a free backend: one more is forked from a process
-that has imported the libraries already, which takes milliseconds and shares their memory. Backends that nobody needs
-end after a while.
+Requests of different users do not wait for each other. A request has a backend to itself while it is processed;
+resumable work (see `system.resumable`) continues in the backend that holds its state, which gets no other requests. So
+there is always a free backend for another user: a new one is forked from a process that has imported the libraries,
+which takes milliseconds and shares their memory. Idle backends end after a while.
 """
 
 from smallalign_core.service.backends._pool import (

@@ -1,4 +1,4 @@
-"""Backends, and which one a question goes to."""
+"""The pool of backends, and the assignment of requests to them."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 IDLE = 60.0
-"""Seconds after which a backend that answers nothing ends, except for the last one."""
+"""Seconds after which an idle backend ends, except for the last one."""
 
 LEFT = 30.0
-"""Seconds after which unfinished work is taken for abandoned where somebody else waits for its place."""
+"""Seconds without a poll after which unfinished work is abandoned if another request waits for its slot."""
 
 PULSE = 0.2
-"""Seconds between two looks at whether the asker still waits."""
+"""Seconds between checks whether the caller still waits."""
 
 
 class Died(Exception):
-    """The backend ended before it answered."""
+    """The backend ended before it replied."""
 
 
 class Late(Exception):
-    """The answer took too long; the backend was ended."""
+    """The reply took too long; the backend was ended."""
 
 
 class Full(Exception):
@@ -45,14 +45,14 @@ class Full(Exception):
 
 @dataclass(eq=False)
 class Backend:
-    """One process, and where it stands.
+    """One backend process and its state.
 
     Attributes:
-        line: the socket of questions and answers.
-        kill: ends the process, whatever it does.
-        busy: whether it is answering; counted: the visitor against whose number of questions that counts.
-        holds: long questions that are unfinished there, each with the share that is done.
-        visitor: on whose behalf it answered last; since: when it became idle.
+        line: the socket for requests and replies.
+        kill: ends the process unconditionally.
+        busy: whether it is processing a request; counted: the user whose limit that request counts against.
+        holds: unfinished long requests in it, each with its progress.
+        visitor: the user of its last request; since: when it became idle.
     """
 
     pid: int
@@ -66,7 +66,7 @@ class Backend:
     _rest: bytearray = field(default_factory=bytearray)
 
     def ask(self, question: str, until: float, pulse: Callable[[], None]) -> str:
-        """The line that answers `question`; `pulse` is called now and then, and may raise to give up.
+        """The reply to `question`; `pulse` is called now and then, and may raise to give up.
 
         Raises:
             Died, Late: there is none.
@@ -111,8 +111,8 @@ class Pool:
 
     Args:
         start: starts one; called outside of any lock.
-        most: how many questions are answered at the same time; long: how many backends may hold unfinished work
-            besides; each: how many questions of one visitor are answered at the same time.
+        most: max. concurrent requests; long: max. additional backends with unfinished work; each: max. concurrent
+            requests per user.
     """
 
     def __init__(self, start: Callable[[], Backend], *, most: int, long: int, each: int) -> None:
@@ -121,18 +121,18 @@ class Pool:
         self._all: list[Backend] = []
         self._changed = threading.Condition()
         self._starting = 0  # for long work
-        self._line: OrderedDict[object, str] = OrderedDict()  # who waits for a backend, in order of arrival
-        self._waiting: OrderedDict[str, float] = OrderedDict()  # long questions without a place, and when asked last
+        self._line: OrderedDict[object, str] = OrderedDict()  # callers waiting for a backend, in order of arrival
+        self._waiting: OrderedDict[str, float] = OrderedDict()  # long requests without a slot, and their last poll
         self._answering: dict[str, int] = {}
         self._timer: threading.Timer | None = None
 
     def backends(self) -> list[Backend]:
-        """Those that live, as far as is known."""
+        """The backends believed to be alive."""
         with self._changed:
             return list(self._all)
 
     def short(self, visitor: str, pulse: Callable[[], None]) -> Backend:
-        """A backend for one question of `visitor`, waited for; it comes back by `release`, `give_up` or `drop`."""
+        """Acquire a backend for one request of `visitor`; returned by `release`, `give_up` or `drop`."""
         ticket = object()
         with self._changed:
             self._line[ticket] = visitor
@@ -161,19 +161,21 @@ class Pool:
                 del self._answering[visitor]
 
     def _turn(self, ticket: object) -> bool:
-        """Whether a question may go: its visitor has not too many, there is room, and nobody before it could go."""
+        """Whether a request may start: its user is within the limit, there is room, and no earlier request could
+        start.
+        """
         if sum(self._answering.values()) >= self.most:
             return False
         free = [one for one, whose in self._line.items() if self._answering.get(whose, 0) < self.each]
         return bool(free) and free[0] is ticket
 
     def _idle(self, visitor: str) -> Backend | None:
-        """A backend that answers nobody and holds nothing; if there is one, that which answered `visitor` last."""
+        """An idle backend without unfinished work, preferably the last one used for `visitor`."""
         found = [one for one in self._all if not one.busy and not one.holds]
         return max(found, key=lambda one: (one.visitor == visitor, one.since), default=None)
 
     def steady(self, question: str, visitor: str, patience: float, pulse: Callable[[], None]) -> Backend:
-        """The backend where long work goes on, or where it may begin.
+        """The backend where long work continues or may begin.
 
         Raises:
             Full: within `patience` seconds there was none.
@@ -222,7 +224,7 @@ class Pool:
         return self._idle(visitor) or True
 
     def _wait(self, pulse: Callable[[], None], until: float = float("inf")) -> None:
-        """Wait for a change, without the lock while it is asked whether anybody still waits."""
+        """Wait for a change; the lock is released while checking whether the caller still waits."""
         self._changed.wait(max(0.0, min(PULSE, until - time.monotonic())))
         self._changed.release()
         try:
@@ -245,7 +247,7 @@ class Pool:
             self.release(self._started(""))
 
     def release(self, backend: Backend, question: str = "", share: float | None = None) -> None:
-        """It has answered; `share`: how much of the long `question` is done, if that goes on there."""
+        """Return a backend after its reply; `share`: the progress of the long `question`, if that continues there."""
         with self._changed:
             self._uncount(backend.counted)
             backend.busy, backend.counted, backend.since = False, None, time.monotonic()
@@ -259,7 +261,7 @@ class Pool:
                 self._timer.start()
 
     def give_up(self, backend: Backend, until: float, heard: Callable[[str], None] = lambda _: None) -> None:
-        """Nobody here waits for the answer any more: `heard` gets it when it comes, and the backend goes on."""
+        """The caller no longer waits: `heard` gets the reply when it arrives, and the backend stays in use."""
 
         def drain() -> None:
             line = ""
@@ -274,7 +276,7 @@ class Pool:
         threading.Thread(target=drain, daemon=True).start()
 
     def rest(self) -> None:
-        """End the backends that nobody needed for a while; the last one stays."""
+        """End backends that were idle for a while; the last one stays."""
         with self._changed:
             self._timer, now = None, time.monotonic()
             for one in list(self._all):

@@ -1,4 +1,4 @@
-"""How backends are started: forked from a process that has imported the libraries, or as interpreters of their own."""
+"""Starting backends: forked from a process that has imported the libraries, or as new interpreters."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from typing import Any, TextIO
 from smallalign_core.service.backends._pool import Backend
 
 FORKS = sys.platform == "linux"
-"""Whether backends are forked. Elsewhere each is a new interpreter, which imports for seconds."""
+"""Whether backends are forked. Otherwise each is a new interpreter, which imports for seconds."""
 
 LONGEST = 64
-"""Bytes of a message to the process that forks."""
+"""Size in bytes of a message to the forking process."""
 
 
 class Starter:
     """Starts backends: forks them from a process that has imported the libraries, or starts interpreters.
 
     Args:
-        command: the program that answers lines of standard input; with `--fork` it forks one for each socket it gets.
+        command: the program that serves lines of standard input; with `--fork` it forks one per socket received.
     """
 
     def __init__(self, command: list[str], log: Path, environment: dict[str, str]) -> None:
@@ -67,7 +67,7 @@ class Starter:
             return subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=log, env=self.environment)
 
     def _kill(self, control: socket.socket, pid: int) -> None:
-        # By the process that forked it: it alone knows that the number still means the same process.
+        # By the parent, since only there the pid cannot have been reused.
         with contextlib.suppress(OSError):
             control.send(b"%d" % pid)
 
@@ -80,7 +80,7 @@ class Starter:
             self._forking = None
 
     def close(self) -> None:
-        """End the process that forks; those that it forked end with it."""
+        """End the forking process, and with it all forked backends."""
         with self._turn:
             self._close()
 
@@ -95,7 +95,7 @@ def fork_on_request(libraries: Iterable[Callable[[], object]], answer: Callable[
 
     Args:
         libraries: imports, one after the other: the first before any fork, the others while there is nothing to do.
-        answer: what a forked process does with its lines of questions and answers.
+        answer: the work of a forked process, given its streams of requests and replies.
     """
     import gc
 
@@ -140,7 +140,7 @@ def fork_on_request(libraries: Iterable[Callable[[], object]], answer: Callable[
 
 
 def _serve(descriptor: int, answer: Callable[[TextIO, TextIO], None]) -> None:
-    """The forked process: it answers until its socket closes, and ends without what its parent would do in the end."""
+    """The forked process: serves until its socket closes, and exits without its parent's cleanup."""
     code = 1
     try:
         with (

@@ -1,7 +1,7 @@
-"""Optimizers compared fairly on the user's own student: tuned alike, raced on the same seeds, judged with intervals.
+"""Optimizer comparison on the user's own student: equal tuning budgets, paired seeds, confidence intervals.
 
-Runs of a study are ordinary runs, found by their digests, so whatever is extended never repeats what is done. Reading a
-study imports no torch: the dashboard reads through this package.
+Runs of a study are ordinary runs, found by their digests, so an extended study reuses all finished runs. Reading a
+study does not import torch: the dashboard reads through this package.
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ if TYPE_CHECKING:
 
 
 def prepare(spec: OptimizerStudySpec, store: Store, folder: Path, device: str, stop: threading.Event) -> bool:
-    """Find learning rates, what `wanted` needs besides finished runs, of a few optimizers; whether others are left.
+    """Run LR range tests, which `wanted` needs besides finished runs, of a few optimizers; returns whether others are
+    left.
 
-    Imports torch, unless all are there.
+    Imports torch, unless all are done.
     """
     from smallalign_core.studies.optimizers import _finder
 
@@ -55,7 +56,7 @@ def prepare(spec: OptimizerStudySpec, store: Store, folder: Path, device: str, s
 
 
 def expected(spec: OptimizerStudySpec, store: Store, folder: Path, device: str = "auto") -> float:
-    """Seconds that what is missing takes here: see `_expected.expected`. Imports torch, unless nothing is missing."""
+    """Estimated seconds for the missing runs, see `_expected.expected`. Imports torch, unless nothing is missing."""
     from smallalign_core.studies.optimizers import _expected
 
     return _expected.expected(spec, store, folder, device)

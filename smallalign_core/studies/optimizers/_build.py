@@ -39,18 +39,18 @@ from smallalign_core.studies.optimizers._spec import (
 from smallalign_core.studies.run_status import DAMAGED, RunStatus
 
 OCTAVES = 2
-"""How far from the best rate its sensitivity is looked at."""
+"""Range around the best rate for the sensitivity."""
 
 
 def report(
     spec: OptimizerStudySpec, store: Store, folder: Path, *, active: bool = False, trouble: str | None = None
 ) -> OptimizerStudy:
-    """What is known now of a resolved study.
+    """The current report of a resolved study.
 
     Args:
-        folder: of the study, with its finders.
+        folder: of the study, with its LR range tests.
         active: whether workers take its runs.
-        trouble: why it could not go on by itself.
+        trouble: why it could not continue automatically.
     """
     curves, arms, targets, seen = finders(folder), [], {}, _Counts()
     for budget in spec.budgets:
@@ -84,7 +84,7 @@ def report(
 
 
 class _Counts:
-    """How many runs stand where."""
+    """Counts of runs by state."""
 
     def __init__(self) -> None:
         self.missing = self.running = self.done = 0
@@ -179,7 +179,7 @@ def _trial(
 
 
 def _alone(result: dict[str, Any] | None) -> float | None:
-    """Own and shared seconds of a finished run; those of the wall clock for runs from before these were kept."""
+    """Own and shared compute seconds of a finished run; wall-clock seconds for runs of older versions."""
     if result is None:
         return None
     if "own_seconds" not in result:
@@ -214,13 +214,13 @@ def _race_run(seed: int, found: RunStatus) -> RaceRun:
 
 
 def _gradients(told: dict[str, Any]) -> int | None:
-    """Gradients that a run asked for, and losses without one as the share that they cost."""
+    """Gradient evaluations of a run, plus forward-only evaluations at their relative cost."""
     asked, without = told.get("gradients"), told.get("evaluations", 0)
     return None if asked is None else int(asked) + round(without / EVALUATIONS)
 
 
 def _sensitivity(trials: Sequence[Trial], best: float | None) -> float | None:
-    """What a wrong rate costs: mean loss of validation accuracy of the other trials within two octaves."""
+    """LR sensitivity: mean loss of validation accuracy of the other trials within two octaves."""
     scores = {one.rate: one.accuracy for one in trials if one.accuracy is not None}
     if best is None or best not in scores:
         return None
@@ -251,7 +251,7 @@ def _seen(arm: Arm, store: Store) -> list[Scored]:
 
 
 def curves(spec: OptimizerStudySpec, store: Store, folder: Path, budget: int) -> tuple[Curve, ...]:
-    """How every run of a budget's race went so far, running ones included."""
+    """Learning curves of the final runs of a budget, including running ones."""
     kept, found = finders(folder), []
     for entry in entries(spec):
         optimizer: Optimizer = entry.optimizer
@@ -291,12 +291,12 @@ def _read_points(folder: Path, _: int, __: int) -> tuple[Point, ...]:
             agreement=event.get("agreement"),
         )
         for event in Run(folder).events("epoch")
-        if "own_seconds" in event  # runs from before that was recorded have no place on the axes
+        if "own_seconds" in event  # runs of older versions lack it
     )
 
 
 def _usual_target(reference: Arm) -> float | None:
-    """What at least half of the reference's runs reach: the lower median of their best validation accuracy."""
+    """The default target: the lower median of the reference's best validation accuracies."""
     reached = [run.val["accuracy"] for run in reference.runs if run.val]
     return statistics.median_low(reached) if reached else None
 

@@ -1,4 +1,4 @@
-"""What an optimizer study will cost, before anything of it is trained: a few real steps with the reference."""
+"""Cost estimate of an optimizer study, from a few real steps with the reference."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from smallalign_core.training.runner import TOGETHER
 
 
 def expected(spec: OptimizerStudySpec, store: Store, folder: Path, device: str = "auto") -> float:
-    """Seconds that the missing runs, and searches for rates, of a resolved study take on this machine as it is loaded
-    now, one group after the other.
+    """Estimated seconds for the missing runs and LR range tests of a resolved study on this machine under its current
+    load, one group after the other.
 
-    Gradients and the teacher's answers, which a group shares, are counted; imports, scoring, trials beyond an edge and
-    what an optimizer computes besides are not.
+    Gradients and teacher logits, which a group shares, are counted; imports, evaluation, additional trials at an edge
+    and the optimizer's own computation are not.
     """
     from smallalign_core.training import loop, teacher_loading
 

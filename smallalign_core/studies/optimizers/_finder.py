@@ -23,18 +23,18 @@ from smallalign_core.training.runner import TOGETHER
 
 STEPS = 100
 SMOOTHED = 0.9
-"""What is kept of the mean loss at each step."""
+"""Decay of the running mean loss."""
 TOO_MUCH = 4.0
-"""Times the least mean loss at which a curve ends."""
+"""A curve ends at this multiple of its lowest mean loss."""
 DOWN, UP, HIGHEST = 1e-2, 1e4, 10.0
-"""Where a curve begins and ends, relative to the library's rate; and where it ends at the latest."""
+"""Range of a curve relative to the library's default rate; and its absolute upper end."""
 
 
 def prepare(spec: OptimizerStudySpec, store: Store, folder: Path, device: str, stop: threading.Event) -> bool:
-    """Measure what `wanted` needs besides runs: a curve for each tuned optimizer, of those that share one lockstep, and
-    keep it. Returns whether others are left, at once if all are there.
+    """Measure and store a curve for each tuned optimizer of one lockstep, which `wanted` needs besides runs. Returns
+    whether others are left.
 
-    Curves of the same student and optimizer in other studies of this store are taken over.
+    Curves of the same student and optimizer in other studies of this store are reused.
 
     Raises:
         SmallAlignError: the data or the teacher cannot be used.
@@ -55,7 +55,7 @@ def prepare(spec: OptimizerStudySpec, store: Store, folder: Path, device: str, s
 
 
 def swept(step: int, default: float) -> float:
-    """The rate at a step of the curve, for a library's default."""
+    """The learning rate at a step of the curve, for a library's default."""
     low, high = default * DOWN, min(default * UP, HIGHEST)
     return float(low * (high / low) ** (step / (STEPS - 1)))
 
@@ -63,7 +63,7 @@ def swept(step: int, default: float) -> float:
 def measure(
     spec: OptimizerStudySpec, some: Sequence[Entry], store: Store, device: str, stop: threading.Event
 ) -> list[Finder]:
-    """The curves of tuned optimizers: the loss that the student really has, on the views that it will really see.
+    """The curves of tuned optimizers: the loss of the actual student on its actual views.
 
     Raises:
         Refused: `stop` was set.
@@ -82,7 +82,7 @@ def measure(
     stopped, shared = [False] * len(some), [0.0] * len(some)
     for step in range(STEPS):
         if stop.is_set():
-            raise Refused("the search for learning rates was stopped", do="give the same command to go on")
+            raise Refused("the LR range test was stopped", do="repeat the command to continue")
         for index, student in enumerate(training.students):
             student.rate = swept(step, some[index].default_rate or 1.0)
             if student.learns:
@@ -107,7 +107,7 @@ def measure(
 
 
 def _read(rates: list[float], losses: list[float], stopped: bool, seconds: float) -> Finder:
-    """What a curve proposes: where it falls fastest, and where it is lowest."""
+    """The rates proposed by a curve: its steepest descent, and its minimum."""
     import numpy as np
 
     if not math.isfinite(losses[-1]):

@@ -1,4 +1,4 @@
-"""An arm against the reference: differences seed by seed and image by image, corrected, in a verdict."""
+"""An arm against the reference: paired differences over seeds and images, corrected, with a verdict."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Scored:
-    """A finished run of the race: its seed, its test scores, and where its answers lie."""
+    """A finished final run: its seed, its test scores, and the path of its logits."""
 
     seed: int
     accuracy: float
@@ -33,7 +33,7 @@ class Scored:
 
 @functools.lru_cache(maxsize=512)
 def _answers(folder: Path, _: int) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-    """(right, NLL) of each test image, read once; None if they are not kept."""
+    """(correct, NLL) of each test image, cached; None if logits are not stored."""
     found = logits.kept(Run(folder))
     return None if found is None else (found.right.astype(np.float32), found.nll.astype(np.float32))
 
@@ -58,7 +58,7 @@ def compare_with(
 
 
 def reference_differences(seeds: int) -> dict[str, Difference]:
-    """What stands beside the reference itself."""
+    """The entry of the reference itself."""
     return {metric: Difference(metric, seeds, (), "reference") for metric in COMPARED}
 
 
@@ -124,7 +124,7 @@ def _more(found: statistics.Mean, seeds: int, tests: int) -> int | None:
 
 
 def _paired(reference: Sequence[Scored], other: Sequence[Scored], metric: str) -> tuple[list[float], list[float]]:
-    """Scores of the seeds that both have."""
+    """Scores of the common seeds."""
     theirs = {one.seed: getattr(one, metric) for one in reference}
     both = [one for one in other if one.seed in theirs]
     return [getattr(one, metric) for one in both], [theirs[one.seed] for one in both]

@@ -1,4 +1,4 @@
-"""The parts of an optimizer study's report: curves of finders, trials, runs of the race, differences in words."""
+"""Parts of an optimizer study's report: LR range tests, trials, final runs, differences."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Verdict = Literal[
 ]
 
 FAR = 100
-"""More seeds than this are not worth naming."""
+"""Upper limit for suggested seeds."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class Finder:
     """A learning rate range test (Smith, 2017): the loss while the rate grew from step to step.
 
     Attributes:
-        rates, losses: one a step; losses are smoothed (exponential mean, 0.9, bias-corrected).
+        rates, losses: one per step; losses are smoothed (exponential mean, 0.9, bias-corrected).
         steepest, minimum: the rates at which the loss fell fastest, and was lowest.
         stopped: whether it ended early, since the loss became four times its least or was not finite.
-        seconds: what it cost: its own steps and its share of views and teacher as if it had been alone.
+        seconds: compute time: its own steps, and views and teacher as if it had run alone.
     """
 
     rates: tuple[float, ...]
@@ -37,17 +37,17 @@ class Finder:
 
 @dataclass(frozen=True)
 class Trial:
-    """A full-length run that a learning rate was tried with, on the tuning seed; judged on validation alone.
+    """A full-length trial of a learning rate on the tuning seed, evaluated on validation only.
 
     Attributes:
         id: of its run, which may not exist yet.
         rate: the learning rate.
-        why: who proposed it: the `finder`, an `extension` beyond an edge, or a `refinement` beside the best.
+        why: its origin: the `finder` (LR range test), an `extension` beyond an edge, or a `refinement` beside the best.
         state: a `State`, `not started` or `damaged`.
         diverged: whether the loss became NaN or infinite; such a rate is never chosen.
         accuracy, nll: of its best epoch on validation.
-        seconds: what it cost, as if it had been alone: own and shared.
-        chosen: whether the race runs with this rate.
+        seconds: compute time as if it had run alone: own and shared.
+        chosen: whether the final runs use this rate.
     """
 
     id: str
@@ -67,7 +67,7 @@ class Reached:
 
     Attributes:
         epoch, step, gradients: counted from the start.
-        seconds: own and shared up to then; evaluation is off the clock.
+        seconds: own and shared compute time up to then; evaluation time excluded.
     """
 
     epoch: int
@@ -78,16 +78,16 @@ class Reached:
 
 @dataclass(frozen=True)
 class RaceRun:
-    """One run of the race: an ordinary run of the store, found by its digest.
+    """One final run: an ordinary run of the store, found by its digest.
 
     Attributes:
         state: a `State`, `not started` or `damaged`; `reason`: why it failed or paused, if that is known.
         test, val, train: accuracy, nll, ece and images, of the best epoch by validation; train: of at most about 2,000
             training images without augmentation.
         own_seconds: forward, backward and optimizer; `alone_seconds`: with views and teacher, which a lockstep shares.
-        gradients: of the loss, that all its steps asked for.
+        gradients: number of gradient evaluations.
         steps: of the optimizer.
-        state_bytes: what its optimizer keeps beside the weights.
+        state_bytes: size of the optimizer state.
         memory_bytes: weights, gradients, optimizer state and what a backward pass needs, counted at one step.
         step_ms: median of its own time a step.
         reached: when it reached the study's target at this budget; None if it never did.
@@ -121,7 +121,7 @@ class Point:
     """A run at the end of an epoch, on validation images.
 
     Attributes:
-        gradients: of the loss, asked for so far.
+        gradients: number of gradient evaluations so far.
         own_seconds: forward, backward and optimizer so far; `seconds`: with views and teacher, as if it were alone.
         agreement: share of the teacher's classes; None without one.
     """
@@ -138,7 +138,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """How one run of the race went so far; `name` is its arm's."""
+    """The learning curve of one final run; `name` is its arm's."""
 
     name: str
     budget: int
@@ -162,9 +162,9 @@ class Difference:
             larger` than `margin` only where the whole interval lies inside it; `no spread` where all pairs differ
             equally.
         margin: for accuracy only.
-        more_seeds: where undecided, roughly how many more might tell; None: no number of seeds would.
+        more_seeds: where undecided, the approximate number of further seeds needed; None: no number suffices.
         beats: share of seeds on which the arm is better, ties counting half.
-        rho: correlation of the two over seeds, which pairing lives on; None below 3 seeds or without a spread.
+        rho: correlation of the two over seeds, which makes pairing effective; None below 3 seeds or without a spread.
         gain: standard error of the paired difference, relative to that of an unpaired one: below 1 pairing helped.
     """
 
@@ -186,7 +186,7 @@ class Difference:
 
     @property
     def of(self) -> Metric:
-        """How the metric is read."""
+        """The metric's display format."""
         return METRICS[self.metric]
 
     def figures(self) -> str:
@@ -199,22 +199,22 @@ class Difference:
         return f"{text} ({self.of.change(self.low)} to {self.of.change(self.high)})"
 
     def words(self) -> str:
-        """What it amounts to."""
+        """The verdict, as text."""
         match self.verdict:
             case "reference":
                 return "reference"
             case "nothing":
                 return "nothing to compare yet"
             case "not evidence":
-                return "1 seed: not evidence"
+                return "single seed; run more before drawing conclusions"
             case "no spread":
-                return "no difference seen" if not self.mean else "no spread to judge by, add seeds"
+                return "no difference" if not self.mean else "identical difference on every seed, add seeds"
             case "better" | "worse":
                 return self.verdict + self._small()
             case "no difference larger":
-                return f"no difference larger than {self._margin()}"
+                return f"equivalent within {self._margin()}"
             case "undecided":
-                return f"not decided: {self.outlook}"
+                return f"inconclusive: {self.outlook}"
             case _:
                 assert_never(self.verdict)
 
@@ -229,12 +229,12 @@ class Difference:
 
     @property
     def outlook(self) -> str:
-        """Where it is undecided: how many more seeds it might take; else empty."""
+        """If undecided: the number of further seeds that it might take; else empty."""
         if self.verdict != "undecided":
             return ""
         if self.more_seeds is None:
-            return "too few test images for a difference this small, more seeds alone would not tell"
+            return "too few test images for a difference this small; more seeds alone do not help"
         if self.more_seeds > FAR:
-            return f"a difference this small may not show on {FAR} more seeds"
+            return f"a difference this small may not become significant with {FAR} more seeds"
         after = "" if self.low is None or self.high is None or self.low <= 0 <= self.high else "after correction, "
-        return f"{after}need about {self.more_seeds} more seed{'s' * (self.more_seeds > 1)}"
+        return f"{after}about {self.more_seeds} more seed{'s' * (self.more_seeds > 1)} needed"

@@ -1,7 +1,7 @@
-"""Which runs an optimizer study wants, as far as it can know: a pure function of what is finished.
+"""The runs of an optimizer study as far as known: a pure function of the finished ones.
 
-Tuning of an arm is its own: its trials follow from its own finder and its own trials, so that adding an optimizer,
-seeds or a budget leaves all others as they are.
+Each arm is tuned independently: its trials depend only on its own LR range test and trials, so that adding an
+optimizer, seeds or a budget does not affect the others.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from smallalign_core.system.files import read_json
 
 FINDERS = "finders.json"
 FROM_FINDER = 3
-"""Trials that the finder proposes: the steepest rate, the lowest loss, and one between."""
+"""Trials proposed by the LR range test: the steepest rate, the lowest loss, and one between."""
 BEYOND = 3
-"""Trials that an arm may get more than others while its best rate sits on the edge; they count as its tuning."""
+"""Additional trials of an arm while its best rate is at the edge; they count as its tuning cost."""
 APART = 2.0
-"""Factor between the first trials at least, and of a step beyond an edge."""
+"""Min. factor between the first trials, and of a step beyond an edge."""
 LARGEST = 100.0
 NEEDS = tuple((split, name) for split in ("val", "test") for name in ("accuracy", "nll", "ece", "images"))
 """What the result of every run has."""
@@ -46,17 +46,17 @@ Rank = tuple[float, float]
 """(validation accuracy, minus NLL): larger is better."""
 
 
-# --- looking ----------------------------------------------------------------------------------------------------------
+# --- run status -------------------------------------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=8192)
 def id_of_run(spec: RunSpec) -> str:
-    """Its digest, remembered: a page asks for hundreds each second."""
+    """Its digest, cached: a page needs hundreds per second."""
     return digest(spec)
 
 
 def run_status(store: Store, spec: RunSpec) -> RunStatus:
-    """Where the run of a resolved spec stands."""
+    """The status of the run of a resolved spec."""
     return status_of(store, id_of_run(spec), NEEDS)
 
 
@@ -65,13 +65,13 @@ def run_status(store: Store, spec: RunSpec) -> RunStatus:
 
 @dataclass(frozen=True)
 class Tuning:
-    """How far the search for an arm's rate is.
+    """State of the search for an arm's learning rate.
 
     Attributes:
         proposed: (rate, why) in the order in which they were proposed.
         settled: whether no more will be.
-        best: the rate to race with; None before it is settled, and where all diverged.
-        edge: whether the best is the lowest or the highest of those that were tried.
+        best: the rate of the final runs; None before it is settled, and if all diverged.
+        edge: whether the best is the lowest or the highest trial.
     """
 
     proposed: tuple[tuple[float, Why], ...]
@@ -81,12 +81,14 @@ class Tuning:
 
 
 def rounded(rate: float) -> float:
-    """Two digits: two machines that find nearly the same rate mean the same run."""
+    """Rounded to two digits, so that nearly equal rates on two machines give the same run."""
     return float(f"{rate:.2g}")
 
 
 def first_rates(finder: Finder, trials: int) -> list[float]:
-    """Up to three rates from the finder: from the steepest to the lowest loss, at least a factor of two apart."""
+    """Up to three rates from the LR range test: from the steepest to the lowest loss, at least a factor of two
+    apart.
+    """
     count = min(FROM_FINDER, trials)
     low, high = sorted((finder.steepest, finder.minimum))
     if count == 1:
@@ -102,9 +104,9 @@ def first_rates(finder: Finder, trials: int) -> list[float]:
 def tune(first: Sequence[float], rank_of: Callable[[float], Rank | Literal["unknown"] | None], trials: int) -> Tuning:
     """The trials of one arm.
 
-    After those of the finder, each next one is twice the best rate (or half) while that sits on an edge, else between
-    the best and its better neighbour. All arms get the same number; one whose best still sits on an edge gets up to
-    three more, which count as its tuning.
+    After those of the LR range test, the next is twice (or half) the best rate while that is at an edge, else between
+    the best and its better neighbour. All arms get the same number; one with its best still at an edge gets up to
+    three more, which count as its tuning cost.
 
     Args:
         rank_of: of a rate's trial; "unknown" before it is settled, None if it diverged.
@@ -141,16 +143,16 @@ def _next(rates: list[float], known: dict[float, Rank], best: float | None) -> t
     return next(((rate, "refinement") for rate in between if rate not in rates), None)
 
 
-# --- what is wanted ---------------------------------------------------------------------------------------------------
+# --- required runs ----------------------------------------------------------------------------------------------------
 
 
 def finder_key(spec: OptimizerStudySpec, optimizer: Optimizer) -> str:
-    """What a finder's curve is of: the student, the optimizer and the tuning seed."""
+    """The key of an LR range test: the student, the optimizer and the tuning seed."""
     return digest(run_spec(spec, optimizer, 1, tuning_seed(spec)))
 
 
 def finders(folder: Path) -> dict[str, Finder]:
-    """The curves that are kept in a study's folder, by key."""
+    """The curves stored in a study's folder, by key."""
     try:
         kept = read_json(folder / FINDERS, missing={})
         return {
@@ -167,7 +169,7 @@ def finders_json(found: dict[str, Finder]) -> str:
 
 
 def tuning(spec: OptimizerStudySpec, entry: Entry, budget: int, store: Store, finder: Finder | None) -> Tuning:
-    """How far the search for an entry's rate at a budget is."""
+    """State of the search for an entry's rate at a budget."""
     if finder is None:
         return Tuning((), False, None, False)
 
@@ -186,9 +188,9 @@ def trial(spec: OptimizerStudySpec, entry: Entry, budget: int, rate: float) -> R
 
 
 def wanted(spec: OptimizerStudySpec, store: Store, folder: Path) -> list[RunSpec]:
-    """All runs that the study is known to want now, in the order to train them: trials of a budget, then its race.
+    """All runs known to be needed now, in training order: trials of a budget, then its final runs.
 
-    It wants more as these are finished. `spec` is resolved.
+    More follow as these are finished. `spec` is resolved.
     """
     found, curves = [], finders(folder)
     for budget in spec.budgets:

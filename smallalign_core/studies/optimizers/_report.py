@@ -1,8 +1,8 @@
-"""What an optimizer study found, as plain values: a page shows exactly one `OptimizerStudy`.
+"""The report of an optimizer study, as plain values: a page shows exactly one `OptimizerStudy`.
 
-Shares (accuracy, ECE) lie in 0..1 and NLL is in nats; differences are arm minus reference, so that more accuracy and
-less NLL are better. Seconds are of the processor on a CPU and of the device on a GPU. None means: not known yet, or no
-such thing. Nothing here imports torch or numpy.
+Shares (accuracy, ECE) are in 0..1 and NLL is in nats; differences are arm minus reference, so that higher accuracy and
+lower NLL are better. Seconds are compute time of the CPU or GPU. None means not known yet, or not applicable. Imports
+neither torch nor numpy.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from smallalign_core.studies.ablation import METRICS
 from smallalign_core.studies.optimizers._parts import Difference, Finder, RaceRun, Track, Trial
 
 FAR_OFF = 4.0
-"""A chosen learning rate so many times above or below the library's default is named."""
+"""Factor from the library's default from which a tuned learning rate is mentioned."""
 NAMED = 3
-"""So many of them are."""
+"""Max. number of such rates mentioned."""
 MORE = 1.2
-"""Times its budget in gradients from which an arm is named for taking more."""
+"""Factor over its gradient budget from which an arm is mentioned."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class Arm:
 
     Attributes:
         name: in the grammar of specs, unique among the study's optimizers: `lookahead | adamw`.
-        label: for people: `Lookahead(AdamW)`.
+        label: display name: `Lookahead(AdamW)`.
         optimizer: its fields, with the chosen rate once there is one.
         track: `tuned` by trials, or `hands-off`: one fixed setting, no trials.
-        budget: as a multiple of the study's epochs; `epochs`: what it gets for that, half where a step asks for two
+        budget: as a multiple of the study's epochs; `epochs`: its epochs for that, half where a step needs two
             gradients: budgets are equal in gradients.
         default_rate: the library's default; None where there is no rate to set.
-        rate: what the race runs with; None before tuning ended.
+        rate: the learning rate of the final runs; None before tuning ended.
         trials: sorted by rate; empty on the hands-off track. `edge`: whether the best is still the lowest or the
             highest that was tried.
         finder: None on the hands-off track and before it ran.
@@ -43,7 +43,7 @@ class Arm:
         differences: by metric, to the reference at this budget.
         sensitivity: mean loss of validation accuracy of the trials within two octaves of the best (after Wortsman et
             al., 2023); None with fewer than two such trials.
-        tuning_seconds: of finder and trials, as if each had been alone.
+        tuning_seconds: compute time of LR range test and trials, as if each had run alone.
     """
 
     name: str
@@ -65,12 +65,12 @@ class Arm:
 
     @property
     def finished(self) -> tuple[RaceRun, ...]:
-        """The runs that have scores."""
+        """The runs with scores."""
         return tuple(run for run in self.runs if run.test)
 
     @property
     def diverged(self) -> int:
-        """Runs of the race whose loss became NaN or infinite."""
+        """Number of diverged final runs (NaN or infinite loss)."""
         return sum(run.diverged for run in self.runs)
 
     @property
@@ -84,7 +84,7 @@ class Arm:
         return self.ratio is not None and not 1 / FAR_OFF < self.ratio < FAR_OFF
 
     def from_default(self) -> str:
-        """How far the chosen rate is from the library's default, in words."""
+        """The tuned rate relative to the library's default, as text."""
         ratio = self.ratio or 1.0
         where = f"×{ratio:.3g} above" if ratio > 1 else f"×{1 / ratio:.3g} below"
         return f"{self.label} {self.rate:g}, {where} its default {self.default_rate:g}"
@@ -106,14 +106,16 @@ class Arm:
         return _median([value for run in self.finished if (value := getattr(run, name)) is not None])
 
     def to_target(self, name: Literal["epoch", "step", "gradients", "seconds"]) -> float | None:
-        """Lower median over finished seeds, where a run that never got there took forever; None: so did the median."""
+        """Lower median over finished seeds, where a run that did not reach the target counts as infinite; None if
+        infinite.
+        """
         reached = sorted(getattr(run.reached, name) if run.reached else math.inf for run in self.finished)
         found = reached[(len(reached) - 1) // 2] if reached else math.inf
         return None if math.isinf(found) else found
 
     @property
     def score(self) -> float | None:
-        """Seconds from nothing to the target, tuning included: less is better; None where it was not reached."""
+        """Seconds to the target, tuning included; None if it was not reached."""
         seconds = self.to_target("seconds")
         return None if seconds is None else self.tuning_seconds + seconds
 
@@ -138,22 +140,22 @@ class Arm:
 
 @dataclass(frozen=True)
 class OptimizerStudy:
-    """What an optimizer study knows now.
+    """The current state of an optimizer study.
 
     Attributes:
         id: of the study.
-        title: the student, in a few words.
+        title: the student.
         spec: as given, as plain values.
         budgets: multiples of `epochs`, ascending.
-        seeds: those of the race; `tuning_seed`: another one.
+        seeds: those of the final runs; `tuning_seed`: another one.
         reference: name of the arm that the others are compared with, at each budget.
         arms: of each budget in turn, the reference first, then in the order of the spec.
         targets: by budget: validation accuracy to reach: as given, or the (lower) median of the reference's runs.
-        missing: runs that a start would train now or later, as far as that is known; `running`: those in the queue or
-            in training; `done`: those that are finished or diverged; `failed`: a line for each that failed otherwise.
-        active: whether workers take runs of it by themselves.
-        finding: whether learning rates are still to be found before the first trial.
-        test_images: how many the figures are from; `crossed`: whether intervals are over them, too, everywhere.
+        missing: number of runs still to train, as far as known; `running`: queued or in training; `done`: finished or
+            diverged; `failed`: a line for each other failure.
+        active: whether workers take its runs automatically.
+        finding: whether LR range tests are missing.
+        test_images: number of test images; `crossed`: whether all intervals are over test images, too.
         device, processor: where the finished runs were trained; several, if so.
     """
 
@@ -191,12 +193,12 @@ class OptimizerStudy:
         return not (self.missing or self.running or self.failed or self.finding)
 
     def budget_words(self, budget: int) -> str:
-        """A budget in words: every claim carries one."""
+        """A budget as text, part of every claim."""
         images = f"{budget * self.epochs:,} epochs"
         return images if budget == 1 else f"{images} ({budget} times the budget)"
 
     def verdict(self, budget: int, metric: str = "accuracy") -> str:
-        """Who is better and worse than the reference at a budget, in a sentence."""
+        """The arms that are better or worse than the reference at a budget, in a sentence."""
         label = self.arm(self.reference, budget).label
         found: dict[str, list[str]] = {}
         for arm in self.at(budget):
@@ -209,65 +211,69 @@ class OptimizerStudy:
         ]
         equal, open_ones = found.get("no difference larger", []), self._undecided(budget, metric)
         if told:
-            told += [f"not decided: {_listed(open_ones)}"] if open_ones else []
+            told += [f"inconclusive: {_listed(open_ones)}"] if open_ones else []
         elif equal:
-            told = [f"no difference to tuned {label} larger than the margin: {_listed(equal)}"]
-            told += [f"not decided: {_listed(open_ones)}"] if open_ones else []
+            told = [f"equivalent to tuned {label} within the margin: {_listed(equal)}"]
+            told += [f"inconclusive: {_listed(open_ones)}"] if open_ones else []
         elif open_ones:
-            told = [f"not decided whether any is better or worse than tuned {label}"]
+            told = [f"no conclusive difference to tuned {label}"]
         else:
-            told = ["1 seed: not evidence" if found.get("not evidence") else "nothing to compare yet"]
+            told = [
+                "single seed; run more before drawing conclusions"
+                if found.get("not evidence")
+                else "nothing to compare yet"
+            ]
         return f"At {self.budget_words(budget)}: {'; '.join(told)}."
 
     def _undecided(self, budget: int, metric: str) -> list[str]:
-        """The arms of which the figures decide nothing."""
+        """The arms with inconclusive results."""
         verdicts = [(arm, arm.differences.get(metric)) for arm in self.at(budget)]
         return [arm.label for arm, found in verdicts if found and found.verdict in ("undecided", "no spread")]
 
     def defaults(self, budget: int) -> str:
-        """How far the rates that tuning chose are from the library defaults, and what that was worth here as far as
-        the study raced AdamW as it comes; empty where none is far.
+        """Tuned learning rates that are far from the library defaults, and the gain over AdamW's default if the study
+        ran it; empty if none is far.
         """
         far = [arm for arm in self.at(budget) if arm.track == "tuned" and arm.far_from_default]
         if not far:
             return ""
         told = [arm.from_default() for arm in far[:NAMED]]  # the reference first
         told += [f"and {len(far) - NAMED} more"] if len(far) > NAMED else []
-        text = f"Tuning chose learning rates far from the library defaults: {'; '.join(told)}."
+        text = f"Tuned learning rates far from the library defaults: {'; '.join(told)}."
         plain = self.default_arm(budget)
         if plain is None or not (figures := plain.differences["accuracy"].figures()):
-            return f"{text} Whether that pays was not raced: no optimizer ran at its default."
+            return f"{text} The gain was not measured: no optimizer ran at its default."
         return (
-            f"{text} AdamW as it comes, against tuned AdamW at {self.budget_words(budget)}: {figures}, "
+            f"{text} Untuned AdamW (defaults) against tuned AdamW at {self.budget_words(budget)}: {figures}, "
             f"{plain.differences['accuracy'].words()}."
         )
 
     def default_arm(self, budget: int) -> Arm | None:
-        """AdamW as the library has it, where the study raced it."""
+        """AdamW with the library's defaults, if the study ran it."""
         fixed = [arm for arm in self.at(budget) if arm.track == "hands-off" and arm.optimizer["kind"] == "adamw"]
         return next((arm for arm in fixed if arm.ratio in (None, 1.0)), None)
 
     def scope(self) -> str:
-        """What the figures are of, and what they do not say."""
+        """The scope and limits of the figures."""
         seen = f"{self.test_images:,} test images" if self.test_images else "test images"
         over = f"seeds and the {seen} together" if self.crossed else f"seeds, on {seen}"
         return (
-            f"Differences are to the tuned reference on the same seeds, so with the same first weights, images and "
-            f"views. Intervals are over {over}, 95 % each; `better` and `worse` also hold after Holm's correction over "
-            f"the optimizers of a budget. Learning rates were chosen on {self._chosen_on()} with a seed of their own. "
+            f"Differences are to the tuned reference on the same seeds, with the same initial weights, images and "
+            f"augmentation. Intervals are over {over}, 95 % each; `better` and `worse` also hold after Holm's "
+            f"correction within a budget. Learning rates were tuned on {self._chosen_on()}, on a separate seed. "
             f"Budgets are equal in gradients{self._over()}. Another student, other images or another budget may rank "
             "differently."
         )
 
     def _over(self) -> str:
-        """Who takes more than its budget."""
+        """The arms that exceed their budget."""
         shares = [(arm, arm.epochs * arm.gradients_a_step / (arm.budget * self.epochs)) for arm in self.arms]
         told = [
             f"{arm.label} takes {share:.3g} times as many at {self.budget_words(arm.budget)}"
             for arm, share in shares
             if share > MORE
         ]
-        return f", but {', '.join(told)}: one epoch is the least, and all are whole" if told else ""
+        return f", but {', '.join(told)}, since epochs are whole and at least one" if told else ""
 
     def _chosen_on(self) -> str:
         some = next((int(run.val["images"]) for arm in self.arms for run in arm.finished if run.val), None)
@@ -276,7 +282,7 @@ class OptimizerStudy:
     def states(self) -> str:
         """How far it is."""
         states = [f"{self.done} runs done"]
-        states += ["learning rates are still to be found"] if self.finding else []
+        states += ["LR range tests missing"] if self.finding else []
         states += [f"{self.running} running or queued"] if self.running else []
         states += [f"about {self.missing} to train"] if self.missing else []
         states += [f"{len(self.failed)} failed"] if self.failed else []
@@ -318,12 +324,12 @@ def _line(arm: Arm) -> str:
     if arm.rate is not None and arm.track == "tuned":
         text += f"; learning rate {arm.rate:g}"
         text += f", {arm.ratio:.3g} times the library's" if arm.ratio else ""
-        text += " (at the edge of those tried)" if arm.edge else ""
+        text += " (at the edge of the tried range)" if arm.edge else ""
     seconds = arm.median("alone_seconds")
-    text += f"; {seconds:.2g} s a run" if seconds is not None else ""
+    text += f"; {seconds:.2g} s per run" if seconds is not None else ""
     text += f", {arm.tuning_seconds:.3g} s of tuning" if arm.tuning_seconds else ""
     score = arm.score
-    return text + (f"; {score:.3g} s to the target, tuning included" if score is not None else "; target not reached")
+    return text + (f"; {score:.3g} s to the target including tuning" if score is not None else "; target not reached")
 
 
 def _listed(names: Sequence[str]) -> str:

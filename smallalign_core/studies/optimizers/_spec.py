@@ -1,4 +1,4 @@
-"""What an optimizer study is asked to do: a student, optimizers, and how many trials, seeds and budgets they get."""
+"""The spec of an optimizer study: a student, optimizers, and the numbers of trials, seeds and budgets."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from smallalign_core.runs.store import Store
 
 TUNING_SEED = 1_000_003
-"""How far the tuning seed is from the first of the race; fewer seeds than this can be asked for."""
+"""Offset of the tuning seed from the first seed of the final runs; limits the number of seeds."""
 STUDY_FIELDS = ("optimizers", "hands_off", "reference", "trials", "seeds", "budgets", "margin", "target")
 
 
@@ -55,52 +55,48 @@ _SEVERAL = BeforeValidator(lambda given: given if isinstance(given, list | tuple
 
 
 class OptimizerStudySpec(Part):
-    """All that decides an optimizer study. In a file, the fields of the student stand beside the others."""
+    """The spec of an optimizer study. In a file, the student's fields are at the top level."""
 
     student: Annotated[
-        RunSpec, Field(description="What is trained; its `seed` is the race's first, `epochs` the budget B.")
+        RunSpec, Field(description="Student; its `seed` is the first seed of the final runs, `epochs` the budget 1x.")
     ]
-    reference: Annotated[Optimizer, Field(description="Whom the others are compared with; it is always in.")] = AdamW()
+    reference: Annotated[Optimizer, Field(description="Reference optimizer, tuned; always included.")] = AdamW()
     optimizers: Annotated[
         tuple[Optimizer, ...],
         _SEVERAL,
-        Field(max_length=24, description="Tuned: their rates are found and tried."),
+        Field(max_length=24, description="Optimizers with tuned learning rates."),
     ] = (AdamW(), Muon(), Soap(), Sgd(), Lookahead(), Sam())
     hands_off: Annotated[
-        tuple[Optimizer, ...], _SEVERAL, Field(max_length=24, description="Used as they are written, without a trial.")
+        tuple[Optimizer, ...], _SEVERAL, Field(max_length=24, description="Untuned optimizers, used as given.")
     ] = ()
-    trials: Annotated[
-        int, Field(ge=1, le=32, description="Full-length runs that each tuned optimizer gets to find its rate.")
-    ] = 4
-    seeds: Annotated[int, Field(ge=1, le=100, description="Runs of each optimizer in the race.")] = 5
+    trials: Annotated[int, Field(ge=1, le=32, description="LR trials: full-length runs per tuned optimizer.")] = 4
+    seeds: Annotated[int, Field(ge=1, le=100, description="Final runs per optimizer.")] = 5
     budgets: Annotated[
         tuple[Annotated[int, Field(ge=1, le=64)], ...],
         _SEVERAL,
-        Field(min_length=1, max_length=6, description="Multiples of the student's epochs."),
+        Field(min_length=1, max_length=6, description="Budgets, as multiples of the student's epochs."),
     ] = (1, 2, 4)
-    margin: Annotated[
-        float, Field(gt=0, le=0.5, description="The least difference in accuracy that matters, as a share.")
-    ] = 0.01
+    margin: Annotated[float, Field(gt=0, le=0.5, description="Equivalence margin in accuracy, 0 to 1.")] = 0.01
     target: Annotated[
         float | None,
-        Field(gt=0, le=1, description="Validation accuracy to reach; empty: the median of the reference."),
+        Field(gt=0, le=1, description="Target validation accuracy; empty: the median of the reference."),
     ] = None
 
     @model_validator(mode="after")
     def _can_be_done(self) -> Self:
         if not tunable(self.reference):
-            raise ValueError("the reference is tuned, and this one has no learning rate to tune: choose another")
+            raise ValueError("the reference must be tunable, and this optimizer has no learning rate: choose another")
         if list(self.budgets) != sorted(set(self.budgets)):
-            raise ValueError(f"`budgets` grow from one to the next (given: {list(self.budgets)})")
+            raise ValueError(f"`budgets` must be in ascending order (given: {list(self.budgets)})")
         for one in (self.reference, *self.optimizers):
             if tunable(one) and nest(one)[-1].lr != type(nest(one)[-1]).model_fields["lr"].default:
                 raise ValueError(
-                    f"the learning rate of `{name_of(one)}` is found, not given: leave `lr` out, or name the optimizer "
+                    f"the learning rate of `{name_of(one)}` is tuned: leave `lr` out, or list the optimizer "
                     "under `hands_off`"
                 )
         names = [entry.name for entry in entries(self)]
         if twice := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(f"`{twice}` is named twice: once is enough")
+            raise ValueError(f"`{twice}` is listed twice: remove one")
         if self.student.seed + max(self.seeds, TUNING_SEED) >= 2**31:
             raise ValueError(f"`seed` must leave room for more seeds (given: {self.student.seed})")
         return self
@@ -108,35 +104,35 @@ class OptimizerStudySpec(Part):
 
 @dataclass(frozen=True)
 class Entry:
-    """One optimizer of a study. Its name is unique, and says what is not as usual; its label is for people."""
+    """One optimizer of a study. Its name is unique and contains non-default settings; its label is for display."""
 
     optimizer: Optimizer
     track: Track
 
     @property
     def name(self) -> str:
-        """In the grammar of specs."""
+        """Name in the grammar of specs."""
         return name_of(self.optimizer) + (" hands-off" if self.track == "hands-off" and tunable(self.optimizer) else "")
 
     @property
     def label(self) -> str:
-        """For people."""
+        """Display name."""
         return label_of(self.optimizer, rate=self.track == "hands-off")
 
     @property
     def default_rate(self) -> float | None:
-        """The library's; None where there is nothing to set."""
+        """The library's default rate; None if there is none."""
         rate: float | None = nest(self.optimizer)[-1].library_rate
         return rate
 
 
 def tunable(optimizer: Optimizer) -> bool:
-    """Whether it has a learning rate that somebody has to find."""
+    """Whether it has a learning rate that needs tuning."""
     return nest(optimizer)[-1].library_rate is not None
 
 
 def gradients_a_step(optimizer: Optimizer) -> int:
-    """What one step costs, in gradients: SAM takes two, and losses without a gradient cost a third of one."""
+    """Cost of one step in gradients: SAM needs two, and a forward-only evaluation costs a third of one."""
     return max(part.gradients for part in nest(optimizer))
 
 
@@ -156,7 +152,7 @@ def offered(menu: Menu, *, taught: bool = True, layers: bool = False) -> tuple[O
 
 
 def _unusual(part: Any, rate: bool) -> list[str]:
-    """The settings of one part that differ from its defaults, in words."""
+    """The settings of one part that differ from its defaults, as text."""
     own = type(part).model_fields
     found = [
         f"{name} {getattr(part, name):g}"
@@ -167,7 +163,7 @@ def _unusual(part: Any, rate: bool) -> list[str]:
 
 
 def name_of(optimizer: Optimizer) -> str:
-    """An optimizer in the grammar of specs, with what is unusual of it: `lookahead (k 10) | adamw`."""
+    """An optimizer in the grammar of specs, with non-default settings: `lookahead (k 10) | adamw`."""
     words = []
     for part in nest(optimizer):
         rate = hasattr(part, "lr") and part.lr != type(part).model_fields["lr"].default
@@ -177,7 +173,7 @@ def name_of(optimizer: Optimizer) -> str:
 
 
 def label_of(optimizer: Optimizer, *, rate: bool = False) -> str:
-    """An optimizer as people write it: `Lookahead(AdamW)`; with its learning rate if asked."""
+    """An optimizer's display name: `Lookahead(AdamW)`; optionally with its learning rate."""
     *outer, last = nest(optimizer)
     unusual = _unusual(last, rate)
     text = last.label + (f" {', '.join(unusual)}" if unusual else "")
@@ -187,7 +183,7 @@ def label_of(optimizer: Optimizer, *, rate: bool = False) -> str:
 
 
 def entries(spec: OptimizerStudySpec) -> tuple[Entry, ...]:
-    """All optimizers of a study, the reference first. What has no rate to tune is hands-off wherever it was named."""
+    """All optimizers of a study, the reference first. Those without a learning rate are always hands-off."""
     tuned = [spec.reference, *(one for one in spec.optimizers if one != spec.reference)]
     fixed = [one for one in tuned if not tunable(one)]
     return (
@@ -197,14 +193,14 @@ def entries(spec: OptimizerStudySpec) -> tuple[Entry, ...]:
 
 
 def with_rate(optimizer: Optimizer, rate: float) -> Optimizer:
-    """`optimizer` with another learning rate, wherever in the nest it is."""
+    """`optimizer` with another learning rate, set in its base optimizer."""
     if (inner := getattr(optimizer, "inner", None)) is not None:
         return optimizer.model_copy(update={"inner": with_rate(inner, rate)})
     return optimizer.model_copy(update={"lr": rate})
 
 
 def epochs_of(spec: OptimizerStudySpec, optimizer: Optimizer, budget: int) -> int:
-    """Epochs that an optimizer gets for a budget: budgets are equal in gradients, so SAM gets half."""
+    """Epochs of an optimizer for a budget: budgets are equal in gradients, so SAM gets half."""
     return max(1, round(spec.student.epochs * budget / gradients_a_step(optimizer)))
 
 
@@ -212,8 +208,7 @@ def epochs_of(spec: OptimizerStudySpec, optimizer: Optimizer, budget: int) -> in
 def run_spec(spec: OptimizerStudySpec, optimizer: Optimizer, budget: int, seed: int) -> RunSpec:
     """One run of a study.
 
-    Evolution strategies, which rank small differences between losses, take their steps in fp32 whatever the others do:
-    what `auto` means for gradients must not keep them out.
+    Evolution strategies, which rank small differences between losses, run in fp32 regardless of the others' precision.
 
     Raises:
         BadSpec: this optimizer cannot be used with the rest of the spec.
@@ -231,19 +226,20 @@ def run_spec(spec: OptimizerStudySpec, optimizer: Optimizer, budget: int, seed: 
 
 
 def race_seeds(spec: OptimizerStudySpec) -> tuple[int, ...]:
-    """Seeds of the race, from the student's own upwards."""
+    """Seeds of the final runs, from the student's own upwards."""
     return tuple(spec.student.seed + more for more in range(spec.seeds))
 
 
 def tuning_seed(spec: OptimizerStudySpec) -> int:
-    """The seed that learning rates are found with; none of any race of this student."""
+    """The seed for tuning, different from all seeds of final runs."""
     return spec.student.seed + TUNING_SEED
 
 
 def parse_study(written: Mapping[str, Any]) -> OptimizerStudySpec:
-    """A checked study from plain values; the student's fields stand beside the others, or below `student`.
+    """A validated study from plain values; the student's fields are at the top level, or below `student`.
 
-    Without `hands_off` it has AdamW at its library's learning rate, Prodigy, Schedule-Free and, with a teacher, Polyak.
+    The default of `hands_off` is AdamW at its default learning rate, Prodigy, Schedule-Free and, with a teacher,
+    Polyak.
 
     Raises:
         BadSpec: naming the field, what was given and what is allowed.
@@ -255,7 +251,7 @@ def parse_study(written: Mapping[str, Any]) -> OptimizerStudySpec:
     if student is not rest and rest:
         raise BadSpec(f"unknown field `{next(iter(rest))}`", do="put fields of the student below `student`")
     if student is rest and "optimizer" in student:
-        raise BadSpec("a study has no `optimizer` of its own", do="list them under `optimizers`")
+        raise BadSpec("a study has no field `optimizer`", do="list optimizers under `optimizers`")
     known = {*STUDY_FIELDS, *RunSpec.model_fields}
     if student is rest and (unknown := next((name for name in rest if name not in known), None)) is not None:
         near = difflib.get_close_matches(str(unknown), known, n=1)
@@ -271,7 +267,7 @@ def parse_study(written: Mapping[str, Any]) -> OptimizerStudySpec:
     except ValidationError as error:
         raise BadSpec(told(OptimizerStudySpec, error)) from None
     for entry in entries(found):
-        run_spec(found, entry.optimizer, found.budgets[0], found.student.seed)  # says what does not fit
+        run_spec(found, entry.optimizer, found.budgets[0], found.student.seed)  # raises if it is not compatible
     return found
 
 
@@ -290,7 +286,7 @@ def probes(spec: OptimizerStudySpec) -> list[RunSpec]:
 
 
 def resolved(spec: OptimizerStudySpec, run: RunSpec, _: Store | None = None) -> OptimizerStudySpec:
-    """The study with what its first probe was resolved to: fingerprints, the teacher's id, precision, layers."""
+    """The study with the fields filled in for its first probe: fingerprints, the teacher's id, precision, layers."""
     own = {name: getattr(spec.student, name) for name in ("optimizer", "schedule", "epochs", "seed")}
     return spec.model_copy(update={"student": run.model_copy(update=own)})
 
@@ -302,5 +298,5 @@ def study_id(spec: OptimizerStudySpec) -> str:
 
 
 def title_of(spec: OptimizerStudySpec) -> str:
-    """What is studied, in a few words."""
+    """A short title of the study."""
     return title(spec.student).rpartition(" · ")[0]

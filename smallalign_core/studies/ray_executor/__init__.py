@@ -1,8 +1,8 @@
-"""More than one machine: groups of runs go to a Ray cluster, and come back as if they had been trained here.
+"""Training on several machines: groups of runs are sent to a Ray cluster, and their folders are copied back.
 
-Machines need not share a disk. A group takes with it what its specs name (teachers, decisions, weights to start from);
-images are found by name or path on each machine, and their fingerprint is checked there. The code travels too, so a
-machine needs nothing but the packages of requirements.txt. Nothing imports ray unless a cluster is asked for.
+Machines need not share a disk. A group includes the files of its specs (teachers, decisions, initial weights); images
+are found by name or path on each machine and checked by fingerprint. The code is sent too, so a machine only needs the
+packages of requirements.txt. Ray is imported only if a cluster is used.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ SECONDS = 0.5
 REACH_SECONDS = 5.0
 HEALTHY_SECONDS = 10.0
 RETRIES = 3
-"""How often a group is begun again when its machine dies."""
+"""Max. restarts of a group if its machine fails."""
 GPU_SHARE = 0.25
-"""Of a GPU, for a group: small students do not fill one."""
+"""Share of a GPU per group, since small students do not fill one."""
 MOST_AWAY = 64
-"""Groups that are away at once: each run of them holds an open lock here, and a process may have 1,024 files open."""
+"""Max. groups on the cluster: each run holds an open lock file here, and a process can have 1,024 open files."""
 OURS = ("attempt", "pid", "time", "boot", "memory_kills", "served", "ended", "reason", "diverged")
-"""What a worker says of itself that is not of the run."""
+"""Status fields that are about the worker, not about the run."""
 
 Ended = dict[str, Any] | SmallAlignError
 
@@ -53,21 +53,21 @@ class _Away:
 
 
 class Cluster:
-    """Trains groups of runs on the machines of a Ray cluster; a context manager, which lets go of it.
+    """Trains groups of runs on the machines of a Ray cluster; a context manager, which disconnects.
 
-    While a group is away, this process holds the locks of its runs: nobody else trains them, and the dashboard shows
-    them running. If this process dies, they are interrupted, like those of any worker.
+    While a group is on the cluster, this process holds the locks of its runs, so no other process trains them, and the
+    dashboard shows them as running. If this process dies, they are interrupted, like those of any worker.
 
     Args:
-        address: `host:port` of the cluster's head, `ray://host:port`, or `auto` for the one that this machine is in.
-        store: where the runs belong.
-        device: that each group trains on there; `auto` is a GPU if the cluster has any, else the processor.
+        address: `host:port` of the cluster's head, `ray://host:port`, or `auto` for the cluster of this machine.
+        store: the store of the runs.
+        device: device of each group; `auto` is a GPU if the cluster has any, else the CPU.
 
     Attributes:
-        observe: is told which runs are sent, and which came back; returns who is told from where.
+        observe: called with the runs that are sent; returns an observer that is called when they come back.
 
     Raises:
-        BadInput: nobody answers at that address, or it is none.
+        BadInput: the address is invalid or not reachable.
         WorkFailed: ray is not installed.
     """
 
@@ -97,12 +97,12 @@ class Cluster:
 
     def __exit__(self, *_: object) -> None:
         for ref, away in self._away.items():
-            with contextlib.suppress(Exception):  # it may be gone, and we are leaving
+            with contextlib.suppress(Exception):  # it may be gone already
                 self._ray.cancel(ref, force=True)
             for recording in away.held.values():
                 with contextlib.suppress(Refused):
                     recording.write_status(
-                        ended=State.PAUSED, reason="stopped while it was on the cluster: it begins anew"
+                        ended=State.PAUSED, reason="stopped on the cluster; it will restart from the beginning"
                     )
                 recording.release()
         self._away = {}
@@ -110,18 +110,18 @@ class Cluster:
 
     @property
     def free(self) -> bool:
-        """Whether more groups are worth sending: one waits for each that can be trained."""
+        """Whether to send more groups: one waits for each that is in training."""
         there = self._ray.cluster_resources()
         slots = there.get("GPU", 0) / GPU_SHARE if self._device.startswith("cuda") else there.get("CPU", 0)
         return len(self._away) < min(MOST_AWAY, 2 * max(1, int(slots)))
 
     def begin(self, runs: Sequence[Run]) -> None:
-        """Send a group; each of its runs ends once, in `ended`."""
+        """Send a group; each of its runs is reported once, in `ended`."""
         held: dict[str, RunWriter] = {}
         for run in runs:
             try:
                 recording = RunWriter(run).__enter__()
-            except Refused as error:  # somebody trains it here
+            except Refused as error:  # another process here trains it
                 self._over.append(([run], [error]))
                 continue
             held[run.id] = recording
@@ -132,7 +132,7 @@ class Cluster:
             specs = [run.spec for run in sent]
             needed = [self._elder(name) for name in _payload.needs(specs)]
             ref = self._task.remote(_payload.payload(specs, self._home, self._device), needed)
-        except SmallAlignError as error:  # a teacher is gone, say: these fail, as they would here, and others go on
+        except SmallAlignError as error:  # e.g. a teacher is gone: these fail, the others continue
             replies = [_payload.refusal("", error) for _ in sent]
             self._over.append((sent, [accepted(held[run.id], reply) for run, reply in zip(sent, replies, strict=True)]))
             return
@@ -149,16 +149,16 @@ class Cluster:
         self._show({"kind": "away", "groups": len(self._away), "runs": runs, "host": host})
 
     def _elder(self, name: str) -> Any:
-        if name not in self._elders:  # sent once, however many learn from it
+        if name not in self._elders:  # sent once for all runs that need it
             self._elders[name] = self._ray.put(_payload.dependency(self.store.finished(name)))
         return self._elders[name]
 
     def ended(self) -> list[tuple[list[Run], list[Ended]]]:
-        """Groups that came back since this was last asked; waits a moment where there are none.
+        """Groups that came back since the last call; waits a moment if there are none.
 
         Raises:
-            Refused: a machine cannot train what is asked. Left in the cluster it would fail one group after the other,
-                faster than the others train them.
+            Refused: a machine is not usable. In the cluster it would fail one group after the other, faster than the
+                others train them.
         """
         over, self._over = [*self._over, *self._stopped()], []
         if not self._away:
@@ -178,7 +178,7 @@ class Cluster:
             if replies[0].unfit and (why := _payload.error_of(replies[0])):
                 self._away[ref] = away  # to be paused with the others
                 given = f"{replies[0].host}: {why.wrong}" + (f" ({why.given})" if why.given else "")
-                raise Refused("a machine of the cluster cannot take part", given=given, do=why.do)
+                raise Refused("a machine of the cluster is not usable", given=given, do=why.do)
             ended = [accepted(away.held[run.id], reply) for run, reply in zip(away.runs, replies, strict=True)]
             for run, how in zip(away.runs, ended, strict=True):
                 if not isinstance(how, SmallAlignError):
@@ -189,23 +189,25 @@ class Cluster:
         return over
 
     def _stopped(self) -> Iterator[tuple[list[Run], list[Ended]]]:
-        """Groups that people asked to stop, taken back; one of which only some were asked goes on with all."""
+        """Stop groups with stop requests for all runs; a group with requests for only some of them continues."""
         for ref, away in list(self._away.items()):
             asked = [run.pending_request for run in away.runs]
             if all(asked):
-                with contextlib.suppress(Exception):  # it may be back already
+                with contextlib.suppress(Exception):  # it may have ended already
                     self._ray.cancel(ref, force=True)
                 del self._away[ref]
                 states = [State.CANCELLED if one == "cancel" else State.PAUSED for one in asked]
                 for run, state in zip(away.runs, states, strict=True):
-                    away.held[run.id].write_status(ended=state, reason="taken back from the cluster: it begins anew")
+                    away.held[run.id].write_status(
+                        ended=state, reason="removed from the cluster; it will restart from the beginning"
+                    )
                     away.held[run.id].release()
                 told = zip(away.runs, states, asked, strict=True)
                 yield away.runs, [{"id": run.id, "state": str(state), "asked": one} for run, state, one in told]
 
 
 def accepted(recording: RunWriter, reply: _payload.RunOutcome) -> Ended:
-    """Put what came back into the run's folder, and let go of it. The lock that we hold makes it once."""
+    """Copy the result into the run's folder, and release its lock, which ensures that this happens once."""
     run = recording.run
     try:
         return _taken_in(recording, reply)
@@ -222,20 +224,20 @@ def _taken_in(recording: RunWriter, reply: _payload.RunOutcome) -> Ended:
     run, result = recording.run, reply.result
     facts = {name: value for name, value in reply.said.items() if name not in OURS and name != "schema"}
     recording.write_status(**{**facts, "host": reply.host})
-    for name in ("events.jsonl", "log.txt"):  # it began anew there: what an earlier attempt did here is over
+    for name in ("events.jsonl", "log.txt"):  # it restarted there: earlier attempts here are discarded
         if name in reply.files:
             write(run.folder / name, reply.files[name])
     if error := _payload.error_of(reply):
         raise error
     weights, logits = (reply.files.get(name, b"") for name in ("weights.safetensors", "logits.safetensors"))
     if result is None or hashlib.sha256(weights).hexdigest() != result.get("weights_sha256"):
-        raise WorkFailed("what came back from the cluster is damaged", given=reply.host, do="run the study again")
-    if (known := run.result) is not None:  # finished by a process that needed no lock: an import, a copied folder
+        raise WorkFailed("the result from the cluster is damaged", given=reply.host, do="run the study again")
+    if (known := run.result) is not None:  # finished without the lock: an import, a copied folder
         if known.get("weights_sha256") != result["weights_sha256"]:
             raise WorkFailed(
-                "two machines trained other weights from one spec",
+                "two machines trained different weights from one spec",
                 given=f"{reply.host}, {result.get('processor')}; here {known.get('processor')}",
-                do="equal weights are promised on equal processors with as many threads only",
+                do="use equal processors and thread counts for bit-identical weights",
             )
         return known
     recording.finish(weights, logits, result)
@@ -243,7 +245,7 @@ def _taken_in(recording: RunWriter, reply: _payload.RunOutcome) -> Ended:
 
 
 def _connected(address: str) -> Any:
-    """ray, connected to a cluster; nothing of its noise."""
+    """ray, connected to a cluster, with its output suppressed."""
     extras.require("ray", "a study on a cluster")
     _reach(address)
     ray = extras.load("ray", "a study on a cluster")
@@ -252,7 +254,7 @@ def _connected(address: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            ray.shutdown()  # of a cluster on this machine that somebody's call began by itself
+            ray.shutdown()  # a local cluster that an earlier call started implicitly
             ray.init(
                 address,
                 logging_level=logging.ERROR,
@@ -266,25 +268,25 @@ def _connected(address: str) -> Any:
             given=address,
             do="start one with `ray start --head`, and give host:port of its head, or `auto` on one of its machines",
         ) from None
-    with contextlib.suppress(ValueError):  # only the main thread may, and there ray put its own: a stack and an abort
+    with contextlib.suppress(ValueError):  # main thread only: replace ray's signal handler, which aborts
         for number, handler in ours.items():
             signal.signal(number, handler)
     return ray
 
 
 def _reach(address: str) -> None:
-    """Say at once that nobody is there: ray itself would try for half a minute."""
+    """Fail fast if the address is not reachable: ray itself would retry for half a minute."""
     if address == "auto":
         _take_token()
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65_535:
-        raise BadInput("that is no address of a Ray cluster", given=address, do="give host:port, or `auto`")
+        raise BadInput("not an address of a Ray cluster", given=address, do="give host:port, or `auto`")
     try:
         socket.create_connection((host, int(port)), REACH_SECONDS).close()
     except OSError as error:
         raise BadInput(
-            f"nobody answers at the cluster's address: {(error.strerror or str(error)).lower()}",
+            f"the cluster's address is not reachable: {(error.strerror or str(error)).lower()}",
             given=address,
             do="start the cluster with `ray start --head`, and give host:port of its head",
         ) from None
@@ -293,7 +295,7 @@ def _reach(address: str) -> None:
 
 
 def _take_token() -> bool:
-    """Use the token of this machine, as `ray start` does by itself, if there is one and nobody said otherwise."""
+    """Use the token of this machine, if there is one, unless configured otherwise; as `ray start` does."""
     there = (
         "RAY_AUTH_TOKEN" in os.environ
         or Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token")).is_file()
@@ -305,13 +307,13 @@ def _take_token() -> bool:
 
 
 def _healthy(address: str) -> None:
-    """Ask ray in a process that can be ended: from another server, or without the token, it would wait on and on."""
+    """Test the connection in a separate process: with another server, or without the token, ray would block."""
     asked = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
     try:
         done = subprocess.run(asked, capture_output=True, text=True, timeout=HEALTHY_SECONDS)
     except subprocess.TimeoutExpired:
         raise BadInput(
-            "who answers at that address is no Ray head", given=address, do="give the port of `ray start --head`"
+            "the server at that address is not a Ray head node", given=address, do="give the port of `ray start --head`"
         ) from None
     if done.returncode == 0:
         return
@@ -320,9 +322,11 @@ def _healthy(address: str) -> None:
         return
     if "AuthenticationError" in done.stderr:
         raise BadInput(
-            "the cluster wants a token, and has not got the right one",
+            "the cluster rejected the authentication token",
             given=address,
-            do="give this machine the token of the head, in ~/.ray/auth_token or by RAY_AUTH_TOKEN",
+            do="put the head node's token into ~/.ray/auth_token or RAY_AUTH_TOKEN on this machine",
         )
-    last = done.stderr.strip().splitlines()[-1:] or ["it does not say why"]
-    raise BadInput(f"the Ray cluster cannot be used: {last[0][:200]}", given=address, do="see the head's own logs")
+    last = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
+    raise BadInput(
+        f"the Ray cluster cannot be used: {last[0][:200]}", given=address, do="see the logs of the head node"
+    )

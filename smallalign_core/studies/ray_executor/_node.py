@@ -1,4 +1,4 @@
-"""What a machine of the cluster does: train runs in a store of its own, and send their folders back."""
+"""The cluster side: trains runs in a local store, and sends their folders back."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ if TYPE_CHECKING:
 
 
 def place(home: str) -> Path:
-    """The folder of this machine for the runs of another one: decoded images and kept answers stay there.
+    """The folder of this machine for the runs of another one; keeps decoded images and teacher logits.
 
     Raises:
-        Refused: somebody else made it, and could change what is trained.
+        Refused: it has another owner, who could modify the runs.
     """
     ours = Path(tempfile.gettempdir()) / f"smallalign-cluster-{os.getuid()}"
     ours.mkdir(mode=0o700, exist_ok=True)
     if ours.is_symlink() or ours.stat().st_uid != os.getuid():
-        raise Refused("the folder for a cluster's runs belongs to somebody else", given=ours, do="remove it")
+        raise Refused("the folder for cluster runs has another owner", given=ours, do="remove it")
     return ours / home
 
 
 def train(given: Payload, needed: Sequence[Any]) -> list[RunOutcome]:
-    """Train runs that keep step, to their ends.
+    """Train runs in lockstep to their ends.
 
     Args:
-        needed: references to `Elder`s, which stay on this machine once they were fetched.
+        needed: references to `Dependency` objects, which stay on this machine once fetched.
     """
     import ray
     import torch
@@ -61,17 +61,17 @@ def train(given: Payload, needed: Sequence[Any]) -> list[RunOutcome]:
         store = Store(place(given.home))
         if torch.__version__ != given.torch:
             raise Refused(
-                "this machine has another torch, which would give other weights",
-                given=f"{torch.__version__} on {host}, {given.torch} where the study is",
+                "this machine has another version of torch, which would give different weights",
+                given=f"{torch.__version__} on {host}, {given.torch} for the study",
                 do="install the same requirements.txt on all machines",
             )
         if code() != given.code:
             raise Refused(
-                "this machine has another SmallAlign, found before the one that was sent",
+                "this machine has another version of SmallAlign, which shadows the one that was sent",
                 given=str(PACKAGE),
                 do="update it, or start ray there from another folder",
             )
-        elders: list[Dependency] = ray.get(list(needed)) if needed else []  # it would begin a cluster here
+        elders: list[Dependency] = ray.get(list(needed)) if needed else []  # ray.get would start a local cluster
         for one in elders:
             install(one, store)
         specs = unpacked(given, store)
@@ -83,6 +83,6 @@ def train(given: Payload, needed: Sequence[Any]) -> list[RunOutcome]:
     with capture_logs(runs):
         ended = run_lockstep(runs, store, device=given.device)
     replies = [outcome(run, how, host) for run, how in zip(runs, ended, strict=True)]
-    for run in runs:  # what was sent back is kept there
+    for run in runs:  # their copies are on the sender
         shutil.rmtree(run.folder, ignore_errors=True)
     return replies

@@ -1,4 +1,4 @@
-"""What goes to another machine and what comes back, as bytes: specs and what they need, and the folders of runs."""
+"""Data sent to and from cluster machines, as bytes: specs with their dependencies, and folders of runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RETURNED = ("events.jsonl", "log.txt", "weights.safetensors", "logits.safetensor
 
 @dataclass(frozen=True)
 class Dependency:
-    """A finished run that others learn from or begin with, as its folder holds it; spec is None for an import."""
+    """A finished run that others depend on (teacher, initial weights), as files; spec is None for an import."""
 
     id: str
     spec: dict[str, Any] | None
@@ -31,14 +31,14 @@ class Dependency:
 
 @dataclass(frozen=True)
 class Payload:
-    """Runs that keep step, and what a machine without our disk lacks for them.
+    """Runs for one lockstep, with all the files that a machine without access to the store needs.
 
     Attributes:
-        home: names the store that they belong to: machines keep decoded images and answers for each.
-        torch: version of the sender's; another one would give other weights.
-        code: digest of the sender's library. It travels along, but a checkout at the same path there comes first.
-        specs: resolved.
-        files: by path, what specs name besides images: decisions, weights to start from.
+        home: identifies the store: machines cache decoded images and teacher logits per store.
+        torch: the sender's version; another one would give different weights.
+        code: digest of the sender's library. The code is sent too, but a checkout at the same path there takes
+        precedence. specs: resolved.
+        files: by path, the files named in specs except images: decisions, initial weights.
         device: as of `train.pick_device`.
     """
 
@@ -52,15 +52,15 @@ class Payload:
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """How one run ended on another machine.
+    """The outcome of one run on another machine.
 
     Attributes:
         host: its name there.
         result: as in result.json; None where it failed.
-        error: (class, what is wrong, given, what to do) where it did.
-        said: what the other worker said of itself.
-        files: those of `RETURNED` that there are.
-        unfit: whether the machine could not begin: it lacks the images, or what is installed differs.
+        error: (class, what is wrong, given, what to do) if it failed.
+        said: the status written by the other worker.
+        files: those of `RETURNED` that exist.
+        unfit: whether the machine could not start it: missing images, or different package versions.
     """
 
     host: str
@@ -80,7 +80,7 @@ def code() -> str:
 
 
 def needs(specs: Sequence[RunSpec]) -> list[str]:
-    """Ids of the runs that `specs` learn from or begin with."""
+    """Ids of the runs that `specs` depend on."""
     return list(dict.fromkeys(name for spec in specs for name in (*spec.teachers, spec.start) if name))
 
 
@@ -108,7 +108,7 @@ def _content(path: str) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         reason = (error.strerror or "unknown").lower()
-        raise BadInput(f"a file that a run needs cannot be read: {reason}", given=path, do="bring it back") from None
+        raise BadInput(f"a file that a run needs cannot be read: {reason}", given=path, do="restore it") from None
 
 
 def _paths(spec: RunSpec) -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""What alignment is worth as students shrink: sizes x images x recipes x replicates, and a law through all of it.
+"""Scaling studies: the value of each process over sizes x images x recipes x replicates, with a scaling law.
 
-Runs of a study are ordinary runs, found by their digests, so whatever is extended never repeats what is done. Reading a
-study imports no torch: the dashboard reads through this package. The statistics are in `studies.scaling_law`.
+Runs of a study are ordinary runs, found by their digests, so an extended study reuses all finished runs. Reading a
+study does not import torch: the dashboard reads through this package. The statistics are in `studies.scaling_law`.
 """
 
 from __future__ import annotations

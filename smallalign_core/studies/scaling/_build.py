@@ -1,6 +1,6 @@
 """The report of a scaling study, read from the store: nothing is trained, nothing is queued, no torch.
 
-The law is fitted when enough has changed, and kept in the study's folder: pages read the report again and again.
+The law is refitted when enough has changed, and cached in the study's folder, since pages poll the report.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from smallalign_core.system.files import write
 
 FITS = "fits.json"
 ENOUGH = 1.25
-"""While it runs, the law is fitted again when so many times as many runs are finished."""
+"""While a study runs, the law is refitted when the number of finished runs has grown by this factor."""
 
 Seen = dict[Cell, dict[str, Any]]
 """The results of finished cells."""
@@ -56,12 +56,12 @@ Seen = dict[Cell, dict[str, Any]]
 def report(
     spec: ScalingStudySpec, store: Store, folder: Path, *, active: bool = False, trouble: str | None = None
 ) -> ScalingStudy:
-    """What is known now of a resolved study.
+    """The current report of a resolved study.
 
     Args:
         folder: of the study.
         active: whether workers take its runs.
-        trouble: why it could not go on by itself.
+        trouble: why it could not continue automatically.
     """
     (every, over), decided = grown(spec, store, folder), cleaned(spec, folder)
     found: Seen = {}
@@ -116,7 +116,7 @@ def report(
 
 
 def _scores(result: dict[str, Any]) -> dict[str, float]:
-    """Calibrated NLL and error; no error at all counts as half of one, since the law is of logarithms."""
+    """Calibrated NLL and error; zero errors count as half of one, since the law is fitted to logarithms."""
     test = result["test_calibrated"]
     return {"nll": nll_of(result), "error": max(1 - float(test["accuracy"]), 0.5 / float(test["images"]))}
 
@@ -124,7 +124,7 @@ def _scores(result: dict[str, Any]) -> dict[str, float]:
 def _mean(
     values: Sequence[float], least: float = -math.inf, most: float = math.inf
 ) -> tuple[float | None, float | None, float | None]:
-    """(mean, low, high), the interval kept within what the metric can be."""
+    """(mean, low, high), the interval clipped to the range of the metric."""
     if len(values) < 2:
         return (values[0] if values else None), None, None
     found = stats.paired(values)
@@ -189,12 +189,12 @@ def _cost(found: Seen, missing: Sequence[Cell], price: Callable[[Cell], float] |
 
 
 def _share(result: dict[str, Any]) -> float:
-    """Wall clock of a run: its share of the group that kept step."""
+    """Wall-clock seconds of a run: its share of its lockstep group."""
     return float(result["seconds"]) / int(result.get("together") or 1)
 
 
 def _price(spec: ScalingStudySpec, found: Seen) -> Callable[[Cell], float] | None:
-    """Seconds that a cell is expected to take, from finished ones."""
+    """Estimated seconds of a cell, from finished ones."""
     from smallalign_core.studies import scaling_law
 
     some = {cell: result for cell, result in found.items() if float(result["seconds"]) > 0 and result.get("macs")}
@@ -250,7 +250,7 @@ def _ladder(
 
 
 def _teacher_images(spec: ScalingStudySpec, store: Store) -> int | None:
-    """How many images the teacher learned from, if its spec says so."""
+    """Number of training images of the teacher, if its spec has it."""
     try:
         return store.run(spec.teacher).spec.data.images if spec.teacher else None
     except SmallAlignError:
@@ -269,7 +269,7 @@ def _readings(
     *,
     settled: bool,
 ) -> dict[str, LawReading]:
-    """The law by metric: as it was kept while little has changed since, else fitted now."""
+    """The law by metric: from the cache while little has changed, else fitted now."""
     rows = sorted((*key, *_scores(result).values(), int(result["params"])) for key, result in _keys(found))
     digest = hashlib.sha256(json.dumps([_fits.FORMAT, study_id(spec), rows]).encode()).hexdigest()[:16]
     kept = _kept(folder)

@@ -1,4 +1,4 @@
-"""What a scaling study will cost, before anything of it is trained: a few real steps of each size and the teacher."""
+"""Cost estimate of a scaling study, from a few real steps of each size and the teacher."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from smallalign_core.studies.scaling._spec import ScalingStudySpec, epochs_of
 from smallalign_core.system.machine import fastest, set_threads
 
 FORWARD = 1 / 3
-"""Of a training step: what scoring as many images takes."""
+"""Cost of evaluating a batch, relative to a training step."""
 
 
 def expected(spec: ScalingStudySpec, store: Store, folder: Path, device: str = "auto") -> float:
-    """Seconds that the missing runs of a resolved study take on this machine as it is loaded now, one after the other.
+    """Estimated seconds for the missing runs of a resolved study on this machine under its current load, sequentially.
 
-    Students' steps, scoring, and one answer of the teacher for each view that is shared are counted; imports, decoding
-    and what an optimizer or a policy adds are not.
+    Training steps, evaluation, and one teacher forward pass for each shared view are counted; imports, decoding and the
+    additional cost of an optimizer or a policy are not.
     """
     from smallalign_core.training import loop, teacher_loading
 
@@ -59,7 +59,7 @@ def expected(spec: ScalingStudySpec, store: Store, folder: Path, device: str = "
 
 
 def _ladder(spec: ScalingStudySpec, store: Store, usual: float) -> float:
-    """Seconds of the teachers with fewer epochs, by what the teacher itself took, and of the students they teach."""
+    """Seconds for the teachers with fewer epochs, scaled from the teacher itself, and for their students."""
     rungs = ladder(spec, store)
     if not rungs or not spec.teacher:
         return 0.0

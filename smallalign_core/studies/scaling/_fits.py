@@ -1,4 +1,4 @@
-"""The law through a study's runs, as a `Reading`; and a reading as a file keeps it."""
+"""The scaling law of a study's runs, as a `LawReading`; and its file format."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from smallalign_core.studies.scaling._spec import REPLICATES, RUNGS, ScalingStud
 from smallalign_core.studies.scaling_law import Allocation, Axis, Draws, Gate, Multiplier, Observations, Plane, SelfTest
 
 FORMAT = 3
-"""Of what is kept; raised when a fit means something else."""
+"""Version of stored fits; increased when their meaning changes."""
 POINTS = 24
 """Of a curve."""
 HALF = 0.5
@@ -33,7 +33,7 @@ def reading(
     params: int | None,
     cost: Callable[[str, float, float], float],
 ) -> LawReading:
-    """The law through finished runs, with its tests, gate, multipliers and maps.
+    """The law fitted to finished runs, with its sanity checks, gate, multipliers and maps.
 
     Args:
         params: of the target; None before one of that width is finished.
@@ -44,7 +44,9 @@ def reading(
     some = [row for row in rows if row[0] in ready]
     if "baseline" not in ready or len(ready) < 2 or params is None:
         need = f"{REPLICATES} replicates of {RUNGS} sizes and {RUNGS} numbers of images"
-        return LawReading(metric, len(some), f"the baseline and another recipe need {need}", left_out=left_out)
+        return LawReading(
+            metric, len(some), f"not enough data: the baseline and another recipe need {need}", left_out=left_out
+        )
     try:
         runs = Observations.from_rows(
             sorted(some, key=lambda row: spec.recipes.index(row[0])), scaling_law.chance(classes, metric)
@@ -138,7 +140,7 @@ def _lines(draws: Draws, sizes: Any, images: Any) -> tuple[Line, ...]:
 
 
 def expected(found: Mapping[str, Any], recipe: str, size: float, images: float) -> float | None:
-    """What a law that was kept as plain values expects; None for a recipe that it was not fitted to."""
+    """The fitted value of a law stored as plain values; None for a recipe that it was not fitted to."""
     if (arm := found["arms"].get(recipe)) is None:
         return None
     alpha, beta, gamma = (found["exponents"][name] for name in ("alpha", "beta", "gamma"))
@@ -155,7 +157,7 @@ def packed(readings: Mapping[str, LawReading]) -> dict[str, Any]:
 
 
 def unpacked(written: Mapping[str, Any]) -> dict[str, LawReading]:
-    """What `packed` gave.
+    """The readings stored by `packed`.
 
     Raises:
         KeyError, TypeError: it is not that.

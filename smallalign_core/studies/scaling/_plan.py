@@ -1,7 +1,7 @@
-"""Which runs a scaling study wants: a pure function of what is finished, of its spec and of its automatic decisions.
+"""The runs of a scaling study: a pure function of the finished runs, its spec and its automatic cleaning decisions.
 
-Replicate s draws its images with `data.draw` s and its first weights, order and views with `seed` s. The recipe enters
-neither, so that recipes are paired; a larger draw holds a smaller one of the same replicate.
+Replicate s samples its images with `data.draw` s, and its initial weights, order and views with `seed` s. Neither
+depends on the recipe, so recipes are paired; a larger subset contains the smaller ones of the same replicate.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ CLEANED = "cleaned.json"
 NEEDS = (*(("test_calibrated", name) for name in ("accuracy", "nll", "images")), ("params",))
 """What a result must have for a law."""
 SLICE = 2.0
-"""Seconds for which images are judged before whoever does it may turn to something else."""
+"""Time slice of automatic cleaning, in seconds."""
 
 MOST_REPLICATES = 16
 """Of a cell of an adaptive study: their images are known, with digests, before the first run."""
 
 
 ROUND = 3
-"""Every so manieth of the runs that there are is added before an adaptive study looks again where they narrow most."""
+"""An adaptive study adds this fraction of its runs before it reallocates."""
 
 
 def most_of(spec: ScalingStudySpec) -> int:
@@ -46,7 +46,7 @@ def most_of(spec: ScalingStudySpec) -> int:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a study: recipe, width, images and replicate; `teacher` stands for another than the study's."""
+    """One run of a study: recipe, width, images and replicate; `teacher` overrides the study's."""
 
     recipe: str
     width: int
@@ -63,10 +63,10 @@ def nll_of(result: dict[str, Any]) -> float:
 
 @dataclass(frozen=True)
 class Cleaned:
-    """What automatic cleaning made of one draw.
+    """Automatic cleaning of one subset.
 
     Attributes:
-        decisions: the file, which nobody changes.
+        decisions: the decisions file, which is not changed.
         fingerprint: of the images that are left.
         dropped: how many decisions there are.
     """
@@ -78,7 +78,7 @@ class Cleaned:
 
 @functools.lru_cache(maxsize=16_384)
 def id_of(run: RunSpec) -> str:
-    """Its digest, remembered: a page asks for hundreds each second."""
+    """Its digest, cached: a page needs hundreds per second."""
     return digest(run)
 
 
@@ -92,13 +92,13 @@ def draw_of(spec: ScalingStudySpec, images: int, replicate: int, noise: bool = F
 
 
 def key_of(cell: Cell, spec: ScalingStudySpec) -> str:
-    """Which images a cell learns from: the name of their fingerprint."""
+    """The key of a cell's training images in the fingerprints."""
     sort = "noise" if cell.recipe == "noise" else "clean" if "clean" in spec.adds(cell.recipe) else "plain"
     return f"{sort} {cell.images} {cell.replicate}"
 
 
 def cleaned(spec: ScalingStudySpec, folder: Path) -> dict[str, Cleaned]:
-    """What automatic cleaning decided so far, by `key_of`."""
+    """Automatic cleaning so far, by `key_of`."""
     if spec.decisions != AUTOMATIC:
         return {}
     try:
@@ -117,12 +117,12 @@ def _cleaned(folder: Path, _: int) -> dict[str, Cleaned]:
             for key, one in read_json(folder / CLEANED).items()
             if key.startswith("clean")
         }
-    except (SmallAlignError, TypeError, AttributeError, KeyError, ValueError, RecursionError):  # judged again
+    except (SmallAlignError, TypeError, AttributeError, KeyError, ValueError, RecursionError):  # recomputed
         return {}
 
 
 def data_of(spec: ScalingStudySpec, cell: Cell, decided: dict[str, Cleaned]) -> DataSpec | None:
-    """The images of a cell; None before they were judged."""
+    """The data spec of a cell; None before its images were cleaned."""
     key = key_of(cell, spec)
     plain = draw_of(spec, cell.images, cell.replicate, cell.recipe == "noise")
     if key.startswith("clean") and spec.decisions == AUTOMATIC:
@@ -134,7 +134,7 @@ def data_of(spec: ScalingStudySpec, cell: Cell, decided: dict[str, Cleaned]) -> 
 
 
 def run_of(spec: ScalingStudySpec, cell: Cell, decided: dict[str, Cleaned]) -> RunSpec | None:
-    """The run of a cell; None while its images are not judged yet.
+    """The run of a cell; None while its images are not cleaned yet.
 
     Raises:
         BadSpec: there is no such width, or a recipe does not fit the student.
@@ -147,7 +147,7 @@ def run_of(spec: ScalingStudySpec, cell: Cell, decided: dict[str, Cleaned]) -> R
 def ids_of(
     spec: ScalingStudySpec, every: tuple[Cell, ...], decided: tuple[tuple[str, Cleaned], ...]
 ) -> tuple[str | None, ...]:
-    """The ids of the runs of cells, None where images are not judged yet; remembered, since pages ask each second."""
+    """The ids of the runs of cells, None where images are not cleaned yet; cached, since pages poll each second."""
     known = dict(decided)
     return tuple(None if (run := run_of(spec, cell, known)) is None else id_of(run) for cell in every)
 
@@ -175,7 +175,7 @@ def _run(spec: ScalingStudySpec, cell: Cell, images: DataSpec) -> RunSpec:
 
 @functools.lru_cache(maxsize=64)
 def grid(spec: ScalingStudySpec) -> tuple[Cell, ...]:
-    """All cells of a resolved study that has no budget: a whole replicate at a time, what keeps step side by side."""
+    """All cells of a resolved study without a budget: one replicate at a time, ordered for lockstep."""
     return tuple(
         Cell(recipe, width, images, replicate)
         for replicate in range(spec.replicates)
@@ -201,12 +201,12 @@ def pilot(spec: ScalingStudySpec) -> tuple[Cell, ...]:
 
 
 def cells(spec: ScalingStudySpec, store: Store, folder: Path) -> tuple[Cell, ...]:
-    """All cells that the study wants as far as it can know now."""
+    """All cells needed as far as known now."""
     return grown(spec, store, folder)[0]
 
 
 def grown(spec: ScalingStudySpec, store: Store, folder: Path) -> tuple[tuple[Cell, ...], bool]:
-    """(all cells that are known to be wanted now, whether there will be no others)."""
+    """(all cells known to be needed now, whether the list is complete)."""
     if spec.budget is None:
         return grid(spec), True
     found, decided = list(pilot(spec)), cleaned(spec, folder)
@@ -227,7 +227,7 @@ Row = tuple[str, int, int, int, int, float]
 
 
 def _row(store: Store, run: RunSpec | None, cell: Cell) -> Row | tuple[()] | None:
-    """A finished run; nothing if it diverged, None if it is not settled."""
+    """A finished run; empty if it diverged, None if it is not settled."""
     if run is None:
         return None
     found = status_of(store, id_of(run), NEEDS)
@@ -286,7 +286,7 @@ def ladder(spec: ScalingStudySpec, store: Store) -> tuple[tuple[int, RunSpec], .
 
 
 def wanted(spec: ScalingStudySpec, store: Store, folder: Path) -> list[RunSpec]:
-    """All runs that the study is known to want now, in the order to train them. `spec` is resolved."""
+    """All runs known to be needed now, in training order. `spec` is resolved."""
     decided = cleaned(spec, folder)
     found = [run_of(spec, cell, decided) for cell in cells(spec, store, folder)]
     for _, teacher in ladder(spec, store):
@@ -316,11 +316,11 @@ def probes(spec: ScalingStudySpec) -> list[RunSpec]:
 
 
 def resolved(spec: ScalingStudySpec, run: RunSpec, store: Store) -> ScalingStudySpec:
-    """The study with what its first probe was resolved to, numbers of images, its teacher's id and fingerprints.
+    """The study with the fields filled in for its first probe, numbers of images, its teacher's id and fingerprints.
 
     Raises:
         BadSpec: a number of images is more than there are, or less than one a class.
-        BadData: decisions leave a class without images.
+        BadData: cleaning decisions leave a class without images.
     """
     base = run.data.model_copy(update={"images": spec.student.data.images, "fingerprint": None})
     whole = data.load(base, store.data_cache)
@@ -329,15 +329,17 @@ def resolved(spec: ScalingStudySpec, run: RunSpec, store: Store) -> ScalingStudy
     for some in images:
         if not least <= some <= len(whole.train):
             raise BadSpec(
-                f"numbers of images must lie between {least} (one a class) and {len(whole.train)} (all there are)",
+                f"numbers of images must be between {least} (one per class) and {len(whole.train)} (all)",
                 given=some,
                 do="change `images` or `fractions`",
             )
     if len(set(images)) < len(images):
-        raise BadSpec("two fractions are the same number of images", given=list(images), do="spread `fractions` more")
+        raise BadSpec("two fractions give the same number of images", given=list(images), do="spread `fractions` more")
     if spec.target is not None and spec.target.images is not None and spec.target.images not in images:
         raise BadSpec(
-            "the target's images are none of the study's", given=spec.target.images, do=f"choose of {list(images)}"
+            "the target's number of images is not in the study",
+            given=spec.target.images,
+            do=f"choose one of {list(images)}",
         )
     own = {name: getattr(spec.student, name) for name in ("optimizer", "schedule", "epochs", "seed", "augment", "loss")}
     student = run.model_copy(update={**own, "data": base, "network": spec.student.network})
@@ -369,10 +371,10 @@ def _fingerprints(spec: ScalingStudySpec, cache: Path, _: str) -> tuple[tuple[st
 
 
 def prepare(spec: ScalingStudySpec, store: Store, folder: Path, *_: object) -> bool:
-    """Judge images that automatic cleaning is to clean, for `SLICE` seconds or until one draw is judged, from that draw
-    alone. Returns whether others are left to judge.
+    """Run automatic cleaning for `SLICE` seconds or until one subset is done, based on that subset alone. Returns
+    whether others are left.
 
-    A draw that was begun is gone on with by the same process only; what was judged stays in the study's folder.
+    A subset in progress can be continued by the same process only; results are stored in the study's folder.
     """
     if spec.decisions != AUTOMATIC:
         return False
@@ -393,7 +395,7 @@ def prepare(spec: ScalingStudySpec, store: Store, folder: Path, *_: object) -> b
 
 
 def _keep(spec: ScalingStudySpec, store: Store, folder: Path, key: str, made: data.Decisions) -> None:
-    """Write down what automatic cleaning made of a draw."""
+    """Store the automatic cleaning of a subset."""
     images, replicate = map(int, key.split()[1:])
     plain = draw_of(spec, images, replicate)
     file = folder / "decisions" / f"{images}-{replicate}.json"
@@ -403,10 +405,10 @@ def _keep(spec: ScalingStudySpec, store: Store, folder: Path, key: str, made: da
     left = data.load(asked, store.data_cache)
     run = store.resolve(spec.student.model_copy(update={"data": asked}), left, spec.student.precision)
     one = Cleaned(str(run.data.decisions), left.fingerprint, len(made.by_image))
-    known = {**cleaned(spec, folder), key: one}  # read again: another worker may have judged one meanwhile
+    known = {**cleaned(spec, folder), key: one}  # read again: another worker may have added one meanwhile
     write_json(folder / CLEANED, {key: vars(one) for key, one in known.items()})
 
 
 def seen(spec: ScalingStudySpec, cell: Cell) -> float:
-    """Images that a run of a cell learns from, with repetition."""
+    """Number of training images of a cell's run, counted with repetition."""
     return float(epochs_of(spec, cell.images) * cell.images)

@@ -1,8 +1,8 @@
-"""What a scaling study found, as plain values: a page shows exactly one `ScalingStudy`.
+"""The report of a scaling study, as plain values: a page shows exactly one `ScalingStudy`.
 
-Shares lie in 0..1 and NLL is in nats, on test images, at the temperature that was fitted on validation. Multipliers are
-`law.Multiplier`: how many times the parameters ("n") or images ("d") the baseline would need. None: not known yet.
-Nothing here imports torch, numpy or scipy.
+Shares are in 0..1 and NLL is in nats, on test images, temperature-scaled on validation. Multipliers are
+`scaling_law.Multiplier`: the factor in parameters ("n") or images ("d") that the baseline would need. None: not known
+yet. Imports neither torch, numpy nor scipy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from smallalign_core.studies.scaling_law import Allocation, Gate, Multiplier, Se
 
 Metric = Literal["nll", "error"]
 METRICS: tuple[Metric, ...] = ("nll", "error")
-NAMES: dict[Metric, str] = {"nll": "test NLL at the fitted temperature", "error": "test error"}
+NAMES: dict[Metric, str] = {"nll": "test NLL (temperature-scaled)", "error": "test error"}
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class CellMean:
 
     Attributes:
         params: of the student; None before one is finished.
-        runs: that are finished; `diverged`: whose loss became infinite.
+        runs: number of finished runs; `diverged`: number of diverged runs.
         nll, error: (mean, low, high) with a 95 % t interval over replicates; the ends are None below two.
-        expected: by metric: what the law says here; empty where there is none.
+        expected: by metric: the fitted value of the law; empty without a law.
     """
 
     recipe: str
@@ -43,7 +43,8 @@ class CellMean:
 
 @dataclass(frozen=True)
 class Paired:
-    """A recipe minus the baseline on the same draws, first weights and order: what is shown where no law holds.
+    """Paired differences, recipe minus baseline, on the same images, initial weights and order; shown where no law
+    holds.
 
     Attributes:
         pairs: (replicate, baseline, recipe) of each: the ends of a slope plot.
@@ -63,10 +64,10 @@ class Paired:
 
 @dataclass(frozen=True)
 class RecipeValue:
-    """What a recipe is worth at the target cell, by one metric.
+    """The value of a recipe at the target cell, by one metric.
 
     Attributes:
-        parameters, images: multipliers; `hidden_*`: why one must not be shown as a number; empty: it may be.
+        parameters, images: multipliers; `hidden_*`: why one cannot be shown as a number; empty: it can.
         smaller: the student with this recipe that is as good as the baseline at the target: `smaller.needed` holds its
             parameters.
     """
@@ -81,7 +82,7 @@ class RecipeValue:
 
     @property
     def decided(self) -> bool:
-        """Whether an interval that may be shown lies on one side of x1."""
+        """Whether a shown interval excludes x1."""
         shown = ((self.parameters, self.hidden_parameters), (self.images, self.hidden_images))
         return any(_sign(found) for found, hidden in shown if not hidden)
 
@@ -91,15 +92,15 @@ class RecipeValue:
         return f"{self.label}: " + "; ".join(told)
 
     def ship(self) -> str:
-        """Which student to ship instead; empty where none smaller is as good."""
+        """The smaller student to deploy instead; empty if none is as good."""
         one = self.smaller
         if self.hidden_parameters or one.beyond or not 0 < one.k < 1 or not one.high < math.inf:
             return ""
         need, low, high = one.needed
-        sure = "" if one.high < 1 else ", though a larger one cannot be excluded"
+        sure = "" if one.high < 1 else " (a larger size cannot be excluded)"
         return (
-            f"with {self.label}, {need:,.0f} parameters [{low:,.0f}, {high:,.0f}] do what {one.n:,.0f} of the baseline "
-            f"do on {one.d:,.0f} images{sure}"
+            f"with {self.label}, {need:,.0f} parameters [{low:,.0f}, {high:,.0f}] match the baseline of {one.n:,.0f} "
+            f"parameters on {one.d:,.0f} images{sure}"
         )
 
 
@@ -110,7 +111,7 @@ def _told(found: Multiplier, hidden: str) -> str:
     if math.isinf(found.k):
         some = "student of any size" if found.axis == "n" else "number of images"
         surely = "" if math.isinf(found.low) else f" (×{found.low:.2f} {thing} cannot be excluded)"
-        return f"∞ {thing}: no {some} without it gets there{surely}"
+        return f"∞ {thing}: no {some} without it reaches this loss{surely}"
     high = "∞" if math.isinf(found.high) else f"{found.high:.2f}"
     return f"{found.number} {thing} [{found.low:.2f}, {high}]" + (" (extrapolated)" if found.extrapolated else "")
 
@@ -149,12 +150,12 @@ class LawReading:
     """The law through one metric.
 
     Attributes:
-        metric, runs: of what, and how many runs it was fitted to.
+        metric, runs: the metric, and the number of fitted runs.
         why_not: why there is no law yet; then all else is empty.
         law: as `law.as_dict`: exponents, constants of arms, `lack` of fit and its `freedom`.
-        tests: placebos and doses, always made.
-        gate: whether multipliers may be shown, and why not.
-        left_out: recipes that have too few runs yet.
+        tests: sanity checks (A/A and known-effect tests).
+        gate: whether multipliers can be shown, and why not.
+        left_out: recipes with too few runs so far.
         proposal: runs that are expected to halve the widest interval of parameters, for `proposal_for`; seconds each.
     """
 
@@ -172,21 +173,23 @@ class LawReading:
     proposal_for: str | None = None
 
     def verdict(self) -> str:
-        """The gate in words."""
+        """The gate, as text."""
         if self.gate is None:
-            return f"no law yet: {self.why_not}"
+            return f"no scaling law yet: {self.why_not}"
         if self.gate.passed:
             passed = sum(test.passed for test in self.tests)
             told = (
-                "all self-tests pass" if passed == len(self.tests) else f"{passed} of {len(self.tests)} self-tests pass"
+                "all sanity checks pass"
+                if passed == len(self.tests)
+                else f"{passed} of {len(self.tests)} sanity checks pass"
             )
-            return f"the law holds: it fits, and {told}" + "".join(f"; {one}" for one in self.gate.warnings)
-        return f"your runs do not support a scaling law ({'; '.join(self.gate.reasons)})"
+            return f"the scaling law fits, and {told}" + "".join(f"; {one}" for one in self.gate.warnings)
+        return f"the runs do not support a scaling law ({'; '.join(self.gate.reasons)})"
 
 
 @dataclass(frozen=True)
 class LadderRung:
-    """The teacher as it is after fewer epochs, and the target student that learned from it.
+    """The teacher after fewer epochs, and the target student distilled from it.
 
     Attributes:
         teacher: id of its run; `teacher_nll`: on test at its fitted temperature; None before it is finished.
@@ -201,11 +204,11 @@ class LadderRung:
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of wall clock on the machines that trained: spent by finished runs, and expected of those to come.
+    """Wall-clock seconds on the training machines: spent by finished runs, and expected for the remaining ones.
 
     Attributes:
         expected: None before a run is finished.
-        lockstep: runs that share a step in the median.
+        lockstep: median number of runs in lockstep.
     """
 
     spent: float
@@ -215,20 +218,20 @@ class Cost:
 
 @dataclass(frozen=True)
 class ScalingStudy:
-    """What a scaling study knows now.
+    """The current state of a scaling study.
 
     Attributes:
         id, title, spec: of the study.
         width, params, images: the target; params is None before one of that width is finished.
-        recipes: the baseline first; `labels`: for people.
+        recipes: the baseline first; `labels`: display names.
         readings: by metric, `nll` first.
         cells: of every recipe, size and number of images.
         paired: raw differences to the baseline, all cells with a pair.
-        dropped: by "images replicate": how many images automatic cleaning decided about in that draw.
+        dropped: by "images replicate": number of automatic cleaning decisions in that subset.
         ladder: by epochs; the study's own teacher last.
         total, done, running, missing: runs; those of later rounds of an adaptive study are in `total` and `missing`.
         failed: a line for each that failed otherwise than by divergence.
-        preparing: whether images are still to be judged before all runs are known.
+        preparing: whether automatic cleaning is not done yet, so that not all runs are known.
         test_images, teacher_images: None where unknown.
     """
 
@@ -268,7 +271,7 @@ class ScalingStudy:
         return tuple(one for one in self.paired if (one.width, one.images, one.metric) == here)
 
     def headline(self) -> str:
-        """What the study says of its target, in a few sentences."""
+        """The result at the target, in a few sentences."""
         if self.params is None:
             return "No run at the target is finished yet."
         place = f"At {self.params:,} parameters and {self.images:,} images"
@@ -276,38 +279,40 @@ class ScalingStudy:
         if reading.gate is None or not reading.gate.passed:
             raw = [_difference(one, self.labels) for one in self.at_target()]
             shown = "; ".join(raw) or "nothing to compare yet"
-            return f"{place}: {reading.verdict()}. Raw paired differences in NLL: {shown}."
+            return f"{place}: {reading.verdict()}. Paired differences in NLL: {shown}."
         told = [one.words() for one in reading.worth]
         return f"{place}, {'. '.join(told)}.{self.disagreement()}"
 
     def disagreement(self) -> str:
-        """Recipes that NLL and error, both with intervals off 1, judge in opposite ways; empty if none."""
+        """Recipes with significant and opposite effects in NLL and error; empty if none."""
         both = [{one.recipe: one for one in self.readings[metric].worth} for metric in METRICS]
         opposed = []
         for recipe, first in both[0].items():
             second = both[1].get(recipe)
             if second and _sign(first.parameters) * _sign(second.parameters) < 0:
                 opposed.append(first.label)
-        return f" NLL and error disagree about {', '.join(opposed)}: say which of the two you need." if opposed else ""
+        return (
+            f" NLL and error disagree on {', '.join(opposed)}: decide by the metric that you need." if opposed else ""
+        )
 
     def ship(self) -> list[str]:
-        """ "Ship this smaller student instead", a sentence a recipe that allows it; empty where no law holds."""
+        """The smaller student to deploy, one sentence per recipe that allows it; empty where no law holds."""
         reading = self.readings["nll"]
         held = reading.gate is not None and reading.gate.passed
         return [text for one in reading.worth if held and (text := one.ship())]
 
     def scope(self) -> str:
-        """What the figures are of, and what they do not say."""
+        """The scope and limits of the figures."""
         seen = f"{self.test_images:,} test images" if self.test_images else "test images"
         text = (
-            f"Figures hold for this target, these images and these recipes as they were set; none was tuned. Loss is "
-            f"{NAMES['nll']}, of the best epoch by validation, on the same {seen}. Intervals are 95 % over "
-            f"{self.replicates} draws of images, weights and order, not over other test images."
+            f"Figures hold for this target, dataset and recipes with fixed settings; none was tuned. Loss is "
+            f"{NAMES['nll']} of the best epoch by validation, on the same {seen}. Intervals are 95 % over "
+            f"{self.replicates} replicates (images, initial weights, order) and exclude variance over test images."
         )
         if self.teacher_images:
             text += (
-                f" The teacher learned from {self.teacher_images:,} images: where a student has fewer, distillation "
-                "also lends it what the others taught."
+                f" The teacher was trained on {self.teacher_images:,} images: for students with fewer, the effect of "
+                "distillation includes information from the others."
             )
         return text
 
@@ -316,27 +321,27 @@ class ScalingStudy:
         states = [f"{self.done} of {self.total} runs done"]
         states += [f"{self.running} running or queued"] if self.running else []
         states += [f"{len(self.failed)} failed"] if self.failed else []
-        states += ["images of some draws are still to be judged"] if self.preparing else []
+        states += ["automatic cleaning in progress"] if self.preparing else []
         states += [f"{self.cost.spent / 60:.1f} minutes spent"]
         if self.cost.expected:
             states += [f"about {self.cost.expected / 60:.1f} minutes to go"]
         return ", ".join(states)
 
     def proposal(self) -> str:
-        """What to run next, in a sentence; empty where there is nothing to say."""
+        """Recommended next runs, in a sentence; empty if none."""
         reading = self.readings["nll"]
         if (more := reading.proposal) is None or reading.proposal_for is None:
             return ""
         after = "open" if math.isinf(more.after) else f"×/÷{more.after:.2f}"
         return (
-            f"{more.runs} more runs ({more.cost / 60:.1f} minutes) are expected to bring the interval of "
+            f"{more.runs} more runs ({more.cost / 60:.1f} minutes) are expected to narrow the interval of "
             f"{self.labels[reading.proposal_for]} to {after}"
         )
 
     def words(self) -> str:
         """The whole report as lines of text."""
         lines = [f"{self.title}: {self.states()}", "", self.headline()]
-        lines += [f"Ship less: {text}" for text in self.ship()]
+        lines += [f"Smaller student: {text}" for text in self.ship()]
         for metric in METRICS:
             reading = self.readings[metric]
             lines += ["", f"{NAMES[metric]}: {reading.verdict()}"]
@@ -384,7 +389,7 @@ def _sign(found: Multiplier) -> int:
 
 
 def _difference(one: Paired, labels: dict[str, str]) -> str:
-    interval = "1 pair: not evidence" if one.low is None else f"[{one.low:+.3f}, {one.high:+.3f}]"
+    interval = "single pair" if one.low is None else f"[{one.low:+.3f}, {one.high:+.3f}]"
     return f"{labels[one.recipe]} {one.mean:+.3f} {interval}"
 
 

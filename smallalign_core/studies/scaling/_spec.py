@@ -1,4 +1,4 @@
-"""What a scaling study is asked to do: a student at several sizes, from several numbers of images, by recipes."""
+"""The spec of a scaling study: a student at several sizes and numbers of images, by recipe."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from smallalign_core.spec import (
 from smallalign_core.spec.parts import FILLED_IN, Part
 
 PROCESSES = ("augment", "optimizer", "distil", "clean")
-"""What a recipe may add to the baseline; `all` adds every one that the study names, `all-augment` all but that one."""
+"""Processes that a recipe adds to the baseline; `all` adds every one of the study, `all-augment` all but that one."""
 RECIPES = ("baseline", *PROCESSES, "noise", "all", *(f"all-{one}" for one in PROCESSES))
 LABELS = {"augment": "augmentation", "optimizer": "optimizer", "distil": "distillation", "clean": "cleaning"}
 AUTOMATIC = "automatic"
 RUNGS, REPLICATES = 3, 3
-"""Least sizes, numbers of images and replicates that a law can be fitted to."""
+"""Min. sizes, numbers of images and replicates for fitting a law."""
 PILOT = 3
 """Sizes and numbers of images of an adaptive study's pilot: lowest, middle, highest."""
 
@@ -69,27 +69,27 @@ OWN = (
     "ladder",
     "fingerprints",
 )
-"""Fields of a study. Of those that a run has too, the study's say what a recipe adds, and the baseline has none."""
+"""Fields of a study. Those that a run has too define what a recipe adds; the baseline has none of them."""
 
 _SEVERAL = BeforeValidator(lambda given: given if isinstance(given, list | tuple) else [given])
 
 
 class Target(Part):
-    """The student that will be shipped, and the images that it will learn from: figures are given for this cell."""
+    """The student to deploy and its number of training images: results are reported for this cell."""
 
-    width: Annotated[int, Field(ge=2, le=2048, description="Its `network.width`, one of the study's.")]
-    images: Annotated[int | None, Field(ge=2, description="One of the study's; empty: the most.")] = None
+    width: Annotated[int, Field(ge=2, le=2048, description="`network.width` of the target, one of `widths`.")]
+    images: Annotated[
+        int | None, Field(ge=2, description="Training images of the target, one of `images`; empty: the most.")
+    ] = None
 
 
 class ScalingStudySpec(Part):
-    """All that decides a scaling study. In a file, the fields of the student stand beside the others."""
+    """The spec of a scaling study. In a file, the student's fields are at the top level."""
 
-    student: Annotated[
-        RunSpec, Field(description="The baseline: what is trained where a recipe adds nothing; `seed` is the first.")
-    ]
+    student: Annotated[RunSpec, Field(description="Baseline student, before any recipe; `seed` is the first.")]
     widths: Annotated[
         tuple[Annotated[int, Field(ge=2, le=2048)], ...],
-        Field(min_length=RUNGS, max_length=8, description="Sizes of the student, as `network.width`."),
+        Field(min_length=RUNGS, max_length=8, description="Student sizes, as `network.width`."),
     ]
     images: Annotated[
         tuple[Annotated[int, Field(ge=2)], ...],
@@ -99,43 +99,52 @@ class ScalingStudySpec(Part):
     fractions: Annotated[
         tuple[Annotated[float, Field(gt=0, le=1)], ...],
         _SEVERAL,
-        Field(max_length=8, description="The same as shares of all training images."),
+        Field(max_length=8, description="Numbers of training images, as fractions of all."),
     ] = ()
     recipes: Annotated[
         tuple[Literal[RECIPES], ...],  # type: ignore[valid-type]
         _SEVERAL,
-        Field(min_length=2, max_length=len(RECIPES), description="What is compared; the baseline is always in."),
+        Field(
+            min_length=2, max_length=len(RECIPES), description="Variants to compare; the baseline is always included."
+        ),
     ]
-    augment: Annotated[tuple[Augment, ...], Field(max_length=16, description="What `augment` adds.")] = ()
-    optimizer: Annotated[Optimizer | None, Field(description="Who takes the steps in `optimizer`.")] = None
-    teacher: Annotated[str | None, Field(max_length=1000, description="A finished run that `distil` learns from.")] = (
-        None
-    )
-    loss: Annotated[Loss, Field(description="What `distil` is asked to match.")] = HintonKd()
+    augment: Annotated[
+        tuple[Augment, ...], Field(max_length=16, description="Augmentation policy of recipe `augment`.")
+    ] = ()
+    optimizer: Annotated[Optimizer | None, Field(description="Optimizer of recipe `optimizer`.")] = None
+    teacher: Annotated[
+        str | None, Field(max_length=1000, description="Teacher of recipe `distil`: a finished run.")
+    ] = None
+    loss: Annotated[Loss, Field(description="Distillation objective of recipe `distil`.")] = HintonKd()
     decisions: Annotated[
         str | None,
-        Field(max_length=1000, description="What `clean` drops: a file of decisions, or `automatic`."),
+        Field(max_length=1000, description="Cleaning of recipe `clean`: a decisions file, or `automatic`."),
     ] = None
     noise: Annotated[
-        float, Field(gt=0, le=0.9, description="Share of wrong labels in `noise`, a control: what does dirt cost?")
+        float, Field(gt=0, le=0.9, description="Fraction of wrong labels in recipe `noise` (control).")
     ] = 0.1
     replicates: Annotated[
-        int, Field(ge=REPLICATES, le=32, description="Draws of images, each with first weights and order of its own.")
+        int,
+        Field(
+            ge=REPLICATES, le=32, description="Replicates: random subsets, each with its own initial weights and order."
+        ),
     ] = 4
-    target: Annotated[Target | None, Field(description="The student that will be shipped; empty: the spec's own.")] = (
-        None
-    )
+    target: Annotated[Target | None, Field(description="Target student to deploy; empty: the student itself.")] = None
     steps: Annotated[
-        int, Field(ge=0, le=1_000_000, description="Least steps of a run: fewer images are then seen in more epochs.")
+        int, Field(ge=0, le=1_000_000, description="Min. training steps per run; small subsets get more epochs.")
     ] = 0
     budget: Annotated[
         int | None,
-        Field(ge=1, le=100_000, description="Adaptive: so many runs, most where they narrow the intervals most."),
+        Field(
+            ge=1,
+            le=100_000,
+            description="Adaptive allocation: total number of runs, placed where they narrow the intervals most.",
+        ),
     ] = None
     ladder: Annotated[
         tuple[Annotated[int, Field(ge=1, le=100_000)], ...],
         _SEVERAL,
-        Field(max_length=8, description="Also learn from the teacher as it is after so many epochs (capacity gap)."),
+        Field(max_length=8, description="Also distill from the teacher after these numbers of epochs (capacity gap)."),
     ] = ()
     fingerprints: Annotated[
         tuple[tuple[str, str], ...],
@@ -145,11 +154,13 @@ class ScalingStudySpec(Part):
     @model_validator(mode="after")
     def _baseline_is_plain(self) -> Self:
         if isinstance(self.student.network, LibraryNetwork):
-            raise ValueError("this network has one size: choose mlp, cnn, separable or resnet")
+            raise ValueError("this network has a fixed size: choose mlp, cnn, separable or resnet")
         if self.student.teacher or self.student.start:
-            raise ValueError("the baseline learns from labels, from the start: name `teacher` for `distil` only")
+            raise ValueError(
+                "the baseline has no teacher and no initial weights: set `teacher` for recipe `distil` only"
+            )
         if self.student.seed + self.replicates >= 2**31 or self.student.data.draw:
-            raise ValueError("`seed` must leave room for replicates, and `data.draw` is theirs: leave it out")
+            raise ValueError("`seed` must leave room for replicates, and `data.draw` is set by them: leave it out")
         return self
 
     @model_validator(mode="after")
@@ -157,53 +168,55 @@ class ScalingStudySpec(Part):
         for name in ("widths", "images", "fractions", "ladder"):
             given = getattr(self, name)
             if list(given) != sorted(set(given)):
-                raise ValueError(f"`{name}` grow from one to the next (given: {list(given)})")
+                raise ValueError(f"`{name}` must be in ascending order (given: {list(given)})")
         if bool(self.images) == bool(self.fractions):
-            raise ValueError("give `images` or `fractions`, one of the two")
+            raise ValueError("give either `images` or `fractions`")
         if (some := len(self.images or self.fractions)) < RUNGS:
             raise ValueError(f"a law needs at least {RUNGS} numbers of images (given: {some})")
         if self.width not in self.widths:
-            raise ValueError(f"the target's width is none of `widths` (given: {self.width}, of {list(self.widths)})")
+            raise ValueError(f"the target's width is not in `widths` (given: {self.width}, of {list(self.widths)})")
         if self.images and self.most not in self.images:
-            raise ValueError(f"the target's images are none of `images` (given: {self.most}, of {list(self.images)})")
+            raise ValueError(f"the target's images are not in `images` (given: {self.most}, of {list(self.images)})")
         return self
 
     @model_validator(mode="after")
     def _recipes_can_be_followed(self) -> Self:
         if self.recipes[0] != "baseline" or len(set(self.recipes)) < len(self.recipes):
-            raise ValueError("`recipes` begin with `baseline`, and each is named once")
+            raise ValueError("`recipes` must begin with `baseline` and not repeat")
         for recipe in self.recipes:
             self._has_all_for(recipe)
         if isinstance(self.loss, OfLayers):
             raise ValueError(
-                f"loss '{self.loss.kind}' compares layers, which differ by size: use one of logits, as `kd`"
+                f"loss '{self.loss.kind}' compares layers, which differ between sizes: use a logit loss, such as `kd`"
             )
         if not self.loss.uses_teacher:
-            raise ValueError(f"loss '{self.loss.kind}' never asks the teacher: use `kd` or another that does")
+            raise ValueError(f"loss '{self.loss.kind}' does not use a teacher: use `kd` or another distillation loss")
         if self.ladder and not self.teacher:
-            raise ValueError("a `ladder` is of a teacher: name one")
+            raise ValueError("a `ladder` needs a teacher: set `teacher`")
         if self.budget is not None and self.budget < (least := len(self.recipes) * PILOT**2 * REPLICATES):
-            raise ValueError(f"`budget` must pay for a pilot of {least} runs (given: {self.budget})")
+            raise ValueError(f"`budget` must cover a pilot of {least} runs (given: {self.budget})")
         return self
 
     def _has_all_for(self, recipe: str) -> None:
         if recipe.startswith("all"):
             if len(named := self.processes) < 2:
-                raise ValueError(f"`{recipe}` adds several things, and the study names {list(named) or 'none'}")
+                raise ValueError(
+                    f"`{recipe}` combines several processes, and the study defines {list(named) or 'none'}"
+                )
             if recipe != "all" and recipe.removeprefix("all-") not in named:
-                raise ValueError(f"`{recipe}` leaves out what the study does not name")
+                raise ValueError(f"`{recipe}` removes a process that the study does not define")
         elif recipe in PROCESSES and recipe not in self.processes:
             need = {"augment": "`augment`", "optimizer": "`optimizer`", "distil": "a `teacher`", "clean": "`decisions`"}
-            raise ValueError(f"recipe `{recipe}` needs {need[recipe]}: name it, or leave the recipe out")
+            raise ValueError(f"recipe `{recipe}` needs {need[recipe]}: set it, or leave the recipe out")
 
     @property
     def processes(self) -> tuple[str, ...]:
-        """What the study names of `PROCESSES`."""
+        """The processes defined by the study, of `PROCESSES`."""
         there = (self.augment, self.optimizer, self.teacher, self.decisions)
         return tuple(name for name, given in zip(PROCESSES, there, strict=True) if given)
 
     def adds(self, recipe: str) -> tuple[str, ...]:
-        """What a recipe adds to the baseline, of `PROCESSES`."""
+        """The processes that a recipe adds to the baseline, of `PROCESSES`."""
         if recipe.startswith("all"):
             return tuple(one for one in self.processes if recipe != f"all-{one}")
         return (recipe,) if recipe in PROCESSES else ()
@@ -219,7 +232,7 @@ class ScalingStudySpec(Part):
         return (self.target and self.target.images) or self.images[-1]
 
     def label(self, recipe: str) -> str:
-        """A recipe for people."""
+        """The display name of a recipe."""
         if recipe == "noise":
             return f"{self.noise:.0%} wrong labels"
         if recipe.startswith("all-"):
@@ -228,12 +241,12 @@ class ScalingStudySpec(Part):
 
 
 def epochs_of(spec: ScalingStudySpec, images: int) -> int:
-    """Epochs over so many images: the student's, or as many as the least steps take."""
+    """Epochs for a number of images: the student's, or more to reach `min_steps`."""
     return min(100_000, max(spec.student.epochs, math.ceil(spec.steps * spec.student.batch / images)))
 
 
 def parse_study(written: Mapping[str, Any]) -> ScalingStudySpec:
-    """A checked study from plain values; the student's fields stand beside the others, or below `student`.
+    """A validated study from plain values; the student's fields are at the top level, or below `student`.
 
     Raises:
         BadSpec: naming the field, what was given and what is allowed.
@@ -248,9 +261,9 @@ def parse_study(written: Mapping[str, Any]) -> ScalingStudySpec:
         near = difflib.get_close_matches(str(unknown), known, n=1)
         raise BadSpec(f"unknown field `{unknown}`" + (f", did you mean `{near[0]}`?" if near else ""))
     if below is not None and not isinstance(below, Mapping | RunSpec):
-        raise BadSpec("`student` holds the fields of a spec", given=below, do="write them below it, one a line")
+        raise BadSpec("`student` is not a mapping of spec fields", given=below, do="write them below it, one per line")
     student = parse(below.model_dump() if isinstance(below, RunSpec) else dict(below or rest))
-    if own.get("teacher"):  # as a run's: what is not named is chosen when the study is prepared
+    if own.get("teacher"):  # as for a run: chosen when the study is prepared
         own.setdefault("loss", HintonKd(temperature=None, weight=None))
     try:
         return ScalingStudySpec.model_validate({"student": student, **_preset(own, student)})
@@ -259,13 +272,13 @@ def parse_study(written: Mapping[str, Any]) -> ScalingStudySpec:
 
 
 def _preset(own: dict[str, Any], student: RunSpec) -> dict[str, Any]:
-    """The fields with those of the preset where nothing was given; recipes always begin with the baseline."""
+    """The fields with defaults from the preset; recipes always begin with the baseline."""
     name = own.pop("preset", "quick")
     if not isinstance(name, str) or name not in PRESETS:
-        raise BadSpec("there is no such preset", given=name, do=f"choose {', '.join(PRESETS)}")
+        raise BadSpec("unknown preset", given=name, do=f"choose {', '.join(PRESETS)}")
     preset, target = PRESETS[name], own.get("target")
     width = target.get("width") if isinstance(target, Mapping) else getattr(student.network, "width", 2)
-    known = isinstance(width, int) and 1 < width < 100_000  # else the field itself says what is wrong
+    known = isinstance(width, int) and 1 < width < 100_000  # else the field's own validation reports it
     own.setdefault("widths", sorted({max(2, round(width * times)) for times in preset["widths"]} if known else ()))
     if not own.get("images"):
         own.setdefault("fractions", preset["fractions"])
@@ -273,7 +286,7 @@ def _preset(own: dict[str, Any], student: RunSpec) -> dict[str, Any]:
     recipes = own.get("recipes") or ()
     recipes = [recipes] if isinstance(recipes, str) else recipes
     if not isinstance(recipes, list | tuple) or not all(isinstance(one, str) for one in recipes):
-        raise BadSpec("`recipes` is a list of names", given=recipes, do=f"choose of {', '.join(RECIPES)}")
+        raise BadSpec("`recipes` is not a list of names", given=recipes, do=f"choose from {', '.join(RECIPES)}")
     recipes = list(recipes)
     if "clean" in recipes or "all-clean" in recipes:
         own.setdefault("decisions", AUTOMATIC)
@@ -282,7 +295,7 @@ def _preset(own: dict[str, Any], student: RunSpec) -> dict[str, Any]:
         named = [one for one, field in fields.items() if own.get(field)]
         if not named:
             raise BadSpec(
-                "the study names nothing to compare with the baseline",
+                "the study has nothing to compare with the baseline",
                 do="give `augment`, `optimizer`, `teacher` or `decisions`",
             )
         several = ["all"] if len(named) > 1 else []
@@ -308,7 +321,7 @@ def study_id(spec: ScalingStudySpec) -> str:
 
 
 def title_of(spec: ScalingStudySpec) -> str:
-    """What is studied, in a few words."""
+    """A short title of the study."""
     source = Path(spec.student.data.source).name
     sizes = f"{spec.student.network.kind} of width {spec.widths[0]} to {spec.widths[-1]}"
     return f"{source} · {sizes} · {', '.join(spec.recipes[1:])}"

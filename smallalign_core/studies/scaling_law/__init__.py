@@ -1,13 +1,13 @@
-"""What a recipe is worth in parameters and in images: the scaling law, its multipliers, and whether to believe them.
+"""The scaling law: the value of a recipe in equivalent parameters and images, with intervals and sanity checks.
 
-Only numpy and scipy; knows nothing of runs, stores or torch. See README, "The law".
+Only numpy and scipy; independent of runs, stores and torch. See README, "The law".
 
     runs = Observations.of(rows, chance(10, "nll"))
     draws = resample(runs)                                           # fit and 200 refits
     found = estimate(draws, "distil", "baseline", n, d, "n")         # x2.1 parameters [1.7, 2.6]
-    tests = self_tests(runs, "baseline", n, d)                       # placebos and known doses, no run of their own
-    verdict = gate(draws, tests)                                     # may multipliers be shown? if not, why
-    why = hidden(found, resolution(draws, "baseline", n, d, "n"))    # and at this cell?
+    tests = self_tests(runs, "baseline", n, d)                       # A/A and known-effect tests, without additional
+    runs verdict = gate(draws, tests)                                     # whether multipliers can be shown, and why
+    not why = hidden(found, resolution(draws, "baseline", n, d, "n"))    # the same at this cell
 """
 
 from __future__ import annotations

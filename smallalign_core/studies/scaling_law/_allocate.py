@@ -1,4 +1,4 @@
-"""What more runs would buy: the next cells for one multiplier, and what all of it costs in seconds."""
+"""Allocation of further runs: the next cells for one multiplier, and their cost in seconds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from smallalign_core.studies.scaling_law._multiplier import REACH, estimate, gra
 from smallalign_core.studies.scaling_law._observed import Floats
 
 GRID = 0.35
-"""Share of a budget that goes to the least measured cells, whatever the law says: it may be wrong."""
+"""Share of a budget for the cells with the fewest runs, independent of the law, which may be wrong."""
 MOST_RUNS = 2_000
 TINY = 1e-300
 EQUAL = 1e-12
@@ -107,13 +107,13 @@ def allocate(
         BadData: neither a budget nor a ratio, or a budget that pays for no run.
     """
     if math.isinf(budget) and ratio <= 0:
-        raise BadData("an allocation needs an end", do="give a budget or a ratio")
+        raise BadData("an allocation needs a stopping criterion", do="give a budget or a ratio")
     design = _Design(draws, recipe, baseline, cells)
     prices = np.array([1.0 if cost is None else cost(*cell) for cell in design.cells])
     choices = design.choices
     dear = choices @ prices
     if budget < dear.min():
-        raise BadData("the budget pays for no run", given=budget, do=f"give at least {dear.min():.3g}")
+        raise BadData("the budget does not cover a single run", given=budget, do=f"give at least {dear.min():.3g}")
     found = estimate(draws, recipe, baseline, n, d, axis, least=2)  # a pilot of 2 may ask for more
     log_k = math.log(found.k) if 0 < found.k < math.inf else REACH
     slope = gradient(draws.law, recipe, baseline, n, d, axis, float(np.clip(log_k, -REACH, REACH)))

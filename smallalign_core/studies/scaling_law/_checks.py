@@ -1,15 +1,15 @@
-"""Does the instrument work? Multipliers whose truth is known, from the runs that are there, and the gate they make.
+"""Sanity checks: multipliers with a known true value, from the existing runs, and the gate based on them.
 
-A *placebo* compares the baseline with itself: the first half of its replicates against the last. It asks whether the
-intervals are wide enough, so its own come from the spread within the halves alone: with that of all replicates the
-test could not fail (of 4, the ratio is at most the square root of 3). One split, fixed beforehand: of the three that
-4 replicates allow at most one can miss, so more of them would add false alarms and nothing else.
+A *placebo* (A/A test) compares the baseline with itself: the first half of its replicates against the last. It tests
+whether the intervals are wide enough, so its own are from the spread within the halves alone: with that of all
+replicates the test could not fail (of 4, the ratio is at most the square root of 3). One split, fixed beforehand: of
+the three that 4 replicates allow at most one can miss, so more of them would add false alarms and nothing else.
 
-A *dose* compares the baseline on r times the images (or parameters) with the baseline, by calling images d / r what
-were d. It asks whether the law bends where the runs do. All replicates are in both roles, so nearly all noise
-cancels and a law of the wrong form shows; the interval is that of the same whole replicates.
+A *dose* (known-effect test) compares the baseline on r times the images (or parameters) with the baseline, by
+relabelling images d as d / r. It tests whether the law bends where the runs do. All replicates are in both roles, so
+nearly all noise cancels and a law of the wrong form shows; the interval is that of the same whole replicates.
 
-Neither interval is widened by the lack of fit: they are to find what is wrong, not to make room for it.
+Neither interval is widened by the lack of fit, which the tests must detect.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ Kind = Literal["placebo", "dose"]
 MOST_LACK = 4.0
 WIDEST = 2.0
 MATERIAL = 1.25
-"""A dose that is read within this factor is read well enough, however narrow its interval is."""
+"""A dose estimated within this factor passes, however narrow its interval is."""
 VACUOUS = 4.0
-"""An interval that reaches further than x/÷ this from its middle holds a placebo and every dose alike."""
+"""Intervals wider than x/÷ this factor are uninformative."""
 Outcome = Literal["passed", "missed", "uninformative"]
 
 
 @dataclass(frozen=True)
 class SelfTest:
-    """A multiplier whose truth is known.
+    """A multiplier with a known true value.
 
     Attributes:
         truth: 1 for a placebo, the dose for a dose.
-        found: what the law says.
+        found: the estimate of the law.
         half: replicates that stand for the baseline in a placebo; empty for a dose.
     """
 
@@ -61,12 +61,12 @@ class SelfTest:
 
     @property
     def covers(self) -> bool:
-        """Whether the interval holds the truth."""
+        """Whether the interval contains the true value."""
         return self.found.low <= self.truth <= self.found.high
 
     @property
     def off(self) -> float:
-        """How far the estimate is from the truth, as a factor of at least 1."""
+        """The deviation of the estimate from the true value, as a factor of at least 1."""
         return math.exp(abs(math.log(self.found.k / self.truth))) if 0 < self.found.k < math.inf else math.inf
 
     @property
@@ -87,12 +87,14 @@ class SelfTest:
     @property
     def words(self) -> str:
         """In a sentence."""
-        what = f"{'placebo' if self.kind == 'placebo' else 'dose'}, {WORDS[self.found.axis]}"
+        what = f"{'A/A test' if self.kind == 'placebo' else 'known-effect test'}, {WORDS[self.found.axis]}"
         high = "∞" if math.isinf(self.found.high) else f"{self.found.high:.2f}"
-        verdict = "covers" if self.covers else "misses, but is close" if self.passed else "misses"
+        verdict = (
+            "CI contains truth" if self.covers else "CI misses truth, but close" if self.passed else "CI misses truth"
+        )
         if self.outcome == "uninformative":
-            verdict = "uninformative, the interval would hold nearly anything"
-        return f"{what}: ×{self.truth:.2f} is read as {self.found.number} [{self.found.low:.2f}, {high}]: {verdict}"
+            verdict = "uninformative, the CI is too wide"
+        return f"{what}: ×{self.truth:.2f} estimated as {self.found.number} [{self.found.low:.2f}, {high}]: {verdict}"
 
 
 def self_tests(
@@ -122,7 +124,7 @@ def self_tests(
 
 def _placebo(alone: Observations, n: float, d: float, shape: Shape, gamma: bool, draws: int) -> list[SelfTest]:
     (name,) = alone.arms
-    # Replicates that were added to a few cells make no half of a study.
+    # Replicates that were added to a few cells only cannot form half of a study.
     names = np.unique(alone.replicate)[alone.cells.there.mean(1) >= 0.5]
     if len(names) < 4:
         return []
@@ -163,7 +165,7 @@ def _estimate(resampled: Draws, recipe: str, baseline: str, n: float, d: float, 
 def resolutions(
     draws: Draws, baseline: str, axis: Axis, n: Iterable[float] | None = None, d: Iterable[float] | None = None
 ) -> Plane:
-    """What multipliers can be told from 1 by: `factor` of a placebo with as many replicates as the baseline has.
+    """The smallest multiplier distinguishable from 1: `factor` of a placebo with as many replicates as the baseline.
 
     The baseline is fitted beside a copy of itself whose replicates are drawn independently, so the estimate is 1.
 
@@ -179,30 +181,30 @@ def resolutions(
 
 
 def resolution(draws: Draws, baseline: str, n: float, d: float, axis: Axis) -> float:
-    """`resolutions` at one cell: x/÷, infinite where the curve is too flat to tell anything."""
+    """`resolutions` at one cell: x/÷, infinite where the curve is too flat."""
     return resolutions(draws, baseline, axis, [n], [d]).found[0][0].factor
 
 
 def hidden(found: Multiplier, width: float) -> str:
-    """Why a multiplier must not be shown as a number, given the `resolution` of its cell; empty if it may be.
+    """Why a multiplier cannot be shown as a number, given the `resolution` of its cell; empty if it can.
 
-    One that is infinite for certain is shown: it needs no slope.
+    One that is certainly infinite is shown, since it needs no slope.
     """
     if width < WIDEST or math.isinf(found.low):
         return ""
-    read = "as anything" if math.isinf(width) else f"only within ×/÷{width:.2f}"
+    read = "infinite" if math.isinf(width) else f"×/÷{width:.2f}"
     thing = WORDS[found.axis]
-    return f"the baseline's loss hardly depends on {thing} here: ×1 would be read {read}, the limit is ×/÷{WIDEST:g}"
+    return f"the baseline's loss hardly depends on {thing} here: resolution {read}, limit ×/÷{WIDEST:g}"
 
 
 @dataclass(frozen=True)
 class Gate:
-    """Whether multipliers may be shown, and why not.
+    """Whether multipliers can be shown, and why not.
 
     Attributes:
         passed: no reason against it.
         reasons: against it, each a sentence.
-        warnings: what should be said beside a multiplier.
+        warnings: to be shown with a multiplier.
     """
 
     passed: bool
@@ -221,18 +223,18 @@ def gate(draws: Draws, tests: Sequence[SelfTest]) -> Gate:
     count = replicates(draws.observations.cells, law, *law.arms)
     if count < LEAST_REPLICATES:
         advice = f"finish {LEAST_REPLICATES}, better 4 or more, of each cell"
-        reasons.append(f"{count:g} replicates are not analysable: {advice}")
+        reasons.append(f"{count:g} replicates are too few: {advice}")
     elif count < 4:
-        warnings.append("3 replicates: intervals are wide, on 2 degrees of freedom, and no placebo can be made")
+        warnings.append("3 replicates: intervals are wide (2 degrees of freedom), and an A/A test is not possible")
     if math.isnan(law.lack):
-        reasons.append("too few cells, or no spread over replicates, to ask whether the law fits")
+        reasons.append("too few cells, or no spread over replicates, to test the fit of the law")
     elif law.lack >= MOST_LACK:
         off = f"lack of fit {law.lack:.1f} (chi squared per degree of freedom), limit {MOST_LACK:g}"
-        reasons.append(f"the law misses your runs: {off}")
+        reasons.append(f"the law does not fit the runs: {off}")
     reasons += [test.words for test in tests if test.outcome == "missed"]
     vague = sum(test.outcome == "uninformative" for test in tests)
     if vague and vague == len(tests):
-        reasons.append(f"none of {vague} self-tests is informative: their intervals would hold nearly anything")
+        reasons.append(f"none of {vague} sanity checks is informative: their intervals are too wide")
     elif vague:
-        warnings.append(f"{vague} of {len(tests)} self-tests are uninformative")
+        warnings.append(f"{vague} of {len(tests)} sanity checks are uninformative")
     return Gate(not reasons, tuple(reasons), tuple(warnings))

@@ -1,4 +1,4 @@
-"""Fitting the law: one bounded least squares from several starts, and hundreds of refits at once for its intervals."""
+"""Fitting the law: bounded least squares from several starts, and hundreds of simultaneous refits for intervals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RIDGE = 0.02
 RUNGS = 3
 DRAWS = 200
 OWN = 3
-"""Parameters of an arm: E, A and B. The exponents are everyone's."""
+"""Parameters of an arm: E, A and B. The exponents are shared."""
 NO_NOISE = 1e-9
 """Replicates that differ by no more do not differ."""
 
@@ -64,7 +64,7 @@ class Law:
         return position(self.arms, arm)
 
     def loss(self, arm: str, n: ArrayLike, d: ArrayLike) -> Floats:
-        """What the law expects at parameters `n` and images `d`, which broadcast."""
+        """The fitted loss at parameters `n` and images `d`, which broadcast."""
         n, d = np.broadcast_arrays(np.asarray(n, np.float64), np.asarray(d, np.float64))
         return np.exp(self.form.log_loss(self.theta, self.index(arm), n.ravel(), d.ravel())).reshape(n.shape)
 
@@ -101,7 +101,7 @@ def fit(
     form = Form(shape, top, len(observations.arms), gamma, n_ref, d_ref)
     if len(cells.mean) < len(form.free):
         given = f"{len(cells.mean)} cells, {len(form.free)} parameters"
-        raise BadData("there are fewer cells than the law has parameters", given=given, do="finish more runs")
+        raise BadData("fewer cells than parameters of the law", given=given, do="finish more runs")
     middle = float(np.exp(np.median(cells.mean)))
     start = form.guess(min(middle, 0.95 * top), 0.6 if gamma else 1.0)
     low, high = form.bounds
@@ -153,7 +153,7 @@ def _check(observations: Observations, shape: Shape) -> None:
         if min(least) < 2 or min(map(max, zip(*rungs.values(), strict=True))) < RUNGS:
             given = f"{arm}: {least[0]} sizes, {least[1]} numbers of images"
             do = f"measure at least {RUNGS} of each, 2 in any arm"
-            raise BadData("there are too few rungs for a law", given=given, do=do)
+            raise BadData("too few sizes or numbers of images for a law", given=given, do=do)
     if shape == "saturating" and not math.isfinite(observations.chance):
         raise BadData(
             "the saturating law needs the level of chance", given=observations.chance, do="give ln K or 1 - 1/K"
@@ -162,7 +162,7 @@ def _check(observations: Observations, shape: Shape) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """A law, the runs that it was fitted to, and the laws that other draws of replicates might have given.
+    """A law, the runs that it was fitted to, and refits for resampled replicates.
 
     Attributes:
         thetas: [draws, P].
@@ -176,7 +176,7 @@ class Draws:
         """By which intervals are widened where cells miss the law by more than their replicates (Birge, 1932).
 
         Arms that share replicates differ by less noise than each has, but not by less of what the law misses: so
-        their differences are asked too, and the larger lack of fit counts.
+        their differences are tested too, and the larger lack of fit counts.
         """
         lacks = (1.0, self.law.lack, self._lack_of_pairs(self.law.index(recipe), self.law.index(baseline)))
         return math.sqrt(max(one for one in lacks if not math.isnan(one)))

@@ -1,4 +1,4 @@
-"""What a recipe is worth: how many times the parameters, or the images, the baseline would need for the same loss."""
+"""Multipliers: the factor in parameters, or images, that the baseline would need for the same loss as a recipe."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from smallalign_core.studies.scaling_law._observed import Cells, Floats
 
 LEAST_REPLICATES = 3
 FAR = 4.0
-"""Beyond so many times the measured rungs no number is shown."""
+"""Beyond this factor outside of the measured range no number is shown."""
 REACH = 9.2
-"""ln of the largest multiplier that is looked at: ten thousand."""
+"""ln of the largest multiplier considered: ten thousand."""
 STEPS = 60
 EQUAL = 1e-9
 """Logarithms of losses that differ by less are equal: replicates may have no spread at all."""
@@ -69,7 +69,7 @@ class Multiplier:
 
     @property
     def number(self) -> str:
-        """The estimate as it may be printed."""
+        """The estimate, as text."""
         if math.isinf(self.k):
             return "∞"
         if self.beyond:
@@ -82,12 +82,12 @@ class Multiplier:
         thing = WORDS[self.axis]
         if math.isinf(self.k):
             what = "student of any size" if self.axis == "n" else "number of images"
-            surely = "" if math.isinf(self.low) else f", though ×{self.low:.2f} {thing} cannot be excluded"
-            return f"no {what} with {self.baseline} reaches this on your data{surely}"
+            surely = "" if math.isinf(self.low) else f" (×{self.low:.2f} {thing} cannot be excluded)"
+            return f"no {what} with {self.baseline} reaches this loss on this dataset{surely}"
         low = "0" if self.low <= 0 else f"{self.low:.2f}"
         high = "∞" if math.isinf(self.high) else f"{self.high:.2f}"
         mark = " (extrapolated)" if self.extrapolated else ""
-        return f"{self.recipe} is worth {self.number} {thing} [{low}, {high}]{mark}"
+        return f"{self.recipe} is equivalent to {self.number} {thing} [{low}, {high}]{mark}"
 
 
 def multiplier(law: Law, recipe: str, baseline: str, n: float, d: float, axis: Axis) -> float:
@@ -127,13 +127,13 @@ def estimate(
     the draws, the degrees of freedom are those of the replicates behind it. So nothing needs to be cut off where k
     is infinite in some draws, and where the curve is flat the interval says so.
 
-    That no number at all is enough is said for certain only where the pairs of that very cell show the recipe to be
-    better, too: else the law alone would speak of what nobody measured. There the interval begins at the largest
-    size (or number of images) of the baseline.
+    A multiplier counts as certainly infinite only if the pairs of that cell show the recipe to be better, too;
+    otherwise it would be pure extrapolation. There the interval begins at the largest size (or number of images) of
+    the baseline.
 
     Args:
-        level: that the interval holds the truth.
-        least: replicates that are asked for; only halves of a study may have fewer than 3.
+        level: confidence level of the interval.
+        least: required replicates; only halves of a study may have fewer than 3.
         widened: by the lack of fit (`Draws.widening`); not in tests that are to find it.
 
     Raises:
@@ -189,7 +189,7 @@ def _enough(count: float, least: float) -> None:
     if count < least:
         # With 2 replicates an interval for 95 % held 55 to 68 % in simulations, and with t it says nothing.
         do = f"finish {LEAST_REPLICATES} replicates of each cell, better 4 or more"
-        raise BadData("a scaling study of so few replicates is not analysable", given=f"{count:g}", do=do)
+        raise BadData("too few replicates for a scaling study", given=f"{count:g}", do=do)
 
 
 def _grid(log_k: float) -> Floats:
@@ -258,7 +258,7 @@ def _degrees(draws: Draws, recipe: str, baseline: str, n: float, d: float, axis:
 def smaller(draws: Draws, recipe: str, baseline: str, n: float, d: float) -> Multiplier:
     """The smallest student with the recipe that is as good as the baseline at (n, d): `needed` holds its parameters.
 
-    It is the multiplier of the two in exchanged roles: "ship 0.31 M instead of 0.97 M".
+    It is the multiplier with roles exchanged: "deploy 0.31 M instead of 0.97 M".
     """
     return estimate(draws, baseline, recipe, n, d, "n")
 

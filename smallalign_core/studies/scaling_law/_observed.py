@@ -1,4 +1,4 @@
-"""What was measured: the loss of students by arm, parameters, images and replicate. Unbalanced is fine."""
+"""Observations: the loss of students by arm, parameters, images and replicate. May be unbalanced."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Ints = NDArray[np.int64]
 
 
 def chance(classes: int, metric: str) -> float:
-    """The level of who knows nothing: ln K for "nll", 1 - 1/K for "error"."""
+    """The chance level: ln K for "nll", 1 - 1/K for "error"."""
     return math.log(classes) if metric == "nll" else 1 - 1 / classes
 
 
@@ -29,27 +29,27 @@ def position(arms: tuple[str, ...], arm: str) -> int:
         BadData: there is none of that name.
     """
     if arm not in arms:
-        raise BadData("no arm goes by that name", given=arm, do=f"name one of {', '.join(arms)}")
+        raise BadData("unknown arm", given=arm, do=f"choose one of {', '.join(arms)}")
     return arms.index(arm)
 
 
 @dataclass(frozen=True, eq=False)
 class Observations:
-    """One row a finished run, in long format.
+    """One row per finished run, in long format.
 
-    Arms that share a replicate's number share its images, first weights and order: they are paired. Replicates of
-    different numbers are independent. That is all that is ever asked of a replicate.
+    Arms with the same replicate number share its images, initial weights and order: they are paired. Different
+    replicates are independent. No more is assumed of a replicate.
 
     Attributes:
         arms: names of recipes.
         arm: [M] index into `arms`.
-        n, d: [M] parameters of the student, images that it learned from.
-        replicate: [M] which draw.
+        n, d: [M] parameters of the student, number of training images.
+        replicate: [M] index of the replicate.
         y: [M] test NLL in nats, or error in 0..1; above 0. Laws are fitted to its logarithm.
-        chance: the level of who knows nothing (`chance`); infinite where there is none.
+        chance: the chance level (`chance`); infinite if there is none.
 
     Raises:
-        BadData: lists of different lengths, a value that has no logarithm, an unknown arm, a run that stands twice.
+        BadData: lists of different lengths, a value without logarithm, an unknown arm, a duplicate run.
     """
 
     arms: tuple[str, ...]
@@ -64,7 +64,9 @@ class Observations:
         lengths = {len(self.arm), len(self.n), len(self.d), len(self.replicate), len(self.y)}
         if len(lengths) != 1 or lengths == {0}:
             raise BadData(
-                "a scaling study needs equally many of everything", given=sorted(lengths), do="give one a run"
+                "the lists of a scaling study have different lengths",
+                given=sorted(lengths),
+                do="give one value per run",
             )
         for name, values in (("parameters", self.n), ("images", self.d), ("losses", self.y)):
             bad = ~(np.isfinite(values) & (values > 0))
@@ -75,11 +77,11 @@ class Observations:
             raise BadData("an arm has no name", given=int(self.arm.max()), do="name all arms")
         runs = np.stack([self.arm, self.n, self.d, self.replicate], axis=1)
         if len(np.unique(runs, axis=0)) < len(runs):
-            raise BadData("a run stands twice", do="give each arm, size, number of images and replicate once")
+            raise BadData("a run is listed twice", do="give each arm, size, number of images and replicate once")
 
     @classmethod
     def from_rows(cls, rows: Sequence[tuple[str, float, float, int, float]], chance: float) -> Observations:
-        """From rows of (arm, parameters, images, replicate, loss); arms in the order in which they first stand."""
+        """From rows of (arm, parameters, images, replicate, loss); arms in order of first occurrence."""
         arms = tuple(dict.fromkeys(row[0] for row in rows))
         return make(
             arms,
@@ -101,7 +103,7 @@ class Observations:
         return replace(self, **some)
 
     def only(self, *arms: str) -> Observations:
-        """Only those arms, numbered anew in that order."""
+        """Only those arms, renumbered in that order."""
         numbers = [self.index(arm) for arm in arms]
         some = self.where(np.isin(self.arm, numbers))
         return replace(some, arms=arms, arm=np.array([numbers.index(one) for one in some.arm], np.int64))

@@ -1,4 +1,4 @@
-"""What was found, as JSON takes it."""
+"""Results as JSON-able values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "Multiplier": ("factor", "needed", "number", "words"),
     "SelfTest": ("covers", "off", "outcome", "passed", "words"),
 }
-"""Properties that are written beside the fields."""
+"""Properties that are included beside the fields."""
 
 
 def as_dict(found: Any) -> dict[str, Any]:

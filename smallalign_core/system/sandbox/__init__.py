@@ -1,11 +1,11 @@
-"""The jail: users' model files are parsed here, in a process that may use little memory, time and disk.
+"""The sandbox: users' model files are parsed in a separate process with limited memory, time and disk.
 
-The caller's process only reads bytes and an answer in JSON. The child (`__main__`) is limited before it opens the file:
-memory beyond its own libraries, processor seconds, wall seconds, and what it may write. It inherits no descriptors and
-no environment to speak of. Where the kernel lets it (`abilities` tries), it has no network (a namespace of its own) and
-cannot open sockets or start programs (seccomp); elsewhere only the bounds hold, and `doctor` says so.
+The calling process only reads bytes and a JSON reply. The child (`__main__`) limits itself before it opens the file:
+memory beyond its own libraries, CPU seconds, wall-clock seconds, and bytes written. It inherits no file descriptors and
+a minimal environment. Where the kernel allows it (`abilities` tests it), it has no network (own namespace) and cannot
+open sockets or start programs (seccomp); elsewhere only the resource limits apply, and `doctor` reports it.
 
-What is accepted here answers images from here too: `Session` keeps such a process, and only pixels and answers pass.
+Accepted ONNX files are also executed in it: `SandboxedSession` keeps such a process; only arrays pass in and out.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the jail may use.
+    """Resource limits of the sandbox.
 
     Attributes:
         memory: bytes beyond what its libraries map.
-        seconds: of processor time.
-        wall: seconds on the clock; a stopped or starved child ends here.
-        file: bytes that a model file may have.
+        seconds: CPU seconds.
+        wall: wall-clock seconds; ends a stopped or starved child.
+        file: maximum size of a model file in bytes.
     """
 
     memory: int = 4 * 1024**3
@@ -54,12 +54,13 @@ LIMITS = Limits()
 
 
 def inspect(file: Path, size: tuple[int, int] = (224, 224), limits: Limits = LIMITS) -> dict[str, Any]:
-    """Facts about a model file: `kind` (onnx, safetensors), `bytes`, `sha256`, `params`; for ONNX its doors.
+    """Facts about a model file: `kind` (onnx, safetensors), `bytes`, `sha256`, `params`; for ONNX its inputs and
+    outputs.
 
-    An ONNX file is also run once, on black images of `size` (height, width) where it leaves that open.
+    An ONNX file is also run once, on black images, of `size` (height, width) where the file does not fix it.
 
     Raises:
-        BadModel: it is no such file, asks for something that is refused, or for more than the limits.
+        BadModel: it is not such a file, needs something that is not allowed, or exceeds the limits.
     """
     return _ask({"verb": "inspect", "file": str(file.resolve()), "size": list(size)}, file, limits)
 
@@ -67,14 +68,14 @@ def inspect(file: Path, size: tuple[int, int] = (224, 224), limits: Limits = LIM
 def convert(file: Path, limits: Limits = LIMITS, *, which: str | None = None) -> tuple[bytes, dict[str, Any]]:
     """The tensors of a PyTorch checkpoint (.pt, .pth) as safetensors bytes, and facts about them.
 
-    The pickle is read with `weights_only=True`, which makes tensors, containers and plain values and calls nothing
-    else. What wraps a network (`module.`, `_orig_mod.`, ...) is taken off the names.
+    The pickle is read with `weights_only=True`, which creates tensors, containers and plain values and calls nothing
+    else. Prefixes of wrappers (`module.`, `_orig_mod.`, ...) are removed from the names.
 
     Args:
-        which: of several sets of weights, such as `state_dict`; without, averaged ones (EMA) where there are some.
+        which: the set of weights, such as `state_dict`, where there are several; default: averaged ones (EMA), if any.
 
     Raises:
-        BadModel: it holds what would run code, or is TorchScript or an exported program: those are programs.
+        BadModel: it contains objects that would run code, or is a program (TorchScript, exported program).
     """
     with tempfile.TemporaryDirectory(prefix="smallalign-") as folder:
         made = Path(folder) / "weights.safetensors"
@@ -90,7 +91,7 @@ def convert(file: Path, limits: Limits = LIMITS, *, which: str | None = None) ->
 
 
 def accepted_weights(file: Path, limits: Limits = LIMITS) -> str:
-    """The SHA-256 of a safetensors file that the jail accepted.
+    """The SHA-256 of a safetensors file, once the sandbox has accepted it.
 
     Raises:
         BadModel: as `inspect`, or it is another kind of file.
@@ -98,9 +99,9 @@ def accepted_weights(file: Path, limits: Limits = LIMITS) -> str:
     facts = inspect(file, limits=limits)
     if facts["kind"] != "safetensors":
         raise BadModel(
-            "weights to start from are a safetensors file",
+            "initial weights must be a safetensors file",
             given=f"{file}, {facts['kind']}",
-            do="to teach with an ONNX file, give it to `import`",
+            do="to use an ONNX file as a teacher, run `import`",
         )
     return str(facts["sha256"])
 
@@ -111,24 +112,26 @@ def _ask(question: dict[str, Any], file: Path, limits: Limits) -> dict[str, Any]
     except OSError as error:
         raise BadModel(f"the model file cannot be read: {error.strerror}", given=file, do="name a file") from None
     if not file.is_file():
-        raise BadModel("the model file cannot be read: it is no file", given=file, do="name a file")
+        raise BadModel("the model file cannot be read: it is not a regular file", given=file, do="name a file")
     if not 0 < size <= limits.file:
         raise BadModel(
-            f"a model file has 1 to {limits.file:,} bytes", given=f"{file}, {size:,} bytes", do="give another file"
+            f"a model file must have 1 to {limits.file:,} bytes",
+            given=f"{file}, {size:,} bytes",
+            do="give another file",
         )
     try:
         done = subprocess.run(**_child(question, limits), stdin=subprocess.DEVNULL, timeout=limits.wall)
     except subprocess.TimeoutExpired:
         raise _too_much(f"{limits.wall:.0f} seconds", file) from None
     if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
-        raise _too_much(f"{limits.seconds} seconds of processor time", file)
+        raise _too_much(f"{limits.seconds} seconds of CPU time", file)
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
-        raise BadModel("the model file crashes what reads it", given=f"{file}, {name}", do="export it again")
+        raise BadModel("the process that reads the model file crashed", given=f"{file}, {name}", do="export it again")
     try:
         reply = json.loads(done.stdout)
     except ValueError:
-        raise WorkFailed("the process that inspects model files did not answer", given=file, do="try again") from None
+        raise WorkFailed("the process that inspects model files did not respond", given=file, do="try again") from None
     if "refused" in reply:
         wrong, given, do = reply["refused"]
         raise BadModel(wrong, given=f"{file}{', ' if given else ''}{given}", do=do)
@@ -137,7 +140,7 @@ def _ask(question: dict[str, Any], file: Path, limits: Limits) -> dict[str, Any]
 
 
 def _child(question: dict[str, Any], limits: Limits) -> dict[str, Any]:
-    """How its process is started; the answer comes on stdout."""
+    """The command of the sandboxed process, which replies on stdout."""
     kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT") if name in os.environ}
     asked = json.dumps(question | {"limits": asdict(limits)})
     return {
@@ -150,11 +153,11 @@ def _child(question: dict[str, Any], limits: Limits) -> dict[str, Any]:
 
 
 def abilities() -> dict[str, bool]:
-    """What the jail can do on this machine, tried inside it.
+    """The isolation available on this machine, tested inside the sandbox.
 
     Returns:
-        `namespace`, `seccomp`: whether the kernel allowed these walls; `network`, `programs`: whether a connection to
-        this machine could be opened, and a program started, from inside.
+        `namespace`, `seccomp`: whether the kernel allowed them; `network`, `programs`: whether a connection to this
+        machine could be opened, and a program started, from inside.
     """
     with socket.create_server(("127.0.0.1", 0)) as door:
         question = {"verb": "attempts", "port": door.getsockname()[1]}
@@ -162,17 +165,17 @@ def abilities() -> dict[str, bool]:
     try:
         found: dict[str, bool] = json.loads(done.stdout)["facts"]
     except (ValueError, KeyError):
-        raise WorkFailed("the process that inspects model files did not answer", do="see `doctor`") from None
+        raise WorkFailed("the process that inspects model files did not respond", do="see `doctor`") from None
     return found
 
 
 class SandboxedSession:
-    """An accepted ONNX file that answers from a jail of its own, which ends with this object.
+    """An accepted ONNX file, executed in a sandbox process that ends with this object.
 
     Args:
         content: the file's bytes.
-        threads: that it may use.
-        limits: memory is that of all it does; seconds are of processor time, of each answer.
+        threads: number of threads it may use.
+        limits: memory for the whole session; CPU seconds for each call.
 
     Raises:
         BadModel: ONNX Runtime cannot open it within the limits.
@@ -185,15 +188,15 @@ class SandboxedSession:
         self._exchange(content)
 
     def run(self, output: str, door: str, given: NDArray[Any]) -> NDArray[np.float32]:
-        """The array float32 called `output` that the file answers when `given` is put in at `door`.
+        """The output named `output`, float32, for the array `given` at the input `door`.
 
         Raises:
-            BadModel: it fails on this array, or needs more than the limits for it.
+            BadModel: it fails on this array, or exceeds the limits.
         """
         return self._asked(output, door, given, 0.0)[0]
 
     def latency(self, output: str, door: str, given: NDArray[Any], seconds: float = 0.5) -> tuple[float, float]:
-        """(p50, p95) milliseconds of `run`, measured inside for so long after as long a warm-up.
+        """(p50, p95) latency of `run` in milliseconds, measured inside after a warm-up of the same duration.
 
         Raises:
             BadModel: as `run`.
@@ -236,7 +239,7 @@ class SandboxedSession:
         code = self._process.returncode
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return BadModel(
-            "the ONNX file takes down, or more than it may have of, what runs it", given=name, do="use another teacher"
+            "the process that runs the ONNX file crashed or exceeded its limits", given=name, do="use another teacher"
         )
 
 
@@ -247,5 +250,5 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _too_much(what: str, file: Path) -> BadModel:
     return BadModel(
-        f"the model file needs more than {what} to be looked at", given=file, do="give a smaller or simpler model"
+        f"inspecting the model file needs more than {what}", given=file, do="give a smaller or simpler model"
     )

@@ -1,6 +1,7 @@
-"""Inside the jail: limits itself, then opens one model file and says what it is. Started by `jail._ask`, never by hand.
+"""The sandboxed process: limits itself, opens one model file and replies with facts. Started by the parent package
+only.
 
-Limits come first, libraries second, the file last. Nothing here trusts a name: kinds are told apart by content.
+Limits come first, libraries second, the file last. File names are not trusted: kinds are detected by content.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from typing import Any, BinaryIO
 from smallalign_core.system.sandbox import _checkpoint, _seccomp
 from smallalign_core.system.sandbox._refusal import Refusal
 
-GIANT = 1024**3  # bytes that one constant may declare
+GIANT = 1024**3  # max. bytes of one constant
 MOST_NODES = 20_000
 MOST_METADATA = 1_000_000
-ENDLESS = {"Loop", "Scan"}  # a trial on black images proves nothing about when these end on others
+ENDLESS = {"Loop", "Scan"}  # termination on one input says nothing about others
 DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
 TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32", "tensor(float16)": "float16"}
 
@@ -31,13 +32,13 @@ TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32", "tensor(float16)"
 
 
 def kind_of(file: Path) -> str:
-    """One of onnx (perhaps), safetensors, pickle; refuses programs by name."""
+    """One of onnx (unverified), safetensors, pickle; programs are rejected by name."""
     with file.open("rb") as stream:
         head = stream.read(16)
     if head[:2] == b"PK":
         try:
             names = [name.partition("/")[2] for name in zipfile.ZipFile(file).namelist()]
-        except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError):  # names that are no text, odd versions
+        except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError):  # undecodable names, unknown versions
             raise Refusal("the file is a damaged zip") from None
         if "constants.pkl" in names or any(name.startswith("code/") for name in names):
             _refuse_program("TorchScript")
@@ -55,7 +56,7 @@ def kind_of(file: Path) -> str:
 
 def _refuse_program(what: str) -> None:
     raise Refusal(
-        f"the file is {what}: a program, which is not run here",
+        f"the file is {what}, a program, which is not executed here",
         do="export the model as ONNX, or save its state_dict",
     )
 
@@ -64,7 +65,7 @@ def _refuse_program(what: str) -> None:
 
 
 def onnx_facts(file: Path, size: list[int], memory: int) -> dict[str, Any]:
-    """Parse, refuse what a classifier does not need, then run once."""
+    """Parse, reject constructs that a classifier does not need, then run once."""
     import numpy as np
     import onnx
     import onnxruntime  # noqa: F401  # before memory is limited
@@ -120,7 +121,9 @@ def _opened(content: bytes, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 4
-    options.add_session_config_entry("session.load_model_format", "ONNX")  # what was looked at; ORT's own is another
+    options.add_session_config_entry(
+        "session.load_model_format", "ONNX"
+    )  # only the format that was inspected, not ORT's own
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
@@ -137,7 +140,7 @@ def _with_inner(node: Any) -> Iterator[Any]:
 
 
 def _tensors(graph: Any, nodes: Iterable[Any]) -> Iterator[Any]:
-    """Every tensor that the file holds: initializers of all graphs, and constants in attributes."""
+    """Every tensor in the file: initializers of all graphs, and constants in attributes."""
     yield from _stored(graph)
     for node in nodes:
         for attribute in node.attribute:
@@ -166,14 +169,14 @@ def _refuse_nodes(nodes: list[Any], domains: set[str]) -> None:
             )
         if node.op_type in ENDLESS:
             raise Refusal(
-                "the model has a loop, and nobody can tell when it ends",
+                "the model has a loop with unbounded run time",
                 node.op_type,
-                "export it with its loops unrolled",
+                "export it with loops unrolled",
             )
 
 
 def _refuse_expanded(nodes: list[Any], bodies: dict[tuple[str, str], list[Any]]) -> None:
-    """Functions that call functions: a few lines of them stand for billions of nodes once ONNX Runtime inlines them."""
+    """Functions that call functions: a few of them can expand to billions of nodes when ONNX Runtime inlines them."""
     known: dict[tuple[str, str], int] = {}
 
     def expanded(inner: list[Any]) -> int:
@@ -182,7 +185,7 @@ def _refuse_expanded(nodes: list[Any], bodies: dict[tuple[str, str], list[Any]])
             name = (node.domain, node.op_type)
             if name in bodies:
                 if known.get(name) == 0:
-                    raise Refusal("the model has a function that calls itself", node.op_type, "export it without")
+                    raise Refusal("the model has a recursive function", node.op_type, "export it without")
                 if name not in known:
                     known[name] = 0
                     known[name] = 1 + expanded(bodies[name])
@@ -194,14 +197,14 @@ def _refuse_expanded(nodes: list[Any], bodies: dict[tuple[str, str], list[Any]])
     except RecursionError:
         raise Refusal("the model has functions nested too deeply", do="export it without functions") from None
     if count > MOST_NODES:
-        most = f"{MOST_NODES:,} nodes, with its functions written out"
+        most = f"{MOST_NODES:,} nodes, with functions inlined"
         raise Refusal(f"the model has more than {most}", f"{count:.3g}", "export it without functions")
 
 
 def _refuse_tensor(tensor: Any) -> None:
     if tensor.data_location == 1 or tensor.external_data:
         raise Refusal(
-            "the model keeps its weights in another file",
+            "the model stores its weights in another file",
             tensor.name,
             "save it as one file: torch.onnx.export(..., external_data=False)",
         )
@@ -211,7 +214,7 @@ def _refuse_tensor(tensor: Any) -> None:
 
 
 def _refuse_giants(graph: Any, nodes: list[Any]) -> None:
-    """Constants that a few bytes ask for: ConstantOfShape of a shape that the file fixes."""
+    """Large constants from a few bytes: ConstantOfShape with a fixed shape."""
     from onnx import numpy_helper
 
     fixed = {tensor.name: tensor for tensor in graph.initializer}
@@ -227,14 +230,14 @@ def _refuse_giants(graph: Any, nodes: list[Any]) -> None:
 
 
 def _doors(session: Any) -> dict[str, Any]:
-    """The one input and the outputs; refuses what is not an image classifier."""
+    """The one input and the outputs; a model that is not an image classifier is rejected."""
     inputs = [{"name": door.name, "type": door.type, "shape": door.shape} for door in session.get_inputs()]
     outputs = [{"name": door.name, "type": door.type, "shape": door.shape} for door in session.get_outputs()]
     door = inputs[0] if len(inputs) == 1 else {"type": "", "shape": []}
     if len(door["shape"]) != 4 or door["type"] not in TYPES:
         found = ", ".join(f"{one['name']} {one['type']}{one['shape']}" for one in inputs)
         raise Refusal(
-            "an image classifier has one input of four dimensions, of type uint8 or float",
+            "an image classifier must have one 4-dimensional input of type uint8 or float",
             found,
             "export the classifier alone",
         )
@@ -242,22 +245,24 @@ def _doors(session: Any) -> dict[str, Any]:
 
 
 def _trial_shape(shape: list[int | None], size: list[int]) -> list[int]:
-    """Two images where the file lets us; where even the layout is open, channels first."""
+    """The shape of the trial input: two images if the batch is free; channels first if the layout is free."""
     batch, *rest = shape
     last = rest[2] in (1, 3) and rest[0] not in (1, 3)
     wanted = [*size, 3] if last else [3, *size]
     filled = [known if known is not None else asked for known, asked in zip(rest, wanted, strict=True)]
     if math.prod(filled) > 3 * 4096**2 or (batch or 0) > 4096:
-        raise Refusal("the model wants giant images", f"{shape}", "give a model for images of up to 4096 pixels")
+        raise Refusal(
+            "the model's input images are too large", f"{shape}", "give a model for images of up to 4096 pixels"
+        )
     return [2 if batch is None else batch, *filled]
 
 
 def _words(error: Exception) -> Refusal:
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError) or "allocat" in text.lower():
-        return Refusal("the model needs more memory than it may have", text[-120:], "give a smaller model")
+        return Refusal("the model needs more memory than allowed", text[-120:], "give a smaller model")
     if "dimension" in text.lower() or "shape" in text.lower():
-        return Refusal("the model does not take images of this size", text[-160:], "say its size with --size")
+        return Refusal("the model does not accept images of this size", text[-160:], "give the input size with --size")
     return Refusal("ONNX Runtime cannot run the model", text[:160], "export it again")
 
 
@@ -265,7 +270,7 @@ def _words(error: Exception) -> Refusal:
 
 
 def safetensors_facts(file: Path, memory: int) -> dict[str, Any]:
-    """Count what the header declares."""
+    """Facts from the header."""
     from safetensors import SafetensorError, safe_open
 
     _seccomp.limit_memory(memory)
@@ -283,7 +288,7 @@ def safetensors_facts(file: Path, memory: int) -> dict[str, Any]:
     }
 
 
-# --- the question -----------------------------------------------------------------------------------------------------
+# --- requests ---------------------------------------------------------------------------------------------------------
 
 
 def answer(asked: dict[str, Any]) -> dict[str, Any]:
@@ -312,9 +317,9 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def serve(asked: dict[str, Any], out: BinaryIO) -> None:
-    """Answer with an accepted ONNX file, which comes first, to arrays until there are no more.
+    """Run an accepted ONNX file, which is sent first, on arrays until the input ends.
 
-    Each comes and goes as a line of JSON (type, shape) and its bytes; a refusal goes as such a line alone.
+    Each array is sent as a line of JSON (type, shape) followed by its bytes; an error is such a line alone.
     """
     import numpy as np
     import onnxruntime  # noqa: F401  # before memory is limited
@@ -345,7 +350,7 @@ def serve(asked: dict[str, Any], out: BinaryIO) -> None:
 
 
 def _timed(work: Callable[[], object], seconds: float) -> list[float]:
-    """Milliseconds of `work`, repeated for so long after as long a warm-up; [0] without."""
+    """Milliseconds of each repetition of `work`, after a warm-up of the same duration; [0] for no duration."""
     times = [0.0]
     for _ in range(2 if seconds else 0):
         times, until = [], time.perf_counter() + seconds
@@ -362,7 +367,7 @@ def _told(out: BinaryIO, reply: dict[str, Any]) -> None:
 
 
 def attempts(port: int) -> dict[str, bool]:
-    """What the walls leave possible: each is tried, here inside."""
+    """What is still possible despite the restrictions, tested from inside."""
     import socket
 
     def connects() -> bool:
@@ -376,7 +381,7 @@ def attempts(port: int) -> dict[str, bool]:
     def possible(attempt: Any) -> bool:
         try:
             return bool(attempt())
-        except FileNotFoundError:  # it was looked for
+        except FileNotFoundError:  # the lookup was allowed
             return True
         except OSError:
             return False
@@ -385,10 +390,10 @@ def attempts(port: int) -> dict[str, bool]:
 
 
 def main() -> None:
-    """Answer the question in the first argument with one line of JSON."""
+    """Reply to the request in the first argument with one line of JSON."""
     asked = json.loads(sys.argv[1])
     out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints is no answer
+    os.dup2(2, 1)  # library output must not mix with the reply
     serves = asked["verb"] == "serve"
     _seccomp.limit(None if serves else asked["limits"]["seconds"], asked.get("written", 0))
     walls = {"namespace": _seccomp.leave_network(), "seccomp": _seccomp.refuse_calls()}
@@ -403,11 +408,11 @@ def main() -> None:
     except Refusal as refusal:
         reply = {"refused": refusal.parts}
     except MemoryError:
-        reply = {"refused": ["the model file needs more memory than it may have", "", "give a smaller model"]}
+        reply = {"refused": ["the model file needs more memory than allowed", "", "give a smaller model"]}
     except Exception as error:  # noqa: BLE001  # a parser may fail in any way; the caller gets a sentence
         reply = {"refused": ["the model file cannot be read", repr(error)[:160], "export it again"]}
     _told(out, reply)
-    os._exit(0)  # libraries' clean-up under a memory limit may hang or crash
+    os._exit(0)  # library cleanup under a memory limit may hang or crash
 
 
 if __name__ == "__main__":

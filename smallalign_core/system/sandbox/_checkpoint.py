@@ -1,7 +1,7 @@
-"""Inside the jail: the tensors of a PyTorch checkpoint, whatever a training loop keeps beside them.
+"""Inside the sandbox: the tensors of a PyTorch checkpoint, whatever else a training loop stored in it.
 
-The pickle is read with `weights_only=True`. Types that only hold values are let in by name; of libraries that need not
-be installed, stand-ins take their place, so that nothing of theirs runs.
+The pickle is read with `weights_only=True`. Types that only hold values are allowed by name; those of libraries that
+need not be installed are replaced by stand-ins, so that none of their code runs.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from smallalign_core.system.sandbox._refusal import Refusal
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema", "ema_model", "averaged_model")
 PLAIN = ("state_dict", "model_state_dict", "model", "net", "module", "network", "params", "weights", "model_state")
 OTHERS = ("optim", "sched", "scaler", "loops", "callbacks", "hyper", "rng", "criterion", "loss", "queue", "args")
-"""Beginnings of what holds tensors too, but not a network's."""
+"""Prefixes of entries that hold tensors which are not a network's weights."""
 DEEPEST = 3
 
 
 class _Held:
-    """Stands for an object of a library that is not here: it takes any state and does nothing."""
+    """Stand-in for an object of a library: accepts any state and does nothing."""
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
@@ -38,25 +38,25 @@ class _Held:
 
 
 class _Fields:
-    """Stands for any kind of dict: torch's reader fills plain ones only."""
+    """Stand-in for any kind of dict: torch's reader fills plain ones only."""
 
     def __new__(cls, *_: Any) -> dict[str, Any]:  # type: ignore[misc]
         return {}
 
 
 class _Items:
-    """Stands for any kind of list."""
+    """Stand-in for any kind of list."""
 
     def __new__(cls, *_: Any) -> list[Any]:  # type: ignore[misc]
         return []
 
 
 def harmless() -> list[Any]:
-    """What may stand in a checkpoint beside tensors: types that hold values and run nothing when they are made."""
+    """Types allowed in a checkpoint beside tensors: they hold values and run no code when constructed."""
     import numpy as np
 
     numpy = [np.dtype, np.ndarray, *(getattr(np.dtypes, name) for name in np.dtypes.__all__ if name.endswith("DType"))]
-    builders: list[Any] = [  # what NumPy's own pickles call, by the names of NumPy 1 and 2
+    builders: list[Any] = [  # called by NumPy's pickles, under the names of NumPy 1 and 2
         (one.__reduce__()[0], f"numpy.{core}.multiarray.{name}")
         for one, name in ((np.float64(0), "scalar"), (np.zeros(0), "_reconstruct"))
         for core in ("core", "_core")
@@ -114,11 +114,11 @@ def convert(file: Path, to: Path, which: str | None) -> dict[str, Any]:
     """Write one set of a checkpoint's tensors as safetensors.
 
     Args:
-        which: the set's name or path, such as `state_dict_ema`; without, averaged weights where there are some.
+        which: the set's name or path, such as `state_dict_ema`; default: averaged weights, if any.
 
     Returns:
-        `taken`, `sets`: the path of the set, and of all; `prefix`: what was taken off every name; `left`: the names of
-        counters that are no part of a network.
+        `taken`, `sets`: the path of the chosen set, and of all; `prefix`: removed from every name; `left`: the names
+        of counters that are no part of a network.
     """
     import pickle
 
@@ -131,7 +131,7 @@ def convert(file: Path, to: Path, which: str | None) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         asked = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
         raise Refusal(
-            "the checkpoint holds more than tensors, which would run code when it is read",
+            "the checkpoint contains objects that would run code when it is read",
             asked[:160],
             "save its state_dict alone, as safetensors",
         ) from None
@@ -146,7 +146,7 @@ def convert(file: Path, to: Path, which: str | None) -> dict[str, Any]:
     for name, tensor in tensors.items():
         _refuse_odd(name, tensor)
     if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > 2 * file.stat().st_size + 4096:
-        raise Refusal("the checkpoint declares more numbers than it holds", do="save its tensors with .clone()")
+        raise Refusal("the checkpoint declares more values than it contains", do="save its tensors with .clone()")
     prefix = shared(tensors)
     plain = {name[len(prefix) :]: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
     save_file(plain, to)
@@ -171,7 +171,7 @@ def _sets(held: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, dict
 
 
 def _chosen(sets: dict[str, Any], which: str | None, held: Any) -> str:
-    """The path of the set that is asked for, or that training code means."""
+    """The path of the requested set, or of the usual one."""
     if not sets:
         raise Refusal("the checkpoint is not a state_dict of tensors", type(held).__name__, "save its state_dict alone")
     listed = ", ".join(sorted(sets))
@@ -192,12 +192,12 @@ def _chosen(sets: dict[str, Any], which: str | None, held: Any) -> str:
 
 
 def _refuse_odd(name: str, tensor: Any) -> None:
-    """Only plain tensors, whose numbers are all in the file."""
+    """Accept only dense tensors whose values are all in the file."""
     import torch
 
     found = f"{name[:80]}, {tensor.dtype}, {tensor.layout}"
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-        raise Refusal("the checkpoint holds a tensor that is not plain", found, "save dense tensors: .to_dense()")
+        raise Refusal("the checkpoint contains a tensor that is not dense", found, "save dense tensors: .to_dense()")
     stretched = any(not step and size > 1 for size, step in zip(tensor.shape, tensor.stride(), strict=True))
     if stretched or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise Refusal("the checkpoint declares more numbers than it holds", found, "save its tensors with .clone()")
+        raise Refusal("the checkpoint declares more values than it contains", found, "save its tensors with .clone()")

@@ -1,4 +1,4 @@
-"""What training code puts before the names of a network's tensors, in one place for checkpoints and safetensors."""
+"""Prefixes that training code adds to tensor names, shared by checkpoints and safetensors."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ WRAPPERS = frozenset(
 """DataParallel, DDP, AveragedModel: `module`; torch.compile: `_orig_mod`; Lightning: the name of an attribute."""
 
 COUNTERS = frozenset(["n_averaged", "initted", "step", "decay", "num_updates"])
-"""What keepers of averaged weights (torch's AveragedModel, ema-pytorch, timm) store beside them."""
+"""Counters that weight averaging (torch's AveragedModel, ema-pytorch, timm) stores beside the weights."""
 
 
 def shared(names: Collection[str], known: Collection[str] = WRAPPERS) -> str:
-    """The longest prefix of dotted parts, each of `known`, that all names begin with; empty if there is none.
+    """The longest prefix of dotted parts, each in `known`, that all names share; empty if there is none.
 
     Args:
-        known: parts that may go; what else all names share belongs to the network.
+        known: parts that may be removed; any other shared part belongs to the network.
     """
     found = ""
     while names:

@@ -1,10 +1,10 @@
-"""What the jail answers instead of facts."""
+"""The reply of the sandbox for a file that is not accepted."""
 
 from __future__ import annotations
 
 
 class Refusal(Exception):
-    """What is wrong, what was found, what to do."""
+    """A file that is not accepted: what is wrong, what was found, what to do."""
 
     def __init__(self, wrong: str, given: object = "", do: str = "give another file") -> None:
         super().__init__(wrong)

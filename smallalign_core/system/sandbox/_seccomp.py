@@ -1,4 +1,4 @@
-"""The jail's walls: what a process takes from itself before it opens a model file. None can be taken back."""
+"""Restrictions that the sandboxed process applies to itself before it opens a model file. They are irreversible."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NO_NEW_PRIVILEGES, SET_SECCOMP, FILTER = 38, 22, 2
 ALLOW, REFUSE, KILL = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x80000000
 LOAD, IF_EQUAL, IF_AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06
 X32 = 0x40000000
-"""Where x86-64 keeps a second set of numbers for the same calls."""
+"""Bit of the x32 system call numbers on x86-64."""
 
 CALLS = {  # socket, connect, ptrace, execve, execveat, process_vm_writev, io_uring_setup, of each machine
     "x86_64": (0xC000003E, (41, 42, 101, 59, 322, 311, 425)),
@@ -31,10 +31,10 @@ class _Program(ctypes.Structure):
 
 
 def leave_network() -> bool:
-    """Move into a namespace of its own that has no network, and where even root has no rights over this machine.
+    """Enter new user and network namespaces: no network, and no privileges outside even for root.
 
     Returns:
-        Whether the kernel allows it: some containers and distributions do not.
+        Whether the kernel allows it; some containers and distributions do not.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None, use_errno=True)
@@ -43,10 +43,10 @@ def leave_network() -> bool:
 
 
 def refuse_calls() -> bool:
-    """Refuse, by seccomp, calls that open sockets, start programs or reach into other processes, for good.
+    """Block system calls that open sockets, start programs or access other processes, permanently, by seccomp.
 
     Returns:
-        Whether the kernel allows it; it need not be asked by root.
+        Whether the kernel allows it; no privileges are needed.
     """
     machine, numbers = CALLS.get(platform.machine(), (0, ()))
     if not numbers:
@@ -64,7 +64,7 @@ def refuse_calls() -> bool:
 
 
 def limit(seconds: int | None, written: int) -> None:
-    """Bound processor time, if it is given, and bytes of a file that is written; leave no core file."""
+    """Limit CPU time (seconds, if given) and the size of written files (bytes); disable core dumps."""
     with contextlib.suppress(ImportError):
         import resource
 
@@ -75,7 +75,7 @@ def limit(seconds: int | None, written: int) -> None:
 
 
 def limit_next(seconds: int) -> None:
-    """Bound processor time from now on; called again, it starts anew."""
+    """Limit CPU time from now on, in seconds; each call restarts the limit."""
     with contextlib.suppress(ImportError):
         import resource
 
@@ -85,7 +85,7 @@ def limit_next(seconds: int) -> None:
 
 
 def limit_memory(more: int, *, for_good: bool = True) -> None:
-    """Bound the address space to what is mapped now and `more` bytes. Called for good when the libraries are loaded."""
+    """Limit the address space to what is mapped now plus `more` bytes; permanent once the libraries are loaded."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
@@ -95,7 +95,7 @@ def limit_memory(more: int, *, for_good: bool = True) -> None:
 
 
 def lift_memory() -> None:
-    """Take back a bound that was not for good, before libraries are loaded that map much."""
+    """Lift a temporary limit before libraries are loaded that map much memory."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 

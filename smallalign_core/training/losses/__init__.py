@@ -1,6 +1,6 @@
-"""What students are asked to match: functions of tensors, and `terms`, which maps a loss's spec to its weighted terms.
+"""Training objectives: functions of tensors, and `terms`, which maps a loss spec to its weighted terms.
 
-Logits are [N, C], labels int64 [N], or float [N, C] where a view mixes images. Losses are computed in float32 whatever
+Logits are [N, C], labels int64 [N], or float [N, C] for mixed images. Losses are computed in float32 whatever
 the precision of the networks.
 """
 
@@ -50,18 +50,18 @@ from smallalign_core.training.losses._logits import (
 
 @dataclass(frozen=True)
 class NetworkOutput:
-    """What a network says to a batch.
+    """The outputs of a network for a batch.
 
     Attributes:
         logits: float [N, C].
-        features: what inner modules put out, by module path below the classifier's body.
+        features: outputs of inner modules, by module path below the classifier's body.
     """
 
     logits: Tensor
     features: Mapping[str, Tensor] = field(default_factory=dict)
 
     def rows(self, rows: Tensor) -> NetworkOutput:
-        """The answers in these rows, int64 [M]."""
+        """The outputs at these indices, int64 [M]."""
         return NetworkOutput(self.logits[rows], {path: made[rows] for path, made in self.features.items()})
 
 
@@ -71,15 +71,15 @@ def network_output(
     layers: Sequence[str] = (),
     call: Callable[[Tensor], Tensor] | None = None,
 ) -> NetworkOutput:
-    """The answer of `classifier` to images, with the outputs of `layers` (paths below its body), seen through hooks.
+    """The outputs of `classifier` for images, with those of `layers` (paths below its body), captured by hooks.
 
     Args:
-        call: what to call instead of the classifier: something that wraps it.
+        call: a wrapper of the classifier to call instead.
 
     Raises:
-        BadSpec: it has no such layer, or never asks it.
+        BadSpec: it has no such layer, or does not use it.
     """
-    call = classifier if call is None else call  # `or` would ask a compiled module for its length
+    call = classifier if call is None else call  # `or` would call len() on a compiled module
     if not layers:
         return NetworkOutput(call(images))
     body, found = classifier.get_submodule("body"), dict[str, Tensor]()
@@ -93,26 +93,28 @@ def network_output(
             try:
                 handles.append(body.get_submodule(path).register_forward_hook(partial(keep, path)))
             except AttributeError:
-                raise BadSpec("the network has no such layer", given=path, do="name one of its modules") from None
+                raise BadSpec(
+                    "the network has no such layer", given=path, do="use the path of one of its modules"
+                ) from None
         logits = call(images)
     finally:
         for handle in handles:
             handle.remove()
     if silent := [path for path in layers if path not in found]:
-        raise BadSpec("the network has such a layer and never asks it", given=silent[0], do="name another one")
+        raise BadSpec("the layer is not used in the forward pass", given=silent[0], do="choose another layer")
     return NetworkOutput(logits, found)
 
 
 def check(loss: Loss, *, classes: int, batch: int, mixed: bool) -> None:
-    """Refuse a loss that cannot say anything about such data.
+    """Check that a loss is applicable to the data.
 
     Args:
-        classes: how many there are.
-        batch: images a step.
-        mixed: whether the view mixes images, so that a label is no single class.
+        classes: number of classes.
+        batch: batch size.
+        mixed: whether the policy mixes images, so that labels are not single classes.
 
     Raises:
-        BadSpec: it cannot.
+        BadSpec: it is not.
     """
     match loss:
         case StandardizedKd() if classes < 4:
@@ -123,13 +125,13 @@ def check(loss: Loss, *, classes: int, batch: int, mixed: bool) -> None:
             )
         case Dkd() if classes < 3:
             wrong, given, do = (
-                "DKD compares the classes besides the label's, and there is only one",
+                "DKD compares the non-target classes, and there is only one",
                 f"{classes} classes",
                 "use loss kd",
             )
         case Dkd() if mixed:
             wrong, given, do = (
-                "DKD tells the label's class from the others, and a mixed image has two labels",
+                "DKD needs a single target class, and a mixed image has two",
                 "mixup or cutmix in `augment`",
                 "remove it, or use loss kd or function_matching",
             )
@@ -137,7 +139,7 @@ def check(loss: Loss, *, classes: int, batch: int, mixed: bool) -> None:
             wrong, given, do = (
                 "a correlation between two numbers is always plus or minus one",
                 f"{classes} classes, batch {batch}",
-                "use loss kd" if classes < 3 else "raise `batch`: what DIST learns from is a batch",
+                "use loss kd" if classes < 3 else "raise `batch`: DIST compares the images of a batch",
             )
         case (
             CrossEntropy()
@@ -169,15 +171,15 @@ def layers(loss: Loss) -> tuple[tuple[str, ...], tuple[str, ...]]:
         raise BadSpec(
             f"the layers of loss {loss.kind} are not chosen yet",
             given=f"student: {loss.student_layer or 'none'}; teacher: {loss.teacher_layer or 'none'}",
-            do="name as many of the student as of the teacher, or let `place` choose",
+            do="give as many student layers as teacher layers, or leave both empty",
         )
     return ours, theirs
 
 
 def projector(loss: Loss, student: NetworkOutput, teacher: NetworkOutput | None) -> nn.Module | None:
-    """What `loss` itself must learn beside the student, given both answers to some images; None for most.
+    """The trainable projector of `loss`, given both networks' outputs for some images; None for most losses.
 
-    It is trained and kept in checkpoints with the student, and is no part of the weights that are exported.
+    It is trained and checkpointed with the student, and not exported.
     """
     if not isinstance(loss, FitNets) or teacher is None:
         return None
@@ -194,15 +196,15 @@ def terms(
     epoch: float = 0.0,
     companion: nn.Module | None = None,
 ) -> dict[str, Tensor]:
-    """The weighted terms of `loss`; their sum is what training minimises. A term of weight 0 is left out.
+    """The weighted terms of `loss`, scalars float32; training minimises their sum. Terms of weight 0 are omitted.
 
     Args:
-        labels: int64 [N], or float [N, C] where the view mixes images. Not looked at where they have no weight.
-        epoch: how often every image was seen, for losses that warm up.
-        companion: what `companion` made for this student.
+        labels: int64 [N], or float [N, C] for mixed images. Unused if their weight is 0.
+        epoch: epochs so far, for losses with warm-up.
+        companion: the projector of this student.
 
     Raises:
-        BadSpec: the loss compares with a teacher and there is none, or cannot take mixed labels.
+        BadSpec: the loss needs a teacher and there is none, or does not support mixed labels.
     """
     taught = {} if isinstance(loss, CrossEntropy) else _taught(loss, student, teacher, labels, epoch, companion)
     if weight := labels_share(loss):
@@ -219,9 +221,9 @@ def _taught(
     epoch: float,
     companion: nn.Module | None,
 ) -> dict[str, Tensor]:
-    """The weighted terms that the teacher has a part in."""
+    """The weighted terms that depend on the teacher."""
     if teacher is None:
-        raise BadSpec(f"loss `{loss.kind}` needs a teacher", do="name a teacher, or use loss cross_entropy")
+        raise BadSpec(f"loss `{loss.kind}` needs a teacher", do="set `teacher`, or use loss cross_entropy")
     ours, theirs = student.logits, teacher.logits.detach()
     match loss:
         case CrossEntropy():
@@ -262,5 +264,5 @@ def _of_layers(
     if isinstance(loss, AttentionTransfer):
         return {"attention": loss.attention_weight * torch.stack([attention(*pair) for pair in pairs]).sum()}
     if companion is None:
-        raise BadSpec("loss `fitnets` learns a regressor beside the student", do="pass what `companion` made")
+        raise BadSpec("loss `fitnets` needs a trained projector", do="pass the result of `projector`")
     return {"hint": loss.hint_weight * hint(*pairs[0], companion)}

@@ -1,4 +1,4 @@
-"""Losses that compare what inner layers put out, seen through hooks: networks are never edited.
+"""Losses that compare outputs of inner layers, captured by hooks: networks are not modified.
 
 A feature is a map float [N, channels, height, width] or a vector float [N, features]; a map of one pixel counts as a
 vector. Functions return a scalar float32, computed in float32.
@@ -35,7 +35,7 @@ def hint(student: Tensor, teacher: Tensor, regressor: nn.Module) -> Tensor:
 
 
 def regressor(student: Tensor, teacher: Tensor) -> nn.Module:
-    """What makes such features as `teacher` of such as `student`: a 1x1 convolution; for vectors, a linear layer."""
+    """A projector from student to teacher features: a 1x1 convolution; for vectors, a linear layer."""
     ours, theirs = _feature(student), _feature(teacher)
     if ours.ndim == 4:
         return nn.Conv2d(ours.shape[1], theirs.shape[1], 1)
@@ -54,7 +54,7 @@ def attention(student: Tensor, teacher: Tensor) -> Tensor:
 
 def _attention_map(feature: Tensor) -> Tensor:
     """[N, pixels], length 1; 0 for a map without any activity."""
-    # Its scale has no effect on the map, so it is taken out first: squares of squares leave the range of float32.
+    # The scale does not affect the map and is removed first: fourth powers would overflow float32.
     scaled = feature / feature.detach().abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-3)
     energy = scaled.square().mean(1).flatten(1)
     return energy / (energy.square().sum(1, keepdim=True) + 1e-12).sqrt()
@@ -76,15 +76,15 @@ def _same_size(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def paths(written: str) -> tuple[str, ...]:
-    """The paths in a field: separated by commas."""
+    """The comma-separated paths in a field."""
     return tuple(path for each in written.split(",") if (path := each.strip()))
 
 
 def outputs(classifier: nn.Module) -> dict[str, Shape]:
-    """The shapes, without the batch, of what the modules below the body put out for one image.
+    """The output shapes, without the batch dimension, of the modules below the body for one image.
 
-    Maps and vectors only, in the order in which they are made (a module that runs twice: its last), without the logits.
-    Maps whose channels come last, as inside Swin, are left out too: their proportions are not those of the image.
+    Maps and vectors only, in order of execution (a module that runs twice: its last output), without the logits.
+    Channels-last maps, as in Swin, are excluded too: their proportions are not those of the image.
     """
     body, found = classifier.get_submodule("body"), dict[str, Tensor]()
 
@@ -93,7 +93,7 @@ def outputs(classifier: nn.Module) -> dict[str, Shape]:
         if isinstance(made, Tensor) and made.ndim in (2, 4):
             found[path] = made
 
-    if not any(body.children()):  # an imported file: nobody can look into it
+    if not any(body.children()):  # an imported file has no accessible modules
         return {}
     handles = [module.register_forward_hook(partial(keep, path)) for path, module in body.named_modules() if path]
     was_training = classifier.training
@@ -116,11 +116,11 @@ def _alike(size: Shape, image: Shape) -> bool:
 
 
 def place(loss: OfLayers, student: nn.Module, teacher: nn.Module) -> OfLayers:
-    """`loss` with its layers chosen where it names none, and tried where it does.
+    """`loss` with empty layers filled in, and given layers validated.
 
-    Chosen is, for FitNets, the last map of each network; where one has no maps, of both the last vector before the
-    logits. For attention transfer, the last map of each size from 7 pixels a side (the largest, if none is), deepest to
-    deepest; beside layers that were named for one network, the deepest of any size.
+    Defaults: for FitNets, the last map of each network, or the last vector before the logits if one network has no
+    maps. For attention transfer, the last map of each size from 7x7 (else the largest), paired from the deepest; if
+    layers are given for one network, the deepest of any size for the other.
 
     Raises:
         BadSpec: a network has no such layer, the layers cannot be compared, or there are not as many.
@@ -131,9 +131,9 @@ def place(loss: OfLayers, student: nn.Module, teacher: nn.Module) -> OfLayers:
         for path in named:
             if path not in there:
                 raise BadSpec(
-                    f"the {who} has no layer of that path whose output can be compared",
+                    f"the {who} has no comparable layer at that path",
                     given=path,
-                    do=f"leave {who}_layer empty, or name one of: {_offered(there)}",
+                    do=f"leave {who}_layer empty, or use one of: {_offered(there)}",
                 )
     maps = isinstance(loss, AttentionTransfer) or all(
         any(len(there[path]) == 3 for path in named or there) for named, there in ((asked[0], ours), (asked[1], theirs))
@@ -146,7 +146,7 @@ def place(loss: OfLayers, student: nn.Module, teacher: nn.Module) -> OfLayers:
         wrong = [path for path in found if len(there[path]) != size]
         if wrong or not found:
             raise BadSpec(
-                f"loss {loss.kind} compares feature {wanted} of these two, and the {who} puts out none there",
+                f"loss {loss.kind} compares feature {wanted}, and the {who} has none at these layers",
                 given=", ".join(f"{path} ({_written(there[path])})" for path in wrong) or f"{who}_layer empty",
                 do=f"use loss kd, or one of the {who}'s layers with {wanted}: {_offered(there, size)}",
             )
@@ -156,7 +156,7 @@ def place(loss: OfLayers, student: nn.Module, teacher: nn.Module) -> OfLayers:
         raise BadSpec(
             f"loss {loss.kind} compares layers in pairs" if many else f"loss {loss.kind} compares one pair of layers",
             given=f"student: {', '.join(chosen[0])}; teacher: {', '.join(chosen[1])}",
-            do="name as many layers of the student as of the teacher" if many else "name one layer of each",
+            do="give as many student layers as teacher layers" if many else "give one layer of each",
         )
     names = [", ".join(found[-count:]) for found in chosen]
     return loss.model_copy(update={"student_layer": names[0], "teacher_layer": names[1]})
@@ -166,7 +166,7 @@ def _choose(there: Mapping[str, Shape], *, maps: bool) -> tuple[str, ...]:
     last: dict[Shape, str] = {}
     for path, shape in there.items():
         if (len(shape) == 3) == maps:
-            size = shape[1:]  # of a vector: nothing, so that only the last is left
+            size = shape[1:]  # empty for a vector, so that only the last is left
             last.pop(size, None)
             last[size] = path
     return tuple(last.values())

@@ -1,4 +1,4 @@
-"""Losses that compare logits: functions of tensors, each with the reason for its odd factors.
+"""Losses that compare logits: functions of tensors, each with the reason for its constant factors.
 
 All take logits [N, C] and return a scalar float32, computed in float32 and from log-probabilities, whatever the
 precision of the networks: finite, and with finite gradients, for any logits that half precision can hold.
@@ -30,8 +30,8 @@ def hinton_kd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 def logit_mse(student: Tensor, teacher: Tensor) -> Tensor:
     """½ mean over batch and classes of the squared difference between centred logits (Ba & Caruana, 2014).
 
-    Centred, because softmax cannot see an offset; ½ and the mean over classes make it the limit of `hinton_kd` as T
-    grows (Hinton et al., 2015, eq. 4), so it has no temperature of its own.
+    Centred, because softmax is invariant to an offset; ½ and the mean over classes make it the limit of `hinton_kd`
+    as T grows (Hinton et al., 2015, eq. 4), so it has no temperature of its own.
     """
     gap = _centred(student.float(), 1) - _centred(teacher.float(), 1)
     return gap.square().mean() / 2

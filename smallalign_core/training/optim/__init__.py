@@ -52,15 +52,15 @@ from smallalign_core.training.optim._polyak import PolyakStep as PolyakStep
 def build(  # noqa: C901  # one case a kind
     spec: Optimizer, model: nn.Module, steps: int = 1, *, head: nn.Module | None = None, head_rate: float = 1.0
 ) -> torch.optim.Optimizer:
-    """The optimizer that `spec` describes, over the trainable parameters of `model`.
+    """The optimizer of `spec` over the trainable parameters of `model`.
 
-    Weight decay is left off biases and norms (1-D parameters), where it does not regularise. Build it after the
-    weights are loaded: Lookahead copies its slow weights now. An `ema` is beside the optimizer: see `average`.
+    Biases and norms (1-D parameters) have no weight decay. Build it after the weights are loaded: Lookahead copies its
+    slow weights here. An `ema` is separate from the optimizer: see `average`.
 
     Args:
-        steps: how many it will take, for those that plan with it.
+        steps: total number of steps, for optimizers that need it.
         head: the last layer, which Muon leaves to NAdamW.
-        head_rate: its learning rate, in multiples of the others'; kept as `rate` with its groups, for `set_rate`.
+        head_rate: its learning rate, as a multiple of the others'; stored as `rate` in its groups, for `set_rate`.
     """
     groups = partial(_groups, spec, model, head, head_rate)
     match spec:
@@ -69,7 +69,7 @@ def build(  # noqa: C901  # one case a kind
         case Lookahead():
             pytorch_optimizer = _library(spec)
             inner = build(spec.inner, model, steps, head=head, head_rate=head_rate)
-            # pullback_momentum must be "none": the others do nothing for Adam and double its memory.
+            # pullback_momentum must be "none": the others have no effect with Adam and double its memory.
             return pytorch_optimizer.Lookahead(inner, k=spec.k, alpha=spec.alpha, pullback_momentum="none")
         case Sam() | Asam():
             pytorch_optimizer = _library(spec)
@@ -116,7 +116,7 @@ def build(  # noqa: C901  # one case a kind
 
 
 def require(spec: Optimizer) -> None:
-    """Refuse an optimizer any part of which comes from a package that is not installed. Nothing is imported.
+    """Check that the packages of all parts of an optimizer are installed. Nothing is imported.
 
     Raises:
         MissingExtra: one is not; the message has the command that installs it.
@@ -150,7 +150,7 @@ def _groups(spec: Any, model: nn.Module, head: nn.Module | None, head_rate: floa
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Let the next step have this learning rate, the head's groups in their multiple of it."""
+    """Set the learning rate of the next step; the head's groups get their multiple of it."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("rate", 1.0)
 
@@ -161,7 +161,7 @@ def closure_kind(spec: Optimizer) -> Closure | None:
 
 
 def not_distributable(spec: Optimizer) -> str | None:
-    """The kind of the part that cannot be shared by several processes; None if all can."""
+    """The kind of the part that does not support several processes; None if all do."""
     return next((part.kind for part in nest(spec) if not part.distributed), None)
 
 
@@ -171,7 +171,7 @@ def peak_rate(spec: Optimizer) -> float:
 
 
 def described(spec: Optimizer) -> tuple[str, str]:
-    """(an optimizer in a few words, what to lower when it diverges)."""
+    """(a short name of an optimizer, what to lower when it diverges)."""
     parts = nest(spec)
     words = " | ".join(part.kind for part in parts)
     if not hasattr(parts[-1], "lr"):
@@ -181,7 +181,7 @@ def described(spec: Optimizer) -> tuple[str, str]:
 
 
 def factor(schedule: Schedule, step: int, steps: int) -> float:
-    """What the peak learning rate is multiplied with at `step` of `steps` (counted from 0).
+    """The factor of the peak learning rate at `step` of `steps` (counted from 0).
 
     Warm-up is linear and starts above zero; cosine ends at zero one step after the last.
     """

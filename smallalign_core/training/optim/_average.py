@@ -1,4 +1,4 @@
-"""Averages of weights, which are scored instead of those that learn, with batch norm statistics of their own."""
+"""Weight averages, which are evaluated instead of the trained weights, with their own batch-norm statistics."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def average(spec: Optimizer, model: nn.Module) -> AveragedModel | None:
-    """What an `ema` keeps beside the optimizer: call its `update_parameters(model)` after each step. None without one.
+    """The average of an `ema`: call its `update_parameters(model)` after each step. None without an `ema`.
 
-    The decay grows from 0.1 as (1 + step) / (10 + step) (TensorFlow's `num_updates`): a short run is not held back by
-    the weights that it began with.
+    The decay grows from 0.1 as (1 + step) / (10 + step) (TensorFlow's `num_updates`), so that initial weights do not
+    dominate the average of a short run.
     """
     if not isinstance(spec, Ema):
         return None
@@ -39,11 +39,11 @@ def scored(
     averaged: AveragedModel | None,
     views: Callable[[], Iterable[Tensor]],
 ) -> Network:
-    """The network to score: `model` itself, or another one with averaged weights.
+    """The network to evaluate: `model` itself, or another one with averaged weights.
 
-    The statistics of its batch norms are estimated anew from `views` (uint8 [N, C, H, W] each): those of the weights
-    that learn are not those of their average. Neither `model` nor the optimizer is touched: going to the average and
-    back would change the last bits, so that how often a run is scored would change it.
+    Its batch-norm statistics are re-estimated from `views` (uint8 [N, C, H, W] each), since those of the trained
+    weights do not fit the average. `model` and the optimizer are not modified: swapping weights forth and back would
+    change the last bits, and so the evaluation frequency would affect the run.
     """
     if averaged is not None:
         found = cast(Network, averaged.module)  # its buffers are overwritten at the next step

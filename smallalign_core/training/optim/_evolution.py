@@ -1,4 +1,4 @@
-"""Evolution strategies: steps without a gradient, from the losses of candidates that are drawn around the weights."""
+"""Evolution strategies: gradient-free steps from the losses of candidates sampled around the weights."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from smallalign_core.spec import Mlp, Pgpe, Snes
 from smallalign_core.system import extras
 
 MOST = 100_000
-"""Weights that a strategy may look for: the candidates that it needs grow with their number."""
+"""Max. number of weights: the required population grows with it."""
 COPIES = 4
-"""Populations that a step holds at its peak: candidates, their noise, its square, and a product of these."""
+"""Population-sized tensors at the peak of a step: candidates, their noise, its square, and a product of these."""
 TOGETHER = 4_000_000
-"""Weights of all candidates that are answered for at once, where that is faster."""
+"""Max. weights of candidates that are evaluated in one batch, where that is faster."""
 
 Losses = Callable[[Tensor], Tensor]
 
@@ -45,7 +45,7 @@ class Evolution(torch.optim.Optimizer):
             ValueError: there is no closure.
         """
         if closure is None:
-            raise ValueError("an evolution strategy needs the losses of candidates")
+            raise ValueError("an evolution strategy needs a closure with the losses of candidates")
         (group,) = self.param_groups
         weights: list[Tensor] = group["params"]
         with torch.no_grad():
@@ -107,7 +107,7 @@ def _put(vector: Tensor, tensors: list[Tensor]) -> None:
 
 
 def _library(kind: str) -> Any:
-    """evotorch, which brings ray and matplotlib: imported where a spec names one of its strategies."""
+    """evotorch, which imports ray and matplotlib: loaded only if a spec uses one of its strategies."""
     extras.load("evotorch.algorithms.functional", f"the optimizer {kind}")
     evotorch = extras.load("evotorch", f"the optimizer {kind}")
     logging.getLogger("evotorch").setLevel(logging.ERROR)
@@ -115,7 +115,7 @@ def _library(kind: str) -> Any:
 
 
 def refuse_large(spec: Snes | Pgpe, model: nn.Module) -> None:
-    """Refuse a network that no population can feel its way through.
+    """Check that a network is small enough for an evolution strategy.
 
     Raises:
         BadSpec: it has too many weights.
@@ -124,15 +124,15 @@ def refuse_large(spec: Snes | Pgpe, model: nn.Module) -> None:
     if count > MOST:
         needed = population_bytes(spec, count)
         raise BadSpec(
-            f"an evolution strategy looks for up to {MOST:,} weights; its populations would take "
-            f"{needed / 1e9:,.1f} GB here, and the steps that it needs grow with the weights",
+            f"an evolution strategy supports at most {MOST:,} weights; its population would take "
+            f"{needed / 1e9:,.1f} GB",
             given=f"{spec.kind}, population {spec.population}, {count:,} weights",
-            do="choose a smaller network, or an optimizer that takes gradients",
+            do="choose a smaller network, or a gradient-based optimizer",
         )
 
 
 def population_bytes(spec: Snes | Pgpe, weights: int) -> int:
-    """Bytes that a step holds at its peak beside what is kept: they do not depend on the number of images."""
+    """Peak bytes of a step beside the optimizer state, independent of the number of images."""
     return COPIES * spec.population * weights * 4
 
 
@@ -141,14 +141,14 @@ def answers(
 ) -> Iterator[Tensor]:
     """The logits [N, C] of each candidate [K, weights], one after the other.
 
-    An MLP without dropout answers for many candidates at once, which takes half of the time; batched convolutions
-    with weights of their own are slower than a loop on CPUs, and are not used.
+    An MLP without dropout is evaluated for many candidates in one batch, in half of the time; batched convolutions with
+    individual weights are slower than a loop on CPUs, and are not used.
 
     Args:
-        body: float32 [N, ...] -> logits; where the candidates are weights one by one, it is left with the last.
+        body: float32 [N, ...] -> logits; after sequential evaluation it has the weights of the last candidate.
         network: its spec.
-        prepared: what it sees of the images.
-        begin: is called before each answer that may draw random numbers.
+        prepared: the preprocessed images.
+        begin: called before each forward pass that may draw random numbers.
     """
     learning = {name: weight for name, weight in body.named_parameters() if weight.requires_grad}
     if not (isinstance(network, Mlp) and not network.dropout):

@@ -1,4 +1,4 @@
-"""What an optimizer will keep in memory, counted before it does."""
+"""The memory of an optimizer, computed in advance."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from smallalign_core.system.machine import memory
 from smallalign_core.training.optim._evolution import population_bytes, refuse_large
 
 SHARE = 0.5
-"""Of all memory that the states of optimizers may take; the rest is for weights, gradients, activations and images."""
+"""Max. share of memory for optimizer states; the rest is for weights, gradients, activations and images."""
 
 
 def state_bytes(spec: Optimizer, model: nn.Module, *, head: nn.Module | None = None) -> int:
-    """Bytes that the optimizer keeps beside the weights of `model` and their gradients; with what SAM and evolution
-    strategies keep during their step.
+    """Bytes of the optimizer state for `model`, without weights and gradients; including the temporaries of SAM and
+    evolution strategies.
 
     Args:
         head: as for `build`.
 
     Raises:
-        BadSpec: an evolution strategy cannot work on so many weights.
+        BadSpec: too many weights for an evolution strategy.
     """
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     last = {id(weight) for weight in head.parameters()} if head else set()
@@ -38,11 +38,11 @@ def state_bytes(spec: Optimizer, model: nn.Module, *, head: nn.Module | None = N
 
 
 def check(needed: int, device: torch.device, given: str) -> None:
-    """Refuse optimizers that would not fit.
+    """Check that optimizer states fit into memory.
 
     Args:
         needed: bytes, as `state_bytes` counts them, of all that train together.
-        given: what they are called.
+        given: their names.
 
     Raises:
         BadSpec: they would take more than half of the memory.
@@ -50,8 +50,8 @@ def check(needed: int, device: torch.device, given: str) -> None:
     there = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else memory()
     if needed > SHARE * there:
         raise BadSpec(
-            f"what the optimizer keeps would take {needed / 1e9:,.1f} GB, more than half of the memory, which is "
+            f"the optimizer state would take {needed / 1e9:,.1f} GB, more than half of the memory of "
             f"{there / 1e9:,.1f} GB",
             given=given,
-            do="choose one that keeps less (sgd, lion, muon), or a smaller network",
+            do="choose an optimizer with less state (sgd, lion, muon), or a smaller network",
         )

@@ -1,4 +1,4 @@
-"""The teacher-informed Polyak step: no library has it."""
+"""The teacher-informed Polyak step, which no library implements."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class PolyakStep(torch.optim.Optimizer):
 
         η = max(0, excess + ⟨g, z - x⟩) / ⟨g, D⁻¹ g⟩,   z ← z - η D⁻¹ g,   x ← (λ x + z) / (1 + λ)
 
-    where `excess` is the loss at x above that of the teacher on the same images. It has no learning rate, and a weight
-    decay that the excess knows nothing of would break the formula, so there is none.
+    where `excess` is the loss at x above that of the teacher on the same images. It has no learning rate, and
+    no weight decay, since the excess does not include it.
 
     Args:
         groups: parameters, as for every optimizer of torch.
@@ -38,7 +38,7 @@ class PolyakStep(torch.optim.Optimizer):
             ValueError: there is no closure.
         """
         if closure is None:
-            raise ValueError("a Polyak step needs the loss above the teacher's")
+            raise ValueError("a Polyak step needs a closure with the excess loss over the teacher's")
         excess: Tensor = closure()
         group = self.param_groups[0]
         weights = [weight for one in self.param_groups for weight in one["params"] if weight.grad is not None]

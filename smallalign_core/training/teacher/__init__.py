@@ -1,4 +1,4 @@
-"""The teacher's answers to views."""
+"""Teacher outputs for views: live or cached."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from smallalign_core.training.teacher._index import (
 
 
 class TeacherSource(Protocol):
-    """Whoever can say what a step's images are and what the teacher says to them: live, or from a cache.
+    """A source of a step's images and the teacher's outputs for them: live, or from a cache.
 
     Attributes:
-        answered: images that the teacher itself has answered so far.
-        live: whether it answers everything itself.
+        answered: number of images with a teacher forward pass so far.
+        live: whether every image needs a forward pass.
     """
 
     @property
@@ -44,33 +44,33 @@ class TeacherSource(Protocol):
     def live(self) -> bool: ...
 
     def prepare(self, views: Views, step: int) -> Iterator[float]:
-        """Do what `lesson` would keep the caller waiting for; yields how far it is, 0..1. The caller may stop."""
+        """Do the slow part of `batch_with_targets` in advance; yields progress, 0..1. The caller may stop."""
         ...
 
     def batch_with_targets(self, views: Views, step: int) -> tuple[Batch, NetworkOutput]:
-        """The batch of `step`, and the answer to it."""
+        """The batch of `step`, and the teacher's output for it."""
         ...
 
     def on(self, images: ImageSet) -> NDArray[np.float32]:
-        """Logits [N, C] of images as they are, without augmentation."""
+        """Logits [N, C] of images without augmentation."""
         ...
 
 
 class Teacher:
-    """Classifiers that answer and never learn: evaluation mode, no gradients, for good.
+    """Frozen classifiers in evaluation mode, without gradients.
 
-    Several answer with the mean of their probabilities. Logits are rounded to half precision, as a cache keeps them, so
-    that a cached answer and a live one are the same numbers.
+    An ensemble averages probabilities. Logits are rounded to half precision, as in the cache, so that cached and live
+    logits are identical.
 
     Args:
         classifiers: finished or imported classifiers, one or more.
-        classes: the classes of the data that they are asked about.
-        layers: whose outputs (paths below the body) are part of the answer; only for a single classifier.
-        precision: `bf16` computes answers under autocast.
+        classes: the classes of the data.
+        layers: paths below the body whose outputs are included; only for a single classifier.
+        precision: `bf16` uses autocast.
 
     Raises:
         BadInput: their classes are not those of the data, in the same order.
-        BadSpec: layers of several teachers were asked for.
+        BadSpec: layers of several teachers were requested.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Teacher:
             raise BadSpec(
                 "layers of several teachers cannot be averaged",
                 given=f"{len(several)} teachers",
-                do="name one teacher, or a loss that compares logits only",
+                do="give one teacher, or a loss that compares logits only",
             )
         self._classifiers = [classifier.eval().requires_grad_(False).to(device) for classifier in several]
         self._layers, self._precision, self._device = tuple(layers), precision, torch.device(device)
@@ -102,7 +102,7 @@ class Teacher:
         self.answered, self.live = 0, True
 
     def output(self, images: Tensor) -> NetworkOutput:
-        """The answer to uint8 images [N, channels, H, W]; its logits are float32 [N, C]."""
+        """The output for uint8 images [N, channels, H, W]; its logits are float32 [N, C]."""
         self.answered += len(images)
         with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._precision == "bf16"):
             said = [_answer(classifier, images, self._layers) for classifier in self._asked]
@@ -114,35 +114,38 @@ class Teacher:
         return self.output(images).logits
 
     def prepare(self, views: Views, step: int) -> Iterator[float]:  # noqa: ARG002
-        """Nothing: it answers each batch as it comes."""
+        """Nothing to prepare: each batch is computed when it is needed."""
         return iter(())
 
     def batch_with_targets(self, views: Views, step: int) -> tuple[Batch, NetworkOutput]:
-        """The batch of `step`, and the answer to it."""
+        """The batch of `step`, and the teacher's output for it."""
         batch = views(step)
         return batch, self.output(batch.images)
 
     def on(self, images: ImageSet) -> NDArray[np.float32]:
-        """Logits [N, C] of images as they are, in full precision."""
+        """Logits [N, C] of images without augmentation, in full precision."""
         self.answered += len(images)
         found = [torch.from_numpy(logits_of(one, images, device=self._device)) for one in self._classifiers]
         return averaged(found).numpy()
 
 
 def _answer(classifier: BaseClassifier, images: Tensor, layers: Sequence[str]) -> NetworkOutput:
-    """As `losses.answer`, some images at a time where all of them would need too much memory."""
-    if layers:  # whose outputs are kept for all images anyway
+    """As `losses.answer`, in smaller batches if all images would need too much memory."""
+    if layers:  # layer outputs are kept for all images anyway
         return network_output(classifier, images, layers)
     return NetworkOutput(in_batches(classifier, images))
 
 
 def _cast(classifier: BaseClassifier) -> BaseClassifier:
-    """A copy whose large weights are bf16 already; autocast alone would cast them at each call, to the same answers."""
+    """A copy with large weights cast to bf16; autocast would cast them at each call, with the same result."""
     if not isinstance(classifier, Classifier):
         return classifier
     copied = copy.deepcopy(classifier)
     for module in copied.modules():
-        if type(module) in (nn.Linear, nn.Conv2d):  # attention hands weights of its own kind of Linear to fused kernels
+        if type(module) in (
+            nn.Linear,
+            nn.Conv2d,
+        ):  # attention passes weights of its own Linear subclass to fused kernels
             module.to(torch.bfloat16)
         if type(module) is nn.Linear and module.weight.device.type == "cpu":
             _pack(module)
@@ -150,23 +153,23 @@ def _cast(classifier: BaseClassifier) -> BaseClassifier:
 
 
 def _pack(linear: nn.Linear) -> None:
-    """Arrange the weights of a bf16 layer on the CPU as oneDNN reads them; without, it does so at each call.
+    """Pack the weights of a bf16 layer on the CPU for oneDNN, which otherwise reorders them at each call.
 
-    The answers are the same to the last bit, and a tenth of a dense teacher's time is saved.
+    Outputs are bit-identical, and a tenth of a dense teacher's time is saved.
     """
     if (forward := _compat.packed_linear(linear)) is not None:
         linear.forward = forward  # type: ignore[assignment, method-assign]
 
 
 def averaged(logits: Sequence[Tensor]) -> Tensor:
-    """Logits [N, C] whose probabilities are the mean of those of all `logits`; a single one is left as it is."""
+    """Logits [N, C] of the mean probabilities of all `logits`; a single one is returned unchanged."""
     if len(logits) == 1:
         return logits[0]
     return torch.stack([one.log_softmax(1) for one in logits]).logsumexp(0) - float(np.log(len(logits)))
 
 
 def averaged_logits(logits: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """As `averaged`, of arrays."""
+    """As `averaged`, for arrays."""
     return np.asarray(averaged([torch.from_numpy(one) for one in logits]).numpy())
 
 

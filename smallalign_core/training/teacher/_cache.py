@@ -1,9 +1,9 @@
-"""The bank: a teacher's answers, kept under the key of all that decides them, so that it answers each view once.
+"""The teacher logits cache: logits under a key of everything that determines them, so that each view is computed once.
 
-A network's floats may depend on the batch that they are computed in, so an answer is always computed in the same batch:
-that of the step which first meets the image. With fresh views every step is such a step. With K fixed views those of
-the first K epochs are; later ones look the answers up by image and view. So the first run fills the bank as it trains,
-with no pass of its own, and a run ends with the same weights whether the bank was full, empty or anything between.
+A network's outputs may depend on the batch composition, so logits are always computed in the same batch: that of the
+step in which the image occurs first. Without fixed views every step is such a step. With K fixed views those of the
+first K epochs are; later ones look logits up by image and view. So the first run fills the cache while it trains,
+without a separate pass, and a run ends with the same weights whether the cache was full, empty or anything between.
 """
 
 from __future__ import annotations
@@ -33,42 +33,41 @@ log = logging.getLogger("smallalign")
 
 SAVE_SECONDS = 10.0
 AHEAD_STEPS, AHEAD_BYTES = 16, 4 * 1024**2
-"""Lessons are taken from memory for so many steps at once, and no more than so many bytes of images: taking costs more
-than the bytes."""
+"""Max. steps, and max. bytes of images, that are fetched from memory at once: the calls cost more than the bytes."""
 CHECKED_CHUNKS = 4
-"""Of the chunks that others left, so many are checked when the teacher is loaded."""
+"""Number of existing chunks that are checked when the teacher is loaded."""
 
 TOLERANCE = {"fp32": 0.01, "bf16": 0.05}
-"""Largest difference between two answers to the same pixels in other batches, as a share of 1 + the largest logit."""
+"""Max. difference between logits of the same pixels in different batches, relative to 1 + the largest logit."""
 
 
 class LogitSource(Protocol):
-    """A teacher, as far as a bank needs it."""
+    """The interface of a teacher that a cache needs."""
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits [N, C] of uint8 images [N, channels, H, W]."""
         ...
 
     def on(self, images: ImageSet) -> NDArray[np.float32]:
-        """Logits [N, C] of images as they are."""
+        """Logits [N, C] of images without augmentation."""
         ...
 
 
 class TeacherCache:
-    """Answers from the disk, and from the teacher where there are none yet. Use as a context manager.
+    """Logits from the disk, and from the teacher where they are missing. Use as a context manager.
 
-    About 1 % of a chunk is rendered and answered once more when it is written, and of some that were there before
-    when the teacher is loaded. A mismatch empties the bank, and the rest of the run is answered live.
+    About 1 % of a chunk is rendered and computed again when it is written, and of some existing chunks when the teacher
+    is loaded. On a mismatch the cache is emptied, and the teacher computes the rest of the run live.
 
     Args:
-        plan: which answers.
-        shelf: where they are kept, beside others.
-        load: gives the teacher; called when the first answer is missing, so never by a run whose bank is full.
-        warn: is told what is not as it should be.
+        plan: which logits are needed.
+        shelf: the index of all caches.
+        load: loads the teacher; called on the first miss, so never by a run with a full cache.
+        warn: called with warnings, as text.
 
     Attributes:
-        answered: images that the teacher itself answered.
-        live: whether the bank is given up and the teacher answers everything.
+        answered: number of images with a teacher forward pass.
+        live: whether the cache is abandoned and the teacher computes everything.
     """
 
     def __init__(
@@ -96,7 +95,7 @@ class TeacherCache:
     def __enter__(self) -> Self:
         try:
             self._folder = self._held.enter_context(self._shelf.taken(self.plan, self._size))
-        except Refused as error:  # a cache that cannot be written is no reason not to train
+        except Refused as error:  # training does not need a writable cache
             self._cannot_keep(error)
         return self
 
@@ -107,22 +106,22 @@ class TeacherCache:
         self._folder = None
         self._held.close()
 
-    # --- what training asks -------------------------------------------------------------------------------------------
+    # --- interface of training ----------------------------------------------------------------------------------------
 
     def prepare(self, views: Views, step: int) -> Iterator[float]:
-        """Get what `lesson` needs, if that takes more than the answer to one batch; yields how far it is, 0..1.
+        """Compute what `batch_with_targets` needs, if it is more than one batch; yields progress, 0..1.
 
-        Between two values the caller may stop: what was answered so far is kept.
+        The caller may stop between two values: logits computed so far are kept.
         """
         if step in self._ready:
             return
         missing = sum(wanted - self._chunks[number].steps for number, wanted in self._lacking(views, step))
-        if missing > 1:  # one is the step's own, which costs what a live teacher costs
+        if missing > 1:  # a single one is the step's own, as with a live teacher
             for done, _ in enumerate(self._fill(views, step), 1):
                 yield done / missing
 
     def batch_with_targets(self, views: Views, step: int) -> tuple[Batch, NetworkOutput]:
-        """The batch of `step`, and the answer to it."""
+        """The batch of `step`, and the teacher's output for it."""
         if step not in self._ready:
             for _ in self._fill(views, step):
                 pass
@@ -133,7 +132,7 @@ class TeacherCache:
         return self._ready.pop(step)
 
     def _lessons(self, views: Views, step: int) -> dict[int, tuple[Batch, NetworkOutput]]:
-        """The lesson of `step`, whose answers are there, and those of the steps after it as far as theirs are."""
+        """The batch and logits of `step`, which are present, and those of later steps as far as present."""
         batch, just_made = self.plan.batch, self._made is not None and self._made[0] == step
         places = self._places(views, step, 1 if just_made else self._ahead)
         places = places[: batch + self._there(places[batch:]) // batch * batch]
@@ -148,13 +147,13 @@ class TeacherCache:
 
     @property
     def _ahead(self) -> int:
-        """For how many steps lessons are taken at once; images that are made anew are made when they are needed."""
+        """Number of steps to fetch at once; images that are rendered again are rendered when needed."""
         if self.plan.renders and not self._keeps_images:
             return 1
         return max(1, min(AHEAD_STEPS, AHEAD_BYTES // (self.plan.batch * math.prod(self.plan.shape))))
 
     def on(self, images: ImageSet) -> NDArray[np.float32]:
-        """Logits [N, C] of images as they are, in full precision."""
+        """Logits [N, C] of images without augmentation, in full precision."""
         name = f"on-{images.fingerprint}.logits"
         if name not in self._on:
             found = self._read(name, (len(images), self.plan.classes), np.float32)
@@ -167,14 +166,16 @@ class TeacherCache:
             self._on[name] = found
         return self._on[name]
 
-    # --- where answers stand ------------------------------------------------------------------------------------------
+    # --- positions ----------------------------------------------------------------------------------------------------
 
     def _places(self, views: Views, step: int, steps: int = 1) -> NDArray[np.int64]:
-        """Where the answers to the batches of `steps` from `step` on stand, counted in images from the first step."""
+        """Positions of the logits for the batches of `steps` steps from `step` on, counted in images from the first
+        step.
+        """
         first, batch, count = step * self.plan.batch, self.plan.batch, self.plan.count
         places = np.arange(first, first + steps * batch)
         asked = max(0, self.plan.views * count // batch - step) * batch if self.plan.views else len(places)
-        if asked < len(places):  # these images were met before
+        if asked < len(places):  # these images occurred before
             rows, view = views.sample_indices(step + asked // batch, steps - asked // batch)
             view = view % self.plan.views
             for number in np.unique(view).tolist():
@@ -193,7 +194,7 @@ class TeacherCache:
         return self._places_in_epoch[epoch]
 
     def _needed(self, views: Views, step: int) -> list[tuple[int, int]]:
-        """(chunk, how many of its steps) that the batch of `step` needs."""
+        """(chunk, number of its steps) needed for the batch of `step`."""
         per, steps = self.plan.chunk_steps, self._places(views, step) // self.plan.batch
         own = {step // per: step % per + 1} if steps[0] == step else {}
         if steps[-1] == step:
@@ -201,7 +202,7 @@ class TeacherCache:
         return [(number, own.get(number, self._whole(number))) for number in np.unique(steps // per).tolist()]
 
     def _lacking(self, views: Views, step: int) -> list[tuple[int, int]]:
-        """As `_needed`, of chunks that have fewer. All needed chunks are open afterwards."""
+        """As `_needed`, for chunks that have fewer steps. All needed chunks are open afterwards."""
         if self.live:
             return []
         return [
@@ -211,7 +212,7 @@ class TeacherCache:
         ]
 
     def _there(self, places: NDArray[np.int64]) -> int:
-        """How many of the answers at `places`, from the first on, stand in chunks that are open."""
+        """Number of positions in `places`, from the first on, that are in open chunks."""
         chunks, inside = np.divmod(places // self.plan.batch, self.plan.chunk_steps)
         there = np.zeros(len(places), bool)
         for number, chunk in self._chunks.items():
@@ -219,14 +220,14 @@ class TeacherCache:
         return len(there) if there.all() else int(there.argmin())
 
     def _whole(self, number: int) -> int:
-        """Steps of a chunk that is full."""
+        """Number of steps of a full chunk."""
         per = self.plan.chunk_steps
         if not self.plan.views:
             return per
         return min(per, -(-self.plan.views * self.plan.count // self.plan.batch) - number * per)
 
     def _taken(self, places: NDArray[np.int64]) -> tuple[NDArray[np.float16], NDArray[np.uint8] | None]:
-        """(logits, images if they are kept) at some places, copied."""
+        """(logits, images if cached) at some positions, copied."""
         chunks, inside = np.divmod(places, self.plan.chunk_steps * self.plan.batch)
         chunk = self._chunks[int(chunks[0])]
         if (chunks == chunks[0]).all():
@@ -247,8 +248,8 @@ class TeacherCache:
     # --- filling ------------------------------------------------------------------------------------------------------
 
     def _fill(self, views: Views, step: int) -> Iterator[None]:
-        """Ask the teacher for all that the batch of `step` needs and is not there; yields after each batch."""
-        # Asked again after each chunk: what is found on the way may empty the bank.
+        """Compute all missing logits that the batch of `step` needs; yields after each batch."""
+        # Evaluated again after each chunk, since a failed check may empty the cache.
         while lacking := self._lacking(views, step):
             number, wanted = lacking[0]
             chunk = self._chunk(views, number).roomy(self.plan.chunk_steps, self.plan.batch)
@@ -258,9 +259,7 @@ class TeacherCache:
                 made = views.augmented(*views.sample_indices(at))
                 batch = views(at, made)
                 logits = self._answer(views, batch.images)
-                if (
-                    self._chunks.get(number) is not chunk
-                ):  # emptied: the teacher or the images are not those of the bank
+                if self._chunks.get(number) is not chunk:  # emptied: the teacher or the images do not match the cache
                     break
                 chunk.add(logits, batch.images, made)
                 self._made = at, batch
@@ -272,7 +271,7 @@ class TeacherCache:
                     self._save(number)
 
     def _answer(self, views: Views, images: Tensor) -> Tensor:
-        """The teacher's answer, now."""
+        """Logits from a forward pass of the teacher."""
         if self._teacher is None:
             self._teacher = self._load()
         if not self._checked:
@@ -288,16 +287,16 @@ class TeacherCache:
         if chunk.saved == chunk.steps and (back := self._read_chunk(views, number)):
             chunk = self._chunks[number] = back
         else:
-            chunk.images = None  # it stays in memory: answers are small, images are not
+            chunk.images = None  # stays in memory: logits are small, images are not
         if number in self._chunks and not self._agrees(views, number, chunk):
-            self._give_up("answers that were just kept differ from the teacher's")
+            self._give_up("new cached logits differ from the teacher's")
 
     # --- files --------------------------------------------------------------------------------------------------------
 
     def _chunk(self, views: Views, number: int) -> Chunk:
-        """A chunk as far as it is filled; opened now if it is not open."""
+        """A chunk, opened if necessary, as far as it is filled."""
         if number not in self._chunks:
-            if not self.plan.views:  # a stream never comes back
+            if not self.plan.views:  # without fixed views it is not needed again
                 for passed in [other for other in self._chunks if other != number - 1]:
                     self._save(passed)
                     del self._chunks[passed]
@@ -309,7 +308,7 @@ class TeacherCache:
         return self._chunks[number]
 
     def _read_chunk(self, views: Views, number: int) -> Chunk | None:
-        """A chunk from its files, if they are whole and its pixels are those that this run sees."""
+        """A chunk from its files, if they are intact and match the pixels of this run."""
         file, plan = f"{number:06d}.answers", self.plan
         chunk = None
         with self._noticing(file) as (path, salt):
@@ -325,7 +324,7 @@ class TeacherCache:
         return chunk
 
     def _images_of(self, views: Views, number: int, chunk: Chunk) -> NDArray[np.uint8] | None:
-        """The images of a chunk: kept ones, or made and kept now."""
+        """The images of a chunk: cached, or rendered and cached now."""
         name, rows = f"{number:06d}.images", chunk.steps * self.plan.batch
         found = self._read(name, (rows, *self.plan.shape), np.uint8)
         if found is None:
@@ -336,7 +335,7 @@ class TeacherCache:
         return found
 
     def _save(self, number: int) -> None:
-        """Write what a chunk has, unless a file has as much."""
+        """Write a chunk, unless its file has as many steps."""
         chunk, file = self._chunks[number], f"{number:06d}.answers"
         self._saved = time.monotonic()
         if chunk.steps <= chunk.saved or self._folder is None:
@@ -349,7 +348,7 @@ class TeacherCache:
         chunk.saved = chunk.steps
 
     def _write(self, name: str, content: bytes) -> bool:
-        """Keep a file, whole; whether that worked."""
+        """Write a file atomically; returns whether that worked."""
         if self._folder is None or self.live:
             return False
         try:
@@ -360,26 +359,26 @@ class TeacherCache:
         return True
 
     def _cannot_keep(self, error: Refused) -> None:
-        if not self._unkept:  # said once
+        if not self._unkept:  # warn once
             self._unkept = True
-            self._warn(f"the teacher's answers are not kept: {error}")
+            self._warn(f"teacher logits are not cached: {error}")
 
     def _read(self, name: str, shape: tuple[int, ...], kind: DTypeLike) -> NDArray[Any] | None:
-        """The array in a file; None if it is not there or damaged."""
+        """The array in a file; None if missing or damaged."""
         with self._noticing(name) as (path, salt):
             return _chunk.read_array(path, salt, shape, kind)
         return None
 
     @contextlib.contextmanager
     def _noticing(self, name: str) -> Iterator[tuple[Path, str]]:
-        """(path, salt) of a file to read. Nothing happens if it is not there; a damaged one is told of and removed."""
+        """(path, salt) of a file to read. A missing file is skipped; a damaged one is removed with a warning."""
         folder = self._folder or self._shelf.root / self.plan.key
         try:
             yield folder / name, self._salt(name)
         except FileNotFoundError:
             pass
         except (Damaged, OSError) as error:
-            self._warn(f"a file of the teacher's answers is damaged and made anew: {error}")
+            self._warn(f"a damaged file of the teacher logits cache is rebuilt: {error}")
             with contextlib.suppress(OSError):
                 (folder / name).unlink()
 
@@ -389,11 +388,11 @@ class TeacherCache:
     # --- checks -------------------------------------------------------------------------------------------------------
 
     def _sample(self, number: int, steps: int) -> int:
-        """Which step of a chunk is looked at."""
+        """The step of a chunk to check."""
         return int(np.random.default_rng([number, steps]).integers(steps))
 
     def _agrees(self, views: Views, number: int, chunk: Chunk) -> bool:
-        """Whether about 1 % of a chunk's answers are what the teacher says now, to images made anew."""
+        """Whether about 1 % of a chunk's logits match a new forward pass on images rendered again."""
         assert self._teacher is not None
         batch, at = self.plan.batch, self._sample(number, chunk.steps)
         some = np.random.default_rng([number]).permutation(batch)[: max(1, chunk.steps * batch // 100)]
@@ -405,7 +404,7 @@ class TeacherCache:
         return bool((gap <= near).all())
 
     def _check_others(self, views: Views) -> None:
-        """Check some of the chunks that this or another run left, now that the teacher is there."""
+        """Check some existing chunks, now that the teacher is loaded."""
         if self._folder is None:
             return
         there = sorted(int(file.stem) for file in self._folder.glob("*.answers") if file.stem.isdigit())
@@ -413,17 +412,17 @@ class TeacherCache:
             chunk = self._chunks.get(number)
             chunk = chunk if chunk and chunk.steps else self._read_chunk(views, number)
             if chunk and not self._agrees(views, number, chunk):
-                self._give_up("answers that were kept before differ from the teacher's")
+                self._give_up("existing cached logits differ from the teacher's")
                 return
 
     def _give_up(self, why: str) -> None:
-        self._empty(f"{why}, so the teacher answers all of this run itself")
+        self._empty(f"{why}, so the teacher runs live for the rest of this run")
         self.live = True
 
     def _empty(self, why: str) -> None:
-        """Throw away all that was kept. Whoever has to do so twice cannot trust it."""
+        """Delete all cached logits. If that happens twice in a run, the cache is not used any more."""
         self.live, self._emptied = self._emptied, True
-        self._warn(f"the cache of the teacher's answers is emptied: {why}")
+        self._warn(f"the teacher logits cache is emptied: {why}")
         self._chunks.clear()
         self._ready.clear()
         self._on.clear()

@@ -1,4 +1,4 @@
-"""Chunks: the teacher's answers to some steps in a row, and the files that keep them and notice damage."""
+"""Chunks: teacher logits of consecutive steps, and their checksummed files."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 LARGEST = 60_000.0
-"""Half precision ends at 65,504."""
+"""Maximum of half precision."""
 
 SEAL = 32
 """Bytes of the SHA-256 at the end of each file."""
 
 
 class Damaged(Exception):
-    """A file does not hold what was written into it."""
+    """A file is damaged."""
 
 
 def rounded(logits: Tensor) -> Tensor:
-    """Logits as half precision gives them back."""
+    """Logits rounded to half precision."""
     return logits.clamp(-LARGEST, LARGEST).half().float()
 
 
 def sealed(content: bytes, salt: str) -> bytes:
-    """`content` and a SHA-256 of it and of `salt`, which names the file: a file in another's place is damaged too."""
+    """`content` followed by a SHA-256 of it and of `salt` (the file's name), so that a misplaced file counts as
+    damaged.
+    """
     return content + hashlib.sha256(salt.encode() + content).digest()
 
 
@@ -52,20 +54,20 @@ def opened(file: Path, salt: str) -> NDArray[np.uint8]:
 
 
 def fingerprint(images: Tensor) -> int:
-    """64 bits of the pixels of uint8 images, as the teacher is shown them."""
+    """64-bit hash of the pixels of uint8 images."""
     pixels = np.ascontiguousarray(images.cpu().numpy())
     return int.from_bytes(hashlib.blake2b(pixels.data, digest_size=8).digest(), "little")
 
 
 @dataclass
 class Chunk:
-    """Answers to the first `steps` of its steps; the arrays may have room for more.
+    """Logits of its first `steps` steps; the arrays may have room for more.
 
     Attributes:
         logits: float16 [steps x batch, classes].
         prints: uint64 [steps], the fingerprint of each step's pixels.
-        images: uint8 [steps x batch, C, H, W], augmented and not yet mixed; None where they are made anew each time.
-        saved: steps that a file has.
+        images: uint8 [steps x batch, C, H, W], augmented and not yet mixed; None if rendered each time.
+        saved: number of steps in the file.
     """
 
     logits: NDArray[np.float16]
@@ -76,7 +78,7 @@ class Chunk:
 
     @classmethod
     def empty(cls, steps: int, batch: int, classes: int, shape: tuple[int, int, int] | None) -> Chunk:
-        """Room for so many steps; `shape` is that of an image, if images are kept."""
+        """An empty chunk for a number of steps; `shape` is that of an image, if images are cached."""
         images = np.empty((steps * batch, *shape), np.uint8) if shape else None
         return cls(np.empty((steps * batch, classes), np.float16), np.empty(steps, np.uint64), images)
 
@@ -93,7 +95,7 @@ class Chunk:
         return grown
 
     def add(self, logits: Tensor, pixels: Tensor, made: Tensor) -> None:
-        """Take in the next step: the answers to `pixels`, and the images `made` before any mixing."""
+        """Append a step: the logits of `pixels`, and the images `made` before any mixing."""
         rows = slice(self.steps * len(logits), (self.steps + 1) * len(logits))
         self.logits[rows] = logits.clamp(-LARGEST, LARGEST).half().cpu().numpy()
         self.prints[self.steps] = fingerprint(pixels)
@@ -102,7 +104,7 @@ class Chunk:
         self.steps += 1
 
     def answers(self) -> bytes:
-        """Logits and fingerprints as a file holds them."""
+        """Logits and fingerprints as bytes for a file."""
         rows = self.steps * (len(self.logits) // len(self.prints))
         return self.logits[:rows].tobytes() + self.prints[: self.steps].tobytes()
 
@@ -135,12 +137,12 @@ def read_array(file: Path, salt: str, shape: tuple[int, ...], kind: DTypeLike) -
 
 
 def step_bytes(batch: int, classes: int) -> int:
-    """Bytes that a step takes in a file of answers."""
+    """Bytes per step in an answers file."""
     return batch * classes * 2 + 8
 
 
 def steps_in(file: Path, batch: int, classes: int) -> int:
-    """How many steps a file of answers holds by its size; 0 where there is none."""
+    """Number of steps in an answers file by its size; 0 if there is none."""
     try:
         return max(0, file.stat().st_size - SEAL) // step_bytes(batch, classes)
     except OSError:

@@ -1,10 +1,10 @@
-"""The shelf: which answers a run needs and under which key, how large they are, and which make room for others.
+"""The index of teacher logits caches: keys, sizes and eviction.
 
-    <store>/cache/teacher/<key>/   about.json       what the key was made of, for people
-                                   000000.answers   logits and fingerprints of the pixels of some steps, sealed
-                                   000000.images    their images, if those are kept, sealed
-                                   on-<id>.logits   logits of images without augmentation (validation), sealed
-                                   *.lock           held by whoever uses it; the system lets go when they die
+    <store>/cache/teacher/<key>/   about.json       the facts behind the key
+                                   000000.answers   logits and pixel fingerprints of some steps, with checksum
+                                   000000.images    their images, if cached, with checksum
+                                   on-<id>.logits   logits of images without augmentation (validation), with checksum
+                                   *.lock           held by processes in use; released by the system when they die
 
 Everything may be deleted at any moment, also while a run reads it.
 """
@@ -37,26 +37,26 @@ from smallalign_core.training import losses
 from smallalign_core.training.teacher import _chunk
 
 FORMAT = 1
-"""Part of every key; raised when files of a bank start to mean something else."""
+"""Part of every key; increased when the meaning of cache files changes."""
 
 CHUNK_IMAGES, CHUNK_BYTES = 8192, 32 * 1024**2
-"""A chunk holds about so many images, and no more than so many bytes."""
+"""Approximate images per chunk, and max. bytes per chunk."""
 
 LIMIT_GB = 4.0
 
 
 @dataclass(frozen=True)
 class CachePlan:
-    """The answers that a run needs, as steps that are each answered in their own batch.
+    """The logits that a run needs, as steps that are each computed in their own batch.
 
     Attributes:
-        key: digest of `facts`: other answers have another key.
-        facts: all that decides the answers, in plain values.
-        count: training images; batch: images a step; classes: numbers an answer; shape: of an image.
-        views: how many views of an image there are; 0 if every epoch draws fresh ones.
-        steps: how many steps the teacher is asked about. With K views they end with epoch K.
-        chunk_steps: steps of a chunk; not of this run but of the key, so that longer runs use what shorter ones left.
-        renders: whether making the images costs more than reading them.
+        key: digest of `facts`.
+        facts: everything that determines the logits, as plain values.
+        count: training images; batch: batch size; classes: number of classes; shape: of an image.
+        views: number of fixed views per image; 0 if every epoch has new ones.
+        steps: number of steps with teacher forward passes. With K views they end with epoch K.
+        chunk_steps: steps per chunk; depends on the key only, so that longer runs reuse the chunks of shorter ones.
+        renders: whether rendering the images costs more than reading them.
     """
 
     key: str
@@ -80,15 +80,15 @@ class CachePlan:
 
 
 def plan(spec: RunSpec, splits: Splits, teachers: Sequence[str], device: torch.device) -> CachePlan | None:
-    """What a bank for the resolved `spec` would hold.
+    """The cache plan of the resolved `spec`.
 
-    Student, loss, optimizer and schedule are no part of its key, and neither is the number of epochs.
+    Student, loss, optimizer, schedule and the number of epochs are not part of its key.
 
     Args:
         teachers: a digest of each teacher's weights.
 
     Returns:
-        None if its answers cannot be kept: the loss compares layers.
+        None if it cannot be cached, since the loss compares layers.
     """
     if not teachers or losses.layers(spec.loss)[1]:
         return None
@@ -125,7 +125,7 @@ def plan(spec: RunSpec, splits: Splits, teachers: Sequence[str], device: torch.d
 
 @dataclass(frozen=True)
 class Kept:
-    """One bank on the disk."""
+    """One cache on the disk."""
 
     folder: Path
     size: int
@@ -138,15 +138,14 @@ class Kept:
 
 
 class CacheIndex:
-    """All banks of a store, the least recently used first to go.
+    """All teacher logits caches of a store, with LRU eviction.
 
     Args:
-        root: the folder; made when something is first kept.
-        limit: bytes for all of them together. By default SMALLALIGN_CACHE_GB (4), and never more than leaves half of
-            what is free on the disk.
+        root: the folder; created on first use.
+        limit: total bytes. Default: SMALLALIGN_CACHE_GB (4), and at most half of the free disk space.
 
     Raises:
-        BadInput: SMALLALIGN_CACHE_GB is no number.
+        BadInput: SMALLALIGN_CACHE_GB is not a number.
     """
 
     def __init__(self, root: Path, limit: int | None = None) -> None:
@@ -159,27 +158,29 @@ class CacheIndex:
             limit = int(float(asked) * 1024**3)
         except (ValueError, OverflowError):
             raise BadInput(
-                "SMALLALIGN_CACHE_GB is a number", given=asked, do="give gigabytes, or 0 to keep nothing"
+                "SMALLALIGN_CACHE_GB is not a number",
+                given=asked,
+                do="set it to a number of gigabytes, or to 0 to disable the cache",
             ) from None
         there = next(path for path in (self.root, *self.root.resolve().parents) if path.exists())
         return min(limit, self.size + shutil.disk_usage(there).free // 2)
 
     def kept(self) -> list[Kept]:
-        """All banks, least recently used first."""
+        """All caches, least recently used first."""
         found = []
         for folder in self.root.glob("[0-9a-f]*") if self.root.is_dir() else ():
-            with contextlib.suppress(OSError):  # deleted while we look
+            with contextlib.suppress(OSError):  # deleted meanwhile
                 files = [file.stat() for file in folder.iterdir()]
                 found.append(Kept(folder, sum(file.st_size for file in files), folder.stat().st_mtime))
         return sorted(found, key=lambda one: one.used)
 
     @property
     def size(self) -> int:
-        """Bytes of all banks."""
+        """Total bytes of all caches."""
         return sum(one.size for one in self.kept())
 
     def has(self, wanted: CachePlan) -> int:
-        """How many of the steps of `wanted` are answered here, by the sizes of the files."""
+        """Number of steps of `wanted` that are cached, by the sizes of the files."""
         per, found = wanted.chunk_steps, 0
         for number in range(-(-wanted.steps // per)):
             file = self.root / wanted.key / f"{number:06d}.answers"
@@ -187,9 +188,9 @@ class CacheIndex:
         return found
 
     def fitting(self, wanted: CachePlan) -> tuple[int, bool]:
-        """(bytes that a bank for `wanted` may take, whether images are kept too); (0, False) if it does not fit.
+        """(max. bytes of a cache for `wanted`, whether images are cached too); (0, False) if it does not fit.
 
-        Images come in only where they leave three quarters to others: they save rendering, answers save the teacher.
+        Images are cached only if they leave three quarters to others: they save rendering, logits save the teacher.
         """
         taken = sum(one.size for one in self.kept() if one.folder.name != wanted.key and one.in_use)
         room, whole = self.limit - taken, wanted.answer_bytes + wanted.image_bytes
@@ -199,7 +200,8 @@ class CacheIndex:
 
     @contextlib.contextmanager
     def taken(self, wanted: CachePlan, size: int) -> Iterator[Path]:
-        """The folder of the bank for `wanted`, in use until the end, after others made room for `size` bytes.
+        """The folder of the cache for `wanted`, locked during the block, after evicting others to make room for
+        `size` bytes.
 
         Raises:
             Refused: the folder cannot be written.
@@ -214,8 +216,8 @@ class CacheIndex:
         Path(lock.lock_file).unlink(missing_ok=True)
 
     def _make_room(self, size: int, keep: Path) -> None:
-        """Evict those least recently used and used by nobody, until `size` bytes more would fit."""
-        for gone in self.root.glob(".gone-*"):  # whoever removed it was killed
+        """Evict least recently used caches that are not in use, until `size` more bytes fit."""
+        for gone in self.root.glob(".gone-*"):  # its deletion was interrupted
             shutil.rmtree(gone, ignore_errors=True)
         others = [one for one in self.kept() if one.folder != keep]
         total = sum(one.size for one in others)
@@ -228,10 +230,10 @@ class CacheIndex:
 
     @staticmethod
     def _tidy(folder: Path) -> None:
-        """Remove what dead processes left."""
+        """Remove temporary files of dead processes."""
         for left in folder.glob(".*.part"):
             with contextlib.suppress(OSError):
-                if time.time() - left.stat().st_mtime > 60:  # younger ones may be somebody's, writing now
+                if time.time() - left.stat().st_mtime > 60:  # younger ones may still be written
                     left.unlink()
         for left in folder.glob("*.lock"):
             with contextlib.suppress(Timeout, OSError):
@@ -240,7 +242,7 @@ class CacheIndex:
 
 
 def intact(file: Path) -> bool:
-    """Whether a file of a bank is what was written."""
+    """Whether a cache file is intact."""
     try:
         _chunk.opened(file, f"{file.parent.name}/{file.name}")
     except (_chunk.Damaged, OSError):
@@ -249,7 +251,7 @@ def intact(file: Path) -> bool:
 
 
 def remove(folder: Path) -> None:
-    """Delete a bank; whoever reads it goes on with what is open."""
+    """Delete a cache; open files of readers stay valid."""
     gone = folder.with_name(f".gone-{folder.name}-{time.time_ns()}")
     with contextlib.suppress(OSError):
         folder.rename(gone)
