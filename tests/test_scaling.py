@@ -74,7 +74,7 @@ def test_what_cannot_be_done_is_refused_in_words(more: dict[str, Any], words: st
 
 
 def test_too_few_images_for_the_classes_are_refused(place: Store) -> None:
-    with pytest.raises(BadSpec, match="one a class"):
+    with pytest.raises(BadSpec, match="one per class"):
         resolved(place, images=[9, 80, 160])
     with pytest.raises(BadData, match="all"):
         resolved(place, images=[40, 80, 5000])
