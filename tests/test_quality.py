@@ -311,7 +311,7 @@ def test_the_desk_answers_whoever_may_look(near_store: Store) -> None:
 
 
 def test_bad_questions_are_one_line(store: Store) -> None:
-    with pytest.raises(BadInput, match="unknown method"):
+    with pytest.raises(BadInput, match="Unknown method"):
         data_quality.run_check(store, DataSpec(source="digits"), method="guess")
     for arguments, why in (
         (["nowhere"], "path does not exist"),
