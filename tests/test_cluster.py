@@ -221,7 +221,7 @@ def test_a_run_that_cannot_be_sent_fails_alone(idle: Idle, train: Train, store: 
 @pytest.mark.parametrize(
     ("address", "why"),
     [
-        ("nowhere", "not an address of a Ray cluster"),
+        ("nowhere", "Not an address of a Ray cluster"),
         ("127.0.0.1:9", "not reachable"),
         ("ray://127.0.0.1:9", "not reachable"),
     ],

@@ -432,7 +432,7 @@ Make = Callable[[Path], Path | str]
     ("make", "words"),
     [
         (lambda _: "no-such-set", "path does not exist"),
-        (lambda p: p, "no classes"),
+        (lambda p: p, "no class folders"),
         (lambda p: folder_of(p / "one", "a"), "at least two classes"),
         (lambda p: folder_of(p / "few", "ab", 2), "fewer than 3"),
         (lambda p: folder_of(p / "loose" / "x") / "a", "images without labels"),

@@ -277,7 +277,7 @@ def test_several_processes_and_many_weights_are_refused(digits: Splits, store: S
         Training([tiny(optimizer="snes")], digits, world=World(0, 2))
     million = {"data": "digits", "network": {"kind": "mlp", "width": 970}, "optimizer": "pgpe"}
     with pytest.raises(
-        BadSpec, match=r"up to 100,000 weights; its populations would take 1\.0 GB here.*1,014,6\d\d weights"
+        BadSpec, match=r"at most 100,000 weights; its population would take 1\.0 GB.*1,014,6\d\d weights"
     ):
         handlers.submit(store, million)
     assert not store.runs()

@@ -220,7 +220,7 @@ def test_the_desk_writes_the_layers_down(store: Store) -> None:
     assert resolve(store, resolved) == resolved
     with pytest.raises(BadSpec, match="no comparable layer at that path"):
         resolve(store, tiny(teacher="digits-teacher", loss={"kind": "fitnets", "student_layer": 40}))
-    with pytest.raises(BadSpec, match="two labels"):
+    with pytest.raises(BadSpec, match="single target class"):
         resolve(store, tiny(teacher="digits-teacher", loss="dkd", augment=["mixup"]))
 
 

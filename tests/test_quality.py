@@ -312,7 +312,7 @@ def test_the_desk_answers_whoever_may_look(near_store: Store) -> None:
 
 
 def test_bad_questions_are_one_line(store: Store) -> None:
-    with pytest.raises(BadInput, match="unknown method"):
+    with pytest.raises(BadInput, match="Unknown method"):
         data_quality.run_check(store, DataSpec(source="digits"), method="guess")
     for arguments, why in (
         (["nowhere"], "path does not exist"),
@@ -354,7 +354,7 @@ def test_automatic_cleaning_judges_by_these_images_alone_and_empties_no_class(ne
 def test_few_images_are_warned_of(near_store: Store) -> None:
     report = data_quality.run_check(near_store, DataSpec(source="digits", images=40, validation=0.05))
     assert any("is likely to hurt" in warning for warning in report.warnings)
-    assert "warning: automatic cleaning would likely hurt" in report.words()
+    assert "warning: automatic cleaning is likely to hurt" in report.words()
 
 
 @pytest.mark.slow

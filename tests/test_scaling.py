@@ -48,17 +48,17 @@ def resolved(store: Store, **more: Any) -> scaling.ScalingStudySpec:
         ({"recipes": ["baseline", "optimizer"]}, "recipe `optimizer` needs `optimizer`"),
         ({"recipes": ["baseline", "all"]}, "combines several processes"),
         ({"replicates": 2}, "replicates"),
-        ({"widths": [4, 8]}, r"`widths` needs at least 3 of them \(given: \[4, 8\]\)"),
-        ({"widths": list(range(2, 12))}, "`widths` takes at most 8 of them"),
+        ({"widths": [4, 8]}, r"`widths` needs at least 3 items \(given: \[4, 8\]\)"),
+        ({"widths": list(range(2, 12))}, "`widths` takes at most 8 items"),
         ({"widths": [1, 4, 8]}, "widths"),
         ({"widths": [4, 16, 32]}, "the target's width is not"),
         ({"images": [40, 80]}, "at least 3 numbers of images"),
-        ({"fractions": [0.1, 0.5, 1.0]}, "one of the two"),
-        ({"network": {"kind": "timm", "name": "resnet18"}}, "one size"),
+        ({"fractions": [0.1, 0.5, 1.0]}, "give either"),
+        ({"network": {"kind": "timm", "name": "resnet18"}}, "fixed size"),
         ({"widhts": [1]}, "did you mean `widths`"),
         ({"preset": "huge"}, "nknown preset"),
         ({"budget": 10}, "pilot of 54 runs"),
-        ({"ladder": [1, 2]}, "name one"),
+        ({"ladder": [1, 2]}, "set `teacher`"),
         ({"target": {"width": 8, "images": 100}}, "the target's images are not"),
         ({"teacher": "digits-teacher", "loss": {"kind": "cross_entropy"}}, "does not use a teacher"),
         ({"teacher": "digits-teacher", "loss": {"kind": "fitnets"}}, "compares layers"),
@@ -76,7 +76,7 @@ def test_what_cannot_be_done_is_refused_in_words(more: dict[str, Any], words: st
 
 
 def test_too_few_images_for_the_classes_are_refused(place: Store) -> None:
-    with pytest.raises(BadSpec, match="one a class"):
+    with pytest.raises(BadSpec, match="one per class"):
         resolved(place, images=[9, 80, 160])
     with pytest.raises(BadData, match="all"):
         resolved(place, images=[40, 80, 5000])

@@ -105,7 +105,7 @@ def test_clicking_again_opens_what_is_there_even_where_the_queue_is_full(strict:
 def test_starts_are_counted_by_the_minute(strict: None, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(4):
         (queue(store, ADA, seed).folder / "queued").unlink()  # taken at once
-    with pytest.raises(Refused, match="rate limit for starting runs exceeded") as refused:
+    with pytest.raises(Refused, match="Rate limit for starting runs exceeded") as refused:
         queue(store, ADA, 5)
     assert "Try again in" in str(refused.value)
     queue(store, BOB, 5)
@@ -122,9 +122,9 @@ def test_several_at_once_are_all_queued_or_none(store: Store, monkeypatch: pytes
     ada, spec = Store(store.root, ADA), tiny(augment=["shift"]).model_dump(mode="json")
     assert handlers.worth(ada, spec, "augment", 2, start=True)["running"] == 2
     assert len(store.queue()) == 4
-    with pytest.raises(Refused, match="rate limit for starting runs exceeded"):
+    with pytest.raises(Refused, match="Rate limit for starting runs exceeded"):
         handlers.worth(ada, spec, "augment", 3, start=True)
-    with pytest.raises(Refused, match="rate limit for starting runs exceeded"):
+    with pytest.raises(Refused, match="Rate limit for starting runs exceeded"):
         ada.submit(tiny(seed=30))
     assert len(store.queue()) == 4
 
