@@ -75,8 +75,8 @@ def sizes(reports: dict[str, Report | str], chosen: str) -> None:
     limit = next((report["limit"] for report in reports.values() if not isinstance(report, str)), 0.01)
     st.caption(
         f"Accuracy drop: percentage points relative to PyTorch fp32 on the same images, with 95% CI; drops above "
-        f"{100 * limit:g} are flagged. Top-1 match: with PyTorch fp32 on test images. Latency: this machine, batch size 1, "
-        "ONNX Runtime, one thread. Select by validation; report on test."
+        f"{100 * limit:g} are flagged. Top-1 match: with PyTorch fp32 on test images. Latency: this machine, batch "
+        "size 1, ONNX Runtime, one thread. Select by validation; report on test."
     )
 
 
