@@ -322,9 +322,9 @@ def test_export_shows_three_precisions_and_says_which_one_loses_or_fails(
     monkeypatch.setattr(panel, "bundle", ask)
     app = shown("export", run="digits-student")
     table = app.table[0].value
-    assert list(table["Precision"]) == ["**fp32**", "fp16", "int8"]
+    assert list(table[""]) == ["**fp32**", "fp16", "int8"]
     assert list(table["Size"])[1] == "failed"
-    assert table["Accuracy drop (val.)"].iloc[2] == ":material/flag: 3.40 (1.00 to 5.00)"
+    assert table["Acc. drop (val.)"].iloc[2] == ":material/flag: 3.40 (1.00 to 5.00)"
     assert not app.warning
     assert not app.error
 

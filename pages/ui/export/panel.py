@@ -71,17 +71,14 @@ def _bundle(
 
 def sizes(reports: dict[str, Report | str], chosen: str) -> None:
     """Size, accuracy drop and latency of all precisions side by side."""
-    columns = (
-        *("Precision", "Size", "Accuracy drop (val.)", "Accuracy drop (test)", "Top-1 agreement"),
-        "Latency p50 (this machine)",
-    )
+    columns = ("", "Size", "Acc. drop (val.)", "Acc. drop (test)", "Top-1 match", "Latency p50")  # fits a phone
     rows = [_size_row(name, report, name == chosen) for name, report in reports.items()]
     st.table({name: [row[at] for row in rows] for at, name in enumerate(columns)}, width="content", hide_index=True)
     limit = next((report["limit"] for report in reports.values() if not isinstance(report, str)), 0.01)
     st.caption(
         f"Accuracy drop: percentage points relative to PyTorch fp32 on the same images, with 95% CI; drops above "
-        f"{100 * limit:g} are flagged. Top-1 agreement: with PyTorch fp32 on test images. Latency: batch size 1, "
-        "ONNX Runtime, one thread. Select by validation; report on test."
+        f"{100 * limit:g} are flagged. Top-1 match: with PyTorch fp32 on test images. Latency: this machine, batch "
+        "size 1, ONNX Runtime, one thread. Select by validation; report on test."
     )
 
 
