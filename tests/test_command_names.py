@@ -33,7 +33,7 @@ def test_runs_keep_is_runs_publish(store: Store) -> None:
     assert (known["keep"].hidden, known["publish"].hidden) == (True, False)
     for name in ("keep", "publish"):
         done = command("runs", name, "0" * 16, "--as", "mine", store=store)
-        assert (done.returncode, "no run" in done.stderr.lower()) == (2, True), done.stderr
+        assert (done.returncode, "Run not found" in done.stderr) == (2, True), done.stderr
 
 
 def test_worth_queues_as_ablate_does(tmp_path: Path, store: Store) -> None:

@@ -118,7 +118,7 @@ def test_a_folder_that_grows_is_another_dataset_and_still_stratified(tmp_path: P
     after = load(root, tmp_path / "cache")
     assert after.fingerprint != before.fingerprint
     assert after.test.counts() == {"a": 20, "b": 12}
-    with pytest.raises(BadData, match="not those"):
+    with pytest.raises(BadData, match="do not match the fingerprint"):
         load(root, tmp_path / "cache", fingerprint=before.fingerprint)
 
 
@@ -148,7 +148,7 @@ def test_a_class_of_equal_images_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_wrong_fingerprint_is_refused(decoded: Path) -> None:
-    with pytest.raises(BadData, match="not those"):
+    with pytest.raises(BadData, match="do not match the fingerprint"):
         load("digits", decoded, fingerprint="0" * 16)
 
 

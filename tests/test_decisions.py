@@ -42,7 +42,7 @@ def test_decisions_drop_relabel_and_keep_by_what_an_image_shows(tmp_path: Path, 
     assert found.train.labels[found.train.ids == relabelled].tolist() == [7]
     assert len(found.val) == len(plain.val) - 1
     assert found.test.fingerprint == plain.test.fingerprint, "scores before and after are of the same test"
-    assert "2 images are left out" in " ".join(found.notes)
+    assert "2 images were dropped or relabelled" in " ".join(found.notes)
     rest = ~np.isin(plain.train.ids, [dropped, relabelled])
     assert np.array_equal(
         plain.train.labels[rest], found.train.labels[~np.isin(found.train.ids, [dropped, relabelled])]
@@ -77,10 +77,10 @@ def test_the_run_is_another_but_not_by_the_name_of_the_file(tmp_path: Path, stor
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("", "no file of decisions"),
-        ("[]", "no file of decisions"),
-        ('{"schema": 2, "source": "digits"}', "no file of decisions"),
-        (json.dumps({"source": "x", "decisions": [{"image": "zz", "what": "drop"}]}), "no file of decisions"),
+        ("", "Not a decisions file"),
+        ("[]", "Not a decisions file"),
+        ('{"schema": 2, "source": "digits"}', "Not a decisions file"),
+        (json.dumps({"source": "x", "decisions": [{"image": "zz", "what": "drop"}]}), "Not a decisions file"),
         (json.dumps({"source": "x", "decisions": [{"image": "1", "what": "burn"}]}), "burn"),
         (json.dumps({"source": "x", "decisions": [{"image": "1", "what": "relabel"}]}), "relabel"),
         (json.dumps({"source": "x", "decisions": [{"image": "1" * 40, "what": "drop"}]}), "no image is called"),

@@ -461,7 +461,7 @@ def test_the_number_of_a_class_teaches_nothing(
     (tmp_path / "m.onnx").write_bytes(classifier(learned, tail=tail, output=kind, shape=["n", 1]))
     with pytest.raises(BadInput) as caught:
         imported.import_onnx(tmp_path / "m.onnx", DIGITS, store, classes=NAMES, output=named)
-    assert "class index" in str(caught.value) or "10 names, 1 answers" in str(caught.value)
+    assert "class index" in str(caught.value) or "10 names, 1 outputs" in str(caught.value)
 
 
 @pytest.mark.slow

@@ -487,10 +487,10 @@ def test_the_command_line_compares_widths(train: Train, store: Store) -> None:
 def test_nonsense_is_refused_in_words(taught: tuple[Store, Run, Run], train: Train) -> None:
     store, _, student = taught
     for runs, measures, how, words in (
-        ([], ["line"], {}, "look at 1 to 40 runs"),
+        ([], ["line"], {}, "takes 1 to 40 runs"),
         ([student.id], ["volume"], {}, "unknown measure"),
         ([student.id], [], {}, "unknown measure"),
-        ([student.id], ["line"], {"images": 1}, "`images` lies between"),
+        ([student.id], ["line"], {"images": 1}, "`images` must be between"),
         ([student.id], ["line"], {"points": 10}, "must be odd"),
         ([student.id], ["line"], {"norms": "test"}, "unknown batch-norm mode"),
     ):

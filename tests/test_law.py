@@ -354,7 +354,7 @@ def test_no_number_of_parameters_is_said_in_words(draws: scaling_law.Draws) -> N
 
     assert by_hand(worth(), 1e15, 250) > by_hand(worth(n=2, d=2), 5000, 250)
     assert (found.k, found.low, found.high, found.infinite) == (math.inf, math.inf, math.inf, 1.0)
-    assert found.words == "no student of any size with base reaches this on your data"
+    assert found.words == "no student of any size with base reaches this loss on this dataset"
     assert found.number == "∞"
     assert scaling_law.hidden(found, math.inf) == ""
 
@@ -505,7 +505,7 @@ def test_two_replicates_are_refused() -> None:
 
     tests = scaling_law.self_tests(runs, "base", 1225, 1000)
     assert tests == []
-    assert "2 replicates are not analysable" in scaling_law.gate(scaling_law.resample(runs), tests).reasons[0]
+    assert "2 replicates are too few" in scaling_law.gate(scaling_law.resample(runs), tests).reasons[0]
 
 
 def test_three_replicates_are_warned_of() -> None:
@@ -601,10 +601,10 @@ def test_the_gate_is_closed_where_every_self_test_is_uninformative() -> None:
     runs = scaling_law.resample(observed({"base": worth(), "better": worth(n=2)}, run=0.005, shared=0.01))
     good, vague = a_test("placebo", 1.0, 1.0, 0.9, 1.1), a_test("placebo", 1.0, 1.0, 0.0, math.inf)
 
-    assert scaling_law.gate(runs, [vague, vague]).reasons[0].startswith("none of 2 self-tests is informative")
+    assert scaling_law.gate(runs, [vague, vague]).reasons[0].startswith("none of 2 sanity checks is informative")
     some = scaling_law.gate(runs, [good, vague])
     assert some.passed
-    assert some.warnings == ("1 of 2 self-tests are uninformative",)
+    assert some.warnings == ("1 of 2 sanity checks are uninformative",)
 
 
 def test_replicates_that_drift_fail_the_placebo() -> None:
@@ -614,7 +614,7 @@ def test_replicates_that_drift_fail_the_placebo() -> None:
     found = scaling_law.gate(scaling_law.resample(runs), scaling_law.self_tests(runs, "base", 1225, 1000))
 
     assert not found.passed
-    assert all(reason.startswith("placebo, ") for reason in found.reasons)
+    assert all(reason.startswith("A/A test, ") for reason in found.reasons)
 
 
 def test_runs_that_follow_no_law_are_said_so() -> None:
@@ -624,7 +624,7 @@ def test_runs_that_follow_no_law_are_said_so() -> None:
     found = scaling_law.gate(scaling_law.resample(bent), [])
 
     assert not found.passed
-    assert "the law misses your runs: lack of fit" in found.reasons[0]
+    assert "the law does not fit the runs: lack of fit" in found.reasons[0]
 
 
 def test_where_the_curve_is_flat_the_cell_is_hidden() -> None:
@@ -637,7 +637,7 @@ def test_where_the_curve_is_flat_the_cell_is_hidden() -> None:
     found = {axis: scaling_law.estimate(resampled, "better", "base", 300, 4000, axis) for axis in ("n", "d")}
     assert widths["n"] < 2 < widths["d"]
     assert scaling_law.hidden(found["n"], widths["n"]) == ""
-    assert "only within ×/÷2.5" in scaling_law.hidden(found["n"], 2.5)
+    assert "resolution ×/÷2.5" in scaling_law.hidden(found["n"], 2.5)
     assert "images" in scaling_law.hidden(found["d"], widths["d"])
     assert scaling_law.resolutions(resampled, "base", "d").table("factor")[0, -1] == widths["d"]
 
@@ -832,9 +832,9 @@ def test_runs_that_stand_twice_and_lists_of_other_lengths_are_refused() -> None:
     rows = [("base", 10.0, 10.0, 0, 1.0)] * 2
     with pytest.raises(BadData, match="is listed twice"):
         Observations.from_rows(rows, TOP)
-    with pytest.raises(BadData, match="equally many"):
+    with pytest.raises(BadData, match="different lengths"):
         scaling_law.make(("base",), [0], [1.0], [1.0, 2.0], [0], [1.0], TOP)
-    with pytest.raises(BadData, match="equally many"):
+    with pytest.raises(BadData, match="different lengths"):
         Observations.from_rows([], TOP)
 
 

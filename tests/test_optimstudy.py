@@ -694,7 +694,7 @@ def test_equal_students_do_not_differ_by_more_than_the_margin(tmp_path: Path) ->
     (found,) = _judge.compare_with(seen(reference, tmp_path / "a"), [seen(ours, tmp_path / "b")], 0.01)
 
     assert found["accuracy"].verdict == "no difference larger"
-    assert found["accuracy"].words() == "no difference larger than 1 point"
+    assert found["accuracy"].words() == "equivalent within 1 point"
 
 
 def test_a_verdict_says_no_more_than_the_interval_shows(tmp_path: Path) -> None:
@@ -724,7 +724,7 @@ def test_many_arms_are_corrected_for(tmp_path: Path) -> None:
 
     assert found[0]["accuracy"].p == pytest.approx(alone["accuracy"].p)
     assert found[0]["accuracy"].verdict == "undecided"
-    assert "after correction, need about" in found[0]["accuracy"].words()
+    assert "after correction, about" in found[0]["accuracy"].words()
     p = [one["accuracy"].p or 0 for one in found]
     assert [one["accuracy"].holm for one in found] == pytest.approx(statistics.holm(p))
 
@@ -843,7 +843,7 @@ def test_the_verdict_says_not_decided_where_nothing_is(raced: tuple[Store, lifec
     first, second = others[:2]
 
     said = told_of(report, **dict.fromkeys(others, "undecided")).verdict(report.budgets[0])
-    assert "not decided whether any is better or worse than tuned AdamW" in said
+    assert "no conclusive difference to tuned AdamW" in said
     assert "Nothing" not in said
     mixed = told_of(report, **dict.fromkeys(others, "nothing") | {first: "better", second: "undecided"})
     label = {arm.name: arm.label for arm in report.arms}

@@ -189,7 +189,7 @@ def test_a_file_that_is_no_image_or_too_large_is_refused_before_it_is_decoded(mo
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"strength": 2.1}, "between 0 and 2"), ({"seed": -1}, "out of range"), ({"rows": []}, "training images")],
+    [({"strength": 2.1}, "between 0 and 2"), ({"seed": -1}, "out of range"), ({"rows": []}, "Training image indices")],
 )
 def test_what_cannot_be_is_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(BadInput, match=words):
@@ -219,7 +219,7 @@ def test_a_policy_is_saved_listed_loaded_and_deleted(tmp_path: Path) -> None:
 
     assert file == store.root / "policies/my-moves.yaml"
     assert policies.save(store, "my-moves", policy) == file, "an equal one is no conflict"
-    with pytest.raises(Refused, match="Another policy"):
+    with pytest.raises(Refused, match="A policy with that name exists"):
         policies.save(store, "my-moves", parse_policy(["flip"]))
     assert policies.load(store, "my-moves") == policy
     assert policies.names(store) == ["my-moves"]

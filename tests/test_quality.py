@@ -318,9 +318,9 @@ def test_bad_questions_are_one_line(store: Store) -> None:
         (["nowhere"], "path does not exist"),
         (["digits", "--method", "teacher"], "needs a teacher"),
         (["digits", "--method", "votes"], "8 finished runs"),
-        (["digits", "--teacher", "nobody"], "no run"),
+        (["digits", "--teacher", "nobody"], "Run not found"),
         (["digits", "--set", "noise=2"], "less than or equal to 0.9"),
-        (["digits", "--decide", "/nowhere/x.json"], "existing folder"),
+        (["digits", "--decide", "/nowhere/x.json"], "exists already or its folder does not"),
     ):
         done = command("inspect", *arguments, store=store)
         assert done.returncode == 2, arguments

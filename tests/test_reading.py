@@ -98,7 +98,7 @@ def test_a_file_without_an_ending_is_what_it_holds(tmp_path: Path) -> None:
     splits = load(root, tmp_path / "cache")
     assert len(everything(splits)) == 19
     assert "1 file of other kinds in class folders was left out (1 no ending): b 1" in told(splits)
-    assert "another format than the name says (b/y.JPG.jpg)" in told(splits)
+    assert "another format than their file extension (b/y.JPG.jpg)" in told(splits)
 
 
 @pytest.mark.parametrize("ending", [".dcm", ".svg", ".psd", ".cr2", ""])
@@ -139,7 +139,7 @@ def test_a_pipe_is_named_and_never_opened(tmp_path: Path) -> None:
     (root / "b" / "nowhere.png").symlink_to(tmp_path / "gone")
     os.mkfifo(root / "b" / "notes.txt")
     with pytest.raises(
-        BadData, match=r"2 of 18 images cannot be read.*x\.png: this is a pipe.*nowhere\.png: no such file"
+        BadData, match=r"2 of 18 images cannot be read.*x\.png: the path is a pipe.*nowhere\.png: no such file"
     ):
         load(root, tmp_path / "cache")
     splits = load(root, tmp_path / "cache", skip_unreadable=True)
@@ -676,7 +676,7 @@ def test_evaluate_uses_all_of_ones_own_pictures_but_those_learned_from(store: St
         shutil.copy(root / str(splits.train.path(row)), own / "a" / f"copy{row}.png")
     again = json.loads(command("evaluate", run.id, "--data", own, "--json", store=store).stdout)
     assert again["images"] == 20
-    assert any("3 images were left out: the run learned from them" in note for note in again["notes"])
+    assert any("3 images were excluded" in note for note in again["notes"])
     same = json.loads(
         command("evaluate", run.id, "--data", shutil.copytree(root, tmp_path / "copy"), "--json", store=store).stdout
     )
@@ -686,7 +686,7 @@ def test_evaluate_uses_all_of_ones_own_pictures_but_those_learned_from(store: St
 def test_a_class_that_is_never_right_is_named_under_the_accuracy() -> None:
     from smallalign_core.metrics import zero_recall_classes
 
-    assert zero_recall_classes({"a": 1.0, "rare": 0.0, "b": None}) == "never right: rare (recall 0)"
+    assert zero_recall_classes({"a": 1.0, "rare": 0.0, "b": None}) == "zero recall on: rare"
     assert zero_recall_classes({"a": 0.2, "b": None}) == ""
 
 
@@ -699,8 +699,8 @@ def test_inspect_loads_once_names_files_and_says_how_far_it_is(
     monkeypatch.setattr(data, "load", lambda *given, **how: loads.append(given) or load_it(*given, **how))
     done = command("inspect", root, "--json", "--decide", tmp_path / "made.json", store=store)
     assert len(loads) <= 2  # what is in it, and the look
-    assert "looking: 10 %" in done.stderr
-    assert "looking: 100 %" in done.stderr
+    assert "checking data quality: 10 %" in done.stderr
+    assert "checking data quality: 100 %" in done.stderr
     found = json.loads(done.stdout)
     (copies,) = found["duplicates"]
     assert {image["path"] for image in copies["images"]} == {"a/0.png", "a/copy.png"}
@@ -762,7 +762,10 @@ def test_moved_images_are_known_by_their_fingerprint_and_remembered(tmp_path: Pa
     root.rename(tmp_path / "elsewhere")
     with pytest.raises(BadData, match="--data"):
         data.load(spec, tmp_path / "cache")
-    with pytest.raises(BadData, match="not those"), data.found_at(str(folders(tmp_path / "other", "ab"))):
+    with (
+        pytest.raises(BadData, match="do not match the fingerprint"),
+        data.found_at(str(folders(tmp_path / "other", "ab"))),
+    ):
         data.load(spec, tmp_path / "cache")
     with data.found_at(str(tmp_path / "elsewhere")) as notes:
         assert data.load(spec, tmp_path / "cache").fingerprint == spec.fingerprint

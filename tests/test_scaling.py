@@ -280,7 +280,7 @@ def test_a_known_worth_is_found(place: Store) -> None:
     assert worth.images.factor < 1.3
     assert not worth.hidden_images
     assert worth.smaller.high < 1
-    assert "do what 1,000 of the baseline do on 800 images" in worth.ship()
+    assert "match the baseline of 1,000 parameters on 800 images" in worth.ship()
     cell = next(one for one in found.maps if one.axis == "d")
     assert len(cell.found) == len(cell.found[0]) == 4
     line = next(one for one in found.lines if (one.recipe, one.axis, one.other) == ("augment", "n", 800.0))
@@ -318,7 +318,7 @@ def test_an_unfinished_study_says_what_it_lacks(place: Store) -> None:
     assert not found.complete
     assert found.cost.expected is None
     assert "No run at the target" in found.headline()
-    assert "no law yet" in found.readings["nll"].verdict()
+    assert "no scaling law yet" in found.readings["nll"].verdict()
     json.dumps(found.as_dict(), allow_nan=False)
 
 

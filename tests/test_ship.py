@@ -505,7 +505,7 @@ def test_the_demo_brings_its_runtime_and_names_no_host(
 def test_the_desk_answers_for_a_page(copied: tuple[Store, Run]) -> None:
     store, run = copied
     assert handlers.bundle(store, run.id, "int8") == export.kept_bundle(run, store, "int8")
-    with pytest.raises(BadInput, match="unknown precision"):
+    with pytest.raises(BadInput, match="Unknown precision"):
         handlers.bundle(store, run.id, "int4")
     assert handlers.claim(store, run.id, "fp32", said(kept_logits(store, run)))["browser"]["ok"]
 

@@ -92,10 +92,10 @@ def test_the_python_door(tmp_path: Path) -> None:
         (["train", "{spec}", "--set", "teacher=nobody"], ["nobody"]),
         (["train", "{spec}", "--device", "tpu"], ["tpu", "cpu"]),
         (["train", "{spec}", "--set", "network=torchvision:resnet19"], ["resnet19", "resnet18"]),
-        (["train", "{spec}", "--set", "data=mnist"], ["mnist", "network"]),
+        (["train", "{spec}", "--set", "data=mnist"], ["mnist", "not cached"]),
         (
             ["train", "{spec}", "--set", "network={kind: torchvision, name: resnet18, pretrained: true}"],
-            ["resnet18", "network"],
+            ["resnet18", "not cached"],
         ),
         (["runs", "show", "nobody"], ["nobody"]),
         (["compare", "digits-teacher", "nobody"], ["nobody"]),

@@ -323,7 +323,7 @@ def test_where_the_queue_has_no_room_a_study_stays_as_it_is(
         store.submit(spec).request("pause")
     visitor = Store(store.root, User("somebody"))
 
-    with pytest.raises(Refused, match="may have 1 run waiting"):
+    with pytest.raises(Refused, match="at most 1 waiting run"):
         lifecycle.start(visitor, study)
 
     assert not study.active
@@ -377,7 +377,7 @@ def test_a_teacher_stays_while_a_study_lacks_runs(store: Store, toy: Toy, resolv
 
     refused = command("runs", "delete", teacher.id, store=store)
     assert refused.returncode == 2
-    assert refused.stderr.startswith("Unfinished studies learn from it (given: ")
+    assert refused.stderr.startswith("Unfinished studies depend on it (given: ")
     assert study.id in refused.stderr
     assert other.id in refused.stderr
     assert refused.stderr.rstrip().endswith("or delete them: their finished runs are kept.")
@@ -413,7 +413,7 @@ def test_a_teacher_is_let_go_by_studies_that_are_complete_or_no_more(
     with pytest.raises(Refused, match=rf"given: {study.id}\)"):
         lifecycle.delete_run(store, teacher.id)
     complete[study.id] = True
-    with pytest.raises(Refused, match="but not delete runs"):
+    with pytest.raises(Refused, match="you cannot delete runs"):
         lifecycle.delete_run(Store(store.root, User("somebody", Role.VIEWER)), teacher.id)
 
     lifecycle.delete_run(store, teacher.id)

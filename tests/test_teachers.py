@@ -195,7 +195,7 @@ def test_a_native_run_too_is_asked_about_classes_by_name(taught: tuple[Store, Ru
     whole = answers_of(teacher, digits.classes, images)
     some = answers_of(teacher, ("7", "2"), images)
     torch.testing.assert_close(some, whole[:, [7, 2]])
-    with pytest.raises(BadInput, match="does not know 2 of 2"):
+    with pytest.raises(BadInput, match="lacks 2 of 2 classes"):
         foreign.classifier(teacher, ("cat", "dog"))
 
 

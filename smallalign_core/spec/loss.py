@@ -95,9 +95,9 @@ class LogitMse(_Loss):
 
 
 class ScaledMse(_Loss):
-    """Mean squared error of logits divided by the temperature, as in many tutorials. Beware: its gradient falls with
-    T², so a higher T only weakens the teacher (400 times from T = 1 to 20), and it penalizes offsets that do not
-    affect softmax. `logit_mse` is the correct form.
+    """Scaled logit MSE: the mean squared error of logits divided by the temperature, as in many tutorials. Beware: its
+    gradient falls with T², so a higher T only weakens the teacher (400 times from T = 1 to 20), and it penalizes
+    offsets that do not affect softmax. `logit_mse` is the correct form.
     """
 
     kind: Literal["scaled_mse"] = "scaled_mse"

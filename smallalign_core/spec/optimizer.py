@@ -1,11 +1,8 @@
-"""The optimizer family, each with its published defaults and their source; and the learning-rate schedules.
+"""The optimizer family, each with its published defaults and their source.
 
 Wrappers hold another optimizer in `inner`. From the outside in they are ema, lookahead, and sam or asam; each is
 optional. The order is fixed because no other is consistent: SAM computes two gradients per step, Lookahead counts
-steps, and a weight average does not affect the steps.
-
-All that the rest of the tree needs to know of an optimizer stands on its class: fields are what a user sets and what a
-digest is made of, class variables and methods are facts (see `_facts.py`).
+steps, and a weight average does not affect the steps. All facts of an optimizer are on its class: see `_facts.py`.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ Dropout = Annotated[float, Field(ge=0, lt=1, description="Dropout rate before th
 
 
 class Mlp(Part):
-    """Multilayer perceptron on flattened pixels, with hidden layers of equal width."""
+    """Multilayer perceptron: flattened pixels, hidden layers of equal width."""
 
     kind: Literal["mlp"] = "mlp"
     width: Width = 64
@@ -180,7 +180,7 @@ class LibraryNetwork(Part):
 
 
 class Torchvision(LibraryNetwork):
-    """Any torchvision classification model, with a new head for your classes."""
+    """torchvision: any of its classification models, with a new head for your classes."""
 
     kind: Literal["torchvision"] = "torchvision"
     name: Annotated[
@@ -189,7 +189,7 @@ class Torchvision(LibraryNetwork):
 
 
 class Timm(LibraryNetwork):
-    """Any timm classification model, with a new head for your classes."""
+    """timm: any of its classification models, with a new head for your classes."""
 
     kind: Literal["timm"] = "timm"
     name: Annotated[

@@ -88,7 +88,7 @@ def test_no_byte_of_a_line_changes_an_event_unnoticed(paused: Run, tmp_path: Pat
 def test_a_damaged_event_is_told_of_when_the_run_goes_on(paused: Run, store: Store) -> None:
     flip(paused.folder / "events.jsonl", 30)
     worker.execute(paused, store, device="cpu")
-    assert any("1 lines of events.jsonl are damaged" in event["message"] for event in paused.events("warning"))
+    assert any("1 damaged line of events.jsonl was skipped" in event["message"] for event in paused.events("warning"))
 
 
 def test_a_damaged_look_at_test_is_counted_rather_than_forgotten(store: Store) -> None:

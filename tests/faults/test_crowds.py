@@ -134,7 +134,7 @@ def test_resuming_is_starting(strict: None, store: Store) -> None:
     run.request("cancel")
     queue(store, ADA, 1)
     queue(store, ADA, 2)
-    with pytest.raises(Refused, match="may have 2 runs waiting"):
+    with pytest.raises(Refused, match="at most 2 waiting runs"):
         Store(store.root, ADA).enqueue(run)
     assert run.state is State.CANCELLED
 

@@ -36,5 +36,5 @@ def test_what_is_no_file_is_refused_at_once(endless: Path, store: Store, tmp_pat
         lambda: data.load(DataSpec(source=str(endless)), store.data_cache),
         lambda: imported.import_onnx(endless, DataSpec(source="digits"), store),
     ):
-        with pytest.raises(BadInput, match=r"cannot be read|no file|neither a folder"):
+        with pytest.raises(BadInput, match=r"cannot be read|Not a decisions file|neither a folder"):
             asked()

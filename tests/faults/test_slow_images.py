@@ -62,14 +62,14 @@ def test_what_is_no_file_is_named_and_waits_for_nothing(
     with pytest.raises(BadData, match=r"1 of 13 images cannot be read.*odd\.png"):
         data.load(DataSpec(source=str(root)), tmp_path / "cache")
     if what == "a pipe":
-        with pytest.raises(BadData, match="a pipe and not a file"):
+        with pytest.raises(BadData, match="a pipe, not a regular file"):
             _guarded.call(_pixels.outcome_of_header, root / "cat" / "odd.png", ".png", False)
 
 
 def test_an_idx_pipe_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "train-images-idx3-ubyte")
     os.mkfifo(tmp_path / "train-labels-idx1-ubyte")
-    with pytest.raises(BadData, match="a pipe and not a file"):
+    with pytest.raises(BadData, match="a pipe, not a regular file"):
         data.load(DataSpec(source=str(tmp_path)), tmp_path / "cache")
 
 

@@ -288,7 +288,7 @@ def test_who_may_only_look_uploads_nothing(role: Role, store: Store) -> None:
 
 @pytest.mark.parametrize("text", ["0", "-1", "many", "1.5"])
 def test_a_limit_that_is_no_number_is_named(text: str) -> None:
-    with pytest.raises(Refused, match="SMALLALIGN_ZIP_MB is not a whole number"):
+    with pytest.raises(Refused, match="SMALLALIGN_ZIP_MB is not a positive integer"):
         limits.current({"SMALLALIGN_ZIP_MB": text})
 
 
