@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # the dashboard scores kept answers with numpy alone
 
 BINS = 15
 Z95 = 1.959964
-"""Standard deviations on either side of a normal mean that hold 95 %."""
+"""Standard deviations on either side of a normal mean that hold 95%."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Scores:
     """Scores of predictions.
     Attributes:
             images: how many were looked at.
-            accuracy: top-1, with a 95 % interval (Wilson, 1927) in `accuracy_low`, `accuracy_high`.
+            accuracy: top-1, with a 95% interval (Wilson, 1927) in `accuracy_low`, `accuracy_high`.
             nll: mean negative log-likelihood, natural logarithm.
             ece: expected calibration error of the top-1 confidence, 15 equal bins (Guo et al., 2017).
             brier: mean squared distance of the probabilities from the truth, 0..2 (Brier, 1950).
@@ -149,7 +149,7 @@ class Bin:
     Attributes:
         images: how many there are; at least one.
         confidence: their mean top-1 probability.
-        accuracy: the share that is right, with a 95 % interval (Wilson, 1927).
+        accuracy: the share that is right, with a 95% interval (Wilson, 1927).
     """
 
     low: float
@@ -183,7 +183,7 @@ def _bins(confidence: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
 
 
 def wilson(hits: float, total: int, z: float = Z95) -> tuple[float, float]:
-    """95 % interval of a share (Wilson, 1927); unlike the plain one it stays inside 0..1 and is right near 1."""
+    """95% interval of a share (Wilson, 1927); unlike the plain one it stays inside 0..1 and is right near 1."""
     if not total:
         return 0.0, 1.0
     share = hits / total
@@ -193,7 +193,7 @@ def wilson(hits: float, total: int, z: float = Z95) -> tuple[float, float]:
 
 
 def paired_difference(first_only: int, second_only: int, total: int) -> tuple[float, float, float]:
-    """(difference, low, high) of two shares of the same `total` things: the second's minus the first's, with its 95 %
+    """(difference, low, high) of two shares of the same `total` things: the second's minus the first's, with its 95%
     interval (Bonett & Price, 2012), which holds where the plain one fails: few things, or no difference at all.
 
     Args:

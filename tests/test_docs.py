@@ -31,8 +31,6 @@ DOCS = ROOT / "docs"
 BESIDE = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "CITATION.cff", "Dockerfile", "LICENSE", "pyproject.toml")
 FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted(DOCS.rglob("*.md"))]
 README = (ROOT / "README.md").read_text()
-RENAMED = {"ablate": "worth", "preview": "views", "publish": "keep", "--fix": "--mend"}
-"""New names of commands and options, each with the old one, which stays as a hidden alias."""
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -193,26 +191,19 @@ def lines_of_commands() -> Iterator[tuple[str, str]]:
                 yield str(file.relative_to(ROOT)), found[1].split("  #")[0].split(" # ")[0].strip()
 
 
-def known(name: str, among: Any) -> str | None:
-    """The name under which it is there: its own, or the old one of a renamed command."""
-    return next((one for one in (name, RENAMED.get(name)) if one in among), None)
-
-
 @pytest.mark.parametrize(("where", "line"), sorted(set(lines_of_commands())))
 def test_every_command_exists_with_its_options(where: str, line: str) -> None:
     words = shlex.split(line.split(" -- ")[0])
     group = generate.program()
-    name = known(words.pop(0), group.commands)
-    assert name, f"`{line}` in {where}: no such command"
-    command = group.commands[name]
+    command = group.commands.get(words.pop(0))
+    assert command, f"`{line}` in {where}: no such command"
     if hasattr(command, "commands") and words and not words[0].startswith("-"):
-        name = known(words.pop(0), command.commands)
-        assert name, f"`{line}` in {where}: no such command"
-        command = command.commands[name]
+        command = command.commands.get(words.pop(0))
+        assert command, f"`{line}` in {where}: no such command"
     options = {flag for one in command.params for flag in (*one.opts, *one.secondary_opts)} | {"--help"}
     for word in words:
         if word.startswith("--"):
-            assert known(word.split("=")[0], options), f"`{line}` in {where}: no option {word}"
+            assert word.split("=")[0] in options, f"`{line}` in {where}: no option {word}"
 
 
 def test_there_are_commands_to_check() -> None:
@@ -266,7 +257,6 @@ def test_the_first_tutorial_works_as_written(tmp_path: Path) -> None:
     assert len(lines) > 7
     for line in lines:
         words = shlex.split(line)[1:]
-        words = [known(word, generate.program().commands) or word for word in words[:1]] + words[1:]
         if words[0] != "dashboard":
             outside(tmp_path, "-m", "smallalign_core", *words)
 

@@ -179,7 +179,7 @@ def test_evaluations_are_counted_and_kept(train: Train) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_very_small_net_is_trained_without_gradients(kind: str, digits: Splits) -> None:
-    """2,410 weights, as the issue asks: over 92 % of the test images."""
+    """2,410 weights, as the issue asks: over 92% of the test images."""
     spec = tiny(network={"kind": "mlp", "width": 32, "depth": 1}, optimizer={"kind": kind, "sigma": 0.1}, epochs=60)
     training = Training([spec], digits)
     list(training)

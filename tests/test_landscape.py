@@ -423,7 +423,7 @@ def test_a_cosine_that_falls_with_size_says_the_opposite_and_holm_corrects() -> 
                          "change": -0.02 * (place // 3) + 0.03 * rng.normal()}]
         }  # fmt: skip
     found = {trend["name"].split(",")[0]: trend for trend in _sizes.trends(runs)}
-    assert found["cosine of gradients before and after a 5 % step"]["verdict"] == "opposite"
+    assert found["cosine of gradients before and after a 5% step"]["verdict"] == "opposite"
     change = found["change of the loss by that step"]
     raw = stats.linregress(np.log2(SIZES), [run["measures"]["predictiveness"]["strides"][0]["change"] for run in runs])
     assert change["p"] > raw.pvalue

@@ -181,7 +181,7 @@ CHINCHILLA = {"E": 1.8172, "A": 477.84, "B": 2143.86}
 
 
 def test_chinchilla_is_found_again_from_its_own_law() -> None:
-    """240 points of the published law, a tenth of them 5 % off, as where curves were misread: Huber ignores them."""
+    """240 points of the published law, a tenth of them 5% off, as where curves were misread: Huber ignores them."""
     rng = np.random.default_rng(0)
     n, d = np.exp(rng.uniform(17.5, 23.5, 240)), np.exp(rng.uniform(20, 26, 240))
     y = CHINCHILLA["E"] + CHINCHILLA["A"] * n**-0.3473 + CHINCHILLA["B"] * d**-0.3672
@@ -309,7 +309,7 @@ def test_a_law_that_misses_widens_its_intervals() -> None:
 
 
 def test_pairs_that_miss_the_law_by_more_than_they_differ_widen_their_intervals() -> None:
-    """A recipe zigzags about its law by 1.5 %: little beside the noise that pairs share, much beside what is left."""
+    """A recipe zigzags about its law by 1.5%: little beside the noise that pairs share, much beside what is left."""
     runs = observed({"base": worth(), "better": worth(n=2)}, 8, run=0.003, shared=0.06)
     zigzag = np.where((np.searchsorted(SIZES, runs.n) + np.searchsorted(IMAGES, runs.d)) % 2, 0.015, -0.015)
     crooked = replace(runs, y=runs.y * np.exp(np.where(runs.arm == 1, zigzag, 0.0)))
@@ -328,7 +328,7 @@ def test_pairs_that_miss_the_law_by_more_than_they_differ_widen_their_intervals(
 
 @pytest.mark.slow
 def test_intervals_hold_what_they_promise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 72 runs (3 x 3 x 4, two arms): 95 % intervals of both multipliers, of placebos and of doses."""
+    """Of 72 runs (3 x 3 x 4, two arms): 95% intervals of both multipliers, of placebos and of doses."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     intervals = importlib.import_module("intervals")
 

@@ -848,7 +848,7 @@ def test_the_verdict_says_not_decided_where_nothing_is(raced: tuple[Store, lifec
     mixed = told_of(report, **dict.fromkeys(others, "nothing") | {first: "better", second: "undecided"})
     label = {arm.name: arm.label for arm in report.arms}
     said = mixed.verdict(report.budgets[0])
-    assert f"{label[first]} is better than tuned AdamW; not decided: {label[second]}." in said
+    assert f"{label[first]} is better than tuned AdamW; inconclusive: {label[second]}." in said
     equal = told_of(report, **dict.fromkeys(others, "no difference larger")).verdict(report.budgets[0])
     assert "no difference to tuned AdamW larger than the margin" in equal
 

@@ -150,7 +150,7 @@ def test_clean_digits_are_found_clean_and_the_report_is_kept(near_store: Store) 
 
 @pytest.mark.slow
 def test_wrong_labels_are_found_and_their_right_ones_suggested(near_store: Store) -> None:
-    """Uniform 10 %: precision >= .88 and recall >= .86, mean of 3 draws; published for 5-fold logistic: .886, .867."""
+    """Uniform 10%: precision >= .88 and recall >= .86, mean of 3 draws; published for 5-fold logistic: .886, .867."""
     every = []
     for draw in (1, 2, 3):
         spec = DataSpec(source="digits", noise=0.1, draw=draw)

@@ -699,8 +699,8 @@ def test_inspect_loads_once_names_files_and_says_how_far_it_is(
     monkeypatch.setattr(data, "load", lambda *given, **how: loads.append(given) or load_it(*given, **how))
     done = command("inspect", root, "--json", "--decide", tmp_path / "made.json", store=store)
     assert len(loads) <= 2  # what is in it, and the look
-    assert "checking data quality: 10 %" in done.stderr
-    assert "checking data quality: 100 %" in done.stderr
+    assert "checking data quality: 10%" in done.stderr
+    assert "checking data quality: 100%" in done.stderr
     found = json.loads(done.stdout)
     (copies,) = found["duplicates"]
     assert {image["path"] for image in copies["images"]} == {"a/0.png", "a/copy.png"}

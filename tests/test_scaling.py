@@ -160,7 +160,7 @@ def test_noise_mislabels_and_steps_are_a_floor(place: Store) -> None:
 
 @pytest.mark.slow
 def test_automatic_cleaning_is_judged_within_each_draw(place: Store) -> None:
-    """On 30 % wrong labels, so that there is something to find; before it is judged its runs are not known."""
+    """On 30% wrong labels, so that there is something to find; before it is judged its runs are not known."""
     fields = {"recipes": ["baseline", "clean"], "data": {"source": "digits", "noise": 0.3}, "images": [100, 150, 200]}
     study = lifecycle.create(place, "scaling", resolved(place, **fields))
     assert len(study.wanted(place)) == 27

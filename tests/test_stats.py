@@ -90,7 +90,7 @@ def test_its_variance_is_that_of_the_analysis_of_variance() -> None:
     ("seeds", "spread"), [(2, (1, 0, 0)), (5, (1, 0, 0)), (5, (0, 1, 0)), (5, (0.3, 0.5, 1)), (5, (0, 0, 1))]
 )
 def test_the_interval_covers_the_truth(seeds: int, spread: tuple[float, float, float]) -> None:
-    """95 % of intervals, in 400 repetitions of a known truth; more where only the interaction varies."""
+    """95% of intervals, in 400 repetitions of a known truth; more where only the interaction varies."""
     found = statistics.crossed(simulated(seeds, 40, spread, 400, mean=0.7), draws=1000)
 
     covered = np.mean([one.low <= 0.7 <= one.high for one in found])

@@ -39,7 +39,7 @@ class Effect:
     """The effect of one policy at one strength on the teacher's predictions.
 
     Attributes:
-        flip_rate: share of views whose predicted class is not that of the clean image, with a 95 % interval (Wilson,
+        flip_rate: share of views whose predicted class is not that of the clean image, with a 95% interval (Wilson,
             1927) in `flip_low`, `flip_high`. The interval counts images and not views: the draws of one image are not
             independent, so it is wide rather than narrow.
         confidence_before, confidence_after: mean probability of the predicted class, on clean images and on views.

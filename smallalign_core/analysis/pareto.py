@@ -103,7 +103,7 @@ class Candidate:
     Attributes:
         macs: multiply-accumulates of one image; None for an import, where they were not counted.
         bytes, sizes, p50_ms, p95_ms, steady: see `Latency`.
-        accuracy: with its 95 % interval (Wilson, 1927).
+        accuracy: with its 95% interval (Wilson, 1927).
         dominated_by: the id of a run that is no larger, no slower and no less accurate, and better in one of them;
             None if there is none.
         fails: the limits that it does not pass: of `kb`, `ms` and `accuracy`.

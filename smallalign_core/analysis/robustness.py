@@ -64,7 +64,7 @@ CORRUPTIONS: dict[str, Callable[[int, int], Augment]] = {
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and its 95 % interval."""
+    """A value and its 95% interval."""
 
     value: float
     low: float
@@ -234,7 +234,7 @@ def _share(hits: NDArray[np.bool_]) -> Estimate:
 
 
 def _mean(values: NDArray[np.float64], least: float) -> Estimate:
-    """A mean over images with its normal 95 % interval, kept within `least` and 1."""
+    """A mean over images with its normal 95% interval, kept within `least` and 1."""
     middle = float(values.mean())
     half = Z95 * float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 1.0
     return Estimate(middle, max(least, middle - half), min(1.0, middle + half))

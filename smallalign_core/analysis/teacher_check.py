@@ -51,7 +51,7 @@ class Preflight:
         logit_std: standard deviation of its logits after each image's mean is taken off.
         margin: mean distance from the top logit to the next.
         softness: at temperatures 1, 2, 4 and 8.
-        suggested: suggested temperatures: its mean confidence is 90 % at the first and halfway between chance and
+        suggested: suggested temperatures: its mean confidence is 90% at the first and halfway between chance and
             certainty at the second. A heuristic: sharper targets add little to labels, softer ones are mostly noise
             for a small student. Limited to the range of the loss.
         images_per_second: fastest of several batches, this device, this number of threads.

@@ -71,7 +71,7 @@ MODELS = Path("models")
 
 @contextlib.contextmanager
 def progress(what: str) -> Iterator[Callable[[float], None]]:
-    """A progress bar on stderr (without a terminal: a line per 10 %). Yields a function of the share done, 0 to 1."""
+    """A progress bar on stderr (without a terminal: a line per 10%). Yields a function of the share done, 0 to 1."""
     if progress_console.is_terminal:
         with Progress(console=progress_console, transient=True) as bar:
             task = bar.add_task(what, total=1.0)
@@ -83,7 +83,7 @@ def progress(what: str) -> Iterator[Callable[[float], None]]:
         nonlocal printed
         if (tenth := int(10 * done + 1e-9)) > printed:
             printed = tenth
-            sys.stderr.write(f"{what}: {10 * tenth} %\n")
+            sys.stderr.write(f"{what}: {10 * tenth}%\n")
             sys.stderr.flush()
 
     yield update

@@ -62,7 +62,7 @@ def export(
     text = f"{written['file']}: {precision}, {written['bytes']:,} bytes, SHA-256 {written['sha256']}"
     for split, loss in (written["loss"] or {}).items():
         text += (
-            f"\n{split}: accuracy drop {100 * loss['loss']:.2f} points on {loss['images']:,} images (95 % interval "
+            f"\n{split}: accuracy drop {100 * loss['loss']:.2f} points on {loss['images']:,} images (95% interval "
             f"{100 * loss['low']:.2f} to {100 * loss['high']:.2f}); top-1 agreement {percent(loss['agreement'])}"
         )
     if written["flagged"]:

@@ -68,7 +68,7 @@ class _Looked:
 
 
 def decode(entries: Entries, classes: tuple[str, ...], spec: DataSpec, into: Path, *, old: bool = False) -> Decoded:
-    """Decode image files straight into memory-mapped arrays; unreadable ones are named, and refused above 1 %.
+    """Decode image files straight into memory-mapped arrays; unreadable ones are named, and refused above 1%.
 
     Args:
         old: as before 2026-12, for runs of that time.

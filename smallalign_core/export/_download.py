@@ -96,7 +96,7 @@ program) unless `ORT_DISABLE_TELEMETRY=1` is set before it is imported. `classif
 
 def _loss(loss: dict[str, Any]) -> str:
     return (
-        f"{100 * loss['loss']:+.2f} points of accuracy on {loss['images']:,} images (95 % interval "
+        f"{100 * loss['loss']:+.2f} points of accuracy on {loss['images']:,} images (95% interval "
         f"{100 * loss['low']:+.2f} to {100 * loss['high']:+.2f}); top-1 agreement {loss['agreement']:.2%}"
     )
 

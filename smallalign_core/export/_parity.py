@@ -111,7 +111,7 @@ class Loss:
     Attributes:
         images: how many.
         accuracy, reference: of the file, and of PyTorch in single precision.
-        loss: the difference, positive where the file is worse; `low` to `high` is its 95 % interval.
+        loss: the difference, positive where the file is worse; `low` to `high` is its 95% interval.
         agreement: share of images with the same top-1.
         flagged: whether more than `LIMIT` is lost.
     """

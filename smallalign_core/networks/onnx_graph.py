@@ -78,7 +78,7 @@ def in_integers(content: bytes, batches: Sequence[NDArray[Any]], *, input: str =
 
     What stands before the first product of weights and after `logits` stays in floats, and so do the logits. Of a
     transformer only the products are in integers: its residual stream spans too wide a range (measured on timm's
-    vit_tiny with random weights: 94 % of the top-1 stay the same, with all of it in integers 76 %).
+    vit_tiny with random weights: 94% of the top-1 stay the same, with all of it in integers 76%).
 
     Args:
         batches: what the input named `input` gets.

@@ -34,7 +34,7 @@ def card(run: Run, store: Store, name: str) -> str:
 | classes | {len(result["classes"])}: {", ".join(map(plain, result["classes"]))} |
 | parameters | {result["params"]:,} ({result["macs"]:,} multiply-accumulates per image) |
 | teacher | {teacher}{_evidence(result)} |
-| test accuracy | **{test["accuracy"]:.2%}** on {test["images"]:,} images (95 % interval {test["accuracy_low"]:.2%} to {test["accuracy_high"]:.2%}), seed {run.spec.seed} (single seed) |
+| test accuracy | **{test["accuracy"]:.2%}** on {test["images"]:,} images (95% interval {test["accuracy_low"]:.2%} to {test["accuracy_high"]:.2%}), seed {run.spec.seed} (single seed) |
 | validation accuracy | {val["accuracy"]:.2%} on {val["images"]:,} images; best epoch {result["best_epoch"]} of {run.spec.epochs} |
 | test NLL, ECE | {test["nll"]:.4f}, {test["ece"]:.2%}; temperature-scaled ({result["temperature"]:.3f}): {calibrated["nll"]:.4f}, {calibrated["ece"]:.2%} |
 | trained on | {result["processor"]}{f" ({result['capability']})" if "capability" in result else ""}, device {result["device"]}, {result["threads"]} thread(s), torch {result["torch"]}, {result["seconds"]:.0f} s |
@@ -52,7 +52,7 @@ def _evidence(result: dict[str, Any]) -> str:
     seen = result.get("preflight")
     if not seen:
         return ""
-    interval = f"95 % interval {seen['accuracy_low']:.2%} to {seen['accuracy_high']:.2%}"
+    interval = f"95% interval {seen['accuracy_low']:.2%} to {seen['accuracy_high']:.2%}"
     return f"; accuracy {seen['accuracy']:.2%} on {seen['images']:,} validation images of this data ({interval})"
 
 
@@ -71,7 +71,7 @@ def card_of_import(run: Run, how: Import, name: str) -> str:
 | outputs | {how.answers.replace("_", " ")}{"".join(f"; {plain(words)}" for words in (result.get("assumed") or {}).get("words", []))} |
 | classes | {len(how.classes)}: {", ".join(map(plain, how.classes[:20]))}{", …" if len(how.classes) > 20 else ""} |
 | parameters | {result["params"]:,} ({result["bytes"]:,} bytes) |
-| test accuracy | **{test["accuracy"]:.2%}** on {test["images"]:,} images (95 % interval {test["accuracy_low"]:.2%} to {test["accuracy_high"]:.2%}) of {plain(how.data.source)} |
+| test accuracy | **{test["accuracy"]:.2%}** on {test["images"]:,} images (95% interval {test["accuracy_low"]:.2%} to {test["accuracy_high"]:.2%}) of {plain(how.data.source)} |
 | data fingerprint | `{how.data.fingerprint}` |
 | file (SHA-256) | `{how.sha256}` |
 """

@@ -71,6 +71,70 @@ class RunWriter:
             if damaged := read_lines(self.run.folder / "events.jsonl")[1]:
                 lines = "damaged line of events.jsonl was" if damaged == 1 else "damaged lines of events.jsonl were"
                 self.event("warning", 0, message=f"{damaged} {lines} skipped")
+        (self.run.folder / "queued").unlink(missing_ok=True)
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give the right back before the end; nothing may be written afterwards."""
+        with self._saying:
+            if self._lock.is_locked:
+                (self.run.folder / "request").unlink(missing_ok=True)  # obeyed, or too late
+                (self.run.folder / RESERVE).unlink(missing_ok=True)
+                self._lock.release()
+
+    def write_status(self, **facts: object) -> None:
+        """Write what this worker has to say of itself."""
+        with self._saying:
+            if self._lock.is_locked:
+                now = {"attempt": self.attempt, "pid": os.getpid(), "time": time.time()}
+                state = {**self.run.status, **now, **facts}
+                try:
+                    write_json(self.run.folder / "state.json", state)
+                except Refused:
+                    (self.run.folder / RESERVE).unlink(missing_ok=True)
+                    write_json(self.run.folder / "state.json", state)
+
+    def event(self, kind: str, step: int, **values: object) -> None:
+        """Append one event. When this returns, no kill can lose it."""
+        if kind in ("started", "resumed"):
+            values["schema"] = SCHEMA
+        sync = time.monotonic() - self._synced > 5
+        append(
+            self.run.folder / "events.jsonl",
+            {"kind": kind, "step": step, "attempt": self.attempt, "time": time.time(), **values},
+            sync=sync,
+        )
+        if sync:
+            self._synced = time.monotonic()
+
+    def checkpoint(self, content: bytes, step: int) -> None:
+        """Keep `content` as the newest checkpoint, and the one before it."""
+        sha256 = hashlib.sha256(content).hexdigest()
+        name = f"checkpoint-{step}-{sha256[:8]}.pt"  # by content: a kill before the list is written spoils no old one
+        write(self.run.folder / name, content)
+        known = [entry for entry in checkpoints(self.run) if entry["file"] != name]
+        entries = [*known, {"file": name, "step": step, "sha256": sha256}][-KEPT_CHECKPOINTS:]
+        write_json(self.run.folder / "checkpoints.json", {"checkpoints": entries})
+        for stale in self.run.folder.glob("checkpoint-*.pt"):
+            if stale.name not in {entry["file"] for entry in entries}:
+                stale.unlink(missing_ok=True)
+
+    def last_checkpoint(self) -> bytes | None:
+        """The newest checkpoint whose digest is right; None if none was ever kept.
+
+        Raises:
+            BadModel: there were some, and all are damaged.
+        """
+        entries = checkpoints(self.run)
+        for entry in reversed(entries):
+            with contextlib.suppress(OSError):
+                content = (self.run.folder / entry["file"]).read_bytes()
+                if hashlib.sha256(content).hexdigest().startswith(entry["sha256"]):
+                    return content
+            # Step 0: an event of a later step would be taken for one that the resume undoes.
+            self.event("warning", 0, message=f"{entry['file']} is damaged; the previous one is used")
         if entries:
             raise BadModel(
                 "every checkpoint of this run is damaged",

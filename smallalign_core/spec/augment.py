@@ -74,7 +74,7 @@ class Affine(_Augmentation):
     translate: Annotated[
         float, Field(ge=0, le=0.9, description="Maximum translation along each axis, as a fraction of the side.")
     ] = 0.1
-    scale: Annotated[float, Field(ge=0, le=0.9, description="Maximum change of scale: 0.1 is ±10 %.")] = 0.1
+    scale: Annotated[float, Field(ge=0, le=0.9, description="Maximum change of scale: 0.1 is ±10%.")] = 0.1
     shear: Annotated[float, Field(ge=0, le=60, description="Maximum shear along each axis, in degrees.")] = 5.0
     probability: Probability = 1.0
 
@@ -132,8 +132,8 @@ class Colour(_Augmentation):
     amounts = ("brightness", "contrast", "saturation", "hue")
     draws = 5
     kind: Literal["colour"] = "colour"
-    brightness: Annotated[float, Field(ge=0, le=1, description="Maximum change: 0.2 is 80 to 120 %.")] = 0.2
-    contrast: Annotated[float, Field(ge=0, le=1, description="Maximum change: 0.2 is 80 to 120 %.")] = 0.2
+    brightness: Annotated[float, Field(ge=0, le=1, description="Maximum change: 0.2 is 80 to 120%.")] = 0.2
+    contrast: Annotated[float, Field(ge=0, le=1, description="Maximum change: 0.2 is 80 to 120%.")] = 0.2
     saturation: Annotated[float, Field(ge=0, le=1, description="Maximum change; needs colour images.")] = 0.0
     hue: Annotated[
         float,
@@ -175,7 +175,7 @@ class Erase(_Augmentation):
         Field(
             ge=0.02,
             le=0.9,
-            description="Maximum area of the rectangle, as a fraction of the image; the minimum is 2 %.",
+            description="Maximum area of the rectangle, as a fraction of the image; the minimum is 2%.",
         ),
     ] = 0.2
     probability: Probability = 0.5

@@ -196,9 +196,9 @@ class Effect:
             pairs: number of pairs.
     treated, control: means of the two arms.
             mean, sd: of the paired differences, with minus without; `sd` is that of a sample (n - 1).
-            low, high: the 95 % t interval of the mean over seeds (Student, 1908); None below 2 pairs and without a
+            low, high: the 95% t interval of the mean over seeds (Student, 1908); None below 2 pairs and without a
             spread. verdict: `no spread` if all differences are equal, as scores on few images often are.
-            more_seeds: if the verdict is noise, the approximate number of further pairs for 80 % power, if mean and
+            more_seeds: if the verdict is noise, the approximate number of further pairs for 80% power, if mean and
                 spread are the true ones (Guenther, 1981).
     """
 
@@ -222,7 +222,7 @@ class Effect:
         text += f"{metric.change(self.mean)}{metric.unit}"
         if self.low is None or self.high is None:
             return text
-        return f"{text} (95 % interval {metric.change(self.low)} to {metric.change(self.high)}, {self.pairs} seeds)"
+        return f"{text} (95% interval {metric.change(self.low)} to {metric.change(self.high)}, {self.pairs} seeds)"
 
     def words(self) -> str:
         """The figures and the verdict, in one line."""
@@ -340,7 +340,7 @@ class AblationReport:
         seen = f"{self.images:,} validation images" if self.images else "validation images"
         return (
             f"Differences are with minus without, on {seen}, which were also used to select the best epoch of both "
-            "arms; test images are not used. Intervals are 95 % over seeds, each on its own; they exclude variance "
+            "arms; test images are not used. Intervals are 95% over seeds, each on its own; they exclude variance "
             "over images and over training budgets."
         )
 

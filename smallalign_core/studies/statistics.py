@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 UPPER, POWER = 1.959963984540054, 0.8416212335729143
-"""Quantiles of the normal distribution at 97.5 % (two-sided 5 %) and at 80 %."""
+"""Quantiles of the normal distribution at 97.5% (two-sided 5%) and at 80%."""
 DRAWS = 2_000
 CHUNK = 4_000_000
 """Image weights sampled at once: 32 MB."""
@@ -29,7 +29,7 @@ class Mean:
     Attributes:
         se: standard error; 0 where there is no spread.
         df: degrees of freedom of t.
-        low, high: 95 % interval; equal to the mean without a spread.
+        low, high: 95% interval; equal to the mean without a spread.
         p: two-sided, that the true mean is zero.
         seeds_sd: standard deviation over seeds (n - 1).
         floor: part of the variance that more seeds would not lower.
@@ -113,7 +113,7 @@ def crossed(differences: NDArray[np.floating[Any]], draws: int = DRAWS) -> list[
 def _percentiles(
     values: NDArray[np.float64], draws: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """2.5 % and 97.5 % of bootstrapped means, and their standard deviation: [K] each. The draws are always the same."""
+    """2.5% and 97.5% of bootstrapped means, and their standard deviation: [K] each. The draws are always the same."""
     count, seeds, images = values.shape
     rng = np.random.default_rng(0)
     flat = values.reshape(count * seeds, images).T.astype(np.float32)
@@ -140,12 +140,12 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def pairs_needed(mean: float, sd: float, floor: float = 0.0, tests: int = 1) -> int | None:
-    """Pairs for 80 % power at 5 %, two-sided, of a paired t test (Guenther, 1981); None if no number suffices.
+    """Pairs for 80% power at 5%, two-sided, of a paired t test (Guenther, 1981); None if no number suffices.
 
     Args:
         sd: of the differences over seeds.
         floor: variance of the mean that more seeds do not reduce, such as that of the test images.
-        tests: how many share the 5 % (Bonferroni).
+        tests: how many share the 5% (Bonferroni).
     """
     from scipy.special import ndtri
 

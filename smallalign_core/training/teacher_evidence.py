@@ -51,7 +51,7 @@ class Evidence:
         data: fingerprint of the run's images; `validation`: of its validation images.
         side: longer side of the images in pixels; `learned`: that of its training images, None if unknown.
         images: number of images.
-        accuracy: top-1, with its 95 % interval.
+        accuracy: top-1, with its 95% interval.
         chance: accuracy of predicting the most frequent class, or 1/classes if that is more.
         temperature: fitted on the same images; `calibrated_ece` with it.
         suggested: suggested temperatures, see `suggested`.
@@ -114,7 +114,7 @@ def chance_of(labels: NDArray[np.int64], classes: int) -> float:
 def refusal(scores: Scores, chance: float) -> str | None:
     """Why a teacher with these scores is not usable, as text; None if it is.
 
-    The whole 95 % interval must lie above chance: with the upper end alone a random head would pass on any small
+    The whole 95% interval must lie above chance: with the upper end alone a random head would pass on any small
     validation set.
     """
     if scores.accuracy_low > chance:
@@ -171,7 +171,7 @@ def softness(logits: NDArray[np.float32], temperature: float) -> Softness:
 
 
 def suggested(logits: NDArray[np.float32]) -> tuple[float, float]:
-    """The temperatures at which a teacher's mean confidence is 90 %, and halfway between chance and 100 %."""
+    """The temperatures at which a teacher's mean confidence is 90%, and halfway between chance and 100%."""
     classes = logits.shape[1]
     return _temperature_of(logits, SHARPEST), _temperature_of(logits, (1 + 1 / classes) / 2)
 
@@ -202,9 +202,10 @@ def chosen(loss: Loss, found: Evidence) -> Loss:
 
 
 def trust(found: Evidence) -> tuple[float, float]:
-    """(temperature, weight) of soft targets for such a teacher; a heuristic, measured on three datasets (README).
+    """(temperature, weight) of soft targets for such a teacher; a heuristic, measured on three datasets:
+    docs/results/2026-11-distillation.md.
 
-    The temperature is the one at which its mean confidence is 90 %, or the one fitted on validation if that is higher:
+    The temperature is the one at which its mean confidence is 90%, or the one fitted on validation if that is higher:
     with softer targets a short training fits differences between small logits, and the targets of an unconfident
     teacher become nearly uniform. The weight is half the squared share of its accuracy above chance, so that labels
     weigh at least as much. Both are rounded coarsely, since they are part of the run's id, and the last bits of

@@ -128,7 +128,7 @@ def check_exposure() -> None:
         Refused: it listens beyond this machine, or accepts another machine's name, without a login.
     """
     address, hosts = str(st.get_option("server.address") or "0.0.0.0"), allowed_hosts()
-    do = "add [auth] to .streamlit/secrets.toml (see Trust in the README), or bind to 127.0.0.1 and use an SSH tunnel"
+    do = "add [auth] to .streamlit/secrets.toml (docs/how-to/serve-others.md), or bind to 127.0.0.1 and use a tunnel"
     if "*" in hosts:
         raise Refused("server.allowedHosts may not be *", given="*", do="list the host names of this server")
     if bool(_compat.login_section()) or (login_asked() and is_loopback(address)):

@@ -48,7 +48,7 @@ class Case:
 
 @dataclass(frozen=True)
 class RecallChange:
-    """One class: recall of both, and the student's minus the teacher's with its 95 % interval.
+    """One class: recall of both, and the student's minus the teacher's with its 95% interval.
 
     The interval is that of paired shares (Bonett & Price, 2012). Shares are None for a class without images.
     """
@@ -83,10 +83,10 @@ class Comparison:
 
     Attributes:
         split: `test` or `val`.
-        agreement: share of images with the same top-1, with its 95 % interval (Wilson, 1927).
+        agreement: share of images with the same top-1, with its 95% interval (Wilson, 1927).
         both_right, teacher_only, student_only, both_wrong: counts.
         mcnemar_p: exact two-sided McNemar test that both are right equally often (McNemar, 1947).
-        accuracy_change: the student's accuracy minus the teacher's, with the 95 % interval of paired shares.
+        accuracy_change: the student's accuracy minus the teacher's, with the 95% interval of paired shares.
         kl: mean KL(teacher || student) in nats.
         teacher_confusion, student_confusion: [true class][predicted class] counts.
         counts: how many images are of each of `KINDS`; `inherited` is that of the same name.

@@ -53,7 +53,8 @@ VERSION = 2
 SIDE = 16
 """Image side in pixels for label-error detection."""
 FEW = 20
-"""Training and validation images per class below which automatic cleaning lowered accuracy: see the README."""
+"""Training and validation images per class below which automatic cleaning lowered accuracy: see
+docs/results/2026-11-data-quality.md."""
 DOUBTFUL = 0.95
 """Min. agreement of out-of-sample predictions with unflagged labels; below it they are unreliable."""
 MOST_HARD = 1_000

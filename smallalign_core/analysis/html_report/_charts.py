@@ -72,7 +72,7 @@ def _largest(table: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
 
 
 def reliability(found: Plain, who: str) -> str:
-    """Accuracy over confidence, uncalibrated and temperature-scaled, with 95 % intervals."""
+    """Accuracy over confidence, uncalibrated and temperature-scaled, with 95% intervals."""
     axes = Axes(360, 300, (0, 1), (0, 1))
     parts = [*axes.frame("confidence", "accuracy"), axes.curve([(0, 0), (1, 1)], "ideal")]
     for name, look in (("before", "faint"), ("after", "r0" if who == "teacher" else "r1")):
@@ -86,7 +86,7 @@ def reliability(found: Plain, who: str) -> str:
 
 
 def recall(changes: Sequence[Plain]) -> str:
-    """The student's recall minus the teacher's, one row per class, with 95 % intervals."""
+    """The student's recall minus the teacher's, one row per class, with 95% intervals."""
     worst = max((max(abs(one["low"]), abs(one["high"])) for one in changes), default=0.1) * 1.05
     left, width, step = 130, 560, 22
     scale = (width - left - 70) / (2 * worst)
@@ -106,7 +106,7 @@ def recall(changes: Sequence[Plain]) -> str:
 
 
 def curves(found: Plain) -> str:
-    """Mean accuracy over severity for all runs, with 95 % bars, and one small chart per corruption."""
+    """Mean accuracy over severity for all runs, with 95% bars, and one small chart per corruption."""
     lows = [estimate["low"] for run in found["runs"] for estimate in run["by_severity"]]
     axes = Axes(520, 300, (0, 5.15), (max(0.0, min(lows) - 0.05), 1.0))
     parts = axes.frame("severity (0: clean)", "accuracy")

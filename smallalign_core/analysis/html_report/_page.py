@@ -113,12 +113,10 @@ def _pair(found: Plain, teacher: str, student: str) -> str:
     figures.append(["temperature", *(f"{one['temperature']:.3f}" for one in fitted)])
     for name, field in (("NLL", "nll"), ("ECE", "ece"), ("Brier", "brier")):
         figures.append([f"{name}, temperature-scaled", *(f"{one['scores'][field]:.4f}" for one in fitted)])
-    change = (
-        f"{100 * found['accuracy_change']:+.2f} points (95 % interval {100 * found['accuracy_change_low']:+.2f} to "
-    )
+    change = f"{100 * found['accuracy_change']:+.2f} points (95% interval {100 * found['accuracy_change_low']:+.2f} to "
     change += f"{100 * found['accuracy_change_high']:+.2f})"
     lines = [
-        f"Agreement: {found['agreement']:.2%} of the images (95 % interval {found['agreement_low']:.2%} to "
+        f"Agreement: {found['agreement']:.2%} of the images (95% interval {found['agreement_low']:.2%} to "
         f"{found['agreement_high']:.2%}); mean KL: {found['kl']:.4f}.",
         f"Accuracy, student minus teacher: {change}. {compare.mcnemar(found)}",
         f"Both make the same error on {found['inherited']:,} images.",
@@ -136,11 +134,11 @@ def _pair(found: Plain, teacher: str, student: str) -> str:
         f"<section><h2>{escape(student)} against {escape(teacher)}</h2>"
         f"{''.join(f'<p>{escape(one)}</p>' for one in lines)}"
         f"{square}{_table(['', 'teacher', 'student'], figures, 'Accuracy and calibration')}"
-        f"<h3>Per-class recall change</h3><p>Student minus teacher in points, with 95 % intervals{few}.</p>"
+        f"<h3>Per-class recall change</h3><p>Student minus teacher in points, with 95% intervals{few}.</p>"
         f"<figure>{_charts.recall(shown)}</figure>"
         f"<h3>Confusion matrices</h3><p>Rows are true classes, columns predicted classes. Errors are coloured, on one "
         f"scale for both.</p><div class='pair'>{''.join(matrices)}</div>"
-        "<h3>Reliability</h3><p>Accuracy over confidence in bins of 1/15, with 95 % intervals; larger dots are more "
+        "<h3>Reliability</h3><p>Accuracy over confidence in bins of 1/15, with 95% intervals; larger dots are more "
         "images. Grey: uncalibrated; colour: temperature-scaled on validation.</p>"
         f"<div class='pair'>{''.join(diagrams)}</div></section>"
     )
@@ -235,7 +233,7 @@ def _picture(pixels: NDArray[np.uint8]) -> str:
 
 def _method(report: Plain) -> str:
     told = [
-        "Intervals hold 95 %: Wilson (1927) for shares, Bonett & Price (2012) for differences of paired shares.",
+        "Intervals hold 95%: Wilson (1927) for shares, Bonett & Price (2012) for differences of paired shares.",
         "McNemar's test is exact and two-sided. KL is KL(teacher || student) in nats.",
         "ECE: 15 equal bins of the top-1 confidence (Guo et al., 2017). Brier: sum over classes, 0 to 2 (Brier, 1950).",
         "Temperatures were fitted on validation images.",

@@ -82,7 +82,7 @@ class Axes:
 
 
 def _share(value: float) -> str:
-    return f"{100 * value:.4g} %"
+    return f"{100 * value:.4g}%"
 
 
 def ticks(low: float, high: float, wanted: int = 5) -> list[float]:

@@ -34,7 +34,7 @@ class Measurement:
 
 READINGS = (
     Measurement(
-        "cosine of gradients before and after a 5 % step, mean",
+        "cosine of gradients before and after a 5% step, mean",
         "predictiveness",
         lambda m: m["strides"][-1]["cosine"],
         -1,
@@ -55,7 +55,7 @@ class Trend:
     Attributes:
         sizes: parameters, with `means` and `spreads` (standard deviation over runs) of the reading there; None where a
             reading is not finite, or there is one run.
-        slope: its change when the parameters double, by least squares over all runs, with its 95 % t interval.
+        slope: its change when the parameters double, by least squares over all runs, with its 95% t interval.
         p: against no slope, Holm-corrected over the readings.
         verdict: on "smaller is more rugged".
     """

@@ -154,7 +154,7 @@ class Difference:
     Attributes:
         metric: `accuracy` or `nll`.
         seeds: of how many pairs; `by_seed`: the difference of each, in the order of seeds.
-        mean, low, high: with its 95 % interval, over seeds and test images together.
+        mean, low, high: with its 95% interval, over seeds and test images together.
         method: `crossed`: a bootstrap of seeds and test images together, corrected for few seeds (`stats.crossed`);
             `seeds`: t over seeds alone, where the runs' answers to each image are not kept.
         p: two-sided, of the same t statistic; `holm`: corrected over all arms of this budget (Holm, 1979).

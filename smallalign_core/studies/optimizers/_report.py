@@ -259,7 +259,7 @@ class OptimizerStudy:
         over = f"seeds and the {seen} together" if self.crossed else f"seeds, on {seen}"
         return (
             f"Differences are to the tuned reference on the same seeds, with the same initial weights, images and "
-            f"augmentation. Intervals are over {over}, 95 % each; `better` and `worse` also hold after Holm's "
+            f"augmentation. Intervals are over {over}, 95% each; `better` and `worse` also hold after Holm's "
             f"correction within a budget. Learning rates were tuned on {self._chosen_on()}, on a separate seed. "
             f"Budgets are equal in gradients{self._over()}. Another student, other images or another budget may rank "
             "differently."

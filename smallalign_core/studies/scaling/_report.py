@@ -26,7 +26,7 @@ class CellMean:
     Attributes:
         params: of the student; None before one is finished.
         runs: number of finished runs; `diverged`: number of diverged runs.
-        nll, error: (mean, low, high) with a 95 % t interval over replicates; the ends are None below two.
+        nll, error: (mean, low, high) with a 95% t interval over replicates; the ends are None below two.
         expected: by metric: the fitted value of the law; empty without a law.
     """
 
@@ -48,7 +48,7 @@ class Paired:
 
     Attributes:
         pairs: (replicate, baseline, recipe) of each: the ends of a slope plot.
-        mean, low, high: of the differences, 95 % t; below 0 is better. The interval is None below two pairs.
+        mean, low, high: of the differences, 95% t; below 0 is better. The interval is None below two pairs.
     """
 
     recipe: str
@@ -306,7 +306,7 @@ class ScalingStudy:
         seen = f"{self.test_images:,} test images" if self.test_images else "test images"
         text = (
             f"Figures hold for this target, dataset and recipes with fixed settings; none was tuned. Loss is "
-            f"{NAMES['nll']} of the best epoch by validation, on the same {seen}. Intervals are 95 % over "
+            f"{NAMES['nll']} of the best epoch by validation, on the same {seen}. Intervals are 95% over "
             f"{self.replicates} replicates (images, initial weights, order) and exclude variance over test images."
         )
         if self.teacher_images:

@@ -1,6 +1,6 @@
 """The scaling law: the value of a recipe in equivalent parameters and images, with intervals and sanity checks.
 
-Only numpy and scipy; independent of runs, stores and torch. See README, "The law".
+Only numpy and scipy; independent of runs, stores and torch. See docs/explanation/scaling-law.md.
 
     runs = Observations.of(rows, chance(10, "nll"))
     draws = resample(runs)                                           # fit and 200 refits

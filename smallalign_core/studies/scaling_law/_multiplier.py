@@ -31,7 +31,7 @@ class Multiplier:
 
     Attributes:
         k: infinite where no number of them is enough.
-        low, high: 95 % interval; `high` is infinite where no number can be excluded, `low` where all are.
+        low, high: 95% interval; `high` is infinite where no number can be excluded, `low` where all are.
         infinite: share of draws in which no number is enough.
         df: degrees of freedom of its t.
         extrapolated: (n, d) lies more than one rung outside of what was measured of the recipe, or the baseline that
@@ -187,7 +187,7 @@ def _outside(rungs: Floats, value: float) -> bool:
 
 def _enough(count: float, least: float) -> None:
     if count < least:
-        # With 2 replicates an interval for 95 % held 55 to 68 % in simulations, and with t it says nothing.
+        # With 2 replicates an interval for 95% held 55 to 68% in simulations, and with t it says nothing.
         do = f"finish {LEAST_REPLICATES} replicates of each cell, better 4 or more"
         raise BadData("too few replicates for a scaling study", given=f"{count:g}", do=do)
 

@@ -21,7 +21,8 @@ Shape = tuple[int, ...]
 
 SMALLEST = 7
 """Pixels a side of the smallest map that attention transfer was published with. Its weight is of a mean over pixels, so
-on maps of 2x2 the same number is sixteen times stronger than on 8x8: there it drowned the labels (measured, README).
+on maps of 2x2 the same number is sixteen times stronger than on 8x8: there it drowned the labels
+(docs/results/2026-11-losses.md).
 """
 
 

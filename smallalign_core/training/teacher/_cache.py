@@ -56,7 +56,7 @@ class LogitSource(Protocol):
 class TeacherCache:
     """Logits from the disk, and from the teacher where they are missing. Use as a context manager.
 
-    About 1 % of a chunk is rendered and computed again when it is written, and of some existing chunks when the teacher
+    About 1% of a chunk is rendered and computed again when it is written, and of some existing chunks when the teacher
     is loaded. On a mismatch the cache is emptied, and the teacher computes the rest of the run live.
 
     Args:
@@ -392,7 +392,7 @@ class TeacherCache:
         return int(np.random.default_rng([number, steps]).integers(steps))
 
     def _agrees(self, views: Views, number: int, chunk: Chunk) -> bool:
-        """Whether about 1 % of a chunk's logits match a new forward pass on images rendered again."""
+        """Whether about 1% of a chunk's logits match a new forward pass on images rendered again."""
         assert self._teacher is not None
         batch, at = self.plan.batch, self._sample(number, chunk.steps)
         some = np.random.default_rng([number]).permutation(batch)[: max(1, chunk.steps * batch // 100)]
