@@ -850,7 +850,7 @@ def test_the_verdict_says_not_decided_where_nothing_is(raced: tuple[Store, lifec
     said = mixed.verdict(report.budgets[0])
     assert f"{label[first]} is better than tuned AdamW; inconclusive: {label[second]}." in said
     equal = told_of(report, **dict.fromkeys(others, "no difference larger")).verdict(report.budgets[0])
-    assert "no difference to tuned AdamW larger than the margin" in equal
+    assert "equivalent to tuned AdamW within the margin" in equal
 
 
 def test_an_interval_of_differences_stays_within_what_the_metric_can_be() -> None:
