@@ -126,7 +126,7 @@ def test_the_report_stands_alone(site: str, browser: Browser, tmp_path: Path) ->
             lambda asked, told=told: None if asked.url.startswith(("file:", "data:")) else told.append(asked.url),
         )
         read.goto(f"file://{tmp_path / 'report.html'}")
-        expect(read.get_by_text("Inherited mistakes")).to_be_visible()
+        expect(read.get_by_text("Inherited errors")).to_be_visible()
         assert told == [], "nothing is refused and nothing is asked of anybody"
         assert read.evaluate("document.documentElement.scrollWidth") <= 400
         assert axe.grave(read) == []

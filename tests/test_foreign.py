@@ -473,7 +473,7 @@ def test_a_reading_can_be_named(learned: tuple[Any, Any], store: Store, tmp_path
     assert found["answers"] == "logits"
     assert found["assumed"]["words"] == ["answers: logits, as was named (--answers names another reading)"]
     said = command("import", tmp_path / "m.onnx", *options, store=store).stdout
-    assert "assumed: answers: one sigmoid a class" in " ".join(said.split())
+    assert "assumed: answers: one sigmoid per class" in " ".join(said.split())
 
 
 def test_a_background_class_is_hinted_at() -> None:

@@ -411,7 +411,7 @@ def test_augment_shows_pictures_what_the_student_sees_and_the_risk(shown):
     assert "exactly these" in texts(app)
     assert app.subheader[-1].value == "Ablation: with vs. without augmentation"
     assert "v2.RandomRotation(10" in app.code[1].value
-    assert "views policy.yaml --data digits --to sheet --teacher digits-teacher" in app.code[2].value
+    assert "preview policy.yaml --data digits --to sheet --teacher digits-teacher" in app.code[2].value
 
 
 @pytest.mark.slow

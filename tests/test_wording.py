@@ -63,7 +63,6 @@ BRITISH = r"distils?|colours?|coloured|grey|centre|labelled|normalised|optimiser
 BANNED = re.compile(rf"(?<![\w./-])(?:{PERSONS}|{ACTS}|{DIALECT}|{BRITISH})(?![\w/=-]|\.\w)", re.IGNORECASE)
 """Programs and data are not persons, and have the names that PyTorch, timm and the papers give them."""
 ALLOWED = {
-    "worth spec.yaml --without": "a command of the command line",
     "onnxruntime-web {version}, from npm.": "a license is quoted word by word",
 }
 """Beginnings of texts in which such a word is right, and why."""

@@ -81,7 +81,7 @@ def _measured(asked: RunSpec, what: What, store: Store, key: str) -> None:
     st.fragment(_live, run_every=tick, key=f"{key}-live")(spec, what, seeds, active, store, key)
     with st.expander("Equivalent command line"):
         does = "this command trains missing runs and prints the same results"
-        spec_summary.command(asked, store, verb=f"worth spec.yaml --without {what} --seeds {seeds}", does=does)
+        spec_summary.command(asked, store, verb=f"ablate spec.yaml --without {what} --seeds {seeds}", does=does)
     if found.missing and not active:
         with costs:  # requested last: nothing else waits for it
             seconds = found.missing * spec_summary.estimate(asked.model_dump_json())["seconds"]

@@ -122,7 +122,7 @@ def take_along(question: dict[str, Any], batch: int, teacher: RunRow | None) -> 
     with code:
         st.code(answer["code"], language="python", wrap_lines=True)
     with command:
-        words = ["python -m smallalign_core views policy.yaml --data", shlex.quote(source), "--to sheet"]
+        words = ["python -m smallalign_core preview policy.yaml --data", shlex.quote(source), "--to sheet"]
         words += ["--teacher", shlex.quote(teacher.name)] if teacher else []
         words += ["--seed", str(question["seed"])] if question["seed"] else []
         st.code(" ".join(words), language="bash", wrap_lines=True)
