@@ -97,7 +97,7 @@ with side:
     )
     asked = spec.model_dump_json()
     beside = bool(teacher_check.beside_it(spec)) and st.toggle(
-        "Also train baselines (labels only, shuffled teacher)",
+        "Also train baselines",
         key="controls",
         help="Trains the same student without the teacher and with teacher logits shuffled within each class, in "
         "lockstep with it. Only these baselines show whether distillation helps; it can hurt.",
