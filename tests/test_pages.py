@@ -493,7 +493,7 @@ def test_mixing_before_another_part_is_one_sentence(shown):
 
     app.button(key="policy.augment.add.flip").click().run()
 
-    assert [error.value for error in app.error] == ["`mixup` mixes finished images: put it last."]
+    assert [error.value for error in app.error] == ["`mixup` mixes augmented images: put it last."]
     app.button(key="policy.augment.mixup-0.down").click().run()
     assert not app.error
 
