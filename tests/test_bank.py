@@ -543,7 +543,7 @@ def test_the_estimate_tells_size_and_readiness_and_fills_nothing(
     assert warm["cache_ready"] == 1
     assert handlers.estimate(store, tiny().model_dump(mode="json"))["cache_bytes"] == 0
     found = next(check.found for check in doctor.examine(store) if check.name == "teacher cache")
-    assert "1 kept" in found
+    assert "1 entry" in found
     assert str(store.teacher_cache) in found
 
 

@@ -115,7 +115,7 @@ def test_the_demo_answers_to_drawings_pictures_and_the_camera(
     page.mouse.move(x, top + box["height"] * 0.6, steps=12)
     page.mouse.up()
     expect(page.locator(".ms")).to_have_text(re.compile(r"\d+(\.\d)? ms"), timeout=MINUTE)
-    assert all(re.search(r"\d %", share) for _, share in answers(page))
+    assert all(re.search(r"\d%", share) for _, share in answers(page))
 
     # A picture of a test image, one square a pixel: the pad gives the model exactly that image.
     picture, pixels = digit(tmp_path, digits)

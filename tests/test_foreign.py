@@ -471,9 +471,9 @@ def test_a_reading_can_be_named(learned: tuple[Any, Any], store: Store, tmp_path
     done = command("import", tmp_path / "m.onnx", *options, "--answers", "logits", "--json", store=store)
     found = json.loads(done.stdout)
     assert found["answers"] == "logits"
-    assert found["assumed"]["words"] == ["answers: logits, as was named (--answers names another reading)"]
+    assert found["assumed"]["words"] == ["outputs: logits, as given (--answers overrides)"]
     said = command("import", tmp_path / "m.onnx", *options, store=store).stdout
-    assert "assumed: answers: one sigmoid per class" in " ".join(said.split())
+    assert "one sigmoid per class" in " ".join(said.split())
 
 
 def test_a_background_class_is_hinted_at() -> None:

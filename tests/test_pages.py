@@ -577,9 +577,7 @@ def test_distil_asks_the_teacher_first_and_starts_with_controls(shown, store: St
     app = shown("distil", data="digits")
     assert "Suggested T" not in [metric.label for metric in app.metric]
     assert "Also train baselines" in [toggle.label for toggle in app.toggle]
-    next(
-        toggle for toggle in app.toggle if toggle.label == "Also train baselines"
-    ).set_value(True).run()
+    next(toggle for toggle in app.toggle if toggle.label == "Also train baselines").set_value(True).run()
     next(button for button in app.button if button.label == "Start training").click().run()
     assert not app.exception
     specs = [run.spec for run in store.runs()]

@@ -188,9 +188,8 @@ def _bank(store: Store) -> Check:
     except SmallAlignError as error:
         return Check("teacher cache", False, str(error))
     count, size, limit = len(shelf.kept()), shelf.size / 1024**2, shelf.limit / 1024**2
-    found = (
-        f"{count} entries, {size:,.1f} of {limit:,.0f} MB (SMALLALIGN_CACHE_GB); to free the space delete {shelf.root}"
-    )
+    held = f"{count} entr{'y' if count == 1 else 'ies'}, {size:,.1f} of {limit:,.0f} MB (SMALLALIGN_CACHE_GB)"
+    found = f"{held}; to free the space delete {shelf.root}"
     return Check("teacher cache", True, found)
 
 
