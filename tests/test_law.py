@@ -553,7 +553,7 @@ def test_the_additive_law_misreads_a_dose_that_the_saturating_one_reads() -> Non
     assert not all(test.passed for test in wrong)
     reasons = scaling_law.gate(scaling_law.resample(runs, scaling_law.fit(runs, "additive")), wrong).reasons
     assert reasons[0].startswith("the law does not fit the runs")
-    assert reasons[1].startswith("dose, images: ×2.00 is read as")
+    assert reasons[1].startswith("known-effect test, images: ×2.00 estimated as")
 
 
 def test_replicates_of_a_few_cells_are_no_half_of_a_study() -> None:
