@@ -61,12 +61,12 @@ ANSWER = """async ({ model, images, count, shape, runtime, threads }) => {
   let ort;
   const absolute = (path) => new URL(path, location.origin).href;
   const found = await withRuntime({ runtime, backend: 'wasm', threads }, (one) => { ort = one; }, async (_, about) => {
-    const { images: pixels } = await ort.ask('images', { url: absolute(images), count, shape });
-    const opened = await ort.ask('open', { name: 'm', url: absolute(model), backend: about.backend, shape });
-    const { logits } = await ort.ask('classify', { name: 'm', images: pixels, count, shape }, () => {});
+    const { images: pixels } = await ort.call('images', { url: absolute(images), count, shape });
+    const opened = await ort.call('open', { name: 'm', url: absolute(model), backend: about.backend, shape });
+    const { logits } = await ort.call('classify', { name: 'm', images: pixels, count, shape }, () => {});
     const seconds = performance.now() / 1000;  // since the page was opened
     const image = pixels.slice(0, shape.reduce((a, b) => a * b, 1));
-    const timed = await ort.ask('time', { name: 'm', image, shape });
+    const timed = await ort.call('time', { name: 'm', image, shape });
     return { seconds, threads: about.threads, ...opened, ...timed, logits: Array.from(logits) };
   });
   ort.end();

@@ -3,11 +3,11 @@
     python benchmarks/crowd.py [--visitors 50] [--clicks 10] [--seconds 60]
 
 Starts a dashboard of its own on an empty store, and speaks Streamlit's protocol to it as a browser does (no pixels are
-drawn, so this measures the server). Visitors open Distil and click Start with seeds that nobody else has, spread over
-`--seconds`; then all look at the status strip at the pace that the page asks for; then all click the same run at the
-same time, twice. Nobody trains (this process holds the worker's lock), so what is queued can be counted. Ends with exit
-code 1 if a promise is broken: exactly as many runs as the limits allow, no error, clicks and looks below 1.5 s (p95),
-and below 0.5 core and 600 MB while everybody only looks.
+drawn, so this measures the server). Visitors open Distill and click Start training, each with other seeds, spread over
+`--seconds`; then all look at the status strip at the page's own interval; then all click the same run at the same time,
+twice. Nothing trains (this process holds the worker's lock), so what is queued can be counted. Ends with exit code 1 if
+a promise is broken: exactly as many runs as the limits allow, no error, clicks and looks below 1.5 s (p95), and below
+0.5 core and 600 MB while everybody only looks.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Visit:
         elif kind == "delta":
             element = message.delta.new_element
             what = element.WhichOneof("type")
-            if what == "button" and element.button.label == "Start":
+            if what == "button" and element.button.label == "Start training":
                 self.start = element.button.id
             elif what == "number_input" and element.number_input.label.startswith("Seed"):
                 self.seed = element.number_input.id
@@ -196,7 +196,7 @@ async def crowd(port: int, server: psutil.Process, visitors: int, clicks: int, s
 async def _first(port: int) -> None:
     async with visiting(port) as visit:
         await visit.ask(page="distil")
-        assert visit.start, "the page has no Start"
+        assert visit.start, "the page has no button `Start training`"
         assert visit.seed, "the page has no Seed"
 
 

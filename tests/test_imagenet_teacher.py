@@ -120,7 +120,7 @@ def test_the_packages_network_comes_in_as_onnx(
     file.write_bytes(buffer.getvalue())
     names = list(imagenet())
     half: dict[str, Any] = {"mean": [0.5] * 3, "std": [0.5] * 3}
-    with pytest.raises(BadInput, match="does not know 10 of 10 classes"):
+    with pytest.raises(BadInput, match="it lacks 10 of 10 classes"):
         imported.import_onnx(file, DataSpec(source="digits"), store, classes=names)
     # It is asked, among the thousand, about ten classes that are called like digits and are not: it knows nothing.
     run = imported.import_onnx(

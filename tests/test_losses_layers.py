@@ -381,5 +381,5 @@ def test_layers_of_an_import_are_refused_in_words(store: Store, tmp_path: Path) 
     export.export(store.run("digits-student"), tmp_path / "theirs.onnx")
     imported = foreign.import_onnx(tmp_path / "theirs.onnx", DataSpec(source="digits"), store)
     for loss in ("fitnets", "attention"):
-        with pytest.raises(BadSpec, match=r"teacher puts out none there.*Use loss kd"):
+        with pytest.raises(BadSpec, match=r"and the teacher has none .given: teacher_layer empty.. Use loss kd.$"):
             resolve(store, tiny(teacher=imported.id, loss=loss))

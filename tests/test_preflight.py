@@ -156,7 +156,7 @@ def test_a_teacher_of_larger_images_is_refused_and_the_remedy_works(
 ) -> None:
     small = {"data": of_blobs | {"size": 8}, "network": {"kind": "cnn", "width": 4, "depth": 2}, "epochs": 2}
     small |= {"teacher": large.id, "batch": 16}
-    with pytest.raises(BadSpec, match=r"24 pixels a side.*show it 8.*data\.size` to 24.*network\.size: 8`"):
+    with pytest.raises(BadSpec, match=r"24 pixels per side.*run has 8.*data\.size` to 24.*network\.size: 8`"):
         resolve(store, parse(small))
     remedied = parse({**small, "data": of_blobs | {"size": SIDE}, "network": {**small["network"], "size": 8}})
     run = store.create(resolve(store, remedied))

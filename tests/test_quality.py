@@ -298,10 +298,10 @@ def test_known_dirt_is_found_and_nothing_else(dirty: Path, store: Store, tmp_pat
     assert not set(again.train.ids) & set(again.test.ids)
     words = command("inspect", dirty, store=store)
     assert "10 test images" not in words.stdout
-    assert "leaks: 20 test images" in words.stdout
+    assert "train/test leakage: 20 test images" in words.stdout
     refused = command("inspect", dirty, "--decide", made, store=store)
     assert refused.returncode == 2
-    assert "new file" in refused.stderr
+    assert "exists already" in refused.stderr
 
 
 def test_the_desk_answers_whoever_may_look(near_store: Store) -> None:
@@ -384,7 +384,7 @@ def test_runs_vote_only_on_what_they_did_not_learn(near_store: Store) -> None:
         runs.append(near_store.create(resolve(near_store, spec_)))
         worker.execute(runs[-1], near_store, device="cpu")
     report = data_quality.run_check(near_store, spec, method="votes")
-    assert "votes of 10 runs that" in report.method
+    assert "votes of 10 runs not trained on the image" in report.method
     known = [data.load(run.data, near_store.data_cache).train.ids for run in runs]
     for one in report.hard[:50]:
         assert one.votes == sum(int(one.id, 16) not in ids for ids in known)
@@ -399,7 +399,7 @@ def test_runs_vote_only_on_what_they_did_not_learn(near_store: Store) -> None:
     assert precision >= 0.7
     assert recall >= 0.7
     chosen = data_quality.run_check(near_store, spec)
-    assert "foretell labels better than the votes of 10 runs" in chosen.method
+    assert "predict labels better than the votes of 10 runs" in chosen.method
     assert chosen.hard == report.hard
     assert sum(found_of(chosen, wrong)) > precision + recall
     assert data_quality.run_check(near_store, spec, method="pixels").hard == ()

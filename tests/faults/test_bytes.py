@@ -238,7 +238,7 @@ def test_a_run_of_a_newer_version_is_refused_in_words_and_left_alone(
     kept = {file.name: file.read_bytes() for file in run.folder.iterdir()}
     run = Run(run.folder)
     if name == "result.json":
-        with pytest.raises(Refused, match=r"newer SmallAlign \(schema 3, this one knows 2\).*Update SmallAlign"):
+        with pytest.raises(Refused, match=r"newer SmallAlign \(schema 3, this one reads up to 2\).*Update SmallAlign"):
             _ = run.result
     else:
         with pytest.raises(Refused, match=r"newer SmallAlign"):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import streamlit as st
-from streamlit.delta_generator import DeltaGenerator
 
 from pages.ui.app import context
 
@@ -17,6 +16,13 @@ SOON = 3
 """An estimate of fewer seconds is not worth showing."""
 Answer = dict[str, Any]
 Found = TypeVar("Found")
+
+
+class Place(Protocol):
+    """What of `st.empty()` is used here."""
+
+    def progress(self, value: float, text: str) -> Any: ...
+    def empty(self) -> Any: ...
 
 
 class Unfinished(Exception):
@@ -47,7 +53,7 @@ def wait(
     take: Callable[[], Found],
     saying: str | Callable[[float], str],
     *,
-    place: DeltaGenerator | None = None,
+    place: Place | None = None,
     started: Callable[[Answer], bool] = lambda _: True,
 ) -> Found:
     """What `take` returns, once it does, with a bar and about how long it still takes until then.
@@ -58,7 +64,8 @@ def wait(
         place: where the bar is drawn, and left to the caller; without it, where the page is, until it is finished.
         started: whether the work goes on by itself; if not, `Unfinished` is the caller's.
     """
-    bar, began = st.empty() if place is None else place, time.monotonic()
+    began = time.monotonic()
+    bar: Place = st.empty() if place is None else place
     while True:
         try:
             found = take()

@@ -134,7 +134,8 @@ def place(loss: OfLayers, student: nn.Module, teacher: nn.Module) -> OfLayers:
                 raise BadSpec(
                     f"the {who} has no comparable layer at that path",
                     given=path,
-                    do=f"leave {who}_layer empty, or use one of: {_offered(there)}",
+                    do=f"leave {who}_layer empty"
+                    + (f", or use one of: {offered}" if (offered := _offered(there)) else ""),
                 )
     maps = isinstance(loss, AttentionTransfer) or all(
         any(len(there[path]) == 3 for path in named or there) for named, there in ((asked[0], ours), (asked[1], theirs))
@@ -146,10 +147,12 @@ def place(loss: OfLayers, student: nn.Module, teacher: nn.Module) -> OfLayers:
         wanted, size = ("maps", 3) if maps else ("vectors", 1)
         wrong = [path for path in found if len(there[path]) != size]
         if wrong or not found:
+            offered = _offered(there, size)
             raise BadSpec(
-                f"loss {loss.kind} compares feature {wanted}, and the {who} has none at these layers",
+                f"loss {loss.kind} compares feature {wanted}, and the {who} has none"
+                + (" at these layers" if wrong else ""),
                 given=", ".join(f"{path} ({_written(there[path])})" for path in wrong) or f"{who}_layer empty",
-                do=f"use loss kd, or one of the {who}'s layers with {wanted}: {_offered(there, size)}",
+                do="use loss kd" + (f", or one of the {who}'s layers with {wanted}: {offered}" if offered else ""),
             )
     many = isinstance(loss, AttentionTransfer)
     count = min(map(len, chosen)) if many else 1
@@ -180,7 +183,7 @@ def _large(there: Mapping[str, Shape], found: tuple[str, ...]) -> tuple[str, ...
 
 def _offered(there: Mapping[str, Shape], size: int | None = None, most: int = 60) -> str:
     listed = [f"{path} ({_written(shape)})" for path, shape in there.items() if size in (None, len(shape))]
-    return ", ".join(listed[:most]) + (", …" if len(listed) > most else "") if listed else "there is none"
+    return ", ".join(listed[:most]) + (", …" if len(listed) > most else "")
 
 
 def _written(shape: Shape) -> str:
