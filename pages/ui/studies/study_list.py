@@ -22,11 +22,12 @@ STATES = {name: formatting.STATES[name] for name in ("finished", "running", "pau
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of study, and the page that shows it."""
+    """A kind of study, the page that shows it, and the command that runs it."""
 
     name: str
     page: str
     icon: str
+    verb: str
 
 
 def listing(store: Store, kind: Kind) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import streamlit as st
 
 from pages.ui.landscape import panel
+from pages.ui.studies import study_form
 from pages.ui.studies.optimizers import charts, forest, setup_form
 from pages.ui.widgets import formatting, run_table, url_state
 from smallalign_core.runs.store import Store
@@ -259,7 +260,7 @@ def _runs(report: OptimizerStudy, _: Study, __: Store, budget: int) -> None:
 
 
 def _spec(_: OptimizerStudy, study: Study, store: Store, __: int) -> None:
-    setup_form.command(study.spec, store)
+    study_form.command(setup_form.KIND, setup_form.written(study.spec, store))
 
 
 def _always(_: OptimizerStudy, __: int) -> bool:
