@@ -141,11 +141,18 @@ def test_names_say_what_is_unusual() -> None:
         ({"reference": "prodigy"}, "no learning rate"),
         ({"seed": 2**31 - 5}, "leave room"),
         ({"network": "cnnn"}, "cnnn"),
+        ({"student": {"data": "digits", "network": "cnn"}}, "below `student`"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_in_words(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(BadSpec, match=said):
         asked(**wrong)
+
+
+@pytest.mark.parametrize("given", [5, [], "digits"])
+def test_a_student_that_is_no_mapping_is_refused_in_words(given: Any) -> None:
+    with pytest.raises(BadSpec, match="`student` is not a mapping"):
+        parse_study({"student": given})
 
 
 @pytest.mark.slow

@@ -454,6 +454,19 @@ def test_a_study_that_was_paused_while_it_was_prepared_queues_nothing(
     assert store.queue() == []
 
 
+def test_a_damaged_run_is_reported_as_failed_and_not_as_missing(tmp_path: Path) -> None:
+    store = Store(tmp_path / "models")
+    study = lifecycle.create(store, "scaling", resolved(store))
+    before = study.report(store)
+    run = store.create(study.wanted(store)[0])
+    run.weights.write_bytes(b"")
+    (run.folder / "result.json").write_text("{}")  # finished, without the numbers
+    after = study.report(store)
+    assert not before.failed
+    assert after.failed == ("baseline, width 4, 160 images: a file of it is damaged",)
+    assert after.missing == before.missing - 1
+
+
 @pytest.mark.parametrize(
     "text", ['{"kind": "scaling"}', '{"kind": "scaling", "spec": null}', '{"kind": ["x"], "spec": {}}', "[]"]
 )

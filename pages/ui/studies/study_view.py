@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import streamlit as st
 
@@ -13,9 +13,10 @@ from pages.ui.runs import live
 from pages.ui.studies import study_form, study_list
 from pages.ui.studies.study_list import Kind
 from smallalign_core.runs.store import Store
+from smallalign_core.studies.base import StudyReport
 from smallalign_core.studies.lifecycle import Study
 
-Report = TypeVar("Report", bound=Any)
+Report = TypeVar("Report", bound=StudyReport)
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class View(Generic[Report]):
         """The whole view of a study; it updates by itself only while it is active."""
         if (found := study_list.opened(reference, store, self.kind)) is None:
             return
-        study, report = found
+        study, report = found[0], cast("Report", found[1])
         study_list.title(report)
         st.caption(self.size(study, report))
         self._actions(study, report, store)
@@ -87,7 +88,7 @@ class View(Generic[Report]):
     def _live(self, study: Study, rounds: int, store: Store) -> None:
         """Progress. When a round or the study ends, the whole page is redrawn, once."""
         with context.show_errors():
-            report: Report = study.report(store)
+            report = cast("Report", study.report(store))
             if not report.active or self.rounds(report) != rounds:
                 st.rerun()
             self.progress(report)
