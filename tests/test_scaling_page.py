@@ -9,6 +9,7 @@ import pytest
 import yaml
 from streamlit.testing.v1 import AppTest
 
+from pages.ui.charts import plotting, theme
 from pages.ui.studies.scaling import charts, view
 from smallalign_core.analysis import data_quality
 from smallalign_core.data import Decision
@@ -145,9 +146,9 @@ def test_where_the_law_holds_the_forest_is_of_its_figures(
     report = finished.report(place)
     reading = report.readings["nll"]
     drawn: dict[str, Any] = {}
-    monkeypatch.setattr(charts, "plot", lambda figure, **how: drawn.update(figure=figure, **how))
-    monkeypatch.setattr(charts, "palette", lambda: ["#0072B2", "#C24E00", "#00805A", "#8899AA"])
-    monkeypatch.setattr(charts, "ink", lambda: "#000000")
+    monkeypatch.setattr(plotting, "plot", lambda figure, **how: drawn.update(figure=figure, **how))
+    monkeypatch.setattr(theme, "palette", lambda: ["#0072B2", "#C24E00", "#00805A", "#8899AA"])
+    monkeypatch.setattr(theme, "ink", lambda: "#000000")
     charts.forest(report, reading, key="x")
     (one,) = reading.worth
     assert drawn["table"]["times"] == [one.parameters.k, one.images.k]

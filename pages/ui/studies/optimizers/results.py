@@ -8,6 +8,7 @@ from typing import Any
 
 import streamlit as st
 
+from pages.ui.charts.plotting import columns
 from pages.ui.landscape import panel
 from pages.ui.studies import study_form
 from pages.ui.studies.optimizers import charts, forest, setup_form
@@ -140,7 +141,7 @@ def _columns(study: OptimizerStudy, budget: int, metric: str) -> dict[str, list[
         }
         for arm in arms
     ]
-    return forest.columns(rows)
+    return columns(rows)
 
 
 def _standing(arm: Arm, metric: str) -> str:

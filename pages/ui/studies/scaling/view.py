@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import streamlit as st
 
+from pages.ui.charts.plotting import columns
 from pages.ui.studies import study_form, study_view
-from pages.ui.studies.optimizers.forest import columns
 from pages.ui.studies.scaling import charts, setup_form
 from pages.ui.widgets import url_state
 from smallalign_core.runs.store import Run, State, Store
