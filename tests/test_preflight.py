@@ -21,7 +21,8 @@ from smallalign_core.errors import BadSpec
 from smallalign_core.metrics import logits_of, score
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.service import handlers, worker
-from smallalign_core.spec import DataSpec, HintonKd, digest, parse, to_yaml
+from smallalign_core.service.requests import Inspect
+from smallalign_core.spec import DataSpec, HintonKd, digest, parse, parse_data, to_yaml
 from smallalign_core.system.files import write_json
 from smallalign_core.training import teacher_evidence, teacher_loading
 from smallalign_core.training.resolve import resolve
@@ -301,7 +302,7 @@ def test_teachers_are_offered_by_evidence_on_the_images(
     train: Train, store: Store, of_blobs: dict[str, Any], large: Run
 ) -> None:
     asked = DataSpec(**of_blobs)
-    facts = handlers.inspect(store, of_blobs["source"])
+    facts = handlers.inspect(store, Inspect(parse_data(of_blobs["source"])))
     rows = {row.id: row for row in run_table.teachers(store, of_blobs["source"], facts)}
     alien = store.run("digits-teacher").id
     assert rows[large.id].here == large.result["val"]["accuracy"]  # type: ignore[index]

@@ -16,6 +16,8 @@ from smallalign_core.data import Decision
 from smallalign_core.runs.store import State, Store
 from smallalign_core.runs.writer import RunWriter
 from smallalign_core.service import handlers
+from smallalign_core.service.requests import Inspect
+from smallalign_core.spec import parse_data
 from smallalign_core.studies import lifecycle, optimizers, scaling
 from smallalign_core.studies.lifecycle import Study
 from smallalign_core.studies.resolve import resolve_study
@@ -69,7 +71,7 @@ def test_a_student_too_narrow_for_sizes_around_it_is_a_sentence(shown: Show) -> 
 
 
 def test_own_decisions_are_offered_where_there_are_some(shown: Show, place: Store) -> None:
-    fingerprint = handlers.inspect(place, "digits")["fingerprint"]
+    fingerprint = handlers.inspect(place, Inspect(parse_data("digits"))).fingerprint
     data_quality.decide(place, fingerprint, "digits", [(255, Decision("drop"))])
     app = shown("scaling", data="digits", recipes="clean", cleaning="decided")
     assert asked_for(app).decisions == str(data_quality.file_of(place, fingerprint))

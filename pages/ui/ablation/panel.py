@@ -85,7 +85,7 @@ def _measured(asked: RunSpec, what: What, store: Store, key: str) -> None:
         spec_summary.command(asked, store, verb=f"ablate spec.yaml --without {what} --seeds {seeds}", does=does)
     if found.missing and not active:
         with costs:  # requested last: nothing else waits for it
-            seconds = found.missing * spec_summary.estimate(asked.model_dump_json())["seconds"]
+            seconds = found.missing * spec_summary.estimate(asked.model_dump_json()).seconds
             runs = "1 run" if found.missing == 1 else f"{found.missing} runs"
             st.caption(f"{runs} to train, total time {'about ' * (seconds >= 1)}{formatting.duration(seconds)}.")
 
