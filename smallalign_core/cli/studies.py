@@ -119,8 +119,9 @@ def _watched(study: lifecycle.Study, place: Store) -> Iterator[Any]:
 
         def observe(runs: Sequence[Run]) -> worker.Observer:
             report = study.report(place)
-            every = report.done + report.missing + report.running + len(report.failed)
-            bar.update(whole, total=every, completed=report.done, note=f"{report.done} of about {every} runs")
+            bar.update(
+                whole, total=report.runs, completed=report.done, note=f"{report.done} of about {report.runs} runs"
+            )
             spec = runs[0].spec
             bar.update(now, total=None, completed=0, note=f"{len(runs)} runs, {spec.epochs} epochs, seed {spec.seed}")
 

@@ -9,10 +9,9 @@ from typing import Any
 
 from smallalign_core import data
 from smallalign_core.analysis import data_quality
-from smallalign_core.errors import BadInput
 from smallalign_core.runs.store import Store
 from smallalign_core.service import augmentation_api, comparison_api, requests
-from smallalign_core.service.requests import Cost, DatasetFacts, Submitted
+from smallalign_core.service.requests import Cost, DatasetFacts, StartedStudy, StudyCost, Submitted
 from smallalign_core.service.wire import Request
 from smallalign_core.spec import digest, parse, parse_data
 from smallalign_core.studies import ablation as measuring, lifecycle
@@ -52,27 +51,21 @@ def inspect(store: Store, asked: requests.Inspect) -> DatasetFacts:
     )
 
 
-def study(store: Store, kind: str, spec: dict[str, Any], start: bool = False, probe: bool = False) -> dict[str, Any]:
-    """What a study knows so far; with `start`, workers train what is missing by themselves from now on.
+def start_study(store: Store, asked: requests.StartStudy) -> StartedStudy:
+    """Create a study, or continue the existing one."""
+    store.visitor.check_room(store.root)  # a study is one start: workers queue its runs by themselves
+    study = lifecycle.create(store, asked.spec.KIND, resolve_study(store, asked.spec.KIND, asked.spec))
+    lifecycle.start(store, study)
+    return StartedStudy(study.id)
 
-    With `probe`, a few steps are taken to say in how many `seconds` it would be done.
 
-    Returns:
-        Its `id`, the resolved `spec`, and the report as plain values and in `words`.
-    """
-    if kind not in lifecycle.KINDS:
-        raise BadInput("there is no such kind of study", given=kind, do=f"choose {' or '.join(lifecycle.KINDS)}")
-    if start:
-        store.visitor.check_room(store.root)  # a study is one start: workers queue its runs by themselves
-    module = lifecycle.KINDS[kind]
-    resolved = resolve_study(store, kind, module.parse_study(spec))
-    asked = lifecycle.Study(store.root / "studies" / module.study_id(resolved))
-    if start:
-        asked = lifecycle.create(store, kind, resolved)
-        lifecycle.start(store, asked)
-    found = module.report(resolved, store, asked.folder, active=asked.active, trouble=asked.trouble)
-    told = {"id": asked.id, "spec": resolved.model_dump(mode="json"), "report": found.as_dict(), "words": found.words()}
-    return told | ({"seconds": module.expected(resolved, store, asked.folder)} if probe else {})
+def estimate_study(store: Store, asked: requests.EstimateStudy) -> StudyCost:
+    """Count the runs of a study and estimate their cost."""
+    module = lifecycle.KINDS[asked.spec.KIND]
+    resolved = resolve_study(store, asked.spec.KIND, asked.spec)
+    study = lifecycle.Study(store.root / "studies" / module.study_id(resolved))
+    found = module.report(resolved, store, study.folder, active=study.active, trouble=None)
+    return StudyCost(study.id, found.runs, found.done, found.missing, module.expected(resolved, store, study.folder))
 
 
 def submit(store: Store, asked: requests.Submit) -> Submitted:
@@ -200,6 +193,8 @@ HANDLERS: dict[type[Request[Any]], Callable[[Store, Any], Any]] = {
     requests.Inspect: inspect,
     requests.Submit: submit,
     requests.Estimate: estimate,
+    requests.StartStudy: start_study,
+    requests.EstimateStudy: estimate_study,
 }
 
 UNTYPED: dict[str, Callable[..., dict[str, Any]]] = {
@@ -216,7 +211,6 @@ UNTYPED: dict[str, Callable[..., dict[str, Any]]] = {
     "code": augmentation_api.code,
     "worth": worth,
     "preflight": preflight,
-    "study": study,
     "landscape": landscape,
     "quality": data_quality.quality,
 }

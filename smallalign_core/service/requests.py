@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from smallalign_core.service.wire import Request
 from smallalign_core.spec import DataSpec, Loss, RunSpec
+from smallalign_core.studies.lifecycle import AnyStudySpec
 from smallalign_core.training.teacher_evidence import CheckedTeacher
 
 # --- a dataset --------------------------------------------------------------------------------------------------------
@@ -116,3 +117,47 @@ class Estimate(Request[Cost]):
     shared: ClassVar[bool] = True
 
     spec: RunSpec
+
+
+# --- a study ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StartedStudy:
+    """A study whose missing runs workers train; its report is read from the store."""
+
+    id: str
+
+
+@dataclass(frozen=True)
+class StartStudy(Request[StartedStudy]):
+    """Create a study, or continue the existing one."""
+
+    spec: AnyStudySpec
+
+
+@dataclass(frozen=True)
+class StudyCost:
+    """The cost of a study before it is started.
+
+    Attributes:
+        id: digest of the resolved spec.
+        runs: number of runs, as far as known; `done`: finished or diverged ones, which are reused; `missing`: still to
+            train.
+        seconds: training time of the missing runs, from a few training steps.
+    """
+
+    id: str
+    runs: int
+    done: int
+    missing: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EstimateStudy(Request[StudyCost]):
+    """Count the runs of a study and estimate their cost: nothing is created or trained."""
+
+    shared: ClassVar[bool] = True
+
+    spec: AnyStudySpec

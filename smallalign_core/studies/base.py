@@ -114,6 +114,11 @@ class StudyReport(ABC):
         """Whether something must be measured before all runs are known."""
 
     @property
+    def runs(self) -> int:
+        """Number of its runs, as far as known."""
+        return self.done + self.running + self.missing + len(self.failed)
+
+    @property
     def complete(self) -> bool:
         """Whether every run of it is finished or diverged."""
         return not (self.missing or self.running or self.failed or self.unprepared)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from smallalign_core.errors import BadModel, Refused, SmallAlignError, UnknownRun, WorkFailed
 from smallalign_core.runs.store import SCHEMA, Run, State, Store
@@ -74,6 +74,8 @@ class StudyKind(Protocol):
 
 KINDS: dict[str, StudyKind] = {"optimizers": optimizers, "scaling": scaling}
 """The kinds of study, by the name that `study.json` has. Each has a page, and a verb of the command line."""
+AnyStudySpec: TypeAlias = optimizers.OptimizerStudySpec | scaling.ScalingStudySpec
+"""The spec of a study of any kind."""
 
 
 def read(kind: str, path: Path, overrides: Sequence[str] = ()) -> Any:

@@ -12,16 +12,18 @@ import yaml
 from pages.ui.app import context
 from pages.ui.studies.study_list import Kind
 from pages.ui.widgets import formatting
+from smallalign_core.service.requests import EstimateStudy, StartStudy, StudyCost
 from smallalign_core.spec import RunSpec, canonical
-from smallalign_core.spec.parts import Part
+from smallalign_core.studies.base import study_id
+from smallalign_core.studies.lifecycle import AnyStudySpec
 
 
 def begin(
     kind: Kind,
-    spec: Part,
+    spec: AnyStudySpec,
     file: str,
     *,
-    runs: Callable[[dict[str, Any]], tuple[int, str]],
+    runs: Callable[[StudyCost], tuple[int, str]],
     time: str,
     warning: str = "",
 ) -> None:
@@ -29,26 +31,25 @@ def begin(
 
     Args:
         file: the study as YAML.
-        runs: from the stored progress: how many runs the study has, and how that number comes about.
+        runs: from its cost: how many runs the study has, and how that number comes about.
         time: what the estimated time includes.
         warning: that the study is too small.
     """
-    everything = json.dumps(spec.model_dump(mode="json"), sort_keys=True)
     costs = st.container()
     if st.button("Start study", type="primary", icon=":material/play_arrow:"):
-        start(kind, json.loads(everything))
+        start(kind, spec)
     if warning:
         st.caption(warning)
     st.markdown("**Equivalent command line**")
     command(kind, file)
     with costs:  # requested last: nothing else on the page waits for it
-        _cost(kind, everything, runs, time)
+        _cost(spec, runs, time)
 
 
-def start(kind: Kind, fields: Mapping[str, Any]) -> None:
+def start(kind: Kind, spec: AnyStudySpec) -> None:
     """Start the study, or continue it, and open it."""
-    answer = context.call("study", "Preparing the study", kind=kind.name, spec=dict(fields), start=True)
-    st.switch_page(kind.page, query_params={"study": answer["id"]})
+    started = context.call(StartStudy(spec), "Preparing the study")
+    st.switch_page(kind.page, query_params={"study": started.id})
 
 
 def command(kind: Kind, file: str) -> None:
@@ -75,25 +76,18 @@ def student_address(student: RunSpec, *, without: tuple[str, ...], **more: Any) 
     return json.dumps(fields | more, separators=(",", ":"))
 
 
-def _cost(kind: Kind, everything: str, runs: Callable[[dict[str, Any]], tuple[int, str]], time: str) -> None:
-    answer = _probed(kind.name, everything)
-    known = answer["report"]
-    total, comes_from = runs(known)
+def _cost(spec: AnyStudySpec, runs: Callable[[StudyCost], tuple[int, str]], time: str) -> None:
+    cost = _estimated(study_id(spec), spec)
+    total, comes_from = runs(cost)
     cells = st.columns(2)
     cells[0].metric("Runs", f"{total:,}", border=True, help=comes_from)
-    cells[1].metric("Estimated time", formatting.duration(answer["seconds"]), border=True, help=time)
-    if known["done"]:
-        words = f"{known['done']:,} of these runs are finished and will be reused."
-        st.caption(words if known["missing"] else f"All {known['done']:,} runs of this study are finished.")
+    cells[1].metric("Estimated time", formatting.duration(cost.seconds), border=True, help=time)
+    if cost.done:
+        words = f"{cost.done:,} of these runs are finished and will be reused."
+        st.caption(words if cost.missing else f"All {cost.done:,} runs of this study are finished.")
 
 
 @st.cache_data(max_entries=64, ttl=60, show_spinner=False)
-def _probed(kind: str, everything: str) -> dict[str, Any]:
-    """The stored progress of a study, and its cost; raises for an invalid study."""
-    return context.call(
-        "study",
-        "Counting runs and timing a few training steps",
-        kind=kind,
-        spec=json.loads(everything),
-        probe=True,
-    )
+def _estimated(name: str, _spec: AnyStudySpec) -> StudyCost:  # noqa: ARG001  # the name is the cache's key
+    """The cost of a study; raises for an invalid one."""
+    return context.call(EstimateStudy(_spec), "Counting runs and timing a few training steps")

@@ -83,7 +83,7 @@ class View(Generic[Report]):
             return
         grown = study.spec.model_copy(update=more)
         if st.button("Extend and start", type="primary", disabled=grown == study.spec):
-            study_form.start(self.kind, grown.model_dump(mode="json"))
+            study_form.start(self.kind, grown)
 
     def _live(self, study: Study, rounds: int, store: Store) -> None:
         """Progress. When a round or the study ends, the whole page is redrawn, once."""

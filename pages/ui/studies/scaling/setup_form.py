@@ -175,8 +175,8 @@ def begin(fields: dict[str, Any]) -> None:
         KIND,
         spec,
         written(spec),
-        runs=lambda known: (
-            known["total"],
+        runs=lambda cost: (
+            cost.runs,
             "Model sizes × dataset sizes × recipes × replicates. Runs on the same images train in lockstep.",
         ),
         time="From a few training steps of each size at the current load of this machine.",
