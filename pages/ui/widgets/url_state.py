@@ -14,6 +14,7 @@ from pages.ui.widgets.run_table import RunRow
 from smallalign_core.data import NAMED
 from smallalign_core.runs import uploads
 from smallalign_core.runs.store import Store
+from smallalign_core.service.requests import DatasetFacts
 
 NONE = "none"
 """URL value of a run menu with no run selected."""
@@ -229,7 +230,7 @@ def pick_rows(label: str, rows: Sequence[RunRow], *, key: str, most: int, help: 
     return [found[id] for id in chosen]
 
 
-def pick_data(store: Store) -> tuple[str, dict[str, Any] | None]:
+def pick_data(store: Store) -> tuple[str, DatasetFacts | None]:
     """A menu of datasets that also takes a path; returns the source and its summary, None without a selection.
 
     Raises:
