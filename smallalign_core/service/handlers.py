@@ -36,6 +36,8 @@ def inspect(store: Store, source: str | dict[str, Any]) -> dict[str, Any]:
     parts = {"train": splits.train, "val": splits.val, "test": splits.test}
     return {
         "source": spec.source,
+        "reader": splits.reader,
+        "columns": splits.columns,
         "images": sum(len(part) for part in parts.values()),
         "classes": list(splits.classes),
         "labels": {name: label for label, name in enumerate(splits.classes)},
