@@ -39,6 +39,10 @@ class Decoded:
         sizes: (height, width) of each image of a split before it was scaled, int32 [N, 2], where they may differ.
         paths: the file of each image of a split, below the source, in UTF-8.
         changed: whether it was read in a way that was unknown before 2026-12.
+        reader: what understood the source: `arrays`, `folders`, `table` or `parquet`.
+        columns: those of the table or Parquet file that hold paths, labels and splits.
+        names: the classes as they are shown, in the order of their labels; empty where that is `classes`.
+        order: the position in `names` of each of `classes`.
     """
 
     parts: dict[str, tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint64]]]
@@ -48,6 +52,10 @@ class Decoded:
     sizes: dict[str, NDArray[np.int32]] = field(default_factory=dict)
     paths: dict[str, NDArray[np.bytes_]] = field(default_factory=dict)
     changed: bool = False
+    reader: str = "arrays"
+    columns: dict[str, str] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+    order: tuple[int, ...] = ()
 
 
 def source_ids(images: NDArray[np.uint8]) -> NDArray[np.uint64]:

@@ -18,8 +18,11 @@ IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"} | {
 OLD_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 """What was read before 2026-12: runs of that time are made from these alone."""
 
-TABLES = {".csv", ".tsv"}
+TABLES = {".csv", ".tsv", ".jsonl", ".parquet"}
 MAX_TABLE = 20 * 1024**2
+
+CLASS_LISTS = ("classes.txt", "class_names.txt", "labels.txt", "names.txt")
+"""Files that may hold the names of the classes in their order, one a line."""
 
 NO_PICTURES = {
     *(

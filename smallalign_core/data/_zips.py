@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from smallalign_core.data._files import (
+    CLASS_LISTS,
     IMAGE_ENDINGS,
     MAX_TABLE,
     NO_PICTURES,
@@ -112,7 +113,7 @@ def check_upload(content: bytes) -> None:
     look(file, bounds)
     try:
         with zipfile.ZipFile(file) as archive:
-            found = [name for _, name in images(archive, bounds) if Path(name).suffix.lower() not in TABLES]
+            found = [name for _, name in images(archive, bounds) if not _tells(name)]
     except DAMAGED as error:
         raise BadData("the zip file cannot be read", given=str(error), do="pack it again") from None
     if not found:
@@ -165,7 +166,7 @@ def _wanted(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> bool
     ending = Path(name).suffix.lower()
     if ending in IMAGE_ENDINGS:
         return True
-    if ending in TABLES:
+    if _tells(name):
         return entry.file_size <= MAX_TABLE
     if ending in NO_PICTURES or entry.flag_bits & 0x2041 or entry.compress_type not in PLAIN:
         return False
@@ -174,6 +175,11 @@ def _wanted(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> bool
             return kind_of(stream.read(SNIFFED)) in READ
     except DAMAGED:
         return False
+
+
+def _tells(name: str) -> bool:
+    """Whether a file may hold labels or the names of classes."""
+    return Path(name).suffix.lower() in TABLES or Path(name).name.lower() in CLASS_LISTS
 
 
 def unpack(archive: zipfile.ZipFile, room: Path, bounds: Bounds) -> Listing:

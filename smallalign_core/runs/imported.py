@@ -312,7 +312,7 @@ def describe(
     Raises:
         BadInput: the classes are unknown, or an option does not fit the file.
     """
-    source = spec.source if spec.source in data.NAMED else str(Path(spec.source).expanduser().resolve())
+    source = data.absolute(spec.source)
     names = tuple(classes or class_names.in_metadata(facts["metadata"]))
     found: dict[str, Any] = {
         "file": name,

@@ -37,6 +37,8 @@ def inspect(store: Store, asked: requests.Inspect) -> DatasetFacts:
     parts = {"train": splits.train, "val": splits.val, "test": splits.test}
     return DatasetFacts(
         source=asked.data.source,
+        reader=splits.reader,
+        columns=splits.columns,
         images=sum(len(part) for part in parts.values()),
         classes=splits.classes,
         labels={name: label for label, name in enumerate(splits.classes)},

@@ -18,6 +18,7 @@ class DatasetFacts:
     """What is in a dataset.
 
     Attributes:
+        reader: `arrays`, `folders`, `table` or `parquet`; `columns`: those of a table of labels.
         images: number of images of all splits.
         labels: the label of each class.
         shape: [C, H, W] of an image.
@@ -28,6 +29,8 @@ class DatasetFacts:
     """
 
     source: str
+    reader: str
+    columns: dict[str, str]
     images: int
     classes: tuple[str, ...]
     labels: dict[str, int]

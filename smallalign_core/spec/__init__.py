@@ -16,7 +16,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from smallalign_core.errors import BadSpec
-from smallalign_core.spec._file import loaded as loaded, value_of
+from smallalign_core.spec._file import loaded as loaded, value_of as value_of
 from smallalign_core.spec._part import expanded
 from smallalign_core.spec._words import told as told
 from smallalign_core.spec.augment import MIXING, CutMix as CutMix, Mixing as Mixing, MixUp as MixUp, misplaced
@@ -69,6 +69,7 @@ from smallalign_core.spec.parts import (
     Augment as Augment,
     Bits,
     Cnn as Cnn,
+    Columns as Columns,
     DataSpec as DataSpec,
     Flip as Flip,
     Import as Import,
@@ -267,7 +268,8 @@ def canonical(part: Part) -> dict[str, Any]:
         if name == "kind" or field.is_required() or value != field.get_default(call_default_factory=True):
             written[name] = _plain(value)
     if isinstance(part, DataSpec) and part.fingerprint:
-        for name in ("source", "decisions", "groups", "skip_unreadable"):  # the fingerprint covers their effect
+        # the fingerprint covers their effect
+        for name in ("source", "columns", "levels", "decisions", "groups", "skip_unreadable"):
             written.pop(name, None)
     if isinstance(part, LibraryNetwork) and part.weights_sha256:
         del written["weights"]

@@ -19,10 +19,34 @@ FILLED_IN: dict[str, Any] = {"filled_in": True}  # for fields that forms do not 
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
-class DataSpec(Part):
-    """A dataset and its splits. Validation is always split from train."""
+ColumnName = Annotated[str | None, Field(min_length=1, max_length=200)]
 
-    source: Annotated[str, Field(min_length=1, max_length=1000, description="Dataset name or path.")]
+
+class Columns(Part):
+    """Columns of a table of labels, by their names (by their numbers from 1 where the table has no header)."""
+
+    path: Annotated[ColumnName, Field(description="Column with the path of each image, relative to the table.")] = None
+    label: Annotated[ColumnName, Field(description="Column with the class.")] = None
+    split: Annotated[ColumnName, Field(description="Column with train, validation or test.")] = None
+
+
+class DataSpec(Part):
+    """A dataset and its splits. Validation is split from train where the source brings none."""
+
+    source: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=1000,
+            description="Dataset name, path of a folder, zip or table of labels, or hf://owner/name.",
+        ),
+    ]
+    columns: Annotated[
+        Columns, Field(description="Columns of a table of labels; empty: guessed from names and content.")
+    ] = Columns()
+    levels: Annotated[
+        int, Field(ge=1, le=8, description="Levels of class folders: with 2, a/x and b/x are two classes.")
+    ] = 1
     size: Annotated[
         int | None, Field(ge=4, le=512, description="Input size in pixels per side; empty: original size.")
     ] = None

@@ -214,9 +214,7 @@ class Store:
         start = self.finished(spec.start) if spec.start else None
         for run in (*teachers, *([start] if start else [])):
             self._adopt(run)
-        source = spec.data.source
-        if source not in data.NAMED:  # the worker may run in another folder
-            source = str(Path(source).expanduser().resolve())
+        source = data.absolute(spec.data.source)  # the worker may run in another folder
         filled = spec.data.model_copy(update={"source": source, "fingerprint": splits.fingerprint})
         if filled.decisions:  # whoever goes on deciding must not change what this run learns from
             filled = filled.model_copy(update={"decisions": str(self._kept(filled.decisions))})
