@@ -40,6 +40,7 @@ from smallalign_core.errors import BadInput, SmallAlignError, of_system
 from smallalign_core.runs.store import Store, looked_at
 from smallalign_core.service import augmentation_api, backend, backends, worker
 from smallalign_core.spec import DataSpec, read_policy
+from smallalign_core.system import usercode
 from smallalign_core.system.files import write_folder
 
 app = typer.Typer(
@@ -233,8 +234,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except BrokenPipeError:
         return 1
-    except (OSError, RuntimeError, ValueError) as error:
-        if (known := of_system(error)) is None:
+    except Exception as error:
+        if (known := usercode.explanation(error) or of_system(error)) is None:
             raise
         sys.stderr.write(f"{known}\n")
         return known.exit_code

@@ -71,11 +71,13 @@ from smallalign_core.spec.parts import (
     Cnn as Cnn,
     DataSpec as DataSpec,
     Flip as Flip,
+    GivenNetwork as GivenNetwork,
     Import as Import,
     LibraryNetwork as LibraryNetwork,
     Mlp as Mlp,
     Network as Network,
     Part as Part,
+    PythonNetwork as PythonNetwork,
     Resnet as Resnet,
     Rotate as Rotate,
     Separable as Separable,
@@ -88,6 +90,7 @@ from smallalign_core.spec.parts import (
     members as members,
     shorthand as shorthand,
 )
+from smallalign_core.spec.python import Arguments, Code as Code, beside, each_code as each_code, with_code as with_code
 
 LOOP = 2
 """Increased when the semantics of training change, so that an old run is not reused for a new spec."""
@@ -135,7 +138,14 @@ class RunSpec(Part):
     ] = 0
     optimizer: Annotated[Optimizer, Field(description="Optimizer, with any wrappers.")] = AdamW()
     schedule: Annotated[Schedule, Field(description="Learning-rate schedule.")] = Cosine()
-    epochs: Annotated[int, Field(ge=1, le=100_000, description="Number of passes over the training set.")] = 20
+    epochs: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=100_000,
+            description="Number of passes over the training set; 0 evaluates initial weights as they are.",
+        ),
+    ] = 20
     batch: Annotated[int, Field(ge=2, le=65_536, description="Batch size: images per optimizer step.")] = 128
     seed: Annotated[
         int, Field(ge=0, le=2**31 - 1, description="Seed of initialization, data order and augmentation.")
@@ -235,6 +245,15 @@ class RunSpec(Part):
         return self
 
     @model_validator(mode="after")
+    def _zero_epochs_begin(self) -> Self:
+        begins = self.start or (isinstance(self.network, GivenNetwork) and self.network.begins)
+        if not self.epochs and not begins:
+            raise ValueError("`epochs` 0 evaluates initial weights, and there are none: give `weights` or `start`")
+        if not self.epochs and (self.teacher or self.bits):
+            raise ValueError("`epochs` 0 evaluates initial weights as they are: leave `teacher` and `bits` out")
+        return self
+
+    @model_validator(mode="after")
     def _policy_is_in_order(self) -> Self:
         if wrong := misplaced(self.augment):
             raise ValueError(wrong)
@@ -262,21 +281,25 @@ def canonical(part: Part) -> dict[str, Any]:
     replaces the path of the images, or of the initial weights: a moved folder is still the same data.
     """
     written: dict[str, Any] = {}
-    for name, field in type(part).model_fields.items():
+    for name, field in sorted(type(part).model_fields.items(), key=lambda one: one[0] != "kind"):
         value = getattr(part, name)
         if name == "kind" or field.is_required() or value != field.get_default(call_default_factory=True):
             written[name] = _plain(value)
     if isinstance(part, DataSpec) and part.fingerprint:
         for name in ("source", "decisions", "groups", "skip_unreadable"):  # the fingerprint covers their effect
             written.pop(name, None)
-    if isinstance(part, LibraryNetwork) and part.weights_sha256:
+    if isinstance(part, GivenNetwork) and part.weights_sha256:
         del written["weights"]
+    if isinstance(part, Code) and part.sha256:
+        del written["file"]
     return written
 
 
 def _plain(value: object) -> object:
     if isinstance(value, Part):
         return canonical(value)
+    if isinstance(value, Arguments):
+        return dict(value)
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
@@ -296,9 +319,10 @@ def id_of(imported: Import) -> str:
 def to_yaml(spec: RunSpec) -> str:
     """The shortest YAML that parses to `spec`; filled-in fields (digests of data and weights) are omitted."""
     bare: dict[str, Part] = {"data": spec.data.model_copy(update={"fingerprint": None})}
-    if isinstance(spec.network, LibraryNetwork):
+    if isinstance(spec.network, GivenNetwork):
         bare["network"] = spec.network.model_copy(update={"weights_sha256": None})
-    written = canonical(spec.model_copy(update=bare))
+    spec = with_code(spec.model_copy(update=bare), lambda one: one.model_copy(update={"sha256": None, "package": None}))
+    written = canonical(spec)
     if isinstance(spec.loss, HintonKd):
         if spec.loss.temperature is None and spec.loss.weight is None:
             del written["loss"]
@@ -324,7 +348,7 @@ def fields_in(path: Path, what: str, overrides: Sequence[str] = ()) -> dict[str,
     Raises:
         BadSpec: the file is missing or not YAML, or holds no fields.
     """
-    written = loaded(path, what)
+    written = beside(loaded(path, what), path.parent)
     if not isinstance(written, dict):
         raise BadSpec(
             f"the {what} is not a mapping of fields", given=path, do="start with `data: digits` and `network: cnn`"
@@ -340,7 +364,7 @@ def read_policy(path: Path) -> tuple[Augment, ...]:
     Raises:
         BadSpec: the file is missing or not YAML, has no transforms, or one is unknown, misplaced or out of range.
     """
-    return parse_policy(loaded(path, "policy"))
+    return parse_policy(beside(loaded(path, "policy"), path.parent))
 
 
 def parse_policy(written: object) -> tuple[Augment, ...]:
@@ -450,5 +474,5 @@ def _unwritten(root: Mapping[str, Any], path: Sequence[str], node: object) -> di
 def title(spec: RunSpec) -> str:
     """A one-line title of a run: network, loss, data, epochs, seed."""
     network = spec.network
-    name = network.name if isinstance(network, LibraryNetwork) else f"{network.kind} {network.width}x{network.depth}"
+    name = network.name if isinstance(network, GivenNetwork) else f"{network.kind} {network.width}x{network.depth}"
     return f"{name} · {short_name(spec.loss)} · {Path(spec.data.source).name} · {spec.epochs} epochs · seed {spec.seed}"

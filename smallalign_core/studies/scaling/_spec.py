@@ -16,8 +16,8 @@ from smallalign_core.errors import BadSpec
 from smallalign_core.spec import (
     LOOP,
     Augment,
+    GivenNetwork,
     HintonKd,
-    LibraryNetwork,
     Loss,
     OfLayers,
     Optimizer,
@@ -153,7 +153,7 @@ class ScalingStudySpec(Part):
 
     @model_validator(mode="after")
     def _baseline_is_plain(self) -> Self:
-        if isinstance(self.student.network, LibraryNetwork):
+        if isinstance(self.student.network, GivenNetwork):
             raise ValueError("this network has a fixed size: choose mlp, cnn, separable or resnet")
         if self.student.teacher or self.student.start:
             raise ValueError(
