@@ -27,6 +27,7 @@ from smallalign_core.cli._shared import (
     named,
     percent,
 )
+from smallalign_core.cli.check import check
 from smallalign_core.cli.compare import compare
 from smallalign_core.cli.dashboard import dashboard
 from smallalign_core.cli.data import inspect
@@ -55,6 +56,7 @@ for command in (
     optimizers,
     scale,
     preflight,
+    check,
     convert,
     compare,
     landscape,
@@ -201,9 +203,9 @@ def doctor(
         removed = [str(path) for path in health.fix(checks)]
         checks = health.examine(Store(store)) if removed else checks
     table = Table("check", "", "result")
-    for check in checks:
-        table.add_row(check.name, "ok" if check.ok else "FAILED", check.found)
-    ok = all(check.ok for check in checks)
+    for one in checks:
+        table.add_row(one.name, "ok" if one.ok else "FAILED", one.found)
+    ok = all(one.ok for one in checks)
     if removed:
         table.caption = f"Removed: {', '.join(removed)}"
     listed = [{"name": c.name, "ok": c.ok, "found": c.found, "mend": [str(path) for path in c.mend]} for c in checks]

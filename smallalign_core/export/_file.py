@@ -28,7 +28,7 @@ from smallalign_core.export._runtime import METADATA, OnnxClassifier, at_once, n
 from smallalign_core.export._simplify import simplify
 from smallalign_core.metrics import logits_of, score
 from smallalign_core.networks import Classifier, onnx_graph
-from smallalign_core.networks.onnx_graph import OPSET, quiet
+from smallalign_core.networks.onnx_graph import OPSET
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.spec import Code, GivenNetwork, RunSpec, to_yaml, with_code
 from smallalign_core.spec.precision import CALIBRATED, PRECISIONS, Precision
@@ -99,7 +99,7 @@ def graph_of(classifier: Classifier, temperature: float) -> bytes:
     plain = copy.deepcopy(classifier).cpu().to(memory_format=torch.contiguous_format)
     plain.channels_last = False
     deployed = _Deployed(plain, temperature).eval()
-    with quiet(), torch.no_grad():
+    with onnx_graph.exporting(classifier.body), torch.no_grad():
         program = torch.onnx.export(
             deployed,
             (example,),

@@ -35,6 +35,7 @@ from smallalign_core.spec import (
     Separable,
 )
 from smallalign_core.spec.parts import OwnNetwork
+from smallalign_core.spec.python import copy_name
 from smallalign_core.system import machine, usercode
 
 MAX_PARAMS = 200_000_000
@@ -408,7 +409,7 @@ def from_file(file: Path, sha256: str | None = None, *, learning: bool = False) 
         spec = RunSpec.model_validate({"data": DataSpec(source="-"), "network": _architecture(facts["network"])})
         network = spec.network
         if isinstance(network, PythonNetwork) and network.file and network.sha256:  # its copy lies beside the weights
-            beside = file.parent / usercode.FOLDER / usercode.copy_name(network.file, network.sha256)
+            beside = file.parent / usercode.FOLDER / copy_name(network.file, network.sha256)
             network = network.model_copy(update={"file": str(beside)})
         channels, height, width = map(int, facts["input_shape"])
         plain = [1.0] * tensors["mean"].numel()

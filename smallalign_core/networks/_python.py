@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from smallalign_core.errors import BadModel
+from smallalign_core.errors import BadModel, SmallAlignError
 from smallalign_core.networks._library import IMAGENET_MEAN, IMAGENET_STD
 from smallalign_core.spec import PythonNetwork
 from smallalign_core.system import usercode
@@ -52,11 +53,31 @@ def build(spec: PythonNetwork, classes: int, shape: tuple[int, int, int]) -> nn.
     given = {"classes": classes, **spec.arguments}
     body = usercode.called(function, {"channels": channels, "size": size}, given, spec.shown)
     if not isinstance(body, nn.Module):
-        _refuse(spec, f"it returned {_kind(body)}, not a torch.nn.Module", "return the module itself")
+        _refuse(spec, f"the return value is {_kind(body)}, not a torch.nn.Module", "return the module itself")
     body.eval()
-    with torch.no_grad(), usercode.explained():
-        check_output(spec.shown, body(torch.zeros(2, *shape)), (2, classes))  # lazy layers get their shapes here
+    with torch.no_grad(), running(spec.shown, shape):
+        made = body(torch.zeros(2, *shape))  # lazy layers get their shapes here
+    check_output(spec.shown, made, (2, classes))
     return body.train()
+
+
+@contextlib.contextmanager
+def running(shown: str, shape: Sequence[int]) -> Iterator[None]:
+    """Raise exceptions of a forward or backward pass as errors with the user's line, or with the layer's own words.
+
+    Raises:
+        BadInput: there was one.
+    """
+    try:
+        yield
+    except SmallAlignError:
+        raise
+    except Exception as error:  # noqa: BLE001  # whatever a layer raises
+        raise usercode.explanation(error) or BadModel(
+            f"the network does not run on images of shape {list(shape)}: {type(error).__name__}: {error}",
+            given=shown,
+            do="correct the sizes of its layers: images are float, [N, channels, height, width]",
+        ) from None
 
 
 def check_output(shown: str, made: Any, shape: tuple[int, int]) -> None:
@@ -102,14 +123,13 @@ def takes_channels_last(body: nn.Module, shape: tuple[int, int, int]) -> bool:
             return order is last
         except RuntimeError as error:
             if order is not last:
-                if (known := usercode.explanation(error)) is not None:
-                    raise known from None
-                raise
+                with running(type(body).__name__, shape):
+                    raise error
     return False
 
 
 def _kind(made: object) -> str:
-    return "nothing" if made is None else f"a {type(made).__name__}"
+    return "None" if made is None else f"of type {type(made).__name__}"
 
 
 def _refuse(spec: PythonNetwork, wrong: str, do: str) -> NoReturn:

@@ -12,6 +12,7 @@ from typing import Any
 from smallalign_core.runs import python_files
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.spec import Code, Import, to_yaml, with_code
+from smallalign_core.spec.python import copy_name
 from smallalign_core.system import usercode
 from smallalign_core.system.files import write, write_folder, write_json
 
@@ -84,7 +85,7 @@ def _beside(one: Code) -> Code:
     """A user's Python file as its copy beside the published spec."""
     if one.file is None or one.sha256 is None:
         return one
-    return one.model_copy(update={"file": f"{usercode.FOLDER}/{usercode.copy_name(one.file, one.sha256)}"})
+    return one.model_copy(update={"file": f"{usercode.FOLDER}/{copy_name(one.file, one.sha256)}"})
 
 
 def publish(run: Run, store: Store, name: str) -> Run:

@@ -12,6 +12,7 @@ from typing import TypeVar
 from smallalign_core.errors import BadInput
 from smallalign_core.runs.queue import Access
 from smallalign_core.spec import Code, Part, each_code, with_code
+from smallalign_core.spec.python import copy_name
 from smallalign_core.system import limits, usercode
 from smallalign_core.system.files import write_folder
 
@@ -55,7 +56,7 @@ def keep(spec: Part, folder: Path) -> None:
         if one.file is None or one.sha256 is None or usercode.copy_in(folder, one.sha256) is not None:
             continue
         content = usercode.content_of(Path(one.file), one.sha256)
-        write_folder(folder / usercode.FOLDER, {usercode.copy_name(one.file, one.sha256): content})
+        write_folder(folder / usercode.FOLDER, {copy_name(one.file, one.sha256): content})
 
 
 def located(spec: Kind, folder: Path) -> Kind:
@@ -71,6 +72,24 @@ def located(spec: Kind, folder: Path) -> Kind:
         return one if kept is None else one.model_copy(update={"file": str(kept)})
 
     return with_code(spec, locate)
+
+
+def allow(spec: Part, folder: Path) -> list[tuple[Path, str, bool]]:
+    """Let the Python files of a run's spec run on this machine.
+
+    Returns:
+        The path of each, its SHA-256, and whether it was allowed before.
+
+    Raises:
+        BadModel: a file is gone, and the run has no copy of it.
+    """
+    found = []
+    for one in each_code(spec):
+        if one.file is not None and one.sha256 is not None:
+            usercode.content_of(Path(one.file), one.sha256, folder)
+            found.append((Path(one.file), one.sha256, usercode.is_trusted(one.sha256)))
+            usercode.trust(one.sha256, one.file_name)
+    return found
 
 
 def _digest(file: Path) -> str | None:

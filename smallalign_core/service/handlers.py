@@ -9,7 +9,7 @@ from typing import Any
 
 from smallalign_core import data
 from smallalign_core.analysis import data_quality
-from smallalign_core.errors import BadInput
+from smallalign_core.errors import BadInput, BadModel
 from smallalign_core.runs.store import Store
 from smallalign_core.service import augmentation_api, comparison_api
 from smallalign_core.spec import digest, parse, parse_data
@@ -95,8 +95,8 @@ def estimate(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
     """What a run would cost: parameters, MACs, the exact bytes of its ONNX file in each precision (`sizes`, of a large
     network without int8), and seconds from a short probe of the real loop.
 
-    `cache_bytes` is what the teacher's answers would take on the disk (0: they are not kept), and `cache_ready` what
-    share of them is there.
+    Where a user's network cannot be exported, `unexportable` is the reason, and sizes are not known. `cache_bytes` is
+    what the teacher's answers would take on the disk (0: they are not kept), `cache_ready` the share that is there.
     """
     from smallalign_core import export, networks
     from smallalign_core.training import loop
@@ -123,7 +123,11 @@ def estimate(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
         # Calibration runs the network: where that takes long, only the export itself does it.
         small = size.macs * export.CALIBRATED_ON <= CALIBRATION
         precisions = tuple(one for one in export.PRECISIONS if small or one not in export.CALIBRATED)
-        sizes = export.sizes_before(resolved, classifier, splits, precisions)
+        sizes, unexportable = dict[str, int | None](), None
+        try:
+            sizes = export.sizes_before(resolved, classifier, splits, precisions)
+        except BadModel as error:  # a user's network
+            unexportable = str(error)
         seconds = training.steps * fastest(training.advance)
         if teacher is not None and plan is not None and room and ready < 1:
             asked = plan.steps * (1 - ready)  # the other steps will find their answers kept
@@ -138,7 +142,8 @@ def estimate(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
         "state": str(known.state) if known else None,
         "params": size.params,
         "macs": size.macs,
-        "onnx_bytes": sizes["fp32"],
+        "onnx_bytes": sizes.get("fp32"),
+        "unexportable": unexportable,
         "sizes": sizes,
         "steps": training.steps,
         "seconds": max(0.0, seconds),

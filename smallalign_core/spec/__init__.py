@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -31,6 +31,7 @@ from smallalign_core.spec.loss import (
     LogitMse as LogitMse,
     Loss as Loss,
     OfLayers as OfLayers,
+    PythonLoss as PythonLoss,
     ScaledMse as ScaledMse,
     StandardizedKd as StandardizedKd,
     labels_share as labels_share,
@@ -96,6 +97,9 @@ LOOP = 2
 """Increased when the semantics of training change, so that an old run is not reused for a new spec."""
 HEAD = 1
 """The same for networks that start from trained weights: 1 since their new heads start at zero."""
+
+
+AnyPart = TypeVar("AnyPart", bound=Part)
 
 
 class RunSpec(Part):
@@ -217,6 +221,8 @@ class RunSpec(Part):
     @model_validator(mode="after")
     def _loss_fits_teacher(self) -> Self:
         uses_teacher = self.loss.uses_teacher
+        if isinstance(self.loss, PythonLoss):  # its function decides: see `losses.check`
+            uses_teacher = self.teacher is not None
         if uses_teacher and self.teacher is None:
             raise ValueError(f"loss '{self.loss.kind}' needs a teacher: set `teacher`, or use loss 'cross_entropy'")
         if not uses_teacher and self.teacher is not None:
@@ -414,6 +420,18 @@ def parse_data(written: str | Mapping[str, Any]) -> DataSpec:
         return DataSpec.model_validate({"source": written} if isinstance(written, str) else written)
     except ValidationError as error:
         raise BadSpec(told(DataSpec, error)) from None
+
+
+def part_of(model: type[AnyPart], written: Mapping[str, Any]) -> AnyPart:
+    """A validated part of a spec from plain values.
+
+    Raises:
+        BadSpec: as `parse`.
+    """
+    try:
+        return model.model_validate(written)
+    except ValidationError as error:
+        raise BadSpec(told(model, error)) from None
 
 
 def set_field(written: dict[str, Any], override: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ The file's digest is part of the digest of the spec, its path is not. Nothing he
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -32,18 +33,30 @@ class Arguments(dict[str, Any]):
 
 
 def _mapping(given: object) -> object:
-    """`width=24, depth=2` as a mapping: forms and the command line have one line for it."""
+    """`width=24, act=relu` as a mapping: forms and the command line have one line for it."""
     if not isinstance(given, str):
         return {} if given is None else given
-    text = given.strip()
-    if not text or text.startswith("{"):
-        pairs = text or "{}"
-    else:
-        pairs = "{" + re.sub(r"([A-Za-z_][A-Za-z0-9_]*)\s*=\s*", r"\1: ", text) + "}"
     try:
-        return yaml.safe_load(pairs)
-    except (yaml.YAMLError, ValueError):
+        if given.strip().startswith("{"):
+            return yaml.safe_load(given)
+        call = ast.parse(f"f({given.strip()})", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args or not all(one.arg for one in call.keywords):
+            raise ValueError
+        return {str(one.arg): _value(one.value) for one in call.keywords}
+    except (yaml.YAMLError, ValueError, SyntaxError, MemoryError, RecursionError):
         raise ValueError(f"`with` has arguments such as `width=24, depth=2` (given: {given!r:.80})") from None
+
+
+def _value(node: ast.expr) -> object:
+    """A literal; a bare word is text, or one of YAML's true, false and null."""
+    if isinstance(node, ast.Name):
+        return {"true": True, "false": False, "null": None}.get(node.id, node.id)
+    return ast.literal_eval(node)
+
+
+def on_one_line(arguments: Mapping[str, Any]) -> str:
+    """Keyword arguments as forms show them."""
+    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
 
 
 def _checked(given: dict[str, Any]) -> Arguments:
@@ -114,15 +127,24 @@ class Code(Part):
     @property
     def shown(self) -> str:
         """`make(width=24) of net.py`, for titles and messages."""
-        given = ", ".join(f"{name}={json.dumps(value)}" for name, value in self.arguments.items())
-        words = f"{self.entry or self.call}({given})"
-        return f"{words} of {Path(self.file).name}" if self.file else words
+        words = f"{self.entry or self.call}({on_one_line(self.arguments)})"
+        return f"{words} of {self.file_name}" if self.file else words
+
+    @property
+    def file_name(self) -> str:
+        """The name of the file, also where `file` is the copy beside a run."""
+        return copy_name(self.file or "", self.sha256 or "")[17:]
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.file is None) == (self.entry is None):
             raise ValueError("kind python needs a `file`, or the `entry` of an installed package: give one of them")
         return self
+
+
+def copy_name(file: str, sha256: str) -> str:
+    """The name of a file's copy beside a run: the beginning of its digest, and its own name."""
+    return f"{sha256[:16]:16}-{Path(file).name.removeprefix(f'{sha256[:16]}-')}"
 
 
 Kind = TypeVar("Kind", bound=Part)

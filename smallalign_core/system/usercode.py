@@ -66,11 +66,6 @@ def read(file: Path) -> tuple[bytes, str]:
 # --- copies beside a run ----------------------------------------------------------------------------------------------
 
 
-def copy_name(file: str, sha256: str) -> str:
-    """The name of a file's copy in a run's folder: its own, and the beginning of its digest."""
-    return f"{sha256[:16]}-{Path(file).name}"
-
-
 def copy_in(folder: Path, sha256: str) -> Path | None:
     """The copy in a run's folder of the file with this digest; None if it has none, or that is damaged."""
     for file in sorted((folder / FOLDER).glob(f"{sha256[:16]}-*")):
@@ -292,7 +287,12 @@ def _place_of(function: Callable[..., Any]) -> str:
 
 
 def explanation(error: BaseException) -> BadInput | None:
-    """An exception that passed through a user's file, with file and line; None for any other."""
+    """An exception that passed through a user's file, with file and line; None for any other.
+
+    An exporter's exception has the one of the file as its cause.
+    """
+    if isinstance(error.__cause__, Exception) and (cause := explanation(error.__cause__)) is not None:
+        return cause
     if isinstance(error, SmallAlignError) or not isinstance(error, Exception):
         return None
     words = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

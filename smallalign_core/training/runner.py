@@ -149,10 +149,11 @@ def _attempt(pupils: list[ActiveRun], setting: RunnerConfig) -> None:
                     _attempt([pupil], setting)
         elif isinstance(error, SmallAlignError):
             _end_all(pupils, State.PAUSED if isinstance(error, Refused) else State.FAILED, error)
-        elif known := usercode.explanation(error):
-            _end_all(pupils, State.FAILED, known)
         elif short := with_explanation(error):
             log.exception("training failed")
+            _end_all(pupils, State.FAILED, short)
+        elif short := usercode.explanation(error):
+            log.error("training failed: %s", short)  # a traceback would be of our code
             _end_all(pupils, State.FAILED, short)
         else:
             reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
