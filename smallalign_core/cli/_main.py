@@ -27,6 +27,7 @@ from smallalign_core.cli._shared import (
     named,
     percent,
 )
+from smallalign_core.cli.check import check
 from smallalign_core.cli.compare import compare
 from smallalign_core.cli.dashboard import dashboard
 from smallalign_core.cli.data import inspect
@@ -40,6 +41,7 @@ from smallalign_core.errors import BadInput, SmallAlignError, of_system
 from smallalign_core.runs.store import Store, looked_at
 from smallalign_core.service import augmentation_api, backend, backends, worker
 from smallalign_core.spec import DataSpec, read_policy
+from smallalign_core.system import usercode
 from smallalign_core.system.files import write_folder
 
 app = typer.Typer(
@@ -54,6 +56,7 @@ for command in (
     optimizers,
     scale,
     preflight,
+    check,
     convert,
     compare,
     landscape,
@@ -200,9 +203,9 @@ def doctor(
         removed = [str(path) for path in health.fix(checks)]
         checks = health.examine(Store(store)) if removed else checks
     table = Table("check", "", "result")
-    for check in checks:
-        table.add_row(check.name, "ok" if check.ok else "FAILED", check.found)
-    ok = all(check.ok for check in checks)
+    for one in checks:
+        table.add_row(one.name, "ok" if one.ok else "FAILED", one.found)
+    ok = all(one.ok for one in checks)
     if removed:
         table.caption = f"Removed: {', '.join(removed)}"
     listed = [{"name": c.name, "ok": c.ok, "found": c.found, "mend": [str(path) for path in c.mend]} for c in checks]
@@ -233,8 +236,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except BrokenPipeError:
         return 1
-    except (OSError, RuntimeError, ValueError) as error:
-        if (known := of_system(error)) is None:
+    except Exception as error:
+        if (known := usercode.explanation(error) or of_system(error)) is None:
             raise
         sys.stderr.write(f"{known}\n")
         return known.exit_code

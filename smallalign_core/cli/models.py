@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -107,19 +107,9 @@ def convert(
     content, facts = sandbox.convert(file, which=weights)
     write(to, content)
     value = {"file": str(to), "bytes": len(content), **facts}
-    answer(value, json, f"{to}: {facts['tensors']} tensors, {facts['params']:,} numbers{_taken(facts)}")
-
-
-def _taken(facts: dict[str, Any]) -> str:
-    """The weights taken from a checkpoint where there was a choice, and the prefix removed from their names."""
-    lines = []
-    others = [name for name in facts["sets"] if name != facts["taken"]]
-    if others:
-        lines.append(f"taken: {facts['taken']}; not taken: {', '.join(others)} (--weights chooses)")
-    elif facts["taken"] != ".":
-        lines.append(f"taken: {facts['taken']}")
-    if facts["prefix"]:
-        lines.append(f"prefix removed from names: {facts['prefix']}")
-    if facts["left"]:
-        lines.append(f"left out: {', '.join(facts['left'])}")
-    return "".join(f"\n{line}" for line in lines)
+    answer(
+        value,
+        json,
+        f"{to}: {facts['tensors']} tensors, {facts['params']:,} numbers"
+        + "".join(f"\n{line}" for line in sandbox.taken(facts)),
+    )

@@ -21,6 +21,7 @@ from smallalign_core.cli._shared import (
     percent,
 )
 from smallalign_core.errors import BadInput, Refused, SmallAlignError
+from smallalign_core.runs import python_files
 from smallalign_core.runs.store import Run, Store
 
 app = typer.Typer(help="List runs, or act on one.", invoke_without_command=True)
@@ -154,6 +155,18 @@ def runs_delete(reference: Reference, store: StoreOption = MODELS, json: JsonOpt
 
     run = lifecycle.delete_run(Store(store), reference)
     answer({"id": run.folder.name, "deleted": True}, json, f"{run.folder.name}: deleted")
+
+
+@app.command("trust")
+def runs_trust(reference: Reference, store: StoreOption = MODELS, json: JsonOption = False) -> None:
+    """Allow the Python files of a run to run on this machine. Read them first: they can do whatever you can."""
+    run = Store(store).run(reference)
+    found = [
+        {"file": str(path), "sha256": sha256, "allowed_before": allowed}
+        for path, sha256, allowed in python_files.allow(run.spec, run.folder)
+    ]
+    lines = [f"{one['file']}: {'was allowed already' if one['allowed_before'] else 'allowed'}" for one in found]
+    answer({"id": run.id, "files": found}, json, "\n".join(lines) or f"{run.name} has no Python files")
 
 
 @app.command("keep", hidden=True)  # its name until 2026-11

@@ -28,9 +28,9 @@ from smallalign_core.export._runtime import METADATA, OnnxClassifier, at_once, n
 from smallalign_core.export._simplify import simplify
 from smallalign_core.metrics import logits_of, score
 from smallalign_core.networks import Classifier, onnx_graph
-from smallalign_core.networks.onnx_graph import OPSET, quiet
+from smallalign_core.networks.onnx_graph import OPSET
 from smallalign_core.runs.store import Run, Store
-from smallalign_core.spec import LibraryNetwork, RunSpec, to_yaml
+from smallalign_core.spec import Code, GivenNetwork, RunSpec, to_yaml, with_code
 from smallalign_core.spec.precision import CALIBRATED, PRECISIONS, Precision
 from smallalign_core.system.files import read_sealed, write, write_sealed
 
@@ -99,7 +99,7 @@ def graph_of(classifier: Classifier, temperature: float) -> bytes:
     plain = copy.deepcopy(classifier).cpu().to(memory_format=torch.contiguous_format)
     plain.channels_last = False
     deployed = _Deployed(plain, temperature).eval()
-    with quiet(), torch.no_grad():
+    with onnx_graph.exporting(classifier.body), torch.no_grad():
         program = torch.onnx.export(
             deployed,
             (example,),
@@ -274,7 +274,7 @@ def metadata_of(run: Run) -> dict[str, Any]:
 def described(spec: RunSpec, id: str, result: Mapping[str, Any]) -> dict[str, Any]:
     """The same of what a run is: its spec, id and result."""
     bare: dict[str, Any] = {"data": spec.data.model_copy(update={"source": Path(spec.data.source).name})}
-    if isinstance(spec.network, LibraryNetwork) and spec.network.weights is not None:  # no paths leave the house
+    if isinstance(spec.network, GivenNetwork) and spec.network.weights is not None:  # no paths leave the house
         bare["network"] = spec.network.model_copy(update={"weights": Path(spec.network.weights).name})
     return {
         "run": id,
@@ -282,11 +282,15 @@ def described(spec: RunSpec, id: str, result: Mapping[str, Any]) -> dict[str, An
         "input_shape": result["input_shape"],
         "data": {"source": Path(spec.data.source).name, "fingerprint": spec.data.fingerprint},
         "data_spec": spec.data.model_dump(mode="json", exclude_defaults=True) | {"source": Path(spec.data.source).name},
-        "spec": to_yaml(spec.model_copy(update=bare)),
+        "spec": to_yaml(with_code(spec.model_copy(update=bare), _without_folder)),
         "scores": {split: {key: result[split][key] for key in SCORES} for split in ("val", "test")},
         "temperature": result["temperature"],
         "weights_sha256": result["weights_sha256"],
     }
+
+
+def _without_folder(one: Code) -> Code:
+    return one.model_copy(update={"file": Path(one.file).name}) if one.file else one
 
 
 def graph_of_run(run: Run, store: Store | None, metadata: dict[str, Any]) -> bytes:

@@ -6,11 +6,15 @@ import hashlib
 import os
 import re
 import shutil
+from pathlib import Path
 from typing import Any
 
+from smallalign_core.runs import python_files
 from smallalign_core.runs.store import Run, Store
-from smallalign_core.spec import Import, to_yaml
-from smallalign_core.system.files import write, write_json
+from smallalign_core.spec import Code, Import, to_yaml, with_code
+from smallalign_core.spec.python import copy_name
+from smallalign_core.system import usercode
+from smallalign_core.system.files import write, write_folder, write_json
 
 
 def plain(text: str) -> str:
@@ -77,6 +81,13 @@ def card_of_import(run: Run, how: Import, name: str) -> str:
 """
 
 
+def _beside(one: Code) -> Code:
+    """A user's Python file as its copy beside the published spec."""
+    if one.file is None or one.sha256 is None:
+        return one
+    return one.model_copy(update={"file": f"{usercode.FOLDER}/{copy_name(one.file, one.sha256)}"})
+
+
 def publish(run: Run, store: Store, name: str) -> Run:
     """Keep a finished run, or an import, in the zoo under a name: what it is, weights, result and card.
 
@@ -93,8 +104,9 @@ def publish(run: Run, store: Store, name: str) -> Run:
         write(part / "card.md", card_of_import(run, run.imported, name))
         part.rename(folder)
         return Run(folder)
-    spec = store.named(run.spec)
-    write(part / "spec.yaml", to_yaml(spec))
+    spec, copies = store.named(run.spec), python_files.copies(run.folder)
+    write_folder(part / usercode.FOLDER, {Path(name).name: one for name, one in copies.items()}) if copies else None
+    write(part / "spec.yaml", to_yaml(with_code(spec, _beside)))
     write(part / "weights.safetensors", run.weights.read_bytes())
     write(part / "card.md", card(run, store, name))
     files = {one: hashlib.sha256((part / one).read_bytes()).hexdigest() for one in ("spec.yaml", "card.md")}

@@ -16,7 +16,7 @@ from smallalign_core.runs.store import Store
 from smallalign_core.service import wire
 from smallalign_core.service.handlers import HANDLERS, UNTYPED
 from smallalign_core.service.users import Role, User
-from smallalign_core.system import limits, resumable
+from smallalign_core.system import limits, resumable, usercode
 
 VERBS = {request.verb(): request for request in HANDLERS}
 
@@ -37,8 +37,12 @@ def serve(store: Store, questions: TextIO, answers: TextIO) -> None:
             except SmallAlignError as error:
                 reply = {"error": str(error), "bad_input": isinstance(error, BadInput), "details": error.details}
             except Exception as error:  # noqa: BLE001  # whatever one question does, the desk answers the next
-                failed = of_system(error) or WorkFailed(
-                    "the question could not be answered", given=repr(error), do="try again, or see desk.log"
+                failed = (
+                    usercode.explanation(error)
+                    or of_system(error)
+                    or WorkFailed(
+                        "the question could not be answered", given=repr(error), do="try again, or see desk.log"
+                    )
                 )
                 reply = {"error": str(failed), "bad_input": isinstance(failed, BadInput)}
         answers.write(wire.encode(reply | ({"unfinished": True} if asking.put_aside else {})) + "\n")

@@ -9,6 +9,7 @@ from typing import Any
 
 from smallalign_core import data
 from smallalign_core.analysis import data_quality
+from smallalign_core.errors import BadModel
 from smallalign_core.runs.store import Store
 from smallalign_core.service import augmentation_api, comparison_api, requests
 from smallalign_core.service.requests import Cost, DatasetFacts, StartedStudy, StudyCost, Submitted
@@ -88,7 +89,7 @@ def submit(store: Store, asked: requests.Submit) -> Submitted:
 
 
 def estimate(store: Store, asked: requests.Estimate) -> Cost:
-    """Estimate the cost of a run."""
+    """Estimate the cost of a run: of a network that cannot be exported, without sizes."""
     from smallalign_core import export, networks
     from smallalign_core.training import loop
     from smallalign_core.training.teacher import CacheIndex
@@ -114,7 +115,11 @@ def estimate(store: Store, asked: requests.Estimate) -> Cost:
         # Calibration runs the network: where that takes long, only the export itself does it.
         small = size.macs * export.CALIBRATED_ON <= CALIBRATION
         precisions = tuple(one for one in export.PRECISIONS if small or one not in export.CALIBRATED)
-        sizes = export.sizes_before(resolved, classifier, splits, precisions)
+        sizes, unexportable = dict[str, int | None](), None
+        try:
+            sizes = export.sizes_before(resolved, classifier, splits, precisions)
+        except BadModel as error:  # a user's network
+            unexportable = str(error)
         seconds = training.steps * fastest(training.advance)
         if teacher is not None and plan is not None and room and ready < 1:
             missing = plan.steps * (1 - ready)  # the other steps will find their answers kept
@@ -129,7 +134,8 @@ def estimate(store: Store, asked: requests.Estimate) -> Cost:
         state=str(known.state) if known else None,
         params=size.params,
         macs=size.macs,
-        onnx_bytes=sizes["fp32"],
+        onnx_bytes=sizes.get("fp32"),
+        unexportable=unexportable,
         sizes=sizes,
         steps=training.steps,
         seconds=max(0.0, seconds),

@@ -93,6 +93,7 @@ class Cost:
         state: that of the run, if it exists already.
         macs: multiply-accumulates of one image.
         onnx_bytes: exact size of its ONNX file; `sizes`: in each precision; of a large network without int8.
+        unexportable: why a user's network has no such file; None if it has.
         seconds: training time, from a short probe of the real loop.
         cache_bytes: disk space of the teacher's cached logits; 0: they are not cached.
         cache_ready: the share of them that is there.
@@ -105,6 +106,7 @@ class Cost:
     params: int
     macs: int
     onnx_bytes: int | None
+    unexportable: str | None
     sizes: dict[str, int | None]
     steps: int
     seconds: float

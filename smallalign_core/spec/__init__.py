@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -31,6 +31,7 @@ from smallalign_core.spec.loss import (
     LogitMse as LogitMse,
     Loss as Loss,
     OfLayers as OfLayers,
+    PythonLoss as PythonLoss,
     ScaledMse as ScaledMse,
     StandardizedKd as StandardizedKd,
     labels_share as labels_share,
@@ -72,11 +73,13 @@ from smallalign_core.spec.parts import (
     Columns as Columns,
     DataSpec as DataSpec,
     Flip as Flip,
+    GivenNetwork as GivenNetwork,
     Import as Import,
     LibraryNetwork as LibraryNetwork,
     Mlp as Mlp,
     Network as Network,
     Part as Part,
+    PythonNetwork as PythonNetwork,
     Resnet as Resnet,
     Rotate as Rotate,
     Separable as Separable,
@@ -89,11 +92,15 @@ from smallalign_core.spec.parts import (
     members as members,
     shorthand as shorthand,
 )
+from smallalign_core.spec.python import Arguments, Code as Code, beside, each_code as each_code, with_code as with_code
 
 LOOP = 2
 """Increased when the semantics of training change, so that an old run is not reused for a new spec."""
 HEAD = 1
 """The same for networks that start from trained weights: 1 since their new heads start at zero."""
+
+
+AnyPart = TypeVar("AnyPart", bound=Part)
 
 
 class RunSpec(Part):
@@ -136,7 +143,14 @@ class RunSpec(Part):
     ] = 0
     optimizer: Annotated[Optimizer, Field(description="Optimizer, with any wrappers.")] = AdamW()
     schedule: Annotated[Schedule, Field(description="Learning-rate schedule.")] = Cosine()
-    epochs: Annotated[int, Field(ge=1, le=100_000, description="Number of passes over the training set.")] = 20
+    epochs: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=100_000,
+            description="Number of passes over the training set; 0 evaluates initial weights as they are.",
+        ),
+    ] = 20
     batch: Annotated[int, Field(ge=2, le=65_536, description="Batch size: images per optimizer step.")] = 128
     seed: Annotated[
         int, Field(ge=0, le=2**31 - 1, description="Seed of initialization, data order and augmentation.")
@@ -208,6 +222,8 @@ class RunSpec(Part):
     @model_validator(mode="after")
     def _loss_fits_teacher(self) -> Self:
         uses_teacher = self.loss.uses_teacher
+        if isinstance(self.loss, PythonLoss):  # its function decides: see `losses.check`
+            uses_teacher = self.teacher is not None
         if uses_teacher and self.teacher is None:
             raise ValueError(f"loss '{self.loss.kind}' needs a teacher: set `teacher`, or use loss 'cross_entropy'")
         if not uses_teacher and self.teacher is not None:
@@ -233,6 +249,15 @@ class RunSpec(Part):
         base = nest(self.optimizer)[-1]
         if self.head_rate != 1 and not base.head_rate:
             raise ValueError(f"`{base.kind}` uses one step size for all weights: leave `head_rate` out")
+        return self
+
+    @model_validator(mode="after")
+    def _zero_epochs_begin(self) -> Self:
+        begins = self.start or (isinstance(self.network, GivenNetwork) and self.network.begins)
+        if not self.epochs and not begins:
+            raise ValueError("`epochs` 0 evaluates initial weights, and there are none: give `weights` or `start`")
+        if not self.epochs and (self.teacher or self.bits):
+            raise ValueError("`epochs` 0 evaluates initial weights as they are: leave `teacher` and `bits` out")
         return self
 
     @model_validator(mode="after")
@@ -263,7 +288,7 @@ def canonical(part: Part) -> dict[str, Any]:
     replaces the path of the images, or of the initial weights: a moved folder is still the same data.
     """
     written: dict[str, Any] = {}
-    for name, field in type(part).model_fields.items():
+    for name, field in sorted(type(part).model_fields.items(), key=lambda one: one[0] != "kind"):
         value = getattr(part, name)
         if name == "kind" or field.is_required() or value != field.get_default(call_default_factory=True):
             written[name] = _plain(value)
@@ -271,14 +296,18 @@ def canonical(part: Part) -> dict[str, Any]:
         # the fingerprint covers their effect
         for name in ("source", "columns", "levels", "decisions", "groups", "skip_unreadable"):
             written.pop(name, None)
-    if isinstance(part, LibraryNetwork) and part.weights_sha256:
+    if isinstance(part, GivenNetwork) and part.weights_sha256:
         del written["weights"]
+    if isinstance(part, Code) and part.sha256:
+        del written["file"]
     return written
 
 
 def _plain(value: object) -> object:
     if isinstance(value, Part):
         return canonical(value)
+    if isinstance(value, Arguments):
+        return dict(value)
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
@@ -298,9 +327,10 @@ def id_of(imported: Import) -> str:
 def to_yaml(spec: RunSpec) -> str:
     """The shortest YAML that parses to `spec`; filled-in fields (digests of data and weights) are omitted."""
     bare: dict[str, Part] = {"data": spec.data.model_copy(update={"fingerprint": None})}
-    if isinstance(spec.network, LibraryNetwork):
+    if isinstance(spec.network, GivenNetwork):
         bare["network"] = spec.network.model_copy(update={"weights_sha256": None})
-    written = canonical(spec.model_copy(update=bare))
+    spec = with_code(spec.model_copy(update=bare), lambda one: one.model_copy(update={"sha256": None, "package": None}))
+    written = canonical(spec)
     if isinstance(spec.loss, HintonKd):
         if spec.loss.temperature is None and spec.loss.weight is None:
             del written["loss"]
@@ -326,7 +356,7 @@ def fields_in(path: Path, what: str, overrides: Sequence[str] = ()) -> dict[str,
     Raises:
         BadSpec: the file is missing or not YAML, or holds no fields.
     """
-    written = loaded(path, what)
+    written = beside(loaded(path, what), path.parent)
     if not isinstance(written, dict):
         raise BadSpec(
             f"the {what} is not a mapping of fields", given=path, do="start with `data: digits` and `network: cnn`"
@@ -342,7 +372,7 @@ def read_policy(path: Path) -> tuple[Augment, ...]:
     Raises:
         BadSpec: the file is missing or not YAML, has no transforms, or one is unknown, misplaced or out of range.
     """
-    return parse_policy(loaded(path, "policy"))
+    return parse_policy(beside(loaded(path, "policy"), path.parent))
 
 
 def parse_policy(written: object) -> tuple[Augment, ...]:
@@ -392,6 +422,18 @@ def parse_data(written: str | Mapping[str, Any]) -> DataSpec:
         return DataSpec.model_validate({"source": written} if isinstance(written, str) else written)
     except ValidationError as error:
         raise BadSpec(told(DataSpec, error)) from None
+
+
+def part_of(model: type[AnyPart], written: Mapping[str, Any]) -> AnyPart:
+    """A validated part of a spec from plain values.
+
+    Raises:
+        BadSpec: as `parse`.
+    """
+    try:
+        return model.model_validate(written)
+    except ValidationError as error:
+        raise BadSpec(told(model, error)) from None
 
 
 def set_field(written: dict[str, Any], override: str) -> dict[str, Any]:
@@ -452,5 +494,5 @@ def _unwritten(root: Mapping[str, Any], path: Sequence[str], node: object) -> di
 def title(spec: RunSpec) -> str:
     """A one-line title of a run: network, loss, data, epochs, seed."""
     network = spec.network
-    name = network.name if isinstance(network, LibraryNetwork) else f"{network.kind} {network.width}x{network.depth}"
+    name = network.name if isinstance(network, GivenNetwork) else f"{network.kind} {network.width}x{network.depth}"
     return f"{name} · {short_name(spec.loss)} · {Path(spec.data.source).name} · {spec.epochs} epochs · seed {spec.seed}"

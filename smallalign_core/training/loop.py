@@ -204,6 +204,8 @@ class Training:
     def __iter__(self) -> Iterator[Event]:
         """Train from `self.step` to the end, or until no student is left."""
         count, batch = len(self.splits.train), self.views.batch
+        if not self.steps:  # initial weights, evaluated as they are
+            yield from [self._validate(index) for index in range(len(self.students))]
         reported, since = time.monotonic(), self.step
         while self.step < self.steps and any(student.learns for student in self.students):
             for waiting in self._waiting():
@@ -401,6 +403,8 @@ class Training:
 
         The batch norms of an average are estimated on the run's first views, about 2,000 images, always the same.
         """
+        if not self.steps:
+            return self.students[index].classifier
         student, batches = self.students[index], min(self.steps, -(-NORMS_FROM // self.views.batch))
         self._seed(student.spec.seed)  # dropout before a norm
         return optim.scored(

@@ -22,7 +22,7 @@ from smallalign_core.runs import logits
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.runs.writer import RunWriter
 from smallalign_core.spec import RunSpec
-from smallalign_core.system import machine
+from smallalign_core.system import machine, usercode
 from smallalign_core.system.machine import forget_peak, peak_memory, set_threads
 from smallalign_core.training import teacher_loading
 from smallalign_core.training.watchdog import HangDetector, with_explanation
@@ -151,6 +151,9 @@ def _attempt(pupils: list[ActiveRun], setting: RunnerConfig) -> None:
             _end_all(pupils, State.PAUSED if isinstance(error, Refused) else State.FAILED, error)
         elif short := with_explanation(error):
             log.exception("training failed")
+            _end_all(pupils, State.FAILED, short)
+        elif short := usercode.explanation(error):
+            log.error("training failed: %s", short)  # a traceback would be of our code
             _end_all(pupils, State.FAILED, short)
         else:
             reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__

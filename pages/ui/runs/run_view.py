@@ -10,13 +10,14 @@ import streamlit as st
 from pages.ui.ablation import panel as worth
 from pages.ui.app import context
 from pages.ui.charts import basic
-from pages.ui.distill import spec_summary
+from pages.ui.distill import python_file, spec_summary
 from pages.ui.landscape import panel as landscapes
 from pages.ui.runs import live
 from pages.ui.widgets import formatting, run_table, url_state
 from pages.ui.widgets.run_table import RunRow
 from smallalign_core import data
 from smallalign_core.runs.store import Run, State, Store
+from smallalign_core.spec import each_code
 from smallalign_core.studies import lifecycle
 from smallalign_core.studies.ablation import What, capital
 
@@ -222,10 +223,14 @@ def _scores(result: dict[str, Any], row: RunRow, store: Store) -> None:
 
 def _details(run: Run, row: RunRow, store: Store) -> None:
     names = ["Spec and command", *(["Per class"] if row.finished else []), "Log"]
+    names += ["Python files"] if each_code(run.spec) else []
     names += ["Ablation: teacher"] if row.teacher and not run.spec.shuffled else []
     tabs = url_state.tabs(names, key="tab")
     with tabs["Spec and command"]:
         spec_summary.command(run.spec, store)
+    if "Python files" in tabs and tabs["Python files"].open:
+        with tabs["Python files"]:
+            python_file.show(run)
     if "Per class" in tabs and tabs["Per class"].open and run.result:
         with tabs["Per class"]:
             basic.recall({"test": data.in_order(run.result["test"]["recall"])}, key="recall")

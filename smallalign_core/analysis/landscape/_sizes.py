@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from smallalign_core.errors import BadInput
-from smallalign_core.spec import LibraryNetwork, RunSpec, parse
+from smallalign_core.spec import GivenNetwork, RunSpec, parse
 
 Verdict = Literal["supports", "opposite", "no difference", "too few runs"]
 LEAST_SIZES, LEAST_RUNS = 3, 6
@@ -158,7 +158,7 @@ def ladder(spec: RunSpec, widths: Sequence[int], seeds: int) -> list[RunSpec]:
         BadInput: invalid number of widths or seeds, the network has no width, or it is fixed by initial weights.
         BadSpec: no such width.
     """
-    if isinstance(spec.network, LibraryNetwork):
+    if isinstance(spec.network, GivenNetwork):
         raise BadInput(
             "this network has a fixed size", given=spec.network.name, do="choose mlp, cnn, separable or resnet"
         )

@@ -8,6 +8,7 @@
                         checkpoints.json      the last two checkpoints with their SHA-256
                         weights.safetensors   the best weights by validation
                         logits.safetensors    their logits on each validation and test image; may be deleted
+                        code/                 copies of the user's Python files in its spec
                         result.json, log.txt  written last: its existence means finished; the workers' log
     <root>/runs/<id>/   import.json, model.onnx, result.json: an imported classifier, and its scores
     <root>/zoo/<name>/  spec.yaml, weights.safetensors, result.json, card.md: starter models, committed
@@ -38,12 +39,13 @@ from filelock import Timeout
 
 from smallalign_core import data
 from smallalign_core.errors import BadModel, Refused, SmallAlignError, UnknownRun, of_system
+from smallalign_core.runs import python_files
 from smallalign_core.runs.queue import UNRESTRICTED, Access, queued
 from smallalign_core.runs.store._run import Run as Run, State as State
-from smallalign_core.spec import LibraryNetwork, RunSpec, digest
+from smallalign_core.spec import GivenNetwork, RunSpec, digest, each_code
 from smallalign_core.system import limits, sandbox
 from smallalign_core.system.extras import PACKAGE
-from smallalign_core.system.files import SCHEMA as SCHEMA, append, is_held, read_lines, write_json
+from smallalign_core.system.files import SCHEMA as SCHEMA, append, is_held, read_lines, write_folder, write_json
 
 log = logging.getLogger("smallalign")
 
@@ -210,6 +212,7 @@ class Store:
             UnknownRun, Refused: a teacher or start is not there, or not finished.
             BadModel: the weights to start from cannot be used.
         """
+        spec = python_files.filled(spec, self.visitor)
         network, teachers = spec.network, [self.finished(name) for name in spec.teachers]
         start = self.finished(spec.start) if spec.start else None
         for run in (*teachers, *([start] if start else [])):
@@ -218,13 +221,24 @@ class Store:
         filled = spec.data.model_copy(update={"source": source, "fingerprint": splits.fingerprint})
         if filled.decisions:  # whoever goes on deciding must not change what this run learns from
             filled = filled.model_copy(update={"decisions": str(self._kept(filled.decisions))})
-        if isinstance(network, LibraryNetwork) and network.weights is not None:
+        if isinstance(network, GivenNetwork) and network.weights is not None:
             file = Path(network.weights).expanduser().resolve()
             limits.check_path(file, "the file of weights")
+            if sandbox.is_checkpoint(file):
+                file = self._converted(file)
             accepted = {"weights": str(file), "weights_sha256": sandbox.accepted_weights(file)}
             network = network.model_copy(update=accepted)
         known = {"data": filled, "network": network, "precision": precision, "start": start.id if start else None}
         return spec.with_teachers([run.id for run in teachers]).model_copy(update=known)
+
+    def _converted(self, checkpoint: Path) -> Path:
+        """The weights of a PyTorch checkpoint as a safetensors file of the store; what was taken of it is logged."""
+        content, facts = sandbox.convert(checkpoint)
+        kept = self.root.resolve() / "weights" / f"{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
+        if not kept.is_file():
+            write_folder(kept.parent, {kept.name: content})
+        log.warning("%s: %s", checkpoint.name, ", ".join(sandbox.taken(facts)) or "its state_dict is taken")
+        return kept
 
     def _kept(self, decisions: str) -> Path:
         """A copy of a file of decisions that nobody will change: its name is the digest of what it says."""
@@ -265,6 +279,7 @@ class Store:
         if not known:
             limits.check_disk(self.root)
             run.folder.mkdir(parents=True, exist_ok=True)
+        python_files.keep(spec, run.folder)
         if not known or _places(Run(run.folder).spec) != _places(spec):  # the same images or weights, moved
             write_json(run.folder / "spec.json", {"spec": spec.model_dump(mode="json")})
         if not is_held(run.folder / "lock"):
@@ -285,6 +300,9 @@ class Store:
     def enqueue(self, run: Run, *, together: bool = False) -> Run:
         """Queue `run` (again); a paused, cancelled or failed one goes on from its last checkpoint."""
         if run.state not in (State.FINISHED, State.RUNNING, State.QUEUED):
+            with contextlib.suppress(BadModel):  # a damaged run says so when it is taken
+                if each_code(run.spec):
+                    self.visitor.require_code()
             # Under the lock: a worker that takes or finishes it at this moment must not be left a stale marker.
             with (
                 self.visitor.admit(self.root, together=together) as turn,
@@ -389,5 +407,6 @@ class Store:
 
 
 def _places(spec: RunSpec) -> tuple[str | None, ...]:
-    """Where a run finds its images, the decisions about them, and the weights that it starts from."""
-    return spec.data.source, spec.data.decisions, getattr(spec.network, "weights", None)
+    """Where a run finds its images, the decisions about them, the weights that it starts from, and Python files."""
+    files = (one.file for one in each_code(spec))
+    return spec.data.source, spec.data.decisions, getattr(spec.network, "weights", None), *files

@@ -12,6 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from smallalign_core.errors import BadModel, Refused
+from smallalign_core.runs import python_files
 from smallalign_core.runs.queue import UNRESTRICTED, Access
 from smallalign_core.spec import DataSpec, Import, RunSpec, parse, read, title
 from smallalign_core.system.files import is_held, read_json, read_lines, write, write_json
@@ -75,11 +76,12 @@ class Run:
         if self.in_zoo:  # written for people: what the images were is kept in the result
             spec = read(self.folder / "spec.yaml")
             known = (self.result or {}).get("fingerprint")
+            spec = python_files.located(spec, self.folder)
             return spec.model_copy(update={"data": spec.data.model_copy(update={"fingerprint": known})})
         written = read_json(self.folder / "spec.json")
         if not isinstance(written, dict) or not isinstance(written.get("spec"), dict):
             raise BadModel("the run's spec.json is damaged", given=self.name, do="delete the run")
-        return parse(written["spec"])
+        return python_files.located(parse(written["spec"]), self.folder)
 
     @cached_property
     def id(self) -> str:

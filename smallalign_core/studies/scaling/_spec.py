@@ -12,8 +12,8 @@ from pydantic import Field, model_validator
 from smallalign_core.errors import BadSpec
 from smallalign_core.spec import (
     Augment,
+    GivenNetwork,
     HintonKd,
-    LibraryNetwork,
     Loss,
     OfLayers,
     Optimizer,
@@ -128,7 +128,7 @@ class ScalingStudySpec(base.StudySpec):
 
     @model_validator(mode="after")
     def _baseline_is_plain(self) -> Self:
-        if isinstance(self.student.network, LibraryNetwork):
+        if isinstance(self.student.network, GivenNetwork):
             raise ValueError("this network has a fixed size: choose mlp, cnn, separable or resnet")
         if self.student.teacher or self.student.start:
             raise ValueError(
