@@ -28,6 +28,7 @@ from smallalign_core.search._spec import ETA, SearchSpec
 from smallalign_core.spec import RunSpec, digest
 from smallalign_core.spec.precision import CALIBRATED, Precision
 from smallalign_core.system.files import read_array, write_array
+from smallalign_core.training.teacher_evidence import Evidence
 
 TOGETHER = 8
 """Candidates of a round: as many as train in lockstep."""
@@ -50,11 +51,19 @@ TEACHER = "teacher"
 class Laboratory(Protocol):
     """What decisions measure; see `_lab.Lab`."""
 
+    @property
+    def train_images(self) -> int: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
     def now(self) -> float: ...
+    def step(self, run: RunSpec, /) -> float: ...
+    def lesson(self, run: RunSpec, /) -> float: ...
     def least_bytes(self, run: RunSpec, precisions: Sequence[Precision], /) -> int: ...
     def measure(self, run: RunSpec, precisions: tuple[Precision, ...], max_bytes: int | None, /) -> Measured: ...
     def right(self, run: Run, precision: Precision, /) -> NDArray[np.bool_]: ...
     def teacher_right(self, run: Run, /) -> NDArray[np.bool_]: ...
+    def evidence(self, run: RunSpec, /) -> Evidence: ...
+    def deliver(self, run: Run, precision: Precision, /) -> dict[str, Any]: ...
 
 
 _SEEN: dict[Path, float] = {}
@@ -65,14 +74,12 @@ class Decision:
     """The next decision of a search, taken by `take`.
 
     Args:
-        train_images: number of training images.
+        record: what was decided before.
+        lab: what measures.
     """
 
-    def __init__(
-        self, spec: SearchSpec, store: Store, folder: Path, record: Record, lab: Laboratory, train_images: int
-    ) -> None:
+    def __init__(self, spec: SearchSpec, store: Store, folder: Path, record: Record, lab: Laboratory) -> None:
         self.spec, self.store, self.folder, self.record, self.lab = spec, store, folder, record, lab
-        self.images = train_images
         self.began = lab.now()
         self.trained = 0.0
 
@@ -109,7 +116,7 @@ class Decision:
 
     def steps_of(self, one: Measured, epochs: int) -> float:
         """Seconds of its steps alone, before what a rung takes besides."""
-        return one.step * epochs * self.images / (self.spec.batch or 1)
+        return one.step * epochs * self.lab.train_images / (self.spec.batch or 1)
 
     @property
     def delivery(self) -> float:
@@ -336,11 +343,11 @@ class Decision:
             int((~right & ~beside).sum()),
         )
 
-    def keep_teacher(self, run: Run) -> float:
-        """Keep which validation images the teacher gets right; returns its accuracy."""
+    def keep_teacher(self, run: Run) -> tuple[float, int]:
+        """Keep which validation images the teacher gets right; returns its accuracy and their number."""
         right = self.lab.teacher_right(run)
         write_array(self.folder / f"{TEACHER}.npy", right)
-        return float(right.mean())
+        return float(right.mean()), len(right)
 
     # --- the end ------------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from smallalign_core.spec import RunSpec
 from smallalign_core.spec.precision import Precision
 from smallalign_core.system.machine import fastest, set_threads
 from smallalign_core.training import loop, teacher_loading
+from smallalign_core.training.teacher_evidence import Evidence
 
 LATENCY_SECONDS = 0.3
 WEIGHT_BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "int8": 1}
@@ -48,6 +50,16 @@ class Lab:
     def splits(self) -> Splits:
         """The images of the search."""
         return data.load(self._run.data, self.store.data_cache)
+
+    @property
+    def train_images(self) -> int:
+        """Number of training images."""
+        return len(self.splits.train)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names of the images."""
+        return self.splits.classes
 
     def _built(self, run: RunSpec) -> networks.Classifier:
         half = [0.5] * self.splits.shape[0]
@@ -92,6 +104,20 @@ class Lab:
         """The same of a teacher in PyTorch."""
         teacher = imported.classifier(run, self.splits.classes).to(self.device)
         return np.asarray(logits_of(teacher, self.splits.val, device=self.device).argmax(1) == self.splits.val.labels)
+
+    def evidence(self, run: RunSpec) -> Evidence:
+        """The check of the teacher of a run on validation images, cached in the store.
+
+        Raises:
+            SmallAlignError: it is not usable for these images.
+        """
+        found = teacher_loading.preflight(run, self.store, self.splits, self.device)
+        assert found is not None, "the run has a teacher"
+        return found
+
+    def deliver(self, run: Run, precision: Precision) -> dict[str, Any]:
+        """Export a finished run and compare the file with PyTorch on all test images; the report of the bundle."""
+        return export.bundle(run, self.store, precision=precision)
 
     def lesson(self, run: RunSpec) -> float:
         """Seconds of the teacher's forward pass for one batch of a distilled run."""

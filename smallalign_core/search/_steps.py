@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
@@ -16,13 +16,16 @@ from smallalign_core.studies.run_status import RunStatus
 
 if TYPE_CHECKING:
     from smallalign_core.runs.store import Store
-    from smallalign_core.search._decide import Decision
+    from smallalign_core.search._decide import Decision, Laboratory
 
 LOCK = "search.lock"
 
 
-def take(spec: SearchSpec, store: Store, folder: Path, device: str) -> bool:
+def take(spec: SearchSpec, store: Store, folder: Path, device: str, lab: Laboratory | None = None) -> bool:
     """Take the next decision of a search; returns whether there was one, that is, no run to wait for and no end.
+
+    Args:
+        lab: what measures; default: this machine.
 
     Raises:
         SmallAlignError: something that it needs could not be measured.
@@ -37,18 +40,16 @@ def take(spec: SearchSpec, store: Store, folder: Path, device: str) -> bool:
         record = read(folder, spec.budget)
         if record.complete or _plan.pending(spec, store, record):
             return False
-        lab = Lab(store, base_of(spec), device)
-        decision = Decision(spec, store, folder, record, lab, len(lab.splits.train))
-        _next(decision, lab)
+        _next(Decision(spec, store, folder, record, lab or Lab(store, base_of(spec), device)))
     return True
 
 
-def _next(decision: Decision, lab: Any) -> None:
+def _next(decision: Decision) -> None:
     record = decision.record
     if record.teacher is None:
-        _choose_teacher(decision, lab)
+        _choose_teacher(decision)
     elif record.ready is None:
-        _meet_teacher(decision, lab)
+        _meet_teacher(decision)
     elif (number := record.open_round) is not None:
         decision.advance(number)
     elif record.stopped is None:
@@ -59,13 +60,13 @@ def _next(decision: Decision, lab: Any) -> None:
         _deliver(decision)
 
 
-def _choose_teacher(decision: Decision, lab: Any) -> None:
+def _choose_teacher(decision: Decision) -> None:
     from smallalign_core.search import _teacher
 
-    decision.note("teacher", **_teacher.choose(decision.spec, decision.store, lab))
+    decision.note("teacher", **_teacher.choose(decision.spec, decision.store, decision.lab))
 
 
-def _meet_teacher(decision: Decision, lab: Any) -> None:
+def _meet_teacher(decision: Decision) -> None:
     """Record what candidates learn from the teacher, which is finished; or that there is none."""
     from smallalign_core.search import _check, _teacher
 
@@ -85,17 +86,15 @@ def _meet_teacher(decision: Decision, lab: Any) -> None:
             )
         decision.note("ready", taught={}, teacher=None, accuracy=None, lesson=0.0, problem=problem)
         return
-    run_folder = decision.store.finished(name)
-    accuracy = decision.keep_teacher(run_folder)
+    accuracy, images = decision.keep_teacher(decision.store.finished(name))
     if spec.min_share is not None:
-        _check.check_images(spec, len(lab.splits.val), accuracy)
-    found_lessons = _teacher.lessons(spec, decision.store, lab, name)
-    decision.note("ready", **found_lessons, accuracy=accuracy, problem=None)
+        _check.check_images(spec, images, accuracy)
+    learned = _teacher.lessons(spec, decision.store, decision.lab, name)
+    decision.note("ready", **learned, accuracy=accuracy, problem=None)
 
 
 def _deliver(decision: Decision) -> None:
     """Export the winner, verify it on all test images, and write the search into its card. The only look at test."""
-    from smallalign_core import export
     from smallalign_core.metrics import wilson
     from smallalign_core.runs import model_card
     from smallalign_core.search._build import build
@@ -108,7 +107,7 @@ def _deliver(decision: Decision) -> None:
     run = store.by_id(winner["run"])
     decision.record.winner = winner | {"repeated": repeated}
     model_card.write_notes(run, build(spec, store, decision.folder, decision.record).card())
-    made = export.bundle(run, store, precision=winner["precision"])
+    made = decision.lab.deliver(run, winner["precision"])
     proof = made["parity"]
     low, high = wilson(round(proof["accuracy"] * proof["images"]), proof["images"])
     test = {"images": proof["images"], "accuracy": proof["accuracy"], "accuracy_low": low, "accuracy_high": high}

@@ -6,11 +6,11 @@ from typing import Any
 
 from smallalign_core.errors import SmallAlignError
 from smallalign_core.runs.store import Run, Store
-from smallalign_core.search._lab import Lab
+from smallalign_core.search._decide import Laboratory
 from smallalign_core.search._space import policy
 from smallalign_core.search._spec import NO_TEACHER, SearchSpec, base_of
 from smallalign_core.spec import RunSpec
-from smallalign_core.training import teacher_evidence, teacher_loading
+from smallalign_core.training import teacher_evidence
 from smallalign_core.training.teacher_evidence import Evidence
 
 SHARE = 0.25
@@ -24,7 +24,7 @@ SLACK = 1.3
 """A run takes about this many times what its steps do."""
 
 
-def choose(spec: SearchSpec, store: Store, lab: Lab) -> dict[str, Any]:
+def choose(spec: SearchSpec, store: Store, lab: Laboratory) -> dict[str, Any]:
     """What a search records about its teacher: `run` (its id), `spec` (of a new run); both None without. And why."""
     if spec.teacher == NO_TEACHER:
         return {"run": None, "spec": None, "why": "none: labels only, as requested"}
@@ -37,7 +37,7 @@ def choose(spec: SearchSpec, store: Store, lab: Lab) -> dict[str, Any]:
     return _new(spec, lab)
 
 
-def best_of(spec: SearchSpec, store: Store, lab: Lab) -> tuple[Run, Evidence] | None:
+def best_of(spec: SearchSpec, store: Store, lab: Laboratory) -> tuple[Run, Evidence] | None:
     """The most accurate suitable model on validation images; of those within about a point, the largest.
 
     Only models of exactly these classes that were not distilled themselves, as where a teacher is preselected.
@@ -45,25 +45,28 @@ def best_of(spec: SearchSpec, store: Store, lab: Lab) -> tuple[Run, Evidence] | 
     found: list[tuple[Run, Evidence]] = []
     for run in _candidates(store, lab)[:MOST]:
         try:
-            asked = RunSpec.model_validate(base_of(spec).model_dump() | {"teacher": run.id, "loss": None})
-            evidence = teacher_loading.preflight(asked, store, lab.splits, lab.device)
+            evidence = lab.evidence(_distilled(spec, run))
         except (SmallAlignError, OSError, KeyError, TypeError, ValueError):  # unsuitable, or damaged
             continue
-        if evidence is not None and evidence.refused is None:
-            found.append((run, evidence))
+        found.append((run, evidence))
     return max(
         found, key=lambda one: (round(one[1].accuracy, 2), (one[0].result or {}).get("params") or 0), default=None
     )
 
 
-def _candidates(store: Store, lab: Lab) -> list[Run]:
+def _distilled(spec: SearchSpec, teacher: Run) -> RunSpec:
+    """A run of the search that is distilled, with what is chosen for such a teacher left open."""
+    return RunSpec.model_validate(base_of(spec).model_dump() | {"teacher": teacher.id, "loss": None})
+
+
+def _candidates(store: Store, lab: Laboratory) -> list[Run]:
     found = []
     for run in [*store.zoo(), *store.runs()]:
         try:
             result = run.result or {}
             classes = run.imported.classes if run.imported is not None else tuple(result.get("classes", ()))
             own = run.imported is not None or not run.spec.teacher
-            if run.finished and own and tuple(classes) == tuple(lab.splits.classes):
+            if run.finished and own and tuple(classes) == lab.classes:
                 found.append((run, float(result["val"]["accuracy"])))
         except (SmallAlignError, KeyError, TypeError, ValueError):
             continue
@@ -71,9 +74,9 @@ def _candidates(store: Store, lab: Lab) -> list[Run]:
     return [run for run, _ in found]
 
 
-def _new(spec: SearchSpec, lab: Lab) -> dict[str, Any]:
+def _new(spec: SearchSpec, lab: Laboratory) -> dict[str, Any]:
     """The largest teacher that a share of the budget trains."""
-    steps = spec.rungs[-1] * len(lab.splits.train) / (spec.batch or 1)
+    steps = spec.rungs[-1] * lab.train_images / (spec.batch or 1)
     seconds = spec.budget.seconds
     for width in WIDTHS if seconds is not None else (WIDTHS[2],):
         fields = base_of(spec).model_dump() | {
@@ -93,17 +96,15 @@ def _new(spec: SearchSpec, lab: Lab) -> dict[str, Any]:
     }
 
 
-def lessons(spec: SearchSpec, store: Store, lab: Lab, teacher: str) -> dict[str, Any]:
+def lessons(spec: SearchSpec, store: Store, lab: Laboratory, teacher: str) -> dict[str, Any]:
     """What a search records once its teacher is finished: what candidates learn from, and its own accuracy.
 
     Raises:
         SmallAlignError: it is not usable for these images.
     """
     run = store.finished(teacher)
-    asked = RunSpec.model_validate(base_of(spec).model_dump() | {"teacher": run.id, "loss": None})
-    evidence = teacher_loading.preflight(asked, store, lab.splits, lab.device)
-    assert evidence is not None
-    taught = asked.model_copy(update={"loss": teacher_evidence.chosen(asked.loss, evidence)})
+    plain = _distilled(spec, run)
+    taught = plain.model_copy(update={"loss": teacher_evidence.chosen(plain.loss, lab.evidence(plain))})
     return {
         "taught": {"teacher": run.id, "loss": taught.loss.model_dump(mode="json")},
         "teacher": run.name,
