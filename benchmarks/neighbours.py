@@ -29,7 +29,9 @@ from PIL import Image
 from smallalign_core.errors import SmallAlignError
 from smallalign_core.runs.store import Store
 from smallalign_core.service.client import BackendClient
+from smallalign_core.service.requests import Inspect
 from smallalign_core.service.users import User
+from smallalign_core.spec import parse_data
 
 MOST_SECONDS = 2.0
 _thread = threading.local()
@@ -71,14 +73,14 @@ def measure(rounds: int) -> dict[str, float]:
                 turn = window
                 while not over.is_set():
                     try:
-                        desk.call("inspect", source=inputs[turn % len(inputs)])
+                        desk.call(Inspect(parse_data(inputs[turn % len(inputs)])))
                     except SmallAlignError:
                         turn += 1
 
             def look(seed: int) -> float:
                 began = time.perf_counter()
                 desk.call("views", policy=["flip"], data_source="digits", seed=seed)
-                desk.call("inspect", source="digits")
+                desk.call(Inspect(parse_data("digits")))
                 return time.perf_counter() - began
 
             for seed in range(3):  # libraries are imported, images decoded

@@ -27,7 +27,7 @@ with left:
     if facts is None:
         st.info("No dataset selected. Choose one, or enter the path of a folder with one sub-folder per class.")
         st.stop()
-    classes, shape = tuple(facts["classes"]), tuple(facts["shape"])
+    classes, shape = facts.classes, facts.shape
     teacher, _ = teacher_check.pick(
         store,
         source,
@@ -67,8 +67,8 @@ with right:
             "Images", ["Dataset", "Upload"], default="Dataset", required=True, label_visibility="collapsed", key="mine"
         )
         if mine == "Dataset":
-            splits = image_grid.splits(DataSpec(source=source, fingerprint=facts["fingerprint"]), store)
-            rows = augmented_images.choose(splits.train, facts["fingerprint"])
+            splits = image_grid.splits(DataSpec(source=source, fingerprint=facts.fingerprint), store)
+            rows = augmented_images.choose(splits.train, facts.fingerprint)
     with context.show_errors():
         own = augmented_images.drop(shape) if rows is None else None
     if not parts:
@@ -77,7 +77,7 @@ with right:
     fine = False
     with policy.checked():
         checked = [part.model_dump(mode="json") for part in parse_policy(parts)]
-        data = {"source": source, "fingerprint": facts["fingerprint"]}
+        data = {"source": source, "fingerprint": facts.fingerprint}
         epoch, seed, batch = numbers["epoch"], numbers["seed"], numbers["batch"]
         question = {"policy": checked, "data_source": data, "seed": seed, "strength": strength}
         grid = {
@@ -114,7 +114,7 @@ with risk, context.show_errors():
     else:
         limit = label_preservation.limit()
         label_preservation.panel(
-            question | {"limit": limit}, teacher, looked_at=sum(facts["counts"]["val"].values()), store=store
+            question | {"limit": limit}, teacher, looked_at=sum(facts.counts["val"].values()), store=store
         )
 
 with measured, context.show_errors():

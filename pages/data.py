@@ -19,15 +19,15 @@ source, facts = url_state.pick_data(store)
 if facts is None:
     st.info("No dataset selected. Choose one, or enter the path of a folder with one sub-folder per class.")
     st.stop()
-channels, height, width = facts["shape"]
-sizes = {split: sum(tally.values()) for split, tally in facts["counts"].items()}
+channels, height, width = facts.shape
+sizes = {split: sum(tally.values()) for split, tally in facts.counts.items()}
 with st.grid(min_column_width=125):
-    st.metric("Images", f"{facts['images']:,}", border=True)
-    st.metric("Classes", len(facts["classes"]), border=True)
+    st.metric("Images", f"{facts.images:,}", border=True)
+    st.metric("Classes", len(facts.classes), border=True)
     st.metric("Size, grayscale" if channels == 1 else "Size, RGB", f"{width} × {height}", border=True)
     for split, size in sizes.items():
         st.metric(SPLITS[split], f"{size:,}", border=True)
-looks = facts["test_looks"]
+looks = facts.test_looks
 evaluated = (
     "an unknown number of times (test-looks.jsonl is unreadable)"
     if looks is None
@@ -35,22 +35,22 @@ evaluated = (
 )
 st.caption(
     f"Test set evaluated {evaluated}; never used for selection. Validation is split from train. "
-    f"Fingerprint `{facts['fingerprint']}`: a digest of all pixels, labels and class names."
+    f"Fingerprint `{facts.fingerprint}`: a digest of all pixels, labels and class names."
 )
-for note in facts["notes"]:
+for note in facts.notes:
     st.caption(f":material/info: {formatting.plain(note)}")
-if facts["unreadable"]:
-    with st.expander(f"{len(facts['unreadable'])} files could not be read and were skipped", icon=":material/warning:"):
-        st.code("\n".join(f"{name}: {facts['reasons'][name]}" for name in facts["unreadable"][:200]), language=None)
+if facts.unreadable:
+    with st.expander(f"{len(facts.unreadable)} files could not be read and were skipped", icon=":material/warning:"):
+        st.code("\n".join(f"{name}: {facts.reasons[name]}" for name in facts.unreadable[:200]), language=None)
 
 st.subheader("Images per class")
-basic.counts(facts["counts"], key="counts")
+basic.counts(facts.counts, key="counts")
 
 st.subheader("Data quality")
 checked = st.container()  # filled last: nothing else on the page waits for it
 
 st.subheader("Images")
-splits = image_grid.splits(DataSpec(source=source, fingerprint=facts["fingerprint"]), store)
+splits = image_grid.splits(DataSpec(source=source, fingerprint=facts.fingerprint), store)
 with st.container(horizontal=True, vertical_alignment="bottom"):
     split = st.segmented_control(
         "Split",
@@ -61,13 +61,9 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
         key="split",
         bind="query-params",
     )
-    only = st.selectbox(
-        "Class", ["All classes", *facts["counts"]["train"]], key="class", bind="query-params", width=220
-    )
+    only = st.selectbox("Class", ["All classes", *facts.counts["train"]], key="class", bind="query-params", width=220)
 images = getattr(splits, str(split))
-rows = (
-    np.arange(len(images)) if only == "All classes" else np.flatnonzero(images.labels == facts["classes"].index(only))
-)
+rows = np.arange(len(images)) if only == "All classes" else np.flatnonzero(images.labels == facts.classes.index(only))
 pages = max(1, -(-len(rows) // PER_PAGE))
 page = url_state.pick_page(pages)
 shown = rows[(page - 1) * PER_PAGE : page * PER_PAGE]

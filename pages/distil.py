@@ -34,8 +34,8 @@ with form:
     if facts is None:
         st.info("No dataset selected. Choose one, or enter the path of a folder with one sub-folder per class.")
         st.stop()
-    classes = tuple(facts["classes"])
-    st.caption(f"{facts['images']:,} images, {len(classes)} classes, {facts['shape'][2]} × {facts['shape'][1]} pixels.")
+    classes = facts.classes
+    st.caption(f"{facts.images:,} images, {len(classes)} classes, {facts.shape[2]} × {facts.shape[1]} pixels.")
     teacher, fitting = teacher_check.pick(
         store,
         source,
@@ -106,16 +106,16 @@ with side:
     if st.button("Start training", type="primary", icon=":material/play_arrow:"):
         with context.show_errors(stop=True):
             answer = teacher_check.start(spec, controls=beside)
-            if not answer["known"] or answer["state"] in ("queued", "running"):
-                st.switch_page("runs.py", query_params={"run": answer["id"]})
+            if not answer.known or answer.state in ("queued", "running"):
+                st.switch_page("runs.py", query_params={"run": answer.id})
             st.session_state[keys.KNOWN_RUN] = (asked, answer)
-    known_for, known = st.session_state.get(keys.KNOWN_RUN, ("", {}))
-    if known_for == asked:
+    known_for, known = st.session_state.get(keys.KNOWN_RUN, ("", None))
+    if known and known_for == asked:
         st.info(
-            f"A run with this spec already exists (state: {known['state']}); identical specs reuse the cached run. "
+            f"A run with this spec already exists (state: {known.state}); identical specs reuse the cached run. "
             "Open it, or change the seed to train again."
         )
-        st.page_link("runs.py", label="Open run", icon=":material/open_in_new:", query_params={"run": known["id"]})
+        st.page_link("runs.py", label="Open run", icon=":material/open_in_new:", query_params={"run": known.id})
     costs = st.container()
     if teacher:
         teacher_check.preflight(teacher, {"source": source, **divided}, loss_key=f"{KEY}.loss")
@@ -124,26 +124,24 @@ with side:
     with costs:  # requested last: nothing else on the page waits for it
         cost = spec_summary.estimate(asked)
         cells = st.columns(2)
-        cells[0].metric("Parameters", f"{cost['params']:,}", border=True)
+        cells[0].metric("Parameters", f"{cost.params:,}", border=True)
         cells[1].metric(
             "Training time",
-            formatting.duration(cost["seconds"]),
+            formatting.duration(cost.seconds),
             border=True,
-            help=f"{cost['steps']:,} steps on {cost['device']}.",
+            help=f"{cost.steps:,} steps on {cost.device}.",
         )
         cells[0].metric(
-            "MACs", formatting.count(cost["macs"]), border=True, help="Multiply-accumulate operations per image."
+            "MACs", formatting.count(cost.macs), border=True, help="Multiply-accumulate operations per image."
         )
-        cells[1].metric(
-            "ONNX file", formatting.exact(cost["onnx_bytes"]), border=True, help=formatting.sizes(cost["sizes"])
-        )
+        cells[1].metric("ONNX file", formatting.exact(cost.onnx_bytes), border=True, help=formatting.sizes(cost.sizes))
         teacher_check.seen(cost, teacher)
-        if cost["cache_bytes"]:
+        if cost.cache_bytes:
             st.caption(
-                f"Teacher logits cache: {formatting.size(cost['cache_bytes'])}, {cost['cache_ready']:.0%} filled.",
+                f"Teacher logits cache: {formatting.size(cost.cache_bytes)}, {cost.cache_ready:.0%} filled.",
                 help="Filled during training. Other students, losses and optimizers with the same images, "
                 "augmentation, batch size and seed reuse it. Can be deleted at any time.",
             )
-        if cost["state"] and known_for != asked:
-            st.caption(f"A run with this spec already exists (state: {cost['state']}).")
-            st.page_link("runs.py", label="Open run", icon=":material/open_in_new:", query_params={"run": cost["id"]})
+        if cost.state and known_for != asked:
+            st.caption(f"A run with this spec already exists (state: {cost.state}).")
+            st.page_link("runs.py", label="Open run", icon=":material/open_in_new:", query_params={"run": cost.id})

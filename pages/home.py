@@ -5,6 +5,7 @@ import streamlit as st
 from pages.ui.app import context
 from pages.ui.widgets import formatting, run_table
 from smallalign_core.errors import UnknownRun
+from smallalign_core.service.requests import Submit
 from smallalign_core.spec import title
 
 STARTER = "digits-student"  # the zoo model whose spec, with a seed of its own, the big button trains
@@ -40,8 +41,8 @@ else:
         start, about = st.columns([1, 3], vertical_alignment="center")
         if start.button("Run the demo (30 s)", type="primary", icon=":material/play_arrow:"):
             with context.show_errors():
-                answer = context.call("submit", "Preparing the run", spec=spec.model_dump(mode="json"))
-                st.switch_page("runs.py", query_params={"run": answer["id"]})
+                answer = context.call(Submit(spec), "Preparing the run")
+                st.switch_page("runs.py", query_params={"run": answer.id})
         teacher = next((row for row in rows if row.name == starter.teacher or row.id == starter.teacher), None)
         student = next((row for row in rows if row.name == STARTER), None)
         if teacher and student:

@@ -254,7 +254,7 @@ def desk_here(components: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     The desk answers in this process, over the same lines; another one would import torch.
     """
 
-    def exchange(asking: BackendClient, question: str, _timeout: float, _verb: str) -> str:
+    def exchange(asking: BackendClient, question: str, _asked: object, _timeout: float) -> str:
         answered = io.StringIO()
         backend.serve(asking.store, io.StringIO(question), answered)
         return answered.getvalue()

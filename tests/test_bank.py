@@ -26,6 +26,7 @@ from smallalign_core.data import Splits
 from smallalign_core.errors import BadInput
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.service import doctor, handlers, worker
+from smallalign_core.service.requests import Estimate
 from smallalign_core.spec import RunSpec
 from smallalign_core.training import runner, teacher_loading
 from smallalign_core.training.loop import Training, Waiting
@@ -534,14 +535,14 @@ def test_the_estimate_tells_size_and_readiness_and_fills_nothing(
     monkeypatch.setattr(export, "to_onnx", lambda _: b"")  # a second each, and another test's
     teacher = train()
     spec = tiny(teacher=teacher.id, augment=["shift"], epochs=2)
-    cost = handlers.estimate(store, spec.model_dump(mode="json"))
+    cost = handlers.estimate(store, Estimate(spec))
     assert not list(store.teacher_cache.glob("*/*.answers"))
-    assert cost["cache_ready"] == 0
-    assert cost["cache_bytes"] == 21 * 128 * (10 * 2 + 64) + 21 * 8
+    assert cost.cache_ready == 0
+    assert cost.cache_bytes == 21 * 128 * (10 * 2 + 64) + 21 * 8
     train(teacher=teacher.id, augment=["shift"])
-    warm = handlers.estimate(store, spec.model_copy(update={"seed": 0}).model_dump(mode="json"))
-    assert warm["cache_ready"] == 1
-    assert handlers.estimate(store, tiny().model_dump(mode="json"))["cache_bytes"] == 0
+    warm = handlers.estimate(store, Estimate(spec.model_copy(update={"seed": 0})))
+    assert warm.cache_ready == 1
+    assert handlers.estimate(store, Estimate(tiny())).cache_bytes == 0
     found = next(check.found for check in doctor.examine(store) if check.name == "teacher cache")
     assert "1 entry" in found
     assert str(store.teacher_cache) in found

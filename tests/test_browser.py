@@ -185,7 +185,7 @@ def pictures(page: Page, *, not_these: list[str] | None = None) -> list[str]:
 
 def test_build_a_policy_see_it_change_and_find_it_again(watched: Watched) -> None:
     page = watched.page
-    page.goto(f"{watched.site}/augment?data=digits&teacher=digits-teacher")
+    page.goto(f"{watched.site}/augment?data=digits")
     first = pictures(page)
     assert len(first) == 8 * 7
 

@@ -10,8 +10,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import pytest
@@ -21,8 +22,12 @@ from smallalign_core.runs.store import Store
 from smallalign_core.service import backends, handlers
 from smallalign_core.service.backends import Backend, Pool
 from smallalign_core.service.client import BackendClient
+from smallalign_core.service.requests import Inspect
 from smallalign_core.service.users import User
+from smallalign_core.service.wire import LongRequest, Progress, Request
+from smallalign_core.spec import parse_data
 
+DIGITS = Inspect(parse_data("digits"))
 PATIENT = 60.0
 """Seconds after which a test that waits for an event fails."""
 
@@ -30,8 +35,39 @@ PATIENT = 60.0
 # --- where a question goes, with threads instead of processes ---------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Reply(Progress):
+    """Which process it is of, and the request's name."""
+
+    by: int = 0
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Now(Request[Reply]):
+    name: str
+
+
+@dataclass(frozen=True)
+class Wait(Now):
+    """Answered when the test says so."""
+
+
+@dataclass(frozen=True)
+class Same(Now):
+    """Answered once."""
+
+    shared: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class Risk(LongRequest[Reply]):
+    name: str
+    share: float
+
+
 class Office:
-    """Backends that are threads: a question `wait NAME` is answered when the test says so, any other one at once."""
+    """Backends that are threads: a `Wait` is answered when the test says so, any other one at once."""
 
     def __init__(self) -> None:
         self.gates: dict[str, threading.Event] = {}
@@ -55,10 +91,10 @@ class Office:
         with contextlib.suppress(OSError), line, line.makefile("r") as questions, line.makefile("w") as answers:
             for text in questions:
                 asked = json.loads(text)
-                name = asked["values"].get("name", "")
+                name = asked["values"]["name"]
                 self.heard.append((number, name))
                 self.begun.setdefault(name, threading.Event()).set()
-                if asked["verb"] == "wait":
+                if asked["verb"] == "Wait":
                     assert self.gates.setdefault(name, threading.Event()).wait(PATIENT)
                 share = asked["values"].get("share", 1.0)
                 reply: dict[str, Any] = {"ok": {"done": share, "by": number, "name": name}}
@@ -115,14 +151,14 @@ def ended(*threads: threading.Thread) -> None:
 
 
 def test_a_visitor_s_slow_questions_hold_up_nobody_else(office: Office, asking: BackendClient) -> None:
-    slow = [beside("eve", lambda name=f"slow {number}": asking.call("wait", name=name))[0] for number in range(5)]
+    slow = [beside("eve", lambda name=f"slow {number}": asking.call(Wait(name)))[0] for number in range(5)]
     while len(office.heard) < 2:
         time.sleep(0.01)
     for number in range(10):
-        assert asking.call("now", name=f"quick {number}")["name"] == f"quick {number}"
-    thread, found = beside("bob", lambda: asking.call("now", name="bob"))
+        assert asking.call(Now(f"quick {number}")).name == f"quick {number}"
+    thread, found = beside("bob", lambda: asking.call(Now("bob")))
     ended(thread)
-    assert found[0]["name"] == "bob"
+    assert found[0].name == "bob"
     names = [name for _, name in office.heard]
     assert len([name for name in names if name.startswith("slow")]) == 2, "two of one visitor at a time"
     for number in range(5):
@@ -133,12 +169,12 @@ def test_a_visitor_s_slow_questions_hold_up_nobody_else(office: Office, asking: 
 
 
 def test_where_all_are_busy_turns_are_in_order_of_arrival(office: Office, asking: BackendClient) -> None:
-    full = [beside(f"eve {at}", lambda at=at: asking.call("wait", name=f"full {at}"))[0] for at in range(4)]
+    full = [beside(f"eve {at}", lambda at=at: asking.call(Wait(f"full {at}")))[0] for at in range(4)]
     for at in range(4):
         office.wait_for(f"full {at}")
     waiting = []
     for at, visitor in enumerate(("ada", "bob", "ada")):
-        waiting.append(beside(visitor, lambda at=at: asking.call("now", name=f"later {at}"))[0])
+        waiting.append(beside(visitor, lambda at=at: asking.call(Now(f"later {at}")))[0])
         while len(asking.pool._line) <= at:
             time.sleep(0.01)
     office.open("full 2")
@@ -154,7 +190,7 @@ def test_equal_questions_at_the_same_time_are_answered_once(office: Office, aski
     asked: list[str] = []
 
     def inspect() -> Any:
-        return asking.call("inspect", name="same")
+        return asking.call(Same("same"))
 
     serve = Office._serve
 
@@ -174,48 +210,48 @@ def test_equal_questions_at_the_same_time_are_answered_once(office: Office, aski
     finally:
         Office._serve = serve  # type: ignore[method-assign]
     answers = [found[0] for _, found in (first, *others)]
-    assert all(answer["name"] == "same" for answer in answers)
+    assert all(answer.name == "same" for answer in answers)
     assert len(office.heard) <= 2  # one that came when the answer had just been given may ask again
     assert not asking._shared
 
 
 def test_long_work_goes_on_where_it_is_and_waits_for_a_place(office: Office, asking: BackendClient) -> None:
-    def step(visitor: str, share: float, patience: float = 0.05) -> dict[str, Any]:
-        thread, found = beside(visitor, lambda: asking.call("risk", name=visitor, share=share, patience=patience))
+    def step(visitor: str, share: float, patience: float = 0.05) -> Reply:
+        thread, found = beside(visitor, lambda: asking.call(Risk(visitor, share, patience=patience)))
         ended(thread)
         return found[0]
 
     def key(visitor: str, share: float) -> str:
-        return json.dumps(["risk", {"name": visitor, "share": share}], sort_keys=True)
+        return json.dumps(["Risk", {"name": visitor, "share": share}], sort_keys=True)
 
-    first, second = step("ada", 0.5)["by"], step("bob", 0.5)["by"]
+    first, second = step("ada", 0.5).by, step("bob", 0.5).by
     assert first != second
-    assert step("eve", 0.5) == {"done": 0.0}, "two places only"
-    assert step("ada", 0.5)["by"] == first
+    assert step("eve", 0.5) == Reply(0.0), "two places only"
+    assert step("ada", 0.5).by == first
     for number in range(6):
-        quick = asking.call("now", name=f"quick {number}")["by"]
+        quick = asking.call(Now(f"quick {number}")).by
         assert quick not in (first, second), "other questions never stand in the way of long work, nor it in theirs"
-    assert step("ada", 1.0)["by"] == first, "what a visitor asks next goes where the last is remembered"
+    assert step("ada", 1.0).by == first, "what a visitor asks next goes where the last is remembered"
     holder = next(one for one in asking.pool.backends() if one.pid == first)
     holder.holds.pop(key("ada", 0.5))  # its question is answered
-    assert step("eve", 0.5)["by"] not in (second,), "a place is free"
-    assert step("bob", 0.5)["by"] == second
+    assert step("eve", 0.5).by not in (second,), "a place is free"
+    assert step("bob", 0.5).by == second
 
 
 def test_places_of_visitors_who_left_are_taken_when_they_are_needed(
     office: Office, asking: BackendClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for visitor in ("ada", "bob"):
-        thread, _ = beside(visitor, lambda: asking.call("risk", name=local.name, share=0.5, patience=0.05))
+        thread, _ = beside(visitor, lambda: asking.call(Risk(local.name, 0.5, patience=0.05)))
         ended(thread)
-    thread, found = beside("eve", lambda: asking.call("risk", name="eve", share=0.5, patience=0.0))
+    thread, found = beside("eve", lambda: asking.call(Risk("eve", 0.5, patience=0.0)))
     ended(thread)
-    assert found == [{"done": 0.0}]
+    assert found == [Reply(0.0)]
     assert office.killed == 0
     monkeypatch.setattr("smallalign_core.service.backends._pool.LEFT", -1.0)
-    thread, found = beside("eve", lambda: asking.call("risk", name="eve", share=0.5, patience=0.05))
+    thread, found = beside("eve", lambda: asking.call(Risk("eve", 0.5, patience=0.05)))
     ended(thread)
-    assert found[0]["done"] == 0.5
+    assert found[0].done == 0.5
     assert office.killed == 1
 
 
@@ -234,7 +270,7 @@ def test_who_leaves_frees_the_page_and_the_process_goes_on(office: Office, askin
 
     def visit() -> None:
         try:
-            asking.call("wait", name="slow")
+            asking.call(Wait("slow"))
         except Left:
             left.append(True)
 
@@ -249,22 +285,22 @@ def test_who_leaves_frees_the_page_and_the_process_goes_on(office: Office, askin
     office.open("slow")
     while one.busy:
         time.sleep(0.01)
-    assert asking.call("now", name="next") == {"done": 1.0, "by": one.pid, "name": "next"}, "no stale answer"
+    assert asking.call(Now("next")) == Reply(1.0, one.pid, "next"), "no stale answer"
 
 
 def test_a_late_answer_ends_its_process_only(office: Office, asking: BackendClient) -> None:
-    assert asking.call("now", name="x")["by"] == 1
+    assert asking.call(Now("x")).by == 1
     with pytest.raises(WorkFailed, match=r"no answer in 0"):
-        asking.call("wait", name="late", timeout=0.05)
+        asking.call(Wait("late"), timeout=0.05)
     assert office.killed == 1
-    assert asking.call("now", name="x")["by"] == 2
+    assert asking.call(Now("x")).by == 2
     assert not asking.pool._answering
 
 
 def test_idle_processes_end_and_the_last_stays(
     office: Office, asking: BackendClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    threads = [beside(f"v{at}", lambda at=at: asking.call("wait", name=f"w{at}"))[0] for at in range(3)]
+    threads = [beside(f"v{at}", lambda at=at: asking.call(Wait(f"w{at}")))[0] for at in range(3)]
     for at in range(3):
         office.wait_for(f"w{at}")
     monkeypatch.setattr("smallalign_core.service.backends._pool.IDLE", -1.0)
@@ -292,15 +328,15 @@ def real(store: Store) -> Iterator[BackendClient]:
 @pytest.mark.slow
 def test_a_dataset_that_never_ends_holds_up_nobody_else(real: BackendClient, tmp_path: Path) -> None:
     """The same questions, asked while another visitor's process is stopped in the middle of its answer."""
-    assert real.call("inspect", source="digits")["images"] == 1797
+    assert real.call(DIGITS).images == 1797
     (one,) = real.pool.backends()
     os.kill(one.pid, signal.SIGSTOP)
-    thread, found = beside("eve", lambda: real.call("study", kind="none", spec={}))
+    thread, found = beside("eve", lambda: real.call(Inspect(parse_data("nowhere"))))
     while not one.busy:
         time.sleep(0.01)
     quick = real.call("views", policy=["flip"], data_source="digits")
     assert quick["shape"][0] == 8
-    assert real.call("inspect", source="digits")["images"] == 1797
+    assert real.call(DIGITS).images == 1797
     assert thread.is_alive()
     os.kill(one.pid, signal.SIGCONT)
     ended(thread)
@@ -323,9 +359,9 @@ def test_processes_are_forked_share_memory_and_end_with_the_desk(real: BackendCl
     assert {one.pid for one in family} == {one.pid for one in real.pool.backends()}
     os.kill(forking.pid, signal.SIGKILL)
     forking.wait()
-    assert real.call("inspect", source="digits")["images"] == 1797, "those that are there go on"
+    assert real.call(DIGITS).images == 1797, "those that are there go on"
     real.close()
-    assert real.call("inspect", source="digits")["images"] == 1797, "and a closed desk opens again"
+    assert real.call(DIGITS).images == 1797, "and a closed desk opens again"
     real.close()
     for one in family:
         one.wait(PATIENT)

@@ -20,6 +20,7 @@ from smallalign_core.errors import BadModel, BadSpec, Refused
 from smallalign_core.metrics import logits_of, score
 from smallalign_core.runs.store import Store
 from smallalign_core.service import handlers
+from smallalign_core.service.requests import Submit
 from smallalign_core.spec import RunSpec, digest, parse, set_field, to_yaml
 from smallalign_core.training import optim
 from smallalign_core.training.loop import Training
@@ -279,7 +280,7 @@ def test_several_processes_and_many_weights_are_refused(digits: Splits, store: S
     with pytest.raises(
         BadSpec, match=r"at most 100,000 weights; its population would take 1\.0 GB.*1,014,6\d\d weights"
     ):
-        handlers.submit(store, million)
+        handlers.submit(store, Submit(parse(million)))
     assert not store.runs()
 
 
@@ -287,7 +288,7 @@ def test_another_network_is_no_start(train: Train, store: Store) -> None:
     run = train(epochs=1)
     other = {"data": "digits", "network": {"kind": "cnn", "width": 7, "depth": 2}, "start": run.id}
     with pytest.raises(BadModel, match=r"of another network.*Start from a run with the same network"):
-        handlers.submit(store, other)
+        handlers.submit(store, Submit(parse(other)))
 
 
 def test_names_of_old_runs_stay_and_new_fields_travel() -> None:

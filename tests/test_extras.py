@@ -19,6 +19,7 @@ import smallalign_core
 from smallalign_core.errors import MissingExtra
 from smallalign_core.runs.store import Store
 from smallalign_core.service import handlers
+from smallalign_core.service.requests import Submit
 from smallalign_core.system import extras
 from smallalign_core.training import optim
 
@@ -113,7 +114,7 @@ def test_an_optimizer_without_its_package_is_refused_before_it_is_queued(
         rf'^The optimizer {kind} needs the package {package}, which is not installed\. Run `pip install "smallalign\['
     )
     with pytest.raises(MissingExtra, match=words + rf'{extra}\]"`\.$'):
-        handlers.submit(store, {"data": "digits", "network": "cnn", "optimizer": kind, "precision": "fp32"})
+        handlers.submit(store, Submit(tiny(optimizer=kind)))
     assert not store.runs()
     with pytest.raises(MissingExtra, match=words):
         optim.build(tiny(optimizer=kind).optimizer, nn.Linear(2, 2))

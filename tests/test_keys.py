@@ -188,6 +188,57 @@ def test_an_address_may_hold_the_text_of_an_option_as_older_links_do() -> None:
     assert opened(AppTest.from_function(two_pages), p="one", metric="Error", menu="Error")[1:3] == ["error", "error"]
 
 
+def a_menu() -> None:
+    """A menu of runs whose options and default come from the test."""
+    import streamlit as st
+
+    from pages.ui.widgets import url_state
+
+    names, first = st.session_state["offered"]
+    st.session_state["found"] = url_state.pick("Teacher", {"none": "None"} | names, key="teacher", first=first)
+
+
+A, B = {"a": "A"}, {"a": "A", "b": "B"}
+
+
+def menu(app: AppTest, names: dict[str, str], first: str | None) -> tuple[str, str, int]:
+    """(what is chosen, what the address says, the number of warnings)."""
+    app.session_state["offered"] = (names, first)
+    app.run()
+    assert not app.exception
+    return app.session_state["found"], "".join(app.query_params.get("teacher", "")), len(app.warning)
+
+
+def test_a_run_that_is_not_there_yet_is_taken_once_it_is() -> None:
+    """A link keeps naming it meanwhile, unless the user chooses another one."""
+    app = AppTest.from_function(a_menu)
+    app.query_params["teacher"] = "b"
+    assert menu(app, {}, None) == ("none", "b", 1)
+    assert menu(app, A, "a")[1:] == ("b", 1)
+    assert menu(app, B, "a") == ("b", "b", 0)
+
+    app = AppTest.from_function(a_menu)
+    app.query_params["teacher"] = "b"
+    assert menu(app, A, "a") == ("a", "b", 1)
+    app.selectbox[0].select("none").run()
+    assert menu(app, B, "a") == ("none", "none", 0)
+
+
+def test_no_run_is_a_choice_only_where_there_was_one() -> None:
+    app = AppTest.from_function(a_menu)
+    assert menu(app, {}, None) == ("none", "", 0)
+    assert menu(app, A, None) == ("none", "", 0)
+    assert menu(app, A, "a") == ("a", "a", 0)
+
+    app.selectbox[0].select("none").run()
+    assert menu(app, B, "b") == ("none", "none", 0)
+
+    app = AppTest.from_function(a_menu)
+    menu(app, A, None)
+    app.selectbox[0].select("a").run()
+    assert menu(app, B, "b") == ("a", "a", 0)
+
+
 JUNK = dict.fromkeys(
     (
         *("metric", "part", "tab", "split", "kind", "class", "cell", "also", "teacher", "student", "data"),

@@ -24,6 +24,7 @@ from smallalign_core.errors import BadSpec
 from smallalign_core.metrics import logits_of, score
 from smallalign_core.runs.store import Store
 from smallalign_core.service import handlers
+from smallalign_core.service.requests import Submit
 from smallalign_core.spec import Optimizer, choices, digest, is_gradient_free, parse, set_field, to_yaml
 from smallalign_core.spec.optimizer import PLAIN, kind_of, nest
 from smallalign_core.system import machine
@@ -487,7 +488,7 @@ def test_what_would_not_fit_is_refused_before_it_is_made(
     with pytest.raises(BadSpec, match="more than half of the memory"):
         Training([tiny(optimizer="soap")], digits)
     with pytest.raises(BadSpec, match="more than half of the memory"):
-        handlers.submit(store, {"data": "digits", "network": "cnn", "optimizer": {"kind": "ema", "inner": "ademamix"}})
+        handlers.submit(store, Submit(tiny(optimizer={"kind": "ema", "inner": "ademamix"})))
     assert not store.runs()
 
 

@@ -19,6 +19,7 @@ from smallalign_core import export
 from smallalign_core.errors import Diverged, WorkFailed
 from smallalign_core.runs import imported as foreign, policies
 from smallalign_core.runs.store import Run, Store
+from smallalign_core.service.requests import Submit, Submitted
 from smallalign_core.spec import DataSpec, loss_kinds
 from smallalign_core.studies.ablation import CONTROLS
 from tests.conftest import ROOT, Train, texts
@@ -624,15 +625,15 @@ def test_controls_have_the_precision_of_their_run(
     """What `auto` means is measured with the teacher or without: a control must not choose another than its run."""
     asked = []
 
-    def ask(verb: str, _: str, spec: dict) -> dict:
-        asked.append(spec)
-        return {"id": run.id}
+    def ask(request: Submit, _: str) -> Submitted:
+        asked.append(request.spec)
+        return Submitted(run.id, "queued", known=False)
 
     run = train(teacher="digits-teacher", precision="bf16")
     monkeypatch.setattr(context, "call", ask)
     monkeypatch.setattr(context, "store", lambda: store)
     teacher_check.start(run.spec.model_copy(update={"precision": "auto"}), controls=True)
-    assert [spec["precision"] for spec in asked] == ["auto", "bf16", "bf16"]
+    assert [spec.precision for spec in asked] == ["auto", "bf16", "bf16"]
 
 
 def test_the_teacher_that_is_offered_is_chosen_on_validation() -> None:

@@ -21,7 +21,10 @@ from smallalign_core.errors import BadSpec
 from smallalign_core.metrics import logits_of, score
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.service import handlers, worker
-from smallalign_core.spec import DataSpec, HintonKd, digest, parse, to_yaml
+from smallalign_core.service.requests import Inspect
+from smallalign_core.spec import DataSpec, HintonKd, digest, parse, parse_data, to_yaml
+from smallalign_core.studies import optimizers, scaling
+from smallalign_core.studies.resolve import resolve_study
 from smallalign_core.system.files import write_json
 from smallalign_core.training import teacher_evidence, teacher_loading
 from smallalign_core.training.resolve import resolve
@@ -301,7 +304,7 @@ def test_teachers_are_offered_by_evidence_on_the_images(
     train: Train, store: Store, of_blobs: dict[str, Any], large: Run
 ) -> None:
     asked = DataSpec(**of_blobs)
-    facts = handlers.inspect(store, of_blobs["source"])
+    facts = handlers.inspect(store, Inspect(parse_data(of_blobs["source"])))
     rows = {row.id: row for row in run_table.teachers(store, of_blobs["source"], facts)}
     alien = store.run("digits-teacher").id
     assert rows[large.id].here == large.result["val"]["accuracy"]  # type: ignore[index]
@@ -375,11 +378,7 @@ def test_explicit_losses_keep_their_ids() -> None:
 def test_studies_write_the_chosen_loss_into_their_runs(train: Train, store: Store) -> None:
     teacher = train(epochs=6)
     fields = SCALING | {"teacher": teacher.id, "recipes": ["baseline", "distil"], "augment": []}
-    found = handlers.study(store, "scaling", fields)
-    loss = found["spec"]["loss"]
     chosen = resolve(store, tiny(teacher=teacher.id)).loss
-    assert (loss["temperature"], loss["weight"]) == (chosen.temperature, chosen.weight)  # type: ignore[union-attr]
-    found = handlers.study(
-        store, "optimizers", {**tiny(teacher=teacher.id).model_dump(exclude={"optimizer"}), "seeds": 1}
-    )
-    assert found["spec"]["student"]["loss"] == loss
+    assert resolve_study(store, "scaling", scaling.parse_study(fields)).loss == chosen
+    raced = {**tiny(teacher=teacher.id).model_dump(exclude={"optimizer"}), "seeds": 1}
+    assert resolve_study(store, "optimizers", optimizers.parse_study(raced)).student.loss == chosen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,6 +71,18 @@ def test_the_identity_changes_nothing(teacher: Classifier, looked: ImageSet) -> 
     assert found.whole.stddev == pytest.approx(found.clean.stddev)
     assert found.suggested == 2.0
     assert found.flipped == ()
+
+
+@pytest.mark.parametrize(("wrong", "warned"), [(0, False), (2, False), (3, True)])
+def test_a_teacher_wrong_on_over_a_fifth_of_the_clean_images_is_warned_of(
+    wrong: int, warned: bool, teacher: Classifier, looked: ImageSet
+) -> None:
+    ten = looked.take(np.arange(10))
+    ten = replace(ten, labels=np.where(np.arange(10) < wrong, (ten.labels + 1) % 10, ten.labels))
+    never = parse_policy([{"kind": "flip", "probability": 0}])
+    found = label_preservation.assess(teacher, never, ten, draws=1, grid=(1.0,))
+    assert found.whole.accuracy_before == pytest.approx(1 - wrong / 10)
+    assert any("teacher accuracy on clean images" in one for one in found.warnings) == warned
 
 
 def test_flipped_views_can_be_shown_again(report: LabelPreservation, teacher: Classifier, looked: ImageSet) -> None:

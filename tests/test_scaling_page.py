@@ -9,12 +9,15 @@ import pytest
 import yaml
 from streamlit.testing.v1 import AppTest
 
+from pages.ui.charts import plotting, theme
 from pages.ui.studies.scaling import charts, view
 from smallalign_core.analysis import data_quality
 from smallalign_core.data import Decision
 from smallalign_core.runs.store import State, Store
 from smallalign_core.runs.writer import RunWriter
 from smallalign_core.service import handlers
+from smallalign_core.service.requests import Inspect
+from smallalign_core.spec import parse_data
 from smallalign_core.studies import lifecycle, optimizers, scaling
 from smallalign_core.studies.lifecycle import Study
 from smallalign_core.studies.resolve import resolve_study
@@ -68,7 +71,7 @@ def test_a_student_too_narrow_for_sizes_around_it_is_a_sentence(shown: Show) -> 
 
 
 def test_own_decisions_are_offered_where_there_are_some(shown: Show, place: Store) -> None:
-    fingerprint = handlers.inspect(place, "digits")["fingerprint"]
+    fingerprint = handlers.inspect(place, Inspect(parse_data("digits"))).fingerprint
     data_quality.decide(place, fingerprint, "digits", [(255, Decision("drop"))])
     app = shown("scaling", data="digits", recipes="clean", cleaning="decided")
     assert asked_for(app).decisions == str(data_quality.file_of(place, fingerprint))
@@ -145,9 +148,9 @@ def test_where_the_law_holds_the_forest_is_of_its_figures(
     report = finished.report(place)
     reading = report.readings["nll"]
     drawn: dict[str, Any] = {}
-    monkeypatch.setattr(charts, "plot", lambda figure, **how: drawn.update(figure=figure, **how))
-    monkeypatch.setattr(charts, "palette", lambda: ["#0072B2", "#C24E00", "#00805A", "#8899AA"])
-    monkeypatch.setattr(charts, "ink", lambda: "#000000")
+    monkeypatch.setattr(plotting, "plot", lambda figure, **how: drawn.update(figure=figure, **how))
+    monkeypatch.setattr(theme, "palette", lambda: ["#0072B2", "#C24E00", "#00805A", "#8899AA"])
+    monkeypatch.setattr(theme, "ink", lambda: "#000000")
     charts.forest(report, reading, key="x")
     (one,) = reading.worth
     assert drawn["table"]["times"] == [one.parameters.k, one.images.k]

@@ -12,6 +12,7 @@ from smallalign_core import export
 from smallalign_core.export._file import padded
 from smallalign_core.runs.store import Store
 from smallalign_core.service import handlers
+from smallalign_core.service.requests import Estimate
 from tests.conftest import Train, tiny
 
 NETWORKS: list[dict[str, Any]] = [
@@ -29,12 +30,12 @@ def test_the_file_has_the_size_that_was_said(
     fields: dict[str, Any], store: Store, train: Train, tmp_path: Path
 ) -> None:
     spec = tiny(epochs=1, **fields)
-    said = handlers.estimate(store, spec.model_dump(mode="json"))
+    said = handlers.estimate(store, Estimate(spec))
     run = train(epochs=1, **fields)
 
-    assert said["onnx_bytes"] == said["sizes"]["fp32"]
-    assert export.sizes_of(run, store) == said["sizes"]
-    for precision, size in said["sizes"].items():
+    assert said.onnx_bytes == said.sizes["fp32"]
+    assert export.sizes_of(run, store) == said.sizes
+    for precision, size in said.sizes.items():
         file = tmp_path / f"{precision}.onnx"
         export.export(run, file, store, precision=precision)
         assert file.stat().st_size == size, precision

@@ -27,8 +27,9 @@ from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.runs.writer import RunWriter, checkpoints
 from smallalign_core.service import worker
 from smallalign_core.service.client import BackendClient
+from smallalign_core.service.requests import Estimate, Inspect, Submit, Submitted
 from smallalign_core.service.users import OWNER
-from smallalign_core.spec import RunSpec, digest
+from smallalign_core.spec import RunSpec, digest, parse_data
 from smallalign_core.system import files
 from smallalign_core.training import runner
 from smallalign_core.training.resolve import resolve
@@ -653,22 +654,18 @@ def test_the_zoo_student_can_be_made_again(store: Store) -> None:
 def test_the_desk_answers_refuses_and_recovers(store: Store) -> None:
     asking = BackendClient(store)
     try:
-        found = asking.call("inspect", source="digits")
-        assert found["images"] == 1797
+        found = asking.call(Inspect(parse_data("digits")))
+        assert found.images == 1797
         with pytest.raises(BadInput, match="path does not exist"):
-            asking.call("inspect", source="nowhere")
-        cost = asking.call("estimate", spec=tiny().model_dump(mode="json"))
-        assert cost["params"] == 868
-        assert cost["onnx_bytes"] > 4 * 868
-        assert 0 < cost["seconds"] < 60
+            asking.call(Inspect(parse_data("nowhere")))
+        cost = asking.call(Estimate(tiny()))
+        assert cost.params == 868
+        assert cost.onnx_bytes > 4 * 868
+        assert 0 < cost.seconds < 60
         for backend in asking.pool.backends():
             os.kill(backend.pid, signal.SIGKILL)
-        assert asking.call("submit", spec=tiny().model_dump(mode="json")) == {
-            "id": cost["id"],
-            "state": "queued",
-            "known": False,
-        }
+        assert asking.call(Submit(tiny())) == Submitted(cost.id, "queued", known=False)
         with pytest.raises(WorkFailed, match=r"no answer in 0"):
-            asking.call("estimate", spec=tiny(epochs=77).model_dump(mode="json"), timeout=0.01)
+            asking.call(Estimate(tiny(epochs=77)), timeout=0.01)
     finally:
         asking.close()

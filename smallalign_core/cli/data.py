@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,6 +12,8 @@ from smallalign_core.cli._shared import MODELS, JsonOption, SetOption, StoreOpti
 from smallalign_core.errors import BadInput
 from smallalign_core.runs.store import Store
 from smallalign_core.service import handlers
+from smallalign_core.service.requests import Inspect
+from smallalign_core.service.wire import plain
 from smallalign_core.spec import parse_data, set_field
 from smallalign_core.system import resumable
 
@@ -40,15 +42,15 @@ def inspect(
         raise BadInput(
             "the decisions file exists already or its folder does not", given=decide, do="choose another name"
         )
-    source: dict[str, Any] = parse_data(fields).model_dump(mode="json")
-    facts = handlers.inspect(place, source)
-    check = data_quality.QualityCheck(place, parse_data(source), method, teacher)  # validates before any bar is shown
+    spec = parse_data(fields)
+    facts = handlers.inspect(place, Inspect(spec))
+    check = data_quality.QualityCheck(place, spec, method, teacher)  # validates before any bar is shown
     with progress("checking data quality") as update:
         found = resumable.finish(check.report(), update)
-    text = "\n".join([found.words(), *(f"note: {note}" for note in facts["notes"])])
+    text = "\n".join([found.words(), *(f"note: {note}" for note in facts.notes)])
     if decide is not None:
         made = found.decisions()
         made.write(decide)
         counts = ", ".join(f"{count:,} {what}" for what, count in made.count().items()) or "no decisions"
         text += f"\n{decide}: {counts}; use it in a spec as `data.decisions`"
-    answer({**facts, **found.as_dict(), "words": found.words()}, json, text)
+    answer({**plain(facts), **found.as_dict(), "words": found.words()}, json, text)

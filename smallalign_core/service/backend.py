@@ -13,9 +13,12 @@ from typing import Any, TextIO
 
 from smallalign_core.errors import BadInput, SmallAlignError, WorkFailed, of_system
 from smallalign_core.runs.store import Store
-from smallalign_core.service.handlers import HANDLERS
+from smallalign_core.service import wire
+from smallalign_core.service.handlers import HANDLERS, UNTYPED
 from smallalign_core.service.users import Role, User
 from smallalign_core.system import limits, resumable
+
+VERBS = {request.verb(): request for request in HANDLERS}
 
 
 def serve(store: Store, questions: TextIO, answers: TextIO) -> None:
@@ -30,7 +33,7 @@ def serve(store: Store, questions: TextIO, answers: TextIO) -> None:
         acting = Store(store.root, User(asked["visitor"], Role(asked["role"])), showing=True)
         with resumable.on_behalf_of(acting.visitor.name) as asking:
             try:
-                reply: dict[str, Any] = {"ok": HANDLERS[asked["verb"]](acting, **asked["values"])}
+                reply: dict[str, Any] = {"ok": _answered(acting, asked["verb"], asked["values"])}
             except SmallAlignError as error:
                 reply = {"error": str(error), "bad_input": isinstance(error, BadInput), "details": error.details}
             except Exception as error:  # noqa: BLE001  # whatever one question does, the desk answers the next
@@ -38,8 +41,23 @@ def serve(store: Store, questions: TextIO, answers: TextIO) -> None:
                     "the question could not be answered", given=repr(error), do="try again, or see desk.log"
                 )
                 reply = {"error": str(failed), "bad_input": isinstance(failed, BadInput)}
-        answers.write(json.dumps(reply | ({"unfinished": True} if asking.put_aside else {})) + "\n")
+        answers.write(wire.encode(reply | ({"unfinished": True} if asking.put_aside else {})) + "\n")
         answers.flush()
+
+
+def _answered(store: Store, verb: str, values: object) -> Any:
+    """The answer of a request's handler.
+
+    Raises:
+        BadInput: there is no such request, or it has other fields.
+    """
+    do = "restart the dashboard: its processes are of different versions"
+    if verb in UNTYPED:
+        return UNTYPED[verb](store, **values)  # type: ignore[arg-type]
+    kind = VERBS.get(verb)
+    if kind is None:
+        raise BadInput("there is no such request", given=verb, do=do)
+    return HANDLERS[kind](store, wire.decode(kind, values, BadInput, f"the request {verb} cannot be read", do))
 
 
 def libraries() -> list[Callable[[], object]]:

@@ -9,23 +9,27 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, overload
+
+from pydantic_core import from_json
 
 from smallalign_core.errors import BadInput, WorkFailed
 from smallalign_core.runs.store import Store
+from smallalign_core.service import wire
 from smallalign_core.service.backends import PULSE, Backend, Died, Full, Late, Pool, Starter
 from smallalign_core.service.users import OWNER, User
+from smallalign_core.service.wire import Request
 from smallalign_core.system import limits
 from smallalign_core.system.extras import PACKAGE
 
-SECONDS = 300.0
-"""How long an answer may take."""
+A = TypeVar("A")
 
-LONGER = {"inspect": 3600.0}
-"""The same, of questions that may have to read a whole dataset first."""
 
-ALIKE = frozenset({"inspect", "estimate", "views", "epoch", "code", "preflight"})
-"""Questions that change nothing: those that are equal and asked at the same time are answered once."""
+class Untyped(Request[dict[str, Any]]):
+    """A request whose values and answer are plain values."""
+
+    def __init__(self, verb: str, values: dict[str, Any]) -> None:
+        self.__dict__.update(verb=lambda: verb, values=values, shared=verb in ("views", "epoch", "code", "preflight"))
 
 
 @dataclass
@@ -63,42 +67,61 @@ class BackendClient:
         )
         self._shared: dict[str, _Shared] = {}
 
-    def call(self, verb: str, *, timeout: float | None = None, **values: Any) -> dict[str, Any]:
-        """The answer to one question. Those of different visitors do not wait for each other.
+    @overload
+    def call(self, asked: Request[A], *, timeout: float | None = None) -> A: ...
+    @overload
+    def call(self, asked: str, *, timeout: float | None = None, **values: Any) -> dict[str, Any]: ...
+    def call(self, asked: Any, *, timeout: float | None = None, **values: Any) -> Any:
+        """The answer to one request. Those of different visitors do not wait for each other.
 
         Raises:
             BadInput: what was asked cannot be.
-            WorkFailed: it went wrong, took longer than `timeout` seconds, or its process died twice.
+            WorkFailed: it went wrong, took longer than `timeout` seconds, its process died twice, or its answer cannot
+                be read.
         """
+        if isinstance(asked, str):  # not yet a dataclass
+            asked = Untyped(asked, values)
         who = self._visitor()
-        question = json.dumps({"verb": verb, "values": values, "visitor": who.name, "role": who.role}) + "\n"
-        line = self._exchange(question, timeout or LONGER.get(verb, SECONDS), verb)
+        question = {
+            "verb": asked.verb(),
+            "values": getattr(asked, "values", asked),
+            "visitor": who.name,
+            "role": who.role,
+        }
+        line = self._exchange(wire.encode(question) + "\n", asked, timeout or asked.seconds)
         if not line:
             reason = f"the reason may stand in {self.store.root / 'desk.log'}"
-            raise WorkFailed("the answer stopped short twice", given=verb, do=f"try again; {reason}")
-        reply = json.loads(line)
-        if "ok" in reply:
-            answer: dict[str, Any] = reply["ok"]
-            return answer
-        error = _Told(reply["error"]) if reply["bad_input"] else _ToldFailed(reply["error"])
-        error.details = reply.get("details", {})
-        raise error
+            raise WorkFailed("the answer stopped short twice", given=asked.verb(), do=f"try again; {reason}")
+        return self._told(asked, line)
 
-    def _exchange(self, question: str, timeout: float, verb: str) -> str:
+    def _told(self, asked: Request[A], line: str) -> A:
+        """The answer on a line, or the error."""
+        wrong, do = f"the answer to {asked.verb()} cannot be read", "try again; if that fails, restart the dashboard"
+        try:
+            reply = from_json(line)
+        except ValueError as error:
+            raise WorkFailed(wrong, given=error, do=do) from None
+        if "ok" in reply:
+            return wire.decode(asked.answer(), reply["ok"], WorkFailed, wrong, do)
+        told = _Told(reply["error"]) if reply["bad_input"] else _ToldFailed(reply["error"])
+        told.details = reply.get("details", {})
+        raise told
+
+    def _exchange(self, question: str, request: Request[Any], timeout: float) -> str:
         """The line that answers `question`; empty if its process died before it could, twice."""
         asked = json.loads(question)
         for _ in range(2):  # every question may be asked twice, so a process that died costs a start and no error
             try:
                 if asked["values"].get("patience") is not None:
                     return self._in_steps(question, asked, timeout)
-                if verb in ALIKE:
+                if request.shared:
                     return self._once(question, asked, timeout)
                 return self._at_once(question, asked["visitor"], time.monotonic() + timeout)
             except Died:
                 continue
             except Late:
                 raise WorkFailed(
-                    f"there was no answer in {timeout:.0f} seconds", given=verb, do="try again with less"
+                    f"there was no answer in {timeout:.0f} seconds", given=request.verb(), do="try again with less"
                 ) from None
         return ""
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from smallalign_core import data
 from smallalign_core.analysis import data_quality
-from smallalign_core.errors import BadInput
 from smallalign_core.runs.store import Store
-from smallalign_core.service import augmentation_api, comparison_api
+from smallalign_core.service import augmentation_api, comparison_api, requests
+from smallalign_core.service.requests import Cost, DatasetFacts, StartedStudy, StudyCost, Submitted
+from smallalign_core.service.wire import Request
 from smallalign_core.spec import digest, parse, parse_data
 from smallalign_core.studies import ablation as measuring, lifecycle
 from smallalign_core.studies.ablation import What
@@ -19,6 +20,7 @@ from smallalign_core.studies.resolve import resolve_study
 from smallalign_core.system.machine import fastest, set_threads
 from smallalign_core.training import teacher_loading
 from smallalign_core.training.resolve import resolve
+from smallalign_core.training.teacher_evidence import CheckedTeacher
 
 DOUBLE_SECONDS = 60.0
 MOST_REMEMBERED = 256
@@ -29,80 +31,67 @@ _SUBMITTED: dict[tuple[str, str], tuple[str, float]] = {}
 """Recent submissions as they came, and the runs that they became: a repeated one reads no image."""
 
 
-def inspect(store: Store, source: str | dict[str, Any]) -> dict[str, Any]:
+def inspect(store: Store, asked: requests.Inspect) -> DatasetFacts:
     """Decode a dataset if that was not done yet, and say what is in it."""
-    spec = parse_data(source)
-    splits = data.load(spec, store.data_cache)
+    splits = data.load(asked.data, store.data_cache)
     parts = {"train": splits.train, "val": splits.val, "test": splits.test}
-    return {
-        "source": spec.source,
-        "images": sum(len(part) for part in parts.values()),
-        "classes": list(splits.classes),
-        "labels": {name: label for label, name in enumerate(splits.classes)},
-        "shape": list(splits.shape),
-        "fingerprint": splits.fingerprint,
-        "validation": splits.val.fingerprint,
-        "counts": {name: data.in_order(part.counts()) for name, part in parts.items()},
-        "notes": list(splits.notes),
-        "unreadable": list(splits.unreadable),
-        "reasons": dict(zip(splits.unreadable, splits.reasons, strict=True)),
-        "test_looks": store.test_looks(splits.fingerprint),
-    }
+    return DatasetFacts(
+        source=asked.data.source,
+        images=sum(len(part) for part in parts.values()),
+        classes=splits.classes,
+        labels={name: label for label, name in enumerate(splits.classes)},
+        shape=splits.shape,
+        fingerprint=splits.fingerprint,
+        validation=splits.val.fingerprint,
+        counts={name: data.in_order(part.counts()) for name, part in parts.items()},
+        notes=splits.notes,
+        unreadable=splits.unreadable,
+        reasons=dict(zip(splits.unreadable, splits.reasons, strict=True)),
+        test_looks=store.test_looks(splits.fingerprint),
+    )
 
 
-def study(store: Store, kind: str, spec: dict[str, Any], start: bool = False, probe: bool = False) -> dict[str, Any]:
-    """What a study knows so far; with `start`, workers train what is missing by themselves from now on.
-
-    With `probe`, a few steps are taken to say in how many `seconds` it would be done.
-
-    Returns:
-        Its `id`, the resolved `spec`, and the report as plain values and in `words`.
-    """
-    if kind not in lifecycle.KINDS:
-        raise BadInput("there is no such kind of study", given=kind, do=f"choose {' or '.join(lifecycle.KINDS)}")
-    if start:
-        store.visitor.check_room(store.root)  # a study is one start: workers queue its runs by themselves
-    module = lifecycle.KINDS[kind]
-    resolved = resolve_study(store, kind, module.parse_study(spec))
-    asked = lifecycle.Study(store.root / "studies" / module.study_id(resolved))
-    if start:
-        asked = lifecycle.create(store, kind, resolved)
-        lifecycle.start(store, asked)
-    found = module.report(resolved, store, asked.folder, active=asked.active, trouble=asked.trouble)
-    told = {"id": asked.id, "spec": resolved.model_dump(mode="json"), "report": found.as_dict(), "words": found.words()}
-    return told | ({"seconds": module.expected(resolved, store, asked.folder)} if probe else {})
+def start_study(store: Store, asked: requests.StartStudy) -> StartedStudy:
+    """Create a study, or continue the existing one."""
+    store.visitor.check_room(store.root)  # a study is one start: workers queue its runs by themselves
+    study = lifecycle.create(store, asked.spec.KIND, resolve_study(store, asked.spec.KIND, asked.spec))
+    lifecycle.start(store, study)
+    return StartedStudy(study.id)
 
 
-def submit(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
-    """Queue the run that `spec` describes; `known` tells that it existed before."""
-    asked = parse(spec)
-    key = (str(store.root), asked.model_dump_json())
+def estimate_study(store: Store, asked: requests.EstimateStudy) -> StudyCost:
+    """Count the runs of a study and estimate their cost."""
+    module = lifecycle.KINDS[asked.spec.KIND]
+    resolved = resolve_study(store, asked.spec.KIND, asked.spec)
+    study = lifecycle.Study(store.root / "studies" / module.study_id(resolved))
+    found = module.report(resolved, store, study.folder, active=study.active, trouble=None)
+    return StudyCost(study.id, found.runs, found.done, found.missing, module.expected(resolved, store, study.folder))
+
+
+def submit(store: Store, asked: requests.Submit) -> Submitted:
+    """Queue the run of a spec."""
+    key = (str(store.root), asked.spec.model_dump_json())
     before, when = _SUBMITTED.get(key, ("", 0.0))
     if time.monotonic() - when < DOUBLE_SECONDS and (run := store.by_id(before)).state.active:
         store.visitor.require("start runs")
-        return {"id": run.id, "state": str(run.state), "known": True}  # a double click, or two tabs
+        return Submitted(run.id, str(run.state), known=True)  # a double click, or two tabs
     store.visitor.check_room(store.root)  # before the work of preparing it
-    resolved = resolve(store, asked)
+    resolved = resolve(store, asked.spec)
     known = store.find(resolved) is not None
     run = store.submit(resolved)
     _SUBMITTED[key] = (run.id, time.monotonic())
     while len(_SUBMITTED) > MOST_REMEMBERED:
         _SUBMITTED.pop(next(iter(_SUBMITTED)))
-    return {"id": run.id, "state": str(run.state), "known": known}
+    return Submitted(run.id, str(run.state), known)
 
 
-def estimate(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
-    """What a run would cost: parameters, MACs, the exact bytes of its ONNX file in each precision (`sizes`, of a large
-    network without int8), and seconds from a short probe of the real loop.
-
-    `cache_bytes` is what the teacher's answers would take on the disk (0: they are not kept), and `cache_ready` what
-    share of them is there.
-    """
+def estimate(store: Store, asked: requests.Estimate) -> Cost:
+    """Estimate the cost of a run."""
     from smallalign_core import export, networks
     from smallalign_core.training import loop
     from smallalign_core.training.teacher import CacheIndex
 
-    resolved = resolve(store, parse(spec))
+    resolved = resolve(store, asked.spec)
     splits = data.load(resolved.data, store.data_cache)
     set_threads()
     device = loop.pick_device()
@@ -126,26 +115,26 @@ def estimate(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
         sizes = export.sizes_before(resolved, classifier, splits, precisions)
         seconds = training.steps * fastest(training.advance)
         if teacher is not None and plan is not None and room and ready < 1:
-            asked = plan.steps * (1 - ready)  # the other steps will find their answers kept
+            missing = plan.steps * (1 - ready)  # the other steps will find their answers kept
             spared = fastest(lambda: teacher.batch_with_targets(training.views, 0)) - fastest(lambda: training.views(0))
-            seconds -= (training.steps - asked) * spared
+            seconds -= (training.steps - missing) * spared
     known = store.find(resolved)
-    told = teacher_loading.facts(resolved, store, splits, device)
-    return {
-        "id": digest(resolved),
-        "preflight": told["preflight"],
-        "loss": resolved.loss.model_dump(mode="json"),
-        "state": str(known.state) if known else None,
-        "params": size.params,
-        "macs": size.macs,
-        "onnx_bytes": sizes["fp32"],
-        "sizes": sizes,
-        "steps": training.steps,
-        "seconds": max(0.0, seconds),
-        "device": str(device),
-        "cache_bytes": room,
-        "cache_ready": ready,
-    }
+    seen = teacher_loading.facts(resolved, store, splits, device)["preflight"]
+    return Cost(
+        id=digest(resolved),
+        preflight=seen and CheckedTeacher(**seen),
+        loss=resolved.loss,
+        state=str(known.state) if known else None,
+        params=size.params,
+        macs=size.macs,
+        onnx_bytes=sizes["fp32"],
+        sizes=sizes,
+        steps=training.steps,
+        seconds=max(0.0, seconds),
+        device=str(device),
+        cache_bytes=room,
+        cache_ready=ready,
+    )
 
 
 def worth(store: Store, spec: dict[str, Any], what: What, seeds: int = 3, start: bool = False) -> dict[str, Any]:
@@ -200,10 +189,15 @@ def landscape(store: Store, runs: list[str], measures: list[str], **how: Any) ->
     return looking.landscape(store, runs, measures, **how)
 
 
-HANDLERS: dict[str, Callable[..., dict[str, Any]]] = {
-    "inspect": inspect,
-    "submit": submit,
-    "estimate": estimate,
+HANDLERS: dict[type[Request[Any]], Callable[[Store, Any], Any]] = {
+    requests.Inspect: inspect,
+    requests.Submit: submit,
+    requests.Estimate: estimate,
+    requests.StartStudy: start_study,
+    requests.EstimateStudy: estimate_study,
+}
+
+UNTYPED: dict[str, Callable[..., dict[str, Any]]] = {
     "compare": comparison_api.compare,
     "robustness": comparison_api.robustness,
     "frontier": comparison_api.pareto_front,
@@ -217,7 +211,6 @@ HANDLERS: dict[str, Callable[..., dict[str, Any]]] = {
     "code": augmentation_api.code,
     "worth": worth,
     "preflight": preflight,
-    "study": study,
     "landscape": landscape,
     "quality": data_quality.quality,
 }

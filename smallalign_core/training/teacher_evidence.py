@@ -80,6 +80,13 @@ class Evidence:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class CheckedTeacher(Evidence):
+    """The same, with warnings about the run that has this teacher, as text."""
+
+    warnings: tuple[str, ...] = ()
+
+
 def of_logits(
     logits: NDArray[np.float32], labels: NDArray[np.int64], classes: tuple[str, ...], **known: Any
 ) -> Evidence:

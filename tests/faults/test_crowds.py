@@ -16,6 +16,7 @@ from smallalign_core.errors import Refused, SmallAlignError
 from smallalign_core.runs.queue import QueueTicket, queued
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.service import handlers
+from smallalign_core.service.requests import Submit
 from smallalign_core.service.users import OWNER, User
 from smallalign_core.system.files import append, write_json
 from smallalign_core.training.resolve import resolve
@@ -165,13 +166,13 @@ def test_many_at_once_get_exactly_the_places_there_are(strict: None, store: Stor
 def test_a_double_click_asks_the_images_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[int] = []
     monkeypatch.setattr(handlers, "resolve", lambda *given: looked.append(1) or resolve(*given))
-    spec = tiny(seed=77).model_dump(mode="json")
-    answers = [handlers.submit(Store(store.root, ADA), spec) for _ in range(3)]
-    assert [answer["known"] for answer in answers] == [False, True, True]
-    assert len({answer["id"] for answer in answers}) == 1
+    asked = Submit(tiny(seed=77))
+    answers = [handlers.submit(Store(store.root, ADA), asked) for _ in range(3)]
+    assert [answer.known for answer in answers] == [False, True, True]
+    assert len({answer.id for answer in answers}) == 1
     assert len(looked) == 1
-    store.run(answers[0]["id"]).request("cancel")
-    assert handlers.submit(Store(store.root, ADA), spec)["state"] == "queued"  # asked again, it goes on
+    store.run(answers[0].id).request("cancel")
+    assert handlers.submit(Store(store.root, ADA), asked).state == "queued"  # asked again, it goes on
 
 
 def test_the_page_says_the_place_and_the_wait(store: Store, train: Train) -> None:

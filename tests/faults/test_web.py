@@ -40,8 +40,9 @@ from smallalign_core.runs.queue import UNRESTRICTED
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.service import handlers, worker
 from smallalign_core.service.client import BackendClient
+from smallalign_core.service.requests import Inspect, StartStudy, Submit
 from smallalign_core.service.users import Role, User
-from smallalign_core.spec import Shift
+from smallalign_core.spec import Shift, parse_data
 from smallalign_core.studies import lifecycle, optimizers
 from smallalign_core.studies.resolve import resolve_study
 from smallalign_core.system.files import write_json
@@ -274,10 +275,10 @@ def test_a_viewer_changes_nothing(store: Store, train: Train) -> None:
         lambda: lifecycle.start(watched, study),
         lambda: lifecycle.pause(watched, study),
         lambda: lifecycle.delete(watched, study),
-        lambda: handlers.study(watched, "optimizers", written, start=True),
+        lambda: handlers.start_study(watched, StartStudy(optimizers.parse_study(written))),
         lambda: policies.save(watched, "other", (Shift(pixels=1),)),
         lambda: policies.delete(watched, "mine"),
-        lambda: handlers.submit(watched, tiny(seed=7).model_dump(mode="json")),
+        lambda: handlers.submit(watched, Submit(tiny(seed=7))),
         lambda: handlers.worth(
             watched, tiny(augment=[{"kind": "shift", "pixels": 1}]).model_dump(mode="json"), "augment", 1, True
         ),
@@ -289,7 +290,7 @@ def test_a_viewer_changes_nothing(store: Store, train: Train) -> None:
     assert {path: after.get(path) for path in seen} == seen
     assert {path.name for path in after.keys() - seen.keys()} <= {"facts.json"}
     assert watched.run(run.id).result is not None  # but sees everything
-    assert handlers.inspect(watched, "digits")["images"] == 1797
+    assert handlers.inspect(watched, Inspect(parse_data("digits"))).images == 1797
 
 
 @pytest.mark.slow
@@ -298,9 +299,9 @@ def test_the_desk_acts_for_whoever_asks(store: Store) -> None:
     asked = BackendClient(store, lambda: asking[0])
     try:
         with pytest.raises(BadInput, match="Your account is read-only: you cannot start runs"):
-            asked.call("submit", spec=tiny().model_dump(mode="json"))
+            asked.call(Submit(tiny()))
         asking[0] = RUNNER
-        run = store.run(asked.call("submit", spec=tiny().model_dump(mode="json"))["id"])
+        run = store.run(asked.call(Submit(tiny())).id)
         assert json.loads((run.folder / "queued").read_text())["visitor"] == "ada@example.org"
     finally:
         asked.close()

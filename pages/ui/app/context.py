@@ -8,7 +8,7 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import streamlit as st
 
@@ -19,10 +19,13 @@ from smallalign_core import data
 from smallalign_core.errors import SmallAlignError, of_system
 from smallalign_core.runs.store import Store
 from smallalign_core.service.client import BackendClient
+from smallalign_core.service.requests import DatasetFacts, Inspect
+from smallalign_core.service.wire import Request
 from smallalign_core.spec import parse_data
 from smallalign_core.spec.precision import PRECISIONS, file_name
 from smallalign_core.system.files import write
 
+A = TypeVar("A")
 PATIENCE = 0.5
 """Seconds between two progress updates while a dataset is read."""
 CROWD = 20
@@ -55,21 +58,25 @@ def client() -> BackendClient:
     return _backend(store().root)
 
 
-def call(verb: str, waiting: str, **values: Any) -> dict[str, Any]:
-    """The backend's response to one request, with a spinner on the page while it runs."""
+@overload
+def call(asked: Request[A], waiting: str) -> A: ...
+@overload
+def call(asked: str, waiting: str, **values: Any) -> dict[str, Any]: ...
+def call(asked: Any, waiting: str, **values: Any) -> Any:
+    """The backend's answer to one request, with a spinner on the page while it runs."""
     with st.spinner(waiting, show_time=True):
-        return client().call(verb, **values)
+        return client().call(asked, **values)
 
 
-def read(source: str) -> dict[str, Any]:
+def read(source: str) -> DatasetFacts:
     """Summary of a dataset, with a progress bar on the page while any process decodes its images."""
-    answers: list[dict[str, Any]] = []
+    answers: list[DatasetFacts] = []
     errors: list[BaseException] = []
-    place = store()
+    place, spec = store(), parse_data(source)
 
     def asking() -> None:
         try:
-            answers.append(client().call("inspect", source=source))
+            answers.append(client().call(Inspect(spec)))
         except BaseException as error:  # noqa: BLE001  # raised again below, in the page's own thread
             errors.append(error)
 
@@ -82,7 +89,7 @@ def read(source: str) -> dict[str, Any]:
             bar = st.empty()
             while thread.is_alive():
                 with contextlib.suppress(SmallAlignError):
-                    if (found := data.decoding(parse_data(source), place.data_cache)) is not None:
+                    if (found := data.decoding(spec, place.data_cache)) is not None:
                         done, total = found
                         bar.progress(done / max(1, total), f"{done:,} of {total:,} images decoded")
                 thread.join(PATIENCE)

@@ -118,7 +118,7 @@ def take_along(question: dict[str, Any], batch: int, teacher: RunRow | None) -> 
     yaml, code, command = st.tabs(["YAML", "torchvision", "Command line"], key="code", on_change="ignore")
     with yaml:
         st.code(answer["policy"], language="yaml", wrap_lines=True)
-        st.caption("The policy at this strength: the `augment` field of a spec, or the input file of `views`.")
+        st.caption("The policy at this strength: the `augment` field of a spec, or the input file of `preview`.")
     with code:
         st.code(answer["code"], language="python", wrap_lines=True)
     with command:

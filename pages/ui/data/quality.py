@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from pages.ui.app import context, keys
-from pages.ui.charts import basic, plotting
+from pages.ui.charts import plotting, theme
 from pages.ui.data import quality_cards
 from pages.ui.data.quality_cards import DUPLICATES, FOUND, HARD, LABELS, LEAKS, Card
 from pages.ui.widgets import image_grid, polling, run_table, url_state
@@ -21,6 +21,7 @@ from smallalign_core.analysis.data_quality import QualityReport
 from smallalign_core.data import Decision, Decisions, Splits
 from smallalign_core.errors import Refused, SmallAlignError
 from smallalign_core.runs.store import Store
+from smallalign_core.service.requests import DatasetFacts
 from smallalign_core.spec import DataSpec
 
 STAGES = (
@@ -50,9 +51,9 @@ def _finished(asked: str, root: str, fingerprint: str, start: bool) -> QualityRe
     return QualityReport.from_dict(polling.step("quality", start=start, **json.loads(asked))["report"])
 
 
-def panel(store: Store, source: str, facts: dict[str, Any]) -> None:
+def panel(store: Store, source: str, facts: DatasetFacts) -> None:
     """The whole section; calls the backend in short steps, so that a click on the page interrupts it."""
-    classes = tuple(facts["classes"])
+    classes = facts.classes
     fitting = [row for row in run_table.finished(store) if row.classes == classes]
     model = url_state.pick_row(
         "Features for label-error detection",
@@ -66,18 +67,18 @@ def panel(store: Store, source: str, facts: dict[str, Any]) -> None:
     place, wanted = st.empty(), st.session_state.get(keys.QUALITY_WANTED) == asked
     try:
         report = polling.wait(
-            lambda: _finished(asked, str(store.root.resolve()), facts["fingerprint"], wanted),
+            lambda: _finished(asked, str(store.root.resolve()), facts.fingerprint, wanted),
             lambda done: STAGES[min(len(STAGES) - 1, int(done * len(STAGES)))],
             place=place,
             started=lambda _: wanted,
         )
     except polling.Unfinished:
         with place.container():
-            _offer(asked, facts["images"])
+            _offer(asked, facts.images)
         return
     place.empty()
     _summary(report)
-    splits = image_grid.splits(DataSpec(source=source, fingerprint=facts["fingerprint"]), store)
+    splits = image_grid.splits(DataSpec(source=source, fingerprint=facts.fingerprint), store)
     _review(report, splits, store)
 
 
@@ -162,7 +163,7 @@ def _pairs(report: QualityReport) -> None:
     shown = report.pairs[:12][::-1]
     figure = go.Figure()
     names = [" · ".join(pair.classes) for pair in shown]
-    figure.add_bar(x=[pair.images for pair in shown], y=names, orientation="h", marker_color=basic.palette()[0])
+    figure.add_bar(x=[pair.images for pair in shown], y=names, orientation="h", marker_color=theme.palette()[0])
     figure.update_layout(xaxis_title="estimated mislabeled images", yaxis={"type": "category"})
     plotting.plot(
         figure,

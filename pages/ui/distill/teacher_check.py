@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 import streamlit as st
@@ -13,7 +12,8 @@ from pages.ui.charts import basic
 from pages.ui.widgets import formatting, run_table, url_state
 from pages.ui.widgets.run_table import RunRow
 from smallalign_core.runs.store import Store
-from smallalign_core.spec import RunSpec
+from smallalign_core.service.requests import Cost, Submit, Submitted
+from smallalign_core.spec import HintonKd, Loss, RunSpec
 from smallalign_core.studies import ablation
 from smallalign_core.studies.ablation import What, capital
 
@@ -22,15 +22,15 @@ SIDE_BY_SIDE: tuple[What, ...] = ("teacher", "shuffled")
 
 
 def pick(
-    store: Store, source: str, facts: Mapping[str, Any], *, none: str | None, help: str | None = None
+    store: Store, source: str, facts: Any, *, none: str | None, help: str | None = None
 ) -> tuple[RunRow | None, list[RunRow]]:
     """A menu of teachers for a dataset, initially the most accurate one; (the selected one, all of them).
 
     A teacher selected for another dataset is not carried over, unless the URL sets it again.
     """
     offered = run_table.teachers(store, source, facts)
-    if st.session_state.get(keys.TEACHER_FOR) != facts["fingerprint"]:
-        st.session_state[keys.TEACHER_FOR] = facts["fingerprint"]
+    if st.session_state.get(keys.TEACHER_FOR) != facts.fingerprint:
+        st.session_state[keys.TEACHER_FOR] = facts.fingerprint
         if url_state.changed("teacher") is None:
             st.session_state.pop(url_state.own("teacher"), None)
     first = run_table.default_teacher(offered)
@@ -46,27 +46,27 @@ def pick(
     return chosen, offered
 
 
-def seen(cost: Mapping[str, Any], teacher: RunRow | None) -> None:
+def seen(cost: Cost, teacher: RunRow | None) -> None:
     """The result of a run's teacher check, beside its cost."""
-    if not (found := cost["preflight"]):
+    if not (found := cost.preflight):
         return
-    interval = formatting.interval(found["accuracy_low"], found["accuracy_high"])
+    interval = formatting.interval(found.accuracy_low, found.accuracy_high)
     st.caption(
-        f"Teacher accuracy on {found['images']:,} validation images of this run: "
-        f"{formatting.percent(found['accuracy'])} (95% CI {interval}), "
-        f"chance level {formatting.percent(found['chance'])}." + _numbers(cost["loss"])
+        f"Teacher accuracy on {found.images:,} validation images of this run: "
+        f"{formatting.percent(found.accuracy)} (95% CI {interval}), "
+        f"chance level {formatting.percent(found.chance)}." + _numbers(cost.loss)
     )
-    for warning in found["warnings"]:
+    for warning in found.warnings:
         st.warning(capital(warning) + ".")
-    if teacher and teacher.params and teacher.params < cost["params"]:
-        st.warning(f"The teacher has {teacher.params:,} parameters, fewer than the student's {cost['params']:,}.")
+    if teacher and teacher.params and teacher.params < cost.params:
+        st.warning(f"The teacher has {teacher.params:,} parameters, fewer than the student's {cost.params:,}.")
 
 
-def _numbers(loss: Mapping[str, Any]) -> str:
+def _numbers(loss: Loss) -> str:
     """The resolved values of `auto`."""
-    if loss["kind"] != "kd":
+    if not isinstance(loss, HintonKd):
         return ""
-    return f" Distillation loss: T = {loss['temperature']:g}, weight {loss['weight']:g}."
+    return f" Distillation loss: T = {loss.temperature:g}, weight {loss.weight:g}."
 
 
 def more(fitting: list[RunRow], teacher: RunRow) -> tuple[str, ...]:
@@ -162,10 +162,10 @@ def beside_it(spec: RunSpec) -> list[RunSpec]:
     return [ablation.without(spec, what) for what in SIDE_BY_SIDE]
 
 
-def start(spec: RunSpec, *, controls: bool) -> dict[str, Any]:
-    """Queue a run, optionally with its baselines, which the worker trains in lockstep; returns the run's response."""
-    answer = context.call("submit", "Preparing the run", spec=spec.model_dump(mode="json"))
+def start(spec: RunSpec, *, controls: bool) -> Submitted:
+    """Queue a run, optionally with its baselines, which the worker trains in lockstep."""
+    answer = context.call(Submit(spec), "Preparing the run")
     # From the run's spec, not the submitted one: else `auto` might choose another precision for a baseline.
-    for beside in beside_it(context.store().run(answer["id"]).spec) if controls else ():
-        context.call("submit", "Preparing baselines", spec=beside.model_dump(mode="json"))
+    for beside in beside_it(context.store().run(answer.id).spec) if controls else ():
+        context.call(Submit(beside), "Preparing baselines")
     return answer

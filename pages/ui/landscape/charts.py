@@ -10,7 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 import streamlit as st
 
-from pages.ui.charts import basic
+from pages.ui.charts import basic, theme
 
 FEW = 6
 """Runs that one chart can show legibly."""
@@ -152,7 +152,7 @@ Drawn = Sequence[tuple[Mapping[str, Any], str]]
 
 
 def _colours() -> list[str]:
-    return basic.palette()
+    return theme.palette()
 
 
 def _faint(colour: str) -> str:
@@ -342,7 +342,7 @@ def _sizes(trends: Sequence[Mapping[str, Any]], words: Sequence[str], mode: str,
     st.markdown("**Ruggedness by student size**")
     rated = [trend for trend in trends if trend["slope"] is not None and trend["high"] > trend["low"]]
     colours = {"supports": _colours()[0], "opposite": _colours()[1]}
-    grey = "#A9BAC4" if basic.dark() else "#546E7A"
+    grey = theme.gray()
     figure = go.Figure()
     middles: list[float] = []
     for place, trend in enumerate(reversed(rated)):
@@ -365,7 +365,7 @@ def _sizes(trends: Sequence[Mapping[str, Any]], words: Sequence[str], mode: str,
         text = {"text": trend["name"], "showarrow": False, "xanchor": "left", "yanchor": "bottom", "yshift": 7}
         figure.add_annotation(x=0, xref="paper", y=place, font={"size": 12}, **text)
     if rated:
-        figure.add_vline(x=0, line={"color": "rgba(128,140,152,0.8)", "width": 2})
+        figure.add_vline(x=0, line={"color": theme.quiet(), "width": 2})
         for x, anchor, side in ((0, "left", "← bigger is more rugged"), (1, "right", "smaller is →")):
             figure.add_annotation(
                 x=x, y=1, xref="paper", yref="paper", text=side, showarrow=False, xanchor=anchor, yanchor="bottom"

@@ -11,6 +11,7 @@ from pages.ui.widgets import formatting
 from smallalign_core.errors import SmallAlignError, UnknownRun
 from smallalign_core.runs.store import Store
 from smallalign_core.studies import lifecycle
+from smallalign_core.studies.base import StudyReport
 from smallalign_core.studies.lifecycle import Study
 
 LISTED = 4
@@ -22,11 +23,12 @@ STATES = {name: formatting.STATES[name] for name in ("finished", "running", "pau
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of study, and the page that shows it."""
+    """A kind of study, the page that shows it, and the command that runs it."""
 
     name: str
     page: str
     icon: str
+    verb: str
 
 
 def listing(store: Store, kind: Kind) -> None:
@@ -56,7 +58,7 @@ def _lines(lines: list[dict[str, Any]], kind: Kind) -> None:
             st.caption(f"{state}, {line['done']} of {line['known']} runs · {formatting.ago(line['created'])}")
 
 
-def opened(reference: str, store: Store, kind: Kind) -> tuple[Study, Any] | None:
+def opened(reference: str, store: Store, kind: Kind) -> tuple[Study, StudyReport] | None:
     """The study of that id and its report; None after an error message."""
     if st.button("All studies", icon=":material/arrow_back:", type="tertiary"):
         st.query_params.clear()
@@ -74,7 +76,7 @@ def opened(reference: str, store: Store, kind: Kind) -> tuple[Study, Any] | None
         return None
 
 
-def state_of(report: Any) -> str:
+def state_of(report: StudyReport) -> str:
     """One of `STATES`."""
     if report.active:
         return "running"
@@ -83,7 +85,7 @@ def state_of(report: Any) -> str:
     return "failed" if report.failed else "paused"
 
 
-def title(report: Any) -> None:
+def title(report: StudyReport) -> None:
     """The title of the study, and its state."""
     state = state_of(report)
     colour, icon = STATES[state]
@@ -92,7 +94,7 @@ def title(report: Any) -> None:
         st.badge(state, icon=icon, color=colour)
 
 
-def pause_or_resume(study: Study, report: Any, store: Store) -> None:
+def pause_or_resume(study: Study, report: StudyReport, store: Store) -> None:
     """The button that pauses or resumes it."""
     if report.active:
         if st.button("Pause", icon=":material/pause:", help="Each run keeps its checkpoint; no progress is lost."):

@@ -113,7 +113,8 @@ def several(
             with st.container(horizontal=True, vertical_alignment="center", gap="small", key=f"{key}.{name}.head"):
                 words = " ".join((kinds[kind].__doc__ or "").split())
                 st.markdown(f"**{place + 1}. {_short(kinds[kind])}**", help=words, width="stretch")
-                _order(key, place, len(rows))
+                with st.container(horizontal=True, gap="small", width="content"):  # wraps as a whole
+                    _order(key, place, len(rows))
             values.append({"kind": kind, **part(kinds[kind], key=f"{key}.{name}.{kind}", across=2)})
     if most is None or len(rows) < most:
         with st.popover("Add transform", icon=":material/add:", width="stretch"):

@@ -15,6 +15,7 @@ from typing import Any
 from smallalign_core.data import NAMED
 from smallalign_core.errors import SmallAlignError
 from smallalign_core.runs.store import Run, State, Store
+from smallalign_core.service.requests import DatasetFacts
 from smallalign_core.spec import canonical, id_of
 from smallalign_core.system.files import read_json
 
@@ -122,24 +123,24 @@ def _row(run: Run, names: Mapping[str, str]) -> RunRow:
         return RunRow(run.name, run.name, DAMAGED, "Unreadable run folder", run.created, in_zoo=run.in_zoo, reason=why)
 
 
-def teachers(store: Store, source: str, facts: Mapping[str, Any]) -> list[RunRow]:
+def teachers(store: Store, source: str, facts: Any) -> list[RunRow]:
     """Finished runs and imports with the classes of a dataset, each with its accuracy on the dataset's validation
     images where available, the most accurate first.
 
     Args:
-        source: where the images come from; `facts`: the backend's summary of them.
+        source: where the images come from; `facts`: the `DatasetFacts` about them.
     """
-    fitting = [row for row in finished(store) if row.classes == tuple(facts["classes"])]
+    fitting = [row for row in finished(store) if row.classes == facts.classes]
     seen = {(one["digest"], one["validation"]): one for one in preflights(store)}
     found = [_offered(row, source, facts, seen) for row in fitting]
     return sorted(found, key=lambda row: -1.0 if row.here is None else row.here, reverse=True)
 
 
 def _offered(
-    row: RunRow, source: str, facts: Mapping[str, Any], seen: Mapping[tuple[str, str], Mapping[str, Any]]
+    row: RunRow, source: str, facts: DatasetFacts, seen: Mapping[tuple[str, str], Mapping[str, Any]]
 ) -> RunRow:
-    known = seen.get((row.digest, str(facts["validation"])))
-    own = facts["fingerprint"] == row.data or _same(source, row)
+    known = seen.get((row.digest, facts.validation))
+    own = facts.fingerprint == row.data or _same(source, row)
     here = known["accuracy"] if known else row.validation if own else None
     if known and known["refused"]:
         return replace(row, note="not better than chance on these images")

@@ -14,6 +14,7 @@ from pages.ui.widgets.run_table import RunRow
 from smallalign_core.data import NAMED
 from smallalign_core.runs import uploads
 from smallalign_core.runs.store import Store
+from smallalign_core.service.requests import DatasetFacts
 
 NONE = "none"
 """URL value of a run menu with no run selected."""
@@ -42,9 +43,11 @@ def kept(key: str, options: Mapping[str, Any], first: str) -> str:
 def pick(label: str, options: Mapping[str, str], *, key: str, first: str | None = None, help: str | None = None) -> str:
     """A menu of `options` (value to text) kept in the URL as `key`.
 
-    Streamlit's own binding writes the displayed text into the URL; a link should hold the id.
+    Streamlit's own binding writes the displayed text into the URL; a link should hold the id. The page keeps a value of
+    the URL that is no option until another one is chosen: a run that a link refers to may be there a moment later. For
+    the same reason `NONE` is not kept where it is only for lack of a `first`, which is taken as soon as there is one.
     """
-    widget = own(key)
+    widget, lacking = own(key), own(f"{key}-lacking")
     asked = changed(key)
     if (named := _named(asked, options)) is not None:
         st.session_state[widget] = named
@@ -52,11 +55,32 @@ def pick(label: str, options: Mapping[str, str], *, key: str, first: str | None 
         st.warning(
             f"Invalid link parameter: no such option. Given: {formatting.given(key, asked)}. Choose an option below."
         )
+    elif st.session_state.get(lacking) and first in options:
+        st.session_state[widget] = first
+    if first in options:
+        st.session_state.pop(lacking, None)
     if st.session_state.get(widget) not in options:
         st.session_state[widget] = first if first in options else next(iter(options))
-    chosen = st.selectbox(label, list(options), format_func=lambda value: options[value], key=widget, help=help)
-    keep(key, chosen)
+        if st.session_state[widget] == NONE != first:
+            st.session_state[lacking] = True
+    chosen = st.selectbox(
+        label,
+        list(options),
+        format_func=lambda value: options[value],
+        key=widget,
+        help=help,
+        on_change=_choose,
+        args=(key,),
+    )
+    if (asked is None or named is not None) and not st.session_state.get(lacking):
+        keep(key, chosen)
     return str(chosen)
+
+
+def _choose(key: str) -> None:
+    """Keep what the user chose in a menu; a callback."""
+    st.session_state.pop(own(f"{key}-lacking"), None)
+    keep(key, st.session_state[own(key)])
 
 
 def _named(asked: str | None, options: Mapping[str, str]) -> str | None:
@@ -206,7 +230,7 @@ def pick_rows(label: str, rows: Sequence[RunRow], *, key: str, most: int, help: 
     return [found[id] for id in chosen]
 
 
-def pick_data(store: Store) -> tuple[str, dict[str, Any] | None]:
+def pick_data(store: Store) -> tuple[str, DatasetFacts | None]:
     """A menu of datasets that also takes a path; returns the source and its summary, None without a selection.
 
     Raises:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from smallalign_core.studies import scaling_law
+from smallalign_core.studies.base import StudyReport
 from smallalign_core.studies.scaling_law import Allocation, Gate, Multiplier, SelfTest
 
 Metric = Literal["nll", "error"]
@@ -217,11 +218,10 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class ScalingStudy:
+class ScalingStudy(StudyReport):
     """The current state of a scaling study.
 
     Attributes:
-        id, title, spec: of the study.
         width, params, images: the target; params is None before one of that width is finished.
         recipes: the baseline first; `labels`: display names.
         readings: by metric, `nll` first.
@@ -229,15 +229,11 @@ class ScalingStudy:
         paired: raw differences to the baseline, all cells with a pair.
         dropped: by "images replicate": number of automatic cleaning decisions in that subset.
         ladder: by epochs; the study's own teacher last.
-        total, done, running, missing: runs; those of later rounds of an adaptive study are in `total` and `missing`.
-        failed: a line for each that failed otherwise than by divergence.
+        total: number of runs; those of later rounds of an adaptive study are in `total` and `missing`.
         preparing: whether automatic cleaning is not done yet, so that not all runs are known.
         test_images, teacher_images: None where unknown.
     """
 
-    id: str
-    title: str
-    spec: dict[str, Any]
     width: int
     params: int | None
     images: int
@@ -250,20 +246,14 @@ class ScalingStudy:
     ladder: tuple[LadderRung, ...]
     cost: Cost
     total: int
-    done: int
-    running: int
-    missing: int
-    failed: tuple[str, ...]
-    active: bool
     preparing: bool
     replicates: int
     test_images: int | None
     teacher_images: int | None
 
     @property
-    def complete(self) -> bool:
-        """Whether every run of it is finished or diverged."""
-        return not (self.missing or self.running or self.failed or self.preparing)
+    def unprepared(self) -> bool:
+        return self.preparing
 
     def at_target(self, metric: Metric = "nll") -> tuple[Paired, ...]:
         """The raw differences at the target cell."""
