@@ -35,6 +35,7 @@ from smallalign_core.cli.export import export, verify
 from smallalign_core.cli.landscape import landscape
 from smallalign_core.cli.models import convert, import_, preflight
 from smallalign_core.cli.runs import app as runs_app
+from smallalign_core.cli.search import shrink
 from smallalign_core.cli.studies import optimizers, scale
 from smallalign_core.cli.train import ablate, submit, train
 from smallalign_core.errors import BadInput, SmallAlignError, of_system
@@ -53,6 +54,7 @@ for command in (
     train,
     submit,
     ablate,
+    shrink,
     optimizers,
     scale,
     preflight,

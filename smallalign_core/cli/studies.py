@@ -83,7 +83,7 @@ def _answer(
     if queue:
         lifecycle.start(place, found)
     else:
-        _train(found, place, device, ray)
+        train_study(found, place, device, ray)
     report = found.report(place)
     more = {"curves": _curves(found, place)} if json and kind == "optimizers" else {}
     answer(report.as_dict() | more | {"words": report.words()}, json, report.words())
@@ -97,7 +97,7 @@ def _curves(study: lifecycle.Study, place: Store) -> list[dict[str, Any]]:
     return [asdict(curve) for one in budgets for curve in optimstudy.curves(study.spec, place, folder, one)]
 
 
-def _train(study: lifecycle.Study, place: Store, device: str, ray: str | None) -> None:
+def train_study(study: lifecycle.Study, place: Store, device: str, ray: str | None) -> None:
     """Train the missing runs, here or on a cluster, with a progress bar for the study and one for the current runs."""
     worker.keep_freed_memory()
     stop = worker.stop_on_signals()

@@ -20,6 +20,7 @@ from smallalign_core.export._file import (
     export as export,
     precision_of as precision_of,
     to_onnx as to_onnx,
+    validation_logits as validation_logits,
 )
 from smallalign_core.export._parity import (
     GATES as GATES,
@@ -30,7 +31,12 @@ from smallalign_core.export._parity import (
     parity as parity,
 )
 from smallalign_core.export._runtime import OnnxClassifier as OnnxClassifier, nhwc as nhwc
-from smallalign_core.export._size import Sizes as Sizes, sizes_before as sizes_before, sizes_of as sizes_of
+from smallalign_core.export._size import (
+    Sizes as Sizes,
+    files_before as files_before,
+    sizes_before as sizes_before,
+    sizes_of as sizes_of,
+)
 from smallalign_core.export._verify import verify as verify
 from smallalign_core.spec.precision import (
     CALIBRATED as CALIBRATED,

@@ -258,6 +258,20 @@ def make(run: Run, store: Store | None, precision: Precision = "fp32", *, measur
     return Made(content, facts, answers)
 
 
+def validation_logits(run: Run, store: Store, precision: Precision) -> NDArray[np.float32]:
+    """Logits [N, classes] of a finished run's file in a precision on the validation images.
+
+    The test images are not used: to choose between files.
+
+    Raises:
+        BadModel, BadData: the weights or the images cannot be read.
+        WorkFailed: the network cannot be written in this precision.
+    """
+    splits, metadata = data.load(run.spec.data, store.data_cache), metadata_of(run) | {"precision": precision}
+    content = finished(in_precision(graph_of_run(run, store, metadata), precision, splits.train, metadata), metadata)
+    return OnnxClassifier(content).logits_of(splits.val)
+
+
 SCORES = ("images", "accuracy", "nll", "ece")
 
 

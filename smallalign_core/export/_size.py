@@ -49,13 +49,23 @@ def sizes_of(run: Run, store: Store) -> Sizes:
     """
     about = metadata_of(run)
     graph, splits = graph_of_run(run, store, about), data.load(run.spec.data, store.data_cache)
-    return {name: _size(_in(graph, name, splits.train), about, name, splits) for name in PRECISIONS}
+    files = {name: _file(_in(graph, name, splits.train), about, name, splits) for name in PRECISIONS}
+    return {name: None if content is None else len(content) for name, content in files.items()}
 
 
 def sizes_before(
     spec: RunSpec, classifier: Classifier, splits: Splits, precisions: tuple[Precision, ...] = PRECISIONS
 ) -> Sizes:
-    """The same of the run that a resolved `spec` describes, before it is trained.
+    """The same of the run that a resolved `spec` describes, before it is trained; arguments as of `files_before`."""
+    files = files_before(spec, classifier, splits, precisions)
+    return {name: None if content is None else len(content) for name, content in files.items()}
+
+
+def files_before(
+    spec: RunSpec, classifier: Classifier, splits: Splits, precisions: tuple[Precision, ...] = PRECISIONS
+) -> dict[Precision, bytes | None]:
+    """Stand-ins for the files of the run that a resolved `spec` describes, before it is trained: as large and as fast,
+    with other numbers in them. None where it cannot be written so.
 
     Args:
         classifier: its network, of whatever weights.
@@ -73,7 +83,7 @@ def sizes_before(
     about = described(spec, digest(spec), result)
     key = (spec.network.model_dump_json(), spec.bits, splits.fingerprint, splits.classes, splits.shape, precisions)
     graphs = _graphs(_Made(key, classifier, splits.train, precisions))
-    return {name: _size(graphs[name], about, name, splits) for name in precisions}
+    return {name: _file(graphs[name], about, name, splits) for name in precisions}
 
 
 class _Made:
@@ -117,7 +127,7 @@ def _in(graph: bytes, precision: Precision, training: ImageSet) -> bytes | None:
         return None
 
 
-def _size(graph: bytes | None, about: dict[str, Any], precision: Precision, splits: Splits) -> int | None:
+def _file(graph: bytes | None, about: dict[str, Any], precision: Precision, splits: Splits) -> bytes | None:
     if graph is None:
         return None
     more: dict[str, Any] = {"precision": precision, "opset": OPSET}
@@ -125,4 +135,4 @@ def _size(graph: bytes | None, about: dict[str, Any], precision: Precision, spli
         more["loss"] = {name: Loss.blank(len(getattr(splits, name))).as_dict() for name in ("val", "test")}
     if precision in CALIBRATED:
         more["calibrated_on"] = calibrated_on(splits.train)
-    return len(finished(graph, about | more))
+    return finished(graph, about | more)

@@ -48,7 +48,20 @@ def card(run: Run, store: Store, name: str) -> str:
 To reproduce it (bit-identical weights on an equal processor{", its instruction sets too," if "capability" in result else ""} with the same number of threads):
 
     python -m smallalign_core train spec.yaml
-"""
+{_notes(run)}"""
+
+
+NOTES = "notes.md"
+
+
+def write_notes(run: Run, text: str) -> None:
+    """Keep Markdown that belongs on a run's card, such as the search that found it."""
+    write(run.folder / NOTES, text)
+
+
+def _notes(run: Run) -> str:
+    file = run.folder / NOTES
+    return f"\n{file.read_text(encoding='utf-8').rstrip()}\n" if file.is_file() else ""
 
 
 def _evidence(result: dict[str, Any]) -> str:

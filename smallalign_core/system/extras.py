@@ -26,6 +26,7 @@ EXTRA_OF = {
     "evotorch": "evolution",
     "cleanlab": "quality",
     "ray": "ray",
+    "optuna": "search",
 }
 """The extra that installs a package, by import name."""
 
