@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,65 @@ def test_a_size_limit_holds_for_the_precision_that_is_named() -> None:
     assert pareto.failed(one, limits | {"precision": "int8"}) == ("kb",), "it cannot be written so"
     with pytest.raises(BadInput, match="precision"):
         Limits(precision="fp8").check()
+
+
+def test_calls_are_timed_in_milliseconds_at_least_three(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 5.0
+
+    def answer() -> None:
+        nonlocal now
+        now += 0.004
+
+    monkeypatch.setattr(pareto.time, "perf_counter", lambda: now)
+    assert pareto._timed(answer, 0.019) == pytest.approx([4.0] * 5)
+    assert pareto._timed(answer, 0.001) == pytest.approx([4.0] * 3)
+
+
+@pytest.mark.parametrize(
+    ("medians", "windows", "steady"),
+    [
+        ([5.0, 5.0, 5.0], 3, True),  # agreeing from the start, the warm-up still takes its minimum
+        ([9.0, 7.0, 5.0, 4.4, 4.1], 5, True),  # 4.4 is 12% below 5, 4.1 is 7% below 4.4
+        ([1.0, 9.0] * 10, 20, False),  # never: it ends at the maximum
+    ],
+)
+def test_the_warm_up_ends_when_two_windows_agree(
+    medians: list[float], windows: int, steady: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Medians of 0.15 s each, 0.45 to 3 s of warm-up, 0.9 s of measurement; a tenth is agreement."""
+    asked: list[float] = []
+
+    def timed(_: object, seconds: float) -> list[float]:
+        asked.append(seconds)
+        return [medians[len(asked) - 1]] if len(asked) <= windows else [2.0, 2.0, 2.0, 8.0]
+
+    monkeypatch.setattr(pareto, "_timed", timed)
+    monkeypatch.setattr(pareto, "_answering", lambda *_: ({"fp32": 7}, None))
+    monkeypatch.setattr(pareto, "_file", lambda *_: tmp_path / "latency.json")
+    store = Store(tmp_path)
+    work = pareto._measured(None, None, store)  # type: ignore[arg-type]
+    shares = []
+    while True:
+        try:
+            shares.append(next(work))
+        except StopIteration as end:
+            found = end.value
+            break
+    assert len(asked) == windows + 6
+    assert found.steady is steady
+    assert (found.p50_ms, found.samples) == (2.0, 24)
+    assert shares == sorted(shares)
+    assert max(shares[: windows + 1]) <= 0.5
+    assert shares[-1] == 1
+
+
+def test_the_table_has_a_dash_for_what_is_not_known() -> None:
+    known, unknown = candidate("a", 2_000, 1.0, 0.9), replace(candidate("b", 1_000, 2.0, 0.8), params=None, macs=None)
+    front = pareto.ParetoFront("val", 10, 1, "a processor", "1.0", Limits(), [known, unknown])
+    head, first, second, *_ = pareto.table(front.as_dict()).splitlines()
+    assert first.split()[:3] == ["a", "10", "10"]
+    assert second.split()[:3] == ["b", "-", "-"]
+    assert head.index("accuracy") + len("accuracy") == first.index("90.00%") + len("90.00%"), "aligned to the right"
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from smallalign_core.service import worker
 from smallalign_core.spec import AttentionTransfer, DataSpec, FitNets, RunSpec, loss_kinds
 from smallalign_core.training import losses
 from smallalign_core.training.loop import Training
-from smallalign_core.training.losses import NetworkOutput
+from smallalign_core.training.losses import NetworkOutput, _features
 from smallalign_core.training.resolve import resolve
 from smallalign_core.training.teacher import Teacher
 
@@ -383,3 +383,17 @@ def test_layers_of_an_import_are_refused_in_words(store: Store, tmp_path: Path) 
     for loss in ("fitnets", "attention"):
         with pytest.raises(BadSpec, match=r"and the teacher has none .given: teacher_layer empty.. Use loss kd.$"):
             resolve(store, tiny(teacher=imported.id, loss=loss))
+
+
+def test_of_maps_the_large_ones_are_compared_or_else_the_largest() -> None:
+    """7 is the least side; a side below it makes a map small whatever the other is."""
+    shapes = {"a": (2, 7, 7), "b": (2, 9, 6), "c": (2, 8, 14), "d": (2, 1, 1)}
+    assert _features._large(shapes, tuple(shapes)) == ("a", "c")
+    assert _features._large(shapes, ("d", "b")) == ("b",)
+
+
+def test_a_long_offer_of_layers_is_cut_visibly() -> None:
+    layers = {f"l{place}": (8,) for place in range(61)}
+    assert _features._offered(dict(list(layers.items())[:60])).endswith("l59 (8)")
+    assert _features._offered(layers).endswith("l59 (8), …")
+    assert _features._offered(layers, 3) == ""

@@ -317,13 +317,12 @@ def _measured(run: Run, splits: Splits, store: Store) -> Work[Latency]:
 
     sizes, answer = _answering(run, splits, store)
     yield 0.01
-    steady, windows, spent = False, [], 0.0
-    while spent < WARM[1] and not steady:
-        times = _timed(answer, WINDOW)
-        windows.append(float(np.median(times)))
-        spent += WINDOW
-        steady = spent >= WARM[0] and abs(windows[-1] - windows[-2]) <= AGREE * windows[-2]
-        yield min(0.5, 0.5 * spent / WARM[1])
+    steady, windows = False, list[float]()
+    least, most = (round(seconds / WINDOW) for seconds in WARM)
+    while len(windows) < most and not steady:
+        windows.append(float(np.median(_timed(answer, WINDOW))))
+        steady = len(windows) >= max(2, least) and abs(windows[-1] - windows[-2]) <= AGREE * windows[-2]
+        yield 0.5 * len(windows) / most
     samples: list[float] = []
     for part in range(parts := round(MEASURED / WINDOW)):
         samples += _timed(answer, WINDOW)
