@@ -57,7 +57,7 @@ class BackendClient:
     ) -> None:
         self.store, self._visitor, self._pulse = store, visitor, pulse
         self._start = Starter(
-            [sys.executable, "-m", "smallalign_core", "desk", "--store", str(store.root.resolve())],
+            [sys.executable, "-m", "smallalign_core", "backend", "--store", str(store.root.resolve())],
             store.root / "desk.log",
             os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": _import_path()},
         )

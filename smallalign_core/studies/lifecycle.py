@@ -460,12 +460,30 @@ def _by_itself(run: Run | None) -> bool:
     return run.state is State.INTERRUPTED and int(run.status.get("attempt", 0)) < ATTEMPTS
 
 
-def summary(study: Study, store: Store) -> dict[str, Any]:
-    """One line of a list of studies; a damaged one is listed as such."""
-    line: dict[str, Any] = {"id": study.id, "created": study.created, "active": study.active}
+@dataclass(frozen=True)
+class StudySummary:
+    """One line of a list of studies.
+
+    Attributes:
+        kind: one of `KINDS`; None if it is damaged: then the title says why.
+        created: Unix time.
+        done, known: numbers of runs: finished or diverged; all, as far as known.
+    """
+
+    id: str
+    kind: str | None
+    title: str
+    created: float
+    active: bool
+    done: int
+    known: int
+
+
+def summary(study: Study, store: Store) -> StudySummary:
+    """The line of a study."""
     try:
-        wanted = study.wanted(store)
-        done = sum(is_settled(store.find(spec)) for spec in wanted)
-        return line | {"kind": study.kind, "title": study.title, "done": done, "known": len(wanted)}
+        kind, title, wanted = study.kind, study.title, study.wanted(store)
     except SmallAlignError as error:
-        return line | {"kind": "damaged", "title": str(error), "done": 0, "known": 0}
+        return StudySummary(study.id, None, str(error), study.created, study.active, 0, 0)
+    done = sum(is_settled(store.find(spec)) for spec in wanted)
+    return StudySummary(study.id, kind, title, study.created, study.active, done, len(wanted))
