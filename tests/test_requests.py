@@ -25,7 +25,7 @@ from smallalign_core.service.requests import DatasetFacts, Inspect
 from smallalign_core.service.wire import LongRequest, Progress, Request
 from smallalign_core.spec import DataSpec, Loss, RunSpec, parse_data
 from smallalign_core.studies import optimizers, scaling
-from smallalign_core.studies.lifecycle import AnyStudySpec
+from smallalign_core.studies.kinds import AnyStudySpec
 from tests.conftest import ROOT, SCALING, tiny
 
 DIGITS = {"verb": "Inspect", "values": {"data": {"source": "digits"}}, "visitor": "ada", "role": "runner"}

@@ -14,7 +14,7 @@ from smallalign_core.service import augmentation_api, comparison_api, requests
 from smallalign_core.service.requests import Cost, DatasetFacts, StartedStudy, StudyCost, Submitted
 from smallalign_core.service.wire import Request
 from smallalign_core.spec import digest, parse, parse_data
-from smallalign_core.studies import ablation as measuring, lifecycle
+from smallalign_core.studies import ablation as measuring, kinds, lifecycle
 from smallalign_core.studies.ablation import What
 from smallalign_core.studies.resolve import resolve_study
 from smallalign_core.system.machine import fastest, set_threads
@@ -61,7 +61,7 @@ def start_study(store: Store, asked: requests.StartStudy) -> StartedStudy:
 
 def estimate_study(store: Store, asked: requests.EstimateStudy) -> StudyCost:
     """Count the runs of a study and estimate their cost."""
-    module = lifecycle.KINDS[asked.spec.KIND]
+    module = kinds.KINDS[asked.spec.KIND]
     resolved = resolve_study(store, asked.spec.KIND, asked.spec)
     study = lifecycle.Study(store.root / "studies" / module.study_id(resolved))
     found = module.report(resolved, store, study.folder, active=study.active, trouble=None)

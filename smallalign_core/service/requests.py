@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from smallalign_core.service.wire import Request
 from smallalign_core.spec import DataSpec, Loss, RunSpec
-from smallalign_core.studies.lifecycle import AnyStudySpec
+from smallalign_core.studies.kinds import AnyStudySpec
 from smallalign_core.training.teacher_evidence import CheckedTeacher
 
 # --- a dataset --------------------------------------------------------------------------------------------------------
