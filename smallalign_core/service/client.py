@@ -15,11 +15,10 @@ from pydantic_core import from_json
 
 from smallalign_core.errors import BadInput, WorkFailed
 from smallalign_core.runs.store import Store
-from smallalign_core.service import wire
 from smallalign_core.service.backends import PULSE, Backend, Died, Full, Late, Pool, Starter
 from smallalign_core.service.users import OWNER, User
 from smallalign_core.service.wire import Request
-from smallalign_core.system import limits
+from smallalign_core.system import limits, typed
 from smallalign_core.system.extras import PACKAGE
 
 A = TypeVar("A")
@@ -88,7 +87,7 @@ class BackendClient:
             "visitor": who.name,
             "role": who.role,
         }
-        line = self._exchange(wire.encode(question) + "\n", asked, timeout or asked.seconds)
+        line = self._exchange(typed.encode(question) + "\n", asked, timeout or asked.seconds)
         if not line:
             reason = f"the reason may stand in {self.store.root / 'desk.log'}"
             raise WorkFailed("the answer stopped short twice", given=asked.verb(), do=f"try again; {reason}")
@@ -102,7 +101,7 @@ class BackendClient:
         except ValueError as error:
             raise WorkFailed(wrong, given=error, do=do) from None
         if "ok" in reply:
-            return wire.decode(asked.answer(), reply["ok"], WorkFailed, wrong, do)
+            return typed.decode(asked.answer(), reply["ok"], WorkFailed, wrong, do)
         told = _Told(reply["error"]) if reply["bad_input"] else _ToldFailed(reply["error"])
         told.details = reply.get("details", {})
         raise told

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
 from pages.ui.charts import plotting
+from smallalign_core.analysis.label_report import Effect
 
 READABLE_CLASSES = 20
 """Number of classes up to which every cell and tick of a matrix is labeled."""
@@ -198,13 +199,13 @@ def forest(lines: Sequence[Differences], *, alt: str, key: str) -> None:
     show(figure, alt=alt, key=key, height=40 + 92 * len(lines), top=26)
 
 
-def over_strength(
-    curve: Sequence[Mapping[str, Any]], *, limit: float, now: float, suggested: float | None, key: str
-) -> None:
+def over_strength(curve: Sequence[Effect], *, limit: float, now: float, suggested: float | None, key: str) -> None:
     """Label-change rate over the strength of a policy, with its 95% band and the limit."""
     line, accent, good = palette()[0], palette()[1], palette()[2]
-    strengths = [0.0, *(point["strength"] for point in curve)]
-    low, mid, high = ([0.0, *(point[name] for point in curve)] for name in ("flip_low", "flip_rate", "flip_high"))
+    strengths = [0.0, *(point.strength for point in curve)]
+    low = [0.0, *(point.flip_low for point in curve)]
+    mid = [0.0, *(point.flip_rate for point in curve)]
+    high = [0.0, *(point.flip_high for point in curve)]
     figure = go.Figure()
     band = "rgba(86,180,233,0.22)" if dark() else "rgba(0,114,178,0.16)"
     look = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
@@ -222,7 +223,7 @@ def over_strength(
         hovertemplate="strength %{x:g}: %{y:.1%} (%{customdata[0]:.1%} to %{customdata[1]:.1%})<extra></extra>",
     )
     if suggested is not None:
-        there = next(point["flip_rate"] for point in curve if point["strength"] == suggested)
+        there = next(point.flip_rate for point in curve if point.strength == suggested)
         figure.add_scatter(
             x=[suggested],
             y=[there],
@@ -244,11 +245,11 @@ def over_strength(
     show(figure, alt="Label-change rate over global strength.", key=key, height=320)
 
 
-def by_part(parts: Sequence[tuple[str, Mapping[str, Any]]], *, limit: float, key: str) -> None:
+def by_part(parts: Sequence[tuple[str, Effect]], *, limit: float, key: str) -> None:
     """Label-change rate, one bar per transform, with its 95% interval and the limit."""
     line, accent = palette()[0], palette()[1]
     names = [f"{place + 1}. {name}" for place, (name, _) in enumerate(parts)]
-    rates = [effect["flip_rate"] for _, effect in parts]
+    rates = [effect.flip_rate for _, effect in parts]
     figure = go.Figure(
         go.Bar(
             x=rates,
@@ -256,15 +257,15 @@ def by_part(parts: Sequence[tuple[str, Mapping[str, Any]]], *, limit: float, key
             orientation="h",
             marker_color=line,
             error_x={
-                "array": [effect["flip_high"] - effect["flip_rate"] for _, effect in parts],
-                "arrayminus": [effect["flip_rate"] - effect["flip_low"] for _, effect in parts],
+                "array": [effect.flip_high - effect.flip_rate for _, effect in parts],
+                "arrayminus": [effect.flip_rate - effect.flip_low for _, effect in parts],
                 "color": "#9AA7B3" if dark() else "#4A5763",
             },
             hovertemplate="%{y}: %{x:.1%}<extra></extra>",
         )
     )
     figure.add_vline(x=limit, line={"color": accent, "dash": "dash"})
-    top = max(*(effect["flip_high"] for _, effect in parts), 2 * limit, 0.1) * 1.05
+    top = max(*(effect.flip_high for _, effect in parts), 2 * limit, 0.1) * 1.05
     figure.update_layout(
         xaxis={"title": "label-change rate", "tickformat": ".0%", "range": [0, min(1.02, top)]},
         yaxis={"autorange": "reversed", "automargin": True},
@@ -291,11 +292,6 @@ def answers(top: Sequence[tuple[str, float]], true: str, colour: str, *, longest
 def safe(text: str) -> str:
     """A user's text as HTML."""
     return html.escape(text)
-
-
-def wilson_of(scores: Mapping[str, Any]) -> str:
-    """The 95% confidence interval of an accuracy, as text."""
-    return f"{scores['accuracy_low']:.1%} to {scores['accuracy_high']:.1%}"
 
 
 def wordmark() -> str:
