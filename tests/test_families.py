@@ -39,7 +39,6 @@ from smallalign_core.augment._parts import columns
 from smallalign_core.errors import BadSpec
 from smallalign_core.export._parity import IN_A_BROWSER
 from smallalign_core.runs.store import State
-from smallalign_core.service import handlers
 from smallalign_core.spec import (
     Constant,
     DataSpec,
@@ -618,20 +617,6 @@ LISTS: dict[str, tuple[Iterable[Any], Iterable[Any]]] = {
 def test_a_list_of_labels_has_every_member(what: str) -> None:
     labels, members_ = (set(map(str, one)) for one in LISTS[what])
     assert labels == members_
-
-
-def test_every_verb_that_a_page_uses_has_a_handler() -> None:
-    found = {
-        ast.literal_eval(node.args[0])
-        for file in (ROOT / "pages").rglob("*.py")
-        for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.Call)
-        and ast.unparse(node.func).rpartition(".")[2] in ("call", "step", "in_steps")
-        and node.args
-        and isinstance(node.args[0], ast.Constant)
-    }
-    assert len(found) > 12
-    assert found <= set(handlers.HANDLERS)
 
 
 def test_members_that_are_checked_are_those_that_there_are() -> None:

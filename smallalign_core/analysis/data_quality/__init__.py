@@ -41,7 +41,7 @@ from smallalign_core.analysis.data_quality._report import (
 from smallalign_core.data import Decision, Decisions, ImageSet, Splits
 from smallalign_core.errors import BadInput, SmallAlignError
 from smallalign_core.runs.store import Run, Store
-from smallalign_core.spec import DataSpec, parse_data
+from smallalign_core.spec import DataSpec
 from smallalign_core.system import extras, resumable
 from smallalign_core.system.files import read_json, write_json
 from smallalign_core.system.machine import set_sklearn_threads
@@ -316,27 +316,23 @@ def _hard(atlas: _near_duplicates.Atlas, votes: evidence.Votes) -> tuple[Hard, .
 
 def quality(
     store: Store,
-    source: str | dict[str, Any],
+    spec: DataSpec,
     method: str = "auto",
     teacher: str | None = None,
     *,
     start: bool = True,
     patience: float | None = None,
-) -> dict[str, Any]:
-    """A report on a dataset.
+) -> tuple[QualityReport | None, float]:
+    """(report, 1), or (None, progress in 0..1).
 
     Args:
         start: whether to run the check if there is no cached report.
         patience: seconds until an unfinished result is returned; the next call continues.
-
-    Returns:
-        `done`: progress in 0..1; at 1 also `report` as `QualityReport.as_dict`, and `words`.
     """
-    spec = parse_data(source)
     question = json.dumps([str(store.root.resolve()), spec.model_dump(mode="json"), method, teacher])
     asked = _LOOKING.get(question) or QualityCheck(store, spec, method, teacher)
     if not start and asked.kept is None and question not in _LOOKING:
-        return {"done": 0.0}
+        return None, 0.0
     # Kept while it is in progress: its images are loaded once, regardless of the number of polls.
     _LOOKING[question] = asked
     while len(_LOOKING) > resumable.KEPT:
@@ -346,10 +342,9 @@ def quality(
     except BaseException:
         _LOOKING.pop(question, None)
         raise
-    if found is None:
-        return {"done": done}
-    _LOOKING.pop(question, None)
-    return {"done": 1.0, "report": found.as_dict(), "words": found.words()}
+    if found is not None:
+        _LOOKING.pop(question, None)
+    return found, done
 
 
 _LOOKING: dict[str, QualityCheck] = {}
