@@ -129,7 +129,7 @@ with side:
     st.markdown("**Equivalent command line**")
     spec_summary.command(spec, store)
     with costs:  # requested last: nothing else on the page waits for it
-        cost = spec_summary.estimate(asked)
+        cost = spec_summary.estimate(spec)
         cells = st.columns(2)
         cells[0].metric("Parameters", f"{cost.params:,}", border=True)
         cells[1].metric(

@@ -39,7 +39,6 @@ from smallalign_core.augment._parts import columns
 from smallalign_core.errors import BadSpec
 from smallalign_core.export._parity import IN_A_BROWSER
 from smallalign_core.runs.store import State
-from smallalign_core.service import handlers
 from smallalign_core.spec import (
     Constant,
     DataSpec,
@@ -61,7 +60,7 @@ from smallalign_core.spec.augment import GROUPS, Augment, Blur, Flip, Mixing, Mi
 from smallalign_core.spec.loss import CrossEntropy, HintonKd, OfLayers, _Loss, _OfLayers, labels_share, short_name
 from smallalign_core.spec.optimizer import IN_EMA, IN_LOOKAHEAD, PLAIN, AdamW, Ema, Sgd, _Wrapper
 from smallalign_core.spec.parts import FAMILIES
-from smallalign_core.studies import ablation, lifecycle
+from smallalign_core.studies import ablation, kinds
 from smallalign_core.studies.optimizers import label_of, offered
 from smallalign_core.studies.run_status import DAMAGED
 from smallalign_core.studies.scaling import _spec as scaling_spec
@@ -559,13 +558,13 @@ def study_lacks(kind: str) -> list[str]:
         found.append(f"its page lacks something: {page_lacks(shown[kind])}")
     if f'_answer("{kind}"' not in (ROOT / "smallalign_core" / "cli" / "studies.py").read_text():
         found.append("no verb of the command line runs it")
-    module = lifecycle.KINDS.get(kind)
-    functions = [name for name in vars(lifecycle.StudyKind) if not name.startswith("_")]
+    module = kinds.KINDS.get(kind)
+    functions = [name for name in vars(kinds.StudyKind) if not name.startswith("_")]
     found += [f"no function {name}" for name in functions if not callable(getattr(module, name, None))]
     return found
 
 
-@pytest.mark.parametrize("kind", lifecycle.KINDS)
+@pytest.mark.parametrize("kind", kinds.KINDS)
 def test_a_kind_of_study_has_a_page_a_verb_and_all_functions(kind: str) -> None:
     assert not study_lacks(kind)
 
@@ -618,20 +617,6 @@ LISTS: dict[str, tuple[Iterable[Any], Iterable[Any]]] = {
 def test_a_list_of_labels_has_every_member(what: str) -> None:
     labels, members_ = (set(map(str, one)) for one in LISTS[what])
     assert labels == members_
-
-
-def test_every_verb_that_a_page_uses_has_a_handler() -> None:
-    found = {
-        ast.literal_eval(node.args[0])
-        for file in (ROOT / "pages").rglob("*.py")
-        for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.Call)
-        and ast.unparse(node.func).rpartition(".")[2] in ("call", "step", "in_steps")
-        and node.args
-        and isinstance(node.args[0], ast.Constant)
-    }
-    assert len(found) > 12
-    assert found <= set(handlers.HANDLERS)
 
 
 def test_members_that_are_checked_are_those_that_there_are() -> None:

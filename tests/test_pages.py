@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from pages.ui.widgets import run_table
 from smallalign_core import export
 from smallalign_core.errors import Diverged, WorkFailed
 from smallalign_core.runs import imported as foreign, policies
+from smallalign_core.runs.export_report import ExportReport
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.service.requests import Submit, Submitted
 from smallalign_core.spec import DataSpec, loss_kinds
@@ -311,13 +313,13 @@ def test_export_shows_three_precisions_and_says_which_one_loses_or_fails(
 ) -> None:
     kept = panel.bundle
 
-    def ask(run: str, store: Store, precision: str = "fp32") -> dict[str, object]:
+    def ask(run: str, store: Store, precision: str = "fp32") -> ExportReport:
         if precision == "fp16":
             raise WorkFailed("this network cannot be halved", do="export it as fp32")
         found = kept(run, store, "fp32")
         if precision == "int8":
-            worse = found["loss"]["val"] | {"loss": 0.034, "low": 0.01, "high": 0.05, "flagged": True}
-            found = found | {"precision": "int8", "flagged": True, "loss": found["loss"] | {"val": worse}}
+            worse = replace(found.loss.val, loss=0.034, low=0.01, high=0.05, flagged=True)
+            found = replace(found, precision="int8", flagged=True, loss=replace(found.loss, val=worse))
         return found
 
     monkeypatch.setattr(panel, "bundle", ask)

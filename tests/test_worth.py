@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,6 +18,7 @@ from smallalign_core.errors import BadInput, BadSpec
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.runs.writer import RunWriter
 from smallalign_core.service import handlers
+from smallalign_core.service.requests import Ablate
 from smallalign_core.spec import RunSpec, digest
 from smallalign_core.studies import ablation
 from smallalign_core.studies.ablation import METRICS, effect
@@ -302,17 +304,16 @@ def test_policies_share_their_control(store: Store) -> None:
 
 
 def test_the_desk_reports_and_starts(store: Store) -> None:
-    asked = tiny(augment=POLICY).model_dump(mode="json")
+    asked = Ablate(tiny(augment=POLICY), "augment", 2)
 
-    first = handlers.worth(store, asked, "augment", 2)
-    assert (first["missing"], store.runs()) == (4, [])
-    second = handlers.worth(store, asked, "augment", 2, start=True)
+    first = handlers.ablate(store, asked).report
+    assert (first.missing, store.runs()) == (4, [])
+    second = handlers.ablate(store, replace(asked, start=True))
 
-    assert (second["running"], len(store.queue())) == (2, 4)
-    assert second["spec"]["data"]["fingerprint"]
-    assert json.dumps(second)
+    assert (second.report.running, len(store.queue())) == (2, 4)
+    assert second.spec.data.fingerprint
     with pytest.raises(BadSpec, match="Nothing to ablate"):
-        handlers.worth(store, tiny().model_dump(mode="json"), "augment")
+        handlers.ablate(store, Ablate(tiny(), "augment"))
 
 
 @pytest.mark.slow

@@ -23,10 +23,12 @@ from smallalign_core.cli._shared import MODELS, JsonOption, StoreOption, answer
 from smallalign_core.errors import BadInput
 from smallalign_core.runs.store import Store
 from smallalign_core.service import handlers
+from smallalign_core.service.requests import CheckTeacher
 from smallalign_core.spec import parse_data
 from smallalign_core.system import sandbox
 from smallalign_core.system.files import write
 from smallalign_core.system.machine import set_threads
+from smallalign_core.system.typed import plain
 
 DataOption = Annotated[str, typer.Option("--data", help="A dataset's name, or a path.")]
 
@@ -81,9 +83,10 @@ def preflight(
 ) -> None:
     """Check a teacher on the validation images of a dataset. Exit code 1 if it is no better than chance."""
     set_threads()
-    found = handlers.preflight(Store(store), reference, data_source)
-    answer(found, json, found["words"])
-    if found["refused"]:
+    data = None if data_source is None else parse_data(data_source)
+    found = handlers.preflight(Store(store), CheckTeacher(reference, data))
+    answer(plain(found) | {"words": found.words()}, json, found.words())
+    if found.refused:
         raise typer.Exit(1)
 
 

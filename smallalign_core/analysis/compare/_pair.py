@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,8 @@ KINDS = {
 DIFFER = ("regressions", "fixes", "differently")
 
 TOP = 3
+Side = Literal["teacher", "student"]
+SIDES: tuple[Side, Side] = ("teacher", "student")
 Rows = NDArray[np.int64]
 
 
@@ -121,8 +123,36 @@ class Comparison:
     counts: dict[str, int]
     cases: dict[str, list[Case]]
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    @property
+    def sides(self) -> tuple[tuple[Side, Scores, Calibration], ...]:
+        """Both classifiers: name, scores before temperature scaling, calibration."""
+        return ("teacher", self.teacher, self.teacher_calibration), ("student", self.student, self.student_calibration)
+
+    def confusion(self, side: Side) -> list[list[int]]:
+        """One of the confusion matrices."""
+        return self.teacher_confusion if side == "teacher" else self.student_confusion
+
+
+@dataclass(frozen=True)
+class ComparedImages:
+    """The dataset of a comparison.
+
+    Attributes:
+        height, width: in pixels.
+        teacher_side: longest side of the images that the teacher was trained on, None if unknown.
+    """
+
+    source: str
+    height: int
+    width: int
+    teacher_side: int | None
+
+
+@dataclass(frozen=True)
+class Compared(Comparison):
+    """A comparison, and the student's dataset, on whose images it is."""
+
+    data: ComparedImages
 
 
 @dataclass(frozen=True, eq=False)
