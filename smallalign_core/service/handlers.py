@@ -10,6 +10,7 @@ from typing import Any
 from smallalign_core import data
 from smallalign_core.analysis import data_quality
 from smallalign_core.errors import BadInput, BadModel
+from smallalign_core.runs import python_files
 from smallalign_core.runs.store import Store
 from smallalign_core.service import augmentation_api, comparison_api
 from smallalign_core.spec import digest, parse, parse_data
@@ -75,7 +76,7 @@ def study(store: Store, kind: str, spec: dict[str, Any], start: bool = False, pr
 
 def submit(store: Store, spec: dict[str, Any]) -> dict[str, Any]:
     """Queue the run that `spec` describes; `known` tells that it existed before."""
-    asked = parse(spec)
+    asked = python_files.filled(parse(spec), store.visitor)  # an edited file is another run
     key = (str(store.root), asked.model_dump_json())
     before, when = _SUBMITTED.get(key, ("", 0.0))
     if time.monotonic() - when < DOUBLE_SECONDS and (run := store.by_id(before)).state.active:
