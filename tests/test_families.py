@@ -18,7 +18,7 @@ import test_export
 import test_optim
 import test_pages
 import torch
-from conftest import ROOT
+from conftest import ROOT, USER_FILE
 from torch import nn
 
 from pages.ui.compare import gallery
@@ -39,7 +39,10 @@ from smallalign_core.augment._parts import columns
 from smallalign_core.errors import BadSpec
 from smallalign_core.export._parity import IN_A_BROWSER
 from smallalign_core.runs.store import State
+from smallalign_core.service.users import Role, User
 from smallalign_core.spec import (
+    Cnn,
+    Code,
     Constant,
     DataSpec,
     LibraryNetwork,
@@ -73,6 +76,11 @@ TESTS = Path(__file__).parent
 
 def kind_of(member: type[Part]) -> str:
     return str(member.model_fields["kind"].default)
+
+
+def instance(member: Any) -> Any:
+    """A member with its defaults; the user's own need a file."""
+    return member(file=str(USER_FILE)) if issubclass(member, Code) else member()
 
 
 def all_of(family: Any) -> Iterator[Any]:
@@ -141,8 +149,24 @@ def test_no_class_is_left_out_of_its_union(base: type, family: Any) -> None:
 
 
 def test_kinds_are_unique_over_all_families() -> None:
-    kinds = [kind for family in FAMILIES for kind in choices(family)]
+    kinds = [kind for family in FAMILIES for kind in choices(family) if kind != "python"]
     assert len(kinds) == len(set(kinds))
+
+
+def own(family: Any) -> list[type[Code]]:
+    return [member for member in members(family) if issubclass(member, Code)]
+
+
+@pytest.mark.parametrize("member", [*own(Network), *own(Loss)])
+def test_the_users_own_have_entry_points_and_are_for_the_owner(
+    member: type[Code], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert kind_of(member) == "python"
+    assert member.group.startswith("smallalign.")
+    for role in Role:
+        monkeypatch.setattr(forms.auth, "visitor", lambda role=role: User("somebody", role))
+        assert (member in forms.offered([member, Cnn])) == (role is Role.LOCAL)
+        assert Cnn in forms.offered([member, Cnn])
 
 
 # --- optimizers -------------------------------------------------------------------------------------------------------
@@ -319,13 +343,17 @@ def outputs(loss: Any) -> tuple[Any, NetworkOutput, NetworkOutput]:
 
 def loss_lacks(member: type[_Loss]) -> list[str]:
     found = []
-    if not written_in(member, "test_losses.py", "test_losses_layers.py"):
+    if not written_in(member, "test_losses.py", "test_losses_layers.py", "test_python_files.py"):
         found.append("no contract in tests/test_losses.py or tests/test_losses_layers.py")
     if issubclass(member, _OfLayers) and member not in get_args(OfLayers):
         found.append("it compares layers and is not in OfLayers")
-    if member.uses_teacher and not re.search(r"\b(19|20)\d\d\b|tutorials", member.__doc__ or ""):
+    if (
+        member.uses_teacher
+        and not issubclass(member, Code)
+        and not re.search(r"\b(19|20)\d\d\b|tutorials", member.__doc__ or "")
+    ):
         found.append("the docstring names no paper and year")
-    loss, student, teacher = outputs(member())
+    loss, student, teacher = outputs(instance(member))
     try:
         losses.check(loss, classes=10, batch=8, mixed=False)
         companion = losses.projector(loss, student, teacher)
@@ -390,7 +418,7 @@ def network_lacks(member: type[Part]) -> list[str]:
         found.append("no case in tests/test_export.py: every network is exported in every precision")
     if issubclass(member, LibraryNetwork):
         return found
-    spec: Any = member()
+    spec: Any = instance(member)
     try:
         made = networks.build(spec, ["a", "b", "c"], (3, 16, 16), mean=[0.5] * 3, std=[0.5] * 3)
     except AssertionError:
@@ -400,7 +428,7 @@ def network_lacks(member: type[Part]) -> list[str]:
     if networks.head(made).get_parameter("weight").shape[0] != 3 or not networks.measure(made).macs:
         found.append("it has no head, or no cost")
     run = RunSpec(data=DataSpec(source="digits"), network=spec)
-    if kind_of(member) not in title(run):
+    if kind_of(member) not in title(run) and not (issubclass(member, Code) and spec.shown in title(run)):
         found.append("it is not in the title of a run")
     return found
 

@@ -47,10 +47,10 @@ def check(
 
     The file runs in a process of its own, with a time limit.
     """
-    options = {"call": call, "kind": kind, "classes": classes, "shape": (channels, size, size), "zero": zero}
+    shape = (channels, size, size)
     usercode.read(file)
     if inside:
-        for line in _findings(file, ", ".join(given or []), **options):
+        for line in _findings(file, ", ".join(given or []), call, kind, classes, shape, zero=zero):
             sys.stdout.write(jsonlib.dumps(line) + "\n")
             sys.stdout.flush()
         return
@@ -111,11 +111,11 @@ def _by_child(file: Path, arguments: list[str], seconds: float) -> tuple[list[di
 def _findings(
     file: Path,
     given: str,
-    *,
     call: str | None,
     kind: Kind | None,
     classes: int,
     shape: tuple[int, int, int],
+    *,
     zero: bool,
 ) -> Iterator[dict[str, Any]]:
     """What the child says: what it does next, and each finding."""
@@ -127,7 +127,11 @@ def _findings(
     yield {"doing": IMPORT}
     try:
         kind, call = _what(file, call, kind, sha256)
-        part = part_of(PythonLoss if kind == "loss" else PythonNetwork, {**fields, "call": call})
+        part: PythonLoss | PythonNetwork
+        if kind == "loss":
+            part = part_of(PythonLoss, {**fields, "call": call})
+        else:
+            part = part_of(PythonNetwork, {**fields, "call": call})
     except SmallAlignError as error:
         if isinstance(error, BadSpec):
             raise

@@ -23,6 +23,8 @@ from smallalign_core.cli._shared import (
 from smallalign_core.errors import BadInput, Refused, SmallAlignError
 from smallalign_core.runs import python_files
 from smallalign_core.runs.store import Run, Store
+from smallalign_core.spec import each_code
+from smallalign_core.system import usercode
 
 app = typer.Typer(help="List runs, or act on one.", invoke_without_command=True)
 
@@ -97,8 +99,23 @@ def runs_show(reference: Reference, store: StoreOption = MODELS, json: JsonOptio
         ),
         "result": run.result,
         "last": next(reversed(run.events()), None),
+        **({"python_files": found} if not run.imported and (found := _python_files(run)) else {}),
     }
     answer(value, json, json_text(value))
+
+
+def _python_files(run: Run) -> list[dict[str, Any]]:
+    """The Python files of a run: the copy in its folder, and whether it may run on this machine."""
+    return [
+        {
+            "part": one.shown,
+            "copy": str(usercode.copy_in(run.folder, one.sha256)),
+            "sha256": one.sha256,
+            "allowed": usercode.is_trusted(one.sha256),
+        }
+        for one in each_code(run.spec)
+        if one.sha256
+    ]
 
 
 def json_text(value: object) -> str:

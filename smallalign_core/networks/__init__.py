@@ -35,7 +35,6 @@ from smallalign_core.spec import (
     Separable,
 )
 from smallalign_core.spec.parts import OwnNetwork
-from smallalign_core.spec.python import copy_name
 from smallalign_core.system import machine, usercode
 
 MAX_PARAMS = 200_000_000
@@ -357,10 +356,10 @@ def to_bytes(classifier: Classifier, spec: RunSpec) -> bytes:
 
 def _architecture(network: dict[str, object]) -> dict[str, object]:
     """The fields of a network without those that say what it starts from: a file with weights needs no others. An
-    empty size is left out too, so that files keep the bytes that they had before there was one. Of a user's Python file
-    the name stays, without its folder."""
+    empty size is left out too, so that files keep the bytes that they had before there was one. A user's
+    Python file is named by its digest: neither its name nor its folder may change the bytes."""
     kept = {name: value for name, value in network.items() if name not in START and (name, value) != ("size", None)}
-    return kept | ({"file": Path(str(kept["file"])).name} if kept.get("file") else {})
+    return kept | ({"file": f"{str(kept['sha256'])[:16]}.py"} if kept.get("file") else {})
 
 
 def begin_from(classifier: Classifier, file: Path) -> None:
@@ -409,7 +408,7 @@ def from_file(file: Path, sha256: str | None = None, *, learning: bool = False) 
         spec = RunSpec.model_validate({"data": DataSpec(source="-"), "network": _architecture(facts["network"])})
         network = spec.network
         if isinstance(network, PythonNetwork) and network.file and network.sha256:  # its copy lies beside the weights
-            beside = file.parent / usercode.FOLDER / copy_name(network.file, network.sha256)
+            beside = usercode.copy_in(file.parent, network.sha256) or file.parent / usercode.FOLDER / network.file
             network = network.model_copy(update={"file": str(beside)})
         channels, height, width = map(int, facts["input_shape"])
         plain = [1.0] * tensors["mean"].numel()

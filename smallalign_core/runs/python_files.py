@@ -92,6 +92,14 @@ def allow(spec: Part, folder: Path) -> list[tuple[Path, str, bool]]:
     return found
 
 
+def lacking(spec: Part, folder: Path) -> str:
+    """The name of a Python file of a run's spec of which its folder has no intact copy; empty if it has all."""
+    for one in each_code(spec):
+        if one.file is not None and (one.sha256 is None or usercode.copy_in(folder, one.sha256) is None):
+            return one.file_name
+    return ""
+
+
 def _digest(file: Path) -> str | None:
     try:
         return usercode.read(file)[1]

@@ -12,6 +12,7 @@ from smallalign_core.analysis import data_quality
 from smallalign_core.analysis.data_quality import QualityReport
 from smallalign_core.analysis.teacher_report import Preflight
 from smallalign_core.errors import BadModel, WorkFailed
+from smallalign_core.runs import python_files
 from smallalign_core.runs.export_report import ExportReport
 from smallalign_core.runs.store import Store
 from smallalign_core.service import augmentation_api, comparison_api, requests
@@ -84,13 +85,14 @@ def estimate_study(store: Store, asked: requests.EstimateStudy) -> StudyCost:
 
 def submit(store: Store, asked: requests.Submit) -> Submitted:
     """Queue the run of a spec."""
-    key = (str(store.root), asked.spec.model_dump_json())
+    spec = python_files.filled(asked.spec, store.visitor)  # an edited file is another run
+    key = (str(store.root), spec.model_dump_json())
     before, when = _SUBMITTED.get(key, ("", 0.0))
     if time.monotonic() - when < DOUBLE_SECONDS and (run := store.by_id(before)).state.active:
         store.visitor.require("start runs")
         return Submitted(run.id, str(run.state), known=True)  # a double click, or two tabs
     store.visitor.check_room(store.root)  # before the work of preparing it
-    resolved = resolve(store, asked.spec)
+    resolved = resolve(store, spec)
     known = store.find(resolved) is not None
     run = store.submit(resolved)
     _SUBMITTED[key] = (run.id, time.monotonic())

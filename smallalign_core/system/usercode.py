@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from smallalign_core.errors import BadInput, BadModel, Refused, SmallAlignError, of_system
+from smallalign_core.system import recorded
 
 log = logging.getLogger("smallalign")
 
@@ -106,12 +107,18 @@ def trusted_list() -> Path:
 
 def is_trusted(sha256: str) -> bool:
     """Whether the file with this digest may run."""
-    if sha256 in _ALLOWED:
-        return True
+    return sha256 in _ALLOWED or sha256 in _listed()
+
+
+def count_trusted() -> int:
+    """How many files are in the list."""
+    return len(_listed())
+
+
+def _listed() -> set[str]:
     with contextlib.suppress(OSError, ValueError):
-        listed = {line.split(maxsplit=1)[0] for line in trusted_list().read_text().splitlines() if line.strip()}
-        _ALLOWED.update(listed)
-    return sha256 in _ALLOWED
+        return {line.split(maxsplit=1)[0] for line in trusted_list().read_text().splitlines() if line.strip()}
+    return set()
 
 
 def trust(sha256: str, name: str) -> None:
@@ -186,6 +193,40 @@ def _imported(file: Path, content: bytes, sha256: str) -> None:
         sys.modules.pop(name, None)
         raise
     _MODULES[sha256] = module
+
+
+def write_down(made: Callable[..., Any], folder: Path) -> Path:
+    """Write the source of a class or function into a file that may run. Where that cannot be done, the file says so,
+    and this process uses the object itself.
+
+    Raises:
+        BadInput: it is neither a class nor a function.
+    """
+    name = getattr(made, "__name__", "")
+    if not isinstance(made, type | types.FunctionType):
+        raise BadInput(
+            "the network must be a class or a function that returns a module",
+            given=f"an object of type {type(made).__name__}",
+            do="give the class itself, not an instance; `with` in the spec has its arguments",
+        )
+    live = None
+    try:
+        text = recorded.source_of(made)
+    except ValueError as error:
+        log.warning("%s: its source is not recorded, so the run cannot be resumed or exported later: %s", name, error)
+        text, name = (
+            recorded.placeholder(name, str(error), os.urandom(8).hex()),
+            name if name.isidentifier() else "given",
+        )
+        live = types.ModuleType(name)
+        setattr(live, name, made)
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    trust(sha256, f"{name}.py")
+    if live is not None:
+        _MODULES[sha256] = live
+    file = folder / f"{name}.py"
+    file.write_text(text, encoding="utf-8")
+    return file
 
 
 def _attribute(module: types.ModuleType, call: str, file: Path) -> Callable[..., Any]:

@@ -12,8 +12,11 @@ from smallalign_core.errors import SmallAlignError
 from smallalign_core.spec import PythonLoss, PythonNetwork
 from smallalign_core.training.contracts import _losses, _networks
 from smallalign_core.training.contracts._losses import (
+    Function as Function,
     averaged as averaged,
+    drawn as drawn,
     finite as finite,
+    gradient as gradient,
     keeps_gradient_size as keeps_gradient_size,
     least_at_the_teacher as least_at_the_teacher,
     teacher_is_constant as teacher_is_constant,

@@ -213,7 +213,8 @@ def terms(
         BadSpec: the loss needs a teacher and there is none, or does not support mixed labels.
     """
     if isinstance(loss, PythonLoss):
-        taught = _python.terms(loss, student.logits, teacher and teacher.logits.detach(), labels, epoch)
+        theirs = None if teacher is None else teacher.logits.detach()
+        taught = _python.terms(loss, student.logits, theirs, labels, epoch)
     else:
         taught = {} if isinstance(loss, CrossEntropy) else _taught(loss, student, teacher, labels, epoch, companion)
     if weight := labels_share(loss):
