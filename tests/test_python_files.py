@@ -27,9 +27,12 @@ from smallalign_core.errors import BadInput, BadModel, BadSpec, Refused, SmallAl
 from smallalign_core.runs import imported, model_card
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.service import handlers, integrity, worker
+from smallalign_core.service.requests import Ablate, Compare, Estimate, EstimateStudy, StartStudy, Submit
 from smallalign_core.service.users import Role, User
+from smallalign_core.service.wire import Request
 from smallalign_core.spec import digest, parse, read, to_yaml
 from smallalign_core.spec.python import Arguments, on_one_line
+from smallalign_core.studies import optimizers
 from smallalign_core.studies.ray_executor import _payload
 from smallalign_core.system import usercode
 from smallalign_core.training import contracts, losses
@@ -375,18 +378,19 @@ def marking(tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("role", [Role.NOBODY, Role.VIEWER, Role.RUNNER])
-@pytest.mark.parametrize("verb", ["submit", "estimate", "study", "worth"])
-def test_a_visitor_never_runs_a_file(role: Role, verb: str, store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [Submit, Estimate, StartStudy, EstimateStudy, Ablate])
+def test_a_visitor_never_runs_a_file(role: Role, kind: type[Request[Any]], store: Store, tmp_path: Path) -> None:
     file, mark = marking(tmp_path)
     usercode.trust(usercode.read(file)[1], file.name)  # not even one that the owner uses
     spec: dict[str, Any] = {**SMALL, "network": network(file)}
-    asked: dict[str, Any] = {"spec": spec}
-    if verb == "worth":
-        asked = {"spec": spec | {"augment": ["shift"]}, "what": "augment"}
-    if verb == "study":
-        asked = {"kind": "optimizers", "spec": spec, "start": True}
+    if kind is Ablate:
+        asked: Request[Any] = Ablate(parse(spec | {"augment": ["shift"]}), "augment", 2, start=True)
+    elif kind in (StartStudy, EstimateStudy):
+        asked = kind(optimizers.parse_study(spec))
+    else:
+        asked = kind(parse(spec))
     with pytest.raises(Refused) as caught:
-        handlers.HANDLERS[verb](Store(store.root, User("eve@example.org", role)), **asked)
+        handlers.HANDLERS[kind](Store(store.root, User("eve@example.org", role)), asked)
     assert "owner of this machine only" in str(caught.value) or role in (Role.NOBODY, Role.VIEWER)
     assert not mark.exists()
     assert not store.runs()
@@ -396,12 +400,12 @@ def test_in_a_browser_a_file_runs_only_after_it_was_allowed(store: Store, tmp_pa
     file, mark = marking(tmp_path)
     local = Store(store.root, User("browser 1", Role.LOCAL))
     spec = {**SMALL, "network": network(file)}
-    for verb in ("estimate", "submit"):
+    for asked in (Estimate(parse(spec)), Submit(parse(spec))):
         with pytest.raises(Refused, match="not allowed to run on this machine yet"):
-            handlers.HANDLERS[verb](local, spec=spec)
+            handlers.HANDLERS[type(asked)](local, asked)
     assert not mark.exists()
     usercode.trust(usercode.read(file)[1], file.name)
-    assert handlers.submit(local, spec)["state"] == "queued"
+    assert handlers.submit(local, Submit(parse(spec))).state == "queued"
     assert mark.exists()
     run = store.runs()[0]
     run.request("cancel")
@@ -410,7 +414,7 @@ def test_in_a_browser_a_file_runs_only_after_it_was_allowed(store: Store, tmp_pa
     assert run.state is State.CANCELLED
     file.write_text(file.read_text() + "\n")
     with pytest.raises(Refused, match="not allowed"):
-        handlers.submit(local, spec)
+        handlers.submit(local, Submit(parse(spec)))
 
 
 @pytest.mark.slow
@@ -418,7 +422,7 @@ def test_a_visitor_sees_what_the_owner_trained(made: tuple[Store, str, Path]) ->
     store, name, _ = made
     allow(store.run(name))
     watching = Store(store.root, User("eve", Role.VIEWER), showing=True)
-    assert handlers.HANDLERS["compare"](watching, teacher="digits-teacher", students=[name])
+    assert handlers.HANDLERS[Compare](watching, Compare(("digits-teacher", name)))
     (copy,) = (store.run(name).folder / "code").iterdir()
     before = copy.read_bytes()
     for verb in ("delete", "submit"):
@@ -574,11 +578,11 @@ def test_a_network_that_onnx_cannot_hold_trains_and_its_size_is_not_known(store:
         "        x = F.relu(self.second(x))\n        x = x * float(x.detach().numpy().max() > -1)\n",
     )
     file = wrote(tmp_path, text)
-    said = handlers.estimate(store, {**SMALL, "network": network(file)})
-    assert said["onnx_bytes"] is None
-    assert "cannot be exported to ONNX" in said["unexportable"]
-    assert said["params"] > 0
-    assert said["macs"] > 0
+    said = handlers.estimate(store, Estimate(parse({**SMALL, "network": network(file)})))
+    assert said.onnx_bytes is None
+    assert "cannot be exported to ONNX" in str(said.unexportable)
+    assert said.params > 0
+    assert said.macs > 0
     run = store.create(resolve(store, parse({**SMALL, "network": network(file)})))
     worker.execute(run, store, device="cpu")
     assert main(["export", run.id, "--to", str(tmp_path / "a.onnx"), "--store", str(store.root)]) == 2
