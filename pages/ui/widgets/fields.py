@@ -43,6 +43,10 @@ NAMES = {
     "amount": "Standard deviation",
     "augment": "Augmentation",
     "warmup": "Warm-up",
+    "balance": "Class balance",
+    "tau": "τ",
+    "q": "q",
+    "select": "Best epoch by",
 }
 """Labels of fields whose name is a symbol, short, or not the usual term."""
 UNSET = {"size": "original", "bits": "full precision", "groups": "none"}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from smallalign_core.metrics import ENDS
+
 
 def mcnemar(found: dict[str, Any]) -> str:
     """The result of McNemar's test, as text."""
@@ -16,6 +18,12 @@ def mcnemar(found: dict[str, Any]) -> str:
     if p < 0.05:
         return f"The {better} is significantly more accurate ({chance}, exact McNemar test)."
     return f"The difference in accuracy is not statistically significant ({chance}, exact McNemar test)."
+
+
+def macro_change(found: dict[str, Any]) -> str:
+    """The change of macro recall in points, with its interval."""
+    change, low, high = (100 * found[f"macro_recall_change{end}"] for end in ENDS)
+    return f"{change:+.2f} points [{low:+.2f}, {high:+.2f}]"
 
 
 def images(found: dict[str, Any]) -> str:
@@ -71,6 +79,11 @@ def verdict(found: dict[str, Any], teacher: str, student: str) -> str:
         f"accuracy: teacher {found['teacher']['accuracy']:.2%}, student {found['student']['accuracy']:.2%}, "
         f"{100 * found['accuracy_change']:+.2f} points [{100 * found['accuracy_change_low']:+.2f}, "
         f"{100 * found['accuracy_change_high']:+.2f}]. {mcnemar(found)}",
+        f"macro recall: teacher {found['teacher']['macro_recall']:.2%}, student "
+        f"{found['student']['macro_recall']:.2%}, {macro_change(found)}; least recall: "
+        + ", ".join(
+            f"{who} {found[who]['worst_recall']:.2%} ({found[who]['worst_class']})" for who in ("teacher", "student")
+        ),
     ]
     for who in ("teacher", "student"):
         before, fitted = found[who], found[f"{who}_calibration"]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from smallalign_core.analysis import compare, pareto, robustness
 from smallalign_core.analysis.html_report import _charts
+from smallalign_core.metrics import ENDS
 from smallalign_core.runs.store import looked_at
 
 STYLE = (Path(__file__).parent / "report.css").read_text()
@@ -108,6 +109,12 @@ def _pair(found: Plain, teacher: str, student: str) -> str:
             *(f"{one['accuracy']:.2%} ({one['accuracy_low']:.2%} to {one['accuracy_high']:.2%})" for one in both),
         ]
     ]
+    for name, field in (("macro recall", "macro_recall"), ("top-5 accuracy", "top5")):
+        if both[0][field] is not None:
+            ends = [[one[f"{field}{end}"] for end in ENDS] for one in both]
+            figures.append([name, *(f"{middle:.2%} ({low:.2%} to {high:.2%})" for middle, low, high in ends)])
+    figures.append(["least recall", *(f"{one['worst_recall']:.2%}: {one['worst_class']}" for one in both)])
+    figures.append(["macro F1", *(f"{one['macro_f1']:.2%}" for one in both)])
     for name, field in (("NLL", "nll"), ("ECE", "ece"), ("Brier", "brier")):
         figures.append([name, *(f"{one[field]:.4f}" for one in both)])
     figures.append(["temperature", *(f"{one['temperature']:.3f}" for one in fitted)])
@@ -119,6 +126,7 @@ def _pair(found: Plain, teacher: str, student: str) -> str:
         f"Agreement: {found['agreement']:.2%} of the images (95% interval {found['agreement_low']:.2%} to "
         f"{found['agreement_high']:.2%}); mean KL: {found['kl']:.4f}.",
         f"Accuracy, student minus teacher: {change}. {compare.mcnemar(found)}",
+        f"Macro recall, student minus teacher: {compare.macro_change(found)}.",
         f"Both make the same error on {found['inherited']:,} images.",
     ]
     highest = compare.commonest_mistake(found)
