@@ -69,7 +69,7 @@ with form:
             icon=":material/auto_fix_high:",
             query_params={"data": source, "policy": policy.written(augment["augment"])},
         )
-    with st.expander("Optimization: optimizer, schedule, precision, weight quantization, initial weights"):
+    with st.expander("Optimization: optimizer, schedule, class balance, precision, initial weights"):
         more = forms.part(RunSpec, key=KEY, only=("optimizer",))
         settled = usual_schedule(more["optimizer"])
         if settled:

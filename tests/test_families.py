@@ -60,6 +60,7 @@ from smallalign_core.spec import (
 )
 from smallalign_core.spec._facts import Menu, OptimizerFacts
 from smallalign_core.spec.augment import GROUPS, Augment, Blur, Flip, Mixing, MixUp, Several, _Augmentation
+from smallalign_core.spec.balance import Balance, _Balance
 from smallalign_core.spec.loss import CrossEntropy, HintonKd, OfLayers, _Loss, _OfLayers, labels_share, short_name
 from smallalign_core.spec.optimizer import IN_EMA, IN_LOOKAHEAD, PLAIN, AdamW, Ema, Sgd, _Wrapper
 from smallalign_core.spec.parts import FAMILIES
@@ -142,7 +143,13 @@ def heirs(base: type) -> Iterator[type[Part]]:
 
 @pytest.mark.parametrize(
     ("base", "family"),
-    [(OptimizerFacts, Optimizer), (_Loss, Loss), (_Augmentation, Augment), (LibraryNetwork, Network)],
+    [
+        (OptimizerFacts, Optimizer),
+        (_Loss, Loss),
+        (_Augmentation, Augment),
+        (LibraryNetwork, Network),
+        (_Balance, Balance),
+    ],
 )
 def test_no_class_is_left_out_of_its_union(base: type, family: Any) -> None:
     assert {one.__name__ for one in heirs(base)} <= {one.__name__ for one in members(family)}
@@ -407,6 +414,40 @@ class _Apart(_OfLayers):
 )
 def test_a_loss_that_lacks_something_is_noticed(member: type[_Loss], complaint: str) -> None:
     assert any(complaint in said for said in loss_lacks(member))
+
+
+# --- class balance ----------------------------------------------------------------------------------------------------
+
+
+def balance_lacks(member: type[_Balance]) -> list[str]:
+    found = [] if written_in(member, "test_balance.py") else ["no contract in tests/test_balance.py"]
+    spec, counts = member(), [60, 30, 10]
+    try:
+        made = losses.class_balance(spec, counts)  # type: ignore[arg-type]
+    except AssertionError:
+        return [*found, "no case in class_balance"]
+    changes = made.weights is not None or made.offset is not None
+    run = RunSpec(data=DataSpec(source="digits"), network={"kind": "cnn"}, balance=spec)
+    if member.of_labels != changes:
+        found.append("`of_labels` is not what it does to the label loss")
+    if not changes and kind_of(member) != "none" and run.sampling is None:
+        found.append("it changes neither the label loss nor the sampling")
+    return found
+
+
+@pytest.mark.parametrize("member", all_of(Balance))
+def test_a_balance_has_all_it_needs(member: type[_Balance]) -> None:
+    assert not balance_lacks(member)
+
+
+class _Level(_Balance):
+    """A balance that nothing computes."""
+
+    kind: Literal["level"] = "level"
+
+
+def test_a_balance_that_lacks_something_is_noticed() -> None:
+    assert balance_lacks(_Level) == ["no contract in tests/test_balance.py", "no case in class_balance"]
 
 
 # --- networks ---------------------------------------------------------------------------------------------------------

@@ -606,7 +606,7 @@ def test_without_a_teacher_there_is_nothing_to_control(shown) -> None:
 def test_a_run_is_measured_against_its_controls(shown, store: Store, train: Train) -> None:
     teacher = train()
     run = train(network={"kind": "cnn", "width": 3, "depth": 2}, teacher=teacher.id)
-    app = shown("runs", run=run.id, tab="Ablation: teacher")
+    app = shown("runs", run=run.id, tab="Ablation")
     assert "with and without the teacher" in texts(app)
     next(one for one in app.button_group if one.key == "runs/control").set_value("shuffled").run()
     assert f"with and without {CONTROLS['shuffled'].name}" in texts(app)

@@ -176,7 +176,7 @@ def evaluate(
     json: JsonOption = False,
 ) -> None:
     """Accuracy, NLL, calibration and per-class recall on the test images."""
-    from smallalign_core.metrics import zero_recall_classes
+    from smallalign_core.metrics import in_words, zero_recall_classes
     from smallalign_core.service import comparison_api
 
     place = Store(store)
@@ -189,6 +189,7 @@ def evaluate(
         f"accuracy {percent(found['accuracy'])} "
         f"[{percent(found['accuracy_low'])}, {percent(found['accuracy_high'])}]  "
         f"NLL {found['nll']:.4f}  ECE {percent(found['ece'])}\n"
+        f"{in_words(found)}\n"
         + (f"{missed}\n" if missed else "")
         + "\n".join(f"recall of {name}: {percent(recall)}" for name, recall in found["recall"].items())
         + "".join(f"\nnote: {note}" for note in found["notes"])

@@ -21,6 +21,7 @@ from smallalign_core.cli._shared import (
     percent,
 )
 from smallalign_core.errors import BadInput, Refused, SmallAlignError
+from smallalign_core.metrics import macro_of
 from smallalign_core.runs import python_files
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.spec import each_code
@@ -38,6 +39,7 @@ def summary(run: Run) -> dict[str, Any]:
         "state": str(run.state),
         "title": run.title,
         "accuracy": result.get("test", {}).get("accuracy"),
+        "macro_recall": macro_of(result["test"]["recall"]) if "test" in result else None,
         "params": result.get("params", run.status.get("params")),
         "created": run.created,
         "reason": run.status.get("reason"),
@@ -49,7 +51,7 @@ def _listed(run: Run) -> dict[str, Any]:
     try:
         return summary(run)
     except SmallAlignError as error:
-        unknown = dict.fromkeys(("accuracy", "params"))
+        unknown = dict.fromkeys(("accuracy", "macro_recall", "params"))
         return {
             "id": run.name,
             "name": run.name,
@@ -74,13 +76,14 @@ def runs_list(store: StoreOption = MODELS, json: JsonOption = False) -> None:
     """List all runs, newest first, and the zoo."""
     place = Store(store)
     listed = [_listed(run) for run in [*place.runs(), *place.zoo()]]
-    table = Table("id or name", "state", "run", "test accuracy", "parameters")
+    table = Table("id or name", "state", "run", "test accuracy", "macro recall", "parameters")
     for row in listed:
         table.add_row(
             row["name"],
             row["state"],
             row["title"],
             percent(row["accuracy"]),
+            percent(row["macro_recall"]),
             f"{row['params']:,}" if row["params"] else "–",
         )
     answer({"runs": listed}, json, table)

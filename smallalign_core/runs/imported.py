@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from smallalign_core import data, networks
 from smallalign_core.errors import BadInput, BadModel
-from smallalign_core.metrics import fit_temperature, logits_of, score
+from smallalign_core.metrics import class_scores, fit_temperature, logits_of, score
 from smallalign_core.networks import BaseClassifier
 from smallalign_core.runs import class_names, onnx_outputs
 from smallalign_core.runs.store import Run, Store
@@ -432,6 +432,10 @@ def _scored(
         "val": score(val, splits.val.labels, splits.classes).as_dict(),
         "temperature": temperature,
         "test_calibrated": score(test, splits.test.labels, splits.classes, temperature).as_dict(),
+        "per_class": {
+            name: one.as_dict()
+            for name, one in class_scores(test, splits.test.labels, splits.classes, temperature).items()
+        },
         "classes": list(splits.classes),
         "input_shape": list(splits.shape),
         "weights_sha256": how.sha256,

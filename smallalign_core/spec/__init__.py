@@ -16,10 +16,25 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from smallalign_core.errors import BadSpec
+from smallalign_core.spec._canonical import canonical as canonical
 from smallalign_core.spec._file import loaded as loaded, value_of as value_of
 from smallalign_core.spec._part import expanded
+from smallalign_core.spec._policy import (
+    Policy as Policy,
+    parse_policy as parse_policy,
+    policy_yaml as policy_yaml,
+    read_policy as read_policy,
+)
 from smallalign_core.spec._words import told as told
 from smallalign_core.spec.augment import MIXING, CutMix as CutMix, Mixing as Mixing, MixUp as MixUp, misplaced
+from smallalign_core.spec.balance import (
+    Balance as Balance,
+    ClassWeights as ClassWeights,
+    EffectiveNumber as EffectiveNumber,
+    LogitAdjustment as LogitAdjustment,
+    Sampling as Sampling,
+    Unbalanced as Unbalanced,
+)
 from smallalign_core.spec.loss import (
     AttentionTransfer as AttentionTransfer,
     CrossEntropy as CrossEntropy,
@@ -92,7 +107,7 @@ from smallalign_core.spec.parts import (
     members as members,
     shorthand as shorthand,
 )
-from smallalign_core.spec.python import Arguments, Code as Code, beside, each_code as each_code, with_code as with_code
+from smallalign_core.spec.python import Code as Code, beside, each_code as each_code, with_code as with_code
 
 LOOP = 2
 """Increased when the semantics of training change, so that an old run is not reused for a new spec."""
@@ -129,6 +144,9 @@ class RunSpec(Part):
             "(fastest on CPUs, with a small error that is measured first and reported)."
         ),
     ] = "torch"
+    balance: Annotated[
+        Balance, Field(description="What training does about classes of unequal size; one method at a time.")
+    ] = Unbalanced()
     augment: Annotated[
         tuple[Augment, ...],
         Field(max_length=16, description="Augmentation policy; teacher and student get the same augmented image."),
@@ -143,6 +161,13 @@ class RunSpec(Part):
     ] = 0
     optimizer: Annotated[Optimizer, Field(description="Optimizer, with any wrappers.")] = AdamW()
     schedule: Annotated[Schedule, Field(description="Learning-rate schedule.")] = Cosine()
+    select: Annotated[
+        Literal["accuracy", "macro"],
+        Field(
+            description="Validation score that selects the best epoch: accuracy, or macro recall, where all classes "
+            "count the same. Equal scores are decided by NLL."
+        ),
+    ] = "accuracy"
     epochs: Annotated[
         int,
         Field(
@@ -205,6 +230,11 @@ class RunSpec(Part):
         return (self.teacher,) if isinstance(self.teacher, str) else self.teacher or ()
 
     @property
+    def sampling(self) -> float | None:
+        """The exponent of class-balanced sampling; None where every image is met once an epoch."""
+        return self.balance.q if isinstance(self.balance, Sampling) else None
+
+    @property
     def head_rate(self) -> float:
         """Learning rate of the last layer, as a multiple of the optimizer's."""
         return self.network.head_rate if isinstance(self.network, LibraryNetwork) else 1.0
@@ -216,7 +246,7 @@ class RunSpec(Part):
     def can_lockstep_with(self, other: RunSpec) -> bool:
         """Whether both specs have identical views, so that they can be trained in lockstep."""
         shared = ("data", "augment", "views", "batch", "epochs", "seed", "precision", "answers")
-        same = all(getattr(self, name) == getattr(other, name) for name in shared)
+        same = self.sampling == other.sampling and all(getattr(self, name) == getattr(other, name) for name in shared)
         return same and (not self.teacher or not other.teacher or self.teacher == other.teacher)
 
     @model_validator(mode="after")
@@ -237,6 +267,15 @@ class RunSpec(Part):
         if self.answers != "torch" and isinstance(self.loss, OfLayers):
             raise ValueError(
                 f"loss '{self.loss.kind}' reads layers of the teacher, which ONNX Runtime hides: leave `answers` out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _balance_has_labels(self) -> Self:
+        if self.balance.of_labels and not labels_share(self.loss):
+            raise ValueError(
+                f"balance '{self.balance.kind}' changes the label loss, and loss '{self.loss.kind}' has none here: use "
+                "balance 'sampling', or a loss with labels"
             )
         return self
 
@@ -267,48 +306,6 @@ class RunSpec(Part):
         if self.views and any(isinstance(part, Mixing) for part in self.augment):
             raise ValueError("mixed images change at every step and cannot be cached: set `views` to 0")
         return self
-
-
-class Policy(Part):
-    """An augmentation policy on its own, as in a policy file."""
-
-    augment: Annotated[tuple[Augment, ...], Field(min_length=1, max_length=16, description="Transforms, in order.")]
-
-    @model_validator(mode="after")
-    def _is_in_order(self) -> Self:
-        if wrong := misplaced(self.augment):
-            raise ValueError(wrong)
-        return self
-
-
-def canonical(part: Part) -> dict[str, Any]:
-    """The fields of a part that differ from their defaults, and its kind: the input of the digest.
-
-    Omitting defaults means that a new field with a default does not change the ids of old runs. A known fingerprint
-    replaces the path of the images, or of the initial weights: a moved folder is still the same data.
-    """
-    written: dict[str, Any] = {}
-    for name, field in sorted(type(part).model_fields.items(), key=lambda one: one[0] != "kind"):
-        value = getattr(part, name)
-        if name == "kind" or field.is_required() or value != field.get_default(call_default_factory=True):
-            written[name] = _plain(value)
-    if isinstance(part, DataSpec) and part.fingerprint:
-        # the fingerprint covers their effect
-        for name in ("source", "columns", "levels", "decisions", "groups", "skip_unreadable"):
-            written.pop(name, None)
-    if isinstance(part, GivenNetwork) and part.weights_sha256:
-        del written["weights"]
-    if isinstance(part, Code) and part.sha256:
-        del written["file"]
-    return written
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, Part):
-        return canonical(value)
-    if isinstance(value, Arguments):
-        return dict(value)
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def digest(spec: RunSpec) -> str:
@@ -364,40 +361,6 @@ def fields_in(path: Path, what: str, overrides: Sequence[str] = ()) -> dict[str,
     for override in overrides:
         written = set_field(written, override)
     return written
-
-
-def read_policy(path: Path) -> tuple[Augment, ...]:
-    """The policy in a YAML or JSON file: a list of transforms, or a spec with `augment`.
-
-    Raises:
-        BadSpec: the file is missing or not YAML, has no transforms, or one is unknown, misplaced or out of range.
-    """
-    return parse_policy(beside(loaded(path, "policy"), path.parent))
-
-
-def parse_policy(written: object) -> tuple[Augment, ...]:
-    """A validated policy from plain values: a list of transforms, one transform, or a mapping with `augment`.
-
-    Raises:
-        BadSpec: as `read_policy`.
-    """
-    if isinstance(written, Mapping):
-        written = [written] if "kind" in written else written.get("augment")
-    if not isinstance(written, Sequence) or isinstance(written, str) or not written:
-        raise BadSpec(
-            "the policy has no transforms",
-            given=written or "nothing",
-            do="write a list such as `- {kind: shift, pixels: 2}`",
-        )
-    try:
-        return Policy.model_validate({"augment": written}).augment
-    except ValidationError as error:
-        raise BadSpec(told(Policy, error)) from None
-
-
-def policy_yaml(policy: Sequence[Augment]) -> str:
-    """The shortest YAML list that parses to `policy`."""
-    return yaml.safe_dump([canonical(part) for part in policy], sort_keys=False, allow_unicode=True, width=120)
 
 
 def parse(written: Mapping[str, Any]) -> RunSpec:

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from smallalign_core.spec._part import Part as Part, shorthand as shorthand
 from smallalign_core.spec.augment import Augment as Augment, Flip as Flip, Rotate as Rotate, Shift as Shift
+from smallalign_core.spec.balance import Balance as Balance
 from smallalign_core.spec.loss import Loss as Loss
 from smallalign_core.spec.optimizer import Optimizer as Optimizer, Schedule as Schedule
 from smallalign_core.spec.python import Code
@@ -349,4 +350,4 @@ def choices(family: Any) -> list[str]:
     return [str(member.model_fields["kind"].default) for member in members(family)]
 
 
-FAMILIES: tuple[Any, ...] = (Network, Augment, Loss, Optimizer, Schedule)
+FAMILIES: tuple[Any, ...] = (Network, Augment, Loss, Balance, Optimizer, Schedule)

@@ -266,6 +266,7 @@ class ActiveRun:
             "step": event.step,
             "epoch": event.epoch,
             "accuracy": event.scores.accuracy,
+            "macro_recall": event.scores.macro_recall,
             "nll": event.scores.nll,
             "ece": event.scores.ece,
             "fitted_nll": event.fitted.nll,
@@ -410,7 +411,7 @@ def _finish(member: ActiveRun, store: Store, splits: data.Splits, training: Trai
     import torch
 
     from smallalign_core import networks
-    from smallalign_core.metrics import fidelity, fit_temperature, logits_of, score
+    from smallalign_core.metrics import class_scores, fidelity, fit_temperature, logits_of, score
 
     run, student = member.run, training.students[index]
     classifier = student.best()
@@ -424,15 +425,16 @@ def _finish(member: ActiveRun, store: Store, splits: data.Splits, training: Trai
     some = splits.train.take(np.arange(0, len(splits.train), max(1, len(splits.train) // TRAIN_SCORED_ON)))
     on_train = score(logits_of(classifier, some, device=training.device), some.labels, splits.classes)
     weights, answers = networks.to_bytes(classifier, run.spec), logits.packed(val_logits, test_logits, splits)
-    seconds = member.seconds
+    seconds, test = member.seconds, (test_logits, splits.test.labels, splits.classes)
     result = {
         "id": run.id,
         "state": str(State.FINISHED),
-        "test": score(test_logits, splits.test.labels, splits.classes).as_dict(),
+        "test": score(*test).as_dict(),
         "val": score(val_logits, splits.val.labels, splits.classes).as_dict(),
         "train": on_train.as_dict(),
         "temperature": temperature,
-        "test_calibrated": score(test_logits, splits.test.labels, splits.classes, temperature).as_dict(),
+        "test_calibrated": score(*test, temperature).as_dict(),
+        "per_class": {name: one.as_dict() for name, one in class_scores(*test, temperature).items()},
         "best_epoch": student.best_epoch,
         "last": {
             "test": score(last_test, splits.test.labels, splits.classes).as_dict(),

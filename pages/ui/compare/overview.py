@@ -37,6 +37,14 @@ def figures(found: Compared, sides: Sides) -> None:
                 f"95% CI {formatting.interval(scores.accuracy_low, scores.accuracy_high)}.",
                 f"{100 * found.accuracy_change:+.1f} points" if name == "student" else None,
             )
+        _metric(
+            "Student macro recall",
+            formatting.percent(found.student.macro_recall, 2),
+            "Mean recall over classes (balanced accuracy). Student minus teacher, with a 95% CI: "
+            f"{compare.macro_change(found)}. Least recall: {found.student.worst_class}, "
+            f"{formatting.percent(found.student.worst_recall, 2)}.",
+            f"{100 * found.macro_recall_change:+.1f} points",
+        )
         _metric("Mean KL", f"{found.kl:.4f}", "KL(teacher || student) of the predicted distributions, in nats.")
         if teacher.params and student.params:
             _metric(
@@ -89,6 +97,7 @@ def _others(reports: Sequence[Compared], sides: Sides) -> None:
             "Accuracy": found.student.accuracy,
             "Accuracy change": f"{100 * found.accuracy_change:+.2f} "
             f"({100 * found.accuracy_change_low:+.2f} to {100 * found.accuracy_change_high:+.2f})",
+            "Macro recall": found.student.macro_recall,
             "Agreement": found.agreement,
             "KL": found.kl,
             "McNemar p": found.mcnemar_p,
@@ -104,6 +113,7 @@ def _others(reports: Sequence[Compared], sides: Sides) -> None:
         column_config={
             "Run": st.column_config.TextColumn(width="medium"),
             "Accuracy": share,
+            "Macro recall": share,
             "Agreement": share,
             "KL": st.column_config.NumberColumn(format="%.4f"),
             "McNemar p": st.column_config.NumberColumn(format="%.3g"),

@@ -47,6 +47,10 @@ NAMES = {
     "call": "Function or class",
     "entry": "Entry point",
     "PythonNetwork.weights": "Initial weights",
+    "balance": "Class balance",
+    "tau": "τ",
+    "q": "q",
+    "select": "Best epoch by",
 }
 """Labels of fields whose name is a symbol, short, or not the usual term."""
 UNSET = {"size": "original", "bits": "full precision", "groups": "none"}

@@ -36,6 +36,7 @@ from smallalign_core.analysis.compare._words import (
     commonest_mistake as commonest_mistake,
     enlarged as enlarged,
     images as images,
+    macro_change as macro_change,
     mcnemar as mcnemar,
     most_changed as most_changed,
     verdict as verdict,
@@ -47,7 +48,7 @@ from smallalign_core.runs.store import Run, Store
 from smallalign_core.system import typed
 from smallalign_core.system.files import read_json, write_json
 
-FORMAT = 2
+FORMAT = 3
 """Version of cached comparisons; increased when their content changes."""
 
 

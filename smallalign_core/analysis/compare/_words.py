@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from smallalign_core.analysis.compare._pair import Compared, Comparison, RecallChange
+from smallalign_core.metrics import ENDS
 
 
 def mcnemar(found: Comparison) -> str:
@@ -18,6 +19,12 @@ def mcnemar(found: Comparison) -> str:
     if p < 0.05:
         return f"The {better} is significantly more accurate ({chance}, exact McNemar test)."
     return f"The difference in accuracy is not statistically significant ({chance}, exact McNemar test)."
+
+
+def macro_change(found: Comparison) -> str:
+    """The change of macro recall in points, with its interval."""
+    change, low, high = (100 * getattr(found, f"macro_recall_change{end}") for end in ENDS)
+    return f"{change:+.2f} points [{low:+.2f}, {high:+.2f}]"
 
 
 def images(found: Compared) -> str:
@@ -70,6 +77,9 @@ def verdict(found: Compared, teacher: str, student: str) -> str:
         f"accuracy: teacher {found.teacher.accuracy:.2%}, student {found.student.accuracy:.2%}, "
         f"{100 * found.accuracy_change:+.2f} points [{100 * found.accuracy_change_low:+.2f}, "
         f"{100 * found.accuracy_change_high:+.2f}]. {mcnemar(found)}",
+        f"macro recall: teacher {found.teacher.macro_recall:.2%}, student {found.student.macro_recall:.2%}, "
+        f"{macro_change(found)}; least recall: "
+        + ", ".join(f"{name} {one.worst_recall:.2%} ({one.worst_class})" for name, one, _ in found.sides),
     ]
     for who, before, fitted in found.sides:
         after = fitted.scores

@@ -20,7 +20,7 @@ from smallalign_core.analysis.html_report import _charts
 from smallalign_core.analysis.html_report._report import Report
 from smallalign_core.analysis.pareto import ParetoFront
 from smallalign_core.analysis.robustness import Robustness
-from smallalign_core.metrics import Scores
+from smallalign_core.metrics import ENDS, Scores
 from smallalign_core.runs.store import looked_at
 
 STYLE = (Path(__file__).parent / "report.css").read_text()
@@ -118,6 +118,12 @@ def _pair(found: Comparison, teacher: str, student: str) -> str:
             *(f"{one.accuracy:.2%} ({one.accuracy_low:.2%} to {one.accuracy_high:.2%})" for one in both),
         ]
     ]
+    for name, field in (("macro recall", "macro_recall"), ("top-5 accuracy", "top5")):
+        if getattr(both[0], field) is not None:
+            ends = [[getattr(one, f"{field}{end}") for end in ENDS] for one in both]
+            figures.append([name, *(f"{middle:.2%} ({low:.2%} to {high:.2%})" for middle, low, high in ends)])
+    figures.append(["least recall", *(f"{one.worst_recall:.2%}: {one.worst_class}" for one in both)])
+    figures.append(["macro F1", *(f"{one.macro_f1:.2%}" for one in both)])
     for name, value in METRICS.items():
         figures.append([name, *(f"{value(one):.4f}" for one in both)])
     figures.append(["temperature", *(f"{one.temperature:.3f}" for one in fitted)])
@@ -129,6 +135,7 @@ def _pair(found: Comparison, teacher: str, student: str) -> str:
         f"Agreement: {found.agreement:.2%} of the images (95% interval {found.agreement_low:.2%} to "
         f"{found.agreement_high:.2%}); mean KL: {found.kl:.4f}.",
         f"Accuracy, student minus teacher: {change}. {compare.mcnemar(found)}",
+        f"Macro recall, student minus teacher: {compare.macro_change(found)}.",
         f"Both make the same error on {found.inherited:,} images.",
     ]
     highest = compare.commonest_mistake(found)

@@ -32,6 +32,11 @@ from smallalign_core.spec import (
     labels_share,
 )
 from smallalign_core.training.losses import _features, _python
+from smallalign_core.training.losses._balance import (
+    NEUTRAL as NEUTRAL,
+    ClassBalance as ClassBalance,
+    class_balance as class_balance,
+)
 from smallalign_core.training.losses._features import (
     attention as attention,
     hint as hint,
@@ -201,6 +206,7 @@ def terms(
     *,
     epoch: float = 0.0,
     companion: nn.Module | None = None,
+    balance: ClassBalance = NEUTRAL,
 ) -> dict[str, Tensor]:
     """The weighted terms of `loss`, scalars float32; training minimises their sum. Terms of weight 0 are omitted.
 
@@ -208,6 +214,7 @@ def terms(
         labels: int64 [N], or float [N, C] for mixed images. Unused if their weight is 0.
         epoch: epochs so far, for losses with warm-up.
         companion: the projector of this student.
+        balance: of the label loss, where classes have unequal size.
 
     Raises:
         BadSpec: the loss needs a teacher and there is none, or does not support mixed labels.
@@ -219,7 +226,7 @@ def terms(
         taught = {} if isinstance(loss, CrossEntropy) else _taught(loss, student, teacher, labels, epoch, companion)
     if weight := labels_share(loss):
         smoothing = loss.smoothing if isinstance(loss, CrossEntropy) else 0.0
-        taught["labels"] = weight * cross_entropy(student.logits, labels, smoothing)
+        taught["labels"] = weight * cross_entropy(student.logits, labels, smoothing, balance)
     return taught
 
 
