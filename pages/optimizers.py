@@ -4,12 +4,13 @@ import streamlit as st
 
 from pages.ui.app import context
 from pages.ui.studies import student_form, study_list
-from pages.ui.studies.optimizers import optimizer_picker, setup_form, view
+from pages.ui.studies.optimizers import optimizer_picker, setup_form
+from pages.ui.studies.optimizers.view import VIEW
 from pages.ui.widgets import url_state
 
 store = context.store()
 if reference := st.query_params.get("study"):
-    view.show(reference, store)
+    VIEW.show(reference, store)
     st.stop()
 
 st.title("Optimizers")
@@ -17,7 +18,7 @@ st.markdown(
     "Compares optimizers on your student: each gets the same tuning budget, then all train on the same seeds (same "
     "initial weights, images and augmentation). Results are paired differences with confidence intervals."
 )
-study_list.listing(store, view.OPTIMIZERS)
+study_list.listing(store, VIEW.kind)
 form, side = st.columns([3, 2], gap="large")
 with form:
     st.subheader("New study", anchor=False)

@@ -4,12 +4,13 @@ import streamlit as st
 
 from pages.ui.app import context
 from pages.ui.studies import study_list
-from pages.ui.studies.scaling import setup_form, view
+from pages.ui.studies.scaling import setup_form
+from pages.ui.studies.scaling.view import VIEW
 from pages.ui.widgets import url_state
 
 store = context.store()
 if reference := st.query_params.get("study"):
-    view.show(reference, store)
+    VIEW.show(reference, store)
     st.stop()
 
 st.title("Scaling study")
@@ -17,7 +18,7 @@ st.markdown(
     "Measures the value of clean data, augmentation, optimizer and distillation in equivalent parameters and images, "
     "expressed as a multiplier: how many times the parameters, or images, you would need without it."
 )
-study_list.listing(store, view.SCALING)
+study_list.listing(store, VIEW.kind)
 form, side = st.columns([3, 2], gap="large")
 with form:
     st.subheader("New study", anchor=False)
@@ -25,7 +26,7 @@ with form:
     if facts is None:
         st.info("No dataset selected. Choose one, or enter the path of a folder with one sub-folder per class.")
         st.stop()
-    asked = setup_form.form(source, facts, store)  # type: ignore[arg-type]
+    asked = setup_form.form(source, facts, store)
 with side, context.show_errors():
     st.subheader("Start", anchor=False)
     setup_form.begin(asked)

@@ -332,7 +332,7 @@ def test_a_dataset_that_never_ends_holds_up_nobody_else(real: BackendClient, tmp
     assert real.call(DIGITS).images == 1797
     (one,) = real.pool.backends()
     os.kill(one.pid, signal.SIGSTOP)
-    thread, found = beside("eve", lambda: real.call("study", kind="none", spec={}))
+    thread, found = beside("eve", lambda: real.call(Inspect(parse_data("nowhere"))))
     while not one.busy:
         time.sleep(0.01)
     quick = real.call(FLIPPED)
@@ -341,7 +341,7 @@ def test_a_dataset_that_never_ends_holds_up_nobody_else(real: BackendClient, tmp
     assert thread.is_alive()
     os.kill(one.pid, signal.SIGCONT)
     ended(thread)
-    assert "no such kind of study" in str(found[0])
+    assert "path does not exist" in str(found[0])
 
 
 @pytest.mark.slow

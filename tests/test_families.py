@@ -27,9 +27,9 @@ from pages.ui.export import panel
 from pages.ui.landscape import charts as landscape_charts, panel as landscape_panel
 from pages.ui.runs import run_view
 from pages.ui.studies.optimizers import optimizer_picker
-from pages.ui.studies.optimizers.view import OPTIMIZERS
+from pages.ui.studies.optimizers.view import VIEW as OPTIMIZERS
 from pages.ui.studies.scaling import setup_form
-from pages.ui.studies.scaling.view import SCALING
+from pages.ui.studies.scaling.view import VIEW as SCALING
 from pages.ui.widgets import formatting, forms
 from smallalign_core import augment, export, networks
 from smallalign_core.analysis import compare, landscape
@@ -551,7 +551,7 @@ def test_a_page_that_lacks_something_is_noticed() -> None:
 def study_lacks(kind: str) -> list[str]:
     """That a module has the functions of a kind is checked by mypy, with their types: see `StudyKind`."""
     found = []
-    shown = {one.name: one.page for one in (OPTIMIZERS, SCALING)}
+    shown = {one.kind.name: one.kind.page for one in (OPTIMIZERS, SCALING)}
     if kind not in shown:
         found.append("no page shows it")
     elif page_lacks(shown[kind]):

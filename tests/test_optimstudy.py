@@ -24,11 +24,12 @@ from torch import nn
 
 from smallalign_core import data
 from smallalign_core.data import Splits
-from smallalign_core.errors import BadInput, BadSpec
+from smallalign_core.errors import BadSpec
 from smallalign_core.runs import logits
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.runs.writer import RunWriter
 from smallalign_core.service import handlers
+from smallalign_core.service.requests import EstimateStudy, StartStudy
 from smallalign_core.spec import AdamW, Lookahead, Optimizer, Sam, digest, members, nest
 from smallalign_core.spec.optimizer import EVALUATIONS
 from smallalign_core.studies import lifecycle, optimizers, statistics
@@ -141,11 +142,18 @@ def test_names_say_what_is_unusual() -> None:
         ({"reference": "prodigy"}, "no learning rate"),
         ({"seed": 2**31 - 5}, "leave room"),
         ({"network": "cnnn"}, "cnnn"),
+        ({"student": {"data": "digits", "network": "cnn"}}, "below `student`"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_in_words(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(BadSpec, match=said):
         asked(**wrong)
+
+
+@pytest.mark.parametrize("given", [5, [], "digits"])
+def test_a_student_that_is_no_mapping_is_refused_in_words(given: Any) -> None:
+    with pytest.raises(BadSpec, match="`student` is not a mapping"):
+        parse_study({"student": given})
 
 
 @pytest.mark.slow
@@ -881,10 +889,11 @@ def test_every_claim_carries_its_budget(raced: tuple[Store, lifecycle.Study]) ->
 @pytest.mark.slow
 def test_the_cost_is_known_before_the_first_run(raced: tuple[Store, lifecycle.Study]) -> None:
     store, _ = raced
-    assert handlers.study(store, "optimizers", SMALL, probe=True)["seconds"] == 0, "all of it is done"
-    some, more = (handlers.study(store, "optimizers", SMALL | {"seeds": n}, probe=True)["seconds"] for n in (4, 40))
-    taught = handlers.study(store, "optimizers", SMALL | {"teacher": "digits-teacher"}, probe=True)["seconds"]
-    assert 0 < some < more
+    changes: list[dict[str, Any]] = [{}, {"seeds": 4}, {"seeds": 40}, {"teacher": "digits-teacher"}]
+    costs = [handlers.estimate_study(store, EstimateStudy(parse_study(SMALL | change))) for change in changes]
+    done, some, more, taught = (cost.seconds for cost in costs)
+    assert done == 0 < some < more
+    assert (costs[0].missing, costs[0].runs) == (0, costs[0].done)
     assert taught > 0
 
 
@@ -897,7 +906,7 @@ def test_a_reference_of_two_gradients_a_step_makes_no_study_dearer(
     for took, reference, other in ((1.0, "adamw", sam), (2.0, sam, "adamw")):
         monkeypatch.setattr(_expected, "fastest", lambda _, took=took: took)
         fields = SMALL | {"optimizers": [other], "reference": reference, "hands_off": []}
-        seconds.append(handlers.study(store, "optimizers", fields, probe=True)["seconds"])
+        seconds.append(handlers.estimate_study(store, EstimateStudy(parse_study(fields))).seconds)
     assert seconds[0] == pytest.approx(seconds[1])
 
 
@@ -972,19 +981,14 @@ print(sorted({{"torch", "sklearn", "onnxruntime"}} & set(sys.modules)))
 
 
 def test_the_desk_tells_and_starts(store: Store) -> None:
-    plain = asked().model_dump(mode="json")
-
-    first = handlers.study(store, "optimizers", plain)
-    assert (first["report"]["done"], lifecycle.listing(store)) == (0, [])
-    assert first["report"]["finding"]
-    second = handlers.study(store, "optimizers", plain, start=True)
+    cost = handlers.estimate_study(store, EstimateStudy(asked()))
+    assert (cost.done, lifecycle.listing(store)) == (0, [])
+    assert cost.runs == cost.missing > 0
+    started = handlers.start_study(store, StartStudy(asked()))
 
     (study,) = lifecycle.listing(store, "optimizers")
-    assert (study.id, study.active, second["id"]) == (first["id"], True, study.id)
-    assert json.dumps(second)
-    assert study.spec.model_dump(mode="json") == second["spec"]
-    with pytest.raises(BadInput, match="no such kind"):
-        handlers.study(store, "weather", plain)
+    assert (study.id, study.active, started.id) == (cost.id, True, study.id)
+    assert study.report(store).finding
 
 
 def test_an_optimizer_that_would_not_fit_is_refused_before_anything(
@@ -998,7 +1002,7 @@ def test_an_optimizer_that_would_not_fit_is_refused_before_anything(
     wide = asked(network={"kind": "mlp", "width": 512}, optimizers=["soap"])
 
     with pytest.raises(BadSpec, match="more than half of the memory") as told:
-        handlers.study(store, "optimizers", wide.model_dump(), start=True)
+        handlers.start_study(store, StartStudy(wide))
 
     assert "soap" in str(told.value)
     assert lifecycle.listing(store) == []

@@ -23,6 +23,8 @@ from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.service import handlers, worker
 from smallalign_core.service.requests import Inspect
 from smallalign_core.spec import DataSpec, HintonKd, digest, parse, parse_data, to_yaml
+from smallalign_core.studies import optimizers, scaling
+from smallalign_core.studies.resolve import resolve_study
 from smallalign_core.system.files import write_json
 from smallalign_core.training import teacher_evidence, teacher_loading
 from smallalign_core.training.resolve import resolve
@@ -376,11 +378,7 @@ def test_explicit_losses_keep_their_ids() -> None:
 def test_studies_write_the_chosen_loss_into_their_runs(train: Train, store: Store) -> None:
     teacher = train(epochs=6)
     fields = SCALING | {"teacher": teacher.id, "recipes": ["baseline", "distil"], "augment": []}
-    found = handlers.study(store, "scaling", fields)
-    loss = found["spec"]["loss"]
     chosen = resolve(store, tiny(teacher=teacher.id)).loss
-    assert (loss["temperature"], loss["weight"]) == (chosen.temperature, chosen.weight)  # type: ignore[union-attr]
-    found = handlers.study(
-        store, "optimizers", {**tiny(teacher=teacher.id).model_dump(exclude={"optimizer"}), "seeds": 1}
-    )
-    assert found["spec"]["student"]["loss"] == loss
+    assert resolve_study(store, "scaling", scaling.parse_study(fields)).loss == chosen
+    raced = {**tiny(teacher=teacher.id).model_dump(exclude={"optimizer"}), "seeds": 1}
+    assert resolve_study(store, "optimizers", optimizers.parse_study(raced)).student.loss == chosen

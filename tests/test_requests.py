@@ -24,8 +24,10 @@ from smallalign_core.service.handlers import HANDLERS
 from smallalign_core.service.requests import DatasetFacts, Inspect
 from smallalign_core.service.wire import LongRequest, Progress, Request
 from smallalign_core.spec import Augment, DataSpec, Loss, RunSpec, parse_data, parse_policy
+from smallalign_core.studies import optimizers, scaling
+from smallalign_core.studies.lifecycle import AnyStudySpec
 from smallalign_core.system import typed
-from tests.conftest import ROOT, tiny
+from tests.conftest import ROOT, SCALING, tiny
 
 DIGITS = {"verb": "Inspect", "values": {"data": {"source": "digits"}}, "visitor": "ada", "role": "runner"}
 
@@ -41,11 +43,13 @@ COST: dict[str, Any] = {
     **{"onnx_bytes": 4_000, "sizes": {"fp32": 4_000, "int8": None}, "steps": 30, "seconds": 1.5, "device": "cpu"},
     **{"cache_bytes": 0, "cache_ready": 0},
 }
+STUDENT: dict[str, Any] = {"data": "digits", "network": "cnn"}
 PARTS: list[tuple[Any, list[Any]]] = [
     (RunSpec, [tiny(), tiny(teacher="digits-teacher", loss="kd", augment=["shift", "mixup"], optimizer="muon")]),
     (DataSpec, [parse_data("digits"), parse_data({"source": "somewhere", "size": 32, "fingerprint": "ab" * 8})]),
     (Augment, list(parse_policy(["shift", {"kind": "rotate", "degrees": 7}]))),
     (Loss, [tiny().loss, tiny(teacher="digits-teacher", loss={"kind": "kd", "temperature": 3}).loss]),
+    (AnyStudySpec, [optimizers.parse_study(STUDENT | {"seeds": 2}), scaling.parse_study(SCALING)]),
 ]
 """Parts of a spec, which have tests of their own: some of each."""
 

@@ -20,6 +20,7 @@ from smallalign_core.analysis import data_quality
 from smallalign_core.errors import BadData, BadSpec
 from smallalign_core.runs.store import Store
 from smallalign_core.service import handlers
+from smallalign_core.service.requests import EstimateStudy
 from smallalign_core.spec import RunSpec, digest
 from smallalign_core.studies import lifecycle, scaling, statistics as stats
 from smallalign_core.studies.resolve import resolve_study
@@ -371,20 +372,19 @@ def test_the_command_line_and_the_desk_say_the_same(place: Store, finished: life
     file.write_text(yaml.safe_dump(SCALING))
     told = command("scale", file, "--json", store=place)
     assert told.returncode == 0, told.stderr
-    answer = handlers.study(place, "scaling", SCALING)
-    assert answer["id"] == finished.id
-    assert answer["report"]["headline"] == json.loads(told.stdout)["headline"]
-    assert json.loads(told.stdout)["words"] == answer["words"]
+    cost = handlers.estimate_study(place, EstimateStudy(asked()))
+    assert (cost.id, cost.runs, cost.done, cost.missing) == (finished.id, 54, 54, 0)
+    report = finished.report(place)
+    assert json.loads(told.stdout)["words"] == report.words()
+    assert json.loads(told.stdout)["headline"] == report.as_dict()["headline"]
     bad = command("scale", file, "--set", "replicates=1", store=place)
     assert (bad.returncode, bad.stdout) == (2, "")
     assert "replicates" in bad.stderr
 
 
 def test_the_cost_is_known_before_the_first_run(place: Store, finished: lifecycle.Study) -> None:
-    told = handlers.study(place, "scaling", {**SCALING, "epochs": 40}, probe=True)
-    longer = handlers.study(place, "scaling", {**SCALING, "epochs": 400}, probe=True)
-    assert 0 < told["seconds"] < longer["seconds"]
-    assert handlers.study(place, "scaling", SCALING, probe=True)["seconds"] == 0  # all of it is done
+    some, longer, done = (handlers.estimate_study(place, EstimateStudy(asked(epochs=n))).seconds for n in (40, 400, 2))
+    assert done == 0 < some < longer
     assert finished.report(place).cost.spent > 0
 
 
@@ -454,6 +454,19 @@ def test_a_study_that_was_paused_while_it_was_prepared_queues_nothing(
     assert store.queue() == []
 
 
+def test_a_damaged_run_is_reported_as_failed_and_not_as_missing(tmp_path: Path) -> None:
+    store = Store(tmp_path / "models")
+    study = lifecycle.create(store, "scaling", resolved(store))
+    before = study.report(store)
+    run = store.create(study.wanted(store)[0])
+    run.weights.write_bytes(b"")
+    (run.folder / "result.json").write_text("{}")  # finished, without the numbers
+    after = study.report(store)
+    assert not before.failed
+    assert after.failed == ("baseline, width 4, 160 images: a file of it is damaged",)
+    assert after.missing == before.missing - 1
+
+
 @pytest.mark.parametrize(
     "text", ['{"kind": "scaling"}', '{"kind": "scaling", "spec": null}', '{"kind": ["x"], "spec": {}}', "[]"]
 )
@@ -463,4 +476,4 @@ def test_a_damaged_study_hides_no_other(tmp_path: Path, text: str) -> None:
     folder.mkdir(parents=True)
     (folder / "study.json").write_text(text)
     (study,) = lifecycle.listing(store)
-    assert lifecycle.summary(study, store)["kind"] == "damaged"
+    assert lifecycle.summary(study, store).kind is None

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from streamlit.testing.v1 import AppTest
 
+from pages.ui.charts import plotting, theme
 from pages.ui.studies.scaling import charts, view
 from smallalign_core.analysis import data_quality
 from smallalign_core.data import Decision
@@ -147,9 +148,9 @@ def test_where_the_law_holds_the_forest_is_of_its_figures(
     report = finished.report(place)
     reading = report.readings["nll"]
     drawn: dict[str, Any] = {}
-    monkeypatch.setattr(charts, "plot", lambda figure, **how: drawn.update(figure=figure, **how))
-    monkeypatch.setattr(charts, "palette", lambda: ["#0072B2", "#C24E00", "#00805A", "#8899AA"])
-    monkeypatch.setattr(charts, "ink", lambda: "#000000")
+    monkeypatch.setattr(plotting, "plot", lambda figure, **how: drawn.update(figure=figure, **how))
+    monkeypatch.setattr(theme, "palette", lambda: ["#0072B2", "#C24E00", "#00805A", "#8899AA"])
+    monkeypatch.setattr(theme, "ink", lambda: "#000000")
     charts.forest(report, reading, key="x")
     (one,) = reading.worth
     assert drawn["table"]["times"] == [one.parameters.k, one.images.k]
@@ -157,7 +158,7 @@ def test_where_the_law_holds_the_forest_is_of_its_figures(
     hidden = dataclasses.replace(one, hidden_parameters="because")
     charts.forest(report, dataclasses.replace(reading, worth=(hidden,)), key="x")
     assert "not shown" in drawn["figure"].layout.annotations[0].text
-    charts.self_tests(reading, key="x")
+    charts.sanity_checks(reading, key="x")
     assert drawn["table"]["truth"] == [test.truth for test in reading.tests]
     marks = [note.text[0] for note in drawn["figure"].layout.annotations]
     assert marks == [{"passed": "✓", "missed": "✗", "uninformative": "–"}[test.outcome] for test in reading.tests]

@@ -122,11 +122,11 @@ def test_a_damaged_one_hides_no_other(store: Store, toy: Toy, resolved: RunSpec)
     for content in ("", "[]", '{"kind": "weather"}'):
         (bad.folder / "study.json").write_text(content)
 
-        lines = {line["id"]: line for line in (lifecycle.summary(study, store) for study in lifecycle.listing(store))}
+        lines = {line.id: line for line in (lifecycle.summary(study, store) for study in lifecycle.listing(store))}
 
-        assert lines[bad.id]["kind"] == "damaged", content
-        assert "damaged" in lines[bad.id]["title"]
-        assert (lines[good.id]["kind"], lines[good.id]["title"]) == ("toy", "a toy")
+        assert lines[bad.id].kind is None, content
+        assert "damaged" in lines[bad.id].title
+        assert (lines[good.id].kind, lines[good.id].title) == ("toy", "a toy")
     lifecycle.delete(store, Study(bad.folder))
     good.folder.with_name(".deleted-1").mkdir()
     (good.folder.with_name(".deleted-1") / "study.json").write_text("{}")

@@ -115,7 +115,7 @@ class Views:
         return Batch(torch.from_numpy(rows[mine]), images, labels)
 
     def _made(self, step: int, mine: slice = slice(None)) -> Tensor:
-        """The augmented images of `step`; asked for one step after the other, those of some are made at once."""
+        """The augmented images of `step`; several steps are computed at once if requested in order."""
         if step not in self._ready:
             values = self.batch * math.prod(self._images.shape[1:])
             steps = min(TOGETHER // values, self.count // self.batch) if step == self._next and self.policy else 1
@@ -169,7 +169,7 @@ class Views:
         return made[0], labels[0]
 
     def same_class_permutation(self, step: int, labels: Tensor) -> Tensor:
-        """For each image of the batch of `step` another one of its class, drawn anew at each step.
+        """For each image of the batch of `step` another one of its class, sampled again at each step.
 
         Images that are alone in their class change places with each other; of a mixed image the larger share counts.
 

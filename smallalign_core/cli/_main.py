@@ -141,8 +141,8 @@ def worker_(
     answer({"taken": taken}, json, f"runs executed: {taken}")
 
 
-@app.command("desk", hidden=True)
-def desk_(
+@app.command("backend", hidden=True)
+def backend_(
     store: StoreOption = MODELS,
     fork: Annotated[bool, typer.Option(help="Fork one process per socket received on standard input.")] = False,
 ) -> None:

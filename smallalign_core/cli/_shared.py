@@ -65,6 +65,7 @@ DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cu
 MovedOption = Annotated[
     str | None, typer.Option("--data", help="New location of the run's images; verified by fingerprint.")
 ]
+QueueOption = Annotated[bool, typer.Option("--queue", help="Queue the runs for workers and report what is finished.")]
 Reference = Annotated[str, typer.Argument(metavar="RUN", help="A run id or unique prefix, a zoo name, or a path.")]
 MODELS = Path("models")
 

@@ -7,17 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from smallalign_core.cli._shared import (
-    MODELS,
-    JsonOption,
-    MovedOption,
-    Reference,
-    StoreOption,
-    answer,
-    found_at,
-    percent,
-)
-from smallalign_core.cli.models import (
+from smallalign_core.cli._formats import (
     AnswersOption,
     ClassesOption,
     LayoutOption,
@@ -28,6 +18,16 @@ from smallalign_core.cli.models import (
     StdOption,
     WhiteOption,
     format_options,
+)
+from smallalign_core.cli._shared import (
+    MODELS,
+    JsonOption,
+    MovedOption,
+    Reference,
+    StoreOption,
+    answer,
+    found_at,
+    percent,
 )
 from smallalign_core.errors import BadInput
 from smallalign_core.runs.store import Store

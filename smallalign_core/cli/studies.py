@@ -15,6 +15,7 @@ from smallalign_core.cli._shared import (
     MODELS,
     DeviceOption,
     JsonOption,
+    QueueOption,
     SetOption,
     StoreOption,
     answer,
@@ -22,7 +23,7 @@ from smallalign_core.cli._shared import (
 )
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.service import worker
-from smallalign_core.studies import lifecycle, optimizers as optimstudy, ray_executor, scaling
+from smallalign_core.studies import lifecycle, optimizers as optimstudy, ray_executor
 from smallalign_core.studies.resolve import resolve_study
 
 RayOption = Annotated[
@@ -34,9 +35,7 @@ StudyFile = Annotated[Path, typer.Argument(help="A YAML or JSON file with a stud
 def optimizers(
     study: StudyFile,
     seeds: Annotated[int | None, typer.Option("--seeds", help="Number of seeds; overrides the file.")] = None,
-    queue: Annotated[
-        bool, typer.Option("--queue", help="Queue the runs for workers and report what is finished.")
-    ] = False,
+    queue: QueueOption = False,
     set: SetOption = None,
     store: StoreOption = MODELS,
     device: DeviceOption = "auto",
@@ -45,7 +44,7 @@ def optimizers(
 ) -> None:
     """Compare optimizers at the same tuning budget, on the same seeds. Exit code 1 if incomplete."""
     overrides = [*(set or []), *([] if seeds is None else [f"seeds={seeds}"])]
-    _answer("optimizers", optimstudy.read_study(study, overrides), Store(store), queue, device, ray, json)
+    _answer("optimizers", study, overrides, Store(store), queue, device, ray, json)
 
 
 def scale(
@@ -53,9 +52,7 @@ def scale(
     preset: Annotated[str | None, typer.Option("--preset", help="quick, standard or paper; overrides the file.")] = (
         None
     ),
-    queue: Annotated[
-        bool, typer.Option("--queue", help="Queue the runs for workers and report what is finished.")
-    ] = False,
+    queue: QueueOption = False,
     set: SetOption = None,
     store: StoreOption = MODELS,
     device: DeviceOption = "auto",
@@ -66,11 +63,21 @@ def scale(
     Exit code 1 if incomplete.
     """
     overrides = [*(set or []), *([] if preset is None else [f"preset={preset}"])]
-    _answer("scaling", scaling.read_study(study, overrides), Store(store), queue, device, ray, json)
+    _answer("scaling", study, overrides, Store(store), queue, device, ray, json)
 
 
-def _answer(kind: str, spec: Any, place: Store, queue: bool, device: str, ray: str | None, json: bool) -> None:
+def _answer(
+    kind: str,
+    file: Path,
+    overrides: Sequence[str],
+    place: Store,
+    queue: bool,
+    device: str,
+    ray: str | None,
+    json: bool,
+) -> None:
     """Train the missing runs of a study, here or in workers, and print its report."""
+    spec = lifecycle.read(kind, file, overrides)  # validated before torch is loaded
     progress_console.print("loading torch and data …", style="dim")
     found = lifecycle.create(place, kind, resolve_study(place, kind, spec, device))
     if queue:
@@ -112,8 +119,9 @@ def _watched(study: lifecycle.Study, place: Store) -> Iterator[Any]:
 
         def observe(runs: Sequence[Run]) -> worker.Observer:
             report = study.report(place)
-            every = report.done + report.missing + report.running + len(report.failed)
-            bar.update(whole, total=every, completed=report.done, note=f"{report.done} of about {every} runs")
+            bar.update(
+                whole, total=report.runs, completed=report.done, note=f"{report.done} of about {report.runs} runs"
+            )
             spec = runs[0].spec
             bar.update(now, total=None, completed=0, note=f"{len(runs)} runs, {spec.epochs} epochs, seed {spec.seed}")
 

@@ -15,6 +15,7 @@ from smallalign_core.cli._shared import (
     MODELS,
     DeviceOption,
     JsonOption,
+    QueueOption,
     SetOption,
     StoreOption,
     answer,
@@ -100,9 +101,7 @@ def ablate(
     seeds: Annotated[
         int, typer.Option("--seeds", help="Number of paired seeds, from the spec's own seed upwards.")
     ] = 3,
-    queue: Annotated[
-        bool, typer.Option("--queue", help="Queue the runs for workers and report what is finished.")
-    ] = False,
+    queue: QueueOption = False,
     set: SetOption = None,
     store: StoreOption = MODELS,
     device: DeviceOption = "auto",

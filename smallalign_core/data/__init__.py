@@ -53,11 +53,11 @@ def load(spec: DataSpec, cache: Path, *, ram_budget: int = RAM_BUDGET) -> Splits
     """The train, validation and test images that `spec` names, decoded once below `cache`.
 
     Args:
-        ram_budget: arrays of more bytes than this stay on the disk, and only the rows that are asked for are read.
+        ram_budget: arrays of more bytes than this stay on the disk, and only requested rows are read.
 
     Raises:
         BadData: the source is unknown, unreadable, has no classes or only one, or does not match its fingerprint.
-            Images that are not there are looked for where `found_at` says, or where they were found before.
+            Missing images are searched in the place of `found_at`, or where they were found before.
     """
     if spec.fingerprint is None:
         return _load(spec, cache, ram_budget)
@@ -323,7 +323,7 @@ def _divide(stored: dict[str, ImageSet], spec: DataSpec, facts: dict[str, Any]) 
         said.append(f"The source has no test split: {spec.test:.0%} of each class were held out for test.")
     if val is None:
         train, val = _hold_out(train, spec.validation, spec, salt=b"validation")
-    said += _groups.told(spec, {"train": train, "val": val, "test": test})
+    said += _groups.notes(spec, {"train": train, "val": val, "test": test})
     if spec.images is not None:
         if spec.images > len(train) or spec.images < len(train.classes):
             raise BadData(

@@ -49,7 +49,7 @@ class Bounds:
     """What a zip may hold. Sizes in bytes.
 
     Attributes:
-        strict: whether it comes from a visitor: then names must be harmless wherever it is unpacked.
+        strict: whether it was uploaded by a user: then names must be harmless wherever it is unpacked.
     """
 
     entries: int
@@ -103,7 +103,7 @@ def look(file: BinaryIO, bounds: Bounds) -> None:
 
 
 def check_upload(content: bytes) -> None:
-    """Check a zip that a visitor sent; nothing of it is unpacked.
+    """Check an uploaded zip; nothing of it is unpacked.
 
     Raises:
         BadData: it cannot be read, holds no images, or what `images` refuses.
@@ -161,7 +161,7 @@ def _sorted(archive: zipfile.ZipFile, bounds: Bounds) -> tuple[list[Named], list
 
 
 def _wanted(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> bool:
-    """Whether an entry is unpacked: by its ending, or by its first bytes where that says nothing."""
+    """Whether an entry is unpacked: by its ending, or else by its first bytes."""
     ending = Path(name).suffix.lower()
     if ending in IMAGE_ENDINGS:
         return True
@@ -180,7 +180,7 @@ def unpack(archive: zipfile.ZipFile, room: Path, bounds: Bounds) -> Listing:
     """Unpack what may be an image under numbers, counting what is really written: an archive's own sizes may lie.
 
     Raises:
-        BadData: as `images`; or there is more in it than it says.
+        BadData: as `images`; or it holds more data than it declares.
     """
     entries, others, notes = _sorted(archive, bounds)
     written, unpacked = 0, []
@@ -226,7 +226,7 @@ UNSEEN = "a name with characters that cannot be seen"
 def _wrong_name(name: str, bounds: Bounds) -> str | None:
     """What is wrong with an entry's name, as after "the zip holds"; None if nothing is.
 
-    No name becomes a file here. What a visitor sends is kept, though, and may be unpacked elsewhere by other programs.
+    No name becomes a file here. An upload is stored, though, and may be unpacked elsewhere by other programs.
     """
     parts = name.removesuffix("/").split("/")
     if name.startswith("/") or ".." in parts or re.match("[A-Za-z]:", name):

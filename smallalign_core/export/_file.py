@@ -162,7 +162,7 @@ def _of_fixed_width(graph: bytes) -> bytes:
 
 
 def finished(graph: bytes, metadata: Mapping[str, Any]) -> bytes:
-    """A graph without what tools wrote into it, with our metadata and the seal."""
+    """A graph without what tools wrote into it, with our metadata and the checksum."""
     model = onnx.load_model_from_string(graph)
     inner = model.graph
     holders = (inner, *inner.node, *inner.input, *inner.output, *inner.value_info, *inner.initializer, *model.functions)
@@ -215,7 +215,7 @@ def make(run: Run, store: Store | None, precision: Precision = "fp32", *, measur
     """The file of a finished run. What fp16 and int8 lose is measured on validation and test, and written into them.
 
     Args:
-        measured: fp32 too, whose loss is the exporter's error alone.
+        measured: fp32 too, to measure the error of the exporter alone.
 
     Raises:
         BadModel: the weights cannot be read.
@@ -267,7 +267,7 @@ def calibrated_on(training: ImageSet) -> str:
 
 
 def metadata_of(run: Run) -> dict[str, Any]:
-    """What the file of a finished run says of it in any precision."""
+    """Metadata of the file of a finished run, the same in any precision."""
     return described(run.spec, run.id, run.result or {})
 
 
@@ -331,7 +331,7 @@ def export(run: Run, to: Path, store: Store | None = None, *, precision: Precisi
     """Write a finished run as ONNX to `to`. Returns its path, size, digest and, but for fp32, what it loses.
 
     Args:
-        store: whose images int8 is calibrated and both smaller precisions are measured on.
+        store: with the images for int8 calibration and for measuring both smaller precisions.
 
     Raises:
         BadInput: the target is not an .onnx file, or its folder is missing.

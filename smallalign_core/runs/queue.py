@@ -38,7 +38,7 @@ class Access(Protocol):
 
 @dataclass(frozen=True, order=True)
 class QueueTicket:
-    """What a run's marker says while it waits: runs are served in this order."""
+    """The marker of a queued run: runs are served in this order."""
 
     number: int
     since: float

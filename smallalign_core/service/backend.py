@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from smallalign_core.errors import BadInput, SmallAlignError, WorkFailed, of_system
 from smallalign_core.runs.store import Store
-from smallalign_core.service.handlers import HANDLERS, UNTYPED
+from smallalign_core.service.handlers import HANDLERS
 from smallalign_core.service.users import Role, User
 from smallalign_core.system import limits, resumable, typed
 
@@ -51,8 +51,6 @@ def _answered(store: Store, verb: str, values: object) -> Any:
         BadInput: there is no such request, or it has other fields.
     """
     do = "restart the dashboard: its processes are of different versions"
-    if verb in UNTYPED:
-        return UNTYPED[verb](store, **values)  # type: ignore[arg-type]
     kind = VERBS.get(verb)
     if kind is None:
         raise BadInput("there is no such request", given=verb, do=do)

@@ -11,11 +11,19 @@ from smallalign_core import data
 from smallalign_core.analysis import data_quality
 from smallalign_core.analysis.data_quality import QualityReport
 from smallalign_core.analysis.teacher_report import Preflight
-from smallalign_core.errors import BadInput, WorkFailed
+from smallalign_core.errors import WorkFailed
 from smallalign_core.runs.export_report import ExportReport
 from smallalign_core.runs.store import Store
 from smallalign_core.service import augmentation_api, comparison_api, requests
-from smallalign_core.service.requests import Ablation, Cost, DatasetFacts, LandscapeProgress, Submitted
+from smallalign_core.service.requests import (
+    Ablation,
+    Cost,
+    DatasetFacts,
+    LandscapeProgress,
+    StartedStudy,
+    StudyCost,
+    Submitted,
+)
 from smallalign_core.service.wire import Progress, Request
 from smallalign_core.spec import digest
 from smallalign_core.studies import ablation as measuring, lifecycle
@@ -55,27 +63,21 @@ def inspect(store: Store, asked: requests.Inspect) -> DatasetFacts:
     )
 
 
-def study(store: Store, kind: str, spec: dict[str, Any], start: bool = False, probe: bool = False) -> dict[str, Any]:
-    """What a study knows so far; with `start`, workers train what is missing by themselves from now on.
+def start_study(store: Store, asked: requests.StartStudy) -> StartedStudy:
+    """Create a study, or continue the existing one."""
+    store.visitor.check_room(store.root)  # a study is one start: workers queue its runs by themselves
+    study = lifecycle.create(store, asked.spec.KIND, resolve_study(store, asked.spec.KIND, asked.spec))
+    lifecycle.start(store, study)
+    return StartedStudy(study.id)
 
-    With `probe`, a few steps are taken to say in how many `seconds` it would be done.
 
-    Returns:
-        Its `id`, the resolved `spec`, and the report as plain values and in `words`.
-    """
-    if kind not in lifecycle.KINDS:
-        raise BadInput("there is no such kind of study", given=kind, do=f"choose {' or '.join(lifecycle.KINDS)}")
-    if start:
-        store.visitor.check_room(store.root)  # a study is one start: workers queue its runs by themselves
-    module = lifecycle.KINDS[kind]
-    resolved = resolve_study(store, kind, module.parse_study(spec))
-    asked = lifecycle.Study(store.root / "studies" / module.study_id(resolved))
-    if start:
-        asked = lifecycle.create(store, kind, resolved)
-        lifecycle.start(store, asked)
-    found = module.report(resolved, store, asked.folder, active=asked.active, trouble=asked.trouble)
-    told = {"id": asked.id, "spec": resolved.model_dump(mode="json"), "report": found.as_dict(), "words": found.words()}
-    return told | ({"seconds": module.expected(resolved, store, asked.folder)} if probe else {})
+def estimate_study(store: Store, asked: requests.EstimateStudy) -> StudyCost:
+    """Count the runs of a study and estimate their cost."""
+    module = lifecycle.KINDS[asked.spec.KIND]
+    resolved = resolve_study(store, asked.spec.KIND, asked.spec)
+    study = lifecycle.Study(store.root / "studies" / module.study_id(resolved))
+    found = module.report(resolved, store, study.folder, active=study.active, trouble=None)
+    return StudyCost(study.id, found.runs, found.done, found.missing, module.expected(resolved, store, study.folder))
 
 
 def submit(store: Store, asked: requests.Submit) -> Submitted:
@@ -215,6 +217,8 @@ HANDLERS: dict[type[Request[Any]], Callable[[Store, Any], Any]] = {
     requests.Inspect: inspect,
     requests.Submit: submit,
     requests.Estimate: estimate,
+    requests.StartStudy: start_study,
+    requests.EstimateStudy: estimate_study,
     requests.Compare: comparison_api.compare,
     requests.AssessRobustness: comparison_api.robustness,
     requests.FindParetoFront: comparison_api.pareto_front,
@@ -230,8 +234,4 @@ HANDLERS: dict[type[Request[Any]], Callable[[Store, Any], Any]] = {
     requests.Export: bundle,
     requests.SubmitParity: claim,
     requests.MeasureLandscape: landscape,
-}
-
-UNTYPED: dict[str, Callable[..., dict[str, Any]]] = {
-    "study": study,
 }

@@ -1,4 +1,4 @@
-"""Where a run of a study stands, read from its folder: not started, in work, settled, failed or damaged.
+"""Where the runs of a study stand, read from their folders: not started, in work, settled, failed or damaged.
 
 It imports no torch: the dashboard reads through it.
 """
@@ -12,6 +12,7 @@ from typing import Any
 
 from smallalign_core.errors import SmallAlignError
 from smallalign_core.runs.store import Run, State, Store
+from smallalign_core.spec import RunSpec, digest
 from smallalign_core.system.files import read_json
 
 NOT_STARTED, DAMAGED = "not started", "damaged"
@@ -21,7 +22,7 @@ Needs = tuple[tuple[str, ...], ...]
 
 @dataclass(frozen=True)
 class RunStatus:
-    """What a run's folder says now.
+    """The state of a run's folder.
 
     Attributes:
         state: a `State`, `not started`, or `damaged`.
@@ -42,6 +43,35 @@ class RunStatus:
         return self.state == State.FINISHED or self.diverged
 
 
+@functools.lru_cache(maxsize=16_384)
+def id_of(spec: RunSpec) -> str:
+    """The id of the run of a resolved spec, cached: a page needs hundreds per second."""
+    return digest(spec)
+
+
+class Tally:
+    """Counts of the runs of a study by state, see `StudyReport`."""
+
+    def __init__(self) -> None:
+        self.done = self.running = self.missing = 0
+        self.failed: list[str] = []
+
+    def add(self, found: RunStatus, what: str) -> None:
+        """Count a run.
+
+        Args:
+            what: the run, in a few words, should it have failed.
+        """
+        if found.settled:
+            self.done += 1
+        elif found.state in (State.QUEUED, State.RUNNING):
+            self.running += 1
+        elif found.state in (State.FAILED, DAMAGED):
+            self.failed.append(f"{what}: {found.reason or found.state}")
+        else:
+            self.missing += 1
+
+
 def status_of(store: Store, name: str, needs: Needs) -> RunStatus:
     """Where the run of that id stands."""
     run = store.by_id(name)
@@ -52,8 +82,8 @@ def status_of(store: Store, name: str, needs: Needs) -> RunStatus:
         if state is State.FINISHED:
             stamp = (run.folder / "result.json").stat().st_mtime_ns
             return RunStatus(name, state, result=_result(run.folder, stamp, needs))
-        said = run.status
-        return RunStatus(name, state, said.get("reason"), state is State.FAILED and bool(said.get("diverged")))
+        status = run.status
+        return RunStatus(name, state, status.get("reason"), state is State.FAILED and bool(status.get("diverged")))
     except (SmallAlignError, OSError, KeyError, TypeError, ValueError) as error:  # a folder may hold any nonsense
         return RunStatus(name, DAMAGED, str(error) if isinstance(error, SmallAlignError) else "a file of it is damaged")
 

@@ -40,7 +40,7 @@ from smallalign_core.runs.queue import UNRESTRICTED
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.service import handlers, worker
 from smallalign_core.service.client import BackendClient
-from smallalign_core.service.requests import Ablate, Inspect, Submit
+from smallalign_core.service.requests import Ablate, Inspect, StartStudy, Submit
 from smallalign_core.service.users import Role, User
 from smallalign_core.spec import Shift, parse_data
 from smallalign_core.studies import lifecycle, optimizers
@@ -275,7 +275,7 @@ def test_a_viewer_changes_nothing(store: Store, train: Train) -> None:
         lambda: lifecycle.start(watched, study),
         lambda: lifecycle.pause(watched, study),
         lambda: lifecycle.delete(watched, study),
-        lambda: handlers.study(watched, "optimizers", written, start=True),
+        lambda: handlers.start_study(watched, StartStudy(optimizers.parse_study(written))),
         lambda: policies.save(watched, "other", (Shift(pixels=1),)),
         lambda: policies.delete(watched, "mine"),
         lambda: handlers.submit(watched, Submit(tiny(seed=7))),

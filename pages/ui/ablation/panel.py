@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import streamlit as st
 
 from pages.ui.app import context
-from pages.ui.charts import basic
+from pages.ui.charts import forest, theme
 from pages.ui.distill import spec_summary
 from pages.ui.runs import live
 from pages.ui.widgets import formatting
@@ -16,7 +17,7 @@ from smallalign_core.runs.store import State, Store
 from smallalign_core.service.requests import Ablate
 from smallalign_core.spec import RunSpec, parse
 from smallalign_core.studies import ablation
-from smallalign_core.studies.ablation import CONTROLS, METRICS, AblationReport, What, capital
+from smallalign_core.studies.ablation import CONTROLS, METRICS, AblationReport, Effect, What, capital
 
 USUAL_SEEDS, MOST_SEEDS = 3, 10
 
@@ -156,24 +157,34 @@ def _figures(found: AblationReport, key: str) -> None:
     text = f"**{found.verdict}.** " + " ".join(f"{capital(part)}." for part in parts if part)
     shown.get(verdict, st.info)(text, icon=icons.get(verdict, ":material/balance:"))
     pairs = [(pair.seed, pair.difference) for pair in found.pairs if pair.difference]
-    lines = [
-        basic.Differences(
-            label=f"{capital(metric.label)}<br>{metric.unit.strip() or 'nats'}",
-            points=[metric.scale * difference[effect.metric] for _, difference in pairs],
-            names=[f"seed {seed}" for seed, _ in pairs],
-            mean=metric.scale * effect.mean,
-            low=effect.low and metric.scale * effect.low,
-            high=effect.high and metric.scale * effect.high,
-            less_is_better=metric.less_is_better,
-            good={"helps": True, "hurts": False}.get(effect.verdict),
-        )
-        for effect in found.effects
-        if effect.mean is not None
-        for metric in [METRICS[effect.metric]]
-    ]
-    basic.forest(lines, alt=f"Paired differences. {found.verdict}.", key=f"{key}-forest")
+    panels = [_effect(effect, effect.mean, pairs) for effect in found.effects if effect.mean is not None]
+    forest.forest(panels, alt=f"Paired differences. {found.verdict}.", key=f"{key}-forest")
     st.markdown("\n".join(f"- {effect.words()}" for effect in found.effects[1:]))
     st.caption(f"{found.scope()} Diamond: mean; bar: 95% CI; dots: seeds.")
+
+
+def _effect(effect: Effect, mean: float, pairs: Sequence[tuple[int, Mapping[str, float]]]) -> forest.Panel:
+    """The paired differences of one metric, on a scale of its own."""
+    metric = METRICS[effect.metric]
+    low, high = (None if end is None else metric.scale * end for end in (effect.low, effect.high))
+    points = [metric.scale * difference[effect.metric] for _, difference in pairs]
+    interval = (
+        ""
+        if effect.low is None or effect.high is None
+        else f" [{metric.change(effect.low)}, {metric.change(effect.high)}]"
+    )
+    line = forest.Line(
+        f"<b>{capital(metric.label)}</b>  {metric.change(mean)}{metric.unit}{interval}",
+        {"helps": theme.good(), "hurts": theme.bad()}.get(effect.verdict, theme.gray()),
+        metric.scale * mean,
+        low,
+        high,
+        hover=f"mean {metric.scale * mean:+.4g}",
+        points=points,
+        names=[f"seed {seed}" for seed, _ in pairs],
+    )
+    far = 1.12 * max((abs(value) for value in (*points, low, high) if value is not None), default=1.0) or 1.0
+    return forest.Panel([line], far, reverse=metric.less_is_better)
 
 
 def _runs(found: AblationReport) -> None:

@@ -1,33 +1,21 @@
-"""Static charts: counts, metrics by class, confusion matrices, forest plots, prediction bars."""
+"""Static charts: counts, metrics by class, confusion matrices, prediction bars."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 import streamlit as st
 from numpy.typing import NDArray
-from plotly.subplots import make_subplots
 
-from pages.ui.charts import plotting
+from pages.ui.charts import plotting, theme
 from smallalign_core.analysis.label_report import Effect
 
 READABLE_CLASSES = 20
 """Number of classes up to which every cell and tick of a matrix is labeled."""
-
-
-def dark() -> bool:
-    """Whether the current theme is dark."""
-    return st.context.theme.type == "dark"
-
-
-def palette() -> list[str]:
-    """The theme's chart colors."""
-    return list(st.get_option(f"theme.{'dark' if dark() else 'light'}.chartCategoricalColors"))
 
 
 show = plotting.plot
@@ -38,7 +26,7 @@ def counts(per_split: Mapping[str, Mapping[str, int]], *, key: str) -> None:
     """Images per class, one bar per split."""
     names = {"train": "train", "val": "validation", "test": "test"}
     figure = go.Figure()
-    for (split, tally), colour in zip(per_split.items(), palette(), strict=False):
+    for (split, tally), colour in zip(per_split.items(), theme.palette(), strict=False):
         figure.add_bar(x=list(tally), y=list(tally.values()), name=names.get(split, split), marker_color=colour)
     figure.update_layout(barmode="stack", xaxis={"type": "category", "title": "class"}, yaxis_title="images")
     show(figure, alt="Images per class and split.", key=key, height=300)
@@ -47,7 +35,7 @@ def counts(per_split: Mapping[str, Mapping[str, int]], *, key: str) -> None:
 def recall(of_model: Mapping[str, Mapping[str, float | None]], *, key: str) -> None:
     """Recall of each class, one bar per model."""
     figure = go.Figure()
-    for (name, found), colour in zip(of_model.items(), palette(), strict=False):
+    for (name, found), colour in zip(of_model.items(), theme.palette(), strict=False):
         figure.add_bar(x=list(found), y=list(found.values()), name=name, marker_color=colour)
     low = min((value for found in of_model.values() for value in found.values() if value is not None), default=0.0)
     bottom = max(0.0, np.floor(10 * low - 0.5) / 10)
@@ -78,7 +66,7 @@ def confusion(
     np.fill_diagonal(mistakes, np.nan)
     mistakes[mistakes == 0] = np.nan
     few, last = len(classes) <= READABLE_CLASSES, len(classes) - 0.5
-    low, high = ("#3A2A18", "#F39C4A") if dark() else ("#FBE9DC", "#C24E00")
+    low, high = ("#3A2A18", "#F39C4A") if theme.dark() else ("#FBE9DC", "#C24E00")
     figure = go.Figure(
         go.Heatmap(
             z=mistakes,
@@ -98,7 +86,7 @@ def confusion(
         names = [name if len(name) <= 10 else name[:9] + "…" for name in classes]
         ticks |= {"tickmode": "array", "tickvals": list(range(len(classes))), "ticktext": names}
     figure.update_layout(
-        plot_bgcolor="rgba(128,140,152,0.10)",
+        plot_bgcolor=theme.quiet(0.1),
         xaxis={"title": "predicted class", "range": [-0.5, last], **ticks},
         yaxis={"title": "true class", "range": [last, -0.5], **ticks},
     )
@@ -134,80 +122,22 @@ def _clickable(
 
 def _write_counts(figure: go.Figure, counted: NDArray[np.int64], strong: NDArray[np.bool_]) -> None:
     """Write the count into every non-empty cell, in a contrasting color."""
-    muted, on_pale, on_strong = ("#8B98A5", "#FFFFFF", "#10161C") if dark() else ("#66727E", "#17212B", "#FFFFFF")
+    muted, on_pale, on_strong = ("#8B98A5", "#FFFFFF", "#10161C") if theme.dark() else ("#66727E", "#17212B", "#FFFFFF")
     for true, predicted in zip(*np.nonzero(counted), strict=True):
         colour = muted if true == predicted else on_strong if strong[true, predicted] else on_pale
         text = str(counted[true, predicted])
         figure.add_annotation(x=predicted, y=true, text=text, showarrow=False, font={"size": 11, "color": colour})
 
 
-@dataclass(frozen=True)
-class Differences:
-    """One line of a forest plot: paired differences of one metric.
-
-    Attributes:
-        points: one difference per seed, and `names` for them.
-        mean, low, high: the mean and its interval; None where there is none.
-        less_is_better: draws the axis the other way round, so that better is always on the right.
-        good: whether the interval is on the good side of zero; None if it is on neither.
-    """
-
-    label: str
-    points: Sequence[float]
-    names: Sequence[str]
-    mean: float
-    low: float | None
-    high: float | None
-    less_is_better: bool
-    good: bool | None
-
-
-def forest(lines: Sequence[Differences], *, alt: str, key: str) -> None:
-    """A forest plot, one line per metric, each on a scale of its own; zeros are aligned, better is right.
-
-    Below the interval each point has a height of its own, the same in all lines, so that equal ones do not hide.
-    """
-    colours = {None: "#A9BAC4" if dark() else "#546E7A", True: palette()[2], False: palette()[1]}
-    quiet = "rgba(128,140,152,0.8)"
-    figure = make_subplots(rows=len(lines), cols=1, vertical_spacing=0.16)
-    for row, line in enumerate(lines, 1):
-        colour, where = colours[line.good], {"row": row, "col": 1}
-        ends = [value for value in (line.low, line.high) if value is not None]
-        far = 1.12 * max((abs(value) for value in (*line.points, *ends)), default=1.0) or 1.0
-        figure.add_scatter(
-            x=list(line.points),
-            y=[-0.3 - 0.5 * place / max(1, len(line.points) - 1) for place in range(len(line.points))],
-            text=list(line.names),
-            mode="markers",
-            marker={"color": colour, "size": 8, "opacity": 0.6},
-            hovertemplate="%{text}: %{x:+.4g}<extra></extra>",
-            **where,
-        )
-        if ends:
-            bar = {"color": colour, "width": 4}
-            figure.add_scatter(x=ends, y=[0.3, 0.3], mode="lines", line=bar, hoverinfo="skip", **where)
-        mark = {"color": colour, "size": 12, "symbol": "diamond" if ends else "diamond-open"}
-        hover = "mean %{x:+.4g}<extra></extra>"
-        figure.add_scatter(x=[line.mean], y=[0.3], mode="markers", marker=mark, hovertemplate=hover, **where)
-        sides = [far, -far] if line.less_is_better else [-far, far]
-        figure.update_xaxes(range=sides, nticks=7, zeroline=True, zerolinewidth=2, zerolinecolor=quiet, **where)
-        figure.update_yaxes(range=[-1, 1], tickvals=[0], ticktext=[line.label], showgrid=False, zeroline=False, **where)
-    for x, anchor, text in ((0, "left", "← worse"), (1, "right", "better →")):
-        place = {"xref": "x domain", "yref": "paper", "xanchor": anchor, "yanchor": "bottom"}
-        figure.add_annotation(x=x, y=1.0, text=text, showarrow=False, **place)
-    figure.update_layout(showlegend=False)
-    show(figure, alt=alt, key=key, height=40 + 92 * len(lines), top=26)
-
-
 def over_strength(curve: Sequence[Effect], *, limit: float, now: float, suggested: float | None, key: str) -> None:
     """Label-change rate over the strength of a policy, with its 95% band and the limit."""
-    line, accent, good = palette()[0], palette()[1], palette()[2]
+    line, accent, good = theme.palette()[0], theme.bad(), theme.good()
     strengths = [0.0, *(point.strength for point in curve)]
     low = [0.0, *(point.flip_low for point in curve)]
     mid = [0.0, *(point.flip_rate for point in curve)]
     high = [0.0, *(point.flip_high for point in curve)]
     figure = go.Figure()
-    band = "rgba(86,180,233,0.22)" if dark() else "rgba(0,114,178,0.16)"
+    band = theme.faint(line, 0.2)
     look = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
     figure.add_scatter(x=strengths, y=high, **look)
     figure.add_scatter(
@@ -236,7 +166,7 @@ def over_strength(curve: Sequence[Effect], *, limit: float, now: float, suggeste
     figure.add_annotation(
         x=2, y=limit, text=f"limit {limit:.0%}", showarrow=False, xanchor="right", yanchor="bottom", font_color=accent
     )
-    figure.add_vline(x=now, line={"color": "rgba(128,140,152,0.6)", "dash": "dot"})
+    figure.add_vline(x=now, line={"color": theme.quiet(0.6), "dash": "dot"})
     top = max(*high, 2 * limit, 0.1) * 1.05
     figure.update_layout(
         xaxis={"title": "global strength (dotted: current)", "range": [0, 2.03], "dtick": 0.5},
@@ -247,7 +177,7 @@ def over_strength(curve: Sequence[Effect], *, limit: float, now: float, suggeste
 
 def by_part(parts: Sequence[tuple[str, Effect]], *, limit: float, key: str) -> None:
     """Label-change rate, one bar per transform, with its 95% interval and the limit."""
-    line, accent = palette()[0], palette()[1]
+    line, accent = theme.palette()[0], theme.palette()[1]
     names = [f"{place + 1}. {name}" for place, (name, _) in enumerate(parts)]
     rates = [effect.flip_rate for _, effect in parts]
     figure = go.Figure(
@@ -259,7 +189,7 @@ def by_part(parts: Sequence[tuple[str, Effect]], *, limit: float, key: str) -> N
             error_x={
                 "array": [effect.flip_high - effect.flip_rate for _, effect in parts],
                 "arrayminus": [effect.flip_rate - effect.flip_low for _, effect in parts],
-                "color": "#9AA7B3" if dark() else "#4A5763",
+                "color": theme.gray(),
             },
             hovertemplate="%{y}: %{x:.1%}<extra></extra>",
         )
@@ -296,13 +226,13 @@ def safe(text: str) -> str:
 
 def wordmark() -> str:
     """The name beside the sign, as an SVG that reads on the current theme."""
-    font = f'font-family="sans-serif" font-size="18" font-weight="600" fill="{"#E6EDF3" if dark() else "#17212B"}"'
+    font = f'font-family="sans-serif" font-size="18" font-weight="600" fill="{theme.ink()}"'
     return sign(150, f'<text x="36" y="22" {font}>SmallAlign</text>')
 
 
 def sign(width: int = 32, beside: str = "") -> str:
     """The sign: a small square that takes a big one's place."""
-    colour = "#3D9BD6" if dark() else "#0072B2"
+    colour = "#3D9BD6" if theme.dark() else "#0072B2"
     frame = f'fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="4 3"'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="32" viewBox="0 0 {width} 32">'

@@ -73,6 +73,12 @@ def _shown(value: Any) -> Any:
     return value
 
 
+def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Rows as columns; what a row lacks is None."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
 def as_csv(table: Table) -> str:
     """A table as CSV (RFC 4180): commas, a line of names; None and NaN are empty, numbers are not rounded."""
     text = io.StringIO()

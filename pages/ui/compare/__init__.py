@@ -9,7 +9,7 @@ import numpy as np
 import streamlit as st
 
 from pages.ui.app import context
-from pages.ui.charts import basic
+from pages.ui.charts import theme
 from pages.ui.widgets import image_grid, polling
 from pages.ui.widgets.run_table import RunRow
 from smallalign_core.analysis import compare
@@ -49,7 +49,7 @@ class Sides:
     @property
     def colours(self) -> list[str]:
         """One color per run: the teacher's is the same on all charts, and so is the student's."""
-        student, teacher, *others = basic.palette()
+        student, teacher, *others = theme.palette()
         return [teacher, student, *others][: len(self.runs)] + ["#808C98"] * (len(self.runs) - 10)
 
     @property

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from pages.ui.charts import basic
+from pages.ui.charts import basic, theme
 from smallalign_core.analysis.compare import RecallChange
 from smallalign_core.analysis.pareto import ParetoFront
 from smallalign_core.analysis.robustness import Robustness
@@ -18,13 +18,11 @@ from smallalign_core.metrics import Bin
 if TYPE_CHECKING:
     from pages.ui.compare import Sides
 
-QUIET = "rgba(128,140,152,0.8)"
-
 
 def recall_change(changes: Sequence[RecallChange], *, key: str) -> None:
     """Student minus teacher in each class, with 95% confidence intervals."""
-    grey = "#A9BAC4" if basic.dark() else "#546E7A"
-    good, bad = basic.palette()[2], basic.palette()[1]
+    grey = theme.gray()
+    good, bad = theme.good(), theme.bad()
     colours = [bad if one.high < 0 else good if one.low > 0 else grey for one in changes]
     figure = go.Figure()
     for one, colour in zip(changes, colours, strict=True):
@@ -41,7 +39,7 @@ def recall_change(changes: Sequence[RecallChange], *, key: str) -> None:
         hovertemplate="%{y}, %{customdata[0]} images: teacher %{customdata[1]:.1%}, student %{customdata[2]:.1%}"
         "<extra></extra>",
     )
-    figure.add_vline(x=0, line={"color": QUIET, "width": 1})
+    figure.add_vline(x=0, line={"color": theme.quiet(), "width": 1})
     far = 1.05 * max((max(-one.low, one.high) for one in changes), default=0.1)
     figure.update_layout(
         showlegend=False,
@@ -55,10 +53,10 @@ def reliability(before: Sequence[Bin], after: Sequence[Bin], temperature: float,
     """Accuracy over confidence, at temperature 1 in gray and at another one in color."""
     figure = go.Figure()
     figure.add_scatter(
-        x=[0, 1], y=[0, 1], mode="lines", line={"color": QUIET, "dash": "dash", "width": 1}, hoverinfo="skip",
+        x=[0, 1], y=[0, 1], mode="lines", line={"color": theme.quiet(), "dash": "dash", "width": 1}, hoverinfo="skip",
         showlegend=False,
     )  # fmt: skip
-    for name, bins, look in (("T = 1", before, QUIET), (f"T = {temperature:.2f}", after, colour)):
+    for name, bins, look in (("T = 1", before, theme.quiet()), (f"T = {temperature:.2f}", after, colour)):
         most = max((one.images for one in bins), default=1)
         figure.add_scatter(
             x=[one.confidence for one in bins],
@@ -141,9 +139,9 @@ def corruptions(found: Robustness, sides: Sides, *, key: str) -> None:
 
 def pareto(found: ParetoFront, sides: Sides, field: str, *, key: str) -> None:
     """Accuracy over a cost; dominated runs are gray, limits are lines."""
-    runs, limits, accent = found.candidates, found.limits, basic.palette()[6]
+    runs, limits, accent = found.candidates, found.limits, theme.palette()[6]
     costs = [one.bytes / 1000 if field == "bytes" else one.p50_ms for one in runs]
-    grey = "rgba(128,140,152,0.6)"
+    grey = theme.quiet(0.6)
     colours = [grey if one.dominated_by else colour for one, colour in zip(runs, sides.colours, strict=True)]
     figure = go.Figure(
         go.Scatter(

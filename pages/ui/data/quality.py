@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from pages.ui.app import context, keys
-from pages.ui.charts import basic, plotting
+from pages.ui.charts import plotting, theme
 from pages.ui.data import quality_cards
 from pages.ui.data.quality_cards import DUPLICATES, FOUND, HARD, LABELS, LEAKS, Card
 from pages.ui.widgets import image_grid, polling, run_table, url_state
@@ -164,7 +164,7 @@ def _pairs(report: QualityReport) -> None:
     shown = report.pairs[:12][::-1]
     figure = go.Figure()
     names = [" · ".join(pair.classes) for pair in shown]
-    figure.add_bar(x=[pair.images for pair in shown], y=names, orientation="h", marker_color=basic.palette()[0])
+    figure.add_bar(x=[pair.images for pair in shown], y=names, orientation="h", marker_color=theme.palette()[0])
     figure.update_layout(xaxis_title="estimated mislabeled images", yaxis={"type": "category"})
     plotting.plot(
         figure,

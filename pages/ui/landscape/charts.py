@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import plotly.graph_objects as go
 import streamlit as st
 
-from pages.ui.charts import basic
+from pages.ui.charts import basic, theme
 from smallalign_core.analysis.landscape_report import (
     Between,
     Curvature,
@@ -163,7 +163,7 @@ def _draw(
 
 
 def _colours() -> list[str]:
-    return basic.palette()
+    return theme.palette()
 
 
 def _faint(colour: str) -> str:
@@ -356,7 +356,7 @@ def _sizes(trends: Sequence[Trend], words: Sequence[str], mode: str, key: str) -
         if trend.slope is not None and trend.low is not None and trend.high is not None and trend.high > trend.low
     ]
     colours = {"supports": _colours()[0], "opposite": _colours()[1]}
-    grey = "#A9BAC4" if basic.dark() else "#546E7A"
+    grey = theme.gray()
     figure = go.Figure()
     middles: list[float] = []
     for place, (trend, slope, low, high) in enumerate(reversed(rated)):
@@ -379,7 +379,7 @@ def _sizes(trends: Sequence[Trend], words: Sequence[str], mode: str, key: str) -
         text = {"text": trend.name, "showarrow": False, "xanchor": "left", "yanchor": "bottom", "yshift": 7}
         figure.add_annotation(x=0, xref="paper", y=place, font={"size": 12}, **text)
     if rated:
-        figure.add_vline(x=0, line={"color": "rgba(128,140,152,0.8)", "width": 2})
+        figure.add_vline(x=0, line={"color": theme.quiet(), "width": 2})
         for x, anchor, side in ((0, "left", "← bigger is more rugged"), (1, "right", "smaller is →")):
             figure.add_annotation(
                 x=x, y=1, xref="paper", yref="paper", text=side, showarrow=False, xanchor=anchor, yanchor="bottom"

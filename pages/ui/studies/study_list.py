@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import streamlit as st
 
@@ -11,7 +10,8 @@ from pages.ui.widgets import formatting
 from smallalign_core.errors import SmallAlignError, UnknownRun
 from smallalign_core.runs.store import Store
 from smallalign_core.studies import lifecycle
-from smallalign_core.studies.lifecycle import Study
+from smallalign_core.studies.base import StudyReport
+from smallalign_core.studies.lifecycle import Study, StudySummary
 
 LISTED = 4
 """Number of studies listed before the rest is collapsed."""
@@ -22,17 +22,18 @@ STATES = {name: formatting.STATES[name] for name in ("finished", "running", "pau
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of study, and the page that shows it."""
+    """A kind of study, the page that shows it, and the command that runs it."""
 
     name: str
     page: str
     icon: str
+    verb: str
 
 
 def listing(store: Store, kind: Kind) -> None:
     """The studies of this store, newest first, each a link."""
     lines = [lifecycle.summary(study, store) for study in lifecycle.listing(store)]
-    lines = [line for line in lines if line["kind"] in (kind.name, "damaged")]
+    lines = [line for line in lines if line.kind in (kind.name, None)]
     if not lines:
         st.caption("No studies yet. **Start study** runs the defaults below.")
         return
@@ -42,21 +43,21 @@ def listing(store: Store, kind: Kind) -> None:
             _lines(lines[LISTED:], kind)
 
 
-def _lines(lines: list[dict[str, Any]], kind: Kind) -> None:
+def _lines(lines: list[StudySummary], kind: Kind) -> None:
     for line in lines:
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-            lost = line["kind"] == "damaged"
-            label = f"{'Damaged' if lost else line['title']} · {line['id'][:6]}"
-            icon = ":material/broken_image:" if lost else ":material/play_circle:" if line["active"] else kind.icon
-            st.page_link(kind.page, label=label, icon=icon, query_params={"study": line["id"]})
+            lost = line.kind is None
+            label = f"{'Damaged' if lost else line.title} · {line.id[:6]}"
+            icon = ":material/broken_image:" if lost else ":material/play_circle:" if line.active else kind.icon
+            st.page_link(kind.page, label=label, icon=icon, query_params={"study": line.id})
             if lost:
-                st.caption(f":red[{formatting.plain(line['title'])}]")
+                st.caption(f":red[{formatting.plain(line.title)}]")
                 continue
-            state = "running" if line["active"] else "done" if line["done"] == line["known"] else "paused"
-            st.caption(f"{state}, {line['done']} of {line['known']} runs · {formatting.ago(line['created'])}")
+            state = "running" if line.active else "done" if line.done == line.known else "paused"
+            st.caption(f"{state}, {line.done} of {line.known} runs · {formatting.ago(line.created)}")
 
 
-def opened(reference: str, store: Store, kind: Kind) -> tuple[Study, Any] | None:
+def opened(reference: str, store: Store, kind: Kind) -> tuple[Study, StudyReport] | None:
     """The study of that id and its report; None after an error message."""
     if st.button("All studies", icon=":material/arrow_back:", type="tertiary"):
         st.query_params.clear()
@@ -74,7 +75,7 @@ def opened(reference: str, store: Store, kind: Kind) -> tuple[Study, Any] | None
         return None
 
 
-def state_of(report: Any) -> str:
+def state_of(report: StudyReport) -> str:
     """One of `STATES`."""
     if report.active:
         return "running"
@@ -83,7 +84,7 @@ def state_of(report: Any) -> str:
     return "failed" if report.failed else "paused"
 
 
-def title(report: Any) -> None:
+def title(report: StudyReport) -> None:
     """The title of the study, and its state."""
     state = state_of(report)
     colour, icon = STATES[state]
@@ -92,7 +93,7 @@ def title(report: Any) -> None:
         st.badge(state, icon=icon, color=colour)
 
 
-def pause_or_resume(study: Study, report: Any, store: Store) -> None:
+def pause_or_resume(study: Study, report: StudyReport, store: Store) -> None:
     """The button that pauses or resumes it."""
     if report.active:
         if st.button("Pause", icon=":material/pause:", help="Each run keeps its checkpoint; no progress is lost."):

@@ -1,7 +1,7 @@
 """The store: one folder per run, read by all three entry points, written by one worker at a time.
 
     <root>/runs/<id>/   spec.json             what to train; written once
-                        queued, request       markers: waits for a worker; `pause` or `cancel`, asked of it
+                        queued, request       markers: waits for a worker; a pending `pause` or `cancel`
                         lock                  held by the worker; released by the system when it dies
                         state.json            last status of the worker: attempt, pid, why it stopped
                         events.jsonl          append-only, one line an event
@@ -89,7 +89,7 @@ class Store:
     Args:
         root: the folder; made when something is first written. By default SMALLALIGN_STORE, or `models` in the working
             directory.
-        visitor: on whose behalf; the library and the command line act for the owner, who may do everything.
+        visitor: the user it acts for; the library and the command line act for the owner, with all rights.
         showing: what is computed fills a page that was opened, which is no look at test: see `count_test_look`.
     """
 
@@ -229,7 +229,7 @@ class Store:
         return spec.with_teachers([run.id for run in teachers]).model_copy(update=known)
 
     def _kept(self, decisions: str) -> Path:
-        """A copy of a file of decisions that nobody will change: its name is the digest of what it says."""
+        """An immutable copy of a decisions file, named by the digest of its content."""
         found = data.read_decisions(Path(decisions).expanduser())
         text = json.dumps(found.as_dict(), sort_keys=True).encode()
         kept = self.root.resolve() / "decisions" / "kept" / f"{hashlib.sha256(text).hexdigest()[:16]}.json"
@@ -239,7 +239,7 @@ class Store:
         return kept
 
     def _adopt(self, run: Run) -> None:
-        """Copy a finished run from elsewhere into the store, unless the store knows it."""
+        """Copy a finished run from elsewhere into the store, unless it is there already."""
         with contextlib.suppress(UnknownRun):
             self.run(run.id)
             return
@@ -257,7 +257,7 @@ class Store:
         shutil.rmtree(part, ignore_errors=True)
 
     def find(self, spec: RunSpec) -> Run | None:
-        """The run that a resolved `spec` describes; None if nobody asked for it yet."""
+        """The run that a resolved `spec` describes; None if there is none yet."""
         run = self.by_id(digest(spec))
         return run if (run.folder / "spec.json").exists() else None
 
@@ -270,17 +270,17 @@ class Store:
         if not known or _places(Run(run.folder).spec) != _places(spec):  # the same images or weights, moved
             write_json(run.folder / "spec.json", {"spec": spec.model_dump(mode="json")})
         if not is_held(run.folder / "lock"):
-            (run.folder / "request").unlink(missing_ok=True)  # asked of an attempt that is over
+            (run.folder / "request").unlink(missing_ok=True)  # for an attempt that is over
         return run
 
     def submit(self, spec: RunSpec, *, together: bool = False) -> Run:
         """Put the run of a resolved `spec` into the queue, unless it is there, running or finished already.
 
         Raises:
-            Refused: who this acts for may not start runs, or not so many; `together`: see `Access.check_room`.
+            Refused: the user may not start runs, or not so many; `together`: see `Access.check_room`.
         """
         self.visitor.require("start runs")
-        if self.find(spec) is None:  # before there is a folder that nobody asked for
+        if self.find(spec) is None:  # before there is a folder
             self.visitor.check_room(self.root, together=together)
         return self.enqueue(self.create(spec), together=together)
 
@@ -295,7 +295,7 @@ class Store:
             ):
                 if not run.finished and not (run.folder / "queued").exists():  # two clicks are one start
                     (run.folder / "request").unlink(missing_ok=True)
-                    if run.status.get("deaths"):  # who asks for it again means it
+                    if run.status.get("deaths"):  # a new request resets the count
                         write_json(run.folder / "state.json", {**run.status, "deaths": 0})
                     turn.write(run.folder / "queued")
         return run
@@ -318,7 +318,7 @@ class Store:
 
         Raises:
             UnknownRun, Refused: it is not there; it is running, in the zoo, or the teacher of an unfinished run or
-                study; who asks may only look.
+                study; read-only user.
         """
         self.visitor.require("delete runs")
         run = self.run(reference)
@@ -328,7 +328,7 @@ class Store:
             raise Refused("only runs of this store are deleted", given=run.folder, do="delete that folder yourself")
         pupils = []
         for other in self.runs():
-            with contextlib.suppress(SmallAlignError, KeyError, TypeError):  # a damaged run learns from nobody
+            with contextlib.suppress(SmallAlignError, KeyError, TypeError):  # a damaged run depends on no other
                 if run.id in (*other.spec.teachers, other.spec.start) and other.state is not State.FINISHED:
                     pupils.append(other.name)
         if pupils:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from smallalign_core.studies.base import study_id as study_id
 from smallalign_core.studies.optimizers._build import curves as curves, report as report
 from smallalign_core.studies.optimizers._parts import (
     FAR as FAR,
@@ -30,10 +31,8 @@ from smallalign_core.studies.optimizers._spec import (
     offered as offered,
     parse_study as parse_study,
     probes as probes,
-    read_study as read_study,
     resolved as resolved,
     run_spec as run_spec,
-    study_id as study_id,
     title_of as title_of,
 )
 

@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from smallalign_core.runs.store import Run, State, Store
-from smallalign_core.spec import Optimizer, digest, nest
+from smallalign_core.runs.store import Run, Store
+from smallalign_core.spec import Optimizer, nest
 from smallalign_core.spec.optimizer import EVALUATIONS
+from smallalign_core.studies.base import study_id
 from smallalign_core.studies.optimizers._judge import Scored, compare_with, reference_differences
 from smallalign_core.studies.optimizers._parts import Curve, Finder, Point, RaceRun, Reached, Trial
 from smallalign_core.studies.optimizers._plan import (
@@ -31,12 +32,11 @@ from smallalign_core.studies.optimizers._spec import (
     gradients_a_step,
     race_seeds,
     run_spec,
-    study_id,
     title_of,
     tuning_seed,
     with_rate,
 )
-from smallalign_core.studies.run_status import DAMAGED, RunStatus
+from smallalign_core.studies.run_status import RunStatus, Tally, id_of
 
 OCTAVES = 2
 """Range around the best rate for the sensitivity."""
@@ -63,7 +63,7 @@ def report(
     return OptimizerStudy(
         id=study_id(spec),
         title=title_of(spec),
-        spec=spec.model_dump(mode="json"),
+        spec=spec,
         epochs=spec.student.epochs,
         budgets=spec.budgets,
         seeds=race_seeds(spec),
@@ -83,12 +83,11 @@ def report(
     )
 
 
-class _Counts:
-    """Counts of runs by state."""
+class _Counts(Tally):
+    """Counts of runs by state, and where they were trained."""
 
     def __init__(self) -> None:
-        self.missing = self.running = self.done = 0
-        self.failed: list[str] = []
+        super().__init__()
         self.hardware: list[str] = []
         self._known: set[str] = set()
 
@@ -97,14 +96,7 @@ class _Counts:
         if found.id in self._known:
             return
         self._known.add(found.id)
-        if found.settled:
-            self.done += 1
-        elif found.state in (State.QUEUED, State.RUNNING):
-            self.running += 1
-        elif found.state in (State.FAILED, DAMAGED):
-            self.failed.append(f"{what}: {found.reason or found.state}")
-        else:
-            self.missing += 1
+        super().add(found, what)
         if found.result:
             self.hardware.append(f"{found.result.get('device')}, {found.result.get('processor')}")
 
@@ -261,7 +253,7 @@ def curves(spec: OptimizerStudySpec, store: Store, folder: Path, budget: int) ->
                 continue
             optimizer = with_rate(optimizer, best)
         for seed in race_seeds(spec):
-            run = store.by_id(digest(run_spec(spec, optimizer, budget, seed)))
+            run = store.by_id(id_of(run_spec(spec, optimizer, budget, seed)))
             if points := _points(run):
                 found.append(Curve(entry.name, budget, seed, run.name, points))
     return tuple(found)

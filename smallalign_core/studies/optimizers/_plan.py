@@ -6,7 +6,6 @@ optimizer, seeds or a budget does not affect the others.
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from typing import Literal
 
 from smallalign_core.errors import SmallAlignError
 from smallalign_core.runs.store import Store
-from smallalign_core.spec import Optimizer, RunSpec, digest
+from smallalign_core.spec import Optimizer, RunSpec
 from smallalign_core.studies.optimizers._parts import Finder
 from smallalign_core.studies.optimizers._spec import (
     Entry,
@@ -27,7 +26,7 @@ from smallalign_core.studies.optimizers._spec import (
     tuning_seed,
     with_rate,
 )
-from smallalign_core.studies.run_status import RunStatus, status_of
+from smallalign_core.studies.run_status import RunStatus, id_of, status_of
 from smallalign_core.system.files import read_json
 
 FINDERS = "finders.json"
@@ -49,15 +48,9 @@ Rank = tuple[float, float]
 # --- run status -------------------------------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=8192)
-def id_of_run(spec: RunSpec) -> str:
-    """Its digest, cached: a page needs hundreds per second."""
-    return digest(spec)
-
-
 def run_status(store: Store, spec: RunSpec) -> RunStatus:
     """The status of the run of a resolved spec."""
-    return status_of(store, id_of_run(spec), NEEDS)
+    return status_of(store, id_of(spec), NEEDS)
 
 
 # --- tuning -----------------------------------------------------------------------------------------------------------
@@ -148,7 +141,7 @@ def _next(rates: list[float], known: dict[float, Rank], best: float | None) -> t
 
 def finder_key(spec: OptimizerStudySpec, optimizer: Optimizer) -> str:
     """The key of an LR range test: the student, the optimizer and the tuning seed."""
-    return digest(run_spec(spec, optimizer, 1, tuning_seed(spec)))
+    return id_of(run_spec(spec, optimizer, 1, tuning_seed(spec)))
 
 
 def finders(folder: Path) -> dict[str, Finder]:

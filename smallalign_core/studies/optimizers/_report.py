@@ -13,7 +13,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from smallalign_core.studies.ablation import METRICS
+from smallalign_core.studies.base import StudyReport
 from smallalign_core.studies.optimizers._parts import Difference, Finder, RaceRun, Track, Trial
+from smallalign_core.studies.optimizers._spec import OptimizerStudySpec
 
 FAR_OFF = 4.0
 """Factor from the library's default from which a tuned learning rate is mentioned."""
@@ -139,29 +141,21 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class OptimizerStudy:
+class OptimizerStudy(StudyReport):
     """The current state of an optimizer study.
 
     Attributes:
-        id: of the study.
-        title: the student.
-        spec: as given, as plain values.
         budgets: multiples of `epochs`, ascending.
         seeds: those of the final runs; `tuning_seed`: another one.
         reference: name of the arm that the others are compared with, at each budget.
         arms: of each budget in turn, the reference first, then in the order of the spec.
         targets: by budget: validation accuracy to reach: as given, or the (lower) median of the reference's runs.
-        missing: number of runs still to train, as far as known; `running`: queued or in training; `done`: finished or
-            diverged; `failed`: a line for each other failure.
-        active: whether workers take its runs automatically.
         finding: whether LR range tests are missing.
         test_images: number of test images; `crossed`: whether all intervals are over test images, too.
         device, processor: where the finished runs were trained; several, if so.
     """
 
-    id: str
-    title: str
-    spec: dict[str, Any]
+    spec: OptimizerStudySpec
     epochs: int
     budgets: tuple[int, ...]
     seeds: tuple[int, ...]
@@ -169,11 +163,6 @@ class OptimizerStudy:
     reference: str
     arms: tuple[Arm, ...]
     targets: dict[int, float | None]
-    missing: int
-    running: int
-    done: int
-    failed: tuple[str, ...]
-    active: bool
     finding: bool
     test_images: int | None
     crossed: bool
@@ -188,9 +177,8 @@ class OptimizerStudy:
         return next(arm for arm in self.at(budget) if arm.name == name)
 
     @property
-    def complete(self) -> bool:
-        """Whether every run of it is finished or diverged."""
-        return not (self.missing or self.running or self.failed or self.finding)
+    def unprepared(self) -> bool:
+        return self.finding
 
     def budget_words(self, budget: int) -> str:
         """A budget as text, part of every claim."""
@@ -303,6 +291,7 @@ class OptimizerStudy:
         whole = {name: value for name, value in vars(self).items() if name != "arms"}
         return {
             **whole,
+            "spec": self.spec.model_dump(mode="json"),
             "arms": [arm.as_dict() for arm in self.arms],
             "complete": self.complete,
             "verdicts": {budget: self.verdict(budget) for budget in self.budgets},

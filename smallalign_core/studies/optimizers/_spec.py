@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from smallalign_core.errors import BadSpec
 from smallalign_core.spec import (
-    LOOP,
     AdamW,
     Cosine,
     Lookahead,
@@ -27,19 +22,16 @@ from smallalign_core.spec import (
     Sam,
     Sgd,
     Soap,
-    canonical,
-    fields_in,
     incompatibility,
     is_gradient_free,
     members,
     nest,
     parse,
     title,
-    told,
     usual_schedule,
 )
 from smallalign_core.spec.optimizer import Menu, kind_of
-from smallalign_core.spec.parts import Part
+from smallalign_core.studies import base
 from smallalign_core.studies.optimizers._parts import Track
 
 if TYPE_CHECKING:
@@ -47,15 +39,12 @@ if TYPE_CHECKING:
 
 TUNING_SEED = 1_000_003
 """Offset of the tuning seed from the first seed of the final runs; limits the number of seeds."""
-STUDY_FIELDS = ("optimizers", "hands_off", "reference", "trials", "seeds", "budgets", "margin", "target")
 
 
-_SEVERAL = BeforeValidator(lambda given: given if isinstance(given, list | tuple) else [given])
-"""One stands for a list of one."""
+class OptimizerStudySpec(base.StudySpec):
+    """The spec of an optimizer study."""
 
-
-class OptimizerStudySpec(Part):
-    """The spec of an optimizer study. In a file, the student's fields are at the top level."""
+    KIND: ClassVar[str] = "optimizers"
 
     student: Annotated[
         RunSpec, Field(description="Student; its `seed` is the first seed of the final runs, `epochs` the budget 1x.")
@@ -63,17 +52,17 @@ class OptimizerStudySpec(Part):
     reference: Annotated[Optimizer, Field(description="Reference optimizer, tuned; always included.")] = AdamW()
     optimizers: Annotated[
         tuple[Optimizer, ...],
-        _SEVERAL,
+        base.SEVERAL,
         Field(max_length=24, description="Optimizers with tuned learning rates."),
     ] = (AdamW(), Muon(), Soap(), Sgd(), Lookahead(), Sam())
     hands_off: Annotated[
-        tuple[Optimizer, ...], _SEVERAL, Field(max_length=24, description="Untuned optimizers, used as given.")
+        tuple[Optimizer, ...], base.SEVERAL, Field(max_length=24, description="Untuned optimizers, used as given.")
     ] = ()
     trials: Annotated[int, Field(ge=1, le=32, description="LR trials: full-length runs per tuned optimizer.")] = 4
     seeds: Annotated[int, Field(ge=1, le=100, description="Final runs per optimizer.")] = 5
     budgets: Annotated[
         tuple[Annotated[int, Field(ge=1, le=64)], ...],
-        _SEVERAL,
+        base.SEVERAL,
         Field(min_length=1, max_length=6, description="Budgets, as multiples of the student's epochs."),
     ] = (1, 2, 4)
     margin: Annotated[float, Field(gt=0, le=0.5, description="Equivalence margin in accuracy, 0 to 1.")] = 0.01
@@ -244,40 +233,19 @@ def parse_study(written: Mapping[str, Any]) -> OptimizerStudySpec:
     Raises:
         BadSpec: naming the field, what was given and what is allowed.
     """
-    own = {name: value for name, value in written.items() if name in STUDY_FIELDS and value is not None}
-    rest = {name: value for name, value in written.items() if name not in STUDY_FIELDS}
-    below = rest.pop("student", None)
-    student = below.model_dump() if isinstance(below, RunSpec) else dict(below) if isinstance(below, Mapping) else rest
-    if student is not rest and rest:
-        raise BadSpec(f"unknown field `{next(iter(rest))}`", do="put fields of the student below `student`")
-    if student is rest and "optimizer" in student:
+    own, student = base.split(OptimizerStudySpec, written)
+    if "student" not in written and "optimizer" in student:
         raise BadSpec("a study has no field `optimizer`", do="list optimizers under `optimizers`")
-    known = {*STUDY_FIELDS, *RunSpec.model_fields}
-    if student is rest and (unknown := next((name for name in rest if name not in known), None)) is not None:
-        near = difflib.get_close_matches(str(unknown), known, n=1)
-        raise BadSpec(f"unknown field `{unknown}`" + (f", did you mean `{near[0]}`?" if near else ""))
     checked = parse({name: value for name, value in student.items() if name != "optimizer"})
     if "hands_off" not in own:
         usual = offered("hands-off", taught=bool(checked.teacher), layers=isinstance(checked.loss, OfLayers))
         given = own.get("optimizers", ())
         named = [kind_of(one) for one in (given if isinstance(given, list | tuple) else [given])]
         own["hands_off"] = [one for one in usual if one.kind not in named or tunable(one)]
-    try:
-        found = OptimizerStudySpec.model_validate({"student": checked, **own})
-    except ValidationError as error:
-        raise BadSpec(told(OptimizerStudySpec, error)) from None
+    found = base.validated(OptimizerStudySpec, checked, own)
     for entry in entries(found):
         run_spec(found, entry.optimizer, found.budgets[0], found.student.seed)  # raises if it is not compatible
     return found
-
-
-def read_study(path: Path, overrides: Sequence[str] = ()) -> OptimizerStudySpec:
-    """The study in a YAML or JSON file, with `--set` overrides applied.
-
-    Raises:
-        BadSpec: as `parse_study`; the file is missing or not YAML.
-    """
-    return parse_study(fields_in(path, "study", overrides))
 
 
 def probes(spec: OptimizerStudySpec) -> list[RunSpec]:
@@ -289,12 +257,6 @@ def resolved(spec: OptimizerStudySpec, run: RunSpec, _: Store | None = None) -> 
     """The study with the fields filled in for its first probe: fingerprints, the teacher's id, precision, layers."""
     own = {name: getattr(spec.student, name) for name in ("optimizer", "schedule", "epochs", "seed")}
     return spec.model_copy(update={"student": run.model_copy(update=own)})
-
-
-def study_id(spec: OptimizerStudySpec) -> str:
-    """The id of a resolved study: 16 hexadecimal characters."""
-    text = json.dumps({"loop": LOOP, "optimizers": canonical(spec)}, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def title_of(spec: OptimizerStudySpec) -> str:

@@ -6,6 +6,7 @@ study does not import torch: the dashboard reads through this package. The stati
 
 from __future__ import annotations
 
+from smallalign_core.studies.base import study_id as study_id
 from smallalign_core.studies.scaling._build import report as report
 from smallalign_core.studies.scaling._expected import expected as expected
 from smallalign_core.studies.scaling._plan import (
@@ -38,7 +39,5 @@ from smallalign_core.studies.scaling._spec import (
     Target as Target,
     epochs_of as epochs_of,
     parse_study as parse_study,
-    read_study as read_study,
-    study_id as study_id,
     title_of as title_of,
 )

@@ -17,14 +17,14 @@ from typing import Any
 from smallalign_core.errors import SmallAlignError
 from smallalign_core.runs.store import State, Store
 from smallalign_core.studies import statistics as stats
-from smallalign_core.studies.run_status import result_of, status_of
+from smallalign_core.studies.base import study_id
+from smallalign_core.studies.run_status import Tally, id_of, result_of, status_of
 from smallalign_core.studies.scaling import _fits
 from smallalign_core.studies.scaling._plan import (
     NEEDS,
     Cell,
     cleaned,
     grown,
-    id_of,
     ids_of,
     ladder,
     nll_of,
@@ -42,7 +42,7 @@ from smallalign_core.studies.scaling._report import (
     Paired,
     ScalingStudy,
 )
-from smallalign_core.studies.scaling._spec import AUTOMATIC, ScalingStudySpec, study_id, title_of
+from smallalign_core.studies.scaling._spec import AUTOMATIC, ScalingStudySpec, title_of
 from smallalign_core.system.files import write
 
 FITS = "fits.json"
@@ -65,32 +65,34 @@ def report(
     """
     (every, over), decided = grown(spec, store, folder), cleaned(spec, folder)
     found: Seen = {}
-    failed, running, diverged, unknown = ([trouble] if trouble else []), 0, set(), 0
+    tally, diverged, unknown = Tally(), set(), 0
     for cell, name in zip(every, ids_of(spec, every, tuple(decided.items())), strict=True):
         if name is None:
             unknown += 1
             continue
         run = status_of(store, name, NEEDS)
-        running += run.state in (State.QUEUED, State.RUNNING)
+        tally.add(run, f"{spec.label(cell.recipe)}, width {cell.width}, {cell.images} images")
         if run.result is not None:
             found[cell] = run.result
         elif run.diverged:
             diverged.add(cell)
-        elif run.state == State.FAILED:
-            failed.append(f"{spec.label(cell.recipe)}, width {cell.width}, {cell.images} images: {run.reason}")
-    rungs, of_ladder = _ladder(spec, store, found, decided, failed)
-    total = (len(every) if over else max(len(every), spec.budget or 0)) + of_ladder[1]
-    done = len(found) + len(diverged) + of_ladder[0]
+    rungs, of_ladder = _ladder(spec, store, found, decided, tally)
+    total = (len(every) if over else max(len(every), spec.budget or 0)) + of_ladder
     params = {cell.width: int(result["params"]) for cell, result in found.items()}
     price = _price(spec, found)
     readings = _readings(
-        spec, folder, found, params, lambda cell: price(cell) if price else 1.0, settled=done >= total or not active
+        spec,
+        folder,
+        found,
+        params,
+        lambda cell: price(cell) if price else 1.0,
+        settled=tally.done >= total or not active,
     )
     tested = next((int(result["test_calibrated"]["images"]) for result in found.values()), None)
     return ScalingStudy(
         id=study_id(spec),
         title=title_of(spec),
-        spec=spec.model_dump(mode="json"),
+        spec=spec,
         width=spec.width,
         params=params.get(spec.width),
         images=spec.most,
@@ -103,10 +105,10 @@ def report(
         ladder=rungs,
         cost=_cost(found, [cell for cell in every if cell not in found and cell not in diverged], price),
         total=total,
-        done=done,
-        running=running,
-        missing=max(0, total - done - running - len(failed) + bool(trouble)),
-        failed=tuple(failed),
+        done=tally.done,
+        running=tally.running,
+        missing=max(0, total - tally.done - tally.running - len(tally.failed)),
+        failed=(*([trouble] if trouble else []), *tally.failed),
         active=active,
         preparing=spec.decisions == AUTOMATIC and unknown > 0,
         replicates=spec.replicates,
@@ -212,33 +214,35 @@ def _price(spec: ScalingStudySpec, found: Seen) -> Callable[[Cell], float] | Non
 
 
 def _ladder(
-    spec: ScalingStudySpec, store: Store, found: Seen, decided: dict[str, Any], failed: list[str]
-) -> tuple[tuple[LadderRung, ...], tuple[int, int]]:
-    """The rungs; (runs of them that are done, all)."""
-    rungs, done, total = [], 0, 0
+    spec: ScalingStudySpec, store: Store, found: Seen, decided: dict[str, Any], tally: Tally
+) -> tuple[tuple[LadderRung, ...], int]:
+    """(the rungs, number of their runs)."""
+    rungs, total = [], 0
     for epochs, teacher in ladder(spec, store):
         name = id_of(teacher)
         taught = status_of(store, name, NEEDS)
         result = taught.result
         there = []
-        if taught.state == State.FAILED:
-            failed.append(f"teacher of {epochs} epochs: {taught.reason}")
-            total += 1
+        total += 1
+        if taught.state == State.FAILED:  # also if it diverged: it has no students
+            tally.failed.append(f"teacher of {epochs} epochs: {taught.reason}")
             continue
+        tally.add(taught, f"teacher of {epochs} epochs")
         for cell in students(spec, name):
             student = run_of(spec, cell, decided)
             if result is not None and student is not None:
-                score = status_of(store, id_of(student), NEEDS).result
-                there += [(cell.replicate, _scores(score)["nll"])] if score else []
+                status = status_of(store, id_of(student), NEEDS)
+                tally.add(status, f"student of the teacher of {epochs} epochs, replicate {cell.replicate}")
+                there += [(cell.replicate, _scores(status.result)["nll"])] if status.result else []
         nll = None if result is None else float(result["test_calibrated"]["nll"])
         rungs.append(LadderRung(epochs, name, nll, tuple(there)))
-        done, total = done + (result is not None) + len(there), total + 1 + spec.replicates
+        total += spec.replicates
     if rungs and spec.teacher:
         try:
             own = store.run(spec.teacher)
             result, epochs = result_of(own, NEEDS), own.spec.epochs
         except SmallAlignError:
-            return tuple(rungs), (done, total)
+            return tuple(rungs), total
         here = [
             (cell.replicate, _scores(one)["nll"])
             for cell, one in found.items()
@@ -246,7 +250,7 @@ def _ladder(
         ]
         nll = None if result is None else float(result["test_calibrated"]["nll"])
         rungs.append(LadderRung(epochs, spec.teacher, nll, tuple(sorted(here))))
-    return tuple(rungs), (done, total)
+    return tuple(rungs), total
 
 
 def _teacher_images(spec: ScalingStudySpec, store: Store) -> int | None:

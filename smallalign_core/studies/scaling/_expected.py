@@ -6,8 +6,8 @@ from pathlib import Path
 
 from smallalign_core import data
 from smallalign_core.runs.store import Store
-from smallalign_core.studies.run_status import status_of
-from smallalign_core.studies.scaling._plan import NEEDS, Cell, cells, data_of, id_of, key_of, ladder, run_of, seen
+from smallalign_core.studies.run_status import id_of, status_of
+from smallalign_core.studies.scaling._plan import NEEDS, Cell, cells, data_of, key_of, ladder, run_of, seen
 from smallalign_core.studies.scaling._spec import ScalingStudySpec, epochs_of
 from smallalign_core.system.machine import fastest, set_threads
 

@@ -17,9 +17,9 @@ from smallalign_core import data
 from smallalign_core.analysis import data_quality
 from smallalign_core.errors import BadData, BadSpec, SmallAlignError
 from smallalign_core.runs.store import Store
-from smallalign_core.spec import DataSpec, RunSpec, digest, parse
+from smallalign_core.spec import DataSpec, RunSpec, parse
 from smallalign_core.studies import scaling_law
-from smallalign_core.studies.run_status import status_of
+from smallalign_core.studies.run_status import id_of, status_of
 from smallalign_core.studies.scaling._spec import AUTOMATIC, PILOT, REPLICATES, ScalingStudySpec, epochs_of
 from smallalign_core.studies.scaling_law import Axis, Observations
 from smallalign_core.system import resumable
@@ -74,12 +74,6 @@ class Cleaned:
     decisions: str
     fingerprint: str
     dropped: int
-
-
-@functools.lru_cache(maxsize=16_384)
-def id_of(run: RunSpec) -> str:
-    """Its digest, cached: a page needs hundreds per second."""
-    return digest(run)
 
 
 # --- runs of cells ----------------------------------------------------------------------------------------------------

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from smallalign_core.errors import BadSpec
 from smallalign_core.spec import (
-    LOOP,
     Augment,
     HintonKd,
     LibraryNetwork,
@@ -22,12 +19,10 @@ from smallalign_core.spec import (
     OfLayers,
     Optimizer,
     RunSpec,
-    canonical,
-    fields_in,
     parse,
-    told,
 )
 from smallalign_core.spec.parts import FILLED_IN, Part
+from smallalign_core.studies import base
 
 PROCESSES = ("augment", "optimizer", "distil", "clean")
 """Processes that a recipe adds to the baseline; `all` adds every one of the study, `all-augment` all but that one."""
@@ -39,39 +34,28 @@ RUNGS, REPLICATES = 3, 3
 PILOT = 3
 """Sizes and numbers of images of an adaptive study's pilot: lowest, middle, highest."""
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {"widths": (0.5, 1, 2), "fractions": (1 / 4, 1 / 2, 1.0), "replicates": 4, "recipes": 2},
-    "standard": {"widths": (0.25, 0.5, 1, 2), "fractions": (1 / 8, 1 / 4, 1 / 2, 1.0), "replicates": 4, "recipes": 4},
-    "paper": {
-        "widths": (0.25, 0.5, 1, 2, 4),
-        "fractions": (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0),
-        "replicates": 5,
-        "recipes": 6,
-    },
-}
-"""Widths are multiples of the target's; recipes: how many, the baseline among them."""
-OWN = (
-    "preset",
-    "widths",
-    "images",
-    "fractions",
-    "recipes",
-    "augment",
-    "optimizer",
-    "teacher",
-    "loss",
-    "decisions",
-    "noise",
-    "replicates",
-    "target",
-    "steps",
-    "budget",
-    "ladder",
-    "fingerprints",
-)
-"""Fields of a study. Those that a run has too define what a recipe adds; the baseline has none of them."""
 
-_SEVERAL = BeforeValidator(lambda given: given if isinstance(given, list | tuple) else [given])
+@dataclass(frozen=True)
+class Preset:
+    """The extent of a study.
+
+    Attributes:
+        widths: multiples of the target's.
+        fractions: of all training images.
+        recipes: how many, the baseline among them.
+    """
+
+    widths: tuple[float, ...]
+    fractions: tuple[float, ...]
+    replicates: int
+    recipes: int
+
+
+PRESETS = {
+    "quick": Preset((0.5, 1, 2), (1 / 4, 1 / 2, 1.0), 4, 2),
+    "standard": Preset((0.25, 0.5, 1, 2), (1 / 8, 1 / 4, 1 / 2, 1.0), 4, 4),
+    "paper": Preset((0.25, 0.5, 1, 2, 4), (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0), 5, 6),
+}
 
 
 class Target(Part):
@@ -83,8 +67,11 @@ class Target(Part):
     ] = None
 
 
-class ScalingStudySpec(Part):
-    """The spec of a scaling study. In a file, the student's fields are at the top level."""
+class ScalingStudySpec(base.StudySpec):
+    """The spec of a scaling study. Fields that a run has too define what a recipe adds to the baseline."""
+
+    KIND: ClassVar[str] = "scaling"
+    SHORTHANDS: ClassVar[tuple[str, ...]] = ("preset",)
 
     student: Annotated[RunSpec, Field(description="Baseline student, before any recipe; `seed` is the first.")]
     widths: Annotated[
@@ -93,17 +80,17 @@ class ScalingStudySpec(Part):
     ]
     images: Annotated[
         tuple[Annotated[int, Field(ge=2)], ...],
-        _SEVERAL,
+        base.SEVERAL,
         Field(max_length=8, description="Numbers of training images."),
     ] = ()
     fractions: Annotated[
         tuple[Annotated[float, Field(gt=0, le=1)], ...],
-        _SEVERAL,
+        base.SEVERAL,
         Field(max_length=8, description="Numbers of training images, as fractions of all."),
     ] = ()
     recipes: Annotated[
         tuple[Literal[RECIPES], ...],  # type: ignore[valid-type]
-        _SEVERAL,
+        base.SEVERAL,
         Field(
             min_length=2, max_length=len(RECIPES), description="Variants to compare; the baseline is always included."
         ),
@@ -143,7 +130,7 @@ class ScalingStudySpec(Part):
     ] = None
     ladder: Annotated[
         tuple[Annotated[int, Field(ge=1, le=100_000)], ...],
-        _SEVERAL,
+        base.SEVERAL,
         Field(max_length=8, description="Also distill from the teacher after these numbers of epochs (capacity gap)."),
     ] = ()
     fingerprints: Annotated[
@@ -251,24 +238,11 @@ def parse_study(written: Mapping[str, Any]) -> ScalingStudySpec:
     Raises:
         BadSpec: naming the field, what was given and what is allowed.
     """
-    own = {name: value for name, value in written.items() if name in OWN and value is not None}
-    rest = {name: value for name, value in written.items() if name not in OWN}
-    below = rest.pop("student", None)
-    if below is not None and rest:
-        raise BadSpec(f"unknown field `{next(iter(rest))}`", do="put fields of the student below `student`")
-    known = {*OWN, "student", *RunSpec.model_fields}
-    if (unknown := next((name for name in rest if name not in known), None)) is not None:
-        near = difflib.get_close_matches(str(unknown), known, n=1)
-        raise BadSpec(f"unknown field `{unknown}`" + (f", did you mean `{near[0]}`?" if near else ""))
-    if below is not None and not isinstance(below, Mapping | RunSpec):
-        raise BadSpec("`student` is not a mapping of spec fields", given=below, do="write them below it, one per line")
-    student = parse(below.model_dump() if isinstance(below, RunSpec) else dict(below or rest))
+    own, fields = base.split(ScalingStudySpec, written)
+    student = parse(fields)
     if own.get("teacher"):  # as for a run: chosen when the study is prepared
         own.setdefault("loss", HintonKd(temperature=None, weight=None))
-    try:
-        return ScalingStudySpec.model_validate({"student": student, **_preset(own, student)})
-    except ValidationError as error:
-        raise BadSpec(told(ScalingStudySpec, error)) from None
+    return base.validated(ScalingStudySpec, student, _preset(own, student))
 
 
 def _preset(own: dict[str, Any], student: RunSpec) -> dict[str, Any]:
@@ -278,11 +252,13 @@ def _preset(own: dict[str, Any], student: RunSpec) -> dict[str, Any]:
         raise BadSpec("unknown preset", given=name, do=f"choose {', '.join(PRESETS)}")
     preset, target = PRESETS[name], own.get("target")
     width = target.get("width") if isinstance(target, Mapping) else getattr(student.network, "width", 2)
-    known = isinstance(width, int) and 1 < width < 100_000  # else the field's own validation reports it
-    own.setdefault("widths", sorted({max(2, round(width * times)) for times in preset["widths"]} if known else ()))
+    widths: set[int] = set()
+    if isinstance(width, int) and 1 < width < 100_000:  # else the field's own validation reports it
+        widths = {max(2, round(width * times)) for times in preset.widths}
+    own.setdefault("widths", sorted(widths))
     if not own.get("images"):
-        own.setdefault("fractions", preset["fractions"])
-    own.setdefault("replicates", preset["replicates"])
+        own.setdefault("fractions", preset.fractions)
+    own.setdefault("replicates", preset.replicates)
     recipes = own.get("recipes") or ()
     recipes = [recipes] if isinstance(recipes, str) else recipes
     if not isinstance(recipes, list | tuple) or not all(isinstance(one, str) for one in recipes):
@@ -299,25 +275,10 @@ def _preset(own: dict[str, Any], student: RunSpec) -> dict[str, Any]:
                 do="give `augment`, `optimizer`, `teacher` or `decisions`",
             )
         several = ["all"] if len(named) > 1 else []
-        room = preset["recipes"] - 1 - len(several)
+        room = preset.recipes - 1 - len(several)
         recipes = [*named[:room], *several]
     own["recipes"] = ["baseline", *(one for one in recipes if one != "baseline")]
     return own
-
-
-def read_study(path: Path, overrides: Sequence[str] = ()) -> ScalingStudySpec:
-    """The study in a YAML or JSON file, with `--set` overrides applied.
-
-    Raises:
-        BadSpec: as `parse_study`; the file is missing or not YAML.
-    """
-    return parse_study(fields_in(path, "study", overrides))
-
-
-def study_id(spec: ScalingStudySpec) -> str:
-    """The id of a resolved study: 16 hexadecimal characters."""
-    text = json.dumps({"loop": LOOP, "scaling": canonical(spec)}, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def title_of(spec: ScalingStudySpec) -> str:

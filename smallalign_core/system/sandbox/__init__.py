@@ -193,7 +193,7 @@ class SandboxedSession:
         Raises:
             BadModel: it fails on this array, or exceeds the limits.
         """
-        return self._asked(output, door, given, 0.0)[0]
+        return self._call(output, door, given, 0.0)[0]
 
     def latency(self, output: str, door: str, given: NDArray[Any], seconds: float = 0.5) -> tuple[float, float]:
         """(p50, p95) latency of `run` in milliseconds, measured inside after a warm-up of the same duration.
@@ -201,9 +201,9 @@ class SandboxedSession:
         Raises:
             BadModel: as `run`.
         """
-        return self._asked(output, door, given, seconds)[1]
+        return self._call(output, door, given, seconds)[1]
 
-    def _asked(
+    def _call(
         self, output: str, door: str, given: NDArray[Any], seconds: float
     ) -> tuple[NDArray[np.float32], tuple[float, float]]:
         import numpy as np

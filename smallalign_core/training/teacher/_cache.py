@@ -61,7 +61,7 @@ class TeacherCache:
 
     Args:
         plan: which logits are needed.
-        shelf: the index of all caches.
+        caches: the index of all caches.
         load: loads the teacher; called on the first miss, so never by a run with a full cache.
         warn: called with warnings, as text.
 
@@ -73,14 +73,14 @@ class TeacherCache:
     def __init__(
         self,
         plan: _index.CachePlan,
-        shelf: _index.CacheIndex,
+        caches: _index.CacheIndex,
         load: Callable[[], LogitSource],
         *,
         warn: Callable[[str], None] = log.warning,
     ) -> None:
         self.plan, self.answered, self.live = plan, 0, False
-        self._shelf, self._load, self._warn = shelf, load, warn
-        self._size, self._keeps_images = shelf.fitting(plan)
+        self._caches, self._load, self._warn = caches, load, warn
+        self._size, self._keeps_images = caches.fitting(plan)
         self._teacher: LogitSource | None = None
         self._chunks: dict[int, Chunk] = {}
         self._places_in_epoch: dict[int, NDArray[np.int64]] = {}
@@ -94,7 +94,7 @@ class TeacherCache:
 
     def __enter__(self) -> Self:
         try:
-            self._folder = self._held.enter_context(self._shelf.taken(self.plan, self._size))
+            self._folder = self._held.enter_context(self._caches.taken(self.plan, self._size))
         except Refused as error:  # training does not need a writable cache
             self._cannot_keep(error)
         return self
@@ -372,7 +372,7 @@ class TeacherCache:
     @contextlib.contextmanager
     def _noticing(self, name: str) -> Iterator[tuple[Path, str]]:
         """(path, salt) of a file to read. A missing file is skipped; a damaged one is removed with a warning."""
-        folder = self._folder or self._shelf.root / self.plan.key
+        folder = self._folder or self._caches.root / self.plan.key
         try:
             yield folder / name, self._salt(name)
         except FileNotFoundError:

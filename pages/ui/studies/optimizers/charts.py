@@ -10,9 +10,9 @@ from typing import Literal, cast
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from pages.ui.charts.basic import palette
-from pages.ui.charts.plotting import plot
-from pages.ui.studies.optimizers.forest import OUTLYING, colours, columns, ink, quiet
+from pages.ui.charts import theme
+from pages.ui.charts.plotting import columns, plot
+from pages.ui.studies.optimizers.forest import OUTLYING, colours
 from smallalign_core.studies.ablation import METRICS
 from smallalign_core.studies.optimizers import Arm, Curve, OptimizerStudy
 
@@ -24,12 +24,6 @@ AXES: dict[str, str] = {
 }
 MOST_POINTS = 200
 """Longer curves are subsampled."""
-
-
-def _clear(colour: str, share: float) -> str:
-    """`#RRGGBB` with `share` of its strength."""
-    red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
-    return f"rgba({red},{green},{blue},{share})"
 
 
 def _close_up(
@@ -90,7 +84,7 @@ def curves(study: OptimizerStudy, found: Sequence[Curve], axis: str, metric: str
                 y=[*map(max, y), *map(min, reversed(y))],
                 mode="lines",  # or few points would be dots
                 fill="toself",
-                fillcolor=_clear(colour[arm.name], 0.13),
+                fillcolor=theme.faint(colour[arm.name], 0.13),
                 line={"width": 0},
                 hoverinfo="skip",
                 showlegend=False,
@@ -101,7 +95,7 @@ def curves(study: OptimizerStudy, found: Sequence[Curve], axis: str, metric: str
         late = means[len(means) // 2 :]
         final[arm.name] = means[-1]
         spans[arm.name] = (min(map(min, y)), max(late)) if less_is_better else (late[0], max(map(max, y)))
-        dash = "dash" if arm.name == study.reference else "solid" if place < len(palette()) else "dot"
+        dash = "dash" if arm.name == study.reference else "solid" if place < len(theme.palette()) else "dot"
         figure.add_scatter(
             x=x,
             y=means,
@@ -118,7 +112,7 @@ def curves(study: OptimizerStudy, found: Sequence[Curve], axis: str, metric: str
         ]
     share = metric == "accuracy"
     if share and (target := study.targets[found[0].budget]):
-        figure.add_hline(y=target, line={"color": quiet(), "dash": "dot"})
+        figure.add_hline(y=target, line={"color": theme.quiet(), "dash": "dot"})
     figure.update_xaxes(title=AXES[axis])
     figure.update_yaxes(title="validation " + METRICS[metric].label, tickformat=".0%" if share else None)
     figure.update_layout(hovermode="x unified")
@@ -141,7 +135,7 @@ def to_target(study: OptimizerStudy, budget: int, axis: str, *, key: str) -> Non
             x=[tuning[arm.name] for arm in arms],
             y=names,
             orientation="h",
-            marker_color=quiet(0.45),
+            marker_color=theme.quiet(0.45),
             hovertemplate="%{x:.3g} s of tuning<extra>%{y}</extra>",
         )
     figure.add_bar(
@@ -247,14 +241,14 @@ def finder(arm: Arm, colour: str, *, key: str) -> None:
     for rate, text, dash, side in lines:
         if rate is None:
             continue
-        figure.add_vline(x=rate, line={"color": quiet(), "dash": dash})
+        figure.add_vline(x=rate, line={"color": theme.quiet(), "dash": dash})
         figure.add_annotation(
             x=math.log10(rate),  # on a logarithmic axis, annotations alone are placed so
             y=0 if side == "bottom" else 1,
             yref="paper",
             text=text,
             textangle=-90,
-            font={"size": 11, "color": ink()},
+            font={"size": 11, "color": theme.ink()},
             showarrow=False,
             xanchor="right",
             yanchor=side,
@@ -290,7 +284,7 @@ def pareto(study: OptimizerStudy, budget: int, *, tuning: bool, key: str) -> lis
         x=[cost[arm.name] for arm in front],
         y=[score[arm.name] for arm in front],
         mode="lines",
-        line={"color": quiet(0.6), "shape": "hv", "dash": "dot"},
+        line={"color": theme.quiet(0.6), "shape": "hv", "dash": "dot"},
         hoverinfo="skip",
         showlegend=False,
     )
@@ -345,7 +339,7 @@ def slopes(study: OptimizerStudy, budget: int, *, key: str) -> list[str]:
             x=list(of_seed),
             y=list(of_seed.values()),
             mode="lines+markers",
-            line={"color": palette()[place % len(palette())], "width": 1.5},
+            line={"color": theme.palette()[place % len(theme.palette())], "width": 1.5},
             name=f"seed {seed}",
             hovertemplate="%{x}: %{y:.2%}<extra>seed " + str(seed) + "</extra>",
         )

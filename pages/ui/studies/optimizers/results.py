@@ -8,7 +8,9 @@ from typing import Any
 
 import streamlit as st
 
+from pages.ui.charts.plotting import columns
 from pages.ui.landscape import panel
+from pages.ui.studies import study_form
 from pages.ui.studies.optimizers import charts, forest, setup_form
 from pages.ui.widgets import formatting, run_table, url_state
 from smallalign_core.runs.store import Store
@@ -139,7 +141,7 @@ def _columns(study: OptimizerStudy, budget: int, metric: str) -> dict[str, list[
         }
         for arm in arms
     ]
-    return forest.columns(rows)
+    return columns(rows)
 
 
 def _standing(arm: Arm, metric: str) -> str:
@@ -177,7 +179,7 @@ def _target(report: OptimizerStudy, _: Study, __: Store, budget: int) -> None:
     axis = url_state.switch("X axis", charts.AXES, key="against")
     charts.to_target(report, budget, axis, key="optimizers-target")
     reference = report.arm(report.reference, budget).label
-    origin = "set in the study" if report.spec.get("target") else f"the median of tuned {reference}"
+    origin = "set in the study" if report.spec.target else f"the median of tuned {reference}"
     st.caption(
         f"Target: validation accuracy {formatting.percent(target, 2)}, {origin}. Medians over seeds; seeds that never "
         "reach it count as infinite. Resolution: one epoch." + (" Gray: LR tuning." if axis == "seconds" else "")
@@ -259,7 +261,7 @@ def _runs(report: OptimizerStudy, _: Study, __: Store, budget: int) -> None:
 
 
 def _spec(_: OptimizerStudy, study: Study, store: Store, __: int) -> None:
-    setup_form.command(study.spec, store)
+    study_form.command(setup_form.KIND, setup_form.written(study.spec, store))
 
 
 def _always(_: OptimizerStudy, __: int) -> bool:

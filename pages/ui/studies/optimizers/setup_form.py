@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 import streamlit as st
-import yaml
 
-from pages.ui.app import context
+from pages.ui.studies import study_form
 from pages.ui.studies.optimizers import optimizer_picker
-from pages.ui.widgets import formatting, url_state
+from pages.ui.studies.study_list import Kind
+from pages.ui.widgets import url_state
 from smallalign_core.runs.store import Store
-from smallalign_core.spec import canonical, to_yaml
+from smallalign_core.spec import to_yaml
 from smallalign_core.studies.optimizers import OptimizerStudySpec, entries, parse_study
+
+KIND = Kind("optimizers", "optimizers.py", ":material/leaderboard:", "optimizers")
 
 
 @dataclass(frozen=True)
@@ -119,19 +120,15 @@ def written(spec: OptimizerStudySpec, store: Store) -> str:
     more |= {"trials": spec.trials, "seeds": spec.seeds, "budgets": list(spec.budgets), "margin": spec.margin}
     if spec.target is not None:
         more["target"] = spec.target
-    return text + yaml.safe_dump(more, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
+    return text + study_form.as_yaml(more)
 
 
 def address(spec: OptimizerStudySpec) -> dict[str, str]:
     """The URL parameters of the form for a study."""
-    student = canonical(spec.student)
-    student["data"] = {key: value for key, value in canonical(spec.student.data).items() if key == "images"}
-    for name in ("teacher", "optimizer", "seed"):
-        student.pop(name, None)
-    student["loss"] = spec.student.loss.model_dump(mode="json")
+    loss = spec.student.loss.model_dump(mode="json")
     return {
         "data": spec.student.data.source,
-        "student": json.dumps(student, separators=(",", ":")),
+        "student": study_form.student_address(spec.student, without=("teacher", "optimizer"), loss=loss),
         "student-teacher": spec.student.teachers[0] if spec.student.teachers else url_state.NONE,
         optimizer_picker.KEY: optimizer_picker.link(spec.optimizers),
         optimizer_picker.FIXED_KEY: optimizer_picker.link(spec.hands_off),
@@ -142,64 +139,26 @@ def address(spec: OptimizerStudySpec) -> dict[str, str]:
     }
 
 
-def command(spec: OptimizerStudySpec, store: Store) -> None:
-    """A study as YAML, and the equivalent command."""
-    st.code(written(spec, store), language="yaml", wrap_lines=True)
-    st.caption("Save as study.yaml; this command trains missing runs and prints the same results:")
-    st.code("python -m smallalign_core optimizers study.yaml", language="bash", wrap_lines=True)
-
-
-def begin(asked: dict[str, Any], store: Store) -> None:
-    """The cost, the button, the command. An existing study is opened instead."""
-    spec = parse_study(asked)
-    everything = json.dumps(spec.model_dump(mode="json"), sort_keys=True)
-    costs = st.container()
-    if st.button("Start study", type="primary", icon=":material/play_arrow:"):
-        answer = context.call(
-            "study", "Preparing the study", kind="optimizers", spec=json.loads(everything), start=True
-        )
-        st.switch_page("optimizers.py", query_params={"study": answer["id"]})
-    if spec.seeds == 1:
-        st.caption(":orange[**Single seed.**] Run more before drawing conclusions.")
-    st.markdown("**Equivalent command line**")
-    command(spec, store)
-    with costs:  # requested last: nothing else on the page waits for it
-        _cost(spec, everything)
-
-
-def _cost(spec: OptimizerStudySpec, everything: str) -> None:
-    answer = _known(everything)
-    known, of = answer["report"], entries(spec)
-    tuned = sum(entry.track == "tuned" for entry in of)
-    runs = tuned * spec.trials + len(of) * spec.seeds
-    cells = st.columns(2)
-    cells[0].metric("Runs", f"{len(spec.budgets) * runs:,}", border=True, help=_of_what(spec, tuned, len(of)))
-    cells[1].metric(
-        "Estimated time",
-        formatting.duration(answer["seconds"]),
-        border=True,
-        help="From a few training steps with the reference at the current load of this machine. If the best LR is at "
+def begin(fields: dict[str, Any], store: Store) -> None:
+    """The cost, the button, the command."""
+    spec = parse_study(fields)
+    study_form.begin(
+        KIND,
+        spec,
+        written(spec, store),
+        runs=lambda _: _runs(spec),
+        time="From a few training steps with the reference at the current load of this machine. If the best LR is at "
         "the edge of the tested range, an optimizer gets up to three more trials.",
+        warning=":orange[**Single seed.**] Run more before drawing conclusions." if spec.seeds == 1 else "",
     )
-    if known["done"]:
-        words = f"{known['done']:,} of these runs are finished and will be reused."
-        st.caption(words if known["missing"] else f"All {known['done']:,} runs of this study are finished.")
 
 
-def _of_what(spec: OptimizerStudySpec, tuned: int, arms: int) -> str:
+def _runs(spec: OptimizerStudySpec) -> tuple[int, str]:
+    """How many runs a study has, without additional trials, and why."""
+    arms = entries(spec)
+    tuned = sum(entry.track == "tuned" for entry in arms)
     each = "each training budget" if len(spec.budgets) > 1 else "one training budget"
-    return (
-        f"{tuned} tuned optimizers with {spec.trials} LR trials, {arms} optimizers with {spec.seeds} seeds, at {each}."
-    )
-
-
-@st.cache_data(max_entries=32, ttl=60, show_spinner=False)
-def _known(everything: str) -> dict[str, Any]:
-    """The stored progress of a study, and its cost; raises for an invalid study."""
-    return context.call(
-        "study",
-        "Counting runs and timing a few training steps",
-        kind="optimizers",
-        spec=json.loads(everything),
-        probe=True,
+    return len(spec.budgets) * (tuned * spec.trials + len(arms) * spec.seeds), (
+        f"{tuned} tuned optimizers with {spec.trials} LR trials, {len(arms)} optimizers with {spec.seeds} seeds, at "
+        f"{each}."
     )

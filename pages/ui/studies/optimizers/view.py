@@ -1,40 +1,25 @@
-"""One optimizer study: progress, actions, and results."""
+"""What is particular to the view of an optimizer study: its size, extension and progress."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import streamlit as st
 
-from pages.ui.app import context
-from pages.ui.runs import live
-from pages.ui.studies import study_list
+from pages.ui.studies import study_view
 from pages.ui.studies.optimizers import optimizer_picker, results, setup_form
 from pages.ui.widgets import formatting
 from smallalign_core.runs.store import State, Store
 from smallalign_core.studies.lifecycle import Study
 from smallalign_core.studies.optimizers import Arm, OptimizerStudy
 
-OPTIMIZERS = study_list.Kind("optimizers", "optimizers.py", ":material/leaderboard:")
 
-
-def show(reference: str, store: Store) -> None:
-    """The whole view of a study; it updates by itself only while it is active."""
-    if (found := study_list.opened(reference, store, OPTIMIZERS)) is None:
-        return
-    study, report = found
-    study_list.title(report)
-    st.caption(
+def _size(_: Study, report: OptimizerStudy) -> str:
+    return (
         f"{len(report.at(report.budgets[0]))} optimizers, {len(report.seeds)} seed{'s' * (len(report.seeds) > 1)}, "
         f"training budgets {', '.join(report.budget_words(one) for one in report.budgets)} · study `{report.id}`"
         + "".join(f" · {one}" for one in report.hardware)
     )
-    _actions(study, report, store)
-    _trouble(report)
-    if report.active:
-        tick = context.pace(2 * live.TICK_SECONDS)
-        st.fragment(_live, run_every=tick, key="study-live")(study, _rounds(report), store)
-    elif not report.complete:
-        _progress(report)
-    results.draw(report, study, store)
 
 
 def _rounds(report: OptimizerStudy) -> int:
@@ -55,28 +40,9 @@ def _lost(arm: Arm) -> bool:
     return bool(arm.trials) and all(trial.diverged for trial in arm.trials)
 
 
-# --- actions ----------------------------------------------------------------------------------------------------------
-
-
-def _actions(study: Study, report: OptimizerStudy, store: Store) -> None:
-    with st.container(horizontal=True, vertical_alignment="center"):
-        study_list.pause_or_resume(study, report, store)
-        with st.popover("Extend", icon=":material/add_circle:"):
-            _extend(study)
-        st.page_link(
-            "optimizers.py",
-            label="Duplicate and edit",
-            icon=":material/edit:",
-            query_params=setup_form.address(study.spec),
-        )
-        if not report.active:
-            study_list.delete(study, store, OPTIMIZERS)
-
-
-def _extend(study: Study) -> None:
-    """More seeds, budgets and optimizers; finished runs are reused."""
+def _extend(study: Study, _: OptimizerStudy) -> dict[str, Any]:
+    """More seeds, budgets and optimizers."""
     spec = study.spec
-    st.caption("Adds to this study. Finished runs are reused.")
     seeds = st.number_input("Seeds", spec.seeds, 100, spec.seeds, key="extend-seeds")
     known = sorted({*map(int, setup_form.BUDGETS), *spec.budgets})
     budgets = st.pills(
@@ -88,21 +54,15 @@ def _extend(study: Study) -> None:
         key="extend-budgets",
     )
     more = optimizer_picker.others(spec, key="extend-optimizers")
-    wider = {
+    return {
         "seeds": seeds,
         "budgets": tuple(sorted({*spec.budgets, *budgets})),
         "optimizers": (*spec.optimizers, *more),
     }
-    grown = seeds > spec.seeds or more or set(budgets) - set(spec.budgets)
-    if st.button("Extend and start", type="primary", disabled=not grown):
-        asked = spec.model_copy(update=wider).model_dump(mode="json")
-        answer = context.call("study", "Preparing the study", kind=OPTIMIZERS.name, spec=asked, start=True)
-        st.switch_page("optimizers.py", query_params={"study": answer["id"]})
 
 
-def _trouble(report: OptimizerStudy) -> None:
-    """Messages for failed and diverged runs."""
-    study_list.failures(report.failed)
+def _warnings(report: OptimizerStudy) -> None:
+    """Messages for diverged runs."""
     wrong = [
         f"{arm.label} on {arm.diverged} of {len(arm.runs)} seeds ({report.budget_words(arm.budget)})"
         for arm in report.arms
@@ -118,19 +78,6 @@ def _trouble(report: OptimizerStudy) -> None:
         st.warning(f"{arm.label} diverged at every tested learning rate ({tried}) and has no final runs.")
 
 
-# --- live progress ----------------------------------------------------------------------------------------------------
-
-
-def _live(study: Study, rounds: int, store: Store) -> None:
-    """Progress by stage. When a round or the study ends, the whole page is redrawn, once."""
-    with context.show_errors():
-        report: OptimizerStudy = study.report(store)
-        if not report.active or _rounds(report) != rounds:
-            st.rerun()
-        _progress(report)
-        st.caption(_doing(report, store))
-
-
 def _progress(report: OptimizerStudy) -> None:
     for column, (name, done, of) in zip(st.columns(3), _stages(report), strict=True):
         column.progress(min(1.0, done / of) if of else 0.0, text=f"{name}: {done} of {of}")
@@ -140,7 +87,7 @@ def _stages(report: OptimizerStudy) -> list[tuple[str, int, int]]:
     """(stage, done, of) of the three stages, over all budgets."""
     tuned = [arm for arm in report.arms if arm.track == "tuned"]
     first = [arm for arm in tuned if arm.budget == report.budgets[0]]
-    planned = int(report.spec["trials"])
+    planned = report.spec.trials
     done = sum(trial.accuracy is not None or trial.diverged for arm in tuned for trial in arm.trials)
     of = sum(max(planned, len(arm.trials)) if not arm.runs else len(arm.trials) for arm in tuned)
     final = sum(bool(run.test) or run.diverged for arm in report.arms for run in arm.runs)
@@ -151,10 +98,7 @@ def _stages(report: OptimizerStudy) -> list[tuple[str, int, int]]:
     ]
 
 
-def _doing(report: OptimizerStudy, store: Store) -> str:
-    """The current activity, in a sentence."""
-    if not context.worker_alive():
-        return f"Starting the worker. If it does not start, run `python -m smallalign_core worker --store {store.root}`"
+def _doing(_: Study, report: OptimizerStudy, store: Store) -> str:
     now = [(arm, what, id) for arm in report.arms for what, id in _running(arm)]
     if not now:
         if report.running:
@@ -172,3 +116,17 @@ def _doing(report: OptimizerStudy, store: Store) -> str:
 def _running(arm: Arm) -> list[tuple[str, str]]:
     trials = [("LR trials", one.id) for one in arm.trials if one.state == State.RUNNING]
     return trials + [(f"final runs, seed {one.seed}", one.id) for one in arm.runs if one.state == State.RUNNING]
+
+
+VIEW = study_view.View[OptimizerStudy](
+    kind=setup_form.KIND,
+    size=_size,
+    address=setup_form.address,
+    extend=_extend,
+    warnings=_warnings,
+    rounds=_rounds,
+    progress=_progress,
+    doing=_doing,
+    results=results.draw,
+)
+"""The view of an optimizer study."""

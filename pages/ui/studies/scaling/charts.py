@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -9,9 +10,8 @@ from typing import Any, Literal
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from pages.ui.charts.basic import palette
-from pages.ui.charts.plotting import plot
-from pages.ui.studies.optimizers.forest import above, columns, ink, quiet, sides
+from pages.ui.charts import forest as plots, theme
+from pages.ui.charts.plotting import columns, plot
 from smallalign_core.studies.scaling import CellMean, LawReading, MultiplierMap, ScalingStudy
 from smallalign_core.studies.scaling_law import Multiplier
 
@@ -19,42 +19,18 @@ Axis = Literal["n", "d"]
 THINGS: dict[str, str] = {"n": "parameters", "d": "images"}
 REACH = 100.0
 """No axis of multipliers exceeds x/÷ this; values beyond are arrows at its edge."""
-MARGIN = 1.04
-"""Room for arrows at the edge."""
 COLOURED = 10.0
 """Multipliers beyond x/÷ this have the extreme colors of a map."""
-TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 
 
 def colours(study: ScalingStudy) -> dict[str, str]:
     """A color for each recipe, the same in every chart of the study; the baseline is gray."""
-    chosen = palette()
-    others = study.recipes[1:]
-    return {study.recipes[0]: chosen[-1]} | {
-        name: chosen[place % (len(chosen) - 1)] for place, name in enumerate(others)
-    }
-
-
-def times(value: float) -> str:
-    """A multiplier on an axis."""
-    return f"×{value:g}"
-
-
-def _ticks(far: float) -> dict[str, Any]:
-    decades = far > 10  # more would touch each other on a narrow screen
-    values = [one for one in TICKS if 1 / far <= one <= far and (not decades or math.log10(one).is_integer())]
-    return {"tickvals": [math.log10(one) for one in values], "ticktext": [times(one) for one in values]}
-
-
-def _log(value: float, far: float) -> float:
-    """log10, held within the axis."""
-    edge = math.log10(far)
-    return min(edge, max(-edge, math.log10(value))) if 0 < value < math.inf else math.copysign(edge, value - 0.5)
+    return theme.colours(study.recipes[0], study.recipes[1:])
 
 
 def forest(study: ScalingStudy, reading: LawReading, *, key: str) -> None:
     """The multiplier of each recipe at the target, in parameters and in images; right of x1 is better."""
-    lines = [
+    shown = [
         (one, axis, found, hidden)
         for one in reading.worth
         for axis, found, hidden in (
@@ -62,29 +38,20 @@ def forest(study: ScalingStudy, reading: LawReading, *, key: str) -> None:
             ("d", one.images, one.hidden_images),
         )
     ]
-    far = _far([found for _, _, found, hidden in lines if not hidden])
-    figure, colour, row = go.Figure(), colours(study), 0.0
-    rows = []
-    for one, axis, found, hidden in lines:
-        row += 1.0 if axis == "n" else 0.72
+    colour, lines, rows = colours(study), [], []
+    for one, axis, found, hidden in shown:
+        name = f"<b>{one.label}</b>  in" if axis == "n" else "in"
         if hidden:
-            text = "not shown"
+            line = plots.Line(f"{name} {THINGS[axis]}: not shown", colour[one.recipe])
         else:
-            text = _interval(found) + (", extrapolated" if found.extrapolated else "")
-            _mark(figure, found, row, colour[one.recipe], far, one.label)
-        name = f"<b>{one.label}</b>  " if axis == "n" else ""
-        above(figure, row - 0.14, f"{name}in {THINGS[axis]}: {text}")
+            text = f"{name} {THINGS[axis]}: {_interval(found)}{', extrapolated' * found.extrapolated}"
+            line = _line(found, text, colour[one.recipe])
+        lines.append(dataclasses.replace(line, near=axis == "d"))
         rows.append({"recipe": one.label, "in": THINGS[axis]} | _cells(found) | {"not_shown": hidden or None})
-    edge = math.log10(far)
-    figure.add_vline(x=0, line={"color": quiet(), "width": 2}, layer="below")
-    sides(figure, "← worse", "better →")
-    figure.update_xaxes(
-        range=[-MARGIN * edge, MARGIN * edge], title="multiple of the baseline", zeroline=False, **_ticks(far)
-    )
-    figure.update_yaxes(range=[row + 0.4, 0.35], visible=False, fixedrange=True)
-    figure.update_layout(showlegend=False)
+    far = _far([found for _, _, found, hidden in shown if not hidden])
     alt = f"Multipliers of recipes at {study.params:,} parameters and {study.images:,} images. {study.headline()}"
-    plot(figure, alt=alt, key=key, height=int(60 + 58 * row), top=24, table=columns(rows))
+    panel = plots.Panel(lines, far, title="multiple of the baseline", log=True)
+    plots.forest([panel], alt=alt, key=key, table=columns(rows))
 
 
 def _far(found: Sequence[Multiplier]) -> float:
@@ -109,50 +76,26 @@ def _cells(found: Multiplier) -> dict[str, Any]:
     }
 
 
-def _mark(figure: go.Figure, found: Multiplier, row: float, colour: str, far: float, label: str) -> None:
-    """An interval and its center; arrows where they exceed the axis."""
-    ends = [_log(found.low, far), _log(found.high, far)]
-    dash = "dot" if found.extrapolated else "solid"
-    line = {"color": colour, "width": 4, "dash": dash}
-    figure.add_scatter(x=ends, y=[row, row], mode="lines", line=line, hoverinfo="skip")
-    beyond = [(end, "triangle-right" if end > 0 else "triangle-left") for end in ends if abs(end) >= math.log10(far)]
-    middle = _log(found.k, far)
-    shape = "triangle-right" if math.isinf(found.k) else "diamond-open" if found.extrapolated else "diamond"
-    for x, symbol in (*beyond, (middle, shape)):
-        figure.add_scatter(
-            x=[x],
-            y=[row],
-            mode="markers",
-            marker={"color": colour, "size": 12, "symbol": symbol},
-            hovertemplate=f"{_interval(found)} {THINGS[found.axis]}<extra>{label}</extra>",
-        )
+def _line(found: Multiplier, text: str, colour: str) -> plots.Line:
+    hover = f"{_interval(found)} {THINGS[found.axis]}"
+    return plots.Line(text, colour, found.k, found.low, found.high, hover=hover, extrapolated=found.extrapolated)
 
 
-def self_tests(reading: LawReading, *, key: str) -> None:
+def sanity_checks(reading: LawReading, *, key: str) -> None:
     """A/A tests and known-effect tests: a ring is the true value, a bar the estimate of the law."""
-    good, bad = palette()[2], palette()[1]
-    figure, rows = go.Figure(), []
-    shown = reading.tests
-    far = _far([test.found for test in shown])
-    for row, test in enumerate(shown):
-        colour, mark = {"passed": (good, "✓"), "missed": (bad, "✗")}.get(test.outcome, (palette()[-1], "–"))
-        _mark(figure, test.found, row, colour, far, test.words)
-        figure.add_scatter(
-            x=[_log(test.truth, far)],
-            y=[row],
-            mode="markers",
-            marker={"color": ink(), "size": 15, "symbol": "circle-open", "line": {"width": 2}},
-            hovertemplate=f"true value {times(test.truth)}, at {test.found.n:,.0f} parameters, "
-            f"{test.found.d:,.0f} images<extra></extra>",
+    lines, rows = [], []
+    for test in reading.tests:
+        colour, mark = {"passed": (theme.good(), "✓"), "missed": (theme.bad(), "✗")}.get(
+            test.outcome, (theme.gray(), "–")
         )
-        above(figure, row - 0.16, f"{mark} {test.words}", size=12)
+        place = f"at {test.found.n:,.0f} parameters, {test.found.d:,.0f} images"
+        short = test.words.rpartition(": ")[0]  # the mark says the rest, which a phone would cut off
+        line = dataclasses.replace(_line(test.found, f"{mark} {short}", colour), hover=test.words)
+        lines.append(dataclasses.replace(line, truth=test.truth, truth_hover=f"true value ×{test.truth:g}, {place}"))
         rows.append({"test": test.kind, "in": THINGS[test.found.axis], "truth": test.truth} | _cells(test.found))
-    edge = math.log10(far)
-    figure.update_xaxes(range=[-MARGIN * edge, MARGIN * edge], zeroline=False, **_ticks(far))
-    figure.update_yaxes(range=[len(shown) - 0.5, -0.7], visible=False, fixedrange=True)
-    figure.update_layout(showlegend=False)
-    listed = "; ".join(test.words for test in shown)
-    plot(figure, alt=f"Sanity checks: {listed}.", key=key, height=50 + 52 * len(shown), table=columns(rows))
+    listed = "; ".join(test.words for test in reading.tests)
+    panel = plots.Panel(lines, _far([test.found for test in reading.tests]), log=True)
+    plots.forest([panel], alt=f"Sanity checks: {listed}.", key=key, sides=None, table=columns(rows))
 
 
 def plane(study: ScalingStudy, found: MultiplierMap, *, key: str) -> None:
@@ -160,7 +103,9 @@ def plane(study: ScalingStudy, found: MultiplierMap, *, key: str) -> None:
     edge = math.log10(COLOURED)
     values, texts, hovers, rows = [], [], [], []
     for params, cells, hidden in zip(found.params, found.found, found.hidden, strict=True):
-        values.append([None if why else _log(cell.k, COLOURED) for cell, why in zip(cells, hidden, strict=True)])
+        values.append(
+            [None if why else plots.log_within(cell.k, COLOURED) for cell, why in zip(cells, hidden, strict=True)]
+        )
         texts.append(["" if why else _short(cell) for cell, why in zip(cells, hidden, strict=True)])
         hovers.append([why or _interval(cell) for cell, why in zip(cells, hidden, strict=True)])
         rows += [
@@ -180,8 +125,8 @@ def plane(study: ScalingStudy, found: MultiplierMap, *, key: str) -> None:
             hovertemplate="%{y} parameters, %{x} images: %{customdata}<extra></extra>",
             zmin=-edge,
             zmax=edge,
-            colorscale=[[0, palette()[1]], [0.5, "#D9DEE3"], [1, palette()[0]]],
-            colorbar={"title": "multiplier", **_ticks(COLOURED), "thickness": 12},
+            colorscale=[[0, theme.palette()[1]], [0.5, "#D9DEE3"], [1, theme.palette()[0]]],
+            colorbar={"title": "multiplier", **plots.log_ticks(COLOURED), "thickness": 12},
             xgap=2,
             ygap=2,
             hoverongaps=True,
@@ -197,11 +142,11 @@ def plane(study: ScalingStudy, found: MultiplierMap, *, key: str) -> None:
             x1=column + 0.5,
             y0=nearest - 0.5,
             y1=nearest + 0.5,
-            line={"color": ink(), "width": 3},
+            line={"color": theme.ink(), "width": 3},
         )
     figure.update_xaxes(title="training images", type="category", showgrid=False)
     figure.update_yaxes(title="parameters", type="category", showgrid=False)
-    figure.update_layout(plot_bgcolor="rgba(128,140,152,0.10)")
+    figure.update_layout(plot_bgcolor=theme.quiet(0.1))
     alt = f"Multiplier of {study.labels[found.recipe]} in {THINGS[found.axis]}, over sizes and numbers of images."
     plot(figure, alt=alt, key=key, height=90 + 62 * len(found.params), table=columns(rows))
 
@@ -310,45 +255,30 @@ def slopes(study: ScalingStudy, metric: str, *, key: str) -> None:
 def raw(study: ScalingStudy, metric: Literal["nll", "error"], *, key: str) -> None:
     """Paired differences to the baseline at the target, where no law is fitted. Right is better."""
     shown, colour = study.at_target(metric), colours(study)
-    figure, scale = go.Figure(), 100 if metric == "error" else 1
-    rows, ends = [], [0.0]
-    for row, one in enumerate(shown):
-        found = [scale * value for value in (one.low, one.high) if value is not None]
+    scale, lines, rows, ends = 100 if metric == "error" else 1, [], [], [0.0]
+    for one in shown:
+        low, high = (None if end is None else scale * end for end in (one.low, one.high))
         points = [scale * (after - before) for _, before, after in one.pairs]
-        ends += [*found, *points]
-        figure.add_scatter(
-            x=points,
-            y=[row + 0.2] * len(points),
-            mode="markers",
-            marker={"color": colour[one.recipe], "size": 6, "opacity": 0.6},
-            hovertemplate="%{x:+.3g}<extra>replicate</extra>",
+        ends += [*points, *(end for end in (low, high) if end is not None)]
+        interval = " (single replicate)" if low is None else f" [{low:+.2f}, {high:+.2f}]"
+        lines.append(
+            plots.Line(
+                f"<b>{study.labels[one.recipe]}</b>  {scale * one.mean:+.2f}{interval}",
+                colour[one.recipe],
+                scale * one.mean,
+                low,
+                high,
+                hover=f"mean {scale * one.mean:+.3g}",
+                points=points,
+                names=[f"replicate {replicate}" for replicate, _, _ in one.pairs],
+            )
         )
-        if found:
-            line = {"color": colour[one.recipe], "width": 4}
-            figure.add_scatter(x=found, y=[row, row], mode="lines", line=line, hoverinfo="skip")
-        figure.add_scatter(
-            x=[scale * one.mean],
-            y=[row],
-            mode="markers",
-            marker={
-                "color": colour[one.recipe],
-                "size": 11,
-                "symbol": "diamond" if found else "diamond-open",
-            },
-            hovertemplate="mean %{x:+.3g}<extra></extra>",
-        )
-        interval = f" [{found[0]:+.2f}, {found[1]:+.2f}]" if found else " (single replicate)"
-        above(figure, row - 0.16, f"<b>{study.labels[one.recipe]}</b>  {scale * one.mean:+.2f}{interval}")
         rows.append({"recipe": study.labels[one.recipe], "mean": one.mean, "low": one.low, "high": one.high})
     far = 1.1 * max(map(abs, ends)) or 1.0
-    sides(figure, "← worse", "better →")
     unit = "test error (points)" if metric == "error" else "test NLL (nats)"
-    figure.add_vline(x=0, line={"color": quiet(), "width": 2}, layer="below")
-    figure.update_xaxes(range=[far, -far], title=f"{unit}: difference to the baseline", zeroline=False, nticks=7)
-    figure.update_yaxes(range=[len(shown) - 0.4, -0.75], visible=False, fixedrange=True)
-    figure.update_layout(showlegend=False)
+    panel = plots.Panel(lines, far, title=f"{unit}: difference to the baseline", reverse=True)
     alt = f"Paired differences in {unit} to the baseline at the target."
-    plot(figure, alt=alt, key=key, height=70 + 62 * max(1, len(shown)), top=24, table=columns(rows))
+    plots.forest([panel], alt=alt, key=key, table=columns(rows))
 
 
 def residuals(study: ScalingStudy, metric: str, *, key: str) -> None:
@@ -372,7 +302,7 @@ def residuals(study: ScalingStudy, metric: str, *, key: str) -> None:
             {"recipe": study.labels[recipe], "params": one.params, "images": one.images, "off": value}
             for one, value in zip(mine, off, strict=True)
         ]
-    figure.add_hline(y=0, line={"color": quiet()})
+    figure.add_hline(y=0, line={"color": theme.quiet()})
     figure.update_xaxes(title=f"fitted test {'error' if metric == 'error' else 'NLL'}", type="log", nticks=6)
     figure.update_yaxes(title="relative residual", tickformat="+.0%")
     plot(figure, alt="Relative residuals of the scaling law.", key=key, height=360, top=40, table=columns(rows))
@@ -388,14 +318,14 @@ def ladder(study: ScalingStudy, *, key: str) -> None:
             x=[rung.teacher_nll] * len(scores),
             y=scores,
             mode="markers",
-            marker={"color": palette()[0], "size": 8, "opacity": 0.6},
+            marker={"color": theme.palette()[0], "size": 8, "opacity": 0.6},
             hovertemplate=f"teacher after {rung.epochs} epochs: student %{{y:.4g}}<extra></extra>",
         )
     figure.add_scatter(
         x=[rung.teacher_nll for rung in shown],
         y=[sum(score for _, score in rung.students) / len(rung.students) for rung in shown],
         mode="lines+markers",
-        line={"color": palette()[1]},
+        line={"color": theme.palette()[1]},
         hoverinfo="skip",
     )
     figure.add_scatter(

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from typing import Any
 
 import streamlit as st
-import yaml
 
-from pages.ui.app import context
 from pages.ui.augment import policy
 from pages.ui.distill import teacher_check
-from pages.ui.studies import student_form
-from pages.ui.widgets import formatting, forms, run_table, url_state
+from pages.ui.studies import student_form, study_form
+from pages.ui.studies.study_list import Kind
+from pages.ui.widgets import forms, run_table, url_state
 from smallalign_core.analysis import data_quality
 from smallalign_core.errors import BadSpec
 from smallalign_core.runs.store import Store
+from smallalign_core.service.requests import DatasetFacts
 from smallalign_core.spec import Lookahead, Optimizer, RunSpec, canonical, loss_kinds, members, parse_policy
 from smallalign_core.studies.scaling import MOST_REPLICATES, PILOT, PRESETS, REPLICATES, ScalingStudySpec, parse_study
 
+KIND = Kind("scaling", "scaling.py", ":material/open_in_full:", "scale")
 ADDS = {"augment": "Augmentation", "optimizer": "Optimizer", "distil": "Distillation", "clean": "Cleaning"}
 EXTRA = {"all": "All combined", "noise": "10% label noise (control)"}
 LADDER = (1, 2, 5, 10, 20)
 KEY, ADDED = "student", "scaling-adds"
 
 
-def form(source: str, facts: Mapping[str, Any], store: Store) -> dict[str, Any]:
+def form(source: str, facts: DatasetFacts, store: Store) -> dict[str, Any]:
     """Draw the form; returns the fields of the study. All but the details of recipes is kept in the URL."""
-    classes, counts = tuple(facts["classes"]), facts["counts"]["train"]
+    classes, counts = facts.classes, facts.counts["train"]
     student = student_form.form(source, classes, store, key=KEY, only=("epochs", "batch"), distilled=False)
     sizes = _sizes(student)
     there = min(sum(counts.values()), student["data"].get("images") or sum(counts.values()))
@@ -61,7 +60,7 @@ def form(source: str, facts: Mapping[str, Any], store: Store) -> dict[str, Any]:
                 "a training run of the teacher and the replicates of the target.",
             )
     if "clean" in recipes:
-        found["decisions"] = _cleaning(facts["fingerprint"], store)
+        found["decisions"] = _cleaning(facts.fingerprint, store)
     if "all" in recipes and len(set(recipes) & set(ADDS)) < 2:
         st.caption("All combined needs at least two variants and is skipped.")
         recipes.remove("all")
@@ -95,9 +94,7 @@ def _sizes(student: dict[str, Any]) -> dict[str, Any]:
 
 
 def _effort(there: int, recipes: int) -> dict[str, Any]:
-    names = {
-        name: f"{name.capitalize()}: {len(one['widths'])} × {len(one['fractions'])}" for name, one in PRESETS.items()
-    }
+    names = {name: f"{name.capitalize()}: {len(one.widths)} × {len(one.fractions)}" for name, one in PRESETS.items()}
     preset = url_state.switch("Model sizes × dataset sizes", names, key="preset")
     first, second = st.columns(2)
     with first:
@@ -123,7 +120,7 @@ def _effort(there: int, recipes: int) -> dict[str, Any]:
             first=300,
             help="Runs on few images train for more epochs to reach this number of steps.",
         )
-    least = round(there * PRESETS[preset]["fractions"][0])
+    least = round(there * PRESETS[preset].fractions[0])
     st.caption(f"From {least:,} to {there:,} training images.")
     found: dict[str, Any] = {"preset": preset, "replicates": draws, "steps": steps}
     if st.toggle(
@@ -139,31 +136,18 @@ def _effort(there: int, recipes: int) -> dict[str, Any]:
 def written(spec: ScalingStudySpec) -> str:
     """The YAML of a study."""
     plain = {name: value for name, value in canonical(spec).items() if name not in ("student", "fingerprints")}
-    student = canonical(
-        spec.student.model_copy(update={"data": spec.student.data.model_copy(update={"fingerprint": None})})
-    )
-    return yaml.safe_dump(student | plain, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
-
-
-def command(spec: ScalingStudySpec) -> None:
-    """A study as YAML, and the equivalent command."""
-    st.code(written(spec), language="yaml", wrap_lines=True)
-    st.caption("Save as study.yaml; this command trains missing runs and prints the same results:")
-    st.code("python -m smallalign_core scale study.yaml", language="bash", wrap_lines=True)
+    images = spec.student.data.model_copy(update={"fingerprint": None})
+    return study_form.as_yaml(canonical(spec.student.model_copy(update={"data": images})) | plain)
 
 
 def address(spec: ScalingStudySpec) -> dict[str, str]:
     """The URL parameters of the form for a study, as far as the form has fields for it."""
-    student = canonical(spec.student)
-    student["data"] = {key: value for key, value in canonical(spec.student.data).items() if key == "images"}
-    for name in ("optimizer", "seed", "loss"):
-        student.pop(name, None)
-    preset = next((name for name, one in PRESETS.items() if len(one["widths"]) == len(spec.widths)), "quick")
+    preset = next((name for name, one in PRESETS.items() if len(one.widths) == len(spec.widths)), "quick")
     recipes = [one for one in spec.recipes if one in ADDS or one in EXTRA]
     taught = {"teacher": spec.teacher} if spec.teacher else {}
     return {
         "data": spec.student.data.source,
-        KEY: json.dumps(student, separators=(",", ":")),
+        KEY: study_form.student_address(spec.student, without=("optimizer", "loss")),
         "recipes": ",".join(recipes),
         "preset": preset,
         "draws": str(spec.replicates),
@@ -172,59 +156,27 @@ def address(spec: ScalingStudySpec) -> dict[str, str]:
     }
 
 
-def begin(asked: dict[str, Any]) -> None:
-    """The cost, the button, the command. An existing study is opened instead."""
-    width, times = asked["target"]["width"], PRESETS[asked["preset"]]["widths"]
+def begin(fields: dict[str, Any]) -> None:
+    """The cost, the button, the command."""
+    width, times = fields["target"]["width"], PRESETS[fields["preset"]].widths
     if len({max(2, round(width * one)) for one in times}) < len(times):
         raise BadSpec(
             f"the student is too narrow for {len(times)} distinct sizes",
             given=f"width {width}",
             do="choose a larger width",
         )
-    if len(asked["recipes"]) < 2:
+    if len(fields["recipes"]) < 2:
         raise BadSpec("no variant selected to compare with the baseline", do="select at least one variant")
-    spec = parse_study(asked)
-    everything = json.dumps(spec.model_dump(mode="json"), sort_keys=True)
-    costs = st.container()
-    if st.button("Start study", type="primary", icon=":material/play_arrow:"):
-        answer = context.call("study", "Preparing the study", kind="scaling", spec=json.loads(everything), start=True)
-        st.switch_page("scaling.py", query_params={"study": answer["id"]})
-    if spec.replicates == 3:
-        st.caption(":orange[3 replicates are the minimum]; intervals will be wide. Use 4 or 5.")
-    st.markdown("**Equivalent command line**")
-    command(spec)
-    with costs:  # requested last: nothing else on the page waits for it
-        _cost(everything)
-
-
-def _cost(everything: str) -> None:
-    known = _known(everything)
-    report = known["report"]
-    cells = st.columns(2)
-    cells[0].metric(
-        "Runs",
-        f"{report['total']:,}",
-        border=True,
-        help="Model sizes × dataset sizes × recipes × replicates. Runs on the same images train in lockstep.",
-    )
-    cells[1].metric(
-        "Estimated time",
-        formatting.duration(known["seconds"]),
-        border=True,
-        help="From a few training steps of each size at the current load of this machine.",
-    )
-    if report["done"]:
-        words = f"{report['done']:,} of these runs are finished and will be reused."
-        st.caption(words if report["missing"] else f"All {report['done']:,} runs of this study are finished.")
-
-
-@st.cache_data(max_entries=32, ttl=60, show_spinner=False)
-def _known(everything: str) -> dict[str, Any]:
-    """The stored progress of a study, and its cost; raises for an invalid study."""
-    return context.call(
-        "study",
-        "Counting runs and timing a few training steps",
-        kind="scaling",
-        spec=json.loads(everything),
-        probe=True,
+    spec = parse_study(fields)
+    few = ":orange[3 replicates are the minimum]; intervals will be wide. Use 4 or 5."
+    study_form.begin(
+        KIND,
+        spec,
+        written(spec),
+        runs=lambda cost: (
+            cost.runs,
+            "Model sizes × dataset sizes × recipes × replicates. Runs on the same images train in lockstep.",
+        ),
+        time="From a few training steps of each size at the current load of this machine.",
+        warning=few if spec.replicates == REPLICATES else "",
     )

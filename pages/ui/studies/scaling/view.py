@@ -1,4 +1,4 @@
-"""One scaling study: progress, actions, and results."""
+"""What is particular to the view of a scaling study: its size, extension, progress and results."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from typing import Any, Literal
 
 import streamlit as st
 
-from pages.ui.app import context
-from pages.ui.runs import live
-from pages.ui.studies import study_list
-from pages.ui.studies.optimizers.forest import columns
+from pages.ui.charts.plotting import columns
+from pages.ui.studies import study_form, study_view
 from pages.ui.studies.scaling import charts, setup_form
 from pages.ui.widgets import url_state
 from smallalign_core.runs.store import Run, State, Store
@@ -19,39 +17,28 @@ from smallalign_core.studies.lifecycle import Study
 from smallalign_core.studies.scaling import ROUND, LawReading, ScalingStudy, most_of
 from smallalign_core.studies.scaling_law import VACUOUS
 
-SCALING = study_list.Kind("scaling", "scaling.py", ":material/open_in_full:")
 Metric = Literal["nll", "error"]
 SCORES: dict[str, str] = {"nll": "NLL", "error": "Error"}
 RUNS = "Total. The default should halve the widest interval, or adds a third if no law is fitted yet."
 
 
-def show(reference: str, store: Store) -> None:
-    """The whole view of a study; it updates by itself only while it is active."""
-    if (found := study_list.opened(reference, store, SCALING)) is None:
-        return
-    study, report = found
-    study_list.title(report)
+def _size(study: Study, report: ScalingStudy) -> str:
     sizes = sorted({one.width for one in report.cells})
     images = sorted({one.images for one in report.cells})
     much = f"{report.replicates} replicates" if study.spec.budget is None else f"adaptive: {study.spec.budget} runs"
-    st.caption(
+    return (
         f"{len(sizes)} model sizes, {len(images)} dataset sizes, {len(report.recipes)} recipes, {much} · target: "
         f"width {report.width}, {report.images:,} images · study `{report.id}`"
     )
-    _actions(study, report, store)
-    study_list.failures(report.failed)
+
+
+def _warnings(report: ScalingStudy) -> None:
+    """A message for diverged runs."""
     if diverged := sum(one.diverged for one in report.cells):
         st.warning(
             f"{diverged} diverged runs are excluded, which biases results in favor of their recipes.",
             icon=":material/trending_down:",
         )
-    if report.active:
-        st.fragment(_live, run_every=context.pace(2 * live.TICK_SECONDS), key="scaling-live")(
-            study, _rounds(report), store
-        )
-    elif not report.complete:
-        _progress(report)
-    _results(report, study)
 
 
 def _rounds(report: ScalingStudy) -> int:
@@ -60,25 +47,9 @@ def _rounds(report: ScalingStudy) -> int:
     return min(at_target, default=0)
 
 
-def _actions(study: Study, report: ScalingStudy, store: Store) -> None:
-    with st.container(horizontal=True, vertical_alignment="center"):
-        study_list.pause_or_resume(study, report, store)
-        with st.popover("Extend", icon=":material/add_circle:"):
-            _extend(study, report)
-        st.page_link(
-            "scaling.py",
-            label="Duplicate and edit",
-            icon=":material/edit:",
-            query_params=setup_form.address(study.spec),
-        )
-        if not report.active:
-            study_list.delete(study, store, SCALING)
-
-
-def _extend(study: Study, report: ScalingStudy) -> None:
-    """More replicates of all cells, or more runs of an adaptive study; finished runs are reused."""
+def _extend(study: Study, report: ScalingStudy) -> dict[str, Any] | None:
+    """More replicates of all cells, or more runs of an adaptive study."""
     spec = study.spec
-    st.caption("Adds to this study. Finished runs are reused.")
     if spec.budget is None:
         more = {"replicates": st.number_input("Replicates", spec.replicates, 32, spec.replicates, key="extend-draws")}
     elif spec.budget < (most := most_of(spec)):
@@ -87,33 +58,15 @@ def _extend(study: Study, report: ScalingStudy) -> None:
         more = {"budget": st.number_input("Runs", spec.budget, most, first, key="extend-runs", help=RUNS)}
     else:
         st.caption("Every cell has the maximum number of replicates. Start a study with more sizes or images instead.")
-        return
-    grown = spec.model_copy(update=more)
-    if st.button("Extend and start", type="primary", disabled=grown == spec):
-        wider = grown.model_copy(update={"fingerprints": ()}).model_dump(mode="json")
-        answer = context.call("study", "Preparing the study", kind=SCALING.name, spec=wider, start=True)
-        st.switch_page("scaling.py", query_params={"study": answer["id"]})
+        return None
+    changed = any(getattr(spec, name) != value for name, value in more.items())
+    return more | {"fingerprints": ()} if changed else {}
 
 
-# --- live progress ----------------------------------------------------------------------------------------------------
-
-
-def _live(study: Study, rounds: int, store: Store) -> None:
-    """Progress. When a round or the study ends, the whole page is redrawn, once."""
-    with context.show_errors():
-        report: ScalingStudy = study.report(store)
-        if not report.active or _rounds(report) != rounds:
-            st.rerun()
-        _progress(report)
-        if not context.worker_alive():
-            st.caption(
-                "Starting the worker. If it does not start, run "
-                f"`python -m smallalign_core worker --store {store.root}`"
-            )
-        elif now := next((spec for spec in study.missing(store) if _state(store.find(spec)) == State.RUNNING), None):
-            st.caption(f"Training in lockstep: {now.data.images or 0:,} images, seed {now.seed}.")
-        elif report.preparing:
-            st.caption("Detecting label errors in each replicate, for automatic cleaning.")
+def _doing(study: Study, report: ScalingStudy, store: Store) -> str:
+    if now := next((spec for spec in study.missing(store) if _state(store.find(spec)) == State.RUNNING), None):
+        return f"Training in lockstep: {now.data.images or 0:,} images, seed {now.seed}."
+    return "Detecting label errors in each replicate, for automatic cleaning." if report.preparing else ""
 
 
 def _state(run: Run | None) -> State | None:
@@ -127,7 +80,7 @@ def _progress(report: ScalingStudy) -> None:
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
-def _results(report: ScalingStudy, study: Study) -> None:
+def _results(report: ScalingStudy, study: Study, _: Store) -> None:
     if not any(one.runs for one in report.cells):
         st.info("No finished runs yet. Results appear once the target has runs of two recipes.")
         return
@@ -211,7 +164,7 @@ def _checks(reading: LawReading) -> None:
         "true value known. Ring: true value; bar: estimate with 95% CI."
         + (f" Gray: interval unbounded or wider than ×/÷{VACUOUS:g}, uninformative." if vague else "")
     )
-    charts.self_tests(reading, key="scaling-tests")
+    charts.sanity_checks(reading, key="scaling-tests")
 
 
 # --- tabs -------------------------------------------------------------------------------------------------------------
@@ -315,7 +268,7 @@ def _next(report: ScalingStudy, study: Study, metric: Metric) -> None:
 def _how(report: ScalingStudy, study: Study, __: Metric) -> None:
     st.markdown(report.scope())
     st.caption("Study file:")
-    setup_form.command(study.spec)
+    study_form.command(setup_form.KIND, setup_form.written(study.spec))
 
 
 Needs = Callable[[ScalingStudy, LawReading], bool]
@@ -329,3 +282,16 @@ TABS: dict[str, tuple[Needs, Callable[[ScalingStudy, Study, Metric], None]]] = {
     "Suggested runs": (lambda _, reading: reading.proposal is not None, _next),
     "Method": (lambda *_: True, _how),
 }
+
+VIEW = study_view.View[ScalingStudy](
+    kind=setup_form.KIND,
+    size=_size,
+    address=setup_form.address,
+    extend=_extend,
+    warnings=_warnings,
+    rounds=_rounds,
+    progress=_progress,
+    doing=_doing,
+    results=_results,
+)
+"""The view of a scaling study."""
