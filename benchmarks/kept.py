@@ -14,9 +14,11 @@ for single images, the best tenth of each slice.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,16 +32,18 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from smallalign_core import data, networks
+from smallalign_core.data import statistics
 from smallalign_core.export import _file, _simplify
 from smallalign_core.runs.store import Store
 from smallalign_core.spec import DataSpec, parse
 from smallalign_core.system import _compat
 from smallalign_core.system.machine import keep_freed_memory
 from smallalign_core.training.loop import Training
+from smallalign_core.training.teacher import CacheIndex, Teacher, TeacherCache, plan
 
+AUGMENT = [{"kind": "crop"}, {"kind": "flip"}, {"kind": "rotate", "degrees": 10}]
 STUDENTS = {
     "MLP 784-30-30-10": {"kind": "mlp", "width": 30, "depth": 2},
-    "CNN 8": {"kind": "cnn", "width": 8},
     "CNN 16": {"kind": "cnn", "width": 16},
 }
 
@@ -63,34 +67,57 @@ def ratio(found: list[float], to: list[float]) -> tuple[float, float, float]:
     return round(min(found) / min(to), 3), round(float(low), 3), round(float(high), 3)
 
 
+def training_of(
+    network: dict[str, Any], optimizer: str, splits: data.Splits, held: contextlib.ExitStack | None
+) -> Training:
+    """A training that never ends; with `held`, from a full cache of logits, as in `benchmarks/distil.py`."""
+    fields = {"data": "-", "network": network, "optimizer": optimizer, "precision": "fp32", "batch": 128}
+    device = torch.device("cpu")
+    if held is None:
+        return Training([parse(fields | {"epochs": 10_000})], splits, None, device=device)
+    fields |= {"teacher": "t", "augment": AUGMENT, "views": 2}
+    mean, std = statistics(splits.train)
+    big = parse({"data": "-", "network": {"kind": "mlp", "width": 1200, "depth": 2}}).network
+    live = Teacher(networks.build(big, splits.classes, splits.shape, mean=mean, std=std), splits.classes)
+    folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
+    wanted = plan(parse(fields | {"epochs": 10_000}), splits, ["0" * 64], device)
+    assert wanted is not None
+    with TeacherCache(wanted, CacheIndex(folder, 2**34), lambda: live) as cache:
+        earlier = Training([parse(fields | {"epochs": 2})], splits, cache)
+        while earlier.step < earlier.steps:
+            earlier.advance()
+    cache = held.enter_context(TeacherCache(wanted, CacheIndex(folder, 2**34), lambda: live))
+    return Training([parse(fields | {"epochs": 10_000})], splits, cache)
+
+
 def steps(rounds: int, seconds: float) -> dict[str, Any]:
-    """CPU time of a training step by the private kernels, over that by the public fused step."""
+    """CPU time of a training step by the public fused step, over that by the private kernels."""
     whole = data.load(DataSpec(source="fashion-mnist"), Store().data_cache)
     splits = replace(whole, train=whole.train.take(np.arange(4096)))
     result: dict[str, Any] = {}
-    for name, network in STUDENTS.items():
+    cases = [(name, cached) for name in STUDENTS for cached in ((False, True) if "MLP" in name else (False,))]
+    for name, cached in cases:
         for optimizer, private in (("sgd", "fused_sgd"), ("adamw", "fused_adamw")):
-            fields = {"data": "fashion-mnist", "network": network, "optimizer": optimizer, "precision": "fp32"}
-            spec = parse(fields | {"epochs": 10_000, "batch": 128})
-            training = {
-                way: Training([spec], splits, None, device=torch.device("cpu")) for way in ("private", "public")
-            }
+            with contextlib.ExitStack() as held:
+                made = [training_of(STUDENTS[name], optimizer, splits, held if cached else None) for _ in range(2)]
+                training = dict(zip(("private", "public"), made, strict=True))
 
-            def slice_of(way: str, private: str = private, training: dict[str, Training] = training) -> float:
-                kernel = (lambda: None) if way == "public" else getattr(_compat, private)
-                with mock.patch.object(_compat, private, kernel):
-                    begun, taken = time.process_time(), 0
-                    while time.process_time() - begun < seconds:
-                        training[way].advance()
-                        taken += 1
-                    return (time.process_time() - begun) / taken
+                def slice_of(way: str, private: str = private, training: dict[str, Training] = training) -> float:
+                    kernel = (lambda: None) if way == "public" else getattr(_compat, private)
+                    with mock.patch.object(_compat, private, kernel):
+                        begun, taken = time.process_time(), 0
+                        while time.process_time() - begun < seconds:
+                            training[way].advance()
+                            taken += 1
+                        return (time.process_time() - begun) / taken
 
-            found = turns({way: lambda way=way: slice_of(way) for way in training}, rounds)  # type: ignore[misc]
-            result[f"{name}, {optimizer}"] = {
+                found = turns({way: lambda way=way: slice_of(way) for way in training}, rounds)  # type: ignore[misc]
+            row = f"{name}, {optimizer}{', full cache' * cached}"
+            result[row] = {
                 "public_over_private": ratio(found["public"], found["private"]),
                 "private_ms": round(1e3 * min(found["private"]), 4),
             }
-            print(f"{name}, {optimizer}: {result[f'{name}, {optimizer}']}", flush=True)
+            print(f"{row}: {result[row]}", flush=True)
     return result
 
 

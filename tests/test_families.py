@@ -60,7 +60,7 @@ from smallalign_core.spec.augment import GROUPS, Augment, Blur, Flip, Mixing, Mi
 from smallalign_core.spec.loss import CrossEntropy, HintonKd, OfLayers, _Loss, _OfLayers, labels_share, short_name
 from smallalign_core.spec.optimizer import IN_EMA, IN_LOOKAHEAD, PLAIN, AdamW, Ema, Sgd, _Wrapper
 from smallalign_core.spec.parts import FAMILIES
-from smallalign_core.studies import ablation, lifecycle
+from smallalign_core.studies import ablation, kinds
 from smallalign_core.studies.optimizers import label_of, offered
 from smallalign_core.studies.run_status import DAMAGED
 from smallalign_core.studies.scaling import _spec as scaling_spec
@@ -558,13 +558,13 @@ def study_lacks(kind: str) -> list[str]:
         found.append(f"its page lacks something: {page_lacks(shown[kind])}")
     if f'_answer("{kind}"' not in (ROOT / "smallalign_core" / "cli" / "studies.py").read_text():
         found.append("no verb of the command line runs it")
-    module = lifecycle.KINDS.get(kind)
-    functions = [name for name in vars(lifecycle.StudyKind) if not name.startswith("_")]
+    module = kinds.KINDS.get(kind)
+    functions = [name for name in vars(kinds.StudyKind) if not name.startswith("_")]
     found += [f"no function {name}" for name in functions if not callable(getattr(module, name, None))]
     return found
 
 
-@pytest.mark.parametrize("kind", lifecycle.KINDS)
+@pytest.mark.parametrize("kind", kinds.KINDS)
 def test_a_kind_of_study_has_a_page_a_verb_and_all_functions(kind: str) -> None:
     assert not study_lacks(kind)
 

@@ -25,7 +25,7 @@ from smallalign_core.service.requests import DatasetFacts, Inspect
 from smallalign_core.service.wire import LongRequest, Progress, Request
 from smallalign_core.spec import Augment, DataSpec, Loss, RunSpec, parse_data, parse_policy
 from smallalign_core.studies import optimizers, scaling
-from smallalign_core.studies.lifecycle import AnyStudySpec
+from smallalign_core.studies.kinds import AnyStudySpec
 from smallalign_core.system import typed
 from tests.conftest import ROOT, SCALING, tiny
 

@@ -22,7 +22,7 @@ from smallalign_core.runs.writer import RunWriter
 from smallalign_core.service import worker
 from smallalign_core.service.users import Role, User
 from smallalign_core.spec import RunSpec, digest, parse
-from smallalign_core.studies import lifecycle
+from smallalign_core.studies import kinds, lifecycle
 from smallalign_core.studies.lifecycle import Study
 from smallalign_core.training.resolve import resolve
 
@@ -74,7 +74,7 @@ class Toy(ModuleType):
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> Toy:
     kind = Toy()
-    monkeypatch.setitem(lifecycle.KINDS, "toy", kind)
+    monkeypatch.setitem(kinds.KINDS, "toy", kind)
     return kind
 
 

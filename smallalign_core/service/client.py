@@ -67,13 +67,8 @@ class BackendClient:
             WorkFailed: it went wrong, took longer than `timeout` seconds, its process died twice, or its answer cannot
                 be read.
         """
-        who = self._visitor()
-        question = {
-            "verb": asked.verb(),
-            "values": asked,
-            "visitor": who.name,
-            "role": who.role,
-        }
+        user = self._visitor()
+        question = {"verb": asked.verb(), "values": asked, "visitor": user.name, "role": user.role}
         line = self._exchange(typed.encode(question) + "\n", asked, timeout or asked.seconds)
         if not line:
             reason = f"the reason may stand in {self.store.root / 'desk.log'}"

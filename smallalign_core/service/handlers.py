@@ -26,7 +26,7 @@ from smallalign_core.service.requests import (
 )
 from smallalign_core.service.wire import Progress, Request
 from smallalign_core.spec import digest
-from smallalign_core.studies import ablation as measuring, lifecycle
+from smallalign_core.studies import ablation as measuring, kinds, lifecycle
 from smallalign_core.studies.resolve import resolve_study
 from smallalign_core.system import typed
 from smallalign_core.system.machine import fastest, set_threads
@@ -73,7 +73,7 @@ def start_study(store: Store, asked: requests.StartStudy) -> StartedStudy:
 
 def estimate_study(store: Store, asked: requests.EstimateStudy) -> StudyCost:
     """Count the runs of a study and estimate their cost."""
-    module = lifecycle.KINDS[asked.spec.KIND]
+    module = kinds.KINDS[asked.spec.KIND]
     resolved = resolve_study(store, asked.spec.KIND, asked.spec)
     study = lifecycle.Study(store.root / "studies" / module.study_id(resolved))
     found = module.report(resolved, store, study.folder, active=study.active, trouble=None)

@@ -20,7 +20,7 @@ from smallalign_core.runs.export_report import ExportReport
 from smallalign_core.service.wire import LongRequest, Progress, Request
 from smallalign_core.spec import Augment, DataSpec, Loss, RunSpec
 from smallalign_core.studies.ablation import AblationReport, What
-from smallalign_core.studies.lifecycle import AnyStudySpec
+from smallalign_core.studies.kinds import AnyStudySpec
 from smallalign_core.training.teacher_evidence import CheckedTeacher
 
 # --- images -----------------------------------------------------------------------------------------------------------
@@ -154,6 +154,50 @@ class Estimate(Request[Cost]):
     shared: ClassVar[bool] = True
 
     spec: RunSpec
+
+
+# --- a study ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StartedStudy:
+    """A study whose missing runs workers train; its report is read from the store."""
+
+    id: str
+
+
+@dataclass(frozen=True)
+class StartStudy(Request[StartedStudy]):
+    """Create a study, or continue the existing one."""
+
+    spec: AnyStudySpec
+
+
+@dataclass(frozen=True)
+class StudyCost:
+    """The cost of a study before it is started.
+
+    Attributes:
+        id: digest of the resolved spec.
+        runs: number of runs, as far as known; `done`: finished or diverged ones, which are reused; `missing`: still to
+            train.
+        seconds: training time of the missing runs, from a few training steps.
+    """
+
+    id: str
+    runs: int
+    done: int
+    missing: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EstimateStudy(Request[StudyCost]):
+    """Count the runs of a study and estimate their cost: nothing is created or trained."""
+
+    shared: ClassVar[bool] = True
+
+    spec: AnyStudySpec
 
 
 # --- a comparison -----------------------------------------------------------------------------------------------------
@@ -496,47 +540,3 @@ class SubmitParity(Request[ExportReport]):
     run: str
     precision: str
     said: dict[str, Any]
-
-
-# --- a study ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class StartedStudy:
-    """A study whose missing runs workers train; its report is read from the store."""
-
-    id: str
-
-
-@dataclass(frozen=True)
-class StartStudy(Request[StartedStudy]):
-    """Create a study, or continue the existing one."""
-
-    spec: AnyStudySpec
-
-
-@dataclass(frozen=True)
-class StudyCost:
-    """The cost of a study before it is started.
-
-    Attributes:
-        id: digest of the resolved spec.
-        runs: number of runs, as far as known; `done`: finished or diverged ones, which are reused; `missing`: still to
-            train.
-        seconds: training time of the missing runs, from a few training steps.
-    """
-
-    id: str
-    runs: int
-    done: int
-    missing: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class EstimateStudy(Request[StudyCost]):
-    """Count the runs of a study and estimate their cost: nothing is created or trained."""
-
-    shared: ClassVar[bool] = True
-
-    spec: AnyStudySpec

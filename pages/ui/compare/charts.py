@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from pages.ui.charts import basic, theme
+from pages.ui.charts import basic, forest, theme
 from smallalign_core.analysis.compare import RecallChange
 from smallalign_core.analysis.pareto import ParetoFront
 from smallalign_core.analysis.robustness import Robustness
@@ -21,32 +21,20 @@ if TYPE_CHECKING:
 
 def recall_change(changes: Sequence[RecallChange], *, key: str) -> None:
     """Student minus teacher in each class, with 95% confidence intervals."""
-    grey = theme.gray()
-    good, bad = theme.good(), theme.bad()
-    colours = [bad if one.high < 0 else good if one.low > 0 else grey for one in changes]
-    figure = go.Figure()
-    for one, colour in zip(changes, colours, strict=True):
-        bar = {"color": colour, "width": 4}
-        figure.add_scatter(
-            x=[one.low, one.high], y=[one.name] * 2, mode="lines", line=bar, hoverinfo="skip", opacity=0.6
+    lines = [
+        forest.Line(
+            one.name,
+            theme.bad() if one.high < 0 else theme.good() if one.low > 0 else theme.gray(),
+            one.change,
+            one.low,
+            one.high,
+            hover=f"{basic.safe(one.name)}, {one.images} images: teacher {one.teacher:.1%}, student {one.student:.1%}",
         )
-    figure.add_scatter(
-        x=[one.change for one in changes],
-        y=[one.name for one in changes],
-        mode="markers",
-        marker={"color": colours, "size": 9},
-        customdata=[(one.images, one.teacher, one.student) for one in changes],
-        hovertemplate="%{y}, %{customdata[0]} images: teacher %{customdata[1]:.1%}, student %{customdata[2]:.1%}"
-        "<extra></extra>",
-    )
-    figure.add_vline(x=0, line={"color": theme.quiet(), "width": 1})
-    far = 1.05 * max((max(-one.low, one.high) for one in changes), default=0.1)
-    figure.update_layout(
-        showlegend=False,
-        xaxis={"title": "recall, student − teacher", "tickformat": "+.0%", "range": [-far, far]},
-        yaxis={"type": "category", "autorange": "reversed", "automargin": True},
-    )
-    basic.show(figure, alt="Change of recall by class, student minus teacher.", key=key, height=90 + 24 * len(changes))
+        for one in changes
+    ]
+    far = 1.05 * max((max(-one.low, one.high) for one in changes), default=0.1) or 0.1
+    panel = forest.Panel(lines, far, title="recall, student − teacher", tickformat="+.0%", beside=True)
+    forest.forest([panel], alt="Change of recall by class, student minus teacher.", key=key, sides=None)
 
 
 def reliability(before: Sequence[Bin], after: Sequence[Bin], temperature: float, colour: str, *, key: str) -> None:

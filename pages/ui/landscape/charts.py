@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import plotly.graph_objects as go
 import streamlit as st
 
-from pages.ui.charts import basic, theme
+from pages.ui.charts import basic, forest, plotting, theme
 from smallalign_core.analysis.landscape_report import (
     Between,
     Curvature,
@@ -166,11 +166,6 @@ def _colours() -> list[str]:
     return theme.palette()
 
 
-def _faint(colour: str) -> str:
-    red, green, blue = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.18)"
-
-
 def _band(drawn: Sequence[tuple[Line, str]], mode: str, key: str) -> None:
     """The mean over directions with the min-max band."""
     figure = go.Figure()
@@ -183,7 +178,7 @@ def _band(drawn: Sequence[tuple[Line, str]], mode: str, key: str) -> None:
         everything += [value for value in (*low, *high) if value is not None]
         quiet = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False, "legendgroup": name}
         figure.add_scatter(x=line.at, y=high, **quiet)
-        figure.add_scatter(x=line.at, y=low, fill="tonexty", fillcolor=_faint(colour), **quiet)
+        figure.add_scatter(x=line.at, y=low, fill="tonexty", fillcolor=theme.faint(colour, 0.18), **quiet)
         figure.add_scatter(
             x=line.at,
             y=mean,
@@ -350,54 +345,32 @@ def _ways(ways: Sequence[Way], labels: Mapping[str, str], mode: str, key: str) -
 def _sizes(trends: Sequence[Trend], words: Sequence[str], mode: str, key: str) -> None:
     """Whether smaller is more rugged: each measure's slope over the size, in half-widths of its own interval."""
     st.markdown("**Ruggedness by student size**")
-    rated = [
-        (trend, trend.slope, trend.low, trend.high)
-        for trend in trends
-        if trend.slope is not None and trend.low is not None and trend.high is not None and trend.high > trend.low
-    ]
     colours = {"supports": _colours()[0], "opposite": _colours()[1]}
-    grey = theme.gray()
-    figure = go.Figure()
-    middles: list[float] = []
-    for place, (trend, slope, low, high) in enumerate(reversed(rated)):
-        half = (high - low) / 2
-        middle = -slope * trend.rugged / half  # to the right: smaller is more rugged
-        colour = colours.get(trend.verdict, grey)
-        middles.append(middle)
-        bar = {"color": colour, "width": 4}
-        figure.add_scatter(
-            x=[middle - 1, middle + 1], y=[place, place], mode="lines", line=bar, hoverinfo="skip", showlegend=False
-        )
-        figure.add_scatter(
-            x=[middle],
-            y=[place],
-            mode="markers",
-            marker={"color": colour, "size": 11, "symbol": "diamond"},
-            showlegend=False,
-            hovertemplate=f"{slope:+.3g} ({low:+.3g} to {high:+.3g})<extra></extra>",
-        )
-        text = {"text": trend.name, "showarrow": False, "xanchor": "left", "yanchor": "bottom", "yshift": 7}
-        figure.add_annotation(x=0, xref="paper", y=place, font={"size": 12}, **text)
-    if rated:
-        figure.add_vline(x=0, line={"color": theme.quiet(), "width": 2})
-        for x, anchor, side in ((0, "left", "← bigger is more rugged"), (1, "right", "smaller is →")):
-            figure.add_annotation(
-                x=x, y=1, xref="paper", yref="paper", text=side, showarrow=False, xanchor=anchor, yanchor="bottom"
+    lines, rows = [], []
+    for trend in trends:
+        if trend.slope is None or trend.low is None or trend.high is None or trend.high <= trend.low:
+            continue
+        middle = -trend.slope * trend.rugged / ((trend.high - trend.low) / 2)  # to the right: smaller is more rugged
+        lines.append(
+            forest.Line(
+                trend.name,
+                colours.get(trend.verdict, theme.gray()),
+                middle,
+                middle - 1,
+                middle + 1,
+                hover=f"{trend.slope:+.3g} ({trend.low:+.3g} to {trend.high:+.3g})",
             )
-        figure.update_yaxes(visible=False, range=[-0.6, len(rated) - 0.1])
-        reach = [end for middle in middles for end in (middle - 1.1, middle + 1.1)]
-        figure.update_xaxes(
-            range=[min(-1.5, *reach), max(1.5, *reach)],
-            title="slope per log₂ parameters, in half-widths of its 95% CI",
         )
-        _draw(
-            figure,
-            title="",
-            mode=mode,
-            alt="Slopes of each measure over the size.",
+        rows.append({"measure": trend.name, "slope": trend.slope, "low": trend.low, "high": trend.high})
+    if lines:
+        far = max(1.5, *(1.1 + abs(line.mean or 0.0) for line in lines))
+        title = f"slope per log₂ parameters,<br>in half-widths of its 95% CI [{mode.split(' (')[0]}]"
+        forest.forest(
+            [forest.Panel(lines, far, title=title)],
+            alt=f"Slopes of each measure over the size ({mode}).",
             key=f"{key}-sizes",
-            height=110 + 52 * len(rated),
-            top=56,  # below the button that saves
+            sides=("← bigger is more rugged", "smaller is →"),
+            table=plotting.columns(rows),
         )
     st.dataframe(
         {
