@@ -84,10 +84,6 @@ class DatasetFacts:
     reasons: dict[str, str]
     test_looks: int | None
 
-    def __getitem__(self, name: str) -> Any:
-        """One of the facts; for pages that read them as a mapping."""
-        return getattr(self, name)
-
 
 @dataclass(frozen=True)
 class Inspect(Request[DatasetFacts]):

@@ -123,7 +123,7 @@ def _row(run: Run, names: Mapping[str, str]) -> RunRow:
         return RunRow(run.name, run.name, DAMAGED, "Unreadable run folder", run.created, in_zoo=run.in_zoo, reason=why)
 
 
-def teachers(store: Store, source: str, facts: Any) -> list[RunRow]:
+def teachers(store: Store, source: str, facts: DatasetFacts) -> list[RunRow]:
     """Finished runs and imports with the classes of a dataset, each with its accuracy on the dataset's validation
     images where available, the most accurate first.
 
