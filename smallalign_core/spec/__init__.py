@@ -16,8 +16,15 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from smallalign_core.errors import BadSpec
+from smallalign_core.spec._canonical import canonical as canonical
 from smallalign_core.spec._file import loaded as loaded, value_of
 from smallalign_core.spec._part import expanded
+from smallalign_core.spec._policy import (
+    Policy as Policy,
+    parse_policy as parse_policy,
+    policy_yaml as policy_yaml,
+    read_policy as read_policy,
+)
 from smallalign_core.spec._words import told as told
 from smallalign_core.spec.augment import MIXING, CutMix as CutMix, Mixing as Mixing, MixUp as MixUp, misplaced
 from smallalign_core.spec.loss import (
@@ -91,7 +98,7 @@ from smallalign_core.spec.parts import (
     members as members,
     shorthand as shorthand,
 )
-from smallalign_core.spec.python import Arguments, Code as Code, beside, each_code as each_code, with_code as with_code
+from smallalign_core.spec.python import Code as Code, beside, each_code as each_code, with_code as with_code
 
 LOOP = 2
 """Increased when the semantics of training change, so that an old run is not reused for a new spec."""
@@ -268,47 +275,6 @@ class RunSpec(Part):
         return self
 
 
-class Policy(Part):
-    """An augmentation policy on its own, as in a policy file."""
-
-    augment: Annotated[tuple[Augment, ...], Field(min_length=1, max_length=16, description="Transforms, in order.")]
-
-    @model_validator(mode="after")
-    def _is_in_order(self) -> Self:
-        if wrong := misplaced(self.augment):
-            raise ValueError(wrong)
-        return self
-
-
-def canonical(part: Part) -> dict[str, Any]:
-    """The fields of a part that differ from their defaults, and its kind: the input of the digest.
-
-    Omitting defaults means that a new field with a default does not change the ids of old runs. A known fingerprint
-    replaces the path of the images, or of the initial weights: a moved folder is still the same data.
-    """
-    written: dict[str, Any] = {}
-    for name, field in sorted(type(part).model_fields.items(), key=lambda one: one[0] != "kind"):
-        value = getattr(part, name)
-        if name == "kind" or field.is_required() or value != field.get_default(call_default_factory=True):
-            written[name] = _plain(value)
-    if isinstance(part, DataSpec) and part.fingerprint:
-        for name in ("source", "decisions", "groups", "skip_unreadable"):  # the fingerprint covers their effect
-            written.pop(name, None)
-    if isinstance(part, GivenNetwork) and part.weights_sha256:
-        del written["weights"]
-    if isinstance(part, Code) and part.sha256:
-        del written["file"]
-    return written
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, Part):
-        return canonical(value)
-    if isinstance(value, Arguments):
-        return dict(value)
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
-
-
 def digest(spec: RunSpec) -> str:
     """The id of the run that `spec` describes: 16 hexadecimal characters."""
     head = {"head": HEAD} if isinstance(spec.network, LibraryNetwork) and spec.network.begins else {}
@@ -362,40 +328,6 @@ def fields_in(path: Path, what: str, overrides: Sequence[str] = ()) -> dict[str,
     for override in overrides:
         written = set_field(written, override)
     return written
-
-
-def read_policy(path: Path) -> tuple[Augment, ...]:
-    """The policy in a YAML or JSON file: a list of transforms, or a spec with `augment`.
-
-    Raises:
-        BadSpec: the file is missing or not YAML, has no transforms, or one is unknown, misplaced or out of range.
-    """
-    return parse_policy(beside(loaded(path, "policy"), path.parent))
-
-
-def parse_policy(written: object) -> tuple[Augment, ...]:
-    """A validated policy from plain values: a list of transforms, one transform, or a mapping with `augment`.
-
-    Raises:
-        BadSpec: as `read_policy`.
-    """
-    if isinstance(written, Mapping):
-        written = [written] if "kind" in written else written.get("augment")
-    if not isinstance(written, Sequence) or isinstance(written, str) or not written:
-        raise BadSpec(
-            "the policy has no transforms",
-            given=written or "nothing",
-            do="write a list such as `- {kind: shift, pixels: 2}`",
-        )
-    try:
-        return Policy.model_validate({"augment": written}).augment
-    except ValidationError as error:
-        raise BadSpec(told(Policy, error)) from None
-
-
-def policy_yaml(policy: Sequence[Augment]) -> str:
-    """The shortest YAML list that parses to `policy`."""
-    return yaml.safe_dump([canonical(part) for part in policy], sort_keys=False, allow_unicode=True, width=120)
 
 
 def parse(written: Mapping[str, Any]) -> RunSpec:

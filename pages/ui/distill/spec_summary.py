@@ -8,6 +8,7 @@ from typing import Any
 import streamlit as st
 
 from pages.ui.app import context
+from pages.ui.widgets import formatting
 from smallalign_core.runs.store import Store
 from smallalign_core.spec import RunSpec, to_yaml
 
@@ -16,6 +17,30 @@ from smallalign_core.spec import RunSpec, to_yaml
 def estimate(asked: str) -> dict[str, Any]:
     """The estimated cost of a spec's run; cached for a minute, since the machine's load changes."""
     return context.call("estimate", "Counting parameters and timing a few training steps", spec=json.loads(asked))
+
+
+def costs(cost: dict[str, Any]) -> None:
+    """The estimate as metrics."""
+    cells = st.columns(2)
+    cells[0].metric("Parameters", f"{cost['params']:,}", border=True)
+    cells[1].metric(
+        "Training time",
+        formatting.duration(cost["seconds"]),
+        border=True,
+        help=f"{cost['steps']:,} steps on {cost['device']}.",
+    )
+    cells[0].metric(
+        "MACs", formatting.count(cost["macs"]), border=True, help="Multiply-accumulate operations per image."
+    )
+    exact = cost["unexportable"] is None
+    cells[1].metric(
+        "ONNX file",
+        formatting.exact(cost["onnx_bytes"]) if exact else "not known",
+        border=True,
+        help=formatting.sizes(cost["sizes"]) if exact else None,
+    )
+    if not exact:
+        st.warning(formatting.plain(cost["unexportable"]), icon=":material/warning:")
 
 
 def command(
