@@ -30,7 +30,9 @@ from smallalign_core.service import handlers, integrity, worker
 from smallalign_core.service.users import Role, User
 from smallalign_core.spec import digest, parse, read, to_yaml
 from smallalign_core.spec.python import Arguments, on_one_line
+from smallalign_core.studies import lifecycle, optimizers
 from smallalign_core.studies.ray_executor import _payload
+from smallalign_core.studies.resolve import resolve_study
 from smallalign_core.system import usercode
 from smallalign_core.training import contracts, losses
 from smallalign_core.training.loop import Training
@@ -411,6 +413,16 @@ def test_in_a_browser_a_file_runs_only_after_it_was_allowed(store: Store, tmp_pa
     file.write_text(file.read_text() + "\n")
     with pytest.raises(Refused, match="not allowed"):
         handlers.submit(local, spec)
+
+
+def test_a_visitor_does_not_restart_a_study_of_a_file(store: Store, net: Path) -> None:
+    spec = resolve_study(store, "optimizers", optimizers.parse_study({**SMALL, "network": network(net)}), "cpu")
+    study = lifecycle.create(store, "optimizers", spec)
+    with pytest.raises(Refused, match="owner of this machine only"):
+        lifecycle.start(Store(store.root, User("eve", Role.RUNNER)), study)
+    assert not study.active
+    lifecycle.start(Store(store.root, User("browser", Role.LOCAL)), study)
+    assert study.active
 
 
 @pytest.mark.slow
@@ -864,3 +876,37 @@ def test_a_run_needs_no_python_file(train: Train) -> None:
     run = train(epochs=1)
     assert not (run.folder / "code").exists()
     assert "file" not in to_yaml(run.spec)
+
+
+def test_the_page_of_a_run_shows_its_file_and_that_nothing_was_trained(
+    shown: Show, store: Store, net: Path, tmp_path: Path
+) -> None:
+    checkpoint(tmp_path / "w.pt", 1)
+    spec = {"data": "digits", "network": network(net, weights=str(tmp_path / "w.pt")), "epochs": 0}
+    run = store.create(resolve(store, parse(spec)))
+    worker.execute(run, store, device="cpu")
+    app = shown("runs", run=run.id, tab="Python files")
+    assert not app.error
+    assert "make() of net.py" in texts(app)
+    assert "class Net" in "".join(one.value for one in app.code)
+    assert "file: " in "".join(one.value for one in shown("runs", run=run.id).code)
+
+
+@pytest.mark.parametrize(
+    ("address", "hosts", "role"),
+    [
+        ("127.0.0.1", [], Role.LOCAL),
+        ("localhost", [], Role.LOCAL),
+        ("0.0.0.0", [], Role.RUNNER),
+        (None, [], Role.RUNNER),
+        ("127.0.0.1", ["smallalign.example.org"], Role.RUNNER),
+    ],
+)
+def test_a_browser_is_the_owners_only_where_nobody_else_can_reach_the_server(
+    address: str | None, hosts: list[str], role: Role, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pages.ui.security import auth
+
+    options = {"server.address": address, "server.allowedHosts": hosts}
+    monkeypatch.setattr(auth.st, "get_option", options.__getitem__)
+    assert auth.of_browser(None, "session").role is role
