@@ -291,6 +291,7 @@ def checkpoint(file: Path, seed: int, *, ema: bool = True, classes: int = 10) ->
     return averaged if ema else other
 
 
+@pytest.mark.slow
 def test_weights_of_a_checkpoint_are_evaluated_as_they_are(
     store: Store, net: Path, tmp_path: Path, digits: Splits, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -348,6 +349,7 @@ def test_a_checkpoint_is_a_teacher_from_cache_or_live_and_in_onnx(store: Store, 
     assert worker.execute(store.create(onnx), store, device="cpu")["answers"][0]["agreement"] > 0.99
 
 
+@pytest.mark.slow
 def test_a_head_for_other_classes_is_new_and_other_weights_are_refused(store: Store, net: Path, tmp_path: Path) -> None:
     truth = checkpoint(tmp_path / "w.pt", 1, ema=False, classes=7)
     spec = parse({"data": "digits", "network": network(net, weights=str(tmp_path / "w.pt"))})
@@ -481,6 +483,7 @@ def test_the_list_that_cannot_be_written_allows_this_process_only(
     assert not usercode.is_trusted("0" * 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", [Role.LOCAL, Role.RUNNER])
 def test_the_form_offers_python_to_the_owner_and_asks_before_it_runs(
     role: Role, shown: Show, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -580,6 +583,7 @@ def test_an_exception_in_the_middle_of_training_fails_the_run_in_words(
     assert "Traceback" not in caplog.text
 
 
+@pytest.mark.slow
 def test_a_network_that_onnx_cannot_hold_trains_and_its_size_is_not_known(store: Store, tmp_path: Path) -> None:
     text = FILE.read_text().replace(
         "        x = F.relu(self.second(x))\n",
@@ -690,6 +694,7 @@ def own_loss(file: Path = FILE, **fields: Any) -> dict[str, Any]:
     return {"kind": "python", "file": str(file), **fields}
 
 
+@pytest.mark.slow
 def test_a_loss_of_ones_own_trains_as_the_same_one_of_the_library(store: Store) -> None:
     """The same formula: the weights are the same, bit for bit."""
     shared = {**SMALL, "network": {"kind": "cnn", "width": 6, "depth": 2}, "teacher": "digits-teacher"}
@@ -810,7 +815,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("check", BROKEN)
+@pytest.mark.parametrize("check", [pytest.param(one, marks=[pytest.mark.slow] * ("ONNX" in one)) for one in BROKEN])
 def test_a_check_finds_what_it_is_for(check: str, tmp_path: Path) -> None:
     old, new, words = BROKEN[check]
     text = "import torch\n" + FILE.read_text().replace(old, new)
@@ -878,6 +883,7 @@ def test_a_run_needs_no_python_file(train: Train) -> None:
     assert "file" not in to_yaml(run.spec)
 
 
+@pytest.mark.slow
 def test_the_page_of_a_run_shows_its_file_and_that_nothing_was_trained(
     shown: Show, store: Store, net: Path, tmp_path: Path
 ) -> None:
