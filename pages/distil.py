@@ -130,26 +130,7 @@ with side:
     spec_summary.command(spec, store)
     with costs:  # requested last: nothing else on the page waits for it
         cost = spec_summary.estimate(spec)
-        cells = st.columns(2)
-        cells[0].metric("Parameters", f"{cost.params:,}", border=True)
-        cells[1].metric(
-            "Training time",
-            formatting.duration(cost.seconds),
-            border=True,
-            help=f"{cost.steps:,} steps on {cost.device}.",
-        )
-        cells[0].metric(
-            "MACs", formatting.count(cost.macs), border=True, help="Multiply-accumulate operations per image."
-        )
-        exact = cost.unexportable is None
-        cells[1].metric(
-            "ONNX file",
-            formatting.exact(cost.onnx_bytes) if exact else "not known",
-            border=True,
-            help=formatting.sizes(cost.sizes) if exact else None,
-        )
-        if cost.unexportable:
-            st.warning(formatting.plain(cost.unexportable), icon=":material/warning:")
+        spec_summary.costs(cost)
         teacher_check.seen(cost, teacher)
         if cost.cache_bytes:
             st.caption(
