@@ -21,6 +21,8 @@ def canonical(part: Part) -> dict[str, Any]:
     if isinstance(part, DataSpec) and part.fingerprint:
         for name in ("source", "decisions", "groups", "skip_unreadable"):  # the fingerprint covers their effect
             written.pop(name, None)
+    if isinstance(part, DataSpec) and part.unlabeled_fingerprint:
+        written.pop("unlabeled", None)
     if isinstance(part, LibraryNetwork) and part.weights_sha256:
         del written["weights"]
     return written

@@ -45,6 +45,7 @@ NAMES = {
     "warmup": "Warm-up",
     "balance": "Class balance",
     "tau": "τ",
+    "unlabeled": "Unlabeled images",
     "q": "q",
     "select": "Best epoch by",
 }

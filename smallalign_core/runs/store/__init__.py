@@ -41,6 +41,7 @@ from smallalign_core.errors import BadModel, Refused, SmallAlignError, UnknownRu
 from smallalign_core.runs.queue import UNRESTRICTED, Access, queued
 from smallalign_core.runs.store._run import Run as Run, State as State
 from smallalign_core.spec import LibraryNetwork, RunSpec, digest
+from smallalign_core.spec.parts import REST
 from smallalign_core.system import limits, sandbox
 from smallalign_core.system.extras import PACKAGE
 from smallalign_core.system.files import SCHEMA as SCHEMA, append, is_held, read_lines, write_json
@@ -217,7 +218,9 @@ class Store:
         source = spec.data.source
         if source not in data.NAMED:  # the worker may run in another folder
             source = str(Path(source).expanduser().resolve())
-        filled = spec.data.model_copy(update={"source": source, "fingerprint": splits.fingerprint})
+        filled = splits.filled(spec.data).model_copy(update={"source": source})
+        if filled.unlabeled not in (None, REST):
+            filled = filled.model_copy(update={"unlabeled": str(Path(str(filled.unlabeled)).expanduser().resolve())})
         if filled.decisions:  # whoever goes on deciding must not change what this run learns from
             filled = filled.model_copy(update={"decisions": str(self._kept(filled.decisions))})
         if isinstance(network, LibraryNetwork) and network.weights is not None:
@@ -392,4 +395,4 @@ class Store:
 
 def _places(spec: RunSpec) -> tuple[str | None, ...]:
     """Where a run finds its images, the decisions about them, and the weights that it starts from."""
-    return spec.data.source, spec.data.decisions, getattr(spec.network, "weights", None)
+    return spec.data.source, spec.data.unlabeled, spec.data.decisions, getattr(spec.network, "weights", None)
