@@ -20,7 +20,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from smallalign_core.data import _groups, _moved, _order, _progress
+from smallalign_core.data import _groups, _moved, _order, _progress, _unlabeled
 from smallalign_core.data._decisions import (
     Decision as Decision,
     Decisions as Decisions,
@@ -43,6 +43,7 @@ from smallalign_core.data._sets import ImageSet as ImageSet, MappedRows, Splits 
 from smallalign_core.data._zips import check_upload as check_upload
 from smallalign_core.errors import BadData, BadModel, Refused
 from smallalign_core.spec import Columns, DataSpec
+from smallalign_core.spec.parts import REST
 from smallalign_core.system.files import read_json, write_json
 
 RAM_BUDGET = 256 * 1024**2
@@ -66,7 +67,7 @@ def load(spec: DataSpec, cache: Path, *, ram_budget: int = RAM_BUDGET) -> Splits
             Missing images are searched in the place of `found_at`, or where they were found before.
     """
     if spec.fingerprint is None:
-        return _load(spec, cache, ram_budget)
+        return _with_unlabeled(_load(spec, cache, ram_budget), spec, cache, ram_budget)
     errors: list[BadData] = []
     for place in _moved.places(spec.source, spec.fingerprint, cache):
         try:
@@ -74,6 +75,7 @@ def load(spec: DataSpec, cache: Path, *, ram_budget: int = RAM_BUDGET) -> Splits
         except BadData as error:
             errors.append(error)
             continue
+        splits = _with_unlabeled(splits, spec, cache, ram_budget)
         if place == spec.source:
             return splits
         place = absolute(place)
@@ -85,6 +87,7 @@ def load(spec: DataSpec, cache: Path, *, ram_budget: int = RAM_BUDGET) -> Splits
 
 def _load(spec: DataSpec, cache: Path, ram_budget: int) -> Splits:
     """The images in `spec.source`, of the fingerprint that `spec` has."""
+    spec = spec if spec.unlabeled == REST else spec.labeled()
     facts, stored = _stored(spec, cache, ram_budget)
     splits = None
     with contextlib.suppress(BadData) if spec.fingerprint and facts["changed"] else contextlib.nullcontext():
@@ -100,6 +103,28 @@ def _load(spec: DataSpec, cache: Path, ram_budget: int) -> Splits:
             do="restore the images, or submit the spec again as a new run",
         )
     assert splits is not None
+    return splits
+
+
+def _with_unlabeled(splits: Splits, spec: DataSpec, cache: Path, ram_budget: int) -> Splits:
+    """`splits` with the unlabeled images that `spec` names, of the fingerprint that it has.
+
+    Raises:
+        BadData: as `load`.
+    """
+    if spec.unlabeled is None:
+        return splits
+    if spec.unlabeled != REST:
+        facts, stored = _stored(_unlabeled.question(spec, splits), cache, ram_budget)
+        splits = _unlabeled.beside(replace(splits, notes=(*splits.notes, *facts["notes"])), stored["train"], spec)
+    assert splits.unlabeled is not None
+    if spec.unlabeled_fingerprint not in (None, splits.unlabeled.fingerprint):
+        found = splits.unlabeled.fingerprint
+        raise BadData(
+            "the unlabeled images do not match the fingerprint of the run",
+            given=f"{spec.unlabeled}: fingerprint {found}, expected {spec.unlabeled_fingerprint}",
+            do="restore the images, or submit the spec again as a new run",
+        )
     return splits
 
 
@@ -181,7 +206,9 @@ def _prepared(spec: DataSpec, cache: Path, old: bool = False) -> Path:
         part.mkdir()
         try:
             with _progress.noted(cache / f"{folder.name}.progress"):
-                decoded = (read_as_before if old else reader(spec.source))(spec, part)
+                alone = spec.unlabeled == spec.source
+                read = _unlabeled.without_labels if alone else read_as_before if old else reader(spec.source)
+                decoded = read(spec, part)
             for name, (images, labels, ids) in decoded.parts.items():
                 np.save(part / f"{name}.labels.npy", labels)
                 np.save(part / f"{name}.source_ids.npy", ids)
@@ -306,6 +333,7 @@ def _cache_key(spec: DataSpec, old: bool = False) -> str:
     ]
     facts += [] if spec.levels == 1 else [f"levels {spec.levels}"]
     facts += [spec.columns.model_dump()] if spec.columns != Columns() else []
+    facts += ["unlabeled"] if spec.unlabeled == spec.source else []
     text = hashlib.sha256(json.dumps(facts).encode())
     if (place := absolute(spec.source)) != spec.source or Path(place).is_absolute():
         text.update(place.encode(errors="surrogateescape"))
@@ -339,7 +367,7 @@ def _check(train: ImageSet, source: str) -> None:
 
 def _divide(stored: dict[str, ImageSet], spec: DataSpec, facts: dict[str, Any]) -> Splits:
     """Hold out what the source does not bring: test first, then validation; then keep `spec.images` of the rest."""
-    train, said = stored["train"], list(facts["notes"])
+    train, said, rest = stored["train"], list(facts["notes"]), None
     _check(train, spec.source)
     test, val = stored.get("test"), stored.get("val")
     if test is None:
@@ -357,7 +385,7 @@ def _divide(stored: dict[str, ImageSet], spec: DataSpec, facts: dict[str, Any]) 
             )
         if spec.images < len(train):
             salt = b"images%d" % spec.draw if spec.draw else b"images"
-            _, train = _hold_out(train, spec.images / len(train), spec, salt=salt, count=spec.images)
+            rest, train = _hold_out(train, spec.images / len(train), spec, salt=salt, count=spec.images)
     if spec.noise:
         train = _mislabelled(train, spec)
         said.append(f"{spec.noise:.0%} of the training labels are wrong on purpose (`noise`).")
@@ -369,7 +397,14 @@ def _divide(stored: dict[str, ImageSet], spec: DataSpec, facts: dict[str, Any]) 
             f"{left_out:,} images were dropped or relabelled, by decisions about {len(decisions.by_image):,} images."
         )
     told = {name: facts[name] for name in ("unreadable", "reasons", "reader", "columns")}
-    return Splits(train, val, test, tuple(said), **told)
+    splits = Splits(train, val, test, tuple(said), **told)
+    if spec.unlabeled != REST:
+        return splits
+    if rest is None:
+        raise BadData(
+            "no training images are left to be unlabeled", given=f"images {spec.images}", do="lower data.images"
+        )
+    return _unlabeled.beside(splits, rest, spec)
 
 
 def _mislabelled(images: ImageSet, spec: DataSpec) -> ImageSet:

@@ -65,6 +65,7 @@ class DatasetFacts:
         shape: [C, H, W] of an image.
         fingerprint: digest of all pixels, labels and class names; `validation`: that of the validation split.
         counts: images of each class, by split.
+        unlabeled: number of unlabeled images beside them.
         unreadable: files that were skipped; `reasons`: why.
         test_looks: how often the test split was evaluated; None if the record is unreadable.
     """
@@ -79,6 +80,7 @@ class DatasetFacts:
     fingerprint: str
     validation: str
     counts: dict[str, dict[str, int]]
+    unlabeled: int
     notes: tuple[str, ...]
     unreadable: tuple[str, ...]
     reasons: dict[str, str]
@@ -131,6 +133,7 @@ class Cost:
         macs: multiply-accumulates of one image.
         onnx_bytes: exact size of its ONNX file; `sizes`: in each precision; of a large network without int8.
         unexportable: why a user's network has no such file; None if it has.
+        unlabeled: number of unlabeled images that join the training images.
         seconds: training time, from a short probe of the real loop.
         cache_bytes: disk space of the teacher's cached logits; 0: they are not cached.
         cache_ready: the share of them that is there.
@@ -146,6 +149,7 @@ class Cost:
     unexportable: str | None
     sizes: dict[str, int | None]
     steps: int
+    unlabeled: int
     seconds: float
     device: str
     cache_bytes: int

@@ -271,6 +271,16 @@ class RunSpec(Part):
         return self
 
     @model_validator(mode="after")
+    def _unlabeled_has_targets(self) -> Self:
+        if self.data.unlabeled and self.teacher is None:
+            raise ValueError("`data.unlabeled` has no targets without a teacher: set `teacher`, or leave it out")
+        if self.data.unlabeled == self.data.source:
+            raise ValueError("`data.unlabeled` is the folder of the labeled images: give another one, or leave it out")
+        if self.data.unlabeled and isinstance(self.loss, Dkd):
+            raise ValueError("loss 'dkd' needs the label of every image: leave `data.unlabeled` out, or use loss 'kd'")
+        return self
+
+    @model_validator(mode="after")
     def _balance_has_labels(self) -> Self:
         if self.balance.of_labels and not labels_share(self.loss):
             raise ValueError(
@@ -323,7 +333,7 @@ def id_of(imported: Import) -> str:
 
 def to_yaml(spec: RunSpec) -> str:
     """The shortest YAML that parses to `spec`; filled-in fields (digests of data and weights) are omitted."""
-    bare: dict[str, Part] = {"data": spec.data.model_copy(update={"fingerprint": None})}
+    bare: dict[str, Part] = {"data": spec.data.model_copy(update={"fingerprint": None, "unlabeled_fingerprint": None})}
     if isinstance(spec.network, GivenNetwork):
         bare["network"] = spec.network.model_copy(update={"weights_sha256": None})
     spec = with_code(spec.model_copy(update=bare), lambda one: one.model_copy(update={"sha256": None, "package": None}))

@@ -23,6 +23,8 @@ def canonical(part: Part) -> dict[str, Any]:
         # the fingerprint covers their effect
         for name in ("source", "columns", "levels", "decisions", "groups", "skip_unreadable"):
             written.pop(name, None)
+    if isinstance(part, DataSpec) and part.unlabeled_fingerprint:
+        written.pop("unlabeled", None)
     if isinstance(part, GivenNetwork) and part.weights_sha256:
         del written["weights"]
     if isinstance(part, Code) and part.sha256:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from smallalign_core.errors import BadInput, BadSpec
 from smallalign_core.metrics import macro_of
 from smallalign_core.runs.store import Run, State, Store
-from smallalign_core.spec import RunSpec, Unbalanced, digest, parse, title
+from smallalign_core.spec import DataSpec, RunSpec, Unbalanced, digest, parse, title
 from smallalign_core.studies import statistics
 from smallalign_core.studies.run_status import DAMAGED as DAMAGED, NOT_STARTED as NOT_STARTED, status_of
 
@@ -53,7 +53,10 @@ CONTROLS: dict[What, Control] = {
     "teacher": Control(  # a spec without teacher and loss uses cross entropy
         "the teacher",
         lambda spec: spec.teacher is not None,
-        lambda fields: {name: value for name, value in fields.items() if name not in ("teacher", "loss", "shuffled")},
+        lambda fields: {
+            **{name: value for name, value in fields.items() if name not in ("teacher", "loss", "shuffled")},
+            "data": DataSpec.model_validate(fields["data"]).labeled(),  # unlabelled images have no other targets
+        },
         "set `teacher`",
     ),
     "shuffled": Control(  # keeps class-level information of the teacher, removes image-level information

@@ -442,6 +442,7 @@ def _finish(member: ActiveRun, store: Store, splits: data.Splits, training: Trai
         },
         "classes": list(splits.classes),
         "input_shape": list(splits.shape),
+        "unlabeled": 0 if splits.unlabeled is None else len(splits.unlabeled),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "logits_sha256": hashlib.sha256(answers).hexdigest(),
         "images_per_second": training.steps * training.views.batch / max(1e-9, seconds),

@@ -56,6 +56,8 @@ def seen(cost: Cost, teacher: RunRow | None) -> None:
         f"{formatting.percent(found.accuracy)} (95% CI {interval}), "
         f"chance level {formatting.percent(found.chance)}." + _numbers(cost.loss)
     )
+    if cost.unlabeled:
+        st.caption(f"{cost.unlabeled:,} unlabeled images join the training images, with the teacher's targets only.")
     for warning in found.warnings:
         st.warning(capital(warning) + ".")
     if teacher and teacher.params and teacher.params < cost.params:

@@ -49,6 +49,7 @@ NAMES = {
     "PythonNetwork.weights": "Initial weights",
     "balance": "Class balance",
     "tau": "τ",
+    "unlabeled": "Unlabeled images",
     "q": "q",
     "select": "Best epoch by",
 }
