@@ -67,7 +67,7 @@ with right:
             "Images", ["Dataset", "Upload"], default="Dataset", required=True, label_visibility="collapsed", key="mine"
         )
         if mine == "Dataset":
-            splits = image_grid.splits(DataSpec(source=source, fingerprint=facts["fingerprint"]), store)
+            splits = image_grid.splits(DataSpec(**facts["data"], fingerprint=facts["fingerprint"]), store)
             rows = augmented_images.choose(splits.train, facts["fingerprint"])
     with context.show_errors():
         own = augmented_images.drop(shape) if rows is None else None
@@ -77,7 +77,7 @@ with right:
     fine = False
     with policy.checked():
         checked = [part.model_dump(mode="json") for part in parse_policy(parts)]
-        data = {"source": source, "fingerprint": facts["fingerprint"]}
+        data = {**facts["data"], "fingerprint": facts["fingerprint"]}
         epoch, seed, batch = numbers["epoch"], numbers["seed"], numbers["batch"]
         question = {"policy": checked, "data_source": data, "seed": seed, "strength": strength}
         grid = {
@@ -119,5 +119,5 @@ with risk, context.show_errors():
 
 with measured, context.show_errors():
     st.subheader("Ablation: with vs. without augmentation", anchor=False)
-    pupil = student_form.form(source, classes, store, key="student")
+    pupil = student_form.form(facts, store, key="student")
     panel.panel(pupil | {"augment": carried, "batch": batch, "seed": seed}, "augment", store, key="worth")

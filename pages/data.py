@@ -50,7 +50,7 @@ st.subheader("Data quality")
 checked = st.container()  # filled last: nothing else on the page waits for it
 
 st.subheader("Images")
-splits = image_grid.splits(DataSpec(source=source, fingerprint=facts["fingerprint"]), store)
+splits = image_grid.splits(DataSpec(**facts["data"], fingerprint=facts["fingerprint"]), store)
 with st.container(horizontal=True, vertical_alignment="bottom"):
     split = st.segmented_control(
         "Split",
@@ -79,4 +79,4 @@ else:
 st.page_link("augment.py", label="Preview augmentation", icon=":material/auto_fix_high:", query_params={"data": source})
 st.page_link("distil.py", label="Distill on this dataset", icon=":material/science:", query_params={"data": source})
 with checked, context.show_errors():
-    quality.panel(store, source, facts)
+    quality.panel(store, facts)

@@ -749,7 +749,9 @@ def test_a_run_of_before_still_finds_its_images(tmp_path: Path) -> None:
     assert load(root, tmp_path / "cache", fingerprint=before.fingerprint).fingerprint == before.fingerprint
     assert "as they were before" in told(load(root, tmp_path / "cache", fingerprint=before.fingerprint))
     assert load(root, tmp_path / "cache", fingerprint=now.fingerprint).fingerprint == now.fingerprint
-    assert _as_before(spec.model_copy(update={"fingerprint": "0" * 16}), tmp_path / "cache", 10**9, facts, stored) is None
+    assert (
+        _as_before(spec.model_copy(update={"fingerprint": "0" * 16}), tmp_path / "cache", 10**9, facts, stored) is None
+    )
 
 
 def test_moved_images_are_known_by_their_fingerprint_and_remembered(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Datasets: from a name, a folder, a zip or IDX files to train, validation and test images.
+"""Datasets: from a name, a folder, a zip, a table or IDX files to train, validation and test images.
 
 Everything is decoded once into `.npy` files below a cache folder and read from there: into RAM, or memory-mapped above
 `RAM_BUDGET`. So runs and dashboard share one copy, and a second start decodes nothing. Nothing here imports torch,

@@ -182,13 +182,16 @@ def _is_image(text: str, images: Images) -> bool:
 def _split_column(
     head: Sequence[str], body: Sequence[Sequence[str]], width: int, taken: set[int | None], role: Role
 ) -> int | None:
-    """The column all of whose values name a part of the data, `train` among them."""
+    """The column all of whose values name a part of the data, `train` among them; one of a usual name whatever else it
+    holds.
+    """
     fitting = []
     for place in range(width):
         values = {cell(row, place) for row in body}
         named = plain_name(cell(head, place)) in SPLITS
         roles = {role(value) for value in values}
-        if place not in taken and "train" in roles and (None not in roles or named) and (named or len(roles) > 1):
+        every = None not in roles and "train" in roles and len(roles) > 1
+        if place not in taken and (every or (named and roles != {None})):
             fitting.append((not named, place))
     return min(fitting)[1] if fitting else None
 
@@ -234,6 +237,7 @@ def label_column(
         "several columns of the table may hold the labels",
         given=f"{table.name}: {_list(each)}",
         do=f"name one: data.columns.label={_title(head, few[0])}",
+        details={"columns": [_title(head, place) for place in few]},
     )
 
 

@@ -121,7 +121,9 @@ def _text(entry: Entry) -> tuple[str, tuple[str, ...]]:
     encoding = "utf-8-sig"
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         encoding = "utf-16"
-    elif b"\0" in (head := raw[:4096]):  # a mark is missing where a program wrote only half of the format
+    elif (head := raw[:4096]).count(0) * 50 > len(
+        head
+    ):  # a mark is missing where a program wrote only half of the format
         odd, even = head[1::2].count(0), head[::2].count(0)
         if max(odd, even) * 4 < len(head) or min(odd, even) * 8 > max(odd, even):
             raise _bad(entry, "the table holds zero bytes, so it is no text")

@@ -36,6 +36,7 @@ def inspect(store: Store, source: str | dict[str, Any]) -> dict[str, Any]:
     parts = {"train": splits.train, "val": splits.val, "test": splits.test}
     return {
         "source": spec.source,
+        "data": spec.model_dump(mode="json", exclude_defaults=True, include={"source", "columns", "levels"}),
         "reader": splits.reader,
         "columns": splits.columns,
         "images": sum(len(part) for part in parts.values()),
@@ -44,7 +45,7 @@ def inspect(store: Store, source: str | dict[str, Any]) -> dict[str, Any]:
         "shape": list(splits.shape),
         "fingerprint": splits.fingerprint,
         "validation": splits.val.fingerprint,
-        "counts": {name: data.in_order(part.counts()) for name, part in parts.items()},
+        "counts": {name: part.counts() for name, part in parts.items()},
         "notes": list(splits.notes),
         "unreadable": list(splits.unreadable),
         "reasons": dict(zip(splits.unreadable, splits.reasons, strict=True)),

@@ -19,7 +19,7 @@ from smallalign_core import data
 from smallalign_core.errors import SmallAlignError, of_system
 from smallalign_core.runs.store import Store
 from smallalign_core.service.client import BackendClient
-from smallalign_core.spec import parse_data
+from smallalign_core.spec import DataSpec
 from smallalign_core.spec.precision import PRECISIONS, file_name
 from smallalign_core.system.files import write
 
@@ -61,8 +61,9 @@ def call(verb: str, waiting: str, **values: Any) -> dict[str, Any]:
         return client().call(verb, **values)
 
 
-def read(source: str) -> dict[str, Any]:
+def read(spec: DataSpec) -> dict[str, Any]:
     """Summary of a dataset, with a progress bar on the page while any process decodes its images."""
+    source = spec.model_dump(mode="json", exclude_defaults=True)
     answers: list[dict[str, Any]] = []
     errors: list[BaseException] = []
     place = store()
@@ -78,11 +79,11 @@ def read(source: str) -> dict[str, Any]:
     thread.start()
     thread.join(PATIENCE)
     if thread.is_alive():
-        with st.spinner(f"Reading {source}", show_time=True):
+        with st.spinner(f"Reading {spec.source}", show_time=True):
             bar = st.empty()
             while thread.is_alive():
                 with contextlib.suppress(SmallAlignError):
-                    if (found := data.decoding(parse_data(source), place.data_cache)) is not None:
+                    if (found := data.decoding(spec, place.data_cache)) is not None:
                         done, total = found
                         bar.progress(done / max(1, total), f"{done:,} of {total:,} images decoded")
                 thread.join(PATIENCE)

@@ -50,10 +50,9 @@ def _finished(asked: str, root: str, fingerprint: str, start: bool) -> QualityRe
     return QualityReport.from_dict(polling.step("quality", start=start, **json.loads(asked))["report"])
 
 
-def panel(store: Store, source: str, facts: dict[str, Any]) -> None:
+def panel(store: Store, facts: dict[str, Any]) -> None:
     """The whole section; calls the backend in short steps, so that a click on the page interrupts it."""
-    classes = tuple(facts["classes"])
-    fitting = [row for row in run_table.finished(store) if row.classes == classes]
+    fitting = run_table.of_classes(store, facts["classes"])
     model = url_state.pick_row(
         "Features for label-error detection",
         fitting,
@@ -62,7 +61,7 @@ def panel(store: Store, source: str, facts: dict[str, Any]) -> None:
         help="Pixels, or the penultimate-layer features of a model that was not trained on these images. A model that "
         "has fitted wrong labels hides them.",
     )
-    asked = json.dumps({"source": source, "teacher": model.id if model else None}, sort_keys=True)
+    asked = json.dumps({"source": facts["data"], "teacher": model.id if model else None}, sort_keys=True)
     place, wanted = st.empty(), st.session_state.get(keys.QUALITY_WANTED) == asked
     try:
         report = polling.wait(
@@ -77,7 +76,7 @@ def panel(store: Store, source: str, facts: dict[str, Any]) -> None:
         return
     place.empty()
     _summary(report)
-    splits = image_grid.splits(DataSpec(source=source, fingerprint=facts["fingerprint"]), store)
+    splits = image_grid.splits(DataSpec(**facts["data"], fingerprint=facts["fingerprint"]), store)
     _review(report, splits, store)
 
 

@@ -43,6 +43,10 @@ NAMES = {
     "amount": "Standard deviation",
     "augment": "Augmentation",
     "warmup": "Warm-up",
+    "Columns.path": "Image column",
+    "Columns.label": "Label column",
+    "Columns.split": "Split column",
+    "levels": "Levels of class folders",
 }
 """Labels of fields whose name is a symbol, short, or not the usual term."""
 UNSET = {"size": "original", "bits": "full precision", "groups": "none"}
