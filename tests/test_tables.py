@@ -143,7 +143,7 @@ def test_hundred_thousand_rows_are_not_looked_at_one_file_at_a_time(
     scan = os.scandir
     monkeypatch.setattr("os.scandir", lambda place: looked.append(place) or scan(place))
     chosen = _labels.Chosen(0, 1, None, headed=True)
-    with pytest.raises(BadData, match=r"100,000 rows of 100,000 name images that do not exist"):
+    with pytest.raises(BadData, match=r"100,000 rows of 100,000 with images that do not exist"):
         _labels.labelled(table, chosen, _named.Below(tmp_path), lambda _: None, lambda _: "train", skip=False)
     assert len(looked) == 1
 
@@ -257,9 +257,9 @@ def test_all_that_is_left_out_is_counted(root: Path) -> None:
     splits = load(written(root / "labels.csv", rows))
     assert len(everything(splits)) == 20
     for words in (
-        "1 row of labels.csv name an image a second time, with the same label (row 22: images/0.png)",
-        "1 row of labels.csv have no label and were left out (row 23: images/20.png)",
-        "1 row of labels.csv have no path",
+        "1 row of labels.csv with an image that was named before, with the same label: left out (row 22: images/0.png)",
+        "1 row of labels.csv without a label: left out (row 23: images/20.png)",
+        "1 row of labels.csv without a path",
         "4 images have no row in labels.csv and were left out: images/20.png, images/21.png, images/22.png",
     ):
         assert words in told(splits)
@@ -271,7 +271,7 @@ def test_missing_images_are_counted_and_named_by_row(root: Path) -> None:
         rows[at][0] = f"images/gone{at}.png"
     file = written(root / "labels.csv", rows)
     with pytest.raises(
-        BadData, match=r"4 rows of 24 name images.*row 4: images/gone3\.png; row 10: .*; and 1 more"
+        BadData, match=r"4 rows of 24 with images.*row 4: images/gone3\.png; row 10: .*; and 1 more"
     ) as found:
         load(file)
     assert "data.skip_unreadable" in found.value.do
@@ -283,7 +283,7 @@ def test_missing_images_are_counted_and_named_by_row(root: Path) -> None:
 
 def test_a_table_of_which_no_image_exists_says_so(tmp_path: Path) -> None:
     rows = [["file", "label"], *([f"x/{at}.jpg", "ab"[at % 2]] for at in range(9))]
-    with pytest.raises(BadData, match=r"9 rows of 9 name images that do not exist.*row 2: x/0\.jpg"):
+    with pytest.raises(BadData, match=r"9 rows of 9 with images that do not exist.*row 2: x/0\.jpg"):
         load(written(tmp_path / "t.csv", rows))
 
 
@@ -292,11 +292,11 @@ REFUSED: list[tuple[str, list[list[str]], str]] = [
     (
         "parent",
         [["../elsewhere/x.png", "dog"]],
-        r"1 row of the table name files outside.*row 26: \.\./elsewhere/x\.png",
+        r"1 row with paths outside.*row 26: \.\./elsewhere/x\.png",
     ),
-    ("through a folder", [["images/../../x.png", "dog"]], "name files outside"),
-    ("absolute", [["/etc/hostname", "dog"]], "name files outside"),
-    ("Windows", [["C:\\Users\\x.png", "dog"]], "name files outside"),
+    ("through a folder", [["images/../../x.png", "dog"]], "with paths outside"),
+    ("absolute", [["/etc/hostname", "dog"]], "with paths outside"),
+    ("Windows", [["C:\\Users\\x.png", "dog"]], "with paths outside"),
     ("a separator in a name", [["images/20.png", "dog", " brown"]], r"more cells than the first.*row 26: 3 cells"),
 ]
 
@@ -375,7 +375,7 @@ def test_tables_that_say_too_little_are_refused_in_words(content: bytes, words: 
 def test_a_zero_byte_in_a_path_is_a_missing_image(root: Path) -> None:
     rows = usual()
     rows[3][0] = "images/0.png\0.jpg"
-    with pytest.raises(BadData, match="1 row of 24 name images that do not exist"):
+    with pytest.raises(BadData, match="1 row of 24 with images that do not exist"):
         load(written(root / "labels.csv", rows))
 
 
@@ -384,7 +384,7 @@ def test_a_split_that_is_not_understood_is_refused(root: Path) -> None:
         ["path", "label", "split"],
         *([*row, "extra" if at == 5 else "train"] for at, row in enumerate(usual()[1:])),
     ]
-    with pytest.raises(BadData, match=r"name no split that is understood.*row 7: extra"):
+    with pytest.raises(BadData, match=r"with a split that is not understood.*row 7: extra"):
         load(written(root / "labels.csv", rows))
 
 
@@ -425,7 +425,7 @@ def test_an_upload_reads_no_file_of_this_machine(tmp_path: Path) -> None:
             for one in sorted((tmp_path / "set").rglob("*.*")):
                 archive.write(one, one.relative_to(tmp_path / "set"))
         file, _ = uploads.keep(store, "x.zip", packed.getvalue())
-        with pytest.raises(BadData, match=r"outside of its folder|do not exist"):
+        with pytest.raises(BadData, match=r"with paths outside|do not exist"):
             data.load(DataSpec(source=str(file)), store.data_cache)
 
 

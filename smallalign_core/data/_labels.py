@@ -330,25 +330,25 @@ def labelled(
 def _refuse(table: Table, chosen: Chosen, odd: _Odd, rows: int, labels: set[str], skip: bool) -> None:
     odd.refuse(
         "long",
-        "{} of the table have more cells than the first: a separator in a name would cut it",
+        "{} with more cells than the first: a separator in a name would cut it",
         "put quotation marks around cells that hold a separator",
     )
     odd.refuse(
         "outside",
-        "{} of the table name files outside of its folder, which are not read",
+        "{} with paths outside of the folder of the table, which are not read",
         f"put {table.name} into a folder that holds all images, and write paths relative to it",
     )
     odd.refuse("labels", "a table gives an image two labels ({})", "keep one")
     odd.refuse("splits", "a table puts an image into two splits ({})", "keep one")
     odd.refuse(
         "split",
-        "{} of the table name no split that is understood",
+        "{} with a split that is not understood",
         "write train, validation or test, or name another column with `data.columns`",
     )
     if odd.count["missing"] > LOST * rows and not skip:
         odd.refuse(
             "missing",
-            f"{{}} of {rows:,} name images that do not exist (more than {LOST:.0%})",
+            f"{{}} of {rows:,} with images that do not exist (more than {LOST:.0%})",
             "correct the paths, which are relative to the table, or leave those rows out with `data.skip_unreadable`",
         )
     if several := _several(labels):
@@ -385,13 +385,15 @@ def _notes(table: Table, columns: dict[str, str], odd: _Odd) -> list[str]:
     said = "; ".join(f"{what} is column {name}" for what, name in columns.items())
     notes = [f"Labels were read from {table.name}: {said} (`data.columns` names others).", *table.notes]
     for what, words in (
-        ("missing", "name images that do not exist and were left out"),
-        ("label", "have no label and were left out"),
-        ("path", "have no path and were left out"),
-        ("twice", "name an image a second time, with the same label"),
+        ("missing", "with an image that does not exist"),
+        ("label", "without a label"),
+        ("path", "without a path"),
+        ("twice", "with an image that was named before, with the same label"),
     ):
         if count := odd.count[what]:
-            notes.append(f"{count:,} row{'' if count == 1 else 's'} of {table.name} {words} ({odd.some(what)}).")
+            notes.append(
+                f"{count:,} row{'' if count == 1 else 's'} of {table.name} {words}: left out ({odd.some(what)})."
+            )
     return notes
 
 

@@ -18,6 +18,7 @@ from smallalign_core.data import _parquet
 from smallalign_core.data._files import Entry, regular
 from smallalign_core.data._names import shown
 from smallalign_core.errors import BadData, SmallAlignError
+from smallalign_core.system import limits
 from smallalign_core.system.files import check_regular
 
 NAMES = (
@@ -73,7 +74,9 @@ def read(entry: Entry) -> Table:
 
     Raises:
         BadData: it cannot be read, or is no table; the reason is given.
+        Refused: it lies outside of the folders that may be read.
     """
+    limits.check_path(entry.file, "the table")
     try:
         if entry.ending == ".parquet":
             return _of_parquet(entry)
@@ -257,6 +260,7 @@ def listed(file: Path) -> list[str]:
     if not regular(file) or file.stat().st_size > 1_000_000:
         return []
     try:
+        limits.check_path(file, "a list of classes")
         text, _ = _text(Entry((file.name,), file))
     except (OSError, SmallAlignError):
         return []
