@@ -9,10 +9,11 @@ import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from conftest import command
+from conftest import command, texts
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
@@ -563,3 +564,67 @@ def test_training_from_a_table(root: Path) -> None:
     result = json.loads(done.stdout)
     run = Store(root.parent / "store").run(result["id"])
     assert (run.result or {})["classes"] == list(ANIMALS)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cnn", "resnet"])
+def test_initial_weights_follow_the_names_of_classes(kind: str, tmp_path: Path) -> None:
+    """A run of the time of lexical order can be continued in natural order: each output keeps its class."""
+    import torch
+
+    from smallalign_core import networks
+
+    spec = parse({"data": "digits", "network": {"kind": kind, "width": 8, "depth": 1}})
+    before, after = ("0", "1", "10", "2"), ("0", "1", "2", "10")
+    old, new = (
+        networks.build(spec.network, names, (1, 8, 8), mean=[0.5], std=[0.5], seed=seed).eval()
+        for seed, names in enumerate((before, after))
+    )
+    (tmp_path / "weights.safetensors").write_bytes(networks.to_bytes(old, spec))
+    networks.begin_from(new, tmp_path / "weights.safetensors")
+    images = torch.from_numpy(DRAW.integers(0, 256, (5, 1, 8, 8), dtype=np.uint8))
+    with torch.no_grad():
+        was, now = old(images), new(images)
+    for name in before:
+        assert torch.equal(was[:, before.index(name)], now[:, after.index(name)])
+
+
+# --- pages ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_data_page_asks_for_the_column_of_labels(shown: Any, root: Path) -> None:
+    rows = [["img", "kind", "coat"], *([f"images/{at}.png", ANIMALS[at % 3], "ab"[at % 2]] for at in range(COUNT))]
+    file = written(root / "t.csv", rows)
+    app = shown("data", data=str(file))
+    assert "several columns of the table may hold the labels" in texts(app).lower()
+    next(field for field in app.text_input if field.label == "Label column").set_value("coat").run()
+    assert not app.exception
+    assert {metric.label: metric.value for metric in app.metric}["Classes"] == "2"
+    assert "label is column coat" in texts(app)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("row", "kept"), [(["images/0.png", "cat", "a"], True), (["../x.png", "dog", "a"], False)])
+def test_an_upload_whose_column_must_be_named_is_kept(
+    row: list[str], kept: bool, store: Store, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pages.ui.app import context
+    from pages.ui.data import uploading
+    from smallalign_core.service import handlers
+
+    monkeypatch.setattr(context, "read", lambda spec: handlers.inspect(store, spec.model_dump(exclude_defaults=True)))
+    rows = [["img", "kind" if kept else "label", "coat"]]
+    rows += [[f"images/{at}.png", ANIMALS[at % 3], "ab"[at % 2]] for at in range(COUNT)]
+    written(root / "labels.csv", [*rows, row])
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for one in sorted(root.rglob("*.*")):
+            archive.write(one, one.relative_to(root))
+    if not kept:
+        with pytest.raises(BadData, match="with paths outside"):
+            uploading.receive(store, "x.zip", packed.getvalue())
+        assert uploads.kept(store) == []
+        return
+    source = uploading.receive(store, "x.zip", packed.getvalue())
+    named = parse_data({"source": source, "columns": {"label": "coat"}})
+    assert data.load(named, store.data_cache).classes == ("a", "b")
