@@ -149,6 +149,26 @@ def test_hundred_thousand_rows_are_not_looked_at_one_file_at_a_time(
     assert len(looked) == 1
 
 
+def test_a_second_table_that_speaks_of_other_things_is_left_alone(root: Path) -> None:
+    """As it was before columns were found by what they hold: stored runs have such folders."""
+    written(root / "labels.csv", usual())
+    alone = load(root).fingerprint
+    more = [["img", "camera", "day"], *([f"images/{at}.png", "ab"[at % 2], "xyz"[at % 3]] for at in range(COUNT))]
+    written(root / "more.csv", more)  # two columns that may be labels
+    assert load(root).fingerprint == alone
+    written(root / "more.csv", [[*row[:2], "-"] for row in more])  # one
+    assert load(root).fingerprint == alone
+
+
+def test_a_run_whose_table_named_missing_images_still_finds_its_own(root: Path) -> None:
+    written(root / "labels.csv", usual())
+    fingerprint = load(root).fingerprint
+    written(root / "labels.csv", [*usual(), *([f"images/gone{at}.png", "cat"] for at in range(5))])
+    with pytest.raises(BadData, match="5 rows of 29 with images that do not exist"):
+        load(root)
+    assert load(root, fingerprint=fingerprint).fingerprint == fingerprint
+
+
 # --- columns ----------------------------------------------------------------------------------------------------------
 
 

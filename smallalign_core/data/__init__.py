@@ -85,7 +85,14 @@ def load(spec: DataSpec, cache: Path, *, ram_budget: int = RAM_BUDGET) -> Splits
 
 def _load(spec: DataSpec, cache: Path, ram_budget: int) -> Splits:
     """The images in `spec.source`, of the fingerprint that `spec` has."""
-    facts, stored = _stored(spec, cache, ram_budget)
+    try:
+        facts, stored = _stored(spec, cache, ram_budget)
+    except BadData:
+        if spec.fingerprint is None or spec.skip_unreadable:
+            raise
+        with contextlib.suppress(BadData):  # rows without an image were once left out however many
+            return _load(spec.model_copy(update={"skip_unreadable": True}), cache, ram_budget)
+        raise
     splits = None
     with contextlib.suppress(BadData) if spec.fingerprint and facts["changed"] else contextlib.nullcontext():
         splits = _divide(_order.shown(stored, facts), spec, facts)

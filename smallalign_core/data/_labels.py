@@ -42,12 +42,18 @@ Role = Callable[[str], str | None]
 
 @dataclass(frozen=True)
 class Chosen:
-    """The positions of the columns; `headed`: whether the first row is the header; `named`: what is shown of them."""
+    """The positions of the columns.
+
+    Attributes:
+        headed: whether the first row is the header.
+        sure: whether the column of labels was named, has a usual name, or is the only one.
+    """
 
     path: int
     label: int
     split: int | None
     headed: bool
+    sure: bool = True
 
     def named(self, table: Table) -> dict[str, str]:
         """The columns by what they are for, as a spec would name them."""
@@ -128,7 +134,8 @@ def choose(table: Table, images: Images, wanted: Columns, role: Role, *, exist: 
             given=", ".join(f"{what}: {name}" for what, name in wanted if name is not None),
             do="name three different columns",
         )
-    return Chosen(path, label, split, bool(headed))
+    sure = "label" in named or plain_name(_title(head, label)) in LABELS or table.width == 2
+    return Chosen(path, label, split, bool(headed), sure)
 
 
 def place_of(table: Table, name: str) -> int:
