@@ -24,6 +24,7 @@ if like := st.query_params.get("like"):  # a run's spec fills the form once, the
     st.query_params["teacher"], *st.session_state[keys.MORE_TEACHERS] = spec.teachers or (url_state.NONE,)
     st.query_params["start"] = spec.start or url_state.NONE
     st.session_state[keys.DATA] = spec.data.source
+    url_state.read_as(spec.data)
 policy.receive(KEY)
 quality.receive(store, KEY)
 
@@ -85,13 +86,13 @@ with form:
         )
     cleaned = bool(st.session_state.get(f"{KEY}.data.decisions"))
     with st.expander("Data: splits, input size, cleaning", expanded=cleaned):
-        divided = forms.part(DataSpec, key=f"{KEY}.data", without=("source",))
+        divided = forms.part(DataSpec, key=f"{KEY}.data", without=("source", *url_state.READING))
 
 with side:
     st.subheader("Start")
     spec = parse(
         {
-            "data": {"source": source, **divided},
+            "data": {**facts.reading, **divided},
             "teacher": several or None,
             "start": begun.id if begun else None,
             "network": network,
@@ -125,7 +126,7 @@ with side:
         st.page_link("runs.py", label="Open run", icon=":material/open_in_new:", query_params={"run": known.id})
     costs = st.container()
     if teacher:
-        teacher_check.preflight(teacher, {"source": source, **divided}, loss_key=f"{KEY}.loss")
+        teacher_check.preflight(teacher, {**facts.reading, **divided}, loss_key=f"{KEY}.loss")
     st.markdown("**Equivalent command line**")
     spec_summary.command(spec, store)
     with costs:  # requested last: nothing else on the page waits for it

@@ -97,7 +97,7 @@ def test_every_path_is_on_the_disk(file: Path) -> None:
         assert any((place / path).exists() for place in places), f"{path} is in {file.name} and not on the disk"
 
 
-MADE_BY_COMMANDS = {"log.txt", "names.txt", "classify.py"}
+MADE_BY_COMMANDS = {"log.txt", "names.txt", "classes.txt", "class_names.txt", "labels.txt", "classify.py"}
 """Files that a user has or a command writes, wherever that is."""
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import struct
+import sys
 import unicodedata
 import zipfile
 import zlib
@@ -689,6 +690,7 @@ def test_a_class_that_is_never_right_is_named_under_the_accuracy() -> None:
 def test_inspect_loads_once_names_files_and_says_how_far_it_is(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "DRAW", np.random.default_rng(0))  # so that the copy is learned from
     root = folders(tmp_path / "set", "ab", 40)
     shutil.copy(root / "a" / "0.png", root / "a" / "copy.png")
     loads, load_it = [], data.load

@@ -1,4 +1,4 @@
-"""Datasets: from a name, a folder, a zip or IDX files to train, validation and test images.
+"""Datasets: from a name, a folder, a zip, a table or IDX files to train, validation and test images.
 
 Everything is decoded once into `.npy` files below a cache folder and read from there: into RAM, or memory-mapped above
 `RAM_BUDGET`. So runs and dashboard share one copy, and a second start decodes nothing. Nothing here imports torch,
@@ -88,7 +88,14 @@ def load(spec: DataSpec, cache: Path, *, ram_budget: int = RAM_BUDGET) -> Splits
 def _load(spec: DataSpec, cache: Path, ram_budget: int) -> Splits:
     """The images in `spec.source`, of the fingerprint that `spec` has."""
     spec = spec if spec.unlabeled == REST else spec.labeled()
-    facts, stored = _stored(spec, cache, ram_budget)
+    try:
+        facts, stored = _stored(spec, cache, ram_budget)
+    except BadData:
+        if spec.fingerprint is None or spec.skip_unreadable:
+            raise
+        with contextlib.suppress(BadData):  # rows without an image were once left out however many
+            return _load(spec.model_copy(update={"skip_unreadable": True}), cache, ram_budget)
+        raise
     splits = None
     with contextlib.suppress(BadData) if spec.fingerprint and facts["changed"] else contextlib.nullcontext():
         splits = _divide(_order.shown(stored, facts), spec, facts)

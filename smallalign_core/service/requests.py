@@ -59,6 +59,7 @@ class DatasetFacts:
     """What is in a dataset.
 
     Attributes:
+        data: the source, and how it was read: columns and levels.
         reader: `arrays`, `folders`, `table` or `parquet`; `columns`: those of a table of labels.
         images: number of images of all splits.
         labels: the label of each class.
@@ -70,7 +71,7 @@ class DatasetFacts:
         test_looks: how often the test split was evaluated; None if the record is unreadable.
     """
 
-    source: str
+    data: DataSpec
     reader: str
     columns: dict[str, str]
     images: int
@@ -85,6 +86,16 @@ class DatasetFacts:
     unreadable: tuple[str, ...]
     reasons: dict[str, str]
     test_looks: int | None
+
+    @property
+    def spec(self) -> DataSpec:
+        """The spec of exactly these images."""
+        return self.data.model_copy(update={"fingerprint": self.fingerprint})
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The fields of `data` that differ from their defaults."""
+        return self.data.model_dump(mode="json", exclude_defaults=True)
 
 
 @dataclass(frozen=True)

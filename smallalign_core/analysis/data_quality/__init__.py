@@ -184,9 +184,9 @@ class QualityCheck:
         found = QualityReport(
             source=self.spec.source,
             fingerprint=self.splits.fingerprint,
-            classes=tuple(sorted(names, key=data.natural)),
+            classes=names,
             images=len(atlas.rows),
-            counts={name: data.in_order(part.counts()) for name, part in self.parts.items()},
+            counts={name: part.counts() for name, part in self.parts.items()},
             method=self._method(int(voted.sum()), votes.runs, float(agreed[own].mean())),
             near=_near_duplicates.WORDS,
             unreadable=self.splits.unreadable,
