@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from smallalign_core.search import SearchSpec
 from smallalign_core.service.wire import Request
 from smallalign_core.spec import DataSpec, Loss, RunSpec
 from smallalign_core.studies.lifecycle import AnyStudySpec
@@ -133,7 +134,7 @@ class StartedStudy:
 class StartStudy(Request[StartedStudy]):
     """Create a study, or continue the existing one."""
 
-    spec: AnyStudySpec
+    spec: AnyStudySpec | SearchSpec
 
 
 @dataclass(frozen=True)
@@ -160,4 +161,4 @@ class EstimateStudy(Request[StudyCost]):
 
     shared: ClassVar[bool] = True
 
-    spec: AnyStudySpec
+    spec: AnyStudySpec | SearchSpec

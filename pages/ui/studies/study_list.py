@@ -10,6 +10,7 @@ import streamlit as st
 from pages.ui.widgets import formatting
 from smallalign_core.errors import SmallAlignError, UnknownRun
 from smallalign_core.runs.store import Store
+from smallalign_core.search import KIND as SEARCH  # noqa: F401  # its import makes searches known to `lifecycle`
 from smallalign_core.studies import lifecycle
 from smallalign_core.studies.base import StudyReport
 from smallalign_core.studies.lifecycle import Study
