@@ -36,6 +36,7 @@ from smallalign_core.spec import RunSpec, digest
 from smallalign_core.spec.parts import OwnNetwork
 from smallalign_core.studies import lifecycle
 from smallalign_core.system.files import read_lines, write, write_json
+from smallalign_core.training import teacher_evidence
 
 EVERY = Space(tuple(SIZES), (1, 2), taught=True)
 
@@ -326,6 +327,7 @@ class Simulation:
 
     classes = ("a", "b")
     train_images = 3_200
+    teacher = 0.96
 
     def __init__(self, store: Store, spec: SearchSpec) -> None:
         self.store, self.spec, self.time, self.trained = store, spec, 0.0, 0
@@ -372,9 +374,14 @@ class Simulation:
         return np.arange(VALIDATION) < round(accuracy * VALIDATION)
 
     def teacher_right(self, _: Run) -> NDArray[np.bool_]:
-        raise AssertionError("there is no teacher")
+        return np.arange(VALIDATION) < round(self.teacher * VALIDATION)
 
-    evidence: Any = teacher_right
+    def evidence(self, _: RunSpec) -> teacher_evidence.Evidence:
+        labels = np.arange(200) % 2
+        wrong = np.arange(200) < 200 * (1 - self.teacher)
+        logits = np.where((labels ^ wrong)[:, None] == np.arange(2), 2.0, 0.0).astype(np.float32)
+        known = {"teacher": "t", "digest": "d", "data": "f", "validation": "v", "side": 28, "learned": None}
+        return teacher_evidence.of_logits(logits, labels, self.classes, **known)
 
     def deliver(self, run: Run, precision: str) -> dict[str, Any]:
         self.time += 5.0
@@ -481,6 +488,7 @@ def _bonus(one: Candidate) -> float:
     return {"mlp": 0.75, "cnn": 1.5, "separable": 1.2, "resnet": 1.3}[one.family] * (0.7 if one.scale > 1 else 1)
 
 
+@pytest.mark.slow
 def test_what_is_too_large_is_never_trained(store: Store, cards: list[str]) -> None:
     lab = Simulation(store, simulated(max_kb=12, budget={"trials": 12}))
     report = lab.finish()
@@ -520,6 +528,7 @@ def test_once_a_file_meets_the_limit_larger_ones_are_not_trained(store: Store, c
     assert any(row.reason == "larger" for row in report.rows)
 
 
+@pytest.mark.slow
 def test_a_limit_that_nothing_meets_gives_the_nearest_and_what_would_decide_it(store: Store, cards: list[str]) -> None:
     lab = Simulation(store, simulated(max_kb=20, min_accuracy=0.9655, budget={"trials": 16}))
     report = lab.finish()
@@ -655,12 +664,70 @@ def test_every_trial_says_why_it_was_tried(store: Store, cards: list[str]) -> No
         assert len({name for name, value in row.candidate.items() if value != origin.candidate[name]}) == 1
 
 
+@pytest.mark.slow
+def test_a_share_of_the_teachers_accuracy_is_a_limit(store: Store, cards: list[str]) -> None:
+    spec = simulated(min_share=0.97, max_kb=60, budget={"trials": 12}, teacher="0" * 16)
+    lab = Simulation(store, spec)
+    made = store.by_id("0" * 16)
+    made.folder.mkdir(parents=True)
+    write_json(made.folder / "spec.json", {"spec": base().model_dump(mode="json")})
+    write(made.weights, b"")
+    write_json(made.folder / "result.json", {"id": made.id})
+
+    report = lab.finish()
+
+    assert report.met
+    assert report.row is not None
+    assert report.row.low is not None
+    assert report.row.accuracy is not None
+    assert report.row.low >= 0.97 * 0.96 - 1e-9
+    assert report.teacher_accuracy == pytest.approx(0.96)
+    assert "at least 97% of the teacher's accuracy" in report.words()
+    for look in lab.record().looks:
+        assert look.counts.teacher_accuracy == pytest.approx(0.96)
+    taught = [run.spec for run in store.runs() if run.id != made.id and run.spec.teacher]
+    assert taught
+    assert {run.teacher for run in taught} == {made.id}
+    temperature, weight = teacher_evidence.trust(lab.evidence(taught[0]))
+    assert {(run.loss.temperature, run.loss.weight) for run in taught} == {(temperature, weight)}  # type: ignore[union-attr]
+
+
+@pytest.mark.slow
+def test_without_a_suitable_teacher_one_is_trained_within_a_share_of_the_budget(
+    store: Store, cards: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smallalign_core.search._teacher.WIDTHS", (6, 4, 2))
+    lab = Simulation(store, simulated(min_accuracy=0.9, teacher=None, budget={"seconds": 100}))
+    while lab.trained == 0:
+        lab.step_once()
+    (first,) = store.runs()
+    assert first.spec.network.kind == "resnet"
+    assert first.spec.teacher is None
+    assert lab.time <= 0.25 * 100 + 5
+    entry = lab.record().teacher or {}
+    assert re.match(r"a new resnet \d+x2, about \d+ s of the budget", entry["why"])
+    report = lab.finish()
+    assert report.teacher_run == first.id
+    assert "a new resnet" in report.words()
+    assert lab.time <= 110
+
+
+def test_a_teacher_that_fails_to_train_leaves_labels(store: Store, cards: list[str]) -> None:
+    lab = Simulation(store, simulated(min_accuracy=0.9, teacher=None, budget={"trials": 4}))
+    lab.step_once()
+    lab.fails = {digest(run) for run, _ in _plan.listed(lab.spec, store, lab.record())}
+    report = lab.finish()
+    assert report.teacher_run is None
+    assert "out of memory" in report.teacher
+    assert not any(row.candidate["taught"] for row in report.rows)
+
+
 def test_too_few_validation_images_are_refused_with_the_number_that_is_needed() -> None:
     spec = simulated(min_accuracy=0.99)
-    with pytest.raises(BadInput, match="at least 528 are needed") as refused:
+    with pytest.raises(BadInput, match="at least 597 are needed") as refused:
         _check.check_images(spec, 143)
     assert "143" in str(refused.value)
-    _check.check_images(spec, 528)
+    _check.check_images(spec, 597)
     _check.check_images(simulated(min_share=0.99, teacher="t"), 143, teacher=0.9)
 
 
@@ -754,7 +821,7 @@ def test_killed_by_the_system_three_times_it_gives_the_same_answer(tmp_path: Pat
         (["--max-ms", 0.000001], "No network of the space is that fast here"),
         (
             ["--min-accuracy", 0.99],
-            "oo few validation images to decide an accuracy limit of 99%: 143, and at least 528",
+            "oo few validation images to decide an accuracy limit of 99%: 143, and at least 597",
         ),
         (["--max-kb", 30, "--budget", "2s"], "The budget is shorter than one trial"),
     ],
