@@ -10,6 +10,7 @@ from typing import Any
 from smallalign_core import data
 from smallalign_core.analysis import data_quality
 from smallalign_core.runs.store import Store
+from smallalign_core.search import SearchSpec, extend
 from smallalign_core.service import augmentation_api, comparison_api, requests
 from smallalign_core.service.requests import Cost, DatasetFacts, StartedStudy, StudyCost, Submitted
 from smallalign_core.service.wire import Request
@@ -55,6 +56,8 @@ def start_study(store: Store, asked: requests.StartStudy) -> StartedStudy:
     """Create a study, or continue the existing one."""
     store.visitor.check_room(store.root)  # a study is one start: workers queue its runs by themselves
     study = lifecycle.create(store, asked.spec.KIND, resolve_study(store, asked.spec.KIND, asked.spec))
+    if isinstance(asked.spec, SearchSpec):
+        extend(study.folder, study.spec.budget, asked.spec.budget)
     lifecycle.start(store, study)
     return StartedStudy(study.id)
 
