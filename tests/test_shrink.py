@@ -17,7 +17,7 @@ from typing import Any, get_args
 import numpy as np
 import processes
 import pytest
-from conftest import command
+from conftest import Show, command, texts
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -31,7 +31,7 @@ from smallalign_core.search._plan import Standing
 from smallalign_core.search._sampler import Outcome
 from smallalign_core.search._space import SIZES, Candidate, Space
 from smallalign_core.search._spec import Budget, SearchSpec
-from smallalign_core.service import worker
+from smallalign_core.service import handlers, requests, worker
 from smallalign_core.spec import RunSpec, digest
 from smallalign_core.spec.parts import OwnNetwork
 from smallalign_core.studies import lifecycle
@@ -892,3 +892,64 @@ def test_pages_know_it_without_torch() -> None:
     said = processes.run(processes.python("-c", code)).stdout
     assert "search" in said
     assert "set()" in said
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_page_shows_the_answer_every_trial_and_where_to_go_next(
+    store: Store, cards: list[str], shown: Show
+) -> None:
+    lab = Simulation(store, simulated(max_kb=40, min_accuracy=0.93, budget={"trials": 8}))
+    report = lab.finish()
+
+    app = shown("shrink", study=report.id)
+
+    assert report.words().split(" (")[0] in texts(app)
+    (table,) = app.dataframe
+    assert list(table.value["Trial"]) == [row.number for row in report.rows]
+    assert list(table.value["Reason to try it"]) == [row.why for row in report.rows]
+    assert report.row is not None
+    links = {link.label: link.proto.query_string for link in app.get("page_link")}
+    assert f"run={report.row.run}" in links["Download and try in the browser"]
+    assert f"precision={report.row.precision}" in links["Download and try in the browser"]
+    assert "data=digits" in links["Duplicate and edit"]
+
+
+@pytest.mark.slow
+def test_the_form_writes_the_command_and_starts_the_search(
+    store: Store, shown: Show, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("pages.ui.studies.study_form.start", lambda kind, spec: asked.append((kind.name, spec)))
+
+    app = shown("shrink", data="digits", kb="20", ms="5", accuracy="98", unit="teacher", minutes="10")
+
+    (command_line,) = [one.value for one in app.code]
+    assert command_line == (
+        'python -m smallalign_core shrink digits --max-kb 20 --max-ms 5 --min-accuracy "98% of teacher" '
+        "--budget 10min --to small.onnx"
+    )
+    assert search.parse_budget("10min") == Budget(seconds=600)
+    next(one for one in app.button if one.label == "Find the smallest model").click().run()
+    ((kind, spec),) = asked
+    assert kind == search.KIND
+    assert (spec.max_kb, spec.max_ms, spec.min_share, spec.budget) == (20, 5, 0.98, Budget(seconds=600))
+
+
+@pytest.mark.slow
+def test_a_search_started_again_from_the_page_gets_the_larger_budget(
+    store: Store, cards: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = Simulation(store, simulated(max_kb=40, min_accuracy=0.93, budget={"trials": 4}))
+    lab.finish()
+    monkeypatch.setattr("smallalign_core.service.handlers.resolve_study", lambda _, __, spec: spec)
+    grown = lab.spec.model_copy(update={"budget": Budget(trials=8)})
+
+    started = handlers.start_study(store, requests.StartStudy(grown))
+
+    assert started.id == lab.study.id
+    assert lab.record().budget == Budget(trials=8)
+    assert lab.study.active
+    assert not lab.report().complete

@@ -31,7 +31,7 @@ def accuracy_over_size(report: BudgetSearch, *, key: str) -> None:
         xaxis={"title": "file size (kB, log scale)", "type": "log"},
         yaxis={"title": "validation accuracy", "tickformat": ".0%"},
     )
-    rows = [
+    table = [
         {
             "trial": row.number,
             "candidate": row.label,
@@ -53,7 +53,7 @@ def accuracy_over_size(report: BudgetSearch, *, key: str) -> None:
         key=key,
         height=380,
         top=30,
-        table=plotting.columns(rows),
+        table=plotting.columns(table),
     )
 
 

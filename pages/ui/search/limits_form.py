@@ -13,6 +13,7 @@ from pages.ui.studies.study_list import Kind
 from pages.ui.widgets import run_table, url_state
 from smallalign_core.runs.store import Store
 from smallalign_core.search import SearchSpec, parse_study
+from smallalign_core.service.requests import DatasetFacts
 
 KIND = Kind("search", "shrink.py", ":material/compress:", "shrink")
 NO_LIMIT = "0: no limit."
@@ -20,7 +21,7 @@ UNITS = {"images": "of images", "teacher": "of the teacher's accuracy"}
 AUTOMATIC, LABELS = "automatic", "none"
 
 
-def form(source: str, facts: Mapping[str, Any], store: Store) -> dict[str, Any]:
+def form(source: str, facts: DatasetFacts, store: Store) -> dict[str, Any]:
     """Draw the form; returns the fields of the search. All are kept in the URL."""
     first, second, third = st.columns(3)
     with first:

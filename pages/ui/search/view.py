@@ -27,8 +27,8 @@ def _extend(_: Study, report: BudgetSearch) -> dict[str, Any] | None:
     """More budget, of the kind that it has."""
     now = parse_budget(report.budget)
     if now.trials is not None:
-        more = st.number_input("Budget (trials)", now.trials, 10_000, 2 * now.trials, key="extend-trials")
-        return {"budget": Budget(trials=more)}
+        trials = st.number_input("Budget (trials)", now.trials, 10_000, 2 * now.trials, key="extend-trials")
+        return {"budget": Budget(trials=trials)}
     minutes = (now.seconds or 60.0) / 60
     more = st.number_input("Budget (minutes)", minutes, 10_000.0, 2 * minutes, 5.0, key="extend-minutes")
     return {"budget": Budget(seconds=60 * more)}
@@ -76,8 +76,8 @@ def _results(report: BudgetSearch, _: Study, __: Store) -> None:
         return
     charts.accuracy_over_size(report, key="search-sizes")
     st.caption(
-        "Candidates that were stopped early have the accuracy of their last rung, in single precision. Bars: intervals of "
-        f"evaluated files, corrected for their number ({report.looks}). Dashed: limits."
+        "Candidates that were stopped early have the accuracy of their last rung, in single precision. Bars: intervals "
+        f"of evaluated files, corrected for their number ({report.looks}). Dashed: limits."
     )
     _table(report)
 
