@@ -29,9 +29,9 @@ from PIL import Image
 from smallalign_core.errors import SmallAlignError
 from smallalign_core.runs.store import Store
 from smallalign_core.service.client import BackendClient
-from smallalign_core.service.requests import Inspect
+from smallalign_core.service.requests import AugmentImages, Inspect
 from smallalign_core.service.users import User
-from smallalign_core.spec import parse_data
+from smallalign_core.spec import parse_data, parse_policy
 
 MOST_SECONDS = 2.0
 _thread = threading.local()
@@ -79,7 +79,7 @@ def measure(rounds: int) -> dict[str, float]:
 
             def look(seed: int) -> float:
                 began = time.perf_counter()
-                desk.call("views", policy=["flip"], data_source="digits", seed=seed)
+                desk.call(AugmentImages(parse_policy(["flip"]), parse_data("digits"), seed=seed))
                 desk.call(Inspect(parse_data("digits")))
                 return time.perf_counter() - began
 

@@ -152,6 +152,7 @@ def families() -> dict[str, tuple[Any, ...]]:
         "Data": (parts.DataSpec,),
         "Networks": parts.members(parts.Network),
         "Losses": parts.members(parts.Loss),
+        "Class balance": parts.members(parts.Balance),
         "Augmentation transforms": parts.members(parts.Augment),
         "Optimizers": parts.members(parts.Optimizer),
         "Learning-rate schedules": parts.members(parts.Schedule),

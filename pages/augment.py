@@ -10,6 +10,7 @@ from pages.ui.augment import augmented_images, label_preservation, policy
 from pages.ui.distill import teacher_check
 from pages.ui.studies import student_form
 from pages.ui.widgets import image_grid, url_state
+from smallalign_core.service.requests import AugmentBatch, AugmentImages, CheckLabels
 from smallalign_core.spec import DataSpec, parse_policy
 
 
@@ -76,25 +77,28 @@ with right:
         st.stop()
     fine = False
     with policy.checked():
-        checked = [part.model_dump(mode="json") for part in parse_policy(parts)]
-        data = {"source": source, "fingerprint": facts.fingerprint}
+        checked, data = parse_policy(parts), DataSpec(source=source, fingerprint=facts.fingerprint)
         epoch, seed, batch = numbers["epoch"], numbers["seed"], numbers["batch"]
-        question = {"policy": checked, "data_source": data, "seed": seed, "strength": strength}
-        grid = {
-            "draws": augmented_images.fitting(shape)[1],
-            "first": epoch - 1,
-            "batch": batch,
-            "rows": rows,
-            "own": own,
-        }
         if rows or own:
-            augmented_images.draw(question | grid, teacher, store)
+            grid = AugmentImages(
+                checked,
+                data,
+                strength=strength,
+                seed=seed,
+                batch=batch,
+                rows=None if rows is None else tuple(rows),
+                own=own,
+                draws=augmented_images.fitting(shape)[1],
+                first=epoch - 1,
+            )
+            augmented_images.draw(grid, teacher, store)
         fine = True
 if not fine:
     st.stop()
 
 st.subheader(f"Training batch preview, epoch {epoch}", anchor=False)
-augmented_images.epoch(question | {"epoch": epoch - 1, "batch": batch}, store)
+first = AugmentBatch(checked, data, strength=strength, seed=seed, batch=batch, epoch=epoch - 1)
+augmented_images.epoch(first, store)
 st.caption(
     f"Original and augmented image of each pair. A run with seed {seed} and batch size {batch} trains on exactly these "
     f"pixels, in this order, at the start of epoch {epoch}; teacher and student receive the same augmented images."
@@ -103,7 +107,7 @@ st.subheader("Label preservation", anchor=False)
 risk = st.container()  # filled last: nothing else on the page waits for it
 
 st.subheader("Export policy", anchor=False)
-carried = policy.take_along(question, batch, teacher)
+carried = policy.take_along(first, teacher)
 
 measured = st.container()
 
@@ -113,9 +117,8 @@ with risk, context.show_errors():
         st.page_link("distil.py", label="Train a teacher", icon=":material/science:", query_params={"data": source})
     else:
         limit = label_preservation.limit()
-        label_preservation.panel(
-            question | {"limit": limit}, teacher, looked_at=sum(facts.counts["val"].values()), store=store
-        )
+        asked = CheckLabels(checked, data, teacher.id, strength=strength, seed=seed, limit=limit)
+        label_preservation.panel(asked, teacher, looked_at=sum(facts.counts["val"].values()), store=store)
 
 with measured, context.show_errors():
     st.subheader("Ablation: with vs. without augmentation", anchor=False)

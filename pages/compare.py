@@ -57,7 +57,7 @@ with tabs["Robustness"]:
         robustness.panel(sides)
 with tabs["Your image"]:
     if tabs["Your image"].open:
-        user_image.panel(sides, reports[0]["classes"])
+        user_image.panel(sides, reports[0].classes)
 with tabs["Size and speed"]:
     if tabs["Size and speed"].open:
         pareto.panel(sides)

@@ -5,7 +5,7 @@ import streamlit as st
 from pages.ui.app import context, keys
 from pages.ui.augment import policy
 from pages.ui.data import quality
-from pages.ui.distill import spec_summary, teacher_check
+from pages.ui.distill import python_file, spec_summary, teacher_check
 from pages.ui.widgets import formatting, forms, url_state
 from smallalign_core.spec import Cnn, DataSpec, Network, RunSpec, loss_kinds, members, parse, usual_schedule
 
@@ -47,10 +47,16 @@ with form:
     if not fitting:
         st.caption("No trained model has these classes yet. Train a larger network first and use it as the teacher.")
     network = forms.choice(
-        "Student architecture" if teacher else "Architecture", members(Network), key=f"{KEY}.network", start=Cnn().kind
+        "Student architecture" if teacher else "Architecture",
+        forms.offered(members(Network)),
+        key=f"{KEY}.network",
+        start=Cnn().kind,
     )
     loss = forms.choice(
-        "Loss", loss_kinds(taught=teacher is not None), key=f"{KEY}.loss", help=RunSpec.model_fields["loss"].description
+        "Loss",
+        forms.offered(loss_kinds(taught=teacher is not None)),
+        key=f"{KEY}.loss",
+        help=RunSpec.model_fields["loss"].description,
     )
     essentials = forms.part(RunSpec, key=KEY, only=ESSENTIAL)
     carried = len(st.session_state.get(f"{KEY}.augment.rows", ()))
@@ -63,7 +69,7 @@ with form:
             icon=":material/auto_fix_high:",
             query_params={"data": source, "policy": policy.written(augment["augment"])},
         )
-    with st.expander("Optimization: optimizer, schedule, precision, weight quantization, initial weights"):
+    with st.expander("Optimization: optimizer, schedule, class balance, precision, initial weights"):
         more = forms.part(RunSpec, key=KEY, only=("optimizer",))
         settled = usual_schedule(more["optimizer"])
         if settled:
@@ -95,6 +101,7 @@ with side:
         | augment
         | more
     )
+    python_file.allow(spec)
     asked = spec.model_dump_json()
     beside = bool(teacher_check.beside_it(spec)) and st.toggle(
         "Also train baselines",
@@ -122,7 +129,7 @@ with side:
     st.markdown("**Equivalent command line**")
     spec_summary.command(spec, store)
     with costs:  # requested last: nothing else on the page waits for it
-        cost = spec_summary.estimate(asked)
+        cost = spec_summary.estimate(spec)
         cells = st.columns(2)
         cells[0].metric("Parameters", f"{cost.params:,}", border=True)
         cells[1].metric(
@@ -134,7 +141,15 @@ with side:
         cells[0].metric(
             "MACs", formatting.count(cost.macs), border=True, help="Multiply-accumulate operations per image."
         )
-        cells[1].metric("ONNX file", formatting.exact(cost.onnx_bytes), border=True, help=formatting.sizes(cost.sizes))
+        exact = cost.unexportable is None
+        cells[1].metric(
+            "ONNX file",
+            formatting.exact(cost.onnx_bytes) if exact else "not known",
+            border=True,
+            help=formatting.sizes(cost.sizes) if exact else None,
+        )
+        if cost.unexportable:
+            st.warning(formatting.plain(cost.unexportable), icon=":material/warning:")
         teacher_check.seen(cost, teacher)
         if cost.cache_bytes:
             st.caption(

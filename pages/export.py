@@ -36,12 +36,12 @@ st.subheader("Download")
 panel.downloads(row, report)
 
 st.subheader("Parity check (PyTorch, ONNX Runtime, browser)")
-if report["parity"]["ok"]:
+if report.parity.ok:
     st.success(panel.sentence(report), icon=":material/verified:")
 else:
     st.error(panel.sentence(report), icon=":material/error:")
 panel.check(row, report)
 
 st.subheader("Try it in this browser")
-st.caption(f"The exported file ({formatting.size(report['bytes'])}) runs in this browser while you draw.")
+st.caption(f"The exported file ({formatting.size(report.bytes)}) runs in this browser while you draw.")
 panel.pad(row, report, store)

@@ -26,7 +26,7 @@ with form:
     if facts is None:
         st.info("No dataset selected. Choose one, or enter the path of a folder with one sub-folder per class.")
         st.stop()
-    asked = setup_form.form(source, facts, store)  # type: ignore[arg-type]
+    asked = setup_form.form(source, facts, store)
 with side, context.show_errors():
     st.subheader("Start", anchor=False)
     setup_form.begin(asked)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,18 +65,39 @@ def load(source: str, *, store: Path | str | None = None) -> Splits:
     return data.load(parse_data(source), Store(store).data_cache)
 
 
-def fit(spec: Path | str | Mapping[str, Any], *, store: Path | str | None = None, device: str = "auto") -> Run:
+def fit(
+    spec: Path | str | Mapping[str, Any],
+    *,
+    network: Callable[..., Any] | None = None,
+    store: Path | str | None = None,
+    device: str = "auto",
+) -> Run:
     """Train `spec` (a YAML or JSON file, or its fields) in this process; returns the finished run.
+
+    Args:
+        network: a class or function of yours that returns an nn.Module, instead of the spec's network: called as one of
+            `kind: python`, whose `with`, `normalize` and `size` the spec may have. Its source is recorded in the run
+            with what it uses of its module. Where that is not possible, a warning says so, and the run cannot be
+            resumed.
 
     Raises:
         SmallAlignError: the spec or its data cannot be used, or training failed.
     """
+    import tempfile
+
     from smallalign_core.runs.store import Store
     from smallalign_core.service import worker
-    from smallalign_core.spec import parse, read
+    from smallalign_core.spec import fields_in, parse
+    from smallalign_core.system import usercode
     from smallalign_core.training.resolve import resolve
 
     place = Store(store)
-    run = place.create(resolve(place, read(Path(spec)) if isinstance(spec, str | Path) else parse(spec), device))
+    fields = fields_in(Path(spec), "spec") if isinstance(spec, str | Path) else dict(spec)
+    with tempfile.TemporaryDirectory(prefix="smallalign-") as folder:
+        if network is not None:
+            file, given = usercode.write_down(network, Path(folder)), fields.get("network") or {}
+            own = dict(given) if isinstance(given, Mapping) else {}
+            fields["network"] = {**own, "kind": "python", "file": str(file), "call": file.stem}
+        run = place.create(resolve(place, parse(fields), device))
     worker.execute(run, place, device=device)
     return run

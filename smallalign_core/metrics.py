@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # the dashboard scores kept answers with numpy alone
     from torch import nn
 
 BINS = 15
+TOP = 5
+ENDS = ("", "_low", "_high")
 Z95 = 1.959964
 """Standard deviations on either side of a normal mean that hold 95%."""
 
@@ -30,6 +32,13 @@ class Scores:
             ece: expected calibration error of the top-1 confidence, 15 equal bins (Guo et al., 2017).
             brier: mean squared distance of the probabilities from the truth, 0..2 (Brier, 1950).
             recall: share found of each class; None for a class without images.
+            macro_recall: mean recall of the classes that have images (balanced accuracy), with a 95% interval for
+                classes of as many images as they have (Price & Bonett, 2004).
+            macro_f1: mean F1 of the same classes.
+            worst_class: the class of least recall, the first of several; its recall has the 95% interval (Wilson) of
+                that class alone, which does not know that it was chosen for being the least.
+            top5: share of images whose class is among the five largest logits, with a 95% interval (Wilson); None with
+                five classes or fewer.
     """
 
     images: int
@@ -40,6 +49,17 @@ class Scores:
     ece: float
     brier: float
     recall: dict[str, float | None]
+    macro_recall: float
+    macro_recall_low: float
+    macro_recall_high: float
+    macro_f1: float
+    worst_class: str
+    worst_recall: float
+    worst_recall_low: float
+    worst_recall_high: float
+    top5: float | None
+    top5_low: float | None
+    top5_high: float | None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -108,6 +128,17 @@ def score(
     low, high = wilson(int(right.sum()), len(labels))
     totals = np.bincount(labels, minlength=len(classes))
     hits = np.bincount(labels[right], minlength=len(classes))
+    there = np.flatnonzero(totals)
+    shares = hits[there] / totals[there]
+    worst = int(there[shares.argmin()])
+    found = np.bincount(top, minlength=len(classes))
+    macro = macro_interval(hits[there], totals[there])
+    least = wilson(int(hits[worst]), int(totals[worst]))
+    fifth: tuple[float | None, ...] = None, None, None
+    if len(classes) > TOP:
+        own = log_p[np.arange(len(labels)), labels]
+        among = int(((log_p > own[:, None]).sum(1) < TOP).sum())
+        fifth = among / len(labels), *wilson(among, len(labels))
     return Scores(
         images=len(labels),
         accuracy=float(right.mean()),
@@ -119,7 +150,108 @@ def score(
         recall={
             name: float(hit / total) if total else None for name, hit, total in zip(classes, hits, totals, strict=True)
         },
+        macro_recall=macro[0],
+        macro_recall_low=macro[1],
+        macro_recall_high=macro[2],
+        macro_f1=float((2 * hits / np.maximum(1, totals + found))[there].mean()),
+        worst_class=classes[worst],
+        worst_recall=float(hits[worst] / totals[worst]),
+        worst_recall_low=least[0],
+        worst_recall_high=least[1],
+        top5=fifth[0],
+        top5_low=fifth[1],
+        top5_high=fifth[2],
     )
+
+
+def macro_interval(hits: NDArray[np.int64], totals: NDArray[np.int64]) -> tuple[float, float, float]:
+    """(mean, low, high) of the recalls of classes that have images, with the 95% interval for given `totals`.
+
+    Adjusted Wald (Price & Bonett, 2004): 4 / C images, half of them found, are added to each of C classes. So a class
+    that is found completely, or never, still adds what its few images leave open, where a bootstrap of them would add
+    nothing; with a class of three images or fewer, expect 90% instead of 95%.
+    """
+    classes, mean = len(totals), float((hits / totals).mean())
+    whole = totals + 4 / classes
+    shares = (hits + 2 / classes) / whole
+    half = Z95 * float(np.sqrt((shares * (1 - shares) / whole).sum())) / classes
+    middle = float(shares.mean())
+    return mean, max(0.0, min(mean, middle - half)), min(1.0, max(mean, middle + half))
+
+
+def mover(
+    values: NDArray[np.float64], lows: NDArray[np.float64], highs: NDArray[np.float64]
+) -> tuple[float, float, float]:
+    """(mean, low, high) of independent estimates with intervals: variances are recovered from the intervals' ends on
+    either side (MOVER; Zou & Donner, 2008). Of one estimate it is its own interval."""
+    mean = float(values.mean())
+    below, above = (float(np.sqrt(((values - ends) ** 2).sum())) / len(values) for ends in (lows, highs))
+    return mean, mean - below, mean + above
+
+
+def macro_of(recall: Mapping[str, float | None]) -> float:
+    """Macro recall from the recalls of a result, also of those from before it was among the scores."""
+    shares = [share for share in recall.values() if share is not None]
+    return sum(shares) / len(shares)
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """Scores of one class.
+
+    Attributes:
+        images: of this class; recall and f1 are None where there are none.
+        recall: with its 95% interval (Wilson).
+        precision: share of the images predicted as this class that are of it; None where it is never predicted.
+        ece: calibration error of the class's own probability, over all images, in 15 equal bins (classwise ECE; Kull et
+            al., 2019).
+        excess: mean probability of the class minus its share of the images; above 0: overestimated.
+    """
+
+    images: int
+    recall: float | None
+    recall_low: float
+    recall_high: float
+    precision: float | None
+    f1: float | None
+    ece: float
+    excess: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def class_scores(
+    logits: NDArray[np.float32], labels: NDArray[np.int64], classes: tuple[str, ...], temperature: float = 1.0
+) -> dict[str, ClassScores]:
+    """Scores of each class, by its name, of logits [N, C] divided by a temperature."""
+    p = np.exp(log_softmax(logits, temperature))
+    top = p.argmax(1)
+    found = {}
+    for place, name in enumerate(classes):
+        own, said = labels == place, top == place
+        hits, images, named = int((own & said).sum()), int(own.sum()), int(said.sum())
+        found[name] = ClassScores(
+            images,
+            hits / images if images else None,
+            *wilson(hits, images),
+            hits / named if named else None,
+            2 * hits / (images + named) if images else None,
+            calibration_error(p[:, place], own),
+            float(p[:, place].mean() - own.mean()),
+        )
+    return found
+
+
+def in_words(scores: Mapping[str, Any]) -> str:
+    """The scores of a result beside its accuracy in one line: macro recall, macro F1, the worst class, top-5. Empty for
+    results from before they were computed."""
+    if "macro_recall" not in scores:
+        return ""
+    ends = "{:.2%} ({:.2%} to {:.2%})".format
+    words = f"macro recall {ends(*(scores[f'macro_recall{end}'] for end in ENDS))}  macro F1 {scores['macro_f1']:.2%}  "
+    words += f"least recall {ends(*(scores[f'worst_recall{end}'] for end in ENDS))}: {scores['worst_class']}"
+    return words + ("" if scores["top5"] is None else f"  top-5 {ends(*(scores[f'top5{end}'] for end in ENDS))}")
 
 
 def zero_recall_classes(recall: Mapping[str, float | None]) -> str:

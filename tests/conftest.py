@@ -34,12 +34,16 @@ from smallalign_core.spec import DataSpec, RunSpec, parse
 from smallalign_core.studies import lifecycle, scaling
 from smallalign_core.studies.lifecycle import Study
 from smallalign_core.studies.resolve import resolve_study
+from smallalign_core.system import usercode
 from smallalign_core.training.resolve import resolve
 
 if TYPE_CHECKING:
     from streamlit.testing.v1 import AppTest
 
 ROOT = Path(__file__).resolve().parents[1]
+USER_FILE = ROOT / "tests" / "fixtures" / "user" / "net.py"
+"""A network and a loss as users write them; tests may run it."""
+usercode.trust_here(usercode.read(USER_FILE)[1])
 OWN = {".git", ".hypothesis", ".pytest_cache", ".ruff_cache", ".mypy_cache", ".import_linter_cache", "__pycache__"}
 """What tools keep in a checkout."""
 
@@ -58,6 +62,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(lambda: shutil.rmtree(scratch, ignore_errors=True))
         os.environ["TMPDIR"], os.environ["SMALLALIGN_DATA"] = scratch, f"{scratch}/data"
         os.environ["SMALLALIGN_STORE"] = f"{scratch}/models"  # where a test names none
+        os.environ["SMALLALIGN_TRUSTED"] = f"{scratch}/trusted-python"
         tempfile.tempdir = None
         BEFORE.update(_entries())
     processes.mark()

@@ -96,6 +96,14 @@ def test_lines_about_the_same_thing_stand_nearer(drawn: list[go.Figure]) -> None
     assert panel.heights() == pytest.approx([0.0, forest.NEAR, 1 + forest.NEAR])
 
 
+def test_many_lines_have_their_names_beside_them(drawn: list[go.Figure]) -> None:
+    forest.forest([Panel([Line(name, "#000000", 0.1) for name in "abc"], 5.0, beside=True)], alt="-", key="-")
+    assert list(drawn[0].layout.yaxis.ticktext) == ["a", "b", "c"]
+    assert [note.text for note in drawn[0].layout.annotations] == list(forest.SIDES)
+    low, high = drawn[0].layout.yaxis.range
+    assert high < 0 < 2 < low, "the first on top, all of them inside"
+
+
 def test_the_report_has_the_colors_of_the_dashboard() -> None:
     config = tomllib.loads((ROOT / ".streamlit" / "config.toml").read_text())["theme"]
     blocks = re.findall(r"(?:^|\n) *:root \{(.*?)\}", _page.STYLE, re.DOTALL)

@@ -95,14 +95,14 @@ def test_recall_changes_are_those_of_scikit_learn(said: tuple[np.ndarray, np.nda
 
 
 def test_a_chart_of_many_classes_shows_those_that_changed_most() -> None:
-    changes = [{"name": str(n), "images": n % 7, "change": (n * 37 % 100 - 50) / 100} for n in range(100)]
-    shown = compare.most_changed({"recall_change": changes}, 12)
+    changes = [compare.RecallChange(str(n), n % 7, None, None, (n * 37 % 100 - 50) / 100, 0.0, 0.0) for n in range(100)]
+    shown = compare.most_changed(changes, 12)
 
     assert len(shown) == 12
-    least = min(abs(one["change"]) for one in shown)
-    assert all(abs(one["change"]) <= least for one in changes if one not in shown and one["images"])
-    assert all(one["images"] for one in shown)
-    assert [int(one["name"]) for one in shown] == sorted(int(one["name"]) for one in shown)
+    least = min(abs(one.change) for one in shown)
+    assert all(abs(one.change) <= least for one in changes if one not in shown and one.images)
+    assert all(one.images for one in shown)
+    assert [int(one.name) for one in shown] == sorted(int(one.name) for one in shown)
 
 
 def test_the_paired_interval_and_test_are_those_of_an_independent_implementation() -> None:
@@ -184,7 +184,7 @@ def test_looks_at_test_are_counted_once_a_comparison_but_not_at_validation(taugh
     assert store.test_looks(fingerprint) == before + 1
     assert compare.compare_once(teacher, [student, *zoo], store) == three
     assert store.test_looks(fingerprint) == before + 1
-    assert [one["student_id"] for one in three] == [student.id, *(run.id for run in zoo)]
+    assert [one.student_id for one in three] == [student.id, *(run.id for run in zoo)]
 
 
 def test_kept_answers_that_are_damaged_are_asked_again(taught: tuple[Store, Run, Run]) -> None:
@@ -198,7 +198,7 @@ def test_kept_answers_that_are_damaged_are_asked_again(taught: tuple[Store, Run,
     assert np.array_equal(compare.split_logits(student, splits, "val", store), whole)
     for file in compare.folder(store).glob("*-val-*.json"):
         file.write_text("{")
-    assert compare.compare_once(teacher, [student], store, split="val")[0]["student_id"] == student.id
+    assert compare.compare_once(teacher, [student], store, split="val")[0].student_id == student.id
 
 
 def test_what_is_kept_of_runs_that_are_there_is_not_left_over(taught: tuple[Store, Run, Run]) -> None:

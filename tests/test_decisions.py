@@ -77,10 +77,11 @@ def test_the_run_is_another_but_not_by_the_name_of_the_file(tmp_path: Path, stor
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("", "Not a decisions file"),
-        ("[]", "Not a decisions file"),
-        ('{"schema": 2, "source": "digits"}', "Not a decisions file"),
-        (json.dumps({"source": "x", "decisions": [{"image": "zz", "what": "drop"}]}), "Not a decisions file"),
+        ("", r"^The decisions file is damaged: no JSON, or changed since it was saved \("),
+        ("[]", r"^Not a decisions file: no fields \("),
+        ('{"schema": 2, "source": "digits"}', "^The decisions file is damaged"),
+        ('{"source": "digits"}', r"^Not a decisions file: `decisions` is missing \("),
+        (json.dumps({"source": "x", "decisions": [{"image": "zz", "what": "drop"}]}), "^Not a decisions file: "),
         (json.dumps({"source": "x", "decisions": [{"image": "1", "what": "burn"}]}), "burn"),
         (json.dumps({"source": "x", "decisions": [{"image": "1", "what": "relabel"}]}), "relabel"),
         (json.dumps({"source": "x", "decisions": [{"image": "1" * 40, "what": "drop"}]}), "no image is called"),

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,15 +19,16 @@ import pytest
 
 from smallalign_core.errors import WorkFailed
 from smallalign_core.runs.store import Store
-from smallalign_core.service import backends, handlers
+from smallalign_core.service import augmentation_api, backends
 from smallalign_core.service.backends import Backend, Pool
 from smallalign_core.service.client import BackendClient
-from smallalign_core.service.requests import Inspect
+from smallalign_core.service.requests import AugmentImages, Inspect
 from smallalign_core.service.users import User
 from smallalign_core.service.wire import LongRequest, Progress, Request
-from smallalign_core.spec import parse_data
+from smallalign_core.spec import parse_data, parse_policy
 
 DIGITS = Inspect(parse_data("digits"))
+FLIPPED = AugmentImages(parse_policy(["flip"]), DIGITS.data)
 PATIENT = 60.0
 """Seconds after which a test that waits for an event fails."""
 
@@ -285,7 +286,7 @@ def test_who_leaves_frees_the_page_and_the_process_goes_on(office: Office, askin
     office.open("slow")
     while one.busy:
         time.sleep(0.01)
-    assert asking.call(Now("next")) == Reply(1.0, one.pid, "next"), "no stale answer"
+    assert asking.call(Now("next")) == Reply(1.0, by=one.pid, name="next"), "no stale answer"
 
 
 def test_a_late_answer_ends_its_process_only(office: Office, asking: BackendClient) -> None:
@@ -334,8 +335,8 @@ def test_a_dataset_that_never_ends_holds_up_nobody_else(real: BackendClient, tmp
     thread, found = beside("eve", lambda: real.call(Inspect(parse_data("nowhere"))))
     while not one.busy:
         time.sleep(0.01)
-    quick = real.call("views", policy=["flip"], data_source="digits")
-    assert quick["shape"][0] == 8
+    quick = real.call(FLIPPED)
+    assert quick.images.shape[0] == 8
     assert real.call(DIGITS).images == 1797
     assert thread.is_alive()
     os.kill(one.pid, signal.SIGCONT)
@@ -347,11 +348,11 @@ def test_a_dataset_that_never_ends_holds_up_nobody_else(real: BackendClient, tmp
 def test_processes_are_forked_share_memory_and_end_with_the_desk(real: BackendClient) -> None:
     if not backends._start.FORKS:
         pytest.skip("backends are forked on Linux only")
-    held = [beside(f"v{at}", lambda at=at: real.call("views", policy=["flip"], data_source="digits", seed=at))
+    held = [beside(f"v{at}", lambda at=at: real.call(replace(FLIPPED, seed=at)))
             for at in range(3)]  # fmt: skip
     ended(*(thread for thread, _ in held))
-    shown = [found[0]["pixels"] for _, found in held]
-    alone = handlers.augmentation_api.views(real.store, ["flip"], "digits", seed=2)["pixels"]
+    shown = [found[0].images for _, found in held]
+    alone = augmentation_api.views(real.store, replace(FLIPPED, seed=2)).images
     assert shown[2] == alone, "the same pixels as in any other process"
     forking = real._start._forking
     assert forking is not None

@@ -5,12 +5,24 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.stats import binomtest
-from sklearn.metrics import accuracy_score, log_loss
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    f1_score,
+    log_loss,
+    precision_score,
+    recall_score,
+    top_k_accuracy_score,
+)
 
 from smallalign_core.metrics import (
     brier,
     calibration_error,
+    class_scores,
     fit_temperature,
+    in_words,
+    macro_interval,
+    macro_of,
     paired_difference,
     reliability,
     score,
@@ -103,3 +115,83 @@ def test_bins_of_a_reliability_diagram_by_hand() -> None:
 
 def test_nothing_says_nothing_of_a_share() -> None:
     assert wilson(0, 0) == (0.0, 1.0)
+
+
+def uneven(classes: int, seed: int, count: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of classes of unequal size, which favour the large ones."""
+    draw = np.random.default_rng(seed)
+    shares = 0.5 ** np.arange(classes)
+    labels = draw.choice(classes, count, p=shares / shares.sum())
+    logits = (draw.normal(size=(count, classes)) - 0.2 * np.arange(classes)).astype(np.float32)
+    logits[np.arange(count), labels] += 1.5
+    return logits, labels
+
+
+@pytest.mark.parametrize("classes", [2, 5, 6, 12])
+@pytest.mark.parametrize("seed", range(3))
+def test_scores_over_classes_agree_with_scikit_learn(classes: int, seed: int) -> None:
+    logits, labels = uneven(classes, seed)
+    names = tuple(f"class {place}" for place in range(classes))
+    found, said = score(logits, labels, names), logits.argmax(1)
+    there = np.unique(labels)
+    if np.isin(said, there).all():  # else scikit-learn warns
+        assert found.macro_recall == pytest.approx(balanced_accuracy_score(labels, said))
+    each = recall_score(labels, said, labels=there, average=None)
+    assert found.macro_recall == pytest.approx(each.mean())
+    assert macro_of(found.recall) == pytest.approx(found.macro_recall)
+    assert found.macro_f1 == pytest.approx(f1_score(labels, said, labels=there, average="macro", zero_division=0))
+    least = {names[place]: (said[labels == place] == place).mean() for place in there}
+    assert (found.worst_recall, found.worst_class) == (min(least.values()), min(least, key=lambda name: least[name]))
+    if classes <= 5:
+        assert found.top5 is None
+        assert "top-5" not in in_words(found.as_dict())
+    else:
+        assert found.top5 == pytest.approx(
+            top_k_accuracy_score(labels, logits.astype(float), k=5, labels=np.arange(classes))
+        )
+        assert found.top5_low < found.top5 < found.top5_high
+
+
+def test_scores_of_each_class_agree_with_scikit_learn_and_by_hand() -> None:
+    logits, labels = uneven(6, 1)
+    found, said = class_scores(logits, labels, tuple("abcdef"), 2.0), logits.argmax(1)
+    how = {"labels": np.arange(6), "average": None, "zero_division": 0}
+    for place, name in enumerate("abcdef"):
+        one = found[name]
+        assert one.images == (labels == place).sum()
+        assert one.recall == pytest.approx(recall_score(labels, said, **how)[place])
+        assert (one.precision or 0) == pytest.approx(precision_score(labels, said, **how)[place])
+        assert one.f1 == pytest.approx(f1_score(labels, said, **how)[place])
+        p = np.exp(logits.astype(float) / 2)
+        p = (p / p.sum(1, keepdims=True))[:, place]
+        ece = 0.0
+        for low in np.arange(15) / 15:
+            here = (p > low) & (p <= low + 1 / 15)
+            if here.any():
+                ece += here.mean() * abs(p[here].mean() - (labels[here] == place).mean())
+        assert one.ece == pytest.approx(ece, rel=1e-9)
+        assert one.excess == pytest.approx(p.mean() - (labels == place).mean())
+
+
+def test_a_class_without_images_counts_nowhere_and_one_never_predicted_has_no_precision() -> None:
+    logits, labels = np.array([[3, 0, 0], [3, 0, 0], [2, 1, 0]], np.float32), np.array([0, 0, 1])
+    found, each = score(logits, labels, ("a", "b", "c")), class_scores(logits, labels, ("a", "b", "c"))
+    assert (found.macro_recall, found.worst_class, found.worst_recall) == (0.5, "b", 0)
+    assert found.macro_f1 == pytest.approx((4 / 5 + 0) / 2)
+    assert (each["b"].precision, each["c"].recall, each["c"].f1) == (None, None, None)
+
+
+def test_the_interval_of_one_class_is_that_of_agresti_and_coull() -> None:
+    """With four images added: the special case that the method comes from."""
+    low, high = ((9 / 13) + sign * 1.959964 * (9 / 13 * 4 / 13 / 13) ** 0.5 for sign in (-1, 1))
+    assert macro_interval(np.array([7]), np.array([9])) == pytest.approx((7 / 9, low, high))
+
+
+def test_macro_recall_has_its_interval_as_often_as_it_says() -> None:
+    """Of 2,000 draws each; a bootstrap of classes that are found completely would have no width at all."""
+    draw = np.random.default_rng(0)
+    for recalls, totals in (([0.9, 0.8, 0.6], [200, 50, 8]), ([0.98] * 10, [30] * 10), ([0.9] * 100, [10] * 100)):
+        true, hits = np.mean(recalls), draw.binomial(totals, recalls, (2000, len(totals)))
+        inside = [low <= true <= high for one in hits for _, low, high in [macro_interval(one, np.array(totals))]]
+        assert 0.925 < np.mean(inside) < 0.985
+    assert macro_interval(np.array([3, 3]), np.array([3, 3]))[1] < 0.8

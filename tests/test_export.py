@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import USER_FILE
 from PIL import Image
 
 from smallalign_core import data, export, networks
@@ -29,6 +30,7 @@ OWN: list[Any] = [
     {"kind": "cnn", "width": 6},
     {"kind": "separable", "width": 8},
     {"kind": "resnet", "width": 4},
+    {"kind": "python", "file": str(USER_FILE)},
 ]
 BORROWED: list[Any] = [
     "torchvision:mobilenet_v3_small",

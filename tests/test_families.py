@@ -18,7 +18,7 @@ import test_export
 import test_optim
 import test_pages
 import torch
-from conftest import ROOT
+from conftest import ROOT, USER_FILE
 from torch import nn
 
 from pages.ui.compare import gallery
@@ -39,8 +39,10 @@ from smallalign_core.augment._parts import columns
 from smallalign_core.errors import BadSpec
 from smallalign_core.export._parity import IN_A_BROWSER
 from smallalign_core.runs.store import State
-from smallalign_core.service import handlers
+from smallalign_core.service.users import Role, User
 from smallalign_core.spec import (
+    Cnn,
+    Code,
     Constant,
     DataSpec,
     LibraryNetwork,
@@ -58,10 +60,11 @@ from smallalign_core.spec import (
 )
 from smallalign_core.spec._facts import Menu, OptimizerFacts
 from smallalign_core.spec.augment import GROUPS, Augment, Blur, Flip, Mixing, MixUp, Several, _Augmentation
+from smallalign_core.spec.balance import Balance, _Balance
 from smallalign_core.spec.loss import CrossEntropy, HintonKd, OfLayers, _Loss, _OfLayers, labels_share, short_name
 from smallalign_core.spec.optimizer import IN_EMA, IN_LOOKAHEAD, PLAIN, AdamW, Ema, Sgd, _Wrapper
 from smallalign_core.spec.parts import FAMILIES
-from smallalign_core.studies import ablation, lifecycle
+from smallalign_core.studies import ablation, kinds
 from smallalign_core.studies.optimizers import label_of, offered
 from smallalign_core.studies.run_status import DAMAGED
 from smallalign_core.studies.scaling import _spec as scaling_spec
@@ -74,6 +77,11 @@ TESTS = Path(__file__).parent
 
 def kind_of(member: type[Part]) -> str:
     return str(member.model_fields["kind"].default)
+
+
+def instance(member: Any) -> Any:
+    """A member with its defaults; the user's own need a file."""
+    return member(file=str(USER_FILE)) if issubclass(member, Code) else member()
 
 
 def all_of(family: Any) -> Iterator[Any]:
@@ -135,15 +143,37 @@ def heirs(base: type) -> Iterator[type[Part]]:
 
 @pytest.mark.parametrize(
     ("base", "family"),
-    [(OptimizerFacts, Optimizer), (_Loss, Loss), (_Augmentation, Augment), (LibraryNetwork, Network)],
+    [
+        (OptimizerFacts, Optimizer),
+        (_Loss, Loss),
+        (_Augmentation, Augment),
+        (LibraryNetwork, Network),
+        (_Balance, Balance),
+    ],
 )
 def test_no_class_is_left_out_of_its_union(base: type, family: Any) -> None:
     assert {one.__name__ for one in heirs(base)} <= {one.__name__ for one in members(family)}
 
 
 def test_kinds_are_unique_over_all_families() -> None:
-    kinds = [kind for family in FAMILIES for kind in choices(family)]
+    kinds = [kind for family in FAMILIES for kind in choices(family) if kind != "python"]
     assert len(kinds) == len(set(kinds))
+
+
+def own(family: Any) -> list[type[Code]]:
+    return [member for member in members(family) if issubclass(member, Code)]
+
+
+@pytest.mark.parametrize("member", [*own(Network), *own(Loss)])
+def test_the_users_own_have_entry_points_and_are_for_the_owner(
+    member: type[Code], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert kind_of(member) == "python"
+    assert member.group.startswith("smallalign.")
+    for role in Role:
+        monkeypatch.setattr(forms.auth, "visitor", lambda role=role: User("somebody", role))
+        assert (member in forms.offered([member, Cnn])) == (role is Role.LOCAL)
+        assert Cnn in forms.offered([member, Cnn])
 
 
 # --- optimizers -------------------------------------------------------------------------------------------------------
@@ -320,13 +350,17 @@ def outputs(loss: Any) -> tuple[Any, NetworkOutput, NetworkOutput]:
 
 def loss_lacks(member: type[_Loss]) -> list[str]:
     found = []
-    if not written_in(member, "test_losses.py", "test_losses_layers.py"):
+    if not written_in(member, "test_losses.py", "test_losses_layers.py", "test_python_files.py"):
         found.append("no contract in tests/test_losses.py or tests/test_losses_layers.py")
     if issubclass(member, _OfLayers) and member not in get_args(OfLayers):
         found.append("it compares layers and is not in OfLayers")
-    if member.uses_teacher and not re.search(r"\b(19|20)\d\d\b|tutorials", member.__doc__ or ""):
+    if (
+        member.uses_teacher
+        and not issubclass(member, Code)
+        and not re.search(r"\b(19|20)\d\d\b|tutorials", member.__doc__ or "")
+    ):
         found.append("the docstring names no paper and year")
-    loss, student, teacher = outputs(member())
+    loss, student, teacher = outputs(instance(member))
     try:
         losses.check(loss, classes=10, batch=8, mixed=False)
         companion = losses.projector(loss, student, teacher)
@@ -382,6 +416,40 @@ def test_a_loss_that_lacks_something_is_noticed(member: type[_Loss], complaint: 
     assert any(complaint in said for said in loss_lacks(member))
 
 
+# --- class balance ----------------------------------------------------------------------------------------------------
+
+
+def balance_lacks(member: type[_Balance]) -> list[str]:
+    found = [] if written_in(member, "test_balance.py") else ["no contract in tests/test_balance.py"]
+    spec, counts = member(), [60, 30, 10]
+    try:
+        made = losses.class_balance(spec, counts)  # type: ignore[arg-type]
+    except AssertionError:
+        return [*found, "no case in class_balance"]
+    changes = made.weights is not None or made.offset is not None
+    run = RunSpec(data=DataSpec(source="digits"), network={"kind": "cnn"}, balance=spec)
+    if member.of_labels != changes:
+        found.append("`of_labels` is not what it does to the label loss")
+    if not changes and kind_of(member) != "none" and run.sampling is None:
+        found.append("it changes neither the label loss nor the sampling")
+    return found
+
+
+@pytest.mark.parametrize("member", all_of(Balance))
+def test_a_balance_has_all_it_needs(member: type[_Balance]) -> None:
+    assert not balance_lacks(member)
+
+
+class _Level(_Balance):
+    """A balance that nothing computes."""
+
+    kind: Literal["level"] = "level"
+
+
+def test_a_balance_that_lacks_something_is_noticed() -> None:
+    assert balance_lacks(_Level) == ["no contract in tests/test_balance.py", "no case in class_balance"]
+
+
 # --- networks ---------------------------------------------------------------------------------------------------------
 
 
@@ -391,7 +459,7 @@ def network_lacks(member: type[Part]) -> list[str]:
         found.append("no case in tests/test_export.py: every network is exported in every precision")
     if issubclass(member, LibraryNetwork):
         return found
-    spec: Any = member()
+    spec: Any = instance(member)
     try:
         made = networks.build(spec, ["a", "b", "c"], (3, 16, 16), mean=[0.5] * 3, std=[0.5] * 3)
     except AssertionError:
@@ -401,7 +469,7 @@ def network_lacks(member: type[Part]) -> list[str]:
     if networks.head(made).get_parameter("weight").shape[0] != 3 or not networks.measure(made).macs:
         found.append("it has no head, or no cost")
     run = RunSpec(data=DataSpec(source="digits"), network=spec)
-    if kind_of(member) not in title(run):
+    if kind_of(member) not in title(run) and not (issubclass(member, Code) and spec.shown in title(run)):
         found.append("it is not in the title of a run")
     return found
 
@@ -559,13 +627,13 @@ def study_lacks(kind: str) -> list[str]:
         found.append(f"its page lacks something: {page_lacks(shown[kind])}")
     if f'_answer("{kind}"' not in (ROOT / "smallalign_core" / "cli" / "studies.py").read_text():
         found.append("no verb of the command line runs it")
-    module = lifecycle.KINDS.get(kind)
-    functions = [name for name in vars(lifecycle.StudyKind) if not name.startswith("_")]
+    module = kinds.KINDS.get(kind)
+    functions = [name for name in vars(kinds.StudyKind) if not name.startswith("_")]
     found += [f"no function {name}" for name in functions if not callable(getattr(module, name, None))]
     return found
 
 
-@pytest.mark.parametrize("kind", lifecycle.KINDS)
+@pytest.mark.parametrize("kind", kinds.KINDS)
 def test_a_kind_of_study_has_a_page_a_verb_and_all_functions(kind: str) -> None:
     assert not study_lacks(kind)
 
@@ -618,20 +686,6 @@ LISTS: dict[str, tuple[Iterable[Any], Iterable[Any]]] = {
 def test_a_list_of_labels_has_every_member(what: str) -> None:
     labels, members_ = (set(map(str, one)) for one in LISTS[what])
     assert labels == members_
-
-
-def test_every_verb_that_a_page_uses_has_a_handler() -> None:
-    found = {
-        ast.literal_eval(node.args[0])
-        for file in (ROOT / "pages").rglob("*.py")
-        for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.Call)
-        and ast.unparse(node.func).rpartition(".")[2] in ("call", "step", "in_steps")
-        and node.args
-        and isinstance(node.args[0], ast.Constant)
-    }
-    assert len(found) > 12
-    assert found <= set(handlers.HANDLERS)
 
 
 def test_members_that_are_checked_are_those_that_there_are() -> None:

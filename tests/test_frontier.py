@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,11 @@ from conftest import command
 
 from smallalign_core import data, export
 from smallalign_core.analysis import compare, pareto
-from smallalign_core.analysis.pareto import Candidate, Limits
+from smallalign_core.analysis.pareto import Candidate, Limits, ParetoFront
 from smallalign_core.errors import BadInput
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.service import comparison_api
+from smallalign_core.service.requests import FindParetoFront
 from smallalign_core.system import resumable
 
 
@@ -55,13 +57,7 @@ def test_limits_in_words() -> None:
         candidate("bad", 60_000, 0.3, 0.9),
     ]
     found = pareto.evaluated(runs, Limits(kb=100, ms=1.0, accuracy=0.94))
-    told = pareto.words(
-        {
-            "limits": {"kb": 100, "ms": 1.0, "accuracy": 0.94},
-            "split": "val",
-            "candidates": [one.__dict__ for one in found],
-        }
-    )
+    told = pareto.words(ParetoFront("val", 100, 1, "cpu", "1.0", Limits(kb=100, ms=1.0, accuracy=0.94), found))
 
     assert [one.fails for one in found] == [("kb", "ms"), (), ("accuracy",)]
     assert told.startswith("small passes all limits (at most 100 kB, at most 1 ms (p50), at least 94.00% accuracy).")
@@ -98,64 +94,124 @@ def test_limits_that_nothing_could_pass_are_refused(wrong: dict[str, float]) -> 
 
 
 def test_a_size_limit_holds_for_the_precision_that_is_named() -> None:
-    one = {"bytes": 90_000, "sizes": {"fp32": 90_000, "fp16": 50_000, "int8": None}, "p50_ms": 1.0, "accuracy": 0.9}
-    limits = {"kb": 50.0, "ms": None, "accuracy": None}
+    sizes = {"fp32": 90_000, "fp16": 50_000, "int8": None}
+    one = replace(candidate("a", 90_000, 1.0, 0.9), sizes=sizes)
 
-    assert pareto.failed(one, limits) == ("kb",)
-    assert pareto.failed(one, limits | {"precision": "fp16"}) == ()
-    assert pareto.failed(one, limits | {"precision": "fp16", "kb": 49.999}) == ("kb",)  # 1 kB is 1,000 bytes
-    assert pareto.failed(one, limits | {"precision": "int8"}) == ("kb",), "it cannot be written so"
+    assert pareto.failed(one, Limits(kb=50.0)) == ("kb",)
+    assert pareto.failed(one, Limits(kb=50.0, precision="fp16")) == ()
+    assert pareto.failed(one, Limits(kb=49.999, precision="fp16")) == ("kb",)  # 1 kB is 1,000 bytes
+    assert pareto.failed(one, Limits(kb=50.0, precision="int8")) == ("kb",), "it cannot be written so"
     with pytest.raises(BadInput, match="precision"):
         Limits(precision="fp8").check()
 
 
+def test_calls_are_timed_in_milliseconds_at_least_three(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 5.0
+
+    def answer() -> None:
+        nonlocal now
+        now += 0.004
+
+    monkeypatch.setattr(pareto.time, "perf_counter", lambda: now)
+    assert pareto._timed(answer, 0.019) == pytest.approx([4.0] * 5)
+    assert pareto._timed(answer, 0.001) == pytest.approx([4.0] * 3)
+
+
+@pytest.mark.parametrize(
+    ("medians", "windows", "steady"),
+    [
+        ([5.0, 5.0, 5.0], 3, True),  # agreeing from the start, the warm-up still takes its minimum
+        ([9.0, 7.0, 5.0, 4.4, 4.1], 5, True),  # 4.4 is 12% below 5, 4.1 is 7% below 4.4
+        ([1.0, 9.0] * 10, 20, False),  # never: it ends at the maximum
+    ],
+)
+def test_the_warm_up_ends_when_two_windows_agree(
+    medians: list[float], windows: int, steady: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Medians of 0.15 s each, 0.45 to 3 s of warm-up, 0.9 s of measurement; a tenth is agreement."""
+    asked: list[float] = []
+
+    def timed(_: object, seconds: float) -> list[float]:
+        asked.append(seconds)
+        return [medians[len(asked) - 1]] if len(asked) <= windows else [2.0, 2.0, 2.0, 8.0]
+
+    monkeypatch.setattr(pareto, "_timed", timed)
+    monkeypatch.setattr(pareto, "_answering", lambda *_: ({"fp32": 7}, None))
+    monkeypatch.setattr(pareto, "_file", lambda *_: tmp_path / "latency.json")
+    store = Store(tmp_path)
+    work = pareto._measured(None, None, store)  # type: ignore[arg-type]
+    shares = []
+    while True:
+        try:
+            shares.append(next(work))
+        except StopIteration as end:
+            found = end.value
+            break
+    assert len(asked) == windows + 6
+    assert found.steady is steady
+    assert (found.p50_ms, found.samples) == (2.0, 24)
+    assert shares == sorted(shares)
+    assert max(shares[: windows + 1]) <= 0.5
+    assert shares[-1] == 1
+
+
+def test_the_table_has_a_dash_for_what_is_not_known() -> None:
+    known, unknown = candidate("a", 2_000, 1.0, 0.9), replace(candidate("b", 1_000, 2.0, 0.8), params=None, macs=None)
+    front = pareto.ParetoFront("val", 10, 1, "a processor", "1.0", Limits(), [known, unknown])
+    head, first, second, *_ = pareto.table(front.as_dict()).splitlines()
+    assert first.split()[:3] == ["a", "10", "10"]
+    assert second.split()[:3] == ["b", "-", "-"]
+    assert head.index("accuracy") + len("accuracy") == first.index("90.00%") + len("90.00%"), "aligned to the right"
+
+
 @pytest.fixture(scope="module")
-def measured(taught: tuple[Store, Run, Run]) -> dict:
+def measured(taught: tuple[Store, Run, Run]) -> ParetoFront:
     store, teacher, student = taught
     shares = []
     with pytest.MonkeyPatch.context() as short:
         for name, seconds in (("WINDOW", 0.02), ("WARM", (0.06, 0.2)), ("MEASURED", 0.2)):
             short.setattr(pareto, name, seconds)
-        while (answer := comparison_api.pareto_front(store, [teacher.id, student.id], "val", patience=0.0))["done"] < 1:
-            shares.append(answer["done"])
+        asked = FindParetoFront((teacher.id, student.id), "val", patience=0.0)
+        while (answer := comparison_api.pareto_front(store, asked)).report is None:
+            shares.append(answer.done)
     assert len(shares) > 4, "a page is never kept waiting for all of it"
     assert shares == sorted(shares)
-    return answer["report"]
+    return answer.report
 
 
 @pytest.mark.slow
 def test_figures_are_those_of_the_run_and_of_its_file(
-    measured: dict, taught: tuple[Store, Run, Run], tmp_path: Path
+    measured: ParetoFront, taught: tuple[Store, Run, Run], tmp_path: Path
 ) -> None:
     store, teacher, student = taught
-    for run, one in zip((teacher, student), measured["candidates"], strict=True):
+    for run, one in zip((teacher, student), measured.candidates, strict=True):
         result = run.result or {}
-        assert one["bytes"] == one["sizes"]["fp32"]
-        for precision, size in one["sizes"].items():
+        assert one.bytes == one.sizes["fp32"]
+        for precision, size in one.sizes.items():
             file = tmp_path / f"{run.id}-{precision}.onnx"
             assert export.export(run, file, store, precision=precision)["bytes"] == file.stat().st_size == size
-        assert (one["params"], one["macs"]) == (result["params"], result["macs"])
-        assert one["accuracy"] == pytest.approx(result["val"]["accuracy"])
-        assert one["ece"] == pytest.approx(result["val"]["ece"])
-        assert 0 < one["p50_ms"] <= one["p95_ms"]
+        assert (one.params, one.macs) == (result["params"], result["macs"])
+        assert one.accuracy == pytest.approx(result["val"]["accuracy"])
+        assert one.ece == pytest.approx(result["val"]["ece"])
+        assert 0 < one.p50_ms <= one.p95_ms
         kept = pareto.kept(run, store)
         assert kept is not None
-        assert kept.threads == measured["threads"] == 1
+        assert kept.threads == measured.threads == 1
         assert kept.samples >= 18
         assert kept.processor
-    assert measured["candidates"][0]["bytes"] > measured["candidates"][1]["bytes"]
+    assert measured.candidates[0].bytes > measured.candidates[1].bytes
 
 
 @pytest.mark.slow
 def test_latency_is_kept_for_run_and_machine(
-    measured: dict, taught: tuple[Store, Run, Run], monkeypatch: pytest.MonkeyPatch
+    measured: ParetoFront, taught: tuple[Store, Run, Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, teacher, student = taught
-    asked = comparison_api.pareto_front(
-        store, [teacher.id, student.id], "val", limits={"kb": 5.0, "ms": None, "accuracy": None}
-    )
-    assert [one["p50_ms"] for one in asked["report"]["candidates"]] == [one["p50_ms"] for one in measured["candidates"]]
-    assert asked["report"]["candidates"][0]["fails"] == ("kb",)
+    again = FindParetoFront((teacher.id, student.id), "val", Limits(kb=5.0))
+    found = comparison_api.pareto_front(store, again).report
+    assert found is not None
+    assert [one.p50_ms for one in found.candidates] == [one.p50_ms for one in measured.candidates]
+    assert found.candidates[0].fails == ("kb",)
 
     monkeypatch.setattr(pareto, "processor", lambda: "another machine")
     assert pareto.kept(teacher, store) is None

@@ -7,6 +7,7 @@ import gc
 import json
 import threading
 from collections.abc import Generator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from smallalign_core.errors import BadInput, Refused
 from smallalign_core.networks import Classifier
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.service import handlers
+from smallalign_core.service.requests import MeasureLandscape
 from smallalign_core.spec import RunSpec
 from smallalign_core.system.resumable import by_callback, finish
 from smallalign_core.training import losses
@@ -338,22 +340,35 @@ def test_batch_norm_modes_differ_on_a_real_run_and_are_printed(taught: tuple[Sto
 
 def test_it_is_done_in_steps_and_kept(taught: tuple[Store, Run, Run], monkeypatch: pytest.MonkeyPatch) -> None:
     store, _, student = taught
-    asked: dict[str, Any] = {**QUICK, "seed": 11}
-    price = handlers.landscape(store, [student.id], ["line", "curvature"], start=False, **asked)
-    cost = price["cost"]
+    look: dict[str, Any] = {**QUICK, "seed": 11}
+    cost = landscape.landscape(store, [student.id], ["line", "curvature"], start=False, **look)["cost"]
     assert (cost["tasks"], cost["missing"]) == (2, 2)
     assert cost["losses"] == 2 * 5 * 2
     assert cost["seconds"] > 0
     shares, answer = [], {"done": 0.0}
     while "report" not in answer:
-        answer = handlers.landscape(store, [student.id], ["line", "curvature"], patience=0.0, **asked)
+        answer = landscape.landscape(store, [student.id], ["line", "curvature"], patience=0.0, **look)
         shares.append(answer["done"])
     assert len(shares) > 20
     assert shares == sorted(shares)
     monkeypatch.setattr(_measures, "line", lambda *_, **__: pytest.fail("it was measured again"))
-    again = handlers.landscape(store, [student.id], ["line", "curvature"], start=False, **asked)
+    again = landscape.landscape(store, [student.id], ["line", "curvature"], start=False, **look)
     assert again["report"] == answer["report"]
     assert json.loads(json.dumps(again)) == again
+
+
+def test_the_backend_s_report_is_the_library_s(taught: tuple[Store, Run, Run]) -> None:
+    store, _, student = taught
+    asked = MeasureLandscape((student.id,), ("line", "curvature", "predictiveness"), "train", images=64, seed=3)
+    price = handlers.landscape(store, replace(asked, start=False))
+    assert price.report is None
+    assert price.cost is not None
+    assert price.cost.missing == 3
+    found = handlers.landscape(store, asked)
+    again = landscape.landscape(store, asked.runs, asked.measures, norms="train", images=64, seed=3)
+    assert found.report is not None
+    assert found.report.as_dict() == json.loads(json.dumps(again["report"]))
+    assert found.report.runs[0].measures.plane is None
 
 
 def test_what_was_kept_and_is_damaged_is_measured_again(taught: tuple[Store, Run, Run]) -> None:

@@ -472,7 +472,7 @@ def test_a_recipe_out_of_all_proportion_is_no_traceback(scale: float) -> None:
         found = scaling_law.estimate(resampled, "better", "base", 1225, 1000, axis)
         assert (found.k == math.inf) == (scale < 1)
         assert found.low <= found.k <= found.high
-    assert not scaling_law.gate(resampled, scaling_law.self_tests(runs, "base", 1225, 1000)).passed
+    assert not scaling_law.gate(resampled, scaling_law.sanity_checks(runs, "base", 1225, 1000)).passed
 
 
 def test_everything_found_goes_into_a_file(draws: scaling_law.Draws, tmp_path: Path) -> None:
@@ -483,7 +483,7 @@ def test_everything_found_goes_into_a_file(draws: scaling_law.Draws, tmp_path: P
         "law": scaling_law.as_dict(replace(draws.law, lack=math.nan)),
         "endless": scaling_law.as_dict(endless),
         "plane": scaling_law.as_dict(scaling_law.plane(draws, "better", "base", "n", [1225], IMAGES)),
-        "tests": [scaling_law.as_dict(test) for test in scaling_law.self_tests(runs, "base", 1225, 1000, draws=20)],
+        "tests": [scaling_law.as_dict(test) for test in scaling_law.sanity_checks(runs, "base", 1225, 1000, draws=20)],
         "more": scaling_law.as_dict(scaling_law.allocate(draws, "better", "base", 1225, 1000, "n", budget=5)),
     }
 
@@ -503,14 +503,14 @@ def test_two_replicates_are_refused() -> None:
     with pytest.raises(BadData, match=r"[Tt]oo few replicates.*given: 2.*3 replicates of each cell, better 4"):
         scaling_law.estimate(scaling_law.resample(runs), "better", "base", 1225, 1000, "n")
 
-    tests = scaling_law.self_tests(runs, "base", 1225, 1000)
+    tests = scaling_law.sanity_checks(runs, "base", 1225, 1000)
     assert tests == []
     assert "2 replicates are too few" in scaling_law.gate(scaling_law.resample(runs), tests).reasons[0]
 
 
 def test_three_replicates_are_warned_of() -> None:
     runs = observed({"base": worth(), "better": worth(n=2)}, 3)
-    tests = scaling_law.self_tests(runs, "base", 1225, 1000)
+    tests = scaling_law.sanity_checks(runs, "base", 1225, 1000)
 
     found = scaling_law.gate(scaling_law.resample(runs), tests)
 
@@ -519,12 +519,12 @@ def test_three_replicates_are_warned_of() -> None:
     assert "2 degrees of freedom" in found.warnings[0]
 
 
-# --- self-tests and the gate ------------------------------------------------------------------------------------------
+# --- sanity checks and the gate ---------------------------------------------------------------------------------------
 
 
 def test_a_good_study_passes_and_reads_its_doses() -> None:
     runs = observed({"base": worth(), "better": worth(n=2)}, run=0.005, shared=0.01)
-    tests = scaling_law.self_tests(runs, "base", 1225, 1000)
+    tests = scaling_law.sanity_checks(runs, "base", 1225, 1000)
 
     assert scaling_law.gate(scaling_law.resample(runs), tests) == scaling_law.Gate(True, (), ())
     doses = [test for test in tests if test.kind == "dose"]
@@ -543,9 +543,9 @@ def test_the_additive_law_misreads_a_dose_that_the_saturating_one_reads() -> Non
     runs = observed({"base": arm}, run=0.01, shared=0, exponents=exponents, sizes=sizes, images=images)
 
     wrong = [
-        test for test in scaling_law.self_tests(runs, "base", 14218, 4000, shape="additive") if test.kind == "dose"
+        test for test in scaling_law.sanity_checks(runs, "base", 14218, 4000, shape="additive") if test.kind == "dose"
     ]
-    right = [test for test in scaling_law.self_tests(runs, "base", 14218, 4000) if test.kind == "dose"]
+    right = [test for test in scaling_law.sanity_checks(runs, "base", 14218, 4000) if test.kind == "dose"]
 
     assert max(test.off for test in right) < 1.05
     assert max(test.off for test in wrong) > 1.5  # ×2 read as more than ×3
@@ -561,15 +561,15 @@ def test_replicates_of_a_few_cells_are_no_half_of_a_study() -> None:
     many = observed({"base": worth(), "better": worth(n=2)}, 12)
     runs = many.where((many.replicate < 4) | ((many.n == SIZES[2]) & (many.d == IMAGES[2])))
 
-    tests = scaling_law.self_tests(runs, "base", 1225, 1000)
+    tests = scaling_law.sanity_checks(runs, "base", 1225, 1000)
 
     assert [test.half for test in tests if test.kind == "placebo"] == [(0, 1)] * 2
     assert scaling_law.gate(scaling_law.resample(runs), tests).passed
 
 
-def a_test(kind: str, truth: float, k: float, low: float, high: float) -> scaling_law.SelfTest:
+def a_test(kind: str, truth: float, k: float, low: float, high: float) -> scaling_law.SanityCheck:
     found = scaling_law.Multiplier("n", "a", "b", 1000, 500, k, low, high, 0.0, 3.0, False, 4.0, False)
-    return scaling_law.SelfTest(kind, truth, found)  # type: ignore[arg-type]
+    return scaling_law.SanityCheck(kind, truth, found)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -611,7 +611,7 @@ def test_replicates_that_drift_fail_the_placebo() -> None:
     """As when half of the replicates were trained by other code."""
     runs = observed({"base": worth(), "better": worth(n=2)}, run=0.01, shared=0.01, drift=0.1)
 
-    found = scaling_law.gate(scaling_law.resample(runs), scaling_law.self_tests(runs, "base", 1225, 1000))
+    found = scaling_law.gate(scaling_law.resample(runs), scaling_law.sanity_checks(runs, "base", 1225, 1000))
 
     assert not found.passed
     assert all(reason.startswith("A/A test, ") for reason in found.reasons)

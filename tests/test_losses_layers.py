@@ -21,10 +21,10 @@ from smallalign_core.errors import BadSpec
 from smallalign_core.runs import imported as foreign
 from smallalign_core.runs.store import Store
 from smallalign_core.service import worker
-from smallalign_core.spec import AttentionTransfer, DataSpec, FitNets, RunSpec, loss_kinds
+from smallalign_core.spec import AttentionTransfer, Code, DataSpec, FitNets, RunSpec, loss_kinds
 from smallalign_core.training import losses
 from smallalign_core.training.loop import Training
-from smallalign_core.training.losses import NetworkOutput
+from smallalign_core.training.losses import NetworkOutput, _features
 from smallalign_core.training.resolve import resolve
 from smallalign_core.training.teacher import Teacher
 
@@ -50,6 +50,10 @@ NO_LABELS: list[dict[str, Any]] = [
     {"kind": "fitnets", "student_layer": "2", "teacher_layer": "6", "labels_weight": 0, "kd_weight": 1},
     {"kind": "attention", **MAPS, "labels_weight": 0, "kd_weight": 1},
 ]
+
+
+KINDS = [part.model_fields["kind"].default for part in loss_kinds(taught=True) if not issubclass(part, Code)]
+"""Those of the library; a user's own is in tests/test_python_files.py."""
 
 
 def kind(loss: dict[str, Any]) -> str:
@@ -233,7 +237,7 @@ def test_layers_that_nobody_chose_are_refused(digits: Splits, teacher: Teacher) 
 
 
 def test_every_loss_is_trained_here() -> None:
-    assert {kind(loss) for loss in TAUGHT} == {part.model_fields["kind"].default for part in loss_kinds(taught=True)}
+    assert {kind(loss) for loss in TAUGHT} == set(KINDS)
 
 
 @pytest.mark.parametrize("loss", TAUGHT, ids=kind)
@@ -334,7 +338,7 @@ def test_the_regressor_learns_is_seeded_and_stays_behind(digits: Splits, teacher
     assert len(saved) == len(plain)
 
 
-@pytest.mark.parametrize("loss", [part.model_fields["kind"].default for part in loss_kinds(taught=True)])
+@pytest.mark.parametrize("loss", KINDS)
 def test_every_loss_goes_from_spec_to_weights_with_its_defaults(loss: str, train: Train) -> None:
     run = train(teacher="digits-teacher", loss=loss, epochs=1)
     assert run.result is not None
@@ -383,3 +387,17 @@ def test_layers_of_an_import_are_refused_in_words(store: Store, tmp_path: Path) 
     for loss in ("fitnets", "attention"):
         with pytest.raises(BadSpec, match=r"and the teacher has none .given: teacher_layer empty.. Use loss kd.$"):
             resolve(store, tiny(teacher=imported.id, loss=loss))
+
+
+def test_of_maps_the_large_ones_are_compared_or_else_the_largest() -> None:
+    """7 is the least side; a side below it makes a map small whatever the other is."""
+    shapes = {"a": (2, 7, 7), "b": (2, 9, 6), "c": (2, 8, 14), "d": (2, 1, 1)}
+    assert _features._large(shapes, tuple(shapes)) == ("a", "c")
+    assert _features._large(shapes, ("d", "b")) == ("b",)
+
+
+def test_a_long_offer_of_layers_is_cut_visibly() -> None:
+    layers = {f"l{place}": (8,) for place in range(61)}
+    assert _features._offered(dict(list(layers.items())[:60])).endswith("l59 (8)")
+    assert _features._offered(layers).endswith("l59 (8), …")
+    assert _features._offered(layers, 3) == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +17,12 @@ from pages.ui.charts import basic
 from pages.ui.compare import user_image
 from smallalign_core import data
 from smallalign_core.analysis import compare
+from smallalign_core.errors import WorkFailed
 from smallalign_core.metrics import score
 from smallalign_core.runs.store import Store
 from smallalign_core.service import handlers
+from smallalign_core.service.wire import Request
+from smallalign_core.system import typed
 from tests.conftest import Train, texts
 
 PAIR = {"teacher": "digits-teacher", "student": "digits-student"}
@@ -30,8 +34,9 @@ class Here:
     def __init__(self, store: Store) -> None:
         self.store = store
 
-    def call(self, verb: str, **values: object) -> dict[str, object]:
-        return json.loads(json.dumps(handlers.HANDLERS[verb](self.store, **json.loads(json.dumps(values)))))
+    def call(self, asked: Request[Any]) -> Any:
+        answer = json.loads(typed.encode(handlers.HANDLERS[type(asked)](self.store, asked)))
+        return typed.decode(asked.answer(), answer, WorkFailed, "the answer cannot be read", "try again")
 
     def close(self) -> None:
         """Nothing was started."""

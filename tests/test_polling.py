@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
 from pages.ui.widgets import polling
+from smallalign_core.service.wire import LongRequest, Progress
+from smallalign_core.system.typed import plain
 from tests.conftest import ROOT
+
+
+@dataclass(frozen=True)
+class Count(LongRequest[Progress[int]]):
+    images: int
+
+
+@dataclass(frozen=True)
+class Priced(Progress[int]):
+    cost: int = 7
+
+
+@dataclass(frozen=True)
+class Price(LongRequest[Priced]):
+    """Not started."""
 
 
 def page() -> None:
@@ -17,6 +35,7 @@ def page() -> None:
     import streamlit as st
 
     from pages.ui.widgets import polling
+    from tests.test_polling import Count, Price
 
     said: list[float] = []
 
@@ -24,25 +43,28 @@ def page() -> None:
         said.append(done)
         return "Counting"
 
-    answer = polling.wait(lambda: polling.step("count", images=3), saying)
-    st.session_state["found"] = answer["report"], said
+    report = polling.wait(lambda: polling.step(Count(images=3)), saying)
+    st.session_state["found"] = report, said
     with st.container():
         try:
-            polling.wait(lambda: polling.step("priced"), "Pricing", started=lambda answer: "cost" not in answer)
+            polling.wait(lambda: polling.step(Price()), "Pricing", started=lambda answer: not hasattr(answer, "cost"))
         except polling.Unfinished as priced:
-            st.session_state["cost"] = priced.answer["cost"], priced.done
+            st.session_state["cost"] = priced.answer.cost, priced.answer.done
 
 
 class Backend:
     """It answers how far it is, and at the third step what it found."""
 
     def __init__(self) -> None:
-        self.answers = iter([{"done": 0.0}, {"done": 0.5, "report": None}, {"done": 1.0, "report": {"found": 3}}])
+        self.answers = iter([Progress[int](0.0), Progress(0.5, None), Progress(1.0, 3)])
 
-    def call(self, verb: str, *, patience: float, **values: Any) -> dict[str, Any]:
-        assert 0 < patience < 1
-        assert values == ({} if verb == "priced" else {"images": 3})
-        return {"cost": 7} if verb == "priced" else next(self.answers)
+    def call(self, asked: LongRequest[Progress[Any]]) -> Progress[Any]:
+        assert asked.patience is not None
+        assert 0 < asked.patience < 1
+        if asked.verb() == "Price":  # the page has imported the classes of this file once more
+            return Priced(0.0)
+        assert plain(asked) == plain(Count(3, patience=asked.patience))
+        return next(self.answers)
 
 
 def test_it_is_waited_for_in_steps_and_what_is_not_started_is_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +72,7 @@ def test_it_is_waited_for_in_steps_and_what_is_not_started_is_the_callers(monkey
     monkeypatch.setattr(polling.context, "client", lambda: backend)
     app = AppTest.from_function(page).run()
     assert not app.exception
-    assert app.session_state["found"] == ({"found": 3}, [0.0, 0.5])
+    assert app.session_state["found"] == (3, [0.0, 0.5])
     assert app.session_state["cost"] == (7, 0.0)
 
 

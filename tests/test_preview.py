@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,23 @@ from smallalign_core.errors import BadData, BadInput, BadSpec, Refused
 from smallalign_core.runs import policies
 from smallalign_core.runs.store import Store
 from smallalign_core.service import augmentation_api
-from smallalign_core.spec import Augment, members, parse_policy
+from smallalign_core.service.requests import AugmentBatch, AugmentImages, CheckLabels, Pixels
+from smallalign_core.spec import Augment, members, parse_data, parse_policy
 from smallalign_core.spec.augment import GROUPS
 from smallalign_core.system import resumable
 
 ZOO = Store()
+DIGITS = parse_data("digits")
+FLIP = parse_policy(["flip"])
 MOVES: list[Any] = [{"kind": "rotate", "degrees": 20}, {"kind": "noise", "probability": 1}]
 
 
 @pytest.mark.parametrize("policy", [MOVES, [*MOVES, "cutmix"], [{"kind": "mixup", "alpha": 1}]])
 def test_an_epoch_shows_the_very_batches_of_training(policy: list[Any], digits: Splits) -> None:
     epoch, batch, seed = 3, 64, 5
-    found = augmentation_api.epoch(ZOO, policy, "digits", epoch=epoch, images=40, batch=batch, seed=seed)
+    found = augmentation_api.epoch(
+        ZOO, AugmentBatch(parse_policy(policy), DIGITS, epoch=epoch, images=40, batch=batch, seed=seed)
+    )
 
     run = Views(digits.train, parse_policy(policy), batch=batch, seed=seed)
     step, place = divmod(epoch * len(digits.train), batch)
@@ -38,12 +44,12 @@ def test_an_epoch_shows_the_very_batches_of_training(policy: list[Any], digits: 
     rows = np.concatenate([one.rows for one in steps])[place : place + 40]
     images = np.concatenate([one.images for one in steps])[place : place + 40]
     labels = np.concatenate([one.labels for one in steps])[place : place + 40]
-    shown = augmentation_api.unpacked(found)
+    shown = found.images.array()
     assert place, "the epoch begins within a batch"
-    assert found["rows"] == rows.tolist()
+    assert found.rows == tuple(rows.tolist())
     assert np.array_equal(shown[:, 1], images)
     assert np.array_equal(shown[:, 0], digits.train.images[rows])
-    for label, shares in zip(labels, found["mixed"], strict=True):
+    for label, shares in zip(labels, found.mixed, strict=True):
         if shares is None:
             assert label.ndim == 0
         else:
@@ -52,7 +58,10 @@ def test_an_epoch_shows_the_very_batches_of_training(policy: list[Any], digits: 
 
 
 def test_mixed_views_in_the_grid_are_training_s_too(digits: Splits) -> None:
-    found = augmentation_api.views(ZOO, ["shift", "mixup"], "digits", rows=[7, 700], draws=3, first=2, batch=32, seed=9)
+    found = augmentation_api.views(
+        ZOO,
+        AugmentImages(parse_policy(["shift", "mixup"]), DIGITS, rows=(7, 700), draws=3, first=2, batch=32, seed=9),
+    )
 
     run = Views(digits.train, parse_policy(["shift", "mixup"]), batch=32, seed=9)
     met = 0
@@ -61,7 +70,7 @@ def test_mixed_views_in_the_grid_are_training_s_too(digits: Splits) -> None:
         for place, row in enumerate(one.rows.tolist()):
             epoch = (step * 32 + place) // len(digits.train)
             if row in (7, 700) and 2 <= epoch < 5:
-                shown = augmentation_api.unpacked(found)[[7, 700].index(row), 1 + epoch - 2]
+                shown = found.images.array()[[7, 700].index(row), 1 + epoch - 2]
                 assert np.array_equal(shown, one.images[place])
                 met += 1
     assert met == 6
@@ -69,33 +78,33 @@ def test_mixed_views_in_the_grid_are_training_s_too(digits: Splits) -> None:
 
 @pytest.mark.slow
 def test_the_risk_comes_in_steps_and_is_the_same() -> None:
-    policy = [{"kind": "rotate", "degrees": 31}]
+    asked = CheckLabels(parse_policy([{"kind": "rotate", "degrees": 31}]), DIGITS, "digits-teacher")
     shares = []
-    while "report" not in (answer := augmentation_api.risk(ZOO, policy, "digits", "digits-teacher", patience=0)):
-        shares.append(answer["done"])
+    while (answer := augmentation_api.risk(ZOO, replace(asked, patience=0))).report is None:
+        shares.append(answer.done)
     assert len(shares) > 10
     assert shares == sorted(shares)
 
     augmentation_api._judges.clear()
-    again = augmentation_api.risk(ZOO, policy, "digits", "digits-teacher")
+    again = augmentation_api.risk(ZOO, asked)
 
     assert again == answer
-    assert augmentation_api.unpacked(again).shape[:2] == (augmentation_api.PICTURED, 2)
+    assert again.report.changed.array().shape[:2] == (augmentation_api.PICTURED, 2)
 
 
 @pytest.mark.slow
 def test_a_judge_remembers_what_it_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    one, two = {"kind": "rotate", "degrees": 32}, {"kind": "shift", "pixels": 1}
-    first = augmentation_api.risk(ZOO, [one, two], "digits", "digits-teacher", limit=0.05)
+    policy = parse_policy([{"kind": "rotate", "degrees": 32}, {"kind": "shift", "pixels": 1}])
+    first = augmentation_api.risk(ZOO, CheckLabels(policy, DIGITS, "digits-teacher", limit=0.05)).report
     monkeypatch.setattr(Views, "augmented", lambda *_: pytest.fail("the teacher was asked again"))
 
     judge = next(iter(augmentation_api._judges.values()))
-    work = judge.report(parse_policy([one, two]), limit=0.5)
+    work = judge.report(policy, limit=0.5)
     with pytest.raises(StopIteration) as finished:
         next(work)
 
     assert finished.value.value.limit == 0.5
-    assert finished.value.value.whole.flip_rate == first["report"]["whole"]["flip_rate"]
+    assert finished.value.value.whole.flip_rate == first.report.whole.flip_rate
 
 
 @pytest.mark.slow
@@ -111,7 +120,7 @@ def test_more_visitors_than_places_all_get_their_risk(monkeypatch: pytest.Monkey
         "__init__",
         lambda self, *given, **more: (judges.append(1), prepare(self, *given, **more))[1],
     )
-    policy = [{"kind": "rotate", "degrees": 33}]
+    asked = CheckLabels(parse_policy([{"kind": "rotate", "degrees": 33}]), DIGITS, "digits-teacher")
     waiting = list(range(2 * max(augmentation_api.KEPT, resumable.KEPT) + 1))
     shares: dict[int, list[float]] = {seed: [] for seed in waiting}
     found: dict[int, Any] = {}
@@ -120,35 +129,31 @@ def test_more_visitors_than_places_all_get_their_risk(monkeypatch: pytest.Monkey
         rounds += 1
         assert rounds < 1000, f"never answered: seeds {waiting}"
         for seed in list(waiting):
-            answer = augmentation_api.risk(ZOO, policy, "digits", "digits-teacher", seed=seed, patience=0)
-            shares[seed].append(answer["done"])
-            if "report" in answer:
+            answer = augmentation_api.risk(ZOO, replace(asked, seed=seed, patience=0))
+            shares[seed].append(answer.done)
+            if answer.report is not None:
                 found[seed] = answer
                 waiting.remove(seed)
 
     assert len(found) == len(judges), "nobody's teacher was opened twice"
     assert all(one == sorted(one) for one in shares.values()), "no progress was lost"
     assert len(augmentation_api._judges) <= augmentation_api.KEPT
-    assert found[0] == augmentation_api.risk(ZOO, policy, "digits", "digits-teacher", seed=0), (
-        "the answer of one who is alone"
-    )
-    assert found[0]["report"] != found[1]["report"]
+    assert found[0] == augmentation_api.risk(ZOO, asked), "the answer of one who is alone"
+    assert found[0].report != found[1].report
 
 
 @pytest.mark.slow
 def test_the_curve_stays_where_it_is_when_the_strength_moves() -> None:
-    asked: dict[str, Any] = {"policy": [{"kind": "rotate", "degrees": 30}], "data_source": "digits"}
-    one, half = (
-        augmentation_api.risk(ZOO, **asked, teacher="digits-teacher", strength=strength)["report"]
-        for strength in (1, 0.6)
+    asked = CheckLabels(parse_policy([{"kind": "rotate", "degrees": 30}]), DIGITS, "digits-teacher")
+    one, half, nothing = (
+        augmentation_api.risk(ZOO, replace(asked, strength=strength)).report.report for strength in (1, 0.6, 0)
     )
 
-    assert half["whole"]["strength"] == half["strength"] == 0.6
-    assert half["parts"][0]["name"] == "rotate 18"
-    assert [point for point in half["curve"] if point["strength"] != 0.6] == list(one["curve"])
-    assert half["suggested"] == one["suggested"]
-    nothing = augmentation_api.risk(ZOO, **asked, teacher="digits-teacher", strength=0)["report"]
-    assert nothing["whole"]["flip_rate"] == 0
+    assert half.whole.strength == half.strength == 0.6
+    assert half.parts[0].name == "rotate 18"
+    assert [point for point in half.curve if point.strength != 0.6] == list(one.curve)
+    assert half.suggested == one.suggested
+    assert nothing.whole.flip_rate == 0
 
 
 def test_an_image_of_ones_own_takes_the_size_and_colours_of_the_data(digits: Splits) -> None:
@@ -163,18 +168,17 @@ def test_an_image_of_ones_own_takes_the_size_and_colours_of_the_data(digits: Spl
     assert image[0, :, 0].max() == 0
     assert (image[0, :, 7] == 76).all(), "red as grey (ITU-R 601)"
     for policy in (["flip"], [{"kind": "mixup", "probability": 1}]):
-        found = augmentation_api.views(
-            ZOO, policy, "digits", own=augmentation_api.encoded(image), draws=4, teacher="digits-teacher"
-        )
-        assert np.array_equal(augmentation_api.unpacked(found)[0, 0], image)
-        assert found["labels"] == [None]
-        assert len(found["said"][0]) == 5
-    flipped = augmentation_api.unpacked(
-        augmentation_api.views(ZOO, ["flip"], "digits", own=augmentation_api.encoded(image), draws=8)
-    )[0]
+        asked = AugmentImages(parse_policy(policy), DIGITS, own=Pixels.of(image), draws=4, teacher="digits-teacher")
+        found = augmentation_api.views(ZOO, asked)
+        assert np.array_equal(found.images.array()[0, 0], image)
+        assert found.labels == (None,)
+        assert found.said is not None
+        assert len(found.said[0]) == 5
+    asked = AugmentImages(FLIP, DIGITS, own=Pixels.of(image), draws=8)
+    flipped = augmentation_api.views(ZOO, asked).images.array()[0]
     assert {image.tobytes(), image[..., ::-1].tobytes()} == {one.tobytes() for one in flipped}
     with pytest.raises(BadInput, match="size"):
-        augmentation_api.views(ZOO, ["flip"], "digits", own=augmentation_api.encoded(np.zeros((3, 8, 8), np.uint8)))
+        augmentation_api.views(ZOO, AugmentImages(FLIP, DIGITS, own=Pixels.of(np.zeros((3, 8, 8), np.uint8))))
 
 
 def test_a_file_that_is_no_image_or_too_large_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,11 +193,11 @@ def test_a_file_that_is_no_image_or_too_large_is_refused_before_it_is_decoded(mo
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"strength": 2.1}, "between 0 and 2"), ({"seed": -1}, "out of range"), ({"rows": []}, "Training image indices")],
+    [({"strength": 2.1}, "between 0 and 2"), ({"seed": -1}, "out of range"), ({"rows": ()}, "Training image indices")],
 )
 def test_what_cannot_be_is_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(BadInput, match=words):
-        augmentation_api.views(ZOO, ["flip"], "digits", **options)
+        augmentation_api.views(ZOO, AugmentImages(FLIP, DIGITS, **options))
 
 
 def test_images_come_from_all_classes_in_turn() -> None:

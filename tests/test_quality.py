@@ -305,7 +305,12 @@ def test_known_dirt_is_found_and_nothing_else(dirty: Path, store: Store, tmp_pat
 
 
 def test_the_desk_answers_whoever_may_look(near_store: Store) -> None:
-    asked = {"verb": "quality", "values": {"source": "digits", "patience": 0}, "visitor": "eve", "role": "viewer"}
+    asked = {
+        "verb": "CheckQuality",
+        "values": {"data": {"source": "digits"}, "patience": 0},
+        "visitor": "eve",
+        "role": "viewer",
+    }
     answers = io.StringIO()
     backend.serve(near_store, io.StringIO(json.dumps(asked) + "\n"), answers)
     assert 0 <= json.loads(answers.getvalue())["ok"]["done"] < 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -13,11 +12,11 @@ import pytest
 
 from smallalign_core import data
 from smallalign_core.analysis import compare, html_report, pareto, robustness
-from smallalign_core.analysis.html_report import _svg
+from smallalign_core.analysis.html_report import Report, ReportData, ReportRun, _svg
 from smallalign_core.data import ImageSet
 from smallalign_core.errors import BadInput
 from smallalign_core.runs.store import Run, Store
-from smallalign_core.system import resumable
+from smallalign_core.system import resumable, typed
 
 BAD = '<script>alert("x")</script>'
 
@@ -43,7 +42,7 @@ class Read(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def made(taught: tuple[Store, Run, Run]) -> tuple[dict, data.Splits]:
+def made(taught: tuple[Store, Run, Run]) -> tuple[Report, data.Splits]:
     store, teacher, student = taught
     splits = data.load(student.data, store.data_cache)
     with pytest.MonkeyPatch.context() as short:
@@ -53,35 +52,35 @@ def made(taught: tuple[Store, Run, Run]) -> tuple[dict, data.Splits]:
 
 
 @pytest.mark.slow
-def test_it_holds_everything(made: tuple[dict, data.Splits], tmp_path: Path) -> None:
+def test_it_holds_everything(made: tuple[Report, data.Splits], tmp_path: Path) -> None:
     found, splits = made
     files = html_report.save(found, splits, tmp_path / "r.html")
-    page, pair = Read(files[0].read_text()), found["pairs"][0]
+    page, pair = Read(files[0].read_text()), found.pairs[0]
 
-    assert json.loads(files[1].read_text())["pairs"][0]["mcnemar_p"] == pair["mcnemar_p"]
+    assert json.loads(files[1].read_text())["pairs"][0]["mcnemar_p"] == pair.mcnemar_p
     for figure in (
-        f"{pair['agreement']:.2%}",
-        f"{pair['student']['nll']:.4f}",
-        f"{pair['student_calibration']['scores']['brier']:.4f}",
-        f"{pair['teacher_calibration']['temperature']:.3f}",
-        f"{found['frontier']['candidates'][1]['p50_ms']:.3f}",
-        f"{found['robustness']['runs'][0]['mean']['value']:.2%}",
-        found["data"]["fingerprint"],
+        f"{pair.agreement:.2%}",
+        f"{pair.student.nll:.4f}",
+        f"{pair.student_calibration.scores.brier:.4f}",
+        f"{pair.teacher_calibration.temperature:.3f}",
+        f"{found.frontier.candidates[1].p50_ms:.3f}",
+        f"{found.robustness.runs[0].mean.value:.2%}",
+        found.data.fingerprint,
         "not ImageNet-C",
         "exact McNemar test",
         "1 thread",
-        *(f"{title}: {pair['counts'][kind]:,}" for kind, title in html_report._page.TITLES.items()),
+        *(f"{title}: {pair.counts[kind]:,}" for kind, title in html_report._page.TITLES.items()),
         *robustness.CORRUPTIONS,
     ):
         assert figure in page.text, figure
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(pictures) == sum(min(24, count) for count in pair["counts"].values()) > 0
+    assert len(pictures) == sum(min(24, count) for count in pair.counts.values()) > 0
     charts = [attributes for tag, attributes in page.tags if tag == "svg"]
     assert len(charts) == 2 + 2 + 1 + 13 + 2
     assert all(chart["aria-label"] for chart in charts)
 
 
-def test_it_needs_nothing_from_elsewhere(made: tuple[dict, data.Splits]) -> None:
+def test_it_needs_nothing_from_elsewhere(made: tuple[Report, data.Splits]) -> None:
     text = html_report.page(made[0], made[1].val.images)
     page = Read(text)
 
@@ -107,29 +106,28 @@ def test_it_stays_small_with_photographs_and_many_classes() -> None:
         classes,
     )
     logits = [draw.normal(size=(count, 40)).astype(np.float32) for _ in range(2)]
-    pair = compare.of_logits(*logits, images).as_dict()
-    runs = [{"id": i, "name": i, "title": i, "params": 1, "macs": 1, "weights_sha256": "0" * 64} for i in "ab"]
-    found = {
-        "made": "", "split": "test", "test_looks": 1, "runs": runs, "pairs": [pair], "robustness": None,
-        "frontier": None, "data": {"source": "x", "fingerprint": "f", "images": count, "classes": list(classes)},
-    }  # fmt: skip
+    pair = compare.of_logits(*logits, images)
+    runs = [ReportRun(i, i, i, 1, 1, "0" * 64) for i in "ab"]
+    found = Report(1, "", "test", 1, ReportData("x", "f", count, classes), runs, [pair], None, None)
 
-    page = html_report.page(json.loads(json.dumps(found)), images.images)
+    page = html_report.page(found, images.images)
 
     assert len(Read(page).text) > 1000
     assert 200_000 < len(page) < 3_000_000
 
 
-def test_markup_in_names_stays_text(made: tuple[dict, data.Splits]) -> None:
+def test_markup_in_names_stays_text(made: tuple[Report, data.Splits]) -> None:
     found, splits = made
-    held = json.dumps(found)
+    held = typed.encode(found)
     for name in splits.classes:
         held = held.replace(f'"{name}"', json.dumps(f"{name}{BAD}"))
     evil = json.loads(held)
     evil["data"]["source"] = BAD
     for run in (*evil["runs"], *evil["frontier"]["candidates"]):
-        run["name"] = run["title"] = f"{BAD}'\" onmouseover=alert(1) x"
-    text = html_report.page(evil, splits.val.images)
+        run["name"] = f"{BAD}'\" onmouseover=alert(1) x"
+    for run in evil["runs"]:
+        run["title"] = run["name"]
+    text = html_report.page(typed.decode(Report, evil, BadInput, "wrong", "do"), splits.val.images)
     page = Read(text)
 
     assert "<script" not in text
@@ -143,7 +141,7 @@ def test_a_place_that_cannot_be_is_refused_before_the_work(name: str, tmp_path: 
         html_report.target(tmp_path / name)
 
 
-def test_no_digit_of_the_drawing_is_off_the_page(made: tuple[dict, data.Splits]) -> None:
+def test_no_digit_of_the_drawing_is_off_the_page(made: tuple[Report, data.Splits]) -> None:
     page = Read(html_report.page(made[0], made[1].val.images))
     inside = None
     for tag, attributes in page.tags:
@@ -188,7 +186,8 @@ def test_runs_of_more_than_two_each_have_their_section(taught: tuple[Store, Run,
 
     assert page.text.count("against") >= 2
     assert "passes all limits" in page.text or "pass all limits" in page.text
-    assert dataclasses.asdict(pareto.Limits(kb=60, ms=5, accuracy=0.5)) == found["frontier"]["limits"]
+    assert found.frontier is not None
+    assert found.frontier.limits == pareto.Limits(kb=60, ms=5, accuracy=0.5)
 
 
 def test_a_report_takes_no_others_json(tmp_path: Path) -> None:

@@ -18,14 +18,15 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from smallalign_core.errors import BadInput, WorkFailed
 from smallalign_core.runs.store import Store
-from smallalign_core.service import backend, requests, wire
+from smallalign_core.service import backend, requests
 from smallalign_core.service.client import BackendClient
 from smallalign_core.service.handlers import HANDLERS
 from smallalign_core.service.requests import DatasetFacts, Inspect
 from smallalign_core.service.wire import LongRequest, Progress, Request
-from smallalign_core.spec import DataSpec, Loss, RunSpec, parse_data
+from smallalign_core.spec import Augment, DataSpec, Loss, RunSpec, parse_data, parse_policy
 from smallalign_core.studies import optimizers, scaling
-from smallalign_core.studies.lifecycle import AnyStudySpec
+from smallalign_core.studies.kinds import AnyStudySpec
+from smallalign_core.system import typed
 from tests.conftest import ROOT, SCALING, tiny
 
 DIGITS = {"verb": "Inspect", "values": {"data": {"source": "digits"}}, "visitor": "ada", "role": "runner"}
@@ -46,6 +47,7 @@ STUDENT: dict[str, Any] = {"data": "digits", "network": "cnn"}
 PARTS: list[tuple[Any, list[Any]]] = [
     (RunSpec, [tiny(), tiny(teacher="digits-teacher", loss="kd", augment=["shift", "mixup"], optimizer="muon")]),
     (DataSpec, [parse_data("digits"), parse_data({"source": "somewhere", "size": 32, "fingerprint": "ab" * 8})]),
+    (Augment, list(parse_policy(["shift", {"kind": "rotate", "degrees": 7}]))),
     (Loss, [tiny().loss, tiny(teacher="digits-teacher", loss={"kind": "kd", "temperature": 3}).loss]),
     (AnyStudySpec, [optimizers.parse_study(STUDENT | {"seeds": 2}), scaling.parse_study(SCALING)]),
 ]
@@ -61,6 +63,8 @@ def examples(of: Any) -> st.SearchStrategy[Any]:
         return examples(parts[0])
     if dataclasses.is_dataclass(kind):
         hints = get_type_hints(kind, include_extras=True)
+        if parts:  # generic: its field of that type
+            hints["report"] = parts[0] | None
         return st.builds(kind, **{field.name: examples(hints[field.name]) for field in dataclasses.fields(kind)})
     if kind in (Union, types.UnionType):
         return st.one_of([examples(part) for part in parts])
@@ -87,7 +91,9 @@ class TestEach:
     def test_its_handler_takes_it_and_returns_its_answer(self, request_: type[Request[Any]]) -> None:
         hints = get_type_hints(HANDLERS[request_])
         assert list(hints.values()) == [Store, request_, request_.answer()]
-        assert issubclass(request_, LongRequest) == issubclass(request_.answer(), Progress)
+        assert issubclass(request_, LongRequest) == issubclass(
+            get_origin(request_.answer()) or request_.answer(), Progress
+        )
 
     @pytest.mark.parametrize("what", ["request", "answer"])
     @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True)
@@ -95,15 +101,15 @@ class TestEach:
     def test_it_survives_json(self, request_: type[Request[Any]], what: str, data: st.DataObject) -> None:
         of = request_ if what == "request" else request_.answer()
         made = data.draw(examples(of))
-        assert wire.decode(of, json.loads(wire.encode(made)), WorkFailed, "wrong", "do") == made
+        assert typed.decode(of, json.loads(typed.encode(made)), WorkFailed, "wrong", "do") == made
 
     @pytest.mark.parametrize("what", ["request", "answer"])
     def test_unknown_and_missing_fields_are_refused_in_words(self, request_: type[Request[Any]], what: str) -> None:
         of = request_ if what == "request" else request_.answer()
         with pytest.raises(BadInput, match=r"Damaged.*unknown field `bogus`.*Restart"):
-            wire.decode(of, {"bogus": 1}, BadInput, "damaged", "restart")
+            typed.decode(of, {"bogus": 1}, BadInput, "damaged", "restart")
         with pytest.raises(BadInput, match=r"Damaged.*\(given: .*\).*Restart"):
-            wire.decode(of, "not fields at all", BadInput, "damaged", "restart")
+            typed.decode(of, "not fields at all", BadInput, "damaged", "restart")
 
 
 def test_every_request_has_a_handler() -> None:
@@ -123,7 +129,7 @@ def test_fields_below_are_named_by_their_path() -> None:
     """Also in dataclasses of the library, of which pydantic ignores unknown fields by itself."""
     found = COST | {"preflight": EVIDENCE | {"bogus": 1}}
     with pytest.raises(WorkFailed, match=r"\(given: unknown field `preflight\.bogus`\)"):
-        wire.decode(requests.Cost, found, WorkFailed, "wrong", "do")
+        typed.decode(requests.Cost, found, WorkFailed, "wrong", "do")
 
 
 def answered(store: Store, **changes: Any) -> dict[str, Any]:
@@ -175,5 +181,5 @@ def test_an_answer_comes_as_its_dataclass(store: Store, desk_here: None) -> None
 @pytest.mark.parametrize("number", [math.inf, -math.inf, 0.1 + 0.2, 5e-324, -0.0])
 def test_numbers_come_through_exactly(number: float) -> None:
     sent = COST | {"seconds": number}
-    kept = wire.decode(requests.Cost, json.loads(wire.encode(sent)), WorkFailed, "wrong", "do").seconds
+    kept = typed.decode(requests.Cost, json.loads(typed.encode(sent)), WorkFailed, "wrong", "do").seconds
     assert (kept, math.copysign(1, kept)) == (number, math.copysign(1, number))

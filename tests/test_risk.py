@@ -22,7 +22,11 @@ from smallalign_core.errors import BadInput, BadSpec
 from smallalign_core.networks import Classifier
 from smallalign_core.runs.store import Store
 from smallalign_core.service import augmentation_api
-from smallalign_core.spec import parse_policy
+from smallalign_core.service.requests import AugmentImages, CheckLabels
+from smallalign_core.spec import parse_data, parse_policy
+from smallalign_core.system.typed import flat
+
+DIGITS = parse_data("digits")
 
 QUICK: dict[str, Any] = {"draws": 2, "grid": (0.5, 1.0, 2.0)}
 SAFE, UPSIDE_DOWN = {"kind": "shift", "pixels": 1}, {"kind": "flip", "axis": "vertical", "probability": 1}
@@ -94,7 +98,7 @@ def test_flipped_views_can_be_shown_again(report: LabelPreservation, teacher: Cl
         said = label_preservation.predictions(
             teacher, views.augmented(np.array([flipped.row]), np.array([flipped.view])).numpy()[:, None]
         )
-        assert said[0][0]["class"] == flipped.after != flipped.before
+        assert said[0][0].name == flipped.after != flipped.before
         assert looked.classes[looked.labels[flipped.row]] == flipped.label
 
 
@@ -190,25 +194,23 @@ def test_what_cannot_be_judged_is_refused(teacher: Classifier, looked: ImageSet)
 
 
 def test_the_desk_shows_what_training_sees_and_judges_it(tmp_path: Path, digits: Splits) -> None:
-    import base64
-
     store = Store()
-    policy = [SAFE, {"kind": "rotate"}]
+    policy = parse_policy([SAFE, {"kind": "rotate"}])
     found = augmentation_api.views(
-        store, policy, "digits", teacher="digits-teacher", images=4, draws=3, seed=5, batch=64
+        store, AugmentImages(policy, DIGITS, teacher="digits-teacher", images=4, draws=3, seed=5, batch=64)
     )
-    shown = np.frombuffer(base64.b64decode(found["pixels"]), np.uint8).reshape(found["shape"])
+    shown = found.images.array()
     assert shown.shape == (4, 4, 1, 8, 8)
-    run = Views(digits.train, parse_policy(policy), batch=64, seed=5)
-    for place, row in enumerate(found["rows"]):
+    run = Views(digits.train, policy, batch=64, seed=5)
+    for place, row in enumerate(found.rows):
         assert np.array_equal(shown[place, 0], digits.train.images[row])
         for draw in range(3):
             assert np.array_equal(shown[place, 1 + draw], run.image_of(row, draw).numpy())
-    assert found["labels"] == ["0", "1", "2", "3"]
-    assert found["said"][0][0]["class"] == "0"
-    json.dumps(found, allow_nan=False)
+    assert found.labels == ("0", "1", "2", "3")
+    assert found.said is not None
+    assert found.said[0][0].name == "0"
     with pytest.raises(BadInput, match="0 to 1"):
-        augmentation_api.views(store, policy, "digits", rows=[10**6])
+        augmentation_api.views(store, AugmentImages(policy, DIGITS, rows=(10**6,)))
 
 
 @pytest.mark.slow
@@ -223,10 +225,11 @@ def test_the_command_line_writes_a_sheet_and_says_the_same_as_the_desk(tmp_path:
 
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
-    asked = augmentation_api.views(store, [SAFE, UPSIDE_DOWN], "digits", teacher="digits-teacher")
-    assert said["said"] == asked["said"]
-    judged = augmentation_api.risk(store, [SAFE, UPSIDE_DOWN], "digits", "digits-teacher")
-    assert said["risk"] == json.loads(json.dumps(judged["report"]))
+    policy = parse_policy([SAFE, UPSIDE_DOWN])
+    asked = augmentation_api.views(store, AugmentImages(policy, DIGITS, teacher="digits-teacher"))
+    assert said["said"] == [[{"class": one.name, "confidence": one.confidence} for one in row] for row in asked.said]
+    judged = augmentation_api.risk(store, CheckLabels(policy, DIGITS, "digits-teacher")).report
+    assert said["risk"] == flat(judged.report)
     assert said["risk"]["parts"][1]["effect"]["flip_rate"] > 0.3
     assert (tmp_path / "out/sheet.png").read_bytes()[:4] == b"\x89PNG"
     assert "RandomVerticalFlip" in (tmp_path / "out/policy.py").read_text()

@@ -13,6 +13,7 @@ from smallalign_core.data import Splits
 from smallalign_core.runs import imported
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.service import comparison_api
+from smallalign_core.service.requests import AssessRobustness
 from smallalign_core.system import resumable
 
 
@@ -94,20 +95,21 @@ def test_it_comes_in_steps_is_kept_and_looks_at_test_once(taught: tuple[Store, R
     store, teacher, student = taught
     fingerprint = student.spec.data.fingerprint or ""
     before, shares = store.test_looks(fingerprint), []
+    asked = AssessRobustness((teacher.id, student.id), "test", patience=0.0)
     while True:
-        answer = comparison_api.robustness(store, [teacher.id, student.id], "test", patience=0.0)
-        shares.append(answer["done"])
-        if answer["done"] == 1:
+        answer = comparison_api.robustness(store, asked)
+        shares.append(answer.done)
+        if answer.done == 1:
             break
-        assert answer["report"] is None
+        assert answer.report is None
 
     assert len(shares) > 100, "a question with no patience is answered batch by batch"
     assert shares == sorted(shares)
     assert store.test_looks(fingerprint) == before + 1
-    again = comparison_api.robustness(store, [teacher.id, student.id], "test", patience=0.0)
+    again = comparison_api.robustness(store, asked)
     assert again == answer, "what was kept is not asked again"
     assert store.test_looks(fingerprint) == before + 1
-    assert "not ImageNet-C" in robustness.words(answer["report"], ["a", "b"])
+    assert "not ImageNet-C" in robustness.words(answer.report, ["a", "b"])
 
 
 def test_large_splits_are_sampled_evenly(digits: Splits) -> None:

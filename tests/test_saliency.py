@@ -16,7 +16,8 @@ from smallalign_core.errors import BadInput
 from smallalign_core.networks import BaseClassifier, Classifier, onnx_graph
 from smallalign_core.runs import imported
 from smallalign_core.runs.store import Run, Store
-from smallalign_core.service import augmentation_api, comparison_api
+from smallalign_core.service import comparison_api
+from smallalign_core.service.requests import Explain, Pixels
 from smallalign_core.spec import parse
 
 
@@ -154,22 +155,20 @@ def test_an_import_is_explained_by_occlusion_and_a_run_by_grad_cam(
         file, run.data, store, classes=digits.classes, size=(8, 8), white=1, mean=[mean], std=[std]
     )
 
-    own = augmentation_api.encoded(digits.test.images[11])
-    answers = comparison_api.look(store, [run.id, brought.id], own)["answers"]
+    own = Pixels.of(digits.test.images[11])
+    answers = comparison_api.look(store, Explain((run.id, brought.id), own)).answers
 
-    assert [one["method"].split(" ")[0] for one in answers] == ["Grad-CAM", "Occlusion"]
-    assert answers[0]["top"][0][0] == answers[1]["top"][0][0] == digits.classes[digits.test.labels[11]]
-    assert answers[0]["top"][0][1] == pytest.approx(answers[1]["top"][0][1], abs=1e-4)
-    asked = comparison_api.look(store, [run.id, brought.id], own, target="3", occluding=True)["answers"]
-    assert {one["target"] for one in asked} == {"3"}
-    assert {one["method"].split(" ")[0] for one in asked} == {"Occlusion"}
+    assert [one.method.split(" ")[0] for one in answers] == ["Grad-CAM", "Occlusion"]
+    assert answers[0].top[0][0] == answers[1].top[0][0] == digits.classes[digits.test.labels[11]]
+    assert answers[0].top[0][1] == pytest.approx(answers[1].top[0][1], abs=1e-4)
+    asked = comparison_api.look(store, Explain((run.id, brought.id), own, target="3", occluding=True)).answers
+    assert {one.target for one in asked} == {"3"}
+    assert {one.method.split(" ")[0] for one in asked} == {"Occlusion"}
 
 
 def test_what_cannot_be_looked_at_is_refused_in_words(taught: tuple[Store, Run, Run], digits: Splits) -> None:
     store, teacher, student = taught
     with pytest.raises(BadInput, match="Unknown class"):
-        comparison_api.look(
-            store, [teacher.id, student.id], augmentation_api.encoded(digits.test.images[0]), target="cat"
-        )
+        comparison_api.look(store, Explain((teacher.id, student.id), Pixels.of(digits.test.images[0]), target="cat"))
     with pytest.raises(BadInput, match="size"):
-        comparison_api.look(store, [teacher.id, student.id], augmentation_api.encoded(np.zeros((1, 9, 9), np.uint8)))
+        comparison_api.look(store, Explain((teacher.id, student.id), Pixels.of(np.zeros((1, 9, 9), np.uint8))))

@@ -1,4 +1,4 @@
-"""The Scaling page in a real browser: a study by a click, its verdict, its self-tests, and nothing that axe minds."""
+"""The Scaling page in a real browser: a study by a click, verdict, sanity checks, and nothing that axe minds."""
 
 from __future__ import annotations
 

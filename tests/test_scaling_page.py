@@ -158,7 +158,7 @@ def test_where_the_law_holds_the_forest_is_of_its_figures(
     hidden = dataclasses.replace(one, hidden_parameters="because")
     charts.forest(report, dataclasses.replace(reading, worth=(hidden,)), key="x")
     assert "not shown" in drawn["figure"].layout.annotations[0].text
-    charts.self_tests(reading, key="x")
+    charts.sanity_checks(reading, key="x")
     assert drawn["table"]["truth"] == [test.truth for test in reading.tests]
     marks = [note.text[0] for note in drawn["figure"].layout.annotations]
     assert marks == [{"passed": "✓", "missed": "✗", "uninformative": "–"}[test.outcome] for test in reading.tests]

@@ -30,8 +30,10 @@ from smallalign_core.networks import onnx_graph
 from smallalign_core.runs import class_names, model_card
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.service import handlers
+from smallalign_core.service.requests import Export, SubmitParity
 from smallalign_core.service.users import Role, User
 from smallalign_core.system.files import write_json
+from smallalign_core.system.typed import flat
 
 Report = dict[str, Any]
 TIMING = {"p50_ms": 0.1, "p95_ms": 0.2, "load_ms": 3.0, "sha256": None}
@@ -368,7 +370,7 @@ def test_a_viewers_browser_writes_nothing_into_the_proof(copied: tuple[Store, Ru
     store, run = copied
     watched = Store(store.root, User("eve@example.org", Role.VIEWER))
     with pytest.raises(Refused, match="Your account is read-only: you cannot"):
-        handlers.claim(watched, run.id, "fp32", said(kept_logits(store, run)))
+        handlers.claim(watched, SubmitParity(run.id, "fp32", said(kept_logits(store, run))))
     report = export.kept_bundle(run, store)
     assert report is not None
     assert report["browser"] is None
@@ -504,10 +506,10 @@ def test_the_demo_brings_its_runtime_and_names_no_host(
 
 def test_the_desk_answers_for_a_page(copied: tuple[Store, Run]) -> None:
     store, run = copied
-    assert handlers.bundle(store, run.id, "int8") == export.kept_bundle(run, store, "int8")
+    assert flat(handlers.bundle(store, Export(run.id, "int8"))) == export.kept_bundle(run, store, "int8")
     with pytest.raises(BadInput, match="Unknown precision"):
-        handlers.bundle(store, run.id, "int4")
-    assert handlers.claim(store, run.id, "fp32", said(kept_logits(store, run)))["browser"]["ok"]
+        handlers.bundle(store, Export(run.id, "int4"))
+    assert handlers.claim(store, SubmitParity(run.id, "fp32", said(kept_logits(store, run)))).browser.ok
 
 
 # --- files of others --------------------------------------------------------------------------------------------------

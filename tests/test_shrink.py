@@ -879,15 +879,15 @@ def test_a_worker_does_it_too_and_the_list_of_studies_shows_it(store: Store) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("module", ["cli._main", "service.worker", "service.handlers", "service.requests"])
 def test_every_process_that_reads_studies_knows_this_kind(module: str) -> None:
-    code = f"import smallalign_core.{module}; from smallalign_core.studies import lifecycle; print([*lifecycle.KINDS])"
+    code = f"import smallalign_core.{module}; from smallalign_core.studies import kinds; print([*kinds.KINDS])"
     assert "search" in processes.run(processes.python("-c", code)).stdout
 
 
 @pytest.mark.slow
 def test_pages_know_it_without_torch() -> None:
     code = (
-        "import sys, pages.ui.studies.study_list; from smallalign_core.studies import lifecycle; "
-        "print([*lifecycle.KINDS], {'torch', 'optuna', 'onnx'} & set(sys.modules))"
+        "import sys, pages.ui.studies.study_list; from smallalign_core.studies import kinds; "
+        "print([*kinds.KINDS], {'torch', 'optuna', 'onnx'} & set(sys.modules))"
     )
     said = processes.run(processes.python("-c", code)).stdout
     assert "search" in said

@@ -13,7 +13,7 @@ from hypothesis import given, strategies as st
 
 from smallalign_core.cli._main import main
 from smallalign_core.errors import BadSpec
-from smallalign_core.spec import DataSpec, RunSpec, digest, parse, parse_policy, read, set_field, to_yaml
+from smallalign_core.spec import Code, DataSpec, RunSpec, digest, parse, parse_policy, read, set_field, to_yaml
 from smallalign_core.spec.parts import FAMILIES, choices, members
 from smallalign_core.studies import optimizers
 
@@ -74,7 +74,8 @@ def test_a_known_fingerprint_stands_for_the_place() -> None:
         ({"augment": [{"kind": "shift", "pixls": 2}]}, ["augment.0.pixls", "did you mean `pixels`"]),
         ({"loss": "kd"}, ["'kd'", "needs a teacher"]),
         ({"teacher": "t", "loss": "cross_entropy"}, ["does not use a teacher"]),
-        ({"epochs": 0}, ["epochs", "greater than or equal to 1", "0"]),
+        ({"epochs": -1}, ["epochs", "greater than or equal to 0", "-1"]),
+        ({"epochs": 0}, ["`epochs` 0", "give `weights` or `start`"]),
         ({"epochs": 1.5}, ["epochs", "1.5"]),
         ({"data": {"source": "digits", "validation": 0.9}}, ["data.validation", "0.5", "0.9"]),
     ],
@@ -138,6 +139,8 @@ def test_every_part_builds_from_its_kind_and_round_trips(family: Any, index: int
     parts = members(family)
     part = parts[index % len(parts)]
     required = {"name": "resnet18"} if "name" in part.model_fields else {}
+    if issubclass(part, Code):
+        required = {"file": "own.py"}
     built = part.model_validate(required)
     assert built.model_dump()["kind"] in choices(family)
     assert part.model_validate(yaml.safe_load(yaml.safe_dump(built.model_dump(mode="json")))) == built

@@ -22,7 +22,7 @@ from smallalign_core.runs.writer import RunWriter
 from smallalign_core.service import worker
 from smallalign_core.service.users import Role, User
 from smallalign_core.spec import RunSpec, digest, parse
-from smallalign_core.studies import lifecycle
+from smallalign_core.studies import kinds, lifecycle
 from smallalign_core.studies.lifecycle import Study
 from smallalign_core.training.resolve import resolve
 
@@ -74,7 +74,7 @@ class Toy(ModuleType):
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> Toy:
     kind = Toy()
-    monkeypatch.setitem(lifecycle.KINDS, "toy", kind)
+    monkeypatch.setitem(kinds.KINDS, "toy", kind)
     return kind
 
 
@@ -122,11 +122,11 @@ def test_a_damaged_one_hides_no_other(store: Store, toy: Toy, resolved: RunSpec)
     for content in ("", "[]", '{"kind": "weather"}'):
         (bad.folder / "study.json").write_text(content)
 
-        lines = {line["id"]: line for line in (lifecycle.summary(study, store) for study in lifecycle.listing(store))}
+        lines = {line.id: line for line in (lifecycle.summary(study, store) for study in lifecycle.listing(store))}
 
-        assert lines[bad.id]["kind"] == "damaged", content
-        assert "damaged" in lines[bad.id]["title"]
-        assert (lines[good.id]["kind"], lines[good.id]["title"]) == ("toy", "a toy")
+        assert lines[bad.id].kind is None, content
+        assert "damaged" in lines[bad.id].title
+        assert (lines[good.id].kind, lines[good.id].title) == ("toy", "a toy")
     lifecycle.delete(store, Study(bad.folder))
     good.folder.with_name(".deleted-1").mkdir()
     (good.folder.with_name(".deleted-1") / "study.json").write_text("{}")

@@ -24,8 +24,10 @@ from smallalign_core.errors import BadInput, BadModel, BadSpec, Refused
 from smallalign_core.runs import imported as foreign
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.service import handlers
-from smallalign_core.spec import DataSpec, canonical, digest, parse, to_yaml
+from smallalign_core.service.requests import CheckTeacher
+from smallalign_core.spec import DataSpec, canonical, digest, parse, parse_data, to_yaml
 from smallalign_core.system import sandbox
+from smallalign_core.system.typed import flat
 from smallalign_core.training import runner
 from smallalign_core.training.resolve import resolve
 from smallalign_core.training.teacher import _pack
@@ -510,10 +512,13 @@ def test_the_command_line_and_the_desk_say_the_same(exported: tuple[Store, Run, 
     assert store.run("from-elsewhere").in_zoo
     assert "SHA-256" in (store.run("from-elsewhere").folder / "card.md").read_text()
     done = command("preflight", "from-elsewhere", "--data", "digits", "--json", store=store)
-    said, asked = json.loads(done.stdout), handlers.preflight(store, "from-elsewhere", "digits")
+    said, asked = (
+        json.loads(done.stdout),
+        handlers.preflight(store, CheckTeacher("from-elsewhere", parse_data("digits"))),
+    )
     for name in ("scores", "suggested", "temperature", "refused", "mapping"):
-        assert said[name] == json.loads(json.dumps(asked[name])), name
-    assert "usable as a teacher" in asked["words"]
+        assert said[name] == flat(asked)[name], name
+    assert "usable as a teacher" in asked.words()
 
 
 # --- networks with weights to start from ------------------------------------------------------------------------------

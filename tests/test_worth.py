@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,6 +18,7 @@ from smallalign_core.errors import BadInput, BadSpec
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.runs.writer import RunWriter
 from smallalign_core.service import handlers
+from smallalign_core.service.requests import Ablate
 from smallalign_core.spec import RunSpec, digest
 from smallalign_core.studies import ablation
 from smallalign_core.studies.ablation import METRICS, effect
@@ -30,11 +32,11 @@ def augmented(store: Store, **fields: Any) -> RunSpec:
     return resolve(store, tiny(augment=POLICY, **fields))
 
 
-def pretend(store: Store, spec: RunSpec, **scores: float) -> Run:
+def pretend(store: Store, spec: RunSpec, **scores: Any) -> Run:
     """A run whose folder says that it is finished with these validation scores."""
     run = store.create(spec)
     run.weights.write_bytes(b"")
-    val = {"accuracy": 0.9, "nll": 0.3, "ece": 0.05, "images": 143} | scores
+    val = {"accuracy": 0.9, "nll": 0.3, "ece": 0.05, "images": 143, "recall": {"a": 0.8, "b": 0.6}} | scores
     (run.folder / "result.json").write_text(json.dumps({"id": run.id, "val": val}))
     return run
 
@@ -139,7 +141,9 @@ def test_pairing_is_by_seed() -> None:
     assert found.mean == pytest.approx(mixed.mean)
 
 
-@pytest.mark.parametrize(("metric", "up"), [("accuracy", "helps"), ("nll", "hurts"), ("ece", "hurts")])
+@pytest.mark.parametrize(
+    ("metric", "up"), [("accuracy", "helps"), ("macro_recall", "helps"), ("nll", "hurts"), ("ece", "hurts")]
+)
 def test_which_way_is_better(metric: str, up: str) -> None:
     higher, lower = [0.31, 0.32, 0.33], [0.21, 0.225, 0.23]
     down = {"helps": "hurts", "hurts": "helps"}[up]
@@ -302,17 +306,16 @@ def test_policies_share_their_control(store: Store) -> None:
 
 
 def test_the_desk_reports_and_starts(store: Store) -> None:
-    asked = tiny(augment=POLICY).model_dump(mode="json")
+    asked = Ablate(tiny(augment=POLICY), "augment", 2)
 
-    first = handlers.worth(store, asked, "augment", 2)
-    assert (first["missing"], store.runs()) == (4, [])
-    second = handlers.worth(store, asked, "augment", 2, start=True)
+    first = handlers.ablate(store, asked).report
+    assert (first.missing, store.runs()) == (4, [])
+    second = handlers.ablate(store, replace(asked, start=True))
 
-    assert (second["running"], len(store.queue())) == (2, 4)
-    assert second["spec"]["data"]["fingerprint"]
-    assert json.dumps(second)
+    assert (second.report.running, len(store.queue())) == (2, 4)
+    assert second.spec.data.fingerprint
     with pytest.raises(BadSpec, match="Nothing to ablate"):
-        handlers.worth(store, tiny().model_dump(mode="json"), "augment")
+        handlers.ablate(store, Ablate(tiny(), "augment"))
 
 
 @pytest.mark.slow
@@ -327,7 +330,7 @@ def test_the_command_line_trains_pairs_and_never_twice(tmp_path: Path, store: St
     found = json.loads(done.stdout)
 
     assert (found["finished"], found["of"], found["split"], found["failed"]) == (2, 2, "val", [])
-    assert set(found["metrics"]) == {"accuracy", "nll", "ece"}
+    assert set(found["metrics"]) == {"accuracy", "macro_recall", "nll", "ece"}
     for pair in found["pairs"]:
         for arm, policy in (("with", True), ("without", False)):
             run = store.run(pair[arm]["id"])

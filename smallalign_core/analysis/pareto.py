@@ -12,9 +12,8 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -139,45 +138,40 @@ class ParetoFront:
     limits: Limits
     candidates: list[Candidate]
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
-
-def words(found: dict[str, Any]) -> str:
-    """The runs that pass all limits, and those that are dominated, as text; from plain values of the report."""
-    limits, names = found["limits"], {one["id"]: one["name"] for one in found["candidates"]}
-    precision = limits.get("precision", "fp32")
-    in_precision = "" if precision == "fp32" else f" in {precision}"
+def words(found: ParetoFront) -> str:
+    """The runs that pass all limits, and those that are dominated, as text."""
+    limits, names = found.limits, {one.id: one.name for one in found.candidates}
+    in_precision = "" if limits.precision == "fp32" else f" in {limits.precision}"
     asked = [
         text
         for text in (
-            None if limits["kb"] is None else f"at most {limits['kb']:,g} kB{in_precision}",
-            None if limits["ms"] is None else f"at most {limits['ms']:g} ms (p50)",
-            None if limits["accuracy"] is None else f"at least {limits['accuracy']:.2%} accuracy",
+            None if limits.kb is None else f"at most {limits.kb:,g} kB{in_precision}",
+            None if limits.ms is None else f"at most {limits.ms:g} ms (p50)",
+            None if limits.accuracy is None else f"at least {limits.accuracy:.2%} accuracy",
         )
         if text
     ]
     parts = []
     if asked:
-        passing = [one["name"] for one in found["candidates"] if not one["fails"]]
+        passing = [one.name for one in found.candidates if not one.fails]
         says = f"pass{'es' if len(passing) == 1 else ''} all limits"
         parts.append(f"{', '.join(passing) if passing else 'No run'} {says if passing else 'passes all limits'}")
         parts[0] += f" ({', '.join(asked)})."
-    for one in found["candidates"]:
-        if one["dominated_by"] is not None:
-            better = names[one["dominated_by"]]
-            parts.append(f"{one['name']} is dominated: {better} is no larger, no slower and no less accurate.")
-    if not any(one["dominated_by"] for one in found["candidates"]):
+    for one in found.candidates:
+        if one.dominated_by is not None:
+            better = names[one.dominated_by]
+            parts.append(f"{one.name} is dominated: {better} is no larger, no slower and no less accurate.")
+    if not any(one.dominated_by for one in found.candidates):
         parts.append("No run is dominated by another.")
-    if found["split"] == "test" and len(found["candidates"]) > 1:
+    if found.split == "test" and len(found.candidates) > 1:
         parts.append("These are test images: select on validation, report on test.")
     return " ".join(parts)
 
 
-def size_in(one: dict[str, Any], precision: str) -> int | None:
+def size_in(one: Candidate, precision: str) -> int | None:
     """Bytes of a candidate's file in a precision; None if it cannot be exported in it."""
-    known: dict[str, int | None] = one.get("sizes") or {}
-    return known.get(precision) if known else int(one["bytes"])
+    return one.sizes.get(precision) if one.sizes else one.bytes
 
 
 def kilobytes(size: int | None) -> str:
@@ -185,32 +179,30 @@ def kilobytes(size: int | None) -> str:
     return "-" if size is None else f"{size / 1000:,.1f}"
 
 
-def table(found: dict[str, Any]) -> str:
-    """The plain values of the report as a text table."""
+def table(found: ParetoFront) -> str:
+    """The report as a text table."""
     head = ["run", "params", "MACs", *(f"kB {one}" for one in PRECISIONS), "p50 ms", "p95 ms", "accuracy", "ECE", ""]
     rows = [
         [
-            one["name"],
-            "-" if one["params"] is None else f"{one['params']:,}",
-            "-" if one["macs"] is None else f"{one['macs']:,}",
+            one.name,
+            "-" if one.params is None else f"{one.params:,}",
+            "-" if one.macs is None else f"{one.macs:,}",
             *(kilobytes(size_in(one, precision)) for precision in PRECISIONS),
-            f"{one['p50_ms']:.3f}",
-            f"{one['p95_ms']:.3f}",
-            f"{one['accuracy']:.2%}",
-            f"{one['ece']:.2%}",
-            ", ".join((["dominated"] if one["dominated_by"] else []) + [f"fails {name}" for name in one["fails"]]),
+            f"{one.p50_ms:.3f}",
+            f"{one.p95_ms:.3f}",
+            f"{one.accuracy:.2%}",
+            f"{one.ece:.2%}",
+            ", ".join((["dominated"] if one.dominated_by else []) + [f"fails {name}" for name in one.fails]),
         ]
-        for one in found["candidates"]
+        for one in found.candidates
     ]
     wide = [max(len(row[at]) for row in [head, *rows]) for at in range(len(head))]
     lines = [
         "  ".join(cell.ljust(wide[0]) if not at else cell.rjust(wide[at]) for at, cell in enumerate(row)).rstrip()
         for row in [head, *rows]
     ]
-    threads = "1 thread" if found["threads"] == 1 else f"{found['threads']} threads"
-    lines.append(
-        f"ONNX Runtime {found['runtime']}, one image, {threads}, {found['processor']}; {found['split']} images"
-    )
+    threads = "1 thread" if found.threads == 1 else f"{found.threads} threads"
+    lines.append(f"ONNX Runtime {found.runtime}, one image, {threads}, {found.processor}; {found.split} images")
     return "\n".join(lines)
 
 
@@ -263,32 +255,34 @@ def pareto_front(
 
 def evaluated(found: Sequence[Candidate], limits: Limits) -> list[Candidate]:
     """`found` with dominated runs and failed limits."""
-    values = [asdict(one) for one in found]
-    marks = [(dominated(one, values), failed(one, asdict(limits))) for one in values]
-    return [
-        Candidate(**one | {"dominated_by": by, "fails": fails}) for one, (by, fails) in zip(values, marks, strict=True)
-    ]
+    return [replace(one, dominated_by=dominated(one, found), fails=failed(one, limits)) for one in found]
 
 
-def dominated(one: dict[str, Any], among: Sequence[dict[str, Any]]) -> str | None:
+def limited(found: ParetoFront, limits: Limits) -> ParetoFront:
+    """The same runs against other limits, with the sizes of another precision; nothing is measured."""
+    sized = [replace(one, bytes=size_in(one, limits.precision) or one.bytes) for one in found.candidates]
+    return replace(found, limits=limits, candidates=evaluated(sized, limits))
+
+
+def dominated(one: Candidate, among: Sequence[Candidate]) -> str | None:
     """The id of the most accurate run that is as good as `one` in size, p50 and accuracy, and better in one of them."""
-    cost = (one["bytes"], one["p50_ms"], -one["accuracy"])
+    cost = (one.bytes, one.p50_ms, -one.accuracy)
     better = []
     for other in among:
-        theirs = (other["bytes"], other["p50_ms"], -other["accuracy"])
+        theirs = (other.bytes, other.p50_ms, -other.accuracy)
         if theirs != cost and all(a <= b for a, b in zip(theirs, cost, strict=True)):
             better.append(other)
-    return str(max(better, key=lambda other: other["accuracy"])["id"]) if better else None
+    return max(better, key=lambda other: other.accuracy).id if better else None
 
 
-def failed(one: dict[str, Any], limits: dict[str, Any]) -> tuple[str, ...]:
+def failed(one: Candidate, limits: Limits) -> tuple[str, ...]:
     """The limits that a run fails."""
-    kb, ms, accuracy = limits["kb"], limits["ms"], limits["accuracy"]
-    size = size_in(one, limits.get("precision", "fp32"))
+    kb, ms, accuracy = limits.kb, limits.ms, limits.accuracy
+    size = size_in(one, limits.precision)
     over = {
         "kb": kb is not None and (size is None or size > 1000 * kb),
-        "ms": ms is not None and one["p50_ms"] > ms,
-        "accuracy": accuracy is not None and one["accuracy"] < accuracy,
+        "ms": ms is not None and one.p50_ms > ms,
+        "accuracy": accuracy is not None and one.accuracy < accuracy,
     }
     return tuple(name for name, fails in over.items() if fails)
 
@@ -317,13 +311,12 @@ def _measured(run: Run, splits: Splits, store: Store) -> Work[Latency]:
 
     sizes, answer = _answering(run, splits, store)
     yield 0.01
-    steady, windows, spent = False, [], 0.0
-    while spent < WARM[1] and not steady:
-        times = _timed(answer, WINDOW)
-        windows.append(float(np.median(times)))
-        spent += WINDOW
-        steady = spent >= WARM[0] and abs(windows[-1] - windows[-2]) <= AGREE * windows[-2]
-        yield min(0.5, 0.5 * spent / WARM[1])
+    steady, windows = False, list[float]()
+    least, most = (round(seconds / WINDOW) for seconds in WARM)
+    while len(windows) < most and not steady:
+        windows.append(float(np.median(_timed(answer, WINDOW))))
+        steady = len(windows) >= max(2, least) and abs(windows[-1] - windows[-2]) <= AGREE * windows[-2]
+        yield 0.5 * len(windows) / most
     samples: list[float] = []
     for part in range(parts := round(MEASURED / WINDOW)):
         samples += _timed(answer, WINDOW)

@@ -8,7 +8,7 @@ images of a run are cached, so that a comparison with another run does not repea
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -118,25 +118,22 @@ class Robustness:
     corruptions: tuple[str, ...]
     runs: list[RunRobustness]
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
+def words(found: Robustness, names: Sequence[str]) -> str:
+    """A report as text; `names` are display names of the runs."""
 
-def words(found: dict[str, Any], names: Sequence[str]) -> str:
-    """A report's plain values as text; `names` are display names of the runs."""
+    def points(one: Estimate) -> str:
+        return f"{100 * one.value:+.2f} points [{100 * one.low:+.2f}, {100 * one.high:+.2f}]"
 
-    def points(one: dict[str, float]) -> str:
-        return f"{100 * one['value']:+.2f} points [{100 * one['low']:+.2f}, {100 * one['high']:+.2f}]"
-
-    lines = [f"{found['name']}: {found['images']:,} {found['split']} images, 5 severities of each"]
-    for name, run in zip(names, found["runs"], strict=True):
-        clean, mean = run["clean"], run["mean"]
-        worst = min(run["levels"], key=lambda level: level["accuracy"]["value"])
+    lines = [f"{found.name}: {found.images:,} {found.split} images, 5 severities of each"]
+    for name, run in zip(names, found.runs, strict=True):
+        clean, mean = run.clean, run.mean
+        worst = min(run.levels, key=lambda level: level.accuracy.value)
         lines.append(
-            f"{name}: clean {clean['value']:.2%} [{clean['low']:.2%}, {clean['high']:.2%}], under corruption "
-            f"{mean['value']:.2%} [{mean['low']:.2%}, {mean['high']:.2%}]"
-            + (f", {points(run['change'])} against {names[0]}" if run["change"] else "")
-            + f"; worst {worst['corruption']} {worst['severity']}: {worst['accuracy']['value']:.2%}"
+            f"{name}: clean {clean.value:.2%} [{clean.low:.2%}, {clean.high:.2%}], under corruption "
+            f"{mean.value:.2%} [{mean.low:.2%}, {mean.high:.2%}]"
+            + (f", {points(run.change)} against {names[0]}" if run.change else "")
+            + f"; worst {worst.corruption} {worst.severity}: {worst.accuracy.value:.2%}"
         )
     return "\n".join(lines)
 

@@ -8,9 +8,11 @@ mix the images of one step, depend on (seed, step, position).
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from smallalign_core.augment import _mix, _parts
+from smallalign_core.augment._balanced import Balanced
 from smallalign_core.augment._canvas import Canvas
 from smallalign_core.augment._code import as_code as as_code
 from smallalign_core.augment._parts import check as check
@@ -30,6 +33,7 @@ from smallalign_core.spec import Augment, Mixing, RunSpec
 ORDER = 0xFFFF  # shuffles an epoch
 MIX = 0xFFFE  # partners and shares of a step
 SHUFFLE = 0xFFFD  # classmates of a step
+SAMPLE = 0xFFFC  # orders of a class, where classes are sampled
 
 
 TOGETHER = 2**20
@@ -55,7 +59,8 @@ class Views:
     """The views of a dataset under a policy.
 
     Images are met in one endless stream: epoch after epoch, each in an order of its own, cut into batches of equal
-    size. So every image is seen exactly once an epoch and no batch is ragged, which batch norm would feel.
+    size. So every image is seen exactly once an epoch (without `sampling`) and no batch is ragged, which batch norm
+    would feel.
 
     Args:
         images: the training images.
@@ -65,6 +70,7 @@ class Views:
         fixed: 0 draws fresh augmentation every epoch; K cycles through the same K views of each image.
         device: where batches are made.
         share: which positions of each batch to make; all without it.
+        sampling: the exponent of class-balanced sampling (`_balanced.Balanced`); None: each image once an epoch.
 
     Raises:
         BadSpec: a part of the policy cannot work on these images.
@@ -80,6 +86,7 @@ class Views:
         fixed: int = 0,
         device: torch.device | str = "cpu",
         share: slice = slice(None),
+        sampling: float | None = None,
     ) -> None:
         self.count, self.batch, self.seed, self.fixed, self.policy = len(images), batch, seed, fixed, policy
         self.device, self._share = torch.device(device), share
@@ -92,9 +99,16 @@ class Views:
         if isinstance(images.images, np.ndarray):
             self._held = torch.from_numpy(np.ascontiguousarray(images.images)).to(self.device)
         self._drawn: dict[tuple[int, int], NDArray[np.float64]] = {}
-        self._order: dict[int, NDArray[np.int64]] = {}
+        self._order: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
         self._ready: dict[int, Tensor] = {}
         self._next = -1
+        self.natural = self
+        """The views of the same images without sampling: itself where there is none."""
+        self._balanced: Balanced | None = None
+        if sampling is not None:
+            self.natural = copy.copy(self)
+            self.natural.natural, self.natural._order, self.natural._ready = self.natural, {}, {}
+            self._balanced = Balanced(images.labels, sampling, lambda pass_, of: self._generator(pass_, SAMPLE, of + 1))
 
     def __call__(self, step: int, made: Tensor | None = None) -> Batch:
         """The batch of `step`, counted from 0.
@@ -115,7 +129,7 @@ class Views:
         return Batch(torch.from_numpy(rows[mine]), images, labels)
 
     def _made(self, step: int, mine: slice = slice(None)) -> Tensor:
-        """The augmented images of `step`; asked for one step after the other, those of some are made at once."""
+        """The augmented images of `step`; several steps are computed at once if requested in order."""
         if step not in self._ready:
             values = self.batch * math.prod(self._images.shape[1:])
             steps = min(TOGETHER // values, self.count // self.batch) if step == self._next and self.policy else 1
@@ -131,9 +145,9 @@ class Views:
         done = 0
         while done < len(rows):
             epoch, place = divmod(step * self.batch + done, self.count)
-            piece = self.order(epoch)[place : place + len(rows) - done]
+            piece, met = (whole[place : place + len(rows) - done] for whole in self._turns(epoch))
             rows[done : done + len(piece)] = piece
-            view[done : done + len(piece)] = epoch % self.fixed if self.fixed else epoch
+            view[done : done + len(piece)] = met % self.fixed if self.fixed else met
             done += len(piece)
         return rows, view
 
@@ -147,7 +161,7 @@ class Views:
         for stream, part in enumerate(self.policy):
             draws = np.empty((len(rows), _parts.columns(part)))
             for number, here in several:
-                draws[here] = self._uniform(number, stream)[rows[here]]
+                draws[here] = self._uniform(number, stream, rows[here])
             _parts.apply(part, canvas, draws, partial(self._normal, rows, view, stream))
         return canvas.to_uint8()
 
@@ -160,7 +174,9 @@ class Views:
         number = view % self.fixed if self.fixed else view
         if not (self.policy and isinstance(last := self.policy[-1], Mixing)):
             return self.augmented(np.array([row]), np.array([number]))[0], self._labels[row]
-        step, place = divmod(view * self.count + int(np.flatnonzero(self.order(view) == row)[0]), self.batch)
+        epoch = view if self._balanced is None else self._balanced.epoch_of(row, view)
+        found, met = self._turns(epoch)
+        step, place = divmod(epoch * self.count + int(np.flatnonzero((found == row) & (met == view))[0]), self.batch)
         rows, views = self.sample_indices(step)
         draws = self._generator(step, MIX).random((self.batch, _mix.COLUMNS))
         pair = np.array([place, _mix.partners(draws)[place]])  # of two images each is the other's partner
@@ -169,7 +185,7 @@ class Views:
         return made[0], labels[0]
 
     def same_class_permutation(self, step: int, labels: Tensor) -> Tensor:
-        """For each image of the batch of `step` another one of its class, drawn anew at each step.
+        """For each image of the batch of `step` another one of its class, sampled again at each step.
 
         Images that are alone in their class change places with each other; of a mixed image the larger share counts.
 
@@ -196,20 +212,39 @@ class Views:
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """The rows in the order in which `epoch` meets them."""
+        return self._turns(epoch)[0]
+
+    def _turns(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The rows in the order in which `epoch` meets them, and how often each was met before: int64 [N] each."""
         if epoch not in self._order:
             self._order = {key: kept for key, kept in self._order.items() if key == epoch - 1}
-            self._order[epoch] = self._generator(epoch, ORDER).permutation(self.count)
+            order = self._generator(epoch, ORDER).permutation(self.count)
+            if self._balanced is None:
+                self._order[epoch] = order, np.full(self.count, epoch)
+            else:
+                rows, met = self._balanced.epoch(epoch)
+                self._order[epoch] = rows[order], met[order]
         return self._order[epoch]
 
-    def _uniform(self, view: int, stream: int) -> NDArray[np.float64]:
-        """[images, columns] uniform numbers in [0, 1): those of all images for one view and one part of the policy."""
+    def _uniform(self, view: int, stream: int, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """[len(rows), columns] uniform numbers in [0, 1) of some images, for one view and one part of the policy.
+
+        They are rows of a table of all images, which is drawn whole where an epoch has one view. Where classes are
+        sampled, a batch has many: then each row is drawn alone, from its place in the table's stream.
+        """
+        columns = _parts.columns(self.policy[stream])
+        if self._balanced is not None:
+            found = np.empty((len(rows), columns))
+            for own, row in zip(found, rows.tolist(), strict=True):
+                block, skip = divmod(row * columns, 4)  # Philox makes four numbers at each count
+                bits = np.random.Philox(key=[self.seed, (view << 16) | stream], counter=[block, 0, 0, 0])
+                own[:] = np.random.Generator(bits).random(skip + columns)[skip:]
+            return found
         if (view, stream) not in self._drawn:
             while len(self._drawn) >= 2 * len(self.policy):  # a batch needs two views' worth at most
                 del self._drawn[next(iter(self._drawn))]
-            self._drawn[view, stream] = self._generator(view, stream).random(
-                (self.count, _parts.columns(self.policy[stream]))
-            )
-        return self._drawn[view, stream]
+            self._drawn[view, stream] = self._generator(view, stream).random((self.count, columns))
+        return self._drawn[view, stream][rows]
 
     def _normal(
         self, rows: NDArray[np.int64], view: NDArray[np.int64], stream: int, at: NDArray[np.int64]
@@ -221,14 +256,15 @@ class Views:
             np.random.Generator(bits).standard_normal(dtype=np.float32, out=found[place])
         return found
 
-    def _generator(self, view: int, stream: int) -> np.random.Generator:
+    def _generator(self, view: int, stream: int, of: int = 0) -> np.random.Generator:
         """Philox (Salmon et al., 2011) is keyed, not advanced: nothing has to be saved to resume."""
-        return np.random.Generator(np.random.Philox(key=[self.seed, (view << 16) | stream]))
+        return np.random.Generator(np.random.Philox(key=[self.seed, (view << 16) | stream], counter=[0, 0, 0, of]))
 
 
 def of_run(spec: RunSpec, images: ImageSet, device: torch.device | str = "cpu", share: slice = slice(None)) -> Views:
     """The views that `spec` trains on."""
-    return Views(images, spec.augment, batch=spec.batch, seed=spec.seed, fixed=spec.views, device=device, share=share)
+    how: dict[str, Any] = {"seed": spec.seed, "fixed": spec.views, "sampling": spec.sampling}
+    return Views(images, spec.augment, batch=spec.batch, device=device, share=share, **how)
 
 
 def steps_of(spec: RunSpec, images: int) -> int:

@@ -175,7 +175,7 @@ def _warp(images: Tensor, moves: Numbers) -> Tensor:
 
 
 def _bend(images: Tensor, moves: Numbers, rim: NDArray[np.bool_]) -> Tensor:
-    """As `_warp`, for homographies, and for images whose rim is kept."""
+    """As `_warp`, for homographies, and for images with a kept rim."""
     height, width = images.shape[-2:]
     t = torch.from_numpy(_theta(moves, height, width).astype(np.float32)).to(images.device)[:, :, :, None, None]
     y = _middles(height, images.device).view(1, height, 1)

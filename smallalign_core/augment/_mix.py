@@ -12,7 +12,7 @@ from torch import Tensor
 from smallalign_core.augment._canvas import Numbers, Rows
 from smallalign_core.spec.augment import CutMix, Mixing, MixUp
 
-COLUMNS = 5  # uniform draws a position: whether, with whom, how much, and the place of a rectangle
+COLUMNS = 5  # uniform draws per position: whether, partner, amount, and the place of a rectangle
 
 
 def mixed(part: Mixing, images: Tensor, labels: Tensor, classes: int, draws: Numbers) -> tuple[Tensor, Tensor]:

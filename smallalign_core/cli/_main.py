@@ -9,7 +9,7 @@ import os
 import sys
 from json import dumps as json_of
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, TextIO
 
 import typer
 from rich.table import Table
@@ -27,6 +27,7 @@ from smallalign_core.cli._shared import (
     named,
     percent,
 )
+from smallalign_core.cli.check import check
 from smallalign_core.cli.compare import compare
 from smallalign_core.cli.dashboard import dashboard
 from smallalign_core.cli.data import inspect
@@ -39,8 +40,9 @@ from smallalign_core.cli.studies import optimizers, scale
 from smallalign_core.cli.train import ablate, submit, train
 from smallalign_core.errors import BadInput, SmallAlignError, of_system
 from smallalign_core.runs.store import Store, looked_at
-from smallalign_core.service import augmentation_api, backend, backends, worker
-from smallalign_core.spec import DataSpec, read_policy
+from smallalign_core.service import augmentation_api, backend, backends, requests, worker
+from smallalign_core.spec import DataSpec, parse_data, read_policy
+from smallalign_core.system import usercode
 from smallalign_core.system.files import write_folder
 
 app = typer.Typer(
@@ -56,6 +58,7 @@ for command in (
     optimizers,
     scale,
     preflight,
+    check,
     convert,
     compare,
     landscape,
@@ -101,16 +104,26 @@ def preview(
 ) -> None:
     """Preview an augmentation policy on images, and check label preservation with a teacher."""
     worker.set_threads()
-    parts, place = [part.model_dump() for part in read_policy(policy)], Store(store)
-    options: dict[str, Any] = {"teacher": teacher, "strength": strength, "seed": seed}
-    found = augmentation_api.views(place, parts, data_source, **options)
-    risk = augmentation_api.risk(place, parts, data_source, **options, limit=limit) if teacher else {"report": None}
-    text_of = augmentation_api.code(place, parts, data_source, strength=strength)
-    files = {"sheet.png": augmentation_api.sheet(found), "policy.yaml": text_of["policy"], "policy.py": text_of["code"]}
+    parts, place, source = read_policy(policy), Store(store), parse_data(data_source)
+    found = augmentation_api.views(
+        place, requests.AugmentImages(parts, source, strength=strength, teacher=teacher, seed=seed)
+    )
+    report = None
+    if teacher:
+        asked = requests.CheckLabels(parts, source, teacher, strength=strength, seed=seed, limit=limit)
+        checked = augmentation_api.risk(place, asked).report
+        report = checked and checked.report
+    text_of = augmentation_api.code(place, requests.WritePolicy(parts, source, strength=strength))
+    files: dict[str, str | bytes] = {
+        "sheet.png": augmentation_api.sheet(found),
+        "policy.yaml": text_of.policy,
+        "policy.py": text_of.code,
+    }
     write_folder(to, files)
-    kept = {name: found[name] for name in ("rows", "labels", "said")} | {"strength": strength}
-    text = f"{to}: {', '.join(files)}" + (f"\n{risk['words']}" if teacher else "")
-    answer({"folder": str(to), "files": list(files), **kept, "risk": risk["report"]}, json, text)
+    said = found.said and [[{"class": one.name, "confidence": one.confidence} for one in row] for row in found.said]
+    kept = {"rows": found.rows, "labels": found.labels, "said": said, "strength": strength}
+    text = f"{to}: {', '.join(files)}" + (f"\n{report.words()}" if report else "")
+    answer({"folder": str(to), "files": list(files), **kept, "risk": report}, json, text)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -133,8 +146,8 @@ def worker_(
     answer({"taken": taken}, json, f"runs executed: {taken}")
 
 
-@app.command("desk", hidden=True)
-def desk_(
+@app.command("backend", hidden=True)
+def backend_(
     store: StoreOption = MODELS,
     fork: Annotated[bool, typer.Option(help="Fork one process per socket received on standard input.")] = False,
 ) -> None:
@@ -163,7 +176,7 @@ def evaluate(
     json: JsonOption = False,
 ) -> None:
     """Accuracy, NLL, calibration and per-class recall on the test images."""
-    from smallalign_core.metrics import zero_recall_classes
+    from smallalign_core.metrics import in_words, zero_recall_classes
     from smallalign_core.service import comparison_api
 
     place = Store(store)
@@ -176,6 +189,7 @@ def evaluate(
         f"accuracy {percent(found['accuracy'])} "
         f"[{percent(found['accuracy_low'])}, {percent(found['accuracy_high'])}]  "
         f"NLL {found['nll']:.4f}  ECE {percent(found['ece'])}\n"
+        f"{in_words(found)}\n"
         + (f"{missed}\n" if missed else "")
         + "\n".join(f"recall of {name}: {percent(recall)}" for name, recall in found["recall"].items())
         + "".join(f"\nnote: {note}" for note in found["notes"])
@@ -202,9 +216,9 @@ def doctor(
         removed = [str(path) for path in health.fix(checks)]
         checks = health.examine(Store(store)) if removed else checks
     table = Table("check", "", "result")
-    for check in checks:
-        table.add_row(check.name, "ok" if check.ok else "FAILED", check.found)
-    ok = all(check.ok for check in checks)
+    for one in checks:
+        table.add_row(one.name, "ok" if one.ok else "FAILED", one.found)
+    ok = all(one.ok for one in checks)
     if removed:
         table.caption = f"Removed: {', '.join(removed)}"
     listed = [{"name": c.name, "ok": c.ok, "found": c.found, "mend": [str(path) for path in c.mend]} for c in checks]
@@ -235,8 +249,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except BrokenPipeError:
         return 1
-    except (OSError, RuntimeError, ValueError) as error:
-        if (known := of_system(error)) is None:
+    except Exception as error:
+        if (known := usercode.explanation(error) or of_system(error)) is None:
             raise
         sys.stderr.write(f"{known}\n")
         return known.exit_code

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json as jsonlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from rich.text import Text
 from smallalign_core import data
 from smallalign_core.errors import Refused, printable
 from smallalign_core.runs.store import check_root
+from smallalign_core.system.typed import encode
 
 
 class Terminal(Console):
@@ -130,7 +130,7 @@ def answer(value: dict[str, Any], as_json: bool, text: str | Table) -> None:
     """Print the result of a command: as one JSON object, or as text."""
     if as_json:
         sys.stdout.write(
-            jsonlib.dumps(value).replace("\x7f", "\\u007f") + "\n"
+            encode(value).replace("\x7f", "\\u007f") + "\n"
         )  # ASCII except DEL, which JSON leaves unescaped
     else:
         Terminal().print(text, soft_wrap=isinstance(text, str), highlight=False, markup=False)

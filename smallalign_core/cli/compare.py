@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
 from smallalign_core.cli._shared import MODELS, JsonOption, MovedOption, StoreOption, answer, found_at, progress
 from smallalign_core.runs.store import Store
 from smallalign_core.service import comparison_api
+from smallalign_core.service.requests import AssessRobustness, Compare, FindParetoFront, WriteReport
+from smallalign_core.service.wire import Progress
 from smallalign_core.system.machine import set_threads
+from smallalign_core.system.typed import plain
+
+R = TypeVar("R")
 
 PATIENCE = 1.0
 """Seconds between two progress updates."""
@@ -72,33 +77,35 @@ def _compare(
 
     teacher, *students = runs
     numbers = {"kb": kb, "ms": ms, "accuracy": accuracy}
-    limits: dict[str, Any] = {**numbers, "precision": precision}
-    fronts.Limits(**limits).check()
+    limits = fronts.Limits(**numbers, precision=precision)
+    limits.check()
     if report is not None:
         reporting.target(report)  # before the work, not after it
-    found = comparison_api.compare(place, teacher, students, split)
-    pairs = [found, *found["others"]]
+    found = comparison_api.compare(place, Compare(tuple(runs), split))
+    pairs = [found, *found.others]
     lines = [comparing.verdict(pair, teacher, student) for pair, student in zip(pairs, students, strict=True)]
+    more: dict[str, Any] = {}
     if robustness:
-        held = _waited("Corrupting images", lambda: comparison_api.robustness(place, runs, split, PATIENCE))
-        found["robustness"] = held["report"]
-        lines.append(bearing.words(held["report"], runs))
+        corrupting = AssessRobustness(tuple(runs), split, patience=PATIENCE)
+        held = _waited("Corrupting images", lambda: comparison_api.robustness(place, corrupting))
+        more["robustness"] = held
+        lines.append(bearing.words(held, runs))
     if table or any(value is not None for value in numbers.values()):
-        held = _waited("Measuring latency", lambda: comparison_api.pareto_front(place, runs, split, limits, PATIENCE))
-        found["frontier"] = held["report"]
-        lines.append(fronts.table(held["report"]) + "\n" + fronts.words(held["report"]))
+        measuring = FindParetoFront(tuple(runs), split, limits, patience=PATIENCE)
+        front = _waited("Measuring latency", lambda: comparison_api.pareto_front(place, measuring))
+        more["frontier"] = front
+        lines.append(fronts.table(front) + "\n" + fronts.words(front))
     if report is not None:
-        held = _waited(
-            "Writing the report", lambda: comparison_api.report(place, runs, split, limits, PATIENCE, to=str(report))
-        )
-        found["report"] = held["files"]
-        lines.append(f"report: {', '.join(held['files'])}")
-    answer(found, json, "\n\n".join(lines))
+        writing = WriteReport(tuple(runs), split, limits, to=str(report), patience=PATIENCE)
+        files = _waited("Writing the report", lambda: comparison_api.report(place, writing)).files
+        more["report"] = files
+        lines.append(f"report: {', '.join(files)}")
+    answer(plain(found) | more, json, "\n\n".join(lines))
 
 
-def _waited(what: str, poll: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _waited(what: str, poll: Callable[[], Progress[R]]) -> R:
     """The final result of a computation that reports its progress at each poll, with a progress bar on stderr."""
     with progress(what) as update:
-        while (held := poll())["done"] < 1:
-            update(held["done"])
-    return held
+        while (held := poll()).report is None:
+            update(held.done)
+    return held.report

@@ -13,9 +13,9 @@ from smallalign_core.errors import BadInput
 from smallalign_core.runs.store import Store
 from smallalign_core.service import handlers
 from smallalign_core.service.requests import Inspect
-from smallalign_core.service.wire import plain
 from smallalign_core.spec import parse_data, set_field
 from smallalign_core.system import resumable
+from smallalign_core.system.typed import plain
 
 Method = Literal["auto", "votes", "teacher", "pixels"]
 

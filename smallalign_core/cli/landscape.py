@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import Annotated
 
 import typer
 from rich.progress import Progress
@@ -13,6 +14,7 @@ from smallalign_core.cli.train import train_all
 from smallalign_core.errors import BadInput
 from smallalign_core.runs.store import Store
 from smallalign_core.service import handlers, worker
+from smallalign_core.service.requests import MeasureLandscape
 from smallalign_core.training.resolve import resolve
 
 PATIENCE = 0.5
@@ -46,24 +48,23 @@ def landscape(
     measures = measure or ["line", "curvature", "predictiveness"]
     if widths is not None:
         runs = _ladder(place, runs, widths, seeds)
-    how: dict[str, Any] = {"norms": bn, "images": images, "seed": seed}
-    price = handlers.landscape(place, runs, measures, start=False, **how)
-    if "cost" in price:
-        known = price["cost"]
+    asked = MeasureLandscape(tuple(runs), tuple(measures), bn, images, seed, patience=PATIENCE)
+    price = handlers.landscape(place, replace(asked, start=False))
+    if (known := price.cost) is not None:
         text = (
-            f"about {known['seconds']:.0f} s: {known['losses']:,} losses and {known['gradients']:,} gradients of a "
-            f"batch for {known['missing']} of {known['tasks']} measures; the others are cached"
+            f"about {known.seconds:.0f} s: {known.losses:,} losses and {known.gradients:,} gradients of a "
+            f"batch for {known.missing} of {known.tasks} measures; the others are cached"
         )
         progress_console.print(text, style="dim", highlight=False)
         if cost:
-            answer(price, json, text)
+            answer({"done": price.done, "cost": known}, json, text)
             return
     with Progress(console=progress_console) as bar:
         task = bar.add_task("computing", total=1.0)
-        while "report" not in (found := handlers.landscape(place, runs, measures, patience=PATIENCE, **how)):
-            bar.update(task, completed=found["done"])
+        while (report := (found := handlers.landscape(place, asked)).report) is None:
+            bar.update(task, completed=found.done)
         bar.update(task, completed=1.0)
-    answer(found["report"], json, "\n".join(found["report"]["words"]))
+    answer(report.as_dict(), json, "\n".join(report.words))
 
 
 def _ladder(place: Store, runs: list[str], widths: str, seeds: int) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -23,10 +23,12 @@ from smallalign_core.cli._shared import MODELS, JsonOption, StoreOption, answer
 from smallalign_core.errors import BadInput
 from smallalign_core.runs.store import Store
 from smallalign_core.service import handlers
+from smallalign_core.service.requests import CheckTeacher
 from smallalign_core.spec import parse_data
 from smallalign_core.system import sandbox
 from smallalign_core.system.files import write
 from smallalign_core.system.machine import set_threads
+from smallalign_core.system.typed import plain
 
 DataOption = Annotated[str, typer.Option("--data", help="A dataset's name, or a path.")]
 
@@ -81,9 +83,10 @@ def preflight(
 ) -> None:
     """Check a teacher on the validation images of a dataset. Exit code 1 if it is no better than chance."""
     set_threads()
-    found = handlers.preflight(Store(store), reference, data_source)
-    answer(found, json, found["words"])
-    if found["refused"]:
+    data = None if data_source is None else parse_data(data_source)
+    found = handlers.preflight(Store(store), CheckTeacher(reference, data))
+    answer(plain(found) | {"words": found.words()}, json, found.words())
+    if found.refused:
         raise typer.Exit(1)
 
 
@@ -107,19 +110,9 @@ def convert(
     content, facts = sandbox.convert(file, which=weights)
     write(to, content)
     value = {"file": str(to), "bytes": len(content), **facts}
-    answer(value, json, f"{to}: {facts['tensors']} tensors, {facts['params']:,} numbers{_taken(facts)}")
-
-
-def _taken(facts: dict[str, Any]) -> str:
-    """The weights taken from a checkpoint where there was a choice, and the prefix removed from their names."""
-    lines = []
-    others = [name for name in facts["sets"] if name != facts["taken"]]
-    if others:
-        lines.append(f"taken: {facts['taken']}; not taken: {', '.join(others)} (--weights chooses)")
-    elif facts["taken"] != ".":
-        lines.append(f"taken: {facts['taken']}")
-    if facts["prefix"]:
-        lines.append(f"prefix removed from names: {facts['prefix']}")
-    if facts["left"]:
-        lines.append(f"left out: {', '.join(facts['left'])}")
-    return "".join(f"\n{line}" for line in lines)
+    answer(
+        value,
+        json,
+        f"{to}: {facts['tensors']} tensors, {facts['params']:,} numbers"
+        + "".join(f"\n{line}" for line in sandbox.taken(facts)),
+    )

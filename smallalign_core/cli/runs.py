@@ -21,7 +21,11 @@ from smallalign_core.cli._shared import (
     percent,
 )
 from smallalign_core.errors import BadInput, Refused, SmallAlignError
+from smallalign_core.metrics import macro_of
+from smallalign_core.runs import python_files
 from smallalign_core.runs.store import Run, Store
+from smallalign_core.spec import each_code
+from smallalign_core.system import usercode
 
 app = typer.Typer(help="List runs, or act on one.", invoke_without_command=True)
 
@@ -35,6 +39,7 @@ def summary(run: Run) -> dict[str, Any]:
         "state": str(run.state),
         "title": run.title,
         "accuracy": result.get("test", {}).get("accuracy"),
+        "macro_recall": macro_of(result["test"]["recall"]) if "test" in result else None,
         "params": result.get("params", run.status.get("params")),
         "created": run.created,
         "reason": run.status.get("reason"),
@@ -46,7 +51,7 @@ def _listed(run: Run) -> dict[str, Any]:
     try:
         return summary(run)
     except SmallAlignError as error:
-        unknown = dict.fromkeys(("accuracy", "params"))
+        unknown = dict.fromkeys(("accuracy", "macro_recall", "params"))
         return {
             "id": run.name,
             "name": run.name,
@@ -71,13 +76,14 @@ def runs_list(store: StoreOption = MODELS, json: JsonOption = False) -> None:
     """List all runs, newest first, and the zoo."""
     place = Store(store)
     listed = [_listed(run) for run in [*place.runs(), *place.zoo()]]
-    table = Table("id or name", "state", "run", "test accuracy", "parameters")
+    table = Table("id or name", "state", "run", "test accuracy", "macro recall", "parameters")
     for row in listed:
         table.add_row(
             row["name"],
             row["state"],
             row["title"],
             percent(row["accuracy"]),
+            percent(row["macro_recall"]),
             f"{row['params']:,}" if row["params"] else "–",
         )
     answer({"runs": listed}, json, table)
@@ -96,8 +102,23 @@ def runs_show(reference: Reference, store: StoreOption = MODELS, json: JsonOptio
         ),
         "result": run.result,
         "last": next(reversed(run.events()), None),
+        **({"python_files": found} if not run.imported and (found := _python_files(run)) else {}),
     }
     answer(value, json, json_text(value))
+
+
+def _python_files(run: Run) -> list[dict[str, Any]]:
+    """The Python files of a run: the copy in its folder, and whether it may run on this machine."""
+    return [
+        {
+            "part": one.shown,
+            "copy": str(usercode.copy_in(run.folder, one.sha256)),
+            "sha256": one.sha256,
+            "allowed": usercode.is_trusted(one.sha256),
+        }
+        for one in each_code(run.spec)
+        if one.sha256
+    ]
 
 
 def json_text(value: object) -> str:
@@ -154,6 +175,18 @@ def runs_delete(reference: Reference, store: StoreOption = MODELS, json: JsonOpt
 
     run = lifecycle.delete_run(Store(store), reference)
     answer({"id": run.folder.name, "deleted": True}, json, f"{run.folder.name}: deleted")
+
+
+@app.command("trust")
+def runs_trust(reference: Reference, store: StoreOption = MODELS, json: JsonOption = False) -> None:
+    """Allow the Python files of a run to run on this machine. Read them first: they can do whatever you can."""
+    run = Store(store).run(reference)
+    found = [
+        {"file": str(path), "sha256": sha256, "allowed_before": allowed}
+        for path, sha256, allowed in python_files.allow(run.spec, run.folder)
+    ]
+    lines = [f"{one['file']}: {'was allowed already' if one['allowed_before'] else 'allowed'}" for one in found]
+    answer({"id": run.id, "files": found}, json, "\n".join(lines) or f"{run.name} has no Python files")
 
 
 @app.command("keep", hidden=True)  # its name until 2026-11

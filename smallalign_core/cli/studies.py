@@ -23,7 +23,7 @@ from smallalign_core.cli._shared import (
 )
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.service import worker
-from smallalign_core.studies import lifecycle, optimizers as optimstudy, ray_executor
+from smallalign_core.studies import kinds, lifecycle, optimizers as optimstudy, ray_executor
 from smallalign_core.studies.resolve import resolve_study
 
 RayOption = Annotated[
@@ -77,7 +77,7 @@ def _answer(
     json: bool,
 ) -> None:
     """Train the missing runs of a study, here or in workers, and print its report."""
-    spec = lifecycle.read(kind, file, overrides)  # validated before torch is loaded
+    spec = kinds.read(kind, file, overrides)  # validated before torch is loaded
     progress_console.print("loading torch and data …", style="dim")
     found = lifecycle.create(place, kind, resolve_study(place, kind, spec, device))
     if queue:

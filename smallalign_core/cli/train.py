@@ -24,7 +24,7 @@ from smallalign_core.cli._shared import (
     progress_line,
 )
 from smallalign_core.errors import SmallAlignError
-from smallalign_core.metrics import zero_recall_classes
+from smallalign_core.metrics import in_words, zero_recall_classes
 from smallalign_core.runs.store import State, Store
 from smallalign_core.service import worker
 from smallalign_core.spec import RunSpec, read
@@ -76,6 +76,7 @@ def train(
         + "".join(f"warning: {warning}\n" for warning in (seen or {}).get("warnings", ()))
         + f"test accuracy {percent(result['test']['accuracy'])}  "
         f"NLL {result['test']['nll']:.4f}  ECE {percent(result['test']['ece'])}\n"
+        f"{in_words(result['test'])}\n"
         f"{result['params']:,} parameters, {result['images_per_second']:,.0f} images/s, "
         f"best epoch {result['best_epoch']}"
     )
@@ -170,7 +171,8 @@ def _progress(*, epochs: bool) -> Iterator[Callable[[str], worker.Observer]]:
                     bar.update(task, note=f"computing teacher logits: {event['share']:.0%}")
                 elif epochs:
                     best = " (best)" if event["best"] else ""
-                    bar.console.print(f"epoch {event['epoch']}: validation accuracy {event['accuracy']:.2%}{best}")
+                    scores = f"accuracy {event['accuracy']:.2%}, macro recall {event['macro_recall']:.2%}"
+                    bar.console.print(f"epoch {event['epoch']}: validation {scores}{best}")
 
             return show
 

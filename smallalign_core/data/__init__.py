@@ -20,7 +20,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from smallalign_core.data import _groups, _moved, _progress
+from smallalign_core.data import _groups, _moved, _order, _progress
 from smallalign_core.data._decisions import (
     Decision as Decision,
     Decisions as Decisions,
@@ -28,21 +28,27 @@ from smallalign_core.data._decisions import (
     read_decisions as read_decisions,
 )
 from smallalign_core.data._decode import DISK_FULL, decode_one as decode_one
-from smallalign_core.data._files import files_below, old_walk
 from smallalign_core.data._moved import found_at as found_at
 from smallalign_core.data._names import in_order as in_order, natural as natural
 from smallalign_core.data._progress import watching as watching
-from smallalign_core.data._readers import NAMED as NAMED, path_of as path_of, read_as_before, reader
+from smallalign_core.data._readers import (
+    NAMED as NAMED,
+    absolute as absolute,
+    files_of,
+    path_of as path_of,
+    read_as_before,
+    reader,
+)
 from smallalign_core.data._sets import ImageSet as ImageSet, MappedRows, Splits as Splits, statistics as statistics
 from smallalign_core.data._zips import check_upload as check_upload
 from smallalign_core.errors import BadData, BadModel, Refused
-from smallalign_core.spec import DataSpec
+from smallalign_core.spec import Columns, DataSpec
 from smallalign_core.system.files import read_json, write_json
 
 RAM_BUDGET = 256 * 1024**2
 """Image arrays above this many bytes are memory-mapped: all processes share one copy, and a start reads nothing."""
 
-FORMAT, OLD_FORMAT = 4, 3
+FORMAT, OLD_FORMAT = 5, 3
 """Part of every cache key; raised when decoding changes. The other one: as it was before 2026-12."""
 
 DAMAGED = (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, BadModel)
@@ -53,11 +59,11 @@ def load(spec: DataSpec, cache: Path, *, ram_budget: int = RAM_BUDGET) -> Splits
     """The train, validation and test images that `spec` names, decoded once below `cache`.
 
     Args:
-        ram_budget: arrays of more bytes than this stay on the disk, and only the rows that are asked for are read.
+        ram_budget: arrays of more bytes than this stay on the disk, and only requested rows are read.
 
     Raises:
         BadData: the source is unknown, unreadable, has no classes or only one, or does not match its fingerprint.
-            Images that are not there are looked for where `found_at` says, or where they were found before.
+            Missing images are searched in the place of `found_at`, or where they were found before.
     """
     if spec.fingerprint is None:
         return _load(spec, cache, ram_budget)
@@ -70,7 +76,7 @@ def load(spec: DataSpec, cache: Path, *, ram_budget: int = RAM_BUDGET) -> Splits
             continue
         if place == spec.source:
             return splits
-        place = place if place in NAMED else str(path_of(place).resolve())
+        place = absolute(place)
         _moved.remember(place, spec.fingerprint, cache)
         return replace(splits, notes=(*splits.notes, _moved.note(place, spec.source)))
     do = f"{errors[0].do}; or name where the images are now with --data"
@@ -82,9 +88,9 @@ def _load(spec: DataSpec, cache: Path, ram_budget: int) -> Splits:
     facts, stored = _stored(spec, cache, ram_budget)
     splits = None
     with contextlib.suppress(BadData) if spec.fingerprint and facts["changed"] else contextlib.nullcontext():
-        splits = _divide(stored, spec, facts)
+        splits = _divide(_order.shown(stored, facts), spec, facts)
     if spec.fingerprint and (splits is None or splits.fingerprint != spec.fingerprint):
-        before = _as_before(spec, cache, ram_budget) if facts["changed"] else None
+        before = _as_before(spec, cache, ram_budget, facts, stored)
         if before is not None:
             return before
         found = "no such images" if splits is None else f"fingerprint {splits.fingerprint}"
@@ -104,7 +110,7 @@ def everything(spec: DataSpec, cache: Path) -> tuple[ImageSet, tuple[str, ...]]:
         BadData: as `load`, but for too few images.
     """
     facts, stored = _stored(spec, cache, RAM_BUDGET)
-    parts = list(stored.values())
+    parts = list(_order.shown(stored, facts).values())
     whole = parts[0]
     if len(parts) > 1:
         images = np.concatenate([np.asarray(part.images[:]) for part in parts])
@@ -134,6 +140,7 @@ def fingerprints(specs: Sequence[DataSpec], cache: Path) -> list[str]:
     if not specs:
         return []
     facts, stored = _stored(specs[0], cache, RAM_BUDGET)
+    stored = _order.shown(stored, facts)
     return [_divide(stored, spec, facts).fingerprint for spec in specs]
 
 
@@ -145,12 +152,18 @@ def is_prepared(spec: DataSpec, cache: Path) -> bool:
 # --- the cache of decoded images --------------------------------------------------------------------------------------
 
 
-def _as_before(spec: DataSpec, cache: Path, ram_budget: int) -> Splits | None:
-    """The images as they were read before 2026-12, if those are the ones that `spec` remembers."""
-    with contextlib.suppress(BadData):
-        facts, stored = _stored(spec, cache, ram_budget, old=True)
-        splits = _divide(stored, spec, facts)
-        return splits if splits.fingerprint == spec.fingerprint else None
+def _as_before(
+    spec: DataSpec, cache: Path, ram_budget: int, facts: dict[str, Any], stored: dict[str, ImageSet]
+) -> Splits | None:
+    """The images as an earlier version read them, if those are the ones that `spec` remembers: with classes in the
+    order of words, then by the rules before 2026-12."""
+    for old in (False, True) if facts["changed"] else (False,):
+        with contextlib.suppress(BadData):
+            if old:
+                facts, stored = _stored(spec, cache, ram_budget, old=True)
+            splits = _divide(stored, spec, facts)
+            if splits.fingerprint == spec.fingerprint:
+                return splits
     return None
 
 
@@ -186,6 +199,10 @@ def _prepared(spec: DataSpec, cache: Path, old: bool = False) -> Path:
                 "unreadable": list(decoded.unreadable),
                 "reasons": list(decoded.unreadable.values()),
                 "changed": decoded.changed,
+                "reader": decoded.reader,
+                "columns": decoded.columns,
+                "names": decoded.names,
+                "order": decoded.order,
             }
             write_json(part / "facts.json", facts)
             shutil.rmtree(folder, ignore_errors=True)
@@ -221,8 +238,9 @@ def _open(folder: Path, ram_budget: int) -> tuple[dict[str, Any], dict[str, Imag
         # What is too large for memory is read in parts, when they are needed: whole only now, and if it was touched.
         if (stat.st_size <= ram_budget or stat.st_mtime_ns != changed) and _digest(file) != digest:
             raise ValueError
-    told = {name: tuple(facts.get(name, ())) for name in ("classes", "parts", "notes", "unreadable", "reasons")}
-    facts = {**told, "changed": bool(facts.get("changed"))}
+    lists = ("classes", "parts", "notes", "unreadable", "reasons", "names", "order")
+    plain = {name: facts[name] for name in ("changed", "reader", "columns")}
+    facts = {name: tuple(facts[name]) for name in lists} | plain
     classes = facts["classes"]
     return facts, {name: _open_part(folder, name, classes, ram_budget) for name in facts["parts"]}
 
@@ -280,13 +298,19 @@ def _repaired(spec: DataSpec, cache: Path, ram_budget: int, old: bool) -> tuple[
 
 def _cache_key(spec: DataSpec, old: bool = False) -> str:
     """Changes whenever the source's files do (by path, size and modification time), or how they are decoded."""
-    facts = [OLD_FORMAT if old else FORMAT, spec.source, spec.size, *(["skip"] if spec.skip_unreadable else [])]
+    facts: list[Any] = [
+        OLD_FORMAT if old else FORMAT,
+        spec.source,
+        spec.size,
+        *(["skip"] if spec.skip_unreadable else []),
+    ]
+    facts += [] if spec.levels == 1 else [f"levels {spec.levels}"]
+    facts += [spec.columns.model_dump()] if spec.columns != Columns() else []
     text = hashlib.sha256(json.dumps(facts).encode())
-    if spec.source not in NAMED:
-        path = path_of(spec.source)
-        text.update(str(path.resolve()).encode(errors="surrogateescape"))
+    if (place := absolute(spec.source)) != spec.source or Path(place).is_absolute():
+        text.update(place.encode(errors="surrogateescape"))
         with contextlib.suppress(OSError):  # gone since it was listed, or not ours to read: the reader will say so
-            files, left = ([path], {}) if path.is_file() else (old_walk(path), {}) if old else files_below(path)
+            files, left = files_of(spec.source, old)
             text.update(json.dumps(left).encode() if left else b"")
             for file in files:
                 stat = file.stat()
@@ -323,7 +347,7 @@ def _divide(stored: dict[str, ImageSet], spec: DataSpec, facts: dict[str, Any]) 
         said.append(f"The source has no test split: {spec.test:.0%} of each class were held out for test.")
     if val is None:
         train, val = _hold_out(train, spec.validation, spec, salt=b"validation")
-    said += _groups.told(spec, {"train": train, "val": val, "test": test})
+    said += _groups.notes(spec, {"train": train, "val": val, "test": test})
     if spec.images is not None:
         if spec.images > len(train) or spec.images < len(train.classes):
             raise BadData(
@@ -344,7 +368,8 @@ def _divide(stored: dict[str, ImageSet], spec: DataSpec, facts: dict[str, Any]) 
         said.append(
             f"{left_out:,} images were dropped or relabelled, by decisions about {len(decisions.by_image):,} images."
         )
-    return Splits(train, val, test, tuple(said), facts["unreadable"], facts["reasons"])
+    told = {name: facts[name] for name in ("unreadable", "reasons", "reader", "columns")}
+    return Splits(train, val, test, tuple(said), **told)
 
 
 def _mislabelled(images: ImageSet, spec: DataSpec) -> ImageSet:

@@ -91,9 +91,14 @@ def read_decisions(file: Path) -> Decisions:
     except OSError as error:
         reason = (error.strerror or "cannot be read").lower()
         raise BadData(f"the decisions cannot be read: {reason}", given=file, do=do) from None
-    except (BadModel, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        why = error.wrong if isinstance(error, BadModel) else str(error)
-        raise BadData(f"not a decisions file, or it is damaged: {why}", given=file, do=do) from None
+    except BadModel:  # its message is about runs
+        raise BadData(
+            "the decisions file is damaged: no JSON, or changed since it was saved", given=file, do=do
+        ) from None
+    except KeyError as error:
+        raise BadData(f"not a decisions file: `{error.args[0]}` is missing", given=file, do=do) from None
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise BadData(f"not a decisions file: {error}", given=file, do=do) from None
 
 
 def _read(lines: Iterable[dict[str, str]]) -> Iterable[tuple[int, Decision]]:

@@ -22,7 +22,7 @@ from smallalign_core.errors import BadData, SmallAlignError, WorkFailed
 from smallalign_core.spec import DataSpec
 
 MAX_UNREADABLE = 0.01
-MAX_SIDE = 224  # photographs are scaled to this unless `data.size` says otherwise
+MAX_SIDE = 224  # photographs are scaled to this unless `data.size` is set
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") else {errno.ENOSPC}
 
 Entries = dict[str, list[tuple[Entry, int]]]
@@ -39,6 +39,10 @@ class Decoded:
         sizes: (height, width) of each image of a split before it was scaled, int32 [N, 2], where they may differ.
         paths: the file of each image of a split, below the source, in UTF-8.
         changed: whether it was read in a way that was unknown before 2026-12.
+        reader: what understood the source: `arrays`, `folders`, `table` or `parquet`.
+        columns: those of the table or Parquet file that hold paths, labels and splits.
+        names: the classes as they are shown, in the order of their labels; empty where that is `classes`.
+        order: the position in `names` of each of `classes`.
     """
 
     parts: dict[str, tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint64]]]
@@ -48,6 +52,10 @@ class Decoded:
     sizes: dict[str, NDArray[np.int32]] = field(default_factory=dict)
     paths: dict[str, NDArray[np.bytes_]] = field(default_factory=dict)
     changed: bool = False
+    reader: str = "arrays"
+    columns: dict[str, str] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+    order: tuple[int, ...] = ()
 
 
 def source_ids(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
@@ -95,7 +103,7 @@ def decode(entries: Entries, classes: tuple[str, ...], spec: DataSpec, into: Pat
         asked = ([entry.file, looked.colour, (width, height), deep, old] for entry, _ in files)
         for (entry, label), made in zip(files, _guarded.each(_pixels.outcome_of, asked), strict=True):
             done += 1
-            _progress.told(done, total)
+            _progress.advanced(done, total)
             if (found := _found(made, entry, unreadable, total, spec)) is None:
                 continue
             array[len(ids)], image, original, special = found
@@ -109,7 +117,7 @@ def decode(entries: Entries, classes: tuple[str, ...], spec: DataSpec, into: Pat
     _refuse_unreadable(unreadable, total, spec)
     _refuse_lost(entries, parts, classes, unreadable)
     if looked.deep is not None:
-        notes.append(f"{_images(looked.deep_count)} grey of more than 8 bits and {looked.deep.told}.")
+        notes.append(f"{_images(looked.deep_count)} grey of more than 8 bits and {looked.deep.words}.")
     for what, named in extras.items():
         notes.append(f"{_images(len(named))} {EXTRAS[what]} ({_some(named)}).")
     if unreadable:
@@ -232,7 +240,7 @@ def _refuse_lost(
 
 
 def _reserved(file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """A new memory-mapped array whose blocks are the file's own already.
+    """A new memory-mapped array with all blocks of its file allocated.
 
     A sparse file would find the disk full only when a page is written back, and then the process is killed (SIGBUS).
 
@@ -250,7 +258,7 @@ def _reserved(file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
 
 
 def _allocated(descriptor: int, start: int, size: int) -> bool:
-    """Whether the system could reserve these bytes; False where it or the file system knows no such thing."""
+    """Whether the system could reserve these bytes; False where it or the file system cannot do so."""
     try:
         os.posix_fallocate(descriptor, start, size)
     except AttributeError:

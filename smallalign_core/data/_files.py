@@ -18,8 +18,11 @@ IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"} | {
 OLD_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 """What was read before 2026-12: runs of that time are made from these alone."""
 
-TABLES = {".csv", ".tsv"}
+TABLES = {".csv", ".tsv", ".jsonl", ".parquet"}
 MAX_TABLE = 20 * 1024**2
+
+CLASS_LISTS = ("classes.txt", "class_names.txt", "labels.txt", "names.txt")
+"""Files that may hold the names of the classes in their order, one a line."""
 
 NO_PICTURES = {
     *(
@@ -54,7 +57,7 @@ SIGNATURES = (
     *((b"<!DOCTYPE", 0, "HTML"), (b"<html", 0, "HTML"), (b"<?xml", 0, "XML"), (b"BM", 0, "BMP")),
 )
 READ = {"PNG", "JPEG", "GIF", "TIFF", "WEBP", "JPEG2000", "AVIF", "HEIF"}
-"""Signatures that are long enough to trust in a file whose name says nothing."""
+"""Signatures that are long enough to identify a file without a known ending."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Entry:
 
     @property
     def order(self) -> tuple[tuple[bool, str], ...]:
-        """The files of a folder come before its folders, each by name: part of what a fingerprint says."""
+        """The files of a folder come before its folders, each by name: part of the fingerprint."""
         last = len(self.path) - 1
         return tuple((place < last, name) for place, name in enumerate(self.path))
 
@@ -117,7 +120,7 @@ def kind_of(head: bytes) -> str | None:
 
 
 def sorted_out(found: Iterable[Entry], empty: Iterable[tuple[str, ...]] = (), notes: Iterable[str] = ()) -> Listing:
-    """Files by what they are for. What only the content tells is looked at: an image may be called anything."""
+    """Files by what they are for. Files without a known ending are read: an image may have any name."""
     pictures, tables, others = [], [], []
     for entry in sorted(found, key=lambda entry: entry.order):
         if entry.ending in IMAGE_ENDINGS:  # one that is no file is refused in words where it is decoded
@@ -186,7 +189,7 @@ def _walk(
 
 
 def regular(file: Path) -> bool:
-    """Whether it is a file whose content ends: no pipe, device or link into nowhere."""
+    """Whether it is a regular file: no pipe, device or broken link."""
     try:
         return stat.S_ISREG(file.stat().st_mode)
     except OSError:

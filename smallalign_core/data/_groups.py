@@ -85,7 +85,7 @@ def table_of(spec: DataSpec) -> Path | None:
 
 
 def of(spec: DataSpec, images: ImageSet) -> list[str | None] | None:
-    """The group of each image; None of those that are in none, or where no groups are asked for.
+    """The group of each image; None for images without a group, or if no groups are defined.
 
     Raises:
         BadData: the images have no names, or the table cannot be used.
@@ -134,23 +134,23 @@ def units(images: ImageSet, groups: Sequence[str | None] | None) -> NDArray[np.u
     return np.array([first[root(identity)] for identity in images.ids.tolist()], np.uint64)
 
 
-def told(spec: DataSpec, parts: dict[str, ImageSet]) -> list[str]:
-    """What to say about groups and siblings, of train, val and test as they were divided."""
+def notes(spec: DataSpec, parts: dict[str, ImageSet]) -> list[str]:
+    """Notes on groups, and on versions of one image, across train, val and test."""
     if parts["train"].paths is None:
         return []
     grouped = {name: of(spec, part) for name, part in parts.items()}
     if spec.groups is not None:
         every = [group for groups in grouped.values() for group in groups or ()]
         alone = every.count(None)
-        said = [
+        lines = [
             f"Images of one group are on one side of the split: {len(set(every) - {None}):,} groups by "
             f"{spec.groups}" + (f"; {alone:,} images are in no group." if alone else ".")
         ]
         both = {one for one in grouped["train"] or () if one} & {one for one in grouped["test"] or () if one}
         if both:
             names = ", ".join(sorted(both)[:3])
-            said.append(f"{len(both):,} groups are in train and in test, as the source itself divides them: {names}.")
-        return said
+            lines.append(f"{len(both):,} groups are in train and in test, as the source itself divides them: {names}.")
+        return lines
     own, made = {}, set()
     for name, part in parts.items():
         found = [_original(str(part.path(row))) for row in range(len(part))]
@@ -173,9 +173,9 @@ def told(spec: DataSpec, parts: dict[str, ImageSet]) -> list[str]:
 
 
 def _original(path: str) -> tuple[str, bool]:
-    """(the image that a file is a version of, whether its name says that it is one): without ending and additions.
+    """(the image that a file is a version of, whether its name marks it as one): without ending and additions.
 
-    Numbers begin anew in each folder; other names mean one image in all folders of a class.
+    Numbers start again in each folder; other names mean one image in all folders of a class.
     """
     folder, _, name = path.rpartition("/")
     stem = name.rpartition(".")[0] or name

@@ -82,7 +82,7 @@ class Outcome(Generic[Result]):
 
 def each(work: Callable[..., Result], given: Iterable[Sequence[Any]]) -> Iterator[Outcome[Result]]:
     """`work(*one)` for each of `given`, in order and within the limits: a function of a module, that takes paths, bytes
-    and plain values, and returns uint8 arrays and plain values. Some are sent ahead, so nobody waits for the pipes.
+    and plain values, and returns uint8 arrays and plain values. Some are sent ahead, so that no side waits for pipes.
 
     Raises:
         WorkFailed: the process does not start.
@@ -113,7 +113,7 @@ def each(work: Callable[..., Result], given: Iterable[Sequence[Any]]) -> Iterato
             else:
                 yield Outcome(_incoming(reply["ok"], memoryview(payload)))
     finally:
-        if ahead:  # nobody will read the answers
+        if ahead:  # the results will not be read
             process.end()
         else:
             _free.append(process)
@@ -314,7 +314,7 @@ def serve() -> None:
                 if isinstance(one, Path):
                     check_regular(one)
             work = getattr(importlib.import_module(asked["module"]), asked["name"])
-            reply: dict[str, Any] = {"ok": _told(work(*given), blobs)}
+            reply: dict[str, Any] = {"ok": _plain(work(*given), blobs)}
         except Exception as error:  # noqa: BLE001  # Pillow's parsers raise what they like on a damaged file
             parts = [error.wrong, error.given, error.do] if isinstance(error, SmallAlignError) else []
             reply = {"failed": [type(error).__name__, str(error)[:500], [str(part or "") for part in parts]]}
@@ -331,11 +331,11 @@ def _received(value: Any, read: Callable[[int], bytes]) -> Any:
     return tuple(_received(one, read) for one in value) if isinstance(value, list) else value
 
 
-def _told(value: Any, blobs: list[bytes]) -> Any:
+def _plain(value: Any, blobs: list[bytes]) -> Any:
     if isinstance(value, np.ndarray):
         at = sum(map(len, blobs))
         blobs.append(np.ascontiguousarray(value, np.uint8).tobytes())
         return {"array": list(value.shape), "at": at}
     if isinstance(value, tuple | list):
-        return [_told(one, blobs) for one in value]
+        return [_plain(one, blobs) for one in value]
     return value.item() if isinstance(value, np.generic) else value

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from smallalign_core.data import _tables
+from smallalign_core.data import _order
 from smallalign_core.data._files import NO_PICTURES, Entry, Listing
 from smallalign_core.data._names import natural
 from smallalign_core.errors import BadData
@@ -34,13 +34,24 @@ Parts = dict[str, dict[str, list[Entry]]]
 
 @dataclass
 class Layout:
-    """Images by part (`train` always) and class, and what to say about all that is in neither."""
+    """Images by part (`train` always) and class, and what to say about all that is in neither.
+
+    Attributes:
+        columns: of the table that holds the labels, by what they are for.
+        missing: images that the table names and that do not exist, and why they are not read.
+        names: the classes in the order of their labels, where that is not the order of words.
+        order: the label of each class of `train`, likewise.
+    """
 
     parts: Parts
     notes: list[str] = field(default_factory=list)
+    columns: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+    order: tuple[int, ...] = ()
 
-    def names(self) -> dict[str, dict[str, list[str]]]:
-        """The same with the names of the images."""
+    def entries(self) -> dict[str, dict[str, list[str]]]:
+        """The parts with the names of the images."""
         return {
             part: {name: [entry.name for entry in files] for name, files in classes.items()}
             for part, classes in self.parts.items()
@@ -86,23 +97,42 @@ def role(name: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def find(listing: Listing) -> Layout:
-    """Parts and classes of what a source holds.
+def top(listing: Listing) -> _Node:
+    """The folder that holds the classes or parts of a listing, behind any that stand alone."""
+    return _alone(_tree(listing.pictures))
+
+
+def of_folders(listing: Listing, root: _Node, levels: int) -> Layout:
+    """Parts and classes by the folders below `root`.
 
     Raises:
         BadData: there are no classes, or the folders can be read in more than one way.
     """
-    root = _alone(_tree(listing.pictures))
-    if _classless(root) and (found := _tables.labelled(listing.tables, listing.pictures, _part_of(root))) is not None:
-        parts, table, notes = found
-        return Layout(parts, [*notes, *_others(listing, {}, table)])
     if not root.below:
         raise _no_classes(listing, root)
-    bases = _bases(root)
-    parts = {part: {name: node.images() for name, node in base.below.items()} for part, base in bases.items()}
-    _refuse_strangers(parts)
-    notes = [*_loose(root, bases), *_others(listing, bases), *_near(parts["train"])]
-    return Layout(parts, notes)
+    bases = _bases(root, levels)
+    parts = {part: _classes(base, levels) for part, base in bases.items()}
+    if not parts["train"]:
+        raise BadData(
+            f"no folder of images lies {levels} levels deep", given=_named([*root.below.values()]), do="set data.levels"
+        )
+    refuse_strangers(parts)
+    lists = _order.lists(listing.others, root.path)
+    order = _order.arranged(tuple(parts["train"]), lists)
+    used = [entry for entry in lists if entry.name == order.file]
+    notes = [*_loose(root, bases, levels), *others(listing, bases, used, levels), *near(parts["train"])]
+    return Layout(parts, [*notes, *order.notes], names=order.names, order=order.places)
+
+
+def _classes(base: _Node, levels: int) -> dict[str, list[Entry]]:
+    """The images of the folders so many levels below a part's, by their joined names."""
+    if levels == 1:
+        return {name: node.images() for name, node in base.below.items()}
+    return {
+        f"{name}/{inner}": files
+        for name, node in base.below.items()
+        for inner, files in _classes(node, levels - 1).items()
+    }
 
 
 def _alone(node: _Node) -> _Node:
@@ -121,13 +151,13 @@ def _chain(node: _Node) -> bool:
     return node.nested and all(inner.below for inner in node.below.values())
 
 
-def _classless(root: _Node) -> bool:
+def classless(root: _Node) -> bool:
     """Whether no folder says what an image shows: there is none, one that holds all, or only such as name parts."""
     flat = [node for node in root.below.values() if not node.below]
     return len(flat) == len(root.below) and (len(flat) < 2 or all(role(node.name) for node in flat))
 
 
-def _part_of(root: _Node) -> Callable[[Entry], str]:
+def part_of(root: _Node) -> Callable[[Entry], str]:
     """The part that an image belongs to where a table says what it shows."""
     named = {node.path: str(role(node.name)) for node in root.below.values() if role(node.name)}
     if "train" not in named.values():
@@ -139,7 +169,7 @@ def _part_of(root: _Node) -> Callable[[Entry], str]:
 def _no_classes(listing: Listing, root: _Node) -> BadData:
     what = f", only {len(root.loose)} images without labels" if root.loose else ""
     if tables := [table.name for table in listing.tables]:
-        what += f"; {_some(tables)} has no column of file names beside one of labels"
+        what += f"; {some(tables)} has no column of file names beside one of labels"
     kinds = Counter(map(_kind, listing.others))
     return BadData(
         f"the folder has no class folders{what}",
@@ -148,7 +178,7 @@ def _no_classes(listing: Listing, root: _Node) -> BadData:
     )
 
 
-def _bases(root: _Node) -> dict[str, _Node]:
+def _bases(root: _Node, levels: int) -> dict[str, _Node]:
     """The folders of classes by part: `root` itself is `train` unless the folders in it are parts."""
     folders = list(root.below.values())
     inner = any(node.below and role(node.name) == "train" for node in folders)
@@ -160,7 +190,8 @@ def _bases(root: _Node) -> dict[str, _Node]:
     if not parts:
         if not nested and folders and all(role(node.name) for node in folders):
             raise _unclear(f"{folders[0].name}/ has images but no classes", folders)
-        _refuse_alike(nested, flat)
+        if levels == 1:
+            _refuse_alike(nested, flat)
         return {"train": root}
     found = _by_role(parts)
     others = [node for node in folders if node not in parts and not (node in flat and role(node.name))]
@@ -212,7 +243,8 @@ def _refuse_alike(nested: Sequence[_Node], flat: Sequence[_Node]) -> None:
     raise BadData(
         "all folders hold the same sub-folders, so they may be classes or parts of the data",
         given=f"{_named(nested)} hold {', '.join(sorted(common, key=natural)[:MOST_NAMED])}",
-        do=f"if they are parts, name them train/, val/ and test/; if they are classes, {WRAP}",
+        do=f"if they are parts, name them train/, val/ and test/; if they are classes, {WRAP}; if the sub-folders are "
+        "the classes within them, set data.levels to 2",
     )
 
 
@@ -229,7 +261,7 @@ def _named(nodes: Sequence[_Node]) -> str:
     return ", ".join(node.name for node in nodes[:MOST_NAMED]) + rest
 
 
-def _refuse_strangers(parts: Parts) -> None:
+def refuse_strangers(parts: Parts) -> None:
     known = set(parts["train"])
     strangers = sorted({name for classes in parts.values() for name in classes} - known, key=natural)
     if not strangers:
@@ -249,28 +281,33 @@ def _refuse_strangers(parts: Parts) -> None:
 # --- what to say about the rest ---------------------------------------------------------------------------------------
 
 
-def _loose(root: _Node, bases: dict[str, _Node]) -> list[str]:
+def _loose(root: _Node, bases: dict[str, _Node], levels: int) -> list[str]:
     """Images beside the folders of classes."""
-    nodes = {id(node): node for node in (root, *bases.values())}.values()
+    above = list(bases.values())
+    for _ in range(levels - 1):
+        above += [node for one in above for node in one.below.values() if node not in above]
+    nodes = {id(node): node for node in (root, *above)}.values()
     found = [entry.name for node in nodes for entry in node.loose]
     if not found:
         return []
-    return [f"{_count(len(found), 'image')} outside the class folders {_were(len(found))} left out: {_some(found)}."]
+    return [f"{_count(len(found), 'image')} outside the class folders {_were(len(found))} left out: {some(found)}."]
 
 
-def _others(listing: Listing, bases: dict[str, _Node], used: Entry | None = None) -> list[str]:
+def others(listing: Listing, bases: dict[str, _Node], used: Sequence[Entry] = (), levels: int = 1) -> list[str]:
     """Files that are not read, by class, and folders that are no classes.
 
     Raises:
         BadData: a class has no other files.
     """
-    read = {(*base.path, name) for base in bases.values() for name in base.below}
+    read = {(*base.path, *name.split("/")) for base in bases.values() for name in _classes(base, levels)}
     left: dict[str, Counter[str]] = {}
     lost: dict[str, Counter[str]] = {}
     texts: Counter[str] = Counter()
-    for entry in [*listing.others, *(one for one in listing.tables if one is not used)]:
+    for entry in (*listing.others, *listing.tables):
+        if entry in used:
+            continue
         base = next((base for base in bases.values() if entry.path[: len(base.path)] == base.path), None)
-        folder = entry.path[: len(base.path) + 1] if base is not None else ()
+        folder = entry.path[: len(base.path) + levels] if base is not None else ()
         if folder in read:
             left.setdefault(folder[-1], Counter())[_kind(entry)] += 1
         elif base is not None and len(entry.path) > len(folder) > 0 and entry.ending not in NO_PICTURES:
@@ -297,17 +334,17 @@ def _others(listing: Listing, bases: dict[str, _Node], used: Entry | None = None
             )
     empty = [names for names in listing.empty if any(names[:-1] == base.path for base in bases.values())]
     if empty:
-        said.append(f"Empty folders are no classes: {_some(['/'.join(names) for names in empty])}.")
+        said.append(f"Empty folders are no classes: {some(['/'.join(names) for names in empty])}.")
     return said
 
 
-def _near(classes: dict[str, list[Entry]]) -> list[str]:
+def near(classes: dict[str, list[Entry]]) -> list[str]:
     """Class names that differ in case or spaces only."""
     same: dict[str, list[str]] = {}
     for name in classes:
         same.setdefault(" ".join(name.casefold().split()), []).append(name)
     twins = [" and ".join(names) for names in same.values() if len(names) > 1]
-    return [f"Class names that differ in case or spaces only: {_some(twins)}."] if twins else []
+    return [f"Class names that differ in case or spaces only: {some(twins)}."] if twins else []
 
 
 def _kind(entry: Entry) -> str:
@@ -326,7 +363,7 @@ def _were(count: int) -> str:
     return "was" if count == 1 else "were"
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 

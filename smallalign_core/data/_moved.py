@@ -11,28 +11,28 @@ from smallalign_core.errors import SmallAlignError
 from smallalign_core.system.files import read_json, write_json
 
 _named: ContextVar[str | None] = ContextVar("named", default=None)
-_told: ContextVar[list[str] | None] = ContextVar("told", default=None)
+_notes: ContextVar[list[str] | None] = ContextVar("notes", default=None)
 
 
 @contextlib.contextmanager
 def found_at(source: str | None) -> Iterator[list[str]]:
     """Look for the images of runs in `source` in this context, instead of where each run found them; None changes
     nothing. Yields a list, into which notes come of what was found elsewhere."""
-    told: list[str] = []
-    token, heard = _named.set(source), _told.set(told)
+    notes: list[str] = []
+    token, before = _named.set(source), _notes.set(notes)
     try:
-        yield told
+        yield notes
     finally:
-        _told.reset(heard)
+        _notes.reset(before)
         _named.reset(token)
 
 
 def note(place: str, source: str) -> str:
-    """What to say of images that were found in `place`; also said to who named a place."""
+    """The note about images that were found in `place`; also added to the list of `found_at`."""
     text = f"The images were found in {place}: their fingerprint is that of {source}."
-    told = _told.get()
-    if told is not None and text not in told:
-        told.append(text)
+    notes = _notes.get()
+    if notes is not None and text not in notes:
+        notes.append(text)
     return text
 
 

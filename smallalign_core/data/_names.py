@@ -23,9 +23,9 @@ def hidden(name: str) -> bool:
     return name.startswith(".") or name.casefold() in LEFT_BEHIND
 
 
-def natural(name: str) -> tuple[tuple[int, int, str], ...]:
-    """A key that sorts names as people do: 2 before 10."""
-    parts = re.split("([0-9]+)", name.casefold())
+def natural(name: str, *, cased: bool = False) -> tuple[tuple[int, int, str], ...]:
+    """A key that sorts names as people do: 2 before 10; with `cased`, upper case before lower, as words are sorted."""
+    parts = re.split("([0-9]+)", name if cased else name.casefold())
     return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part)
 
 
@@ -33,7 +33,7 @@ Kept = TypeVar("Kept")
 
 
 def in_order(by_name: Mapping[str, Kept]) -> dict[str, Kept]:
-    """The same by name as people sort names. Labels keep the order of words: fingerprints of stored runs hold it."""
+    """The same by name as people sort names."""
     return {name: by_name[name] for name in sorted(by_name, key=natural)}
 
 

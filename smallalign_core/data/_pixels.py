@@ -60,7 +60,7 @@ EXTRAS = {
     "colour16": "16 bits a colour channel: the higher 8 were used",
     "named": "another format than their file extension",
 }
-"""What may be said of an image that is read, as after "12 images have"."""
+"""Notes on images that were read, as after "12 images have"."""
 
 
 class Unreadable(Exception):
@@ -96,7 +96,7 @@ class Range:
         return np.rint(255 * scaled.clip(0, 1)).astype(np.uint8)
 
     @property
-    def told(self) -> str:
+    def words(self) -> str:
         """How values became uint8, as after "grey images of more than 8 bits"."""
         if (bits := self.bits) is not None:
             return f"use {bits} bits of their 16-bit or larger values: the higher 8 of these were kept"
@@ -133,7 +133,7 @@ def source_id(pixels: NDArray[np.uint8]) -> int:
 
 
 def header(file: Path | BytesIO, ending: str = "", old: bool = False) -> Header:
-    """What the header of a file says, whose name ends in `ending`; no pixel is decoded.
+    """The header of a file with that `ending`; no pixel is decoded.
 
     Raises:
         Unreadable, or whatever Pillow's parsers raise.
@@ -335,7 +335,7 @@ TILES = ((322, 323), (322, 278))
 
 
 def _tiles(picture: Image.Image) -> list[Any]:
-    """How the file holds its pixels; HEIF says nothing."""
+    """How the file holds its pixels; unknown for HEIF."""
     return getattr(picture, "tile", None) or []
 
 
@@ -358,7 +358,7 @@ def _orientation(picture: Image.Image, extras: frozenset[str]) -> tuple[int, fro
 
 
 def _extras_of(picture: Image.Image, ending: str) -> frozenset[str]:
-    """What a header says that the pixels will not show."""
+    """Facts of a header that the decoded pixels do not have."""
     kind, found = str(picture.format), set()
     if ending in NAMED and kind not in NAMED[ending]:
         found.add("named")

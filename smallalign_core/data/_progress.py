@@ -12,26 +12,26 @@ from pathlib import Path
 from smallalign_core.system.files import write
 
 EVERY = 0.5
-"""Seconds between two notes of how far it is."""
+"""Seconds between two updates of the file."""
 
-Told = Callable[[int, int], None]
+Update = Callable[[int, int], None]
 
 
 @dataclass
 class _Work:
     file: Path
-    told: Told | None
+    update: Update | None
     last: float = field(default_factory=time.monotonic)
 
 
-_listener: ContextVar[Told | None] = ContextVar("listener", default=None)
+_listener: ContextVar[Update | None] = ContextVar("listener", default=None)
 _work: ContextVar[_Work | None] = ContextVar("work", default=None)
 
 
 @contextlib.contextmanager
-def watching(told: Told) -> Iterator[None]:
-    """Call `told` with (images done, images in all) while datasets are decoded in this context."""
-    token = _listener.set(told)
+def watching(update: Update) -> Iterator[None]:
+    """Call `update` with (images done, images in all) while datasets are decoded in this context."""
+    token = _listener.set(update)
     try:
         yield
     finally:
@@ -40,7 +40,7 @@ def watching(told: Told) -> Iterator[None]:
 
 @contextlib.contextmanager
 def noted(file: Path) -> Iterator[None]:
-    """Note in `file` how far decoding is."""
+    """Write the progress of decoding to `file`."""
     token = _work.set(_Work(file, _listener.get()))
     try:
         yield
@@ -49,20 +49,20 @@ def noted(file: Path) -> Iterator[None]:
         file.unlink(missing_ok=True)
 
 
-def told(done: int, total: int) -> None:
-    """So many images are decoded."""
+def advanced(done: int, total: int) -> None:
+    """Note that `done` of `total` images are decoded."""
     work = _work.get()
     if work is None or (time.monotonic() - work.last < EVERY and done < total):
         return
     work.last = time.monotonic()
     with contextlib.suppress(OSError):
         write(work.file, f"{done} {total}")
-    if work.told is not None:
-        work.told(done, total)
+    if work.update is not None:
+        work.update(done, total)
 
 
 def read(file: Path) -> tuple[int, int] | None:
-    """(done, total) as noted in `file`; None where nobody decodes."""
+    """(done, total) as noted in `file`; None where no process decodes."""
     try:
         done, total = file.read_text().split()
         return int(done), int(total)

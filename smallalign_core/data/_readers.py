@@ -11,7 +11,7 @@ import struct
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from smallalign_core.data import _embedded, _hub, _labels, _order, _tables
 from smallalign_core.data._decode import DISK_FULL, Decoded, decode, source_ids
-from smallalign_core.data._files import OLD_ENDINGS, Listing, of_folder
-from smallalign_core.data._layout import find, find_as_before
+from smallalign_core.data._files import OLD_ENDINGS, Entry, Listing, files_below, of_folder, old_walk
+from smallalign_core.data._find import find, of_table
+from smallalign_core.data._layout import Layout, find_as_before
 from smallalign_core.data._zips import DAMAGED as DAMAGED_ZIP, OWNERS, unpack
 from smallalign_core.errors import BadData
 from smallalign_core.spec import DataSpec
@@ -48,13 +50,30 @@ def reader(source: str) -> Reader:
     """Which reader understands `source`."""
     if source in NAMED:
         return _read_digits if source == "digits" else _read_named
+    if _hub.is_address(source):
+        return _read_hub
     path = path_of(source)
+    if path.is_file() and _tables.is_table(path):
+        return _read_table
     if path.is_file() and zipfile.is_zipfile(path):
         return _read_files
     if path.is_dir():
         return _read_idx if any(_idx_files(path)) else _read_files
-    what = "is neither a folder nor a zip file" if path.exists() else "is unknown, and the path does not exist"
+    what = (
+        "is neither a folder, a zip file nor a table (.csv, .tsv, .jsonl, .parquet)"
+        if path.exists()
+        else "is unknown, and the path does not exist"
+    )
     raise BadData(f"the dataset {what}", given=source, do=f"use a path, or one of: {', '.join(NAMED)}")
+
+
+def absolute(source: str) -> str:
+    """`source` as it can be named from any folder: names and addresses as they are, paths in full.
+
+    Raises:
+        BadData: as `path_of`.
+    """
+    return source if source in NAMED or _hub.is_address(source) else str(path_of(source).resolve())
 
 
 def path_of(source: str) -> Path:
@@ -243,19 +262,102 @@ def _listed(path: Path, into: Path) -> Listing:
 
 
 def _read_listing(listing: Listing, spec: DataSpec, into: Path) -> Decoded:
-    layout = find(listing)
+    path = path_of(spec.source)
+    if not listing.pictures and any(table.ending == ".parquet" for table in listing.tables):
+        held = _embedded.extracted(listing, spec, into, _hub.card(path))
+        if held is not None:
+            return _of_embedded(held, listing.notes, spec, into)
+    layout = find(listing, spec, path if path.is_dir() else None)
+    found = _of_layout(layout, spec, into, listing.notes)
+    if (into / "unzipped").is_dir():
+        count = f"{sum(len(part[1]) for part in found.parts.values()):,} files were read from the zip."
+        found = replace(found, notes=(*found.notes, count))
+    old = [entry for classes in layout.parts.values() for files in classes.values() for entry in files]
+    old = [entry for entry in old if entry.ending in OLD_ENDINGS]
+    return replace(found, changed=found.changed or find_as_before(old).entries() != layout.entries())
+
+
+def _of_layout(layout: Layout, spec: DataSpec, into: Path, notes: tuple[str, ...] = ()) -> Decoded:
     classes = tuple(layout.parts["train"])
     entries = {
         part: [(file, classes.index(name)) for name, files in by_class.items() for file in files]
         for part, by_class in layout.parts.items()
     }
     found = decode(entries, classes, spec, into)
-    old = [entry for files in entries.values() for entry, _ in files if entry.ending in OLD_ENDINGS]
-    notes = [*listing.notes, *layout.notes, *found.notes]
-    if (into / "unzipped").is_dir():
-        notes.append(f"{sum(len(part[1]) for part in found.parts.values()):,} files were read from the zip.")
-    changed = found.changed or find_as_before(old).names() != layout.names()
-    return replace(found, notes=tuple(notes), changed=changed)
+    return replace(
+        found,
+        notes=(*notes, *layout.notes, *found.notes),
+        unreadable={**layout.missing, **found.unreadable},
+        reader="table" if layout.columns else "folders",
+        columns=layout.columns,
+        names=layout.names,
+        order=layout.order,
+    )
+
+
+def _of_embedded(held: _embedded.Found, notes: tuple[str, ...], spec: DataSpec, into: Path) -> Decoded:
+    found = decode(held.entries, held.classes, spec, into)
+    return replace(
+        found,
+        notes=(*notes, *held.notes, *found.notes),
+        reader="parquet",
+        columns=held.columns,
+        names=held.names,
+        order=held.order,
+    )
+
+
+def _read_table(spec: DataSpec, into: Path) -> Decoded:
+    """A table of labels that was named itself, or a Parquet file of images."""
+    path = path_of(spec.source)
+    entry = Entry((path.name,), path.resolve())
+    try:
+        if path.suffix.lower() == ".parquet" and _embedded.holds_images(entry):
+            held = _embedded.extracted(Listing((), (entry,), ()), spec, into, _hub.card(path.parent))
+            assert held is not None
+            return _of_embedded(held, (), spec, into)
+        return _of_layout(of_table(entry, spec, lambda: of_folder(entry.file.parent)), spec, into)
+    finally:
+        shutil.rmtree(into / "unzipped", ignore_errors=True)
+
+
+def _read_hub(spec: DataSpec, into: Path) -> Decoded:
+    """A dataset of the Hugging Face hub: Parquet files of images, or a folder of images."""
+    folder, commit = _hub.fetched(spec.source)
+    listing, asked = of_folder(folder), _hub.parsed(spec.source)
+    note = f"Commit {commit[:12]} of {spec.source} was read; {_hub.PREFIX}{asked.repo}@REVISION names another."
+    try:
+        held = _embedded.extracted(listing, spec, into, _hub.card(folder), asked.config)
+        if held is not None:
+            return _of_embedded(held, (note, *listing.notes), spec, into)
+        return _of_layout(find(listing, spec, folder), spec, into, (note, *listing.notes))
+    finally:
+        shutil.rmtree(into / "unzipped", ignore_errors=True)
+
+
+def files_of(source: str, old: bool = False) -> tuple[list[Path], Mapping[str, int]]:
+    """(the files on which the images of a source depend, folders that were left out); none of the hub's, which are
+    decoded once.
+
+    Raises:
+        OSError: a folder may not be read.
+    """
+    if source in NAMED or _hub.is_address(source):
+        return [], {}
+    path = path_of(source)
+    if not path.is_file():
+        return (list(old_walk(path)), {}) if old else files_below(path)
+    if old or not _tables.is_table(path):
+        return [path], {}
+    path = path.resolve()
+    beside = [
+        one for one in (path.parent / "README.md", *(entry.file for entry in _order.beside(path))) if one.is_file()
+    ]
+    entry = Entry((path.name,), path)
+    if path.suffix.lower() == ".parquet" and _embedded.holds_images(entry):
+        return [path, *beside], {}
+    named = _labels.files_named(_tables.read(entry), path.parent)
+    return [path, *beside, *(files_below(path.parent)[0] if named is None else named)], {}
 
 
 def read_as_before(spec: DataSpec, into: Path) -> Decoded:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -99,6 +99,9 @@ class Splits:
     unreadable: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
     """Why each of `unreadable` is."""
+    reader: str = "arrays"
+    columns: dict[str, str] = field(default_factory=dict)
+    """Columns of a table of labels, by what they are for."""
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from smallalign_core.data._files import (
+    CLASS_LISTS,
     IMAGE_ENDINGS,
     MAX_TABLE,
     NO_PICTURES,
@@ -49,7 +50,7 @@ class Bounds:
     """What a zip may hold. Sizes in bytes.
 
     Attributes:
-        strict: whether it comes from a visitor: then names must be harmless wherever it is unpacked.
+        strict: whether it was uploaded by a user: then names must be harmless wherever it is unpacked.
     """
 
     entries: int
@@ -103,7 +104,7 @@ def look(file: BinaryIO, bounds: Bounds) -> None:
 
 
 def check_upload(content: bytes) -> None:
-    """Check a zip that a visitor sent; nothing of it is unpacked.
+    """Check an uploaded zip; nothing of it is unpacked.
 
     Raises:
         BadData: it cannot be read, holds no images, or what `images` refuses.
@@ -112,7 +113,7 @@ def check_upload(content: bytes) -> None:
     look(file, bounds)
     try:
         with zipfile.ZipFile(file) as archive:
-            found = [name for _, name in images(archive, bounds) if Path(name).suffix.lower() not in TABLES]
+            found = [name for _, name in images(archive, bounds) if not _tells(name)]
     except DAMAGED as error:
         raise BadData("the zip file cannot be read", given=str(error), do="pack it again") from None
     if not found:
@@ -161,11 +162,11 @@ def _sorted(archive: zipfile.ZipFile, bounds: Bounds) -> tuple[list[Named], list
 
 
 def _wanted(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> bool:
-    """Whether an entry is unpacked: by its ending, or by its first bytes where that says nothing."""
+    """Whether an entry is unpacked: by its ending, or else by its first bytes."""
     ending = Path(name).suffix.lower()
     if ending in IMAGE_ENDINGS:
         return True
-    if ending in TABLES:
+    if _tells(name):
         return entry.file_size <= MAX_TABLE
     if ending in NO_PICTURES or entry.flag_bits & 0x2041 or entry.compress_type not in PLAIN:
         return False
@@ -176,11 +177,16 @@ def _wanted(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> bool
         return False
 
 
+def _tells(name: str) -> bool:
+    """Whether a file may hold labels or the names of classes."""
+    return Path(name).suffix.lower() in TABLES or Path(name).name.lower() in CLASS_LISTS
+
+
 def unpack(archive: zipfile.ZipFile, room: Path, bounds: Bounds) -> Listing:
     """Unpack what may be an image under numbers, counting what is really written: an archive's own sizes may lie.
 
     Raises:
-        BadData: as `images`; or there is more in it than it says.
+        BadData: as `images`; or it holds more data than it declares.
     """
     entries, others, notes = _sorted(archive, bounds)
     written, unpacked = 0, []
@@ -226,7 +232,7 @@ UNSEEN = "a name with characters that cannot be seen"
 def _wrong_name(name: str, bounds: Bounds) -> str | None:
     """What is wrong with an entry's name, as after "the zip holds"; None if nothing is.
 
-    No name becomes a file here. What a visitor sends is kept, though, and may be unpacked elsewhere by other programs.
+    No name becomes a file here. An upload is stored, though, and may be unpacked elsewhere by other programs.
     """
     parts = name.removesuffix("/").split("/")
     if name.startswith("/") or ".." in parts or re.match("[A-Za-z]:", name):

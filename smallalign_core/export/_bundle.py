@@ -24,7 +24,7 @@ from smallalign_core.system.files import read_json, write, write_json
 
 BUNDLE = 4  # raised when a bundle's files change, so that kept ones are made again
 KEPT = ("model.onnx", "logits.bin", "model.zip")
-MOST = 1e12  # of any number that a browser tells
+MOST = 1e12  # for any number from a browser
 COUNT = 1000  # images that a browser answers
 CLAIM = (
     "reported by a user's browser; top-1 agreement, accuracy and the largest difference were computed from its logits "
@@ -38,7 +38,7 @@ def bundle_folder(run: Run, store: Store) -> Path:
 
 
 def kept_bundle(run: Run, store: Store, precision: Precision = "fp32") -> dict[str, Any] | None:
-    """The report of a bundle that was made before and whose file is still what it was; None otherwise."""
+    """The report of an existing bundle with an unchanged file; None otherwise."""
     folder = bundle_folder(run, store)
     try:
         report: dict[str, Any] = read_json(folder / file_name("parity.json", precision))
@@ -91,7 +91,7 @@ def bundle(run: Run, store: Store, *, precision: Precision = "fp32", count: int 
 
 
 def submit_browser_parity(run: Run, store: Store, precision: Precision, said: dict[str, Any]) -> dict[str, Any]:
-    """Write what a visitor's browser answered into the proof and the download. Returns the report with it.
+    """Add the results of a user's browser to the parity report and the download. Returns the new report.
 
     Nothing that can be computed is believed: the top-1, the accuracy and the gap come from the logits.
 
@@ -100,8 +100,8 @@ def submit_browser_parity(run: Run, store: Store, precision: Precision, said: di
             browser could not say), `runtime`, `timing`.
 
     Raises:
-        BadInput: the bundle was made anew meanwhile, or the answer is not one to its images.
-        Refused: the visitor may only look.
+        BadInput: the bundle was replaced meanwhile, or the results do not fit its images.
+        Refused: read-only user.
     """
     store.visitor.require("submit a browser parity check")
     report = kept_bundle(run, store, precision)
@@ -143,7 +143,7 @@ def submit_browser_parity(run: Run, store: Store, precision: Precision, said: di
 
 
 def _of_itself(run: Run, said: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a browser says it ran on, and its times: the names that a card needs, and numbers that are ones."""
+    """The runtime and times that a browser reports: names for the model card, and valid numbers."""
     try:
         runtime, timing = ({name: _plain(told) for name, told in said[part].items()} for part in ("runtime", "timing"))
         numbers = [runtime["threads"], *(timing[name] for name in ("p50_ms", "p95_ms", "load_ms"))]

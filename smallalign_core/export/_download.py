@@ -23,7 +23,7 @@ def pack(run: Run, store: Store, report: dict[str, Any], content: bytes, browser
     Args:
         report: of the bundle.
         content: the .onnx file.
-        browser_logits: float32 [count, classes] that a visitor's browser answered, so that anybody can check its row.
+        browser_logits: float32 [count, classes] from a user's browser, so that its row of the report can be checked.
     """
     facts = OnnxClassifier(content).metadata
     public = {key: value for key, value in report.items() if key not in ("bundle", "files")} | {"file": "model.onnx"}

@@ -28,9 +28,9 @@ from smallalign_core.export._runtime import METADATA, OnnxClassifier, at_once, n
 from smallalign_core.export._simplify import simplify
 from smallalign_core.metrics import logits_of, score
 from smallalign_core.networks import Classifier, onnx_graph
-from smallalign_core.networks.onnx_graph import OPSET, quiet
+from smallalign_core.networks.onnx_graph import OPSET
 from smallalign_core.runs.store import Run, Store
-from smallalign_core.spec import LibraryNetwork, RunSpec, to_yaml
+from smallalign_core.spec import Code, GivenNetwork, RunSpec, to_yaml, with_code
 from smallalign_core.spec.precision import CALIBRATED, PRECISIONS, Precision
 from smallalign_core.system.files import read_sealed, write, write_sealed
 
@@ -99,7 +99,7 @@ def graph_of(classifier: Classifier, temperature: float) -> bytes:
     plain = copy.deepcopy(classifier).cpu().to(memory_format=torch.contiguous_format)
     plain.channels_last = False
     deployed = _Deployed(plain, temperature).eval()
-    with quiet(), torch.no_grad():
+    with onnx_graph.exporting(classifier.body), torch.no_grad():
         program = torch.onnx.export(
             deployed,
             (example,),
@@ -162,7 +162,7 @@ def _of_fixed_width(graph: bytes) -> bytes:
 
 
 def finished(graph: bytes, metadata: Mapping[str, Any]) -> bytes:
-    """A graph without what tools wrote into it, with our metadata and the seal."""
+    """A graph without what tools wrote into it, with our metadata and the checksum."""
     model = onnx.load_model_from_string(graph)
     inner = model.graph
     holders = (inner, *inner.node, *inner.input, *inner.output, *inner.value_info, *inner.initializer, *model.functions)
@@ -215,7 +215,7 @@ def make(run: Run, store: Store | None, precision: Precision = "fp32", *, measur
     """The file of a finished run. What fp16 and int8 lose is measured on validation and test, and written into them.
 
     Args:
-        measured: fp32 too, whose loss is the exporter's error alone.
+        measured: fp32 too, to measure the error of the exporter alone.
 
     Raises:
         BadModel: the weights cannot be read.
@@ -281,14 +281,14 @@ def calibrated_on(training: ImageSet) -> str:
 
 
 def metadata_of(run: Run) -> dict[str, Any]:
-    """What the file of a finished run says of it in any precision."""
+    """Metadata of the file of a finished run, the same in any precision."""
     return described(run.spec, run.id, run.result or {})
 
 
 def described(spec: RunSpec, id: str, result: Mapping[str, Any]) -> dict[str, Any]:
     """The same of what a run is: its spec, id and result."""
     bare: dict[str, Any] = {"data": spec.data.model_copy(update={"source": Path(spec.data.source).name})}
-    if isinstance(spec.network, LibraryNetwork) and spec.network.weights is not None:  # no paths leave the house
+    if isinstance(spec.network, GivenNetwork) and spec.network.weights is not None:  # no paths leave the house
         bare["network"] = spec.network.model_copy(update={"weights": Path(spec.network.weights).name})
     return {
         "run": id,
@@ -296,11 +296,15 @@ def described(spec: RunSpec, id: str, result: Mapping[str, Any]) -> dict[str, An
         "input_shape": result["input_shape"],
         "data": {"source": Path(spec.data.source).name, "fingerprint": spec.data.fingerprint},
         "data_spec": spec.data.model_dump(mode="json", exclude_defaults=True) | {"source": Path(spec.data.source).name},
-        "spec": to_yaml(spec.model_copy(update=bare)),
+        "spec": to_yaml(with_code(spec.model_copy(update=bare), _without_folder)),
         "scores": {split: {key: result[split][key] for key in SCORES} for split in ("val", "test")},
         "temperature": result["temperature"],
         "weights_sha256": result["weights_sha256"],
     }
+
+
+def _without_folder(one: Code) -> Code:
+    return one.model_copy(update={"file": Path(one.file).name}) if one.file else one
 
 
 def graph_of_run(run: Run, store: Store | None, metadata: dict[str, Any]) -> bytes:
@@ -345,7 +349,7 @@ def export(run: Run, to: Path, store: Store | None = None, *, precision: Precisi
     """Write a finished run as ONNX to `to`. Returns its path, size, digest and, but for fp32, what it loses.
 
     Args:
-        store: whose images int8 is calibrated and both smaller precisions are measured on.
+        store: with the images for int8 calibration and for measuring both smaller precisions.
 
     Raises:
         BadInput: the target is not an .onnx file, or its folder is missing.

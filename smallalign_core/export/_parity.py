@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from smallalign_core.data import ImageSet
 from smallalign_core.metrics import paired_difference, score
+from smallalign_core.runs.export_report import Loss as Loss, Parity as Parity
 from smallalign_core.spec.precision import Precision
 
 LIMIT = 0.01
@@ -49,36 +49,6 @@ IN_A_BROWSER: dict[Precision, Gate] = GATES | {"fp32": Gate(agreement=1.0, toler
 """Graphics cards sum in another order, and with less care."""
 
 
-@dataclass(frozen=True)
-class Parity:
-    """Parity of two runtimes of a model.
-
-    Attributes:
-        images: how many held-out images were compared.
-        max_abs_diff: largest absolute difference of any logit.
-        relative_diff: the same, divided by the standard deviation of the reference's logits.
-        top1_agreement: share of images with the same top-1.
-        accuracy: of the file's answers.
-        reference_accuracy: of the reference's answers.
-        p50_ms, p95_ms: time for one image, batch 1, after warm-up.
-        ok: within the gate of its precision; for fp32 the same top-1 everywhere, and logits within 1e-4 of their
-            spread.
-    """
-
-    images: int
-    max_abs_diff: float
-    relative_diff: float
-    top1_agreement: float
-    accuracy: float
-    reference_accuracy: float
-    p50_ms: float
-    p95_ms: float
-    ok: bool
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
 def parity(
     reference: NDArray[np.float32],
     answers: NDArray[np.float32],
@@ -102,36 +72,6 @@ def parity(
         p95_ms=latency[1],
         ok=gate.passes(agreement, gap, spread),
     )
-
-
-@dataclass(frozen=True)
-class Loss:
-    """What a smaller precision costs, on the same images (Bonett & Price, 2012, for the interval).
-
-    Attributes:
-        images: how many.
-        accuracy, reference: of the file, and of PyTorch in single precision.
-        loss: the difference, positive where the file is worse; `low` to `high` is its 95% interval.
-        agreement: share of images with the same top-1.
-        flagged: whether more than `LIMIT` is lost.
-    """
-
-    images: int
-    accuracy: float
-    reference: float
-    loss: float
-    low: float
-    high: float
-    agreement: float
-    flagged: bool
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def blank(cls, images: int) -> Loss:
-        """One of so many images whose figures stand for any."""
-        return cls(images, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, False)
 
 
 def loss_of(reference: NDArray[np.float32], answers: NDArray[np.float32], images: ImageSet) -> Loss:

@@ -67,7 +67,7 @@ class OnnxClassifier:
 
 def at_once(metadata: Mapping[str, Any], height: int, width: int) -> int:
     """How many images of this size an export gets at once: a network of timm or torchvision resizes them inside, to
-    the size that the spec in its metadata says."""
+    the size in its metadata."""
     inside = [int(side) for side in SIDE.findall(str(metadata.get("spec", "")))]
     return by_pixels((max(height, *inside, 1), max(width, *inside, 1)), BATCH)
 

@@ -38,7 +38,7 @@ STAND_IN = 1.5
 STIR = 0.01
 """How far weights are moved from their first values, at most."""
 KEPT = 8
-"""Networks whose graphs are kept in memory."""
+"""Number of networks with graphs kept in memory."""
 
 
 def sizes_of(run: Run, store: Store) -> Sizes:

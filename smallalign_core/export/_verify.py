@@ -39,21 +39,21 @@ def verify(
 ) -> dict[str, Any]:
     """Look at an ONNX file, and try it on the whole held-out test set.
 
-    An export of ours must carry its seal whole. It is compared with PyTorch where the run that it names (or `run`) is
-    in the store, and always with the accuracy that was written into it. A file of others is compared with `run`, scored
-    on `data_source`, or only described if neither is given.
+    An export of SmallAlign must have a matching checksum. It is compared with PyTorch where the run that it names (or
+    `run`) is in the store, and always with the accuracy in its metadata. A file of others is compared with `run`,
+    scored on `data_source`, or only described if neither is given.
 
     Args:
         proof: the parity.json that came with the file. Its digest must be the file's, and its figures are computed
             again: the Python half by running the file, the browser's from the logits beside it (browser-logits.bin).
-        told: what is known of a file of others, as `foreign.describe` takes it.
+        told: facts about a file of others, as for `imported.describe`.
 
     Raises:
         BadInput: the file is missing, or there are no images to try it on.
         BadModel: it is refused by the jail, or it was changed since it was exported.
     """
     try:
-        # The size of a pipe or device says nothing, and its content may never end: the jail says that it is no file.
+        # The size of a pipe or device says nothing, and its content may never end: the sandbox refuses it as no file.
         content = file.read_bytes() if file.is_file() and file.stat().st_size <= sandbox.LIMITS.file else b""
     except OSError:
         raise BadInput("the file cannot be read", given=file, do="name an exported .onnx file") from None
@@ -182,7 +182,7 @@ def _ours(
 
 
 def _unscored(told: dict[str, Any], asked: str | None, why: str) -> dict[str, Any]:
-    """What is known of an export of ours without its images: its seal, its doors, and what it says of itself."""
+    """Facts of an export of SmallAlign without its images: checksum, inputs and outputs, metadata."""
     return {
         **dict.fromkeys((*COMPARED, "accuracy", "p50_ms", "p95_ms", "proof")),
         "images": 0,
@@ -222,7 +222,7 @@ def _other_classes(count: int, images: ImageSet) -> BadInput:
 
 
 def _images_for(facts: dict[str, Any], run: Run | None, store: Store, data_source: str | None) -> Splits:
-    """The images to try a file on: those named, the run's, or those that the file says it was made for."""
+    """The images for testing a file: those given, the run's, or those of its metadata."""
     kept = {key: value for key, value in facts.get("data_spec", {}).items() if key != "fingerprint"}
     if data_source is not None:  # divided as the file's own data was, so that its test images are found again
         return data.load(parse_data({**kept, "source": data_source}), store.data_cache)
@@ -257,7 +257,7 @@ def _theirs(
     if not told.get("classes"):
         try:
             class_names.in_metadata(facts["metadata"])
-        except BadInput:  # as many answers as classes are taken to be in their order, and the report says so
+        except BadInput:  # as many outputs as classes: assumed to be in their order, which the report states
             named, told["classes"] = False, splits.classes
     how = imported.describe(file.name, facts, spec, splits, **told)
     whole = imported.OnnxClassifier(content, how)

@@ -20,11 +20,22 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from smallalign_core.errors import BadModel, BadSpec
-from smallalign_core.networks import _library
+from smallalign_core.networks import _library, _python
 from smallalign_core.networks._bits import baked as baked, in_bits as in_bits, plain_names
-from smallalign_core.spec import Cnn, DataSpec, LibraryNetwork, Mlp, Network, Resnet, RunSpec, Separable
+from smallalign_core.spec import (
+    Cnn,
+    DataSpec,
+    GivenNetwork,
+    LibraryNetwork,
+    Mlp,
+    Network,
+    PythonNetwork,
+    Resnet,
+    RunSpec,
+    Separable,
+)
 from smallalign_core.spec.parts import OwnNetwork
-from smallalign_core.system import machine
+from smallalign_core.system import machine, usercode
 
 MAX_PARAMS = 200_000_000
 START = ("pretrained", "frozen", "head_rate", "weights", "weights_sha256")
@@ -56,6 +67,7 @@ class Classifier(BaseClassifier):
         mean, std: per channel, of pixels scaled to 0..1.
         size: side to which `forward` resizes; None keeps `input_shape`.
         probe: the only layer that learns, for a frozen body; None lets all of it learn.
+        channels_last: whether the body may get the faster memory order of convolutions.
     """
 
     mean: Tensor
@@ -70,6 +82,7 @@ class Classifier(BaseClassifier):
         std: Sequence[float],
         size: int | None = None,
         probe: nn.Module | None = None,
+        channels_last: bool = True,
     ) -> None:
         super().__init__()
         self.body = body
@@ -78,7 +91,7 @@ class Classifier(BaseClassifier):
         self.inner_size = (size, size) if size else input_shape[1:]
         self._probe = (probe,)  # in a tuple, so that it is not registered a second time
         convolutions = [module for module in body.modules() if isinstance(module, nn.Conv2d)]
-        self.channels_last = bool(convolutions) and not any(map(_corrupts, convolutions))
+        self.channels_last = channels_last and bool(convolutions) and not any(map(_corrupts, convolutions))
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
         if self.channels_last:
@@ -218,7 +231,7 @@ def _seen(network: OwnNetwork, shape: tuple[int, int, int]) -> tuple[int, int, i
 
 def _refuse_giants(network: Network, shape: tuple[int, int, int], classes: int) -> None:
     """Count before building: a width and depth that are each allowed may together ask for all of the memory."""
-    if isinstance(network, LibraryNetwork):
+    if isinstance(network, GivenNetwork):
         return
     with torch.device("meta"):
         body = _own_body(network, _seen(network, shape), classes)
@@ -249,10 +262,13 @@ def build(
     Raises:
         BadSpec: torchvision or timm has no such model, or its ImageNet weights cannot be had.
         BadModel: the file to start from has changed, or belongs to another network.
+        BadInput: the user's Python file cannot be read or imported, may not run, or raised an exception.
     """
     _refuse_giants(network, shape, len(classes))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if isinstance(network, PythonNetwork):
+            return _of_user(network, classes, shape, mean, std)
         if not isinstance(network, LibraryNetwork):
             body = _own_body(network, _seen(network, shape), len(classes))
             return Classifier(body, classes, shape, mean, std, size=network.size)
@@ -264,9 +280,40 @@ def build(
     return Classifier(body, classes, shape, mean, std, size=network.size, probe=head if network.frozen else None)
 
 
+def _of_user(
+    network: PythonNetwork,
+    classes: Sequence[str],
+    shape: tuple[int, int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Classifier:
+    normal = _python.normal_of(network, mean, std)
+    side = network.size
+    seen = (len(normal[0]), side, side) if side else (len(normal[0]), *shape[1:])
+    body = _python.build(network, len(classes), seen)
+    params = sum(parameter.numel() for parameter in body.parameters())
+    if params > MAX_PARAMS:
+        raise BadSpec(
+            f"the network has {params:,} parameters, more than {MAX_PARAMS:,}",
+            given=network.shown,
+            do="make it smaller",
+        )
+    fast = _python.takes_channels_last(body, seen)
+    if network.weights is not None:
+        normal = _library.begin(network, body, _head_of(body, len(classes)), normal)
+    return Classifier(body, classes, shape, *normal, size=side, channels_last=fast)
+
+
 def head(classifier: Classifier) -> nn.Module:
-    """The last layer, which outputs the logits."""
-    return classifier.body.get_submodule(_library.head_name(classifier.body, len(classifier.classes)))
+    """The last layer, which outputs the logits; an empty module where a user's network has none that can be found."""
+    return _head_of(classifier.body, len(classifier.classes))
+
+
+def _head_of(body: nn.Module, classes: int) -> nn.Module:
+    try:
+        return body.get_submodule(_library.head_name(body, classes))
+    except BadSpec:
+        return nn.Identity()
 
 
 @dataclass(frozen=True)
@@ -309,8 +356,10 @@ def to_bytes(classifier: Classifier, spec: RunSpec) -> bytes:
 
 def _architecture(network: dict[str, object]) -> dict[str, object]:
     """The fields of a network without those that say what it starts from: a file with weights needs no others. An
-    empty size is left out too, so that files keep the bytes that they had before there was one."""
-    return {name: value for name, value in network.items() if name not in START and (name, value) != ("size", None)}
+    empty size is left out too, so that files keep the bytes that they had before there was one. A user's
+    Python file is named by its digest: neither its name nor its folder may change the bytes."""
+    kept = {name: value for name, value in network.items() if name not in START and (name, value) != ("size", None)}
+    return kept | ({"file": f"{str(kept['sha256'])[:16]}.py"} if kept.get("file") else {})
 
 
 def begin_from(classifier: Classifier, file: Path) -> None:
@@ -357,9 +406,13 @@ def from_file(file: Path, sha256: str | None = None, *, learning: bool = False) 
             facts = json.loads((opened.metadata() or {})["smallalign"])
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         spec = RunSpec.model_validate({"data": DataSpec(source="-"), "network": _architecture(facts["network"])})
+        network = spec.network
+        if isinstance(network, PythonNetwork) and network.file and network.sha256:  # its copy lies beside the weights
+            beside = usercode.copy_in(file.parent, network.sha256) or file.parent / usercode.FOLDER / network.file
+            network = network.model_copy(update={"file": str(beside)})
         channels, height, width = map(int, facts["input_shape"])
         plain = [1.0] * tensors["mean"].numel()
-        classifier = build(spec.network, facts["classes"], (channels, height, width), mean=plain, std=plain)
+        classifier = build(network, facts["classes"], (channels, height, width), mean=plain, std=plain)
         in_bits(classifier, facts.get("bits")).load_state_dict(tensors)
     except (OSError, SafetensorError, LookupError, ValueError, TypeError, RuntimeError) as error:
         reason = "is missing" if isinstance(error, FileNotFoundError) else "is damaged, or not a SmallAlign model"

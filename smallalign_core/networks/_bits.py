@@ -72,7 +72,9 @@ def baked(network: Network) -> Network:
         return network
     network = copy.deepcopy(network)
     for module in list(network.modules()):
-        if parametrize.is_parametrized(module):  # torch's own removal would break the original, whose class is shared
+        if parametrize.is_parametrized(
+            module
+        ):  # torch's own removal would break the original, since both share a class
             weight: Any = module.weight
             rounded = weight.detach().clone()
             module.__class__ = parametrize.type_before_parametrizations(module)

@@ -18,7 +18,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from smallalign_core.errors import BadModel, BadSpec
-from smallalign_core.spec import LibraryNetwork, Timm, Torchvision
+from smallalign_core.spec import GivenNetwork, LibraryNetwork, PythonNetwork, Timm, Torchvision
 from smallalign_core.system import extras
 from smallalign_core.system.sandbox import COUNTERS, shared
 
@@ -171,8 +171,23 @@ def _begin_small(head: nn.Module) -> None:
                 nn.init.normal_(parameter, std=SMALL)
 
 
+def begin(
+    spec: PythonNetwork, network: nn.Module, head: nn.Module, normal: tuple[Sequence[float], Sequence[float]]
+) -> tuple[Sequence[float], Sequence[float]]:
+    """Load the initial weights of a user's network; a head for other classes starts at zero. Returns the mean and std
+    that they expect: those of the spec, or of a file that SmallAlign wrote.
+
+    Raises:
+        BadModel: the file has changed, or belongs to another network.
+    """
+    normal, new = _start_from(spec, network, head, normal)
+    if new:
+        _begin_small(head)
+    return normal
+
+
 def _start_from(
-    spec: LibraryNetwork, network: nn.Module, head: nn.Module, normal: tuple[Sequence[float], Sequence[float]]
+    spec: GivenNetwork, network: nn.Module, head: nn.Module, normal: tuple[Sequence[float], Sequence[float]]
 ) -> tuple[tuple[Sequence[float], Sequence[float]], bool]:
     """Load the file's tensors; a head for other classes is new.
 
@@ -195,13 +210,14 @@ def _start_from(
             given=spec.weights,
             do="give a .safetensors file",
         ) from None
-    if any(name.startswith(OURS) for name in given):  # one of our own
+    if {"mean", "std"} <= set(given) and any(name.startswith(OURS) for name in given):  # one of our own
         normal = given["mean"].flatten().tolist(), given["std"].flatten().tolist()
         given = {name.removeprefix(OURS): tensor for name, tensor in given.items() if name.startswith(OURS)}
-    given = {name: tensor for name, tensor in given.items() if not name.startswith(AUXILIARY)}
+    if isinstance(spec, LibraryNetwork):
+        given = {name: tensor for name, tensor in given.items() if not name.startswith(AUXILIARY)}
     wanted = network.state_dict()
     given = _unwrapped(given, wanted)
-    place = next(name for name, module in network.named_modules() if module is head)
+    place = next((name for name, module in network.named_modules() if module is head), "-")
     heads = {f"{place}.weight", f"{place}.bias"} & set(wanted)
     if any(name not in given or given[name].shape != wanted[name].shape for name in heads):
         given = {name: tensor for name, tensor in given.items() if name not in heads}
@@ -227,7 +243,7 @@ def _unwrapped(given: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[s
     return {name[len(prefix) :]: tensor for name, tensor in kept.items()}
 
 
-def _refuse_others(spec: LibraryNetwork, given: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+def _refuse_others(spec: GivenNetwork, given: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     missing = [name for name in wanted if name not in given and not name.endswith("num_batches_tracked")]
     unknown = [name for name in given if name not in wanted]
     odd = [name for name in wanted if name in given and given[name].shape != wanted[name].shape]

@@ -19,6 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from smallalign_core.errors import BadModel
+from smallalign_core.system import usercode
 from smallalign_core.system.batching import by_pixels
 
 OPSET = 20
@@ -48,6 +50,29 @@ def quiet() -> Iterator[None]:
         root.removeFilter(errors)
 
 
+@contextlib.contextmanager
+def exporting(body: nn.Module) -> Iterator[None]:
+    """As `quiet`; an exporter's exception is raised with the user's line, if there is one.
+
+    Raises:
+        BadModel: the network has an operation that ONNX, or torch's exporter, does not.
+    """
+    try:
+        with quiet():
+            yield
+    except Exception as error:
+        if isinstance(error, MemoryError | OSError):
+            raise
+        line = usercode.explanation(error)
+        cause = error.__cause__ or error
+        words = " ".join(str(cause).split())[:200] or type(cause).__name__
+        raise BadModel(
+            f"the network cannot be exported to ONNX: {line.wrong if line else words}",
+            given=line.given if line else type(body).__name__,
+            do="replace this operation by one that torch.onnx exports",
+        ) from None
+
+
 class _Errors(logging.Filter):
     """Of what is logged by a logger itself, errors alone."""
 
@@ -58,7 +83,7 @@ class _Errors(logging.Filter):
 def of_body(body: nn.Module, example: Tensor) -> bytes:
     """A network in evaluation mode as an ONNX file that takes any batch of float32 inputs like `example`."""
     plain = copy.deepcopy(body).cpu().eval().to(memory_format=torch.contiguous_format)
-    with quiet(), torch.no_grad():
+    with exporting(body), torch.no_grad():
         program = torch.onnx.export(
             plain,
             (example[:2].cpu().contiguous(),),

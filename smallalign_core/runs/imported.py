@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from smallalign_core import data, networks
 from smallalign_core.errors import BadInput, BadModel
-from smallalign_core.metrics import fit_temperature, logits_of, score
+from smallalign_core.metrics import class_scores, fit_temperature, logits_of, score
 from smallalign_core.networks import BaseClassifier
 from smallalign_core.runs import class_names, onnx_outputs
 from smallalign_core.runs.store import Run, Store
@@ -147,7 +147,7 @@ class ClassSubset(BaseClassifier):
 
 
 def class_columns(known: Sequence[str], asked: Sequence[str]) -> list[int]:
-    """Where each asked class stands among the known ones; by name, upper and lower case alike if that is unambiguous.
+    """Place of each requested class among the known ones; by name, upper and lower case alike if that is unambiguous.
 
     Raises:
         BadInput: some are not there; names them.
@@ -214,7 +214,7 @@ def import_onnx(file: Path, spec: DataSpec, store: Store, **told: Any) -> Run:
     """Import an ONNX classifier into the store, evaluated on the validation and test images of `spec`.
 
     Args:
-        told: what a person says of the file, as `describe` takes it.
+        told: facts given by the user, as for `describe`.
 
     Raises:
         BadModel: the jail refused the file, or it does not run.
@@ -243,10 +243,10 @@ def import_onnx(file: Path, spec: DataSpec, store: Store, **told: Any) -> Run:
 
 
 def infer_semantics(whole: OnnxClassifier, splits: data.Splits, told: Mapping[str, Any]) -> onnx_outputs.Assumed:
-    """Decide what a file's answers are and which scale its pixels have, where `told` does not say; `whole` follows.
+    """Infer the kind of a file's outputs and the scale of its pixels, unless `told` has them; `whole` is updated.
 
     Args:
-        told: as `describe` takes it.
+        told: as for `describe`.
 
     Raises:
         BadInput: the answers are not one number a class.
@@ -297,7 +297,7 @@ def describe(
     order: str | None = None,
     answers: str | None = None,  # noqa: ARG001  # `understand` reads it
 ) -> Import:
-    """What is known of a file called `name`, for images of `spec`: what the jail found, and what a person told.
+    """The description of a file called `name`, for images of `spec`, from the sandbox's facts and the user's.
 
     Args:
         facts: the jail's.
@@ -312,7 +312,7 @@ def describe(
     Raises:
         BadInput: the classes are unknown, or an option does not fit the file.
     """
-    source = spec.source if spec.source in data.NAMED else str(Path(spec.source).expanduser().resolve())
+    source = data.absolute(spec.source)
     names = tuple(classes or class_names.in_metadata(facts["metadata"]))
     found: dict[str, Any] = {
         "file": name,
@@ -432,6 +432,10 @@ def _scored(
         "val": score(val, splits.val.labels, splits.classes).as_dict(),
         "temperature": temperature,
         "test_calibrated": score(test, splits.test.labels, splits.classes, temperature).as_dict(),
+        "per_class": {
+            name: one.as_dict()
+            for name, one in class_scores(test, splits.test.labels, splits.classes, temperature).items()
+        },
         "classes": list(splits.classes),
         "input_shape": list(splits.shape),
         "weights_sha256": how.sha256,

@@ -26,7 +26,7 @@ class SplitLogits:
 
     Attributes:
         logits: float32 [N, C], each row shifted so that its largest is 0: that changes no probability, and half
-            precision is finest near 0, where it decides who is first.
+            precision is finest near 0, where it decides the top class.
         labels: int64 [N].
     """
 
@@ -64,7 +64,7 @@ def packed(val: NDArray[np.float32], test: NDArray[np.float32], splits: Splits) 
 
 
 def kept(run: Run, split: str = "test") -> SplitLogits | None:
-    """What a finished run answered; None if that is not kept, or not what its result sealed."""
+    """The stored logits of a finished run; None if there are none, or they do not match the digest in its result."""
     from safetensors.numpy import load
 
     try:

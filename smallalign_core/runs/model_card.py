@@ -6,11 +6,16 @@ import hashlib
 import os
 import re
 import shutil
+from pathlib import Path
 from typing import Any
 
+from smallalign_core.metrics import in_words, zero_recall_classes
+from smallalign_core.runs import python_files
 from smallalign_core.runs.store import Run, Store
-from smallalign_core.spec import Import, to_yaml
-from smallalign_core.system.files import write, write_json
+from smallalign_core.spec import Code, Import, RunSpec, Unbalanced, canonical, to_yaml, with_code
+from smallalign_core.spec.python import copy_name
+from smallalign_core.system import usercode
+from smallalign_core.system.files import write, write_folder, write_json
 
 
 def plain(text: str) -> str:
@@ -36,7 +41,7 @@ def card(run: Run, store: Store, name: str) -> str:
 | teacher | {teacher}{_evidence(result)} |
 | test accuracy | **{test["accuracy"]:.2%}** on {test["images"]:,} images (95% interval {test["accuracy_low"]:.2%} to {test["accuracy_high"]:.2%}), seed {run.spec.seed} (single seed) |
 | validation accuracy | {val["accuracy"]:.2%} on {val["images"]:,} images; best epoch {result["best_epoch"]} of {run.spec.epochs} |
-| test NLL, ECE | {test["nll"]:.4f}, {test["ece"]:.2%}; temperature-scaled ({result["temperature"]:.3f}): {calibrated["nll"]:.4f}, {calibrated["ece"]:.2%} |
+{_of_classes(test, run.spec)}| test NLL, ECE | {test["nll"]:.4f}, {test["ece"]:.2%}; temperature-scaled ({result["temperature"]:.3f}): {calibrated["nll"]:.4f}, {calibrated["ece"]:.2%} |
 | trained on | {result["processor"]}{f" ({result['capability']})" if "capability" in result else ""}, device {result["device"]}, {result["threads"]} thread(s), torch {result["torch"]}, {result["seconds"]:.0f} s |
 {f"| note | {plain(result['moved'])} |" + chr(10) if result.get("moved") else ""}| data fingerprint | `{run.spec.data.fingerprint}` |
 | weights (SHA-256) | `{result["weights_sha256"]}` |
@@ -58,6 +63,19 @@ def write_notes(run: Run, text: str) -> None:
 def _notes(run: Run) -> str:
     file = run.folder / NOTES
     return f"\n{file.read_text(encoding='utf-8').rstrip()}\n" if file.is_file() else ""
+
+
+def _of_classes(test: dict[str, Any], spec: RunSpec | None = None) -> str:
+    """Rows about classes of unequal size; without scores of classes in results from before they were computed."""
+    rows = [f"| test classes | {plain(words)} |"] if (words := in_words(test)) else []
+    if missed := zero_recall_classes(test["recall"]):
+        rows.append(f"| warning | {plain(missed)} |")
+    if spec is not None and spec.balance != Unbalanced():
+        how = ", ".join(f"{name} {value}" for name, value in canonical(spec.balance).items() if name != "kind")
+        rows.append(
+            f"| class balance | {spec.balance.kind}{f' ({how})' if how else ''}; probabilities are those for classes of more equal size |"
+        )
+    return "".join(f"{row}\n" for row in rows)
 
 
 def _evidence(result: dict[str, Any]) -> str:
@@ -85,9 +103,16 @@ def card_of_import(run: Run, how: Import, name: str) -> str:
 | classes | {len(how.classes)}: {", ".join(map(plain, how.classes[:20]))}{", …" if len(how.classes) > 20 else ""} |
 | parameters | {result["params"]:,} ({result["bytes"]:,} bytes) |
 | test accuracy | **{test["accuracy"]:.2%}** on {test["images"]:,} images (95% interval {test["accuracy_low"]:.2%} to {test["accuracy_high"]:.2%}) of {plain(how.data.source)} |
-| data fingerprint | `{how.data.fingerprint}` |
+{_of_classes(test)}| data fingerprint | `{how.data.fingerprint}` |
 | file (SHA-256) | `{how.sha256}` |
 """
+
+
+def _beside(one: Code) -> Code:
+    """A user's Python file as its copy beside the published spec."""
+    if one.file is None or one.sha256 is None:
+        return one
+    return one.model_copy(update={"file": f"{usercode.FOLDER}/{copy_name(one.file, one.sha256)}"})
 
 
 def publish(run: Run, store: Store, name: str) -> Run:
@@ -106,8 +131,9 @@ def publish(run: Run, store: Store, name: str) -> Run:
         write(part / "card.md", card_of_import(run, run.imported, name))
         part.rename(folder)
         return Run(folder)
-    spec = store.named(run.spec)
-    write(part / "spec.yaml", to_yaml(spec))
+    spec, copies = store.named(run.spec), python_files.copies(run.folder)
+    write_folder(part / usercode.FOLDER, {Path(name).name: one for name, one in copies.items()}) if copies else None
+    write(part / "spec.yaml", to_yaml(with_code(spec, _beside)))
     write(part / "weights.safetensors", run.weights.read_bytes())
     write(part / "card.md", card(run, store, name))
     files = {one: hashlib.sha256((part / one).read_bytes()).hexdigest() for one in ("spec.yaml", "card.md")}

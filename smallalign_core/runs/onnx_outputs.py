@@ -72,10 +72,10 @@ def answers_of(found: NDArray[Any], how: Import, *, told: str | None = None) -> 
     """`how` with what the answers float32 [N, outputs] of some images are, and the sentence about it.
 
     Distributions of n classes sum to 1; in 8 bits they miss it by up to half a step each. What lies between 0 and 1 and
-    sums to other numbers is one sigmoid a class, whose log-odds are logits.
+    sums to other numbers is one sigmoid per class: its log-odds are logits.
 
     Args:
-        told: what a person says that they are.
+        told: the kind given by the user.
 
     Raises:
         BadInput: there are not as many answers as classes; they are numbers of classes.

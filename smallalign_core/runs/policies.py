@@ -21,7 +21,7 @@ def save(store: Store, name: str, policy: Sequence[Augment]) -> Path:
     """Save a policy; saving an equal one again changes nothing.
 
     Raises:
-        Refused: who asks may only look; it is not a name, another policy has it, or the file cannot be written.
+        Refused: read-only user; it is not a name, another policy has it, or the file cannot be written.
     """
     store.visitor.require("save policies")
     file = _file(store, name)

@@ -32,13 +32,16 @@ class Access(Protocol):
     def check_room(self, root: Path, count: int = 1, *, together: bool = False) -> list[QueueTicket]:
         """Raise `Refused` unless the queue of the store at `root` has room for `count` more runs; the tickets in it."""
 
+    def require_code(self) -> bool:
+        """Raise `Refused` unless the user may run Python files; whether naming one allows it to run."""
+
     def admit(self, root: Path, *, together: bool = False) -> AbstractContextManager[QueueTicket]:
         """The ticket of one more run, which counts as started when the block ends without an error."""
 
 
 @dataclass(frozen=True, order=True)
 class QueueTicket:
-    """What a run's marker says while it waits: runs are served in this order."""
+    """The marker of a queued run: runs are served in this order."""
 
     number: int
     since: float
@@ -89,6 +92,10 @@ class Unrestricted:
     def check_room(self, root: Path, count: int = 1, *, together: bool = False) -> list[QueueTicket]:  # noqa: ARG002
         """The tickets that wait."""
         return list(queued(root).values())
+
+    def require_code(self) -> bool:
+        """The owner of the machine: who names a file here means that it runs."""
+        return True
 
     @contextlib.contextmanager
     def admit(self, root: Path, *, together: bool = False) -> Iterator[QueueTicket]:

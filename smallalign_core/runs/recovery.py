@@ -14,16 +14,16 @@ from smallalign_core.system.files import write_json
 from smallalign_core.system.machine import boot, memory_kills
 
 MOST = 2
-"""How often a run is resumed by itself. A person who resumes it starts the count anew."""
+"""How often a run is resumed automatically. Resuming it by hand resets the count."""
 
 LAST_WORDS = 3
-"""Lines of a run's log that are told."""
+"""Number of lines of a run's log in the reason."""
 
 
 def requeue_crashed(store: Store, cause: str = "") -> list[Run]:
-    """Queue every run again whose worker died; whoever died more than `MOST` times has failed.
+    """Queue every run again that lost its worker; after more than `MOST` times it has failed.
 
-    Only runs that a worker took from the queue: who trains in the foreground sees the end, and gives the command again.
+    Only runs that a worker took from the queue: a run in the foreground ends with an error and can be repeated.
 
     Args:
         cause: how the worker ended, if the caller saw it.
@@ -66,7 +66,7 @@ def _revive(run: Run, store: Store, cause: str) -> None:
     else:
         reason = f"Resumed by itself ({count} of {MOST}): its worker died. {why}"
         write_json(run.folder / "state.json", {**said, "deaths": count, "reason": reason})
-        # It had its turn: it is due with those that are served now, and puts nobody's turn back.
+        # It had its turn: it is due with those that are served now, and does not delay other users.
         turns = queued(store.root).values()
         QueueTicket(min((turn.number for turn in turns), default=0), time.time()).write(run.folder / "queued")
 

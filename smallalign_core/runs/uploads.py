@@ -35,20 +35,20 @@ def kept(store: Store) -> list[Path]:
     there = folder(store)
     aged = []
     for file in there.glob("*.zip"):
-        with contextlib.suppress(FileNotFoundError):  # another visitor's turned out to be useless at this moment
+        with contextlib.suppress(FileNotFoundError):  # another user's upload was refused at this moment
             aged += [] if file.name.startswith(".") else [(file.stat().st_mtime, file)]
     return [file for _, file in sorted(aged, reverse=True)]
 
 
 def keep(store: Store, name: str, content: bytes) -> tuple[Path, bool]:
-    """Check a zip of images that a visitor sent, and keep it.
+    """Check an uploaded zip of images, and store it.
 
     Returns:
         Its path, which can be used as `data`, and whether it is new. Nothing was decoded yet: whoever does that and
         finds it useless calls `drop`.
 
     Raises:
-        Refused: the visitor may only look, or there is no room for it.
+        Refused: read-only user, or not enough space.
         BadData: it is no zip, or one that `data` would not unpack. Nothing of it is left behind.
     """
     store.visitor.require("upload datasets")

@@ -37,7 +37,7 @@ class RunWriter:
 
     def __init__(self, run: Run, *, from_queue: bool = False) -> None:
         self.run, self.attempt, self._synced, self._from_queue = run, 0, 0.0, from_queue
-        self._saying = threading.Lock()  # a watch speaks too
+        self._saying = threading.Lock()  # the hang detector writes too
         self._lock = run.lock(timeout=1.0)
 
     def __enter__(self) -> Self:
@@ -60,7 +60,7 @@ class RunWriter:
             raise Refused("the run is no longer in the queue", given=self.run.name)
         events, said, _ = self.run.events(), self.run.status, checkpoints(self.run)
         for file in (self.run.record, self.run.folder / "result.json"):
-            with contextlib.suppress(BadModel):  # damaged: said later
+            with contextlib.suppress(BadModel):  # damaged: reported later
                 read_json(file, missing=None)
         _remove_leftovers(self.run)
         self.attempt = max([int(said.get("attempt", 0)), *(int(event.get("attempt", 0)) for event in events)]) + 1
@@ -122,7 +122,7 @@ class RunWriter:
                 stale.unlink(missing_ok=True)
 
     def last_checkpoint(self) -> bytes | None:
-        """The newest checkpoint whose digest is right; None if none was ever kept.
+        """The newest checkpoint with a matching digest; None if there never was one.
 
         Raises:
             BadModel: there were some, and all are damaged.

@@ -30,7 +30,7 @@ from smallalign_core.search._spec import (
     usual_batch,
     usual_rungs,
 )
-from smallalign_core.studies import lifecycle
+from smallalign_core.studies import kinds
 
 if TYPE_CHECKING:
     from smallalign_core.runs.store import Store
@@ -84,4 +84,4 @@ def expected(spec: SearchSpec, store: Store, folder: Path, device: str = "auto")
     return record.spent / tried * max(0, (record.budget.trials or 0) - tried) if tried else 0.0
 
 
-lifecycle.KINDS[KIND] = cast(lifecycle.StudyKind, sys.modules[__name__])
+kinds.KINDS[KIND] = cast(kinds.StudyKind, sys.modules[__name__])

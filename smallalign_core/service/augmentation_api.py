@@ -5,7 +5,6 @@ Used by the backend and by `preview` on the command line. Torch is imported on u
 
 from __future__ import annotations
 
-import base64
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -19,7 +18,18 @@ from smallalign_core import data
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import BadInput
 from smallalign_core.runs.store import Run, Store
-from smallalign_core.spec import Augment, parse_data, parse_policy, policy_yaml
+from smallalign_core.service import requests
+from smallalign_core.service.requests import (
+    AugmentedBatch,
+    AugmentedImages,
+    CheckedLabels,
+    Mixture,
+    OfPolicy,
+    Pixels,
+    PolicyCode,
+)
+from smallalign_core.service.wire import Progress
+from smallalign_core.spec import Augment, policy_yaml
 from smallalign_core.system import resumable
 
 if TYPE_CHECKING:
@@ -45,164 +55,104 @@ MOST_ANSWERS = 500
 """Policies cached per evaluator."""
 
 
-def views(
-    store: Store,
-    policy: object,
-    data_source: str | dict[str, Any],
-    *,
-    teacher: str | None = None,
-    rows: list[int] | None = None,
-    own: dict[str, Any] | None = None,
-    images: int = 8,
-    draws: int = 6,
-    first: int = 0,
-    seed: int = 0,
-    batch: int = 128,
-    strength: float = 1.0,
-) -> dict[str, Any]:
-    """Augmented images of a policy.
-
-    Args:
-        policy: plain values, as in a spec's `augment`.
-        teacher: a run that predicts the class of each image.
-        rows: indices of training images; default: `images` of them, over all classes in turn.
-        own: a user's image instead, as returned by `encoded`.
-        draws, first: number of augmentations per image, and the first epoch. With the seed and batch size of a run
-            these are exactly the pixels that it trains on.
-
-    Returns:
-        `pixels`: base64 of uint8 [rows, 1 + draws, C, H, W], the original first, and its `shape`; `labels` [rows];
-        `mixed` [rows][draws], the classes and shares of mixed labels; `said` [rows][1 + draws], the teacher's
-        predicted class and confidence.
-    """
+def views(store: Store, asked: requests.AugmentImages) -> AugmentedImages:
+    """Augmented images of a policy."""
     from smallalign_core.analysis import label_preservation
 
+    images, draws = asked.images, asked.draws
     if not 1 <= images <= MOST or not 1 <= draws <= MOST:
         raise BadInput(
             f"the preview shows 1 to {MOST} images, each 1 to {MOST} times", given=f"{images} images, {draws} draws"
         )
-    splits = _splits(store, data_source)
-    train = splits.train
-    labels: list[str | None]
-    if own is None:
-        rows = in_turn(train.labels, images).tolist() if rows is None else rows
+    splits = data.load(asked.data, store.data_cache)
+    train, batch = splits.train, asked.batch
+    rows: tuple[int, ...]
+    labels: tuple[str | None, ...]
+    if asked.own is None:
+        rows = tuple(in_turn(train.labels, images).tolist()) if asked.rows is None else asked.rows
         if not rows or not all(0 <= row < len(train) for row in rows) or len(rows) > MOST:
             raise BadInput(
-                f"training image indices are 0 to {len(train) - 1}", given=rows, do=f"choose up to {MOST} of them"
+                f"training image indices are 0 to {len(train) - 1}", given=list(rows), do=f"choose up to {MOST} of them"
             )
-        labels = [train.classes[train.labels[row]] for row in rows]
+        labels = tuple(train.classes[train.labels[row]] for row in rows)
     else:
-        train, rows, labels = _among_others(own, train), [0], [None]
+        train, rows, labels = _among_others(asked.own, train), (0,), (None,)
         batch = len(train)
-    made = _made(policy, splits, train, batch, seed, strength, first + draws)
-    met = [[made.view_of(row, first + draw) for row in rows] for draw in range(draws)]
+    made = _made(asked, splits, train, batch, asked.seed, asked.first + draws)
+    met = [[made.view_of(row, asked.first + draw) for row in rows] for draw in range(draws)]
     seen = np.array([[image.numpy() for image, _ in column] for column in met]).swapaxes(0, 1)
     shown = np.concatenate([train.images[np.array(rows)][:, None], seen], axis=1)
-    mixed = [[_mixture(column[place][1].numpy(), train.classes) for column in met] for place in range(len(rows))]
     said = None
-    if teacher is not None:
+    if asked.teacher is not None:
         from smallalign_core.runs import imported
 
-        judge = imported.classifier(store.finished(teacher), splits.classes)
+        judge = imported.classifier(store.finished(asked.teacher), splits.classes)
         said = label_preservation.predictions(judge, shown)
-    return {
-        "rows": rows,
-        "labels": labels,
-        "mixed": mixed,
-        "classes": list(train.classes),
-        **_packed(shown),
-        "said": said,
-    }
+    return AugmentedImages(
+        rows=rows,
+        labels=labels,
+        mixed=tuple(
+            tuple(_mixture(column[place][1].numpy(), train.classes) for column in met) for place in range(len(rows))
+        ),
+        classes=train.classes,
+        images=Pixels.of(shown),
+        said=said,
+    )
 
 
-def code(store: Store, policy: object, data_source: str | dict[str, Any], *, strength: float = 1.0) -> dict[str, Any]:
-    """Export a policy at a given strength: `parts` as plain values, `policy` as YAML, `code` for torchvision."""
+def code(store: Store, asked: requests.WritePolicy) -> PolicyCode:
+    """Export a policy at a given strength."""
     from smallalign_core import augment as viewing
 
-    splits = _splits(store, data_source)
-    asked = parse_policy(policy)
-    viewing.check(asked, splits.shape)
-    parts = viewing.scaled(asked, strength, splits.shape)
-    return {
-        "parts": [part.model_dump(mode="json") for part in parts],
-        "policy": policy_yaml(parts),
-        "code": viewing.as_code(parts, size=splits.shape[1:], classes=len(splits.classes)),
-    }
+    splits = data.load(asked.data, store.data_cache)
+    viewing.check(asked.policy, splits.shape)
+    parts = viewing.scaled(asked.policy, asked.strength, splits.shape)
+    text = viewing.as_code(parts, size=splits.shape[1:], classes=len(splits.classes))
+    return PolicyCode(tuple(parts), policy_yaml(parts), text)
 
 
-def epoch(
-    store: Store,
-    policy: object,
-    data_source: str | dict[str, Any],
-    *,
-    epoch: int = 0,
-    images: int = 12,
-    seed: int = 0,
-    batch: int = 128,
-    strength: float = 1.0,
-) -> dict[str, Any]:
-    """The first training images of an epoch, in the order and with the augmentation of a run of that seed and batch
-    size.
-
-    Returns:
-        `rows`, `labels`, `mixed` [images] as in `views`; `pixels`: base64 of uint8 [images, 2, C, H, W],
-        the original and the augmented image, and its `shape`.
-    """
-    if not 1 <= images <= MOST:
-        raise BadInput(f"the preview shows 1 to {MOST} images", given=images, do="choose a number in that range")
-    splits = _splits(store, data_source)
+def epoch(store: Store, asked: requests.AugmentBatch) -> AugmentedBatch:
+    """The first training images of an epoch."""
+    if not 1 <= asked.images <= MOST:
+        raise BadInput(f"the preview shows 1 to {MOST} images", given=asked.images, do="choose a number in that range")
+    splits = data.load(asked.data, store.data_cache)
     train = splits.train
-    made = _made(policy, splits, train, batch, seed, strength, epoch)
-    rows = made.order(epoch)[:images]
-    met = [made.view_of(int(row), epoch) for row in rows]
-    labels = [train.classes[train.labels[row]] for row in rows]
-    mixed = [_mixture(label.numpy(), train.classes) for _, label in met]
+    made = _made(asked, splits, train, asked.batch, asked.seed, asked.epoch)
+    rows = made.order(asked.epoch)[: asked.images]
+    met = [made.view_of(int(row), asked.epoch) for row in rows]
     shown = np.stack([train.images[rows], np.array([image.numpy() for image, _ in met])], axis=1)
-    return {"rows": rows.tolist(), "labels": labels, "mixed": mixed, **_packed(shown)}
+    return AugmentedBatch(
+        rows=tuple(rows.tolist()),
+        labels=tuple(train.classes[train.labels[row]] for row in rows),
+        mixed=tuple(_mixture(label.numpy(), train.classes) for _, label in met),
+        images=Pixels.of(shown),
+    )
 
 
-def risk(
-    store: Store,
-    policy: object,
-    data_source: str | dict[str, Any],
-    teacher: str,
-    *,
-    seed: int = 0,
-    strength: float = 1.0,
-    limit: float = 0.05,
-    patience: float | None = None,
-) -> dict[str, Any]:
+def risk(store: Store, asked: requests.CheckLabels) -> Progress[CheckedLabels]:
     """Label preservation of a policy, see `smallalign_core.analysis.label_preservation`.
 
-    Args:
-        strength: global strength of the figures; the sweep covers all strengths.
-        limit: maximum label-change rate.
-        patience: seconds until an unfinished result is returned; the next call continues. While many requests are in
-            progress it may have to wait, and `done` stays 0.
-
-    Returns:
-        `done`: progress in 0..1; at 1 also `report`, and `words`, the same as text; `pixels` and `shape` of the most
-        confident label changes: uint8 [n, 2, C, H, W], the original and the augmented image.
+    While many requests are in progress it may have to wait, and `done` stays 0.
     """
     from smallalign_core import augment as viewing
 
-    asked, source, run = parse_policy(policy), parse_data(data_source), store.finished(teacher)
+    run, seed, strength, limit = store.finished(asked.teacher), asked.seed, asked.strength, asked.limit
 
-    def begin() -> resumable.Work[dict[str, Any]]:
-        splits = data.load(source, store.data_cache)
-        viewing.check(asked, splits.shape)
-        return _risk(_judge(store, splits, run, seed), asked, strength, limit)
+    def begin() -> resumable.Work[CheckedLabels]:
+        splits = data.load(asked.data, store.data_cache)
+        viewing.check(asked.policy, splits.shape)
+        return _risk(_judge(store, splits, run, seed), asked.policy, strength, limit)
 
     # Keyed by the request, not by the evaluator: images and teacher are loaded when the work starts.
-    facts = [str(store.root.resolve()), policy_yaml(asked), source.model_dump(mode="json"), run.id]
+    facts = [str(store.root.resolve()), policy_yaml(asked.policy), asked.data.model_dump(mode="json"), run.id]
     question = f"risk {json.dumps([*facts, seed, strength, limit])}"
-    found, done = resumable.advance(question, begin, patience)
-    return {"done": done} if found is None else found
+    found, done = resumable.advance(question, begin, asked.patience)
+    return Progress(done, found)
 
 
 def _risk(
     judge: LabelCheck, policy: tuple[Augment, ...], strength: float, limit: float
-) -> resumable.Work[dict[str, Any]]:
+) -> resumable.Work[CheckedLabels]:
     """The resumable work of `risk`."""
     from smallalign_core import augment as viewing
 
@@ -214,19 +164,14 @@ def _risk(
     for place, one in enumerate(flipped):
         shown[place, 0] = judge.images.images[one.row]
         shown[place, 1] = made.augmented(np.array([one.row]), np.array([one.view]))[0].numpy()
-    return {"done": 1.0, "report": report.as_dict(), "words": report.words(), **_packed(shown)}
+    return CheckedLabels(report, Pixels.of(shown))
 
 
-def unpacked(answer: dict[str, Any]) -> NDArray[np.uint8]:
-    """The pixels of a reply as an array."""
-    return np.frombuffer(base64.b64decode(answer["pixels"]), np.uint8).reshape(answer["shape"])
-
-
-def sheet(answer: dict[str, Any]) -> bytes:
-    """The images of `views` as one PNG."""
+def sheet(found: AugmentedImages) -> bytes:
+    """Augmented images as one PNG."""
     from smallalign_core import augment as viewing
 
-    return viewing.sheet(unpacked(answer))
+    return viewing.sheet(found.images.array())
 
 
 def in_turn(labels: NDArray[np.int64], wanted: int, skip: int = 0) -> NDArray[np.int64]:
@@ -238,20 +183,11 @@ def in_turn(labels: NDArray[np.int64], wanted: int, skip: int = 0) -> NDArray[np
     return np.lexsort((labels, turn))[skip : skip + wanted]
 
 
-def encoded(image: NDArray[np.uint8]) -> dict[str, Any]:
-    """An image uint8 [C, H, W] as plain values, for `own`."""
-    return {"shape": list(image.shape), "pixels": base64.b64encode(image.tobytes()).decode()}
-
-
-def _splits(store: Store, source: str | dict[str, Any]) -> Splits:
-    return data.load(parse_data(source), store.data_cache)
-
-
-def _made(policy: object, splits: Splits, images: ImageSet, batch: int, seed: int, strength: float, last: int) -> Views:
+def _made(asked: OfPolicy, splits: Splits, images: ImageSet, batch: int, seed: int, last: int) -> Views:
     """The views of a policy at a given strength.
 
     Raises:
-        BadSpec: the policy is invalid, or not applicable to these images.
+        BadSpec: the policy is not applicable to these images.
         BadInput: batch, seed or epoch is out of range.
     """
     from smallalign_core import augment as viewing
@@ -262,26 +198,25 @@ def _made(policy: object, splits: Splits, images: ImageSet, batch: int, seed: in
             given=f"batch {batch}, seed {seed}, epoch {last}",
             do="choose smaller numbers",
         )
-    asked = parse_policy(policy)
-    viewing.check(asked, splits.shape)
-    return viewing.Views(images, viewing.scaled(asked, strength, splits.shape), batch=batch, seed=seed)
+    viewing.check(asked.policy, splits.shape)
+    return viewing.Views(images, viewing.scaled(asked.policy, asked.strength, splits.shape), batch=batch, seed=seed)
 
 
-def decoded(own: dict[str, Any], shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """Decode an image of `encoded`: uint8 of `shape` [C, H, W].
+def decoded(own: Pixels, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """A user's image as uint8 of `shape` [C, H, W].
 
     Raises:
         BadInput: it has another size.
     """
-    image = np.frombuffer(base64.b64decode(own["pixels"]), np.uint8)
-    if list(own["shape"]) != list(shape) or len(image) != np.prod(shape):
-        raise BadInput(
-            "the image does not have the input size of the dataset", given=own["shape"], do="upload it again"
-        )
-    return image.reshape(shape)
+    try:
+        if own.shape == shape:
+            return own.array()
+    except ValueError:
+        pass
+    raise BadInput("the image does not have the input size of the dataset", given=list(own.shape), do="upload it again")
 
 
-def _among_others(own: dict[str, Any], train: ImageSet) -> ImageSet:
+def _among_others(own: Pixels, train: ImageSet) -> ImageSet:
     """The user's image at index 0, and some training images. Its label is unknown and set to 0."""
     image = decoded(own, train.shape)
     others = train.take(in_turn(train.labels, PARTNERS))
@@ -294,16 +229,11 @@ def _among_others(own: dict[str, Any], train: ImageSet) -> ImageSet:
     )
 
 
-def _mixture(label: NDArray[Any], classes: Sequence[str]) -> list[tuple[str, float]] | None:
-    """The classes of a mixed label with their shares, the largest first; None if not mixed."""
+def _mixture(label: NDArray[Any], classes: Sequence[str]) -> Mixture:
     if label.ndim == 0:
         return None
     best = [int(place) for place in np.argsort(-label, kind="stable")[:2] if label[place] >= LEAST_SHARE]
-    return [(classes[place], float(label[place]) if len(best) > 1 else 1.0) for place in best]
-
-
-def _packed(shown: NDArray[np.uint8]) -> dict[str, Any]:
-    return {"shape": list(shown.shape), "pixels": base64.b64encode(shown.tobytes()).decode()}
+    return tuple((classes[place], float(label[place]) if len(best) > 1 else 1.0) for place in best)
 
 
 _judges: OrderedDict[tuple[str, str, str, int], LabelCheck] = OrderedDict()

@@ -13,10 +13,9 @@ from typing import Any, TextIO
 
 from smallalign_core.errors import BadInput, SmallAlignError, WorkFailed, of_system
 from smallalign_core.runs.store import Store
-from smallalign_core.service import wire
-from smallalign_core.service.handlers import HANDLERS, UNTYPED
+from smallalign_core.service.handlers import HANDLERS
 from smallalign_core.service.users import Role, User
-from smallalign_core.system import limits, resumable
+from smallalign_core.system import limits, resumable, typed, usercode
 
 VERBS = {request.verb(): request for request in HANDLERS}
 
@@ -37,11 +36,15 @@ def serve(store: Store, questions: TextIO, answers: TextIO) -> None:
             except SmallAlignError as error:
                 reply = {"error": str(error), "bad_input": isinstance(error, BadInput), "details": error.details}
             except Exception as error:  # noqa: BLE001  # whatever one question does, the desk answers the next
-                failed = of_system(error) or WorkFailed(
-                    "the question could not be answered", given=repr(error), do="try again, or see desk.log"
+                failed = (
+                    usercode.explanation(error)
+                    or of_system(error)
+                    or WorkFailed(
+                        "the question could not be answered", given=repr(error), do="try again, or see desk.log"
+                    )
                 )
                 reply = {"error": str(failed), "bad_input": isinstance(failed, BadInput)}
-        answers.write(wire.encode(reply | ({"unfinished": True} if asking.put_aside else {})) + "\n")
+        answers.write(typed.encode(reply | ({"unfinished": True} if asking.put_aside else {})) + "\n")
         answers.flush()
 
 
@@ -52,12 +55,10 @@ def _answered(store: Store, verb: str, values: object) -> Any:
         BadInput: there is no such request, or it has other fields.
     """
     do = "restart the dashboard: its processes are of different versions"
-    if verb in UNTYPED:
-        return UNTYPED[verb](store, **values)  # type: ignore[arg-type]
     kind = VERBS.get(verb)
     if kind is None:
         raise BadInput("there is no such request", given=verb, do=do)
-    return HANDLERS[kind](store, wire.decode(kind, values, BadInput, f"the request {verb} cannot be read", do))
+    return HANDLERS[kind](store, typed.decode(kind, values, BadInput, f"the request {verb} cannot be read", do))
 
 
 def libraries() -> list[Callable[[], object]]:

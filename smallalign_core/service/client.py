@@ -9,27 +9,19 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 from pydantic_core import from_json
 
 from smallalign_core.errors import BadInput, WorkFailed
 from smallalign_core.runs.store import Store
-from smallalign_core.service import wire
 from smallalign_core.service.backends import PULSE, Backend, Died, Full, Late, Pool, Starter
 from smallalign_core.service.users import OWNER, User
 from smallalign_core.service.wire import Request
-from smallalign_core.system import limits
+from smallalign_core.system import limits, typed
 from smallalign_core.system.extras import PACKAGE
 
 A = TypeVar("A")
-
-
-class Untyped(Request[dict[str, Any]]):
-    """A request whose values and answer are plain values."""
-
-    def __init__(self, verb: str, values: dict[str, Any]) -> None:
-        self.__dict__.update(verb=lambda: verb, values=values, shared=verb in ("views", "epoch", "code", "preflight"))
 
 
 @dataclass
@@ -57,7 +49,7 @@ class BackendClient:
     ) -> None:
         self.store, self._visitor, self._pulse = store, visitor, pulse
         self._start = Starter(
-            [sys.executable, "-m", "smallalign_core", "desk", "--store", str(store.root.resolve())],
+            [sys.executable, "-m", "smallalign_core", "backend", "--store", str(store.root.resolve())],
             store.root / "desk.log",
             os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": _import_path()},
         )
@@ -67,11 +59,7 @@ class BackendClient:
         )
         self._shared: dict[str, _Shared] = {}
 
-    @overload
-    def call(self, asked: Request[A], *, timeout: float | None = None) -> A: ...
-    @overload
-    def call(self, asked: str, *, timeout: float | None = None, **values: Any) -> dict[str, Any]: ...
-    def call(self, asked: Any, *, timeout: float | None = None, **values: Any) -> Any:
+    def call(self, asked: Request[A], *, timeout: float | None = None) -> A:
         """The answer to one request. Those of different visitors do not wait for each other.
 
         Raises:
@@ -79,16 +67,9 @@ class BackendClient:
             WorkFailed: it went wrong, took longer than `timeout` seconds, its process died twice, or its answer cannot
                 be read.
         """
-        if isinstance(asked, str):  # not yet a dataclass
-            asked = Untyped(asked, values)
-        who = self._visitor()
-        question = {
-            "verb": asked.verb(),
-            "values": getattr(asked, "values", asked),
-            "visitor": who.name,
-            "role": who.role,
-        }
-        line = self._exchange(wire.encode(question) + "\n", asked, timeout or asked.seconds)
+        user = self._visitor()
+        question = {"verb": asked.verb(), "values": asked, "visitor": user.name, "role": user.role}
+        line = self._exchange(typed.encode(question) + "\n", asked, timeout or asked.seconds)
         if not line:
             reason = f"the reason may stand in {self.store.root / 'desk.log'}"
             raise WorkFailed("the answer stopped short twice", given=asked.verb(), do=f"try again; {reason}")
@@ -102,7 +83,7 @@ class BackendClient:
         except ValueError as error:
             raise WorkFailed(wrong, given=error, do=do) from None
         if "ok" in reply:
-            return wire.decode(asked.answer(), reply["ok"], WorkFailed, wrong, do)
+            return typed.decode(asked.answer(), reply["ok"], WorkFailed, wrong, do)
         told = _Told(reply["error"]) if reply["bad_input"] else _ToldFailed(reply["error"])
         told.details = reply.get("details", {})
         raise told

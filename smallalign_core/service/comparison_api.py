@@ -8,7 +8,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +23,29 @@ from smallalign_core.analysis import (
     pareto as fronts,
     robustness as bearing,
 )
+from smallalign_core.analysis.compare import Compared, ComparedImages
+from smallalign_core.analysis.pareto import ParetoFront
+from smallalign_core.analysis.robustness import Robustness
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import BadData, BadInput, SmallAlignError
 from smallalign_core.runs.store import Run, Store
-from smallalign_core.service import augmentation_api
+from smallalign_core.service import augmentation_api, requests
+from smallalign_core.service.requests import ComparedRuns, Explained, Explanations, ReportFiles
+from smallalign_core.service.wire import Progress
 from smallalign_core.spec import parse_data
 from smallalign_core.system import resumable
 
 
-def compare(store: Store, teacher: str, students: list[str], split: str = "test") -> dict[str, Any]:
-    """Compare teacher and students, cached: the first pair, and under `others` the other pairs."""
-    runs = [store.finished(name) for name in (teacher, *students)]
-    found = comparing.compare_once(runs[0], runs[1:], store, split=split)
-    first, *others = (one | {"data": _images_of(runs[0], runs[1])} for one in found)
-    return first | {"others": others}
+def compare(store: Store, asked: requests.Compare) -> ComparedRuns:
+    """Compare teacher and students, cached."""
+    runs = [store.finished(name) for name in asked.runs]
+    found = comparing.compare_once(runs[0], runs[1:], store, split=asked.split)
+    about = _images_of(runs[0], runs[1])
+    first, *others = (Compared(**vars(one), data=about) for one in found)
+    return ComparedRuns(**vars(first), others=tuple(others))
 
 
-def _images_of(teacher: Run, student: Run) -> dict[str, Any]:
+def _images_of(teacher: Run, student: Run) -> ComparedImages:
     """The dataset of a comparison, that of the student, and the split that its teacher was trained on."""
     _, height, width = (student.result or {})["input_shape"]
     if teacher.imported is not None:
@@ -45,7 +53,7 @@ def _images_of(teacher: Run, student: Run) -> dict[str, Any]:
     else:
         sides = [max((teacher.result or {})["input_shape"][1:]), teacher.spec.network.size]
         learned = min(side for side in sides if side)
-    return {"source": student.data.source, "height": height, "width": width, "teacher_side": learned}
+    return ComparedImages(student.data.source, height, width, learned)
 
 
 def evaluate(store: Store, name: str, source: str | None = None) -> dict[str, Any]:
@@ -105,91 +113,72 @@ def _asked_about(run: Run, store: Store, source: str | None) -> tuple[ImageSet, 
     return images, (*notes, f"All {len(images):,} images were used."), images.fingerprint
 
 
-def robustness(store: Store, runs: list[str], split: str = "test", patience: float | None = None) -> dict[str, Any]:
-    """Robustness of runs to corruptions, the teacher first: `done` (0..1), and at 1 `report`."""
-    asked, splits = _side_by_side(store, runs)
-    question = f"robustness {store.root.resolve()} {[run.id for run in asked]} {splits.fingerprint} {split}"
-    found, done = resumable.advance(question, lambda: bearing.assess(asked, splits, split, store), patience)
-    return {"done": done, "report": found and found.as_dict()}
+def robustness(store: Store, asked: requests.AssessRobustness) -> Progress[Robustness]:
+    """Robustness of runs to corruptions, the teacher first."""
+    runs, splits = _side_by_side(store, asked.runs)
+    question = f"robustness {store.root.resolve()} {[run.id for run in runs]} {splits.fingerprint} {asked.split}"
+    begin = partial(bearing.assess, runs, splits, asked.split, store)
+    found, done = resumable.advance(question, begin, asked.patience)
+    return Progress(done, found)
 
 
-def pareto_front(
-    store: Store,
-    runs: list[str],
-    split: str = "val",
-    limits: dict[str, Any] | None = None,
-    patience: float | None = None,
-) -> dict[str, Any]:
-    """Size, latency and accuracy of runs, the teacher first: `done` (0..1), and at 1 `report`."""
-    asked, splits = _side_by_side(store, runs)
-    within = fronts.Limits(**limits or {})
-    question = f"frontier {store.root.resolve()} {[run.id for run in asked]} {splits.fingerprint} {split} {within}"
-    found, done = resumable.advance(
-        question, lambda: fronts.pareto_front(asked, splits, split, store, within), patience
-    )
-    return {"done": done, "report": found and found.as_dict()}
+def pareto_front(store: Store, asked: requests.FindParetoFront) -> Progress[ParetoFront]:
+    """Size, latency and accuracy of runs, the teacher first."""
+    runs, splits = _side_by_side(store, asked.runs)
+    question = f"frontier {_question(store, runs, splits, asked)}"
+    begin = partial(fronts.pareto_front, runs, splits, asked.split, store, asked.limits)
+    found, done = resumable.advance(question, begin, asked.patience)
+    return Progress(done, found)
 
 
-def report(
-    store: Store,
-    runs: list[str],
-    split: str = "test",
-    limits: dict[str, Any] | None = None,
-    patience: float | None = None,
-    to: str | None = None,
-) -> dict[str, Any]:
-    """A full report on runs as HTML and JSON, the teacher first: `done` (0..1), and at 1 `report` and `files`,
-    written to the cache or to `to`."""
-    asked, splits = _side_by_side(store, runs)
-    within = fronts.Limits(**limits or {})
-    digest_of = hashlib.sha256(" ".join([*(run.id for run in asked), split, str(within)]).encode()).hexdigest()[:12]
-    kept = comparing.folder(store) / f"{asked[0].id}-{asked[1].id}-{digest_of}.html"
-    file = reporting.target(Path(to)) if to else kept
-    question = f"report {store.root.resolve()} {[run.id for run in asked]} {splits.fingerprint} {split} {within}"
-    found, done = resumable.advance(question, lambda: reporting.gather(asked, splits, split, store, within), patience)
-    files = reporting.save(found, splits, file) if found else []
-    return {"done": done, "report": found, "files": [str(one) for one in files]}
+def report(store: Store, asked: requests.WriteReport) -> Progress[ReportFiles]:
+    """A full report on runs as HTML and JSON, the teacher first."""
+    runs, splits = _side_by_side(store, asked.runs)
+    facts = " ".join([*(run.id for run in runs), asked.split, str(asked.limits)])
+    name = f"{runs[0].id}-{runs[1].id}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}.html"
+    file = reporting.target(Path(asked.to)) if asked.to else comparing.folder(store) / name
+    question = f"report {_question(store, runs, splits, asked)}"
+    begin = partial(reporting.gather, runs, splits, asked.split, store, asked.limits)
+    found, done = resumable.advance(question, begin, asked.patience)
+    files = None if found is None else ReportFiles(tuple(map(str, reporting.save(found, splits, file))))
+    return Progress(done, files)
 
 
-def look(
-    store: Store, runs: list[str], own: dict[str, Any], target: str | None = None, occluding: bool = False
-) -> dict[str, Any]:
-    """Predictions and saliency maps of runs for a user's image.
+def _question(
+    store: Store, runs: list[Run], splits: Splits, asked: requests.FindParetoFront | requests.WriteReport
+) -> str:
+    ids = [run.id for run in runs]
+    return f"{store.root.resolve()} {ids} {splits.fingerprint} {asked.split} {asked.limits}"
 
-    Args:
-        own: an image of the data's size, as `preview.encoded` gives it.
-        target: the class to explain; default: each run's top-1 prediction.
-        occluding: use occlusion maps for all runs, not only where Grad-CAM is not applicable.
 
-    Returns:
-        `answers`, one per run: `top`, the top-5 classes with probabilities; `target`; `method`, as text; `heat`: base64
-        of uint8 [H, W], 255 for the strongest evidence, and `anything`: whether there is any.
-    """
+def look(store: Store, asked: requests.Explain) -> Explanations:
+    """Predictions and saliency maps of runs for a user's image."""
     from smallalign_core.analysis import saliency
     from smallalign_core.runs import imported
 
-    asked, splits = _side_by_side(store, runs)
-    image = augmentation_api.decoded(own, splits.shape)
-    if target is not None and target not in splits.classes:
-        raise BadInput("unknown class", given=target, do=f"choose one of {', '.join(splits.classes[:12])}")
+    runs, splits = _side_by_side(store, asked.runs)
+    classes, target = splits.classes, asked.target
+    image = augmentation_api.decoded(asked.own, splits.shape)
+    if target is not None and target not in classes:
+        raise BadInput("unknown class", given=target, do=f"choose one of {', '.join(classes[:12])}")
     answers = []
-    for run in asked:
-        wanted = None if target is None else splits.classes.index(target)
-        found = saliency.explain(imported.classifier(run, splits.classes), image, target=wanted, occluding=occluding)
-        best = sorted(range(len(splits.classes)), key=lambda place: -found.probabilities[place])[:5]
+    for run in runs:
+        wanted = None if target is None else classes.index(target)
+        found = saliency.explain(imported.classifier(run, classes), image, target=wanted, occluding=asked.occluding)
+        best = sorted(range(len(classes)), key=lambda place: -found.probabilities[place])[:5]
         answers.append(
-            {
-                "top": [(splits.classes[place], float(found.probabilities[place])) for place in best],
-                "target": splits.classes[found.target],
-                "method": saliency.METHODS[found.method],
-                "heat": base64.b64encode((255 * found.heat).round().astype("uint8").tobytes()).decode(),
-                "anything": bool(found.heat.max() > 0),
-            }
+            Explained(
+                top=tuple((classes[place], float(found.probabilities[place])) for place in best),
+                target=classes[found.target],
+                method=saliency.METHODS[found.method],
+                heat=base64.b64encode((255 * found.heat).round().astype("uint8").tobytes()).decode(),
+                anything=bool(found.heat.max() > 0),
+            )
         )
-    return {"answers": answers}
+    return Explanations(tuple(answers))
 
 
-def _side_by_side(store: Store, names: list[str]) -> tuple[list[Run], Splits]:
+def _side_by_side(store: Store, names: Sequence[str]) -> tuple[list[Run], Splits]:
     """Finished runs, the teacher first, and the first student's images."""
     runs = [store.finished(name) for name in names]
     if len(runs) < 2:

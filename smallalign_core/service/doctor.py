@@ -25,7 +25,7 @@ from smallalign_core import data
 from smallalign_core.errors import SmallAlignError, WorkFailed, of_system
 from smallalign_core.runs.store import State, Store, check_root
 from smallalign_core.service import integrity
-from smallalign_core.system import extras, limits, sandbox
+from smallalign_core.system import extras, limits, sandbox, usercode
 from smallalign_core.system.files import SCHEMA, is_held
 from smallalign_core.system.telemetry import SILENT
 
@@ -53,7 +53,7 @@ class Check:
 
 def examine(store: Store) -> list[Check]:
     """All checks, in the order in which to fix them."""
-    machine = [_python(), *_packages(), *_devices(), _silence(), _jail(), *_limits(), _visitors()]
+    machine = [_python(), *_packages(), *_devices(), _silence(), _jail(), _trusted(), *_limits(), _visitors()]
     place = _place(store)
     if not place[0].ok and not os.path.isdir(store.root):  # noqa: PTH112  # pathlib raises for names that are too long
         return [*machine, *place]
@@ -93,6 +93,12 @@ def _packages() -> list[Check]:
         found = extras.version(name) or f"not installed; {extras.command(name)} adds it"
         checks.append(Check(name, True, found))
     return checks
+
+
+def _trusted() -> Check:
+    """The user's own Python files that may run: not a fault, but what somebody who cares about it should see."""
+    count, file = usercode.count_trusted(), usercode.trusted_list()
+    return Check("Python files", True, f"{count} allowed to run for this user, listed in {file}")
 
 
 def _devices() -> list[Check]:

@@ -9,15 +9,28 @@ from typing import Any
 
 from smallalign_core import data
 from smallalign_core.analysis import data_quality
+from smallalign_core.analysis.data_quality import QualityReport
+from smallalign_core.analysis.teacher_report import Preflight
+from smallalign_core.errors import BadModel, WorkFailed
+from smallalign_core.runs import python_files
+from smallalign_core.runs.export_report import ExportReport
 from smallalign_core.runs.store import Store
 from smallalign_core.search import SearchSpec, extend
 from smallalign_core.service import augmentation_api, comparison_api, requests
-from smallalign_core.service.requests import Cost, DatasetFacts, StartedStudy, StudyCost, Submitted
-from smallalign_core.service.wire import Request
-from smallalign_core.spec import digest, parse, parse_data
-from smallalign_core.studies import ablation as measuring, lifecycle
-from smallalign_core.studies.ablation import What
+from smallalign_core.service.requests import (
+    Ablation,
+    Cost,
+    DatasetFacts,
+    LandscapeProgress,
+    StartedStudy,
+    StudyCost,
+    Submitted,
+)
+from smallalign_core.service.wire import Progress, Request
+from smallalign_core.spec import digest
+from smallalign_core.studies import ablation as measuring, kinds, lifecycle
 from smallalign_core.studies.resolve import resolve_study
+from smallalign_core.system import typed
 from smallalign_core.system.machine import fastest, set_threads
 from smallalign_core.training import teacher_loading
 from smallalign_core.training.resolve import resolve
@@ -38,6 +51,8 @@ def inspect(store: Store, asked: requests.Inspect) -> DatasetFacts:
     parts = {"train": splits.train, "val": splits.val, "test": splits.test}
     return DatasetFacts(
         source=asked.data.source,
+        reader=splits.reader,
+        columns=splits.columns,
         images=sum(len(part) for part in parts.values()),
         classes=splits.classes,
         labels={name: label for label, name in enumerate(splits.classes)},
@@ -64,7 +79,7 @@ def start_study(store: Store, asked: requests.StartStudy) -> StartedStudy:
 
 def estimate_study(store: Store, asked: requests.EstimateStudy) -> StudyCost:
     """Count the runs of a study and estimate their cost."""
-    module = lifecycle.KINDS[asked.spec.KIND]
+    module = kinds.KINDS[asked.spec.KIND]
     resolved = resolve_study(store, asked.spec.KIND, asked.spec)
     study = lifecycle.Study(store.root / "studies" / module.study_id(resolved))
     found = module.report(resolved, store, study.folder, active=study.active, trouble=None)
@@ -73,13 +88,14 @@ def estimate_study(store: Store, asked: requests.EstimateStudy) -> StudyCost:
 
 def submit(store: Store, asked: requests.Submit) -> Submitted:
     """Queue the run of a spec."""
-    key = (str(store.root), asked.spec.model_dump_json())
+    spec = python_files.filled(asked.spec, store.visitor)  # an edited file is another run
+    key = (str(store.root), spec.model_dump_json())
     before, when = _SUBMITTED.get(key, ("", 0.0))
     if time.monotonic() - when < DOUBLE_SECONDS and (run := store.by_id(before)).state.active:
         store.visitor.require("start runs")
         return Submitted(run.id, str(run.state), known=True)  # a double click, or two tabs
     store.visitor.check_room(store.root)  # before the work of preparing it
-    resolved = resolve(store, asked.spec)
+    resolved = resolve(store, spec)
     known = store.find(resolved) is not None
     run = store.submit(resolved)
     _SUBMITTED[key] = (run.id, time.monotonic())
@@ -89,7 +105,7 @@ def submit(store: Store, asked: requests.Submit) -> Submitted:
 
 
 def estimate(store: Store, asked: requests.Estimate) -> Cost:
-    """Estimate the cost of a run."""
+    """Estimate the cost of a run: of a network that cannot be exported, without sizes."""
     from smallalign_core import export, networks
     from smallalign_core.training import loop
     from smallalign_core.training.teacher import CacheIndex
@@ -115,7 +131,11 @@ def estimate(store: Store, asked: requests.Estimate) -> Cost:
         # Calibration runs the network: where that takes long, only the export itself does it.
         small = size.macs * export.CALIBRATED_ON <= CALIBRATION
         precisions = tuple(one for one in export.PRECISIONS if small or one not in export.CALIBRATED)
-        sizes = export.sizes_before(resolved, classifier, splits, precisions)
+        sizes, unexportable = dict[str, int | None](), None
+        try:
+            sizes = export.sizes_before(resolved, classifier, splits, precisions)
+        except BadModel as error:  # a user's network
+            unexportable = str(error)
         seconds = training.steps * fastest(training.advance)
         if teacher is not None and plan is not None and room and ready < 1:
             missing = plan.steps * (1 - ready)  # the other steps will find their answers kept
@@ -130,7 +150,8 @@ def estimate(store: Store, asked: requests.Estimate) -> Cost:
         state=str(known.state) if known else None,
         params=size.params,
         macs=size.macs,
-        onnx_bytes=sizes["fp32"],
+        onnx_bytes=sizes.get("fp32"),
+        unexportable=unexportable,
         sizes=sizes,
         steps=training.steps,
         seconds=max(0.0, seconds),
@@ -140,56 +161,68 @@ def estimate(store: Store, asked: requests.Estimate) -> Cost:
     )
 
 
-def worth(store: Store, spec: dict[str, Any], what: What, seeds: int = 3, start: bool = False) -> dict[str, Any]:
-    """What a choice of a spec is worth as far as its runs are finished; with `start`, those that are not are queued.
-
-    Returns:
-        A report as `Worth.as_dict`, and the resolved `spec`, with which `worth.report` says the same without a desk.
-    """
-    asked = parse(spec)
-    measuring.pairs(asked, what, seeds)  # refused at once, before anything is decoded
-    if start:
+def ablate(store: Store, asked: requests.Ablate) -> Ablation:
+    """The effect of a component of a spec as far as its runs are finished."""
+    spec, what, seeds = asked.spec, asked.what, asked.seeds
+    measuring.pairs(spec, what, seeds)  # refused at once, before anything is decoded
+    if asked.start:
         store.visitor.require("start runs")
-    resolved = resolve(store, asked)
-    if start:
+    resolved = resolve(store, spec)
+    if asked.start:
         missing = measuring.report(store, resolved, what, seeds).missing
         store.visitor.check_room(store.root, missing)  # all of them or none
         measuring.start(store, resolved, what, seeds)
-    found = measuring.report(store, resolved, what, seeds)
-    return {**found.as_dict(), "words": found.words(), "spec": resolved.model_dump(mode="json")}
+    return Ablation(measuring.report(store, resolved, what, seeds), resolved)
 
 
-def preflight(store: Store, teacher: str, data_source: str | dict[str, Any] | None = None) -> dict[str, Any]:
-    """Is a finished run or an import worth learning from, on the validation images of this data? Also in `words`."""
+def preflight(store: Store, asked: requests.CheckTeacher) -> Preflight:
+    """Is a finished run or an import worth learning from, on the validation images of this data?"""
     from smallalign_core.analysis import teacher_check as looking
 
-    spec = None if data_source is None else parse_data(data_source)
-    found = looking.preflight(store.finished(teacher), store, spec)
-    return found.as_dict() | {"words": found.words()}
+    return looking.preflight(store.finished(asked.teacher), store, asked.data)
 
 
-def bundle(store: Store, run: str, precision: str = "fp32") -> dict[str, Any]:
+def quality(store: Store, asked: requests.CheckQuality) -> Progress[QualityReport]:
+    """Check the quality of a dataset."""
+    found, done = data_quality.quality(
+        store, asked.data, asked.method, asked.teacher, start=asked.start, patience=asked.patience
+    )
+    return Progress(done, found)
+
+
+def bundle(store: Store, asked: requests.Export) -> ExportReport:
     """Export a run in one precision and prove it, unless that was done already."""
     from smallalign_core import export
 
-    found, asked = store.finished(run), export.precision_of(precision)
-    report = export.kept_bundle(found, store, asked)
-    return report if report is not None else export.bundle(found, store, precision=asked)
+    run, precision = store.finished(asked.run), export.precision_of(asked.precision)
+    kept = export.kept_bundle(run, store, precision)
+    with contextlib.suppress(WorkFailed):  # a damaged one is made again
+        if kept is not None:
+            return _report(kept)
+    return _report(export.bundle(run, store, precision=precision))
 
 
-def claim(store: Store, run: str, precision: str, said: dict[str, Any]) -> dict[str, Any]:
+def claim(store: Store, asked: requests.SubmitParity) -> ExportReport:
     """Keep what a visitor's browser answered with a run's proof, scored here."""
     from smallalign_core import export
 
-    return export.submit_browser_parity(store.finished(run), store, export.precision_of(precision), said)
+    precision = export.precision_of(asked.precision)
+    return _report(export.submit_browser_parity(store.finished(asked.run), store, precision, asked.said))
 
 
-def landscape(store: Store, runs: list[str], measures: list[str], **how: Any) -> dict[str, Any]:
-    """What lies around finished runs, in steps, or what looking would cost: see `landscape.landscape`."""
+def _report(found: dict[str, Any]) -> ExportReport:
+    return typed.decode(ExportReport, found, WorkFailed, "the parity report is damaged", "export the run again")
+
+
+def landscape(store: Store, asked: requests.MeasureLandscape) -> LandscapeProgress:
+    """What lies around finished runs, in steps, or what looking would cost."""
     from smallalign_core.analysis import landscape as looking
 
     set_threads()
-    return looking.landscape(store, runs, measures, **how)
+    look = {"norms": asked.norms, "images": asked.images, "seed": asked.seed}
+    found = looking.landscape(store, asked.runs, asked.measures, start=asked.start, patience=asked.patience, **look)
+    wrong, do = "the cached landscape is damaged", "empty the cache of the store, and compute it again"
+    return typed.decode(LandscapeProgress, found, WorkFailed, wrong, do)
 
 
 HANDLERS: dict[type[Request[Any]], Callable[[Store, Any], Any]] = {
@@ -198,22 +231,19 @@ HANDLERS: dict[type[Request[Any]], Callable[[Store, Any], Any]] = {
     requests.Estimate: estimate,
     requests.StartStudy: start_study,
     requests.EstimateStudy: estimate_study,
-}
-
-UNTYPED: dict[str, Callable[..., dict[str, Any]]] = {
-    "compare": comparison_api.compare,
-    "robustness": comparison_api.robustness,
-    "frontier": comparison_api.pareto_front,
-    "report": comparison_api.report,
-    "look": comparison_api.look,
-    "bundle": bundle,
-    "claim": claim,
-    "views": augmentation_api.views,
-    "epoch": augmentation_api.epoch,
-    "risk": augmentation_api.risk,
-    "code": augmentation_api.code,
-    "worth": worth,
-    "preflight": preflight,
-    "landscape": landscape,
-    "quality": data_quality.quality,
+    requests.Compare: comparison_api.compare,
+    requests.AssessRobustness: comparison_api.robustness,
+    requests.FindParetoFront: comparison_api.pareto_front,
+    requests.WriteReport: comparison_api.report,
+    requests.Explain: comparison_api.look,
+    requests.CheckTeacher: preflight,
+    requests.AugmentImages: augmentation_api.views,
+    requests.AugmentBatch: augmentation_api.epoch,
+    requests.CheckLabels: augmentation_api.risk,
+    requests.WritePolicy: augmentation_api.code,
+    requests.CheckQuality: quality,
+    requests.Ablate: ablate,
+    requests.Export: bundle,
+    requests.SubmitParity: claim,
+    requests.MeasureLandscape: landscape,
 }

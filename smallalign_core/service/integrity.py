@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from smallalign_core.errors import Refused, SmallAlignError
+from smallalign_core.runs import python_files
 from smallalign_core.runs.logits import FILE as LOGITS
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.runs.writer import checkpoints
 from smallalign_core.spec import digest, read_policy
 from smallalign_core.system.files import is_exact, is_held, read_array, read_json, read_lines, read_sealed
 
-FOLDERS = ("runs", "zoo", "policies", "decisions", "studies", "cache", "exports", "uploads")
+FOLDERS = ("runs", "zoo", "policies", "decisions", "studies", "cache", "exports", "uploads", "weights")
 MADE_AGAIN = ("cache", "exports")
 """Folders of the store whose files are rebuilt when they are missing."""
 SEALED = (".answers", ".images", ".logits")
@@ -61,6 +62,8 @@ def of_run(run: Run) -> str:
         return f"its {run.weights.name} is missing: delete the run and create it again"
     elif (run.folder / "weights.safetensors").exists() and not is_held(run.folder / "lock"):
         return "its result is missing: `runs resume` recreates it"
+    if run.imported is None and (lost := python_files.lacking(run.spec, run.folder)):
+        return f"its copy of {lost} is damaged or missing: restore that file in its folder `code`"
     if run.imported is None and not run.in_zoo and len(run.folder.name) == 16 and digest(run.spec) != run.folder.name:
         return "its spec does not match its id: delete the run and train it again"
     if state in (State.FINISHED, State.RUNNING):  # a running one's checkpoints change
@@ -172,6 +175,7 @@ def _check_of(file: Path, part: Path) -> Callable[[Path], str | None] | None:
     """The check for a file, by folder and name. A check returns what is wrong, or None."""
     places: dict[tuple[str, str], Callable[[Path], str | None]] = {
         ("uploads", ".zip"): _named_by_digest,
+        ("weights", ".safetensors"): _named_by_digest,
         ("policies", ".yaml"): _policy,
         ("studies", ".npy"): _array,
         ("cache", ".npy"): _in_facts if part.parts[:2] == ("cache", "data") else _array,
@@ -232,7 +236,7 @@ def _about(file: Path) -> str | None:
 
 
 def _named_by_digest(file: Path) -> str | None:
-    return None if file.stem.endswith(sha256(file)[:16]) else "it differs from the upload: upload it again"
+    return None if file.stem.endswith(sha256(file)[:16]) else "it differs from what was kept: bring it again"
 
 
 def _policy(file: Path) -> str | None:

@@ -2,14 +2,55 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import base64
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
+from smallalign_core.analysis.compare import Compared
+from smallalign_core.analysis.data_quality import QualityReport
+from smallalign_core.analysis.label_report import LabelPreservation, Prediction
+from smallalign_core.analysis.landscape_report import LandscapeCost, LandscapeReport
+from smallalign_core.analysis.pareto import NO_LIMITS, Limits, ParetoFront
+from smallalign_core.analysis.robustness import Robustness
+from smallalign_core.analysis.teacher_report import Preflight
+from smallalign_core.runs.export_report import ExportReport
 from smallalign_core.search import SearchSpec
-from smallalign_core.service.wire import Request
-from smallalign_core.spec import DataSpec, Loss, RunSpec
-from smallalign_core.studies.lifecycle import AnyStudySpec
+from smallalign_core.service.wire import LongRequest, Progress, Request
+from smallalign_core.spec import Augment, DataSpec, Loss, RunSpec
+from smallalign_core.studies.ablation import AblationReport, What
+from smallalign_core.studies.kinds import AnyStudySpec
 from smallalign_core.training.teacher_evidence import CheckedTeacher
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """One image or several.
+
+    Attributes:
+        shape: of the uint8 array; pixels: its bytes in base64.
+    """
+
+    shape: tuple[int, ...]
+    pixels: str
+
+    @staticmethod
+    def of(images: NDArray[np.uint8]) -> Pixels:
+        """The pixels of a uint8 array."""
+        return Pixels(images.shape, base64.b64encode(images.tobytes()).decode())
+
+    def array(self) -> NDArray[np.uint8]:
+        """The uint8 array.
+
+        Raises:
+            ValueError: there are more or fewer bytes than `shape` says.
+        """
+        return np.frombuffer(base64.b64decode(self.pixels), np.uint8).reshape(self.shape)
+
 
 # --- a dataset --------------------------------------------------------------------------------------------------------
 
@@ -19,6 +60,7 @@ class DatasetFacts:
     """What is in a dataset.
 
     Attributes:
+        reader: `arrays`, `folders`, `table` or `parquet`; `columns`: those of a table of labels.
         images: number of images of all splits.
         labels: the label of each class.
         shape: [C, H, W] of an image.
@@ -29,6 +71,8 @@ class DatasetFacts:
     """
 
     source: str
+    reader: str
+    columns: dict[str, str]
     images: int
     classes: tuple[str, ...]
     labels: dict[str, int]
@@ -91,6 +135,7 @@ class Cost:
         state: that of the run, if it exists already.
         macs: multiply-accumulates of one image.
         onnx_bytes: exact size of its ONNX file; `sizes`: in each precision; of a large network without int8.
+        unexportable: why a user's network has no such file; None if it has.
         seconds: training time, from a short probe of the real loop.
         cache_bytes: disk space of the teacher's cached logits; 0: they are not cached.
         cache_ready: the share of them that is there.
@@ -103,6 +148,7 @@ class Cost:
     params: int
     macs: int
     onnx_bytes: int | None
+    unexportable: str | None
     sizes: dict[str, int | None]
     steps: int
     seconds: float
@@ -162,3 +208,345 @@ class EstimateStudy(Request[StudyCost]):
     shared: ClassVar[bool] = True
 
     spec: AnyStudySpec | SearchSpec
+
+
+# --- a comparison -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ComparedRuns(Compared):
+    """The comparison of the first two runs; `others`: those of the first with each of the other runs."""
+
+    others: tuple[Compared, ...]
+
+
+@dataclass(frozen=True)
+class Compare(Request[ComparedRuns]):
+    """Compare runs on the student's images; results are cached.
+
+    Attributes:
+        runs: the teacher first.
+        split: `test` or `val`.
+    """
+
+    runs: tuple[str, ...]
+    split: str = "test"
+
+
+@dataclass(frozen=True)
+class AssessRobustness(LongRequest[Progress[Robustness]]):
+    """Evaluate runs under image corruptions, the teacher first."""
+
+    runs: tuple[str, ...]
+    split: str = "test"
+
+
+@dataclass(frozen=True)
+class FindParetoFront(LongRequest[Progress[ParetoFront]]):
+    """Size, latency and accuracy of runs, the teacher first."""
+
+    runs: tuple[str, ...]
+    split: str = "val"
+    limits: Limits = NO_LIMITS
+
+
+@dataclass(frozen=True)
+class ReportFiles:
+    """The paths of a report: HTML and JSON."""
+
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class WriteReport(LongRequest[Progress[ReportFiles]]):
+    """Write a full report on runs as HTML and JSON, the teacher first.
+
+    Attributes:
+        to: the HTML file; default: in the store's cache.
+    """
+
+    runs: tuple[str, ...]
+    split: str = "test"
+    limits: Limits = NO_LIMITS
+    to: str | None = None
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A run's prediction for an image, and what it depends on.
+
+    Attributes:
+        top: the five classes with the highest probabilities.
+        target: the explained class; method: how, as text.
+        heat: base64 of uint8 [H, W], 255 for the strongest evidence; anything: whether there is any.
+    """
+
+    top: tuple[tuple[str, float], ...]
+    target: str
+    method: str
+    heat: str
+    anything: bool
+
+
+@dataclass(frozen=True)
+class Explanations:
+    """One answer a run."""
+
+    answers: tuple[Explained, ...]
+
+
+@dataclass(frozen=True)
+class Explain(Request[Explanations]):
+    """Predictions and saliency maps of runs for a user's image.
+
+    Attributes:
+        own: an image of the data's size.
+        target: the class to explain; default: each run's top-1 prediction.
+        occluding: use occlusion maps for all runs, not only where Grad-CAM is not applicable.
+    """
+
+    runs: tuple[str, ...]
+    own: Pixels
+    target: str | None = None
+    occluding: bool = False
+
+
+# --- a teacher --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CheckTeacher(Request[Preflight]):
+    """Check a finished run or an import as a teacher, on validation images of `data` (default: its own data)."""
+
+    shared: ClassVar[bool] = True
+
+    teacher: str
+    data: DataSpec | None = None
+
+
+# --- augmentation -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OfPolicy:
+    """An augmentation policy for a dataset, at a global strength."""
+
+    policy: tuple[Augment, ...]
+    data: DataSpec
+    strength: float = field(default=1.0, kw_only=True)
+
+
+Mixture = tuple[tuple[str, float], ...] | None
+"""The classes of a mixed label with their shares, the largest first; None if not mixed."""
+
+
+@dataclass(frozen=True)
+class AugmentedImages:
+    """Augmented images.
+
+    Attributes:
+        rows, labels: [rows]; the label of a user's image is None.
+        mixed: [rows][draws].
+        images: uint8 [rows, 1 + draws, C, H, W], the original first.
+        said: [rows][1 + draws], the teacher's predictions.
+    """
+
+    rows: tuple[int, ...]
+    labels: tuple[str | None, ...]
+    mixed: tuple[tuple[Mixture, ...], ...]
+    classes: tuple[str, ...]
+    images: Pixels
+    said: tuple[tuple[Prediction, ...], ...] | None
+
+
+@dataclass(frozen=True)
+class AugmentImages(OfPolicy, Request[AugmentedImages]):
+    """Augment images repeatedly.
+
+    Attributes:
+        teacher: a run that predicts the class of each image.
+        rows: indices of training images; default: `images` of them, over all classes in turn.
+        own: a user's image instead.
+        draws, first: number of augmentations per image, and the first epoch. With the seed and batch size of a run
+            these are exactly the pixels that it trains on.
+    """
+
+    shared: ClassVar[bool] = True
+
+    _: KW_ONLY
+    teacher: str | None = None
+    rows: tuple[int, ...] | None = None
+    own: Pixels | None = None
+    images: int = 8
+    draws: int = 6
+    first: int = 0
+    seed: int = 0
+    batch: int = 128
+
+
+@dataclass(frozen=True)
+class AugmentedBatch:
+    """The first images of an epoch.
+
+    Attributes:
+        rows, labels, mixed: [images].
+        images: uint8 [images, 2, C, H, W], the original and the augmented image.
+    """
+
+    rows: tuple[int, ...]
+    labels: tuple[str, ...]
+    mixed: tuple[Mixture, ...]
+    images: Pixels
+
+
+@dataclass(frozen=True)
+class AugmentBatch(OfPolicy, Request[AugmentedBatch]):
+    """The first training images of an epoch, in the order and with the augmentation of a run of that seed and batch
+    size.
+    """
+
+    shared: ClassVar[bool] = True
+
+    _: KW_ONLY
+    epoch: int = 0
+    images: int = 12
+    seed: int = 0
+    batch: int = 128
+
+
+@dataclass(frozen=True)
+class CheckedLabels:
+    """Label preservation of a policy.
+
+    Attributes:
+        changed: uint8 [n, 2, C, H, W], the original and the augmented image of the most confident label changes.
+    """
+
+    report: LabelPreservation
+    changed: Pixels
+
+
+@dataclass(frozen=True)
+class CheckLabels(OfPolicy, LongRequest[Progress[CheckedLabels]]):
+    """Label preservation of a policy according to a teacher.
+
+    Attributes:
+        strength: that of the figures; the sweep covers all strengths.
+        limit: maximum label-change rate.
+    """
+
+    teacher: str
+    _: KW_ONLY
+    seed: int = 0
+    limit: float = 0.05
+
+
+@dataclass(frozen=True)
+class PolicyCode:
+    """A policy at one strength: its transforms, as YAML, and as code for torchvision."""
+
+    parts: tuple[Augment, ...]
+    policy: str
+    code: str
+
+
+@dataclass(frozen=True)
+class WritePolicy(OfPolicy, Request[PolicyCode]):
+    """A policy at a strength, to be used elsewhere."""
+
+    shared: ClassVar[bool] = True
+
+
+# --- the quality of a dataset -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CheckQuality(LongRequest[Progress[QualityReport]]):
+    """Check the quality of a dataset.
+
+    Attributes:
+        method: features for label-error detection; teacher: a run to take them from.
+        start: whether to run the check if there is no cached report.
+    """
+
+    data: DataSpec
+    method: str = "auto"
+    teacher: str | None = None
+    start: bool = True
+
+
+# --- an ablation ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """The current result of an ablation, and the resolved spec, from which `studies.ablation.report` makes it too."""
+
+    report: AblationReport
+    spec: RunSpec
+
+
+@dataclass(frozen=True)
+class Ablate(Request[Ablation]):
+    """The effect of a component of a spec, as far as its runs are finished.
+
+    Attributes:
+        start: queue those that are not finished.
+    """
+
+    spec: RunSpec
+    what: What
+    seeds: int = 3
+    start: bool = False
+
+
+# --- the loss landscape -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LandscapeProgress(Progress[LandscapeReport]):
+    """With `cost` where the work was not started."""
+
+    report: LandscapeReport | None = None
+    cost: LandscapeCost | None = None
+
+
+@dataclass(frozen=True)
+class MeasureLandscape(LongRequest[LandscapeProgress]):
+    """The loss landscape around finished runs.
+
+    Attributes:
+        measures: see `landscape.MEASURES`; norms: batch-norm statistics; images: approximate number.
+        start: whether to compute missing measures, or only to estimate their cost.
+    """
+
+    runs: tuple[str, ...]
+    measures: tuple[str, ...]
+    norms: str = "eval"
+    images: int = 512
+    seed: int = 0
+    start: bool = True
+
+
+# --- an export --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Export(Request[ExportReport]):
+    """Export a run in one precision and check its parity, unless that was done already."""
+
+    run: str
+    precision: str = "fp32"
+
+
+@dataclass(frozen=True)
+class SubmitParity(Request[ExportReport]):
+    """Add a user's browser to the parity report of an export.
+
+    Attributes:
+        said: as sent by the browser, see `export.submit_browser_parity`, which checks all of it.
+    """
+
+    run: str
+    precision: str
+    said: dict[str, Any]

@@ -31,6 +31,7 @@ class Role(StrEnum):
     NOBODY = "nobody"  # not logged in where login is required
     VIEWER = "viewer"  # read-only
     RUNNER = "runner"  # may also start, stop, delete and upload, within the limits
+    LOCAL = "local"  # as a runner, in a browser on the owner's machine without a login: may also run Python files
     OWNER = "owner"  # the local command line: no limits
 
 
@@ -54,7 +55,7 @@ class User:
         Raises:
             Refused: the role may only look.
         """
-        if self.role in (Role.RUNNER, Role.OWNER):
+        if self.role in (Role.RUNNER, Role.LOCAL, Role.OWNER):
             return
         if self.role is Role.VIEWER:
             raise Refused(
@@ -63,6 +64,21 @@ class User:
                 do="contact the administrator of this dashboard to get the runner role",
             )
         raise Refused(f"you must be logged in to {what}", do="log in first")
+
+    def require_code(self) -> bool:
+        """Check that the user may run Python files. Whether naming one allows it: a link to a page could name one too,
+        so in a browser it must be allowed by a click before.
+
+        Raises:
+            Refused: only the owner of the machine may.
+        """
+        if self.role in (Role.LOCAL, Role.OWNER):
+            return self.role is Role.OWNER
+        raise Refused(
+            "Python files run for the owner of this machine only",
+            given=f"acting for {self.name}",
+            do="use another network, or run it on the command line of this machine",
+        )
 
     @property
     def limited(self) -> bool:

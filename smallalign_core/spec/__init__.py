@@ -10,16 +10,31 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from smallalign_core.errors import BadSpec
-from smallalign_core.spec._file import loaded as loaded, value_of
+from smallalign_core.spec._canonical import canonical as canonical
+from smallalign_core.spec._file import loaded as loaded, value_of as value_of
 from smallalign_core.spec._part import expanded
+from smallalign_core.spec._policy import (
+    Policy as Policy,
+    parse_policy as parse_policy,
+    policy_yaml as policy_yaml,
+    read_policy as read_policy,
+)
 from smallalign_core.spec._words import told as told
 from smallalign_core.spec.augment import MIXING, CutMix as CutMix, Mixing as Mixing, MixUp as MixUp, misplaced
+from smallalign_core.spec.balance import (
+    Balance as Balance,
+    ClassWeights as ClassWeights,
+    EffectiveNumber as EffectiveNumber,
+    LogitAdjustment as LogitAdjustment,
+    Sampling as Sampling,
+    Unbalanced as Unbalanced,
+)
 from smallalign_core.spec.loss import (
     AttentionTransfer as AttentionTransfer,
     CrossEntropy as CrossEntropy,
@@ -31,6 +46,7 @@ from smallalign_core.spec.loss import (
     LogitMse as LogitMse,
     Loss as Loss,
     OfLayers as OfLayers,
+    PythonLoss as PythonLoss,
     ScaledMse as ScaledMse,
     StandardizedKd as StandardizedKd,
     labels_share as labels_share,
@@ -69,13 +85,16 @@ from smallalign_core.spec.parts import (
     Augment as Augment,
     Bits,
     Cnn as Cnn,
+    Columns as Columns,
     DataSpec as DataSpec,
     Flip as Flip,
+    GivenNetwork as GivenNetwork,
     Import as Import,
     LibraryNetwork as LibraryNetwork,
     Mlp as Mlp,
     Network as Network,
     Part as Part,
+    PythonNetwork as PythonNetwork,
     Resnet as Resnet,
     Rotate as Rotate,
     Separable as Separable,
@@ -88,11 +107,15 @@ from smallalign_core.spec.parts import (
     members as members,
     shorthand as shorthand,
 )
+from smallalign_core.spec.python import Code as Code, beside, each_code as each_code, with_code as with_code
 
 LOOP = 2
 """Increased when the semantics of training change, so that an old run is not reused for a new spec."""
 HEAD = 1
 """The same for networks that start from trained weights: 1 since their new heads start at zero."""
+
+
+AnyPart = TypeVar("AnyPart", bound=Part)
 
 
 class RunSpec(Part):
@@ -121,6 +144,9 @@ class RunSpec(Part):
             "(fastest on CPUs, with a small error that is measured first and reported)."
         ),
     ] = "torch"
+    balance: Annotated[
+        Balance, Field(description="What training does about classes of unequal size; one method at a time.")
+    ] = Unbalanced()
     augment: Annotated[
         tuple[Augment, ...],
         Field(max_length=16, description="Augmentation policy; teacher and student get the same augmented image."),
@@ -135,7 +161,21 @@ class RunSpec(Part):
     ] = 0
     optimizer: Annotated[Optimizer, Field(description="Optimizer, with any wrappers.")] = AdamW()
     schedule: Annotated[Schedule, Field(description="Learning-rate schedule.")] = Cosine()
-    epochs: Annotated[int, Field(ge=1, le=100_000, description="Number of passes over the training set.")] = 20
+    select: Annotated[
+        Literal["accuracy", "macro"],
+        Field(
+            description="Validation score that selects the best epoch: accuracy, or macro recall, where all classes "
+            "count the same. Equal scores are decided by NLL."
+        ),
+    ] = "accuracy"
+    epochs: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=100_000,
+            description="Number of passes over the training set; 0 evaluates initial weights as they are.",
+        ),
+    ] = 20
     batch: Annotated[int, Field(ge=2, le=65_536, description="Batch size: images per optimizer step.")] = 128
     seed: Annotated[
         int, Field(ge=0, le=2**31 - 1, description="Seed of initialization, data order and augmentation.")
@@ -190,6 +230,11 @@ class RunSpec(Part):
         return (self.teacher,) if isinstance(self.teacher, str) else self.teacher or ()
 
     @property
+    def sampling(self) -> float | None:
+        """The exponent of class-balanced sampling; None where every image is met once an epoch."""
+        return self.balance.q if isinstance(self.balance, Sampling) else None
+
+    @property
     def head_rate(self) -> float:
         """Learning rate of the last layer, as a multiple of the optimizer's."""
         return self.network.head_rate if isinstance(self.network, LibraryNetwork) else 1.0
@@ -201,12 +246,14 @@ class RunSpec(Part):
     def can_lockstep_with(self, other: RunSpec) -> bool:
         """Whether both specs have identical views, so that they can be trained in lockstep."""
         shared = ("data", "augment", "views", "batch", "epochs", "seed", "precision", "answers")
-        same = all(getattr(self, name) == getattr(other, name) for name in shared)
+        same = self.sampling == other.sampling and all(getattr(self, name) == getattr(other, name) for name in shared)
         return same and (not self.teacher or not other.teacher or self.teacher == other.teacher)
 
     @model_validator(mode="after")
     def _loss_fits_teacher(self) -> Self:
         uses_teacher = self.loss.uses_teacher
+        if isinstance(self.loss, PythonLoss):  # its function decides: see `losses.check`
+            uses_teacher = self.teacher is not None
         if uses_teacher and self.teacher is None:
             raise ValueError(f"loss '{self.loss.kind}' needs a teacher: set `teacher`, or use loss 'cross_entropy'")
         if not uses_teacher and self.teacher is not None:
@@ -224,6 +271,15 @@ class RunSpec(Part):
         return self
 
     @model_validator(mode="after")
+    def _balance_has_labels(self) -> Self:
+        if self.balance.of_labels and not labels_share(self.loss):
+            raise ValueError(
+                f"balance '{self.balance.kind}' changes the label loss, and loss '{self.loss.kind}' has none here: use "
+                "balance 'sampling', or a loss with labels"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _optimizer_fits(self) -> Self:
         layers, taught = isinstance(self.loss, OfLayers), self.teacher is not None
         fast = "precision" if self.precision == "bf16" else "compile" if self.compile else None
@@ -235,49 +291,21 @@ class RunSpec(Part):
         return self
 
     @model_validator(mode="after")
+    def _zero_epochs_begin(self) -> Self:
+        begins = self.start or (isinstance(self.network, GivenNetwork) and self.network.begins)
+        if not self.epochs and not begins:
+            raise ValueError("`epochs` 0 evaluates initial weights, and there are none: give `weights` or `start`")
+        if not self.epochs and (self.teacher or self.bits):
+            raise ValueError("`epochs` 0 evaluates initial weights as they are: leave `teacher` and `bits` out")
+        return self
+
+    @model_validator(mode="after")
     def _policy_is_in_order(self) -> Self:
         if wrong := misplaced(self.augment):
             raise ValueError(wrong)
         if self.views and any(isinstance(part, Mixing) for part in self.augment):
             raise ValueError("mixed images change at every step and cannot be cached: set `views` to 0")
         return self
-
-
-class Policy(Part):
-    """An augmentation policy on its own, as in a policy file."""
-
-    augment: Annotated[tuple[Augment, ...], Field(min_length=1, max_length=16, description="Transforms, in order.")]
-
-    @model_validator(mode="after")
-    def _is_in_order(self) -> Self:
-        if wrong := misplaced(self.augment):
-            raise ValueError(wrong)
-        return self
-
-
-def canonical(part: Part) -> dict[str, Any]:
-    """The fields of a part that differ from their defaults, and its kind: the input of the digest.
-
-    Omitting defaults means that a new field with a default does not change the ids of old runs. A known fingerprint
-    replaces the path of the images, or of the initial weights: a moved folder is still the same data.
-    """
-    written: dict[str, Any] = {}
-    for name, field in type(part).model_fields.items():
-        value = getattr(part, name)
-        if name == "kind" or field.is_required() or value != field.get_default(call_default_factory=True):
-            written[name] = _plain(value)
-    if isinstance(part, DataSpec) and part.fingerprint:
-        for name in ("source", "decisions", "groups", "skip_unreadable"):  # the fingerprint covers their effect
-            written.pop(name, None)
-    if isinstance(part, LibraryNetwork) and part.weights_sha256:
-        del written["weights"]
-    return written
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, Part):
-        return canonical(value)
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def digest(spec: RunSpec) -> str:
@@ -296,9 +324,10 @@ def id_of(imported: Import) -> str:
 def to_yaml(spec: RunSpec) -> str:
     """The shortest YAML that parses to `spec`; filled-in fields (digests of data and weights) are omitted."""
     bare: dict[str, Part] = {"data": spec.data.model_copy(update={"fingerprint": None})}
-    if isinstance(spec.network, LibraryNetwork):
+    if isinstance(spec.network, GivenNetwork):
         bare["network"] = spec.network.model_copy(update={"weights_sha256": None})
-    written = canonical(spec.model_copy(update=bare))
+    spec = with_code(spec.model_copy(update=bare), lambda one: one.model_copy(update={"sha256": None, "package": None}))
+    written = canonical(spec)
     if isinstance(spec.loss, HintonKd):
         if spec.loss.temperature is None and spec.loss.weight is None:
             del written["loss"]
@@ -324,7 +353,7 @@ def fields_in(path: Path, what: str, overrides: Sequence[str] = ()) -> dict[str,
     Raises:
         BadSpec: the file is missing or not YAML, or holds no fields.
     """
-    written = loaded(path, what)
+    written = beside(loaded(path, what), path.parent)
     if not isinstance(written, dict):
         raise BadSpec(
             f"the {what} is not a mapping of fields", given=path, do="start with `data: digits` and `network: cnn`"
@@ -332,40 +361,6 @@ def fields_in(path: Path, what: str, overrides: Sequence[str] = ()) -> dict[str,
     for override in overrides:
         written = set_field(written, override)
     return written
-
-
-def read_policy(path: Path) -> tuple[Augment, ...]:
-    """The policy in a YAML or JSON file: a list of transforms, or a spec with `augment`.
-
-    Raises:
-        BadSpec: the file is missing or not YAML, has no transforms, or one is unknown, misplaced or out of range.
-    """
-    return parse_policy(loaded(path, "policy"))
-
-
-def parse_policy(written: object) -> tuple[Augment, ...]:
-    """A validated policy from plain values: a list of transforms, one transform, or a mapping with `augment`.
-
-    Raises:
-        BadSpec: as `read_policy`.
-    """
-    if isinstance(written, Mapping):
-        written = [written] if "kind" in written else written.get("augment")
-    if not isinstance(written, Sequence) or isinstance(written, str) or not written:
-        raise BadSpec(
-            "the policy has no transforms",
-            given=written or "nothing",
-            do="write a list such as `- {kind: shift, pixels: 2}`",
-        )
-    try:
-        return Policy.model_validate({"augment": written}).augment
-    except ValidationError as error:
-        raise BadSpec(told(Policy, error)) from None
-
-
-def policy_yaml(policy: Sequence[Augment]) -> str:
-    """The shortest YAML list that parses to `policy`."""
-    return yaml.safe_dump([canonical(part) for part in policy], sort_keys=False, allow_unicode=True, width=120)
 
 
 def parse(written: Mapping[str, Any]) -> RunSpec:
@@ -390,6 +385,18 @@ def parse_data(written: str | Mapping[str, Any]) -> DataSpec:
         return DataSpec.model_validate({"source": written} if isinstance(written, str) else written)
     except ValidationError as error:
         raise BadSpec(told(DataSpec, error)) from None
+
+
+def part_of(model: type[AnyPart], written: Mapping[str, Any]) -> AnyPart:
+    """A validated part of a spec from plain values.
+
+    Raises:
+        BadSpec: as `parse`.
+    """
+    try:
+        return model.model_validate(written)
+    except ValidationError as error:
+        raise BadSpec(told(model, error)) from None
 
 
 def set_field(written: dict[str, Any], override: str) -> dict[str, Any]:
@@ -450,5 +457,5 @@ def _unwritten(root: Mapping[str, Any], path: Sequence[str], node: object) -> di
 def title(spec: RunSpec) -> str:
     """A one-line title of a run: network, loss, data, epochs, seed."""
     network = spec.network
-    name = network.name if isinstance(network, LibraryNetwork) else f"{network.kind} {network.width}x{network.depth}"
+    name = network.name if isinstance(network, GivenNetwork) else f"{network.kind} {network.width}x{network.depth}"
     return f"{name} · {short_name(spec.loss)} · {Path(spec.data.source).name} · {spec.epochs} epochs · seed {spec.seed}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
+from typing import get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -56,6 +57,7 @@ def _suggestion(model: type[BaseModel], path: Sequence[str]) -> str:
         parts: list[type[Part]] = [DataSpec, *(m for f in FAMILIES for m in members(f))]
         known = {name for part in parts for name in part.model_fields if part is not DataSpec or path[0] == "data"}
         kinds = {str(part.model_fields["kind"].default): part for part in parts if "kind" in part.model_fields}
+        kinds |= _of_field(model, path[0])  # a kind that several families have is that of this field
         owner = next(
             (kinds[step] for step in reversed(path[:-1]) if step in kinds), DataSpec if path[0] == "data" else None
         )
@@ -63,3 +65,12 @@ def _suggestion(model: type[BaseModel], path: Sequence[str]) -> str:
             known = set(owner.model_fields)
     near = difflib.get_close_matches(path[-1], known, n=1)
     return f", did you mean `{near[0]}`?" if near else f": known are {', '.join(sorted(known))}"
+
+
+def _of_field(model: type[BaseModel], name: str) -> dict[str, type[Part]]:
+    """The kinds of the family that a field chooses from."""
+    field = model.model_fields.get(name)
+    family = next(
+        (one for one in FAMILIES if field is not None and str(get_args(one)[0]) in str(field.annotation)), None
+    )
+    return {} if family is None else dict(zip(choices(family), members(family), strict=True))

@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal, Self, assert_never, get_args
 from pydantic import BeforeValidator, Field, model_validator
 
 from smallalign_core.spec._part import Part, shorthand
+from smallalign_core.spec.python import IDENTIFIER, Code
 
 TeacherWeight = Annotated[
     float, Field(gt=0, le=1, description="Weight of the distillation loss; the label loss gets the rest. 1: no labels.")
@@ -210,10 +211,30 @@ class AttentionTransfer(_OfLayers):
     ] = ""
 
 
+class PythonLoss(Code, _Loss):
+    """Your own loss: a Python function of student logits and, if it has such parameters, teacher logits, labels and
+    epoch. It returns a scalar, or several in a dict; labels are what it makes of them, beside `labels_weight`.
+    """
+
+    group: ClassVar[str] = "smallalign.losses"
+    kind: Literal["python"] = "python"
+    call: Annotated[str, Field(pattern=IDENTIFIER, max_length=100, description="Name of the function.")] = "loss"
+    labels_weight: LabelsWeight = 0.0
+
+
 OfLayers = FitNets | AttentionTransfer
 
 Loss = Annotated[
-    CrossEntropy | HintonKd | LogitMse | ScaledMse | Dkd | Dist | StandardizedKd | FunctionMatching | OfLayers,
+    CrossEntropy
+    | HintonKd
+    | LogitMse
+    | ScaledMse
+    | Dkd
+    | Dist
+    | StandardizedKd
+    | FunctionMatching
+    | OfLayers
+    | PythonLoss,
     Field(discriminator="kind"),
     shorthand("kind"),
 ]
@@ -236,7 +257,7 @@ def labels_share(loss: Loss) -> float:
             return 1 - loss.weight
         case FunctionMatching():
             return 0.0
-        case Dist() | StandardizedKd() | FitNets() | AttentionTransfer():
+        case Dist() | StandardizedKd() | FitNets() | AttentionTransfer() | PythonLoss():
             return loss.labels_weight
         case _:
             assert_never(loss)
@@ -244,6 +265,8 @@ def labels_share(loss: Loss) -> float:
 
 def short_name(loss: Loss) -> str:
     """A short name of a loss: `kd T=4`."""
+    if isinstance(loss, PythonLoss):
+        return f"{loss.kind} {loss.shown}"
     words = str(loss.kind)
     heat = getattr(loss, "temperature", 0.0)  # 0: it has none
     if isinstance(loss, OfLayers):

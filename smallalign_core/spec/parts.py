@@ -5,24 +5,50 @@ Each is a discriminated union by `kind`, and the union is the registry. A field'
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from smallalign_core.spec._part import Part as Part, shorthand as shorthand
 from smallalign_core.spec.augment import Augment as Augment, Flip as Flip, Rotate as Rotate, Shift as Shift
+from smallalign_core.spec.balance import Balance as Balance
 from smallalign_core.spec.loss import Loss as Loss
 from smallalign_core.spec.optimizer import Optimizer as Optimizer, Schedule as Schedule
+from smallalign_core.spec.python import Code
 
 FILLED_IN: dict[str, Any] = {"filled_in": True}  # for fields that forms do not show
 
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
-class DataSpec(Part):
-    """A dataset and its splits. Validation is always split from train."""
+ColumnName = Annotated[str | None, Field(min_length=1, max_length=200)]
 
-    source: Annotated[str, Field(min_length=1, max_length=1000, description="Dataset name or path.")]
+
+class Columns(Part):
+    """Columns of a table of labels, by their names (by their numbers from 1 where the table has no header)."""
+
+    path: Annotated[ColumnName, Field(description="Column with the path of each image, relative to the table.")] = None
+    label: Annotated[ColumnName, Field(description="Column with the class.")] = None
+    split: Annotated[ColumnName, Field(description="Column with train, validation or test.")] = None
+
+
+class DataSpec(Part):
+    """A dataset and its splits. Validation is split from train where the source brings none."""
+
+    source: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=1000,
+            description="Dataset name, path of a folder, zip or table of labels, or hf://owner/name.",
+        ),
+    ]
+    columns: Annotated[
+        Columns, Field(description="Columns of a table of labels; empty: guessed from names and content.")
+    ] = Columns()
+    levels: Annotated[
+        int, Field(ge=1, le=8, description="Levels of class folders: with 2, a/x and b/x are two classes.")
+    ] = 1
     size: Annotated[
         int | None, Field(ge=4, le=512, description="Input size in pixels per side; empty: original size.")
     ] = None
@@ -200,9 +226,50 @@ class Timm(LibraryNetwork):
     ]
 
 
+class PythonNetwork(Code):
+    """Your own network: a Python function or class that returns an nn.Module from normalised images to logits."""
+
+    group: ClassVar[str] = "smallalign.networks"
+    kind: Literal["python"] = "python"
+    normalize: Annotated[
+        Literal["dataset", "imagenet", "unit"],
+        Field(
+            description="Input normalization: mean and deviation of the training images, those of ImageNet (three "
+            "channels, grey images repeated), or none: pixels from 0 to 1."
+        ),
+    ] = "dataset"
+    size: Inside = None
+    weights: Annotated[
+        str | None,
+        Field(
+            max_length=1000,
+            description="Initial weights: a safetensors file or a PyTorch checkpoint of this network; a last layer for "
+            "other classes is new. With `epochs: 0` they are evaluated as they are.",
+        ),
+    ] = None
+    weights_sha256: Annotated[
+        str | None,
+        Field(
+            pattern="^[0-9a-f]{64}$", description="Digest of the weights file; filled in.", json_schema_extra=FILLED_IN
+        ),
+    ] = None
+
+    @property
+    def name(self) -> str:
+        """What to call it in messages."""
+        return self.shown
+
+    @property
+    def begins(self) -> bool:
+        """Whether it starts from trained weights."""
+        return self.weights is not None
+
+
 OwnNetwork = Mlp | Cnn | Separable | Resnet
 """Those that we build ourselves, of any width and depth."""
-Network = Annotated[OwnNetwork | Torchvision | Timm, Field(discriminator="kind"), shorthand("kind")]
+GivenNetwork = LibraryNetwork | PythonNetwork
+"""Those of others, of one size: they have a `name`, `begins` and initial `weights`."""
+Network = Annotated[OwnNetwork | Torchvision | Timm | PythonNetwork, Field(discriminator="kind"), shorthand("kind")]
 
 Bits = Annotated[
     Literal[2, 3, 4, 8] | None,
@@ -283,4 +350,4 @@ def choices(family: Any) -> list[str]:
     return [str(member.model_fields["kind"].default) for member in members(family)]
 
 
-FAMILIES: tuple[Any, ...] = (Network, Augment, Loss, Optimizer, Schedule)
+FAMILIES: tuple[Any, ...] = (Network, Augment, Loss, Balance, Optimizer, Schedule)

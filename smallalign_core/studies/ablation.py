@@ -12,12 +12,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from smallalign_core.errors import BadInput, BadSpec
+from smallalign_core.metrics import macro_of
 from smallalign_core.runs.store import Run, State, Store
-from smallalign_core.spec import RunSpec, digest, parse, title
+from smallalign_core.spec import RunSpec, Unbalanced, digest, parse, title
 from smallalign_core.studies import statistics
 from smallalign_core.studies.run_status import DAMAGED as DAMAGED, NOT_STARTED as NOT_STARTED, status_of
 
-What = Literal["augment", "teacher", "shuffled"]
+What = Literal["augment", "teacher", "shuffled", "balance"]
 Verdict = Literal["nothing", "not evidence", "no spread", "noise", "helps", "hurts"]
 
 MOST_SEEDS = 100
@@ -61,6 +62,12 @@ CONTROLS: dict[What, Control] = {
         lambda fields: {**fields, "shuffled": True},
         "set `teacher`, and leave `shuffled` out",
     ),
+    "balance": Control(
+        "the class balance",
+        lambda spec: spec.balance != Unbalanced(),
+        lambda fields: {name: value for name, value in fields.items() if name != "balance"},
+        "set `balance`",
+    ),
 }
 
 
@@ -94,10 +101,11 @@ class Metric:
 
 METRICS = {
     "accuracy": Metric("accuracy", False, 100, 2, " points", most=1.0),
+    "macro_recall": Metric("macro recall", False, 100, 2, " points", most=1.0),
     "nll": Metric("NLL", True, 1, 4, ""),
     "ece": Metric("ECE", True, 100, 2, " points", most=1.0),
 }
-NEEDS = tuple(("val", name) for name in (*METRICS, "images"))
+NEEDS = tuple(("val", name) for name in ("accuracy", "nll", "ece", "images"))
 
 
 # --- the arms ---------------------------------------------------------------------------------------------------------
@@ -155,7 +163,7 @@ class Arm:
     Attributes:
         state: a `State`, `not started`, or `damaged`.
         reason: why it failed or paused, if known.
-        scores: accuracy, NLL and ECE on validation images; None before it is finished.
+        scores: accuracy, macro recall, NLL and ECE on validation images; None before it is finished.
         images: number of validation images.
     """
 
@@ -279,7 +287,7 @@ class AblationReport:
         what: the component that the control arm lacks.
         title: the student.
         pairs: one per seed.
-        effects: accuracy, NLL and ECE.
+        effects: accuracy, macro recall, NLL and ECE.
     """
 
     what: What
@@ -399,4 +407,7 @@ def _arm(store: Store, spec: RunSpec) -> Arm:
     if found.result is None:
         return Arm(found.id, found.state, found.reason)
     scores = found.result["val"]
+    if not (recall := scores.get("recall")):
+        return Arm(found.id, DAMAGED, "its result has no recall of classes")
+    scores = {**scores, "macro_recall": macro_of(recall)}  # older results have the recalls alone
     return Arm(found.id, found.state, None, {name: float(scores[name]) for name in METRICS}, int(scores["images"]))

@@ -92,7 +92,7 @@ class StudyReport(ABC):
     """The current state of a study; each kind adds its results.
 
     Attributes:
-        id, title, spec: of the study; the spec as plain values.
+        id, title, spec: of the study.
         done, running, missing: numbers of runs: finished or diverged; queued or in training; still to train, as far as
             known.
         failed: a line for each run that failed otherwise than by divergence.
@@ -101,7 +101,7 @@ class StudyReport(ABC):
 
     id: str
     title: str
-    spec: dict[str, Any]
+    spec: StudySpec
     done: int
     running: int
     missing: int

@@ -18,17 +18,17 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 from smallalign_core.errors import BadModel, Refused, SmallAlignError, UnknownRun, WorkFailed
 from smallalign_core.runs.store import SCHEMA, Run, State, Store
-from smallalign_core.spec import RunSpec, digest, fields_in
-from smallalign_core.studies import optimizers, scaling
+from smallalign_core.spec import RunSpec, digest
 from smallalign_core.studies.base import StudyReport
+from smallalign_core.studies.kinds import KINDS, StudyKind
 from smallalign_core.system.files import read_json, write, write_json
 from smallalign_core.training.runner import TOGETHER, Observer, run_lockstep
 
@@ -36,55 +36,6 @@ log = logging.getLogger("smallalign")
 
 ATTEMPTS = 5
 """Max. automatic attempts per run, since a run may crash its worker."""
-
-
-class StudyKind(Protocol):
-    """What the module of a kind of study must have, see also `studies.base`.
-
-    `spec` is a resolved `StudySpec`; `folder` is the study's own.
-    """
-
-    def parse_study(self, written: Mapping[str, Any], /) -> Any:
-        """A frozen pydantic model, or BadSpec."""
-
-    def study_id(self, spec: Any, /) -> str:
-        """Its digest: 16 hexadecimal characters."""
-
-    def title_of(self, spec: Any, /) -> str:
-        """What is studied, in a few words."""
-
-    def probes(self, spec: Any, /) -> list[RunSpec]:
-        """One run of each sort: an error in one of them is an error of the study."""
-
-    def resolved(self, spec: Any, run: RunSpec, store: Store, /) -> Any:
-        """The spec with the fields filled in for its first probe, so that ids do not change."""
-
-    def wanted(self, spec: Any, store: Store, folder: Path, /) -> list[RunSpec]:
-        """All runs needed as far as known now, in training order: a pure function of the finished ones."""
-
-    def prepare(self, spec: Any, store: Store, folder: Path, device: str, stop: threading.Event, /) -> bool:
-        """Measure for some seconds what `wanted` needs besides runs, and store it; returns whether more is left."""
-
-    def report(self, spec: Any, store: Store, folder: Path, /, *, active: bool, trouble: str | None) -> StudyReport:
-        """Its current state."""
-
-    def expected(self, spec: Any, store: Store, folder: Path, device: str = "auto", /) -> float:
-        """Estimated seconds for the missing runs on this machine, from a few training steps."""
-
-
-KINDS: dict[str, StudyKind] = {"optimizers": optimizers, "scaling": scaling}
-"""The kinds of study, by the name that `study.json` has. Each has a page, and a verb of the command line."""
-AnyStudySpec: TypeAlias = optimizers.OptimizerStudySpec | scaling.ScalingStudySpec
-"""The spec of a study of any kind."""
-
-
-def read(kind: str, path: Path, overrides: Sequence[str] = ()) -> Any:
-    """The study of a kind in a YAML or JSON file, with `--set` overrides applied.
-
-    Raises:
-        BadSpec: as its `parse_study`; the file is missing or not YAML.
-    """
-    return KINDS[kind].parse_study(fields_in(path, "study", overrides))
 
 
 @dataclass(frozen=True)
@@ -460,12 +411,30 @@ def _by_itself(run: Run | None) -> bool:
     return run.state is State.INTERRUPTED and int(run.status.get("attempt", 0)) < ATTEMPTS
 
 
-def summary(study: Study, store: Store) -> dict[str, Any]:
-    """One line of a list of studies; a damaged one is listed as such."""
-    line: dict[str, Any] = {"id": study.id, "created": study.created, "active": study.active}
+@dataclass(frozen=True)
+class StudySummary:
+    """One line of a list of studies.
+
+    Attributes:
+        kind: one of `KINDS`; None if it is damaged: then the title says why.
+        created: Unix time.
+        done, known: numbers of runs: finished or diverged; all, as far as known.
+    """
+
+    id: str
+    kind: str | None
+    title: str
+    created: float
+    active: bool
+    done: int
+    known: int
+
+
+def summary(study: Study, store: Store) -> StudySummary:
+    """The line of a study."""
     try:
-        wanted = study.wanted(store)
-        done = sum(is_settled(store.find(spec)) for spec in wanted)
-        return line | {"kind": study.kind, "title": study.title, "done": done, "known": len(wanted)}
+        kind, title, wanted = study.kind, study.title, study.wanted(store)
     except SmallAlignError as error:
-        return line | {"kind": "damaged", "title": str(error), "done": 0, "known": 0}
+        return StudySummary(study.id, None, str(error), study.created, study.active, 0, 0)
+    done = sum(is_settled(store.find(spec)) for spec in wanted)
+    return StudySummary(study.id, kind, title, study.created, study.active, done, len(wanted))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from smallalign_core.runs.store import Store
-from smallalign_core.studies import lifecycle
+from smallalign_core.studies import kinds
 from smallalign_core.training.resolve import resolve
 
 
@@ -15,7 +15,7 @@ def resolve_study(store: Store, kind: str, spec: Any, device: str = "auto") -> A
     Raises:
         SmallAlignError: one of its runs cannot work.
     """
-    module = lifecycle.KINDS[kind]
+    module = kinds.KINDS[kind]
     first, *others = module.probes(spec)
     known = resolve(store, first, device, beside=others)
     for other in others:

@@ -115,6 +115,11 @@ def require_allowed(*always: Path) -> None:
     _confined = None if found is None else (*found, *(path.resolve() for path in always))
 
 
+def confined() -> bool:
+    """Whether this process acts for users who may read from some folders only."""
+    return _confined is not None
+
+
 def check_path(path: Path, what: str) -> None:
     """Check that a path, with links resolved, is in the allowed folders; does not reveal whether it exists.
 

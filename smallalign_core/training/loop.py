@@ -179,7 +179,9 @@ class Training:
         call = fast = self.world.wrap_ddp(classifier, self.device)
         if spec.compile and not any(losses.layers(spec.loss)):  # hooks would be compiled away
             fast = torch.compile(call, mode="reduce-overhead" if self.device.type == "cuda" else "default")
-        student = Student(spec, classifier, companion, call, fast, self.steps, Timer(self.device), self.shared, kept)
+        balance = losses.class_balance(spec.balance, list(self.splits.train.counts().values()), self.device)
+        timers = Timer(self.device), self.shared
+        student = Student(spec, classifier, companion, balance, call, fast, self.steps, *timers, kept)
         images = len(self.splits.train) + len(self.splits.val)
         student.frozen = frozen_features.is_frozen(spec, classifier, images, alone=self.world.size == 1)
         if student.frozen == frozen_features.KEPT and self._keeps:
@@ -204,6 +206,8 @@ class Training:
     def __iter__(self) -> Iterator[Event]:
         """Train from `self.step` to the end, or until no student is left."""
         count, batch = len(self.splits.train), self.views.batch
+        if not self.steps:  # initial weights, evaluated as they are
+            yield from [self._validate(index) for index in range(len(self.students))]
         reported, since = time.monotonic(), self.step
         while self.step < self.steps and any(student.learns for student in self.students):
             for waiting in self._waiting():
@@ -300,7 +304,8 @@ class Training:
 
         def excess() -> Tensor:
             """The loss minus that of the teacher."""
-            own = losses.terms(spec.loss, wanted, wanted, view.labels, epoch=self.epoch) if wanted else {}
+            how: dict[str, Any] = {"epoch": self.epoch, "balance": student.balance}
+            own = losses.terms(spec.loss, wanted, wanted, view.labels, **how) if wanted else {}
             return parts["total"].detach() - sum(own.values(), start=torch.zeros(()))
 
         try:
@@ -331,7 +336,8 @@ class Training:
         with student.count_memory() if begins and student.saved_bytes is None else contextlib.nullcontext():
             with self._casting:
                 given = losses.network_output(student.classifier, seen, losses.layers(spec.loss)[0], call)
-            parts = losses.terms(spec.loss, given, wanted, view.labels, epoch=self.epoch, companion=student.companion)
+            how: dict[str, Any] = {"epoch": self.epoch, "companion": student.companion, "balance": student.balance}
+            parts = losses.terms(spec.loss, given, wanted, view.labels, **how)
         if begins:
             with student.clock.paused():  # a report, not a part of the step
                 student.measure_shares(parts)
@@ -401,6 +407,8 @@ class Training:
 
         The batch norms of an average are estimated on the run's first views, about 2,000 images, always the same.
         """
+        if not self.steps:
+            return self.students[index].classifier
         student, batches = self.students[index], min(self.steps, -(-NORMS_FROM // self.views.batch))
         self._seed(student.spec.seed)  # dropout before a norm
         return optim.scored(

@@ -41,7 +41,8 @@ def resolve(store: Store, spec: RunSpec, device: str = "auto", *, beside: Sequen
         networks.begin_from(student, file)
     viewing.check(spec.augment, splits.shape)
     mixed = any(isinstance(part, Mixing) for part in spec.augment)
-    losses.check(spec.loss, classes=len(splits.classes), batch=spec.batch, mixed=mixed)
+    taught = spec.teacher is not None
+    losses.check(resolved.loss, classes=len(splits.classes), batch=spec.batch, mixed=mixed, taught=taught)
     if isinstance(spec.loss, OfLayers):
         from smallalign_core.runs import imported
 

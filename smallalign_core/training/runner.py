@@ -22,7 +22,7 @@ from smallalign_core.runs import logits
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.runs.writer import RunWriter
 from smallalign_core.spec import RunSpec
-from smallalign_core.system import machine
+from smallalign_core.system import machine, usercode
 from smallalign_core.system.machine import forget_peak, peak_memory, set_threads
 from smallalign_core.training import teacher_loading
 from smallalign_core.training.watchdog import HangDetector, with_explanation
@@ -114,55 +114,58 @@ def run_lockstep(
     """
     from smallalign_core.training.distributed import World
 
-    setting = RunnerConfig(store, device, observe, stop or threading.Event(), world or World(), give_up)
+    config = RunnerConfig(store, device, observe, stop or threading.Event(), world or World(), give_up)
     ended: dict[str, dict[str, Any] | SmallAlignError] = {}
     with contextlib.ExitStack() as held:
-        pupils = []
+        group = []
         for run in runs:
             try:
                 if not run.finished:
-                    pupils.append(ActiveRun(held.enter_context(RunWriter(run, from_queue=from_queue))))
+                    group.append(ActiveRun(held.enter_context(RunWriter(run, from_queue=from_queue))))
                     if run.finished:  # by another worker, while waiting for the lock
-                        pupils.pop()
+                        group.pop()
             except Refused as error:
                 ended[run.id] = error
-        if not pupils:
-            setting.world.broadcast(OVER)
-        while waiting := [pupil for pupil in pupils if pupil.ended is None]:
-            _attempt(waiting, setting)
-        ended |= {pupil.run.id: pupil.ended for pupil in pupils if pupil.ended is not None}
+        if not group:
+            config.world.broadcast(OVER)
+        while waiting := [member for member in group if member.ended is None]:
+            _attempt(waiting, config)
+        ended |= {member.run.id: member.ended for member in group if member.ended is not None}
     return [ended.get(run.id) or run.result or {} for run in runs]
 
 
-def _attempt(pupils: list[ActiveRun], setting: RunnerConfig) -> None:
-    """Train some of `pupils` together until at least one has ended; errors are recorded in their folders."""
+def _attempt(group: list[ActiveRun], config: RunnerConfig) -> None:
+    """Train some of `group` together until at least one has ended; errors are recorded in their folders."""
     try:
-        _train(pupils, setting)
+        _train(group, config)
     except KeyboardInterrupt:
-        _end_all(pupils, State.PAUSED, Refused("interrupted by Ctrl-C"))
+        _end_all(group, State.PAUSED, Refused("interrupted by Ctrl-C"))
         raise
     except Exception as error:  # recorded in the runs; the worker continues
-        if len(pupils) > 1 and not isinstance(error, Refused):  # training each alone shows which one fails
+        if len(group) > 1 and not isinstance(error, Refused):  # training each alone shows which one fails
             log.warning("training in lockstep failed (%s); retrying each run alone", error)
-            for pupil in pupils:
-                if pupil.ended is None:
-                    _attempt([pupil], setting)
+            for member in group:
+                if member.ended is None:
+                    _attempt([member], config)
         elif isinstance(error, SmallAlignError):
-            _end_all(pupils, State.PAUSED if isinstance(error, Refused) else State.FAILED, error)
+            _end_all(group, State.PAUSED if isinstance(error, Refused) else State.FAILED, error)
         elif short := with_explanation(error):
             log.exception("training failed")
-            _end_all(pupils, State.FAILED, short)
+            _end_all(group, State.FAILED, short)
+        elif short := usercode.explanation(error):
+            log.error("training failed: %s", short)  # a traceback would be of our code
+            _end_all(group, State.FAILED, short)
         else:
             reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
             log.exception("training failed")
             told = WorkFailed("the run failed", given=reason, do="change the spec, or report the error with the log")
-            _end_all(pupils, State.FAILED, told, reason)
+            _end_all(group, State.FAILED, told, reason)
 
 
-def _end_all(pupils: Sequence[ActiveRun], state: State, error: SmallAlignError, reason: str | None = None) -> None:
-    for pupil in pupils:
-        if pupil.ended is None:
-            pupil.end(state, error, reason)
+def _end_all(group: Sequence[ActiveRun], state: State, error: SmallAlignError, reason: str | None = None) -> None:
+    for member in group:
+        if member.ended is None:
+            member.end(state, error, reason)
 
 
 @dataclass
@@ -263,6 +266,7 @@ class ActiveRun:
             "step": event.step,
             "epoch": event.epoch,
             "accuracy": event.scores.accuracy,
+            "macro_recall": event.scores.macro_recall,
             "nll": event.scores.nll,
             "ece": event.scores.ece,
             "fitted_nll": event.fitted.nll,
@@ -290,59 +294,59 @@ def run_assistant(run: Run, store: Store, world: World, device: str = "auto") ->
 
 @contextlib.contextmanager
 def _prepared(
-    specs: Sequence[RunSpec], setting: RunnerConfig, warn: Callable[[str], None] = log.warning
+    specs: Sequence[RunSpec], config: RunnerConfig, warn: Callable[[str], None] = log.warning
 ) -> Iterator[tuple[Training, data.Splits]]:
     """Data, teacher and students of runs with identical views."""
     from smallalign_core.training import loop
 
     set_threads()
-    where = loop.pick_device(setting.device)
+    where = loop.pick_device(config.device)
     forget_peak(where.type)
-    splits = data.load(specs[0].data, setting.store.data_cache)
+    splits = data.load(specs[0].data, config.store.data_cache)
     # With several processes each computes part of a batch, and the cache holds whole batches.
-    bank = setting.world.size == 1
-    with teacher_loading.of_runs(specs, setting.store, splits, where, bank=bank, warn=warn) as taught:
-        starts = teacher_loading.starts(specs, setting.store)
-        yield loop.Training(specs, splits, taught, device=where, world=setting.world, starts=starts), splits
+    cached = config.world.size == 1
+    with teacher_loading.of_runs(specs, config.store, splits, where, cached=cached, warn=warn) as taught:
+        starts = teacher_loading.starts(specs, config.store)
+        yield loop.Training(specs, splits, taught, device=where, world=config.world, starts=starts), splits
 
 
-def _train(pupils: list[ActiveRun], setting: RunnerConfig) -> None:
+def _train(group: list[ActiveRun], config: RunnerConfig) -> None:
     """Train all runs at the step of the first one; sets their results."""
-    states = [pupil.restored() for pupil in pupils]
+    states = [member.restored() for member in group]
     steps = [state["step"] if state else 0 for state in states]
     joined = [index for index, step in enumerate(steps) if step == steps[0]]
-    pupils, states = [pupils[index] for index in joined], [states[index] for index in joined]
+    group, states = [group[index] for index in joined], [states[index] for index in joined]
 
     def warn(message: str) -> None:
         log.warning(message)
-        for pupil in pupils:
-            if pupil.ended is None:
-                pupil.recording.event("warning", steps[0], message=message)
+        for member in group:
+            if member.ended is None:
+                member.recording.event("warning", steps[0], message=message)
 
     with contextlib.ExitStack() as held:
-        setting.world.broadcast("begin")
+        config.world.broadcast("begin")
         try:
-            specs = [pupil.run.spec for pupil in pupils]
-            training, splits = held.enter_context(_prepared(specs, setting, warn))
+            specs = [member.run.spec for member in group]
+            training, splits = held.enter_context(_prepared(specs, config, warn))
             if steps[0]:
                 training.restore(*(state or {} for state in states))
-            _announce(training, pupils, setting.store)
-            _follow(training, pupils, setting, held.enter_context(HangDetector(pupils, setting.give_up)))
+            _announce(training, group, config.store)
+            _follow(training, group, config, held.enter_context(HangDetector(group, config.give_up)))
         finally:
-            setting.world.broadcast(OVER)
-        for index, pupil in enumerate(pupils):
-            if pupil.ended is None:
-                pupil.ended = _finish(pupil, setting.store, splits, training, index)
+            config.world.broadcast(OVER)
+        for index, member in enumerate(group):
+            if member.ended is None:
+                member.ended = _finish(member, config.store, splits, training, index)
 
 
-def _announce(training: Training, pupils: Sequence[ActiveRun], store: Store) -> None:
+def _announce(training: Training, group: Sequence[ActiveRun], store: Store) -> None:
     """Record what is known before the first step."""
     import torch
 
     from smallalign_core import networks
 
-    for pupil, student in zip(pupils, training.students, strict=True):
-        pupil.taught = training.teacher if pupil.run.spec.teacher else None
+    for member, student in zip(group, training.students, strict=True):
+        member.taught = training.teacher if member.run.spec.teacher else None
         facts: dict[str, Any] = {
             "device": machine.device_name(training.device),
             "processor": machine.processor(),
@@ -351,55 +355,55 @@ def _announce(training: Training, pupils: Sequence[ActiveRun], store: Store) -> 
             "processes": training.world.size,
             **asdict(networks.measure(student.classifier)),
             "steps": training.steps,
-            "together": len(pupils),
-            "teacher": pupil.taught and ("live" if pupil.taught.live else "cache"),
-            **teacher_loading.facts(pupil.run.spec, store, training.splits, training.device),
+            "together": len(group),
+            "teacher": member.taught and ("live" if member.taught.live else "cache"),
+            **teacher_loading.facts(member.run.spec, store, training.splits, training.device),
             "features": student.frozen,
         }
-        pupil.started = pupil.saved = pupil.recorded = time.monotonic()
-        if moved := machine.difference(pupil.run.status if training.step else {}, facts):
-            pupil.recording.event("warning", training.step, message=moved)
-        facts["moved"] = moved or (pupil.run.status.get("moved") if training.step else None)
-        pupil.recording.write_status(**facts)
-        pupil.recording.event("resumed" if pupil.began else "started", training.step, **facts)
+        member.started = member.saved = member.recorded = time.monotonic()
+        if moved := machine.difference(member.run.status if training.step else {}, facts):
+            member.recording.event("warning", training.step, message=moved)
+        facts["moved"] = moved or (member.run.status.get("moved") if training.step else None)
+        member.recording.write_status(**facts)
+        member.recording.event("resumed" if member.began else "started", training.step, **facts)
         for doubt in (facts["preflight"] or {}).get("warnings", ()):
-            pupil.recording.event("warning", training.step, message=doubt)
-        pupil.began = True
-        log.info("run %s: from step %d of %d on %s", pupil.run.name, training.step, training.steps, facts["device"])
+            member.recording.event("warning", training.step, message=doubt)
+        member.began = True
+        log.info("run %s: from step %d of %d on %s", member.run.name, training.step, training.steps, facts["device"])
 
 
-def _follow(training: Training, pupils: Sequence[ActiveRun], setting: RunnerConfig, watch: HangDetector) -> None:
+def _follow(training: Training, group: Sequence[ActiveRun], config: RunnerConfig, watch: HangDetector) -> None:
     """Record events, write checkpoints, and stop runs with a pending request."""
     from smallalign_core.training import loop
 
     for event in training:
         watch.seen(training.step)
-        pupil, index = pupils[event.student], event.student
+        member, index = group[event.student], event.student
         if isinstance(event, loop.Stopped):
-            pupil.end(State.FAILED, event.error)
+            member.end(State.FAILED, event.error)
             continue
-        if pupil.ended is not None:
+        if member.ended is not None:
             continue
         if isinstance(event, loop.Progress):
-            setting.observe(pupil.progress(event))
+            config.observe(member.progress(event))
         elif isinstance(event, loop.Waiting):
-            setting.observe({"kind": "waiting", "step": event.step, "share": event.share})
+            config.observe({"kind": "waiting", "step": event.step, "share": event.share})
         else:
-            setting.observe(pupil.epoch(event, training.students[index].cost_so_far()))
-        asked = pupil.run.pending_request
-        if (asked is not None or setting.stop.is_set()) and training.step < training.steps:
-            pupil.save(training.state(index))
+            config.observe(member.epoch(event, training.students[index].cost_so_far()))
+        asked = member.run.pending_request
+        if (asked is not None or config.stop.is_set()) and training.step < training.steps:
+            member.save(training.state(index))
             ended = State.CANCELLED if asked == "cancel" else State.PAUSED
-            pupil.recording.write_status(ended=ended, reason=None)
-            pupil.recording.event(str(ended), training.step)
-            pupil.ended = {"id": pupil.run.id, "state": str(ended), "asked": asked}
-            pupil.recording.release()  # released now: the others may train for hours
+            member.recording.write_status(ended=ended, reason=None)
+            member.recording.event(str(ended), training.step)
+            member.ended = {"id": member.run.id, "state": str(ended), "asked": asked}
+            member.recording.release()  # released now: the others may train for hours
             training.drop(index)
-        elif time.monotonic() - pupil.saved >= CHECKPOINT_SECONDS:
-            pupil.save(training.state(index))
+        elif time.monotonic() - member.saved >= CHECKPOINT_SECONDS:
+            member.save(training.state(index))
 
 
-def _finish(pupil: ActiveRun, store: Store, splits: data.Splits, training: Training, index: int) -> dict[str, Any]:
+def _finish(member: ActiveRun, store: Store, splits: data.Splits, training: Training, index: int) -> dict[str, Any]:
     """Evaluate the best weights: temperature fitted on validation, one evaluation on test. Also evaluate the last
     ones.
     """
@@ -407,9 +411,9 @@ def _finish(pupil: ActiveRun, store: Store, splits: data.Splits, training: Train
     import torch
 
     from smallalign_core import networks
-    from smallalign_core.metrics import fidelity, fit_temperature, logits_of, score
+    from smallalign_core.metrics import class_scores, fidelity, fit_temperature, logits_of, score
 
-    run, student = pupil.run, training.students[index]
+    run, student = member.run, training.students[index]
     classifier = student.best()
     val_logits, test_logits, last_val, last_test = (
         logits_of(model, images, device=training.device)
@@ -421,15 +425,16 @@ def _finish(pupil: ActiveRun, store: Store, splits: data.Splits, training: Train
     some = splits.train.take(np.arange(0, len(splits.train), max(1, len(splits.train) // TRAIN_SCORED_ON)))
     on_train = score(logits_of(classifier, some, device=training.device), some.labels, splits.classes)
     weights, answers = networks.to_bytes(classifier, run.spec), logits.packed(val_logits, test_logits, splits)
-    seconds = pupil.seconds
+    seconds, test = member.seconds, (test_logits, splits.test.labels, splits.classes)
     result = {
         "id": run.id,
         "state": str(State.FINISHED),
-        "test": score(test_logits, splits.test.labels, splits.classes).as_dict(),
+        "test": score(*test).as_dict(),
         "val": score(val_logits, splits.val.labels, splits.classes).as_dict(),
         "train": on_train.as_dict(),
         "temperature": temperature,
-        "test_calibrated": score(test_logits, splits.test.labels, splits.classes, temperature).as_dict(),
+        "test_calibrated": score(*test, temperature).as_dict(),
+        "per_class": {name: one.as_dict() for name, one in class_scores(*test, temperature).items()},
         "best_epoch": student.best_epoch,
         "last": {
             "test": score(last_test, splits.test.labels, splits.classes).as_dict(),
@@ -442,7 +447,7 @@ def _finish(pupil: ActiveRun, store: Store, splits: data.Splits, training: Train
         "images_per_second": training.steps * training.views.batch / max(1e-9, seconds),
         **student.cost(),
         "peak_bytes": peak_memory(training.device.type),
-        "attempts": pupil.recording.attempt,
+        "attempts": member.recording.attempt,
         "torch": torch.__version__,
         **{name: run.status[name] for name in ANNOUNCED},
         "seconds": seconds,
@@ -450,8 +455,8 @@ def _finish(pupil: ActiveRun, store: Store, splits: data.Splits, training: Train
     if run.spec.teacher and training.teacher:
         close = fidelity(training.teacher.on(splits.val), val_logits)
         result["fidelity"] = {"agreement": close.agreement, "kl": close.kl}
-        result |= {"teacher": "live" if training.teacher.live else "cache", "teacher_images": pupil.teacher_images}
-    pupil.recording.event("finished", training.step, accuracy=result["test"]["accuracy"])
-    pupil.recording.finish(weights, answers, result)
+        result |= {"teacher": "live" if training.teacher.live else "cache", "teacher_images": member.teacher_images}
+    member.recording.event("finished", training.step, accuracy=result["test"]["accuracy"])
+    member.recording.finish(weights, answers, result)
     log.info("run %s: test accuracy %.4f", run.name, result["test"]["accuracy"])
     return run.result or result

@@ -30,6 +30,7 @@ class Student:
 
     Attributes:
         companion: what its loss learns beside it.
+        balance: of its label loss.
         call: the network, joined with those of other processes; `fast`: the same, compiled if that was asked for.
         average: of its weights, where an `ema` keeps one; then that is scored.
         learning: the weights that the optimizer moves.
@@ -48,6 +49,7 @@ class Student:
     spec: RunSpec
     classifier: Classifier
     companion: nn.Module | None
+    balance: losses.ClassBalance
     call: Callable[[Tensor], Tensor]
     fast: Callable[[Tensor], Tensor]
     steps: int
@@ -106,7 +108,8 @@ class Student:
         """
 
         def terms(logits: Tensor) -> dict[str, Tensor]:
-            parts = losses.terms(self.spec.loss, NetworkOutput(logits), wanted, view.labels, epoch=epoch)
+            how: dict[str, Any] = {"epoch": epoch, "balance": self.balance}
+            parts = losses.terms(self.spec.loss, NetworkOutput(logits), wanted, view.labels, **how)
             return {**parts, "total": sum(parts.values(), start=torch.zeros(()))}
 
         def tried(candidates: Tensor) -> Tensor:
@@ -193,8 +196,9 @@ class Student:
         }
 
     def keep_if_best(self, scored: Classifier, scores: Scores, epoch: int) -> bool:
-        """Keep the weights that were scored if they are the best on validation: by accuracy, then by likelihood."""
-        rank = (scores.accuracy, -scores.nll)
+        """Keep the weights that were scored if they are the best on validation: by what the spec selects, then by
+        likelihood."""
+        rank = (scores.macro_recall if self.spec.select == "macro" else scores.accuracy, -scores.nll)
         if rank <= self.best_score:
             return False
         self.best_score, self.best_epoch = rank, epoch

@@ -283,13 +283,13 @@ def of_runs(
     splits: data.Splits,
     device: Any,
     *,
-    bank: bool = True,
+    cached: bool = True,
     warn: Callable[[str], None] = log.warning,
 ) -> Iterator[TeacherSource | None]:
     """The teacher source of runs with identical views: a logits cache, or a live teacher; None without a teacher.
 
     Args:
-        bank: whether logits may be cached.
+        cached: whether logits may be cached.
         warn: called with warnings about the cache.
 
     Raises:
@@ -301,8 +301,8 @@ def of_runs(
 
     for spec in specs:
         preflight(spec, store, splits, device)
-    wanted, shelf = cache_plan(specs, store, splits, device), CacheIndex(store.teacher_cache)
-    if wanted is None or not bank or not shelf.fitting(wanted)[0]:
+    wanted, caches = cache_plan(specs, store, splits, device), CacheIndex(store.teacher_cache)
+    if wanted is None or not cached or not caches.fitting(wanted)[0]:
         yield load_teacher(specs, store, splits, device)
         return
 
@@ -311,5 +311,5 @@ def of_runs(
         assert found is not None
         return found
 
-    with TeacherCache(wanted, shelf, load, warn=warn) as kept:
+    with TeacherCache(wanted, caches, load, warn=warn) as kept:
         yield kept

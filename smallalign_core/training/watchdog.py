@@ -41,13 +41,13 @@ class HangDetector(threading.Thread):
     the monotonic clock.
 
     Args:
-        pupils: runs that train in lockstep.
+        group: runs that train in lockstep.
         give_up: ends this process once a user has stopped a hanging run, since another thread cannot end the step.
     """
 
-    def __init__(self, pupils: Sequence[Watched], give_up: Callable[[], None] | None = None) -> None:
+    def __init__(self, group: Sequence[Watched], give_up: Callable[[], None] | None = None) -> None:
         super().__init__(daemon=True, name="watch")
-        self._pupils, self._give_up = pupils, give_up
+        self._group, self._give_up = group, give_up
         self._over, self._took = threading.Event(), deque[float](maxlen=101)
         self._step, self._since, self._hangs = 0, time.monotonic(), False
 
@@ -89,7 +89,7 @@ class HangDetector(threading.Thread):
                 self._obey(self._give_up)
 
     def _present(self) -> list[RunWriter]:
-        return [pupil.recording for pupil in self._pupils if pupil.ended is None]
+        return [member.recording for member in self._group if member.ended is None]
 
     def _say(self, reason: str | None) -> None:
         for recording in self._present():

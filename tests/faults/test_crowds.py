@@ -16,7 +16,7 @@ from smallalign_core.errors import Refused, SmallAlignError
 from smallalign_core.runs.queue import QueueTicket, queued
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.service import handlers
-from smallalign_core.service.requests import Submit
+from smallalign_core.service.requests import Ablate, Submit
 from smallalign_core.service.users import OWNER, User
 from smallalign_core.system.files import append, write_json
 from smallalign_core.training.resolve import resolve
@@ -120,11 +120,11 @@ def test_starts_are_counted_by_the_minute(strict: None, store: Store, monkeypatc
 def test_several_at_once_are_all_queued_or_none(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pairs of a control are one start, also where they are more than a minute's."""
     monkeypatch.setenv("SMALLALIGN_STARTS_A_MINUTE", "3")
-    ada, spec = Store(store.root, ADA), tiny(augment=["shift"]).model_dump(mode="json")
-    assert handlers.worth(ada, spec, "augment", 2, start=True)["running"] == 2
+    ada, spec = Store(store.root, ADA), tiny(augment=["shift"])
+    assert handlers.ablate(ada, Ablate(spec, "augment", 2, start=True)).report.running == 2
     assert len(store.queue()) == 4
     with pytest.raises(Refused, match="Rate limit for starting runs exceeded"):
-        handlers.worth(ada, spec, "augment", 3, start=True)
+        handlers.ablate(ada, Ablate(spec, "augment", 3, start=True))
     with pytest.raises(Refused, match="Rate limit for starting runs exceeded"):
         ada.submit(tiny(seed=30))
     assert len(store.queue()) == 4

@@ -40,7 +40,7 @@ from smallalign_core.runs.queue import UNRESTRICTED
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.service import handlers, worker
 from smallalign_core.service.client import BackendClient
-from smallalign_core.service.requests import Inspect, StartStudy, Submit
+from smallalign_core.service.requests import Ablate, Inspect, StartStudy, Submit
 from smallalign_core.service.users import Role, User
 from smallalign_core.spec import Shift, parse_data
 from smallalign_core.studies import lifecycle, optimizers
@@ -279,8 +279,8 @@ def test_a_viewer_changes_nothing(store: Store, train: Train) -> None:
         lambda: policies.save(watched, "other", (Shift(pixels=1),)),
         lambda: policies.delete(watched, "mine"),
         lambda: handlers.submit(watched, Submit(tiny(seed=7))),
-        lambda: handlers.worth(
-            watched, tiny(augment=[{"kind": "shift", "pixels": 1}]).model_dump(mode="json"), "augment", 1, True
+        lambda: handlers.ablate(
+            watched, Ablate(tiny(augment=[{"kind": "shift", "pixels": 1}]), "augment", 1, start=True)
         ),
     ]
     for attempt in tries:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from pages.ui.runs import live
 from pages.ui.widgets import formatting
 from smallalign_core.errors import BadSpec, Refused
 from smallalign_core.runs.store import State, Store
+from smallalign_core.service.requests import Ablate
 from smallalign_core.spec import RunSpec, parse
 from smallalign_core.studies import ablation
 from smallalign_core.studies.ablation import CONTROLS, METRICS, AblationReport, Effect, What, capital
@@ -58,7 +58,7 @@ def _measured(asked: RunSpec, what: What, store: Store, key: str) -> None:
             help="Two runs per seed. Choose the number in advance: adding seeds until the result looks good finds "
             "effects in noise.",
         )
-        spec = parse(_resolved(asked.model_dump_json(), what, str(store.root)))
+        spec = _resolved(asked, what, str(store.root))
         found = ablation.report(store, spec, what, seeds)
         active = found.running > 0
         start = st.button(
@@ -72,8 +72,7 @@ def _measured(asked: RunSpec, what: What, store: Store, key: str) -> None:
             _stop(found, store)
             st.rerun()
     if start:
-        values = {"spec": asked.model_dump(mode="json"), "what": what, "seeds": seeds}
-        context.call("worth", "Preparing runs", start=True, **values)
+        context.call(Ablate(asked, what, seeds, start=True), "Preparing runs")
         st.rerun()
     if seeds == 1 and not found.finished:
         st.caption(":orange[**Single seed.**] Run more before drawing conclusions; use at least 3.")
@@ -85,16 +84,15 @@ def _measured(asked: RunSpec, what: What, store: Store, key: str) -> None:
         spec_summary.command(asked, store, verb=f"ablate spec.yaml --without {what} --seeds {seeds}", does=does)
     if found.missing and not active:
         with costs:  # requested last: nothing else waits for it
-            seconds = found.missing * spec_summary.estimate(asked.model_dump_json()).seconds
+            seconds = found.missing * spec_summary.estimate(asked).seconds
             runs = "1 run" if found.missing == 1 else f"{found.missing} runs"
             st.caption(f"{runs} to train, total time {'about ' * (seconds >= 1)}{formatting.duration(seconds)}.")
 
 
 @st.cache_data(max_entries=64, ttl=60, show_spinner=False)
-def _resolved(asked: str, what: What, root: str) -> dict[str, Any]:  # noqa: ARG001  # part of the cache's key
+def _resolved(asked: RunSpec, what: What, root: str) -> RunSpec:  # noqa: ARG001  # part of the cache's key
     """The spec by which the runs are found: it needs the images' fingerprint, which the backend computes."""
-    found: dict[str, Any] = context.call("worth", "Loading runs", spec=json.loads(asked), what=what, seeds=1)
-    return found["spec"]
+    return context.call(Ablate(asked, what, seeds=1), "Loading runs").spec
 
 
 def _stop(found: AblationReport, store: Store) -> None:

@@ -8,7 +8,7 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import TypeVar
 
 import streamlit as st
 
@@ -58,14 +58,10 @@ def client() -> BackendClient:
     return _backend(store().root)
 
 
-@overload
-def call(asked: Request[A], waiting: str) -> A: ...
-@overload
-def call(asked: str, waiting: str, **values: Any) -> dict[str, Any]: ...
-def call(asked: Any, waiting: str, **values: Any) -> Any:
+def call(asked: Request[A], waiting: str) -> A:
     """The backend's answer to one request, with a spinner on the page while it runs."""
     with st.spinner(waiting, show_time=True):
-        return client().call(asked, **values)
+        return client().call(asked)
 
 
 def read(source: str) -> DatasetFacts:

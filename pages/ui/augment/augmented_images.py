@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import html
-import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,11 @@ from pages.ui.app import context, keys
 from pages.ui.widgets import image_grid, url_state
 from pages.ui.widgets.run_table import RunRow
 from smallalign_core import data
+from smallalign_core.analysis.label_report import Prediction
 from smallalign_core.data import ImageSet
 from smallalign_core.runs.store import Store
 from smallalign_core.service import augmentation_api
+from smallalign_core.service.requests import AugmentBatch, AugmentImages, Mixture, Pixels
 
 LARGE = 64
 """Images with a longer side are shown in smaller numbers."""
@@ -96,7 +98,7 @@ def _put(images: ImageSet, label: int | None, wanted: int, skip: int) -> None:
     st.session_state[keys.ROWS_SKIP] = skip
 
 
-def drop(shape: tuple[int, int, int]) -> dict[str, Any] | None:
+def drop(shape: tuple[int, int, int]) -> Pixels | None:
     """An uploader for one image, converted to the dataset's size and channels. None before that.
 
     Raises:
@@ -110,99 +112,105 @@ def drop(shape: tuple[int, int, int]) -> dict[str, Any] | None:
     if file is None:
         st.info("No image yet. Upload a PNG, JPEG or WebP file of up to 25 megapixels.")
         return None
-    return augmentation_api.encoded(data.decode_one(file.getvalue(), shape))
+    return Pixels.of(data.decode_one(file.getvalue(), shape))
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------
 
 
-def draw(question: dict[str, Any], teacher: RunRow | None, store: Store) -> None:
+@dataclass(frozen=True)
+class _Drawn:
+    """Augmented images as a style and boxes instead of pixels, for each of which see `AugmentedImages`."""
+
+    rows: tuple[int, ...]
+    labels: tuple[str | None, ...]
+    mixed: tuple[tuple[Mixture, ...], ...]
+    shape: tuple[int, ...]
+    style: str
+    boxes: list[str]
+
+
+def draw(asked: AugmentImages, teacher: RunRow | None, store: Store) -> None:
     """Draw the grid, then add the teacher's prediction for each image."""
-    asked, root = json.dumps(question, sort_keys=True), str(store.root.resolve())
-    found, first = _drawn(asked, root), question["first"] + 1
-    st.html(found["style"])
+    root = str(store.root.resolve())
+    found, first = _drawn(asked, root), asked.first + 1
+    st.html(found.style)
     place = st.empty()
     if teacher is None:
         place.html(_grid(found, first, None))
         return
-    asked = json.dumps(question | {"teacher": teacher.id}, sort_keys=True)
+    asked = replace(asked, teacher=teacher.id)
     if st.session_state.get(keys.SAID_TO) != asked:  # images first; room is reserved for predictions
         place.html(_grid(found, first, None, waiting=True))
     place.html(_grid(found, first, _predicted(asked, root)))
     st.session_state[keys.SAID_TO] = asked
 
 
-def epoch(question: dict[str, Any], store: Store) -> None:
+def epoch(asked: AugmentBatch, store: Store) -> None:
     """Draw the first images of an epoch, each with its augmented image."""
-    style, shown = _met(json.dumps(question, sort_keys=True), str(store.root.resolve()))
+    style, shown = _met(asked, str(store.root.resolve()))
     st.html(style)
     st.html(shown)
 
 
-@st.cache_data(max_entries=8, show_spinner=False)
+@st.cache_resource(max_entries=8, show_spinner=False)
 def _drawn(
-    asked: str,
+    asked: AugmentImages,
     root: str,  # noqa: ARG001  # part of the cache's key
-) -> dict[str, Any]:
-    """The backend's augmented images for a request: metadata, and the images as a style and boxes instead of pixels."""
-    answer = context.call("views", "Augmenting images", **json.loads(asked))
-    shown = augmentation_api.unpacked(answer)
+) -> _Drawn:
+    """The backend's augmented images for a request."""
+    answer = context.call(asked, "Augmenting images")
+    shown = answer.images.array()
     style, boxes = _boxes(shown.reshape(-1, *shown.shape[2:]))
-    facts = {name: answer[name] for name in ("rows", "labels", "mixed", "shape")}
-    return facts | {"style": style, "boxes": boxes}
+    return _Drawn(answer.rows, answer.labels, answer.mixed, shown.shape, style, boxes)
 
 
-@st.cache_data(max_entries=64, show_spinner=False)
+@st.cache_resource(max_entries=64, show_spinner=False)
 def _predicted(
-    asked: str,
+    asked: AugmentImages,
     root: str,  # noqa: ARG001  # part of the cache's key
-) -> list[list[dict[str, Any]]]:
+) -> tuple[tuple[Prediction, ...], ...] | None:
     """The teacher's predicted class and confidence for each image of a request."""
-    answers: list[list[dict[str, Any]]] = context.call("views", "Running teacher inference", **json.loads(asked))[
-        "said"
-    ]
-    return answers
+    return context.call(asked, "Running teacher inference").said
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
 def _met(
-    asked: str,
+    asked: AugmentBatch,
     root: str,  # noqa: ARG001  # part of the cache's key
 ) -> tuple[str, str]:
     """(style, HTML) of the first images of an epoch, each beside its original."""
-    answer = context.call("epoch", "Preparing the training batch", **json.loads(asked))
+    answer = context.call(asked, "Preparing the training batch")
     captions = [
         html.escape(label if shares is None else " + ".join(map(_share, shares)))
-        for label, shares in zip(answer["labels"], answer["mixed"], strict=True)
+        for label, shares in zip(answer.labels, answer.mixed, strict=True)
     ]
-    return pairs(augmentation_api.unpacked(answer), captions)
+    return pairs(answer.images.array(), captions)
 
 
-def _grid(
-    found: dict[str, Any], first: int, predicted: list[list[dict[str, Any]]] | None, *, waiting: bool = False
-) -> str:
+def _grid(found: _Drawn, first: int, predicted: Sequence[Sequence[Prediction]] | None, *, waiting: bool = False) -> str:
     """HTML of images x draws, the original first, with the class and the teacher's prediction below each.
 
     Args:
         first: the epoch of the first draw, from 1.
         waiting: whether room is reserved for the teacher's predictions.
     """
-    _, columns, _, height, width = found["shape"]
+    _, columns, _, height, width = found.shape
     heads = ["Original", *(f"Epoch {first + draw}" for draw in range(columns - 1))]
     cells = [f'<span class="sa-head">{head}</span>' for head in heads]
-    for place, label in enumerate(found["labels"]):
-        number = f"image {found['rows'][place]}" if label else "uploaded image"
-        for column, shares in enumerate([None, *found["mixed"][place]]):
+    for place, label in enumerate(found.labels):
+        number = f"image {found.rows[place]}" if label else "uploaded image"
+        for column, shares in enumerate([None, *found.mixed[place]]):
             lines = (
                 [label or ("uploaded" if column == 0 else "")] if shares is None else [_share(one) for one in shares]
             )
             answer = "<small>&nbsp;</small>" if waiting and predicted is None else ""
             if predicted is not None:
-                clean = predicted[place][0]["class"]
+                clean = predicted[place][0].name
                 meant = clean if shares is None else shares[0][0]  # a mixture is mostly this class
                 answer = _prediction(predicted[place][column], meant, label if shares is None else meant)
             text = "<br>".join(html.escape(line) for line in lines)
-            box = found["boxes"][place * columns + column]
+            box = found.boxes[place * columns + column]
             cells.append(f'<figure title="{number}">{box}<figcaption>{text}</figcaption>{answer}</figure>')
     wide = _wide(height, width)
     style = f"grid-template-columns:repeat({columns},minmax(min({wide}px,56px),{wide}px))"
@@ -215,12 +223,12 @@ def _share(one: Sequence[Any]) -> str:
     return f"{name} {share:.0%}" if share < 1 else str(name)
 
 
-def _prediction(one: dict[str, Any], meant: str, label: str | None) -> str:
+def _prediction(one: Prediction, meant: str, label: str | None) -> str:
     """The teacher's prediction for an image; marked where it is another class than `meant`."""
-    name, sure = html.escape(one["class"]), f"{one['confidence']:.0%}"
-    if one["class"] != meant:
+    name, sure = html.escape(one.name), f"{one.confidence:.0%}"
+    if one.name != meant:
         return f'<small class="sa-flip" title="predicted class: {name}">→ {name} {sure}</small>'
-    tick = "✓" if one["class"] == label else name
+    tick = "✓" if one.name == label else name
     return f'<small title="predicted class: {name}">{tick} {sure}</small>'
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
-from typing import Any
 
 import streamlit as st
 
@@ -13,8 +11,11 @@ from pages.ui.augment import augmented_images
 from pages.ui.charts import basic
 from pages.ui.widgets import formatting, polling, url_state
 from pages.ui.widgets.run_table import RunRow
+from smallalign_core.analysis.label_report import Effect, LabelPreservation
 from smallalign_core.runs.store import Store
 from smallalign_core.service import augmentation_api
+from smallalign_core.service.requests import CheckLabels
+from smallalign_core.system.typed import encode
 
 AUTOMATIC = 1e12
 """Multiply-accumulates that run without a click: about ten seconds on one CPU core."""
@@ -24,17 +25,17 @@ LOOKED_AT, DRAWS, STRENGTHS = (512, 2048), 4, 9
 
 @st.cache_data(max_entries=16, show_spinner=False)
 def _finished(
-    asked: str,
+    asked: CheckLabels,
     root: str,  # noqa: ARG001  # part of the cache's key
-) -> dict[str, Any]:
-    answer = polling.step("risk", **json.loads(asked))
-    report = answer["report"]
+) -> tuple[LabelPreservation, tuple[str, str]]:
+    """The report, and the changed images as style and HTML."""
+    found = polling.step(asked)
     captions = [
-        f"{html.escape(one['before'])} {one['before_confidence']:.0%} → "
-        f"<b>{html.escape(one['after'])} {one['after_confidence']:.0%}</b>"
-        for one in report["flipped"][: augmentation_api.PICTURED]
+        f"{html.escape(one.before)} {one.before_confidence:.0%} → "
+        f"<b>{html.escape(one.after)} {one.after_confidence:.0%}</b>"
+        for one in found.report.flipped[: augmentation_api.PICTURED]
     ]
-    return {"report": report, "flipped": augmented_images.pairs(augmentation_api.unpacked(answer), captions)}
+    return found.report, augmented_images.pairs(found.changed.array(), captions)
 
 
 def limit() -> float:
@@ -56,19 +57,18 @@ def limit() -> float:
     )
 
 
-def panel(question: dict[str, Any], teacher: RunRow, *, looked_at: int, store: Store) -> None:
+def panel(asked: CheckLabels, teacher: RunRow, *, looked_at: int, store: Store) -> None:
     """The whole panel; calls the backend in short steps, so that a click on the page interrupts it.
 
     Args:
-        question: policy, data, seed, strength and limit.
         looked_at: how many validation images there are.
     """
-    asked, root = json.dumps(question | {"teacher": teacher.id}, sort_keys=True), str(store.root.resolve())
+    root, key = str(store.root.resolve()), encode(asked)
     macs = (store.run(teacher.id).result or {}).get("macs", 0)
     images = max(LOOKED_AT[0], min(LOOKED_AT[1], looked_at))
-    much = macs * images * DRAWS * (STRENGTHS + len(question["policy"])) > AUTOMATIC
+    much = macs * images * DRAWS * (STRENGTHS + len(asked.policy)) > AUTOMATIC
     place = st.empty()
-    if much and st.session_state.get(keys.RISK_WANTED) != asked:
+    if much and st.session_state.get(keys.RISK_WANTED) != key:
         with place.container():
             st.caption(
                 f"Slow with this teacher: {images:,} images, {DRAWS} augmented versions each, at every strength."
@@ -77,46 +77,46 @@ def panel(question: dict[str, Any], teacher: RunRow, *, looked_at: int, store: S
                 "Evaluate with teacher",
                 icon=":material/school:",
                 on_click=st.session_state.__setitem__,
-                args=(keys.RISK_WANTED, asked),
+                args=(keys.RISK_WANTED, key),
             )
         return
-    found = polling.wait(
+    report, flipped = polling.wait(
         lambda: _finished(asked, root), f"Evaluating augmented images with {teacher.label}", place=place
     )
     with place.container():
-        _show(found["report"], found["flipped"], question["strength"])
+        _show(report, flipped, asked.strength)
 
 
-def _show(report: dict[str, Any], flipped: tuple[str, str], strength: float) -> None:
-    whole, clean, suggested = report["whole"], report["clean"], report["suggested"]
-    over = whole["flip_low"] > report["limit"]
+def _show(report: LabelPreservation, flipped: tuple[str, str], strength: float) -> None:
+    whole, clean, suggested = report.whole, report.clean, report.suggested
+    over = whole.flip_low > report.limit
     with st.grid(min_column_width=190):
         st.metric(
             "Label-change rate",
-            formatting.percent(whole["flip_rate"]),
+            formatting.percent(whole.flip_rate),
             border=True,
             height="stretch",
             help="Share of augmented images with another predicted class than their original. "
-            f"95% CI {formatting.interval(whole['flip_low'], whole['flip_high'])}.",
+            f"95% CI {formatting.interval(whole.flip_low, whole.flip_high)}.",
         )
-        _before_and_after("Confidence", whole["confidence_before"], whole["confidence_after"])
-        _before_and_after("Accuracy", whole["accuracy_before"], whole["accuracy_after"])
+        _before_and_after("Confidence", whole.confidence_before, whole.confidence_after)
+        _before_and_after("Accuracy", whole.accuracy_before, whole.accuracy_after)
         st.metric(
             "Teacher std. dev.",
-            f"{whole['stddev']:.4f}",
+            f"{whole.stddev:.4f}",
             border=True,
             height="stretch",
             help="Standard deviation of the teacher's mean prediction over groups of images (Wang et al., NeurIPS "
             "2022): lower predicts a better student. Compare only label-preserving policies: it also falls when "
-            f"augmentation destroys the image content. Original images: {clean['stddev']:.4f}.",
+            f"augmentation destroys the image content. Original images: {clean.stddev:.4f}.",
         )
     st.caption(
-        f"{report['images']:,} images, {report['draws']} augmented versions each, seed {report['seed']}, "
+        f"{report.images:,} images, {report.draws} augmented versions each, seed {report.seed}, "
         f"strength {strength:g}. 95% CI of the label-change rate: "
-        f"{formatting.interval(whole['flip_low'], whole['flip_high'])}. The test set is not used."
+        f"{formatting.interval(whole.flip_low, whole.flip_high)}. The test set is not used."
     )
-    if report["warnings"]:
-        listed = "\n".join(f"- {one[:1].upper()}{one[1:]}." for one in report["warnings"])
+    if report.warnings:
+        listed = "\n".join(f"- {one[:1].upper()}{one[1:]}." for one in report.warnings)
         (st.warning if over or "alone" in listed else st.info)(listed)
     else:
         st.success("No warnings: predicted classes are preserved.", icon=":material/check:")
@@ -124,7 +124,7 @@ def _show(report: dict[str, Any], flipped: tuple[str, str], strength: float) -> 
     left, right = st.columns(2, gap="large")
     with left:
         st.markdown("**Strength sweep**")
-        basic.over_strength(report["curve"], limit=report["limit"], now=strength, suggested=suggested, key="risk-curve")
+        basic.over_strength(report.curve, limit=report.limit, now=strength, suggested=suggested, key="risk-curve")
         if suggested is None:
             st.caption("Even the lowest strength of the sweep exceeds the max. label-change rate.")
         elif suggested == strength:
@@ -139,18 +139,18 @@ def _show(report: dict[str, Any], flipped: tuple[str, str], strength: float) -> 
             )
     with right:
         st.markdown("**Per-transform effect**")
-        parts = [(part["name"], part["effect"]) for part in report["parts"]]
+        parts = [(part.name, part.effect) for part in report.parts]
         if parts:
-            basic.by_part(parts, limit=report["limit"], key="risk-parts")
+            basic.by_part(parts, limit=report.limit, key="risk-parts")
             _ranking(parts)
         else:
             st.caption("Mixing transforms change the label by design and are not evaluated.")
 
-    st.markdown(f"**Label changes: {report['flipped_count']:,} augmented images**")
+    st.markdown(f"**Label changes: {report.flipped_count:,} augmented images**")
     if flipped[1]:
         st.html(flipped[0])
         st.html(flipped[1])
-        many = min(augmentation_api.PICTURED, report["flipped_count"])
+        many = min(augmentation_api.PICTURED, report.flipped_count)
         st.caption(f"{many} most confident changes: teacher's prediction before and after augmentation.")
     else:
         st.caption("No predicted class changed.")
@@ -169,16 +169,16 @@ def _before_and_after(name: str, before: float, after: float) -> None:
     )
 
 
-def _ranking(parts: list[tuple[str, dict[str, Any]]]) -> None:
+def _ranking(parts: list[tuple[str, Effect]]) -> None:
     """The metrics of each transform, with their rank by the teacher's standard deviation."""
-    ranked = sorted(range(len(parts)), key=lambda place: parts[place][1]["stddev"])
+    ranked = sorted(range(len(parts)), key=lambda place: parts[place][1].stddev)
     st.dataframe(
         {
             "Transform": [name for name, _ in parts],
-            "Label changes": [effect["flip_rate"] for _, effect in parts],
-            "95% CI": [formatting.interval(effect["flip_low"], effect["flip_high"]) for _, effect in parts],
-            "Confidence": [effect["confidence_after"] for _, effect in parts],
-            "Std. dev.": [effect["stddev"] for _, effect in parts],
+            "Label changes": [effect.flip_rate for _, effect in parts],
+            "95% CI": [formatting.interval(effect.flip_low, effect.flip_high) for _, effect in parts],
+            "Confidence": [effect.confidence_after for _, effect in parts],
+            "Std. dev.": [effect.stddev for _, effect in parts],
             "Rank": [ranked.index(place) + 1 for place in range(len(parts))],
         },
         column_config={

@@ -17,6 +17,7 @@ from pages.ui.widgets.run_table import RunRow
 from smallalign_core.errors import SmallAlignError
 from smallalign_core.runs import policies
 from smallalign_core.runs.store import Store
+from smallalign_core.service.requests import AugmentBatch, PolicyCode, WritePolicy
 from smallalign_core.spec import Augment, RunSpec, canonical, members, parse, parse_policy
 
 FIRST: tuple[dict[str, Any], ...] = ({"kind": "shift", "pixels": 1}, {"kind": "rotate", "degrees": 10})
@@ -96,44 +97,43 @@ def _counted(found: re.Match[str]) -> str:
     return f"{field} {int(found[1]) + 1}"
 
 
-def take_along(question: dict[str, Any], batch: int, teacher: RunRow | None) -> list[dict[str, Any]]:
+def take_along(asked: AugmentBatch, teacher: RunRow | None) -> list[dict[str, Any]]:
     """The policy as YAML, code and command, with a link to training; returns its transforms at this strength.
 
     Args:
-        question: policy, data, seed and strength, as sent to the backend.
+        asked: policy, data, strength, seed and batch size.
     """
-    answer = _code(json.dumps({name: question[name] for name in ("policy", "data_source", "strength")}))
-    source = question["data_source"]["source"]
-    if answer["parts"]:
+    answer = _code(WritePolicy(asked.policy, asked.data, strength=asked.strength))
+    source, parts = asked.data.source, [part.model_dump(mode="json") for part in answer.parts]
+    if parts:
         chosen = {"data": source} | ({"teacher": teacher.id} if teacher else {})
-        carried = written(answer["parts"])
+        carried = written(parts)
         with st.container(horizontal=True, vertical_alignment="center", key="take-along"):
             st.page_link(
                 "distil.py",
                 label="Use in training",
                 icon=":material/science:",
-                query_params=chosen | {KEY: carried, "seed": question["seed"], "batch": batch},
+                query_params=chosen | {KEY: carried, "seed": str(asked.seed), "batch": str(asked.batch)},
             )
             st.caption("Opens Distill with this dataset, teacher, policy, seed and batch size.", width="content")
     yaml, code, command = st.tabs(["YAML", "torchvision", "Command line"], key="code", on_change="ignore")
     with yaml:
-        st.code(answer["policy"], language="yaml", wrap_lines=True)
+        st.code(answer.policy, language="yaml", wrap_lines=True)
         st.caption("The policy at this strength: the `augment` field of a spec, or the input file of `preview`.")
     with code:
-        st.code(answer["code"], language="python", wrap_lines=True)
+        st.code(answer.code, language="python", wrap_lines=True)
     with command:
         words = ["python -m smallalign_core preview policy.yaml --data", shlex.quote(source), "--to sheet"]
         words += ["--teacher", shlex.quote(teacher.name)] if teacher else []
-        words += ["--seed", str(question["seed"])] if question["seed"] else []
+        words += ["--seed", str(asked.seed)] if asked.seed else []
         st.code(" ".join(words), language="bash", wrap_lines=True)
         st.caption("Save the YAML as policy.yaml; this command writes a PNG of augmented images and the predictions.")
-    parts: list[dict[str, Any]] = answer["parts"]
     return parts
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
-def _code(asked: str) -> dict[str, Any]:
-    return context.call("code", "Generating code", **json.loads(asked))
+def _code(asked: WritePolicy) -> PolicyCode:
+    return context.call(asked, "Generating code")
 
 
 def saved(store: Store, *, key: str, parts: Sequence[dict[str, Any]] | None = None) -> None:

@@ -12,6 +12,7 @@ import streamlit as st
 from numpy.typing import NDArray
 
 from pages.ui.charts import plotting, theme
+from smallalign_core.analysis.label_report import Effect
 
 READABLE_CLASSES = 20
 """Number of classes up to which every cell and tick of a matrix is labeled."""
@@ -128,13 +129,13 @@ def _write_counts(figure: go.Figure, counted: NDArray[np.int64], strong: NDArray
         figure.add_annotation(x=predicted, y=true, text=text, showarrow=False, font={"size": 11, "color": colour})
 
 
-def over_strength(
-    curve: Sequence[Mapping[str, Any]], *, limit: float, now: float, suggested: float | None, key: str
-) -> None:
+def over_strength(curve: Sequence[Effect], *, limit: float, now: float, suggested: float | None, key: str) -> None:
     """Label-change rate over the strength of a policy, with its 95% band and the limit."""
     line, accent, good = theme.palette()[0], theme.bad(), theme.good()
-    strengths = [0.0, *(point["strength"] for point in curve)]
-    low, mid, high = ([0.0, *(point[name] for point in curve)] for name in ("flip_low", "flip_rate", "flip_high"))
+    strengths = [0.0, *(point.strength for point in curve)]
+    low = [0.0, *(point.flip_low for point in curve)]
+    mid = [0.0, *(point.flip_rate for point in curve)]
+    high = [0.0, *(point.flip_high for point in curve)]
     figure = go.Figure()
     band = theme.faint(line, 0.2)
     look = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
@@ -152,7 +153,7 @@ def over_strength(
         hovertemplate="strength %{x:g}: %{y:.1%} (%{customdata[0]:.1%} to %{customdata[1]:.1%})<extra></extra>",
     )
     if suggested is not None:
-        there = next(point["flip_rate"] for point in curve if point["strength"] == suggested)
+        there = next(point.flip_rate for point in curve if point.strength == suggested)
         figure.add_scatter(
             x=[suggested],
             y=[there],
@@ -174,11 +175,11 @@ def over_strength(
     show(figure, alt="Label-change rate over global strength.", key=key, height=320)
 
 
-def by_part(parts: Sequence[tuple[str, Mapping[str, Any]]], *, limit: float, key: str) -> None:
+def by_part(parts: Sequence[tuple[str, Effect]], *, limit: float, key: str) -> None:
     """Label-change rate, one bar per transform, with its 95% interval and the limit."""
     line, accent = theme.palette()[0], theme.palette()[1]
     names = [f"{place + 1}. {name}" for place, (name, _) in enumerate(parts)]
-    rates = [effect["flip_rate"] for _, effect in parts]
+    rates = [effect.flip_rate for _, effect in parts]
     figure = go.Figure(
         go.Bar(
             x=rates,
@@ -186,15 +187,15 @@ def by_part(parts: Sequence[tuple[str, Mapping[str, Any]]], *, limit: float, key
             orientation="h",
             marker_color=line,
             error_x={
-                "array": [effect["flip_high"] - effect["flip_rate"] for _, effect in parts],
-                "arrayminus": [effect["flip_rate"] - effect["flip_low"] for _, effect in parts],
+                "array": [effect.flip_high - effect.flip_rate for _, effect in parts],
+                "arrayminus": [effect.flip_rate - effect.flip_low for _, effect in parts],
                 "color": theme.gray(),
             },
             hovertemplate="%{y}: %{x:.1%}<extra></extra>",
         )
     )
     figure.add_vline(x=limit, line={"color": accent, "dash": "dash"})
-    top = max(*(effect["flip_high"] for _, effect in parts), 2 * limit, 0.1) * 1.05
+    top = max(*(effect.flip_high for _, effect in parts), 2 * limit, 0.1) * 1.05
     figure.update_layout(
         xaxis={"title": "label-change rate", "tickformat": ".0%", "range": [0, min(1.02, top)]},
         yaxis={"autorange": "reversed", "automargin": True},
@@ -221,11 +222,6 @@ def answers(top: Sequence[tuple[str, float]], true: str, colour: str, *, longest
 def safe(text: str) -> str:
     """A user's text as HTML."""
     return html.escape(text)
-
-
-def wilson_of(scores: Mapping[str, Any]) -> str:
-    """The 95% confidence interval of an accuracy, as text."""
-    return f"{scores['accuracy_low']:.1%} to {scores['accuracy_high']:.1%}"
 
 
 def wordmark() -> str:

@@ -12,8 +12,8 @@ from plotly.subplots import make_subplots
 
 from pages.ui.charts import plotting, theme
 
-UNIT = 56
-"""Height of a line in CSS pixels."""
+UNIT, DENSE = 56, 24
+"""Height of a line in CSS pixels: with its text above, and beside it."""
 NEAR = 0.72
 """Distance to the line before it, of one about the same thing."""
 ABOVE, BELOW = 0.75, 0.5
@@ -65,6 +65,8 @@ class Panel:
         log: for factors: no effect is x1, else 0.
         reverse: whether less is better: better is always on the right.
         band: half the width of a band around no effect, such as an equivalence margin.
+        tickformat: of a linear axis.
+        beside: whether the texts, which are short, stand left of the lines: for many lines.
     """
 
     lines: Sequence[Line]
@@ -73,6 +75,18 @@ class Panel:
     log: bool = False
     reverse: bool = False
     band: float | None = None
+    tickformat: str | None = None
+    beside: bool = False
+
+    @property
+    def unit(self) -> int:
+        """Height of a line in CSS pixels."""
+        return DENSE if self.beside else UNIT
+
+    @property
+    def span(self) -> float:
+        """Height of all lines, in lines."""
+        return (self.heights()[-1] if self.lines else 0.0) + ABOVE + BELOW
 
     @property
     def edge(self) -> float:
@@ -122,12 +136,12 @@ def forest(
         sides: what left and right mean.
         alt, key, table: as for `plotting.plot`.
     """
-    spans = [panel.heights()[-1] + ABOVE + BELOW if panel.lines else 1.0 for panel in panels]
-    inside = UNIT * sum(spans) + BETWEEN * (len(panels) - 1)
+    heights = [panel.unit * panel.span for panel in panels]
+    inside = sum(heights) + BETWEEN * (len(panels) - 1)
     figure = make_subplots(
         rows=len(panels),
         cols=1,
-        row_heights=spans,
+        row_heights=heights,
         vertical_spacing=BETWEEN / inside if len(panels) > 1 else None,
     )
     for row, panel in enumerate(panels, 1):
@@ -146,6 +160,8 @@ def _panel(figure: go.Figure, panel: Panel, row: int) -> None:
     heights = panel.heights()
     for y, line in zip(heights, panel.lines, strict=True):
         _line(figure, panel, line, y, where)
+        if panel.beside:
+            continue
         figure.add_annotation(
             x=0,
             xref="x domain",
@@ -165,11 +181,12 @@ def _panel(figure: go.Figure, panel: Panel, row: int) -> None:
         range=[ends, -ends] if panel.reverse else [-ends, ends],
         title=panel.title or None,
         zeroline=False,
-        **(log_ticks(panel.far) if panel.log else {"nticks": 7}),
+        **(log_ticks(panel.far) if panel.log else {"nticks": 7, "tickformat": panel.tickformat}),
         **where,
     )
-    last = heights[-1] if heights else 0.0
-    figure.update_yaxes(range=[last + BELOW, -ABOVE], visible=False, fixedrange=True, **where)
+    names = {"tickvals": heights, "ticktext": [line.text for line in panel.lines], "automargin": True}
+    shown = {"showgrid": False, "zeroline": False, **names} if panel.beside else {"visible": False}
+    figure.update_yaxes(range=[panel.span - ABOVE, -ABOVE], fixedrange=True, **shown, **where)
 
 
 def _line(figure: go.Figure, panel: Panel, line: Line, y: float, where: dict[str, int]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import streamlit as st
@@ -13,9 +13,14 @@ from pages.ui.charts import theme
 from pages.ui.widgets import image_grid, polling
 from pages.ui.widgets.run_table import RunRow
 from smallalign_core.analysis import compare
+from smallalign_core.analysis.compare import Compared
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import BadInput
 from smallalign_core.runs.store import Store
+from smallalign_core.service.requests import Compare
+from smallalign_core.service.wire import LongRequest, Progress
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -73,16 +78,15 @@ class Sides:
             return _pair(*asked)
 
 
-@st.cache_data(max_entries=16, show_spinner=False)
+@st.cache_resource(max_entries=16, show_spinner=False)
 def pairs(
     ids: tuple[str, ...],
     split: str,
     root: str,  # noqa: ARG001  # part of the cache's key
-) -> list[dict[str, Any]]:
+) -> tuple[Compared, ...]:
     """The backend's comparison of the first run with each of the others, cached: finished runs do not change."""
-    teacher, *students = ids
-    found = context.call("compare", "Computing predictions", teacher=teacher, students=students, split=split)
-    return [found, *found.pop("others")]
+    found = context.call(Compare(ids, split), "Computing predictions")
+    return found, *found.others
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
@@ -97,20 +101,14 @@ def _pair(
     return compare.pair(*runs, image_grid.splits(runs[1].data, _store), _store, split)
 
 
-@st.cache_data(max_entries=32, show_spinner=False)
-def _finished(
-    verb: str,
-    ids: tuple[str, ...],
-    split: str,
-    key: str,  # noqa: ARG001  # part of the cache's key
-) -> dict[str, Any]:
-    report: dict[str, Any] = polling.step(verb, runs=list(ids), split=split)["report"]
-    return report
+@st.cache_resource(max_entries=32, show_spinner=False)
+def _finished(asked: LongRequest[Progress[R]], key: str) -> R:  # noqa: ARG001  # part of the cache's key
+    return polling.step(asked)
 
 
-def in_steps(verb: str, sides: Sides, label: str) -> dict[str, Any]:
+def in_steps(asked: LongRequest[Progress[R]], sides: Sides, label: str) -> R:
     """The backend's report on all runs, with a progress bar until it is ready. A click on the page interrupts it."""
-    return polling.wait(lambda: _finished(verb, sides.ids, sides.split, sides.key), label)
+    return polling.wait(lambda: _finished(asked, f"{asked.verb()} {sides.key}"), label)
 
 
 def wanted(key: str, asked: str, label: str, about: str, *, icon: str) -> bool:

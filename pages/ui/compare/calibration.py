@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import streamlit as st
 
 from pages.ui.app import context
 from pages.ui.compare import Sides, charts
+from smallalign_core.analysis.compare import Comparison
 from smallalign_core.metrics import reliability, score
 
 LOWEST, HIGHEST, STEPS = 0.05, 20.0, 120
@@ -15,13 +14,13 @@ LOWEST, HIGHEST, STEPS = 0.05, 20.0, 120
 
 
 @st.fragment
-def panel(found: dict[str, Any], sides: Sides) -> None:
+def panel(found: Comparison, sides: Sides) -> None:
     """A table and two diagrams that follow two sliders; nothing is recomputed on the backend."""
     with context.show_errors():
         _draw(found, sides)
 
 
-def _draw(found: dict[str, Any], sides: Sides) -> None:
+def _draw(found: Comparison, sides: Sides) -> None:
     pair = sides.pair()
     fitted_on = "the validation split, which is shown here" if sides.split == "val" else "the validation split"
     st.markdown(
@@ -30,27 +29,26 @@ def _draw(found: dict[str, Any], sides: Sides) -> None:
     )
     columns = st.columns(2, gap="large")
     lines = []
-    for side, logits, colour, column in zip(
-        ("teacher", "student"), (pair.teacher, pair.student), sides.colours, columns, strict=False
+    for (side, scores, fitted), logits, colour, column in zip(
+        found.sides, (pair.teacher, pair.student), sides.colours, columns, strict=False
     ):
-        fitted = found[f"{side}_calibration"]
         with column:
-            tried = _slider(side, fitted["temperature"], sides.key)
+            tried = _slider(side, fitted.temperature, sides.key)
             before, after = reliability(logits, pair.labels), reliability(logits, pair.labels, tried)
             charts.reliability(before, after, tried, colour, key=f"reliability-{side}")
         here = score(logits, pair.labels, pair.classes, tried)
         lines += [
-            (f"{side.capitalize()}, uncalibrated (T = 1)", found[side]),
-            (f"{side.capitalize()}, temperature-scaled (T = {fitted['temperature']:.2f})", fitted["scores"]),
-            (f"{side.capitalize()} at T = {tried:.2f}", here.as_dict()),
+            (f"{side.capitalize()}, uncalibrated (T = 1)", scores),
+            (f"{side.capitalize()}, temperature-scaled (T = {fitted.temperature:.2f})", fitted.scores),
+            (f"{side.capitalize()} at T = {tried:.2f}", here),
         ]
     st.table(
         {
             "": [name for name, _ in lines],
-            "NLL": [f"{scores['nll']:.4f}" for _, scores in lines],
-            "ECE": [f"{scores['ece']:.2%}" for _, scores in lines],
-            "Brier": [f"{scores['brier']:.4f}" for _, scores in lines],
-            "Accuracy": [f"{scores['accuracy']:.2%}" for _, scores in lines],
+            "NLL": [f"{scores.nll:.4f}" for _, scores in lines],
+            "ECE": [f"{scores.ece:.2%}" for _, scores in lines],
+            "Brier": [f"{scores.brier:.4f}" for _, scores in lines],
+            "Accuracy": [f"{scores.accuracy:.2%}" for _, scores in lines],
         },
         width="content",
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import numpy as np
 import streamlit as st
@@ -12,6 +11,7 @@ from pages.ui.charts import basic
 from pages.ui.compare import Sides, shown
 from pages.ui.widgets import url_state
 from smallalign_core.analysis import compare
+from smallalign_core.analysis.compare import Comparison
 
 PER_PAGE = 12
 KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -35,15 +35,15 @@ ABOUT = {
 ANY = "any"
 
 
-def panel(found: dict[str, Any], sides: Sides) -> None:
+def panel(found: Comparison, sides: Sides) -> None:
     """Matrices above, images below; a click on a cell shows its images."""
     highest = compare.commonest_mistake(found)
-    for column, side in zip(st.columns(2), ("teacher", "student"), strict=True):
+    for column, side in zip(st.columns(2), compare.SIDES, strict=True):
         with column:
             st.markdown(f"**{side.capitalize()}**")
             basic.confusion(
-                found[f"{side}_confusion"],
-                found["classes"],
+                found.confusion(side),
+                found.classes,
                 highest=highest,
                 key=f"confusion-{side}",
                 on_cell=functools.partial(_choose, side),
@@ -63,8 +63,8 @@ def _choose(side: str, true: int, predicted: int) -> None:
     url_state.first_page()
 
 
-def _gallery(found: dict[str, Any], sides: Sides) -> None:
-    classes = found["classes"]
+def _gallery(found: Comparison, sides: Sides) -> None:
+    classes = found.classes
     with st.container(horizontal=True, vertical_alignment="bottom"):
         kind = url_state.switch("Show", {name: text for name, (text, _) in KINDS.items()}, key="kind")
     left, right = st.columns(2)
@@ -87,16 +87,16 @@ def _gallery(found: dict[str, Any], sides: Sides) -> None:
     page = url_state.pick_page(pages)
     cases = [pair.case(row) for row in rows[(page - 1) * PER_PAGE : page * PER_PAGE].tolist()]
     st.html(cards(cases, sides, longest=max(map(len, classes))))
-    st.caption(f"{ABOUT[kind]}: {len(rows):,} of {found['images']:,}. Largest KL(teacher || student) first.")
+    st.caption(f"{ABOUT[kind]}: {len(rows):,} of {found.images:,}. Largest KL(teacher || student) first.")
 
 
-def _cells(found: dict[str, Any]) -> dict[str, str]:
+def _cells(found: Comparison) -> dict[str, str]:
     """The non-empty cells, errors first: URL value to text."""
-    classes = found["classes"]
+    classes = found.classes
     mistakes: list[tuple[str, str]] = []
     hits: list[tuple[str, str]] = []
-    for side in ("teacher", "student"):
-        table = np.asarray(found[f"{side}_confusion"])
+    for side in compare.SIDES:
+        table = np.asarray(found.confusion(side))
         for true, predicted in zip(*np.nonzero(table), strict=True):
             about = f"{side}: {classes[true]} → {classes[predicted]} ({table[true, predicted]:,})"
             (hits if true == predicted else mistakes).append((f"{side}-{true}-{predicted}", about))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import streamlit as st
 
 from pages.ui.app import keys
 from pages.ui.compare import Sides, wanted
 from pages.ui.widgets import formatting, polling
+from smallalign_core.analysis.pareto import Limits
+from smallalign_core.service.requests import WriteReport
 
 
-def panel(sides: Sides, limits: dict[str, Any]) -> None:
+def panel(sides: Sides, limits: Limits) -> None:
     """A button that creates the report, and two that download it."""
     asked = f"{sides.key} {limits}"
     about = (
@@ -44,14 +45,12 @@ def panel(sides: Sides, limits: dict[str, Any]) -> None:
     )
 
 
-def _files(asked: str, sides: Sides, limits: dict[str, Any]) -> list[Path]:
+def _files(asked: str, sides: Sides, limits: Limits) -> list[Path]:
     """The report's files; made once per session, or again if the cache was cleared."""
-    known: dict[str, Any] = st.session_state.get(keys.REPORT_FILES, {})
+    known: dict[str, tuple[str, ...]] = st.session_state.get(keys.REPORT_FILES, {})
     files = [Path(name) for name in known.get(asked, [])]
     if not files or not all(file.is_file() for file in files):
-        held = polling.wait(
-            lambda: polling.step("report", runs=list(sides.ids), split=sides.split, limits=limits), "Creating report"
-        )
-        st.session_state[keys.REPORT_FILES] = {asked: held["files"]}
-        files = [Path(name) for name in held["files"]]
+        held = polling.wait(lambda: polling.step(WriteReport(sides.ids, sides.split, limits)), "Creating report")
+        st.session_state[keys.REPORT_FILES] = {asked: held.files}
+        files = [Path(name) for name in held.files]
     return files

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import base64
-import json
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import streamlit as st
@@ -18,6 +17,7 @@ from pages.ui.compare import Sides
 from pages.ui.widgets import image_grid
 from smallalign_core import data
 from smallalign_core.service import augmentation_api
+from smallalign_core.service.requests import Explain, Explained, Pixels
 
 WAYS = {"upload": "Upload", "draw": "Draw", "camera": "Camera"}
 OWN = -1
@@ -28,13 +28,13 @@ SIDE = 168
 
 
 @st.fragment
-def panel(sides: Sides, classes: list[str]) -> None:
+def panel(sides: Sides, classes: Sequence[str]) -> None:
     """An image input, and below it every run's prediction with its saliency map."""
     with context.show_errors():
         _draw(sides, classes)
 
 
-def _draw(sides: Sides, classes: list[str]) -> None:
+def _draw(sides: Sides, classes: Sequence[str]) -> None:
     shape = sides.images().shape
     way = st.segmented_control(
         "Image source", list(WAYS), default="upload", required=True, format_func=WAYS.__getitem__, key="way"
@@ -52,17 +52,17 @@ def _draw(sides: Sides, classes: list[str]) -> None:
         )
         how = st.segmented_control("Saliency method", list(MAPS), default=MAPS[0], required=True, key="map")
     target = None if place == OWN else classes[int(place)]
-    found = _looked(sides.ids, json.dumps(own), target, how == MAPS[1], str(sides.store.root.resolve()))
+    found = _looked(sides.ids, own, target, how == MAPS[1], str(sides.store.root.resolve()))
     image = augmentation_api.decoded(own, shape)
     height, width = _size(*shape[1:])
     cells = [_figure(image_grid.png(image), "Model input", f"{shape[2]} × {shape[1]} pixels", height, width)]
     longest = max(map(len, classes))
     for name, colour, one in zip(sides.names, sides.colours, found, strict=True):
-        heat = np.frombuffer(base64.b64decode(one["heat"]), np.uint8).reshape(shape[1:])
-        about = f"{one['method']} for <b>{basic.safe(one['target'])}</b>"
-        if not one["anything"]:
-            about = f"No evidence for <b>{basic.safe(one['target'])}</b> ({one['method']})"
-        bars = basic.answers(one["top"][:3], "", colour, longest=longest)
+        heat = np.frombuffer(base64.b64decode(one.heat), np.uint8).reshape(shape[1:])
+        about = f"{one.method} for <b>{basic.safe(one.target)}</b>"
+        if not one.anything:
+            about = f"No evidence for <b>{basic.safe(one.target)}</b> ({one.method})"
+        bars = basic.answers(one.top[:3], "", colour, longest=longest)
         cells.append(_figure(image_grid.png(warmed(image, heat)), basic.safe(name), about + bars, height, width))
     st.html(f'<div class="sa-own">{"".join(cells)}</div>')
     st.caption(
@@ -72,34 +72,27 @@ def _draw(sides: Sides, classes: list[str]) -> None:
     )
 
 
-def _given(way: str, shape: tuple[int, int, int]) -> dict[str, Any] | None:
-    """The image in the dataset's size and channels, as `augmentation_api.encoded`; None before there is one."""
+def _given(way: str, shape: tuple[int, int, int]) -> Pixels | None:
+    """The image in the dataset's size and channels; None before there is one."""
     if way == "upload":
         return augmented_images.drop(shape)
     if way == "camera":
         photo = st.camera_input("Take a photo", help="Kept in the memory of this server only.", width=480)
-        return None if photo is None else augmentation_api.encoded(data.decode_one(photo.getvalue(), shape))
+        return None if photo is None else Pixels.of(data.decode_one(photo.getvalue(), shape))
     drawn = browser.sketch(key="sketch", size=shape[1:], channels=shape[0])
-    return None if drawn is None else augmentation_api.encoded(drawn)
+    return None if drawn is None else Pixels.of(drawn)
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
 def _looked(
     ids: tuple[str, ...],
-    own: str,
+    own: Pixels,
     target: str | None,
     occluding: bool,
     root: str,  # noqa: ARG001  # part of the cache's key
-) -> list[dict[str, Any]]:
-    answers: list[dict[str, Any]] = context.call(
-        "look",
-        "Computing predictions and saliency maps",
-        runs=list(ids),
-        own=json.loads(own),
-        target=target,
-        occluding=occluding,
-    )["answers"]
-    return answers
+) -> tuple[Explained, ...]:
+    asked = Explain(ids, own, target, occluding)
+    return context.call(asked, "Computing predictions and saliency maps").answers
 
 
 def warmed(image: NDArray[np.uint8], heat: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -21,8 +21,8 @@ from smallalign_core.analysis.data_quality import QualityReport
 from smallalign_core.data import Decision, Decisions, Splits
 from smallalign_core.errors import Refused, SmallAlignError
 from smallalign_core.runs.store import Store
-from smallalign_core.service.requests import DatasetFacts
-from smallalign_core.spec import DataSpec
+from smallalign_core.service.requests import CheckQuality, DatasetFacts
+from smallalign_core.spec import DataSpec, parse_data
 
 STAGES = (
     *("Reading pixels", "Detecting duplicates", "Extracting features", "Detecting label errors"),
@@ -48,7 +48,8 @@ BULK = {
 
 @st.cache_resource(max_entries=8, ttl=300, show_spinner=False)
 def _finished(asked: str, root: str, fingerprint: str, start: bool) -> QualityReport:  # noqa: ARG001  # the cache's key
-    return QualityReport.from_dict(polling.step("quality", start=start, **json.loads(asked))["report"])
+    about = json.loads(asked)
+    return polling.step(CheckQuality(parse_data(about.pop("source")), **about, start=start))
 
 
 def panel(store: Store, source: str, facts: DatasetFacts) -> None:

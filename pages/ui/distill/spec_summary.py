@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-
 import streamlit as st
 
 from pages.ui.app import context
 from smallalign_core.runs.store import Store
 from smallalign_core.service.requests import Cost, Estimate
-from smallalign_core.spec import RunSpec, parse, to_yaml
+from smallalign_core.spec import RunSpec, to_yaml
 
 
 @st.cache_data(max_entries=64, ttl=60, show_spinner=False)
-def estimate(asked: str) -> Cost:
+def estimate(asked: RunSpec) -> Cost:
     """The estimated cost of a spec's run; cached for a minute, since the machine's load changes."""
-    return context.call(Estimate(parse(json.loads(asked))), "Counting parameters and timing a few training steps")
+    return context.call(Estimate(asked), "Counting parameters and timing a few training steps")
 
 
 def command(

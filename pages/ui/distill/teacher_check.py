@@ -8,12 +8,12 @@ from typing import Any
 import streamlit as st
 
 from pages.ui.app import context, keys
-from pages.ui.charts import basic
 from pages.ui.widgets import formatting, run_table, url_state
 from pages.ui.widgets.run_table import RunRow
+from smallalign_core.analysis.teacher_report import Preflight
 from smallalign_core.runs.store import Store
-from smallalign_core.service.requests import Cost, Submit, Submitted
-from smallalign_core.spec import HintonKd, Loss, RunSpec
+from smallalign_core.service.requests import CheckTeacher, Cost, Submit, Submitted
+from smallalign_core.spec import HintonKd, Loss, RunSpec, parse_data
 from smallalign_core.studies import ablation
 from smallalign_core.studies.ablation import What, capital
 
@@ -91,8 +91,8 @@ def more(fitting: list[RunRow], teacher: RunRow) -> tuple[str, ...]:
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
-def _report(teacher: str, data: str, root: str) -> dict[str, Any]:  # noqa: ARG001  # part of the cache's key
-    return context.call("preflight", "Evaluating the teacher", teacher=teacher, data_source=json.loads(data))
+def _report(teacher: str, data: str, root: str) -> Preflight:  # noqa: ARG001  # part of the cache's key
+    return context.call(CheckTeacher(teacher, parse_data(json.loads(data))), "Evaluating the teacher")
 
 
 def preflight(teacher: RunRow, data: dict[str, Any], *, loss_key: str) -> None:
@@ -106,27 +106,25 @@ def preflight(teacher: RunRow, data: dict[str, Any], *, loss_key: str) -> None:
         return
     with box, context.show_errors():
         found = _report(teacher.id, json.dumps(data), str(context.store().root.resolve()))
-        scores = found["scores"]
-        if found["refused"]:
-            st.error(
-                f"Unsuitable teacher for this dataset: {formatting.plain(found['refused'])}", icon=":material/block:"
-            )
-        for warning in found["warnings"]:
+        scores = found.scores
+        if found.refused:
+            st.error(f"Unsuitable teacher for this dataset: {formatting.plain(found.refused)}", icon=":material/block:")
+        for warning in found.warnings:
             st.warning(capital(warning) + ".")
-        low, high = found["suggested"]
+        low, high = found.suggested
         with st.grid(min_column_width=120):
             st.metric(
                 "Accuracy",
-                formatting.percent(scores["accuracy"]),
+                formatting.percent(scores.accuracy),
                 border=True,
-                help=f"95% CI {basic.wilson_of(scores)} on {scores['images']:,} validation images. "
-                f"Chance level {found['chance']:.1%}.",
+                help=f"95% CI {formatting.interval(scores.accuracy_low, scores.accuracy_high)} on {scores.images:,} "
+                f"validation images. Chance level {found.chance:.1%}.",
             )
             st.metric(
                 "ECE",
-                formatting.percent(scores["ece"]),
+                formatting.percent(scores.ece),
                 border=True,
-                help=f"{found['calibrated_ece']:.1%} temperature-scaled (T = {found['temperature']:.2f}).",
+                help=f"{found.calibrated_ece:.1%} temperature-scaled (T = {found.temperature:.2f}).",
             )
             st.metric(
                 "Suggested T",
@@ -134,15 +132,15 @@ def preflight(teacher: RunRow, data: dict[str, Any], *, loss_key: str) -> None:
                 border=True,
                 help="Temperatures from a mean confidence below 90% to half of the initial confidence. A heuristic.",
             )
-            st.metric("Images/s", formatting.count(found["images_per_second"]), border=True, help=found["device"])
-        worst = ", ".join(f"{name} {recall:.0%}" for name, recall in found["worst"])
-        soft = ", ".join(f"{one['confidence']:.0%} at T = {one['temperature']:g}" for one in found["softness"])
+            st.metric("Images/s", formatting.count(found.images_per_second), border=True, help=found.device)
+        worst = ", ".join(f"{name} {recall:.0%}" for name, recall in found.worst)
+        soft = ", ".join(f"{one.confidence:.0%} at T = {one.temperature:g}" for one in found.softness)
         st.caption(
             f"Lowest recall: {worst}. Mean confidence: {soft}. Determinism (max. logit difference): "
-            f"{found['repeat_diff']:.1g} (repeat), {found['batch_diff']:.1g} (batch of 1)."
+            f"{found.repeat_diff:.1g} (repeat), {found.batch_diff:.1g} (batch of 1)."
         )
-        if found["mapping"]:
-            pairs = ", ".join(f"{ours} → {theirs}" for ours, theirs in found["mapping"][:12])
+        if found.mapping:
+            pairs = ", ".join(f"{ours} → {theirs}" for ours, theirs in found.mapping[:12])
             st.caption(f"Classes matched by name (dataset → teacher): {pairs}.")
         kind = st.session_state.get(f"{loss_key}.kind")
         widget = f"{loss_key}.{kind}.temperature"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 from dataclasses import asdict
-from typing import Any
 
 import streamlit as st
 
@@ -15,7 +14,9 @@ from pages.ui.security import auth
 from pages.ui.widgets import formatting, run_table
 from pages.ui.widgets.run_table import RunRow
 from smallalign_core.errors import SmallAlignError
+from smallalign_core.runs.export_report import ExportReport, Loss, Parity
 from smallalign_core.runs.store import Store
+from smallalign_core.service.requests import Export, SubmitParity
 from smallalign_core.service.users import Role
 from smallalign_core.spec.precision import file_name
 
@@ -25,7 +26,6 @@ PRECISIONS = {
     "int8": "int8",
 }
 MODEL = "the exported file"
-Report = dict[str, Any]
 
 
 def explain_import(row: RunRow) -> None:
@@ -38,9 +38,9 @@ def explain_import(row: RunRow) -> None:
     st.code(f"python -m smallalign_core verify FILE.onnx --run {row.id}", language="bash", wrap_lines=True)
 
 
-def bundles(run: str, store: Store) -> dict[str, Report | str]:
+def bundles(run: str, store: Store) -> dict[str, ExportReport | str]:
     """The backend's report of a run's export in each precision, made now if missing; a message where it fails."""
-    found: dict[str, Report | str] = {}
+    found: dict[str, ExportReport | str] = {}
     for precision in PRECISIONS:
         try:
             found[precision] = bundle(run, store, precision)
@@ -49,32 +49,32 @@ def bundles(run: str, store: Store) -> dict[str, Report | str]:
     return found
 
 
-def bundle(run: str, store: Store, precision: str = "fp32") -> Report:
+def bundle(run: str, store: Store, precision: str = "fp32") -> ExportReport:
     """The backend's report of a run's export in one precision, made now if missing."""
     file = store.root / "exports" / run / file_name("parity.json", precision)
     return _bundle(run, precision, str(store.root), file.stat().st_mtime_ns if file.exists() else 0)
 
 
-@st.cache_data(max_entries=32, show_spinner=False)
+@st.cache_resource(max_entries=32, show_spinner=False)
 def _bundle(
     run: str,
     precision: str,
     root: str,  # noqa: ARG001  # this and the next are part of the cache's key
     changed: int,  # noqa: ARG001
-) -> Report:
+) -> ExportReport:
     waiting = f"Exporting {precision} and comparing predictions with PyTorch"
-    return context.call("bundle", waiting, run=run, precision=precision)
+    return context.call(Export(run, precision), waiting)
 
 
 # --- three precisions -------------------------------------------------------------------------------------------------
 
 
-def sizes(reports: dict[str, Report | str], chosen: str) -> None:
+def sizes(reports: dict[str, ExportReport | str], chosen: str) -> None:
     """Size, accuracy drop and latency of all precisions side by side."""
     columns = ("", "Size", "Acc. drop (val.)", "Acc. drop (test)", "Top-1 match", "Latency p50")  # fits a phone
     rows = [_size_row(name, report, name == chosen) for name, report in reports.items()]
     st.table({name: [row[at] for row in rows] for at, name in enumerate(columns)}, width="content", hide_index=True)
-    limit = next((report["limit"] for report in reports.values() if not isinstance(report, str)), 0.01)
+    limit = next((report.limit for report in reports.values() if not isinstance(report, str)), 0.01)
     st.caption(
         f"Accuracy drop: percentage points relative to PyTorch fp32 on the same images, with 95% CI; drops above "
         f"{100 * limit:g} are flagged. Top-1 match: with PyTorch fp32 on test images. Latency: this machine, batch "
@@ -82,53 +82,53 @@ def sizes(reports: dict[str, Report | str], chosen: str) -> None:
     )
 
 
-def _size_row(name: str, report: Report | str, chosen: bool) -> list[str]:
+def _size_row(name: str, report: ExportReport | str, chosen: bool) -> list[str]:
     first = f"**{name}**" if chosen else name
     if isinstance(report, str):
         return [first, "failed", "–", "–", "–", "–"]
-    loss, proof = report["loss"], report["parity"]
+    loss, proof = report.loss, report.parity
     return [
         first,
-        formatting.size(report["bytes"]),
-        lost(loss["val"]),
-        lost(loss["test"]),
-        formatting.percent(proof["top1_agreement"], 2),
-        f"{proof['p50_ms']:.2f} ms",
+        formatting.size(report.bytes),
+        lost(loss.val),
+        lost(loss.test),
+        formatting.percent(proof.top1_agreement, 2),
+        f"{proof.p50_ms:.2f} ms",
     ]
 
 
-def lost(loss: dict[str, Any]) -> str:
+def lost(loss: Loss) -> str:
     """Accuracy drop in points, with its interval; flagged above the limit."""
-    points = f"{_points(loss['loss'])} ({_points(loss['low'])} to {_points(loss['high'])})"
-    return f":material/flag: {points}" if loss["flagged"] else points
+    points = f"{_points(loss.loss)} ({_points(loss.low)} to {_points(loss.high)})"
+    return f":material/flag: {points}" if loss.flagged else points
 
 
 def _points(share: float) -> str:
     return f"{100 * share:.2f}".replace("-", "−") if round(100 * share, 2) else "0"
 
 
-def flag(report: Report) -> None:
+def flag(report: ExportReport) -> None:
     """Warn of a precision with too large an accuracy drop, or with an inconclusive one."""
-    limit, loss = report["limit"], report["loss"]
-    if report["flagged"]:
+    limit, loss = report.limit, report.loss
+    if report.flagged:
         st.warning(
-            f"The accuracy drop of {report['precision']} exceeds {100 * limit:g} percentage point on this dataset. "
+            f"The accuracy drop of {report.precision} exceeds {100 * limit:g} percentage point on this dataset. "
             "Model card and parity report include this warning. Use fp16 for half the size without this drop.",
             icon=":material/flag:",
         )
-    elif report["precision"] != "fp32" and loss["val"]["high"] > limit:
+    elif report.precision != "fp32" and loss.val.high > limit:
         st.caption(
             f"A drop above {100 * limit:g} percentage point is not ruled out: it is within the 95% CI on "
-            f"{loss['val']['images']:,} validation images. More validation images would narrow the interval."
+            f"{loss.val.images:,} validation images. More validation images would narrow the interval."
         )
 
 
 # --- downloads --------------------------------------------------------------------------------------------------------
 
 
-def downloads(row: RunRow, report: Report) -> None:
+def downloads(row: RunRow, report: ExportReport) -> None:
     """The file, the zip and the demo; inputs and outputs; how to verify the file elsewhere."""
-    precision = report["precision"]
+    precision = report.precision
 
     def url(file: str) -> str:
         return browser.artifact_url(row.id, file_name(file, precision), download=True)
@@ -139,23 +139,23 @@ def downloads(row: RunRow, report: Report) -> None:
         if browser.installed():
             st.link_button("Browser demo", url("demo.zip"), icon=":material/web:")
     st.caption(
-        f"One file of {formatting.size(report['bytes'])}, opset {report['opset']}. The bundle adds a model card, "
+        f"One file of {formatting.size(report.bytes)}, opset {report.opset}. The bundle adds a model card, "
         "parity report, class labels, and sample code for Python, Node and HTML. The browser demo is a static site "
         "with drawing, image upload and camera input."
     )
     with st.expander("Inputs and outputs, SHA-256, verification"):
         st.code(signature(report), language=None)
         st.caption("SHA-256 of the file")
-        st.code(report["sha256"], language=None, wrap_lines=True)
+        st.code(report.sha256, language=None, wrap_lines=True)
         st.caption("Verify the downloaded file on any machine with SmallAlign; modified files are rejected:")
         name = f"{row.id}-{file_name('model.onnx', precision)}"
         st.code(f"python -m smallalign_core verify {name}", language="bash", wrap_lines=True)
 
 
-def signature(report: Report) -> str:
+def signature(report: ExportReport) -> str:
     """The file's input and outputs, one a line."""
-    _, height, width, channels = report["shape"]
-    classes = len(report["classes"])
+    _, height, width, channels = report.shape
+    classes = len(report.classes)
     return (
         f"images         uint8   [N, H, W, {channels}]   any N, H, W; trained on {height} x {width}\n"
         f"logits         float32 [N, {classes}]\nprobabilities  float32 [N, {classes}]   temperature "
@@ -166,21 +166,21 @@ def signature(report: Report) -> str:
 # --- the parity check -------------------------------------------------------------------------------------------------
 
 
-def sentence(report: Report) -> str:
+def sentence(report: ExportReport) -> str:
     """The result of ONNX Runtime against PyTorch."""
-    parity = report["parity"]
+    parity = report.parity
     return (
-        f"Parity check {'passed' if parity['ok'] else 'failed'}: top-1 agreement of ONNX Runtime and PyTorch is "
-        f"{formatting.percent(parity['top1_agreement'], 2)} on {parity['images']:,} test images; "
-        f"max. absolute logit difference {parity['max_abs_diff']:.1e}."
+        f"Parity check {'passed' if parity.ok else 'failed'}: top-1 agreement of ONNX Runtime and PyTorch is "
+        f"{formatting.percent(parity.top1_agreement, 2)} on {parity.images:,} test images; "
+        f"max. absolute logit difference {parity.max_abs_diff:.1e}."
     )
 
 
-def check(row: RunRow, report: Report) -> None:
+def check(row: RunRow, report: ExportReport) -> None:
     """The table of all three runtimes; the browser's row after a check, computed from the logits that it sent."""
-    memory = f"browser-check-{report['sha256']}"
+    memory = f"browser-check-{report.sha256}"
     turn = st.session_state.get(memory, 0)
-    again = report["browser"] is not None
+    again = report.browser is not None
     looks = auth.visitor().role is Role.VIEWER
     if st.button(
         "Repeat check in this browser" if again else "Run check in this browser",
@@ -191,22 +191,22 @@ def check(row: RunRow, report: Report) -> None:
     ):
         turn = st.session_state[memory] = turn + 1
     if turn:
-        report = _answered(row, report, f"{report['sha256']}-{turn}")
+        report = _answered(row, report, f"{report.sha256}-{turn}")
     st.html(_table(report))
     st.caption(_caption(report))
 
 
-def _answered(row: RunRow, report: Report, request: str) -> Report:
+def _answered(row: RunRow, report: ExportReport, request: str) -> ExportReport:
     """The report with this browser's logits, which the backend evaluates and writes into the bundle."""
-    count, height, width, channels = report["shape"]
+    count, height, width, channels = report.shape
     answer = browser.parity(
         key="parity",
         request=request,
-        models={MODEL: browser.artifact_url(row.id, report["file"])},
+        models={MODEL: browser.artifact_url(row.id, report.file)},
         images=browser.artifact_url(row.id, "images.bin"),
         count=count,
         shape=(height, width, channels),
-        classes=len(report["classes"]),
+        classes=len(report.classes),
     )
     reported = st.session_state.get(keys.BROWSER_TOLD)
     if answer is None or reported == request:
@@ -219,9 +219,7 @@ def _answered(row: RunRow, report: Report, request: str) -> Report:
         "runtime": asdict(answer.runtime),
         "timing": timing,
     }
-    found = context.call(
-        "claim", "Evaluating the browser's predictions", run=row.id, precision=report["precision"], said=said
-    )
+    found = context.call(SubmitParity(row.id, report.precision, said), "Evaluating the browser's predictions")
     st.session_state[keys.BROWSER_TOLD] = request
     return found
 
@@ -232,15 +230,15 @@ NAMES = (
 )
 
 
-def _table(report: Report) -> str:
+def _table(report: ExportReport) -> str:
     """One row for each of PyTorch, ONNX Runtime and the browser, as HTML: it scrolls by keyboard and on a phone."""
-    parity, said = report["parity"], report["browser"]
-    accuracy = formatting.percent(parity["reference_accuracy"], 2)
-    torch = ["PyTorch", f"{parity['images']:,}", accuracy, "reference", "reference", *"––––", "PyTorch"]
+    parity, said = report.parity, report.browser
+    accuracy = formatting.percent(parity.reference_accuracy, 2)
+    torch = ["PyTorch", f"{parity.images:,}", accuracy, "reference", "reference", *"––––", "PyTorch"]
     onnx = ["ONNX Runtime", *_figures(parity), "–", "1", "CPU"]
     web = ["This browser", "not checked yet", *["–"] * (len(NAMES) - 2)]
     if said is not None:
-        runtime, load = said["runtime"], said["timing"]["load_ms"]
+        runtime, load = said.runtime, said.timing["load_ms"]
         web = [
             *("This browser", *_figures(said), f"{load:.0f} ms", str(runtime["threads"])),
             f"onnxruntime-web, {runtime['backend']}",
@@ -256,40 +254,40 @@ def _table(report: Report) -> str:
     )
 
 
-def _figures(found: dict[str, Any]) -> list[str]:
+def _figures(found: Parity) -> list[str]:
     return [
         *(
-            f"{found['images']:,}",
-            formatting.percent(found["accuracy"], 2),
-            formatting.percent(found["top1_agreement"], 2),
+            f"{found.images:,}",
+            formatting.percent(found.accuracy, 2),
+            formatting.percent(found.top1_agreement, 2),
         ),
-        *(f"{found['max_abs_diff']:.1e}", f"{found['p50_ms']:.2f} ms", f"{found['p95_ms']:.2f} ms"),
+        *(f"{found.max_abs_diff:.1e}", f"{found.p50_ms:.2f} ms", f"{found.p95_ms:.2f} ms"),
     ]
 
 
-def _caption(report: Report) -> str:
-    said = report["browser"]
+def _caption(report: ExportReport) -> str:
+    said = report.browser
     if said is None:
         return (
-            f"The check sends the file and {report['shape'][0]:,} test images to this browser, which runs inference "
+            f"The check sends the file and {report.shape[0]:,} test images to this browser, which runs inference "
             "locally and returns the logits. They are evaluated here and added to the model card in the bundle."
         )
-    runtime = said["runtime"]
-    verdict = "passed" if said["ok"] else "FAILED"
+    runtime = said.runtime
+    verdict = "passed" if said.ok else "FAILED"
     return (
         f"Browser check {verdict} at the tolerances of this precision; metrics are computed on the server from the "
-        f"returned logits, latencies are as reported by the browser ({said['when']}). "
+        f"returned logits, latencies are as reported by the browser ({said.when}). "
         f"onnxruntime-web {runtime['version']}, "
         f"{runtime['backend']}: {runtime['why']}. {runtime['user_agent']}"
     )
 
 
-def pad(row: RunRow, report: Report, store: Store) -> None:
+def pad(row: RunRow, report: ExportReport, store: Store) -> None:
     """The drawing pad, with the student and its teacher, if any."""
-    models = {"student" if row.teacher else "model": browser.artifact_url(row.id, report["file"])}
+    models = {"student" if row.teacher else "model": browser.artifact_url(row.id, report.file)}
     teacher = next((other for other in run_table.finished(store) if other.id == row.teacher), None)
     if teacher is not None and not teacher.imported:
         bundle(teacher.id, store)
         models["teacher"] = browser.artifact_url(teacher.id, "model.onnx")
-    _, height, width, channels = report["shape"]
-    browser.draw(key="pad", models=models, classes=report["classes"], size=(height, width), channels=channels)
+    _, height, width, channels = report.shape
+    browser.draw(key="pad", models=models, classes=list(report.classes), size=(height, width), channels=channels)

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import plotly.graph_objects as go
 import streamlit as st
 
-from pages.ui.charts import basic, theme
+from pages.ui.charts import basic, forest, plotting, theme
+from smallalign_core.analysis.landscape_report import (
+    Between,
+    Curvature,
+    LandscapeReport,
+    Line,
+    MeasuredRun,
+    Measures,
+    Plane,
+    Trend,
+    Way,
+)
 
+M = TypeVar("M")
 FEW = 6
 """Runs that one chart can show legibly."""
 NORMS = {"eval": "running statistics", "train": "batch statistics", "reestimate": "re-estimated"}
@@ -23,50 +35,55 @@ VERDICTS = {
 }
 
 
-def show(report: Mapping[str, Any], labels: Mapping[str, str], *, key: str) -> None:
+def show(report: LandscapeReport, labels: Mapping[str, str], *, key: str) -> None:
     """A report of `landscape`.
 
     Args:
         labels: names of runs, by id.
     """
-    mode = f"batch norm: {report['norms']} ({NORMS[report['norms']]})"
+    mode = f"batch norm: {report.norms} ({NORMS[report.norms]})"
     st.caption(
-        f"{report['images']:,} training images, seed {report['seed']}, {mode}. None of these measures predicts test "
+        f"{report.images:,} training images, seed {report.seed}, {mode}. None of these measures predicts test "
         "accuracy by itself: rescaling layers changes most of them and no prediction (Dinh et al., 2017)."
     )
-    runs = report["runs"]
-    labels = distinct({run["id"]: labels.get(run["id"], run["name"]) for run in runs})
-    names = [labels[run["id"]] for run in runs]
-    _table(runs, names, report["norms"])
-    if len(runs) > 1 and not report["shared"]:
+    runs = report.runs
+    labels = distinct({run.id: labels.get(run.id, run.name) for run in runs})
+    names = [labels[run.id] for run in runs]
+    _table(runs, names, report.norms)
+    if len(runs) > 1 and not report.shared:
         st.caption("Architectures differ, and so do their random directions; runs of one architecture share them.")
     drawn = list(zip(runs, names, strict=True))[:FEW]
     if len(runs) > FEW:
         st.caption(f"Charts show the first {FEW} of {len(runs)} runs.")
     left, right = st.columns(2, gap="large")
-    if "line" in runs[0]["measures"]:
+    if lines := _measured(drawn, lambda of: of.line):
         with left:
-            _band(drawn, mode, key)
-    if "curvature" in runs[0]["measures"]:
+            _band(lines, mode, key)
+    if spectra := _measured(drawn, lambda of: of.curvature):
         with right:
-            _spectrum(drawn, mode, key)
-    if "plane" in runs[0]["measures"]:
-        _contours(drawn, mode, key)
-    if report["ways"]:
-        _ways(report["ways"], labels, mode, key)
-    if report["between"]:
-        _between(report["between"], labels, mode, key)
-    if report["sizes"]:
-        _sizes(report["sizes"], report["words"], mode, key)
+            _spectrum(spectra, mode, key)
+    if planes := _measured(drawn, lambda of: of.plane):
+        _contours(planes, mode, key)
+    if report.ways:
+        _ways(report.ways, labels, mode, key)
+    if report.between:
+        _between(report.between, labels, mode, key)
+    if report.sizes:
+        _sizes(report.sizes, report.words, mode, key)
     st.download_button(
         "Download JSON",
-        json.dumps(report),
+        json.dumps(report.as_dict()),
         "landscape.json",
         "application/json",
         icon=":material/download:",
         type="tertiary",
         key=f"{key}-download",
     )
+
+
+def _measured(drawn: Sequence[tuple[MeasuredRun, str]], read: Callable[[Measures], M | None]) -> list[tuple[M, str]]:
+    """One measure of each run that has it, with the run's name."""
+    return [(found, name) for run, name in drawn if (found := read(run.measures)) is not None]
 
 
 def distinct(labels: Mapping[str, str]) -> dict[str, str]:
@@ -76,28 +93,25 @@ def distinct(labels: Mapping[str, str]) -> dict[str, str]:
     return {one: " · ".join(part for part in each if part not in common) or labels[one] for one, each in parts.items()}
 
 
-def _table(runs: Sequence[Mapping[str, Any]], names: Sequence[str], norms: str) -> None:
+def _table(runs: Sequence[MeasuredRun], names: Sequence[str], norms: str) -> None:
     columns: dict[str, list[Any]] = {
         **({"Run": list(names)} if len(names) > 1 else {}),
-        "Parameters": [run["params"] for run in runs],
-        "Loss": [run["loss"] for run in runs],
+        "Parameters": [run.params for run in runs],
+        "Loss": [run.loss for run in runs],
     }
-    first = runs[0]["measures"]
-    if "line" in first:
-        columns["Loss rise at 0.2"] = [run["measures"]["line"]["rise"] for run in runs]
-        columns["Maxima per direction"] = [run["measures"]["line"]["maxima"] for run in runs]
-    if "curvature" in first:
-        bent = [run["measures"]["curvature"] for run in runs]
-        columns["λ max"] = [one["eigenvalues"][0] if one["eigenvalues"] else None for one in bent]
-        columns["λ max · |w|²"] = [one["scaled"] for one in bent]
+    if lines := [run.measures.line for run in runs if run.measures.line]:
+        columns["Loss rise at 0.2"] = [one.rise for one in lines]
+        columns["Maxima per direction"] = [one.maxima for one in lines]
+    if bent := [run.measures.curvature for run in runs if run.measures.curvature]:
+        columns["λ max"] = [one.eigenvalues[0] if one.eigenvalues else None for one in bent]
+        columns["λ max · |w|²"] = [one.scaled for one in bent]
         columns["Trace"] = [
-            f"{one['trace']:.4g}" + ("" if one["trace_se"] is None else f" ± {one['trace_se']:.2g}") for one in bent
+            f"{one.trace:.4g}" + ("" if one.trace_se is None else f" ± {one.trace_se:.2g}") for one in bent
         ]
-    if "predictiveness" in first:
-        steps = [run["measures"]["predictiveness"]["strides"][-1] for run in runs]
-        columns["Gradient cosine at 5%"] = [step["cosine"] for step in steps]
-        columns["Cosine, 5th percentile"] = [step["cosine_low"] for step in steps]
-        columns["Loss change at 5%"] = [step["change"] for step in steps]
+    if steps := [run.measures.predictiveness.strides[-1] for run in runs if run.measures.predictiveness]:
+        columns["Gradient cosine at 5%"] = [step.cosine for step in steps]
+        columns["Cosine, 5th percentile"] = [step.cosine_low for step in steps]
+        columns["Loss change at 5%"] = [step.change for step in steps]
     columns["Batch norm"] = [norms] * len(runs)
     plain = [name for name, values in columns.items() if _numbers(values)]
     helps = {
@@ -148,34 +162,25 @@ def _draw(
     basic.show(figure, alt=f"{alt} ({mode})", key=key, height=height, top=top, **csv)
 
 
-Drawn = Sequence[tuple[Mapping[str, Any], str]]
-
-
 def _colours() -> list[str]:
     return theme.palette()
 
 
-def _faint(colour: str) -> str:
-    red, green, blue = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.18)"
-
-
-def _band(drawn: Drawn, mode: str, key: str) -> None:
+def _band(drawn: Sequence[tuple[Line, str]], mode: str, key: str) -> None:
     """The mean over directions with the min-max band."""
     figure = go.Figure()
     everything: list[float] = []
-    for (run, name), colour in zip(drawn, _colours(), strict=False):
-        line = run["measures"]["line"]
-        each = list(zip(*line["losses"], strict=True))
+    for (line, name), colour in zip(drawn, _colours(), strict=False):
+        each = list(zip(*line.losses, strict=True))
         there = [[loss for loss in at if loss is not None] for at in each]
         low, high = [min(at, default=None) for at in there], [max(at, default=None) for at in there]
         mean = [sum(at) / len(at) if at else None for at in there]
         everything += [value for value in (*low, *high) if value is not None]
         quiet = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False, "legendgroup": name}
-        figure.add_scatter(x=line["at"], y=high, **quiet)
-        figure.add_scatter(x=line["at"], y=low, fill="tonexty", fillcolor=_faint(colour), **quiet)
+        figure.add_scatter(x=line.at, y=high, **quiet)
+        figure.add_scatter(x=line.at, y=low, fill="tonexty", fillcolor=theme.faint(colour, 0.18), **quiet)
         figure.add_scatter(
-            x=line["at"],
+            x=line.at,
             y=mean,
             mode="lines",
             line={"color": colour},
@@ -190,7 +195,7 @@ def _band(drawn: Drawn, mode: str, key: str) -> None:
         yaxis={"title": "loss"} | ({"type": "log", "dtick": "D2"} if steep else {}),
         showlegend=len(drawn) > 1,
     )
-    count = len(drawn[0][0]["measures"]["line"]["losses"])
+    count = len(drawn[0][0].losses)
     _draw(
         figure,
         title="Along random directions",
@@ -202,11 +207,11 @@ def _band(drawn: Drawn, mode: str, key: str) -> None:
     st.caption(f"Mean over {count} filter-normalized directions (Li et al., 2018), min-max band; {mode}.")
 
 
-def _spectrum(drawn: Drawn, mode: str, key: str) -> None:
+def _spectrum(drawn: Sequence[tuple[Curvature, str]], mode: str, key: str) -> None:
     figure = go.Figure()
     everything: list[float] = []
-    for (run, name), colour in zip(drawn, _colours(), strict=False):
-        values = run["measures"]["curvature"]["eigenvalues"]
+    for (curvature, name), colour in zip(drawn, _colours(), strict=False):
+        values = curvature.eigenvalues
         everything += values
         figure.add_scatter(
             x=list(range(1, len(values) + 1)),
@@ -227,11 +232,11 @@ def _spectrum(drawn: Drawn, mode: str, key: str) -> None:
     st.caption(f"Largest eigenvalues of the Hessian (Lanczos); {mode}.")
 
 
-def _contours(drawn: Drawn, mode: str, key: str) -> None:
+def _contours(drawn: Sequence[tuple[Plane, str]], mode: str, key: str) -> None:
     """One plane per run; all share the color scale, and directions where architectures match."""
     st.markdown("**Plane of two random directions**")
-    planes = [run["measures"]["plane"] for run, _ in drawn]
-    figures = [_contour(one, planes, one["at"]) for one in planes]
+    planes = [plane for plane, _ in drawn]
+    figures = [_contour(one, planes, one.at) for one in planes]
     names = [name if len(drawn) > 1 else "" for _, name in drawn]
     for figure in figures:
         figure.add_scatter(x=[0], y=[0], mode="markers", marker={"color": "#FFFFFF", "symbol": "x"}, hoverinfo="skip")
@@ -242,17 +247,17 @@ def _contours(drawn: Drawn, mode: str, key: str) -> None:
     st.caption(f"Cross: trained weights. Logarithmic color scale. {shared}{mode}.")
 
 
-def _between(planes: Sequence[Mapping[str, Any]], labels: Mapping[str, str], mode: str, key: str) -> None:
+def _between(planes: Sequence[Between], labels: Mapping[str, str], mode: str, key: str) -> None:
     """The planes through the first run and another."""
-    first = labels.get(planes[0]["run"], planes[0]["run"])
+    first = labels.get(planes[0].run, planes[0].run)
     st.markdown(f"**Planes from {first} to other runs**")
-    figures = [_contour(one, planes, one["shares"]) for one in planes[:FEW]]
+    figures = [_contour(one, planes, one.shares) for one in planes[:FEW]]
     for figure in figures:
         ends = {"mode": "markers", "marker": {"color": "#FFFFFF", "symbol": "x"}, "hoverinfo": "skip"}
         figure.add_scatter(x=[0, 1], y=[0, 0], **ends)
         figure.update_xaxes(title="interpolation", tickformat=".0%")
         figure.update_yaxes(title="random direction")
-    names = [f"to {labels.get(one['other'], one['to'])}" for one in planes[:FEW]]
+    names = [f"to {labels.get(one.other, one.to)}" for one in planes[:FEW]]
     _beside(figures, names, mode, f"{key}-between")
     st.caption(
         "Crosses: first run (left) and other run (right); vertical: a filter-normalized random direction. "
@@ -275,18 +280,18 @@ def _beside(figures: Sequence[go.Figure], names: Sequence[str], mode: str, key: 
             _draw(figure, title=name, mode=mode, alt=alt, key=f"{key}-{place}", height=330, table=table)
 
 
-def _contour(plane: Mapping[str, Any], planes: Sequence[Mapping[str, Any]], across: Sequence[float]) -> go.Figure:
+def _contour(plane: Plane, planes: Sequence[Plane], across: Sequence[float]) -> go.Figure:
     """One plane in the shared color scale."""
-    logs = [[list(map(_logarithm, line)) for line in one["losses"]] for one in planes]
+    logs = [[list(map(_logarithm, line)) for line in one.losses] for one in planes]
     values = [z for one in logs for line in one for z in line if z is not None]
     low, high = min(values, default=0.0), max(values, default=1.0)
     ticks = [low + (high - low) * place / 4 for place in range(5)]
     figure = go.Figure(
         go.Contour(
             x=across,
-            y=plane["at"],
-            z=[list(map(_logarithm, line)) for line in plane["losses"]],
-            customdata=plane["losses"],
+            y=plane.at,
+            z=[list(map(_logarithm, line)) for line in plane.losses],
+            customdata=plane.losses,
             contours={"start": low, "end": high, "size": (high - low) / 14 or 1.0},
             zmin=low,
             zmax=high,
@@ -310,19 +315,19 @@ def _logarithm(loss: float | None) -> float | None:
     return None if loss is None else math.log10(max(loss, 1e-12))
 
 
-def _ways(ways: Sequence[Mapping[str, Any]], labels: Mapping[str, str], mode: str, key: str) -> None:
+def _ways(ways: Sequence[Way], labels: Mapping[str, str], mode: str, key: str) -> None:
     figure = go.Figure()
     for way, colour in zip(ways, _colours(), strict=False):
         figure.add_scatter(
-            x=way["at"],
-            y=way["losses"],
+            x=way.at,
+            y=way.losses,
             mode="lines",
             line={"color": colour},
-            name=f"to {labels.get(way['other'], way['to'])}: barrier {_spread(way['barrier'], None)}",
+            name=f"to {labels.get(way.other, way.to)}: barrier {_spread(way.barrier, None)}",
             hovertemplate="interpolation %{x:.0%}: %{y:.4g}<extra></extra>",
         )
     figure.update_layout(xaxis={"title": "interpolation", "tickformat": ".0%"}, yaxis_title="loss", showlegend=True)
-    first = labels.get(ways[0]["run"], ways[0]["run"])
+    first = labels.get(ways[0].run, ways[0].run)
     _draw(
         figure,
         title=f"Linear interpolation from {first}",
@@ -337,63 +342,45 @@ def _ways(ways: Sequence[Mapping[str, Any]], labels: Mapping[str, str], mode: st
     )
 
 
-def _sizes(trends: Sequence[Mapping[str, Any]], words: Sequence[str], mode: str, key: str) -> None:
+def _sizes(trends: Sequence[Trend], words: Sequence[str], mode: str, key: str) -> None:
     """Whether smaller is more rugged: each measure's slope over the size, in half-widths of its own interval."""
     st.markdown("**Ruggedness by student size**")
-    rated = [trend for trend in trends if trend["slope"] is not None and trend["high"] > trend["low"]]
     colours = {"supports": _colours()[0], "opposite": _colours()[1]}
-    grey = theme.gray()
-    figure = go.Figure()
-    middles: list[float] = []
-    for place, trend in enumerate(reversed(rated)):
-        half = (trend["high"] - trend["low"]) / 2
-        middle = -trend["slope"] * trend["rugged"] / half  # to the right: smaller is more rugged
-        colour = colours.get(trend["verdict"], grey)
-        middles.append(middle)
-        bar = {"color": colour, "width": 4}
-        figure.add_scatter(
-            x=[middle - 1, middle + 1], y=[place, place], mode="lines", line=bar, hoverinfo="skip", showlegend=False
-        )
-        figure.add_scatter(
-            x=[middle],
-            y=[place],
-            mode="markers",
-            marker={"color": colour, "size": 11, "symbol": "diamond"},
-            showlegend=False,
-            hovertemplate=f"{trend['slope']:+.3g} ({trend['low']:+.3g} to {trend['high']:+.3g})<extra></extra>",
-        )
-        text = {"text": trend["name"], "showarrow": False, "xanchor": "left", "yanchor": "bottom", "yshift": 7}
-        figure.add_annotation(x=0, xref="paper", y=place, font={"size": 12}, **text)
-    if rated:
-        figure.add_vline(x=0, line={"color": theme.quiet(), "width": 2})
-        for x, anchor, side in ((0, "left", "← bigger is more rugged"), (1, "right", "smaller is →")):
-            figure.add_annotation(
-                x=x, y=1, xref="paper", yref="paper", text=side, showarrow=False, xanchor=anchor, yanchor="bottom"
+    lines, rows = [], []
+    for trend in trends:
+        if trend.slope is None or trend.low is None or trend.high is None or trend.high <= trend.low:
+            continue
+        middle = -trend.slope * trend.rugged / ((trend.high - trend.low) / 2)  # to the right: smaller is more rugged
+        lines.append(
+            forest.Line(
+                trend.name,
+                colours.get(trend.verdict, theme.gray()),
+                middle,
+                middle - 1,
+                middle + 1,
+                hover=f"{trend.slope:+.3g} ({trend.low:+.3g} to {trend.high:+.3g})",
             )
-        figure.update_yaxes(visible=False, range=[-0.6, len(rated) - 0.1])
-        reach = [end for middle in middles for end in (middle - 1.1, middle + 1.1)]
-        figure.update_xaxes(
-            range=[min(-1.5, *reach), max(1.5, *reach)],
-            title="slope per log₂ parameters, in half-widths of its 95% CI",
         )
-        _draw(
-            figure,
-            title="",
-            mode=mode,
-            alt="Slopes of each measure over the size.",
+        rows.append({"measure": trend.name, "slope": trend.slope, "low": trend.low, "high": trend.high})
+    if lines:
+        far = max(1.5, *(1.1 + abs(line.mean or 0.0) for line in lines))
+        title = f"slope per log₂ parameters,<br>in half-widths of its 95% CI [{mode.split(' (')[0]}]"
+        forest.forest(
+            [forest.Panel(lines, far, title=title)],
+            alt=f"Slopes of each measure over the size ({mode}).",
             key=f"{key}-sizes",
-            height=110 + 52 * len(rated),
-            top=56,  # below the button that saves
+            sides=("← bigger is more rugged", "smaller is →"),
+            table=plotting.columns(rows),
         )
     st.dataframe(
         {
-            "Measure": [trend["name"] for trend in trends],
-            "Result": [VERDICTS[trend["verdict"]] for trend in trends],
+            "Measure": [trend.name for trend in trends],
+            "Result": [VERDICTS[trend.verdict] for trend in trends],
             **{
-                f"{size:,}": [_spread(trend["means"][at], trend["spreads"][at]) for trend in trends]
-                for at, size in enumerate(trends[0]["sizes"])
+                f"{size:,}": [_spread(trend.means[at], trend.spreads[at]) for trend in trends]
+                for at, size in enumerate(trends[0].sizes)
             },
-            "p (Holm)": [trend["p"] for trend in trends],
+            "p (Holm)": [trend.p for trend in trends],
         },
         column_config={"p (Holm)": st.column_config.NumberColumn(format="%.3g")},
         hide_index=True,

@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
 
 import streamlit as st
 
@@ -15,7 +14,10 @@ from pages.ui.app import context
 from pages.ui.landscape import charts
 from pages.ui.widgets import formatting, polling
 from pages.ui.widgets.run_table import RunRow
+from smallalign_core.analysis.landscape_report import LandscapeCost, LandscapeReport
 from smallalign_core.runs.store import Store
+from smallalign_core.service.requests import LandscapeProgress, MeasureLandscape
+from smallalign_core.service.wire import Progress
 
 SHORT = {"eval": "Running", "train": "Batch", "reestimate": "Re-estimated"}
 MEASURES = {
@@ -52,7 +54,7 @@ def panel(rows: Sequence[RunRow], store: Store, *, key: str = "landscape") -> No
             _computed(request, finished, store, key)
 
 
-def _request(rows: Mapping[str, RunRow], key: str) -> dict[str, Any] | None:
+def _request(rows: Mapping[str, RunRow], key: str) -> MeasureLandscape | None:
     """The request to the backend; None if nothing is selected."""
     runs = list(rows)
     if len(rows) > 1:
@@ -90,39 +92,43 @@ def _request(rows: Mapping[str, RunRow], key: str) -> dict[str, Any] | None:
     if not runs or not measures:
         st.caption("Select at least one run and one measure.")
         return None
-    return {"runs": runs, "measures": list(measures), "norms": norms, "images": images}
+    return MeasureLandscape(tuple(runs), tuple(measures), norms, images)
 
 
-@st.cache_data(max_entries=16, show_spinner=False)
-def _found(asked: str, root: str, start: bool) -> dict[str, Any]:  # noqa: ARG001  # part of the cache's key
-    found: dict[str, Any] = polling.step("landscape", start=start, **json.loads(asked))["report"]
-    return found
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _found(asked: MeasureLandscape, root: str) -> LandscapeReport:  # noqa: ARG001  # part of the cache's key
+    return polling.step(asked)
 
 
-def _computed(values: dict[str, Any], rows: Mapping[str, RunRow], store: Store, key: str) -> None:
-    asked, root = json.dumps(values, sort_keys=True), str(store.root.resolve())
+def _computed(asked: MeasureLandscape, rows: Mapping[str, RunRow], store: Store, key: str) -> None:
+    root = str(store.root.resolve())
     place = st.empty()
     place.caption("Loading runs …")
     try:
         found = polling.wait(
-            lambda: _found(asked, root, st.session_state.get(f"{key}-wanted") == asked),
+            lambda: _found(replace(asked, start=st.session_state.get(f"{key}-wanted") == asked), root),
             "Computing",
             place=place,
-            started=lambda answer: "cost" not in answer,
+            started=lambda answer: _cost(answer) is None,
         )
     except polling.Unfinished as priced:
         with place.container():
-            _price(priced.answer["cost"], asked, key)
+            if cost := _cost(priced.answer):
+                _price(cost, asked, key)
         return
     with place.container():
         charts.show(found, {id: row.label for id, row in rows.items()}, key=key)
 
 
-def _price(cost: dict[str, Any], asked: str, key: str) -> None:
-    kept = cost["tasks"] - cost["missing"]
+def _cost(answer: Progress[object]) -> LandscapeCost | None:
+    return answer.cost if isinstance(answer, LandscapeProgress) else None
+
+
+def _price(cost: LandscapeCost, asked: MeasureLandscape, key: str) -> None:
+    kept = cost.tasks - cost.missing
     st.caption(
-        f"About {formatting.duration(cost['seconds'])} on one core: {cost['losses']:,} batch losses and "
-        f"{cost['gradients']:,} batch gradients. {kept} of {cost['tasks']} measures are cached."
+        f"About {formatting.duration(cost.seconds)} on one core: {cost.losses:,} batch losses and "
+        f"{cost.gradients:,} batch gradients. {kept} of {cost.tasks} measures are cached."
     )
     st.button(
         "Compute",

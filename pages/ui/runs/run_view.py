@@ -10,20 +10,24 @@ import streamlit as st
 from pages.ui.ablation import panel as worth
 from pages.ui.app import context
 from pages.ui.charts import basic
-from pages.ui.distill import spec_summary
+from pages.ui.distill import python_file, spec_summary
 from pages.ui.landscape import panel as landscapes
 from pages.ui.runs import live
 from pages.ui.widgets import formatting, run_table, url_state
 from pages.ui.widgets.run_table import RunRow
 from smallalign_core import data
+from smallalign_core.metrics import in_words, macro_of
 from smallalign_core.runs.store import Run, State, Store
-from smallalign_core.studies import lifecycle
+from smallalign_core.spec import each_code
+from smallalign_core.studies import ablation, lifecycle
 from smallalign_core.studies.ablation import What, capital
 
 CONTROLS: dict[What, str] = {
     "teacher": "without teacher (labels only)",
     "shuffled": "with teacher logits shuffled within class",
+    "balance": "without class balance",
 }
+SELECTED = {"accuracy": "accuracy", "macro": "macro recall"}
 EVIDENCE = 3
 """Seeds below which results carry a warning."""
 
@@ -71,7 +75,8 @@ def show(run: Run, store: Store) -> None:
             if missed := sum(share == 0 for share in run.result["test"]["recall"].values()):
                 st.caption(
                     f":material/warning: {missed} of {len(run.result['test']['recall'])} classes have zero recall on "
-                    "the test set; accuracy hides this for rare classes. See Per class."
+                    "the test set; accuracy hides this for rare classes. See Per class, and Class balance on the page "
+                    "Distill."
                 )
         landscapes.panel([row], store)
     _details(run, row, store)
@@ -153,6 +158,13 @@ def _scores(result: dict[str, Any], row: RunRow, store: Store) -> None:
     with st.grid(min_column_width=150):
         st.metric("Test accuracy", formatting.percent(test["accuracy"], 2), border=True)
         st.metric(
+            "Macro recall",
+            formatting.percent(macro_of(test["recall"]), 2),
+            border=True,
+            help="Mean recall over classes (balanced accuracy): each class counts the same. "
+            + (f"On test, with 95% CIs: {in_words(test)}." if in_words(test) else ""),
+        )
+        st.metric(
             "Test NLL", f"{test['nll']:.4f}", border=True, help="Mean negative log-likelihood in nats. Lower is better."
         )
         st.metric(
@@ -199,7 +211,7 @@ def _scores(result: dict[str, Any], row: RunRow, store: Store) -> None:
     text = (
         f"Test accuracy 95% CI {formatting.interval(test['accuracy_low'], test['accuracy_high'])} on "
         f"{test['images']:,} images. "
-        f"Best epoch by validation: {result['best_epoch']} "
+        f"Best epoch by validation {SELECTED[store.run(row.id).spec.select]}: {result['best_epoch']} "
         f"({formatting.percent(result['val']['accuracy'])} on {result['val']['images']:,} images). "
     )
     if "last" in result:
@@ -222,13 +234,17 @@ def _scores(result: dict[str, Any], row: RunRow, store: Store) -> None:
 
 def _details(run: Run, row: RunRow, store: Store) -> None:
     names = ["Spec and command", *(["Per class"] if row.finished else []), "Log"]
-    names += ["Ablation: teacher"] if row.teacher and not run.spec.shuffled else []
+    names += ["Python files"] if each_code(run.spec) else []
+    names += ["Ablation"] if _baselines(run) else []
     tabs = url_state.tabs(names, key="tab")
     with tabs["Spec and command"]:
         spec_summary.command(run.spec, store)
+    if "Python files" in tabs and tabs["Python files"].open:
+        with tabs["Python files"]:
+            python_file.show(run)
     if "Per class" in tabs and tabs["Per class"].open and run.result:
         with tabs["Per class"]:
-            basic.recall({"test": data.in_order(run.result["test"]["recall"])}, key="recall")
+            _per_class(run.result)
     if tabs["Log"].open:
         with tabs["Log"]:
             st.code(
@@ -236,15 +252,55 @@ def _details(run: Run, row: RunRow, store: Store) -> None:
                 language=None,
                 height=280,
             )
-    if "Ablation: teacher" in tabs and tabs["Ablation: teacher"].open:
-        with tabs["Ablation: teacher"]:
+    if "Ablation" in tabs and tabs["Ablation"].open:
+        with tabs["Ablation"]:
             _ablation(run, store)
+
+
+def _per_class(result: dict[str, Any]) -> None:
+    """Recall, precision and calibration of each class."""
+    recall = data.in_order(result["test"]["recall"])
+    basic.recall({"test": recall}, key="recall")
+    if (found := result.get("per_class")) is None:  # of a run from before they were computed
+        return
+    rows = [(name, found[name]) for name in recall]
+    columns: dict[str, list[Any]] = {
+        "Class": [name for name, _ in rows],
+        "Test images": [one["images"] for _, one in rows],
+        "Recall": [one["recall"] for _, one in rows],
+        "95% CI": [formatting.interval(one["recall_low"], one["recall_high"]) for _, one in rows],
+        "Precision": [one["precision"] for _, one in rows],
+        "F1": [one["f1"] for _, one in rows],
+        "ECE": [one["ece"] for _, one in rows],
+        "Mean probability minus share": [100 * one["excess"] for _, one in rows],
+    }
+    share = st.column_config.NumberColumn(format="percent")
+    st.dataframe(
+        columns,
+        column_config={name: share for name in ("Recall", "Precision", "F1", "ECE")}
+        | {"Mean probability minus share": st.column_config.NumberColumn(format="%+.2f")},
+        hide_index=True,
+        lazy=False,
+        alt="Each class: test images, recall, precision, F1 and calibration.",
+    )
+    st.caption(
+        "ECE: calibration error of the class's own probability, temperature-scaled (classwise ECE; Kull et al., 2019). "
+        "Mean probability minus share, in points: above zero, the class is overestimated. No precision: the class is "
+        "never predicted."
+    )
+
+
+def _baselines(run: Run) -> dict[str, str]:
+    """The baselines that this run can be compared with."""
+    if run.spec.shuffled:  # itself one
+        return {}
+    return {str(what): text for what, text in CONTROLS.items() if ablation.CONTROLS[what].present(run.spec)}
 
 
 def _ablation(run: Run, store: Store) -> None:
     """The run against its baselines, over seeds."""
-    chosen = url_state.switch("Baseline", {str(one): text for one, text in CONTROLS.items()}, key="control")
-    what: What = "shuffled" if chosen == "shuffled" else "teacher"
+    chosen = url_state.switch("Baseline", _baselines(run), key="control")
+    what = next(one for one in CONTROLS if one == chosen)
     worth.panel(run.spec.model_dump(), what, store, key=f"worth-{what}")
 
 

@@ -50,7 +50,10 @@ def visitor() -> User:
 def of_browser(token: object, session: str) -> User:
     """A browser where no login is required, named by the digest of its cookie, so that the name grants nothing."""
     known = token if isinstance(token, str) and _TOKEN.fullmatch(token) else session
-    return User("browser " + hashlib.sha256(known.encode()).hexdigest()[:12])
+    name = "browser " + hashlib.sha256(known.encode()).hexdigest()[:12]
+    # `check_exposure` refuses a server without login that others could reach; this must hold even if that was left out.
+    alone = is_loopback(str(st.get_option("server.address") or "0.0.0.0")) and not allowed_hosts()
+    return User(name, Role.LOCAL if alone else Role.RUNNER)
 
 
 def of_claims(claims: Mapping[str, Any]) -> User:

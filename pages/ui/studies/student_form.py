@@ -8,6 +8,7 @@ from typing import Any
 
 import streamlit as st
 
+from pages.ui.distill import python_file
 from pages.ui.widgets import forms, run_table, url_state
 from smallalign_core.errors import BadSpec
 from smallalign_core.runs.store import Store
@@ -37,14 +38,18 @@ def form(
     # A larger form has columns of its own, in which two more would be too narrow.
     left, right = (st.container(), st.container()) if whole or not distilled else st.columns(2, gap="medium")
     with left:
-        network = forms.choice("Student architecture", members(Network), key=f"{key}.network", start=Cnn().kind)
+        network = forms.choice(
+            "Student architecture", forms.offered(members(Network)), key=f"{key}.network", start=Cnn().kind
+        )
     with right:
         fitting = [row for row in run_table.finished(store) if row.classes == classes]
         empty = "None (labels only)"
         teacher = url_state.pick_row("Teacher", fitting, key=f"{key}-teacher", none=empty) if distilled else None
         chosen: dict[str, Any] = {"teacher": teacher.id if teacher else None, "network": network}
         if whole:
-            chosen["loss"] = forms.choice("Loss", loss_kinds(taught=teacher is not None), key=f"{key}.loss")
+            chosen["loss"] = forms.choice(
+                "Loss", forms.offered(loss_kinds(taught=teacher is not None)), key=f"{key}.loss"
+            )
         numbers, images = st.columns([len(only), 1])
         with numbers:
             chosen |= forms.part(RunSpec, key=key, only=only, across=len(only))
@@ -57,6 +62,7 @@ def form(
         ):
             chosen |= forms.part(RunSpec, key=key, only=("augment",))
     chosen["data"] = {"source": source, **of_data}
+    python_file.allow(parse(chosen))
     written = canonical(parse(chosen))
     written["data"].pop("source")
     written.pop("teacher", None)

@@ -16,7 +16,7 @@ from smallalign_core.search import SearchSpec
 from smallalign_core.service.requests import EstimateStudy, StartStudy, StudyCost
 from smallalign_core.spec import RunSpec, canonical
 from smallalign_core.studies.base import study_id
-from smallalign_core.studies.lifecycle import AnyStudySpec
+from smallalign_core.studies.kinds import AnyStudySpec
 
 
 def begin(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import streamlit as st
 
@@ -13,7 +12,7 @@ from smallalign_core.runs.store import Store
 from smallalign_core.search import KIND as SEARCH  # noqa: F401  # its import makes searches known to `lifecycle`
 from smallalign_core.studies import lifecycle
 from smallalign_core.studies.base import StudyReport
-from smallalign_core.studies.lifecycle import Study
+from smallalign_core.studies.lifecycle import Study, StudySummary
 
 LISTED = 4
 """Number of studies listed before the rest is collapsed."""
@@ -35,7 +34,7 @@ class Kind:
 def listing(store: Store, kind: Kind) -> None:
     """The studies of this store, newest first, each a link."""
     lines = [lifecycle.summary(study, store) for study in lifecycle.listing(store)]
-    lines = [line for line in lines if line["kind"] in (kind.name, "damaged")]
+    lines = [line for line in lines if line.kind in (kind.name, None)]
     if not lines:
         st.caption("No studies yet. **Start study** runs the defaults below.")
         return
@@ -45,18 +44,18 @@ def listing(store: Store, kind: Kind) -> None:
             _lines(lines[LISTED:], kind)
 
 
-def _lines(lines: list[dict[str, Any]], kind: Kind) -> None:
+def _lines(lines: list[StudySummary], kind: Kind) -> None:
     for line in lines:
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-            lost = line["kind"] == "damaged"
-            label = f"{'Damaged' if lost else line['title']} · {line['id'][:6]}"
-            icon = ":material/broken_image:" if lost else ":material/play_circle:" if line["active"] else kind.icon
-            st.page_link(kind.page, label=label, icon=icon, query_params={"study": line["id"]})
+            lost = line.kind is None
+            label = f"{'Damaged' if lost else line.title} · {line.id[:6]}"
+            icon = ":material/broken_image:" if lost else ":material/play_circle:" if line.active else kind.icon
+            st.page_link(kind.page, label=label, icon=icon, query_params={"study": line.id})
             if lost:
-                st.caption(f":red[{formatting.plain(line['title'])}]")
+                st.caption(f":red[{formatting.plain(line.title)}]")
                 continue
-            state = "running" if line["active"] else "done" if line["done"] == line["known"] else "paused"
-            st.caption(f"{state}, {line['done']} of {line['known']} runs · {formatting.ago(line['created'])}")
+            state = "running" if line.active else "done" if line.done == line.known else "paused"
+            st.caption(f"{state}, {line.done} of {line.known} runs · {formatting.ago(line.created)}")
 
 
 def opened(reference: str, store: Store, kind: Kind) -> tuple[Study, StudyReport] | None:

@@ -43,6 +43,14 @@ NAMES = {
     "amount": "Standard deviation",
     "augment": "Augmentation",
     "warmup": "Warm-up",
+    "with": "Arguments",
+    "call": "Function or class",
+    "entry": "Entry point",
+    "PythonNetwork.weights": "Initial weights",
+    "balance": "Class balance",
+    "tau": "τ",
+    "q": "q",
+    "select": "Best epoch by",
 }
 """Labels of fields whose name is a symbol, short, or not the usual term."""
 UNSET = {"size": "original", "bits": "full precision", "groups": "none"}
@@ -76,6 +84,9 @@ def plain(name: str, field: FieldInfo, key: str, owner: str = "") -> Any:
         return st.selectbox(
             options=options, format_func=lambda one: unset if one is None else str(one), placeholder=unset, **look
         )
+    if get_origin(kind) is dict:  # keyword arguments, on one line
+        begin(key, "")
+        return st.text_input(placeholder="width=24, depth=2", **look)
     begin(key, default)
     if kind is bool:
         return st.toggle(**look)

@@ -13,9 +13,12 @@ from typing import Any, Union, get_args, get_origin
 import streamlit as st
 from pydantic.fields import FieldInfo
 
+from pages.ui.security import auth
 from pages.ui.widgets.fields import begin, label, limit, plain
-from smallalign_core.spec import Part, members
+from smallalign_core.service.users import Role
+from smallalign_core.spec import Code, Part, members
 from smallalign_core.spec.augment import GROUPS
+from smallalign_core.spec.python import on_one_line
 
 ACROSS = 3
 
@@ -29,6 +32,12 @@ def kind_label(member: type[Part]) -> str:
     """The first words of a part's docstring, and its kind."""
     words = re.split(r"\s*[:;(.]", (member.__doc__ or "").strip())[0]
     return words if words.lower() == kind_of(member) else f"{words} ({kind_of(member)})"
+
+
+def offered(family: Iterable[type[Part]]) -> list[type[Part]]:
+    """The members of a family for the current user: Python files run for the owner of the machine only."""
+    own = auth.visitor().role is Role.LOCAL
+    return [member for member in family if own or not issubclass(member, Code)]
 
 
 def part(
@@ -176,6 +185,8 @@ def fill(values: Mapping[str, Any], *, key: str) -> None:
             fill(
                 {field: given for field, given in value.items() if field != "kind"}, key=f"{key}.{name}.{value['kind']}"
             )
+        elif name == "with" and isinstance(value, Mapping):
+            st.session_state[f"{key}.{name}"] = on_one_line(value)
         elif isinstance(value, Mapping):
             fill(value, key=f"{key}.{name}")
         elif isinstance(value, list | tuple):

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 import streamlit as st
 
 from pages.ui.app import context
+from smallalign_core.service.wire import LongRequest, Progress
 
 PATIENCE = 0.4
 """Seconds that the backend works before it answers how far it is."""
 SOON = 3
 """An estimate of fewer seconds is not worth showing."""
-Answer = dict[str, Any]
 Found = TypeVar("Found")
+R = TypeVar("R")
 
 
 class Place(Protocol):
@@ -28,25 +30,20 @@ class Place(Protocol):
 class Unfinished(Exception):
     """The work is not finished, or not started. Streamlit's caches do not keep what is raised."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Progress[object]) -> None:
         self.answer = answer
 
-    @property
-    def done(self) -> float:
-        """The finished share."""
-        return float(self.answer.get("done", 0.0))
 
-
-def step(verb: str, **values: Any) -> Answer:
-    """The backend's answer, which has a `report`; repeated, it goes on where it was.
+def step(asked: LongRequest[Progress[R]]) -> R:
+    """The report of the backend's answer; repeated, it goes on where it was.
 
     Raises:
         Unfinished: it has none yet.
     """
-    answer: Answer = context.client().call(verb, patience=PATIENCE, **values)
-    if not answer.get("report"):
+    answer = context.client().call(replace(asked, patience=PATIENCE))
+    if answer.report is None:
         raise Unfinished(answer)
-    return answer
+    return answer.report
 
 
 def wait(
@@ -54,7 +51,7 @@ def wait(
     saying: str | Callable[[float], str],
     *,
     place: Place | None = None,
-    started: Callable[[Answer], bool] = lambda _: True,
+    started: Callable[[Progress[object]], bool] = lambda _: True,
 ) -> Found:
     """What `take` returns, once it does, with a bar and about how long it still takes until then.
 
@@ -72,7 +69,7 @@ def wait(
         except Unfinished as so_far:
             if not started(so_far.answer):
                 raise
-            done, spent = so_far.done, time.monotonic() - began
+            done, spent = so_far.answer.done, time.monotonic() - began
             left = spent / done - spent if done > 0.05 else 0.0
             about = f", about {left:.0f} s left" if left > SOON else ""
             bar.progress(done, f"{saying if isinstance(saying, str) else saying(done)}: {done:.0%}{about}")

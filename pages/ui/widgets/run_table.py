@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from smallalign_core.data import NAMED
+from smallalign_core import data
 from smallalign_core.errors import SmallAlignError
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.service.requests import DatasetFacts
@@ -150,7 +150,7 @@ def _offered(
 
 def _same(source: str, row: RunRow) -> bool:
     """Whether a run's images come from `source`: at another size or of another number they are still those."""
-    return source == row.source or (source not in NAMED and str(Path(source).expanduser().resolve()) == row.source)
+    return row.source in (source, data.absolute(source))
 
 
 def preflights(store: Store) -> list[dict[str, Any]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from smallalign_core import data
 from smallalign_core.analysis.compare._answers import (
@@ -22,15 +21,22 @@ from smallalign_core.analysis.compare._answers import (
 from smallalign_core.analysis.compare._pair import (
     DIFFER as DIFFER,
     KINDS as KINDS,
+    SIDES as SIDES,
+    Calibration as Calibration,
     Case as Case,
+    Compared as Compared,
+    ComparedImages as ComparedImages,
     Comparison as Comparison,
     Pair as Pair,
+    RecallChange as RecallChange,
+    Side as Side,
     of_logits as of_logits,
 )
 from smallalign_core.analysis.compare._words import (
     commonest_mistake as commonest_mistake,
     enlarged as enlarged,
     images as images,
+    macro_change as macro_change,
     mcnemar as mcnemar,
     most_changed as most_changed,
     verdict as verdict,
@@ -39,9 +45,10 @@ from smallalign_core.data import Splits
 from smallalign_core.errors import BadInput, SmallAlignError
 from smallalign_core.metrics import fit_temperature
 from smallalign_core.runs.store import Run, Store
+from smallalign_core.system import typed
 from smallalign_core.system.files import read_json, write_json
 
-FORMAT = 2
+FORMAT = 3
 """Version of cached comparisons; increased when their content changes."""
 
 
@@ -60,8 +67,8 @@ def compare(teacher: Run, student: Run, store: Store, *, split: str = "test", de
     return found
 
 
-def compare_once(teacher: Run, students: Sequence[Run], store: Store, *, split: str = "test") -> list[dict[str, Any]]:
-    """The teacher against each of `students`, as plain values, on the first student's data; cached by weights.
+def compare_once(teacher: Run, students: Sequence[Run], store: Store, *, split: str = "test") -> list[Comparison]:
+    """The teacher against each of `students`, on the first student's data; cached by weights.
 
     A test-set evaluation is counted once for all students, and only if something had to be computed.
     """
@@ -77,8 +84,8 @@ def compare_once(teacher: Run, students: Sequence[Run], store: Store, *, split: 
         known = _read(file) if there else None
         if known is None:
             splits = splits or data.load(source, store.data_cache)
-            write_json(file, _pair(teacher, student, splits, store, split).as_dict())
-            known = read_json(file)  # read back, so that the first result equals later ones
+            known = _pair(teacher, student, splits, store, split)
+            write_json(file, typed.flat(known))
             looked = True
         found.append(known)
     if looked and splits is not None:
@@ -86,11 +93,10 @@ def compare_once(teacher: Run, students: Sequence[Run], store: Store, *, split: 
     return found
 
 
-def _read(file: Path) -> dict[str, Any] | None:
+def _read(file: Path) -> Comparison | None:
     """The cached comparison; None if missing or damaged."""
     with contextlib.suppress(SmallAlignError):
-        known: dict[str, Any] | None = read_json(file, missing=None)
-        return known
+        return typed.decode(Comparison, read_json(file), BadInput, f"{file.name} is damaged", "delete it")
     return None
 
 

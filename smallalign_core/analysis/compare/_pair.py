@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from smallalign_core.data import ImageSet
-from smallalign_core.metrics import Bin, Scores, divergence, log_softmax, paired_difference, reliability, score, wilson
+from smallalign_core.metrics import (
+    Bin,
+    Scores,
+    divergence,
+    log_softmax,
+    mover,
+    paired_difference,
+    reliability,
+    score,
+    wilson,
+)
 
 SHOWN = 100
 """Max. cases of each kind in a comparison; the cached logits have all."""
@@ -26,6 +36,8 @@ KINDS = {
 DIFFER = ("regressions", "fixes", "differently")
 
 TOP = 3
+Side = Literal["teacher", "student"]
+SIDES: tuple[Side, Side] = ("teacher", "student")
 Rows = NDArray[np.int64]
 
 
@@ -87,6 +99,8 @@ class Comparison:
         both_right, teacher_only, student_only, both_wrong: counts.
         mcnemar_p: exact two-sided McNemar test that both are right equally often (McNemar, 1947).
         accuracy_change: the student's accuracy minus the teacher's, with the 95% interval of paired shares.
+        macro_recall_change: the student's macro recall minus the teacher's, over the classes that have images, with the
+            95% interval of a mean of those in `recall_change` (MOVER; Zou & Donner, 2008).
         kl: mean KL(teacher || student) in nats.
         teacher_confusion, student_confusion: [true class][predicted class] counts.
         counts: how many images are of each of `KINDS`; `inherited` is that of the same name.
@@ -110,6 +124,9 @@ class Comparison:
     accuracy_change: float
     accuracy_change_low: float
     accuracy_change_high: float
+    macro_recall_change: float
+    macro_recall_change_low: float
+    macro_recall_change_high: float
     kl: float
     teacher: Scores
     student: Scores
@@ -121,8 +138,36 @@ class Comparison:
     counts: dict[str, int]
     cases: dict[str, list[Case]]
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    @property
+    def sides(self) -> tuple[tuple[Side, Scores, Calibration], ...]:
+        """Both classifiers: name, scores before temperature scaling, calibration."""
+        return ("teacher", self.teacher, self.teacher_calibration), ("student", self.student, self.student_calibration)
+
+    def confusion(self, side: Side) -> list[list[int]]:
+        """One of the confusion matrices."""
+        return self.teacher_confusion if side == "teacher" else self.student_confusion
+
+
+@dataclass(frozen=True)
+class ComparedImages:
+    """The dataset of a comparison.
+
+    Attributes:
+        height, width: in pixels.
+        teacher_side: longest side of the images that the teacher was trained on, None if unknown.
+    """
+
+    source: str
+    height: int
+    width: int
+    teacher_side: int | None
+
+
+@dataclass(frozen=True)
+class Compared(Comparison):
+    """A comparison, and the student's dataset, on whose images it is."""
+
+    data: ComparedImages
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,6 +266,9 @@ def of_logits(
     only_t, only_s = counts["regressions"], counts["fixes"]
     low, high = wilson(agree, len(labels))
     change = paired_difference(only_t, only_s, len(labels))
+    changes = _recall_changes(right_t, right_s, images)
+    there = np.array([(one.change, one.low, one.high) for one in changes if one.images]).T
+    macro = mover(*there)
     return Comparison(
         teacher_id=ids[0],
         student_id=ids[1],
@@ -239,12 +287,15 @@ def of_logits(
         accuracy_change=change[0],
         accuracy_change_low=change[1],
         accuracy_change_high=change[2],
+        macro_recall_change=macro[0],
+        macro_recall_change_low=max(-1.0, macro[1]),
+        macro_recall_change_high=min(1.0, macro[2]),
         kl=float(both.kl.mean()),
         teacher=score(teacher, labels, classes),
         student=score(student, labels, classes),
         teacher_calibration=_calibration(teacher, images, temperatures[0]),
         student_calibration=_calibration(student, images, temperatures[1]),
-        recall_change=_recall_changes(right_t, right_s, images),
+        recall_change=changes,
         teacher_confusion=confusion(said_t, labels, len(classes)),
         student_confusion=confusion(said_s, labels, len(classes)),
         counts=counts,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from smallalign_core.analysis.compare._pair import Compared, Comparison, RecallChange
+from smallalign_core.metrics import ENDS
 
 
-def mcnemar(found: dict[str, Any]) -> str:
+def mcnemar(found: Comparison) -> str:
     """The result of McNemar's test, as text."""
-    p, teacher_only, student_only = found["mcnemar_p"], found["teacher_only"], found["student_only"]
+    p, teacher_only, student_only = found.mcnemar_p, found.teacher_only, found.student_only
     if teacher_only + student_only == 0:
         return "Both are correct on the same images: nothing to test."
     better = "teacher" if teacher_only > student_only else "student"
@@ -18,19 +21,22 @@ def mcnemar(found: dict[str, Any]) -> str:
     return f"The difference in accuracy is not statistically significant ({chance}, exact McNemar test)."
 
 
-def images(found: dict[str, Any]) -> str:
+def macro_change(found: Comparison) -> str:
+    """The change of macro recall in points, with its interval."""
+    change, low, high = (100 * getattr(found, f"macro_recall_change{end}") for end in ENDS)
+    return f"{change:+.2f} points [{low:+.2f}, {high:+.2f}]"
+
+
+def images(found: Compared) -> str:
     """The images of a comparison: number, split, dataset and size."""
-    split = "test" if found["split"] == "test" else "validation"
-    text = f"{found['images']:,} {split} images"
-    if (data := found.get("data")) is None:
-        return text
-    return f"{text} of {Path(data['source']).name}, {data['width']} × {data['height']} pixels"
+    split = "test" if found.split == "test" else "validation"
+    data = found.data
+    return f"{found.images:,} {split} images of {Path(data.source).name}, {data.width} × {data.height} pixels"
 
 
-def enlarged(found: dict[str, Any]) -> str:
+def enlarged(found: Compared) -> str:
     """A sentence if the teacher was trained on larger images than those of the comparison; else empty."""
-    data = found.get("data") or {}
-    learned, side = data.get("teacher_side"), max(data.get("height", 0), data.get("width", 0))
+    learned, side = found.data.teacher_side, max(found.data.height, found.data.width)
     if learned is None or learned <= side:
         return ""
     return (
@@ -39,9 +45,9 @@ def enlarged(found: dict[str, Any]) -> str:
     )
 
 
-def commonest_mistake(found: dict[str, Any]) -> int:
+def commonest_mistake(found: Comparison) -> int:
     """The largest count off both confusion matrices' diagonals, so that two charts share a scale; 1 at least."""
-    tables = [found[f"{who}_confusion"] for who in ("teacher", "student")]
+    tables = (found.teacher_confusion, found.student_confusion)
     return max(
         [1]
         + [
@@ -54,30 +60,32 @@ def commonest_mistake(found: dict[str, Any]) -> int:
     )
 
 
-def most_changed(found: dict[str, Any], most: int = 40) -> list[dict[str, Any]]:
+def most_changed(changes: Sequence[RecallChange], most: int = 40) -> list[RecallChange]:
     """The classes with images whose recall changed most, in the order of the classes: as many as a chart can show."""
-    there = [one for one in found["recall_change"] if one["images"]]
-    kept = sorted(there, key=lambda one: -abs(one["change"]))[:most]
+    there = [one for one in changes if one.images]
+    kept = sorted(there, key=lambda one: -abs(one.change))[:most]
     return [one for one in there if one in kept]
 
 
-def verdict(found: dict[str, Any], teacher: str, student: str) -> str:
+def verdict(found: Compared, teacher: str, student: str) -> str:
     """A comparison as text: agreement, correct predictions, accuracy and calibration."""
     lines = [
-        f"{student} against {teacher}, {images(found)}: agreement {found['agreement']:.2%} "
-        f"[{found['agreement_low']:.2%}, {found['agreement_high']:.2%}], KL {found['kl']:.4f}",
-        f"both correct {found['both_right']:,}, only teacher {found['teacher_only']:,}, only student "
-        f"{found['student_only']:,}, both wrong {found['both_wrong']:,} ({found['inherited']:,} same prediction)",
-        f"accuracy: teacher {found['teacher']['accuracy']:.2%}, student {found['student']['accuracy']:.2%}, "
-        f"{100 * found['accuracy_change']:+.2f} points [{100 * found['accuracy_change_low']:+.2f}, "
-        f"{100 * found['accuracy_change_high']:+.2f}]. {mcnemar(found)}",
+        f"{student} against {teacher}, {images(found)}: agreement {found.agreement:.2%} "
+        f"[{found.agreement_low:.2%}, {found.agreement_high:.2%}], KL {found.kl:.4f}",
+        f"both correct {found.both_right:,}, only teacher {found.teacher_only:,}, only student "
+        f"{found.student_only:,}, both wrong {found.both_wrong:,} ({found.inherited:,} same prediction)",
+        f"accuracy: teacher {found.teacher.accuracy:.2%}, student {found.student.accuracy:.2%}, "
+        f"{100 * found.accuracy_change:+.2f} points [{100 * found.accuracy_change_low:+.2f}, "
+        f"{100 * found.accuracy_change_high:+.2f}]. {mcnemar(found)}",
+        f"macro recall: teacher {found.teacher.macro_recall:.2%}, student {found.student.macro_recall:.2%}, "
+        f"{macro_change(found)}; least recall: "
+        + ", ".join(f"{name} {one.worst_recall:.2%} ({one.worst_class})" for name, one, _ in found.sides),
     ]
-    for who in ("teacher", "student"):
-        before, fitted = found[who], found[f"{who}_calibration"]
-        after = fitted["scores"]
+    for who, before, fitted in found.sides:
+        after = fitted.scores
         lines.append(
-            f"{who}: NLL {before['nll']:.4f}, ECE {before['ece']:.2%}, Brier {before['brier']:.4f}; at T = "
-            f"{fitted['temperature']:.2f} (fitted on validation) NLL {after['nll']:.4f}, ECE {after['ece']:.2%}, "
-            f"Brier {after['brier']:.4f}"
+            f"{who}: NLL {before.nll:.4f}, ECE {before.ece:.2%}, Brier {before.brier:.4f}; at T = "
+            f"{fitted.temperature:.2f} (fitted on validation) NLL {after.nll:.4f}, ECE {after.ece:.2%}, "
+            f"Brier {after.brier:.4f}"
         )
     return "\n".join([*lines, *filter(None, [enlarged(found)])])

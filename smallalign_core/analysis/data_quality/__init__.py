@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smallalign_core import data
-from smallalign_core.analysis.data_quality import _features as _asked, _labels, _near_duplicates, _outliers
+from smallalign_core.analysis.data_quality import _features as evidence, _labels, _near_duplicates, _outliers
 from smallalign_core.analysis.data_quality._progress import (
     RIGHT as RIGHT,
     decide as decide,
@@ -41,7 +41,7 @@ from smallalign_core.analysis.data_quality._report import (
 from smallalign_core.data import Decision, Decisions, ImageSet, Splits
 from smallalign_core.errors import BadInput, SmallAlignError
 from smallalign_core.runs.store import Run, Store
-from smallalign_core.spec import DataSpec, parse_data
+from smallalign_core.spec import DataSpec
 from smallalign_core.system import extras, resumable
 from smallalign_core.system.files import read_json, write_json
 from smallalign_core.system.machine import set_sklearn_threads
@@ -122,19 +122,19 @@ class QualityCheck:
         self.biased = self.teacher if self.teacher is not None and self._learned_by(self.teacher) else None
         if self.biased is not None and method == "auto":
             self.teacher = None
-        self.voters = _asked.voters(store, self.spec) if method in ("auto", "votes") else []
-        if method == "votes" and len(self.voters) < _asked.LEAST_VOTES:
+        self.voters = evidence.voters(store, self.spec) if method in ("auto", "votes") else []
+        if method == "votes" and len(self.voters) < evidence.LEAST_VOTES:
             raise BadInput(
-                f"votes need {_asked.LEAST_VOTES} finished runs trained on a part of these images with labels",
+                f"votes need {evidence.LEAST_VOTES} finished runs trained on a part of these images with labels",
                 given=f"{len(self.voters)} such runs",
                 do="run a scaling study on these images, or choose another method",
             )
-        if len(self.voters) < _asked.LEAST_VOTES:
+        if len(self.voters) < evidence.LEAST_VOTES:
             self.voters = []
 
     def _learned_by(self, teacher: Run) -> bool:
         """Whether a teacher was trained on some of these images, as far as known."""
-        known = None if teacher.imported is not None else _asked.learned(teacher, self.store)
+        known = None if teacher.imported is not None else evidence.learned(teacher, self.store)
         return known is not None and any(np.isin(part.ids, known).any() for part in self.parts.values())
 
     @property
@@ -168,7 +168,7 @@ class QualityCheck:
         features = yield from resumable.part_of(self._features(), 2, 5)
         pool = _labels.Pool(features, atlas.labels, atlas.ids, len(self.splits.classes), self.learned)
         judged = yield from resumable.part_of(_labels.out_of_sample(pool), 3, 5)
-        votes = yield from resumable.part_of(_asked.votes(self.voters, self.store, parts), 4, 5)
+        votes = yield from resumable.part_of(evidence.votes(self.voters, self.store, parts), 4, 5)
         voted = self._trusted(votes, judged, atlas.labels)
         probabilities = np.where(voted[:, None], votes.probabilities, judged.probabilities)
         names, own = self.splits.classes, slice(self.learned)
@@ -213,16 +213,16 @@ class QualityCheck:
     def _features(self) -> Work[NDArray[np.float32]]:
         parts = list(self.parts.values())
         if self.teacher is not None:
-            return (yield from _asked.features(self.teacher, parts))
+            return (yield from evidence.features(self.teacher, parts))
         return _flat((yield from _near_duplicates.thumbnails(parts, SIDE)))
 
     def _trusted(
-        self, votes: _asked.Votes, judged: _labels.OutOfSample, labels: NDArray[np.int64]
+        self, votes: evidence.Votes, judged: _labels.OutOfSample, labels: NDArray[np.int64]
     ) -> NDArray[np.bool_]:
         """Images whose labels are checked by votes, bool [N]: with enough votes, if these predict better or are
         requested.
         """
-        enough = votes.count >= _asked.LEAST_VOTES
+        enough = votes.count >= evidence.LEAST_VOTES
         rows = np.flatnonzero(enough[: self.learned])
         both = (votes.probabilities, judged.probabilities)
         right, others = ((said[rows].argmax(1) == labels[rows]).sum() for said in both)
@@ -290,7 +290,7 @@ def _issues(atlas: _near_duplicates.Atlas, probabilities: NDArray[np.float64], l
     return tuple(sorted(found, key=lambda issue: issue.score))
 
 
-def _hard(atlas: _near_duplicates.Atlas, votes: _asked.Votes) -> tuple[Hard, ...]:
+def _hard(atlas: _near_duplicates.Atlas, votes: evidence.Votes) -> tuple[Hard, ...]:
     """Images that small students misclassify, hardest first."""
     if not votes.runs:
         return ()
@@ -316,27 +316,23 @@ def _hard(atlas: _near_duplicates.Atlas, votes: _asked.Votes) -> tuple[Hard, ...
 
 def quality(
     store: Store,
-    source: str | dict[str, Any],
+    spec: DataSpec,
     method: str = "auto",
     teacher: str | None = None,
     *,
     start: bool = True,
     patience: float | None = None,
-) -> dict[str, Any]:
-    """A report on a dataset.
+) -> tuple[QualityReport | None, float]:
+    """(report, 1), or (None, progress in 0..1).
 
     Args:
         start: whether to run the check if there is no cached report.
         patience: seconds until an unfinished result is returned; the next call continues.
-
-    Returns:
-        `done`: progress in 0..1; at 1 also `report` as `QualityReport.as_dict`, and `words`.
     """
-    spec = parse_data(source)
     question = json.dumps([str(store.root.resolve()), spec.model_dump(mode="json"), method, teacher])
     asked = _LOOKING.get(question) or QualityCheck(store, spec, method, teacher)
     if not start and asked.kept is None and question not in _LOOKING:
-        return {"done": 0.0}
+        return None, 0.0
     # Kept while it is in progress: its images are loaded once, regardless of the number of polls.
     _LOOKING[question] = asked
     while len(_LOOKING) > resumable.KEPT:
@@ -346,10 +342,9 @@ def quality(
     except BaseException:
         _LOOKING.pop(question, None)
         raise
-    if found is None:
-        return {"done": done}
-    _LOOKING.pop(question, None)
-    return {"done": 1.0, "report": found.as_dict(), "words": found.words()}
+    if found is not None:
+        _LOOKING.pop(question, None)
+    return found, done
 
 
 _LOOKING: dict[str, QualityCheck] = {}

@@ -131,8 +131,16 @@ def _partly(theirs: DataSpec, spec: DataSpec) -> bool:
 
 def _same(spec: DataSpec) -> tuple[Any, ...]:
     """The fields that must be equal for the same images, labels, and held-out images."""
-    source = spec.source if spec.source in data.NAMED else str(data.path_of(spec.source).resolve())
-    return source, spec.size, spec.validation, spec.test, spec.noise, spec.draw if spec.noise else 0
+    return (
+        data.absolute(spec.source),
+        spec.columns,
+        spec.levels,
+        spec.size,
+        spec.validation,
+        spec.test,
+        spec.noise,
+        spec.draw if spec.noise else 0,
+    )
 
 
 def votes(runs: Sequence[Run], store: Store, parts: Sequence[ImageSet]) -> Work[Votes]:

@@ -6,58 +6,57 @@ import datetime
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from smallalign_core.analysis import compare, pareto, robustness
 from smallalign_core.analysis.html_report._page import page as page
+from smallalign_core.analysis.html_report._report import (
+    Report as Report,
+    ReportData as ReportData,
+    ReportRun as ReportRun,
+)
 from smallalign_core.analysis.pareto import NO_LIMITS, Limits
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadInput
 from smallalign_core.runs.store import Run, Store
+from smallalign_core.system import typed
 from smallalign_core.system.files import write
 from smallalign_core.system.resumable import Work, part_of
 
 SCHEMA = 1
 
 
-def gather(
-    runs: Sequence[Run], splits: Splits, split: str, store: Store, limits: Limits = NO_LIMITS
-) -> Work[dict[str, Any]]:
-    """The full report on `runs`, the teacher first, as plain values; yields progress, 0..1.
+def gather(runs: Sequence[Run], splits: Splits, split: str, store: Store, limits: Limits = NO_LIMITS) -> Work[Report]:
+    """The full report on `runs`, the teacher first; yields progress, 0..1.
 
     Comparison, robustness and latency are computed if not cached; each counts as a test-set evaluation.
-
-    Returns:
-        `runs`, `data`, `pairs` (see `compare.Comparison`), `robustness`, `frontier`, and its date.
     """
     limits.check()
     pairs = compare.compare_once(runs[0], runs[1:], store, split=split)
     yield 0.05
     bearing = yield from part_of(robustness.assess(runs, splits, split, store), 0, 2)
     front = yield from part_of(pareto.pareto_front(runs, splits, split, store, limits), 1, 2)
-    return {
-        "schema": SCHEMA,
-        "made": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "split": split,
-        "test_looks": store.test_looks(splits.fingerprint),
-        "data": {
-            "source": Path(runs[1].data.source).name,
-            "fingerprint": splits.fingerprint,
-            "images": len(getattr(splits, split)),
-            "classes": list(splits.classes),
-        },
-        "runs": [_facts(run) for run in runs],
-        "pairs": pairs,
-        "robustness": bearing.as_dict(),
-        "frontier": front.as_dict(),
-    }
+    return Report(
+        schema=SCHEMA,
+        made=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        split=split,
+        test_looks=store.test_looks(splits.fingerprint),
+        data=ReportData(
+            source=Path(runs[1].data.source).name,
+            fingerprint=splits.fingerprint,
+            images=len(getattr(splits, split)),
+            classes=splits.classes,
+        ),
+        runs=[_facts(run) for run in runs],
+        pairs=pairs,
+        robustness=bearing,
+        frontier=front,
+    )
 
 
-def _facts(run: Run) -> dict[str, Any]:
+def _facts(run: Run) -> ReportRun:
     result = run.result or {}
-    known = {name: result.get(name) for name in ("params", "macs", "weights_sha256")}
     name = run.name if run.in_zoo else f"{run.title} · {run.id[:6]}"
-    return {"id": run.id, "name": name, "title": run.title, **known}
+    return ReportRun(run.id, name, run.title, result.get("params"), result.get("macs"), result.get("weights_sha256"))
 
 
 def target(file: Path) -> Path:
@@ -77,10 +76,10 @@ def target(file: Path) -> Path:
     return file
 
 
-def save(report: dict[str, Any], splits: Splits, file: Path) -> list[Path]:
+def save(report: Report, splits: Splits, file: Path) -> list[Path]:
     """Write the report as HTML to `file`, and as JSON beside it; returns both."""
-    images = getattr(splits, report["split"]).images
+    images = getattr(splits, report.split).images
     beside = file.with_suffix(".json")
     write(target(file), page(report, images))
-    write(beside, json.dumps(report, allow_nan=False))
+    write(beside, json.dumps(report, allow_nan=False, default=typed.plain))
     return [file, beside]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from typing import Any
 
+from smallalign_core.analysis.compare import Calibration, RecallChange
 from smallalign_core.analysis.html_report._svg import Axes, drawing, line, text
+from smallalign_core.analysis.pareto import Candidate, ParetoFront
+from smallalign_core.analysis.robustness import Robustness
 
 READABLE = 20
 """Max. classes for drawing a matrix; beyond, the largest errors are listed."""
 TITLE_AT = 130
 """Horizontal centre of a small chart."""
-Plain = dict[str, Any]
 
 
 def _short(name: str, most: int = 12) -> str:
@@ -71,23 +72,23 @@ def _largest(table: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
     return f"<table>{head}{rows}</table>" if rows else "<p>No errors.</p>"
 
 
-def reliability(found: Plain, who: str) -> str:
+def reliability(found: Calibration, who: str) -> str:
     """Accuracy over confidence, uncalibrated and temperature-scaled, with 95% intervals."""
     axes = Axes(360, 300, (0, 1), (0, 1))
     parts = [*axes.frame("confidence", "accuracy"), axes.curve([(0, 0), (1, 1)], "ideal")]
-    for name, look in (("before", "faint"), ("after", "r0" if who == "teacher" else "r1")):
-        most = max(one["images"] for one in found[name])
-        for one in found[name]:
-            x, y = one["confidence"], one["accuracy"]
-            about = f"{one['images']:,} images: confidence {x:.1%}, accuracy {y:.1%}"
-            parts.append(axes.curve([(x, one["accuracy_low"]), (x, one["accuracy_high"])], f"{look} bar"))
-            parts.append(axes.dot(x, y, f"{look} dot", about, 2 + 6 * (one["images"] / most) ** 0.5))
+    for bins, look in ((found.before, "faint"), (found.after, "r0" if who == "teacher" else "r1")):
+        most = max(one.images for one in bins)
+        for one in bins:
+            x, y = one.confidence, one.accuracy
+            about = f"{one.images:,} images: confidence {x:.1%}, accuracy {y:.1%}"
+            parts.append(axes.curve([(x, one.accuracy_low), (x, one.accuracy_high)], f"{look} bar"))
+            parts.append(axes.dot(x, y, f"{look} dot", about, 2 + 6 * (one.images / most) ** 0.5))
     return drawing(360, 300, parts, f"Reliability of the {who}, uncalibrated (grey) and temperature-scaled (colour).")
 
 
-def recall(changes: Sequence[Plain]) -> str:
+def recall(changes: Sequence[RecallChange]) -> str:
     """The student's recall minus the teacher's, one row per class, with 95% intervals."""
-    worst = max((max(abs(one["low"]), abs(one["high"])) for one in changes), default=0.1) * 1.05
+    worst = max((max(abs(one.low), abs(one.high)) for one in changes), default=0.1) * 1.05
     left, width, step = 130, 560, 22
     scale = (width - left - 70) / (2 * worst)
     middle = left + worst * scale
@@ -95,65 +96,63 @@ def recall(changes: Sequence[Plain]) -> str:
     parts = [line([(middle, 4), (middle, bottom)], "axis")]
     for place, one in enumerate(changes):
         y = 8 + place * step + step / 2
-        sure = "bad" if one["high"] < 0 else "good" if one["low"] > 0 else "neutral"
-        parts.append(text(left - 10, y + 4, _short(one["name"], 18), "tick", "end"))
-        parts.append(line([(middle + one["low"] * scale, y), (middle + one["high"] * scale, y)], f"{sure} thick"))
-        parts.append(f'<circle class="{sure} dot" cx="{middle + one["change"] * scale:.1f}" cy="{y}" r="4"/>')
-        parts.append(text(width - 4, y + 4, f"{100 * one['change']:+.1f}", "tick", "end"))
+        sure = "bad" if one.high < 0 else "good" if one.low > 0 else "neutral"
+        parts.append(text(left - 10, y + 4, _short(one.name, 18), "tick", "end"))
+        parts.append(line([(middle + one.low * scale, y), (middle + one.high * scale, y)], f"{sure} thick"))
+        parts.append(f'<circle class="{sure} dot" cx="{middle + one.change * scale:.1f}" cy="{y}" r="4"/>')
+        parts.append(text(width - 4, y + 4, f"{100 * one.change:+.1f}", "tick", "end"))
     parts.append(text(left, bottom + 18, "← lower recall", "name"))
     parts.append(text(width - 70, bottom + 18, "higher recall →", "name", "end"))
     return drawing(width, bottom + 26, parts, "Per-class recall change: student minus teacher, in points.")
 
 
-def curves(found: Plain) -> str:
+def curves(found: Robustness) -> str:
     """Mean accuracy over severity for all runs, with 95% bars, and one small chart per corruption."""
-    lows = [estimate["low"] for run in found["runs"] for estimate in run["by_severity"]]
+    lows = [estimate.low for run in found.runs for estimate in run.by_severity]
     axes = Axes(520, 300, (0, 5.15), (max(0.0, min(lows) - 0.05), 1.0))
     parts = axes.frame("severity (0: clean)", "accuracy")
-    for place, run in enumerate(found["runs"]):
+    for place, run in enumerate(found.runs):
         look = f"r{place % 8}"
-        points = list(enumerate([run["clean"], *run["by_severity"]]))
-        aside = 0.03 * (place - (len(found["runs"]) - 1) / 2)
+        points = list(enumerate([run.clean, *run.by_severity]))
+        aside = 0.03 * (place - (len(found.runs) - 1) / 2)
         for at, one in points:
-            parts.append(
-                axes.curve([(max(0, at + aside), one["low"]), (max(0, at + aside), one["high"])], f"{look} bar")
-            )
-        parts.append(axes.curve([(max(0, at + aside), one["value"]) for at, one in points], look))
+            parts.append(axes.curve([(max(0, at + aside), one.low), (max(0, at + aside), one.high)], f"{look} bar"))
+        parts.append(axes.curve([(max(0, at + aside), one.value) for at, one in points], look))
     whole = drawing(520, 300, parts, "Mean accuracy under corruption, over severity.")
-    return whole + '<div class="small">' + "".join(_corruption(found, name) for name in found["corruptions"]) + "</div>"
+    return whole + '<div class="small">' + "".join(_corruption(found, name) for name in found.corruptions) + "</div>"
 
 
-def _corruption(found: Plain, name: str) -> str:
+def _corruption(found: Robustness, name: str) -> str:
     axes = Axes(210, 150, (0, 5), (0, 1))
     parts = axes.frame("", "")
-    for place, run in enumerate(found["runs"]):
-        levels = [run["clean"], *(one["accuracy"] for one in run["levels"] if one["corruption"] == name)]
-        parts.append(axes.curve([(at, one["value"]) for at, one in enumerate(levels)], f"r{place % 8}"))
+    for place, run in enumerate(found.runs):
+        levels = [run.clean, *(one.accuracy for one in run.levels if one.corruption == name)]
+        parts.append(axes.curve([(at, one.value) for at, one in enumerate(levels)], f"r{place % 8}"))
     parts.append(text(TITLE_AT, 146, name, "name", "middle"))
     return drawing(210, 150, parts, f"Accuracy under {name}, over severity.")
 
 
-def pareto(found: Plain, field: str, name: str) -> str:
+def pareto(found: ParetoFront, field: str, name: str) -> str:
     """Accuracy over a cost, one point per run; dominated ones are grey, limits are lines."""
-    runs, limits = found["candidates"], found["limits"]
-    limit = limits["kb"] if field == "bytes" else limits["ms"]
+    runs, limits = found.candidates, found.limits
+    limit = limits.kb if field == "bytes" else limits.ms
     costs = [_cost(one, field) for one in runs] + ([limit] if limit else [])
-    low = min([one["accuracy_low"] for one in runs] + ([limits["accuracy"]] if limits["accuracy"] else []))
+    low = min([one.accuracy_low for one in runs] + ([limits.accuracy] if limits.accuracy else []))
     axes = Axes(460, 300, (min(costs) / 1.6, max(costs) * 1.6), (max(0.0, low - 0.02), 1.0), log=True)
     parts = axes.frame(name, "accuracy")
     if limit:
         parts.append(axes.curve([(limit, axes.y[0]), (limit, axes.y[1])], "limit"))
-    if limits["accuracy"]:
-        parts.append(axes.curve([(axes.x[0], limits["accuracy"]), (axes.x[1], limits["accuracy"])], "limit"))
+    if limits.accuracy:
+        parts.append(axes.curve([(axes.x[0], limits.accuracy), (axes.x[1], limits.accuracy)], "limit"))
     for place, one in enumerate(runs):
-        look = "faint" if one["dominated_by"] else f"r{place % 8}"
+        look = "faint" if one.dominated_by else f"r{place % 8}"
         x = _cost(one, field)
-        parts.append(axes.curve([(x, one["accuracy_low"]), (x, one["accuracy_high"])], f"{look} bar"))
-        parts.append(axes.dot(x, one["accuracy"], f"{look} dot", f"{one['name']}: {one['accuracy']:.2%}", 5))
-        left, top = axes.at(x, one["accuracy"])
+        parts.append(axes.curve([(x, one.accuracy_low), (x, one.accuracy_high)], f"{look} bar"))
+        parts.append(axes.dot(x, one.accuracy, f"{look} dot", f"{one.name}: {one.accuracy:.2%}", 5))
+        left, top = axes.at(x, one.accuracy)
         parts.append(text(left + 8, top + 4, str(place + 1), "tick"))
     return drawing(460, 300, parts, f"Accuracy over {name}; runs are numbered as in the table.")
 
 
-def _cost(one: Plain, field: str) -> float:
-    return float(one["bytes"]) / 1000 if field == "bytes" else float(one["p50_ms"])
+def _cost(one: Candidate, field: str) -> float:
+    return float(one.bytes) / 1000 if field == "bytes" else float(one.p50_ms)

@@ -315,7 +315,7 @@ def _counted(measure: Measure, look: LandscapeSpec, parts: int) -> tuple[int, in
     return losses * parts, slopes * parts
 
 
-def _told(value: float | None, how: str = ".4g") -> str:
+def _number(value: float | None, how: str = ".4g") -> str:
     return "not finite" if value is None else format(value, how)
 
 
@@ -327,7 +327,7 @@ def _words(found: dict[str, Any]) -> Iterator[str]:
         measures = run["measures"]
         if line := measures.get("line"):
             spread = "" if line["rise_se"] is None else f" ± {line['rise_se']:.2g}"
-            rise = f"{_told(line['rise'])}{spread}"
+            rise = f"{_number(line['rise'])}{spread}"
             yield f"  rise at {line['rise_at']:g} along filter-normalised directions: {rise} {tag}"
         if bent := measures.get("curvature"):
             error = "" if bent["trace_se"] is None else f" ± {bent['trace_se']:.3g}"
@@ -335,13 +335,13 @@ def _words(found: dict[str, Any]) -> Iterator[str]:
             yield f"  largest Hessian eigenvalues: {top}; trace {bent['trace']:.4g}{error} {tag}"
         if told := measures.get("predictiveness"):
             for one in told["strides"]:
-                cosines = f"{_told(one['cosine'], '.3f')} (5th percentile {_told(one['cosine_low'], '.3f')})"
+                cosines = f"{_number(one['cosine'], '.3f')} (5th percentile {_number(one['cosine_low'], '.3f')})"
                 yield (
                     f"  after a step of {one['stride']:.0%} of the weights' length, {told['batches']} batches: "
-                    f"gradient cosine {cosines}, loss {_told(one['change'], '+.4g')} {tag}"
+                    f"gradient cosine {cosines}, loss {_number(one['change'], '+.4g')} {tag}"
                 )
     for way in found["ways"]:
-        yield f"barrier from {way['run']} to {way['to']}: {_told(way['barrier'])} {tag}"
+        yield f"barrier from {way['run']} to {way['to']}: {_number(way['barrier'])} {tag}"
     if len(found["runs"]) > 1 and not found["shared"]:
         yield "the networks differ, and so do their random directions: compare shapes, not points"
     yield from _sizes.words(found["sizes"], found["runs"], norms)

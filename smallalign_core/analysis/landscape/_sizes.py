@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
+from smallalign_core.analysis.landscape_report import Trend, Verdict
 from smallalign_core.errors import BadInput
-from smallalign_core.spec import LibraryNetwork, RunSpec, parse
+from smallalign_core.spec import GivenNetwork, RunSpec, parse
 
-Verdict = Literal["supports", "opposite", "no difference", "too few runs"]
 LEAST_SIZES, LEAST_RUNS = 3, 6
 
 
@@ -46,31 +46,6 @@ READINGS = (
     Measurement("rise of the loss at 0.2 along filter-normalised directions", "line", lambda m: m["rise"], 1),
     Measurement("local maxima on a random line", "line", lambda m: m["maxima"], 1),
 )
-
-
-@dataclass(frozen=True)
-class Trend:
-    """The trend of one number over the size of the network.
-
-    Attributes:
-        sizes: parameters, with `means` and `spreads` (standard deviation over runs) of the reading there; None where a
-            reading is not finite, or there is one run.
-        slope: its change when the parameters double, by least squares over all runs, with its 95% t interval.
-        p: against no slope, Holm-corrected over the readings.
-        verdict: on "smaller is more rugged".
-    """
-
-    name: str
-    rugged: int
-    sizes: tuple[int, ...]
-    means: tuple[float | None, ...]
-    spreads: tuple[float | None, ...]
-    runs: int
-    slope: float | None
-    low: float | None
-    high: float | None
-    p: float | None
-    verdict: Verdict
 
 
 def trends(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -158,7 +133,7 @@ def ladder(spec: RunSpec, widths: Sequence[int], seeds: int) -> list[RunSpec]:
         BadInput: invalid number of widths or seeds, the network has no width, or it is fixed by initial weights.
         BadSpec: no such width.
     """
-    if isinstance(spec.network, LibraryNetwork):
+    if isinstance(spec.network, GivenNetwork):
         raise BadInput(
             "this network has a fixed size", given=spec.network.name, do="choose mlp, cnn, separable or resnet"
         )

@@ -1,13 +1,14 @@
 """The store: one folder per run, read by all three entry points, written by one worker at a time.
 
     <root>/runs/<id>/   spec.json             what to train; written once
-                        queued, request       markers: waits for a worker; `pause` or `cancel`, asked of it
+                        queued, request       markers: waits for a worker; a pending `pause` or `cancel`
                         lock                  held by the worker; released by the system when it dies
                         state.json            last status of the worker: attempt, pid, why it stopped
                         events.jsonl          append-only, one line an event
                         checkpoints.json      the last two checkpoints with their SHA-256
                         weights.safetensors   the best weights by validation
                         logits.safetensors    their logits on each validation and test image; may be deleted
+                        code/                 copies of the user's Python files in its spec
                         result.json, log.txt  written last: its existence means finished; the workers' log
     <root>/runs/<id>/   import.json, model.onnx, result.json: an imported classifier, and its scores
     <root>/zoo/<name>/  spec.yaml, weights.safetensors, result.json, card.md: starter models, committed
@@ -38,12 +39,13 @@ from filelock import Timeout
 
 from smallalign_core import data
 from smallalign_core.errors import BadModel, Refused, SmallAlignError, UnknownRun, of_system
+from smallalign_core.runs import python_files
 from smallalign_core.runs.queue import UNRESTRICTED, Access, queued
 from smallalign_core.runs.store._run import Run as Run, State as State
-from smallalign_core.spec import LibraryNetwork, RunSpec, digest
+from smallalign_core.spec import GivenNetwork, RunSpec, digest, each_code
 from smallalign_core.system import limits, sandbox
 from smallalign_core.system.extras import PACKAGE
-from smallalign_core.system.files import SCHEMA as SCHEMA, append, is_held, read_lines, write_json
+from smallalign_core.system.files import SCHEMA as SCHEMA, append, is_held, read_lines, write_folder, write_json
 
 log = logging.getLogger("smallalign")
 
@@ -89,7 +91,7 @@ class Store:
     Args:
         root: the folder; made when something is first written. By default SMALLALIGN_STORE, or `models` in the working
             directory.
-        visitor: on whose behalf; the library and the command line act for the owner, who may do everything.
+        visitor: the user it acts for; the library and the command line act for the owner, with all rights.
         showing: what is computed fills a page that was opened, which is no look at test: see `count_test_look`.
     """
 
@@ -210,26 +212,36 @@ class Store:
             UnknownRun, Refused: a teacher or start is not there, or not finished.
             BadModel: the weights to start from cannot be used.
         """
+        spec = python_files.filled(spec, self.visitor)
         network, teachers = spec.network, [self.finished(name) for name in spec.teachers]
         start = self.finished(spec.start) if spec.start else None
         for run in (*teachers, *([start] if start else [])):
             self._adopt(run)
-        source = spec.data.source
-        if source not in data.NAMED:  # the worker may run in another folder
-            source = str(Path(source).expanduser().resolve())
+        source = data.absolute(spec.data.source)  # the worker may run in another folder
         filled = spec.data.model_copy(update={"source": source, "fingerprint": splits.fingerprint})
         if filled.decisions:  # whoever goes on deciding must not change what this run learns from
             filled = filled.model_copy(update={"decisions": str(self._kept(filled.decisions))})
-        if isinstance(network, LibraryNetwork) and network.weights is not None:
+        if isinstance(network, GivenNetwork) and network.weights is not None:
             file = Path(network.weights).expanduser().resolve()
             limits.check_path(file, "the file of weights")
+            if sandbox.is_checkpoint(file):
+                file = self._converted(file)
             accepted = {"weights": str(file), "weights_sha256": sandbox.accepted_weights(file)}
             network = network.model_copy(update=accepted)
         known = {"data": filled, "network": network, "precision": precision, "start": start.id if start else None}
         return spec.with_teachers([run.id for run in teachers]).model_copy(update=known)
 
+    def _converted(self, checkpoint: Path) -> Path:
+        """The weights of a PyTorch checkpoint as a safetensors file of the store; what was taken of it is logged."""
+        content, facts = sandbox.convert(checkpoint)
+        kept = self.root.resolve() / "weights" / f"{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
+        if not kept.is_file():
+            write_folder(kept.parent, {kept.name: content})
+        log.warning("%s: %s", checkpoint.name, ", ".join(sandbox.taken(facts)) or "its state_dict is taken")
+        return kept
+
     def _kept(self, decisions: str) -> Path:
-        """A copy of a file of decisions that nobody will change: its name is the digest of what it says."""
+        """An immutable copy of a decisions file, named by the digest of its content."""
         found = data.read_decisions(Path(decisions).expanduser())
         text = json.dumps(found.as_dict(), sort_keys=True).encode()
         kept = self.root.resolve() / "decisions" / "kept" / f"{hashlib.sha256(text).hexdigest()[:16]}.json"
@@ -239,7 +251,7 @@ class Store:
         return kept
 
     def _adopt(self, run: Run) -> None:
-        """Copy a finished run from elsewhere into the store, unless the store knows it."""
+        """Copy a finished run from elsewhere into the store, unless it is there already."""
         with contextlib.suppress(UnknownRun):
             self.run(run.id)
             return
@@ -257,7 +269,7 @@ class Store:
         shutil.rmtree(part, ignore_errors=True)
 
     def find(self, spec: RunSpec) -> Run | None:
-        """The run that a resolved `spec` describes; None if nobody asked for it yet."""
+        """The run that a resolved `spec` describes; None if there is none yet."""
         run = self.by_id(digest(spec))
         return run if (run.folder / "spec.json").exists() else None
 
@@ -267,26 +279,30 @@ class Store:
         if not known:
             limits.check_disk(self.root)
             run.folder.mkdir(parents=True, exist_ok=True)
+        python_files.keep(spec, run.folder)
         if not known or _places(Run(run.folder).spec) != _places(spec):  # the same images or weights, moved
             write_json(run.folder / "spec.json", {"spec": spec.model_dump(mode="json")})
         if not is_held(run.folder / "lock"):
-            (run.folder / "request").unlink(missing_ok=True)  # asked of an attempt that is over
+            (run.folder / "request").unlink(missing_ok=True)  # for an attempt that is over
         return run
 
     def submit(self, spec: RunSpec, *, together: bool = False) -> Run:
         """Put the run of a resolved `spec` into the queue, unless it is there, running or finished already.
 
         Raises:
-            Refused: who this acts for may not start runs, or not so many; `together`: see `Access.check_room`.
+            Refused: the user may not start runs, or not so many; `together`: see `Access.check_room`.
         """
         self.visitor.require("start runs")
-        if self.find(spec) is None:  # before there is a folder that nobody asked for
+        if self.find(spec) is None:  # before there is a folder
             self.visitor.check_room(self.root, together=together)
         return self.enqueue(self.create(spec), together=together)
 
     def enqueue(self, run: Run, *, together: bool = False) -> Run:
         """Queue `run` (again); a paused, cancelled or failed one goes on from its last checkpoint."""
         if run.state not in (State.FINISHED, State.RUNNING, State.QUEUED):
+            with contextlib.suppress(BadModel):  # a damaged run says so when it is taken
+                if each_code(run.spec):
+                    self.visitor.require_code()
             # Under the lock: a worker that takes or finishes it at this moment must not be left a stale marker.
             with (
                 self.visitor.admit(self.root, together=together) as turn,
@@ -295,7 +311,7 @@ class Store:
             ):
                 if not run.finished and not (run.folder / "queued").exists():  # two clicks are one start
                     (run.folder / "request").unlink(missing_ok=True)
-                    if run.status.get("deaths"):  # who asks for it again means it
+                    if run.status.get("deaths"):  # a new request resets the count
                         write_json(run.folder / "state.json", {**run.status, "deaths": 0})
                     turn.write(run.folder / "queued")
         return run
@@ -318,7 +334,7 @@ class Store:
 
         Raises:
             UnknownRun, Refused: it is not there; it is running, in the zoo, or the teacher of an unfinished run or
-                study; who asks may only look.
+                study; read-only user.
         """
         self.visitor.require("delete runs")
         run = self.run(reference)
@@ -328,7 +344,7 @@ class Store:
             raise Refused("only runs of this store are deleted", given=run.folder, do="delete that folder yourself")
         pupils = []
         for other in self.runs():
-            with contextlib.suppress(SmallAlignError, KeyError, TypeError):  # a damaged run learns from nobody
+            with contextlib.suppress(SmallAlignError, KeyError, TypeError):  # a damaged run depends on no other
                 if run.id in (*other.spec.teachers, other.spec.start) and other.state is not State.FINISHED:
                     pupils.append(other.name)
         if pupils:
@@ -391,5 +407,6 @@ class Store:
 
 
 def _places(spec: RunSpec) -> tuple[str | None, ...]:
-    """Where a run finds its images, the decisions about them, and the weights that it starts from."""
-    return spec.data.source, spec.data.decisions, getattr(spec.network, "weights", None)
+    """Where a run finds its images, the decisions about them, the weights that it starts from, and Python files."""
+    files = (one.file for one in each_code(spec))
+    return spec.data.source, spec.data.decisions, getattr(spec.network, "weights", None), *files

@@ -12,6 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from smallalign_core.errors import BadModel, Refused
+from smallalign_core.runs import python_files
 from smallalign_core.runs.queue import UNRESTRICTED, Access
 from smallalign_core.spec import DataSpec, Import, RunSpec, parse, read, title
 from smallalign_core.system.files import is_held, read_json, read_lines, write, write_json
@@ -30,7 +31,7 @@ class State(StrEnum):
 
     @property
     def active(self) -> bool:
-        """Whether it may change without anybody asking."""
+        """Whether it may change by itself."""
         return self in (State.QUEUED, State.RUNNING)
 
     @property
@@ -44,11 +45,11 @@ class Run:
     """A view of a run's folder; never a copy."""
 
     folder: Path
-    by: Access = field(default=UNRESTRICTED, compare=False)  # on whose behalf its state is changed
+    by: Access = field(default=UNRESTRICTED, compare=False)  # the user that changes its state
 
     @property
     def record(self) -> Path:
-        """The file that says what it is; it is written first and never again."""
+        """The file of its spec; written first, and never changed."""
         names = [self.folder / name for name in ("spec.yaml", "import.json")]
         return next((file for file in names if file.is_file()), self.folder / "spec.json")
 
@@ -75,11 +76,12 @@ class Run:
         if self.in_zoo:  # written for people: what the images were is kept in the result
             spec = read(self.folder / "spec.yaml")
             known = (self.result or {}).get("fingerprint")
+            spec = python_files.located(spec, self.folder)
             return spec.model_copy(update={"data": spec.data.model_copy(update={"fingerprint": known})})
         written = read_json(self.folder / "spec.json")
         if not isinstance(written, dict) or not isinstance(written.get("spec"), dict):
             raise BadModel("the run's spec.json is damaged", given=self.name, do="delete the run")
-        return parse(written["spec"])
+        return python_files.located(parse(written["spec"]), self.folder)
 
     @cached_property
     def id(self) -> str:
@@ -129,7 +131,7 @@ class Run:
 
     @property
     def status(self) -> dict[str, Any]:
-        """What its worker last said of itself; empty before the first, or if it cannot be read."""
+        """The last status of its worker; empty before the first, or if it cannot be read."""
         try:
             said = read_json(self.folder / "state.json", missing={})
         except BadModel:  # nothing in it decides what training does, so the run can still be resumed
@@ -169,7 +171,7 @@ class Run:
         """Ask its worker to `pause` or `cancel`; without one, do it now.
 
         Raises:
-            Refused: it is finished, or already stopped; who asks may only look.
+            Refused: it is finished, or already stopped; read-only user.
         """
         self.by.require(f"{request} runs")
         state = self.state
@@ -190,7 +192,7 @@ class Run:
 
     @property
     def pending_request(self) -> str | None:
-        """What was asked of its worker and is not done yet."""
+        """The pending request to its worker."""
         try:
             return (self.folder / "request").read_text().strip()
         except FileNotFoundError:

@@ -63,7 +63,7 @@ def report(
     return OptimizerStudy(
         id=study_id(spec),
         title=title_of(spec),
-        spec=spec.model_dump(mode="json"),
+        spec=spec,
         epochs=spec.student.epochs,
         budgets=spec.budgets,
         seeds=race_seeds(spec),

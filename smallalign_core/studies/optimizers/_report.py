@@ -15,6 +15,7 @@ from typing import Any, Literal
 from smallalign_core.studies.ablation import METRICS
 from smallalign_core.studies.base import StudyReport
 from smallalign_core.studies.optimizers._parts import Difference, Finder, RaceRun, Track, Trial
+from smallalign_core.studies.optimizers._spec import OptimizerStudySpec
 
 FAR_OFF = 4.0
 """Factor from the library's default from which a tuned learning rate is mentioned."""
@@ -154,6 +155,7 @@ class OptimizerStudy(StudyReport):
         device, processor: where the finished runs were trained; several, if so.
     """
 
+    spec: OptimizerStudySpec
     epochs: int
     budgets: tuple[int, ...]
     seeds: tuple[int, ...]
@@ -289,6 +291,7 @@ class OptimizerStudy(StudyReport):
         whole = {name: value for name, value in vars(self).items() if name != "arms"}
         return {
             **whole,
+            "spec": self.spec.model_dump(mode="json"),
             "arms": [arm.as_dict() for arm in self.arms],
             "complete": self.complete,
             "verdicts": {budget: self.verdict(budget) for budget in self.budgets},

@@ -7,13 +7,16 @@ import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from smallalign_core import errors
 from smallalign_core.errors import BadInput, SmallAlignError, WorkFailed
+from smallalign_core.runs import python_files
 from smallalign_core.runs.store import Run, Store
-from smallalign_core.spec import LibraryNetwork, RunSpec, parse
+from smallalign_core.spec import Code, GivenNetwork, RunSpec, each_code, parse, with_code
+from smallalign_core.system import usercode
 from smallalign_core.system.extras import PACKAGE
 from smallalign_core.system.files import write_folder, write_json
 
@@ -88,6 +91,7 @@ def dependency(run: Run) -> Dependency:
     """A finished run, packed."""
     names = ("import.json", "model.onnx", "weights.safetensors", "result.json")
     files = {name: (run.folder / name).read_bytes() for name in names if (run.folder / name).is_file()}
+    files = python_files.copies(run.folder) | files
     return Dependency(run.id, None if run.imported is not None else run.spec.model_dump(mode="json"), files)
 
 
@@ -113,6 +117,7 @@ def _content(path: str) -> bytes:
 
 def _paths(spec: RunSpec) -> dict[str, str]:
     found = {"decisions": spec.data.decisions, "weights": getattr(spec.network, "weights", None)}
+    found |= {f"code {one.sha256}": one.file for one in each_code(spec)}
     return {name: path for name, path in found.items() if path}
 
 
@@ -129,6 +134,10 @@ def install(one: Dependency, store: Store) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if one.spec is not None:
         write_json(folder / "spec.json", {"spec": one.spec})
+    for name, content in one.files.items():
+        if name.startswith(f"{usercode.FOLDER}/"):  # the sender may run anything on this machine already
+            usercode.trust_here(hashlib.sha256(content).hexdigest())
+            (folder / usercode.FOLDER).mkdir(exist_ok=True)
     write_folder(folder, one.files)  # the result last: its existence means finished
 
 
@@ -141,10 +150,18 @@ def unpacked(given: Payload, store: Store) -> list[RunSpec]:
         update: dict[str, Any] = {}
         if "decisions" in here:
             update["data"] = spec.data.model_copy(update={"decisions": here["decisions"]})
-        if "weights" in here and isinstance(spec.network, LibraryNetwork):
+        if "weights" in here and isinstance(spec.network, GivenNetwork):
             update["network"] = spec.network.model_copy(update={"weights": here["weights"]})
-        specs.append(spec.model_copy(update=update))
+        specs.append(with_code(spec.model_copy(update=update), partial(_here, places=here)))
     return specs
+
+
+def _here(one: Code, places: Mapping[str, str]) -> Code:
+    """A user's Python file, where this machine has it; the sender may run anything on this machine already."""
+    if one.file is None or one.sha256 is None:
+        return one
+    usercode.trust_here(one.sha256)
+    return one.model_copy(update={"file": places[f"code {one.sha256}"]})
 
 
 def _placed(content: bytes, store: Store) -> Path:

@@ -92,7 +92,7 @@ def report(
     return ScalingStudy(
         id=study_id(spec),
         title=title_of(spec),
-        spec=spec.model_dump(mode="json"),
+        spec=spec,
         width=spec.width,
         params=params.get(spec.width),
         images=spec.most,

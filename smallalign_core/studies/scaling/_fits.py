@@ -12,7 +12,16 @@ from smallalign_core.errors import BadData
 from smallalign_core.studies import scaling_law
 from smallalign_core.studies.scaling._report import METRICS, LawReading, Line, Metric, MultiplierMap, RecipeValue
 from smallalign_core.studies.scaling._spec import REPLICATES, RUNGS, ScalingStudySpec
-from smallalign_core.studies.scaling_law import Allocation, Axis, Draws, Gate, Multiplier, Observations, Plane, SelfTest
+from smallalign_core.studies.scaling_law import (
+    Allocation,
+    Axis,
+    Draws,
+    Gate,
+    Multiplier,
+    Observations,
+    Plane,
+    SanityCheck,
+)
 
 FORMAT = 3
 """Version of stored fits; increased when their meaning changes."""
@@ -52,8 +61,8 @@ def reading(
             sorted(some, key=lambda row: spec.recipes.index(row[0])), scaling_law.chance(classes, metric)
         )
         draws = scaling_law.resample(runs)
-        tests = scaling_law.self_tests(runs, "baseline", params, spec.most)
-        return _told(spec, metric, draws, tests, params, left_out, cost)
+        tests = scaling_law.sanity_checks(runs, "baseline", params, spec.most)
+        return _with_multipliers(spec, metric, draws, tests, params, left_out, cost)
     except BadData as error:
         why_not = str(error)
     except (
@@ -73,11 +82,11 @@ def _ready(recipe: str, rows: Rows) -> bool:
     return min(rungs) >= RUNGS and float(np.median(list(by_cell.values()))) >= REPLICATES
 
 
-def _told(
+def _with_multipliers(
     spec: ScalingStudySpec,
     metric: Metric,
     draws: Draws,
-    tests: list[SelfTest],
+    tests: list[SanityCheck],
     params: int,
     left_out: tuple[str, ...],
     cost: Callable[[str, float, float], float],
@@ -172,7 +181,7 @@ def _reading(one: dict[str, Any]) -> LawReading:
         one["runs"],
         one["why_not"],
         one["law"],
-        tuple(SelfTest(x["kind"], x["truth"], _multiplier(x["found"]), tuple(x["half"])) for x in one["tests"]),
+        tuple(SanityCheck(x["kind"], x["truth"], _multiplier(x["found"]), tuple(x["half"])) for x in one["tests"]),
         gate and Gate(gate["passed"], tuple(gate["reasons"]), tuple(gate["warnings"])),
         tuple(
             RecipeValue(

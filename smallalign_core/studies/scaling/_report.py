@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from smallalign_core.studies import scaling_law
 from smallalign_core.studies.base import StudyReport
-from smallalign_core.studies.scaling_law import Allocation, Gate, Multiplier, SelfTest
+from smallalign_core.studies.scaling._spec import ScalingStudySpec
+from smallalign_core.studies.scaling_law import Allocation, Gate, Multiplier, SanityCheck
 
 Metric = Literal["nll", "error"]
 METRICS: tuple[Metric, ...] = ("nll", "error")
@@ -89,8 +90,11 @@ class RecipeValue:
 
     def words(self) -> str:
         """In a sentence."""
-        told = [_told(self.parameters, self.hidden_parameters), _told(self.images, self.hidden_images)]
-        return f"{self.label}: " + "; ".join(told)
+        texts = [
+            _multiplier_words(self.parameters, self.hidden_parameters),
+            _multiplier_words(self.images, self.hidden_images),
+        ]
+        return f"{self.label}: " + "; ".join(texts)
 
     def ship(self) -> str:
         """The smaller student to deploy instead; empty if none is as good."""
@@ -105,7 +109,7 @@ class RecipeValue:
         )
 
 
-def _told(found: Multiplier, hidden: str) -> str:
+def _multiplier_words(found: Multiplier, hidden: str) -> str:
     thing = "parameters" if found.axis == "n" else "images"
     if hidden:
         return f"{thing}: not shown ({hidden})"
@@ -164,7 +168,7 @@ class LawReading:
     runs: int
     why_not: str
     law: dict[str, Any] | None = None
-    tests: tuple[SelfTest, ...] = ()
+    tests: tuple[SanityCheck, ...] = ()
     gate: Gate | None = None
     worth: tuple[RecipeValue, ...] = ()
     maps: tuple[MultiplierMap, ...] = ()
@@ -179,12 +183,12 @@ class LawReading:
             return f"no scaling law yet: {self.why_not}"
         if self.gate.passed:
             passed = sum(test.passed for test in self.tests)
-            told = (
+            texts = (
                 "all sanity checks pass"
                 if passed == len(self.tests)
                 else f"{passed} of {len(self.tests)} sanity checks pass"
             )
-            return f"the scaling law fits, and {told}" + "".join(f"; {one}" for one in self.gate.warnings)
+            return f"the scaling law fits, and {texts}" + "".join(f"; {one}" for one in self.gate.warnings)
         return f"the runs do not support a scaling law ({'; '.join(self.gate.reasons)})"
 
 
@@ -234,6 +238,7 @@ class ScalingStudy(StudyReport):
         test_images, teacher_images: None where unknown.
     """
 
+    spec: ScalingStudySpec
     width: int
     params: int | None
     images: int
@@ -270,8 +275,8 @@ class ScalingStudy(StudyReport):
             raw = [_difference(one, self.labels) for one in self.at_target()]
             shown = "; ".join(raw) or "nothing to compare yet"
             return f"{place}: {reading.verdict()}. Paired differences in NLL: {shown}."
-        told = [one.words() for one in reading.worth]
-        return f"{place}, {'. '.join(told)}.{self.disagreement()}"
+        texts = [one.words() for one in reading.worth]
+        return f"{place}, {'. '.join(texts)}.{self.disagreement()}"
 
     def disagreement(self) -> str:
         """Recipes with significant and opposite effects in NLL and error; empty if none."""
@@ -354,6 +359,7 @@ class ScalingStudy(StudyReport):
         own = {name: value for name, value in vars(self).items() if name not in ("readings", "cells", "paired")}
         return {
             **own,
+            "spec": self.spec.model_dump(mode="json"),
             "ladder": [asdict(one) for one in self.ladder],
             "cost": asdict(self.cost),
             "readings": {name: {**plain(one), "verdict": one.verdict()} for name, one in self.readings.items()},

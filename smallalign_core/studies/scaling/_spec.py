@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -12,8 +13,8 @@ from pydantic import Field, model_validator
 from smallalign_core.errors import BadSpec
 from smallalign_core.spec import (
     Augment,
+    GivenNetwork,
     HintonKd,
-    LibraryNetwork,
     Loss,
     OfLayers,
     Optimizer,
@@ -33,17 +34,28 @@ RUNGS, REPLICATES = 3, 3
 PILOT = 3
 """Sizes and numbers of images of an adaptive study's pilot: lowest, middle, highest."""
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {"widths": (0.5, 1, 2), "fractions": (1 / 4, 1 / 2, 1.0), "replicates": 4, "recipes": 2},
-    "standard": {"widths": (0.25, 0.5, 1, 2), "fractions": (1 / 8, 1 / 4, 1 / 2, 1.0), "replicates": 4, "recipes": 4},
-    "paper": {
-        "widths": (0.25, 0.5, 1, 2, 4),
-        "fractions": (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0),
-        "replicates": 5,
-        "recipes": 6,
-    },
+
+@dataclass(frozen=True)
+class Preset:
+    """The extent of a study.
+
+    Attributes:
+        widths: multiples of the target's.
+        fractions: of all training images.
+        recipes: how many, the baseline among them.
+    """
+
+    widths: tuple[float, ...]
+    fractions: tuple[float, ...]
+    replicates: int
+    recipes: int
+
+
+PRESETS = {
+    "quick": Preset((0.5, 1, 2), (1 / 4, 1 / 2, 1.0), 4, 2),
+    "standard": Preset((0.25, 0.5, 1, 2), (1 / 8, 1 / 4, 1 / 2, 1.0), 4, 4),
+    "paper": Preset((0.25, 0.5, 1, 2, 4), (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0), 5, 6),
 }
-"""Widths are multiples of the target's; recipes: how many, the baseline among them."""
 
 
 class Target(Part):
@@ -128,7 +140,7 @@ class ScalingStudySpec(base.StudySpec):
 
     @model_validator(mode="after")
     def _baseline_is_plain(self) -> Self:
-        if isinstance(self.student.network, LibraryNetwork):
+        if isinstance(self.student.network, GivenNetwork):
             raise ValueError("this network has a fixed size: choose mlp, cnn, separable or resnet")
         if self.student.teacher or self.student.start:
             raise ValueError(
@@ -240,11 +252,13 @@ def _preset(own: dict[str, Any], student: RunSpec) -> dict[str, Any]:
         raise BadSpec("unknown preset", given=name, do=f"choose {', '.join(PRESETS)}")
     preset, target = PRESETS[name], own.get("target")
     width = target.get("width") if isinstance(target, Mapping) else getattr(student.network, "width", 2)
-    known = isinstance(width, int) and 1 < width < 100_000  # else the field's own validation reports it
-    own.setdefault("widths", sorted({max(2, round(width * times)) for times in preset["widths"]} if known else ()))
+    widths: set[int] = set()
+    if isinstance(width, int) and 1 < width < 100_000:  # else the field's own validation reports it
+        widths = {max(2, round(width * times)) for times in preset.widths}
+    own.setdefault("widths", sorted(widths))
     if not own.get("images"):
-        own.setdefault("fractions", preset["fractions"])
-    own.setdefault("replicates", preset["replicates"])
+        own.setdefault("fractions", preset.fractions)
+    own.setdefault("replicates", preset.replicates)
     recipes = own.get("recipes") or ()
     recipes = [recipes] if isinstance(recipes, str) else recipes
     if not isinstance(recipes, list | tuple) or not all(isinstance(one, str) for one in recipes):
@@ -261,7 +275,7 @@ def _preset(own: dict[str, Any], student: RunSpec) -> dict[str, Any]:
                 do="give `augment`, `optimizer`, `teacher` or `decisions`",
             )
         several = ["all"] if len(named) > 1 else []
-        room = preset["recipes"] - 1 - len(several)
+        room = preset.recipes - 1 - len(several)
         recipes = [*named[:room], *several]
     own["recipes"] = ["baseline", *(one for one in recipes if one != "baseline")]
     return own

@@ -5,7 +5,7 @@ Only numpy and scipy; independent of runs, stores and torch. See docs/explanatio
     runs = Observations.of(rows, chance(10, "nll"))
     draws = resample(runs)                                           # fit and 200 refits
     found = estimate(draws, "distil", "baseline", n, d, "n")         # x2.1 parameters [1.7, 2.6]
-    tests = self_tests(runs, "baseline", n, d)                       # A/A and known-effect tests, without additional
+    tests = sanity_checks(runs, "baseline", n, d)                       # A/A and known-effect tests, without additional
     runs verdict = gate(draws, tests)                                     # whether multipliers can be shown, and why
     not why = hidden(found, resolution(draws, "baseline", n, d, "n"))    # the same at this cell
 """
@@ -21,12 +21,12 @@ from smallalign_core.studies.scaling_law._allocate import (
 from smallalign_core.studies.scaling_law._checks import (
     VACUOUS as VACUOUS,
     Gate as Gate,
-    SelfTest as SelfTest,
+    SanityCheck as SanityCheck,
     gate as gate,
     hidden as hidden,
     resolution as resolution,
     resolutions as resolutions,
-    self_tests as self_tests,
+    sanity_checks as sanity_checks,
 )
 from smallalign_core.studies.scaling_law._fit import Draws as Draws, Law as Law, fit as fit, resample as resample
 from smallalign_core.studies.scaling_law._form import Axis as Axis, Shape as Shape

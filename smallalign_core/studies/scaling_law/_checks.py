@@ -45,7 +45,7 @@ Outcome = Literal["passed", "missed", "uninformative"]
 
 
 @dataclass(frozen=True)
-class SelfTest:
+class SanityCheck:
     """A multiplier with a known true value.
 
     Attributes:
@@ -97,7 +97,7 @@ class SelfTest:
         return f"{what}: ×{self.truth:.2f} estimated as {self.found.number} [{self.found.low:.2f}, {high}]: {verdict}"
 
 
-def self_tests(
+def sanity_checks(
     observations: Observations,
     baseline: str,
     n: float,
@@ -106,7 +106,7 @@ def self_tests(
     shape: Shape = "saturating",
     gamma: bool | None = None,
     draws: int = DRAWS,
-) -> list[SelfTest]:
+) -> list[SanityCheck]:
     """Placebos and doses of the baseline at (n, d), or for doses at the nearest cell below; costs no run.
 
     Of either axis: a placebo, from 4 replicates on, and two doses of one rung (the geometric mean of the rungs'
@@ -122,7 +122,7 @@ def self_tests(
     return found
 
 
-def _placebo(alone: Observations, n: float, d: float, shape: Shape, gamma: bool, draws: int) -> list[SelfTest]:
+def _placebo(alone: Observations, n: float, d: float, shape: Shape, gamma: bool, draws: int) -> list[SanityCheck]:
     (name,) = alone.arms
     # Replicates that were added to a few cells only cannot form half of a study.
     names = np.unique(alone.replicate)[alone.cells.there.mean(1) >= 0.5]
@@ -135,12 +135,12 @@ def _placebo(alone: Observations, n: float, d: float, shape: Shape, gamma: bool,
     resampled = resample(both, fit(both, shape, gamma=gamma), draws=draws)
     axes: tuple[Axis, ...] = ("n", "d")
     kept = tuple(map(int, half))
-    return [SelfTest("placebo", 1.0, _estimate(resampled, copy, name, n, d, axis), kept) for axis in axes]
+    return [SanityCheck("placebo", 1.0, _estimate(resampled, copy, name, n, d, axis), kept) for axis in axes]
 
 
 def _doses(
     alone: Observations, axis: Axis, n: float, d: float, shape: Shape, gamma: bool, draws: int
-) -> list[SelfTest]:
+) -> list[SanityCheck]:
     (name,) = alone.arms
     rungs = alone.rungs(name)[0 if axis == "n" else 1]
     ratio = float((rungs[-1] / rungs[0]) ** (1 / (len(rungs) - 1)))
@@ -154,7 +154,7 @@ def _doses(
     for rung in sorted({len(rungs) // 2, len(rungs) - 1}):
         at = float(rungs[rung]) / ratio
         where = (at, d) if axis == "n" else (n, at)
-        found.append(SelfTest("dose", ratio, _estimate(resampled, dosed, name, *where, axis)))
+        found.append(SanityCheck("dose", ratio, _estimate(resampled, dosed, name, *where, axis)))
     return found
 
 
@@ -212,12 +212,12 @@ class Gate:
     warnings: tuple[str, ...]
 
 
-def gate(draws: Draws, tests: Sequence[SelfTest]) -> Gate:
+def gate(draws: Draws, tests: Sequence[SanityCheck]) -> Gate:
     """The rules for a whole study: the law fits, placebos hold, doses are read right, and not all of these tests are
     uninformative. For its cells see `hidden`.
 
     Args:
-        tests: of `self_tests`.
+        tests: of `sanity_checks`.
     """
     law, reasons, warnings = draws.law, [], []
     count = replicates(draws.observations.cells, law, *law.arms)

@@ -12,7 +12,7 @@ from smallalign_core.studies.scaling_law._fit import Law
 
 SHOWN: dict[str, tuple[str, ...]] = {
     "Multiplier": ("factor", "needed", "number", "words"),
-    "SelfTest": ("covers", "off", "outcome", "passed", "words"),
+    "SanityCheck": ("covers", "off", "outcome", "passed", "words"),
 }
 """Properties that are included beside the fields."""
 

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,6 +89,30 @@ def convert(file: Path, limits: Limits = LIMITS, *, which: str | None = None) ->
         }
         facts = _ask(question, file, limits)
         return made.read_bytes(), facts
+
+
+def is_checkpoint(file: Path) -> bool:
+    """Whether a file is a PyTorch checkpoint by its first bytes: a zip archive or a pickle."""
+    try:
+        with file.open("rb") as stream:
+            return stream.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    except OSError:
+        return False
+
+
+def taken(facts: Mapping[str, Any]) -> list[str]:
+    """What `convert` took of a checkpoint where there was a choice, and the prefix that it removed, in words."""
+    lines = []
+    others = [name for name in facts["sets"] if name != facts["taken"]]
+    if others:
+        lines.append(f"taken: {facts['taken']}; not taken: {', '.join(others)} (--weights chooses)")
+    elif facts["taken"] != ".":
+        lines.append(f"taken: {facts['taken']}")
+    if facts["prefix"]:
+        lines.append(f"prefix removed from names: {facts['prefix']}")
+    if facts["left"]:
+        lines.append(f"left out: {', '.join(facts['left'])}")
+    return lines
 
 
 def accepted_weights(file: Path, limits: Limits = LIMITS) -> str:
@@ -193,7 +218,7 @@ class SandboxedSession:
         Raises:
             BadModel: it fails on this array, or exceeds the limits.
         """
-        return self._asked(output, door, given, 0.0)[0]
+        return self._call(output, door, given, 0.0)[0]
 
     def latency(self, output: str, door: str, given: NDArray[Any], seconds: float = 0.5) -> tuple[float, float]:
         """(p50, p95) latency of `run` in milliseconds, measured inside after a warm-up of the same duration.
@@ -201,9 +226,9 @@ class SandboxedSession:
         Raises:
             BadModel: as `run`.
         """
-        return self._asked(output, door, given, seconds)[1]
+        return self._call(output, door, given, seconds)[1]
 
-    def _asked(
+    def _call(
         self, output: str, door: str, given: NDArray[Any], seconds: float
     ) -> tuple[NDArray[np.float32], tuple[float, float]]:
         import numpy as np

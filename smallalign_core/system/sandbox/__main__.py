@@ -329,9 +329,9 @@ def serve(asked: dict[str, Any], out: BinaryIO) -> None:
     _seccomp.limit_next(asked["limits"]["seconds"])
     try:
         session = _opened(content, asked["threads"])
-        _told(out, {"facts": {}})
+        _send(out, {"facts": {}})
     except Exception as error:  # noqa: BLE001  # onnxruntime's exceptions share no base class
-        _told(out, {"refused": _words(error).parts})
+        _send(out, {"refused": _words(error).parts})
         return
     while line := sys.stdin.buffer.readline():
         door = json.loads(line)
@@ -342,9 +342,9 @@ def serve(asked: dict[str, Any], out: BinaryIO) -> None:
             found = np.ascontiguousarray(found, np.float32)
             times = _timed(lambda: session.run([door["output"]], {door["input"]: given}), door["seconds"])  # noqa: B023
         except Exception as error:  # noqa: BLE001
-            _told(out, {"refused": _words(error).parts})
+            _send(out, {"refused": _words(error).parts})
             continue
-        _told(out, {"shape": found.shape, "ms": [float(np.percentile(times, share)) for share in (50, 95)]})
+        _send(out, {"shape": found.shape, "ms": [float(np.percentile(times, share)) for share in (50, 95)]})
         out.write(found.data)
         out.flush()
 
@@ -361,7 +361,7 @@ def _timed(work: Callable[[], object], seconds: float) -> list[float]:
     return times
 
 
-def _told(out: BinaryIO, reply: dict[str, Any]) -> None:
+def _send(out: BinaryIO, reply: dict[str, Any]) -> None:
     out.write(json.dumps(reply).encode() + b"\n")
     out.flush()
 
@@ -401,7 +401,7 @@ def main() -> None:
         serve(asked, out)
         os._exit(0)
     if asked["verb"] == "attempts":
-        _told(out, {"facts": walls | attempts(asked["port"])})
+        _send(out, {"facts": walls | attempts(asked["port"])})
         os._exit(0)
     try:
         reply: dict[str, Any] = {"facts": answer(asked)}
@@ -411,7 +411,7 @@ def main() -> None:
         reply = {"refused": ["the model file needs more memory than allowed", "", "give a smaller model"]}
     except Exception as error:  # noqa: BLE001  # a parser may fail in any way; the caller gets a sentence
         reply = {"refused": ["the model file cannot be read", repr(error)[:160], "export it again"]}
-    _told(out, reply)
+    _send(out, reply)
     os._exit(0)  # library cleanup under a memory limit may hang or crash
 
 

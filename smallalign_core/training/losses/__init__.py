@@ -26,11 +26,17 @@ from smallalign_core.spec import (
     LogitMse,
     Loss,
     OfLayers,
+    PythonLoss,
     ScaledMse,
     StandardizedKd,
     labels_share,
 )
-from smallalign_core.training.losses import _features
+from smallalign_core.training.losses import _features, _python
+from smallalign_core.training.losses._balance import (
+    NEUTRAL as NEUTRAL,
+    ClassBalance as ClassBalance,
+    class_balance as class_balance,
+)
 from smallalign_core.training.losses._features import (
     attention as attention,
     hint as hint,
@@ -105,16 +111,18 @@ def network_output(
     return NetworkOutput(logits, found)
 
 
-def check(loss: Loss, *, classes: int, batch: int, mixed: bool) -> None:
+def check(loss: Loss, *, classes: int, batch: int, mixed: bool, taught: bool = True) -> None:
     """Check that a loss is applicable to the data.
 
     Args:
         classes: number of classes.
         batch: batch size.
         mixed: whether the policy mixes images, so that labels are not single classes.
+        taught: whether there is a teacher; a user's function may need one.
 
     Raises:
         BadSpec: it is not.
+        BadInput, BadModel: a user's function cannot be used.
     """
     match loss:
         case StandardizedKd() if classes < 4:
@@ -153,6 +161,9 @@ def check(loss: Loss, *, classes: int, batch: int, mixed: bool) -> None:
             return
         case StandardizedKd() | Dkd() | Dist():
             return  # none of the above holds
+        case PythonLoss():
+            _python.check(loss, classes=classes, mixed=mixed, taught=taught)
+            return
         case _:
             assert_never(loss)
     raise BadSpec(wrong, given=given, do=do)
@@ -195,6 +206,7 @@ def terms(
     *,
     epoch: float = 0.0,
     companion: nn.Module | None = None,
+    balance: ClassBalance = NEUTRAL,
 ) -> dict[str, Tensor]:
     """The weighted terms of `loss`, scalars float32; training minimises their sum. Terms of weight 0 are omitted.
 
@@ -202,14 +214,19 @@ def terms(
         labels: int64 [N], or float [N, C] for mixed images. Unused if their weight is 0.
         epoch: epochs so far, for losses with warm-up.
         companion: the projector of this student.
+        balance: of the label loss, where classes have unequal size.
 
     Raises:
         BadSpec: the loss needs a teacher and there is none, or does not support mixed labels.
     """
-    taught = {} if isinstance(loss, CrossEntropy) else _taught(loss, student, teacher, labels, epoch, companion)
+    if isinstance(loss, PythonLoss):
+        theirs = None if teacher is None else teacher.logits.detach()
+        taught = _python.terms(loss, student.logits, theirs, labels, epoch)
+    else:
+        taught = {} if isinstance(loss, CrossEntropy) else _taught(loss, student, teacher, labels, epoch, companion)
     if weight := labels_share(loss):
         smoothing = loss.smoothing if isinstance(loss, CrossEntropy) else 0.0
-        taught["labels"] = weight * cross_entropy(student.logits, labels, smoothing)
+        taught["labels"] = weight * cross_entropy(student.logits, labels, smoothing, balance)
     return taught
 
 
@@ -226,8 +243,8 @@ def _taught(
         raise BadSpec(f"loss `{loss.kind}` needs a teacher", do="set `teacher`, or use loss cross_entropy")
     ours, theirs = student.logits, teacher.logits.detach()
     match loss:
-        case CrossEntropy():
-            return {}
+        case CrossEntropy() | PythonLoss():
+            return {}  # see `terms`
         case HintonKd():
             temperature, weight = loss.numbers
             return {"teacher": weight * hinton_kd(ours, theirs, temperature)}

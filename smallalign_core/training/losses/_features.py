@@ -128,13 +128,13 @@ def place(loss: OfLayers, student: nn.Module, teacher: nn.Module) -> OfLayers:
     """
     ours, theirs = outputs(student), outputs(teacher)
     asked = paths(loss.student_layer), paths(loss.teacher_layer)
-    for who, named, there in (("student", asked[0], ours), ("teacher", asked[1], theirs)):
+    for role, named, there in (("student", asked[0], ours), ("teacher", asked[1], theirs)):
         for path in named:
             if path not in there:
                 raise BadSpec(
-                    f"the {who} has no comparable layer at that path",
+                    f"the {role} has no comparable layer at that path",
                     given=path,
-                    do=f"leave {who}_layer empty"
+                    do=f"leave {role}_layer empty"
                     + (f", or use one of: {offered}" if (offered := _offered(there)) else ""),
                 )
     maps = isinstance(loss, AttentionTransfer) or all(
@@ -143,16 +143,16 @@ def place(loss: OfLayers, student: nn.Module, teacher: nn.Module) -> OfLayers:
     chosen = [named or _choose(there, maps=maps) for named, there in ((asked[0], ours), (asked[1], theirs))]
     if isinstance(loss, AttentionTransfer) and not any(asked):
         chosen = [_large(there, found) for there, found in zip((ours, theirs), chosen, strict=True)]
-    for who, there, found in (("student", ours, chosen[0]), ("teacher", theirs, chosen[1])):
+    for role, there, found in (("student", ours, chosen[0]), ("teacher", theirs, chosen[1])):
         wanted, size = ("maps", 3) if maps else ("vectors", 1)
         wrong = [path for path in found if len(there[path]) != size]
         if wrong or not found:
             offered = _offered(there, size)
             raise BadSpec(
-                f"loss {loss.kind} compares feature {wanted}, and the {who} has none"
+                f"loss {loss.kind} compares feature {wanted}, and the {role} has none"
                 + (" at these layers" if wrong else ""),
-                given=", ".join(f"{path} ({_written(there[path])})" for path in wrong) or f"{who}_layer empty",
-                do="use loss kd" + (f", or one of the {who}'s layers with {wanted}: {offered}" if offered else ""),
+                given=", ".join(f"{path} ({_written(there[path])})" for path in wrong) or f"{role}_layer empty",
+                do="use loss kd" + (f", or one of the {role}'s layers with {wanted}: {offered}" if offered else ""),
             )
     many = isinstance(loss, AttentionTransfer)
     count = min(map(len, chosen)) if many else 1

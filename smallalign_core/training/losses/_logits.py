@@ -10,10 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from smallalign_core.training.losses._balance import NEUTRAL, ClassBalance
 
-def cross_entropy(student: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Mean negative log-likelihood of the labels: int64 [N], or probabilities float [N, C]."""
-    return F.cross_entropy(student.float(), labels, label_smoothing=smoothing)
+
+def cross_entropy(student: Tensor, labels: Tensor, smoothing: float = 0.0, balance: ClassBalance = NEUTRAL) -> Tensor:
+    """Mean negative log-likelihood of the labels: int64 [N], or probabilities float [N, C].
+
+    Weights of classes weight the terms of their sum over images, which is divided by the number of images; offsets are
+    added to the logits (logit adjustment; Menon et al., ICLR 2021).
+    """
+    logits = student.float() if balance.offset is None else student.float() + balance.offset
+    if balance.weights is None:
+        return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    how = {"weight": balance.weights, "label_smoothing": smoothing}
+    return F.cross_entropy(logits, labels, reduction="sum", **how) / len(logits)  # type: ignore[arg-type]
 
 
 def hinton_kd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -98,14 +98,14 @@ class Teacher:
             )
         self._classifiers = [classifier.eval().requires_grad_(False).to(device) for classifier in several]
         self._layers, self._precision, self._device = tuple(layers), precision, torch.device(device)
-        self._asked = [_cast(one) for one in self._classifiers] if precision == "bf16" else self._classifiers
+        self._networks = [_cast(one) for one in self._classifiers] if precision == "bf16" else self._classifiers
         self.answered, self.live = 0, True
 
     def output(self, images: Tensor) -> NetworkOutput:
         """The output for uint8 images [N, channels, H, W]; its logits are float32 [N, C]."""
         self.answered += len(images)
         with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._precision == "bf16"):
-            said = [_answer(classifier, images, self._layers) for classifier in self._asked]
+            said = [_answer(classifier, images, self._layers) for classifier in self._networks]
             features = {path: made.float() for path, made in said[0].features.items()}
             return NetworkOutput(rounded(averaged([one.logits.float() for one in said])), features)
 

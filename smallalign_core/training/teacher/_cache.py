@@ -34,6 +34,8 @@ log = logging.getLogger("smallalign")
 SAVE_SECONDS = 10.0
 AHEAD_STEPS, AHEAD_BYTES = 16, 4 * 1024**2
 """Max. steps, and max. bytes of images, that are fetched from memory at once: the calls cost more than the bytes."""
+MET_BYTES = 32 * 1024**2
+"""Max. bytes of the orders of epochs that are kept, to find images by their view; at least those of one batch."""
 CHECKED_CHUNKS = 4
 """Number of existing chunks that are checked when the teacher is loaded."""
 
@@ -61,7 +63,7 @@ class TeacherCache:
 
     Args:
         plan: which logits are needed.
-        shelf: the index of all caches.
+        caches: the index of all caches.
         load: loads the teacher; called on the first miss, so never by a run with a full cache.
         warn: called with warnings, as text.
 
@@ -73,14 +75,14 @@ class TeacherCache:
     def __init__(
         self,
         plan: _index.CachePlan,
-        shelf: _index.CacheIndex,
+        caches: _index.CacheIndex,
         load: Callable[[], LogitSource],
         *,
         warn: Callable[[str], None] = log.warning,
     ) -> None:
         self.plan, self.answered, self.live = plan, 0, False
-        self._shelf, self._load, self._warn = shelf, load, warn
-        self._size, self._keeps_images = shelf.fitting(plan)
+        self._caches, self._load, self._warn = caches, load, warn
+        self._size, self._keeps_images = caches.fitting(plan)
         self._teacher: LogitSource | None = None
         self._chunks: dict[int, Chunk] = {}
         self._places_in_epoch: dict[int, NDArray[np.int64]] = {}
@@ -94,7 +96,7 @@ class TeacherCache:
 
     def __enter__(self) -> Self:
         try:
-            self._folder = self._held.enter_context(self._shelf.taken(self.plan, self._size))
+            self._folder = self._held.enter_context(self._caches.taken(self.plan, self._size))
         except Refused as error:  # training does not need a writable cache
             self._cannot_keep(error)
         return self
@@ -175,18 +177,27 @@ class TeacherCache:
         first, batch, count = step * self.plan.batch, self.plan.batch, self.plan.count
         places = np.arange(first, first + steps * batch)
         asked = max(0, self.plan.views * count // batch - step) * batch if self.plan.views else len(places)
+        asked = 0 if self._filled_from(views) is not views else asked
         if asked < len(places):  # these images occurred before
             rows, view = views.sample_indices(step + asked // batch, steps - asked // batch)
             view = view % self.plan.views
             for number in np.unique(view).tolist():
                 here = np.flatnonzero(view == number)
-                places[asked + here] = number * count + self._met(views, number)[rows[here]]
+                places[asked + here] = number * count + self._met(self._filled_from(views), number)[rows[here]]
         return places
+
+    def _filled_from(self, views: Views) -> Views:
+        """The views whose steps fill the cache. Where classes are sampled, images with few views have the logits of the
+        steps without sampling: each image has them once, and runs with and without sampling share them.
+        """
+        return views.natural if self.plan.views else views
 
     def _met(self, views: Views, epoch: int) -> NDArray[np.int64]:
         """The place of each row in the order of `epoch`."""
         if epoch not in self._places_in_epoch:
-            while len(self._places_in_epoch) > 2 + self.plan.batch // self.plan.count:
+            while len(self._places_in_epoch) > max(
+                2 + self.plan.batch // self.plan.count, MET_BYTES // views.count // 8
+            ):
                 del self._places_in_epoch[next(iter(self._places_in_epoch))]
             order = views.order(epoch)
             self._places_in_epoch[epoch] = np.empty_like(order)
@@ -196,8 +207,8 @@ class TeacherCache:
     def _needed(self, views: Views, step: int) -> list[tuple[int, int]]:
         """(chunk, number of its steps) needed for the batch of `step`."""
         per, steps = self.plan.chunk_steps, self._places(views, step) // self.plan.batch
-        own = {step // per: step % per + 1} if steps[0] == step else {}
-        if steps[-1] == step:
+        own = {step // per: step % per + 1} if steps[0] == step and self._filled_from(views) is views else {}
+        if own and steps[-1] == step:
             return list(own.items())
         return [(number, own.get(number, self._whole(number))) for number in np.unique(steps // per).tolist()]
 
@@ -249,6 +260,7 @@ class TeacherCache:
 
     def _fill(self, views: Views, step: int) -> Iterator[None]:
         """Compute all missing logits that the batch of `step` needs; yields after each batch."""
+        filled = self._filled_from(views)
         # Evaluated again after each chunk, since a failed check may empty the cache.
         while lacking := self._lacking(views, step):
             number, wanted = lacking[0]
@@ -256,13 +268,13 @@ class TeacherCache:
             self._chunks[number] = chunk
             while chunk.steps < wanted:
                 at = number * self.plan.chunk_steps + chunk.steps
-                made = views.augmented(*views.sample_indices(at))
-                batch = views(at, made)
+                made = filled.augmented(*filled.sample_indices(at))
+                batch = filled(at, made)
                 logits = self._answer(views, batch.images)
                 if self._chunks.get(number) is not chunk:  # emptied: the teacher or the images do not match the cache
                     break
                 chunk.add(logits, batch.images, made)
-                self._made = at, batch
+                self._made = (at, batch) if filled is views else None
                 yield
             else:
                 if chunk.steps == self._whole(number):
@@ -309,7 +321,7 @@ class TeacherCache:
 
     def _read_chunk(self, views: Views, number: int) -> Chunk | None:
         """A chunk from its files, if they are intact and match the pixels of this run."""
-        file, plan = f"{number:06d}.answers", self.plan
+        views, file, plan = self._filled_from(views), f"{number:06d}.answers", self.plan
         chunk = None
         with self._noticing(file) as (path, salt):
             chunk = _chunk.read_answers(path, salt, plan.batch, plan.classes)
@@ -325,7 +337,7 @@ class TeacherCache:
 
     def _images_of(self, views: Views, number: int, chunk: Chunk) -> NDArray[np.uint8] | None:
         """The images of a chunk: cached, or rendered and cached now."""
-        name, rows = f"{number:06d}.images", chunk.steps * self.plan.batch
+        views, name, rows = self._filled_from(views), f"{number:06d}.images", chunk.steps * self.plan.batch
         found = self._read(name, (rows, *self.plan.shape), np.uint8)
         if found is None:
             first = number * self.plan.chunk_steps
@@ -372,7 +384,7 @@ class TeacherCache:
     @contextlib.contextmanager
     def _noticing(self, name: str) -> Iterator[tuple[Path, str]]:
         """(path, salt) of a file to read. A missing file is skipped; a damaged one is removed with a warning."""
-        folder = self._folder or self._shelf.root / self.plan.key
+        folder = self._folder or self._caches.root / self.plan.key
         try:
             yield folder / name, self._salt(name)
         except FileNotFoundError:
@@ -394,6 +406,7 @@ class TeacherCache:
     def _agrees(self, views: Views, number: int, chunk: Chunk) -> bool:
         """Whether about 1% of a chunk's logits match a new forward pass on images rendered again."""
         assert self._teacher is not None
+        views = self._filled_from(views)
         batch, at = self.plan.batch, self._sample(number, chunk.steps)
         some = np.random.default_rng([number]).permutation(batch)[: max(1, chunk.steps * batch // 100)]
         images = views(number * self.plan.chunk_steps + at).images[torch.from_numpy(some).to(views.device)]

@@ -96,7 +96,8 @@ def plan(spec: RunSpec, splits: Splits, teachers: Sequence[str], device: torch.d
     fixed = spec.views if spec.augment else 1
     count, steps = len(splits.train), augment.steps_of(spec, len(splits.train))
     if fixed:
-        steps = min(steps, -(-fixed * count // spec.batch))
+        every = -(-fixed * count // spec.batch)
+        steps = every if spec.sampling is not None else min(steps, every)
     row = math.prod(splits.shape) + 2 * len(splits.classes)
     chunk = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // row) // spec.batch)
     facts = {
@@ -116,6 +117,7 @@ def plan(spec: RunSpec, splits: Splits, teachers: Sequence[str], device: torch.d
         "capability": capability(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        **({} if fixed or spec.sampling is None else {"sampling": spec.sampling}),
         **({} if spec.answers == "torch" else {"answers": spec.answers, "onnxruntime": onnxruntime.__version__}),
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -42,7 +42,7 @@ def forest(study: OptimizerStudy, budget: int, metric: str, *, key: str) -> None
         title=f"{of.label}{f' ({of.unit.strip()})' * bool(of.unit)}: difference to tuned {reference.label}<br>"
         f"at {study.budget_words(budget)}",  # a saved image has no page around it
         reverse=of.less_is_better,
-        band=of.scale * float(study.spec["margin"]) if metric == "accuracy" else None,
+        band=of.scale * study.spec.margin if metric == "accuracy" else None,
     )
     table = [
         {

@@ -179,7 +179,7 @@ def _target(report: OptimizerStudy, _: Study, __: Store, budget: int) -> None:
     axis = url_state.switch("X axis", charts.AXES, key="against")
     charts.to_target(report, budget, axis, key="optimizers-target")
     reference = report.arm(report.reference, budget).label
-    origin = "set in the study" if report.spec.get("target") else f"the median of tuned {reference}"
+    origin = "set in the study" if report.spec.target else f"the median of tuned {reference}"
     st.caption(
         f"Target: validation accuracy {formatting.percent(target, 2)}, {origin}. Medians over seeds; seeds that never "
         "reach it count as infinite. Resolution: one epoch." + (" Gray: LR tuning." if axis == "seconds" else "")

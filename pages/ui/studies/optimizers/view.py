@@ -87,7 +87,7 @@ def _stages(report: OptimizerStudy) -> list[tuple[str, int, int]]:
     """(stage, done, of) of the three stages, over all budgets."""
     tuned = [arm for arm in report.arms if arm.track == "tuned"]
     first = [arm for arm in tuned if arm.budget == report.budgets[0]]
-    planned = int(report.spec["trials"])
+    planned = report.spec.trials
     done = sum(trial.accuracy is not None or trial.diverged for arm in tuned for trial in arm.trials)
     of = sum(max(planned, len(arm.trials)) if not arm.runs else len(arm.trials) for arm in tuned)
     final = sum(bool(run.test) or run.diverged for arm in report.arms for run in arm.runs)

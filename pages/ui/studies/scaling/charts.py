@@ -81,7 +81,7 @@ def _line(found: Multiplier, text: str, colour: str) -> plots.Line:
     return plots.Line(text, colour, found.k, found.low, found.high, hover=hover, extrapolated=found.extrapolated)
 
 
-def self_tests(reading: LawReading, *, key: str) -> None:
+def sanity_checks(reading: LawReading, *, key: str) -> None:
     """A/A tests and known-effect tests: a ring is the true value, a bar the estimate of the law."""
     lines, rows = [], []
     for test in reading.tests:
@@ -89,7 +89,8 @@ def self_tests(reading: LawReading, *, key: str) -> None:
             test.outcome, (theme.gray(), "–")
         )
         place = f"at {test.found.n:,.0f} parameters, {test.found.d:,.0f} images"
-        line = _line(test.found, f"{mark} {test.words}", colour)
+        short = test.words.rpartition(": ")[0]  # the mark says the rest, which a phone would cut off
+        line = dataclasses.replace(_line(test.found, f"{mark} {short}", colour), hover=test.words)
         lines.append(dataclasses.replace(line, truth=test.truth, truth_hover=f"true value ×{test.truth:g}, {place}"))
         rows.append({"test": test.kind, "in": THINGS[test.found.axis], "truth": test.truth} | _cells(test.found))
     listed = "; ".join(test.words for test in reading.tests)

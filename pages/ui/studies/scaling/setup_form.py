@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import streamlit as st
@@ -15,6 +14,7 @@ from pages.ui.widgets import forms, run_table, url_state
 from smallalign_core.analysis import data_quality
 from smallalign_core.errors import BadSpec
 from smallalign_core.runs.store import Store
+from smallalign_core.service.requests import DatasetFacts
 from smallalign_core.spec import Lookahead, Optimizer, RunSpec, canonical, loss_kinds, members, parse_policy
 from smallalign_core.studies.scaling import MOST_REPLICATES, PILOT, PRESETS, REPLICATES, ScalingStudySpec, parse_study
 
@@ -25,9 +25,9 @@ LADDER = (1, 2, 5, 10, 20)
 KEY, ADDED = "student", "scaling-adds"
 
 
-def form(source: str, facts: Mapping[str, Any], store: Store) -> dict[str, Any]:
+def form(source: str, facts: DatasetFacts, store: Store) -> dict[str, Any]:
     """Draw the form; returns the fields of the study. All but the details of recipes is kept in the URL."""
-    classes, counts = tuple(facts["classes"]), facts["counts"]["train"]
+    classes, counts = facts.classes, facts.counts["train"]
     student = student_form.form(source, classes, store, key=KEY, only=("epochs", "batch"), distilled=False)
     sizes = _sizes(student)
     there = min(sum(counts.values()), student["data"].get("images") or sum(counts.values()))
@@ -60,7 +60,7 @@ def form(source: str, facts: Mapping[str, Any], store: Store) -> dict[str, Any]:
                 "a training run of the teacher and the replicates of the target.",
             )
     if "clean" in recipes:
-        found["decisions"] = _cleaning(facts["fingerprint"], store)
+        found["decisions"] = _cleaning(facts.fingerprint, store)
     if "all" in recipes and len(set(recipes) & set(ADDS)) < 2:
         st.caption("All combined needs at least two variants and is skipped.")
         recipes.remove("all")
@@ -94,9 +94,7 @@ def _sizes(student: dict[str, Any]) -> dict[str, Any]:
 
 
 def _effort(there: int, recipes: int) -> dict[str, Any]:
-    names = {
-        name: f"{name.capitalize()}: {len(one['widths'])} × {len(one['fractions'])}" for name, one in PRESETS.items()
-    }
+    names = {name: f"{name.capitalize()}: {len(one.widths)} × {len(one.fractions)}" for name, one in PRESETS.items()}
     preset = url_state.switch("Model sizes × dataset sizes", names, key="preset")
     first, second = st.columns(2)
     with first:
@@ -122,7 +120,7 @@ def _effort(there: int, recipes: int) -> dict[str, Any]:
             first=300,
             help="Runs on few images train for more epochs to reach this number of steps.",
         )
-    least = round(there * PRESETS[preset]["fractions"][0])
+    least = round(there * PRESETS[preset].fractions[0])
     st.caption(f"From {least:,} to {there:,} training images.")
     found: dict[str, Any] = {"preset": preset, "replicates": draws, "steps": steps}
     if st.toggle(
@@ -144,7 +142,7 @@ def written(spec: ScalingStudySpec) -> str:
 
 def address(spec: ScalingStudySpec) -> dict[str, str]:
     """The URL parameters of the form for a study, as far as the form has fields for it."""
-    preset = next((name for name, one in PRESETS.items() if len(one["widths"]) == len(spec.widths)), "quick")
+    preset = next((name for name, one in PRESETS.items() if len(one.widths) == len(spec.widths)), "quick")
     recipes = [one for one in spec.recipes if one in ADDS or one in EXTRA]
     taught = {"teacher": spec.teacher} if spec.teacher else {}
     return {
@@ -160,7 +158,7 @@ def address(spec: ScalingStudySpec) -> dict[str, str]:
 
 def begin(fields: dict[str, Any]) -> None:
     """The cost, the button, the command."""
-    width, times = fields["target"]["width"], PRESETS[fields["preset"]]["widths"]
+    width, times = fields["target"]["width"], PRESETS[fields["preset"]].widths
     if len({max(2, round(width * one)) for one in times}) < len(times):
         raise BadSpec(
             f"the student is too narrow for {len(times)} distinct sizes",

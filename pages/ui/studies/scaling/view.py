@@ -164,7 +164,7 @@ def _checks(reading: LawReading) -> None:
         "true value known. Ring: true value; bar: estimate with 95% CI."
         + (f" Gray: interval unbounded or wider than ×/÷{VACUOUS:g}, uninformative." if vague else "")
     )
-    charts.self_tests(reading, key="scaling-tests")
+    charts.sanity_checks(reading, key="scaling-tests")
 
 
 # --- tabs -------------------------------------------------------------------------------------------------------------
