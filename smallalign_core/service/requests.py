@@ -207,7 +207,7 @@ class EstimateStudy(Request[StudyCost]):
 
     shared: ClassVar[bool] = True
 
-    spec: AnyStudySpec | SearchSpec
+    spec: AnyStudySpec
 
 
 # --- a comparison -----------------------------------------------------------------------------------------------------
