@@ -15,7 +15,7 @@ from smallalign_core.runs.store import Store
 from smallalign_core.search import SearchSpec, parse_study
 from smallalign_core.service.requests import DatasetFacts
 
-KIND = Kind("search", "shrink.py", ":material/compress:", "shrink")
+KIND = Kind("search", "shrink.py", ":material/compress:", "shrink", "Find the smallest model")
 NO_LIMIT = "0: no limit."
 UNITS = {"images": "of images", "teacher": "of the teacher's accuracy"}
 AUTOMATIC, LABELS = "automatic", "none"
@@ -67,7 +67,7 @@ def form(source: str, facts: DatasetFacts, store: Store) -> dict[str, Any]:
 def begin(fields: Mapping[str, Any]) -> None:
     """The button and the command. A search of these limits that exists is opened, and goes on with this budget."""
     spec = parse_study(fields)
-    if st.button("Find the smallest model", type="primary", icon=":material/play_arrow:"):
+    if st.button(KIND.start, type="primary", icon=":material/play_arrow:"):
         study_form.start(KIND, spec)
     st.caption(
         "Candidates beyond a limit of size or latency are not trained. Limits that no network can meet are refused "

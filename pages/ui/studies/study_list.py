@@ -23,12 +23,13 @@ STATES = {name: formatting.STATES[name] for name in ("finished", "running", "pau
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of study, the page that shows it, and the command that runs it."""
+    """A kind of study: the page that shows it, the command that runs it, the label of the button that starts one."""
 
     name: str
     page: str
     icon: str
     verb: str
+    start: str = "Start study"
 
 
 def listing(store: Store, kind: Kind) -> None:
@@ -36,7 +37,7 @@ def listing(store: Store, kind: Kind) -> None:
     lines = [lifecycle.summary(study, store) for study in lifecycle.listing(store)]
     lines = [line for line in lines if line.kind in (kind.name, None)]
     if not lines:
-        st.caption("No studies yet. **Start study** runs the defaults below.")
+        st.caption(f"No studies yet. **{kind.start}** runs the defaults below.")
         return
     _lines(lines[:LISTED], kind)
     if len(lines) > LISTED:
