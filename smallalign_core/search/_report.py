@@ -169,7 +169,7 @@ class BudgetSearch(StudyReport):
         if self.met:
             first = "Smallest" if self.limits_accuracy else "Most accurate"
             so_far = "" if self.complete else " so far"
-            smaller = "; nothing smaller met them" if self.limits_accuracy and self.complete else ""
+            smaller = "; nothing smaller that was tried met them" if self.limits_accuracy and self.complete else ""
             verified = "" if self.verified is not False else " The file does NOT predict as PyTorch does."
             return f"{first} within the limits{so_far} ({self.limits}): {what}: {seen}{smaller}.{verified}"
         nearest = f"nearest: {what}: {seen}"
