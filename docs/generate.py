@@ -142,6 +142,7 @@ def specs() -> str:
 def families() -> dict[str, tuple[Any, ...]]:
     """Every spec class, by the heading that it stands under."""
     from smallalign_core import spec
+    from smallalign_core.search import _spec as search
     from smallalign_core.spec import parts
     from smallalign_core.studies.optimizers import _spec as optimizers
     from smallalign_core.studies.scaling import _spec as scaling
@@ -158,6 +159,7 @@ def families() -> dict[str, tuple[Any, ...]]:
         "Imported models": (parts.Import,),
         "Optimizer study": (optimizers.OptimizerStudySpec,),
         "Scaling study": (scaling.ScalingStudySpec, scaling.Target),
+        "Budget search": (search.SearchSpec, search.Budget),
     }
 
 

@@ -52,6 +52,8 @@ fractions: [0.25, 0.5, 1]
 recipes: [baseline, distil]
 replicates: 3
 """
+SEARCH = ("--max-kb", "30", "--min-accuracy", "85%", "--budget", "10trials")
+SEARCHED = ("--set", "data.validation=0.3", "--set", "rungs=[5,15,45]")
 POLICY = '[{"kind":"shift","pixels":1},{"kind":"rotate","degrees":10}]'
 READY = (
     "() => document.querySelector('[data-testid=stApp]')?.dataset.testScriptState === 'notRunning'"
@@ -91,6 +93,7 @@ def filled(store: Path) -> dict[str, dict[str, str]]:
         "compare": {"teacher": "digits-teacher", "student": "digits-student", "tab": "Overview"},
         "export": {"run": "digits-student"},
         "optimizers": {"study": smallalign(store, "optimizers", "FILE", text=OPTIMIZERS)["id"]},
+        "shrink": {"study": smallalign(store, "shrink", "digits", *SEARCH, *SEARCHED)["id"]},
         "scaling": {"study": smallalign(store, "scale", "FILE", text=SCALING)["id"]},
     }
 

@@ -49,6 +49,12 @@ page = st.navigation(
                 help="Choose dataset, teacher and student, and start training.",
             ),
             st.Page(
+                "shrink.py",
+                title="Smallest model",
+                icon=":material/compress:",
+                help="The smallest file within limits of size, latency and accuracy.",
+            ),
+            st.Page(
                 "optimizers.py",
                 title="Optimizers",
                 icon=":material/leaderboard:",

@@ -21,6 +21,11 @@ st.markdown(
     "in PyTorch, ONNX Runtime and your browser."
 )
 
+with st.container(border=True):
+    find, why = st.columns([1, 3], vertical_alignment="center")
+    find.page_link("shrink.py", label="Find the smallest model", icon=":material/compress:")
+    why.markdown("Choose images, enter at most kB and ms or at least an accuracy, and get one verified file.")
+
 try:
     starter = store.run(STARTER).spec
 except UnknownRun:

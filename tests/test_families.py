@@ -26,6 +26,7 @@ from pages.ui.data import quality
 from pages.ui.export import panel
 from pages.ui.landscape import charts as landscape_charts, panel as landscape_panel
 from pages.ui.runs import run_view
+from pages.ui.search.view import VIEW as SEARCH
 from pages.ui.studies.optimizers import optimizer_picker
 from pages.ui.studies.optimizers.view import VIEW as OPTIMIZERS
 from pages.ui.studies.scaling import setup_form
@@ -36,6 +37,7 @@ from smallalign_core.analysis import compare, landscape
 from smallalign_core.analysis.html_report import _page
 from smallalign_core.augment import as_code, scaled
 from smallalign_core.augment._parts import columns
+from smallalign_core.cli._main import app
 from smallalign_core.errors import BadSpec
 from smallalign_core.export._parity import IN_A_BROWSER
 from smallalign_core.runs.store import State
@@ -620,12 +622,13 @@ def test_a_page_that_lacks_something_is_noticed() -> None:
 def study_lacks(kind: str) -> list[str]:
     """That a module has the functions of a kind is checked by mypy, with their types: see `StudyKind`."""
     found = []
-    shown = {one.kind.name: one.kind.page for one in (OPTIMIZERS, SCALING)}
+    shown = {one.kind.name: one.kind for one in (OPTIMIZERS, SCALING, SEARCH)}
     if kind not in shown:
         found.append("no page shows it")
-    elif page_lacks(shown[kind]):
-        found.append(f"its page lacks something: {page_lacks(shown[kind])}")
-    if f'_answer("{kind}"' not in (ROOT / "smallalign_core" / "cli" / "studies.py").read_text():
+    elif page_lacks(shown[kind].page):
+        found.append(f"its page lacks something: {page_lacks(shown[kind].page)}")
+    verbs = {one.name or one.callback.__name__ for one in app.registered_commands if one.callback}
+    if kind not in shown or shown[kind].verb not in verbs:
         found.append("no verb of the command line runs it")
     module = kinds.KINDS.get(kind)
     functions = [name for name in vars(kinds.StudyKind) if not name.startswith("_")]

@@ -26,7 +26,7 @@ from smallalign_core.spec import Code, DataSpec, loss_kinds
 from smallalign_core.studies.ablation import CONTROLS
 from tests.conftest import ROOT, Train, texts
 
-PAGES = ("home", "data", "augment", "distil", "optimizers", "scaling", "runs", "compare", "export")
+PAGES = ("home", "data", "augment", "distil", "shrink", "optimizers", "scaling", "runs", "compare", "export")
 
 
 def test_every_page_is_opened_here():

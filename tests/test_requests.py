@@ -16,8 +16,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from smallalign_core import search
 from smallalign_core.errors import BadInput, WorkFailed
 from smallalign_core.runs.store import Store
+from smallalign_core.search import SearchSpec
 from smallalign_core.service import backend, requests
 from smallalign_core.service.client import BackendClient
 from smallalign_core.service.handlers import HANDLERS
@@ -44,12 +46,14 @@ COST: dict[str, Any] = {
     **{"cache_bytes": 0, "cache_ready": 0},
 }
 STUDENT: dict[str, Any] = {"data": "digits", "network": "cnn"}
+STUDIES = [optimizers.parse_study(STUDENT | {"seeds": 2}), scaling.parse_study(SCALING)]
 PARTS: list[tuple[Any, list[Any]]] = [
     (RunSpec, [tiny(), tiny(teacher="digits-teacher", loss="kd", augment=["shift", "mixup"], optimizer="muon")]),
     (DataSpec, [parse_data("digits"), parse_data({"source": "somewhere", "size": 32, "fingerprint": "ab" * 8})]),
     (Augment, list(parse_policy(["shift", {"kind": "rotate", "degrees": 7}]))),
     (Loss, [tiny().loss, tiny(teacher="digits-teacher", loss={"kind": "kd", "temperature": 3}).loss]),
-    (AnyStudySpec, [optimizers.parse_study(STUDENT | {"seeds": 2}), scaling.parse_study(SCALING)]),
+    (AnyStudySpec, STUDIES),
+    (AnyStudySpec | SearchSpec, [*STUDIES, search.parse_study({"data": "digits", "max_kb": 20, "min_share": 0.98})]),
 ]
 """Parts of a spec, which have tests of their own: some of each."""
 

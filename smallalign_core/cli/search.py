@@ -12,6 +12,7 @@ from smallalign_core.cli._shared import (
     MODELS,
     DeviceOption,
     JsonOption,
+    QueueOption,
     SetOption,
     StoreOption,
     answer,
@@ -46,9 +47,7 @@ def shrink(
     to: Annotated[
         Path | None, typer.Option("--to", help="The .onnx file to write, or a .zip with model card and parity report.")
     ] = None,
-    queue: Annotated[
-        bool, typer.Option("--queue", help="Leave it to workers and report what is known so far.")
-    ] = False,
+    queue: QueueOption = False,
     set: SetOption = None,
     store: StoreOption = MODELS,
     device: DeviceOption = "auto",
@@ -73,7 +72,7 @@ def shrink(
         lifecycle.start(place, found)
     else:
         train_study(found, place, device, ray)
-    report = found.report(place)
+    report = searching.report(found.spec, place, found.folder, active=found.active, trouble=found.trouble)
     file = None
     if to is not None and report.complete and report.met:
         _deliver(report, place, to)

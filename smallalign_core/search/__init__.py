@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from smallalign_core.runs.store import Store
     from smallalign_core.spec import RunSpec
 
-KIND = "search"
+KIND = SearchSpec.KIND
 
 
 def resolved(spec: SearchSpec, run: RunSpec, store: Store) -> SearchSpec:

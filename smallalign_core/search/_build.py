@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from smallalign_core.runs.store import State, Store
+from smallalign_core.runs.store import Store
 from smallalign_core.search import _plan
 from smallalign_core.search._evidence import images_needed
 from smallalign_core.search._journal import Look, Record, Trial, read
 from smallalign_core.search._report import BudgetSearch, Row
 from smallalign_core.search._spec import SearchSpec, limits_in_words, study_id, title_of
 from smallalign_core.spec import digest
-from smallalign_core.studies.run_status import DAMAGED
+from smallalign_core.studies.run_status import Tally
 
 
 def report(
@@ -44,16 +44,16 @@ def build(
     best = _plan.best_look(spec, record.looks)
     near = best or _plan.nearest_look(spec, record.looks)
     rows = tuple(_row(spec, store, record, trial, near) for trial in record.trials)
-    done, missing, running, failed = _counted(spec, store, record)
+    tally = _tally(spec, store, record)
     delivered = record.delivered or {}
     winner = record.winner or {}
-    complete = record.complete and not trouble
+    ended = record.complete and not trouble
     return BudgetSearch(
         id=study_id(spec),
         title=title_of(spec),
         spec=spec.model_dump(mode="json"),
         limits=limits_in_words(spec),
-        met=True if best else False if complete else None,
+        met=True if best else False if ended else None,
         row=rows[near.trial - 1] if near else None,
         rows=rows,
         teacher=_teacher(record),
@@ -73,30 +73,20 @@ def build(
         stopped=record.stopped,
         test_looks=None if spec.data.fingerprint is None else store.test_looks(spec.data.fingerprint),
         limits_accuracy=spec.limits_accuracy,
-        missing=missing,
-        running=running,
-        done=done,
-        failed=tuple(([trouble] if trouble else []) + failed),
+        missing=tally.missing,
+        running=tally.running,
+        done=tally.done,
+        failed=tuple(([trouble] if trouble else []) + tally.failed),
         active=active,
-        complete=complete,
+        ended=ended,
     )
 
 
-def _counted(spec: SearchSpec, store: Store, record: Record) -> tuple[int, int, int, list[str]]:
-    """Numbers of runs that are done, missing and running, and those that failed."""
-    done = missing = running = 0
-    failed = []
+def _tally(spec: SearchSpec, store: Store, record: Record) -> Tally:
+    found = Tally()
     for run, what in _plan.listed(spec, store, record):
-        found = _plan.status(store, run)
-        if found.settled:
-            done += 1
-        elif found.state in (State.QUEUED, State.RUNNING):
-            running += 1
-        elif found.state in (State.FAILED, DAMAGED):
-            failed.append(f"{what}: {found.reason or found.state}")
-        else:
-            missing += 1
-    return done, missing, running, failed
+        found.add(_plan.status(store, run), what)
+    return found
 
 
 def _teacher(record: Record) -> str:

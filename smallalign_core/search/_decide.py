@@ -182,7 +182,7 @@ class Decision:
 
     def _fresh(self) -> Iterator[Proposal]:
         """Proposals that were not tried yet, without end in practice."""
-        known = {trial.candidate for trial in self.record.trials}
+        known = {trial.candidate for trial in self.record.trials if trial.ruled_out != "time"}
         for proposal in self._proposals():
             if proposal.candidate not in known:
                 known.add(proposal.candidate)
@@ -262,7 +262,7 @@ class Decision:
     # --- rungs --------------------------------------------------------------------------------------------------------
 
     def advance(self, number: int) -> None:
-        """After the runs of a rung: who goes on, or the next file to evaluate."""
+        """After the runs of a rung: which candidates go on, or the next file to evaluate."""
         rungs = self.record.rungs[number]
         rung, trials = len(rungs) - 1, [self.record.trial(one) for one in rungs[-1]]
         runs = {trial.number: runs_of(self.spec, self.record, trial)[rung] for trial in trials}

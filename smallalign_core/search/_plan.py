@@ -13,8 +13,8 @@ from smallalign_core.search._journal import Look, Record, Trial, read
 from smallalign_core.search._sampler import Outcome, distance
 from smallalign_core.search._space import Space, chain, scales_for
 from smallalign_core.search._spec import ETA, SearchSpec, base_of
-from smallalign_core.spec import RunSpec, digest, parse
-from smallalign_core.studies.run_status import DAMAGED, RunStatus, status_of
+from smallalign_core.spec import RunSpec, parse
+from smallalign_core.studies.run_status import DAMAGED, RunStatus, id_of, status_of
 
 NEEDS = tuple(("val", name) for name in ("accuracy", "nll", "images"))
 """What the result of every run has; a search reads nothing of test."""
@@ -37,7 +37,7 @@ def runs_of(spec: SearchSpec, record: Record, trial: Trial, repetition: int = 0)
 
 def status(store: Store, run: RunSpec) -> RunStatus:
     """Where a run of the search stands."""
-    return status_of(store, digest(run), NEEDS)
+    return status_of(store, id_of(run), NEEDS)
 
 
 def ended(found: RunStatus) -> bool:
@@ -81,8 +81,15 @@ def repetitions(spec: SearchSpec, store: Store, record: Record) -> list[tuple[in
 
 
 def pending(spec: SearchSpec, store: Store, record: Record) -> bool:
-    """Whether the next decision has to wait for a run."""
-    return any(not ended(status(store, run)) for run, _ in listed(spec, store, record))
+    """Whether the next decision has to wait for a run: of the rung in work, the teacher, or the finalist's."""
+    if record.ready is None:
+        waits = [run for run, _ in listed(spec, store, record)]
+    elif (number := record.open_round) is not None:
+        rungs = record.rungs[number]
+        waits = [runs_of(spec, record, trial)[len(rungs) - 1] for trial in map(record.trial, rungs[-1])]
+    else:
+        waits = [run for _, run in repetitions(spec, store, record)]
+    return any(not ended(status(store, run)) for run in waits)
 
 
 # --- limits -----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from smallalign_core.search._evidence import Verdict
+from smallalign_core.studies.base import StudyReport
 
 REASONS = {
     "size": "by size",
@@ -52,8 +53,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class BudgetSearch:
-    """What a search knows.
+class BudgetSearch(StudyReport):
+    """The current state of a search.
 
     Attributes:
         met: whether a file meets all limits; None while it is not known.
@@ -66,12 +67,9 @@ class BudgetSearch:
         looks: files evaluated on validation images, for which intervals are corrected.
         spent: seconds; `budget`: as text.
         test_looks: evaluations of the test set of these images so far, by anything.
-        missing, running, done: numbers of runs; `failed`: those that failed.
+        ended: whether no decision is left.
     """
 
-    id: str
-    title: str
-    spec: dict[str, Any]
     limits: str
     met: bool | None
     row: Row | None
@@ -93,12 +91,18 @@ class BudgetSearch:
     stopped: str | None
     test_looks: int | None
     limits_accuracy: bool
-    missing: int
-    running: int
-    done: int
-    failed: tuple[str, ...]
-    active: bool
-    complete: bool
+    ended: bool
+
+    @property
+    def unprepared(self) -> bool:
+        """Whether a decision is left."""
+        return not self.ended
+
+    def states(self) -> str:
+        """How far it is."""
+        tried = sum(row.state != "ruled out" for row in self.rows)
+        state = self.stopped or ("in work" if self.active else "not complete")
+        return f"{_some(tried, 'trial')}, {self.spent:,.0f} s of {self.budget}: {state}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, with what scripts need at the top: met, accuracy, latency_ms, run, file, precision, trials."""
@@ -107,6 +111,7 @@ class BudgetSearch:
         best = self.row
         accuracy = self.test["accuracy"] if self.test else best.accuracy if best else None
         return plain | {
+            "complete": self.complete,
             "bytes": self.bytes if self.bytes is not None else best and best.bytes,
             "accuracy": accuracy,
             "accuracy_on": "test" if self.test else "validation" if best else None,
@@ -164,7 +169,7 @@ class BudgetSearch:
         if self.met:
             first = "Smallest" if self.limits_accuracy else "Most accurate"
             so_far = "" if self.complete else " so far"
-            smaller = "; nothing smaller met them" if self.limits_accuracy and self.complete else ""
+            smaller = "; nothing smaller that was tried met them" if self.limits_accuracy and self.complete else ""
             verified = "" if self.verified is not False else " The file does NOT predict as PyTorch does."
             return f"{first} within the limits{so_far} ({self.limits}): {what}: {seen}{smaller}.{verified}"
         nearest = f"nearest: {what}: {seen}"

@@ -8,6 +8,7 @@ earlier trials and of the seed.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,8 @@ from smallalign_core.system import extras
 
 ASKED = 200
 """Most proposals of the sampler in one round, since many may be known already or too large."""
+STARTUP = 8
+"""Trained candidates before the sampler's model is used."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,11 @@ def sampled(space: Space, outcomes: Sequence[Outcome], seed: int) -> Iterator[Pr
     """Proposals of the sampler, some of which may be known already."""
     optuna = extras.load("optuna", "the budget search")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    startup = sum(outcome.violation <= 1 for outcome in outcomes) < 8
+    startup = sum(outcome.violation <= 1 for outcome in outcomes) < STARTUP
     why = "random draw: too few trials to learn from" if startup else "sampler: likely better than the trials so far"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of experimental options
+    with _quiet():
         sampler = optuna.samplers.TPESampler(
-            seed=seed, n_startup_trials=0 if not startup else 1_000, constraints_func=_violation
+            seed=seed, n_startup_trials=ASKED + len(outcomes) if startup else 0, constraints_func=_violation
         )
         study = optuna.create_study(sampler=sampler)
         for outcome in outcomes:
@@ -71,10 +73,18 @@ def sampled(space: Space, outcomes: Sequence[Outcome], seed: int) -> Iterator[Pr
             _suggest(trial, space)
             trial.set_user_attr("violation", outcome.violation)
             study.tell(trial, outcome.value)
-        for _ in range(ASKED):
-            trial = study.ask()
-            proposed = _suggest(trial, space)
-            yield Proposal(proposed, why)
+    for _ in range(ASKED):
+        with _quiet():
+            proposed = _suggest(study.ask(), space)
+        yield Proposal(proposed, why)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide warnings about experimental options."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _violation(trial: Any) -> tuple[float]:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, ClassVar, Self, get_args
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from smallalign_core.errors import BadInput, BadSpec
 from smallalign_core.search._space import Family
 from smallalign_core.spec import LOOP, DataSpec, RunSpec, canonical, told
 from smallalign_core.spec.parts import FILLED_IN, Part, Teacher, shorthand
 from smallalign_core.spec.precision import PRECISIONS, Precision
+from smallalign_core.studies.base import SEVERAL
 
 NO_TEACHER = "none"
 """The teacher of a search on labels only."""
@@ -25,8 +27,6 @@ ETA = 3
 SEEN = 400_000
 """Training images that the longest rung sees, about; in 9 to 81 epochs."""
 UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600}
-
-_SEVERAL = BeforeValidator(lambda given: given if isinstance(given, list | tuple) else [given])
 
 
 class Budget(Part):
@@ -51,6 +51,7 @@ class Budget(Part):
 class SearchSpec(Part):
     """The smallest model within limits."""
 
+    KIND: ClassVar[str] = "search"
     data: Annotated[DataSpec, shorthand("source"), Field(description="Dataset and splits.")]
     teacher: Annotated[
         Teacher | None,
@@ -66,14 +67,14 @@ class SearchSpec(Part):
         float | None, Field(gt=0, le=1.5, description="Min. accuracy as a share of the teacher's.")
     ] = None
     families: Annotated[
-        tuple[Family, ...], _SEVERAL, Field(min_length=1, description="Network families to choose from.")
+        tuple[Family, ...], SEVERAL, Field(min_length=1, description="Network families to choose from.")
     ] = get_args(Family)
     precisions: Annotated[
-        tuple[Precision, ...], _SEVERAL, Field(min_length=1, description="Export precisions to choose from.")
+        tuple[Precision, ...], SEVERAL, Field(min_length=1, description="Export precisions to choose from.")
     ] = PRECISIONS
     rungs: Annotated[
         tuple[Annotated[int, Field(ge=1, le=10_000)], ...],
-        _SEVERAL,
+        SEVERAL,
         Field(max_length=6, description="Epochs of each rung; empty: by the number of training images."),
     ] = ()
     batch: Annotated[int | None, Field(ge=2, le=65_536, description="Batch size; empty: by the number of images.")] = (
@@ -175,7 +176,7 @@ def parse_accuracy(text: str) -> dict[str, float]:
 def study_id(spec: SearchSpec) -> str:
     """The id of a resolved search: 16 hexadecimal characters. The budget is not part of it: more of it goes on."""
     usual = spec.model_copy(update={"budget": SearchSpec.model_fields["budget"].default})
-    text = json.dumps({"loop": LOOP, "search": canonical(usual)}, sort_keys=True, separators=(",", ":"))
+    text = json.dumps({"loop": LOOP, spec.KIND: canonical(usual)}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -205,6 +206,7 @@ def probes(spec: SearchSpec) -> list[RunSpec]:
     return [RunSpec.model_validate(fields)]
 
 
+@functools.lru_cache(maxsize=64)
 def base_of(spec: SearchSpec) -> RunSpec:
     """What all runs of a resolved search share: images, batch, precision; labels only."""
     shared = {"data": spec.data, "batch": spec.batch, "precision": spec.precision}

@@ -15,6 +15,7 @@ from smallalign_core.errors import BadModel, WorkFailed
 from smallalign_core.runs import python_files
 from smallalign_core.runs.export_report import ExportReport
 from smallalign_core.runs.store import Store
+from smallalign_core.search import SearchSpec, extend
 from smallalign_core.service import augmentation_api, comparison_api, requests
 from smallalign_core.service.requests import (
     Ablation,
@@ -71,6 +72,8 @@ def start_study(store: Store, asked: requests.StartStudy) -> StartedStudy:
     """Create a study, or continue the existing one."""
     store.visitor.check_room(store.root)  # a study is one start: workers queue its runs by themselves
     study = lifecycle.create(store, asked.spec.KIND, resolve_study(store, asked.spec.KIND, asked.spec))
+    if isinstance(asked.spec, SearchSpec):
+        extend(study.folder, study.spec.budget, asked.spec.budget)
     lifecycle.start(store, study)
     return StartedStudy(study.id)
 

@@ -177,6 +177,7 @@ def _check_of(file: Path, part: Path) -> Callable[[Path], str | None] | None:
         ("uploads", ".zip"): _named_by_digest,
         ("weights", ".safetensors"): _named_by_digest,
         ("policies", ".yaml"): _policy,
+        ("studies", ".npy"): _array,
         ("cache", ".npy"): _in_facts if part.parts[:2] == ("cache", "data") else _array,
     }
     kinds: dict[str, Callable[[Path], str | None]] = {".json": _json, ".jsonl": _lines}

@@ -17,6 +17,7 @@ from smallalign_core.analysis.pareto import NO_LIMITS, Limits, ParetoFront
 from smallalign_core.analysis.robustness import Robustness
 from smallalign_core.analysis.teacher_report import Preflight
 from smallalign_core.runs.export_report import ExportReport
+from smallalign_core.search import SearchSpec
 from smallalign_core.service.wire import LongRequest, Progress, Request
 from smallalign_core.spec import Augment, DataSpec, Loss, RunSpec
 from smallalign_core.studies.ablation import AblationReport, What
@@ -190,7 +191,7 @@ class StartedStudy:
 class StartStudy(Request[StartedStudy]):
     """Create a study, or continue the existing one."""
 
-    spec: AnyStudySpec
+    spec: AnyStudySpec | SearchSpec
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from smallalign_core.errors import Refused, SmallAlignError
 from smallalign_core.runs.recovery import MOST, crash_count, requeue_crashed
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.runs.writer import capture_logs, clean_up
-from smallalign_core.search import KIND  # noqa: F401  # its import makes searches known to `lifecycle`
+from smallalign_core.search import KIND as SEARCH  # noqa: F401  # its import makes searches known to `lifecycle`
 from smallalign_core.spec import RunSpec
 from smallalign_core.studies import lifecycle
 from smallalign_core.system.machine import keep_freed_memory as keep_freed_memory, set_threads as set_threads

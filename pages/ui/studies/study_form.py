@@ -12,6 +12,7 @@ import yaml
 from pages.ui.app import context
 from pages.ui.studies.study_list import Kind
 from pages.ui.widgets import formatting
+from smallalign_core.search import SearchSpec
 from smallalign_core.service.requests import EstimateStudy, StartStudy, StudyCost
 from smallalign_core.spec import RunSpec, canonical
 from smallalign_core.studies.base import study_id
@@ -46,7 +47,7 @@ def begin(
         _cost(spec, runs, time)
 
 
-def start(kind: Kind, spec: AnyStudySpec) -> None:
+def start(kind: Kind, spec: AnyStudySpec | SearchSpec) -> None:
     """Start the study, or continue it, and open it."""
     started = context.call(StartStudy(spec), "Preparing the study")
     st.switch_page(kind.page, query_params={"study": started.id})

@@ -9,6 +9,7 @@ import streamlit as st
 from pages.ui.widgets import formatting
 from smallalign_core.errors import SmallAlignError, UnknownRun
 from smallalign_core.runs.store import Store
+from smallalign_core.search import KIND as SEARCH  # noqa: F401  # its import makes searches known to `lifecycle`
 from smallalign_core.studies import lifecycle
 from smallalign_core.studies.base import StudyReport
 from smallalign_core.studies.lifecycle import Study, StudySummary
@@ -22,12 +23,13 @@ STATES = {name: formatting.STATES[name] for name in ("finished", "running", "pau
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of study, the page that shows it, and the command that runs it."""
+    """A kind of study: the page that shows it, the command that runs it, the label of the button that starts one."""
 
     name: str
     page: str
     icon: str
     verb: str
+    start: str = "Start study"
 
 
 def listing(store: Store, kind: Kind) -> None:
@@ -35,7 +37,7 @@ def listing(store: Store, kind: Kind) -> None:
     lines = [lifecycle.summary(study, store) for study in lifecycle.listing(store)]
     lines = [line for line in lines if line.kind in (kind.name, None)]
     if not lines:
-        st.caption("No studies yet. **Start study** runs the defaults below.")
+        st.caption(f"No studies yet. **{kind.start}** runs the defaults below.")
         return
     _lines(lines[:LISTED], kind)
     if len(lines) > LISTED:
