@@ -217,6 +217,7 @@ def test_a_spec_needs_a_teacher_and_a_loss_that_needs_no_label() -> None:
     assert control == tiny()
 
 
+@pytest.mark.slow
 def test_a_moved_folder_is_the_same_run_and_a_changed_one_is_refused(
     train: Train, store: Store, digits: Splits, tmp_path: Path
 ) -> None:
