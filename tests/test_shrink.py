@@ -328,6 +328,8 @@ class Simulation:
     classes = ("a", "b")
     train_images = 3_200
     teacher = 0.96
+    measuring = 1.0
+    """Seconds of measuring a candidate."""
 
     def __init__(self, store: Store, spec: SearchSpec) -> None:
         self.store, self.spec, self.time, self.trained = store, spec, 0.0, 0
@@ -347,7 +349,7 @@ class Simulation:
         return self.params(run)
 
     def measure(self, run: RunSpec, precisions: Any, __: int | None) -> Measured:
-        self.time += 1.0
+        self.time += self.measuring
         params = self.params(run)
         sizes = {"fp32": 3_000 + 4 * params, "fp16": 3_200 + 2 * params, "int8": 6_000 + params}
         known = {name: size for name, size in sizes.items() if name in precisions}
@@ -601,6 +603,20 @@ def test_a_budget_of_time_is_kept_within_a_tenth(store: Store, cards: list[str],
     assert report.spent == pytest.approx(lab.time, abs=0.1 * seconds)
     assert lab.trained > 8
     assert lab.time > 0.4 * seconds or "no candidate" in (report.stopped or "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("measuring", "noise"), [(9.0, 1.0), (9.0, 3.0), (1.0, 8.0)])
+def test_a_short_budget_on_a_slow_machine_still_gives_an_answer(
+    store: Store, cards: list[str], measuring: float, noise: float
+) -> None:
+    lab = Simulation(store, simulated(min_accuracy=0.6, budget={"seconds": 150}))
+    lab.measuring, lab.noise = measuring, noise
+    report = lab.finish()
+    assert report.complete
+    assert report.row is not None, "at least one file is evaluated"
+    assert report.met
+    assert lab.time <= 1.1 * 150
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ def build(
     return BudgetSearch(
         id=study_id(spec),
         title=title_of(spec),
-        spec=spec.model_dump(mode="json"),
+        spec=spec,
         limits=limits_in_words(spec),
         met=True if best else False if ended else None,
         row=rows[near.trial - 1] if near else None,

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from smallalign_core.search._evidence import Verdict
+from smallalign_core.search._spec import SearchSpec
 from smallalign_core.studies.base import StudyReport
 
 REASONS = {
@@ -70,6 +71,7 @@ class BudgetSearch(StudyReport):
         ended: whether no decision is left.
     """
 
+    spec: SearchSpec  # type: ignore[assignment]  # a search has no student
     limits: str
     met: bool | None
     row: Row | None
@@ -111,6 +113,7 @@ class BudgetSearch(StudyReport):
         best = self.row
         accuracy = self.test["accuracy"] if self.test else best.accuracy if best else None
         return plain | {
+            "spec": self.spec.model_dump(mode="json"),
             "complete": self.complete,
             "bytes": self.bytes if self.bytes is not None else best and best.bytes,
             "accuracy": accuracy,

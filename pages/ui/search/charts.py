@@ -20,11 +20,11 @@ def accuracy_over_size(report: BudgetSearch, *, key: str) -> None:
         if rows:
             _points(figure, rows, state, colours[state])
     line = {"color": theme.palette()[6], "dash": "dash", "width": 1.5}
-    if (kb := report.spec["max_kb"]) is not None:
+    if (kb := report.spec.max_kb) is not None:
         figure.add_vline(x=kb, line=line)
-    limit = report.spec["min_accuracy"]
-    if report.spec["min_share"] and report.teacher_accuracy:
-        limit = report.spec["min_share"] * report.teacher_accuracy
+    limit = report.spec.min_accuracy
+    if report.spec.min_share and report.teacher_accuracy:
+        limit = report.spec.min_share * report.teacher_accuracy
     if limit is not None:
         figure.add_hline(y=limit, line=line)
     figure.update_layout(
