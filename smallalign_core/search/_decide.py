@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,9 +35,11 @@ TOGETHER = 8
 """Candidates of a round: as many as train in lockstep."""
 LOCAL = 3
 """Of these, at most so many are one step from the best."""
+MEASURING = 0.25
+"""Most of the time left that is spent on measuring the candidates of a round."""
 RULED_OUT = 24
 """Proposals of a round that may be ruled out before it is given up to find more."""
-FIRST_RATIO = 1.5
+FIRST_RATIO = 2.0
 """A rung is expected to take this many times its steps, until rungs were measured."""
 DELIVERY = 4
 """Exporting and verifying the winner takes about as long as evaluating this many files."""
@@ -149,21 +152,8 @@ class Decision:
             if most <= 0:
                 self.note("stop", why=f"the budget of {self.record.budget} is used")
                 return
-        found: list[Trial] = []
-        out, cost = 0, 0.0
-        for proposal in self._fresh():
-            trial = self._measured(proposal, len(self.record.trials) + len(found) + 1)
-            takes = 0.0 if trial.measured is None or trial.ruled_out else self._share(trial.measured)
-            left = self.left(repetitions=True)
-            if takes > left:
-                trial = dataclasses.replace(trial, ruled_out="time")
-            elif cost + takes > left:
-                break
-            found.append(trial)
-            out, cost = out + (trial.ruled_out is not None), cost + (0.0 if trial.ruled_out else takes)
-            if left <= 0 or out >= RULED_OUT or len(found) - out >= most:
-                break
-        if len(found) == out:
+        found, chosen = self._within_budget(most)
+        if not chosen:
             short = any(trial.ruled_out == "time" for trial in found)
             why = "the rest of the budget is shorter than one more trial" if short else "no candidate is left"
             if found:
@@ -172,13 +162,46 @@ class Decision:
             return
         self._note_round(found)
 
+    def _within_budget(self, most: int) -> tuple[list[Trial], list[Measured]]:
+        """Proposals of a round, and what was measured of those to train: as many as the time left can take through all
+        rungs, and without more than `MEASURING` of it for measuring them."""
+        found: list[Trial] = []
+        chosen: list[Measured] = []
+        first, began, slowest = self.left(repetitions=True), self.lab.now(), 0.0
+        for proposal in self._fresh():
+            since = self.lab.now()
+            if chosen and (
+                since - began > MEASURING * first or self._round_seconds(chosen) + slowest > self.left(repetitions=True)
+            ):
+                break
+            trial = self._measured(proposal, len(self.record.trials) + len(found) + 1)
+            slowest = max(slowest, self.lab.now() - since)
+            left = self.left(repetitions=True)
+            if trial.ruled_out is None and trial.measured is not None:
+                if self._round_seconds([*chosen, trial.measured]) <= left:
+                    chosen.append(trial.measured)
+                elif chosen:
+                    break
+                else:
+                    trial = dataclasses.replace(trial, ruled_out="time")
+            found.append(trial)
+            if left <= 0 or len(found) - len(chosen) >= RULED_OUT or len(chosen) >= most:
+                break
+        return found, chosen
+
     def _note_round(self, trials: Sequence[Trial]) -> None:
         number = len(self.record.rungs) + 1
         self.note("round", round=number, trials=[_written(trial) for trial in trials])
 
-    def _share(self, one: Measured) -> float:
-        """Seconds of a candidate in a round: one in `ETA` reaches the second rung, one in `ETA`^2 the third."""
-        return sum(self.seconds_of(one, [epochs]) / ETA**rung for rung, epochs in enumerate(self.spec.rungs))
+    def _round_seconds(self, chosen: Sequence[Measured]) -> float:
+        """Predicted seconds of a round: all in the first rung, one in `ETA` in each next one, and the files of the
+        last."""
+        total, count = 0.0, len(chosen)
+        for epochs in self.spec.rungs:
+            takes = sorted((self.seconds_of(one, [epochs]) for one in chosen), reverse=True)
+            total += sum(takes[:count])
+            last, count = count, math.ceil(count / ETA)
+        return total + 2 * last * (self.record.look_seconds or FIRST_LOOK)
 
     def _fresh(self) -> Iterator[Proposal]:
         """Proposals that were not tried yet, without end in practice."""
@@ -278,15 +301,18 @@ class Decision:
         alive = [one for one in standings if one is not None]
         measured = [trial.measured for trial in trials if trial.measured]
         predicted = sum(self.steps_of(one, self.spec.rungs[rung]) for one in measured)
-        if rung + 1 < len(self.spec.rungs):
+        if rung + 1 < len(self.spec.rungs) and not already:
             chosen = self._affordable(alive, rung + 1)
             self.note("rung", round=number, rung=rung + 1, trials=chosen, predicted=predicted, took=took)
-            if not chosen:
+            if not chosen and self.record.looks:
                 self.note("closed", round=number)
-            return
+            return  # if no file was evaluated so far, the best of this rung are, rather than none
         if not already:
             self.note("rung", round=number, rung=rung + 1, trials=[], predicted=predicted, took=took)
-        self._look([self.record.trial(one.number) for one in alive], number)
+        best = [one.number for one in alive]
+        if rung + 1 < len(self.spec.rungs):
+            best = _plan.ranked(alive, _plan.target(self.spec, self.record))[:1]
+        self._look([self.record.trial(one) for one in best], number)
 
     def _affordable(self, alive: Sequence[Standing], rung: int) -> list[int]:
         """The survivors of a rung, as far as the budget has room for the next one."""
@@ -314,7 +340,7 @@ class Decision:
             fresh = next((one for one in order if (one in CALIBRATED) not in seen), None)
             if fresh is None or trial.measured is None:
                 continue
-            run = self.store.by_id(digest(runs_of(self.spec, self.record, trial)[-1]))
+            run = self.store.by_id(digest(_plan.trained(self.spec, self.record, trial)[-1]))
             try:
                 counts = self._counts(self.lab.right(run, fresh))
             except SmallAlignError as error:
@@ -373,7 +399,7 @@ class Decision:
         """The winner's file with other seeds: seed, run and accuracy on validation images."""
         winner = self.record.winner or {}
         trial, found = self.record.trial(winner["trial"]), []
-        every = [runs_of(self.spec, self.record, trial, one) for one in winner["repetitions"]]
+        every = [_plan.trained(self.spec, self.record, trial, one) for one in winner["repetitions"]]
         self.waited_for([run for runs in every for run in runs])
         for repetition, runs in zip(winner["repetitions"], every, strict=True):
             if any(status(self.store, run).result is None for run in runs):

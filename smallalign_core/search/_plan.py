@@ -35,6 +35,11 @@ def runs_of(spec: SearchSpec, record: Record, trial: Trial, repetition: int = 0)
     return chain(base_of(spec), trial.candidate, spec.rungs, spec.side, record.taught, seed)
 
 
+def trained(spec: SearchSpec, record: Record, trial: Trial, repetition: int = 0) -> tuple[RunSpec, ...]:
+    """The same up to the highest rung that the trial was admitted to."""
+    return runs_of(spec, record, trial, repetition)[: trial.rung + 1]
+
+
 def status(store: Store, run: RunSpec) -> RunStatus:
     """Where a run of the search stands."""
     return status_of(store, id_of(run), NEEDS)
@@ -73,7 +78,7 @@ def repetitions(spec: SearchSpec, store: Store, record: Record) -> list[tuple[in
         for seed in record.winner["repetitions"]:
             if seed in record.seed_failures:
                 continue
-            for run in runs_of(spec, record, record.trial(record.winner["trial"]), seed):
+            for run in trained(spec, record, record.trial(record.winner["trial"]), seed):
                 found.append((seed, run))
                 if status(store, run).result is None:
                     break
