@@ -739,11 +739,12 @@ def test_a_run_of_before_still_finds_its_images(tmp_path: Path) -> None:
     clear = np.zeros((12, 12, 4), np.uint8)
     clear[3:9, 3:9] = (0, 0, 90, 255)
     Image.fromarray(clear).save(root / "b" / "clear.png")
-    from smallalign_core.data import _as_before, _divide, _stored
+    from smallalign_core.data import _as_before, _stored
+    from smallalign_core.data._division import divide
 
     spec = DataSpec(source=str(root))
     facts, stored = _stored(spec, tmp_path / "cache", 10**9, old=True)
-    before = _divide(stored, spec, facts)
+    before = divide(stored, spec, facts)
     assert len(everything(before)) == 21
     assert image_of(before, "b/clear.png")[:, 0, 0].max() == 0  # on black
     now = load(root, tmp_path / "cache")

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from smallalign_core.errors import BadInput, BadSpec
-from smallalign_core.metrics import macro_of
+from smallalign_core.metrics import with_macro
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.spec import DataSpec, RunSpec, Unbalanced, digest, parse, title
 from smallalign_core.studies import statistics
@@ -410,7 +410,7 @@ def _arm(store: Store, spec: RunSpec) -> Arm:
     if found.result is None:
         return Arm(found.id, found.state, found.reason)
     scores = found.result["val"]
-    if not (recall := scores.get("recall")):
+    if not scores.get("recall"):
         return Arm(found.id, DAMAGED, "its result has no recall of classes")
-    scores = {**scores, "macro_recall": macro_of(recall)}  # older results have the recalls alone
+    scores = with_macro(scores)
     return Arm(found.id, found.state, None, {name: float(scores[name]) for name in METRICS}, int(scores["images"]))

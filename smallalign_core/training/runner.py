@@ -285,11 +285,8 @@ class ActiveRun:
 def run_assistant(run: Run, store: Store, world: World, device: str = "auto") -> None:
     """Assist the rank-0 process that `execute`s `run`: compute this process's part of every batch."""
     if world.receive() != OVER:
-        with _prepared([run.spec], RunnerConfig(store, device, lambda _: None, threading.Event(), world)) as (
-            training,
-            _,
-        ):
-            training.assist()
+        with _prepared([run.spec], RunnerConfig(store, device, lambda _: None, threading.Event(), world)) as made:
+            made[0].assist()
 
 
 @contextlib.contextmanager

@@ -9,9 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from smallalign_core.metrics import with_macro
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.spec import Optimizer, nest
 from smallalign_core.spec.optimizer import EVALUATIONS
+from smallalign_core.studies.ablation import METRICS
 from smallalign_core.studies.base import study_id
 from smallalign_core.studies.optimizers._differences import Scored, compare_with, reference_differences
 from smallalign_core.studies.optimizers._parts import Curve, FinalRun, Finder, Point, Reached, Trial
@@ -186,7 +188,7 @@ def _final_run(seed: int, found: RunStatus) -> FinalRun:
 
     def scores(split: str) -> dict[str, float] | None:
         kept = result.get(split)
-        return kept and {name: float(kept[name]) for name in ("accuracy", "nll", "ece", "images")}
+        return kept and {name: float(with_macro(kept)[name]) for name in (*METRICS, "images")}
 
     return FinalRun(
         id=found.id,
