@@ -41,6 +41,7 @@ from smallalign_core.cli._main import app
 from smallalign_core.errors import BadSpec
 from smallalign_core.export._parity import IN_A_BROWSER
 from smallalign_core.runs.store import State
+from smallalign_core.search._space import SIZES, Family
 from smallalign_core.service.users import Role, User
 from smallalign_core.spec import (
     Cnn,
@@ -65,7 +66,7 @@ from smallalign_core.spec.augment import GROUPS, Augment, Blur, Flip, Mixing, Mi
 from smallalign_core.spec.balance import Balance, _Balance
 from smallalign_core.spec.loss import CrossEntropy, HintonKd, OfLayers, _Loss, _OfLayers, labels_share, short_name
 from smallalign_core.spec.optimizer import IN_EMA, IN_LOOKAHEAD, PLAIN, AdamW, Ema, Sgd, _Wrapper
-from smallalign_core.spec.parts import FAMILIES
+from smallalign_core.spec.parts import FAMILIES, OwnNetwork
 from smallalign_core.studies import ablation, kinds
 from smallalign_core.studies.optimizers import label_of, offered
 from smallalign_core.studies.run_status import DAMAGED
@@ -473,12 +474,21 @@ def network_lacks(member: type[Part]) -> list[str]:
     run = RunSpec(data=DataSpec(source="digits"), network=spec)
     if kind_of(member) not in title(run) and not (issubclass(member, Code) and spec.shown in title(run)):
         found.append("it is not in the title of a run")
+    if member in get_args(OwnNetwork) and kind_of(member) not in SIZES:
+        found.append("no widths and depths in SIZES of search/_space.py: no search for the smallest model tries it")
     return found
 
 
 @pytest.mark.parametrize("member", all_of(Network))
 def test_a_network_has_all_it_needs(member: type[Part]) -> None:
     assert not network_lacks(member)
+
+
+def test_an_own_network_that_no_search_tries_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(SIZES, "cnn")
+    assert network_lacks(Cnn) == [
+        "no widths and depths in SIZES of search/_space.py: no search for the smallest model tries it"
+    ]
 
 
 class _Unbuilt(Part):
@@ -680,6 +690,7 @@ LISTS: dict[str, tuple[Iterable[Any], Iterable[Any]]] = {
     "findings about data": (quality.NOTHING, [*quality.FOUND, quality.PAIRS]),
     "what a recipe adds, on the page": (setup_form.ADDS, scaling_spec.PROCESSES),
     "what a recipe adds, in a report": (scaling_spec.LABELS, scaling_spec.PROCESSES),
+    "families of a search": (get_args(Family), SIZES),
     "what an ablation leaves out": (ablation.CONTROLS, get_args(ablation.What)),
     "what an ablation of a run leaves out": ([*run_view.CONTROLS, "augment"], ablation.CONTROLS),  # Augment has its own
 }

@@ -21,6 +21,7 @@ import smallalign_core as sa
 from smallalign_core import data
 from smallalign_core.data import Splits, _labels, _named, _tables
 from smallalign_core.data._files import Entry
+from smallalign_core.data._table_formats import FORMATS
 from smallalign_core.errors import BadData, Refused
 from smallalign_core.runs import uploads
 from smallalign_core.runs.store import Store
@@ -84,20 +85,34 @@ def test_a_table_is_a_source_of_its_own(root: Path) -> None:
     assert sa.load(str(file), store=root.parent / "store").fingerprint == splits.fingerprint
 
 
-@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
-def test_every_kind_of_table_says_the_same(ending: str, root: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def tabled(file: Path, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table of text, in the format that the file's ending names."""
+    match file.suffix:
+        case ".csv" | ".tsv":
+            written(file, [head, *rows], delimiter="\t" if file.suffix == ".tsv" else ",")
+        case ".jsonl":
+            file.write_text("\n".join(json.dumps(dict(zip(head, row, strict=True))) for row in rows))
+        case ".parquet":
+            import pyarrow as pa
+            import pyarrow.parquet as pq
 
+            pq.write_table(pa.table({name: [row[at] for row in rows] for at, name in enumerate(head)}), file)
+        case _:
+            pytest.fail(f"no case writes {file.suffix} here: each format is read alone, in a folder and in a zip")
+
+
+@pytest.mark.parametrize("way", ["alone", "folder", "zip"])
+@pytest.mark.parametrize("ending", FORMATS)
+def test_every_kind_of_table_says_the_same(ending: str, way: str, root: Path) -> None:
     head, *rows = usual()
-    file = root / f"labels.{ending}"
-    if ending == "parquet":
-        pq.write_table(pa.table({name: [row[at] for row in rows] for at, name in enumerate(head)}), file)
-    elif ending == "jsonl":
-        file.write_text("\n".join(json.dumps(dict(zip(head, row, strict=True))) for row in rows))
-    else:
-        written(file, [head, *rows], delimiter="\t" if ending == "tsv" else ",")
-    assert everything(load(file)) == {row[0]: row[1] for row in rows}
+    file = root / f"labels{ending}"
+    tabled(file, head, rows)
+    source = {"alone": file, "folder": root, "zip": root.parent / "set.zip"}[way]
+    if way == "zip":
+        with zipfile.ZipFile(source, "w") as archive:
+            for one in (one for one in sorted(root.rglob("*")) if one.is_file()):
+                archive.write(one, one.relative_to(root))
+    assert everything(load(source)) == {row[0]: row[1] for row in rows}
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "latin-1"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import assert_never
 
 from smallalign_core.spec.augment import (
@@ -69,7 +70,7 @@ def _sometimes(code: str, probability: float) -> str:
 def _lines(part: Augment, size: tuple[int, int]) -> list[str]:
     """The lines of one part: comments, then the transform with its comma."""
     code, *notes = _transform(part, size)
-    own = isinstance(part, Flip | Perspective | Erase | Posterize | Solarize | Equalize)  # has a probability itself
+    own = bool(re.search(r"\bp=", code))  # it has a probability itself
     return [*(f"# {note}" for note in notes), (code if own else _sometimes(code, part.probability)) + ","]
 
 

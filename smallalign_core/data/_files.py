@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smallalign_core.data._names import as_text, hidden, of_system, page_note, shown
+from smallalign_core.data._table_formats import FORMATS
 
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"} | {
     *(".jfif", ".jpe", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm"),
@@ -18,32 +19,17 @@ IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"} | {
 OLD_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 """What was read before 2026-12: runs of that time are made from these alone."""
 
-TABLES = {".csv", ".tsv", ".jsonl", ".parquet"}
+TABLES = set(FORMATS)
 MAX_TABLE = 20 * 1024**2
 
 CLASS_LISTS = ("classes.txt", "class_names.txt", "labels.txt", "names.txt")
 """Files that may hold the names of the classes in their order, one a line."""
 
-NO_PICTURES = {
-    *(
-        ".txt",
-        ".md",
-        ".rst",
-        ".xml",
-        ".json",
-        ".jsonl",
-        ".yaml",
-        ".yml",
-        ".csv",
-        ".tsv",
-        ".html",
-        ".htm",
-        ".css",
-        ".js",
-    ),
+NO_PICTURES = TABLES | {
+    *(".txt", ".md", ".rst", ".xml", ".json", ".yaml", ".yml", ".html", ".htm", ".css", ".js"),
     *(".py", ".pyc", ".ipynb", ".log", ".ini", ".cfg", ".toml", ".sh", ".bat", ".m", ".r", ".doc", ".docx", ".xls"),
     *(".xlsx", ".pdf", ".pkl", ".pth", ".pt", ".onnx", ".names", ".cache", ".lock", ".url", ".lnk", ".bib"),
-    *(".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst", ".parquet", ".db", ".sqlite"),
+    *(".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst", ".db", ".sqlite"),
 }
 """What a folder may hold without having been a class: texts, tables, programs, archives."""
 

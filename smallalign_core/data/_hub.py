@@ -21,6 +21,7 @@ import yaml
 
 from smallalign_core.data._files import IMAGE_ENDINGS, Listing
 from smallalign_core.data._layout import role
+from smallalign_core.data._table_formats import FORMATS
 from smallalign_core.errors import BadData, Refused
 from smallalign_core.spec import value_of
 from smallalign_core.system import extras, limits
@@ -38,7 +39,7 @@ MOST_BYTES = 20 * 1024**3
 
 MOST_README = 2 * 1024**2
 
-BESIDE = ("README.md", "*.csv", "*.tsv", "*.jsonl", "classes.txt", "labels.txt")
+BESIDE = ("README.md", *(f"*{ending}" for ending in FORMATS if ending != ".parquet"), "classes.txt", "labels.txt")
 
 
 @dataclass(frozen=True)

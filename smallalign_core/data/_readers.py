@@ -24,6 +24,7 @@ from smallalign_core.data._decode import DISK_FULL, Decoded, decode, source_ids
 from smallalign_core.data._files import OLD_ENDINGS, Entry, Listing, files_below, of_folder, old_walk
 from smallalign_core.data._find import find, of_table
 from smallalign_core.data._layout import Layout, find_as_before
+from smallalign_core.data._table_formats import FORMATS
 from smallalign_core.data._zips import DAMAGED as DAMAGED_ZIP, OWNERS, unpack
 from smallalign_core.errors import BadData
 from smallalign_core.spec import DataSpec
@@ -60,7 +61,7 @@ def reader(source: str) -> Reader:
     if path.is_dir():
         return _read_idx if any(_idx_files(path)) else _read_files
     what = (
-        "is neither a folder, a zip file nor a table (.csv, .tsv, .jsonl, .parquet)"
+        f"is neither a folder, a zip file nor a table ({', '.join(FORMATS)})"
         if path.exists()
         else "is unknown, and the path does not exist"
     )
