@@ -370,7 +370,7 @@ def loss_lacks(member: type[_Loss]) -> list[str]:
         terms = losses.terms(loss, student, teacher, torch.arange(8), companion=companion)
         share, said = labels_share(loss), short_name(loss)
     except AssertionError:
-        return [*found, "no case in terms, check or labels_share"]
+        return [*found, "no case in term (training/losses/_logits.py) or labels_share (spec/loss.py)"]
     if not terms or not all(term.isfinite() for term in terms.values()):
         found.append("its terms are none or not finite")
     if member.uses_teacher != bool(set(terms) - {"labels"}):

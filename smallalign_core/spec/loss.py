@@ -222,19 +222,13 @@ class PythonLoss(Code, _Loss):
     labels_weight: LabelsWeight = 0.0
 
 
+OfLogits = HintonKd | LogitMse | ScaledMse | Dkd | Dist | StandardizedKd | FunctionMatching
+"""Those that compare logits of teacher and student."""
 OfLayers = FitNets | AttentionTransfer
+"""Those that compare layers."""
 
 Loss = Annotated[
-    CrossEntropy
-    | HintonKd
-    | LogitMse
-    | ScaledMse
-    | Dkd
-    | Dist
-    | StandardizedKd
-    | FunctionMatching
-    | OfLayers
-    | PythonLoss,
+    CrossEntropy | OfLogits | OfLayers | PythonLoss,
     Field(discriminator="kind"),
     shorthand("kind"),
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, assert_never
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,20 +18,13 @@ from smallalign_core.errors import BadSpec
 from smallalign_core.spec import (
     AttentionTransfer,
     CrossEntropy,
-    Dist,
-    Dkd,
     FitNets,
-    FunctionMatching,
-    HintonKd,
-    LogitMse,
     Loss,
     OfLayers,
     PythonLoss,
-    ScaledMse,
-    StandardizedKd,
     labels_share,
 )
-from smallalign_core.training.losses import _features, _python
+from smallalign_core.training.losses import _features, _logits, _python
 from smallalign_core.training.losses._balance import (
     NEUTRAL as NEUTRAL,
     ClassBalance as ClassBalance,
@@ -136,48 +129,12 @@ def check(loss: Loss, *, classes: int, batch: int, mixed: bool, taught: bool = T
         BadInput, BadModel: a user's function cannot be used.
     """
     match loss:
-        case StandardizedKd() if classes < 4:
-            wrong, given, do = (
-                "logits of fewer than 4 classes, standardized, are nearly the same for every image",
-                f"{classes} classes",
-                "use loss kd",
-            )
-        case Dkd() if classes < 3:
-            wrong, given, do = (
-                "DKD compares the non-target classes, and there is only one",
-                f"{classes} classes",
-                "use loss kd",
-            )
-        case Dkd() if mixed:
-            wrong, given, do = (
-                "DKD needs a single target class, and a mixed image has two",
-                "mixup or cutmix in `augment`",
-                "remove it, or use loss kd or function_matching",
-            )
-        case Dist() if min(classes, batch) < 3:
-            wrong, given, do = (
-                "a correlation between two numbers is always plus or minus one",
-                f"{classes} classes, batch {batch}",
-                "use loss kd" if classes < 3 else "raise `batch`: DIST compares the images of a batch",
-            )
-        case (
-            CrossEntropy()
-            | HintonKd()
-            | LogitMse()
-            | ScaledMse()
-            | FunctionMatching()
-            | FitNets()
-            | AttentionTransfer()
-        ):
-            return
-        case StandardizedKd() | Dkd() | Dist():
-            return  # none of the above holds
         case PythonLoss():
             _python.check(loss, classes=classes, mixed=mixed, taught=taught)
+        case CrossEntropy() | FitNets() | AttentionTransfer():
             return
         case _:
-            assert_never(loss)
-    raise BadSpec(wrong, given=given, do=do)
+            _logits.check(loss, classes=classes, batch=batch, mixed=mixed)
 
 
 def layers(loss: Loss) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -256,31 +213,13 @@ def _taught(
     match loss:
         case CrossEntropy() | PythonLoss():
             return {}  # see `terms`
-        case HintonKd():
-            temperature, weight = loss.numbers
-            return {"teacher": weight * hinton_kd(ours, theirs, temperature)}
-        case LogitMse():
-            return {"teacher": loss.weight * logit_mse(ours, theirs)}
-        case ScaledMse():
-            return {"teacher": loss.weight * scaled_mse(ours, theirs, loss.temperature)}
-        case Dkd():
-            check(loss, classes=ours.shape[1], batch=len(ours), mixed=labels.ndim > 1)
-            # As published: whole epochs, the first of which counts as one.
-            grown = min(1.0, (int(epoch) + 1) / loss.warmup_epochs) if loss.warmup_epochs else 1.0
-            return {"teacher": grown * dkd(ours, theirs, labels, loss.temperature, loss.alpha, loss.beta)}
-        case Dist():
-            return {"teacher": dist(ours, theirs, loss.temperature, loss.beta, loss.gamma)}
-        case StandardizedKd():
-            return {"teacher": loss.teacher_weight * standardized_kd(ours, theirs, loss.temperature)}
-        case FunctionMatching():
-            return {"teacher": hinton_kd(ours, theirs, loss.temperature)}
         case FitNets() | AttentionTransfer():
             of_layers = _of_layers(loss, student, teacher, companion)
             if loss.kd_weight:
                 of_layers["teacher"] = loss.kd_weight * hinton_kd(ours, theirs, loss.temperature)
             return of_layers
         case _:
-            assert_never(loss)
+            return {"teacher": _logits.term(loss, ours, theirs, labels, epoch)}
 
 
 def _of_layers(

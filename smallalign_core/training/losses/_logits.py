@@ -1,4 +1,5 @@
-"""Losses that compare logits: functions of tensors, each with the reason for its constant factors.
+"""Losses that compare logits: functions of tensors, each with the reason for its constant factors, and `term`, which
+maps a spec to its own.
 
 All take logits [N, C] and return a scalar float32, computed in float32 and from log-probabilities, whatever the
 precision of the networks: finite, and with finite gradients, for any logits that half precision can hold.
@@ -6,10 +7,23 @@ precision of the networks: finite, and with finite gradients, for any logits tha
 
 from __future__ import annotations
 
+from typing import assert_never
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from smallalign_core.errors import BadSpec
+from smallalign_core.spec.loss import (
+    Dist,
+    Dkd,
+    FunctionMatching,
+    HintonKd,
+    LogitMse,
+    OfLogits,
+    ScaledMse,
+    StandardizedKd,
+)
 from smallalign_core.training.losses._balance import NEUTRAL, ClassBalance
 
 
@@ -131,3 +145,76 @@ def _standardized(logits: Tensor) -> Tensor:
 
 def _centred(x: Tensor, dim: int) -> Tensor:
     return x - x.mean(dim, keepdim=True)
+
+
+# --- by their specs ---------------------------------------------------------------------------------------------------
+
+
+def term(loss: OfLogits, student: Tensor, teacher: Tensor, labels: Tensor, epoch: float) -> Tensor:
+    """The weighted term of the teacher: scalar float32.
+
+    Args:
+        student, teacher: logits [N, C].
+        labels: int64 [N], or float [N, C] for mixed images.
+        epoch: epochs so far, for losses with warm-up.
+
+    Raises:
+        BadSpec: as `check`.
+    """
+    match loss:
+        case HintonKd():
+            temperature, weight = loss.numbers
+            return weight * hinton_kd(student, teacher, temperature)
+        case LogitMse():
+            return loss.weight * logit_mse(student, teacher)
+        case ScaledMse():
+            return loss.weight * scaled_mse(student, teacher, loss.temperature)
+        case Dkd():
+            check(loss, classes=student.shape[1], batch=len(student), mixed=labels.ndim > 1)
+            # As published: whole epochs, the first of which counts as one.
+            grown = min(1.0, (int(epoch) + 1) / loss.warmup_epochs) if loss.warmup_epochs else 1.0
+            return grown * dkd(student, teacher, labels, loss.temperature, loss.alpha, loss.beta)
+        case Dist():
+            return dist(student, teacher, loss.temperature, loss.beta, loss.gamma)
+        case StandardizedKd():
+            return loss.teacher_weight * standardized_kd(student, teacher, loss.temperature)
+        case FunctionMatching():
+            return hinton_kd(student, teacher, loss.temperature)
+        case _:
+            assert_never(loss)
+
+
+def check(loss: OfLogits, *, classes: int, batch: int, mixed: bool) -> None:
+    """Check that a loss is applicable to the data; most always are. See `check` of the package.
+
+    Raises:
+        BadSpec: it is not.
+    """
+    match loss:
+        case StandardizedKd() if classes < 4:
+            wrong, given, do = (
+                "logits of fewer than 4 classes, standardized, are nearly the same for every image",
+                f"{classes} classes",
+                "use loss kd",
+            )
+        case Dkd() if classes < 3:
+            wrong, given, do = (
+                "DKD compares the non-target classes, and there is only one",
+                f"{classes} classes",
+                "use loss kd",
+            )
+        case Dkd() if mixed:
+            wrong, given, do = (
+                "DKD needs a single target class, and a mixed image has two",
+                "mixup or cutmix in `augment`",
+                "remove it, or use loss kd or function_matching",
+            )
+        case Dist() if min(classes, batch) < 3:
+            wrong, given, do = (
+                "a correlation between two numbers is always plus or minus one",
+                f"{classes} classes, batch {batch}",
+                "use loss kd" if classes < 3 else "raise `batch`: DIST compares the images of a batch",
+            )
+        case _:
+            return
+    raise BadSpec(wrong, given=given, do=do)
