@@ -119,8 +119,7 @@ def test_every_record_is_in_its_index(folder: str) -> None:
     listed = re.findall(r"\]\(([^)/]+\.md)\)", (DOCS / folder / "index.md").read_text())
     assert sorted(listed) == files
     if folder == "decisions":
-        numbers = [int(name[:4]) for name in files]
-        assert len(set(numbers)) == len(numbers)
+        assert [int(name[:4]) for name in files] == list(range(1, len(files) + 1))
 
 
 def test_every_page_of_the_dashboard_has_its_two_small_screenshots() -> None:
