@@ -149,7 +149,7 @@ def families() -> dict[str, tuple[Any, ...]]:
 
     return {
         "Run": (spec.RunSpec,),
-        "Data": (parts.DataSpec,),
+        "Data": (parts.DataSpec, parts.Columns),
         "Networks": parts.members(parts.Network),
         "Losses": parts.members(parts.Loss),
         "Class balance": parts.members(parts.Balance),

@@ -11,7 +11,7 @@ from pages.ui.distill import teacher_check
 from pages.ui.studies import student_form
 from pages.ui.widgets import image_grid, url_state
 from smallalign_core.service.requests import AugmentBatch, AugmentImages, CheckLabels
-from smallalign_core.spec import DataSpec, parse_policy
+from smallalign_core.spec import parse_policy
 
 
 def shuffle() -> None:
@@ -68,7 +68,7 @@ with right:
             "Images", ["Dataset", "Upload"], default="Dataset", required=True, label_visibility="collapsed", key="mine"
         )
         if mine == "Dataset":
-            splits = image_grid.splits(DataSpec(source=source, fingerprint=facts.fingerprint), store)
+            splits = image_grid.splits(facts.spec, store)
             rows = augmented_images.choose(splits.train, facts.fingerprint)
     with context.show_errors():
         own = augmented_images.drop(shape) if rows is None else None
@@ -77,7 +77,7 @@ with right:
         st.stop()
     fine = False
     with policy.checked():
-        checked, data = parse_policy(parts), DataSpec(source=source, fingerprint=facts.fingerprint)
+        checked, data = parse_policy(parts), facts.spec
         epoch, seed, batch = numbers["epoch"], numbers["seed"], numbers["batch"]
         if rows or own:
             grid = AugmentImages(
@@ -122,5 +122,5 @@ with risk, context.show_errors():
 
 with measured, context.show_errors():
     st.subheader("Ablation: with vs. without augmentation", anchor=False)
-    pupil = student_form.form(source, classes, store, key="student")
+    pupil = student_form.form(facts, store, key="student")
     panel.panel(pupil | {"augment": carried, "batch": batch, "seed": seed}, "augment", store, key="worth")

@@ -22,7 +22,7 @@ if len(found) < 2:
 columns = st.columns([3, 3, 1.4], vertical_alignment="bottom")
 with columns[0]:
     teacher = url_state.pick_row("Teacher", found, key="teacher", first=taught.teacher if taught else None)
-pupils = [row for row in found if teacher and row.classes == teacher.classes and row.id != teacher.id]
+pupils = [row for row in run_table.of_classes(store, teacher.classes) if row.id != teacher.id] if teacher else []
 if teacher is None or not pupils:
     st.info("No other trained model has the same classes. Distill a student from this teacher first.")
     st.stop()

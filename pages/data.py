@@ -7,7 +7,6 @@ from pages.ui.app import context
 from pages.ui.charts import basic
 from pages.ui.data import quality, uploading
 from pages.ui.widgets import formatting, image_grid, url_state
-from smallalign_core.spec import DataSpec
 
 PER_PAGE = 60
 SPLITS = {"train": "Train", "val": "Validation", "test": "Test"}
@@ -50,7 +49,7 @@ st.subheader("Data quality")
 checked = st.container()  # filled last: nothing else on the page waits for it
 
 st.subheader("Images")
-splits = image_grid.splits(DataSpec(source=source, fingerprint=facts.fingerprint), store)
+splits = image_grid.splits(facts.spec, store)
 with st.container(horizontal=True, vertical_alignment="bottom"):
     split = st.segmented_control(
         "Split",
@@ -75,4 +74,4 @@ else:
 st.page_link("augment.py", label="Preview augmentation", icon=":material/auto_fix_high:", query_params={"data": source})
 st.page_link("distil.py", label="Distill on this dataset", icon=":material/science:", query_params={"data": source})
 with checked, context.show_errors():
-    quality.panel(store, source, facts)
+    quality.panel(store, facts)

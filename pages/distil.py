@@ -24,6 +24,7 @@ if like := st.query_params.get("like"):  # a run's spec fills the form once, the
     st.query_params["teacher"], *st.session_state[keys.MORE_TEACHERS] = spec.teachers or (url_state.NONE,)
     st.query_params["start"] = spec.start or url_state.NONE
     st.session_state[keys.DATA] = spec.data.source
+    url_state.read_as(spec.data)
 policy.receive(KEY)
 quality.receive(store, KEY)
 
@@ -85,13 +86,13 @@ with form:
         )
     cleaned = bool(st.session_state.get(f"{KEY}.data.decisions"))
     with st.expander("Data: splits, input size, cleaning", expanded=cleaned):
-        divided = forms.part(DataSpec, key=f"{KEY}.data", without=("source",))
+        divided = forms.part(DataSpec, key=f"{KEY}.data", without=("source", *url_state.READING))
 
 with side:
     st.subheader("Start")
     spec = parse(
         {
-            "data": {"source": source, **divided},
+            "data": {**facts.reading, **divided},
             "teacher": several or None,
             "start": begun.id if begun else None,
             "network": network,
@@ -125,31 +126,12 @@ with side:
         st.page_link("runs.py", label="Open run", icon=":material/open_in_new:", query_params={"run": known.id})
     costs = st.container()
     if teacher:
-        teacher_check.preflight(teacher, {"source": source, **divided}, loss_key=f"{KEY}.loss")
+        teacher_check.preflight(teacher, {**facts.reading, **divided}, loss_key=f"{KEY}.loss")
     st.markdown("**Equivalent command line**")
     spec_summary.command(spec, store)
     with costs:  # requested last: nothing else on the page waits for it
         cost = spec_summary.estimate(spec)
-        cells = st.columns(2)
-        cells[0].metric("Parameters", f"{cost.params:,}", border=True)
-        cells[1].metric(
-            "Training time",
-            formatting.duration(cost.seconds),
-            border=True,
-            help=f"{cost.steps:,} steps on {cost.device}.",
-        )
-        cells[0].metric(
-            "MACs", formatting.count(cost.macs), border=True, help="Multiply-accumulate operations per image."
-        )
-        exact = cost.unexportable is None
-        cells[1].metric(
-            "ONNX file",
-            formatting.exact(cost.onnx_bytes) if exact else "not known",
-            border=True,
-            help=formatting.sizes(cost.sizes) if exact else None,
-        )
-        if cost.unexportable:
-            st.warning(formatting.plain(cost.unexportable), icon=":material/warning:")
+        spec_summary.costs(cost)
         teacher_check.seen(cost, teacher)
         if cost.cache_bytes:
             st.caption(

@@ -26,7 +26,7 @@ with form:
     if facts is None:
         st.info("No dataset selected. Choose one, or enter the path of a folder with one sub-folder per class.")
         st.stop()
-    student = student_form.form(source, facts.classes, store, key="student", only=("epochs", "batch"), whole=True)
+    student = student_form.form(facts, store, key="student", only=("epochs", "batch"), whole=True)
     st.subheader("Optimizers", anchor=False)
     tuned, fixed = optimizer_picker.choose(distilled=student["teacher"] is not None)
     amount = setup_form.effort()

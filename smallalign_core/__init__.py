@@ -52,10 +52,15 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'smallalign_core' has no attribute {name!r}")
 
 
-def load(source: str, *, store: Path | str | None = None) -> Splits:
-    """Train, validation and test images (uint8 NCHW) of a dataset: a name, a folder, a zip, or IDX files.
+def load(source: str | Mapping[str, Any], *, store: Path | str | None = None) -> Splits:
+    """Train, validation and test images (uint8 NCHW) of a dataset.
+
+    Args:
+        source: a name; the path of a folder, a zip, a table of labels, a Parquet file or a folder of IDX files;
+            `hf://owner/name`; or the fields of `data` in a spec, such as `source`, `columns` and `size`.
 
     Raises:
+        BadSpec: a field is unknown or out of range.
         BadData: the source cannot be used; the message gives the reason.
     """
     from smallalign_core import data

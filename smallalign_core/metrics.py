@@ -195,6 +195,11 @@ def macro_of(recall: Mapping[str, float | None]) -> float:
     return sum(shares) / len(shares)
 
 
+def with_macro(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores of a result with macro recall among them, also of those from before it was."""
+    return {**scores, "macro_recall": macro_of(scores["recall"])}
+
+
 @dataclass(frozen=True)
 class ClassScores:
     """Scores of one class.

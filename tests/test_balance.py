@@ -16,6 +16,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from test_bank import Lesson, spec_of, weights
 
 from smallalign_core import networks
+from smallalign_core.analysis.landscape import _surface
 from smallalign_core.augment import Views, of_run
 from smallalign_core.augment._balanced import Balanced, quotas
 from smallalign_core.data import ImageSet, Splits
@@ -349,3 +350,26 @@ def test_an_ablation_leaves_the_balance_out_and_compares_macro_recall() -> None:
     with pytest.raises(BadSpec, match="does not have the class balance"):
         ablation.without(tiny(), "balance")
     assert "macro_recall" in ablation.METRICS
+
+
+def test_the_surface_of_a_balanced_run_is_that_of_its_own_loss() -> None:
+    plain, balanced = (
+        _surface.Surface(tiny(balance=kind), small(), [part()], "eval", COUNTS) for kind in ("none", "class_weights")
+    )
+    labels = part().labels
+    with torch.no_grad():
+        said = balanced.network(part().images)
+        expected = cross_entropy(said, labels, balance=class_balance(ClassWeights(), COUNTS))
+    assert float(balanced.loss(part()).detach()) == pytest.approx(float(expected))
+    assert float(plain.loss(part()).detach()) == pytest.approx(float(torch.nn.functional.cross_entropy(said, labels)))
+    assert float(expected) != pytest.approx(float(torch.nn.functional.cross_entropy(said, labels)))
+
+
+def small() -> networks.Classifier:
+    spec = parse({"data": "digits", "network": {"kind": "mlp", "width": 4, "depth": 1}}).network
+    return networks.build(spec, ["a", "b", "c"], (1, 8, 8), mean=[0.5], std=[0.5], seed=0)
+
+
+def part() -> _surface.Part:
+    images = torch.from_numpy(a_set().images[[0, 210, 244, 243]])
+    return _surface.Part(images, torch.tensor([0, 1, 2, 2]), None)

@@ -341,7 +341,7 @@ def test_a_dataset_that_never_ends_holds_up_nobody_else(real: BackendClient, tmp
     assert thread.is_alive()
     os.kill(one.pid, signal.SIGCONT)
     ended(thread)
-    assert "no such kind of study" in str(found[0])
+    assert "path does not exist" in str(found[0])
 
 
 @pytest.mark.slow

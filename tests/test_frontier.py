@@ -158,7 +158,7 @@ def test_the_warm_up_ends_when_two_windows_agree(
 def test_the_table_has_a_dash_for_what_is_not_known() -> None:
     known, unknown = candidate("a", 2_000, 1.0, 0.9), replace(candidate("b", 1_000, 2.0, 0.8), params=None, macs=None)
     front = pareto.ParetoFront("val", 10, 1, "a processor", "1.0", Limits(), [known, unknown])
-    head, first, second, *_ = pareto.table(front.as_dict()).splitlines()
+    head, first, second, *_ = pareto.table(front).splitlines()
     assert first.split()[:3] == ["a", "10", "10"]
     assert second.split()[:3] == ["b", "-", "-"]
     assert head.index("accuracy") + len("accuracy") == first.index("90.00%") + len("90.00%"), "aligned to the right"

@@ -39,12 +39,11 @@ from smallalign_core.studies.optimizers import (
     OptimizerStudySpec,
     _expected,
     _finder,
-    _judge,
     _plan,
     _spec,
     parse_study,
 )
-from smallalign_core.studies.optimizers._judge import Scored
+from smallalign_core.studies.optimizers._differences import Scored, compare_with
 from smallalign_core.studies.resolve import resolve_study
 from smallalign_core.training import loop as training, runner
 from smallalign_core.training.resolve import resolve
@@ -231,7 +230,7 @@ def test_the_arms_differ_in_the_optimizer_alone() -> None:
 def test_the_tuning_seed_is_none_of_the_race() -> None:
     spec = asked(seeds=100, seed=41)
 
-    assert _spec.tuning_seed(spec) not in _spec.race_seeds(spec)
+    assert _spec.tuning_seed(spec) not in _spec.final_seeds(spec)
     assert _spec.tuning_seed(spec) == _spec.tuning_seed(asked(seeds=3, seed=41)), "more seeds move no trial"
 
 
@@ -641,7 +640,7 @@ def drawn(share: float, seeds: int = 5, images: int = 400, draw: int = 0) -> np.
 def test_a_clear_difference_is_better_and_its_interval_is_crossed(tmp_path: Path) -> None:
     reference, ours = drawn(0.8, draw=1), drawn(0.93, draw=2)
 
-    (found,) = _judge.compare_with(seen(reference, tmp_path / "a"), [seen(ours, tmp_path / "b")], 0.01)
+    (found,) = compare_with(seen(reference, tmp_path / "a"), [seen(ours, tmp_path / "b")], 0.01)
 
     accuracy = found["accuracy"]
     (expected,) = statistics.crossed((ours.astype(float) - reference.astype(float))[None])
@@ -658,7 +657,7 @@ def test_without_answers_it_is_over_seeds_alone(tmp_path: Path) -> None:
     for one in ours:
         (one.folder / logits.FILE).unlink()
 
-    (found,) = _judge.compare_with(reference, [ours], 0.01)
+    (found,) = compare_with(reference, [ours], 0.01)
 
     differences = [a.accuracy - b.accuracy for a, b in zip(ours, reference, strict=True)]
     assert found["accuracy"].method == "seeds"
@@ -666,7 +665,7 @@ def test_without_answers_it_is_over_seeds_alone(tmp_path: Path) -> None:
 
 
 def test_one_seed_is_not_evidence(tmp_path: Path) -> None:
-    found = _judge.compare_with(seen(drawn(0.5, 1), tmp_path / "a"), [seen(drawn(0.99, 1), tmp_path / "b")], 0.01)[0]
+    found = compare_with(seen(drawn(0.5, 1), tmp_path / "a"), [seen(drawn(0.99, 1), tmp_path / "b")], 0.01)[0]
 
     assert found["accuracy"].verdict == "not evidence"
     assert found["accuracy"].words() == "single seed; run more before drawing conclusions"
@@ -676,7 +675,7 @@ def test_one_seed_is_not_evidence(tmp_path: Path) -> None:
 def test_pairs_are_made_by_seed(tmp_path: Path) -> None:
     reference, ours = seen(drawn(0.8, draw=1), tmp_path / "a"), seen(drawn(0.9, draw=2), tmp_path / "b")
 
-    (found,) = _judge.compare_with(reference[1:], [list(reversed(ours[:-1]))], 0.01)
+    (found,) = compare_with(reference[1:], [list(reversed(ours[:-1]))], 0.01)
 
     assert found["accuracy"].seeds == 3
     assert sorted(found["accuracy"].by_seed) == pytest.approx(
@@ -687,7 +686,7 @@ def test_pairs_are_made_by_seed(tmp_path: Path) -> None:
 def test_nothing_in_common_is_nothing(tmp_path: Path) -> None:
     reference, ours = seen(drawn(0.8, draw=1), tmp_path / "a"), seen(drawn(0.9, draw=2), tmp_path / "b")
 
-    (found,) = _judge.compare_with(reference[:1], [ours[1:]], 0.01)
+    (found,) = compare_with(reference[:1], [ours[1:]], 0.01)
 
     assert found["accuracy"].verdict == "nothing"
 
@@ -699,7 +698,7 @@ def test_equal_students_do_not_differ_by_more_than_the_margin(tmp_path: Path) ->
     ours[0, :2] = ~ours[0, :2]
     ours[3, 5] = ~ours[3, 5]
 
-    (found,) = _judge.compare_with(seen(reference, tmp_path / "a"), [seen(ours, tmp_path / "b")], 0.01)
+    (found,) = compare_with(seen(reference, tmp_path / "a"), [seen(ours, tmp_path / "b")], 0.01)
 
     assert found["accuracy"].verdict == "no difference larger"
     assert found["accuracy"].words() == "equivalent within 1 point"
@@ -708,12 +707,12 @@ def test_equal_students_do_not_differ_by_more_than_the_margin(tmp_path: Path) ->
 def test_a_verdict_says_no_more_than_the_interval_shows(tmp_path: Path) -> None:
     """`no difference larger` than a margin only where all of the interval, as it is drawn, lies inside."""
     reference, ours = seen(drawn(0.9, draw=1), tmp_path / "a"), seen(drawn(0.9, draw=2), tmp_path / "b")
-    found = _judge.compare_with(reference, [ours], 0.01)[0]["accuracy"]
+    found = compare_with(reference, [ours], 0.01)[0]["accuracy"]
     assert found.low is not None
     assert found.high is not None
     furthest = max(abs(found.low), abs(found.high))
 
-    told = [_judge.compare_with(reference, [ours], furthest * times)[0]["accuracy"].verdict for times in (0.99, 1.01)]
+    told = [compare_with(reference, [ours], furthest * times)[0]["accuracy"].verdict for times in (0.99, 1.01)]
 
     assert told == ["undecided", "no difference larger"]
 
@@ -723,12 +722,12 @@ def test_many_arms_are_corrected_for(tmp_path: Path) -> None:
     reference = seen(drawn(0.8, images=300, draw=0), tmp_path / "r")
     for draw in range(1, 60):
         ours = seen(drawn(0.84, images=300, draw=draw), tmp_path / f"{draw}")
-        (alone,) = _judge.compare_with(reference, [ours], 0.01)
+        (alone,) = compare_with(reference, [ours], 0.01)
         if alone["accuracy"].verdict == "better" and (alone["accuracy"].p or 0) > 0.01:
             break
     others = [seen(drawn(0.8, images=300, draw=100 + n), tmp_path / f"o{n}") for n in range(7)]
 
-    found = _judge.compare_with(reference, [ours, *others], 0.01)
+    found = compare_with(reference, [ours, *others], 0.01)
 
     assert found[0]["accuracy"].p == pytest.approx(alone["accuracy"].p)
     assert found[0]["accuracy"].verdict == "undecided"
@@ -741,7 +740,7 @@ def test_nothing_is_better_whose_interval_covers_zero(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for draw in range(25):
         a, b = rng.uniform(0.7, 0.9, 2)
-        found = _judge.compare_with(
+        found = compare_with(
             seen(drawn(a, 3, 80, draw), tmp_path / f"a{draw}"),
             [seen(drawn(b, 3, 80, 99 + draw), tmp_path / f"b{draw}")],
             0.01,
@@ -862,10 +861,10 @@ def test_the_verdict_says_not_decided_where_nothing_is(raced: tuple[Store, lifec
 
 
 def test_an_interval_of_differences_stays_within_what_the_metric_can_be() -> None:
-    two = [_judge.Scored(seed, accuracy, 1.0 + seed, Path("none")) for seed, accuracy in ((0, 0.2), (1, 0.9))]
-    reference = [_judge.Scored(seed, 0.5, 1.0, Path("none")) for seed in (0, 1)]
+    two = [Scored(seed, accuracy, 1.0 + seed, Path("none")) for seed, accuracy in ((0, 0.2), (1, 0.9))]
+    reference = [Scored(seed, 0.5, 1.0, Path("none")) for seed in (0, 1)]
 
-    (found,) = _judge.compare_with(reference, [two], 0.01)
+    (found,) = compare_with(reference, [two], 0.01)
 
     assert (found["accuracy"].low, found["accuracy"].high) == (-1.0, 1.0)  # Student's t alone: -4.4 to 4.5
     assert found["nll"].high is not None

@@ -614,6 +614,24 @@ def test_a_run_is_measured_against_its_controls(shown, store: Store, train: Trai
 
 
 @pytest.mark.slow
+def test_a_run_shows_its_classes_and_what_its_balance_is_worth(shown, store: Store, train: Train) -> None:
+    run = train(balance="logit_adjustment", select="macro", epochs=1)
+    app = shown("runs", run=run.id, tab="Per class")
+    result = run.result or {}
+    assert f"{result['test']['macro_recall']:.2%}" in [
+        metric.value for metric in app.metric if metric.label == "Macro recall"
+    ]
+    assert "Best epoch by validation macro recall" in texts(app)
+    (table,) = [one.value for one in app.dataframe if "Precision" in one.value]
+    assert list(table["Class"]) == result["classes"]
+    assert list(table["Recall"]) == pytest.approx(list(result["test"]["recall"].values()))
+    assert "with and without the class balance" in texts(shown("runs", run=run.id, tab="Ablation"))
+    form = shown("distil", like=run.id)
+    assert [menu.value for menu in form.selectbox if menu.label == "Class balance"] == ["logit_adjustment"]
+    assert "Unlabeled images" in [field.label for field in form.text_input]
+
+
+@pytest.mark.slow
 def test_distil_takes_over_every_teacher_of_a_run(shown, store: Store, train: Train) -> None:
     several = (train().id, train(seed=1).id)
     run = train(network={"kind": "cnn", "width": 3, "depth": 2}, teacher=several)

@@ -70,7 +70,7 @@ def test_only_the_open_tab_is_drawn(here, shown):
 def test_a_cell_a_class_and_a_kind_leave_exactly_their_images(here, shown, store: Store):
     teacher, student = store.run("digits-teacher"), store.run("digits-student")
     found = compare.compare_once(teacher, [student], store)[0]
-    table = np.array(found["student_confusion"])
+    table = np.array(found.student_confusion)
     np.fill_diagonal(table, 0)
     true, said = (int(place) for place in np.unravel_index(table.argmax(), table.shape))
 
@@ -83,7 +83,7 @@ def test_a_cell_a_class_and_a_kind_leave_exactly_their_images(here, shown, store
     app.selectbox(key="compare/class").set_value("any").run()
     app.selectbox(key="compare/cell").set_value("any").run()
     app.segmented_control(key="compare/kind").set_value("regressions").run()
-    assert f"classifies correctly: {found['teacher_only']} of 359" in texts(app)
+    assert f"classifies correctly: {found.teacher_only} of 359" in texts(app)
     assert not app.exception
 
 

@@ -32,8 +32,9 @@ from smallalign_core.service.users import Role, User
 from smallalign_core.service.wire import Request
 from smallalign_core.spec import digest, parse, read, to_yaml
 from smallalign_core.spec.python import Arguments, on_one_line
-from smallalign_core.studies import optimizers
+from smallalign_core.studies import lifecycle, optimizers
 from smallalign_core.studies.ray_executor import _payload
+from smallalign_core.studies.resolve import resolve_study
 from smallalign_core.system import usercode
 from smallalign_core.training import contracts, losses
 from smallalign_core.training.loop import Training
@@ -292,6 +293,7 @@ def checkpoint(file: Path, seed: int, *, ema: bool = True, classes: int = 10) ->
     return averaged if ema else other
 
 
+@pytest.mark.slow
 def test_weights_of_a_checkpoint_are_evaluated_as_they_are(
     store: Store, net: Path, tmp_path: Path, digits: Splits, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -349,6 +351,7 @@ def test_a_checkpoint_is_a_teacher_from_cache_or_live_and_in_onnx(store: Store, 
     assert worker.execute(store.create(onnx), store, device="cpu")["answers"][0]["agreement"] > 0.99
 
 
+@pytest.mark.slow
 def test_a_head_for_other_classes_is_new_and_other_weights_are_refused(store: Store, net: Path, tmp_path: Path) -> None:
     truth = checkpoint(tmp_path / "w.pt", 1, ema=False, classes=7)
     spec = parse({"data": "digits", "network": network(net, weights=str(tmp_path / "w.pt"))})
@@ -417,6 +420,16 @@ def test_in_a_browser_a_file_runs_only_after_it_was_allowed(store: Store, tmp_pa
         handlers.submit(local, Submit(parse(spec)))
 
 
+def test_a_visitor_does_not_restart_a_study_of_a_file(store: Store, net: Path) -> None:
+    spec = resolve_study(store, "optimizers", optimizers.parse_study({**SMALL, "network": network(net)}), "cpu")
+    study = lifecycle.create(store, "optimizers", spec)
+    with pytest.raises(Refused, match="owner of this machine only"):
+        lifecycle.start(Store(store.root, User("eve", Role.RUNNER)), study)
+    assert not study.active
+    lifecycle.start(Store(store.root, User("browser", Role.LOCAL)), study)
+    assert study.active
+
+
 @pytest.mark.slow
 def test_a_visitor_sees_what_the_owner_trained(made: tuple[Store, str, Path]) -> None:
     store, name, _ = made
@@ -473,6 +486,7 @@ def test_the_list_that_cannot_be_written_allows_this_process_only(
     assert not usercode.is_trusted("0" * 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", [Role.LOCAL, Role.RUNNER])
 def test_the_form_offers_python_to_the_owner_and_asks_before_it_runs(
     role: Role, shown: Show, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -572,6 +586,7 @@ def test_an_exception_in_the_middle_of_training_fails_the_run_in_words(
     assert "Traceback" not in caplog.text
 
 
+@pytest.mark.slow
 def test_a_network_that_onnx_cannot_hold_trains_and_its_size_is_not_known(store: Store, tmp_path: Path) -> None:
     text = FILE.read_text().replace(
         "        x = F.relu(self.second(x))\n",
@@ -682,6 +697,7 @@ def own_loss(file: Path = FILE, **fields: Any) -> dict[str, Any]:
     return {"kind": "python", "file": str(file), **fields}
 
 
+@pytest.mark.slow
 def test_a_loss_of_ones_own_trains_as_the_same_one_of_the_library(store: Store) -> None:
     """The same formula: the weights are the same, bit for bit."""
     shared = {**SMALL, "network": {"kind": "cnn", "width": 6, "depth": 2}, "teacher": "digits-teacher"}
@@ -802,7 +818,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("check", BROKEN)
+@pytest.mark.parametrize("check", [pytest.param(one, marks=[pytest.mark.slow] * ("ONNX" in one)) for one in BROKEN])
 def test_a_check_finds_what_it_is_for(check: str, tmp_path: Path) -> None:
     old, new, words = BROKEN[check]
     text = "import torch\n" + FILE.read_text().replace(old, new)
@@ -868,3 +884,38 @@ def test_a_run_needs_no_python_file(train: Train) -> None:
     run = train(epochs=1)
     assert not (run.folder / "code").exists()
     assert "file" not in to_yaml(run.spec)
+
+
+@pytest.mark.slow
+def test_the_page_of_a_run_shows_its_file_and_that_nothing_was_trained(
+    shown: Show, store: Store, net: Path, tmp_path: Path
+) -> None:
+    checkpoint(tmp_path / "w.pt", 1)
+    spec = {"data": "digits", "network": network(net, weights=str(tmp_path / "w.pt")), "epochs": 0}
+    run = store.create(resolve(store, parse(spec)))
+    worker.execute(run, store, device="cpu")
+    app = shown("runs", run=run.id, tab="Python files")
+    assert not app.error
+    assert "make() of net.py" in texts(app)
+    assert "class Net" in "".join(one.value for one in app.code)
+    assert "file: " in "".join(one.value for one in shown("runs", run=run.id).code)
+
+
+@pytest.mark.parametrize(
+    ("address", "hosts", "role"),
+    [
+        ("127.0.0.1", [], Role.LOCAL),
+        ("localhost", [], Role.LOCAL),
+        ("0.0.0.0", [], Role.RUNNER),
+        (None, [], Role.RUNNER),
+        ("127.0.0.1", ["smallalign.example.org"], Role.RUNNER),
+    ],
+)
+def test_a_browser_is_the_owners_only_where_nobody_else_can_reach_the_server(
+    address: str | None, hosts: list[str], role: Role, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pages.ui.security import auth
+
+    options = {"server.address": address, "server.allowedHosts": hosts}
+    monkeypatch.setattr(auth.st, "get_option", options.__getitem__)
+    assert auth.of_browser(None, "session").role is role

@@ -23,6 +23,7 @@ from smallalign_core.service import backend, worker
 from smallalign_core.service.users import Role, User
 from smallalign_core.spec import DataSpec
 from smallalign_core.system import resumable
+from smallalign_core.system.typed import decode, flat
 from smallalign_core.training.resolve import resolve
 
 SOME = "0123456789abcdef"
@@ -129,11 +130,12 @@ def found_of(report: data_quality.QualityReport, wrong: set[int], sure: bool = F
 
 @pytest.mark.slow
 def test_clean_digits_are_found_clean_and_the_report_is_kept(near_store: Store) -> None:
-    assert data_quality.quality(near_store, "digits", start=False) == {"done": 0.0}
-    shares, found = [], data_quality.quality(near_store, "digits", patience=0.0)
-    while "report" not in found:
-        shares.append(found["done"])
-        found = data_quality.quality(near_store, "digits", patience=0.0)
+    digits = DataSpec(source="digits")
+    assert data_quality.quality(near_store, digits, start=False) == (None, 0.0)
+    shares, (found, done) = [], data_quality.quality(near_store, digits, patience=0.0)
+    while found is None:
+        shares.append(done)
+        found, done = data_quality.quality(near_store, digits, patience=0.0)
     assert len(shares) >= 10, "the desk answers others in between"
     assert shares == sorted(shares)
     report = data_quality.run_check(near_store, DataSpec(source="digits"))
@@ -141,11 +143,11 @@ def test_clean_digits_are_found_clean_and_the_report_is_kept(near_store: Store) 
     assert len(report.label_issues) <= 0.005 * report.images
     assert len(report.outliers) <= 0.005 * report.images
     plain = json.loads(json.dumps(report.as_dict(), allow_nan=False))
-    assert plain == json.loads(json.dumps(found["report"]))
-    assert data_quality.QualityReport.from_dict(plain) == report
+    assert plain == flat(found)
+    assert decode(data_quality.QualityReport, plain, BadInput, "wrong", "do") == report
     file = next((near_store.root / "cache" / "quality").iterdir())
     file.write_text(file.read_text().replace("1797", "1798"))
-    assert data_quality.quality(near_store, "digits", start=False) == {"done": 0.0}, "what is damaged answers nobody"
+    assert data_quality.quality(near_store, digits, start=False) == (None, 0.0), "what is damaged answers nobody"
 
 
 @pytest.mark.slow

@@ -689,8 +689,9 @@ def test_a_class_that_is_never_right_is_named_under_the_accuracy() -> None:
 def test_inspect_loads_once_names_files_and_says_how_far_it_is(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = folders(tmp_path / "set", "ab", 40)
-    shutil.copy(root / "a" / "0.png", root / "a" / "copy.png")
+    root, copied = folders(tmp_path / "set", "ab", 40), range(10)  # some are learned from, others held out
+    for number in copied:
+        shutil.copy(root / "a" / f"{number}.png", root / "a" / f"copy{number}.png")
     loads, load_it = [], data.load
     monkeypatch.setattr(data, "load", lambda *given, **how: loads.append(given) or load_it(*given, **how))
     done = command("inspect", root, "--json", "--decide", tmp_path / "made.json", store=store)
@@ -698,20 +699,21 @@ def test_inspect_loads_once_names_files_and_says_how_far_it_is(
     assert "checking data quality: 10%" in done.stderr
     assert "checking data quality: 100%" in done.stderr
     found = json.loads(done.stdout)
-    (copies,) = found["duplicates"]
-    assert {image["path"] for image in copies["images"]} == {"a/0.png", "a/copy.png"}
-    (made,) = [one for one in json.loads((tmp_path / "made.json").read_text())["decisions"] if one["what"] == "once"]
-    assert made["path"] in ("a/0.png", "a/copy.png")
-    assert "a/copy.png" in command("inspect", root, store=store).stdout
+    pairs = {frozenset((f"a/{number}.png", f"a/copy{number}.png")) for number in copied}
+    assert {frozenset(image["path"] for image in group["images"]) for group in found["duplicates"]} == pairs
+    made = [one for one in json.loads((tmp_path / "made.json").read_text())["decisions"] if one["what"] == "once"]
+    assert made
+    assert {one["path"] for one in made} <= frozenset().union(*pairs)
+    assert "a/copy" in command("inspect", root, store=store).stdout
 
 
 def test_a_look_in_steps_loads_once(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, loads, load_it = folders(tmp_path / "set", "ab", 40), [], data.load
     monkeypatch.setattr(data, "load", lambda *given, **how: loads.append(given) or load_it(*given, **how))
-    asked = 0
-    while "report" not in (found := data_quality.quality(store, str(root), patience=0.0)):
+    asked, spec = 0, DataSpec(source=str(root))
+    while (found := data_quality.quality(store, spec, patience=0.0))[0] is None:
         asked += 1
-        assert 0 <= found["done"] < 1
+        assert 0 <= found[1] < 1
     assert asked > 3
     assert len(loads) == 1
 
@@ -737,11 +739,12 @@ def test_a_run_of_before_still_finds_its_images(tmp_path: Path) -> None:
     clear = np.zeros((12, 12, 4), np.uint8)
     clear[3:9, 3:9] = (0, 0, 90, 255)
     Image.fromarray(clear).save(root / "b" / "clear.png")
-    from smallalign_core.data import _as_before, _divide, _stored
+    from smallalign_core.data import _as_before, _stored
+    from smallalign_core.data._division import divide
 
     spec = DataSpec(source=str(root))
     facts, stored = _stored(spec, tmp_path / "cache", 10**9, old=True)
-    before = _divide(stored, spec, facts)
+    before = divide(stored, spec, facts)
     assert len(everything(before)) == 21
     assert image_of(before, "b/clear.png")[:, 0, 0].max() == 0  # on black
     now = load(root, tmp_path / "cache")

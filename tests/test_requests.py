@@ -42,7 +42,15 @@ EVIDENCE: dict[str, Any] = {
 }
 COST: dict[str, Any] = {
     **{"id": "0" * 16, "preflight": EVIDENCE, "loss": {"kind": "kd"}, "state": None, "params": 868, "macs": 9_000},
-    **{"onnx_bytes": 4_000, "sizes": {"fp32": 4_000, "int8": None}, "steps": 30, "seconds": 1.5, "device": "cpu"},
+    **{
+        "onnx_bytes": 4_000,
+        "sizes": {"fp32": 4_000, "int8": None},
+        "steps": 30,
+        "unlabeled": 0,
+        "unexportable": None,
+        "seconds": 1.5,
+        "device": "cpu",
+    },
     **{"cache_bytes": 0, "cache_ready": 0},
 }
 STUDENT: dict[str, Any] = {"data": "digits", "network": "cnn"}
@@ -161,8 +169,8 @@ def test_a_request_of_another_version_is_refused(store: Store, changes: dict[str
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ('{"ok": {"source": "digits"', "EOF"),
-        ('{"ok": {"source": "digits"}}', "`images` is missing"),
+        ('{"ok": {"reader": "arrays"', "EOF"),
+        ('{"ok": {"reader": "arrays"}}', "`images` is missing"),
         ('{"ok": null}', "dictionary"),
     ],
 )

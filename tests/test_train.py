@@ -354,12 +354,12 @@ def test_soft_targets_beat_labels_when_images_are_few(digits: Splits) -> None:
     """With 100 images, soft targets at T=4 leave clearly fewer errors than labels alone. 3 paired seeds."""
     from dataclasses import replace
 
-    from smallalign_core.data import _hold_out
+    from smallalign_core.data._division import hold_out
 
     teaching = Training([parse({"data": "digits", "network": {"kind": "cnn", "width": 24}, "epochs": 25})], digits)
     list(teaching)
     knowing = Teacher(teaching.students[0].best(), digits.classes)
-    few = replace(digits, train=_hold_out(digits.train, 0.1, DataSpec(source="digits"), salt=b"few", count=100)[1])
+    few = replace(digits, train=hold_out(digits.train, 0.1, DataSpec(source="digits"), salt=b"few", count=100)[1])
     errors = []
     for seed in range(3):
         base = {"data": "digits", "network": {"kind": "mlp", "width": 64}, "epochs": 150, "batch": 50, "seed": seed}

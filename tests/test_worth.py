@@ -481,8 +481,9 @@ def form(store: Store, monkeypatch: pytest.MonkeyPatch):
         app = AppTest.from_string(
             "import json\nimport streamlit as st\n"
             "from pages.ui.app import context\nfrom pages.ui.studies import student_form\n"
-            "classes = tuple('0123456789')\n"
-            "st.code(json.dumps(student_form.form('digits', classes, context.store(), key='student')))\n",
+            "from smallalign_core.service import handlers, requests\nfrom smallalign_core.spec import parse_data\n"
+            "facts = handlers.inspect(context.store(), requests.Inspect(parse_data('digits')))\n"
+            "st.code(json.dumps(student_form.form(facts, context.store(), key='student')))\n",
             default_timeout=120,
         )
         for name, value in query.items():

@@ -102,13 +102,17 @@ class Views:
         self._order: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
         self._ready: dict[int, Tensor] = {}
         self._next = -1
-        self.natural = self
-        """The views of the same images without sampling: itself where there is none."""
+        self._natural: Views | None = None
         self._balanced: Balanced | None = None
         if sampling is not None:
-            self.natural = copy.copy(self)
-            self.natural.natural, self.natural._order, self.natural._ready = self.natural, {}, {}
+            self._natural = copy.copy(self)
+            self._natural._order, self._natural._ready = {}, {}
             self._balanced = Balanced(images.labels, sampling, lambda pass_, of: self._generator(pass_, SAMPLE, of + 1))
+
+    @property
+    def natural(self) -> Views:
+        """The views of the same images without sampling: itself where there is none."""
+        return self if self._natural is None else self._natural
 
     def __call__(self, step: int, made: Tensor | None = None) -> Batch:
         """The batch of `step`, counted from 0.

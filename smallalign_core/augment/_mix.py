@@ -20,11 +20,11 @@ def mixed(part: Mixing, images: Tensor, labels: Tensor, classes: int, draws: Num
 
     Args:
         images: uint8 [B, C, H, W].
-        labels: int64 [B].
+        labels: int64 [B]; -1 for an unlabelled image.
         draws: uniform [B, 5], keyed by step and position.
 
     Returns:
-        images uint8 [B, C, H, W] and labels float32 [B, classes], each row of which sums to one.
+        images uint8 [B, C, H, W] and labels float32 [B, classes]. Each row sums to one, or to what of it is labelled.
     """
     count = len(images)
     chosen = draws[:, 0] < part.probability if count > 1 else np.zeros(count, bool)
@@ -40,7 +40,7 @@ def mixed(part: Mixing, images: Tensor, labels: Tensor, classes: int, draws: Num
             weight = torch.from_numpy(share.astype(np.float32)).to(images.device)
         case _:
             assert_never(part)
-    known = F.one_hot(labels, classes).float()
+    known = F.one_hot(labels.clamp_min(0), classes).float() * (labels >= 0)[:, None]
     weight = weight[:, None]
     return blended, weight * known + (1 - weight) * known[torch.from_numpy(partner).to(labels.device)]
 

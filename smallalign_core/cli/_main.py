@@ -85,7 +85,7 @@ def datasets(store: StoreOption = MODELS, json: JsonOption = False) -> None:
     table = Table("name", "description", "ready")
     for entry in listed:
         table.add_row(str(entry["name"]), str(entry["about"]), "yes" if entry["prepared"] else "on first use")
-    table.caption = "Or a path: one folder per class, a zip of that, or a folder of IDX files."
+    table.caption = "Or a path: one folder per class, a zip of that, a table of labels, or a folder of IDX files; or hf://owner/name."
     answer({"datasets": listed}, json, table)
 
 

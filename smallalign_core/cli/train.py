@@ -73,11 +73,12 @@ def train(
     text = (
         f"{run.name}: {run.title}\n"
         + (f"teacher: {seen['accuracy']:.2%} on {seen['images']:,} validation images of this data\n" if seen else "")
+        + (f"{more:,} unlabeled images with the teacher's targets\n" if (more := result.get("unlabeled")) else "")
         + "".join(f"warning: {warning}\n" for warning in (seen or {}).get("warnings", ()))
         + f"test accuracy {percent(result['test']['accuracy'])}  "
         f"NLL {result['test']['nll']:.4f}  ECE {percent(result['test']['ece'])}\n"
-        f"{in_words(result['test'])}\n"
-        f"{result['params']:,} parameters, {result['images_per_second']:,.0f} images/s, "
+        + (f"{words}\n" if (words := in_words(result["test"])) else "")
+        + f"{result['params']:,} parameters, {result['images_per_second']:,.0f} images/s, "
         f"best epoch {result['best_epoch']}"
     )
     if peak := result.get("peak_bytes"):
@@ -131,7 +132,7 @@ def _train_pairs(place: Store, pairs: list[tuple[RunSpec, RunSpec]], device: str
 
 
 def train_all(place: Store, specs: Sequence[tuple[str, RunSpec]], device: str = "auto") -> None:
-    """Train those of the labelled specs that are not finished. A failure is printed; the others continue."""
+    """Train those of the labeled specs that are not finished. A failure is printed; the others continue."""
     worker.keep_freed_memory()
     stop = worker.stop_on_signals()
     with _progress(epochs=False) as follow:

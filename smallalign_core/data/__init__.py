@@ -1,4 +1,4 @@
-"""Datasets: from a name, a folder, a zip or IDX files to train, validation and test images.
+"""Datasets: from a name, a folder, a zip, a table or IDX files to train, validation and test images.
 
 Everything is decoded once into `.npy` files below a cache folder and read from there: into RAM, or memory-mapped above
 `RAM_BUDGET`. So runs and dashboard share one copy, and a second start decodes nothing. Nothing here imports torch,
@@ -18,9 +18,8 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from numpy.typing import NDArray
 
-from smallalign_core.data import _groups, _moved, _order, _progress
+from smallalign_core.data import _moved, _order, _progress, _unlabeled
 from smallalign_core.data._decisions import (
     Decision as Decision,
     Decisions as Decisions,
@@ -28,6 +27,7 @@ from smallalign_core.data._decisions import (
     read_decisions as read_decisions,
 )
 from smallalign_core.data._decode import DISK_FULL, decode_one as decode_one
+from smallalign_core.data._division import divide
 from smallalign_core.data._moved import found_at as found_at
 from smallalign_core.data._names import in_order as in_order, natural as natural
 from smallalign_core.data._progress import watching as watching
@@ -43,6 +43,7 @@ from smallalign_core.data._sets import ImageSet as ImageSet, MappedRows, Splits 
 from smallalign_core.data._zips import check_upload as check_upload
 from smallalign_core.errors import BadData, BadModel, Refused
 from smallalign_core.spec import Columns, DataSpec
+from smallalign_core.spec.parts import REST
 from smallalign_core.system.files import read_json, write_json
 
 RAM_BUDGET = 256 * 1024**2
@@ -66,7 +67,7 @@ def load(spec: DataSpec, cache: Path, *, ram_budget: int = RAM_BUDGET) -> Splits
             Missing images are searched in the place of `found_at`, or where they were found before.
     """
     if spec.fingerprint is None:
-        return _load(spec, cache, ram_budget)
+        return _with_unlabeled(_load(spec, cache, ram_budget), spec, cache, ram_budget)
     errors: list[BadData] = []
     for place in _moved.places(spec.source, spec.fingerprint, cache):
         try:
@@ -74,6 +75,7 @@ def load(spec: DataSpec, cache: Path, *, ram_budget: int = RAM_BUDGET) -> Splits
         except BadData as error:
             errors.append(error)
             continue
+        splits = _with_unlabeled(splits, spec, cache, ram_budget)
         if place == spec.source:
             return splits
         place = absolute(place)
@@ -85,10 +87,18 @@ def load(spec: DataSpec, cache: Path, *, ram_budget: int = RAM_BUDGET) -> Splits
 
 def _load(spec: DataSpec, cache: Path, ram_budget: int) -> Splits:
     """The images in `spec.source`, of the fingerprint that `spec` has."""
-    facts, stored = _stored(spec, cache, ram_budget)
+    spec = spec if spec.unlabeled == REST else spec.labeled()
+    try:
+        facts, stored = _stored(spec, cache, ram_budget)
+    except BadData:
+        if spec.fingerprint is None or spec.skip_unreadable:
+            raise
+        with contextlib.suppress(BadData):  # rows without an image were once left out however many
+            return _load(spec.model_copy(update={"skip_unreadable": True}), cache, ram_budget)
+        raise
     splits = None
     with contextlib.suppress(BadData) if spec.fingerprint and facts["changed"] else contextlib.nullcontext():
-        splits = _divide(_order.shown(stored, facts), spec, facts)
+        splits = divide(_order.shown(stored, facts), spec, facts)
     if spec.fingerprint and (splits is None or splits.fingerprint != spec.fingerprint):
         before = _as_before(spec, cache, ram_budget, facts, stored)
         if before is not None:
@@ -100,6 +110,28 @@ def _load(spec: DataSpec, cache: Path, ram_budget: int) -> Splits:
             do="restore the images, or submit the spec again as a new run",
         )
     assert splits is not None
+    return splits
+
+
+def _with_unlabeled(splits: Splits, spec: DataSpec, cache: Path, ram_budget: int) -> Splits:
+    """`splits` with the unlabeled images that `spec` names, of the fingerprint that it has.
+
+    Raises:
+        BadData: as `load`.
+    """
+    if spec.unlabeled is None:
+        return splits
+    if spec.unlabeled != REST:
+        facts, stored = _stored(_unlabeled.question(spec, splits), cache, ram_budget)
+        splits = _unlabeled.beside(replace(splits, notes=(*splits.notes, *facts["notes"])), stored["train"], spec)
+    assert splits.unlabeled is not None
+    if spec.unlabeled_fingerprint not in (None, splits.unlabeled.fingerprint):
+        found = splits.unlabeled.fingerprint
+        raise BadData(
+            "the unlabeled images do not match the fingerprint of the run",
+            given=f"{spec.unlabeled}: fingerprint {found}, expected {spec.unlabeled_fingerprint}",
+            do="restore the images, or submit the spec again as a new run",
+        )
     return splits
 
 
@@ -141,7 +173,7 @@ def fingerprints(specs: Sequence[DataSpec], cache: Path) -> list[str]:
         return []
     facts, stored = _stored(specs[0], cache, RAM_BUDGET)
     stored = _order.shown(stored, facts)
-    return [_divide(stored, spec, facts).fingerprint for spec in specs]
+    return [divide(stored, spec, facts).fingerprint for spec in specs]
 
 
 def is_prepared(spec: DataSpec, cache: Path) -> bool:
@@ -161,7 +193,7 @@ def _as_before(
         with contextlib.suppress(BadData):
             if old:
                 facts, stored = _stored(spec, cache, ram_budget, old=True)
-            splits = _divide(stored, spec, facts)
+            splits = divide(stored, spec, facts)
             if splits.fingerprint == spec.fingerprint:
                 return splits
     return None
@@ -181,7 +213,9 @@ def _prepared(spec: DataSpec, cache: Path, old: bool = False) -> Path:
         part.mkdir()
         try:
             with _progress.noted(cache / f"{folder.name}.progress"):
-                decoded = (read_as_before if old else reader(spec.source))(spec, part)
+                alone = spec.unlabeled == spec.source
+                read = _unlabeled.without_labels if alone else read_as_before if old else reader(spec.source)
+                decoded = read(spec, part)
             for name, (images, labels, ids) in decoded.parts.items():
                 np.save(part / f"{name}.labels.npy", labels)
                 np.save(part / f"{name}.source_ids.npy", ids)
@@ -306,6 +340,7 @@ def _cache_key(spec: DataSpec, old: bool = False) -> str:
     ]
     facts += [] if spec.levels == 1 else [f"levels {spec.levels}"]
     facts += [spec.columns.model_dump()] if spec.columns != Columns() else []
+    facts += ["unlabeled"] if spec.unlabeled == spec.source else []
     text = hashlib.sha256(json.dumps(facts).encode())
     if (place := absolute(spec.source)) != spec.source or Path(place).is_absolute():
         text.update(place.encode(errors="surrogateescape"))
@@ -316,133 +351,3 @@ def _cache_key(spec: DataSpec, old: bool = False) -> str:
                 stat = file.stat()
                 text.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return text.hexdigest()[:16]
-
-
-def _check(train: ImageSet, source: str) -> None:
-    if len(train.classes) < 2:
-        raise BadData(
-            "a classifier needs at least two classes",
-            given=f"{source} has {', '.join(train.classes) or 'none'}",
-            do="put the images into one sub-folder per class",
-        )
-    lonely = [name for row, name in enumerate(train.classes) if (train.labels == row).sum() < 3]
-    if lonely:
-        raise BadData(
-            f"{len(lonely)} classes have fewer than 3 training images",
-            given=", ".join(lonely[:5]),
-            do="add images, or remove those classes: one each must go to train, validation and test",
-        )
-
-
-# --- splits -----------------------------------------------------------------------------------------------------------
-
-
-def _divide(stored: dict[str, ImageSet], spec: DataSpec, facts: dict[str, Any]) -> Splits:
-    """Hold out what the source does not bring: test first, then validation; then keep `spec.images` of the rest."""
-    train, said = stored["train"], list(facts["notes"])
-    _check(train, spec.source)
-    test, val = stored.get("test"), stored.get("val")
-    if test is None:
-        train, test = _hold_out(train, spec.test, spec, salt=b"test", leave=2 if val is None else 1)
-        said.append(f"The source has no test split: {spec.test:.0%} of each class were held out for test.")
-    if val is None:
-        train, val = _hold_out(train, spec.validation, spec, salt=b"validation")
-    said += _groups.notes(spec, {"train": train, "val": val, "test": test})
-    if spec.images is not None:
-        if spec.images > len(train) or spec.images < len(train.classes):
-            raise BadData(
-                f"`data.images` must be between {len(train.classes)} (one per class) and {len(train)} (all)",
-                given=spec.images,
-                do="change data.images",
-            )
-        if spec.images < len(train):
-            salt = b"images%d" % spec.draw if spec.draw else b"images"
-            _, train = _hold_out(train, spec.images / len(train), spec, salt=salt, count=spec.images)
-    if spec.noise:
-        train = _mislabelled(train, spec)
-        said.append(f"{spec.noise:.0%} of the training labels are wrong on purpose (`noise`).")
-    if spec.decisions:
-        decisions, before = read_decisions(Path(spec.decisions).expanduser()), len(train) + len(val)
-        train, val = decided(train, decisions), decided(val, decisions)
-        left_out = before - len(train) - len(val)
-        said.append(
-            f"{left_out:,} images were dropped or relabelled, by decisions about {len(decisions.by_image):,} images."
-        )
-    told = {name: facts[name] for name in ("unreadable", "reasons", "reader", "columns")}
-    return Splits(train, val, test, tuple(said), **told)
-
-
-def _mislabelled(images: ImageSet, spec: DataSpec) -> ImageSet:
-    """The same with a share of wrong labels, each other class as likely. By what an image shows and by `draw`, so that
-    an image that is mislabelled in a small draw is so in a larger one, and equal images are so alike.
-    """
-    key = np.frombuffer(hashlib.blake2b(b"noise%d" % spec.draw, digest_size=8).digest(), "<u8")[0]
-    chance = _mix(images.ids ^ key)
-    wrong = chance / np.float64(2**64) < spec.noise
-    others = np.uint64(len(images.classes) - 1)
-    shifted = (images.labels + 1 + (_mix(chance) % others).astype(np.int64)) % len(images.classes)
-    return images.relabelled(np.where(wrong, shifted, images.labels))
-
-
-def _hold_out(
-    images: ImageSet, share: float, spec: DataSpec, *, salt: bytes, count: int | None = None, leave: int = 1
-) -> tuple[ImageSet, ImageSet]:
-    """(the rest, the held-out part): stratified, and by what each image shows instead of where it stands.
-
-    Within a class, images are ordered by a hash of their source pixels and the first `share` is held out. So the
-    division does not depend on file order or on `data.size`, and a larger share only adds to what a smaller one holds.
-    Equal images stay together whatever their labels (no leak through exact duplicates), and so do those of one group
-    (`spec.groups`). Where a class would keep fewer
-    than `leave` different images, its last are kept. A folder that grows is another dataset, with other splits and
-    another fingerprint.
-
-    With `count`, exactly so many are held instead, in proportion to the classes: more are a superset of fewer.
-
-    Raises:
-        BadData: a class has too few different images to stand on both sides.
-    """
-    key = np.frombuffer(hashlib.blake2b(salt, digest_size=8).digest(), "<u8")[0]
-    units = images.ids if count is not None else _groups.units(images, _groups.of(spec, images))
-    order = _mix(units ^ key)  # a bijection: equal only where the ids are, or the groups
-    if count is not None:
-        held = _first(order, images.labels, count)
-    else:
-        held = np.zeros(len(images), bool)
-        classes = [np.flatnonzero(images.labels == label) for label in range(len(images.classes))]
-        for rows in classes:  # equal images go together, whatever their labels
-            first = np.sort(order[rows])[: max(1, round(share * len(rows)))]
-            held |= np.isin(order, first)
-        for rows in classes:
-            different = np.unique(order[rows])
-            if len(np.unique(order[rows][~held[rows]])) < leave:
-                held &= ~np.isin(order, different[-leave:])
-        short = [
-            name for name, rows in zip(images.classes, classes, strict=True) if held[rows].all() or not held[rows].any()
-        ]
-        if short:
-            raise BadData(
-                f"{len(short)} classes have too few different images to hold some out",
-                given=", ".join(short[:5]),
-                do="add images, or remove equal ones (in other classes too)"
-                + ("; images of one group count as one" if spec.groups else ""),
-            )
-    return images.take(np.flatnonzero(~held)), images.take(np.flatnonzero(held))
-
-
-def _first(order: NDArray[np.uint64], labels: NDArray[np.int64], count: int) -> NDArray[np.bool_]:
-    """Which `count` rows come first: one of each class, then by turns in proportion to the classes (Sainte-Laguë)."""
-    turn = np.zeros(len(labels))
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        rows = rows[np.argsort(order[rows], kind="stable")]
-        turn[rows[1:]] = (np.arange(1, len(rows)) + 0.5) / len(rows)
-    chosen = np.zeros(len(labels), bool)
-    chosen[np.lexsort((labels, turn))[:count]] = True
-    return chosen
-
-
-def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """splitmix64's finaliser (Steele et al., 2014): a bijection that scatters neighbouring values."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))

@@ -89,24 +89,24 @@ def of_table(entry: Entry, spec: DataSpec, listed: Callable[[], Listing]) -> Lay
 
 
 def _fitting(listing: Listing, spec: DataSpec, images: Images, exist: bool) -> list[_Fitting]:
-    """The tables that label images.
+    """The tables that label images: of several, those whose column of labels is not guessed from its content.
 
     Raises:
-        BadData: none does, and one cannot be read.
+        BadData: none does, and one cannot be read or may be read in several ways.
     """
     found, wrong = [], []
     for entry in listing.tables:
         try:
             table = _tables.read(entry)
+            chosen = _labels.choose(table, images, spec.columns, role, exist=exist)
         except SmallAlignError as error:
             wrong.append(error)
             continue
-        chosen = _labels.choose(table, images, spec.columns, role, exist=exist)
         if chosen is not None:
             found.append(_Fitting(entry, table, chosen))
     if wrong and not found:
         raise wrong[0]
-    return found
+    return [one for one in found if one.chosen.sure] or found
 
 
 def _of_tables(fitting: list[_Fitting], listing: Listing, spec: DataSpec, images: Images, part_of: PartOf) -> Layout:

@@ -65,7 +65,7 @@ def matcher(pattern: str) -> Callable[[str], str | None]:
 
 
 def table_of(spec: DataSpec) -> Path | None:
-    """The table that `data.groups` names, here or in the dataset's folder; None where it is a pattern.
+    """The table that `data.groups` names, in the dataset's folder or beside its table; None for a pattern.
 
     Raises:
         BadData: there is none.
@@ -73,7 +73,8 @@ def table_of(spec: DataSpec) -> Path | None:
     if spec.groups is None or MARK in spec.groups:
         return None
     named = Path(spec.groups).expanduser()
-    for file in (named, Path(spec.source).expanduser() / named):
+    source = Path(spec.source).expanduser()
+    for file in (named, source / named, source.parent / named):
         limits.check_path(file, "the table of groups")
         if regular(file):
             return file.resolve()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import io
 import os
 import re
 import shutil
@@ -85,8 +86,8 @@ def fetched(source: str) -> tuple[Path, str]:
             given=source,
             do=f"have it read once on the command line: smallalign inspect {source}",
         )
-    hub = extras.load("huggingface_hub", WHAT)
-    errors = extras.load("huggingface_hub.errors", WHAT)
+    hub, errors = (extras.load(name, WHAT) for name in ("huggingface_hub", "huggingface_hub.errors"))
+    offline = (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)
     try:
         files = _wanted(hub, asked, source)
     except errors.GatedRepoError:
@@ -97,32 +98,38 @@ def fetched(source: str) -> tuple[Path, str]:
     except errors.RepositoryNotFoundError:
         do = "check owner and name; a private one needs `hf auth login`"
         raise BadData("there is no such dataset on the hub", given=source, do=do) from None
-    except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError, _connection()):
+    except Exception as error:  # the clients of different versions of the hub raise errors of their own
+        if not isinstance(error, (*offline, OSError)) and not _of_client(error):
+            raise
         files = None
-    with contextlib.redirect_stderr(None), _no_bars(hub):
-        try:
-            place = hub.snapshot_download(
-                asked.repo,
-                repo_type="dataset",
-                revision=asked.revision,
-                allow_patterns=files,
-                local_files_only=files is None,
-            )
-        except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError, ValueError, _connection()) as error:
-            host = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-            wrong = "cannot be reached, and the dataset is not in the cache" if files is None else "broke off"
-            raise BadData(
-                f"the hub {wrong} ({type(error).__name__})",
-                given=f"{source} at {host}",
-                do="connect to the internet once, or give the path of a local copy",
-            ) from None
-    return Path(place), Path(place).name
+    given: dict[str, Any] = {"repo_type": "dataset", "revision": asked.revision, "local_files_only": files is None}
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), _no_bars(hub):
+            place = Path(hub.snapshot_download(asked.repo, **given, allow_patterns=files or _likely(asked)))
+    except Exception as error:
+        if not isinstance(error, (*offline, OSError, ValueError)) and not _of_client(error):
+            raise
+        host = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+        part = "it is not in the cache, or only in part" if files is None else "the download broke off"
+        raise BadData(
+            f"the dataset cannot be fetched: {part} ({type(error).__name__})",
+            given=f"{source} at {host}",
+            do="connect to the internet and try again, or give the path of a local copy",
+        ) from None
+    return place, place.name
 
 
-def _connection() -> type[Exception]:
-    """What the hub's client raises where nobody answers."""
-    found: type[Exception] = extras.load("httpx", WHAT).HTTPError
-    return found
+def _of_client(error: Exception) -> bool:
+    """Whether an error is one of the hub's HTTP client: nobody answers, or not in time."""
+    return type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "requests")
+
+
+def _likely(asked: Source) -> list[str]:
+    """What `_wanted` names, as patterns for a cache whose host cannot be asked."""
+    images = [f"*{ending}" for ending in sorted(IMAGE_ENDINGS)]
+    if asked.config is None:
+        return ["*.parquet", *images]
+    return [f"{asked.config}/*.parquet", f"*/{asked.config}/*.parquet", *images]
 
 
 @contextlib.contextmanager

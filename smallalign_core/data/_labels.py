@@ -42,12 +42,18 @@ Role = Callable[[str], str | None]
 
 @dataclass(frozen=True)
 class Chosen:
-    """The positions of the columns; `headed`: whether the first row is the header; `named`: what is shown of them."""
+    """The positions of the columns.
+
+    Attributes:
+        headed: whether the first row is the header.
+        sure: whether the column of labels was named, has a usual name, or is the only one.
+    """
 
     path: int
     label: int
     split: int | None
     headed: bool
+    sure: bool = True
 
     def named(self, table: Table) -> dict[str, str]:
         """The columns by what they are for, as a spec would name them."""
@@ -128,7 +134,8 @@ def choose(table: Table, images: Images, wanted: Columns, role: Role, *, exist: 
             given=", ".join(f"{what}: {name}" for what, name in wanted if name is not None),
             do="name three different columns",
         )
-    return Chosen(path, label, split, bool(headed))
+    sure = "label" in named or plain_name(_title(head, label)) in LABELS or table.width == 2
+    return Chosen(path, label, split, bool(headed), sure)
 
 
 def place_of(table: Table, name: str) -> int:
@@ -182,13 +189,16 @@ def _is_image(text: str, images: Images) -> bool:
 def _split_column(
     head: Sequence[str], body: Sequence[Sequence[str]], width: int, taken: set[int | None], role: Role
 ) -> int | None:
-    """The column all of whose values name a part of the data, `train` among them."""
+    """The column all of whose values name a part of the data, `train` among them; one of a usual name whatever else it
+    holds.
+    """
     fitting = []
     for place in range(width):
         values = {cell(row, place) for row in body}
         named = plain_name(cell(head, place)) in SPLITS
         roles = {role(value) for value in values}
-        if place not in taken and "train" in roles and (None not in roles or named) and (named or len(roles) > 1):
+        every = None not in roles and "train" in roles and len(roles) > 1
+        if place not in taken and (every or (named and roles != {None})):
             fitting.append((not named, place))
     return min(fitting)[1] if fitting else None
 
@@ -234,6 +244,7 @@ def label_column(
         "several columns of the table may hold the labels",
         given=f"{table.name}: {_list(each)}",
         do=f"name one: data.columns.label={_title(head, few[0])}",
+        details={"columns": [_title(head, place) for place in few]},
     )
 
 
@@ -326,25 +337,25 @@ def labelled(
 def _refuse(table: Table, chosen: Chosen, odd: _Odd, rows: int, labels: set[str], skip: bool) -> None:
     odd.refuse(
         "long",
-        "{} of the table have more cells than the first: a separator in a name would cut it",
+        "{} with more cells than the first: a separator in a name would cut it",
         "put quotation marks around cells that hold a separator",
     )
     odd.refuse(
         "outside",
-        "{} of the table name files outside of its folder, which are not read",
+        "{} with paths outside of the folder of the table, which are not read",
         f"put {table.name} into a folder that holds all images, and write paths relative to it",
     )
     odd.refuse("labels", "a table gives an image two labels ({})", "keep one")
     odd.refuse("splits", "a table puts an image into two splits ({})", "keep one")
     odd.refuse(
         "split",
-        "{} of the table name no split that is understood",
+        "{} with a split that is not understood",
         "write train, validation or test, or name another column with `data.columns`",
     )
     if odd.count["missing"] > LOST * rows and not skip:
         odd.refuse(
             "missing",
-            f"{{}} of {rows:,} name images that do not exist (more than {LOST:.0%})",
+            f"{{}} of {rows:,} with images that do not exist (more than {LOST:.0%})",
             "correct the paths, which are relative to the table, or leave those rows out with `data.skip_unreadable`",
         )
     if several := _several(labels):
@@ -381,13 +392,15 @@ def _notes(table: Table, columns: dict[str, str], odd: _Odd) -> list[str]:
     said = "; ".join(f"{what} is column {name}" for what, name in columns.items())
     notes = [f"Labels were read from {table.name}: {said} (`data.columns` names others).", *table.notes]
     for what, words in (
-        ("missing", "name images that do not exist and were left out"),
-        ("label", "have no label and were left out"),
-        ("path", "have no path and were left out"),
-        ("twice", "name an image a second time, with the same label"),
+        ("missing", "with an image that does not exist"),
+        ("label", "without a label"),
+        ("path", "without a path"),
+        ("twice", "with an image that was named before, with the same label"),
     ):
         if count := odd.count[what]:
-            notes.append(f"{count:,} row{'' if count == 1 else 's'} of {table.name} {words} ({odd.some(what)}).")
+            notes.append(
+                f"{count:,} row{'' if count == 1 else 's'} of {table.name} {words}: left out ({odd.some(what)})."
+            )
     return notes
 
 

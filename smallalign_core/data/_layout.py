@@ -6,6 +6,7 @@ say so. If all of them have the same sub-folders and no name is conclusive, an e
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -90,6 +91,7 @@ def _tree(pictures: Sequence[Entry]) -> _Node:
     return root
 
 
+@functools.lru_cache(maxsize=4096)
 def role(name: str) -> str | None:
     """The part of the data that a folder's name speaks of; None where it speaks of none, or of several."""
     words = set(re.findall("[a-z]+", name.casefold().replace("hold-out", "holdout").replace("hold_out", "holdout")))

@@ -84,7 +84,7 @@ class Below:
     """The images below the folder of a table that was named itself; only folders that it speaks of are looked into."""
 
     root: Path
-    _seen: dict[str, dict[str, Path]] = field(default_factory=dict)
+    _seen: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def find(self, text: str) -> Entry | None:
         if "\0" in text:
@@ -94,9 +94,9 @@ class Below:
             return None
         folder, name = "/".join(parts[:-1]), shown(parts[-1])
         file = self._names(folder).get(name)
-        return None if file is None else Entry((*map(shown, parts[:-1]), name), file)
+        return None if file is None else Entry((*map(shown, parts[:-1]), name), Path(file))
 
-    def _names(self, folder: str) -> dict[str, Path]:
+    def _names(self, folder: str) -> dict[str, str]:
         if folder not in self._seen:
             place = self.root / folder
             limits.check_path(place, "an image of the table")
@@ -104,7 +104,7 @@ class Below:
                 inside = [child for child in os.scandir(place) if not child.is_dir()]
             except OSError:  # there is no such folder, or it may not be read: its images are missing
                 inside = []
-            self._seen[folder] = {shown(child.name): Path(child.path) for child in inside}
+            self._seen[folder] = {shown(child.name): child.path for child in inside}
         return self._seen[folder]
 
     def others(self, used: set[str]) -> list[str]:
@@ -118,4 +118,4 @@ class Below:
 
     def files(self) -> list[Path]:
         """All files in the folders that were looked into."""
-        return [file for names in self._seen.values() for file in names.values()]
+        return [Path(file) for names in self._seen.values() for file in names.values()]

@@ -44,6 +44,8 @@ def unseen(name: str) -> bool:
 
 def shown(name: str) -> str:
     """A name in composed characters (NFC), as a Mac and others write it alike; what cannot be seen becomes U+FFFD."""
+    if name.isascii() and name.isprintable():
+        return name
     plain = unicodedata.normalize("NFC", name)
     return "".join("\ufffd" if unseen(letter) else letter for letter in plain)
 

@@ -5,6 +5,7 @@ Hugging Face writes images as a struct of `bytes` and `path`, and the names of c
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,6 +56,12 @@ def schema(file: Path, name: str) -> Schema:
         MissingExtra: pyarrow is not installed.
     """
     extras.require("pyarrow", WHAT)
+    stat = file.stat()
+    return _schema(file, name, stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(maxsize=256)
+def _schema(file: Path, name: str, _changed: int, _size: int) -> Schema:
     columns, groups = _asked(name, schema_of, file)
     return Schema(tuple(Column(one[0], one[1], tuple(one[2])) for one in columns), tuple(groups))
 

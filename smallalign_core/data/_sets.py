@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from smallalign_core.spec import DataSpec
 
 
 class MappedRows:
     """Some rows of a memory-mapped array, read from the disk when they are indexed and not before."""
 
-    def __init__(self, array: NDArray[np.uint8], rows: NDArray[np.int64]) -> None:
+    def __init__(self, array: NDArray[np.uint8] | Any, rows: NDArray[np.int64]) -> None:
         self._array, self._rows = array, rows
         self.shape = (len(rows), *array.shape[1:])
 
@@ -24,6 +28,24 @@ class MappedRows:
     def take(self, rows: NDArray[np.int64]) -> MappedRows:
         """Rows of these rows; still nothing is read."""
         return MappedRows(self._array, self._rows[rows])
+
+
+class _Joined:
+    """Arrays of images one after the other, without a copy."""
+
+    def __init__(self, parts: Sequence[NDArray[np.uint8] | MappedRows]) -> None:
+        self._parts, self._ends = parts, np.cumsum([part.shape[0] for part in parts])
+        self.shape = (int(self._ends[-1]), *parts[0].shape[1:])
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        whole = np.atleast_1d(rows)
+        found = np.empty((len(whole), *self.shape[1:]), np.uint8)
+        which = np.searchsorted(self._ends, whole, side="right")
+        for place, part in enumerate(self._parts):
+            here = np.flatnonzero(which == place)
+            if len(here):
+                found[here] = part[whole[here] - (self._ends[place] - part.shape[0])]
+        return found.reshape(*np.shape(rows), *self.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -102,6 +124,23 @@ class Splits:
     reader: str = "arrays"
     columns: dict[str, str] = field(default_factory=dict)
     """Columns of a table of labels, by what they are for."""
+    unlabeled: ImageSet | None = None
+    """Images with the label -1, of the shape of the others."""
+
+    def filled(self, spec: DataSpec) -> DataSpec:
+        """`spec` with the fingerprints of these images."""
+        more = {"unlabeled_fingerprint": self.unlabeled.fingerprint} if self.unlabeled is not None else {}
+        return spec.model_copy(update={"fingerprint": self.fingerprint, **more})
+
+    @cached_property
+    def learned(self) -> ImageSet:
+        """What training steps draw from: the training images, and after them the unlabelled ones. Nothing is copied."""
+        if self.unlabeled is None:
+            return self.train
+        parts = (self.train, self.unlabeled)
+        labels, ids = (np.concatenate([getattr(part, name) for part in parts]) for name in ("labels", "ids"))
+        rows = MappedRows(_Joined([part.images for part in parts]), np.arange(len(labels)))
+        return ImageSet(rows, labels, ids, self.classes)
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from smallalign_core.data import _parquet
 from smallalign_core.data._files import Entry, regular
 from smallalign_core.data._names import shown
 from smallalign_core.errors import BadData, SmallAlignError
+from smallalign_core.system import limits
 from smallalign_core.system.files import check_regular
 
 NAMES = (
@@ -73,7 +74,9 @@ def read(entry: Entry) -> Table:
 
     Raises:
         BadData: it cannot be read, or is no table; the reason is given.
+        Refused: it lies outside of the folders that may be read.
     """
+    limits.check_path(entry.file, "the table")
     try:
         if entry.ending == ".parquet":
             return _of_parquet(entry)
@@ -121,7 +124,9 @@ def _text(entry: Entry) -> tuple[str, tuple[str, ...]]:
     encoding = "utf-8-sig"
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         encoding = "utf-16"
-    elif b"\0" in (head := raw[:4096]):  # a mark is missing where a program wrote only half of the format
+    elif (head := raw[:4096]).count(0) * 50 > len(
+        head
+    ):  # a mark is missing where a program wrote only half of the format
         odd, even = head[1::2].count(0), head[::2].count(0)
         if max(odd, even) * 4 < len(head) or min(odd, even) * 8 > max(odd, even):
             raise _bad(entry, "the table holds zero bytes, so it is no text")
@@ -255,6 +260,7 @@ def listed(file: Path) -> list[str]:
     if not regular(file) or file.stat().st_size > 1_000_000:
         return []
     try:
+        limits.check_path(file, "a list of classes")
         text, _ = _text(Entry((file.name,), file))
     except (OSError, SmallAlignError):
         return []

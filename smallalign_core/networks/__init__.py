@@ -364,12 +364,14 @@ def _architecture(network: dict[str, object]) -> dict[str, object]:
 
 def begin_from(classifier: Classifier, file: Path) -> None:
     """Put the weights in a file that `to_bytes` wrote into a fresh classifier of the same network; the images' mean and
-    deviation come with them. Of few bits, those before rounding are taken.
+    deviation come with them. Of few bits, those before rounding are taken. Where both have the same classes in another
+    order, the outputs follow the names.
 
     Raises:
         BadModel: the file is missing or damaged, or of another network.
     """
-    given = plain_names(from_file(file, learning=True).state_dict())
+    origin = from_file(file, learning=True)
+    given = plain_names(origin.state_dict())
     wanted = classifier.state_dict()
     odd = [
         name
@@ -382,6 +384,10 @@ def begin_from(classifier: Classifier, file: Path) -> None:
             given=f"{len(odd)} tensors differ, the first is {odd[0]}",
             do="start from a run with the same network, images of the same size and the same number of classes",
         )
+    if origin.classes != classifier.classes and set(origin.classes) == set(classifier.classes):
+        rows = [origin.classes.index(name) for name in classifier.classes]
+        place = "body." + _library.head_name(classifier.body, len(rows))
+        given |= {name: held[rows] for name, held in given.items() if name in (f"{place}.weight", f"{place}.bias")}
     classifier.load_state_dict(given)
 
 

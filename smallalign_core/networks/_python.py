@@ -118,8 +118,9 @@ def takes_channels_last(body: nn.Module, shape: tuple[int, int, int]) -> bool:
             ) from None
         try:
             made = tried(images.contiguous(memory_format=order))
-            if made.requires_grad:
-                made.float().sum().backward()
+            learning = [weight for weight in tried.parameters() if weight.requires_grad]
+            if made.requires_grad and learning:
+                torch.autograd.grad(made.float().sum(), learning, allow_unused=True)
             return order is last
         except RuntimeError as error:
             if order is not last:

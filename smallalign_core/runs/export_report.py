@@ -62,7 +62,7 @@ class Loss:
 
     @classmethod
     def blank(cls, images: int) -> Loss:
-        """One of so many images whose figures stand for any."""
+        """A sample of so many images that represents all."""
         return cls(images, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, False)
 
 

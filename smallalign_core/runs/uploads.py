@@ -85,7 +85,10 @@ def discard(store: Store, file: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-HOW = "upload a zip of a folder with one sub-folder of images per class; give larger datasets by path"
+HOW = (
+    "upload a zip of a folder with one sub-folder of images per class, or with a CSV of labels; give larger "
+    "datasets by path"
+)
 
 
 def _plain(name: str) -> str:

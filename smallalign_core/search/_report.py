@@ -71,7 +71,7 @@ class BudgetSearch(StudyReport):
         ended: whether no decision is left.
     """
 
-    spec: SearchSpec  # type: ignore[assignment]  # a search has no student
+    spec: SearchSpec
     limits: str
     met: bool | None
     row: Row | None

@@ -27,7 +27,7 @@ from smallalign_core.service.requests import (
     Submitted,
 )
 from smallalign_core.service.wire import Progress, Request
-from smallalign_core.spec import digest
+from smallalign_core.spec import DataSpec, digest
 from smallalign_core.studies import ablation as measuring, kinds, lifecycle
 from smallalign_core.studies.resolve import resolve_study
 from smallalign_core.system import typed
@@ -50,7 +50,7 @@ def inspect(store: Store, asked: requests.Inspect) -> DatasetFacts:
     splits = data.load(asked.data, store.data_cache)
     parts = {"train": splits.train, "val": splits.val, "test": splits.test}
     return DatasetFacts(
-        source=asked.data.source,
+        data=DataSpec(source=asked.data.source, columns=asked.data.columns, levels=asked.data.levels),
         reader=splits.reader,
         columns=splits.columns,
         images=sum(len(part) for part in parts.values()),
@@ -59,7 +59,8 @@ def inspect(store: Store, asked: requests.Inspect) -> DatasetFacts:
         shape=splits.shape,
         fingerprint=splits.fingerprint,
         validation=splits.val.fingerprint,
-        counts={name: data.in_order(part.counts()) for name, part in parts.items()},
+        counts={name: part.counts() for name, part in parts.items()},
+        unlabeled=0 if splits.unlabeled is None else len(splits.unlabeled),
         notes=splits.notes,
         unreadable=splits.unreadable,
         reasons=dict(zip(splits.unreadable, splits.reasons, strict=True)),
@@ -154,6 +155,7 @@ def estimate(store: Store, asked: requests.Estimate) -> Cost:
         unexportable=unexportable,
         sizes=sizes,
         steps=training.steps,
+        unlabeled=0 if splits.unlabeled is None else len(splits.unlabeled),
         seconds=max(0.0, seconds),
         device=str(device),
         cache_bytes=room,

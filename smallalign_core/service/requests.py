@@ -2,55 +2,35 @@
 
 from __future__ import annotations
 
-import base64
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
-
-import numpy as np
-from numpy.typing import NDArray
 
 from smallalign_core.analysis.compare import Compared
 from smallalign_core.analysis.data_quality import QualityReport
-from smallalign_core.analysis.label_report import LabelPreservation, Prediction
 from smallalign_core.analysis.landscape_report import LandscapeCost, LandscapeReport
 from smallalign_core.analysis.pareto import NO_LIMITS, Limits, ParetoFront
 from smallalign_core.analysis.robustness import Robustness
 from smallalign_core.analysis.teacher_report import Preflight
 from smallalign_core.runs.export_report import ExportReport
 from smallalign_core.search import SearchSpec
+from smallalign_core.service.augmentation_requests import (
+    AugmentBatch as AugmentBatch,
+    AugmentedBatch as AugmentedBatch,
+    AugmentedImages as AugmentedImages,
+    AugmentImages as AugmentImages,
+    CheckedLabels as CheckedLabels,
+    CheckLabels as CheckLabels,
+    Mixture as Mixture,
+    OfPolicy as OfPolicy,
+    Pixels as Pixels,
+    PolicyCode as PolicyCode,
+    WritePolicy as WritePolicy,
+)
 from smallalign_core.service.wire import LongRequest, Progress, Request
-from smallalign_core.spec import Augment, DataSpec, Loss, RunSpec
+from smallalign_core.spec import DataSpec, Loss, RunSpec
 from smallalign_core.studies.ablation import AblationReport, What
 from smallalign_core.studies.kinds import AnyStudySpec
 from smallalign_core.training.teacher_evidence import CheckedTeacher
-
-# --- images -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """One image or several.
-
-    Attributes:
-        shape: of the uint8 array; pixels: its bytes in base64.
-    """
-
-    shape: tuple[int, ...]
-    pixels: str
-
-    @staticmethod
-    def of(images: NDArray[np.uint8]) -> Pixels:
-        """The pixels of a uint8 array."""
-        return Pixels(images.shape, base64.b64encode(images.tobytes()).decode())
-
-    def array(self) -> NDArray[np.uint8]:
-        """The uint8 array.
-
-        Raises:
-            ValueError: there are more or fewer bytes than `shape` says.
-        """
-        return np.frombuffer(base64.b64decode(self.pixels), np.uint8).reshape(self.shape)
-
 
 # --- a dataset --------------------------------------------------------------------------------------------------------
 
@@ -60,17 +40,19 @@ class DatasetFacts:
     """What is in a dataset.
 
     Attributes:
+        data: the source, and how it was read: columns and levels.
         reader: `arrays`, `folders`, `table` or `parquet`; `columns`: those of a table of labels.
         images: number of images of all splits.
         labels: the label of each class.
         shape: [C, H, W] of an image.
         fingerprint: digest of all pixels, labels and class names; `validation`: that of the validation split.
         counts: images of each class, by split.
+        unlabeled: number of unlabeled images beside them.
         unreadable: files that were skipped; `reasons`: why.
         test_looks: how often the test split was evaluated; None if the record is unreadable.
     """
 
-    source: str
+    data: DataSpec
     reader: str
     columns: dict[str, str]
     images: int
@@ -80,14 +62,21 @@ class DatasetFacts:
     fingerprint: str
     validation: str
     counts: dict[str, dict[str, int]]
+    unlabeled: int
     notes: tuple[str, ...]
     unreadable: tuple[str, ...]
     reasons: dict[str, str]
     test_looks: int | None
 
-    def __getitem__(self, name: str) -> Any:
-        """One of the facts; for pages that read them as a mapping."""
-        return getattr(self, name)
+    @property
+    def spec(self) -> DataSpec:
+        """The spec of exactly these images."""
+        return self.data.model_copy(update={"fingerprint": self.fingerprint})
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The fields of `data` that differ from their defaults."""
+        return self.data.model_dump(mode="json", exclude_defaults=True)
 
 
 @dataclass(frozen=True)
@@ -136,6 +125,7 @@ class Cost:
         macs: multiply-accumulates of one image.
         onnx_bytes: exact size of its ONNX file; `sizes`: in each precision; of a large network without int8.
         unexportable: why a user's network has no such file; None if it has.
+        unlabeled: number of unlabeled images that join the training images.
         seconds: training time, from a short probe of the real loop.
         cache_bytes: disk space of the teacher's cached logits; 0: they are not cached.
         cache_ready: the share of them that is there.
@@ -151,6 +141,7 @@ class Cost:
     unexportable: str | None
     sizes: dict[str, int | None]
     steps: int
+    unlabeled: int
     seconds: float
     device: str
     cache_bytes: int
@@ -322,139 +313,6 @@ class CheckTeacher(Request[Preflight]):
 
     teacher: str
     data: DataSpec | None = None
-
-
-# --- augmentation -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class OfPolicy:
-    """An augmentation policy for a dataset, at a global strength."""
-
-    policy: tuple[Augment, ...]
-    data: DataSpec
-    strength: float = field(default=1.0, kw_only=True)
-
-
-Mixture = tuple[tuple[str, float], ...] | None
-"""The classes of a mixed label with their shares, the largest first; None if not mixed."""
-
-
-@dataclass(frozen=True)
-class AugmentedImages:
-    """Augmented images.
-
-    Attributes:
-        rows, labels: [rows]; the label of a user's image is None.
-        mixed: [rows][draws].
-        images: uint8 [rows, 1 + draws, C, H, W], the original first.
-        said: [rows][1 + draws], the teacher's predictions.
-    """
-
-    rows: tuple[int, ...]
-    labels: tuple[str | None, ...]
-    mixed: tuple[tuple[Mixture, ...], ...]
-    classes: tuple[str, ...]
-    images: Pixels
-    said: tuple[tuple[Prediction, ...], ...] | None
-
-
-@dataclass(frozen=True)
-class AugmentImages(OfPolicy, Request[AugmentedImages]):
-    """Augment images repeatedly.
-
-    Attributes:
-        teacher: a run that predicts the class of each image.
-        rows: indices of training images; default: `images` of them, over all classes in turn.
-        own: a user's image instead.
-        draws, first: number of augmentations per image, and the first epoch. With the seed and batch size of a run
-            these are exactly the pixels that it trains on.
-    """
-
-    shared: ClassVar[bool] = True
-
-    _: KW_ONLY
-    teacher: str | None = None
-    rows: tuple[int, ...] | None = None
-    own: Pixels | None = None
-    images: int = 8
-    draws: int = 6
-    first: int = 0
-    seed: int = 0
-    batch: int = 128
-
-
-@dataclass(frozen=True)
-class AugmentedBatch:
-    """The first images of an epoch.
-
-    Attributes:
-        rows, labels, mixed: [images].
-        images: uint8 [images, 2, C, H, W], the original and the augmented image.
-    """
-
-    rows: tuple[int, ...]
-    labels: tuple[str, ...]
-    mixed: tuple[Mixture, ...]
-    images: Pixels
-
-
-@dataclass(frozen=True)
-class AugmentBatch(OfPolicy, Request[AugmentedBatch]):
-    """The first training images of an epoch, in the order and with the augmentation of a run of that seed and batch
-    size.
-    """
-
-    shared: ClassVar[bool] = True
-
-    _: KW_ONLY
-    epoch: int = 0
-    images: int = 12
-    seed: int = 0
-    batch: int = 128
-
-
-@dataclass(frozen=True)
-class CheckedLabels:
-    """Label preservation of a policy.
-
-    Attributes:
-        changed: uint8 [n, 2, C, H, W], the original and the augmented image of the most confident label changes.
-    """
-
-    report: LabelPreservation
-    changed: Pixels
-
-
-@dataclass(frozen=True)
-class CheckLabels(OfPolicy, LongRequest[Progress[CheckedLabels]]):
-    """Label preservation of a policy according to a teacher.
-
-    Attributes:
-        strength: that of the figures; the sweep covers all strengths.
-        limit: maximum label-change rate.
-    """
-
-    teacher: str
-    _: KW_ONLY
-    seed: int = 0
-    limit: float = 0.05
-
-
-@dataclass(frozen=True)
-class PolicyCode:
-    """A policy at one strength: its transforms, as YAML, and as code for torchvision."""
-
-    parts: tuple[Augment, ...]
-    policy: str
-    code: str
-
-
-@dataclass(frozen=True)
-class WritePolicy(OfPolicy, Request[PolicyCode]):
-    """A policy at a strength, to be used elsewhere."""
-
-    shared: ClassVar[bool] = True
 
 
 # --- the quality of a dataset -----------------------------------------------------------------------------------------

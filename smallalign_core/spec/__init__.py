@@ -16,7 +16,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from smallalign_core.errors import BadSpec
-from smallalign_core.spec._canonical import canonical as canonical
+from smallalign_core.spec._canonical import canonical as canonical, to_yaml as to_yaml
 from smallalign_core.spec._file import loaded as loaded, value_of as value_of
 from smallalign_core.spec._part import expanded
 from smallalign_core.spec._policy import (
@@ -271,6 +271,16 @@ class RunSpec(Part):
         return self
 
     @model_validator(mode="after")
+    def _unlabeled_has_targets(self) -> Self:
+        if self.data.unlabeled and self.teacher is None:
+            raise ValueError("`data.unlabeled` has no targets without a teacher: set `teacher`, or leave it out")
+        if self.data.unlabeled == self.data.source:
+            raise ValueError("`data.unlabeled` is the folder of the labeled images: give another one, or leave it out")
+        if self.data.unlabeled and isinstance(self.loss, Dkd):
+            raise ValueError("loss 'dkd' needs the label of every image: leave `data.unlabeled` out, or use loss 'kd'")
+        return self
+
+    @model_validator(mode="after")
     def _balance_has_labels(self) -> Self:
         if self.balance.of_labels and not labels_share(self.loss):
             raise ValueError(
@@ -319,23 +329,6 @@ def id_of(imported: Import) -> str:
     """The id of an import: 16 hexadecimal characters. The same file with the same options is the same import."""
     text = json.dumps({"import": canonical(imported)}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def to_yaml(spec: RunSpec) -> str:
-    """The shortest YAML that parses to `spec`; filled-in fields (digests of data and weights) are omitted."""
-    bare: dict[str, Part] = {"data": spec.data.model_copy(update={"fingerprint": None})}
-    if isinstance(spec.network, GivenNetwork):
-        bare["network"] = spec.network.model_copy(update={"weights_sha256": None})
-    spec = with_code(spec.model_copy(update=bare), lambda one: one.model_copy(update={"sha256": None, "package": None}))
-    written = canonical(spec)
-    if isinstance(spec.loss, HintonKd):
-        if spec.loss.temperature is None and spec.loss.weight is None:
-            del written["loss"]
-        else:
-            written["loss"] = {name: "auto" if value is None else value for name, value in written["loss"].items()}
-    if list(written["data"]) == ["source"]:
-        written["data"] = written["data"]["source"]
-    return yaml.safe_dump(written, sort_keys=False, allow_unicode=True, width=120)
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> RunSpec:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import yaml
+
+from smallalign_core.spec.loss import HintonKd
 from smallalign_core.spec.parts import DataSpec, GivenNetwork, Part
-from smallalign_core.spec.python import Arguments, Code
+from smallalign_core.spec.python import Arguments, Code, with_code
+
+if TYPE_CHECKING:
+    from smallalign_core.spec import RunSpec
 
 
 def canonical(part: Part) -> dict[str, Any]:
@@ -23,6 +29,8 @@ def canonical(part: Part) -> dict[str, Any]:
         # the fingerprint covers their effect
         for name in ("source", "columns", "levels", "decisions", "groups", "skip_unreadable"):
             written.pop(name, None)
+    if isinstance(part, DataSpec) and part.unlabeled_fingerprint:
+        written.pop("unlabeled", None)
     if isinstance(part, GivenNetwork) and part.weights_sha256:
         del written["weights"]
     if isinstance(part, Code) and part.sha256:
@@ -36,3 +44,20 @@ def _plain(value: object) -> object:
     if isinstance(value, Arguments):
         return dict(value)
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def to_yaml(spec: RunSpec) -> str:
+    """The shortest YAML that parses to `spec`; filled-in fields (digests of data and weights) are omitted."""
+    bare: dict[str, Part] = {"data": spec.data.model_copy(update={"fingerprint": None, "unlabeled_fingerprint": None})}
+    if isinstance(spec.network, GivenNetwork):
+        bare["network"] = spec.network.model_copy(update={"weights_sha256": None})
+    spec = with_code(spec.model_copy(update=bare), lambda one: one.model_copy(update={"sha256": None, "package": None}))
+    written = canonical(spec)
+    if isinstance(spec.loss, HintonKd):
+        if spec.loss.temperature is None and spec.loss.weight is None:
+            del written["loss"]
+        else:
+            written["loss"] = {name: "auto" if value is None else value for name, value in written["loss"].items()}
+    if list(written["data"]) == ["source"]:
+        written["data"] = written["data"]["source"]
+    return yaml.safe_dump(written, sort_keys=False, allow_unicode=True, width=120)

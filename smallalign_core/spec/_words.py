@@ -9,7 +9,7 @@ from typing import get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from smallalign_core.spec.parts import FAMILIES, DataSpec, Part, choices, members
+from smallalign_core.spec.parts import FAMILIES, Columns, DataSpec, Part, choices, members
 
 
 def told(model: type[BaseModel], error: ValidationError) -> str:
@@ -53,7 +53,9 @@ def explain(model: type[BaseModel], detail: ErrorDetails) -> str:
 def _suggestion(model: type[BaseModel], path: Sequence[str]) -> str:
     """The closest known field name, searched over every part, since an error's path passes through unions."""
     known: set[str] = set(model.model_fields)
-    if len(path) > 1:
+    if "columns" in path[:-1]:
+        known = set(Columns.model_fields)
+    elif len(path) > 1:
         parts: list[type[Part]] = [DataSpec, *(m for f in FAMILIES for m in members(f))]
         known = {name for part in parts for name in part.model_fields if part is not DataSpec or path[0] == "data"}
         kinds = {str(part.model_fields["kind"].default): part for part in parts if "kind" in part.model_fields}

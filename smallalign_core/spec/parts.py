@@ -18,6 +18,9 @@ from smallalign_core.spec.python import Code
 
 FILLED_IN: dict[str, Any] = {"filled_in": True}  # for fields that forms do not show
 
+REST = "rest"
+"""`unlabeled` of a dataset itself."""
+
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
@@ -88,11 +91,38 @@ class DataSpec(Part):
             "expression for the group in a path, or a CSV file with the columns filename and group.",
         ),
     ] = None
+    unlabeled: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=1000,
+            description="Images without labels, for distillation: a folder, a zip of one, or `rest` for the training "
+            "images that `images` leaves out. They join the training images, with the teacher's targets only.",
+        ),
+    ] = None
     skip_unreadable: Annotated[bool, Field(description="Skip unreadable images, however many; each is listed.")] = False
     fingerprint: Annotated[
         str | None,
         Field(pattern="^[0-9a-f]{16}$", description="Digest of the images; filled in.", json_schema_extra=FILLED_IN),
     ] = None
+    unlabeled_fingerprint: Annotated[
+        str | None,
+        Field(
+            pattern="^[0-9a-f]{16}$",
+            description="Digest of the unlabeled images; filled in.",
+            json_schema_extra=FILLED_IN,
+        ),
+    ] = None
+
+    @model_validator(mode="after")
+    def _rest_of_something(self) -> Self:
+        if self.unlabeled == REST and self.images is None:
+            raise ValueError(f"`unlabeled: {REST}` are the training images that `images` leaves out: set `images`")
+        return self
+
+    def labeled(self) -> DataSpec:
+        """The same without unlabeled images."""
+        return self.model_copy(update={"unlabeled": None, "unlabeled_fingerprint": None})
 
 
 # --- networks ---------------------------------------------------------------------------------------------------------

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from smallalign_core.errors import BadInput, BadSpec
-from smallalign_core.metrics import macro_of
+from smallalign_core.metrics import with_macro
 from smallalign_core.runs.store import Run, State, Store
-from smallalign_core.spec import RunSpec, Unbalanced, digest, parse, title
+from smallalign_core.spec import DataSpec, RunSpec, Unbalanced, digest, parse, title
 from smallalign_core.studies import statistics
 from smallalign_core.studies.run_status import DAMAGED as DAMAGED, NOT_STARTED as NOT_STARTED, status_of
 
@@ -53,7 +53,10 @@ CONTROLS: dict[What, Control] = {
     "teacher": Control(  # a spec without teacher and loss uses cross entropy
         "the teacher",
         lambda spec: spec.teacher is not None,
-        lambda fields: {name: value for name, value in fields.items() if name not in ("teacher", "loss", "shuffled")},
+        lambda fields: {
+            **{name: value for name, value in fields.items() if name not in ("teacher", "loss", "shuffled")},
+            "data": DataSpec.model_validate(fields["data"]).labeled(),  # unlabelled images have no other targets
+        },
         "set `teacher`",
     ),
     "shuffled": Control(  # keeps class-level information of the teacher, removes image-level information
@@ -407,7 +410,7 @@ def _arm(store: Store, spec: RunSpec) -> Arm:
     if found.result is None:
         return Arm(found.id, found.state, found.reason)
     scores = found.result["val"]
-    if not (recall := scores.get("recall")):
+    if not scores.get("recall"):
         return Arm(found.id, DAMAGED, "its result has no recall of classes")
-    scores = {**scores, "macro_recall": macro_of(recall)}  # older results have the recalls alone
+    scores = with_macro(scores)
     return Arm(found.id, found.state, None, {name: float(scores[name]) for name in METRICS}, int(scores["images"]))

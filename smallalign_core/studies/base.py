@@ -101,7 +101,7 @@ class StudyReport(ABC):
 
     id: str
     title: str
-    spec: StudySpec
+    spec: Part
     done: int
     running: int
     missing: int

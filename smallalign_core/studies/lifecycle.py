@@ -26,7 +26,7 @@ from typing import Any, Protocol
 
 from smallalign_core.errors import BadModel, Refused, SmallAlignError, UnknownRun, WorkFailed
 from smallalign_core.runs.store import SCHEMA, Run, State, Store
-from smallalign_core.spec import RunSpec, digest
+from smallalign_core.spec import RunSpec, digest, each_code
 from smallalign_core.studies.base import StudyReport
 from smallalign_core.studies.kinds import KINDS, StudyKind
 from smallalign_core.system.files import read_json, write, write_json
@@ -164,7 +164,10 @@ def start(store: Store, study: Study) -> None:
         Refused: read-only user, or no room in the queue; then nothing is changed.
     """
     store.visitor.require("start studies")
-    found = [store.find(spec) for spec in study.missing(store)]
+    missing = study.missing(store)
+    if any(map(each_code, missing)):
+        store.visitor.require_code()
+    found = [store.find(spec) for spec in missing]
     stopped = [run for run in found if run is not None and run.state.resumable]
     store.visitor.check_room(store.root, len(stopped))
     (study.folder / "trouble").unlink(missing_ok=True)

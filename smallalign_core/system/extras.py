@@ -25,6 +25,8 @@ EXTRA_OF = {
     "timm": "timm",
     "evotorch": "evolution",
     "cleanlab": "quality",
+    "pyarrow": "huggingface",
+    "huggingface_hub": "huggingface",
     "ray": "ray",
     "optuna": "search",
 }

@@ -76,10 +76,8 @@ def _forbid_unknown(of: Any, seen: set[Any]) -> None:
 def _words(found: ErrorDetails) -> str:
     """One error of pydantic in words."""
     where = ".".join(str(step) for step in found["loc"])
-    match found["type"]:
-        case "unexpected_keyword_argument" | "extra_forbidden":
-            return f"unknown field `{where}`"
-        case "missing":
-            return f"`{where}` is missing"
-        case _:
-            return f"`{where}`: {found['msg']}" if where else found["msg"]
+    if found["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"unknown field `{where}`"
+    if found["type"] == "missing":
+        return f"`{where}` is missing"
+    return f"`{where}`: {found['msg']}" if where else found["msg"]

@@ -146,8 +146,8 @@ class Training:
         self.teacher = teacher if any(spec.teacher for spec in specs) else None
         half = specs[0].precision == "bf16"
         self._casting = torch.autocast(self.device.type, torch.bfloat16) if half else contextlib.nullcontext()
-        self.views = augment.of_run(specs[0], splits.train, self.device, world.local_slice(specs[0].batch))
-        self.steps = augment.steps_of(specs[0], len(splits.train))
+        self.views = augment.of_run(specs[0], splits.learned, self.device, world.local_slice(specs[0].batch))
+        self.steps = augment.steps_of(specs[0], len(splits.learned))
         self.step = self._kept = 0
         self.shared = Timer(self.device)
         self._expected: NDArray[np.float32] | None = None
@@ -179,10 +179,11 @@ class Training:
         call = fast = self.world.wrap_ddp(classifier, self.device)
         if spec.compile and not any(losses.layers(spec.loss)):  # hooks would be compiled away
             fast = torch.compile(call, mode="reduce-overhead" if self.device.type == "cuda" else "default")
-        balance = losses.class_balance(spec.balance, list(self.splits.train.counts().values()), self.device)
+        counts, partial = list(self.splits.train.counts().values()), self.splits.unlabeled is not None
+        balance = losses.class_balance(spec.balance, counts, self.device, partial=partial)
         timers = Timer(self.device), self.shared
         student = Student(spec, classifier, companion, balance, call, fast, self.steps, *timers, kept)
-        images = len(self.splits.train) + len(self.splits.val)
+        images = len(self.splits.learned) + len(self.splits.val)
         student.frozen = frozen_features.is_frozen(spec, classifier, images, alone=self.world.size == 1)
         if student.frozen == frozen_features.KEPT and self._keeps:
             made = frozen_features.Features(classifier, self.views, self.splits.val, self._casting)
@@ -205,7 +206,7 @@ class Training:
 
     def __iter__(self) -> Iterator[Event]:
         """Train from `self.step` to the end, or until no student is left."""
-        count, batch = len(self.splits.train), self.views.batch
+        count, batch = len(self.splits.learned), self.views.batch
         if not self.steps:  # initial weights, evaluated as they are
             yield from [self._validate(index) for index in range(len(self.students))]
         reported, since = time.monotonic(), self.step
@@ -277,7 +278,7 @@ class Training:
         learning = [student for student in self.students if student.learns and not student.stuck]
         swapped = None
         if said is not None and any(student.spec.shuffled for student in learning):
-            swapped = said.rows(self.views.same_class_permutation(self.step, view.labels))
+            swapped = said.rows(self.views.same_class_permutation(self.step, losses.classes_of(view.labels, said)))
         for student in self.students:
             if student.learns and student.stuck:  # until it is reported, every step has no loss
                 student.add({"total": torch.full((), torch.nan, device=self.device)})
@@ -329,7 +330,7 @@ class Training:
         """
         spec = student.spec
         self._seed_step(spec)
-        begins = self.step * self.views.batch % len(self.splits.train) < self.views.batch and not again  # an epoch
+        begins = self.step * self.views.batch % len(self.splits.learned) < self.views.batch and not again  # an epoch
         # The shares need several gradients of one output, and a compiled network frees what the second one needs.
         call = student.call if begins else student.fast
         seen = student.features.at(self.step) if student.features else view.images
@@ -354,7 +355,7 @@ class Training:
     @property
     def epoch(self) -> float:
         """Number of epochs so far, as a float."""
-        return self.step * self.views.batch / len(self.splits.train)
+        return self.step * self.views.batch / len(self.splits.learned)
 
     def _seed_step(self, spec: RunSpec) -> None:
         """Seed the global generator for dropout by (seed, step), independently of other students."""
@@ -385,7 +386,7 @@ class Training:
     def _validate(self, index: int) -> Validated:
         student, val = self.students[index], self.splits.val
         epoch = (
-            student.spec.epochs if self.step == self.steps else self.step * self.views.batch // len(self.splits.train)
+            student.spec.epochs if self.step == self.steps else self.step * self.views.batch // len(self.splits.learned)
         )
         scored = self.scored(index)
         kept = student.features

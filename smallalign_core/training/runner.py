@@ -285,11 +285,8 @@ class ActiveRun:
 def run_assistant(run: Run, store: Store, world: World, device: str = "auto") -> None:
     """Assist the rank-0 process that `execute`s `run`: compute this process's part of every batch."""
     if world.receive() != OVER:
-        with _prepared([run.spec], RunnerConfig(store, device, lambda _: None, threading.Event(), world)) as (
-            training,
-            _,
-        ):
-            training.assist()
+        with _prepared([run.spec], RunnerConfig(store, device, lambda _: None, threading.Event(), world)) as made:
+            made[0].assist()
 
 
 @contextlib.contextmanager
@@ -442,6 +439,7 @@ def _finish(member: ActiveRun, store: Store, splits: data.Splits, training: Trai
         },
         "classes": list(splits.classes),
         "input_shape": list(splits.shape),
+        "unlabeled": 0 if splits.unlabeled is None else len(splits.unlabeled),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "logits_sha256": hashlib.sha256(answers).hexdigest(),
         "images_per_second": training.steps * training.views.batch / max(1e-9, seconds),

@@ -126,7 +126,13 @@ def facts(spec: RunSpec, store: Store, splits: data.Splits, device: Any) -> dict
 def warnings(spec: RunSpec, store: Store, found: Evidence) -> list[str]:
     """Warnings about the teacher of a resolved `spec`: the same student, already trained on these images without a
     teacher, is more accurate."""
-    alone = {"teacher": None, "loss": CrossEntropy(), "shuffled": False, "answers": "torch"}
+    alone: dict[str, Any] = {
+        "data": spec.data.labeled(),
+        "teacher": None,
+        "loss": CrossEntropy(),
+        "shuffled": False,
+        "answers": "torch",
+    }
     for seed in dict.fromkeys((spec.seed, 0, 1, 2)):
         run = store.find(spec.model_copy(update=alone | {"seed": seed}))
         if run is not None and run.finished:

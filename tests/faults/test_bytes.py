@@ -23,6 +23,7 @@ from smallalign_core.runs.writer import RunWriter, checkpoints
 from smallalign_core.service import doctor, worker
 from smallalign_core.spec import digest
 from smallalign_core.system import files
+from smallalign_core.system.typed import flat
 from smallalign_core.training import precision_tuning, runner
 from smallalign_core.training.resolve import resolve
 
@@ -65,7 +66,7 @@ def test_no_byte_of_a_json_file_changes_its_value_unnoticed(name: str, paused: R
             changed[place] ^= mask
             file.write_bytes(changed)
             try:
-                assert files.read_json(file) == known, f"byte {place}: {bytes(changed[place - 9 : place + 9])!r}"
+                assert files.read_json(file) == flat(known), f"byte {place}: {bytes(changed[place - 9 : place + 9])!r}"
             except (BadModel, Refused):
                 noticed += 1
     assert noticed > 2.5 * len(content), "only white space may change without harm"
@@ -160,7 +161,7 @@ def test_a_damaged_comparison_is_made_again(train: Train, store: Store) -> None:
     place = file.read_bytes().index(b'"both_right": ') + 14
     flip(file, place)
     assert compare.compare_once(one, [other], store) == [known]
-    assert files.read_json(file) == known
+    assert files.read_json(file) == flat(known)
 
 
 @pytest.mark.parametrize("file", ["train.images.npy", "train.labels.npy", "train.source_ids.npy", "facts.json"])
@@ -189,7 +190,7 @@ def test_a_damaged_memory_of_precision_is_measured_again(store: Store, digits: d
     known = files.read_json(file)
     flip(file)
     assert precision_tuning.precision(spec, store, digits, _cpu()) == "fp32"
-    assert files.read_json(file) == known
+    assert files.read_json(file) == flat(known)
 
 
 def _cpu() -> Any:

@@ -21,7 +21,7 @@ from smallalign_core.runs.store import Store
 from smallalign_core.service.client import BackendClient
 from smallalign_core.service.requests import DatasetFacts, Inspect
 from smallalign_core.service.wire import Request
-from smallalign_core.spec import parse_data
+from smallalign_core.spec import DataSpec
 from smallalign_core.spec.precision import PRECISIONS, file_name
 from smallalign_core.system.files import write
 
@@ -64,11 +64,11 @@ def call(asked: Request[A], waiting: str) -> A:
         return client().call(asked)
 
 
-def read(source: str) -> DatasetFacts:
+def read(spec: DataSpec) -> DatasetFacts:
     """Summary of a dataset, with a progress bar on the page while any process decodes its images."""
     answers: list[DatasetFacts] = []
     errors: list[BaseException] = []
-    place, spec = store(), parse_data(source)
+    place = store()
 
     def asking() -> None:
         try:
@@ -81,7 +81,7 @@ def read(source: str) -> DatasetFacts:
     thread.start()
     thread.join(PATIENCE)
     if thread.is_alive():
-        with st.spinner(f"Reading {source}", show_time=True):
+        with st.spinner(f"Reading {spec.source}", show_time=True):
             bar = st.empty()
             while thread.is_alive():
                 with contextlib.suppress(SmallAlignError):

@@ -22,7 +22,7 @@ from smallalign_core.data import Decision, Decisions, Splits
 from smallalign_core.errors import Refused, SmallAlignError
 from smallalign_core.runs.store import Store
 from smallalign_core.service.requests import CheckQuality, DatasetFacts
-from smallalign_core.spec import DataSpec, parse_data
+from smallalign_core.spec import parse_data
 
 STAGES = (
     *("Reading pixels", "Detecting duplicates", "Extracting features", "Detecting label errors"),
@@ -52,10 +52,9 @@ def _finished(asked: str, root: str, fingerprint: str, start: bool) -> QualityRe
     return polling.step(CheckQuality(parse_data(about.pop("source")), **about, start=start))
 
 
-def panel(store: Store, source: str, facts: DatasetFacts) -> None:
+def panel(store: Store, facts: DatasetFacts) -> None:
     """The whole section; calls the backend in short steps, so that a click on the page interrupts it."""
-    classes = facts.classes
-    fitting = [row for row in run_table.finished(store) if row.classes == classes]
+    fitting = run_table.of_classes(store, facts.classes)
     model = url_state.pick_row(
         "Features for label-error detection",
         fitting,
@@ -64,7 +63,7 @@ def panel(store: Store, source: str, facts: DatasetFacts) -> None:
         help="Pixels, or the penultimate-layer features of a model that was not trained on these images. A model that "
         "has fitted wrong labels hides them.",
     )
-    asked = json.dumps({"source": source, "teacher": model.id if model else None}, sort_keys=True)
+    asked = json.dumps({"source": facts.reading, "teacher": model.id if model else None}, sort_keys=True)
     place, wanted = st.empty(), st.session_state.get(keys.QUALITY_WANTED) == asked
     try:
         report = polling.wait(
@@ -79,7 +78,7 @@ def panel(store: Store, source: str, facts: DatasetFacts) -> None:
         return
     place.empty()
     _summary(report)
-    splits = image_grid.splits(DataSpec(source=source, fingerprint=facts.fingerprint), store)
+    splits = image_grid.splits(facts.spec, store)
     _review(report, splits, store)
 
 

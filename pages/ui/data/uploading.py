@@ -15,6 +15,7 @@ from smallalign_core.errors import SmallAlignError
 from smallalign_core.runs import uploads
 from smallalign_core.runs.store import Store
 from smallalign_core.service.users import Role
+from smallalign_core.spec import DataSpec
 from smallalign_core.system import limits
 
 
@@ -27,7 +28,7 @@ def panel(store: Store) -> None:
         if failed:
             st.error(formatting.plain(failed), icon=":material/block:")
         file = st.file_uploader(
-            "Zip of a folder with one sub-folder of images per class",
+            "Zip of a folder with one sub-folder of images per class, or of images and a CSV of labels",
             type="zip",
             max_upload_size=most.upload_mb,
             key=f"upload-{st.session_state.setdefault(keys.UPLOAD_ROUND, 0)}",
@@ -60,8 +61,10 @@ def receive(store: Store, name: str, content: bytes) -> str:
     file, new = uploads.keep(store, name, content)
     source = shown(file)
     try:
-        context.read(source)
-    except SmallAlignError:
+        context.read(DataSpec(source=source))
+    except SmallAlignError as error:
+        if "columns" in error.details:  # nothing is wrong with it: the page asks for the column
+            return source
         if new:
             uploads.discard(store, file)
         raise

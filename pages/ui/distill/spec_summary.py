@@ -5,6 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from pages.ui.app import context
+from pages.ui.widgets import formatting
 from smallalign_core.runs.store import Store
 from smallalign_core.service.requests import Cost, Estimate
 from smallalign_core.spec import RunSpec, to_yaml
@@ -14,6 +15,28 @@ from smallalign_core.spec import RunSpec, to_yaml
 def estimate(asked: RunSpec) -> Cost:
     """The estimated cost of a spec's run; cached for a minute, since the machine's load changes."""
     return context.call(Estimate(asked), "Counting parameters and timing a few training steps")
+
+
+def costs(cost: Cost) -> None:
+    """The estimate as metrics."""
+    cells = st.columns(2)
+    cells[0].metric("Parameters", f"{cost.params:,}", border=True)
+    cells[1].metric(
+        "Training time",
+        formatting.duration(cost.seconds),
+        border=True,
+        help=f"{cost.steps:,} steps on {cost.device}.",
+    )
+    cells[0].metric("MACs", formatting.count(cost.macs), border=True, help="Multiply-accumulate operations per image.")
+    exact = cost.unexportable is None
+    cells[1].metric(
+        "ONNX file",
+        formatting.exact(cost.onnx_bytes) if exact else "not known",
+        border=True,
+        help=formatting.sizes(cost.sizes) if exact else None,
+    )
+    if cost.unexportable is not None:
+        st.warning(formatting.plain(cost.unexportable), icon=":material/warning:")
 
 
 def command(

@@ -12,7 +12,7 @@ from pages.ui.widgets import formatting, run_table, url_state
 from pages.ui.widgets.run_table import RunRow
 from smallalign_core.analysis.teacher_report import Preflight
 from smallalign_core.runs.store import Store
-from smallalign_core.service.requests import CheckTeacher, Cost, Submit, Submitted
+from smallalign_core.service.requests import CheckTeacher, Cost, DatasetFacts, Submit, Submitted
 from smallalign_core.spec import HintonKd, Loss, RunSpec, parse_data
 from smallalign_core.studies import ablation
 from smallalign_core.studies.ablation import What, capital
@@ -22,7 +22,7 @@ SIDE_BY_SIDE: tuple[What, ...] = ("teacher", "shuffled")
 
 
 def pick(
-    store: Store, source: str, facts: Any, *, none: str | None, help: str | None = None
+    store: Store, source: str, facts: DatasetFacts, *, none: str | None, help: str | None = None
 ) -> tuple[RunRow | None, list[RunRow]]:
     """A menu of teachers for a dataset, initially the most accurate one; (the selected one, all of them).
 
@@ -56,6 +56,8 @@ def seen(cost: Cost, teacher: RunRow | None) -> None:
         f"{formatting.percent(found.accuracy)} (95% CI {interval}), "
         f"chance level {formatting.percent(found.chance)}." + _numbers(cost.loss)
     )
+    if cost.unlabeled:
+        st.caption(f"{cost.unlabeled:,} unlabeled images join the training images, with the teacher's targets only.")
     for warning in found.warnings:
         st.warning(capital(warning) + ".")
     if teacher and teacher.params and teacher.params < cost.params:

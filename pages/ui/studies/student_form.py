@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import streamlit as st
@@ -12,12 +12,12 @@ from pages.ui.distill import python_file
 from pages.ui.widgets import forms, run_table, url_state
 from smallalign_core.errors import BadSpec
 from smallalign_core.runs.store import Store
+from smallalign_core.service.requests import DatasetFacts
 from smallalign_core.spec import Cnn, DataSpec, Network, RunSpec, canonical, loss_kinds, members, parse
 
 
 def form(
-    source: str,
-    classes: tuple[str, ...],
+    facts: DatasetFacts,
     store: Store,
     *,
     key: str,
@@ -30,11 +30,12 @@ def form(
     They are kept in the URL: the teacher as `<key>-teacher`, the rest as `<key>`.
 
     Args:
+        facts: the backend's summary of the dataset.
         only: the plain fields of a spec in the form, besides data, network and teacher.
         distilled: whether the form has a teacher.
         whole: whether the form has loss and augmentation; without, both have their defaults.
     """
-    _from_address(source, key, (*only, *(("loss", "augment") if whole else ())))
+    _from_address(facts.reading, key, (*only, *(("loss", "augment") if whole else ())))
     # A larger form has columns of its own, in which two more would be too narrow.
     left, right = (st.container(), st.container()) if whole or not distilled else st.columns(2, gap="medium")
     with left:
@@ -42,7 +43,7 @@ def form(
             "Student architecture", forms.offered(members(Network)), key=f"{key}.network", start=Cnn().kind
         )
     with right:
-        fitting = [row for row in run_table.finished(store) if row.classes == classes]
+        fitting = run_table.of_classes(store, facts.classes)
         empty = "None (labels only)"
         teacher = url_state.pick_row("Teacher", fitting, key=f"{key}-teacher", none=empty) if distilled else None
         chosen: dict[str, Any] = {"teacher": teacher.id if teacher else None, "network": network}
@@ -61,10 +62,10 @@ def form(
             f"Augmentation: {carried or 'no'} transform{'' if carried == 1 else 's'}", expanded=carried > 0
         ):
             chosen |= forms.part(RunSpec, key=key, only=("augment",))
-    chosen["data"] = {"source": source, **of_data}
+    chosen["data"] = {**facts.reading, **of_data}
     python_file.allow(parse(chosen))
     written = canonical(parse(chosen))
-    written["data"].pop("source")
+    written["data"] = {name: value for name, value in written["data"].items() if name not in facts.reading}
     written.pop("teacher", None)
     if whole:  # defaults depend on the teacher, which has its own URL parameter
         written["loss"] = chosen["loss"]
@@ -72,7 +73,7 @@ def form(
     return chosen
 
 
-def _from_address(source: str, key: str, asked_for: Sequence[str]) -> None:
+def _from_address(source: Mapping[str, Any], key: str, asked_for: Sequence[str]) -> None:
     """Fill the form from the URL, if that was changed and not the form."""
     asked = st.query_params.get(key)
     if asked is None or asked == st.session_state.get(f"{key}-seen"):
@@ -80,7 +81,7 @@ def _from_address(source: str, key: str, asked_for: Sequence[str]) -> None:
     teacher = st.query_params.get(f"{key}-teacher", url_state.NONE)
     try:
         written = json.loads(asked)
-        whole = {**written, "data": {**written.get("data", {}), "source": source}}
+        whole = {**written, "data": {**written.get("data", {}), **source}}
         spec = parse(whole | ({} if teacher == url_state.NONE else {"teacher": teacher}))
     except (BadSpec, ValueError, AttributeError, TypeError):
         st.warning(f"Invalid link parameter. Given: {key}={asked[:80]}. Configure the student below.")

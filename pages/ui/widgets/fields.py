@@ -49,8 +49,13 @@ NAMES = {
     "PythonNetwork.weights": "Initial weights",
     "balance": "Class balance",
     "tau": "τ",
+    "unlabeled": "Unlabeled images",
     "q": "q",
     "select": "Best epoch by",
+    "Columns.path": "Image column",
+    "Columns.label": "Label column",
+    "Columns.split": "Split column",
+    "levels": "Levels of class folders",
 }
 """Labels of fields whose name is a symbol, short, or not the usual term."""
 UNSET = {"size": "original", "bits": "full precision", "groups": "none"}

@@ -123,14 +123,20 @@ def _row(run: Run, names: Mapping[str, str]) -> RunRow:
         return RunRow(run.name, run.name, DAMAGED, "Unreadable run folder", run.created, in_zoo=run.in_zoo, reason=why)
 
 
-def teachers(store: Store, source: str, facts: Any) -> list[RunRow]:
+def of_classes(store: Store, classes: Iterable[str]) -> list[RunRow]:
+    """Finished runs and imports with these classes, in whatever order: they are matched by name."""
+    wanted = sorted(classes)
+    return [row for row in finished(store) if sorted(row.classes) == wanted]
+
+
+def teachers(store: Store, source: str, facts: DatasetFacts) -> list[RunRow]:
     """Finished runs and imports with the classes of a dataset, each with its accuracy on the dataset's validation
     images where available, the most accurate first.
 
     Args:
         source: where the images come from; `facts`: the `DatasetFacts` about them.
     """
-    fitting = [row for row in finished(store) if row.classes == facts.classes]
+    fitting = of_classes(store, facts.classes)
     seen = {(one["digest"], one["validation"]): one for one in preflights(store)}
     found = [_offered(row, source, facts, seen) for row in fitting]
     return sorted(found, key=lambda row: -1.0 if row.here is None else row.here, reverse=True)

@@ -9,12 +9,13 @@ import streamlit as st
 
 from pages.ui.app import context, keys
 from pages.ui.data import uploading
-from pages.ui.widgets import formatting, run_table
+from pages.ui.widgets import formatting, forms, run_table
 from pages.ui.widgets.run_table import RunRow
 from smallalign_core.data import NAMED
 from smallalign_core.runs import uploads
 from smallalign_core.runs.store import Store
 from smallalign_core.service.requests import DatasetFacts
+from smallalign_core.spec import DataSpec, parse_data
 
 NONE = "none"
 """URL value of a run menu with no run selected."""
@@ -246,12 +247,37 @@ def pick_data(store: Store) -> tuple[str, DatasetFacts | None]:
         key=keys.DATA,
         bind="query-params",
         accept_new_options=True,
-        placeholder="Name, or path of a folder or zip",
+        placeholder="Name, or path of a folder, zip or table",
         help="A name, or a path: a folder with one sub-folder per class (optionally under train/, val/, test/), "
-        "a zip of such a folder, or a folder of IDX files. Enter a path and press Enter.",
+        "a zip of such a folder, a table of labels (CSV, TSV, JSON Lines, Parquet) with paths relative to it, or a "
+        "folder of IDX files; or hf://owner/name. Enter a path and press Enter.",
     )
     source = str(source or "").strip()
-    return source, context.read(source) if source else None
+    if not source:
+        return source, None
+    return source, context.read(parse_data({"source": source, **_reading(source)}))
+
+
+READING = ("columns", "levels")
+"""Fields of `data` that say how a source is read."""
+
+
+def _reading(source: str) -> dict[str, Any]:
+    """The entered fields of `READING`; they are cleared for another source."""
+    if source in NAMED:
+        return {}
+    if st.session_state.get(keys.READ_SOURCE) not in (None, source):
+        read_as(DataSpec(source=source))
+    st.session_state[keys.READ_SOURCE] = source
+    with st.popover("Labels", icon=":material/table:"):
+        st.caption("Columns of a table of labels by their names, and levels of class folders. Empty: guessed.")
+        return forms.part(DataSpec, key=keys.READING, only=READING)
+
+
+def read_as(spec: DataSpec) -> None:
+    """Fill the fields of `READING` from a spec before they are drawn."""
+    st.session_state[keys.READ_SOURCE] = spec.source
+    forms.fill(spec.model_dump(mode="json", include=set(READING)), key=keys.READING)
 
 
 def pick_page(pages: int) -> int:

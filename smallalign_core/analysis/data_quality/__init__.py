@@ -42,7 +42,7 @@ from smallalign_core.data import Decision, Decisions, ImageSet, Splits
 from smallalign_core.errors import BadInput, SmallAlignError
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.spec import DataSpec
-from smallalign_core.system import extras, resumable
+from smallalign_core.system import extras, resumable, typed
 from smallalign_core.system.files import read_json, write_json
 from smallalign_core.system.machine import set_sklearn_threads
 from smallalign_core.system.resumable import Work
@@ -150,9 +150,9 @@ class QualityCheck:
     @property
     def kept(self) -> QualityReport | None:
         """The cached report; None if missing or damaged."""
-        with contextlib.suppress(SmallAlignError, KeyError, TypeError, AttributeError):
+        with contextlib.suppress(SmallAlignError):
             found = read_json(self.store.root / "cache" / "quality" / f"{self.key}.json", missing=None)
-            return QualityReport.from_dict(found)
+            return typed.decode(QualityReport, found, BadInput, "the report is damaged", "delete it")
         return None
 
     def report(self) -> Work[QualityReport]:
@@ -184,9 +184,9 @@ class QualityCheck:
         found = QualityReport(
             source=self.spec.source,
             fingerprint=self.splits.fingerprint,
-            classes=tuple(sorted(names, key=data.natural)),
+            classes=names,
             images=len(atlas.rows),
-            counts={name: data.in_order(part.counts()) for name, part in self.parts.items()},
+            counts={name: part.counts() for name, part in self.parts.items()},
             method=self._method(int(voted.sum()), votes.runs, float(agreed[own].mean())),
             near=_near_duplicates.WORDS,
             unreadable=self.splits.unreadable,

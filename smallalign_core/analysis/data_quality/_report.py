@@ -161,32 +161,6 @@ class QualityReport:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    @classmethod
-    def from_dict(cls, found: dict[str, Any]) -> QualityReport:
-        """The report from the values of `as_dict`, also after JSON.
-
-        Raises:
-            KeyError, TypeError: the values are of something else.
-        """
-
-        def place(of: type[Any], one: dict[str, Any]) -> Any:
-            return of(**one)
-
-        kinds: dict[str, Any] = {"label_issues": LabelIssue, "outliers": Outlier, "pixels": PixelIssue, "hard": Hard}
-        made: dict[str, Any] = {name: tuple(place(kind, one) for one in found[name]) for name, kind in kinds.items()}
-        made["duplicates"] = tuple(
-            Duplicates(**{**one, "images": tuple(Place(**image) for image in one["images"])})
-            for one in found["duplicates"]
-        )
-        made["leaks"] = tuple(
-            Leak(**{**one, "train": LabelledPlace(**one["train"]), "test": LabelledPlace(**one["test"])})
-            for one in found["leaks"]
-        )
-        made["pairs"] = tuple(Pair(**{**one, "classes": tuple(one["classes"])}) for one in found["pairs"])
-        for name in ("classes", "unreadable", "warnings"):
-            made[name] = tuple(found[name])
-        return cls(**{**found, **made})
-
     def decisions(self) -> Decisions:
         """The decisions of automatic cleaning: training and validation images with a high-confidence label error,
         with equal copies of another label, or with copies in test, are dropped; of other equal copies one is kept.

@@ -231,7 +231,8 @@ class Landscape:
         for part in _surface.parts_of(splits.train, self._rows(source, look), teacher):
             parts.append(part)
             yield 0.0
-        return Surface(spec, networks.from_file(run.weights), parts, look.norms)
+        counts = list(splits.train.counts().values())
+        return Surface(spec, networks.from_file(run.weights), parts, look.norms, counts)
 
     def _measured(self, task: _Task) -> Work[dict[str, Any]]:
         look = self._look(task)

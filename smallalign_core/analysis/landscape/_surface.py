@@ -6,7 +6,7 @@ import copy
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -44,9 +44,18 @@ class Surface:
         classifier: its weights; only a copy is modified.
         parts: the images in batches of equal size.
         norms: batch-norm statistics.
+        counts: labeled training images per class, for a run with a `balance`; None: its label loss is not balanced.
     """
 
-    def __init__(self, spec: RunSpec, classifier: Classifier, parts: Sequence[Part], norms: Norms) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        classifier: Classifier,
+        parts: Sequence[Part],
+        norms: Norms,
+        counts: Sequence[int] | None = None,
+    ) -> None:
+        self._balance = losses.NEUTRAL if counts is None else losses.class_balance(spec.balance, counts)
         self.parts, self.norms, self._loss, self._epoch = list(parts), norms, spec.loss, float(spec.epochs)
         self.network = copy.deepcopy(classifier).requires_grad_(True).eval()
         self.weights = list(self.network.parameters())
@@ -91,7 +100,8 @@ class Surface:
     def loss(self, part: Part) -> Tensor:
         """The loss of one batch at the current weights, a scalar."""
         said = NetworkOutput(self.network(part.images))
-        terms = losses.terms(self._loss, said, part.wanted, part.labels, epoch=self._epoch)
+        how: dict[str, Any] = {"epoch": self._epoch, "balance": self._balance}
+        terms = losses.terms(self._loss, said, part.wanted, part.labels, **how)
         return sum(terms.values(), start=torch.zeros(()))
 
     def value(self) -> Iterator[float]:

@@ -43,6 +43,7 @@ from smallalign_core.runs import python_files
 from smallalign_core.runs.queue import UNRESTRICTED, Access, queued
 from smallalign_core.runs.store._run import Run as Run, State as State
 from smallalign_core.spec import GivenNetwork, RunSpec, digest, each_code
+from smallalign_core.spec.parts import REST
 from smallalign_core.system import limits, sandbox
 from smallalign_core.system.extras import PACKAGE
 from smallalign_core.system.files import SCHEMA as SCHEMA, append, is_held, read_lines, write_folder, write_json
@@ -218,7 +219,9 @@ class Store:
         for run in (*teachers, *([start] if start else [])):
             self._adopt(run)
         source = data.absolute(spec.data.source)  # the worker may run in another folder
-        filled = spec.data.model_copy(update={"source": source, "fingerprint": splits.fingerprint})
+        filled = splits.filled(spec.data).model_copy(update={"source": source})
+        if filled.unlabeled not in (None, REST):
+            filled = filled.model_copy(update={"unlabeled": data.absolute(str(filled.unlabeled))})
         if filled.decisions:  # whoever goes on deciding must not change what this run learns from
             filled = filled.model_copy(update={"decisions": str(self._kept(filled.decisions))})
         if isinstance(network, GivenNetwork) and network.weights is not None:
@@ -409,4 +412,4 @@ class Store:
 def _places(spec: RunSpec) -> tuple[str | None, ...]:
     """Where a run finds its images, the decisions about them, the weights that it starts from, and Python files."""
     files = (one.file for one in each_code(spec))
-    return spec.data.source, spec.data.decisions, getattr(spec.network, "weights", None), *files
+    return spec.data.source, spec.data.unlabeled, spec.data.decisions, getattr(spec.network, "weights", None), *files

@@ -14,9 +14,9 @@ from smallalign_core.studies.optimizers._parts import (
     FAR as FAR,
     Curve as Curve,
     Difference as Difference,
+    FinalRun as FinalRun,
     Finder as Finder,
     Point as Point,
-    RaceRun as RaceRun,
     Reached as Reached,
     Trial as Trial,
 )

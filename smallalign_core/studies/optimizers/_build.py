@@ -9,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from smallalign_core.metrics import with_macro
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.spec import Optimizer, nest
 from smallalign_core.spec.optimizer import EVALUATIONS
+from smallalign_core.studies.ablation import METRICS
 from smallalign_core.studies.base import study_id
-from smallalign_core.studies.optimizers._judge import Scored, compare_with, reference_differences
-from smallalign_core.studies.optimizers._parts import Curve, Finder, Point, RaceRun, Reached, Trial
+from smallalign_core.studies.optimizers._differences import Scored, compare_with, reference_differences
+from smallalign_core.studies.optimizers._parts import Curve, FinalRun, Finder, Point, Reached, Trial
 from smallalign_core.studies.optimizers._plan import (
     Tuning,
     finder_key,
@@ -29,8 +31,8 @@ from smallalign_core.studies.optimizers._spec import (
     OptimizerStudySpec,
     entries,
     epochs_of,
+    final_seeds,
     gradients_a_step,
-    race_seeds,
     run_spec,
     title_of,
     tuning_seed,
@@ -57,7 +59,7 @@ def report(
         found = [_arm(spec, entry, budget, store, curves, seen) for entry in entries(spec)]
         targets[budget] = spec.target or _usual_target(found[0])
         found = [_with_target(arm, targets[budget], store) for arm in found]
-        arms += _judged(found, spec.margin, store)
+        arms += _compared(found, spec.margin, store)
     crossed = [one.method for arm in arms for one in arm.differences.values() if one.method]
     finished = [run.test for arm in arms for run in arm.runs if run.test]
     return OptimizerStudy(
@@ -66,7 +68,7 @@ def report(
         spec=spec,
         epochs=spec.student.epochs,
         budgets=spec.budgets,
-        seeds=race_seeds(spec),
+        seeds=final_seeds(spec),
         tuning_seed=tuning_seed(spec),
         reference=entries(spec)[0].name,
         arms=tuple(arms),
@@ -116,12 +118,12 @@ def _arm(
         if state.best is not None:
             optimizer = with_rate(optimizer, state.best)
         seen.missing += 0 if state.settled else max(0, spec.trials - len(trials))
-    runs: tuple[RaceRun, ...] = ()
+    runs: tuple[FinalRun, ...] = ()
     if racing:
-        looks = [(seed, run_status(store, run_spec(spec, optimizer, budget, seed))) for seed in race_seeds(spec)]
+        looks = [(seed, run_status(store, run_spec(spec, optimizer, budget, seed))) for seed in final_seeds(spec)]
         for seed, one in looks:
             seen.add(one, f"{entry.label}, {budget}x, seed {seed}")
-        runs = tuple(_race_run(seed, one) for seed, one in looks)
+        runs = tuple(_final_run(seed, one) for seed, one in looks)
     elif not state.settled:
         seen.missing += spec.seeds
     return Arm(
@@ -179,16 +181,16 @@ def _alone(result: dict[str, Any] | None) -> float | None:
     return float(result["own_seconds"]) + float(result["shared_seconds"])
 
 
-def _race_run(seed: int, found: RunStatus) -> RaceRun:
+def _final_run(seed: int, found: RunStatus) -> FinalRun:
     result = found.result
     if result is None:
-        return RaceRun(found.id, seed, found.state, found.reason, found.diverged)
+        return FinalRun(found.id, seed, found.state, found.reason, found.diverged)
 
     def scores(split: str) -> dict[str, float] | None:
         kept = result.get(split)
-        return kept and {name: float(kept[name]) for name in ("accuracy", "nll", "ece", "images")}
+        return kept and {name: float(with_macro(kept)[name]) for name in (*METRICS, "images")}
 
-    return RaceRun(
+    return FinalRun(
         id=found.id,
         seed=seed,
         state=found.state,
@@ -223,7 +225,7 @@ def _sensitivity(trials: Sequence[Trial], best: float | None) -> float | None:
 # --- against the reference --------------------------------------------------------------------------------------------
 
 
-def _judged(arms: Sequence[Arm], margin: float, store: Store) -> list[Arm]:
+def _compared(arms: Sequence[Arm], margin: float, store: Store) -> list[Arm]:
     reference, *others = arms
     seen = [_seen(arm, store) for arm in arms]
     found = compare_with(seen[0], seen[1:], margin) if others else []
@@ -252,7 +254,7 @@ def curves(spec: OptimizerStudySpec, store: Store, folder: Path, budget: int) ->
             if best is None:
                 continue
             optimizer = with_rate(optimizer, best)
-        for seed in race_seeds(spec):
+        for seed in final_seeds(spec):
             run = store.by_id(id_of(run_spec(spec, optimizer, budget, seed)))
             if points := _points(run):
                 found.append(Curve(entry.name, budget, seed, run.name, points))

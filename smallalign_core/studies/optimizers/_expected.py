@@ -34,8 +34,8 @@ def expected(spec: OptimizerStudySpec, store: Store, folder: Path, device: str =
     training = loop.Training([run], splits, teacher, device=where, starts=teacher_loading.starts([run], store))
     step = fastest(training.advance)
     if teacher is not None:
-        lesson = fastest(lambda: teacher.batch_with_targets(training.views, 0))
-        step = max(step - lesson, 0.1 * step) + lesson / min(TOGETHER, len(every))
+        shared = fastest(lambda: teacher.batch_with_targets(training.views, 0))
+        step = max(step - shared, 0.1 * step) + shared / min(TOGETHER, len(every))
     runs = sum((spec.trials if one.track == "tuned" else 0) + spec.seeds for one in every)
     planned = spec.student.epochs * sum(spec.budgets) * runs  # budgets are equal in gradients
     done = sum(run.epochs * gradients_a_step(run.optimizer) for run, settled in known if settled)

@@ -77,7 +77,7 @@ class Reached:
 
 
 @dataclass(frozen=True)
-class RaceRun:
+class FinalRun:
     """One final run: an ordinary run of the store, found by its digest.
 
     Attributes:

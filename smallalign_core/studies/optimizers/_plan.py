@@ -21,7 +21,7 @@ from smallalign_core.studies.optimizers._spec import (
     Entry,
     OptimizerStudySpec,
     entries,
-    race_seeds,
+    final_seeds,
     run_spec,
     tuning_seed,
     with_rate,
@@ -196,6 +196,6 @@ def wanted(spec: OptimizerStudySpec, store: Store, folder: Path) -> list[RunSpec
                 optimizer = None if state.best is None else with_rate(entry.optimizer, state.best)
             if optimizer is not None:
                 racing.append(optimizer)
-        race = [run_spec(spec, optimizer, budget, seed) for seed in race_seeds(spec) for optimizer in racing]
+        race = [run_spec(spec, optimizer, budget, seed) for seed in final_seeds(spec) for optimizer in racing]
         found += trials + race
     return list(dict.fromkeys(found))

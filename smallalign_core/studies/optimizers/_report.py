@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from smallalign_core.studies.ablation import METRICS
 from smallalign_core.studies.base import StudyReport
-from smallalign_core.studies.optimizers._parts import Difference, Finder, RaceRun, Track, Trial
+from smallalign_core.studies.optimizers._parts import Difference, FinalRun, Finder, Track, Trial
 from smallalign_core.studies.optimizers._spec import OptimizerStudySpec
 
 FAR_OFF = 4.0
@@ -60,13 +60,13 @@ class Arm:
     trials: tuple[Trial, ...]
     edge: bool
     finder: Finder | None
-    runs: tuple[RaceRun, ...]
+    runs: tuple[FinalRun, ...]
     differences: dict[str, Difference]
     sensitivity: float | None
     tuning_seconds: float
 
     @property
-    def finished(self) -> tuple[RaceRun, ...]:
+    def finished(self) -> tuple[FinalRun, ...]:
         """The runs with scores."""
         return tuple(run for run in self.runs if run.test)
 
@@ -104,7 +104,7 @@ class Arm:
         return math.sqrt(sum((value - middle) ** 2 for value in values) / (len(values) - 1))
 
     def median(self, name: str) -> float | None:
-        """Median over finished seeds of a number that `RaceRun` has: `alone_seconds`, `step_ms`, `gap`, ..."""
+        """Median over finished seeds of a number that `FinalRun` has: `alone_seconds`, `step_ms`, `gap`, ..."""
         return _median([value for run in self.finished if (value := getattr(run, name)) is not None])
 
     def to_target(self, name: Literal["epoch", "step", "gradients", "seconds"]) -> float | None:

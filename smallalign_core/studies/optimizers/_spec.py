@@ -214,7 +214,7 @@ def run_spec(spec: OptimizerStudySpec, optimizer: Optimizer, budget: int, seed: 
     return parse(fields)
 
 
-def race_seeds(spec: OptimizerStudySpec) -> tuple[int, ...]:
+def final_seeds(spec: OptimizerStudySpec) -> tuple[int, ...]:
     """Seeds of the final runs, from the student's own upwards."""
     return tuple(spec.student.seed + more for more in range(spec.seeds))
 

@@ -27,7 +27,7 @@ def expected(spec: ScalingStudySpec, store: Store, folder: Path, device: str = "
     where = loop.pick_device(device)
     missing = [cell for cell in cells(spec, store, folder) if not _done(spec, store, cell)]
     step: dict[int, float] = {}
-    lesson = 0.0
+    shared_step = 0.0
     splits = None
     for width in sorted({cell.width for cell in missing}):
         taught = not step and next((one for one in spec.recipes if "distil" in spec.adds(one)), None)
@@ -41,8 +41,8 @@ def expected(spec: ScalingStudySpec, store: Store, folder: Path, device: str = "
         step[width] = fastest(training.advance)
         if teacher is not None:
             views, asked = training.views, teacher
-            lesson = fastest(lambda: asked.batch_with_targets(views, 0))  # noqa: B023  # called at once
-            step[width] = max(step[width] - lesson, 0.1 * step[width])
+            shared_step = fastest(lambda: asked.batch_with_targets(views, 0))  # noqa: B023  # called at once
+            step[width] = max(step[width] - shared_step, 0.1 * step[width])
     if splits is None:
         return 0.0
     batch, total, shared = spec.student.batch, 0.0, set()
@@ -52,7 +52,7 @@ def expected(spec: ScalingStudySpec, store: Store, folder: Path, device: str = "
         adds = spec.adds(cell.recipe)
         if "distil" in adds:
             shared.add((key_of(cell, spec), "augment" in adds, cell.images))
-    total += sum(lesson * epochs_of(spec, images) * images / batch for _, _, images in shared)
+    total += sum(shared_step * epochs_of(spec, images) * images / batch for _, _, images in shared)
     if spec.budget is not None:  # only the pilot is known yet
         total *= max(1.0, spec.budget / len(cells(spec, store, folder)))
     return total + _ladder(spec, store, total / max(1, len(missing)))

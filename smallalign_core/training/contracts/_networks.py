@@ -121,8 +121,9 @@ def all_learn(classifier: Classifier) -> str:
     classifier.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        F.cross_entropy(classifier(given).float(), labels).backward()
-    names = {name.removeprefix("body."): weight.grad for name, weight in learning.items()}
+        loss = F.cross_entropy(classifier(given).float(), labels)
+        slopes = torch.autograd.grad(loss, list(learning.values()), allow_unused=True)
+    names = {name.removeprefix("body."): slope for name, slope in zip(learning, slopes, strict=True)}
     if odd := [name for name, slope in names.items() if slope is not None and not slope.isfinite().all()]:
         return f"the gradient of {odd[0]} is not finite"
     if none := [name for name, slope in names.items() if slope is None or not slope.abs().sum()]:

@@ -111,6 +111,17 @@ def network_output(
     return NetworkOutput(logits, found)
 
 
+def classes_of(labels: Tensor, teacher: NetworkOutput) -> Tensor:
+    """The class of each image: int64 [N]; of a mixed one the larger share. That of an image without a label is the
+    teacher's.
+
+    Args:
+        labels: int64 [N], -1 without a label; or float [N, C] for mixed images, which then sum to less than a half.
+    """
+    known, classes = (labels, labels) if labels.ndim == 1 else (labels.sum(1) - 0.5, labels.argmax(1))
+    return torch.where(known < 0, teacher.logits.argmax(1), classes)
+
+
 def check(loss: Loss, *, classes: int, batch: int, mixed: bool, taught: bool = True) -> None:
     """Check that a loss is applicable to the data.
 

@@ -20,16 +20,20 @@ class ClassBalance:
     Attributes:
         weights: float32 [C], of the cross entropy of each class; None: all are 1.
         offset: float32 [C], added to the logits in the label loss only; None: nothing is.
+        partial: whether some images have no label (-1, or a row of zeros), and so no label loss.
     """
 
     weights: Tensor | None = None
     offset: Tensor | None = None
+    partial: bool = False
 
 
 NEUTRAL = ClassBalance()
 
 
-def class_balance(balance: Balance, counts: Sequence[int], device: torch.device | str = "cpu") -> ClassBalance:
+def class_balance(
+    balance: Balance, counts: Sequence[int], device: torch.device | str = "cpu", *, partial: bool = False
+) -> ClassBalance:
     """The weights or offsets of a `balance`, from the training images per class.
 
     A class without images has those of one image. Weights have mean 1 over the images, so that the label loss keeps
@@ -37,13 +41,14 @@ def class_balance(balance: Balance, counts: Sequence[int], device: torch.device 
     an image's gradient depend on the rest of its batch, and on how processes share it.
 
     Args:
-        counts: training images per class.
+        counts: labelled training images per class.
+        partial: whether there are unlabelled ones too.
     """
     whole = np.asarray(counts, np.float64)
     n = np.maximum(whole, 1)
     match balance:
         case Unbalanced() | Sampling():
-            return NEUTRAL
+            return ClassBalance(partial=partial)
         case ClassWeights():
             weights = n**-balance.power
         case EffectiveNumber():
@@ -51,8 +56,8 @@ def class_balance(balance: Balance, counts: Sequence[int], device: torch.device 
                 weights = (1 - balance.beta) / -np.expm1(n * np.log(balance.beta))
         case LogitAdjustment():
             offset = balance.tau * np.log(n / n.sum())
-            return ClassBalance(offset=torch.from_numpy(offset).float().to(device))
+            return ClassBalance(offset=torch.from_numpy(offset).float().to(device), partial=partial)
         case _:
             assert_never(balance)
     weights *= whole.sum() / (whole * weights).sum()
-    return ClassBalance(weights=torch.from_numpy(weights).float().to(device))
+    return ClassBalance(torch.from_numpy(weights).float().to(device), partial=partial)

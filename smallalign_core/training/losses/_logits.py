@@ -17,13 +17,16 @@ def cross_entropy(student: Tensor, labels: Tensor, smoothing: float = 0.0, balan
     """Mean negative log-likelihood of the labels: int64 [N], or probabilities float [N, C].
 
     Weights of classes weight the terms of their sum over images, which is divided by the number of images; offsets are
-    added to the logits (logit adjustment; Menon et al., ICLR 2021).
+    added to the logits (logit adjustment; Menon et al., ICLR 2021). Images without a label (-1, or a row of zeros) add
+    nothing to the sum, and count among the images.
     """
     logits = student.float() if balance.offset is None else student.float() + balance.offset
-    if balance.weights is None:
+    if balance.weights is None and not balance.partial:
         return F.cross_entropy(logits, labels, label_smoothing=smoothing)
-    how = {"weight": balance.weights, "label_smoothing": smoothing}
-    return F.cross_entropy(logits, labels, reduction="sum", **how) / len(logits)  # type: ignore[arg-type]
+    whole = F.cross_entropy(
+        logits, labels, balance.weights, ignore_index=-1, reduction="sum", label_smoothing=smoothing
+    )
+    return whole / len(logits)
 
 
 def hinton_kd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

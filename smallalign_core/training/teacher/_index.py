@@ -94,7 +94,8 @@ def plan(spec: RunSpec, splits: Splits, teachers: Sequence[str], device: torch.d
         return None
     mixes = bool(spec.augment) and isinstance(spec.augment[-1], Mixing)
     fixed = spec.views if spec.augment else 1
-    count, steps = len(splits.train), augment.steps_of(spec, len(splits.train))
+    count = len(splits.learned)
+    steps = augment.steps_of(spec, count)
     if fixed:
         every = -(-fixed * count // spec.batch)
         steps = every if spec.sampling is not None else min(steps, every)
@@ -106,7 +107,7 @@ def plan(spec: RunSpec, splits: Splits, teachers: Sequence[str], device: torch.d
         "loop": LOOP,
         "decoding": data.FORMAT,
         "teachers": list(teachers),
-        "data": canonical(spec.data.model_copy(update={"fingerprint": splits.fingerprint})),
+        "data": canonical(splits.filled(spec.data)),
         "augment": [canonical(part) for part in spec.augment],
         "views": fixed,
         "batch": spec.batch,

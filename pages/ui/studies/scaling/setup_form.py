@@ -27,8 +27,8 @@ KEY, ADDED = "student", "scaling-adds"
 
 def form(source: str, facts: DatasetFacts, store: Store) -> dict[str, Any]:
     """Draw the form; returns the fields of the study. All but the details of recipes is kept in the URL."""
-    classes, counts = facts.classes, facts.counts["train"]
-    student = student_form.form(source, classes, store, key=KEY, only=("epochs", "batch"), distilled=False)
+    counts = facts.counts["train"]
+    student = student_form.form(facts, store, key=KEY, only=("epochs", "batch"), distilled=False)
     sizes = _sizes(student)
     there = min(sum(counts.values()), student["data"].get("images") or sum(counts.values()))
     st.subheader("Recipes", anchor=False)
