@@ -62,7 +62,7 @@ def look(images: ImageSet, policy: tuple[Augment, ...], *, seed: int = 3, view: 
 
 def drawn(images: ImageSet, policy: tuple[Augment, ...], *, seed: int = 3) -> np.ndarray[Any, Any]:
     """The uniform draws of the first part, without the one that decides whether."""
-    return Views(images, policy, batch=2, seed=seed)._uniform(0, 0)[:, 1:]
+    return Views(images, policy, batch=2, seed=seed)._uniform(0, 0, np.arange(len(images)))[:, 1:]
 
 
 # --- what holds for every part ----------------------------------------------------------------------------------------

@@ -119,7 +119,7 @@ def test_rotation_agrees_with_torchvision() -> None:
     images = pictures(1, (1, 33, 33))
     views = Views(images, (Rotate(degrees=30),), batch=1, seed=4)
     found = views.augmented(np.array([0]), np.array([0]))[0].float()
-    draw = views._uniform(0, 0)[0, 1]
+    draw = views._uniform(0, 0, np.arange(1))[0, 1]
     angle = -(2 * draw - 1) * 30  # torchvision counts counter-clockwise as seen, we turn with y down
     smooth = torch.from_numpy(images.images[0]).float()
     expected = reference.rotate(smooth, float(angle), interpolation=reference.InterpolationMode.BILINEAR)

@@ -117,7 +117,9 @@ def _lines(found: dict[str, Any]) -> list[str]:
         f"ONNX opset {found['opset']}, IR {found['ir']}, {found['nodes']:,} nodes, {found['params']:,} numbers, "
         f"{found['bytes']:,} bytes",
         f"{found['input']['name']} {found['input']['type']}{found['input']['shape']} -> {doors}",
-        "checksum ok: unchanged since export" if found["sealed"] else "no checksum: not an export of SmallAlign",
+        "checksum ok, seal whole: unchanged since export"
+        if found["sealed"]
+        else "no checksum: not an export of SmallAlign",
     ]
     if not found["images"]:
         return [*lines, f"compared with {found['compared_with']}"]

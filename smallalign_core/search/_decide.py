@@ -155,7 +155,11 @@ class Decision:
         found, chosen = self._within_budget(most)
         if not chosen:
             short = any(trial.ruled_out == "time" for trial in found)
-            why = "the rest of the budget is shorter than one more trial" if short else "no candidate is left"
+            why = (
+                "the rest of the budget is shorter than one more trial"
+                if short
+                else "all further proposals were ruled out"
+            )
             if found:
                 self._note_round(found)
             self.note("stop", why=why)
