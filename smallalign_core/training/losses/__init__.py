@@ -24,6 +24,7 @@ from smallalign_core.spec import (
     PythonLoss,
     labels_share,
 )
+from smallalign_core.spec.loss import OfLogits
 from smallalign_core.training.losses import _features, _logits, _python
 from smallalign_core.training.losses._balance import (
     NEUTRAL as NEUTRAL,
@@ -128,13 +129,10 @@ def check(loss: Loss, *, classes: int, batch: int, mixed: bool, taught: bool = T
         BadSpec: it is not.
         BadInput, BadModel: a user's function cannot be used.
     """
-    match loss:
-        case PythonLoss():
-            _python.check(loss, classes=classes, mixed=mixed, taught=taught)
-        case CrossEntropy() | FitNets() | AttentionTransfer():
-            return
-        case _:
-            _logits.check(loss, classes=classes, batch=batch, mixed=mixed)
+    if isinstance(loss, PythonLoss):
+        _python.check(loss, classes=classes, mixed=mixed, taught=taught)
+    elif isinstance(loss, OfLogits):
+        _logits.check(loss, classes=classes, batch=batch, mixed=mixed)
 
 
 def layers(loss: Loss) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -218,8 +216,7 @@ def _taught(
             if loss.kd_weight:
                 of_layers["teacher"] = loss.kd_weight * hinton_kd(ours, theirs, loss.temperature)
             return of_layers
-        case _:
-            return {"teacher": _logits.term(loss, ours, theirs, labels, epoch)}
+    return {"teacher": _logits.term(loss, ours, theirs, labels, epoch)}
 
 
 def _of_layers(

@@ -185,7 +185,7 @@ def term(loss: OfLogits, student: Tensor, teacher: Tensor, labels: Tensor, epoch
 
 
 def check(loss: OfLogits, *, classes: int, batch: int, mixed: bool) -> None:
-    """Check that a loss is applicable to the data; most always are. See `check` of the package.
+    """Check that a loss is applicable to the data. See `check` of the package.
 
     Raises:
         BadSpec: it is not.
@@ -215,6 +215,10 @@ def check(loss: OfLogits, *, classes: int, batch: int, mixed: bool) -> None:
                 f"{classes} classes, batch {batch}",
                 "use loss kd" if classes < 3 else "raise `batch`: DIST compares the images of a batch",
             )
-        case _:
+        case HintonKd() | LogitMse() | ScaledMse() | FunctionMatching():
             return
+        case StandardizedKd() | Dkd() | Dist():
+            return  # none of the above holds
+        case _:
+            assert_never(loss)
     raise BadSpec(wrong, given=given, do=do)
