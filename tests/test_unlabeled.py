@@ -21,6 +21,7 @@ from smallalign_core.errors import BadData, BadSpec
 from smallalign_core.runs.store import Store
 from smallalign_core.spec import DataSpec, canonical, digest, to_yaml
 from smallalign_core.studies import ablation
+from smallalign_core.system import usercode
 from smallalign_core.training import losses
 from smallalign_core.training.loop import Training
 from smallalign_core.training.losses import ClassBalance, NetworkOutput, cross_entropy
@@ -147,6 +148,21 @@ def test_an_unlabeled_image_has_no_label_loss_and_all_of_the_teachers() -> None:
     terms = losses.terms(loss, NetworkOutput(f), teacher, labels, balance=ClassBalance(partial=True))
     same = losses.terms(loss, NetworkOutput(f), teacher, torch.zeros(5, dtype=torch.int64))
     assert torch.equal(terms["teacher"], same["teacher"])
+
+
+def test_a_loss_of_ones_own_gets_rows_of_zeros_for_unlabeled_images(tmp_path: Path) -> None:
+    """F.cross_entropy of a user is then the library's label loss: no error for the class -1, and the same mean."""
+    file = tmp_path / "own.py"
+    text = "from torch.nn.functional import cross_entropy\ndef loss(student, teacher, labels):\n"
+    file.write_text(text + "    return {'hard': cross_entropy(student, labels), 'soft': (student - teacher).square().mean()}\n")
+    usercode.trust(usercode.read(file)[1], file.name)
+    own = tiny(teacher="t", loss={"kind": "python", "file": str(file), "labels_weight": 1}).loss
+    student, teacher = NetworkOutput(torch.randn(5, 4)), NetworkOutput(torch.randn(5, 4))
+    mixed = torch.tensor([[0, 0, 0.3, 0], [0, 1, 0, 0], [0.4, 0.6, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]])
+    for labels in (torch.tensor([2, -1, 0, -1, 3]), mixed):
+        terms = losses.terms(own, student, teacher, labels, balance=ClassBalance(partial=True))
+        assert terms["hard"].item() == pytest.approx(terms["labels"].item(), rel=1e-6)
+        assert terms["hard"] > 0
 
 
 def test_a_mixture_has_the_label_of_what_is_labeled(more: Splits) -> None:
