@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 from conftest import command
+from typer.models import OptionInfo
 
 from smallalign_core.cli._main import app
 from smallalign_core.cli.runs import app as runs_app
@@ -51,6 +54,22 @@ def test_views_previews(tmp_path: Path) -> None:
     done = command("views", tmp_path / "policy.yaml", "--data", "digits", "--to", tmp_path / "out", store=Store())
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "sheet.png").is_file()
+
+
+def test_the_environment_names_the_store_of_every_command() -> None:
+    found = [one for group in (app, runs_app) for one in group.registered_commands if not one.hidden]
+    for one in found:
+        store = inspect.signature(one.callback).parameters.get("store")  # type: ignore[arg-type]
+        if store is not None:
+            (option,) = [part for part in _parts(store.annotation, one.callback) if isinstance(part, OptionInfo)]
+            assert option.envvar == "SMALLALIGN_STORE", one.name or one.callback
+    assert len(found) > 20
+
+
+def _parts(annotation: object, callback: object) -> tuple[object, ...]:
+    if isinstance(annotation, str):
+        annotation = get_type_hints(callback, include_extras=True)["store"]
+    return get_args(annotation)
 
 
 @pytest.mark.parametrize("option", ["--fix", "--mend"])

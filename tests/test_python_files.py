@@ -196,7 +196,9 @@ def test_a_published_model_has_the_file(made: tuple[Store, str, Path], tmp_path:
     assert again.spec.network.sha256 == usercode.read(FILE)[1]  # type: ignore[union-attr]
     assert imported.classifier(again).classes == tuple("0123456789")
     assert "net.py" not in (kept.folder / "spec.yaml").read_text()
-    assert (kept.folder / "card.md").read_text().count("mine.py") == 1
+    card = (kept.folder / "card.md").read_text()
+    assert f"mine.py (SHA-256 `{usercode.read(FILE)[1]}`)" in card
+    assert card.count("mine.py") == 2
 
 
 @pytest.mark.slow

@@ -219,6 +219,7 @@ def test_what_is_no_accuracy_is_refused(text: str) -> None:
         ({"max_kb": 5, "rungs": [9, 3]}, "ascending"),
         ({"max_kb": 5, "budget": {"seconds": 5, "trials": 5}}, "one of both"),
         ({"max_kb": 5, "flavour": "mint"}, "flavour"),
+        ({"max_kb": 5, "data": {"source": "digits", "unlabeled": "more"}}, "does not use unlabeled images"),
     ],
 )
 def test_a_search_that_cannot_be_is_refused(fields: dict[str, Any], wrong: str) -> None:

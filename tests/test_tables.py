@@ -214,6 +214,11 @@ def test_several_columns_of_labels_are_a_question(root: Path) -> None:
     assert load(root, columns={"label": "kind"}).classes == ANIMALS, "in a folder too"
 
 
+def test_columns_of_a_source_without_a_table_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadData, match=r"the source is no table of labels \(given: digits\)"):
+        data.load(parse_data({"source": "digits", "columns": {"label": "species"}}), tmp_path / "cache")
+
+
 def test_columns_that_are_named_win(root: Path) -> None:
     rows = [["path", "label", "file", "species", "part"]]
     for at in range(COUNT):
@@ -580,9 +585,10 @@ def test_inspect_names_reader_and_columns(root: Path) -> None:
     done = command("inspect", str(file), *store)
     assert done.returncode == 2
     assert "data.columns.label=what" in done.stderr
-    done = command("inspect", str(file), "--set", "columns.label=coat", "--json", *store)
-    found = json.loads(done.stdout)
-    assert (found["reader"], found["columns"]) == ("table", {"path": "where", "label": "coat"})
+    for field in ("columns.label", "data.columns.label"):  # as the message names it, too
+        done = command("inspect", str(file), "--set", f"{field}=coat", "--json", *store)
+        found = json.loads(done.stdout)
+        assert (found["reader"], found["columns"]) == ("table", {"path": "where", "label": "coat"})
     done = command("inspect", str(file), "--set", "columns.lable=coat", *store)
     assert "unknown field `columns.lable`, did you mean `label`" in done.stderr.lower()
 

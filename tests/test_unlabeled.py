@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,14 @@ from conftest import Train, program, tiny
 from PIL import Image
 from test_bank import Lesson, spec_of, weights
 
-from smallalign_core import augment, data, networks
+from smallalign_core import augment, data, export, networks
 from smallalign_core.data import ImageSet, MappedRows, Splits
 from smallalign_core.errors import BadData, BadSpec
 from smallalign_core.runs.store import Store
+from smallalign_core.service import comparison_api
 from smallalign_core.spec import DataSpec, canonical, digest, to_yaml
 from smallalign_core.studies import ablation
+from smallalign_core.system import usercode
 from smallalign_core.training import losses
 from smallalign_core.training.loop import Training
 from smallalign_core.training.losses import ClassBalance, NetworkOutput, cross_entropy
@@ -109,8 +113,10 @@ def test_grey_images_join_colored_ones_and_not_the_other_way(digits: Splits, dec
 def test_what_cannot_be_read_or_leaves_nothing_is_one_sentence(digits: Splits, decoded: Path, tmp_path: Path) -> None:
     empty, copies = tmp_path / "empty", pictures(tmp_path / "copies", digits.test.images[:3])
     empty.mkdir()
+    (tmp_path / "labels.csv").write_text("file,label\n")
     for folder, words in (
         (tmp_path / "none", "not there"),
+        (tmp_path / "labels.csv", "neither in a folder nor in a zip"),
         (empty, "no images"),
         (copies, "No unlabeled images are left"),
     ):
@@ -147,6 +153,23 @@ def test_an_unlabeled_image_has_no_label_loss_and_all_of_the_teachers() -> None:
     terms = losses.terms(loss, NetworkOutput(f), teacher, labels, balance=ClassBalance(partial=True))
     same = losses.terms(loss, NetworkOutput(f), teacher, torch.zeros(5, dtype=torch.int64))
     assert torch.equal(terms["teacher"], same["teacher"])
+
+
+def test_a_loss_of_ones_own_gets_rows_of_zeros_for_unlabeled_images(tmp_path: Path) -> None:
+    """F.cross_entropy of a user is then the library's label loss: no error for the class -1, and the same mean."""
+    file = tmp_path / "own.py"
+    text = "from torch.nn.functional import cross_entropy\ndef loss(student, teacher, labels):\n"
+    file.write_text(
+        text + "    return {'hard': cross_entropy(student, labels), 'soft': (student - teacher).square().mean()}\n"
+    )
+    usercode.trust(usercode.read(file)[1], file.name)
+    own = tiny(teacher="t", loss={"kind": "python", "file": str(file), "labels_weight": 1}).loss
+    student, teacher = NetworkOutput(torch.randn(5, 4)), NetworkOutput(torch.randn(5, 4))
+    mixed = torch.tensor([[0, 0, 0.3, 0], [0, 1, 0, 0], [0.4, 0.6, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]])
+    for labels in (torch.tensor([2, -1, 0, -1, 3]), mixed):
+        terms = losses.terms(own, student, teacher, labels, balance=ClassBalance(partial=True))
+        assert terms["hard"].item() == pytest.approx(terms["labels"].item(), rel=1e-6)
+        assert terms["hard"] > 0
 
 
 def test_a_mixture_has_the_label_of_what_is_labeled(more: Splits) -> None:
@@ -235,6 +258,32 @@ def test_a_moved_folder_is_the_same_run_and_a_changed_one_is_refused(
         data.load(store.run(run.id).spec.data, store.data_cache)
     moved = run.spec.model_copy(update={"data": run.spec.data.model_copy(update={"unlabeled": "/elsewhere"})})
     assert digest(moved) == run.id
+
+
+@pytest.mark.slow
+def test_without_its_unlabeled_images_a_run_is_evaluated_and_exported(
+    train: Train, store: Store, tmp_path: Path
+) -> None:
+    """Only training needs them. Their path stays on this machine, and images that were learned from are no test."""
+    teacher = train(epochs=4)
+    folder = pictures(tmp_path / "more", fresh(30))
+    spec = {"source": "digits", "unlabeled": str(folder)}
+    run = train(data=spec, teacher=teacher.id, epochs=1)
+    for place, image in enumerate((*fresh(30), *fresh(5, seed=1))):
+        file = tmp_path / "labeled" / str(place % 10) / f"{place}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0]).save(file)
+    found = comparison_api.evaluate(store, run.id, str(tmp_path / "labeled"))
+    assert found["images"] == 5
+    shutil.rmtree(folder)
+    shutil.rmtree(store.data_cache)
+    assert comparison_api.evaluate(store, run.id)["images"] == (run.result or {})["test"]["images"]
+    export.bundle(run, store)
+    with zipfile.ZipFile(export.bundle_folder(run, store) / "model.zip") as made:
+        held = {name: made.read(name) for name in made.namelist()}
+    assert all(str(tmp_path).encode() not in content for content in held.values())
+    assert "unlabeled: more" in held["spec.yaml"].decode()
+    assert "| unlabeled images | 30," in held["card.md"].decode()
 
 
 @pytest.mark.slow

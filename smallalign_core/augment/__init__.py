@@ -23,6 +23,7 @@ from smallalign_core.augment import _mix, _parts
 from smallalign_core.augment._balanced import Balanced
 from smallalign_core.augment._canvas import Canvas
 from smallalign_core.augment._code import as_code as as_code
+from smallalign_core.augment._mix import as_probabilities as as_probabilities
 from smallalign_core.augment._parts import check as check
 from smallalign_core.augment._sheet import sheet as sheet
 from smallalign_core.augment._strength import scaled as scaled

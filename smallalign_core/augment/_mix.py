@@ -40,9 +40,14 @@ def mixed(part: Mixing, images: Tensor, labels: Tensor, classes: int, draws: Num
             weight = torch.from_numpy(share.astype(np.float32)).to(images.device)
         case _:
             assert_never(part)
-    known = F.one_hot(labels.clamp_min(0), classes).float() * (labels >= 0)[:, None]
+    known = as_probabilities(labels, classes)
     weight = weight[:, None]
     return blended, weight * known + (1 - weight) * known[torch.from_numpy(partner).to(labels.device)]
+
+
+def as_probabilities(labels: Tensor, classes: int) -> Tensor:
+    """Labels int64 [B] as float32 [B, classes]: 1 at the class; a row of zeros where there is no label (-1)."""
+    return F.one_hot(labels.clamp_min(0), classes).float() * (labels >= 0)[:, None]
 
 
 def partners(draws: Numbers) -> Rows:

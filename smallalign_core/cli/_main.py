@@ -204,7 +204,8 @@ def doctor(
     ] = False,
     mend: Annotated[bool, typer.Option("--mend", hidden=True, help="The name of --fix until 2026-11.")] = False,
     store: Annotated[
-        Path, typer.Option("--store", help="Folder with all runs.", parser=named, metavar="PATH")
+        Path,
+        typer.Option("--store", help="Folder with all runs.", parser=named, metavar="PATH", envvar="SMALLALIGN_STORE"),
     ] = MODELS,
     json: JsonOption = False,
 ) -> None:

@@ -37,7 +37,7 @@ def inspect(
     """Check data quality: class balance, duplicates, leakage, suspected label errors, outliers, unreadable files."""
     place, fields = Store(store), {"source": data_source}
     for override in set or []:
-        fields = set_field(fields, override)
+        fields = set_field(fields, override.removeprefix("data."))  # as in a spec, and as messages name the field
     if decide is not None and (decide.exists() or not decide.parent.is_dir()):
         raise BadInput(
             "the decisions file exists already or its folder does not", given=decide, do="choose another name"

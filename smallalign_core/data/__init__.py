@@ -96,6 +96,13 @@ def _load(spec: DataSpec, cache: Path, ram_budget: int) -> Splits:
         with contextlib.suppress(BadData):  # rows without an image were once left out however many
             return _load(spec.model_copy(update={"skip_unreadable": True}), cache, ram_budget)
         raise
+    # A run whose table is gone may find its images in folders; whoever writes a new spec expects columns to be read.
+    if spec.fingerprint is None and spec.columns != Columns() and not facts["columns"]:
+        raise BadData(
+            "`data.columns` names columns, and the source is no table of labels",
+            given=spec.source,
+            do="leave data.columns out, or name the table",
+        )
     splits = None
     with contextlib.suppress(BadData) if spec.fingerprint and facts["changed"] else contextlib.nullcontext():
         splits = divide(_order.shown(stored, facts), spec, facts)

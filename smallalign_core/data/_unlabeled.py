@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,9 +26,12 @@ def without_labels(spec: DataSpec, into: Path) -> Decoded:
         BadData: there are none, or too many cannot be read.
     """
     path = path_of(spec.source)
-    if spec.source in NAMED or not path.exists():
+    if spec.source in NAMED or not (path.is_dir() or (path.is_file() and zipfile.is_zipfile(path))):
+        there = path.exists() and spec.source not in NAMED
         raise BadData(
-            "the unlabeled images are not there",
+            "the unlabeled images are neither in a folder nor in a zip"
+            if there
+            else "the unlabeled images are not there",
             given=spec.source,
             do=f"set data.unlabeled to a folder of images, a zip of one, or `{REST}`",
         )

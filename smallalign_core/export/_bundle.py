@@ -62,7 +62,7 @@ def bundle(run: Run, store: Store, *, precision: Precision = "fp32", count: int 
     folder = bundle_folder(run, store)
     folder.mkdir(parents=True, exist_ok=True)
     made = make(run, store, precision, measured=True)
-    splits = data.load(run.spec.data, store.data_cache)
+    splits = data.load(run.data, store.data_cache)
     images = splits.test
     model = OnnxClassifier(made.content)
     pixels, reference = nhwc(images, count), references(run, splits, store)["test"]
@@ -126,7 +126,7 @@ def submit_browser_parity(run: Run, store: Store, precision: Precision, said: di
     runtime, timing = _of_itself(run, said)
     folder = bundle_folder(run, store)
     reference = np.fromfile(folder / "reference.bin", "<f4").reshape(count, classes)
-    images = data.load(run.spec.data, store.data_cache).test.take(np.arange(count))
+    images = data.load(run.data, store.data_cache).test.take(np.arange(count))
     found = parity(reference, logits, images, (timing["p50_ms"], timing["p95_ms"]), IN_A_BROWSER[precision])
     report["browser"] = {
         "what": CLAIM,

@@ -227,7 +227,7 @@ def make(run: Run, store: Store | None, precision: Precision = "fp32", *, measur
     losses: dict[str, Loss] = {}
     if precision != "fp32" or measured:
         place = store or Store()
-        splits = data.load(run.spec.data, place.data_cache)
+        splits = data.load(run.data, place.data_cache)
         graph = in_precision(graph, precision, splits.train, metadata)
         model, reference = OnnxClassifier(finished(graph, metadata)), references(run, splits, place)
         for name, part in (("val", splits.val), ("test", splits.test)):
@@ -267,7 +267,7 @@ def validation_logits(run: Run, store: Store, precision: Precision) -> NDArray[n
         BadModel, BadData: the weights or the images cannot be read.
         WorkFailed: the network cannot be written in this precision.
     """
-    splits, metadata = data.load(run.spec.data, store.data_cache), metadata_of(run) | {"precision": precision}
+    splits, metadata = data.load(run.data, store.data_cache), metadata_of(run) | {"precision": precision}
     content = finished(in_precision(graph_of_run(run, store, metadata), precision, splits.train, metadata), metadata)
     return OnnxClassifier(content).logits_of(splits.val)
 
@@ -287,15 +287,17 @@ def metadata_of(run: Run) -> dict[str, Any]:
 
 def described(spec: RunSpec, id: str, result: Mapping[str, Any]) -> dict[str, Any]:
     """The same of what a run is: its spec, id and result."""
-    bare: dict[str, Any] = {"data": spec.data.model_copy(update={"source": Path(spec.data.source).name})}
+    places = {"source": spec.data.source, "unlabeled": spec.data.unlabeled}
+    named = {field: place and Path(place).name for field, place in places.items()}
+    bare: dict[str, Any] = {"data": spec.data.model_copy(update=named)}
     if isinstance(spec.network, GivenNetwork) and spec.network.weights is not None:  # no paths leave the house
         bare["network"] = spec.network.model_copy(update={"weights": Path(spec.network.weights).name})
     return {
         "run": id,
         "classes": result["classes"],
         "input_shape": result["input_shape"],
-        "data": {"source": Path(spec.data.source).name, "fingerprint": spec.data.fingerprint},
-        "data_spec": spec.data.model_dump(mode="json", exclude_defaults=True) | {"source": Path(spec.data.source).name},
+        "data": {"source": named["source"], "fingerprint": spec.data.fingerprint},
+        "data_spec": spec.data.labeled().model_dump(mode="json", exclude_defaults=True) | {"source": named["source"]},
         "spec": to_yaml(with_code(spec.model_copy(update=bare), _without_folder)),
         "scores": {split: {key: result[split][key] for key in SCORES} for split in ("val", "test")},
         "temperature": result["temperature"],

@@ -48,7 +48,7 @@ def sizes_of(run: Run, store: Store) -> Sizes:
         BadModel, BadData: the weights, or the images that int8 is calibrated on, cannot be read.
     """
     about = metadata_of(run)
-    graph, splits = graph_of_run(run, store, about), data.load(run.spec.data, store.data_cache)
+    graph, splits = graph_of_run(run, store, about), data.load(run.data, store.data_cache)
     files = {name: _file(_in(graph, name, splits.train), about, name, splits) for name in PRECISIONS}
     return {name: None if content is None else len(content) for name, content in files.items()}
 

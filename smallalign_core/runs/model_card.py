@@ -13,7 +13,7 @@ from smallalign_core.metrics import in_words, zero_recall_classes
 from smallalign_core.runs import python_files
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.spec import Code, Import, RunSpec, Unbalanced, canonical, to_yaml, with_code
-from smallalign_core.spec.python import copy_name
+from smallalign_core.spec.python import copy_name, each_code
 from smallalign_core.system import usercode
 from smallalign_core.system.files import write, write_folder, write_json
 
@@ -41,7 +41,7 @@ def card(run: Run, store: Store, name: str) -> str:
 | teacher | {teacher}{_evidence(result)} |
 | test accuracy | **{test["accuracy"]:.2%}** on {test["images"]:,} images (95% interval {test["accuracy_low"]:.2%} to {test["accuracy_high"]:.2%}), seed {run.spec.seed} (single seed) |
 | validation accuracy | {val["accuracy"]:.2%} on {val["images"]:,} images; best epoch {result["best_epoch"]} of {run.spec.epochs} |
-{_of_classes(test, run.spec)}| test NLL, ECE | {test["nll"]:.4f}, {test["ece"]:.2%}; temperature-scaled ({result["temperature"]:.3f}): {calibrated["nll"]:.4f}, {calibrated["ece"]:.2%} |
+{_of_training(run)}{_of_classes(test, run.spec)}| test NLL, ECE | {test["nll"]:.4f}, {test["ece"]:.2%}; temperature-scaled ({result["temperature"]:.3f}): {calibrated["nll"]:.4f}, {calibrated["ece"]:.2%} |
 | trained on | {result["processor"]}{f" ({result['capability']})" if "capability" in result else ""}, device {result["device"]}, {result["threads"]} thread(s), torch {result["torch"]}, {result["seconds"]:.0f} s |
 {f"| note | {plain(result['moved'])} |" + chr(10) if result.get("moved") else ""}| data fingerprint | `{run.spec.data.fingerprint}` |
 | weights (SHA-256) | `{result["weights_sha256"]}` |
@@ -75,6 +75,17 @@ def _of_classes(test: dict[str, Any], spec: RunSpec | None = None) -> str:
         rows.append(
             f"| class balance | {spec.balance.kind}{f' ({how})' if how else ''}; probabilities are those for classes of more equal size |"
         )
+    return "".join(f"{row}\n" for row in rows)
+
+
+def _of_training(run: Run) -> str:
+    """Rows about what the spec beside the card only names: unlabeled images, and Python files of a user."""
+    rows = []
+    if more := (run.result or {}).get("unlabeled"):
+        rows.append(f"| unlabeled images | {more:,}, with the teacher's targets |")
+    rows += [
+        f"| own Python | {plain(one.file_name)} (SHA-256 `{one.sha256}`) |" for one in each_code(run.spec) if one.file
+    ]
     return "".join(f"{row}\n" for row in rows)
 
 

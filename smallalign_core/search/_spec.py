@@ -93,6 +93,12 @@ class SearchSpec(Part):
     ] = ()
 
     @model_validator(mode="after")
+    def _learns_from_labels(self) -> Self:
+        if self.data.unlabeled is not None:  # half of the candidates have no teacher to give these a target
+            raise ValueError("a search does not use unlabeled images: leave `data.unlabeled` out")
+        return self
+
+    @model_validator(mode="after")
     def _limits_something(self) -> Self:
         if self.max_kb is None and self.max_ms is None and self.min_accuracy is None and self.min_share is None:
             raise ValueError("there is no limit: give `max_kb`, `max_ms`, or `min_accuracy`")

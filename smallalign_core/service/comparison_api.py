@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from smallalign_core import data
 from smallalign_core.analysis import (
@@ -101,16 +102,22 @@ def _asked_about(run: Run, store: Store, source: str | None) -> tuple[ImageSet, 
         splits = data.load(spec, store.data_cache)
         return splits.test, splits.notes, splits.fingerprint
     images, notes = data.everything(spec, store.data_cache)
-    with contextlib.suppress(SmallAlignError):
-        own = data.load(run.data, store.data_cache)
-        learned = np.concatenate([own.train.ids, own.val.ids])
-        fresh = np.flatnonzero(~np.isin(images.ids, learned))
-        if len(fresh) < len(images):
-            notes = (*notes, f"{len(images) - len(fresh):,} images were excluded: the run was trained on them.")
-            images = images.take(fresh)
+    fresh = np.flatnonzero(~np.isin(images.ids, _met(run, store)))
+    if len(fresh) < len(images):
+        notes = (*notes, f"{len(images) - len(fresh):,} images were excluded: the run was trained on them.")
+        images = images.take(fresh)
     if not len(images):
         raise BadInput("the run was trained on all of these images", given=source, do="choose another dataset")
     return images, (*notes, f"All {len(images):,} images were used."), images.fingerprint
+
+
+def _met(run: Run, store: Store) -> NDArray[np.uint64]:
+    """The ids of the images that a run was trained on or chosen by, unlabeled ones too, as far as they can be read."""
+    for spec in (run.data if run.imported is not None else run.spec.data, run.data):
+        with contextlib.suppress(SmallAlignError):
+            own = data.load(spec, store.data_cache)
+            return np.concatenate([own.learned.ids, own.val.ids])
+    return np.zeros(0, np.uint64)
 
 
 def robustness(store: Store, asked: requests.AssessRobustness) -> Progress[Robustness]:

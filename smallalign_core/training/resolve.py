@@ -40,7 +40,7 @@ def resolve(store: Store, spec: RunSpec, device: str = "auto", *, beside: Sequen
     for file in teacher_loading.starts([resolved], store).values():
         networks.begin_from(student, file)
     viewing.check(spec.augment, splits.shape)
-    mixed = any(isinstance(part, Mixing) for part in spec.augment)
+    mixed = splits.unlabeled is not None or any(isinstance(part, Mixing) for part in spec.augment)
     taught = spec.teacher is not None
     losses.check(resolved.loss, classes=len(splits.classes), batch=spec.batch, mixed=mixed, taught=taught)
     if isinstance(spec.loss, OfLayers):

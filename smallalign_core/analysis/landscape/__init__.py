@@ -216,7 +216,7 @@ class Landscape:
         return _surface.rows(len(self._data(run).train), look.images, run.spec.batch, look.seed)
 
     def _data(self, run: Run) -> Splits:
-        spec = run.spec.data
+        spec = run.data
         name = spec.model_dump_json()
         if name not in self._splits:
             self._splits[name] = data.load(spec, self.store.data_cache)

@@ -90,8 +90,9 @@ class Run:
 
     @property
     def data(self) -> DataSpec:
-        """The images that it was trained or, if it was imported, scored on."""
-        return self.imported.data if self.imported is not None else self.spec.data
+        """The labeled images that it was trained or, if it was imported, scored on. Unlabeled ones are in its spec:
+        only training needs them, so everything else works where they are gone."""
+        return (self.imported.data if self.imported is not None else self.spec.data).labeled()
 
     @property
     def in_zoo(self) -> bool:

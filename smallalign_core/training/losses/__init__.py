@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from smallalign_core.augment import as_probabilities
 from smallalign_core.errors import BadSpec
 from smallalign_core.spec import (
     AttentionTransfer,
@@ -122,7 +123,7 @@ def check(loss: Loss, *, classes: int, batch: int, mixed: bool, taught: bool = T
     Args:
         classes: number of classes.
         batch: batch size.
-        mixed: whether the policy mixes images, so that labels are not single classes.
+        mixed: whether the policy mixes images or some have no label, so that labels are not single classes.
         taught: whether there is a teacher; a user's function may need one.
 
     Raises:
@@ -177,7 +178,8 @@ def terms(
     """The weighted terms of `loss`, scalars float32; training minimises their sum. Terms of weight 0 are omitted.
 
     Args:
-        labels: int64 [N], or float [N, C] for mixed images. Unused if their weight is 0.
+        labels: int64 [N], or float [N, C] for mixed images. Unused if their weight is 0. A user's function gets
+            float [N, C] also where some images have no label, with rows of zeros for these.
         epoch: epochs so far, for losses with warm-up.
         companion: the projector of this student.
         balance: of the label loss, where classes have unequal size.
@@ -187,7 +189,9 @@ def terms(
     """
     if isinstance(loss, PythonLoss):
         theirs = None if teacher is None else teacher.logits.detach()
-        taught = _python.terms(loss, student.logits, theirs, labels, epoch)
+        whole = balance.partial and labels.ndim == 1  # a user's cross entropy has no class -1
+        wanted = as_probabilities(labels, student.logits.shape[1]) if whole else labels
+        taught = _python.terms(loss, student.logits, theirs, wanted, epoch)
     else:
         taught = {} if isinstance(loss, CrossEntropy) else _taught(loss, student, teacher, labels, epoch, companion)
     if weight := labels_share(loss):

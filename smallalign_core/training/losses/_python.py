@@ -17,7 +17,7 @@ from smallalign_core.system import usercode
 
 TAKES = ("student", "teacher", "labels", "epoch")
 """What a function may have parameters for: logits float32 [N, C] of both networks, labels int64 [N] (float [N, C] for
-mixed images), and the number of epochs so far."""
+mixed and unlabeled images), and the number of epochs so far."""
 DO = "return one number as a tensor, the mean over the batch, or a dict of such tensors"
 
 
