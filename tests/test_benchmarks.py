@@ -188,7 +188,8 @@ def test_all_kinds_are_killed(store: Store, monkeypatch: pytest.MonkeyPatch) -> 
     chaos = benchmark("chaos", monkeypatch)
     groups = list(chaos.rounds(store, 0))
     specs = [spec for group in groups for spec in group]
-    assert {spec.loss.kind for spec in specs} == set(choices(Loss))
+    # A user's own loss has no state of ours: tests/test_python_files.py kills its runs.
+    assert {spec.loss.kind for spec in specs} == set(choices(Loss)) - {"python"}
     assert {spec.optimizer.kind for spec in specs} == set(choices(Optimizer))
     assert {bool(spec.teacher) for spec in specs} == {True, False}
     assert {len(group) for group in groups} >= {1, 3}
