@@ -652,8 +652,9 @@ def test_an_upload_whose_column_must_be_named_is_kept(
     from pages.ui.app import context
     from pages.ui.data import uploading
     from smallalign_core.service import handlers
+    from smallalign_core.service.requests import Inspect
 
-    monkeypatch.setattr(context, "read", lambda spec: handlers.inspect(store, spec.model_dump(exclude_defaults=True)))
+    monkeypatch.setattr(context, "read", lambda spec: handlers.inspect(store, Inspect(spec)))
     rows = [["img", "kind" if kept else "label", "coat"]]
     rows += [[f"images/{at}.png", ANIMALS[at % 3], "ab"[at % 2]] for at in range(COUNT)]
     written(root / "labels.csv", [*rows, row])
