@@ -112,7 +112,7 @@ def measured(kind: Kind, grid: str, studies: int, tests: bool = True) -> dict[st
             found = scaling_law.estimate(draws, "recipe", "base", *AT, axis)
             held[axis].append(found.low <= truths[axis] <= found.high)
             factors[f"x/÷ {axis}"].append(found.factor)
-        for test in scaling_law.self_tests(runs, "base", *AT, draws=100) if tests else []:
+        for test in scaling_law.sanity_checks(runs, "base", *AT, draws=100) if tests else []:
             held[test.kind].append(test.covers)
     return {name: float(np.mean(some)) for name, some in held.items()} | {
         name: float(np.median(some)) for name, some in factors.items()
