@@ -55,6 +55,8 @@ def opened(page: Any) -> str:
 
 
 def test_a_tick_opens_the_run_of_that_row_whatever_was_filtered_before(browser: Any, site: str, six: Store) -> None:
+    from playwright.sync_api import expect
+
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(PATIENCE)
     page.goto(f"{site}/runs")
@@ -69,7 +71,8 @@ def test_a_tick_opens_the_run_of_that_row_whatever_was_filtered_before(browser: 
         assert wanted in opened(page)
         page.get_by_role("button", name="All runs", exact=True).click()
         listed(page, 3)
-        assert page.get_by_label("Filter").input_value() == "mlp", "what the table is filtered by is to be seen"
+        # What the table is filtered by is to be seen.
+        expect(page.get_by_label("Filter")).to_have_value("mlp", timeout=PATIENCE)
 
     page.get_by_label("Filter").fill("")
     page.get_by_label("Filter").press("Enter")

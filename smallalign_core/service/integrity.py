@@ -92,6 +92,8 @@ def _of_finished(run: Run, result: dict[str, Any]) -> str:
         lost = [name for name in ("events.jsonl", "state.json") if not (run.folder / name).is_file()]
         if lost:
             return f"{', '.join(lost)} is missing: the record of its training is lost"
+        if not run.events("finished"):  # cut between two lines, each is whole
+            return "events.jsonl lacks its end: the record of its training is incomplete"
     return ""
 
 

@@ -17,7 +17,7 @@ from test_teachers import graph
 from smallalign_core import data, export
 from smallalign_core.analysis import compare
 from smallalign_core.runs import uploads
-from smallalign_core.runs.store import Store
+from smallalign_core.runs.store import Run, Store
 from smallalign_core.service import doctor, integrity
 
 PLANTED = 200
@@ -133,3 +133,14 @@ def test_a_flipped_byte_in_logits_is_found(train: Train, store: Store) -> None:
     content[-1] ^= 1
     file.write_bytes(content.tobytes())
     assert any("logits.safetensors is damaged" in check.found for check in doctor._runs(store))
+
+
+def test_events_cut_between_two_lines_are_found(train: Train, store: Store) -> None:
+    """Every line that is left is whole; only the end tells."""
+    run = train()
+    events = run.folder / "events.jsonl"
+    lines = events.read_bytes().splitlines(keepends=True)
+    assert not integrity.of_run(run)
+    for kept in (1, len(lines) - 1):
+        events.write_bytes(b"".join(lines[:kept]))
+        assert "events.jsonl lacks its end" in integrity.of_run(Run(run.folder))
