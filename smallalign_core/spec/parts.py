@@ -129,6 +129,10 @@ class DataSpec(Part):
 
 Width = Annotated[int, Field(ge=2, le=2048, description="Channels of the first stage (units per layer, for an MLP).")]
 Depth = Annotated[int, Field(ge=1, le=8, description="Number of stages (hidden layers, for an MLP).")]
+WeightsDigest = Annotated[
+    str | None,
+    Field(pattern="^[0-9a-f]{64}$", description="Digest of the weights file; filled in.", json_schema_extra=FILLED_IN),
+]
 Inside = Annotated[
     int | None,
     Field(
@@ -211,12 +215,7 @@ class LibraryNetwork(Part):
     weights: Annotated[
         str | None, Field(max_length=1000, description="Initial weights: a safetensors file of the same network.")
     ] = None
-    weights_sha256: Annotated[
-        str | None,
-        Field(
-            pattern="^[0-9a-f]{64}$", description="Digest of the weights file; filled in.", json_schema_extra=FILLED_IN
-        ),
-    ] = None
+    weights_sha256: WeightsDigest = None
 
     @property
     def begins(self) -> bool:
@@ -277,12 +276,7 @@ class PythonNetwork(Code):
             "other classes is new. With `epochs: 0` they are evaluated as they are.",
         ),
     ] = None
-    weights_sha256: Annotated[
-        str | None,
-        Field(
-            pattern="^[0-9a-f]{64}$", description="Digest of the weights file; filled in.", json_schema_extra=FILLED_IN
-        ),
-    ] = None
+    weights_sha256: WeightsDigest = None
 
     @property
     def name(self) -> str:
