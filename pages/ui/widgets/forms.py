@@ -94,10 +94,11 @@ def choice(
         without: fields to leave out, in parts below it, too.
     """
     kinds = {kind_of(member): member for member in family}
-    begin(f"{key}.kind", start if start in kinds else next(iter(kinds)), kinds)
+    held = begin(f"{key}.kind", start if start in kinds else next(iter(kinds)), kinds)
     chosen = st.selectbox(
         title,
         list(kinds),
+        index=list(kinds).index(held),
         format_func=lambda kind: kind_label(kinds[kind]),
         key=f"{key}.kind",
         help=help,
