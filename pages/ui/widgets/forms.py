@@ -36,7 +36,7 @@ def kind_label(member: type[Part]) -> str:
 
 def offered(family: Iterable[type[Part]]) -> list[type[Part]]:
     """The members of a family for the current user: Python files run for the owner of the machine only."""
-    own = auth.visitor().role is Role.LOCAL
+    own = auth.current_user().role is Role.LOCAL
     return [member for member in family if own or not issubclass(member, Code)]
 
 
