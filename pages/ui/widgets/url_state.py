@@ -137,17 +137,30 @@ def switch(label: str, options: dict[str, str], *, key: str) -> str:
 
 
 def pick_number(
-    draw: Callable[..., Any], label: str, low: float, high: float, step: float, *, key: str, first: float, **look: Any
+    draw: Callable[..., Any],
+    label: str,
+    low: float,
+    high: float,
+    step: float,
+    *,
+    key: str,
+    first: float | None,
+    empty: str | None = None,
+    **look: Any,
 ) -> Any:
     """A number kept in the URL as `key`; an out-of-range value in a link gives a warning.
 
     Args:
         draw: `st.slider` or `st.number_input`. Ints give whole numbers, floats any.
+        empty: what the field shows where it may be left empty, which gives None.
     """
-    widget, cast = own(key), type(first)
+    widget, cast = own(key), type(step)
+    look |= {"placeholder": empty} if empty else {}
     if (asked := changed(key)) is not None:
         try:
-            if not low <= (given := cast(asked)) <= high:
+            if asked == "" and empty:
+                given = None
+            elif not low <= (given := cast(asked)) <= high:
                 raise ValueError
             st.session_state[widget] = given
         except ValueError:
@@ -155,11 +168,11 @@ def pick_number(
                 f"Invalid link parameter. Given: {formatting.given(key, asked)}. "
                 f"Use a number between {low:g} and {high:g}."
             )
-    held = st.session_state.get(widget)
-    if not isinstance(held, int | float) or not low <= held <= high:
+    held = st.session_state.get(widget, ...)
+    if not (low <= held <= high if isinstance(held, int | float) else held is None and empty):
         st.session_state[widget] = first
     chosen = draw(label, low, high, st.session_state[widget], step, key=widget, persist_state="session", **look)
-    keep(key, f"{chosen:g}" if cast is float else str(chosen))
+    keep(key, "" if chosen is None else f"{chosen:g}" if cast is float else str(chosen))
     return chosen
 
 
