@@ -17,7 +17,7 @@ from smallalign_core.spec import parse_data
 from smallalign_core.system import resumable
 from smallalign_core.system.typed import plain
 
-Method = Literal["auto", "votes", "teacher", "pixels"]
+Method = Literal["auto", "teacher", "pixels"]
 
 
 def inspect(
