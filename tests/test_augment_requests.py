@@ -1,4 +1,4 @@
-"""What the Augment page asks: pictures, epochs, the risk in steps, one's own image, and saved policies."""
+"""Requests of the Augmentation page: pictures, epochs, label preservation in steps, own images, saved policies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The desk's processes: whose question goes where, that nobody waits for another user, and what a kill costs."""
+"""The backend processes: which one gets a request, that no user waits for another, and what a kill costs."""
 
 from __future__ import annotations
 
