@@ -1,4 +1,4 @@
-"""The cache of teacher logits: the same weights whatever part of it exists; nothing stale, damaged or beyond its limit."""
+"""The cache of teacher logits: the same weights whatever part of it exists; nothing stale, damaged or too large."""
 
 from __future__ import annotations
 
