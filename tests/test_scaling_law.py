@@ -290,7 +290,10 @@ def test_degrees_of_freedom_with_a_cell_of_one_run() -> None:
 def test_a_pair_of_one_replicate_differs_by_its_difference() -> None:
     rows = [("a", 1.0, 1.0, 0, 2.0), ("b", 1.0, 1.0, 0, 1.0), ("a", 1.0, 2.0, 0, 3.0), ("a", 1.0, 2.0, 1, 3.5)]
     rows += [("b", 1.0, 2.0, 0, 1.0), ("b", 1.0, 2.0, 1, 1.0)]
+    rows += [("a", 2.0, 2.0, 0, 1.0), ("b", 2.0, 2.0, 5, 1.0)]  # no replicate of both: no pair
     pairs = Observations.from_rows(rows, TOP).cells.pairs(1, 0)
+
+    assert pairs.freedom == 1
 
     assert dict(zip(pairs.count.tolist(), pairs.mean.tolist(), strict=True)) == pytest.approx(
         {1: -math.log(2), 2: -math.log(math.sqrt(3 * 3.5))}
