@@ -342,6 +342,19 @@ def test_export_shows_three_precisions_and_says_which_one_loses_or_fails(
 
 
 @pytest.mark.slow
+def test_export_shows_what_keeps_an_accuracy_limit_or_why_it_cannot_be_kept(shown) -> None:
+    app = shown("export", run="digits-student", precision="int8", calibration="mse", **{"max-drop": "0.5"})
+    assert "143 validation images cannot show" in app.error[0].value
+    app = shown("export", run="digits-student", precision="int8", calibration="mse", **{"max-drop": "6"})
+    assert not app.error
+    assert "Limit of 6 points met" in app.success[0].value
+    assert "layers are computed in float" in texts(app)
+    (layers,) = [one.value for one in app.dataframe if "Computed in" in one.value]
+    assert len(layers) >= 4
+    assert set(layers["Computed in"]) <= {"float", "integers"}
+
+
+@pytest.mark.slow
 def test_export_explains_that_an_import_is_an_onnx_file_already(shown, store: Store, tmp_path: Path) -> None:
     export.export(store.run("digits-student"), tmp_path / "s.onnx")
     imported = foreign.import_onnx(tmp_path / "s.onnx", DataSpec(source="digits"), store)

@@ -196,20 +196,20 @@ def bundle(store: Store, asked: requests.Export) -> ExportReport:
     """Export a run in one precision and prove it, unless that was done already."""
     from smallalign_core import export
 
-    run, precision = store.finished(asked.run), export.precision_of(asked.precision)
-    kept = export.kept_bundle(run, store, precision)
+    run, (precision, how) = store.finished(asked.run), export.parse_variant(asked.precision)
+    kept = export.kept_bundle(run, store, precision, how)
     with contextlib.suppress(WorkFailed):  # a damaged one is made again
         if kept is not None:
             return _report(kept)
-    return _report(export.bundle(run, store, precision=precision))
+    return _report(export.bundle(run, store, precision=precision, quantization=how))
 
 
 def claim(store: Store, asked: requests.SubmitParity) -> ExportReport:
     """Keep what a visitor's browser answered with a run's proof, scored here."""
     from smallalign_core import export
 
-    precision = export.precision_of(asked.precision)
-    return _report(export.submit_browser_parity(store.finished(asked.run), store, precision, asked.said))
+    precision, how = export.parse_variant(asked.precision)
+    return _report(export.submit_browser_parity(store.finished(asked.run), store, precision, asked.said, how))
 
 
 def _report(found: dict[str, Any]) -> ExportReport:

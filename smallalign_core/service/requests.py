@@ -391,7 +391,11 @@ class MeasureLandscape(LongRequest[LandscapeProgress]):
 
 @dataclass(frozen=True)
 class Export(Request[ExportReport]):
-    """Export a run in one precision and check its parity, unless that was done already."""
+    """Export a run in one precision and check its parity, unless that was done already.
+
+    Attributes:
+        precision: with the options of int8, as `int8-drop0.5-mse`.
+    """
 
     run: str
     precision: str = "fp32"
@@ -402,6 +406,7 @@ class SubmitParity(Request[ExportReport]):
     """Add a user's browser to the parity report of an export.
 
     Attributes:
+        precision: as of the export.
         said: as sent by the browser, see `export.submit_browser_parity`, which checks all of it.
     """
 
