@@ -27,9 +27,9 @@ class Quantization:
     """How int8 is made.
 
     Attributes:
-        calibration: None: the one whose predictions agree best with fp32 on validation images.
-        max_drop: percentage points of accuracy that it may lose against fp32 on validation images, as the upper end of
-            the interval says; layers that cost more are left in float. None: all layers are in integers.
+        calibration: None: the one with the best top-1 agreement with fp32 on validation images.
+        max_drop: limit, in percentage points, of the upper end of the interval of the accuracy drop against fp32 on
+            validation images; layers that cost more are left in float. None: all layers are in integers.
     """
 
     calibration: Calibration | None = None
