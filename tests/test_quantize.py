@@ -286,6 +286,7 @@ def test_a_plain_file_within_the_limit_is_kept(monkeypatch: pytest.MonkeyPatch) 
     assert json.loads(made.graph) == ["mse", []]
     assert made.how.in_float == ()
     assert made.how.drop == made.how.plain
+    assert made.how.paid == 0
     assert made.how.drop is not None
     assert (made.how.drop.lost, made.how.drop.level) == (2, 1 - 0.05 / 2)
 
@@ -399,6 +400,7 @@ def check(file: Path, run: Run, store: Store, written: dict[str, Any], limit: fl
     assert model.metadata["layers_in_float"] == [one["name"] for one in told["layers"] if one["in_float"]]
     assert model.metadata["max_drop"] == told["max_drop"]
     assert written["bytes"] == file.stat().st_size
+    assert (told["paid"] == 0) == (not model.metadata["layers_in_float"])
 
 
 @pytest.mark.slow

@@ -101,12 +101,11 @@ def _quantized(told: dict[str, Any], size: int) -> list[str]:
     if told["max_drop"] is None:
         return lines
     kept = [layer for layer in told["layers"] if layer["in_float"]]
-    paid = size - told["plain_bytes"]
     lines += [
         f"limit {told['max_drop']:g} points met: {in_points(told['drop'])}",
-        f"all layers in integers: {in_points(told['plain'])}, {told['plain_bytes']:,} bytes",
+        f"all layers in integers: {in_points(told['plain'])}, {size - told['paid']:,} bytes",
         f"{len(kept)} of {len(told['layers'])} layers computed in float (their weights stored in 8 bits): "
-        f"{paid:+,} bytes",
+        f"{told['paid']:+,} bytes",
         f"sensitivity (KL divergence with this layer alone in integers, {told['images']} calibration images):",
     ]
     ranked = sorted(told["layers"], key=lambda layer: -layer["divergence"])

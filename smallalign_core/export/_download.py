@@ -135,7 +135,7 @@ Limit: at most {told["max_drop"]:g} percentage points of accuracy lost against f
 The level of the interval is corrected for the files compared (Bonferroni).
 
 {len(kept)} of {len(told["layers"])} layers are computed in float, with weights stored in 8 bits. That changes the size
-by {report["bytes"] - told["plain_bytes"]:+,} bytes. Sensitivity is the KL divergence of the predictions with one layer alone in
+by {told["paid"]:+,} bytes. Sensitivity is the KL divergence of the predictions with one layer alone in
 integers from those with none, in nats, on {told["images"]:,} calibration images.
 
 | layer | weights | sensitivity | computed in |

@@ -109,7 +109,7 @@ def quantized(
     return Made(
         graph,
         Quantized(
-            *(chosen, told.agreement, how.max_drop, drop, whole, len(finish(plain))),
+            *(chosen, told.agreement, how.max_drop, drop, whole, len(graph) - len(plain)),
             layers=layers,
             images=min(SENSED, len(pixels)),
         ),

@@ -122,7 +122,8 @@ class Quantized:
         calibration: how the ranges of activations follow from their values.
         agreement: share of validation images with fp32's top-1 by calibration; of those that were compared.
         max_drop: percentage points that the upper end of `drop` keeps below; None: no limit was set.
-        drop: of this file; plain: of the file with all layers in integers, which has `plain_bytes` bytes.
+        drop: of this file; plain: of the file with all layers in integers.
+        paid: bytes that the layers in float cost, compared with that file; negative where they save some.
         layers: by their order in the network; without a limit none.
         images: calibration images of their divergences.
     """
@@ -132,7 +133,7 @@ class Quantized:
     max_drop: float | None = None
     drop: Drop | None = None
     plain: Drop | None = None
-    plain_bytes: int | None = None
+    paid: int | None = None
     layers: tuple[LayerSensitivity, ...] = ()
     images: int = 0
 

@@ -172,17 +172,16 @@ def quantized(report: ExportReport) -> None:
     st.caption(
         f"Calibration: {CALIBRATIONS[told.calibration]}. Top-1 agreement with fp32 on validation images: {compared}."
     )
-    if told.drop is None or told.plain is None or told.plain_bytes is None:
+    if told.drop is None or told.plain is None or told.paid is None:
         return
     st.success(
         f"Limit of {told.max_drop:g} points met: accuracy drop {in_points(asdict(told.drop))}.",
         icon=":material/verified:",
     )
-    paid = report.bytes - told.plain_bytes
     st.caption(
         f"{len(told.in_float)} of {len(told.layers)} layers are computed in float, their weights stored in 8 bits: "
-        f"{paid:+,} bytes. With all layers in integers: {in_points(asdict(told.plain))}, "
-        f"{formatting.size(told.plain_bytes)}. The level of the interval is corrected for the files compared."
+        f"{told.paid:+,} bytes. With all layers in integers: {in_points(asdict(told.plain))}, "
+        f"{formatting.size(report.bytes - told.paid)}. The level of the interval is corrected for the files compared."
     )
     with st.expander("Sensitivity by layer"):
         ranked = sorted(told.layers, key=lambda one: -one.divergence)
