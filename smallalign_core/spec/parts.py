@@ -147,7 +147,7 @@ Dropout = Annotated[float, Field(ge=0, lt=1, description="Dropout rate before th
 
 
 class Pruned(Part):
-    """Structured pruning: a network some of whose layers have fewer channels than its other fields give them.
+    """Structured pruning: some layers have fewer channels than the other fields of the network give them.
 
     With `start`, a run of the same network with more channels, those with the largest norm of their group of weights
     are kept: all weights that depend on one another (DepGraph: Fang et al., CVPR 2023). Without, they are initialized.

@@ -73,12 +73,10 @@ def _fields(run: Run, store: Store, pruned: Pruned, teacher: str, epochs: int | 
     fields |= {"start": run.id, "epochs": spec.epochs if epochs is None else epochs}
     if fields["epochs"] == 0:
         return fields | {"teacher": None, "loss": None, "shuffled": False}
-    match teacher:
-        case "same" if spec.teacher is not None:
-            return fields
-        case "same" | "self":
-            return fields | {"teacher": run.id, "loss": None}
-        case "none":
-            return fields | {"teacher": None, "loss": None, "shuffled": False}
-        case _:
-            return fields | {"teacher": store.finished(teacher).id, "loss": None}
+    if teacher == SAME and spec.teacher is not None:
+        return fields
+    if teacher in (SAME, SELF):
+        return fields | {"teacher": run.id, "loss": None}
+    if teacher == NONE:
+        return fields | {"teacher": None, "loss": None, "shuffled": False}
+    return fields | {"teacher": store.finished(teacher).id, "loss": None}
