@@ -368,6 +368,17 @@ def test_a_form_filled_from_a_pruned_run_keeps_its_widths(shown, store: Store, t
 
 
 @pytest.mark.slow
+def test_a_run_is_pruned_from_its_page(shown, store: Store, train: Train) -> None:
+    run = train(network={"kind": "cnn", "width": 8}, epochs=1)
+    app = shown("runs", run=run.id)
+    next(one for one in app.button if one.label == "Start pruned run").click().run()
+    assert not app.error
+    (made,) = [one for one in store.runs() if one.id != run.id]
+    assert made.spec.start == made.spec.teacher == run.id
+    assert made.spec.network.pruned is not None
+
+
+@pytest.mark.slow
 def test_export_explains_that_an_import_is_an_onnx_file_already(shown, store: Store, tmp_path: Path) -> None:
     export.export(store.run("digits-student"), tmp_path / "s.onnx")
     imported = foreign.import_onnx(tmp_path / "s.onnx", DataSpec(source="digits"), store)

@@ -105,6 +105,15 @@ def submit(store: Store, asked: requests.Submit) -> Submitted:
     return Submitted(run.id, str(run.state), known)
 
 
+def prune(store: Store, asked: requests.Prune) -> Submitted:
+    """Queue a run that starts from the strongest channels of a finished one."""
+    from smallalign_core.training.pruned import spec_of
+
+    store.user.require("start runs")
+    store.user.check_room(store.root)
+    return submit(store, requests.Submit(spec_of(store.finished(asked.run), store, asked.share, of=asked.of)))
+
+
 def estimate(store: Store, asked: requests.Estimate) -> Cost:
     """Estimate the cost of a run: of a network that cannot be exported, without sizes."""
     from smallalign_core import export, networks
@@ -230,6 +239,7 @@ def landscape(store: Store, asked: requests.MeasureLandscape) -> LandscapeProgre
 HANDLERS: dict[type[Request[Any]], Callable[[Store, Any], Any]] = {
     requests.Inspect: inspect,
     requests.Submit: submit,
+    requests.Prune: prune,
     requests.Estimate: estimate,
     requests.StartStudy: start_study,
     requests.EstimateStudy: estimate_study,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from smallalign_core.analysis.compare import Compared
 from smallalign_core.analysis.data_quality import QualityReport
@@ -111,6 +111,20 @@ class Submit(Request[Submitted]):
     """Queue the run of a spec."""
 
     spec: RunSpec
+
+
+@dataclass(frozen=True)
+class Prune(Request[Submitted]):
+    """Queue a run that starts from the strongest channels of a finished one.
+
+    Attributes:
+        share: of its size that may be left, between 0 and 1.
+        of: what its size is.
+    """
+
+    run: str
+    share: float
+    of: Literal["macs", "params"] = "macs"
 
 
 @dataclass(frozen=True)
