@@ -124,7 +124,7 @@ def test_encodings(encoding: str, root: Path) -> None:
     assert ("was read as Latin-1" in told(splits)) == (encoding == "latin-1")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     cells=st.lists(
         st.tuples(
