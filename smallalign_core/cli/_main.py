@@ -35,6 +35,7 @@ from smallalign_core.cli.data import inspect
 from smallalign_core.cli.export import export, verify
 from smallalign_core.cli.landscape import landscape
 from smallalign_core.cli.models import convert, import_, preflight
+from smallalign_core.cli.prune import prune
 from smallalign_core.cli.runs import app as runs_app
 from smallalign_core.cli.search import shrink
 from smallalign_core.cli.studies import optimizers, scale
@@ -55,6 +56,7 @@ for command in (
     train,
     submit,
     ablate,
+    prune,
     shrink,
     optimizers,
     scale,

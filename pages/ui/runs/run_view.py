@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import streamlit as st
 
@@ -18,6 +18,7 @@ from pages.ui.widgets.run_table import RunRow
 from smallalign_core import data
 from smallalign_core.metrics import in_words, macro_of
 from smallalign_core.runs.store import Run, State, Store
+from smallalign_core.service.requests import Prune
 from smallalign_core.spec import each_code
 from smallalign_core.studies import ablation, lifecycle
 from smallalign_core.studies.ablation import What, capital
@@ -28,6 +29,7 @@ CONTROLS: dict[What, str] = {
     "balance": "without class balance",
 }
 SELECTED = {"accuracy": "accuracy", "macro": "macro recall"}
+SIZES: dict[Literal["macs", "params"], str] = {"macs": "Multiply-accumulates", "params": "Parameters"}
 EVIDENCE = 3
 """Seeds below which results carry a warning."""
 
@@ -139,10 +141,24 @@ def _actions(run: Run, row: RunRow, store: Store) -> None:
                 icon=":material/school:",
                 query_params={"teacher": row.id, "data": row.source},
             )
+            _prune(row)
         if not row.in_zoo:
             st.page_link("distil.py", label="Duplicate and edit", icon=":material/edit:", query_params={"like": row.id})
         if not state.active and not row.in_zoo:
             _delete(run, store)
+
+
+def _prune(row: RunRow) -> None:
+    with st.popover("Prune", icon=":material/content_cut:"):
+        st.write(
+            "Remove the channels that matter least, then train the smaller network again, with the teacher of this run "
+            "or, without one, with this run as teacher. The result is a new run."
+        )
+        of = st.segmented_control("Size", list(SIZES), required=True, format_func=SIZES.__getitem__, key="prune-of")
+        share = st.slider("Share to keep (%)", 5, 95, 50, 5, key="prune-share")
+        if st.button("Start pruned run", type="primary"):
+            begun = context.call(Prune(row.id, share / 100, of or "macs"), "Choosing channels")
+            st.switch_page("runs.py", query_params={"run": begun.id})
 
 
 def _delete(run: Run, store: Store) -> None:
