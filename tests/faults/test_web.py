@@ -37,7 +37,7 @@ from pages.ui.security import auth as access, middleware
 from smallalign_core.errors import BadInput, Refused
 from smallalign_core.runs import policies, uploads
 from smallalign_core.runs.queue import UNRESTRICTED
-from smallalign_core.runs.store import Run, State, Store
+from smallalign_core.runs.store import Run, State, Store, _take
 from smallalign_core.service import handlers, worker
 from smallalign_core.service.client import BackendClient
 from smallalign_core.service.requests import Ablate, Inspect, StartStudy, Submit
@@ -749,5 +749,5 @@ def test_a_viewer_takes_no_run_into_the_store(store: Store, train: Train, tmp_pa
     shutil.copytree(run.folder, elsewhere)
     other = Store(tmp_path / "other", VIEWER)
     with pytest.raises(Refused, match="not take runs into the store"):
-        other._adopt(other.run(str(elsewhere)))
+        _take.run(other.run(str(elsewhere)), other)
     assert not other.root.exists()
