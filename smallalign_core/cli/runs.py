@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from smallalign_core import data
 from smallalign_core.cli._shared import (
@@ -112,7 +112,8 @@ def runs_list(
         return
     found = asked.select(membership.rows(place))
     tagged, placed = any(row.tags for row in found), any(row.study for row in found)
-    shown = Table("id or name", "state", "run", "test accuracy", "macro recall", "parameters")
+    id_column = Column("id or name", no_wrap=True, overflow="fold")  # to be copied
+    shown = Table(id_column, "state", "run", "test accuracy", "macro recall", "parameters")
     for name, there in (("tags", tagged), ("study", placed)):
         if there:
             shown.add_column(name)

@@ -20,6 +20,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 from smallalign_core.errors import BadInput
@@ -63,7 +64,8 @@ OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     ":": operator.eq,
 }
 DAY = 86_400.0
-UNITS = {"": 1.0, "%": 0.01, "k": 1e3, "m": 1e6}
+UNITS = {"": 0, "%": -2, "k": 3, "m": 6}
+"""Powers of ten."""
 TERM = re.compile(r"(?P<no>-)?(?:(?P<field>[A-Za-z]+)(?P<sign>>=|<=|!=|[><=:]))?(?P<value>.*)", re.DOTALL)
 WORDS = ("name", "title", "state", "data", "tag", "teacher", "study", "notes")
 """Fields that a word without a field is searched in."""
@@ -189,7 +191,7 @@ def _number(field: str, value: str, term: str) -> float:
     parts = re.fullmatch(r"([-+]?\d*\.?\d+(?:e[-+]?\d+)?)(%|k|m)?", value.lower())
     if parts is None:
         raise BadInput(f"{field} is compared with a number", given=term, do="write for example acc>0.95 or params<50k")
-    return float(parts[1]) * UNITS[parts[2] or ""]
+    return float(Decimal(parts[1]).scaleb(UNITS[parts[2] or ""]))  # 95% is 0.95 to the last bit
 
 
 def _key(row: RunRow, field: str) -> Any:

@@ -26,7 +26,8 @@ class Members:
     """The runs of a study as far as they are known.
 
     Attributes:
-        id, kind, title: of the study.
+        id, kind: of the study.
+        title: its kind and its title.
         active: whether workers take its runs automatically.
         runs: ids of its runs, whether they exist yet or not.
     """
@@ -72,7 +73,7 @@ def _members(root: str, id: str, stamp: tuple[int, ...]) -> Members:  # noqa: AR
     store = Store(root)
     study = Study(store.root / "studies" / id)
     wanted = frozenset(map(digest, study.wanted(store)))
-    return Members(study.id, study.kind, study.title, study.created, study.active, wanted)
+    return Members(study.id, study.kind, f"{study.kind}: {study.title}", study.created, study.active, wanted)
 
 
 def _changed(file: Path) -> int:

@@ -266,6 +266,9 @@ def test_a_viewer_changes_nothing(store: Store, train: Train) -> None:
         lambda: watched.submit(resolve(store, tiny(seed=6))),
         lambda: watched.enqueue(stopped),
         lambda: watched.delete(run.id),
+        lambda: watched.annotate([run.id], name="mine"),
+        lambda: watched.restore(run.id),
+        watched.empty_trash,
         lambda: watched.run(waiting.id).request("cancel"),
         lambda: watched.run(waiting.id).request("pause"),
         lambda: watched.queue()[0].request("cancel"),
@@ -324,7 +327,7 @@ def test_a_viewer_sees_the_page_and_a_sentence(
     assert [one.value for one in page.text] == ["Eve · viewer"]
     page.query_params["run"] = run.id
     page.switch_page("runs.py").run()
-    next(one for one in page.button if one.label == "Delete permanently").click().run()
+    next(one for one in page.button if one.label == "Move to trash").click().run()
     assert any("Your account is read-only: you cannot delete runs" in error.value for error in page.error)
     assert run.finished
 
