@@ -310,7 +310,7 @@ def test_the_desk_answers_whoever_may_look(near_store: Store) -> None:
     asked = {
         "verb": "CheckQuality",
         "values": {"data": {"source": "digits"}, "patience": 0},
-        "visitor": "eve",
+        "user": "eve",
         "role": "viewer",
     }
     answers = io.StringIO()

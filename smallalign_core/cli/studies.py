@@ -106,7 +106,7 @@ def train_study(study: lifecycle.Study, place: Store, device: str, ray: str | No
         observe = held.enter_context(_watched(study, place))
         if cluster is not None:
             cluster.observe = observe
-        for error in lifecycle.run_to_end(study, place, device=device, stop=stop, observe=observe, crew=cluster):
+        for error in lifecycle.run_to_end(study, place, device=device, stop=stop, observe=observe, executor=cluster):
             progress_console.print(str(error), highlight=False, markup=False, soft_wrap=True)
 
 

@@ -86,13 +86,13 @@ def automatic(images: ImageSet) -> Work[Decisions]:
     features = _flat((yield from resumable.part_of(_near_duplicates.thumbnails([images], SIDE), 0, 2)))
     classes = len(images.classes)
     pool = _labels.Pool(features, images.labels, images.ids, classes, len(images))
-    judged = yield from resumable.part_of(_labels.out_of_sample(pool), 1, 2)
-    suspects = _labels.suspects(images.labels, judged.probabilities)
+    crossed = yield from resumable.part_of(_labels.out_of_sample(pool), 1, 2)
+    suspects = _labels.suspects(images.labels, crossed.probabilities)
     drop = {int(one) for one in images.ids[suspects.rows[suspects.sure]]}
     once: set[int] = set()
     for group in _near_duplicates.exact(images.ids):
         (once if len(np.unique(images.labels[group])) == 1 else drop).add(int(images.ids[group[0]]))
-    own = judged.probabilities[np.arange(len(images)), images.labels]
+    own = crossed.probabilities[np.arange(len(images)), images.labels]
     for label in range(classes):
         rows = np.flatnonzero(images.labels == label)
         if len(rows) and all(int(one) in drop for one in images.ids[rows]):
@@ -167,10 +167,10 @@ class QualityCheck:
         duplicates, leaks = _near_duplicates.decided(atlas, pairs)
         features = yield from resumable.part_of(self._features(), 2, 5)
         pool = _labels.Pool(features, atlas.labels, atlas.ids, len(self.splits.classes), self.learned)
-        judged = yield from resumable.part_of(_labels.out_of_sample(pool), 3, 5)
+        crossed = yield from resumable.part_of(_labels.out_of_sample(pool), 3, 5)
         votes = yield from resumable.part_of(evidence.votes(self.voters, self.store, parts), 4, 5)
-        voted = self._trusted(votes, judged, atlas.labels)
-        probabilities = np.where(voted[:, None], votes.probabilities, judged.probabilities)
+        voted = self._trusted(votes, crossed, atlas.labels)
+        probabilities = np.where(voted[:, None], votes.probabilities, crossed.probabilities)
         names, own = self.splits.classes, slice(self.learned)
         confused = _labels.confused(atlas.labels[own], probabilities[own])
         agreed = probabilities.argmax(1) == atlas.labels
@@ -196,7 +196,7 @@ class QualityCheck:
             pairs=tuple(Pair((names[a], names[b]), share, round(share * self.learned)) for a, b, share in confused),
             outliers=tuple(
                 Outlier(*_at(atlas, row), float(score), path=atlas.path(row))
-                for row, score in zip(*_outliers.outliers(judged.distance), strict=True)
+                for row, score in zip(*_outliers.outliers(crossed.distance), strict=True)
             ),
             pixels=tuple(PixelIssue(*_at(atlas, row), kind, value, path=atlas.path(row)) for kind, row, value in odd),
             hard=_hard(atlas, votes),
@@ -217,14 +217,14 @@ class QualityCheck:
         return _flat((yield from _near_duplicates.thumbnails(parts, SIDE)))
 
     def _trusted(
-        self, votes: evidence.Votes, judged: _labels.OutOfSample, labels: NDArray[np.int64]
+        self, votes: evidence.Votes, crossed: _labels.OutOfSample, labels: NDArray[np.int64]
     ) -> NDArray[np.bool_]:
         """Images whose labels are checked by votes, bool [N]: with enough votes, if these predict better or are
         requested.
         """
         enough = votes.count >= evidence.LEAST_VOTES
         rows = np.flatnonzero(enough[: self.learned])
-        both = (votes.probabilities, judged.probabilities)
+        both = (votes.probabilities, crossed.probabilities)
         right, others = ((said[rows].argmax(1) == labels[rows]).sum() for said in both)
         return enough if right > others or self.method == "votes" else np.zeros_like(enough)
 

@@ -96,20 +96,18 @@ class Store:
     Args:
         root: the folder; made when something is first written. By default SMALLALIGN_STORE, or `models` in the working
             directory.
-        visitor: the user it acts for; the library and the command line act for the owner, with all rights.
+        user: the user it acts for; the library and the command line act for the owner, with all rights.
         showing: what is computed fills a page that was opened, which is no look at test: see `count_test_look`.
     """
 
-    def __init__(
-        self, root: Path | str | None = None, visitor: Access = UNRESTRICTED, *, showing: bool = False
-    ) -> None:
+    def __init__(self, root: Path | str | None = None, user: Access = UNRESTRICTED, *, showing: bool = False) -> None:
         root = (os.environ.get("SMALLALIGN_STORE") or "models") if root is None else root
         if not str(root).strip():
             raise Refused("the store's path is empty", do="give a folder, or leave the option out")
-        self.root, self.visitor, self.showing = Path(root), visitor, showing
+        self.root, self.user, self.showing = Path(root), user, showing
 
     def _at(self, folder: Path) -> Run:
-        return Run(folder, self.visitor)
+        return Run(folder, self.user)
 
     @property
     def runs_folder(self) -> Path:
@@ -207,7 +205,7 @@ class Store:
         return run
 
     def name_of(self, reference: str) -> str:
-        """A name that people know: the zoo's for its ids, else the reference itself."""
+        """The familiar name: the zoo's for its ids, else the reference itself."""
         return next((run.name for run in self.zoo() if run.id == reference), reference)
 
     def named(self, spec: RunSpec) -> RunSpec:
@@ -223,7 +221,7 @@ class Store:
             UnknownRun, Refused: a teacher or start is not there, or not finished.
             BadModel: the weights to start from cannot be used.
         """
-        spec = python_files.filled(spec, self.visitor)
+        spec = python_files.filled(spec, self.user)
         network, teachers = spec.network, [self.finished(name) for name in spec.teachers]
         start = self.finished(spec.start) if spec.start else None
         for run in (*teachers, *([start] if start else [])):
@@ -268,9 +266,9 @@ class Store:
         Raises:
             Refused: the user may not start runs, or not so many; `together`: see `Access.check_room`.
         """
-        self.visitor.require("start runs")
+        self.user.require("start runs")
         if self.find(spec) is None:  # before there is a folder
-            self.visitor.check_room(self.root, together=together)
+            self.user.check_room(self.root, together=together)
         return self.enqueue(self.create(spec), together=together)
 
     def enqueue(self, run: Run, *, together: bool = False) -> Run:
@@ -278,10 +276,10 @@ class Store:
         if run.state not in (State.FINISHED, State.RUNNING, State.QUEUED):
             with contextlib.suppress(BadModel):  # a damaged run says so when it is taken
                 if each_code(run.spec):
-                    self.visitor.require_code()
+                    self.user.require_code()
             # Under the lock: a worker that takes or finishes it at this moment must not be left a stale marker.
             with (
-                self.visitor.admit(self.root, together=together) as turn,
+                self.user.admit(self.root, together=together) as turn,
                 contextlib.suppress(Timeout),
                 run.lock(timeout=2.0),
             ):
@@ -302,7 +300,7 @@ class Store:
         return [lock.stem.removeprefix("worker-") for lock in locks if is_held(lock)]
 
     def queue(self) -> list[Run]:
-        """Runs that wait, in the order in which they will be trained: visitors take turns."""
+        """Runs that wait, in the order in which they will be trained: users take turns."""
         return [run for run in map(self._at, queued(self.root)) if not run.finished]
 
     def _own(self, reference: str, verb: str) -> Run:
@@ -334,23 +332,25 @@ class Store:
             UnknownRun, Refused: a run is not there, in the zoo, or elsewhere; read-only user.
             BadModel: the notes of a run are damaged.
         """
-        self.visitor.require("change names, notes and tags")
+        self.user.require("change names, notes and tags")
         name = None if name is None else _notes.checked_name(name)
         text = None if text is None else _notes.checked_text(text)
         tag = _notes.checked_tags(tag)
         if name and len(references) > 1:
             raise BadInput("several runs cannot have one name", given=name, do="name one run, or use a tag")
         runs = [self._own(reference, "renamed") for reference in references]
-        with FileLock(self.root / _notes.LOCK, timeout=10):
-            changed = []
-            for run in runs:
-                before = run.notes
-                tags = _notes.retagged(before.tags, tag, untag)
-                now = Notes(before.name if name is None else name, before.text if text is None else text, tags)
-                changed.append((run, before, now))
-            for run, before, now in changed:
-                if now != before:
+        try:
+            with FileLock(self.root / _notes.LOCK, timeout=10):
+                changed = []
+                for run in runs:
+                    before = run.notes
+                    tags = _notes.retagged(before.tags, tag, untag)
+                    now = Notes(before.name if name is None else name, before.text if text is None else text, tags)
+                    changed += [(run, now)] if now != before else []
+                for run, now in changed:
                     _notes.write(run.folder, now)
+        except Timeout:
+            raise Refused("another process is changing names, notes or tags", do="try again") from None
         return runs
 
     def delete(self, reference: str) -> Trashed:
@@ -360,7 +360,7 @@ class Store:
             UnknownRun, Refused: it is not there; it is running, in the zoo, or the teacher of an unfinished run or
                 study; read-only user.
         """
-        self.visitor.require("delete runs")
+        self.user.require("delete runs")
         run = self._own(reference, "deleted")
         pupils = []
         for other in self.runs():
@@ -391,12 +391,12 @@ class Store:
         Raises:
             UnknownRun, Refused: it is not there; it was trained again meanwhile; read-only user.
         """
-        self.visitor.require("restore runs")
+        self.user.require("restore runs")
         return self._at(_trash.restore(_trash.find(self.runs_folder, reference)))
 
     def empty_trash(self) -> int:
         """Delete the runs in the trash for good; returns their number."""
-        self.visitor.require("delete runs")
+        self.user.require("delete runs")
         found = self.trash()
         for one in found:
             shutil.rmtree(one.run.folder, ignore_errors=True)

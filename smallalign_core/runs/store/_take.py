@@ -53,7 +53,7 @@ def run(found: Run, store: Store) -> None:
     with contextlib.suppress(UnknownRun):
         store.run(found.id)
         return
-    store.visitor.require("take runs into the store")
+    store.user.require("take runs into the store")
     if hashlib.sha256(found.weights.read_bytes()).hexdigest() != (found.result or {}).get("weights_sha256"):
         raise BadModel("the teacher's weights do not match the digest in its result", given=found.folder)
     target = store.runs_folder / found.id
