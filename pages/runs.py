@@ -4,7 +4,6 @@ import streamlit as st
 
 from pages.ui.app import context
 from pages.ui.runs import run_list, run_view
-from pages.ui.widgets import run_table
 from smallalign_core.errors import UnknownRun
 
 store = context.store()
@@ -19,9 +18,4 @@ if reference := st.query_params.get("run"):
     st.stop()
 
 st.title("Runs")
-if all(row.in_zoo for row in run_table.rows(store)):
-    st.info("No runs yet. Start the demo on Home, or configure a run on Distill.")
-    with st.container(horizontal=True):
-        st.page_link("home.py", label="Run the demo (30 s)", icon=":material/play_arrow:")
-        st.page_link("distil.py", label="Configure a run", icon=":material/science:")
 run_list.show(store)

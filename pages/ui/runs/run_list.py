@@ -63,7 +63,12 @@ class Line:
 
 def show(store: Store) -> None:
     """Draw the list; it polls only while a run or study is active."""
-    rows = membership.rows(store)
+    rows = run_table.rows(store)
+    if all(row.in_zoo for row in rows):
+        st.info("No runs yet. Start the demo on Home, or configure a run on Distill.")
+        with st.container(horizontal=True):
+            st.page_link("home.py", label="Run the demo (30 s)", icon=":material/play_arrow:")
+            st.page_link("distil.py", label="Configure a run", icon=":material/science:")
     active = any(row.state in (State.QUEUED, State.RUNNING) for row in rows)
     st.fragment(_draw, run_every=context.pace(TICK_SECONDS) if active else None, key="run-list")(store, active)
 
