@@ -9,6 +9,11 @@ from typing import Final
 
 PAGE: Final = "opened-page"
 """The page on screen: fragments rerun without the frame, and read it there."""
+TITLE: Final = "title"
+TITLE_PROGRESS: Final = "title-progress"
+"""What the title of the tab is made of: fragments change it."""
+SPOKEN_OF: Final = "spoken-of"
+"""The run that was in training when the status strip was drawn last."""
 DATA: Final = "data"
 """The dataset in hand, which goes along from page to page."""
 READING: Final = "reading"

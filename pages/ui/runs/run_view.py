@@ -8,7 +8,7 @@ from typing import Any
 import streamlit as st
 
 from pages.ui.ablation import panel as worth
-from pages.ui.app import context, keys
+from pages.ui.app import context, keys, titles
 from pages.ui.charts import basic
 from pages.ui.distill import python_file, spec_summary
 from pages.ui.landscape import panel as landscapes
@@ -36,8 +36,9 @@ def show(run: Run, store: Store) -> None:
     """The whole view of `run`; it updates by itself only while the run is active."""
     row = run_table.row(run, store)
     colour, icon = formatting.STATES[row.state]
+    titles.name(row.name if row.in_zoo else row.display_name or row.title.split(" · ")[0])
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.header(
+        st.title(
             formatting.plain(row.name if row.in_zoo else row.display_name or row.title.split(" · ")[0]),
             anchor=False,
             width="content",
