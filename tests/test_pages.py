@@ -232,7 +232,7 @@ def test_a_damaged_run_says_so_and_can_be_deleted(shown, store: Store):
     app = shown("runs", run=run.name)
     assert "damaged" in app.error[0].value
 
-    next(button for button in app.button if button.label == "Delete permanently").click().run()
+    next(button for button in app.button if button.label == "Move to trash").click().run()
 
     assert not run.folder.exists()
 
@@ -281,7 +281,7 @@ def test_the_table_is_filtered_by_words(shown, train: Train):
 
     app.text_input(key="runs/filter").set_value("teacher resnet").run()
 
-    assert next(iter(app.dataframe[0].value["What"])).startswith("digits-teacher")
+    assert next(iter(app.dataframe[0].value["Run"])).startswith("digits-teacher")
     assert len(app.dataframe[0].value) == 1
 
 

@@ -211,7 +211,7 @@ def evaluate(
 @app.command()
 def doctor(
     fix: Annotated[
-        bool, typer.Option("--fix", help="Remove stale files, and damaged caches that can be rebuilt.")
+        bool, typer.Option("--fix", help="Remove stale files, damaged caches that can be rebuilt, and deleted runs.")
     ] = False,
     mend: Annotated[bool, typer.Option("--mend", hidden=True, help="The name of --fix until 2026-11.")] = False,
     store: Annotated[

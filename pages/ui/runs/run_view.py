@@ -8,11 +8,11 @@ from typing import Any, Literal
 import streamlit as st
 
 from pages.ui.ablation import panel as worth
-from pages.ui.app import context
+from pages.ui.app import context, keys, titles
 from pages.ui.charts import basic
 from pages.ui.distill import python_file, spec_summary
 from pages.ui.landscape import panel as landscapes
-from pages.ui.runs import live
+from pages.ui.runs import live, notes_form
 from pages.ui.widgets import formatting, run_table, url_state
 from pages.ui.widgets.run_table import RunRow
 from smallalign_core import data
@@ -38,9 +38,12 @@ def show(run: Run, store: Store) -> None:
     """The whole view of `run`; it updates by itself only while the run is active."""
     row = run_table.row(run, store)
     colour, icon = formatting.STATES[row.state]
+    titles.name(row.name if row.in_zoo else row.display_name or row.title.split(" · ")[0])
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.header(
-            formatting.plain(row.name if row.in_zoo else row.title.split(" · ")[0]), anchor=False, width="content"
+        st.title(
+            formatting.plain(row.name if row.in_zoo else row.display_name or row.title.split(" · ")[0]),
+            anchor=False,
+            width="content",
         )
         st.badge(row.state, icon=icon, color=colour)
     if row.state == run_table.DAMAGED:
@@ -51,6 +54,12 @@ def show(run: Run, store: Store) -> None:
         _delete(run, store)
         return
     st.caption(f"{formatting.plain(row.title)} · run `{row.id}`")
+    if not row.in_zoo:
+        tags = "".join(f" :gray-badge[{formatting.plain(tag)}]" for tag in row.tags)
+        if row.notes or tags:
+            st.markdown(f"{formatting.plain(row.notes)}{tags}")
+        with st.popover("Name, notes and tags", icon=":material/edit_note:", type="tertiary"):
+            notes_form.show(run, store, key="run")
     if row.imported:
         _imported(run, row, store)
         return
@@ -163,9 +172,9 @@ def _prune(row: RunRow) -> None:
 
 def _delete(run: Run, store: Store) -> None:
     with st.popover("Delete", icon=":material/delete:"):
-        st.write("Delete this run with its weights and curves? This cannot be undone.")
-        if st.button("Delete permanently", type="primary"):
-            lifecycle.delete_run(store, run.name)
+        st.write("Move this run to the trash? It can be restored until the trash is emptied.")
+        if st.button("Move to trash", type="primary"):
+            st.session_state[keys.RUNS_DELETED] = ([lifecycle.delete_run(store, run.name).id], [])
             st.switch_page("runs.py")
 
 
