@@ -137,6 +137,20 @@ def test_ticked_runs_are_tagged_moved_to_the_trash_and_taken_back(browser: Any, 
     assert six.trash() == []
 
 
+@pytest.mark.parametrize("width", [400, 1280])
+def test_the_list_with_a_selection_is_accessible(browser: Any, site: str, six: Store, width: int) -> None:
+    import axe
+
+    page = browser.new_context(color_scheme="dark", viewport={"width": width, "height": 1400}).new_page()
+    page.set_default_timeout(PATIENCE)
+    page.goto(f"{site}/runs?filter=mlp")
+    listed(page, 3)
+    for row in (0, 1):
+        tick(page, row)
+    page.get_by_text("Spec differences").wait_for()
+    assert axe.grave(page) == []
+
+
 def wait(true: Callable[[], bool], page: Any) -> None:
     """Wait until something is true, with the browser going on."""
     for _ in range(PATIENCE // 100):
