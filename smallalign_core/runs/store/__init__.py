@@ -42,7 +42,7 @@ from smallalign_core.errors import BadModel, Refused, SmallAlignError, UnknownRu
 from smallalign_core.runs import python_files
 from smallalign_core.runs.queue import UNRESTRICTED, Access, queued
 from smallalign_core.runs.store._run import Run as Run, State as State
-from smallalign_core.spec import GivenNetwork, RunSpec, digest, each_code
+from smallalign_core.spec import GivenNetwork, LibraryNetwork, RunSpec, digest, each_code
 from smallalign_core.spec.parts import REST
 from smallalign_core.system import limits, sandbox
 from smallalign_core.system.extras import PACKAGE
@@ -231,6 +231,10 @@ class Store:
                 file = self._converted(file)
             accepted = {"weights": str(file), "weights_sha256": sandbox.accepted_weights(file)}
             network = network.model_copy(update=accepted)
+        if isinstance(network, LibraryNetwork) and network.size is None:
+            from smallalign_core import networks  # imports torch: only here
+
+            network = network.model_copy(update={"size": networks.input_size(network)})
         known = {"data": filled, "network": network, "precision": precision, "start": start.id if start else None}
         return spec.with_teachers([run.id for run in teachers]).model_copy(update=known)
 
