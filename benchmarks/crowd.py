@@ -1,6 +1,6 @@
-"""A crowd: fifty visitors look and click at the same time, on this machine's loopback interface only.
+"""A crowd: fifty users look and click at the same time, on this machine's loopback interface only.
 
-    python benchmarks/crowd.py [--visitors 50] [--clicks 10] [--seconds 60]
+    python benchmarks/crowd.py [--users 50] [--clicks 10] [--seconds 60]
 
 Starts a dashboard of its own on an empty store, and speaks Streamlit's protocol to it as a browser does (no pixels are
 drawn, so this measures the server). Visitors open Distill and click Start training, each with other seeds, spread over
@@ -42,7 +42,7 @@ MOST_SECONDS, MOST_CORES, MOST_MB = 1.5, 0.5, 600
 
 
 class Visit:
-    """One visitor's connection: what the page showed, and how long it took."""
+    """One user's connection: what the page showed, and how long it took."""
 
     def __init__(self, line: ClientConnection) -> None:
         self.line = line
@@ -98,7 +98,7 @@ class Visit:
 
 @asynccontextmanager
 async def visiting(port: int) -> AsyncIterator[Visit]:
-    """One visitor with a browser of their own."""
+    """One user with a browser of their own."""
     here = f"127.0.0.1:{port}"
     async with connect(
         f"ws://{here}/_stcore/stream",
@@ -119,7 +119,7 @@ async def look(visit: Visit, until: float, took: list[float]) -> None:
         took.append(await visit.ask(fragment=fragment))
 
 
-async def crowd(port: int, server: psutil.Process, visitors: int, clicks: int, seconds: float) -> dict[str, Any]:
+async def crowd(port: int, server: psutil.Process, users: int, clicks: int, seconds: float) -> dict[str, Any]:
     """All figures of one crowd."""
     opened: list[float] = []
     looks: list[float] = []
@@ -134,7 +134,7 @@ async def crowd(port: int, server: psutil.Process, visitors: int, clicks: int, s
         answers["fault" if wrong else "refused" if refused else "accepted"] += 1
 
     async def one(number: int, visit: Visit) -> None:
-        await asyncio.sleep(seconds * number / visitors / clicks)
+        await asyncio.sleep(seconds * number / users / clicks)
         for click in range(clicks):
             began = time.monotonic()
             started.append(await visit.ask(seed=1000 + number * clicks + click))
@@ -152,10 +152,10 @@ async def crowd(port: int, server: psutil.Process, visitors: int, clicks: int, s
                 await over.wait()
 
         await _first(port)  # the desk imports, the images are decoded
-        for _ in range(visitors):
+        for _ in range(users):
             group.create_task(stay())
             await asyncio.sleep(0.2)
-        while len(visits) < visitors:
+        while len(visits) < users:
             await asyncio.sleep(0.1)
         began, used = time.monotonic(), _cpu(server)
         await asyncio.gather(*(one(number, visit) for number, visit in enumerate(visits)))
@@ -174,7 +174,7 @@ async def crowd(port: int, server: psutil.Process, visitors: int, clicks: int, s
         again = _queued()
         over.set()
     return {
-        "visitors": visitors,
+        "users": users,
         "clicks": sum(first.values()),
         "accepted": first["accepted"],
         "refused": first["refused"],
@@ -218,7 +218,7 @@ def _queued() -> dict[str, str]:
     return {marker.parent.name: json.loads(marker.read_text())["visitor"] for marker in markers}
 
 
-def measure(visitors: int, clicks: int, seconds: float) -> dict[str, Any]:
+def measure(users: int, clicks: int, seconds: float) -> dict[str, Any]:
     """Start a server, let the crowd in, stop the server; the figures."""
     global _store
     with tempfile.TemporaryDirectory() as place, socket.socket() as free:
@@ -244,7 +244,7 @@ def measure(visitors: int, clicks: int, seconds: float) -> dict[str, Any]:
                     ):
                         break
                     time.sleep(0.2)
-                return asyncio.run(crowd(port, psutil.Process(process.pid), visitors, clicks, seconds))
+                return asyncio.run(crowd(port, psutil.Process(process.pid), users, clicks, seconds))
             finally:
                 process.terminate()
                 process.wait(20)
@@ -252,7 +252,7 @@ def measure(visitors: int, clicks: int, seconds: float) -> dict[str, Any]:
 
 def broken(found: dict[str, Any]) -> list[str]:
     """The promises that these figures break."""
-    allowed = min(int(LIMITS["SMALLALIGN_WAITING_TOTAL"]), found["visitors"] * int(LIMITS["SMALLALIGN_WAITING_EACH"]))
+    allowed = min(int(LIMITS["SMALLALIGN_WAITING_TOTAL"]), found["users"] * int(LIMITS["SMALLALIGN_WAITING_EACH"]))
     promises = {
         f"exactly {allowed} runs wait": found["waiting"] == allowed == found["accepted"],
         "nobody has more than their share": found["most_of_one"] <= int(LIMITS["SMALLALIGN_WAITING_EACH"]),
@@ -269,11 +269,11 @@ def broken(found: dict[str, Any]) -> list[str]:
 def main() -> int:
     """Measure, print, judge."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--visitors", type=int, default=50)
+    options.add_argument("--users", type=int, default=50)
     options.add_argument("--clicks", type=int, default=10)
     options.add_argument("--seconds", type=float, default=60.0)
     asked = options.parse_args()
-    found = measure(min(asked.visitors, 200), min(asked.clicks, 50), min(asked.seconds, 600.0))
+    found = measure(min(asked.users, 200), min(asked.clicks, 50), min(asked.seconds, 600.0))
     for name, value in found.items():
         print(f"{name:30} {value:.3f}" if isinstance(value, float) else f"{name:30} {value}")
     for promise in broken(found):

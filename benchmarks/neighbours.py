@@ -1,10 +1,10 @@
-"""Does one visitor hold up another? The slowest inputs of one, and how long the questions of another take meanwhile.
+"""Does one user hold up another? The slowest inputs of one, and how long the questions of another take meanwhile.
 
     python benchmarks/neighbours.py [--rounds 10]
 
-One visitor asks for a folder of JPEGs with endless scans, a zip of the same and a folder with a named pipe, again and
+One user asks for a folder of JPEGs with endless scans, a zip of the same and a folder with a named pipe, again and
 again, each from two windows. Another asks for pictures and for what is in a dataset, first alone and then beside that.
-The delay is the longest answer beside the other visitor less the median alone. Exit code 1 above `MOST_SECONDS`.
+The delay is the longest answer beside the other user less the median alone. Exit code 1 above `MOST_SECONDS`.
 """
 
 from __future__ import annotations

@@ -23,8 +23,9 @@ st.markdown(
 
 with st.container(border=True):
     find, why = st.columns([1, 3], vertical_alignment="center")
-    find.page_link("shrink.py", label="Find the smallest model", icon=":material/compress:")
-    why.markdown("Choose images, enter at most kB and ms or at least an accuracy, and get one verified file.")
+    if find.button("Find the smallest model", type="primary", icon=":material/compress:"):
+        st.switch_page("shrink.py")
+    why.markdown("Choose your images, set limits of size, latency or accuracy, and get one verified file.")
 
 try:
     starter = store.run(STARTER).spec
@@ -44,7 +45,7 @@ else:
     spec = next(spec for spec in seeds if title(spec) not in done)
     with st.container(border=True):
         start, about = st.columns([1, 3], vertical_alignment="center")
-        if start.button("Run the demo (30 s)", type="primary", icon=":material/play_arrow:"):
+        if start.button("Run the demo (30 s)", icon=":material/play_arrow:"):
             with context.show_errors():
                 answer = context.call(Submit(spec), "Preparing the run")
                 st.switch_page("runs.py", query_params={"run": answer.id})

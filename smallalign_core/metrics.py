@@ -36,7 +36,7 @@ class Scores:
                 classes of as many images as they have (Price & Bonett, 2004).
             macro_f1: mean F1 of the same classes.
             worst_class: the class of least recall, the first of several; its recall has the 95% interval (Wilson) of
-                that class alone, which does not know that it was chosen for being the least.
+                that class alone: it does not account for the choice of the lowest.
             top5: share of images whose class is among the five largest logits, with a 95% interval (Wilson); None with
                 five classes or fewer.
     """

@@ -13,7 +13,7 @@ import yaml
 from conftest import program, tiny
 from hypothesis import given, strategies as st
 from sklearn.utils.class_weight import compute_class_weight
-from test_bank import Lesson, spec_of, weights
+from test_teacher_cache import Lesson, spec_of, weights
 
 from smallalign_core import networks
 from smallalign_core.analysis.landscape import _surface

@@ -95,7 +95,7 @@ def test_a_viewer_looks_and_does_not_decide(
     shown: Any, store: Store, dirty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data_quality.run_check(store, DataSpec(source=str(dirty)))
-    monkeypatch.setattr(auth, "visitor", lambda: User("eve", Role.VIEWER))
+    monkeypatch.setattr(auth, "current_user", lambda: User("eve", Role.VIEWER))
     app = shown("data", data=str(dirty))
     assert "decide about images" in texts(app)
     assert not {"Keep", "Drop", "Relabel", "Apply", "Run data quality check"} & labels(app)

@@ -174,7 +174,7 @@ def test_the_users_own_have_entry_points_and_are_for_the_owner(
     assert kind_of(member) == "python"
     assert member.group.startswith("smallalign.")
     for role in Role:
-        monkeypatch.setattr(forms.auth, "visitor", lambda role=role: User("somebody", role))
+        monkeypatch.setattr(forms.auth, "current_user", lambda role=role: User("somebody", role))
         assert (member in forms.offered([member, Cnn])) == (role is Role.LOCAL)
         assert Cnn in forms.offered([member, Cnn])
 

@@ -256,6 +256,55 @@ def test_every_page_opens_with_an_address_of_nonsense(page: str, shown: Show) ->
     shown(page, **JUNK)
 
 
+def drawn(app: AppTest) -> dict[str, tuple[Any, Any]]:
+    """(the value in the session, the value that the browser falls back to) of each widget of a page, by key."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for one in (*app.selectbox, *app.number_input, *app.slider, *app.text_input, *app.toggle, *app.multiselect):
+        default: Any = one.proto.default
+        if one.type in ("slider", "multiselect"):
+            default = list(default)
+        elif one.type in ("selectbox", "number_input") and not one.proto.HasField("default"):
+            default = None
+        value: Any = one.value if one.type != "text_input" else one.value or ""
+        if one.type == "selectbox":
+            value = one.index
+        elif one.type == "multiselect":
+            value = one.indices
+        elif one.type == "slider":
+            value = [value] if isinstance(value, int | float) else list(value)
+        found[str(one.key)] = (value, default)
+    for group in app.button_group:
+        found[str(group.key)] = (list(group.indices), list(group.proto.default))
+    return found
+
+
+STUDENT = '{"network":{"kind":"resnet","width":12,"depth":2},"epochs":7,"batch":50,"data":{"images":300}}'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("page", "link"),
+    [
+        ("augment", {"policy": '[{"kind":"rotate","degrees":45}]', "strength": "0.5", "seed": "7", "rows": "3,4,5"}),
+        ("distil", {"policy": '[{"kind":"rotate","degrees":20}]', "seed": "5", "teacher": "digits-teacher"}),
+        ("optimizers", {"student": STUDENT, "seeds": "5", "margin": "0.5", "budgets": "1,4"}),
+        ("scaling", {"student": STUDENT, "recipes": "augment,distil", "draws": "5", "preset": "full"}),
+        ("compare", {"teacher": "digits-teacher", "student": "digits-student", "tab": "Calibration"}),
+        ("shrink", {"kb": "30", "accuracy": "85", "minutes": "3", "unit": "of teacher"}),
+        ("export", {"run": "digits-teacher", "precision": "int8"}),
+    ],
+)
+def test_the_browser_falls_back_to_the_value_in_the_session(page: str, link: dict[str, str], shown: Show) -> None:
+    """A click may end the script before the browser has drawn a value set through the session.
+
+    It then reports the widget's default as the user's own choice: here once in a dozen visits, on a busy machine.
+    """
+    found = drawn(shown(page, data="digits", **link))
+
+    assert found
+    assert {key: pair for key, pair in found.items() if pair[0] != pytest.approx(pair[1])} == {}
+
+
 def test_the_files_are_all_read() -> None:
     assert {"pages.runs", "pages.ui.widgets.url_state", "pages.ui.compare.gallery"} <= set(modules())
     assert Path(PAGES / "frame.py").is_file()

@@ -1,4 +1,4 @@
-"""Every page, opened as a visitor would, in an empty store and with finished, failed and damaged runs in it."""
+"""Every page, opened as a user would, in an empty store and with finished, failed and damaged runs in it."""
 
 from __future__ import annotations
 

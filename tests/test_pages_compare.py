@@ -1,4 +1,4 @@
-"""The Compare page, opened as a visitor would: every tab, links, filters, what is missing, and what cannot be read."""
+"""The Compare page, opened as a user would: every tab, links, filters, what is missing, and what cannot be read."""
 
 from __future__ import annotations
 

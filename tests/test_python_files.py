@@ -496,7 +496,7 @@ def test_the_form_offers_python_to_the_owner_and_asks_before_it_runs(
     from pages.ui.security import auth
 
     file, mark = marking(tmp_path)
-    monkeypatch.setattr(auth, "visitor", lambda: User("somebody", role))
+    monkeypatch.setattr(auth, "current_user", lambda: User("somebody", role))
     app = shown("distil", data="digits", teacher="none")
     kinds = app.selectbox(key="spec.network.kind")
     if role is Role.RUNNER:

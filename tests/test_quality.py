@@ -310,7 +310,7 @@ def test_the_desk_answers_whoever_may_look(near_store: Store) -> None:
     asked = {
         "verb": "CheckQuality",
         "values": {"data": {"source": "digits"}, "patience": 0},
-        "visitor": "eve",
+        "user": "eve",
         "role": "viewer",
     }
     answers = io.StringIO()
@@ -324,7 +324,7 @@ def test_bad_questions_are_one_line(store: Store) -> None:
     for arguments, why in (
         (["nowhere"], "path does not exist"),
         (["digits", "--method", "teacher"], "needs a teacher"),
-        (["digits", "--method", "votes"], "8 finished runs"),
+        (["digits", "--method", "votes"], "'votes' is not one of"),
         (["digits", "--teacher", "nobody"], "Run not found"),
         (["digits", "--set", "noise=2"], "less than or equal to 0.9"),
         (["digits", "--decide", "/nowhere/x.json"], "exists already or its folder does not"),
@@ -379,7 +379,7 @@ def test_a_teachers_features_judge_better_than_pixels(near_store: Store) -> None
 
 
 @pytest.mark.slow
-def test_runs_vote_only_on_what_they_did_not_learn(near_store: Store) -> None:
+def test_hard_examples_are_counted_by_runs_that_did_not_learn_them(near_store: Store) -> None:
     spec = DataSpec(source="digits", noise=0.1)
     fields = {"source": "digits", "noise": 0.1}
     runs = []
@@ -390,8 +390,7 @@ def test_runs_vote_only_on_what_they_did_not_learn(near_store: Store) -> None:
         )
         runs.append(near_store.create(resolve(near_store, spec_)))
         worker.execute(runs[-1], near_store, device="cpu")
-    report = data_quality.run_check(near_store, spec, method="votes")
-    assert "votes of 10 runs not trained on the image" in report.method
+    report = data_quality.run_check(near_store, spec)
     known = [data.load(run.data, near_store.data_cache).train.ids for run in runs]
     for one in report.hard[:50]:
         assert one.votes == sum(int(one.id, 16) not in ids for ids in known)
@@ -402,11 +401,5 @@ def test_runs_vote_only_on_what_they_did_not_learn(near_store: Store) -> None:
     assert len(hard & wrong & unlearned) >= 0.9 * len(wrong & unlearned), "wrong labels are learned by nobody"
     sizes = {(run.result or {})["params"] for run in runs}
     assert {one.learned_by for one in report.hard} == {None, max(sizes)}
-    precision, recall = found_of(report, wrong)
-    assert precision >= 0.7
-    assert recall >= 0.7
-    chosen = data_quality.run_check(near_store, spec)
-    assert "predict labels better than the votes of 10 runs" in chosen.method
-    assert chosen.hard == report.hard
-    assert sum(found_of(chosen, wrong)) > precision + recall
-    assert data_quality.run_check(near_store, spec, method="pixels").hard == ()
+    pixels = data_quality.run_check(near_store, spec, method="pixels")
+    assert (pixels.hard, pixels.label_issues) == ((), report.label_issues), "votes change no label error"

@@ -31,7 +31,7 @@ from smallalign_core.studies.kinds import AnyStudySpec
 from smallalign_core.system import typed
 from tests.conftest import ROOT, SCALING, tiny
 
-DIGITS = {"verb": "Inspect", "values": {"data": {"source": "digits"}}, "visitor": "ada", "role": "runner"}
+DIGITS = {"verb": "Inspect", "values": {"data": {"source": "digits"}}, "user": "ada", "role": "runner"}
 
 
 EVIDENCE: dict[str, Any] = {

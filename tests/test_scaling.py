@@ -65,6 +65,7 @@ def resolved(store: Store, **more: Any) -> scaling.ScalingStudySpec:
         ({"teacher": "digits-teacher", "loss": {"kind": "fitnets"}}, "compares layers"),
         ({"augment": None, "recipes": None}, "has nothing to compare"),
         ({"recipes": 5}, "list of names"),
+        ({"data": {"source": "digits", "unlabeled": "more"}}, "has no unlabeled images"),
         ({"recipes": [1]}, "list of names"),
         ({"preset": ["quick"]}, "nknown preset"),
         ({"target": {"width": "abc"}, "widths": None}, "target"),

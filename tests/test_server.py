@@ -75,7 +75,7 @@ def build(store: Path, packages: Packages, hosts: tuple[str, ...] = ()) -> Starl
 
 @pytest.fixture
 def client(store: Path, packages: Packages) -> TestClient:
-    """A visitor on this machine."""
+    """A user on this machine."""
     return TestClient(build(store, packages), base_url="http://localhost:8501", client=LOCAL)
 
 
@@ -151,11 +151,11 @@ def test_nothing_but_exported_files_is_served(client: TestClient, path: str) -> 
 def test_locate_is_asked_for_safe_names_only(packages: Packages) -> None:
     asked: list[tuple[str, str]] = []
     app = Starlette(routes=list(routes(lambda run, name: asked.append((run, name)), packages)))
-    visitor = TestClient(app, base_url="http://localhost")
+    user = TestClient(app, base_url="http://localhost")
     for name in ("..", ".", "a%2fb", "a%5cb", "a b", "%00"):
-        visitor.get(f"/artifacts/run/{name}")
+        user.get(f"/artifacts/run/{name}")
     assert asked == []
-    visitor.get("/artifacts/run/a.onnx")
+    user.get("/artifacts/run/a.onnx")
     assert asked == [("run", "a.onnx")]
 
 
@@ -222,8 +222,8 @@ def test_every_answer_carries_the_security_headers(client: TestClient) -> None:
     "host", ["localhost", "LOCALHOST:80", "127.0.0.1:8501", "127.8.8.8", "[::1]:8501", "lab.example"]
 )
 def test_known_hosts_are_served(store: Path, packages: Packages, host: str) -> None:
-    visitor = TestClient(build(store, packages, hosts=("lab.example",)), base_url="http://localhost", client=LOCAL)
-    assert visitor.get("/", headers={"Host": host}).status_code == 200
+    user = TestClient(build(store, packages, hosts=("lab.example",)), base_url="http://localhost", client=LOCAL)
+    assert user.get("/", headers={"Host": host}).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_the_dashboard_sees_a_worker_on_any_device_and_starts_no_other(
     started: list[Store] = []
     monkeypatch.setattr(supervisor, "start_worker", lambda one: started.append(one) or SimpleNamespace(poll=lambda: 0))
     monkeypatch.setenv("SMALLALIGN_STORE", str(store.root))
-    monkeypatch.setattr(context.auth, "visitor", lambda: OWNER)
+    monkeypatch.setattr(context.auth, "current_user", lambda: OWNER)
     with FileLock(store.worker_lock(device)):
         assert store.workers() == [device.replace(":", "-")]
         assert context.worker_alive()

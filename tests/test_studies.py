@@ -321,10 +321,10 @@ def test_where_the_queue_has_no_room_a_study_stays_as_it_is(
     study = ask(store, resolved, 1, 2)
     for spec in study.missing(store):
         store.submit(spec).request("pause")
-    visitor = Store(store.root, User("somebody"))
+    user = Store(store.root, User("somebody"))
 
     with pytest.raises(Refused, match="at most 1 waiting run"):
-        lifecycle.start(visitor, study)
+        lifecycle.start(user, study)
 
     assert not study.active
     assert store.queue() == []

@@ -16,6 +16,7 @@ import pytest
 from conftest import command, texts
 from hypothesis import given, settings, strategies as st
 from PIL import Image
+from sklearn.datasets import load_digits
 
 import smallalign_core as sa
 from smallalign_core import data
@@ -557,6 +558,13 @@ def test_levels_of_class_folders(tmp_path: Path) -> None:
         load(root, levels=4)
 
 
+@pytest.mark.parametrize("source", ["digits", "labels.csv"])
+def test_levels_of_images_without_class_folders_are_refused(source: str, root: Path) -> None:
+    file = written(root / "labels.csv", usual())
+    with pytest.raises(BadData, match=r"(?i)come from no folders .*leave data\.levels out"):
+        data.load(parse_data({"source": str(file) if source != "digits" else source, "levels": 2}), root.parent / "c")
+
+
 def test_levels_below_splits(tmp_path: Path) -> None:
     levelled(tmp_path / "set" / "train")
     levelled(tmp_path / "set" / "testing")
@@ -591,6 +599,25 @@ def test_inspect_names_reader_and_columns(root: Path) -> None:
         assert (found["reader"], found["columns"]) == ("table", {"path": "where", "label": "coat"})
     done = command("inspect", str(file), "--set", "columns.lable=coat", *store)
     assert "unknown field `columns.lable`, did you mean `label`" in done.stderr.lower()
+
+
+def test_evaluate_names_the_columns_of_its_dataset(tmp_path: Path) -> None:
+    """In a table with two columns of labels, the digit is the one that is named."""
+    digits, rows = load_digits(), [["file", "digit", "parity"]]
+    for number in range(40):
+        file = tmp_path / f"{number}.png"
+        Image.fromarray((digits.images[number] * 15.9).astype(np.uint8)).save(file)
+        rows.append([file.name, str(digits.target[number]), str(digits.target[number] % 2)])
+    line = ("evaluate", "digits-student", "--store", str(tmp_path / "store"), "--json")
+    table = str(written(tmp_path / "t.csv", rows))
+
+    assert command(*line, "--data", table).returncode == 2
+    found = json.loads(command(*line, "--data", table, "--set", "columns.label=digit").stdout)
+    assert (found["data"], found["accuracy"] > 0.5) == (table, True)
+    assert 0 < found["images"] <= 40
+
+    alone = command(*line, "--set", "columns.label=digit")
+    assert (alone.returncode, "add --data" in alone.stderr.lower()) == (2, True)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import torch
 import yaml
 from conftest import Train, program, tiny
 from PIL import Image
-from test_bank import Lesson, spec_of, weights
+from test_teacher_cache import Lesson, spec_of, weights
 
 from smallalign_core import augment, data, export, networks
 from smallalign_core.data import ImageSet, MappedRows, Splits

@@ -194,8 +194,8 @@ def assess(
     device: torch.device | str = "cpu",
 ) -> LabelPreservation:
     """Label preservation of a policy on `images`."""
-    judge = LabelCheck(teacher, images, seed=seed, draws=draws, from_training=from_training, device=device)
-    work = judge.report(policy, strength=strength, limit=limit, grid=grid)
+    check = LabelCheck(teacher, images, seed=seed, draws=draws, from_training=from_training, device=device)
+    work = check.report(policy, strength=strength, limit=limit, grid=grid)
     while True:
         try:
             next(work)

@@ -23,6 +23,7 @@ from smallalign_core.cli._shared import (
     Reference,
     StoreOption,
     answer,
+    data_fields,
     decoding,
     named,
     percent,
@@ -173,6 +174,9 @@ def backend_(
 def evaluate(
     reference: Reference,
     data_source: Annotated[str | None, typer.Option("--data", help="Another dataset with the same classes.")] = None,
+    set: Annotated[
+        list[str] | None, typer.Option("--set", help="One field of --data: columns.label=breed. May be repeated.")
+    ] = None,
     store: StoreOption = MODELS,
     json: JsonOption = False,
 ) -> None:
@@ -182,7 +186,12 @@ def evaluate(
 
     place = Store(store)
     worker.set_threads()
-    found = comparison_api.evaluate(place, reference, data_source)
+    if set and data_source is None:
+        raise BadInput(
+            "--set describes the dataset of --data", given=" ".join(set), do="add --data, or leave --set out"
+        )
+    fields = None if data_source is None else data_fields(data_source, set)
+    found = comparison_api.evaluate(place, reference, fields)
     run = place.finished(reference)
     missed = zero_recall_classes(found["recall"])
     text = (

@@ -17,6 +17,7 @@ from rich.text import Text
 from smallalign_core import data
 from smallalign_core.errors import Refused, printable
 from smallalign_core.runs.store import check_root
+from smallalign_core.spec import set_field
 from smallalign_core.system.typed import encode
 
 
@@ -119,6 +120,14 @@ def found_at(source: str | None) -> Iterator[None]:
         yield
     for note in notes:
         progress_line(note)
+
+
+def data_fields(source: str, overrides: list[str] | None) -> dict[str, Any]:
+    """The fields of a dataset by its name or path and `--set`; `data.` may be left out before a field."""
+    fields: dict[str, Any] = {"source": source}
+    for override in overrides or []:
+        fields = set_field(fields, override.removeprefix("data."))  # as in a spec, and as messages name the field
+    return fields
 
 
 def progress_line(note: str) -> None:

@@ -8,16 +8,16 @@ from typing import Annotated, Literal
 import typer
 
 from smallalign_core.analysis import data_quality
-from smallalign_core.cli._shared import MODELS, JsonOption, SetOption, StoreOption, answer, progress
+from smallalign_core.cli._shared import MODELS, JsonOption, SetOption, StoreOption, answer, data_fields, progress
 from smallalign_core.errors import BadInput
 from smallalign_core.runs.store import Store
 from smallalign_core.service import handlers
 from smallalign_core.service.requests import Inspect
-from smallalign_core.spec import parse_data, set_field
+from smallalign_core.spec import parse_data
 from smallalign_core.system import resumable
 from smallalign_core.system.typed import plain
 
-Method = Literal["auto", "votes", "teacher", "pixels"]
+Method = Literal["auto", "teacher", "pixels"]
 
 
 def inspect(
@@ -35,14 +35,12 @@ def inspect(
     json: JsonOption = False,
 ) -> None:
     """Check data quality: class balance, duplicates, leakage, suspected label errors, outliers, unreadable files."""
-    place, fields = Store(store), {"source": data_source}
-    for override in set or []:
-        fields = set_field(fields, override.removeprefix("data."))  # as in a spec, and as messages name the field
+    place = Store(store)
     if decide is not None and (decide.exists() or not decide.parent.is_dir()):
         raise BadInput(
             "the decisions file exists already or its folder does not", given=decide, do="choose another name"
         )
-    spec = parse_data(fields)
+    spec = parse_data(data_fields(data_source, set))
     facts = handlers.inspect(place, Inspect(spec))
     check = data_quality.QualityCheck(place, spec, method, teacher)  # validates before any bar is shown
     with progress("checking data quality") as update:

@@ -18,7 +18,7 @@ from smallalign_core.cli._shared import (
     answer,
     progress_console,
 )
-from smallalign_core.cli.studies import RayOption, train_study
+from smallalign_core.cli.studies import RayOption, carry_out
 from smallalign_core.errors import BadInput, Refused
 from smallalign_core.runs.store import Store
 from smallalign_core.spec import set_field
@@ -68,10 +68,7 @@ def shrink(
     progress_console.print("loading torch and data …", style="dim")
     found = lifecycle.create(place, searching.KIND, resolve_study(place, searching.KIND, spec, device))
     searching.extend(found.folder, found.spec.budget, allowed)
-    if queue:
-        lifecycle.start(place, found)
-    else:
-        train_study(found, place, device, ray)
+    carry_out(found, place, queue, device, ray)
     report = searching.report(found.spec, place, found.folder, active=found.active, trouble=found.trouble)
     file = None
     if to is not None and report.complete and report.met:

@@ -80,10 +80,7 @@ def _answer(
     spec = kinds.read(kind, file, overrides)  # validated before torch is loaded
     progress_console.print("loading torch and data …", style="dim")
     found = lifecycle.create(place, kind, resolve_study(place, kind, spec, device))
-    if queue:
-        lifecycle.start(place, found)
-    else:
-        train_study(found, place, device, ray)
+    carry_out(found, place, queue, device, ray)
     report = found.report(place)
     more = {"curves": _curves(found, place)} if json and kind == "optimizers" else {}
     answer(report.as_dict() | more | {"words": report.words()}, json, report.words())
@@ -97,8 +94,12 @@ def _curves(study: lifecycle.Study, place: Store) -> list[dict[str, Any]]:
     return [asdict(curve) for one in budgets for curve in optimstudy.curves(study.spec, place, folder, one)]
 
 
-def train_study(study: lifecycle.Study, place: Store, device: str, ray: str | None) -> None:
-    """Train the missing runs, here or on a cluster, with a progress bar for the study and one for the current runs."""
+def carry_out(study: lifecycle.Study, place: Store, queue: bool, device: str, ray: str | None) -> None:
+    """Leave the missing runs to workers, or train them here or on a cluster, with a progress bar for the study and one
+    for the current runs."""
+    if queue:
+        lifecycle.start(place, study)
+        return
     worker.keep_freed_memory()
     stop = worker.stop_on_signals()
     with ExitStack() as held:
@@ -106,7 +107,7 @@ def train_study(study: lifecycle.Study, place: Store, device: str, ray: str | No
         observe = held.enter_context(_watched(study, place))
         if cluster is not None:
             cluster.observe = observe
-        for error in lifecycle.run_to_end(study, place, device=device, stop=stop, observe=observe, crew=cluster):
+        for error in lifecycle.run_to_end(study, place, device=device, stop=stop, observe=observe, executor=cluster):
             progress_console.print(str(error), highlight=False, markup=False, soft_wrap=True)
 
 

@@ -103,6 +103,12 @@ def _load(spec: DataSpec, cache: Path, ram_budget: int) -> Splits:
             given=spec.source,
             do="leave data.columns out, or name the table",
         )
+    if spec.fingerprint is None and spec.levels > 1 and facts["reader"] != "folders":
+        raise BadData(
+            "`data.levels` counts class folders, and the labels of these images come from no folders",
+            given=f"{spec.source}, levels {spec.levels}",
+            do="leave data.levels out, or name a folder of class folders",
+        )
     splits = None
     with contextlib.suppress(BadData) if spec.fingerprint and facts["changed"] else contextlib.nullcontext():
         splits = divide(_order.shown(stored, facts), spec, facts)

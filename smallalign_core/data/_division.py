@@ -48,8 +48,8 @@ def divide(stored: dict[str, ImageSet], spec: DataSpec, facts: dict[str, Any]) -
         said.append(
             f"{left_out:,} images were dropped or relabelled, by decisions about {len(decisions.by_image):,} images."
         )
-    told = {name: facts[name] for name in ("unreadable", "reasons", "reader", "columns")}
-    splits = Splits(train, val, test, tuple(said), **told)
+    known = {name: facts[name] for name in ("unreadable", "reasons", "reader", "columns")}
+    splits = Splits(train, val, test, tuple(said), **known)
     if spec.unlabeled != REST:
         return splits
     if rest is None:

@@ -240,7 +240,7 @@ def _class_names(kind: Any) -> tuple[str, ...]:
     return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
-def files_of(listing: Listing, told: Card, config: str | None, source: str) -> tuple[str | None, dict[str, str | None]]:
+def files_of(listing: Listing, card: Card, config: str | None, source: str) -> tuple[str | None, dict[str, str | None]]:
     """(the configuration, the split of each of its Parquet files by name; None where the README does not say it).
 
     Raises:
@@ -248,18 +248,18 @@ def files_of(listing: Listing, told: Card, config: str | None, source: str) -> t
     """
     names = [entry.name for entry in listing.tables if entry.ending == ".parquet"]
     folders = sorted({name.split("/")[0] for name in names if "/" in name} - {"data"})
-    known = list(told.configs) or [one for one in folders if role(one) is None]
-    chosen = config or told.default or (known[0] if len(known) == 1 else None)
+    known = list(card.configs) or [one for one in folders if role(one) is None]
+    chosen = config or card.default or (known[0] if len(known) == 1 else None)
     if (config is not None and config not in known) or (chosen is None and len(known) > 1):
         raise BadData(
             "the dataset has no such configuration" if config else "the dataset has several configurations",
             given=f"{source} has {_some(known)}",
             do=f"name one of them: {source.rpartition('/')[0] if config else source.rstrip('/')}/{_first(known)}",
         )
-    if chosen in told.configs:
+    if chosen in card.configs:
         found: dict[str, str | None] = {
             name: split
-            for split, pattern in told.configs[str(chosen)]
+            for split, pattern in card.configs[str(chosen)]
             for name in names
             if fnmatch.fnmatch(name, pattern.removeprefix("./"))
         }

@@ -235,7 +235,7 @@ WRAP = "put all of them into a folder train/"
 
 
 def _refuse_alike(nested: Sequence[_Node], flat: Sequence[_Node]) -> None:
-    """Folders that all hold the same sub-folders may be classes or parts: nobody knows."""
+    """Folders that all hold the same sub-folders may be classes or splits: ambiguous."""
     if len(nested) < 2 or flat:
         return
     inside = [set(node.below) for node in nested]
@@ -269,13 +269,13 @@ def refuse_strangers(parts: Parts) -> None:
     if not strangers:
         return
     near = {re.sub(r"[\W_]", "", name.casefold()): name for name in known}
-    told = [
+    named = [
         f"{name} (train/ has {near[key]})" if (key := re.sub(r"[\W_]", "", name.casefold())) in near else name
         for name in strangers
     ]
     raise BadData(
         "classes in val/ or test/ are missing from train/",
-        given=", ".join(told[:MOST_NAMED]),
+        given=", ".join(named[:MOST_NAMED]),
         do="call them the same, or add training images of them",
     )
 

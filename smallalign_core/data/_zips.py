@@ -76,7 +76,7 @@ OWNERS = Bounds(entries=200_000, total=8 * 1024 * MB, entry=100 * MB)
 """A zip that lies on this machine already."""
 
 
-def of_visitors() -> Bounds:
+def of_uploads() -> Bounds:
     """What an uploaded zip may hold."""
     most = limits.current()
     return Bounds(most.zip_entries, most.zip_mb * MB, most.zip_entry_mb * MB, most.zip_ratio, strict=True)
@@ -109,7 +109,7 @@ def check_upload(content: bytes) -> None:
     Raises:
         BadData: it cannot be read, holds no images, or what `images` refuses.
     """
-    bounds, file = of_visitors(), io.BytesIO(content)
+    bounds, file = of_uploads(), io.BytesIO(content)
     look(file, bounds)
     try:
         with zipfile.ZipFile(file) as archive:
@@ -128,7 +128,7 @@ def images(archive: zipfile.ZipFile, bounds: Bounds) -> list[Named]:
     """The entries that may be images, or tables of labels; nothing is unpacked.
 
     Raises:
-        BadData: names that leave the folder, or from visitors cannot be files everywhere or meet; links, devices and
+        BadData: names that leave the folder, or from users cannot be files everywhere or meet; links, devices and
             encrypted entries; entries that share bytes; too many, too large, or packed too well.
     """
     return _sorted(archive, bounds)[0]
@@ -257,7 +257,7 @@ RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECA
 
 
 def _check_meeting(entries: Sequence[Named], bounds: Bounds) -> None:
-    """Names that would be one file; from visitors also where case does not count, and folders that would be one."""
+    """Names that would be one file; from users also where case does not count, and folders that would be one."""
     spelled: dict[str, str] = {}
     files: set[str] = set()
     for entry, name in entries:

@@ -103,7 +103,7 @@ def submit_browser_parity(run: Run, store: Store, precision: Precision, said: di
         BadInput: the bundle was replaced meanwhile, or the results do not fit its images.
         Refused: read-only user.
     """
-    store.visitor.require("submit a browser parity check")
+    store.user.require("submit a browser parity check")
     report = kept_bundle(run, store, precision)
     if report is None:
         raise BadInput("the export that the browser checked no longer exists", given=run.name, do="check again")

@@ -50,7 +50,7 @@ def verify(
 
     Raises:
         BadInput: the file is missing, or there are no images to try it on.
-        BadModel: it is refused by the jail, or it was changed since it was exported.
+        BadModel: it is refused by the sandbox, or it was changed since it was exported.
     """
     try:
         # The size of a pipe or device says nothing, and its content may never end: the sandbox refuses it as no file.

@@ -197,7 +197,7 @@ def _timm(spec: LibraryNetwork, classes: int) -> tuple[nn.Module, nn.Module, Any
 
 
 def _at_size(make: Callable[..., nn.Module], size: int) -> nn.Module:
-    """Transformers must know the size of their input; other networks do not take the word."""
+    """Transformers take the size of their input; other networks have no such argument."""
     try:
         return make(img_size=size)
     except TypeError as error:

@@ -41,7 +41,7 @@ CHUNK = 128  # images that a file of any batch gets at once
 
 
 def open_sandboxed(content: bytes, threads: int) -> sandbox.SandboxedSession:
-    """An accepted file, answering from a jail. A batch of a large network may need gigabytes; half of the machine's
+    """An accepted file, run in a sandbox. A batch of a large network may need gigabytes; half of the machine's
     leaves whoever trains alive."""
     limits = sandbox.Limits(memory=max(sandbox.LIMITS.memory, memory() // 2), seconds=ANSWER_SECONDS)
     return sandbox.SandboxedSession(content, threads=threads, limits=limits)
@@ -184,7 +184,7 @@ def classifier(run: Run, classes: tuple[str, ...] | None = None) -> BaseClassifi
 
     Raises:
         BadModel: its file cannot be read.
-        BadInput: it does not know these classes.
+        BadInput: it has other classes.
     """
     if run.imported is not None:
         try:
@@ -217,7 +217,7 @@ def import_onnx(file: Path, spec: DataSpec, store: Store, **told: Any) -> Run:
         told: facts given by the user, as for `describe`.
 
     Raises:
-        BadModel: the jail refused the file, or it does not run.
+        BadModel: the sandbox refused the file, or it does not run.
         BadInput: its classes are unknown, or are not those of the data; an option does not fit the file.
     """
     splits = data.load(spec, store.data_cache)
@@ -300,7 +300,7 @@ def describe(
     """The description of a file called `name`, for images of `spec`, from the sandbox's facts and the user's.
 
     Args:
-        facts: the jail's.
+        facts: the sandbox's.
         classes: its classes in the order of its answers; without, those that the file names.
         output: which output holds the answers; without, `logits`, or the only one of two dimensions.
         layout: `nchw` or `nhwc`, where the file leaves it open.

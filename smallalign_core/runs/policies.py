@@ -23,7 +23,7 @@ def save(store: Store, name: str, policy: Sequence[Augment]) -> Path:
     Raises:
         Refused: read-only user; it is not a name, another policy has it, or the file cannot be written.
     """
-    store.visitor.require("save policies")
+    store.user.require("save policies")
     file = _file(store, name)
     if file.exists():
         try:
@@ -49,7 +49,7 @@ def load(store: Store, name: str) -> tuple[Augment, ...]:
 
 def delete(store: Store, name: str) -> None:
     """Delete a policy; one that is gone already is no error."""
-    store.visitor.require("delete policies")
+    store.user.require("delete policies")
     _file(store, name).unlink(missing_ok=True)
 
 

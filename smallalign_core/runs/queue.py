@@ -45,7 +45,7 @@ class QueueTicket:
 
     number: int
     since: float
-    visitor: str = "owner"
+    user: str = "owner"
 
     @classmethod
     def read(cls, marker: Path) -> QueueTicket | None:
@@ -55,15 +55,15 @@ class QueueTicket:
         except OSError:
             return None
         with contextlib.suppress(ValueError, TypeError, KeyError):
-            told = json.loads(text)
-            if isinstance(told, dict):
-                return cls(int(told["turn"]), float(told["since"]), str(told["visitor"]))
-            return cls(0, float(told))  # a marker of an older version holds the time alone
+            found = json.loads(text)
+            if isinstance(found, dict):
+                return cls(int(found["turn"]), float(found["since"]), str(found["visitor"]))
+            return cls(0, float(found))  # a marker of an older version holds the time alone
         return cls(0, time.time())
 
     def write(self, marker: Path) -> None:
         """Put the marker there, whole."""
-        write(marker, json.dumps({"turn": self.number, "since": self.since, "visitor": self.visitor}))
+        write(marker, json.dumps({"turn": self.number, "since": self.since, "visitor": self.user}))
 
 
 def queued(root: Path) -> dict[Path, QueueTicket]:
@@ -76,7 +76,7 @@ def queued(root: Path) -> dict[Path, QueueTicket]:
 def next_ticket(turns: list[QueueTicket], user: str) -> QueueTicket:
     """The ticket of a run that `user` queues now, where `turns` wait already."""
     served = min((turn.number for turn in turns), default=0)
-    last = max((turn.number for turn in turns if turn.visitor == user), default=served - 1)
+    last = max((turn.number for turn in turns if turn.user == user), default=served - 1)
     return QueueTicket(max(served, last + 1), time.time(), user)
 
 

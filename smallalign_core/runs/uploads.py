@@ -51,7 +51,7 @@ def keep(store: Store, name: str, content: bytes) -> tuple[Path, bool]:
         Refused: read-only user, or not enough space.
         BadData: it is no zip, or one that `data` would not unpack. Nothing of it is left behind.
     """
-    store.visitor.require("upload datasets")
+    store.user.require("upload datasets")
     most = limits.current()
     if len(content) > most.upload_mb * limits.MB:
         raise Refused(

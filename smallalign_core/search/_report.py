@@ -138,8 +138,12 @@ class BudgetSearch(StudyReport):
         return ", ".join(parts)
 
     def words(self) -> str:
-        """The answer, as text."""
-        parts = [self._answer(), self.counts() + "."]
+        """The answer and how it was found, as text."""
+        return f"{self.answer()} {self.effort()}"
+
+    def effort(self) -> str:
+        """How the answer was found, as text: candidates, seeds, teacher and time."""
+        parts = [self.counts() + "."]
         if self.repeated:
             shares = [float(one["accuracy"]) for one in self.repeated]
             parts.append(
@@ -156,7 +160,8 @@ class BudgetSearch(StudyReport):
         parts += [f"Failed: {reason}." for reason in self.failed]
         return " ".join(parts)
 
-    def _answer(self) -> str:
+    def answer(self) -> str:
+        """The answer, as text: the file, its size and its accuracy with an interval."""
         row = self.row
         if row is None:
             return f"No file has been evaluated yet ({self.limits})."

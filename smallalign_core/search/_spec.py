@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from smallalign_core.errors import BadInput, BadSpec
 from smallalign_core.search._space import Family
-from smallalign_core.spec import LOOP, DataSpec, RunSpec, canonical, told
+from smallalign_core.spec import LOOP, DataSpec, RunSpec, canonical, message_of
 from smallalign_core.spec.parts import FILLED_IN, Part, Teacher, shorthand
 from smallalign_core.spec.precision import PRECISIONS, Precision
 from smallalign_core.studies.base import SEVERAL
@@ -138,7 +138,7 @@ def parse_study(written: Mapping[str, Any]) -> SearchSpec:
     try:
         return SearchSpec.model_validate(dict(written))
     except ValidationError as error:
-        raise BadSpec(told(SearchSpec, error)) from None
+        raise BadSpec(message_of(SearchSpec, error)) from None
 
 
 def parse_budget(text: str) -> Budget:

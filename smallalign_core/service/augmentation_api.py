@@ -86,8 +86,8 @@ def views(store: Store, asked: requests.AugmentImages) -> AugmentedImages:
     if asked.teacher is not None:
         from smallalign_core.runs import imported
 
-        judge = imported.classifier(store.finished(asked.teacher), splits.classes)
-        said = label_preservation.predictions(judge, shown)
+        teacher = imported.classifier(store.finished(asked.teacher), splits.classes)
+        said = label_preservation.predictions(teacher, shown)
     return AugmentedImages(
         rows=rows,
         labels=labels,
@@ -151,18 +151,18 @@ def risk(store: Store, asked: requests.CheckLabels) -> Progress[CheckedLabels]:
 
 
 def _risk(
-    judge: LabelCheck, policy: tuple[Augment, ...], strength: float, limit: float
+    check: LabelCheck, policy: tuple[Augment, ...], strength: float, limit: float
 ) -> resumable.Work[CheckedLabels]:
     """The resumable work of `risk`."""
     from smallalign_core import augment as viewing
 
-    report = yield from judge.report(policy, strength=strength, limit=limit)
-    shape = judge.images.shape
-    made = viewing.Views(judge.images, viewing.scaled(policy, strength, shape), batch=2, seed=judge.seed)
+    report = yield from check.report(policy, strength=strength, limit=limit)
+    shape = check.images.shape
+    made = viewing.Views(check.images, viewing.scaled(policy, strength, shape), batch=2, seed=check.seed)
     flipped = report.flipped[:PICTURED]
     shown = np.zeros((len(flipped), 2, *shape), np.uint8)
     for place, one in enumerate(flipped):
-        shown[place, 0] = judge.images.images[one.row]
+        shown[place, 0] = check.images.images[one.row]
         shown[place, 1] = made.augmented(np.array([one.row]), np.array([one.view]))[0].numpy()
     return CheckedLabels(report, Pixels.of(shown))
 
@@ -236,21 +236,21 @@ def _mixture(label: NDArray[Any], classes: Sequence[str]) -> Mixture:
     return tuple((classes[place], float(label[place]) if len(best) > 1 else 1.0) for place in best)
 
 
-_judges: OrderedDict[tuple[str, str, str, int], LabelCheck] = OrderedDict()
+_checks: OrderedDict[tuple[str, str, str, int], LabelCheck] = OrderedDict()
 
 
 def _judge(store: Store, splits: Splits, run: Run, seed: int) -> LabelCheck:
     """A cached evaluator; the most recent ones are kept, and those that unfinished work still needs."""
-    from smallalign_core.analysis import label_preservation as judging
+    from smallalign_core.analysis import label_preservation
     from smallalign_core.runs import imported
 
     key = (str(store.root.resolve()), run.id, splits.fingerprint, seed)
-    judge = _judges.pop(key, None)
-    if judge is None or judge.answered > MOST_ANSWERS:
+    check = _checks.pop(key, None)
+    if check is None or check.answered > MOST_ANSWERS:
         classifier = imported.classifier(run, splits.classes)
-        looked, seen = judging.sample(splits)
-        judge = judging.LabelCheck(classifier, looked, seed=seed, from_training=seen)
-    _judges[key] = judge
-    while len(_judges) > KEPT:
-        _judges.popitem(last=False)
-    return judge
+        looked, seen = label_preservation.sample(splits)
+        check = label_preservation.LabelCheck(classifier, looked, seed=seed, from_training=seen)
+    _checks[key] = check
+    while len(_checks) > KEPT:
+        _checks.popitem(last=False)
+    return check

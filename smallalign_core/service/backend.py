@@ -29,18 +29,18 @@ def serve(store: Store, questions: TextIO, answers: TextIO) -> None:
     limits.require_allowed(store.root)
     for line in questions:
         asked = json.loads(line)
-        acting = Store(store.root, User(asked["visitor"], Role(asked["role"])), showing=True)
-        with resumable.on_behalf_of(acting.visitor.name) as asking:
+        acting = Store(store.root, User(asked["user"], Role(asked["role"])), showing=True)
+        with resumable.on_behalf_of(acting.user.name) as asking:
             try:
                 reply: dict[str, Any] = {"ok": _answered(acting, asked["verb"], asked["values"])}
             except SmallAlignError as error:
                 reply = {"error": str(error), "bad_input": isinstance(error, BadInput), "details": error.details}
-            except Exception as error:  # noqa: BLE001  # whatever one question does, the desk answers the next
+            except Exception as error:  # noqa: BLE001  # whatever one request does, the backend answers the next
                 failed = (
                     usercode.explanation(error)
                     or of_system(error)
                     or WorkFailed(
-                        "the question could not be answered", given=repr(error), do="try again, or see desk.log"
+                        "the question could not be answered", given=repr(error), do="try again, or see backend.log"
                     )
                 )
                 reply = {"error": str(failed), "bad_input": isinstance(failed, BadInput)}

@@ -1,4 +1,4 @@
-"""The dashboard's end of the desk: a question goes to a process that answers it, and its answer or error comes back."""
+"""The dashboard's client of the backend processes: sends a request, returns the answer or raises its error."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ class _Shared:
 
 
 class BackendClient:
-    """Asks the desk's processes, which are started when they are needed.
+    """Client of the backend processes, which are started when they are needed.
 
     Args:
         store: the store that questions are about.
-        visitor: on whose behalf, looked up at each question in the thread that asks it.
+        user: the user it acts for, looked up for each request in its own thread.
         pulse: called now and then in that thread while it waits; what it raises ends the waiting.
     """
 
     def __init__(
         self,
         store: Store,
-        visitor: Callable[[], User] = lambda: OWNER,
+        user: Callable[[], User] = lambda: OWNER,
         pulse: Callable[[], None] = lambda: None,
     ) -> None:
-        self.store, self._visitor, self._pulse = store, visitor, pulse
+        self.store, self._user, self._pulse = store, user, pulse
         self._start = Starter(
             [sys.executable, "-m", "smallalign_core", "backend", "--store", str(store.root.resolve())],
-            store.root / "desk.log",
+            store.root / "backend.log",
             os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": _import_path()},
         )
         most = limits.current()
@@ -60,18 +60,18 @@ class BackendClient:
         self._shared: dict[str, _Shared] = {}
 
     def call(self, asked: Request[A], *, timeout: float | None = None) -> A:
-        """The answer to one request. Those of different visitors do not wait for each other.
+        """The answer to one request. Those of different users do not wait for each other.
 
         Raises:
             BadInput: what was asked cannot be.
             WorkFailed: it went wrong, took longer than `timeout` seconds, its process died twice, or its answer cannot
                 be read.
         """
-        user = self._visitor()
-        question = {"verb": asked.verb(), "values": asked, "visitor": user.name, "role": user.role}
+        user = self._user()
+        question = {"verb": asked.verb(), "values": asked, "user": user.name, "role": user.role}
         line = self._exchange(typed.encode(question) + "\n", asked, timeout or asked.seconds)
         if not line:
-            reason = f"the reason may stand in {self.store.root / 'desk.log'}"
+            reason = f"the reason may stand in {self.store.root / 'backend.log'}"
             raise WorkFailed("the answer stopped short twice", given=asked.verb(), do=f"try again; {reason}")
         return self._told(asked, line)
 
@@ -97,7 +97,7 @@ class BackendClient:
                     return self._in_steps(question, asked, timeout)
                 if request.shared:
                     return self._once(question, asked, timeout)
-                return self._at_once(question, asked["visitor"], time.monotonic() + timeout)
+                return self._at_once(question, asked["user"], time.monotonic() + timeout)
             except Died:
                 continue
             except Late:
@@ -106,10 +106,10 @@ class BackendClient:
                 ) from None
         return ""
 
-    def _at_once(self, question: str, visitor: str, until: float, heard: Callable[[str], None] = lambda _: None) -> str:
+    def _at_once(self, question: str, user: str, until: float, heard: Callable[[str], None] = lambda _: None) -> str:
         """The answer of any process; `heard` gets it too, also when nobody here waits for it any more."""
         try:
-            backend = self.pool.short(visitor, self._pulse)
+            backend = self.pool.short(user, self._pulse)
         except BaseException:
             heard("")
             raise
@@ -124,7 +124,7 @@ class BackendClient:
         patience = float(values.pop("patience"))
         key = json.dumps([asked["verb"], values], sort_keys=True)
         try:
-            backend = self.pool.steady(key, asked["visitor"], patience, self._pulse)
+            backend = self.pool.steady(key, asked["user"], patience, self._pulse)
         except Full as full:
             return json.dumps({"ok": {"done": full.share}})
         line = self._answered(backend, question, time.monotonic() + timeout, lambda _: None)
@@ -145,7 +145,7 @@ class BackendClient:
             raise
 
     def _once(self, question: str, asked: dict[str, Any], timeout: float) -> str:
-        """As `_at_once`; who asks the same at the same time waits for the same answer."""
+        """As `_at_once`; equal requests at the same time share one answer."""
         key = json.dumps([asked["verb"], asked["values"], asked["role"]], sort_keys=True)
         until = time.monotonic() + timeout
         while True:
@@ -166,7 +166,7 @@ class BackendClient:
             self._shared.pop(key, None)
             shared.done.set()
 
-        return self._at_once(question, asked["visitor"], until, heard)
+        return self._at_once(question, asked["user"], until, heard)
 
     def warm(self) -> None:
         """Start a process now, so that the first question does not wait for it."""
@@ -179,12 +179,12 @@ class BackendClient:
 
 
 def _import_path() -> str:
-    """Where the desk finds this library. It works in the caller's folder, since users' paths may be relative to it."""
+    """Where the backend finds this library. It works in the caller's folder: paths may be relative."""
     return os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")]))
 
 
 class _Told(BadInput):
-    """An error that the desk has put into words already."""
+    """An error with a message for users already."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -57,8 +57,9 @@ def _images_of(teacher: Run, student: Run) -> ComparedImages:
     return ComparedImages(student.data.source, height, width, learned)
 
 
-def evaluate(store: Store, name: str, source: str | None = None) -> dict[str, Any]:
-    """Scores of a finished run or import, as `Scores.as_dict`, on its test images or on images of `source`.
+def evaluate(store: Store, name: str, source: str | Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Scores of a finished run or import, as `Scores.as_dict`, on its test images or on images of `source`: a name, a
+    path, or fields of a data spec.
 
     If a source has no test split, all its images are used, except the run's training and validation images if these are
     available; the run's own dataset at another path is split as before.
@@ -70,28 +71,30 @@ def evaluate(store: Store, name: str, source: str | None = None) -> dict[str, An
     from smallalign_core.runs import imported
 
     run = store.finished(name)
-    images, notes, fingerprint = _asked_about(run, store, source)
+    fields = {"source": source} if isinstance(source, str) else source
+    images, notes, fingerprint = _asked_about(run, store, fields)
     classes = run.imported.classes if run.imported is not None else tuple((run.result or {})["classes"])
     imported.classifier(run, images.classes)  # raises for unknown classes
-    if source is not None and images.classes != classes:  # accuracy over all its classes, not only the dataset's
+    if fields is not None and images.classes != classes:  # accuracy over all its classes, not only the dataset's
         there = np.array([classes.index(one) for one in images.classes], np.int64)
         images = replace(images, labels=there[images.labels], classes=classes)
     store.count_test_look(fingerprint, run.id, "evaluate")
     found = score(logits_of(imported.classifier(run, classes), images), images.labels, classes).as_dict()
     found["recall"] = data.in_order(found["recall"])
     looks = store.test_looks(fingerprint)
-    return {"run": run.id, "data": source or run.data.source, **found, "test_looks": looks, "notes": list(notes)}
+    shown = fields["source"] if fields else run.data.source
+    return {"run": run.id, "data": shown, **found, "test_looks": looks, "notes": list(notes)}
 
 
-def _asked_about(run: Run, store: Store, source: str | None) -> tuple[ImageSet, tuple[str, ...], str]:
+def _asked_about(run: Run, store: Store, fields: Mapping[str, Any] | None) -> tuple[ImageSet, tuple[str, ...], str]:
     """(images to evaluate on, notes, the fingerprint under which test-set evaluations are counted)."""
-    if source is None:
+    if fields is None:
         splits = data.load(run.data, store.data_cache)
         return splits.test, splits.notes, splits.fingerprint
     shape = (run.result or {}).get("input_shape")
     side = shape[1] if shape and shape[1] == shape[2] else None
-    spec = parse_data({"source": source, "size": run.data.size or side})  # refused before any image is read
-    with contextlib.suppress(BadData), data.found_at(source):
+    spec = parse_data({"size": run.data.size or side, **fields})  # refused before any image is read
+    with contextlib.suppress(BadData), data.found_at(spec.source):
         splits = data.load(run.data, store.data_cache)
         return (
             splits.test,
@@ -107,7 +110,7 @@ def _asked_about(run: Run, store: Store, source: str | None) -> tuple[ImageSet, 
         notes = (*notes, f"{len(images) - len(fresh):,} images were excluded: the run was trained on them.")
         images = images.take(fresh)
     if not len(images):
-        raise BadInput("the run was trained on all of these images", given=source, do="choose another dataset")
+        raise BadInput("the run was trained on all of these images", given=spec.source, do="choose another dataset")
     return images, (*notes, f"All {len(images):,} images were used."), images.fingerprint
 
 

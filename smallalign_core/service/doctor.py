@@ -53,7 +53,7 @@ class Check:
 
 def examine(store: Store) -> list[Check]:
     """All checks, in the order in which to fix them."""
-    machine = [_python(), *_packages(), *_devices(), _silence(), _jail(), _trusted(), *_limits(), _visitors()]
+    machine = [_python(), *_packages(), *_devices(), _silence(), _sandbox(), _trusted(), *_limits(), _users()]
     place = _place(store)
     if not place[0].ok and not os.path.isdir(store.root):  # noqa: PTH112  # pathlib raises for names that are too long
         return [*machine, *place]
@@ -161,12 +161,12 @@ def _room(store: Store) -> Check:
     return Check("disk", free > 1, f"{free:.1f} GB free at {there}")
 
 
-def _jail() -> Check:
+def _sandbox() -> Check:
     """The isolation of users' model files, tested from inside the sandbox."""
     try:
         can = sandbox.abilities()
     except WorkFailed as error:
-        return Check("jail", False, str(error))
+        return Check("sandbox", False, str(error))
     walls = [name for name in ("namespace", "seccomp") if can[name]]
     open_ = [what for what, name in (("the network", "network"), ("other programs", "programs")) if can[name]]
     held = f"isolated by {' and '.join(walls)}" if walls else "resource limits only"
@@ -190,16 +190,16 @@ def _bank(store: Store) -> Check:
     from smallalign_core.training.teacher import CacheIndex
 
     try:
-        shelf = CacheIndex(store.teacher_cache)
+        index = CacheIndex(store.teacher_cache)
     except SmallAlignError as error:
         return Check("teacher cache", False, str(error))
-    count, size, limit = len(shelf.kept()), shelf.size / 1024**2, shelf.limit / 1024**2
+    count, size, limit = len(index.kept()), index.size / 1024**2, index.limit / 1024**2
     held = f"{count} entr{'y' if count == 1 else 'ies'}, {size:,.1f} of {limit:,.0f} MB (SMALLALIGN_CACHE_GB)"
-    found = f"{held}; to free the space delete {shelf.root}"
+    found = f"{held}; to free the space delete {index.root}"
     return Check("teacher cache", True, found)
 
 
-def _visitors() -> Check:
+def _users() -> Check:
     """Limits for users of the dashboard, and the folders they may read."""
     try:
         most, folders = limits.current(), limits.roots()

@@ -70,7 +70,7 @@ def inspect(store: Store, asked: requests.Inspect) -> DatasetFacts:
 
 def start_study(store: Store, asked: requests.StartStudy) -> StartedStudy:
     """Create a study, or continue the existing one."""
-    store.visitor.check_room(store.root)  # a study is one start: workers queue its runs by themselves
+    store.user.check_room(store.root)  # a study is one start: workers queue its runs by themselves
     study = lifecycle.create(store, asked.spec.KIND, resolve_study(store, asked.spec.KIND, asked.spec))
     if isinstance(asked.spec, SearchSpec):
         extend(study.folder, study.spec.budget, asked.spec.budget)
@@ -89,13 +89,13 @@ def estimate_study(store: Store, asked: requests.EstimateStudy) -> StudyCost:
 
 def submit(store: Store, asked: requests.Submit) -> Submitted:
     """Queue the run of a spec."""
-    spec = python_files.filled(asked.spec, store.visitor)  # an edited file is another run
+    spec = python_files.filled(asked.spec, store.user)  # an edited file is another run
     key = (str(store.root), spec.model_dump_json())
     before, when = _SUBMITTED.get(key, ("", 0.0))
     if time.monotonic() - when < DOUBLE_SECONDS and (run := store.by_id(before)).state.active:
-        store.visitor.require("start runs")
+        store.user.require("start runs")
         return Submitted(run.id, str(run.state), known=True)  # a double click, or two tabs
-    store.visitor.check_room(store.root)  # before the work of preparing it
+    store.user.check_room(store.root)  # before the work of preparing it
     resolved = resolve(store, spec)
     known = store.find(resolved) is not None
     run = store.submit(resolved)
@@ -115,9 +115,9 @@ def estimate(store: Store, asked: requests.Estimate) -> Cost:
     splits = data.load(resolved.data, store.data_cache)
     set_threads()
     device = loop.pick_device()
-    plan, shelf = teacher_loading.cache_plan([resolved], store, splits, device), CacheIndex(store.teacher_cache)
-    room = shelf.fitting(plan)[0] if plan else 0
-    ready = shelf.has(plan) / plan.steps if plan and room else 0.0
+    plan, index = teacher_loading.cache_plan([resolved], store, splits, device), CacheIndex(store.teacher_cache)
+    room = index.fitting(plan)[0] if plan else 0
+    ready = index.has(plan) / plan.steps if plan and room else 0.0
     with contextlib.ExitStack() as held:
         # The probe must not fill a bank: that would take long, and be kept for a run that nobody started.
         teacher = (
@@ -168,11 +168,11 @@ def ablate(store: Store, asked: requests.Ablate) -> Ablation:
     spec, what, seeds = asked.spec, asked.what, asked.seeds
     measuring.pairs(spec, what, seeds)  # refused at once, before anything is decoded
     if asked.start:
-        store.visitor.require("start runs")
+        store.user.require("start runs")
     resolved = resolve(store, spec)
     if asked.start:
         missing = measuring.report(store, resolved, what, seeds).missing
-        store.visitor.check_room(store.root, missing)  # all of them or none
+        store.user.check_room(store.root, missing)  # all of them or none
         measuring.start(store, resolved, what, seeds)
     return Ablation(measuring.report(store, resolved, what, seeds), resolved)
 

@@ -119,8 +119,8 @@ class User:
         turns, most = list(queued(root).values()), limits.current()
         if not self.limited:
             return turns
-        mine = sum(turn.visitor == self.name for turn in turns)
-        others = sum(turn.visitor != OWNER.name for turn in turns)
+        mine = sum(turn.user == self.name for turn in turns)
+        others = sum(turn.user != OWNER.name for turn in turns)
         do = "wait until one has finished, or cancel one on Runs"
         if mine + count > most.waiting_each:
             given = f"{mine} waiting, {count} more" if count > 1 else f"{mine} waiting"

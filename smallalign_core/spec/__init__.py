@@ -25,7 +25,7 @@ from smallalign_core.spec._policy import (
     policy_yaml as policy_yaml,
     read_policy as read_policy,
 )
-from smallalign_core.spec._words import told as told
+from smallalign_core.spec._words import message_of as message_of
 from smallalign_core.spec.augment import MIXING, CutMix as CutMix, Mixing as Mixing, MixUp as MixUp, misplaced
 from smallalign_core.spec.balance import (
     Balance as Balance,
@@ -365,7 +365,7 @@ def parse(written: Mapping[str, Any]) -> RunSpec:
     try:
         return RunSpec.model_validate(written)
     except ValidationError as error:
-        raise BadSpec(told(RunSpec, error)) from None
+        raise BadSpec(message_of(RunSpec, error)) from None
 
 
 def parse_data(written: str | Mapping[str, Any]) -> DataSpec:
@@ -377,7 +377,7 @@ def parse_data(written: str | Mapping[str, Any]) -> DataSpec:
     try:
         return DataSpec.model_validate({"source": written} if isinstance(written, str) else written)
     except ValidationError as error:
-        raise BadSpec(told(DataSpec, error)) from None
+        raise BadSpec(message_of(DataSpec, error)) from None
 
 
 def part_of(model: type[AnyPart], written: Mapping[str, Any]) -> AnyPart:
@@ -389,7 +389,7 @@ def part_of(model: type[AnyPart], written: Mapping[str, Any]) -> AnyPart:
     try:
         return model.model_validate(written)
     except ValidationError as error:
-        raise BadSpec(told(model, error)) from None
+        raise BadSpec(message_of(model, error)) from None
 
 
 def set_field(written: dict[str, Any], override: str) -> dict[str, Any]:

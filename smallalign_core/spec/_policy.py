@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from smallalign_core.errors import BadSpec
 from smallalign_core.spec._canonical import canonical
 from smallalign_core.spec._file import loaded
-from smallalign_core.spec._words import told
+from smallalign_core.spec._words import message_of
 from smallalign_core.spec.augment import misplaced
 from smallalign_core.spec.parts import Augment, Part
 from smallalign_core.spec.python import beside
@@ -56,7 +56,7 @@ def parse_policy(written: object) -> tuple[Augment, ...]:
     try:
         return Policy.model_validate({"augment": written}).augment
     except ValidationError as error:
-        raise BadSpec(told(Policy, error)) from None
+        raise BadSpec(message_of(Policy, error)) from None
 
 
 def policy_yaml(policy: Sequence[Augment]) -> str:

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from smallalign_core.spec.parts import FAMILIES, Columns, DataSpec, Part, choices, members
 
 
-def told(model: type[BaseModel], error: ValidationError) -> str:
+def message_of(model: type[BaseModel], error: ValidationError) -> str:
     """The first three errors; errors that follow from another are left out."""
     found = error.errors()
     own = [

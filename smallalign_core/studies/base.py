@@ -16,7 +16,7 @@ from typing import Any, ClassVar, TypeVar
 from pydantic import BeforeValidator, ValidationError
 
 from smallalign_core.errors import BadSpec
-from smallalign_core.spec import LOOP, RunSpec, canonical, told
+from smallalign_core.spec import LOOP, RunSpec, canonical, message_of
 from smallalign_core.spec.parts import Part
 
 SEVERAL = BeforeValidator(lambda given: given if isinstance(given, list | tuple) else [given])
@@ -78,7 +78,7 @@ def validated(model: type[Spec], student: RunSpec, own: Mapping[str, Any]) -> Sp
     try:
         return model.model_validate({"student": student, **own})
     except ValidationError as error:
-        raise BadSpec(told(model, error)) from None
+        raise BadSpec(message_of(model, error)) from None
 
 
 def study_id(spec: StudySpec) -> str:

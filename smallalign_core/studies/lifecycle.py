@@ -148,7 +148,7 @@ def _release(study: Study, store: Store) -> None:
 
 def create(store: Store, kind: str, spec: Any) -> Study:
     """Create the study of a resolved spec; an equal spec gives the existing study."""
-    store.visitor.require("start studies")
+    store.user.require("start studies")
     study = Study(store.root / "studies" / KINDS[kind].study_id(spec))
     if not (study.folder / "study.json").exists():
         study.folder.mkdir(parents=True, exist_ok=True)
@@ -163,13 +163,13 @@ def start(store: Store, study: Study) -> None:
     Raises:
         Refused: read-only user, or no room in the queue; then nothing is changed.
     """
-    store.visitor.require("start studies")
+    store.user.require("start studies")
     missing = study.missing(store)
     if any(map(each_code, missing)):
-        store.visitor.require_code()
+        store.user.require_code()
     found = [store.find(spec) for spec in missing]
     stopped = [run for run in found if run is not None and run.state.resumable]
-    store.visitor.check_room(store.root, len(stopped))
+    store.user.check_room(store.root, len(stopped))
     (study.folder / "trouble").unlink(missing_ok=True)
     _claim(study, store)
     write(study.folder / "active", "")
@@ -179,7 +179,7 @@ def start(store: Store, study: Study) -> None:
 
 def pause(store: Store, study: Study) -> None:
     """Pause its runs; each keeps a checkpoint."""
-    store.visitor.require("pause studies")
+    store.user.require("pause studies")
     (study.folder / "active").unlink(missing_ok=True)
     for spec in study.missing(store):
         run = store.find(spec)
@@ -231,7 +231,7 @@ def delete(store: Store, study: Study, *, runs: bool = False) -> list[str]:
     Raises:
         Refused: it is active, or the user is read-only.
     """
-    store.visitor.require("delete studies")
+    store.user.require("delete studies")
     if study.active:
         raise Refused("the study is active", given=study.id, do="pause it first")
     own = list(dict.fromkeys(map(digest, study.wanted(store)))) if runs else []
@@ -256,7 +256,7 @@ def delete_run(store: Store, reference: str) -> Run:
     Raises:
         UnknownRun, Refused: as of `Store.delete`.
     """
-    store.visitor.require("delete runs")
+    store.user.require("delete runs")
     for name in store.studies_that_need(store.run(reference)):
         study = Study(store.root / "studies" / name)
         with contextlib.suppress(SmallAlignError):
@@ -324,13 +324,13 @@ def run_to_end(
     device: str = "auto",
     stop: threading.Event | None = None,
     observe: Callable[[Sequence[Run]], Observer] = lambda _: lambda __: None,
-    crew: Executor | None = None,
+    executor: Executor | None = None,
 ) -> list[SmallAlignError]:
     """Train all runs of a study until it is complete or `stop` is set.
 
     Args:
         observe: called with the runs that are trained next; returns their observer.
-        crew: the executor; default: this process.
+        executor: the executor; default: this process.
 
     Returns:
         The errors of failed runs, including divergence, each once.
@@ -343,7 +343,7 @@ def run_to_end(
 
     load_compiler()
 
-    crew = crew or LocalExecutor(store, device, stop, observe)
+    executor = executor or LocalExecutor(store, device, stop, observe)
     _claim(study, store)
     tried: set[str] = set()
     away: set[str] = set()
@@ -352,13 +352,13 @@ def run_to_end(
         if more:
             while study.module.prepare(study.spec, store, study.folder, device, stop) and not stop.is_set():
                 pass
-        while more and crew.free and not stop.is_set():
+        while more and executor.free and not stop.is_set():
             some = lockstep_groups([spec for spec in study.missing(store) if digest(spec) not in tried | away])
             if more := bool(some):
                 runs = [store.create(spec) for spec in some]
                 away |= {run.id for run in runs}
-                crew.begin(runs)
-        for ended, how in crew.ended() if away else ():
+                executor.begin(runs)
+        for ended, how in executor.ended() if away else ():
             failed += [one for one in how if isinstance(one, SmallAlignError)]
             away -= {run.id for run in ended}
             tried |= {run.id for run in ended}
@@ -396,13 +396,13 @@ def queue_next(store: Store, device: str, stop: threading.Event) -> bool:
             if stop.is_set():
                 return False
             log.exception("study %s cannot continue", study.id)
-            told = (
+            shown = (
                 error
                 if isinstance(error, SmallAlignError)
                 else WorkFailed("the study failed", given=repr(error), do="see the worker's log")
             )
             with contextlib.suppress(Refused):  # the disk may be full
-                write(study.folder / "trouble", str(told))
+                write(study.folder / "trouble", str(shown))
             (study.folder / "active").unlink(missing_ok=True)
     return False
 

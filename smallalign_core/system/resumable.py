@@ -44,10 +44,10 @@ class Call:
     """One call for a result.
 
     Attributes:
-        visitor: the user it is for; put_aside: whether unfinished work remains, which only this process can resume.
+        user: the user it is for; put_aside: whether unfinished work remains, which only this process can resume.
     """
 
-    visitor: str = ""
+    user: str = ""
     put_aside: bool = False
 
 
@@ -55,9 +55,9 @@ _asking: ContextVar[Call | None] = ContextVar("asking", default=None)
 
 
 @contextlib.contextmanager
-def on_behalf_of(visitor: str) -> Iterator[Call]:
-    """Requests within the block are on behalf of `visitor`."""
-    asking = Call(visitor)
+def on_behalf_of(user: str) -> Iterator[Call]:
+    """Requests within the block are on behalf of `user`."""
+    asking = Call(user)
     token = _asking.set(asking)
     try:
         yield asking
@@ -72,14 +72,14 @@ class _Table:
     Attributes:
         begun: suspended work; waiting: requests without a slot, in order of arrival.
         last: the round in which each was last polled; asked: those polled in this round.
-        visitors: the user of the last poll of each.
+        users: the user of the last poll of each.
     """
 
     begun: dict[str, Work[Any]] = field(default_factory=dict)
     waiting: OrderedDict[str, None] = field(default_factory=OrderedDict)
     last: dict[str, int] = field(default_factory=dict)
     asked: set[str] = field(default_factory=set)
-    visitors: dict[str, str] = field(default_factory=dict)
+    users: dict[str, str] = field(default_factory=dict)
     round: int = 0
 
     def place(self, question: str) -> bool:
@@ -87,7 +87,7 @@ class _Table:
         if question in self.asked:
             self.round, self.asked = self.round + 1, set()
         self.asked.add(question)
-        self.last[question], self.visitors[question] = self.round, (_asking.get() or Call()).visitor
+        self.last[question], self.users[question] = self.round, (_asking.get() or Call()).user
         if question in self.begun:
             return True
         for gone in [one for one in self.waiting if self._left(one, question)]:
@@ -106,7 +106,7 @@ class _Table:
 
     def _left(self, one: str, other: str) -> bool:
         """Whether `one` is no longer polled, so that its slot goes to `other`."""
-        most = REPLACED if self.visitors[one] == self.visitors[other] != "" else ABANDONED
+        most = REPLACED if self.users[one] == self.users[other] != "" else ABANDONED
         return one != other and self.round - self.last[one] > most
 
     def forget(self, question: str) -> None:
@@ -114,7 +114,7 @@ class _Table:
         self.begun.pop(question, None)
         self.waiting.pop(question, None)
         self.last.pop(question, None)
-        self.visitors.pop(question, None)
+        self.users.pop(question, None)
         self.asked.discard(question)
 
 

@@ -294,7 +294,7 @@ class Training:
             student.classifier.train()
         rate = student.rate * optim.factor(spec.schedule, self.step, self.steps)
         optim.set_rate(student.optimizer, rate)
-        if student.asks == "losses":
+        if student.needs == "losses":
             student.step_gradient_free(view, wanted, self.epoch, lambda: self._seed_step(spec))
             return
         parts = self._gradient(student, view, wanted)
@@ -310,7 +310,7 @@ class Training:
             return parts["total"].detach() - sum(own.values(), start=torch.zeros(()))
 
         try:
-            student.step(again if student.asks == "gradient" else excess if student.asks == "excess" else None)
+            student.step(again if student.needs == "gradient" else excess if student.needs == "excess" else None)
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             # SOAP factorises gradient statistics, which were not finite: the next report raises.
             parts["total"], student.stuck = parts["total"] * torch.nan, True

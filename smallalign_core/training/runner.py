@@ -158,8 +158,8 @@ def _attempt(group: list[ActiveRun], config: RunnerConfig) -> None:
         else:
             reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
             log.exception("training failed")
-            told = WorkFailed("the run failed", given=reason, do="change the spec, or report the error with the log")
-            _end_all(group, State.FAILED, told, reason)
+            failure = WorkFailed("the run failed", given=reason, do="change the spec, or report the error with the log")
+            _end_all(group, State.FAILED, failure, reason)
 
 
 def _end_all(group: Sequence[ActiveRun], state: State, error: SmallAlignError, reason: str | None = None) -> None:

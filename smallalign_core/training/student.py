@@ -34,7 +34,7 @@ class Student:
         call: the network, joined with those of other processes; `fast`: the same, compiled if that was asked for.
         average: of its weights, where an `ema` keeps one; then that is scored.
         learning: the weights that the optimizer moves.
-        rate: the learning rate that the schedule scales; `asks`: what a step asks for besides the gradient.
+        rate: the learning rate that the schedule scales; `needs`: what a step needs besides the gradient.
         learns: whether it still takes steps; `stuck`: whether its optimizer cannot take another one.
         gradients: gradients of the loss that its steps asked for so far; `evaluations`: losses of a batch without one.
         clock: of its own forward, backward and optimizer; `shared`: of views and teacher, which a lockstep shares.
@@ -60,7 +60,7 @@ class Student:
     average: AveragedModel | None = field(init=False)
     learning: list[nn.Parameter] = field(init=False)
     rate: float = field(init=False)
-    asks: str | None = field(init=False)
+    needs: str | None = field(init=False)
     learns: bool = True
     stuck: bool = False
     gradients: int = 0
@@ -86,7 +86,7 @@ class Student:
         rate = self.spec.head_rate
         self.optimizer = optim.build(self.spec.optimizer, model, self.steps, head=head, head_rate=rate)
         self.average = optim.average(self.spec.optimizer, self.classifier)
-        self.rate, self.asks = optim.peak_rate(self.spec.optimizer), optim.closure_kind(self.spec.optimizer)
+        self.rate, self.needs = optim.peak_rate(self.spec.optimizer), optim.closure_kind(self.spec.optimizer)
         self.learning = [weight for group in self.optimizer.param_groups for weight in group["params"]]
 
     def step(self, closure: Callable[..., Tensor] | None) -> None:
@@ -98,7 +98,7 @@ class Student:
     def step_gradient_free(
         self, view: Batch, wanted: NetworkOutput | None, epoch: float, begin: Callable[[], None]
     ) -> None:
-        """Take a step without a gradient: the strategy asks for the losses of candidates around the weights.
+        """Take a step without a gradient: it evaluates the losses of candidates around the weights.
 
         All see the same images and the same dropout mask, so that they are compared and not their luck. Batch norms use
         the statistics of the batch, and count those of the weights themselves only.

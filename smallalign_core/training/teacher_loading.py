@@ -117,10 +117,10 @@ def _evidence(runs: Sequence[Run], spec: RunSpec, store: Store, splits: data.Spl
 def facts(spec: RunSpec, store: Store, splits: data.Splits, device: Any) -> dict[str, Any]:
     """The facts about teachers in a run's result: `preflight` with `warnings`, and `answers`, see `closeness`."""
     seen = preflight(spec, store, splits, device)
-    told = None if seen is None else {**seen.as_dict(), "warnings": warnings(spec, store, seen)}
-    for doubt in told["warnings"] if told else ():
+    check = None if seen is None else {**seen.as_dict(), "warnings": warnings(spec, store, seen)}
+    for doubt in check["warnings"] if check else ():
         log.warning(doubt)
-    return {"answers": inference_gap(spec, store), "preflight": told}
+    return {"answers": inference_gap(spec, store), "preflight": check}
 
 
 def warnings(spec: RunSpec, store: Store, found: Evidence) -> list[str]:

@@ -59,7 +59,7 @@ def folder_of(store: Store, name: str) -> Path:
 
 
 def zipped() -> bytes:
-    """A dataset as visitors upload it."""
+    """A dataset as users upload it."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         for number in range(6):

@@ -33,9 +33,9 @@ def strict(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMALLALIGN_STARTS_A_MINUTE", "4")
 
 
-def queue(store: Store, visitor: User, seed: int) -> Run:
+def queue(store: Store, user: User, seed: int) -> Run:
     """Queue a run without decoding any image: the queue does not look at them."""
-    return Store(store.root, visitor).submit(tiny(seed=seed))
+    return Store(store.root, user).submit(tiny(seed=seed))
 
 
 def order(store: Store) -> list[int]:
@@ -99,7 +99,7 @@ def test_clicking_again_opens_what_is_there_even_where_the_queue_is_full(strict:
     queue(store, ADA, 1)
     marker = (first.folder / "queued").read_text()
     assert queue(store, ADA, 0) == first
-    assert queue(store, BOB, 0) == first  # and another visitor's
+    assert queue(store, BOB, 0) == first  # and another user's
     assert (first.folder / "queued").read_text() == marker
 
 
@@ -159,7 +159,7 @@ def test_many_at_once_get_exactly_the_places_there_are(strict: None, store: Stor
         thread.join()
     assert len(store.queue()) == 5
     assert len(refused) == 7
-    counted = [turn.visitor for turn in queued(store.root).values()]
+    counted = [turn.user for turn in queued(store.root).values()]
     assert max(counted.count(name) for name in counted) <= 2
 
 
@@ -194,7 +194,7 @@ def test_the_page_says_the_place_and_the_wait(store: Store, train: Train) -> Non
 
 def test_a_broken_promise_is_named() -> None:
     found = {
-        "visitors": 50, "clicks": 500, "accepted": 20, "refused": 480, "faults": [], "waiting": 20, "most_of_one": 2,
+        "users": 50, "clicks": 500, "accepted": 20, "refused": 480, "faults": [], "waiting": 20, "most_of_one": 2,
         "waiting_after_the_same_click": 20, "click_p95_s": 0.1, "look_p95_s": 0.1, "cores_while_looking": 0.1,
         "memory_mb": 200.0,
     }  # fmt: skip
@@ -212,10 +212,10 @@ def test_a_small_crowd_against_the_real_server() -> None:
 
 
 def test_a_crowd_looks_more_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
-    visitors: list[object] = []
-    manager = SimpleNamespace(list_active_sessions=lambda: visitors)
+    users: list[object] = []
+    manager = SimpleNamespace(list_active_sessions=lambda: users)
     assert context.pace(2) == 2, "no server: a test of a page"
     monkeypatch.setattr(_compat, "_runtime", lambda: SimpleNamespace(_session_mgr=manager))
     for count, seconds in ((1, 2.0), (20, 2.0), (50, 5.0)):
-        visitors[:] = range(count)
+        users[:] = range(count)
         assert context.pace(2) == seconds

@@ -226,7 +226,7 @@ def test_a_run_that_is_resumed_by_itself_puts_nobodys_turn_back(store: Store) ->
     for marker in store.root.glob("runs/*/queued"):  # as after many turns
         turn = QueueTicket.read(marker)
         assert turn is not None
-        QueueTicket(turn.number + 40, turn.since, turn.visitor).write(marker)
+        QueueTicket(turn.number + 40, turn.since, turn.user).write(marker)
     recovery.requeue_crashed(store)
     late = [theirs.enqueue(created(store, seed=10 + seed)) for seed in range(3)]
     order = [run.id for run in store.queue()]

@@ -1,4 +1,4 @@
-"""Uploads: what a visitor may send, what is refused in words, and that nothing of what was refused is left behind."""
+"""Uploads: what a user may send, what is refused in words, and that nothing of what was refused is left behind."""
 
 from __future__ import annotations
 
@@ -257,7 +257,7 @@ def test_every_path_that_is_written_is_inside(tmp_path: Path, names: list[str]) 
     before = set(tmp_path.rglob("*"))
     try:
         with zipfile.ZipFile(io.BytesIO(packed(*((name, b"x") for name in dict.fromkeys(names))))) as archive:
-            _zips.unpack(archive, room, _zips.of_visitors())
+            _zips.unpack(archive, room, _zips.of_uploads())
     except (BadData, *_zips.DAMAGED):
         pass
     for path in set(tmp_path.rglob("*")) - before:
@@ -334,7 +334,7 @@ def test_an_upload_that_cannot_be_read_leaves_nothing(store: Store, monkeypatch:
         with pytest.raises(BadData.__mro__[1], match="cannot be read"):
             uploading.receive(Store(store.root, RUNNER), "x.zip", content)
         assert uploads.kept(store) == []
-        assert [file for file in left(store) if file.name != "desk.log"] == []
+        assert [file for file in left(store) if file.name != "backend.log"] == []
         assert uploading.receive(Store(store.root, RUNNER), "y.zip", dataset()).endswith(".zip")
     finally:
         uploading.context.client().close()

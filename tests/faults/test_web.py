@@ -83,7 +83,7 @@ def build(*hosts: str) -> Starlette:
 
 @pytest.fixture
 def client() -> TestClient:
-    """A visitor on this machine, to a server that shows its errors to nobody."""
+    """A user on this machine, to a server that shows its errors to nobody."""
     return TestClient(build(), base_url=HERE, client=LOCAL, raise_server_exceptions=False)
 
 
@@ -120,8 +120,8 @@ def test_a_browser_is_told_from_others_by_a_cookie_no_script_reads(client: TestC
 
 
 def test_who_arrives_from_elsewhere_is_refused_whatever_the_settings_say() -> None:
-    visitor = TestClient(build(), base_url="http://192.168.1.5:8501", client=("192.168.1.9", 1))
-    assert visitor.get("/", headers={"Host": "localhost"}).status_code == 403
+    user = TestClient(build(), base_url="http://192.168.1.5:8501", client=("192.168.1.9", 1))
+    assert user.get("/", headers={"Host": "localhost"}).status_code == 403
 
 
 @pytest.mark.parametrize(
@@ -139,10 +139,10 @@ def test_who_arrives_from_elsewhere_is_refused_whatever_the_settings_say() -> No
     ],
 )
 def test_allowed_hosts(hosts: tuple[str, ...], host: str, status: int) -> None:
-    visitor = TestClient(build(*hosts), base_url=HERE, client=LOCAL, raise_server_exceptions=False)
+    user = TestClient(build(*hosts), base_url=HERE, client=LOCAL, raise_server_exceptions=False)
     allowed = {"/": 200, "/fails?": 500, "/_stcore/metrics": 200, "/artifacts/a/b": 200, "/nothing": 404}
     for path, here in allowed.items():
-        answer = visitor.get(path, headers={"Host": host})
+        answer = user.get(path, headers={"Host": host})
         assert answer.status_code == (here if status == 200 else status), path
 
 
@@ -189,13 +189,13 @@ def test_without_a_list_who_logs_in_may_look(login: None, monkeypatch: pytest.Mo
 
 
 def test_strangers_get_no_file_and_viewers_send_none(login: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    visitor = TestClient(build(), base_url=HERE, client=LOCAL)
-    assert visitor.get("/artifacts/a/b").status_code == 403
-    assert visitor.put("/_stcore/upload_file/a/b", headers={"Origin": HERE}).status_code == 403
+    user = TestClient(build(), base_url=HERE, client=LOCAL)
+    assert user.get("/artifacts/a/b").status_code == 403
+    assert user.put("/_stcore/upload_file/a/b", headers={"Origin": HERE}).status_code == 403
     for who, sent in ((VIEWER, 403), (RUNNER, 204)):
         monkeypatch.setattr(access, "of_request", lambda *_, who=who: who)
-        assert visitor.get("/artifacts/a/b").status_code == 200
-        assert visitor.put("/_stcore/upload_file/a/b", headers={"Origin": HERE}).status_code == sent
+        assert user.get("/artifacts/a/b").status_code == 200
+        assert user.put("/_stcore/upload_file/a/b", headers={"Origin": HERE}).status_code == sent
 
 
 @pytest.mark.parametrize("value", ["", "x", "e30.x.y", '{"is_logged_in": true, "email": "ada@example.org"}'])
@@ -308,8 +308,8 @@ def test_the_desk_acts_for_whoever_asks(store: Store) -> None:
 
 
 def test_a_page_outside_of_any_visit_may_only_look() -> None:
-    assert access.visitor().role is Role.VIEWER
-    assert Store("x").visitor == UNRESTRICTED  # the library and the command line
+    assert access.current_user().role is Role.VIEWER
+    assert Store("x").user == UNRESTRICTED  # the library and the command line
 
 
 def test_a_viewer_sees_the_page_and_a_sentence(

@@ -36,12 +36,12 @@ BUNDLE_FILES = frozenset({"model.onnx", "model.zip", "logits.bin", "parity.json"
 
 def store() -> Store:
     """The store of this server, with the rights of the current user: the folder in SMALLALIGN_STORE, else `models`."""
-    return Store(visitor=auth.visitor())
+    return Store(user=auth.current_user())
 
 
 @functools.cache
 def _backend(root: Path) -> BackendClient:
-    return BackendClient(Store(root), auth.visitor, still_there)
+    return BackendClient(Store(root), auth.current_user, still_there)
 
 
 def still_there() -> None:

@@ -66,6 +66,7 @@ def choose(images: ImageSet, fingerprint: str) -> list[int]:
         st.session_state[keys.ROWS_CLASS_SEEN] = only
         text = st.text_input(
             "Training image indices",
+            st.session_state[key],
             key=key,
             persist_state="session",
             help=f"Comma-separated indices from 0 to {len(images) - 1}; at most {augmentation_api.MOST}.",

@@ -193,5 +193,6 @@ def _ranking(parts: list[tuple[str, Effect]]) -> None:
         },
         hide_index=True,
         lazy=False,
+        placeholder="–",
         alt="Each transform alone: label-change rate, confidence, teacher standard deviation.",
     )

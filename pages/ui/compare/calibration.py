@@ -68,7 +68,11 @@ def _slider(side: str, fitted: float, key: str) -> float:
     st.session_state.setdefault(widget, fitted)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         tried = st.select_slider(
-            f"{side.capitalize()} temperature", steps, key=widget, format_func=lambda value: f"{value:.3g}"
+            f"{side.capitalize()} temperature",
+            steps,
+            st.session_state[widget],
+            key=widget,
+            format_func=lambda value: f"{value:.3g}",
         )
         for name, value, help in (("1", 1.0, "Uncalibrated."), ("Fitted", fitted, "Lowest validation NLL.")):
             st.button(

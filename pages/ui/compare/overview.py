@@ -121,6 +121,7 @@ def _others(reports: Sequence[Compared], sides: Sides) -> None:
         },
         hide_index=True,
         lazy=False,
+        placeholder="–",
         alt="Each run compared with the teacher: accuracy, agreement, KL, McNemar's p, and kinds of errors.",
     )
     if len(reports) > 2:

@@ -114,5 +114,6 @@ def _table(found: ParetoFront) -> None:
         },
         hide_index=True,
         lazy=False,
+        placeholder="–",
         alt="All runs: parameters, MACs, size, latency, accuracy, calibration, and the limits they exceed.",
     )

@@ -274,7 +274,7 @@ def _choices(card: Card, cards: Sequence[Card], at: int, report: QualityReport, 
 
 def _may(store: Store) -> bool:
     try:
-        store.visitor.require(data_quality.RIGHT)
+        store.user.require(data_quality.RIGHT)
     except Refused as error:
         st.info(str(error))
         return False
@@ -320,7 +320,7 @@ def _bulk(found: str, cards: Sequence[Card], report: QualityReport, made: Decisi
     if found not in BULK or not sure:
         return
     try:
-        store.visitor.require(data_quality.RIGHT)
+        store.user.require(data_quality.RIGHT)
     except Refused:
         return
     name = BULK[found].format(f"{len(sure):,}")

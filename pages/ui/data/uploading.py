@@ -21,7 +21,7 @@ from smallalign_core.system import limits
 
 def panel(store: Store) -> None:
     """An uploader for a zip; once it is read, the page's dataset is the upload. Draw it above the dataset menu."""
-    if auth.visitor().role is Role.VIEWER:
+    if auth.current_user().role is Role.VIEWER:
         return
     most, failed = limits.current(), st.session_state.get(keys.UPLOAD_FAILED)
     with st.expander("Upload a dataset", icon=":material/upload:", expanded=failed is not None):
@@ -63,7 +63,7 @@ def receive(store: Store, name: str, content: bytes) -> str:
     try:
         context.read(DataSpec(source=source))
     except SmallAlignError as error:
-        if "columns" in error.details:  # nothing is wrong with it: the page asks for the column
+        if "columns" in error.details:  # nothing is wrong with it: its columns must be chosen on the page
             return source
         if new:
             uploads.discard(store, file)

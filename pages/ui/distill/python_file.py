@@ -24,7 +24,7 @@ def allow(spec: Part) -> None:
         BadInput: the file cannot be read.
     """
     for one in each_code(spec):
-        auth.visitor().require_code()
+        auth.current_user().require_code()
         if one.file is None:
             continue
         file = Path(one.file).expanduser().resolve()

@@ -181,7 +181,7 @@ def check(row: RunRow, report: ExportReport) -> None:
     memory = f"browser-check-{report.sha256}"
     turn = st.session_state.get(memory, 0)
     again = report.browser is not None
-    looks = auth.visitor().role is Role.VIEWER
+    looks = auth.current_user().role is Role.VIEWER
     if st.button(
         "Repeat check in this browser" if again else "Run check in this browser",
         icon=":material/travel_explore:",

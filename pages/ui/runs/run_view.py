@@ -281,6 +281,7 @@ def _per_class(result: dict[str, Any]) -> None:
         | {"Mean probability minus share": st.column_config.NumberColumn(format="%+.2f")},
         hide_index=True,
         lazy=False,
+        placeholder="–",
         alt="Each class: test images, recall, precision, F1 and calibration.",
     )
     st.caption(

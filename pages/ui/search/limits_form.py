@@ -16,7 +16,7 @@ from smallalign_core.search import SearchSpec, parse_study
 from smallalign_core.service.requests import DatasetFacts
 
 KIND = Kind("search", "shrink.py", ":material/compress:", "shrink", "Find the smallest model")
-NO_LIMIT = "0: no limit."
+NO_LIMIT = "no limit"
 UNITS = {"images": "of images", "teacher": "of the teacher's accuracy"}
 AUTOMATIC, LABELS = "automatic", "none"
 
@@ -25,24 +25,18 @@ def form(source: str, facts: DatasetFacts, store: Store) -> dict[str, Any]:
     """Draw the form; returns the fields of the search. All are kept in the URL."""
     first, second, third = st.columns(3)
     with first:
-        kb = url_state.pick_number(
-            st.number_input, "Max. file size (kB)", 0.0, 1e6, 5.0, key="kb", first=50.0, help=NO_LIMIT
-        )
+        kb = _limit("Max. file size (kB)", 1e6, 5.0, key="kb", first=50.0)
     with second:
-        ms = url_state.pick_number(
-            st.number_input,
+        ms = _limit(
             "Max. latency (ms)",
-            0.0,
             1e5,
             0.5,
             key="ms",
-            first=0.0,
-            help=f"{NO_LIMIT} p50 for one image in ONNX Runtime, one thread, on the machine that trains.",
+            first=None,
+            help="p50 for one image in ONNX Runtime, one thread, on the machine that trains.",
         )
     with third:
-        accuracy = url_state.pick_number(
-            st.number_input, "Min. accuracy (%)", 0.0, 150.0, 1.0, key="accuracy", first=90.0, help=NO_LIMIT
-        )
+        accuracy = _limit("Min. accuracy (%)", 150.0, 1.0, key="accuracy", first=90.0)
     unit = url_state.switch("Accuracy in percent", UNITS, key="unit")
     teachers = {row.id: row.label for row in run_table.teachers(store, source, facts)}
     teacher = url_state.pick(
@@ -51,7 +45,15 @@ def form(source: str, facts: DatasetFacts, store: Store) -> dict[str, Any]:
         key="teacher",
     )
     minutes = url_state.pick_number(
-        st.number_input, "Budget (minutes)", 1.0, 10_000.0, 5.0, key="minutes", first=30.0, help="Compute time."
+        st.number_input,
+        "Budget (minutes)",
+        1.0,
+        10_000.0,
+        5.0,
+        key="minutes",
+        first=30.0,
+        format="%g",
+        help="Compute time.",
     )
     limit = {"min_accuracy" if unit == "images" else "min_share": accuracy / 100} if accuracy else {}
     return {
@@ -62,6 +64,13 @@ def form(source: str, facts: DatasetFacts, store: Store) -> dict[str, Any]:
         "budget": {"seconds": 60 * minutes},
         **limit,
     }
+
+
+def _limit(label: str, most: float, step: float, *, key: str, first: float | None, help: str | None = None) -> Any:
+    """One limit; None where the field is empty."""
+    return url_state.pick_number(
+        st.number_input, label, 0.0, most, step, key=key, first=first, empty=NO_LIMIT, format="%g", help=help
+    )
 
 
 def begin(fields: Mapping[str, Any]) -> None:
@@ -92,9 +101,9 @@ def address(spec: SearchSpec) -> dict[str, str]:
     """The URL parameters of the form, of a search."""
     found = {
         "data": spec.data.source,
-        "kb": f"{spec.max_kb or 0:g}",
-        "ms": f"{spec.max_ms or 0:g}",
-        "accuracy": f"{100 * (spec.min_accuracy or spec.min_share or 0):g}",
+        "kb": f"{spec.max_kb:g}" if spec.max_kb else "",
+        "ms": f"{spec.max_ms:g}" if spec.max_ms else "",
+        "accuracy": f"{100 * accuracy:g}" if (accuracy := spec.min_accuracy or spec.min_share) else "",
         "unit": "teacher" if spec.min_share else "images",
         "teacher": spec.teacher or AUTOMATIC,
     }

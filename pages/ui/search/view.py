@@ -63,13 +63,14 @@ def _state(run: Run | None) -> State | None:
 
 
 def _results(report: BudgetSearch, _: Study, __: Store) -> None:
-    words = formatting.plain(report.words())
+    words = formatting.plain(report.answer())
     if report.met:
         st.success(words, icon=":material/verified:")
     elif report.complete:
         st.warning(words, icon=":material/balance:")
     else:
         st.info(words, icon=":material/hourglass_empty:")
+    st.caption(formatting.plain(report.effort()))
     if report.row is not None and report.row.run is not None and report.complete:
         _next(report.row.run, report)
     if not report.rows:
@@ -119,6 +120,7 @@ def _table(report: BudgetSearch) -> None:
         },
         hide_index=True,
         lazy=False,
+        placeholder="–",
         alt="All candidates: the reason to try each, its state, size, latency and accuracy.",
     )
 

@@ -37,7 +37,7 @@ def login_asked() -> bool:
     return bool(_compat.login_section()) or bool(st.get_option("server.trustedUserHeaders"))
 
 
-def visitor() -> User:
+def current_user() -> User:
     """The user of the page drawn in this thread; outside of a page one with read access only."""
     visit = _compat.session()
     if visit is None:
@@ -89,7 +89,7 @@ def gate() -> None:
     """Where a login is required: the login page, or the user's name and the logout button."""
     if not login_asked():
         return
-    user, ours = visitor(), bool(_compat.login_section())
+    user, ours = current_user(), bool(_compat.login_section())
     if user.role is not Role.NOBODY:
         with st.sidebar:
             st.text(f"{st.user.get('name') or user.name} · {user.role}")  # no Markdown: users choose their names

@@ -91,7 +91,7 @@ def title(report: StudyReport) -> None:
     state = state_of(report)
     colour, icon = STATES[state]
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.header(formatting.plain(report.title), anchor=False, width="content")
+        st.title(formatting.plain(report.title), anchor=False, width="content")
         st.badge(state, icon=icon, color=colour)
 
 

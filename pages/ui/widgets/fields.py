@@ -84,32 +84,35 @@ def plain(name: str, field: FieldInfo, key: str, owner: str = "") -> Any:
     )
     if get_origin(kind) is Literal:
         options = [*([None] if optional else []), *get_args(kind)]
-        begin(key, default if default in options else options[0], options)
+        held = begin(key, default if default in options else options[0], options)
         unset = UNSET.get(name, "none")
         return st.selectbox(
-            options=options, format_func=lambda one: unset if one is None else str(one), placeholder=unset, **look
+            options=options,
+            index=options.index(held),
+            format_func=lambda one: unset if one is None else str(one),
+            placeholder=unset,
+            **look,
         )
     if get_origin(kind) is dict:  # keyword arguments, on one line
-        begin(key, "")
-        return st.text_input(placeholder="width=24, depth=2", **look)
-    begin(key, default)
+        return st.text_input(value=begin(key, ""), placeholder="width=24, depth=2", **look)
+    held = begin(key, default)
     if kind is bool:
-        return st.toggle(**look)
+        return st.toggle(value=held, **look)
     if kind in (int, float):
         return _number(name, field, kind is int, default, optional, look)
     if field.examples:
-        return _suggested(field, look)
-    text = st.text_input(max_chars=int(limit(field, "max_length") or 0) or None, **look)
+        return _suggested(field, held, look)
+    text = st.text_input(value=held or "", max_chars=int(limit(field, "max_length") or 0) or None, **look)
     return text or (None if optional else text)
 
 
-def _suggested(field: FieldInfo, look: dict[str, Any]) -> str | None:
+def _suggested(field: FieldInfo, held: str | None, look: dict[str, Any]) -> str | None:
     """A text for which the spec has examples, with what it states about each; any other may be typed."""
     extra = field.json_schema_extra
     about: Any = extra.get("about", {}) if isinstance(extra, dict) else {}
-    typed = [st.session_state[look["key"]]]
-    options = list(dict.fromkeys([*(field.examples or ()), *(one for one in typed if one)]))
-    text = st.selectbox(options=options, accept_new_options=True, placeholder="Choose or type", **look)
+    options = list(dict.fromkeys([*(field.examples or ()), *([held] if held else [])]))
+    index = options.index(held) if held else None
+    text = st.selectbox(options=options, index=index, accept_new_options=True, placeholder="Choose or type", **look)
     if text in about:
         st.caption(about[text])
     return text
@@ -137,8 +140,9 @@ def _number(
         max_value=high,
         step=cast(step),
         format="%d" if whole else "%g",
+        value=st.session_state[look["key"]],
+        placeholder=(empty(field) or UNSET.get(name) or "all") if optional else None,
         **look,
-        **({"value": None, "placeholder": empty(field) or UNSET.get(name) or "all"} if optional else {}),
     )
 
 
@@ -153,7 +157,12 @@ def limit(field: FieldInfo, name: str) -> float | None:
     return next((getattr(rule, name) for rule in field.metadata if getattr(rule, name, None) is not None), None)
 
 
-def begin(key: str, value: Any, allowed: Collection[Any] | None = None) -> None:
-    """Set a widget's initial value through the session, the only place from which `fill` can change it later."""
+def begin(key: str, value: Any, allowed: Collection[Any] | None = None) -> Any:
+    """Set a widget's initial value through the session, the only place from which `fill` can change it later.
+
+    Returns the value to draw the widget with. The browser falls back to that one, and reports it as the user's own
+    choice, where a click ends the script before the browser has drawn the value of the session.
+    """
     if key not in st.session_state or (allowed is not None and st.session_state[key] not in allowed):
         st.session_state[key] = value
+    return st.session_state[key]

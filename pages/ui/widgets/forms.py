@@ -36,7 +36,7 @@ def kind_label(member: type[Part]) -> str:
 
 def offered(family: Iterable[type[Part]]) -> list[type[Part]]:
     """The members of a family for the current user: Python files run for the owner of the machine only."""
-    own = auth.visitor().role is Role.LOCAL
+    own = auth.current_user().role is Role.LOCAL
     return [member for member in family if own or not issubclass(member, Code)]
 
 
@@ -94,10 +94,11 @@ def choice(
         without: fields to leave out, in parts below it, too.
     """
     kinds = {kind_of(member): member for member in family}
-    begin(f"{key}.kind", start if start in kinds else next(iter(kinds)), kinds)
+    held = begin(f"{key}.kind", start if start in kinds else next(iter(kinds)), kinds)
     chosen = st.selectbox(
         title,
         list(kinds),
+        index=list(kinds).index(held),
         format_func=lambda kind: kind_label(kinds[kind]),
         key=f"{key}.kind",
         help=help,

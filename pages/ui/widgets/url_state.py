@@ -67,6 +67,7 @@ def pick(label: str, options: Mapping[str, str], *, key: str, first: str | None 
     chosen = st.selectbox(
         label,
         list(options),
+        index=list(options).index(st.session_state[widget]),
         format_func=lambda value: options[value],
         key=widget,
         help=help,
@@ -108,7 +109,9 @@ def tabs(names: Sequence[str], *, key: str) -> dict[str, Any]:
         st.session_state[widget] = asked
     if st.session_state.get(widget) not in names:
         st.session_state[widget] = names[0]
-    found = dict(zip(names, st.tabs(list(names), key=widget, on_change="rerun"), strict=True))
+    found = dict(
+        zip(names, st.tabs(list(names), default=st.session_state[widget], key=widget, on_change="rerun"), strict=True)
+    )
     keep(key, next((name for name, tab in found.items() if tab.open), names[0]))
     return found
 
@@ -121,24 +124,43 @@ def switch(label: str, options: dict[str, str], *, key: str) -> str:
     if st.session_state.get(widget) not in options:
         st.session_state[widget] = next(iter(options))
     chosen = st.segmented_control(
-        label, list(options), required=True, format_func=options.__getitem__, key=widget, persist_state="session"
+        label,
+        list(options),
+        default=st.session_state[widget],
+        required=True,
+        format_func=options.__getitem__,
+        key=widget,
+        persist_state="session",
     )
     keep(key, str(chosen))
     return str(chosen)
 
 
 def pick_number(
-    draw: Callable[..., Any], label: str, low: float, high: float, step: float, *, key: str, first: float, **look: Any
+    draw: Callable[..., Any],
+    label: str,
+    low: float,
+    high: float,
+    step: float,
+    *,
+    key: str,
+    first: float | None,
+    empty: str | None = None,
+    **look: Any,
 ) -> Any:
     """A number kept in the URL as `key`; an out-of-range value in a link gives a warning.
 
     Args:
         draw: `st.slider` or `st.number_input`. Ints give whole numbers, floats any.
+        empty: what the field shows where it may be left empty, which gives None.
     """
-    widget, cast = own(key), type(first)
+    widget, cast = own(key), type(step)
+    look |= {"placeholder": empty} if empty else {}
     if (asked := changed(key)) is not None:
         try:
-            if not low <= (given := cast(asked)) <= high:
+            if asked == "" and empty:
+                given = None
+            elif not low <= (given := cast(asked)) <= high:
                 raise ValueError
             st.session_state[widget] = given
         except ValueError:
@@ -146,11 +168,11 @@ def pick_number(
                 f"Invalid link parameter. Given: {formatting.given(key, asked)}. "
                 f"Use a number between {low:g} and {high:g}."
             )
-    held = st.session_state.get(widget)
-    if not isinstance(held, int | float) or not low <= held <= high:
+    held = st.session_state.get(widget, ...)
+    if not (low <= held <= high if isinstance(held, int | float) else held is None and empty):
         st.session_state[widget] = first
-    chosen = draw(label, low, high, step=step, key=widget, persist_state="session", **look)
-    keep(key, f"{chosen:g}" if cast is float else str(chosen))
+    chosen = draw(label, low, high, st.session_state[widget], step, key=widget, persist_state="session", **look)
+    keep(key, "" if chosen is None else f"{chosen:g}" if cast is float else str(chosen))
     return chosen
 
 
@@ -174,6 +196,7 @@ def pick_some(
         label,
         list(options),
         selection_mode="multi",
+        default=st.session_state[widget],
         format_func=options.__getitem__,
         key=widget,
         help=help,
@@ -221,6 +244,7 @@ def pick_rows(label: str, rows: Sequence[RunRow], *, key: str, most: int, help: 
     chosen = st.multiselect(
         label,
         list(found),
+        default=st.session_state[widget],
         format_func=lambda id: found[id].label,
         key=widget,
         max_selections=most,
@@ -289,7 +313,7 @@ def pick_page(pages: int) -> int:
         st.session_state[widget] = 1
     if pages < 2:
         return 1
-    chosen = int(st.pagination(pages, key=widget))
+    chosen = int(st.pagination(pages, default=st.session_state.get(widget, 1), key=widget))
     keep("page", str(chosen))
     return chosen
 
@@ -304,7 +328,8 @@ def pick_text(label: str, *, key: str, **look: Any) -> str:
     widget = own(key)
     if (asked := changed(key)) is not None:
         st.session_state[widget] = asked
-    chosen = str(st.text_input(label, key=widget, persist_state="session", **look) or "")
+    held = st.session_state.get(widget, "")
+    chosen = str(st.text_input(label, held, key=widget, persist_state="session", **look) or "")
     if chosen:
         keep(key, chosen)
     elif key in st.query_params:

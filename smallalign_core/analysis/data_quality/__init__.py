@@ -47,8 +47,8 @@ from smallalign_core.system.files import read_json, write_json
 from smallalign_core.system.machine import set_sklearn_threads
 from smallalign_core.system.resumable import Work
 
-METHODS = ("auto", "votes", "teacher", "pixels")
-VERSION = 2
+METHODS = ("auto", "teacher", "pixels")
+VERSION = 3
 """Version of findings; increased when their meaning changes, which invalidates cached reports."""
 SIDE = 16
 """Image side in pixels for label-error detection."""
@@ -65,9 +65,9 @@ def run_check(store: Store, spec: DataSpec, *, method: str = "auto", teacher: st
     """Check all images of `spec`, without its decisions, and cache the report.
 
     Args:
-        method: out-of-sample predictions for label errors: `votes` of finished runs that were not trained on the
-            image, or a probe on a `teacher`'s features or on `pixels`. `auto`: features of the given teacher if it was
-            not trained on these images, else pixels; votes, where they predict the labels better.
+        method: out-of-sample predictions for label errors: a probe on a `teacher`'s features or on `pixels`. `auto`:
+            features of the given teacher if it was not trained on these images, else pixels; and hard examples, where
+            there are runs that were trained on a part of the images.
         teacher: a finished run or import to take features from.
 
     Raises:
@@ -86,13 +86,13 @@ def automatic(images: ImageSet) -> Work[Decisions]:
     features = _flat((yield from resumable.part_of(_near_duplicates.thumbnails([images], SIDE), 0, 2)))
     classes = len(images.classes)
     pool = _labels.Pool(features, images.labels, images.ids, classes, len(images))
-    judged = yield from resumable.part_of(_labels.out_of_sample(pool), 1, 2)
-    suspects = _labels.suspects(images.labels, judged.probabilities)
+    crossed = yield from resumable.part_of(_labels.out_of_sample(pool), 1, 2)
+    suspects = _labels.suspects(images.labels, crossed.probabilities)
     drop = {int(one) for one in images.ids[suspects.rows[suspects.sure]]}
     once: set[int] = set()
     for group in _near_duplicates.exact(images.ids):
         (once if len(np.unique(images.labels[group])) == 1 else drop).add(int(images.ids[group[0]]))
-    own = judged.probabilities[np.arange(len(images)), images.labels]
+    own = crossed.probabilities[np.arange(len(images)), images.labels]
     for label in range(classes):
         rows = np.flatnonzero(images.labels == label)
         if len(rows) and all(int(one) in drop for one in images.ids[rows]):
@@ -122,13 +122,7 @@ class QualityCheck:
         self.biased = self.teacher if self.teacher is not None and self._learned_by(self.teacher) else None
         if self.biased is not None and method == "auto":
             self.teacher = None
-        self.voters = evidence.voters(store, self.spec) if method in ("auto", "votes") else []
-        if method == "votes" and len(self.voters) < evidence.LEAST_VOTES:
-            raise BadInput(
-                f"votes need {evidence.LEAST_VOTES} finished runs trained on a part of these images with labels",
-                given=f"{len(self.voters)} such runs",
-                do="run a scaling study on these images, or choose another method",
-            )
+        self.voters = evidence.voters(store, self.spec) if method == "auto" else []
         if len(self.voters) < evidence.LEAST_VOTES:
             self.voters = []
 
@@ -142,7 +136,7 @@ class QualityCheck:
         """Digest of all that the report depends on."""
         teacher = self.teacher.id if self.teacher is not None else None
         facts = [
-            *(VERSION, self.splits.fingerprint, self.spec.source, self.method == "votes"),
+            *(VERSION, self.splits.fingerprint, self.spec.source),
             *(teacher, self.biased and self.biased.id, [run.id for run in self.voters]),
         ]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
@@ -167,10 +161,9 @@ class QualityCheck:
         duplicates, leaks = _near_duplicates.decided(atlas, pairs)
         features = yield from resumable.part_of(self._features(), 2, 5)
         pool = _labels.Pool(features, atlas.labels, atlas.ids, len(self.splits.classes), self.learned)
-        judged = yield from resumable.part_of(_labels.out_of_sample(pool), 3, 5)
+        crossed = yield from resumable.part_of(_labels.out_of_sample(pool), 3, 5)
         votes = yield from resumable.part_of(evidence.votes(self.voters, self.store, parts), 4, 5)
-        voted = self._trusted(votes, judged, atlas.labels)
-        probabilities = np.where(voted[:, None], votes.probabilities, judged.probabilities)
+        probabilities = crossed.probabilities
         names, own = self.splits.classes, slice(self.learned)
         confused = _labels.confused(atlas.labels[own], probabilities[own])
         agreed = probabilities.argmax(1) == atlas.labels
@@ -187,7 +180,7 @@ class QualityCheck:
             classes=names,
             images=len(atlas.rows),
             counts={name: part.counts() for name, part in self.parts.items()},
-            method=self._method(int(voted.sum()), votes.runs, float(agreed[own].mean())),
+            method=self._method(float(agreed[own].mean())),
             near=_near_duplicates.WORDS,
             unreadable=self.splits.unreadable,
             duplicates=duplicates,
@@ -196,7 +189,7 @@ class QualityCheck:
             pairs=tuple(Pair((names[a], names[b]), share, round(share * self.learned)) for a, b, share in confused),
             outliers=tuple(
                 Outlier(*_at(atlas, row), float(score), path=atlas.path(row))
-                for row, score in zip(*_outliers.outliers(judged.distance), strict=True)
+                for row, score in zip(*_outliers.outliers(crossed.distance), strict=True)
             ),
             pixels=tuple(PixelIssue(*_at(atlas, row), kind, value, path=atlas.path(row)) for kind, row, value in odd),
             hard=_hard(atlas, votes),
@@ -216,33 +209,16 @@ class QualityCheck:
             return (yield from evidence.features(self.teacher, parts))
         return _flat((yield from _near_duplicates.thumbnails(parts, SIDE)))
 
-    def _trusted(
-        self, votes: evidence.Votes, judged: _labels.OutOfSample, labels: NDArray[np.int64]
-    ) -> NDArray[np.bool_]:
-        """Images whose labels are checked by votes, bool [N]: with enough votes, if these predict better or are
-        requested.
-        """
-        enough = votes.count >= evidence.LEAST_VOTES
-        rows = np.flatnonzero(enough[: self.learned])
-        both = (votes.probabilities, judged.probabilities)
-        right, others = ((said[rows].argmax(1) == labels[rows]).sum() for said in both)
-        return enough if right > others or self.method == "votes" else np.zeros_like(enough)
-
     def _odd_sizes(self) -> list[tuple[int, float]]:
         sizes = [part.sizes for part in self.parts.values() if part.sizes is not None]
         return _outliers.odd_sizes(np.concatenate(sizes)) if len(sizes) == len(self.parts) else []
 
-    def _method(self, voted: int, runs: int, agreed: float) -> str:
+    def _method(self, agreed: float) -> str:
         """The method of out-of-sample probabilities, as text."""
         of = f"features of {self.teacher.name}" if self.teacher is not None else "pixels"
         split = f"5-fold, the mean of {_labels.NEIGHBOURS} nearest neighbours and kernel logistic regression on {of}"
         if min(self.learned, _labels.MOST_FITTED) < self.learned:
             split += f", fitted to {_labels.MOST_FITTED:,} images at most"
-        if voted:
-            rest = sum(map(len, self.parts.values())) - voted
-            split = f"votes of {runs} runs not trained on the image" + (f"; {rest:,} images by {split}" if rest else "")
-        elif runs:
-            split += f" (which predict labels better than the votes of {runs} runs)"
         return f"{split}; agrees with {agreed:.1%} of the labels"
 
     def _warnings(self, agreed: float) -> Iterator[str]:

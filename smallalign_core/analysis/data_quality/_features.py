@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from smallalign_core import data
 from smallalign_core.data import ImageSet
 from smallalign_core.errors import SmallAlignError, WorkFailed
-from smallalign_core.metrics import log_softmax
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.spec import DataSpec
 from smallalign_core.system.machine import set_threads
@@ -26,7 +25,7 @@ from smallalign_core.system.resumable import Work
 
 CHUNK = 500
 LEAST_VOTES = 8
-"""Min. number of votes to check a label."""
+"""Min. number of runs for hard examples."""
 MOST_RUNS = 64
 """Max. number of voting runs, evenly spread over their sizes."""
 MOST_FEATURES = 512
@@ -39,14 +38,12 @@ class Votes:
     """Votes of runs on images that they were not trained on.
 
     Attributes:
-        probabilities: mean over the runs of each image, float64 [N, classes]; zeros where there are no votes.
         count: int64 [N].
         right: share of an image's votes for its label, float64 [N]; 0 without votes.
         learned_by: parameters of the smallest students with at least half of the votes correct, int64 [N]; 0 for none.
         runs: number of runs.
     """
 
-    probabilities: NDArray[np.float64]
     count: NDArray[np.int64]
     right: NDArray[np.float64]
     learned_by: NDArray[np.int64]
@@ -147,8 +144,7 @@ def votes(runs: Sequence[Run], store: Store, parts: Sequence[ImageSet]) -> Work[
     """Collect votes of runs on all images of some splits that they were not trained on."""
     ids = np.concatenate([part.ids for part in parts])
     labels = np.concatenate([part.labels for part in parts])
-    classes = len(parts[0].classes)
-    total, count, right = np.zeros((len(ids), classes)), np.zeros(len(ids), np.int64), np.zeros(len(ids))
+    count, right = np.zeros(len(ids), np.int64), np.zeros(len(ids))
     by_size: dict[int, NDArray[np.int64]] = {}
     seen: dict[str, NDArray[np.uint64] | None] = {}
     asked = 0
@@ -165,9 +161,7 @@ def votes(runs: Sequence[Run], store: Store, parts: Sequence[ImageSet]) -> Work[
         for rows, logits in _answers(run, parts, fresh):
             if not np.isfinite(logits).all():
                 continue  # a run with non-finite outputs does not vote on these
-            said = np.exp(log_softmax(logits, float((run.result or {}).get("temperature") or 1.0)))
-            hit = said.argmax(1) == labels[rows]
-            total[rows] += said
+            hit = logits.argmax(1) == labels[rows]
             count[rows] += 1
             right[rows] += hit
             tally = by_size.setdefault(int((run.result or {})["params"]), np.zeros((2, len(ids)), np.int64))
@@ -178,8 +172,7 @@ def votes(runs: Sequence[Run], store: Store, parts: Sequence[ImageSet]) -> Work[
     least = np.zeros(len(ids), np.int64)
     for size, (voted, named) in sorted(by_size.items(), reverse=True):
         least = np.where((voted > 0) & (2 * named >= voted), size, least)
-    some = np.maximum(count, 1)
-    return Votes(total / some[:, None], count, right / some, least, asked)
+    return Votes(count, right / np.maximum(count, 1), least, asked)
 
 
 def _answers(

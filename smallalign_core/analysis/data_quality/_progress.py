@@ -59,7 +59,7 @@ def decide(store: Store, fingerprint: str, source: str, changes: Sequence[Change
         BadInput: invalid id or decision.
         BadData: the file is damaged; it is left as it is.
     """
-    store.visitor.require(RIGHT)
+    store.user.require(RIGHT)
     for image, made in changes:
         if not 0 <= image < 2**64:
             raise BadInput("not an image id", given=image, do="give an id of the report")
@@ -70,7 +70,7 @@ def decide(store: Store, fingerprint: str, source: str, changes: Sequence[Change
         before = [(image, found.by_image.get(image)) for image, _ in changes]
         after = _changed(found, changes)
         if after != found:  # the history first: if killed in between, undo restores the current state
-            who = {"by": store.visitor.name, "step": secrets.token_hex(8)}
+            who = {"by": store.user.name, "step": secrets.token_hex(8)}
             append(_history(store, fingerprint), {**who, "before": _plain(before), "made": _plain(changes)}, sync=True)
             after.write(file_of(store, fingerprint))
         return after
@@ -85,10 +85,10 @@ def undo(store: Store, fingerprint: str) -> tuple[Decisions, list[Change]]:
         Raises:
             Refused: read-only user.
     """
-    store.visitor.require(RIGHT)
+    store.user.require(RIGHT)
     with _held(store, fingerprint):
         found, steps = decisions(store, fingerprint), _steps(store, fingerprint)
-        mine = [step for step in steps if step["by"] == store.visitor.name]
+        mine = [step for step in steps if step["by"] == store.user.name]
         if not mine:
             return found, []
         made = dict(map(_read, mine[-1]["made"]))
@@ -99,13 +99,13 @@ def undo(store: Store, fingerprint: str) -> tuple[Decisions, list[Change]]:
         ]
         after = _changed(found, restored)
         after.write(file_of(store, fingerprint))
-        append(_history(store, fingerprint), {"by": store.visitor.name, "undid": mine[-1]["step"]}, sync=True)
+        append(_history(store, fingerprint), {"by": store.user.name, "undid": mine[-1]["step"]}, sync=True)
         return after, restored
 
 
 def undoable(store: Store, fingerprint: str) -> int:
     """Number of steps that this user can undo."""
-    return sum(step["by"] == store.visitor.name for step in _steps(store, fingerprint))
+    return sum(step["by"] == store.user.name for step in _steps(store, fingerprint))
 
 
 @contextlib.contextmanager

@@ -92,20 +92,18 @@ class Store:
     Args:
         root: the folder; made when something is first written. By default SMALLALIGN_STORE, or `models` in the working
             directory.
-        visitor: the user it acts for; the library and the command line act for the owner, with all rights.
+        user: the user it acts for; the library and the command line act for the owner, with all rights.
         showing: what is computed fills a page that was opened, which is no look at test: see `count_test_look`.
     """
 
-    def __init__(
-        self, root: Path | str | None = None, visitor: Access = UNRESTRICTED, *, showing: bool = False
-    ) -> None:
+    def __init__(self, root: Path | str | None = None, user: Access = UNRESTRICTED, *, showing: bool = False) -> None:
         root = (os.environ.get("SMALLALIGN_STORE") or "models") if root is None else root
         if not str(root).strip():
             raise Refused("the store's path is empty", do="give a folder, or leave the option out")
-        self.root, self.visitor, self.showing = Path(root), visitor, showing
+        self.root, self.user, self.showing = Path(root), user, showing
 
     def _at(self, folder: Path) -> Run:
-        return Run(folder, self.visitor)
+        return Run(folder, self.user)
 
     @property
     def runs_folder(self) -> Path:
@@ -197,7 +195,7 @@ class Store:
         return run
 
     def name_of(self, reference: str) -> str:
-        """A name that people know: the zoo's for its ids, else the reference itself."""
+        """The familiar name: the zoo's for its ids, else the reference itself."""
         return next((run.name for run in self.zoo() if run.id == reference), reference)
 
     def named(self, spec: RunSpec) -> RunSpec:
@@ -213,7 +211,7 @@ class Store:
             UnknownRun, Refused: a teacher or start is not there, or not finished.
             BadModel: the weights to start from cannot be used.
         """
-        spec = python_files.filled(spec, self.visitor)
+        spec = python_files.filled(spec, self.user)
         network, teachers = spec.network, [self.finished(name) for name in spec.teachers]
         start = self.finished(spec.start) if spec.start else None
         for run in (*teachers, *([start] if start else [])):
@@ -262,7 +260,7 @@ class Store:
         with contextlib.suppress(UnknownRun):
             self.run(run.id)
             return
-        self.visitor.require("take runs into the store")
+        self.user.require("take runs into the store")
         if hashlib.sha256(run.weights.read_bytes()).hexdigest() != (run.result or {}).get("weights_sha256"):
             raise BadModel("the teacher's weights do not match the digest in its result", given=run.folder)
         target = self.runs_folder / run.id
@@ -299,9 +297,9 @@ class Store:
         Raises:
             Refused: the user may not start runs, or not so many; `together`: see `Access.check_room`.
         """
-        self.visitor.require("start runs")
+        self.user.require("start runs")
         if self.find(spec) is None:  # before there is a folder
-            self.visitor.check_room(self.root, together=together)
+            self.user.check_room(self.root, together=together)
         return self.enqueue(self.create(spec), together=together)
 
     def enqueue(self, run: Run, *, together: bool = False) -> Run:
@@ -309,10 +307,10 @@ class Store:
         if run.state not in (State.FINISHED, State.RUNNING, State.QUEUED):
             with contextlib.suppress(BadModel):  # a damaged run says so when it is taken
                 if each_code(run.spec):
-                    self.visitor.require_code()
+                    self.user.require_code()
             # Under the lock: a worker that takes or finishes it at this moment must not be left a stale marker.
             with (
-                self.visitor.admit(self.root, together=together) as turn,
+                self.user.admit(self.root, together=together) as turn,
                 contextlib.suppress(Timeout),
                 run.lock(timeout=2.0),
             ):
@@ -333,7 +331,7 @@ class Store:
         return [lock.stem.removeprefix("worker-") for lock in locks if is_held(lock)]
 
     def queue(self) -> list[Run]:
-        """Runs that wait, in the order in which they will be trained: visitors take turns."""
+        """Runs that wait, in the order in which they will be trained: users take turns."""
         return [run for run in map(self._at, queued(self.root)) if not run.finished]
 
     def delete(self, reference: str) -> Run:
@@ -343,7 +341,7 @@ class Store:
             UnknownRun, Refused: it is not there; it is running, in the zoo, or the teacher of an unfinished run or
                 study; read-only user.
         """
-        self.visitor.require("delete runs")
+        self.user.require("delete runs")
         run = self.run(reference)
         if run.in_zoo:
             raise Refused("zoo models are part of SmallAlign and are not deleted", given=run.name)

@@ -52,7 +52,7 @@ class Backend:
         kill: ends the process unconditionally.
         busy: whether it is processing a request; counted: the user whose limit that request counts against.
         holds: unfinished long requests in it, each with its progress.
-        visitor: the user of its last request; since: when it became idle.
+        user: the user of its last request; since: when it became idle.
     """
 
     pid: int
@@ -61,7 +61,7 @@ class Backend:
     busy: bool = True
     counted: str | None = None
     holds: dict[str, float] = field(default_factory=dict)
-    visitor: str = ""
+    user: str = ""
     since: float = 0.0
     _rest: bytearray = field(default_factory=bytearray)
 
@@ -131,34 +131,34 @@ class Pool:
         with self._changed:
             return list(self._all)
 
-    def short(self, visitor: str, pulse: Callable[[], None]) -> Backend:
-        """Acquire a backend for one request of `visitor`; returned by `release`, `give_up` or `drop`."""
+    def short(self, user: str, pulse: Callable[[], None]) -> Backend:
+        """Acquire a backend for one request of `user`; returned by `release`, `give_up` or `drop`."""
         ticket = object()
         with self._changed:
-            self._line[ticket] = visitor
+            self._line[ticket] = user
             try:
                 while not self._turn(ticket):
                     self._wait(pulse)
-                self._answering[visitor] = self._answering.get(visitor, 0) + 1
-                found = self._idle(visitor)
+                self._answering[user] = self._answering.get(user, 0) + 1
+                found = self._idle(user)
                 if found is not None:
-                    found.busy, found.visitor, found.counted = True, visitor, visitor
+                    found.busy, found.user, found.counted = True, user, user
                     return found
             finally:
                 del self._line[ticket]
                 self._changed.notify_all()
         try:
-            return self._started(visitor, counted=visitor)
+            return self._started(user, counted=user)
         except BaseException:
             with self._changed:
-                self._uncount(visitor)
+                self._uncount(user)
             raise
 
-    def _uncount(self, visitor: str | None) -> None:
-        if visitor is not None:
-            self._answering[visitor] -= 1
-            if not self._answering[visitor]:
-                del self._answering[visitor]
+    def _uncount(self, user: str | None) -> None:
+        if user is not None:
+            self._answering[user] -= 1
+            if not self._answering[user]:
+                del self._answering[user]
 
     def _turn(self, ticket: object) -> bool:
         """Whether a request may start: its user is within the limit, there is room, and no earlier request could
@@ -169,12 +169,12 @@ class Pool:
         free = [one for one, whose in self._line.items() if self._answering.get(whose, 0) < self.each]
         return bool(free) and free[0] is ticket
 
-    def _idle(self, visitor: str) -> Backend | None:
-        """An idle backend without unfinished work, preferably the last one used for `visitor`."""
+    def _idle(self, user: str) -> Backend | None:
+        """An idle backend without unfinished work, preferably the last one used for `user`."""
         found = [one for one in self._all if not one.busy and not one.holds]
-        return max(found, key=lambda one: (one.visitor == visitor, one.since), default=None)
+        return max(found, key=lambda one: (one.user == user, one.since), default=None)
 
-    def steady(self, question: str, visitor: str, patience: float, pulse: Callable[[], None]) -> Backend:
+    def steady(self, question: str, user: str, patience: float, pulse: Callable[[], None]) -> Backend:
         """The backend where long work continues or may begin.
 
         Raises:
@@ -183,9 +183,9 @@ class Pool:
         until = time.monotonic() + patience
         with self._changed:
             while True:
-                found = self._place(question, visitor)
+                found = self._place(question, user)
                 if isinstance(found, Backend):
-                    found.busy, found.visitor = True, visitor
+                    found.busy, found.user = True, user
                     found.holds.setdefault(question, 0.0)
                     self._waiting.pop(question, None)
                     return found
@@ -197,17 +197,17 @@ class Pool:
                     raise Full(next((one.holds[question] for one in self._all if question in one.holds), 0.0))
                 self._wait(pulse, until)
         try:
-            return self._started(visitor, question=question)
+            return self._started(user, question=question)
         finally:
             with self._changed:
                 self._starting -= 1
 
-    def _place(self, question: str, visitor: str) -> Backend | bool:
+    def _place(self, question: str, user: str) -> Backend | bool:
         """A backend for long work; True: one may be started; False: not now."""
         now = time.monotonic()
         holding = [one for one in self._all if one.holds]
         known = next((one for one in holding if question in one.holds), None) or next(
-            (one for one in holding if one.visitor == visitor), None
+            (one for one in holding if one.user == user), None
         )
         if known is not None:
             return False if known.busy else known
@@ -221,7 +221,7 @@ class Pool:
             if before or not left:
                 return False
             self._drop(min(left, key=lambda one: one.since))
-        return self._idle(visitor) or True
+        return self._idle(user) or True
 
     def _wait(self, pulse: Callable[[], None], until: float = float("inf")) -> None:
         """Wait for a change; the lock is released while checking whether the caller still waits."""
@@ -232,9 +232,9 @@ class Pool:
         finally:
             self._changed.acquire()
 
-    def _started(self, visitor: str, counted: str | None = None, question: str | None = None) -> Backend:
+    def _started(self, user: str, counted: str | None = None, question: str | None = None) -> Backend:
         found = self._start()
-        found.visitor, found.counted = visitor, counted
+        found.user, found.counted = user, counted
         if question is not None:
             found.holds[question] = 0.0
         with self._changed:

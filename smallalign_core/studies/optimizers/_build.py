@@ -207,9 +207,9 @@ def _final_run(seed: int, found: RunStatus) -> FinalRun:
     )
 
 
-def _gradients(told: dict[str, Any]) -> int | None:
+def _gradients(status: dict[str, Any]) -> int | None:
     """Gradient evaluations of a run, plus forward-only evaluations at their relative cost."""
-    asked, without = told.get("gradients"), told.get("evaluations", 0)
+    asked, without = status.get("gradients"), status.get("evaluations", 0)
     return None if asked is None else int(asked) + round(without / EVALUATIONS)
 
 

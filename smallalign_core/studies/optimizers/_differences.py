@@ -66,7 +66,7 @@ def _one_metric(
     reference: Sequence[Scored], others: Sequence[Sequence[Scored]], metric: str, margin: float
 ) -> list[Difference]:
     found = _means(tuple(reference), tuple(map(tuple, others)), metric)
-    judged = []
+    compared = []
     p_values = [one[0].p for one in found if one is not None and one[0].se > 0]
     corrected, tests = iter(statistics.holm(p_values)), len(p_values)
     for other, one in zip(others, found, strict=True):
@@ -80,7 +80,7 @@ def _one_metric(
                 beats=statistics.beats(ours, theirs, less_is_better=METRICS[metric].less_is_better),
             )
         if one is None:
-            judged.append(plain)
+            compared.append(plain)
             continue
         mean, crossed = one
         more: dict[str, Any] = {
@@ -89,12 +89,12 @@ def _one_metric(
             "margin": margin if metric == "accuracy" else None,
         }
         if not mean.se:
-            judged.append(replace(plain, verdict="no spread", **more))
+            compared.append(replace(plain, verdict="no spread", **more))
             continue
         p = next(corrected)
         verdict = _verdict(mean, p, METRICS[metric].less_is_better, more["margin"])
         low, high = METRICS[metric].differences(mean.low, mean.high)
-        judged.append(
+        compared.append(
             replace(
                 plain,
                 verdict=verdict,
@@ -107,7 +107,7 @@ def _one_metric(
                 **more,
             )
         )
-    return judged
+    return compared
 
 
 def _verdict(found: statistics.Mean, holm: float, less_is_better: bool, margin: float | None) -> Verdict:

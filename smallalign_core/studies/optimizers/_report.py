@@ -192,26 +192,26 @@ class OptimizerStudy(StudyReport):
         for arm in self.at(budget):
             if (difference := arm.differences.get(metric)) is not None:
                 found.setdefault(difference.verdict, []).append(arm.label)
-        told = [
+        parts = [
             f"{_listed(names)} {'is' if len(names) == 1 else 'are'} {how} than tuned {label}"
             for how in ("better", "worse")
             if (names := found.get(how))
         ]
         equal, open_ones = found.get("no difference larger", []), self._undecided(budget, metric)
-        if told:
-            told += [f"inconclusive: {_listed(open_ones)}"] if open_ones else []
+        if parts:
+            parts += [f"inconclusive: {_listed(open_ones)}"] if open_ones else []
         elif equal:
-            told = [f"equivalent to tuned {label} within the margin: {_listed(equal)}"]
-            told += [f"inconclusive: {_listed(open_ones)}"] if open_ones else []
+            parts = [f"equivalent to tuned {label} within the margin: {_listed(equal)}"]
+            parts += [f"inconclusive: {_listed(open_ones)}"] if open_ones else []
         elif open_ones:
-            told = [f"no conclusive difference to tuned {label}"]
+            parts = [f"no conclusive difference to tuned {label}"]
         else:
-            told = [
+            parts = [
                 "single seed; run more before drawing conclusions"
                 if found.get("not evidence")
                 else "nothing to compare yet"
             ]
-        return f"At {self.budget_words(budget)}: {'; '.join(told)}."
+        return f"At {self.budget_words(budget)}: {'; '.join(parts)}."
 
     def _undecided(self, budget: int, metric: str) -> list[str]:
         """The arms with inconclusive results."""
@@ -225,9 +225,9 @@ class OptimizerStudy(StudyReport):
         far = [arm for arm in self.at(budget) if arm.track == "tuned" and arm.far_from_default]
         if not far:
             return ""
-        told = [arm.from_default() for arm in far[:NAMED]]  # the reference first
-        told += [f"and {len(far) - NAMED} more"] if len(far) > NAMED else []
-        text = f"Tuned learning rates far from the library defaults: {'; '.join(told)}."
+        parts = [arm.from_default() for arm in far[:NAMED]]  # the reference first
+        parts += [f"and {len(far) - NAMED} more"] if len(far) > NAMED else []
+        text = f"Tuned learning rates far from the library defaults: {'; '.join(parts)}."
         plain = self.default_arm(budget)
         if plain is None or not (figures := plain.differences["accuracy"].figures()):
             return f"{text} The gain was not measured: no optimizer ran at its default."
@@ -256,12 +256,12 @@ class OptimizerStudy(StudyReport):
     def _over(self) -> str:
         """The arms that exceed their budget."""
         shares = [(arm, arm.epochs * arm.gradients_a_step / (arm.budget * self.epochs)) for arm in self.arms]
-        told = [
+        parts = [
             f"{arm.label} takes {share:.3g} times as many at {self.budget_words(arm.budget)}"
             for arm, share in shares
             if share > MORE
         ]
-        return f", but {', '.join(told)}, since epochs are whole and at least one" if told else ""
+        return f", but {', '.join(parts)}, since epochs are whole and at least one" if parts else ""
 
     def _chosen_on(self) -> str:
         some = next((int(run.val["images"]) for arm in self.arms for run in arm.finished if run.val), None)

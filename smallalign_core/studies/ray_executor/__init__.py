@@ -202,8 +202,8 @@ class Cluster:
                         ended=state, reason="removed from the cluster; it will restart from the beginning"
                     )
                     away.held[run.id].release()
-                told = zip(away.runs, states, asked, strict=True)
-                yield away.runs, [{"id": run.id, "state": str(state), "asked": one} for run, state, one in told]
+                rows = zip(away.runs, states, asked, strict=True)
+                yield away.runs, [{"id": run.id, "state": str(state), "asked": one} for run, state, one in rows]
 
 
 def accepted(recording: RunWriter, reply: _payload.RunOutcome) -> Ended:

@@ -71,8 +71,8 @@ def train(given: Payload, needed: Sequence[Any]) -> list[RunOutcome]:
                 given=str(PACKAGE),
                 do="update it, or start ray there from another folder",
             )
-        elders: list[Dependency] = ray.get(list(needed)) if needed else []  # ray.get would start a local cluster
-        for one in elders:
+        loaded: list[Dependency] = ray.get(list(needed)) if needed else []  # ray.get would start a local cluster
+        for one in loaded:
             install(one, store)
         specs = unpacked(given, store)
         data.load(specs[0].data, store.data_cache)

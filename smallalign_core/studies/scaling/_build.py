@@ -165,7 +165,7 @@ def _means(
 
 
 def _paired(found: Seen) -> tuple[Paired, ...]:
-    told, sizes = [], {cell.width: int(result["params"]) for cell, result in found.items()}
+    paired, sizes = [], {cell.width: int(result["params"]) for cell, result in found.items()}
     sides: dict[tuple[str, int, int], list[tuple[int, Any, Any]]] = {}
     for cell, result in found.items():
         if cell.recipe != "baseline":
@@ -179,8 +179,8 @@ def _paired(found: Seen) -> tuple[Paired, ...]:
                 (at, first[metric], second[metric]) for at, first, second in sorted(pairs, key=lambda one: one[0])
             )
             mean, low, high = _mean([second - first for _, first, second in ends], -MOST[metric], MOST[metric])
-            told.append(Paired(recipe, metric, width, sizes[width], images, ends, mean or 0.0, low, high))
-    return tuple(told)
+            paired.append(Paired(recipe, metric, width, sizes[width], images, ends, mean or 0.0, low, high))
+    return tuple(paired)
 
 
 def _cost(found: Seen, missing: Sequence[Cell], price: Callable[[Cell], float] | None) -> Cost:

@@ -143,8 +143,8 @@ def _lines(draws: Draws, sizes: Any, images: Any) -> tuple[Line, ...]:
             x = np.geomspace(along[0], along[-1], POINTS)
             for other in others:
                 y = draws.law.loss(recipe, *((x, other) if axis == "n" else (other, x)))
-                told = tuple(map(float, x)), tuple(map(float, y))
-                found.append(Line(recipe, axis, float(other), *told))
+                points = tuple(map(float, x)), tuple(map(float, y))
+                found.append(Line(recipe, axis, float(other), *points))
     return tuple(found)
 
 

@@ -342,8 +342,8 @@ def resolved(spec: ScalingStudySpec, run: RunSpec, store: Store) -> ScalingStudy
         taught = parse({**run.model_dump(exclude={"loss"}), "teacher": spec.teacher, "loss": spec.loss.model_dump()})
         more["teacher"] = store.resolve(taught, whole, run.precision).teacher
     if spec.decisions not in (None, AUTOMATIC):
-        told = run.model_copy(update={"data": base.model_copy(update={"decisions": spec.decisions})})
-        more["decisions"] = store.resolve(told, whole, run.precision).data.decisions
+        cleaned = run.model_copy(update={"data": base.model_copy(update={"decisions": spec.decisions})})
+        more["decisions"] = store.resolve(cleaned, whole, run.precision).data.decisions
     filled = spec.model_copy(update=more)
     return filled.model_copy(update={"fingerprints": _fingerprints(filled, store.data_cache, whole.fingerprint)})
 

@@ -239,6 +239,12 @@ def parse_study(written: Mapping[str, Any]) -> ScalingStudySpec:
         BadSpec: naming the field, what was given and what is allowed.
     """
     own, fields = base.split(ScalingStudySpec, written)
+    if isinstance(fields.get("data"), Mapping) and fields["data"].get("unlabeled"):
+        raise BadSpec(
+            "a scaling study has no unlabeled images: its baseline learns from labels alone",
+            given=f"data.unlabeled: {fields['data']['unlabeled']}",
+            do="leave data.unlabeled out, or train single runs with and without it",
+        )
     student = parse(fields)
     if own.get("teacher"):  # as for a run: chosen when the study is prepared
         own.setdefault("loss", HintonKd(temperature=None, weight=None))

@@ -74,7 +74,7 @@ def build(  # noqa: C901  # one case a kind
         case Sam() | Asam():
             pytorch_optimizer = _library(spec)
             inner = build(spec.inner, model, steps, head=head, head_rate=head_rate)
-            made: Any = lambda _, **__: inner  # noqa: E731  # it asks for a class, and calls it
+            made: Any = lambda _, **__: inner  # noqa: E731  # the argument is a class, which it calls
             return pytorch_optimizer.SAM(inner.param_groups, made, rho=spec.rho, adaptive=isinstance(spec, Asam))
         case Snes() | Pgpe():
             return Evolution(spec, [weight for weight in model.parameters() if weight.requires_grad])

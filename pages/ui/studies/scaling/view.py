@@ -257,7 +257,7 @@ def _next(report: ScalingStudy, study: Study, metric: Metric) -> None:
             for (recipe, n, d), count in more.more
         ]
     )
-    st.dataframe(table, hide_index=True, lazy=False, alt="Cells that would narrow the interval most.")
+    st.dataframe(table, hide_index=True, lazy=False, placeholder="–", alt="Cells that would narrow the interval most.")
     st.caption(
         "Extend adds runs in these cells only."
         if study.spec.budget

@@ -1,4 +1,4 @@
-"""What a choice is worth: pairs that differ in it alone, honest statistics, and nothing trained twice."""
+"""Ablations: pairs that differ in one choice alone, honest statistics, and nothing trained twice."""
 
 from __future__ import annotations
 

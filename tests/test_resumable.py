@@ -34,12 +34,12 @@ def empty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resumable, "_table", resumable._Table())
 
 
-@pytest.mark.parametrize("visitors", [2, resumable.KEPT, resumable.KEPT + 1, 5 * resumable.KEPT])
-def test_everybody_finishes_however_many_ask_in_turn(visitors: int) -> None:
-    done: dict[int, list[int]] = {number: [] for number in range(visitors)}
+@pytest.mark.parametrize("users", [2, resumable.KEPT, resumable.KEPT + 1, 5 * resumable.KEPT])
+def test_everybody_finishes_however_many_ask_in_turn(users: int) -> None:
+    done: dict[int, list[int]] = {number: [] for number in range(users)}
     order: list[int] = []
     shares: dict[int, list[float]] = {number: [] for number in done}
-    for _ in range(5 * visitors):
+    for _ in range(5 * users):
         for number in [one for one in done if one not in order]:
             answer, share = resumable.advance(f"number {number}", lambda own=done[number]: counting(own), 0.0)
             shares[number].append(share)
@@ -67,9 +67,9 @@ def test_what_is_not_asked_any_more_gives_way() -> None:
 
 
 def test_a_visitor_who_asks_something_else_waits_less() -> None:
-    def drag(visitor: str, place: int) -> float:
-        with resumable.on_behalf_of(visitor):
-            return resumable.advance(f"{visitor} {place}", lambda: counting([]), 0.0)[1]
+    def drag(user: str, place: int) -> float:
+        with resumable.on_behalf_of(user):
+            return resumable.advance(f"{user} {place}", lambda: counting([]), 0.0)[1]
 
     for place in range(resumable.KEPT - 1):
         drag("ada", place)
@@ -78,7 +78,7 @@ def test_a_visitor_who_asks_something_else_waits_less() -> None:
     while drag("ada", 100) == 0:
         asked += 1
     assert asked == resumable.REPLACED + 1
-    assert drag("bob", 0) == 0.5, "another visitor's work stays"
+    assert drag("bob", 0) == 0.5, "another user's work stays"
 
 
 def test_who_waits_to_the_end_waits_for_nobody() -> None:

@@ -1,4 +1,4 @@
-"""The bank: the same weights whatever of it is there, nothing stale, nothing damaged, nothing too much."""
+"""The cache of teacher logits: the same weights whatever part of it exists; nothing stale, damaged or too large."""
 
 from __future__ import annotations
 

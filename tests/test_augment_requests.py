@@ -1,4 +1,4 @@
-"""What the Augment page asks: pictures, epochs, the risk in steps, one's own image, and saved policies."""
+"""Requests of the Augmentation page: pictures, epochs, label preservation in steps, own images, saved policies."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_the_risk_comes_in_steps_and_is_the_same() -> None:
     assert len(shares) > 10
     assert shares == sorted(shares)
 
-    augmentation_api._judges.clear()
+    augmentation_api._checks.clear()
     again = augmentation_api.risk(ZOO, asked)
 
     assert again == answer
@@ -98,7 +98,7 @@ def test_a_judge_remembers_what_it_was_asked(monkeypatch: pytest.MonkeyPatch) ->
     first = augmentation_api.risk(ZOO, CheckLabels(policy, DIGITS, "digits-teacher", limit=0.05)).report
     monkeypatch.setattr(Views, "augmented", lambda *_: pytest.fail("the teacher was asked again"))
 
-    judge = next(iter(augmentation_api._judges.values()))
+    judge = next(iter(augmentation_api._checks.values()))
     work = judge.report(policy, limit=0.5)
     with pytest.raises(StopIteration) as finished:
         next(work)
@@ -111,7 +111,7 @@ def test_a_judge_remembers_what_it_was_asked(monkeypatch: pytest.MonkeyPatch) ->
 def test_more_visitors_than_places_all_get_their_risk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each with a seed of their own, so with a judge of their own, and each asks again when it is their turn."""
     monkeypatch.setattr(resumable, "_table", resumable._Table())
-    monkeypatch.setattr(augmentation_api, "_judges", OrderedDict())
+    monkeypatch.setattr(augmentation_api, "_checks", OrderedDict())
     monkeypatch.setattr(label_preservation, "sample", lambda splits: (splits.val.take(np.arange(32)), 0))
     judges: list[int] = []
     prepare = label_preservation.LabelCheck.__init__
@@ -137,7 +137,7 @@ def test_more_visitors_than_places_all_get_their_risk(monkeypatch: pytest.Monkey
 
     assert len(found) == len(judges), "nobody's teacher was opened twice"
     assert all(one == sorted(one) for one in shares.values()), "no progress was lost"
-    assert len(augmentation_api._judges) <= augmentation_api.KEPT
+    assert len(augmentation_api._checks) <= augmentation_api.KEPT
     assert found[0] == augmentation_api.risk(ZOO, asked), "the answer of one who is alone"
     assert found[0].report != found[1].report
 

@@ -1,4 +1,4 @@
-"""Teachers answered by ONNX Runtime: as exact as PyTorch, or in 8-bit integers and then with the loss stated."""
+"""Teacher inference in ONNX Runtime: as exact as PyTorch, or in int8 with the loss stated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What leaves the house: seals, losses, proofs that a browser adds to, downloads whose code runs, files of others."""
+"""Exported bundles: seals, losses, parity reports with the browser's part, snippets that run, files made elsewhere."""
 
 from __future__ import annotations
 

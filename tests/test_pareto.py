@@ -1,4 +1,4 @@
-"""Size, latency and accuracy: who dominates whom by brute force, limits, and latencies that are really measured."""
+"""Pareto front: dominance by brute force, limits, and latencies that are really measured."""
 
 from __future__ import annotations
 

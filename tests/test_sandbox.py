@@ -1,4 +1,4 @@
-"""The jail's limits hold from the first byte, and what it looked at is what runs."""
+"""The sandbox's limits hold from the first byte, and the file that was checked is the one that runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The desk's processes: whose question goes where, that nobody waits for another visitor, and what a kill costs."""
+"""The backend processes: which one gets a request, that no user waits for another, and what a kill costs."""
 
 from __future__ import annotations
 
@@ -123,18 +123,18 @@ def office() -> Iterator[Office]:
 
 @pytest.fixture
 def asking(office: Office, store: Store) -> BackendClient:
-    """A desk of four processes, two a visitor, and two for long work; the visitor is the thread's."""
+    """A desk of four processes, two a user, and two for long work; the user is the thread's."""
     made = BackendClient(store, lambda: User(getattr(local, "name", "ada")))
     made.pool = Pool(office, most=4, long=2, each=2)
     return made
 
 
-def beside(visitor: str, work: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
-    """Work in a thread that is another visitor's; its answer, or error, comes into the list."""
+def beside(user: str, work: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
+    """Work in a thread that is another user's; its answer, or error, comes into the list."""
     found: list[Any] = []
 
     def run() -> None:
-        local.name = visitor
+        local.name = user
         try:
             found.append(work())
         except Exception as error:  # noqa: BLE001  # looked at by the test
@@ -161,7 +161,7 @@ def test_a_visitor_s_slow_questions_hold_up_nobody_else(office: Office, asking: 
     ended(thread)
     assert found[0].name == "bob"
     names = [name for _, name in office.heard]
-    assert len([name for name in names if name.startswith("slow")]) == 2, "two of one visitor at a time"
+    assert len([name for name in names if name.startswith("slow")]) == 2, "two of one user at a time"
     for number in range(5):
         office.open(f"slow {number}")
     ended(*slow)
@@ -174,8 +174,8 @@ def test_where_all_are_busy_turns_are_in_order_of_arrival(office: Office, asking
     for at in range(4):
         office.wait_for(f"full {at}")
     waiting = []
-    for at, visitor in enumerate(("ada", "bob", "ada")):
-        waiting.append(beside(visitor, lambda at=at: asking.call(Now(f"later {at}")))[0])
+    for at, user in enumerate(("ada", "bob", "ada")):
+        waiting.append(beside(user, lambda at=at: asking.call(Now(f"later {at}")))[0])
         while len(asking.pool._line) <= at:
             time.sleep(0.01)
     office.open("full 2")
@@ -205,7 +205,7 @@ def test_equal_questions_at_the_same_time_are_answered_once(office: Office, aski
         first = beside("ada", inspect)
         while not asking._shared:
             time.sleep(0.01)
-        others = [beside(f"visitor {at}", inspect) for at in range(20)]
+        others = [beside(f"user {at}", inspect) for at in range(20)]
         office.open("same")
         ended(first[0], *(thread for thread, _ in others))
     finally:
@@ -217,13 +217,13 @@ def test_equal_questions_at_the_same_time_are_answered_once(office: Office, aski
 
 
 def test_long_work_goes_on_where_it_is_and_waits_for_a_place(office: Office, asking: BackendClient) -> None:
-    def step(visitor: str, share: float, patience: float = 0.05) -> Reply:
-        thread, found = beside(visitor, lambda: asking.call(Risk(visitor, share, patience=patience)))
+    def step(user: str, share: float, patience: float = 0.05) -> Reply:
+        thread, found = beside(user, lambda: asking.call(Risk(user, share, patience=patience)))
         ended(thread)
         return found[0]
 
-    def key(visitor: str, share: float) -> str:
-        return json.dumps(["Risk", {"name": visitor, "share": share}], sort_keys=True)
+    def key(user: str, share: float) -> str:
+        return json.dumps(["Risk", {"name": user, "share": share}], sort_keys=True)
 
     first, second = step("ada", 0.5).by, step("bob", 0.5).by
     assert first != second
@@ -232,18 +232,18 @@ def test_long_work_goes_on_where_it_is_and_waits_for_a_place(office: Office, ask
     for number in range(6):
         quick = asking.call(Now(f"quick {number}")).by
         assert quick not in (first, second), "other questions never stand in the way of long work, nor it in theirs"
-    assert step("ada", 1.0).by == first, "what a visitor asks next goes where the last is remembered"
+    assert step("ada", 1.0).by == first, "what a user asks next goes where the last is remembered"
     holder = next(one for one in asking.pool.backends() if one.pid == first)
     holder.holds.pop(key("ada", 0.5))  # its question is answered
     assert step("eve", 0.5).by not in (second,), "a place is free"
     assert step("bob", 0.5).by == second
 
 
-def test_places_of_visitors_who_left_are_taken_when_they_are_needed(
+def test_places_of_users_who_left_are_taken_when_they_are_needed(
     office: Office, asking: BackendClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for visitor in ("ada", "bob"):
-        thread, _ = beside(visitor, lambda: asking.call(Risk(local.name, 0.5, patience=0.05)))
+    for user in ("ada", "bob"):
+        thread, _ = beside(user, lambda: asking.call(Risk(local.name, 0.5, patience=0.05)))
         ended(thread)
     thread, found = beside("eve", lambda: asking.call(Risk("eve", 0.5, patience=0.0)))
     ended(thread)
@@ -328,7 +328,7 @@ def real(store: Store) -> Iterator[BackendClient]:
 
 @pytest.mark.slow
 def test_a_dataset_that_never_ends_holds_up_nobody_else(real: BackendClient, tmp_path: Path) -> None:
-    """The same questions, asked while another visitor's process is stopped in the middle of its answer."""
+    """The same questions, asked while another user's process is stopped in the middle of its answer."""
     assert real.call(DIGITS).images == 1797
     (one,) = real.pool.backends()
     os.kill(one.pid, signal.SIGSTOP)

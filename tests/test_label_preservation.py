@@ -1,4 +1,4 @@
-"""Is it still the class? On digits, with the teacher of the zoo."""
+"""Label preservation under augmentation, on digits with the starter teacher."""
 
 from __future__ import annotations
 
