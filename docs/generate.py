@@ -151,7 +151,7 @@ def families() -> dict[str, tuple[Any, ...]]:
     return {
         "Run": (spec.RunSpec,),
         "Data": (parts.DataSpec, parts.Columns),
-        "Networks": parts.members(parts.Network),
+        "Networks": (*parts.members(parts.Network), parts.Pruned),
         "Losses": parts.members(parts.Loss),
         "Class balance": parts.members(parts.Balance),
         "Augmentation transforms": parts.members(parts.Augment),

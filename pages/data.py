@@ -39,7 +39,11 @@ st.caption(
 for note in facts.notes:
     st.caption(f":material/info: {formatting.plain(note)}")
 if facts.unreadable:
-    with st.expander(f"{len(facts.unreadable)} files could not be read and were skipped", icon=":material/warning:"):
+    many = "1 file" if len(facts.unreadable) == 1 else f"{len(facts.unreadable):,} files"
+    with st.expander(
+        f"{many} could not be read and {'was' if len(facts.unreadable) == 1 else 'were'} skipped",
+        icon=":material/warning:",
+    ):
         st.code("\n".join(f"{name}: {facts.reasons[name]}" for name in facts.unreadable[:200]), language=None)
 
 st.subheader("Images per class")

@@ -5,6 +5,7 @@ import streamlit as st
 from pages.ui.app import context
 from pages.ui.export import panel
 from pages.ui.widgets import formatting, run_table, url_state
+from smallalign_core.spec.precision import AUTOMATIC, CALIBRATED
 
 store = context.store()
 st.title("Export")
@@ -24,13 +25,15 @@ if row.imported:
     panel.explain_import(row)
     st.stop()
 
-reports = panel.bundles(row.id, store)
+how = panel.quantization() if precision in CALIBRATED else AUTOMATIC
+reports = panel.bundles(row.id, store, how)
 panel.sizes(reports, precision)
 report = reports[precision]
 if isinstance(report, str):
     st.error(report, icon=":material/error:")
     st.stop()
 panel.flag(report)
+panel.quantized(report)
 
 st.subheader("Download")
 panel.downloads(row, report)

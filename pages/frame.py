@@ -4,7 +4,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.ui.app import status
+from pages.ui.app import status, titles
 from pages.ui.app.context import show_errors
 from pages.ui.charts.basic import sign, wordmark
 from pages.ui.security import auth
@@ -90,6 +90,7 @@ with st.sidebar:  # drawn here: Streamlit's own menu with sections is a list tha
             st.caption(name)
             for member in members:
                 st.page_link(member)
+titles.name("" if page.url_path == "" else page.title)
 status.strip()  # before the page: one that stops early keeps its strip
 url_state.on_page(page.url_path)
 with show_errors():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -342,6 +343,34 @@ def paired_difference(first_only: int, second_only: int, total: int) -> tuple[fl
     half = Z95 * ((first + second - (second - first) ** 2) / (total + 2)) ** 0.5
     middle = second - first
     return (second_only - first_only) / total, max(-1.0, middle - half), min(1.0, middle + half)
+
+
+def score_interval(lost: int, gained: int, total: int, level: float = 0.95) -> tuple[float, float]:
+    """The score interval of a paired difference of two shares, (lost - gained) / total (Tango, 1998), which keeps
+    its level also where the two seldom differ.
+
+    Args:
+        lost, gained: of `total` things, how many count for the first alone, and for the second alone.
+        level: of both sides together.
+    """
+    from scipy.optimize import brentq
+
+    if not total:
+        return -1.0, 1.0
+    z, middle = NormalDist().inv_cdf((1 + level) / 2), (lost - gained) / total
+
+    def beyond(difference: float, side: float) -> float:
+        a = 2 * total
+        b = -lost - gained + (2 * total - lost + gained) * difference
+        c = -gained * difference * (1 - difference)
+        fewer = max(0.0, ((b * b - 4 * a * c) ** 0.5 - b) / (2 * a))  # the likeliest share of `gained` there
+        spread = (total * max(0.0, 2 * fewer + difference * (1 - difference))) ** 0.5
+        return lost - gained - total * difference + side * z * spread
+
+    near = 1e-9  # at `middle` itself there is a root where the two never differ
+    low = -1.0 if middle <= -1 else float(brentq(lambda d: beyond(d, -1.0), -1.0, middle - near, xtol=1e-12))
+    high = 1.0 if middle >= 1 else float(brentq(lambda d: beyond(d, 1.0), middle + near, 1.0, xtol=1e-12))
+    return low, high
 
 
 def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:

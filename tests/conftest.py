@@ -23,6 +23,7 @@ import processes
 import psutil
 import pytest
 import torch
+from hypothesis import settings
 
 from smallalign_core import data
 from smallalign_core.cli._main import main
@@ -44,6 +45,9 @@ ROOT = Path(__file__).resolve().parents[1]
 USER_FILE = ROOT / "tests" / "fixtures" / "user" / "net.py"
 """A network and a loss as users write them; tests may run it."""
 usercode.trust_here(usercode.read(USER_FILE)[1])
+settings.register_profile("smallalign", deadline=None)  # how long an example takes depends on the machine
+settings.load_profile("smallalign")
+
 OWN = {".git", ".hypothesis", ".pytest_cache", ".ruff_cache", ".mypy_cache", ".import_linter_cache", "__pycache__"}
 """What tools keep in a checkout."""
 

@@ -91,7 +91,7 @@ def test_no_part_leaks_across_images_or_depends_on_the_batch(kind: str) -> None:
 
 
 @given(split=st.integers(1, 39), view=st.integers(0, 9), seed=st.integers(0, 2**31 - 1))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_the_whole_family_gives_the_same_pixels_on_any_split_of_a_batch(split: int, view: int, seed: int) -> None:
     views = Views(pictures(40), EVERYTHING, batch=40, seed=seed)
     every, number = np.arange(40), np.full(40, view)

@@ -26,7 +26,7 @@ from smallalign_core.cli._main import main
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadInput, BadModel, Refused
 from smallalign_core.export import _file, _runtime
-from smallalign_core.networks import onnx_graph
+from smallalign_core.networks import quantize
 from smallalign_core.runs import class_names, model_card
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.service import handlers
@@ -202,16 +202,19 @@ def test_loss_counts_who_is_right_alone(digits: Splits) -> None:
 def test_too_great_a_loss_is_flagged_everywhere(
     copied: tuple[Store, Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    def spoil(content: bytes, _: Any, *, input: str) -> bytes:
-        model = onnx.load_model_from_string(content)
+    write = quantize.Quantizer.write
+
+    def spoil(self: quantize.Quantizer, *how: Any) -> bytes:
+        model = onnx.load_model_from_string(write(self, *how))
         for tensor in model.graph.initializer:
             values = onnx.numpy_helper.to_array(tensor)
             if values.size > 64:
-                tensor.CopyFrom(onnx.numpy_helper.from_array(np.sign(values) * np.abs(values).mean(), tensor.name))
+                flat = np.sign(values) * np.abs(values.astype(np.float64)).mean()
+                tensor.CopyFrom(onnx.numpy_helper.from_array(flat.astype(values.dtype), tensor.name))
         return bytes(model.SerializeToString())
 
     store, run = copied
-    monkeypatch.setattr(onnx_graph, "in_integers", spoil)
+    monkeypatch.setattr(quantize.Quantizer, "write", spoil)
     report = export.bundle(run, store, precision="int8")
     assert report["loss"]["val"]["loss"] > export.LIMIT
     assert report["flagged"]
@@ -244,7 +247,7 @@ def test_a_network_that_cannot_be_quantised_says_so(
     def fail(*_: Any, **__: Any) -> bytes:
         raise KeyError("node_7")
 
-    monkeypatch.setattr(onnx_graph, "in_integers", fail)
+    monkeypatch.setattr(quantize.Quantizer, "__init__", fail)
     with pytest.raises(Exception, match="cannot be quantized to int8"):
         _file.in_precision(b"", "int8", digits.train)
 

@@ -690,6 +690,7 @@ LISTS: dict[str, tuple[Iterable[Any], Iterable[Any]]] = {
     "findings about data": (quality.NOTHING, [*quality.FOUND, quality.PAIRS]),
     "what a recipe adds, on the page": (setup_form.ADDS, scaling_spec.PROCESSES),
     "what a recipe adds, in a report": (scaling_spec.LABELS, scaling_spec.PROCESSES),
+    "calibrations of int8": ([name for name in panel.CALIBRATIONS if name], export.CALIBRATIONS),
     "families of a search": (get_args(Family), SIZES),
     "what an ablation leaves out": (ablation.CONTROLS, get_args(ablation.What)),
     "what an ablation of a run leaves out": ([*run_view.CONTROLS, "augment"], ablation.CONTROLS),  # Augment has its own

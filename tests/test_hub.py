@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
@@ -98,6 +99,60 @@ def test_images_without_names_are_known_by_their_rows(tmp_path: Path) -> None:
     assert labels(load(tmp_path / "set", tmp_path / "cache"))["train.parquet/7"] == "ant"
     parquet(tmp_path / "set" / "train.parquet", 30, called="same.png")
     assert labels(load(tmp_path / "set", tmp_path / "cache"))["train.parquet/7/same.png"] == "ant"
+
+
+def arrow(file: Path, count: int, *, indexed: bool = False, **fields: Any) -> Path:
+    """The same as `parquet` writes, as `Dataset.save_to_disk` writes it: a stream of record batches."""
+    table = pq.read_table(parquet(file.with_suffix(".parquet"), count, **fields))
+    file.with_suffix(".parquet").unlink()
+    opened = pa.ipc.new_file if indexed else pa.ipc.new_stream
+    with opened(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=7)
+    return file
+
+
+def test_a_dataset_saved_to_disk(tmp_path: Path) -> None:
+    """The layout of `DatasetDict.save_to_disk`: a folder a split, its shards, and JSON beside them."""
+    root = tmp_path / "set"
+    arrow(root / "train" / "data-00000-of-00002.arrow", 30, called="a{}.png")
+    arrow(root / "train" / "data-00001-of-00002.arrow", 15, called="b{}.png")
+    arrow(root / "test" / "data-00000-of-00001.arrow", 9, called="c{}.png")
+    (root / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    (root / "train" / "state.json").write_text("{}")
+    splits = load(root, tmp_path / "cache")
+    assert (splits.reader, splits.columns) == ("parquet", {"path": "image", "label": "label"})
+    assert (len(splits.train) + len(splits.val), len(splits.test)) == (45, 9)
+    assert splits.classes == NAMES
+    rows = {path: name for path, name in labels(splits).items() if path.startswith("a")}
+    assert rows == {f"adata-{row}.png": NAMES[row % 3] for row in range(30)}
+    assert "from 3 Arrow files: images from column image" in " ".join(splits.notes)
+
+    one = pa.ipc.open_stream(root / "test" / "data-00000-of-00001.arrow").read_all().to_pylist()[3]["image"]
+    at = [str(splits.test.path(row)) for row in range(9)].index(one["path"])
+    assert np.array_equal(splits.test.images[at].transpose(1, 2, 0), Image.open(io.BytesIO(one["bytes"])))
+
+
+@pytest.mark.parametrize("indexed", [False, True], ids=["stream", "feather"])
+def test_one_arrow_file_is_a_source(indexed: bool, tmp_path: Path) -> None:
+    splits = load(arrow(tmp_path / "data-00000-of-00001.arrow", 30, indexed=indexed), tmp_path / "cache")
+    same = load(parquet(tmp_path / "x.parquet", 30), tmp_path / "cache")
+    assert (splits.classes, len(splits.train)) == (same.classes, len(same.train))
+
+
+@pytest.mark.parametrize(
+    "content", [b"ARROW1\0\0 and nothing more", b"", os.urandom(2000)], ids=["head", "empty", "noise"]
+)
+def test_a_damaged_arrow_file_is_refused_in_words(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.arrow").write_bytes(content)
+    with pytest.raises(BadData, match="Arrow file cannot be read"):
+        load(tmp_path / "x.arrow", tmp_path / "cache")
+
+
+def test_a_cut_arrow_file_is_refused_in_words(tmp_path: Path) -> None:
+    file = arrow(tmp_path / "x.arrow", 30)
+    file.write_bytes(file.read_bytes()[:-700])
+    with pytest.raises(BadData, match="Arrow file cannot be read"):
+        load(file, tmp_path / "cache")
 
 
 def test_one_parquet_file_is_a_source(tmp_path: Path) -> None:

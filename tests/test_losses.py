@@ -251,7 +251,7 @@ def hard_logits(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(case=hard_logits())
 def test_never_nan(case: tuple[Tensor, Tensor, Tensor]) -> None:
     for name in FUNCTIONS:

@@ -136,7 +136,7 @@ anything = kinds | sharp | ahead | free | averaged | st.just({"kind": "schedule_
 
 
 @pytest.mark.slow
-@settings(max_examples=14, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@settings(max_examples=14, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(stack=anything, stop=st.integers(1, 19))
 def test_any_nesting_resumes_exactly_anywhere(stack: Any, stop: int, few: Splits, teacher: Teacher) -> None:
     resumes(stack, stop, few, teacher)

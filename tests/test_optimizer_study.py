@@ -242,7 +242,7 @@ def hill(top: float, *, diverges: float = math.inf) -> Callable[[float], Any]:
     return lambda rate: None if rate > diverges else (0.9 - 0.02 * abs(math.log2(rate / top)), -1.0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     top=st.floats(1e-4, 10),
     low=st.floats(1e-5, 1),

@@ -24,6 +24,8 @@ from smallalign_core.runs.store import Run, Store
 from smallalign_core.service.requests import Submit, Submitted
 from smallalign_core.spec import Code, DataSpec, loss_kinds
 from smallalign_core.studies.ablation import CONTROLS
+from smallalign_core.training.pruned import spec_of
+from smallalign_core.training.resolve import resolve
 from tests.conftest import ROOT, Train, texts
 
 PAGES = ("home", "data", "augment", "distil", "shrink", "optimizers", "scaling", "runs", "compare", "export")
@@ -230,7 +232,7 @@ def test_a_damaged_run_says_so_and_can_be_deleted(shown, store: Store):
     app = shown("runs", run=run.name)
     assert "damaged" in app.error[0].value
 
-    next(button for button in app.button if button.label == "Delete permanently").click().run()
+    next(button for button in app.button if button.label == "Move to trash").click().run()
 
     assert not run.folder.exists()
 
@@ -279,7 +281,7 @@ def test_the_table_is_filtered_by_words(shown, train: Train):
 
     app.text_input(key="runs/filter").set_value("teacher resnet").run()
 
-    assert next(iter(app.dataframe[0].value["What"])).startswith("digits-teacher")
+    assert next(iter(app.dataframe[0].value["Run"])).startswith("digits-teacher")
     assert len(app.dataframe[0].value) == 1
 
 
@@ -339,6 +341,41 @@ def test_export_shows_three_precisions_and_says_which_one_loses_or_fails(
     assert "exceeds 1 percentage point" in app.warning[0].value
     app.selectbox(key="export/precision").set_value("fp16").run()
     assert "cannot be halved" in app.error[0].value
+
+
+@pytest.mark.slow
+def test_export_shows_what_keeps_an_accuracy_limit_or_why_it_cannot_be_kept(shown) -> None:
+    app = shown("export", run="digits-student", precision="int8", calibration="mse", **{"max-drop": "0.5"})
+    assert "143 validation images cannot show" in app.error[0].value
+    app = shown("export", run="digits-student", precision="int8", calibration="mse", **{"max-drop": "6"})
+    assert not app.error
+    assert "Limit of 6 points met" in app.success[0].value
+    assert "layers are computed in float" in texts(app)
+    (layers,) = [one.value for one in app.dataframe if "Computed in" in one.value]
+    assert len(layers) >= 4
+    assert set(layers["Computed in"]) <= {"float", "integers"}
+
+
+@pytest.mark.slow
+def test_a_form_filled_from_a_pruned_run_keeps_its_widths(shown, store: Store, train: Train) -> None:
+    run = train(network={"kind": "cnn", "width": 8}, epochs=1)
+    pruned = store.create(resolve(store, spec_of(run, store, 0.5, epochs=1)))
+    app = shown("distil", like=pruned.id)
+    assert not app.exception
+    assert "pruned:" in app.code[0].value
+    next(one for one in app.checkbox if one.label.startswith("Pruned widths of")).uncheck().run()
+    assert "pruned:" not in app.code[0].value
+
+
+@pytest.mark.slow
+def test_a_run_is_pruned_from_its_page(shown, store: Store, train: Train) -> None:
+    run = train(network={"kind": "cnn", "width": 8}, epochs=1)
+    app = shown("runs", run=run.id)
+    next(one for one in app.button if one.label == "Start pruned run").click().run()
+    assert not app.error
+    (made,) = [one for one in store.runs() if one.id != run.id]
+    assert made.spec.start == made.spec.teacher == run.id
+    assert made.spec.network.pruned is not None
 
 
 @pytest.mark.slow

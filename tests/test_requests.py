@@ -108,7 +108,7 @@ class TestEach:
         )
 
     @pytest.mark.parametrize("what", ["request", "answer"])
-    @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True)
+    @settings(max_examples=15, suppress_health_check=list(HealthCheck), database=None, derandomize=True)
     @given(data=st.data())
     def test_it_survives_json(self, request_: type[Request[Any]], what: str, data: st.DataObject) -> None:
         of = request_ if what == "request" else request_.answer()

@@ -1,8 +1,9 @@
-"""The table of runs in a real browser: a tick opens the run of its row, whatever was filtered before."""
+"""The table of runs in a real browser: a name opens its run, whatever was filtered before; ticks, tags, trash."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,8 +16,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 PATIENCE = 240_000
 """Milliseconds that a page may take on a busy machine."""
-HEAD, ROW = 36, 35
-"""Pixels of the table's head and of a row."""
+HEAD, ROW, NAME = 36, 35, 180
+"""Pixels of the table's head and of a row, and from its left edge to the beginning of a run's name."""
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +37,17 @@ def row_of(page: Any, row: int) -> str:
     return str(page.locator(f"[data-testid=glide-cell-2-{row}]").text_content())
 
 
-def tick(page: Any, row: int) -> None:
+def click(page: Any, row: int, x: int) -> None:
     box = page.get_by_test_id("stDataFrame").bounding_box()
-    page.mouse.click(box["x"] + 18, box["y"] + HEAD + ROW * row + ROW / 2)
+    page.mouse.click(box["x"] + x, box["y"] + HEAD + ROW * row + ROW / 2)
+
+
+def tick(page: Any, row: int) -> None:
+    click(page, row, 18)
+
+
+def open_(page: Any, row: int) -> None:
+    click(page, row, NAME)
 
 
 def listed(page: Any, count: int) -> None:
@@ -54,35 +63,35 @@ def opened(page: Any) -> str:
     return str(page.get_by_text("· run").first.text_content())
 
 
-def test_a_tick_opens_the_run_of_that_row_whatever_was_filtered_before(browser: Any, site: str, six: Store) -> None:
+def test_a_name_opens_the_run_of_that_row_whatever_was_filtered_before(browser: Any, site: str, six: Store) -> None:
     from playwright.sync_api import expect
 
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(PATIENCE)
     page.goto(f"{site}/runs")
     listed(page, 8)
-    page.get_by_label("Filter").fill("mlp")
-    page.get_by_label("Filter").press("Enter")
+    page.get_by_label("Filter and sort", exact=True).fill("mlp")
+    page.get_by_label("Filter and sort", exact=True).press("Enter")
     listed(page, 3)
 
     for row in (1, 2, 0):  # each time by way of "All runs"
         wanted = row_of(page, row)
-        tick(page, row)
+        open_(page, row)
         assert wanted in opened(page)
         page.get_by_role("button", name="All runs", exact=True).click()
         listed(page, 3)
         # What the table is filtered by is to be seen.
-        expect(page.get_by_label("Filter")).to_have_value("mlp", timeout=PATIENCE)
+        expect(page.get_by_label("Filter and sort", exact=True)).to_have_value("mlp", timeout=PATIENCE)
 
-    page.get_by_label("Filter").fill("")
-    page.get_by_label("Filter").press("Enter")
+    page.get_by_label("Filter and sort", exact=True).fill("")
+    page.get_by_label("Filter and sort", exact=True).press("Enter")
     listed(page, 8)
     wanted = row_of(page, 4)
-    tick(page, 4)
+    open_(page, 4)
     assert wanted in opened(page)
 
 
-def test_a_run_that_comes_while_the_table_is_on_screen_moves_no_tick(browser: Any, site: str, six: Store) -> None:
+def test_a_run_that_comes_while_the_table_is_on_screen_opens_no_other_run(browser: Any, site: str, six: Store) -> None:
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(PATIENCE)
     page.goto(f"{site}/runs?filter=mlp")
@@ -90,7 +99,48 @@ def test_a_run_that_comes_while_the_table_is_on_screen_moves_no_tick(browser: An
     wanted = row_of(page, 1)
     newest = six.create(resolve(six, tiny(network={"kind": "mlp", "width": 10}, epochs=1)))
 
-    tick(page, 1)
+    open_(page, 1)
     told = opened(page)
     six.delete(newest.id)
+    six.empty_trash()
     assert wanted in told
+
+
+def test_ticked_runs_are_tagged_moved_to_the_trash_and_taken_back(browser: Any, site: str, six: Store) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 1400})
+    page.set_default_timeout(PATIENCE)
+    page.goto(f"{site}/runs?filter=mlp")
+    listed(page, 3)
+    for row in (0, 2):
+        tick(page, row)
+    page.get_by_text("2 runs selected").wait_for()
+    page.get_by_text("Spec differences").wait_for()
+
+    page.get_by_role("button", name="Tag", exact=True).click()
+    box = page.get_by_role("combobox", name="Add tags")
+    box.fill("good")
+    box.press("Enter")
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Apply").click()
+    wait(lambda: sum(run.notes.tags == ("good",) for run in six.runs()) == 2, page)
+
+    page.get_by_label("Filter and sort", exact=True).fill("tag:good")
+    page.get_by_label("Filter and sort", exact=True).press("Enter")
+    listed(page, 2)
+    page.get_by_text("2 runs selected").wait_for()  # they stay ticked under another filter
+    page.get_by_role("button", name="Delete", exact=True).click()
+    page.get_by_role("button", name="Move to trash").click()
+    page.get_by_text("2 runs moved to the trash").wait_for()
+    assert len(six.trash()) == 2
+    page.get_by_role("button", name="Undo").click()
+    listed(page, 2)
+    assert six.trash() == []
+
+
+def wait(true: Callable[[], bool], page: Any) -> None:
+    """Wait until something is true, with the browser going on."""
+    for _ in range(PATIENCE // 100):
+        if true():
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError("it never became true")

@@ -7,6 +7,7 @@ import signal
 import statistics
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import numpy as np
 import processes
 import pytest
 import yaml
+from PIL import Image
+from sklearn.datasets import load_digits
 
 from smallalign_core import data
 from smallalign_core.analysis import data_quality
@@ -21,13 +24,14 @@ from smallalign_core.errors import BadData, BadSpec
 from smallalign_core.runs.store import Store
 from smallalign_core.service import handlers
 from smallalign_core.service.requests import EstimateStudy
-from smallalign_core.spec import RunSpec, digest
+from smallalign_core.spec import RunSpec, digest, parse_data
 from smallalign_core.studies import lifecycle, scaling, statistics as stats
 from smallalign_core.studies.resolve import resolve_study
+from smallalign_core.studies.run_status import id_of
 from smallalign_core.studies.scaling import _build, _fits, _plan
 from smallalign_core.training.resolve import resolve
 from smallalign_core.training.runner import TOGETHER
-from tests.conftest import SCALING, command
+from tests.conftest import SCALING, command, scaled
 
 
 def asked(**more: Any) -> scaling.ScalingStudySpec:
@@ -47,6 +51,12 @@ def resolved(store: Store, **more: Any) -> scaling.ScalingStudySpec:
     [
         ({"recipes": ["baseline", "distil"]}, "recipe `distil` needs a `teacher`"),
         ({"recipes": ["baseline", "optimizer"]}, "recipe `optimizer` needs `optimizer`"),
+        ({"recipes": ["baseline", "unlabeled"], "unlabeled": "rest"}, "needs `unlabeled` and a `teacher`"),
+        ({"recipes": ["baseline", "unlabeled"], "teacher": "digits-teacher"}, "needs `unlabeled` and a `teacher`"),
+        (
+            {"recipes": ["baseline", "unlabeled"], "teacher": "t", "unlabeled": "rest", "loss": {"kind": "dkd"}},
+            "needs the label of every image",
+        ),
         ({"recipes": ["baseline", "all"]}, "combines several processes"),
         ({"replicates": 2}, "replicates"),
         ({"widths": [4, 8]}, r"`widths` needs at least 3 items \(given: \[4, 8\]\)"),
@@ -75,6 +85,48 @@ def resolved(store: Store, **more: Any) -> scaling.ScalingStudySpec:
 def test_what_cannot_be_done_is_refused_in_words(more: dict[str, Any], words: str) -> None:
     with pytest.raises(BadSpec, match=f"(?i){words}"):
         asked(**more)
+
+
+def test_unlabeled_images_join_distillation_at_as_many_steps(place: Store) -> None:
+    """The same labeled images as for other recipes; beside them those that the subset leaves out."""
+    fields = {"teacher": "digits-teacher", "recipes": ["baseline", "distil", "unlabeled"], "augment": []}
+    spec = resolved(place, **fields, unlabeled="rest", epochs=40, data={"source": "digits", "images": 400})
+    for images, replicate in ((40, 0), (160, 2)):
+        cell = _plan.Cell("distil", 8, images, replicate)
+        plain, more = (_plan.run_of(spec, replace(cell, recipe=recipe), {}) for recipe in ("distil", "unlabeled"))
+        assert plain is not None
+        assert more is not None
+        assert (more.data.fingerprint, more.loss, more.teacher) == (plain.data.fingerprint, plain.loss, plain.teacher)
+        splits = data.load(more.data, place.data_cache)  # of the fingerprints that the plan says, or refused
+        assert splits.unlabeled is not None
+        whole = set(data.load(parse_data("digits"), place.data_cache).train.ids.tolist())
+        assert set(splits.unlabeled.ids.tolist()) == whole - set(splits.train.ids.tolist())
+        steps = [
+            run.epochs * len(splits_of.learned)
+            for run, splits_of in ((plain, data.load(plain.data, place.data_cache)), (more, splits))
+        ]
+        assert steps[1] == pytest.approx(steps[0], abs=len(splits.learned) / 2)
+    assert id_of(more) != id_of(plain)
+    with pytest.raises(BadData, match=r"(?i)no training images are left to be unlabeled"):
+        resolved(place, **fields, unlabeled="rest", images=None, fractions=[0.2, 0.5, 1.0])
+
+
+@pytest.mark.slow
+def test_a_folder_of_unlabeled_images_in_a_study(place: Store, tmp_path: Path) -> None:
+    digits = load_digits().images
+    for number in range(60):
+        pixels = np.clip(digits[number] * 14 + number % 7, 0, 255).astype(np.uint8)
+        (tmp_path / "more").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "more" / f"{number}.png")
+    fields = {"teacher": "digits-teacher", "recipes": ["baseline", "unlabeled"], "augment": []}
+    study = scaled(place, **fields, unlabeled=str(tmp_path / "more"), images=[20, 40, 80])
+    assert not list(lifecycle.run_to_end(study, place, device="cpu"))
+    report = study.report(place)
+    assert report.complete
+    assert report.labels["unlabeled"] == "distillation with unlabeled images"
+    assert "distillation with unlabeled images" in report.words()
+    runs = [place.run(id) for id in (id_of(run) for run in _plan.wanted(study.spec, place, study.folder))]
+    assert {run.result["unlabeled"] for run in runs} == {0, 60}  # type: ignore[index]
 
 
 def test_too_few_images_for_the_classes_are_refused(place: Store) -> None:

@@ -275,6 +275,31 @@ def test_degrees_of_freedom() -> None:
     assert apart.degrees(np.array([1.0, -1.0])) == pytest.approx(scipy_stats.ttest_ind(*equal, equal_var=False).df)
 
 
+def test_degrees_of_freedom_with_a_cell_of_one_run() -> None:
+    """Satterthwaite's formula written out: a cell of three runs, and one of a single run with the pooled deviation."""
+    rows = [("0", 1.0, 1.0, s, y) for s, y in enumerate((1.0, 2.0, 4.0))] + [("1", 1.0, 1.0, 9, 3.0)]
+    cells = Observations.from_rows(rows, TOP).cells
+    many, lone = 0.7, 1.3
+
+    variances = many**2 / 3, lone**2
+    expected = sum(variances) ** 2 / (variances[0] ** 2 / 2 + variances[1] ** 2 / 2)
+
+    assert cells.degrees(np.array([many, lone])) == pytest.approx(expected)
+
+
+def test_a_pair_of_one_replicate_differs_by_its_difference() -> None:
+    rows = [("a", 1.0, 1.0, 0, 2.0), ("b", 1.0, 1.0, 0, 1.0), ("a", 1.0, 2.0, 0, 3.0), ("a", 1.0, 2.0, 1, 3.5)]
+    rows += [("b", 1.0, 2.0, 0, 1.0), ("b", 1.0, 2.0, 1, 1.0)]
+    rows += [("a", 2.0, 2.0, 0, 1.0), ("b", 2.0, 2.0, 5, 1.0)]  # no replicate of both: no pair
+    pairs = Observations.from_rows(rows, TOP).cells.pairs(1, 0)
+
+    assert pairs.freedom == 1
+
+    assert dict(zip(pairs.count.tolist(), pairs.mean.tolist(), strict=True)) == pytest.approx(
+        {1: -math.log(2), 2: -math.log(math.sqrt(3 * 3.5))}
+    )
+
+
 def test_a_cell_of_one_run_errs_by_the_pooled_deviation() -> None:
     runs = observed({"base": worth()})
     runs = runs.where(~((runs.n == SIZES[0]) & (runs.d == IMAGES[0]) & (runs.replicate > 0)))
@@ -372,6 +397,25 @@ def test_infinity_is_certain_only_where_the_pairs_of_that_cell_say_so(draws: sca
 
     assert (found.k, found.low, found.high) == (math.inf, pytest.approx(SIZES[3] / SIZES[2]), math.inf)
     assert "cannot be excluded" in found.words
+
+
+def test_a_sentence_has_the_multiplier_and_both_ends_of_its_interval(draws: scaling_law.Draws) -> None:
+    found = scaling_law.estimate(draws, "better", "base", 1225, 1000, "n")
+    closed = replace(found, k=2.0, low=1.5, high=3.25, extrapolated=False, beyond=False)
+
+    assert closed.words == "better is equivalent to ×2.00 parameters [1.50, 3.25]"
+    assert replace(closed, low=-0.1, high=math.inf).words.endswith("[0, ∞]")
+
+
+def test_parameters_that_the_baseline_needs_beyond_its_rungs_are_marked() -> None:
+    """Twelve times the parameters: of the second size that is within the rungs, of the largest far beyond."""
+    law = scaling_law.resample(observed({"base": worth(), "better": worth(n=12)}, run=0.005, shared=0.01))
+    inside = scaling_law.estimate(law, "better", "base", SIZES[0], 4000, "n")
+    assert inside.k == pytest.approx(12, rel=0.3)
+    assert SIZES[0] * inside.k < SIZES[-1]
+    assert not inside.extrapolated
+    assert SIZES[-1] / 12 > SIZES[0], "dividing would stay within the rungs"
+    assert scaling_law.estimate(law, "better", "base", SIZES[-1], 4000, "n").extrapolated
 
 
 def test_an_open_interval_is_said_too() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import yaml
 from streamlit.testing.v1 import AppTest
 
 from pages.ui.charts import plotting, theme
-from pages.ui.studies.scaling import charts, view
+from pages.ui.studies.scaling import charts, setup_form, view
 from smallalign_core.analysis import data_quality
 from smallalign_core.data import Decision
 from smallalign_core.runs.store import State, Store
@@ -56,6 +57,18 @@ def test_what_is_chosen_is_in_the_address_and_comes_back_from_it(shown: Show) ->
     names = ("student", "recipes", "draws", "preset", "steps")
     again = shown("scaling", data="digits", **{name: str(app.query_params[name]) for name in names})
     assert asked_for(again) == spec
+
+
+def test_unlabeled_images_are_a_variant(shown: Show, tmp_path: Path) -> None:
+    student = '{"network":{"kind":"mlp","width":8},"data":{"images":300}}'
+    app = shown("scaling", data="digits", recipes="unlabeled", student=student, teacher="digits-teacher")
+    spec = asked_for(app)
+    assert (spec.recipes, spec.unlabeled, spec.student.data.unlabeled) == (("baseline", "unlabeled"), "rest", None)
+    assert spec.teacher is not None
+
+    app.text_input(key="scaling/unlabeled").set_value(str(tmp_path)).run()
+    assert asked_for(app).unlabeled == str(tmp_path)
+    assert setup_form.address(asked_for(app))["unlabeled"] == app.query_params["unlabeled"]
 
 
 def test_all_together_needs_two_things_and_none_is_a_sentence(shown: Show) -> None:

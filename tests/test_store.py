@@ -23,7 +23,7 @@ from filelock import FileLock
 
 from pages.ui.app import context, supervisor
 from smallalign_core.errors import BadInput, BadModel, Diverged, Refused, SmallAlignError, UnknownRun, WorkFailed
-from smallalign_core.runs.store import Run, State, Store
+from smallalign_core.runs.store import Run, State, Store, _take
 from smallalign_core.runs.writer import RunWriter, checkpoints
 from smallalign_core.service import worker
 from smallalign_core.service.client import BackendClient
@@ -348,7 +348,7 @@ def test_the_queue_trains_runs_with_equal_views_in_lockstep(store: Store, train:
         alone = Store(tmp_path / run.id)
         twin = alone.create(resolve(store, run.spec))
         if run.spec.teacher:
-            alone._adopt(store.run(run.spec.teacher))
+            _take.run(store.run(run.spec.teacher), alone)
         assert worker.execute(twin, alone, device="cpu")["weights_sha256"] == (run.result or {})["weights_sha256"]
 
 

@@ -11,7 +11,7 @@ from smallalign_core import networks
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadModel, BadSpec
 from smallalign_core.metrics import logits_of
-from smallalign_core.networks import onnx_graph
+from smallalign_core.networks import onnx_graph, quantize
 from smallalign_core.runs.store import Store
 from smallalign_core.service import worker
 from smallalign_core.system import files
@@ -35,7 +35,7 @@ def test_a_graph_answers_as_its_network(network: str, digits: Splits) -> None:
     content = onnx_graph.of_body(classifier.body, x)
     assert torch.allclose(onnx_graph.Graph(content)(x), wanted, atol=1e-5)
     assert torch.allclose(onnx_graph.Graph(content)(x[:1]), wanted[:1], atol=1e-5)
-    small = onnx_graph.in_integers(content, [x[:64].numpy(), x[64:128].numpy()])
+    small = quantize.Quantizer(content, [x[:64].numpy(), x[64:128].numpy()]).write()
     off = (onnx_graph.Graph(small)(x) - wanted).abs().max().item()
     assert 0 < off < 0.25 * wanted.std().item() + 0.05, "in integers it is a little off, and only a little"
 

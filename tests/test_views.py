@@ -26,7 +26,7 @@ def pictures(count: int = 40, shape: tuple[int, int, int] = (3, 12, 9)) -> Image
 
 
 @given(step=st.integers(0, 500), history=st.lists(st.integers(0, 500), max_size=4))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_view_does_not_depend_on_what_was_asked_before(step: int, history: list[int]) -> None:
     fresh, used = (Views(pictures(), POLICY, batch=7, seed=3) for _ in range(2))
     for earlier in history:

@@ -35,6 +35,7 @@ from smallalign_core.cli.data import inspect
 from smallalign_core.cli.export import export, verify
 from smallalign_core.cli.landscape import landscape
 from smallalign_core.cli.models import convert, import_, networks, preflight
+from smallalign_core.cli.prune import prune
 from smallalign_core.cli.runs import app as runs_app
 from smallalign_core.cli.search import shrink
 from smallalign_core.cli.studies import optimizers, scale
@@ -55,6 +56,7 @@ for command in (
     train,
     submit,
     ablate,
+    prune,
     shrink,
     optimizers,
     scale,
@@ -210,7 +212,7 @@ def evaluate(
 @app.command()
 def doctor(
     fix: Annotated[
-        bool, typer.Option("--fix", help="Remove stale files, and damaged caches that can be rebuilt.")
+        bool, typer.Option("--fix", help="Remove stale files, damaged caches that can be rebuilt, and deleted runs.")
     ] = False,
     mend: Annotated[bool, typer.Option("--mend", hidden=True, help="The name of --fix until 2026-11.")] = False,
     store: Annotated[

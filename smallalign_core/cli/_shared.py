@@ -68,6 +68,9 @@ MovedOption = Annotated[
 ]
 QueueOption = Annotated[bool, typer.Option("--queue", help="Queue the runs for workers and report what is finished.")]
 Reference = Annotated[str, typer.Argument(metavar="RUN", help="A run id or unique prefix, a zoo name, or a path.")]
+References = Annotated[
+    list[str], typer.Argument(metavar="RUN...", help="Run ids or unique prefixes, zoo names, or paths.")
+]
 MODELS = Path("models")
 
 

@@ -30,9 +30,12 @@ from smallalign_core.cli._shared import (
     percent,
 )
 from smallalign_core.errors import BadInput
+from smallalign_core.runs.export_report import in_points
 from smallalign_core.runs.store import Store
-from smallalign_core.spec.precision import Precision
+from smallalign_core.spec.precision import Calibration, Precision, Quantization, variant_of
 from smallalign_core.system.machine import set_threads
+
+MOST_LAYERS = 12
 
 
 def export(
@@ -44,6 +47,23 @@ def export(
         Precision,
         typer.Option("--precision", help="fp16 halves the file size, int8 quarters it; the accuracy drop is measured."),
     ] = "fp32",
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            "--max-drop",
+            metavar="POINTS",
+            help="int8: percentage points of accuracy that it may lose on validation images, such as 0.5. The fewest "
+            "layers that keep the limit are left in float.",
+        ),
+    ] = None,
+    calibration: Annotated[
+        Calibration | None,
+        typer.Option(
+            "--calibration",
+            help="int8: how activations get their ranges. Default: the one that agrees best with fp32 on validation "
+            "images.",
+        ),
+    ] = None,
     data_source: MovedOption = None,
     store: StoreOption = MODELS,
     json: JsonOption = False,
@@ -51,23 +71,52 @@ def export(
     """Export a run as one ONNX file: raw uint8 pixels in, logits and probabilities out."""
     from smallalign_core import export as exporting
 
+    how = Quantization(calibration, max_drop)
+    variant_of(precision, how)  # before torch is loaded
     set_threads()
     place = Store(store)
     run = place.finished(reference)
     with found_at(data_source):
         if to.suffix == ".zip" and to.parent.is_dir():
-            written = exporting.download(run, place, to, precision)
+            written = exporting.download(run, place, to, precision, how)
         else:
-            written = exporting.export(run, to, place, precision=precision)
+            written = exporting.export(run, to, place, precision=precision, quantization=how)
     text = f"{written['file']}: {precision}, {written['bytes']:,} bytes, SHA-256 {written['sha256']}"
     for split, loss in (written["loss"] or {}).items():
         text += (
             f"\n{split}: accuracy drop {100 * loss['loss']:.2f} points on {loss['images']:,} images (95% interval "
             f"{100 * loss['low']:.2f} to {100 * loss['high']:.2f}); top-1 agreement {percent(loss['agreement'])}"
         )
+    if written["quantized"]:
+        text += "".join(f"\n{line}" for line in _quantized(written["quantized"], written["bytes"]))
     if written["flagged"]:
         text += f"\nFLAGGED: the accuracy drop exceeds {percent(written['limit'])}"
     answer(written, json, text)
+
+
+def _quantized(told: dict[str, Any], size: int) -> list[str]:
+    """How int8 was made, one fact a line."""
+    compared = ", ".join(f"{name} {percent(share)}" for name, share in told["agreement"].items())
+    lines = [f"calibration {told['calibration']}; top-1 agreement with fp32 on validation: {compared}"]
+    if told["max_drop"] is None:
+        return lines
+    kept = [layer for layer in told["layers"] if layer["in_float"]]
+    lines += [
+        f"limit {told['max_drop']:g} points met: {in_points(told['drop'])}",
+        f"all layers in integers: {in_points(told['plain'])}, {size - told['paid']:,} bytes",
+        f"{len(kept)} of {len(told['layers'])} layers computed in float (their weights stored in 8 bits): "
+        f"{told['paid']:+,} bytes",
+        f"sensitivity (KL divergence with this layer alone in integers, {told['images']} calibration images):",
+    ]
+    ranked = sorted(told["layers"], key=lambda layer: -layer["divergence"])
+    for layer in ranked[:MOST_LAYERS]:
+        lines.append(
+            f"  {layer['divergence']:.2e}  {'float  ' if layer['in_float'] else 'integer'}  {layer['name']} "
+            f"({layer['weights']:,} weights)"
+        )
+    if len(ranked) > MOST_LAYERS:
+        lines.append(f"  and {len(ranked) - MOST_LAYERS} less sensitive layers (--json lists all)")
+    return lines
 
 
 def verify(

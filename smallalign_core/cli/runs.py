@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json as jsonlib
+import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from smallalign_core import data
 from smallalign_core.cli._shared import (
@@ -15,23 +17,26 @@ from smallalign_core.cli._shared import (
     JsonOption,
     MovedOption,
     Reference,
+    References,
     StoreOption,
     answer,
     found_at,
     percent,
 )
-from smallalign_core.errors import BadInput, Refused, SmallAlignError
+from smallalign_core.errors import BadInput, Refused
 from smallalign_core.metrics import macro_of
-from smallalign_core.runs import python_files
+from smallalign_core.runs import python_files, query, spec_diff, table
 from smallalign_core.runs.store import Run, Store
+from smallalign_core.runs.table import RunRow
 from smallalign_core.spec import each_code
+from smallalign_core.studies import membership
 from smallalign_core.system import usercode
 
 app = typer.Typer(help="List runs, or act on one.", invoke_without_command=True)
 
 
 def summary(run: Run) -> dict[str, Any]:
-    """One line of `runs list`."""
+    """What `runs show` begins with."""
     result = run.result or {}
     return {
         "id": run.id,
@@ -43,23 +48,36 @@ def summary(run: Run) -> dict[str, Any]:
         "params": result.get("params", run.status.get("params")),
         "created": run.created,
         "reason": run.status.get("reason"),
+        "display_name": run.notes.name,
+        "notes": run.notes.text,
+        "tags": run.notes.tags,
     }
 
 
-def _listed(run: Run) -> dict[str, Any]:
-    """As `summary`; a run that cannot be read is listed as damaged instead of raising."""
-    try:
-        return summary(run)
-    except SmallAlignError as error:
-        unknown = dict.fromkeys(("accuracy", "macro_recall", "params"))
-        return {
-            "id": run.name,
-            "name": run.name,
-            "state": "damaged",
-            "title": str(error),
-            **unknown,
-            "created": run.created,
-        }
+def _listed(row: RunRow) -> dict[str, Any]:
+    """One run of `runs list`; one that cannot be read is listed as damaged, with the reason."""
+    damaged = row.state == table.DAMAGED
+    return {
+        "id": row.id,
+        "name": row.name,
+        "state": row.state,
+        "title": row.reason if damaged else row.title,
+        "accuracy": row.accuracy,
+        "macro_recall": row.macro,
+        "params": row.params,
+        "created": row.created,
+        "reason": row.reason,
+        "display_name": row.display_name,
+        "notes": row.notes,
+        "tags": row.tags,
+        "study": row.study or None,
+        "progress": row.progress,
+        "data": row.source,
+        "teacher": row.teacher,
+        "loss": row.loss,
+        "optimizer": row.optimizer,
+        "seed": None if row.imported or damaged else row.seed,
+    }
 
 
 @app.callback()
@@ -72,21 +90,117 @@ def runs_callback(context: typer.Context, store: StoreOption = MODELS, json: Jso
 
 
 @app.command("list")
-def runs_list(store: StoreOption = MODELS, json: JsonOption = False) -> None:
-    """List all runs, newest first, and the zoo."""
-    place = Store(store)
-    listed = [_listed(run) for run in [*place.runs(), *place.zoo()]]
-    table = Table("id or name", "state", "run", "test accuracy", "macro recall", "parameters")
-    for row in listed:
-        table.add_row(
-            row["name"],
-            row["state"],
-            row["title"],
-            percent(row["accuracy"]),
-            percent(row["macro_recall"]),
-            f"{row['params']:,}" if row["params"] else "–",
+def runs_list(
+    store: StoreOption = MODELS,
+    json: JsonOption = False,
+    filter_: Annotated[
+        str, typer.Option("--filter", metavar="QUERY", help="Such as: teacher:resnet acc>0.95 -tag:old sort:-acc")
+    ] = "",
+    trash: Annotated[bool, typer.Option("--trash", help="List deleted runs instead.")] = False,
+) -> None:
+    """List all runs, newest first, and the zoo.
+
+    Terms of --filter: a word; field:text (contains), field=text; acc>0.95, params<50k, created>2026-11-30; -term (not);
+    sort:field or sort:-field. Fields: name, id, title, state, tag, notes, data, network, teacher, loss, optimizer,
+    study, acc, macro, val, params, epochs, seed, seconds, created.
+    """
+    place, asked = Store(store), query.parse(filter_)
+    if trash:
+        if filter_:
+            raise BadInput("--filter and --trash exclude each other", do="leave one of them out")
+        _list_trash(place, json)
+        return
+    found = asked.select(membership.rows(place))
+    tagged, placed = any(row.tags for row in found), any(row.study for row in found)
+    id_column = Column("id or name", no_wrap=True, overflow="fold")  # to be copied
+    shown = Table(id_column, "state", "run", "test accuracy", "macro recall", "parameters")
+    for name, there in (("tags", tagged), ("study", placed)):
+        if there:
+            shown.add_column(name)
+    for row in found:
+        what = str(_listed(row)["title"])
+        shown.add_row(
+            row.name,
+            row.state if row.progress is None else f"{row.state} {row.progress:.0%}",
+            f"{row.display_name} ({what})" if row.display_name else what,
+            percent(row.accuracy),
+            percent(row.macro),
+            f"{row.params:,}" if row.params else "–",
+            *([" ".join(row.tags)] if tagged else []),
+            *([row.study[:6]] if placed else []),
         )
-    answer({"runs": listed}, json, table)
+    answer({"runs": [_listed(row) for row in found]}, json, shown)
+
+
+def _list_trash(place: Store, as_json: bool) -> None:
+    found = [(one, table.row(one.run, place)) for one in place.trash()]
+    shown = Table("id", "deleted", "run", "test accuracy")
+    for one, row in found:
+        shown.add_row(
+            one.id, f"{datetime.fromtimestamp(one.deleted):%Y-%m-%d %H:%M}", row.called, percent(row.accuracy)
+        )
+    shown.caption = "`runs restore ID` takes one back; `doctor --fix` empties the trash."
+    listed = [
+        {"id": one.id, "deleted": one.deleted, "title": row.title, "accuracy": row.accuracy} for one, row in found
+    ]
+    answer({"trash": listed}, as_json, shown)
+
+
+@app.command("rename")
+def runs_rename(
+    reference: Reference,
+    name: Annotated[str, typer.Argument(help="The name to show in lists; empty to remove it.")],
+    store: StoreOption = MODELS,
+    json: JsonOption = False,
+) -> None:
+    """Name a run. Its id stays; commands take the name, too, as long as one run has it."""
+    (run,) = Store(store).annotate([reference], name=name)
+    answer(_noted(run), json, f"{run.name}: {run.notes.name or 'no name'}")
+
+
+@app.command("note")
+def runs_note(
+    reference: Reference,
+    text: Annotated[str, typer.Argument(help="Notes that replace the present ones; - reads standard input.")],
+    store: StoreOption = MODELS,
+    json: JsonOption = False,
+) -> None:
+    """Write notes about a run."""
+    (run,) = Store(store).annotate([reference], text=sys.stdin.read() if text == "-" else text)
+    answer(_noted(run), json, f"{run.name}: {len(run.notes.text):,} characters of notes")
+
+
+@app.command("tag")
+def runs_tag(
+    references: References,
+    add: Annotated[list[str] | None, typer.Option("--add", help="A tag to add. May be repeated.")] = None,
+    remove: Annotated[list[str] | None, typer.Option("--remove", help="A tag to remove. May be repeated.")] = None,
+    store: StoreOption = MODELS,
+    json: JsonOption = False,
+) -> None:
+    """Add tags to runs, or remove them."""
+    if not add and not remove:
+        raise BadInput("no tag is given", do="write for example: runs tag RUN --add best")
+    runs = Store(store).annotate(references, tag=add or (), untag=remove or ())
+    lines = [f"{run.name}: {' '.join(run.notes.tags) or 'no tags'}" for run in runs]
+    answer({"runs": [_noted(run) for run in runs]}, json, "\n".join(lines))
+
+
+def _noted(run: Run) -> dict[str, Any]:
+    return {"id": run.id, "display_name": run.notes.name, "notes": run.notes.text, "tags": run.notes.tags}
+
+
+@app.command("diff")
+def runs_diff(references: References, store: StoreOption = MODELS, json: JsonOption = False) -> None:
+    """Fields in which the specs of runs differ."""
+    if len(references) < 2:
+        raise BadInput("a difference needs at least two runs", given=references[0], do="name another run")
+    runs = [Store(store).run(reference) for reference in references]
+    found = spec_diff.differing(runs)
+    shown = Table("field", *(run.name for run in runs))
+    for path, values in found.items():
+        shown.add_row(path, *values)
+    answer({"runs": [run.id for run in runs], "fields": found}, json, shown if found else "The specs are equal.")
 
 
 @app.command("show")
@@ -169,12 +283,28 @@ def runs_resume(
 
 
 @app.command("delete")
-def runs_delete(reference: Reference, store: StoreOption = MODELS, json: JsonOption = False) -> None:
-    """Delete a run and all its files."""
+def runs_delete(references: References, store: StoreOption = MODELS, json: JsonOption = False) -> None:
+    """Move runs to the trash; `runs restore` takes them back, `doctor --fix` empties it."""
     from smallalign_core.studies import lifecycle
 
-    run = lifecycle.delete_run(Store(store), reference)
-    answer({"id": run.folder.name, "deleted": True}, json, f"{run.folder.name}: deleted")
+    place = Store(store)
+    names = [place.run(reference).name for reference in references]  # all are there, before the first is gone
+    gone = [lifecycle.delete_run(place, name).id for name in names]
+    lines = [f"{name}: moved to the trash; `smallalign runs restore {name}` takes it back" for name in gone]
+    answer({"id": gone[0], "deleted": True, "runs": gone}, json, "\n".join(lines))
+
+
+@app.command("restore")
+def runs_restore(
+    references: Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids of deleted runs, or prefixes.")],
+    store: StoreOption = MODELS,
+    json: JsonOption = False,
+) -> None:
+    """Take deleted runs back from the trash."""
+    place = Store(store)
+    runs = [place.restore(reference) for reference in references]
+    lines = [f"{run.name}: restored, {run.state}" for run in runs]
+    answer({"runs": [{"id": run.name, "state": str(run.state)} for run in runs]}, json, "\n".join(lines))
 
 
 @app.command("trust")

@@ -1,4 +1,4 @@
-"""Parquet files that hold the images themselves, as Hugging Face writes datasets."""
+"""Parquet and Arrow files that hold the images themselves, as Hugging Face writes datasets."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class _File:
 
 
 def holds_images(entry: Entry) -> bool:
-    """Whether a Parquet file has a column of images."""
+    """Whether a file has a column of images."""
     return _parquet.schema(entry.file, entry.name).image is not None
 
 
 def extracted(listing: Listing, spec: DataSpec, into: Path, told: Card, config: str | None = None) -> Found | None:
-    """The images in the Parquet files of a listing, each in a file of its own below `into`; None if none holds any.
+    """The images in the Parquet or Arrow files of a listing, each in a file of its own; None if none holds any.
 
     Raises:
         BadData: a file is damaged; the configuration or the column of labels is not clear; nothing has a label.
@@ -100,7 +100,7 @@ def _written(files: list[_File], spec: DataSpec, into: Path, readme: Mapping[str
             written += len(content)
             if written > OWNERS.total or len(content) > OWNERS.entry:
                 raise Refused(
-                    "the images in the Parquet files are larger than is allowed",
+                    "the images in the files are larger than is allowed",
                     given=f"{written / 1024**3:,.1f} GB",
                     do="use fewer files, or give the images as a folder",
                 )
@@ -111,7 +111,8 @@ def _written(files: list[_File], spec: DataSpec, into: Path, readme: Mapping[str
             held.append((one.part, text, f"{one.entry.name}\0{row}\0{plain}", file))
     unique = all(plain and count == 1 for plain, count in called.items())
     notes = [
-        f"Images and labels were read from {len(files):,} Parquet file{'' if len(files) == 1 else 's'}: images "
+        f"Images and labels were read from {len(files):,} {_parquet.title(first.entry.name)}"
+        f"{'' if len(files) == 1 else 's'}: images "
         f"from column {image}, labels from {label}."
     ]
     notes += [f"{count:,} rows {what} were left out." for what, count in odd.items()]
@@ -158,7 +159,7 @@ def _image_column(one: _File, columns: Columns) -> str:
         return images[0]
     if columns.path not in images:
         raise BadData(
-            f"the Parquet file has no column {columns.path} of images",
+            f"the {_parquet.title(one.entry.name)} has no column {columns.path} of images",
             given=f"{one.entry.name} has {', '.join(images) or 'none'}",
             do="correct `data.columns`, or leave it out",
         )
@@ -179,7 +180,7 @@ def _label_column(one: _File, columns: Columns, readme: Mapping[str, tuple[str, 
     if place is None:
         head = ", ".join(column.name for column in one.schema.columns)
         raise BadData(
-            "the Parquet file has no column of labels",
+            f"the {_parquet.title(one.entry.name)} has no column of labels",
             given=f"{one.entry.name} has {head}",
             do="name it: data.columns.label=NAME",
         )
@@ -196,8 +197,6 @@ def _labels_of(one: _File, label: str, named: tuple[str, ...]) -> list[str]:
             do="keep one class an image",
         )
     if label not in kinds:
-        raise BadData(
-            f"a Parquet file has no column {label}", given=one.entry.name, do="name another in `data.columns`"
-        )
+        raise BadData(f"a file has no column {label}", given=one.entry.name, do="name another in `data.columns`")
     (cells,) = _parquet.cells(one.entry.file, one.entry.name, [label])
     return [shown(text.strip()) for text in _tables.as_text(cells, named)]

@@ -21,6 +21,7 @@ import yaml
 
 from smallalign_core.data._files import IMAGE_ENDINGS, Listing
 from smallalign_core.data._layout import role
+from smallalign_core.data._parquet import ENDINGS
 from smallalign_core.data._table_formats import FORMATS
 from smallalign_core.errors import BadData, Refused
 from smallalign_core.spec import value_of
@@ -39,7 +40,7 @@ MOST_BYTES = 20 * 1024**3
 
 MOST_README = 2 * 1024**2
 
-BESIDE = ("README.md", *(f"*{ending}" for ending in FORMATS if ending != ".parquet"), "classes.txt", "labels.txt")
+BESIDE = ("README.md", *(f"*{ending}" for ending in FORMATS if ending not in ENDINGS), "classes.txt", "labels.txt")
 
 
 @dataclass(frozen=True)
@@ -241,12 +242,12 @@ def _class_names(kind: Any) -> tuple[str, ...]:
 
 
 def files_of(listing: Listing, card: Card, config: str | None, source: str) -> tuple[str | None, dict[str, str | None]]:
-    """(the configuration, the split of each of its Parquet files by name; None where the README does not say it).
+    """(the configuration, the split of each of its files by name; None where the README does not say it).
 
     Raises:
         BadData: there is no such configuration, or there are several and none is named.
     """
-    names = [entry.name for entry in listing.tables if entry.ending == ".parquet"]
+    names = [entry.name for entry in listing.tables if entry.ending in ENDINGS]
     folders = sorted({name.split("/")[0] for name in names if "/" in name} - {"data"})
     known = list(card.configs) or [one for one in folders if role(one) is None]
     chosen = config or card.default or (known[0] if len(known) == 1 else None)

@@ -1,13 +1,17 @@
-"""Parquet files: their columns, and the images in them. Each file is parsed in the guarded process of `_guarded`.
+"""Parquet and Arrow files: their columns, and the images in them. Each file is parsed in the guarded process of
+`_guarded`.
 
-Hugging Face writes images as a struct of `bytes` and `path`, and the names of classes into the schema's metadata.
+Hugging Face writes images as a struct of `bytes` and `path`, and the names of classes into the schema's metadata:
+Parquet on its hub, Arrow by `save_to_disk`.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +24,8 @@ from smallalign_core.system import extras
 
 Kind = Literal["image", "text", "number", "list", "other"]
 
-WHAT = "a Parquet file"
+WHAT = "a Parquet or Arrow file"
+ENDINGS = (".parquet", ".arrow")
 
 AT_ONCE = 128 * 1024**2
 """Bytes of one answer of the guarded process."""
@@ -37,7 +42,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Schema:
-    """What a file holds; `groups` are (rows, bytes) of its row groups."""
+    """What a file holds; `groups` are (rows, bytes) of its row groups, or of its record batches."""
 
     columns: tuple[Column, ...]
     groups: tuple[tuple[int, int], ...]
@@ -52,7 +57,7 @@ def schema(file: Path, name: str) -> Schema:
     """The columns of a file that is shown as `name`.
 
     Raises:
-        BadData: it is no Parquet file, or damaged.
+        BadData: it is neither a Parquet nor an Arrow file, or damaged.
         MissingExtra: pyarrow is not installed.
     """
     extras.require("pyarrow", WHAT)
@@ -96,12 +101,17 @@ def _asked(name: str, work: Any, *given: Any) -> Any:
     try:
         return _guarded.call(work, *given)
     except _guarded.OverLimit as error:
-        raise BadData("the Parquet file takes too long to read", given=f"{name}: {error.given}", do=DO) from None
+        raise BadData(f"the {title(name)} takes too long to read", given=f"{name}: {error.given}", do=DO) from None
     except SmallAlignError:
         raise
     except Exception as error:  # noqa: BLE001  # Arrow raises errors of its own
         words = " ".join(str(error).split())[:100]
-        raise BadData("the Parquet file cannot be read", given=f"{name}: {words}", do=DO) from None
+        raise BadData(f"the {title(name)} cannot be read", given=f"{name}: {words}", do=DO) from None
+
+
+def title(name: str) -> str:
+    """What a file is called in a message."""
+    return "Arrow file" if name.lower().endswith(".arrow") else "Parquet file"
 
 
 DO = "write it again, in row groups of at most a few thousand rows"
@@ -112,32 +122,31 @@ DO = "write it again, in row groups of at most a few thousand rows"
 
 def schema_of(file: Path) -> tuple[Any, ...]:
     """((name, kind, class names) of each column, (rows, bytes) of each row group)."""
-    parquet = extras.load("pyarrow.parquet", WHAT)
-    with parquet.ParquetFile(file) as opened:
-        held = opened.schema_arrow
+    with closing(_opened(file)) as opened:
+        held = opened.schema
         features = _features((held.metadata or {}).get(b"huggingface", b""))
         columns = tuple((one.name, _kind(one.type), _classes(features.get(one.name))) for one in held)
-        meta = opened.metadata
-        groups = [meta.row_group(place) for place in range(meta.num_row_groups)]
-        return columns, tuple((group.num_rows, group.total_byte_size) for group in groups)
+        return columns, tuple(opened.groups())
 
 
 def cells_of(file: Path, columns: list[str]) -> tuple[Any, ...]:
     """The values of each column as plain ones."""
-    parquet = extras.load("pyarrow.parquet", WHAT)
-    with parquet.ParquetFile(file) as opened:
-        read = opened.read(columns=columns, use_threads=False)
-    return tuple(tuple(map(_plain, read.column(name).to_pylist())) for name in columns)
+    with closing(_opened(file)) as opened:
+        groups = range(len(opened.groups()))
+        read = [batch for group in groups for batch in opened.batches(group, columns)]
+        return tuple(
+            tuple(_plain(value) for batch in read for value in batch.column(name).to_pylist()) for name in columns
+        )
 
 
 def images_of(file: Path, column: str, group: int, first: int, count: int) -> tuple[Any, ...]:
     """(lengths, file names, contents behind one another) of `count` images of a row group from `first` on."""
-    parquet, arrow = extras.load("pyarrow.parquet", WHAT), extras.load("pyarrow", WHAT)
+    arrow = extras.load("pyarrow", WHAT)
     contents: list[bytes] = []
     names: list[str] = []
     skip = first
-    with parquet.ParquetFile(file) as opened:
-        for batch in opened.iter_batches(256, row_groups=[group], columns=[column], use_threads=False):
+    with closing(_opened(file)) as opened:
+        for batch in opened.batches(group, [column]):
             here = batch.slice(skip, count - len(contents))
             skip = max(0, skip - len(batch))
             held = here.column(0)
@@ -153,6 +162,57 @@ def images_of(file: Path, column: str, group: int, first: int, count: int) -> tu
             if len(contents) >= count:
                 break
     return tuple(map(len, contents)), tuple(names), np.frombuffer(b"".join(contents), np.uint8)
+
+
+class _Parquet:
+    """A Parquet file by row groups."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = extras.load("pyarrow.parquet", WHAT).ParquetFile(file)
+        self.schema = self._file.schema_arrow
+
+    def groups(self) -> list[tuple[int, int]]:
+        meta = self._file.metadata
+        found = (meta.row_group(place) for place in range(meta.num_row_groups))
+        return [(group.num_rows, group.total_byte_size) for group in found]
+
+    def batches(self, group: int, columns: list[str]) -> Iterator[Any]:
+        return iter(self._file.iter_batches(256, row_groups=[group], columns=columns, use_threads=False))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Arrow:
+    """An Arrow file by record batches: a stream, as `datasets` writes it, or the random-access format (Feather)."""
+
+    def __init__(self, file: Path) -> None:
+        self._ipc = extras.load("pyarrow.ipc", WHAT)
+        self._map = extras.load("pyarrow", WHAT).memory_map(str(file))
+        self._indexed = self._map.read(6) == b"ARROW1"
+        self.schema = self._reader().schema
+
+    def _reader(self) -> Any:
+        self._map.seek(0)
+        return self._ipc.open_file(self._map) if self._indexed else self._ipc.open_stream(self._map)
+
+    def _all(self) -> Iterator[Any]:
+        reader = self._reader()
+        return map(reader.get_batch, range(reader.num_record_batches)) if self._indexed else iter(reader)
+
+    def groups(self) -> list[tuple[int, int]]:
+        return [(batch.num_rows, batch.nbytes) for batch in self._all()]
+
+    def batches(self, group: int, columns: list[str]) -> Iterator[Any]:
+        yield next(itertools.islice(self._all(), group, None)).select(columns)
+
+    def close(self) -> None:
+        self._map.close()
+
+
+def _opened(file: Path) -> _Parquet | _Arrow:
+    with file.open("rb") as raw:
+        return _Parquet(file) if raw.read(4) == b"PAR1" else _Arrow(file)
 
 
 def _kind(held: Any) -> Kind:

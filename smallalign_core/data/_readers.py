@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smallalign_core.data import _embedded, _hub, _labels, _order, _tables
+from smallalign_core.data import _embedded, _hub, _labels, _order, _parquet, _tables
 from smallalign_core.data._decode import DISK_FULL, Decoded, decode, source_ids
 from smallalign_core.data._files import OLD_ENDINGS, Entry, Listing, files_below, of_folder, old_walk
 from smallalign_core.data._find import find, of_table
@@ -264,7 +264,7 @@ def _listed(path: Path, into: Path) -> Listing:
 
 def _read_listing(listing: Listing, spec: DataSpec, into: Path) -> Decoded:
     path = path_of(spec.source)
-    if not listing.pictures and any(table.ending == ".parquet" for table in listing.tables):
+    if not listing.pictures and any(table.ending in _parquet.ENDINGS for table in listing.tables):
         held = _embedded.extracted(listing, spec, into, _hub.card(path))
         if held is not None:
             return _of_embedded(held, listing.notes, spec, into)
@@ -313,7 +313,7 @@ def _read_table(spec: DataSpec, into: Path) -> Decoded:
     path = path_of(spec.source)
     entry = Entry((path.name,), path.resolve())
     try:
-        if path.suffix.lower() == ".parquet" and _embedded.holds_images(entry):
+        if path.suffix.lower() in _parquet.ENDINGS and _embedded.holds_images(entry):
             held = _embedded.extracted(Listing((), (entry,), ()), spec, into, _hub.card(path.parent))
             assert held is not None
             return _of_embedded(held, (), spec, into)
@@ -355,7 +355,7 @@ def files_of(source: str, old: bool = False) -> tuple[list[Path], Mapping[str, i
         one for one in (path.parent / "README.md", *(entry.file for entry in _order.beside(path))) if one.is_file()
     ]
     entry = Entry((path.name,), path)
-    if path.suffix.lower() == ".parquet" and _embedded.holds_images(entry):
+    if path.suffix.lower() in _parquet.ENDINGS and _embedded.holds_images(entry):
         return [path, *beside], {}
     named = _labels.files_named(_tables.read(entry), path.parent)
     return [path, *beside, *(files_below(path.parent)[0] if named is None else named)], {}

@@ -187,5 +187,11 @@ def unreadable(name: str, wrong: str, more: str = "") -> BadData:
 Format = Callable[[Path, str], Table]
 """From a file, and its name as shown, to its rows. It raises BadData where the file is no such table."""
 
-FORMATS: dict[str, Format] = {".csv": _of_text, ".tsv": _of_text, ".jsonl": _of_lines, ".parquet": _of_parquet}
+FORMATS: dict[str, Format] = {
+    ".csv": _of_text,
+    ".tsv": _of_text,
+    ".jsonl": _of_lines,
+    ".parquet": _of_parquet,
+    ".arrow": _of_parquet,
+}
 """By the ending of a file's name. Whatever takes tables (folders, zips, datasets of the hub, errors) reads this."""

@@ -40,7 +40,12 @@ from smallalign_core.export._size import (
 from smallalign_core.export._verify import verify as verify
 from smallalign_core.spec.precision import (
     CALIBRATED as CALIBRATED,
+    CALIBRATIONS as CALIBRATIONS,
     PRECISIONS as PRECISIONS,
+    Calibration as Calibration,
     Precision as Precision,
+    Quantization as Quantization,
     file_name as file_name,
+    parse_variant as parse_variant,
+    variant_of as variant_of,
 )

@@ -19,10 +19,10 @@ from smallalign_core.export._file import make, references
 from smallalign_core.export._parity import GATES, IN_A_BROWSER, parity
 from smallalign_core.export._runtime import OnnxClassifier, nhwc
 from smallalign_core.runs.store import Run, Store
-from smallalign_core.spec.precision import Precision, file_name
+from smallalign_core.spec.precision import AUTOMATIC, Precision, Quantization, file_name, variant_of
 from smallalign_core.system.files import read_json, write, write_json
 
-BUNDLE = 4  # raised when a bundle's files change, so that kept ones are made again
+BUNDLE = 5  # raised when a bundle's files change, so that kept ones are made again
 KEPT = ("model.onnx", "logits.bin", "model.zip")
 MOST = 1e12  # for any number from a browser
 COUNT = 1000  # images that a browser answers
@@ -37,11 +37,13 @@ def bundle_folder(run: Run, store: Store) -> Path:
     return store.root / "exports" / run.id
 
 
-def kept_bundle(run: Run, store: Store, precision: Precision = "fp32") -> dict[str, Any] | None:
+def kept_bundle(
+    run: Run, store: Store, precision: Precision = "fp32", quantization: Quantization = AUTOMATIC
+) -> dict[str, Any] | None:
     """The report of an existing bundle with an unchanged file; None otherwise."""
     folder = bundle_folder(run, store)
     try:
-        report: dict[str, Any] = read_json(folder / file_name("parity.json", precision))
+        report: dict[str, Any] = read_json(folder / file_name("parity.json", variant_of(precision, quantization)))
         whole = all(
             hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
             for name, digest in report["files"].items()
@@ -52,30 +54,37 @@ def kept_bundle(run: Run, store: Store, precision: Precision = "fp32") -> dict[s
     return report if whole and same and report.get("bundle") == BUNDLE else None
 
 
-def bundle(run: Run, store: Store, *, precision: Precision = "fp32", count: int = COUNT) -> dict[str, Any]:
+def bundle(
+    run: Run,
+    store: Store,
+    *,
+    precision: Precision = "fp32",
+    quantization: Quantization = AUTOMATIC,
+    count: int = COUNT,
+) -> dict[str, Any]:
     """Export a run, compare every test image with PyTorch, and keep what a page and a download need.
 
     In the folder, here for fp32: `model.onnx` is the export; `images.bin` holds the first `count` test images as raw
     uint8 NHWC; `reference.bin` and `logits.bin` what PyTorch and ONNX Runtime answer to them (float32); `model.zip` the
     download; `parity.json` the proof, written last.
     """
-    folder = bundle_folder(run, store)
+    made = make(run, store, precision, quantization, measured=True)
+    folder, variant = bundle_folder(run, store), made.facts["variant"]
     folder.mkdir(parents=True, exist_ok=True)
-    made = make(run, store, precision, measured=True)
     splits = data.load(run.data, store.data_cache)
     images = splits.test
     model = OnnxClassifier(made.content)
     pixels, reference = nhwc(images, count), references(run, splits, store)["test"]
     answers = made.answers["test"]
     proof = parity(reference, answers, images, model.latency(pixels[0]), GATES[precision])
-    write(folder / file_name("model.onnx", precision), made.content)
+    write(folder / file_name("model.onnx", variant), made.content)
     write(folder / "images.bin", pixels.tobytes())
     write(folder / "reference.bin", reference[:count].astype("<f4").tobytes())
-    write(folder / file_name("logits.bin", precision), answers[:count].astype("<f4").tobytes())
+    write(folder / file_name("logits.bin", variant), answers[:count].astype("<f4").tobytes())
     result = run.result or {}
     report = {
         "bundle": BUNDLE,
-        "file": file_name("model.onnx", precision),
+        "file": file_name("model.onnx", variant),
         **made.facts,
         "weights_sha256": result.get("weights_sha256"),
         "data": {"fingerprint": splits.fingerprint, "images_sha256": hashlib.sha256(pixels.tobytes()).hexdigest()},
@@ -90,7 +99,9 @@ def bundle(run: Run, store: Store, *, precision: Precision = "fp32", count: int 
     return report
 
 
-def submit_browser_parity(run: Run, store: Store, precision: Precision, said: dict[str, Any]) -> dict[str, Any]:
+def submit_browser_parity(
+    run: Run, store: Store, precision: Precision, said: dict[str, Any], quantization: Quantization = AUTOMATIC
+) -> dict[str, Any]:
     """Add the results of a user's browser to the parity report and the download. Returns the new report.
 
     Nothing that can be computed is believed: the top-1, the accuracy and the gap come from the logits.
@@ -104,7 +115,7 @@ def submit_browser_parity(run: Run, store: Store, precision: Precision, said: di
         Refused: read-only user.
     """
     store.user.require("submit a browser parity check")
-    report = kept_bundle(run, store, precision)
+    report = kept_bundle(run, store, precision, quantization)
     if report is None:
         raise BadInput("the export that the browser checked no longer exists", given=run.name, do="check again")
     for what, got, had in (
@@ -137,7 +148,7 @@ def submit_browser_parity(run: Run, store: Store, precision: Precision, said: di
         "timing": timing,
         **found.as_dict(),
     }
-    write(folder / file_name("browser.bin", precision), raw)
+    write(folder / file_name("browser.bin", report["variant"]), raw)
     _keep(run, store, report, raw)
     return report
 
@@ -162,20 +173,20 @@ def _plain(told: Any) -> Any:
 
 
 def _keep(run: Run, store: Store, report: dict[str, Any], logits: bytes | None) -> None:
-    folder, precision = bundle_folder(run, store), report["precision"]
-    content = (folder / file_name("model.onnx", precision)).read_bytes()
-    write(folder / file_name("model.zip", precision), pack(run, store, report, content, logits))
-    names = ["images.bin", "reference.bin", *(file_name(name, precision) for name in KEPT)]
+    folder, variant = bundle_folder(run, store), report["variant"]
+    content = (folder / file_name("model.onnx", variant)).read_bytes()
+    write(folder / file_name("model.zip", variant), pack(run, store, report, content, logits))
+    names = ["images.bin", "reference.bin", *(file_name(name, variant) for name in KEPT)]
     report["files"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
-    write_json(folder / file_name("parity.json", precision), report)
+    write_json(folder / file_name("parity.json", variant), report)
 
 
-def download(run: Run, store: Store, to: Path, precision: Precision) -> dict[str, Any]:
+def download(
+    run: Run, store: Store, to: Path, precision: Precision, quantization: Quantization = AUTOMATIC
+) -> dict[str, Any]:
     """Write the download of a run to `to`, a .zip: the file, its card, proof, labels and snippets."""
-    report = kept_bundle(run, store, precision) or bundle(run, store, precision=precision)
-    write(to, (bundle_folder(run, store) / file_name("model.zip", precision)).read_bytes())
-    return {"file": str(to), **{key: report[key] for key in ("bytes", "sha256", "opset", "run", "precision")}} | {
-        "loss": report["loss"],
-        "flagged": report["flagged"],
-        "limit": report["limit"],
-    }
+    kept = kept_bundle(run, store, precision, quantization)
+    report = kept or bundle(run, store, precision=precision, quantization=quantization)
+    write(to, (bundle_folder(run, store) / file_name("model.zip", report["variant"])).read_bytes())
+    facts = ("bytes", "sha256", "opset", "run", "precision", "variant", "quantized", "loss", "flagged", "limit")
+    return {"file": str(to), **{key: report[key] for key in facts}}

@@ -11,6 +11,7 @@ from typing import Any
 from smallalign_core.export._parity import LIMIT
 from smallalign_core.export._runtime import OnnxClassifier
 from smallalign_core.runs import model_card
+from smallalign_core.runs.export_report import in_points
 from smallalign_core.runs.store import Run, Store
 
 SNIPPETS = Path(__file__).parent / "snippets"
@@ -68,7 +69,7 @@ def card_of(run: Run, store: Store, report: dict[str, Any]) -> str:
 | accuracy drop (val.) | {_loss(report["loss"]["val"])} |
 | accuracy drop (test) | {_loss(report["loss"]["test"])} |
 
-{_flag(report)}
+{_flag(report)}{_quantized(report)}
 ## Parity report
 
 | | images | accuracy | top-1 agreement with PyTorch | largest logit difference | p50 | p95 | load | threads |
@@ -108,6 +109,39 @@ def _flag(report: dict[str, Any]) -> str:
         f"**Flagged: the accuracy drop at this precision exceeds {LIMIT:.0%}. Use fp32 or fp16, or check whether the drop is "
         "acceptable.**\n"
     )
+
+
+def _quantized(report: dict[str, Any]) -> str:
+    """How int8 was made, and by layer what it costs; empty for other precisions."""
+    told = report["quantized"]
+    if told is None:
+        return ""
+    compared = ", ".join(f"{name} {share:.2%}" for name, share in told["agreement"].items())
+    text = (
+        f"\n## Quantization\n\nCalibration: {told['calibration']} (top-1 agreement with fp32 on validation images: "
+        f"{compared}).\n"
+    )
+    if told["max_drop"] is None:
+        return text
+    kept = [layer for layer in told["layers"] if layer["in_float"]]
+    rows = "\n".join(
+        f"| `{layer['name']}` | {layer['weights']:,} | {layer['divergence']:.2e} | "
+        f"{'float' if layer['in_float'] else 'integers'} |"
+        for layer in told["layers"]
+    )
+    return f"""{text}
+Limit: at most {told["max_drop"]:g} percentage points of accuracy lost against fp32 on validation images. Met:
+{in_points(told["drop"])}. With all layers in integers: {in_points(told["plain"])}.
+The level of the interval is corrected for the files compared (Bonferroni).
+
+{len(kept)} of {len(told["layers"])} layers are computed in float, with weights stored in 8 bits. That changes the size
+by {told["paid"]:+,} bytes. Sensitivity is the KL divergence of the predictions with one layer alone in
+integers from those with none, in nats, on {told["images"]:,} calibration images.
+
+| layer | weights | sensitivity | computed in |
+|---|---|---|---|
+{rows}
+"""
 
 
 def _rows(report: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ import copy
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -21,17 +21,19 @@ from torch import Tensor, nn
 
 from smallalign_core import data, networks
 from smallalign_core.data import ImageSet, Splits
-from smallalign_core.errors import BadInput, WorkFailed
+from smallalign_core.errors import BadInput, SmallAlignError, WorkFailed
 from smallalign_core.export._checksum import checksum_matches, with_checksum
 from smallalign_core.export._parity import LIMIT, Loss, loss_of
+from smallalign_core.export._quantized import Made as Made8, fixed_width, quantized
 from smallalign_core.export._runtime import METADATA, OnnxClassifier, at_once, nhwc
 from smallalign_core.export._simplify import simplify
 from smallalign_core.metrics import logits_of, score
-from smallalign_core.networks import Classifier, onnx_graph
+from smallalign_core.networks import Classifier, onnx_graph, quantize
 from smallalign_core.networks.onnx_graph import OPSET
+from smallalign_core.runs.export_report import Quantized
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.spec import Code, GivenNetwork, RunSpec, to_yaml, with_code
-from smallalign_core.spec.precision import CALIBRATED, PRECISIONS, Precision
+from smallalign_core.spec.precision import AUTOMATIC, CALIBRATIONS, PRECISIONS, Precision, Quantization, variant_of
 from smallalign_core.system.files import read_sealed, write, write_sealed
 
 CALIBRATED_ON = 512  # training images that give the ranges of the activations
@@ -120,7 +122,8 @@ def in_precision(
     training: ImageSet | None,
     metadata: Mapping[str, Any] = MappingProxyType({}),
 ) -> bytes:
-    """A graph of `graph_of` in another precision; int8 takes the ranges of its activations from training images.
+    """A graph of `graph_of` in another precision; int8 takes the ranges of its activations from training images, from
+    the smallest to the largest value of each. Other calibrations give a graph of the same size.
 
     Args:
         metadata: what the file will say of itself; the size that the network resizes to bounds the batches.
@@ -132,33 +135,48 @@ def in_precision(
             return onnx_graph.in_halves(simplify(graph))
         case "int8":
             assert training is not None, "int8 is calibrated on training images"
-            return _in_integers(graph, training, metadata)
+            with _quantizing():
+                return fixed_width(quantizer_of(graph, training, metadata)[0].write())
         case _:
             assert_never(precision)
 
 
-def _in_integers(graph: bytes, training: ImageSet, metadata: Mapping[str, Any]) -> bytes:
+def quantizer_of(
+    graph: bytes, training: ImageSet, metadata: Mapping[str, Any]
+) -> tuple[quantize.Quantizer, NDArray[np.uint8]]:
+    """A quantizer of a graph of `graph_of`, and the images [N, H, W, C] that give it the ranges of activations."""
     # Spread over the whole set: folders list one class after the other.
     rows = np.unique(np.linspace(0, len(training) - 1, CALIBRATED_ON).astype(np.int64))
     pixels = nhwc(training.take(rows))
     step = min(CHUNK, at_once(metadata, *pixels.shape[1:3]))
     batches = [pixels[at : at + step] for at in range(0, len(pixels), step)]
+    return quantize.Quantizer(graph, batches, input="images"), pixels
+
+
+@contextlib.contextmanager
+def _quantizing() -> Iterator[None]:
     try:
-        return _of_fixed_width(onnx_graph.in_integers(graph, batches, input="images"))
+        yield
+    except SmallAlignError:
+        raise
     except Exception as error:  # the quantizer's errors share no base class
         raise WorkFailed(
             "this network cannot be quantized to int8", given=f"{error!r:.160}", do="export it as fp16"
         ) from error
 
 
-def _of_fixed_width(graph: bytes) -> bytes:
-    """The same graph with raw constants: protobuf's own integers, such as zero points, take more bytes the larger they
-    are."""
-    model = onnx.load_model_from_string(graph)
-    for tensor in model.graph.initializer:
-        if not tensor.HasField("raw_data"):
-            tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name))
-    return bytes(model.SerializeToString())
+def in_integers(
+    graph: bytes, how: Quantization, run: Run, splits: Splits, store: Store, metadata: Mapping[str, Any]
+) -> Made8:
+    """The graph of a run in int8, its calibration chosen and its limit tested on validation images.
+
+    Raises:
+        BadInput, WorkFailed: as `quantized`; or the network cannot be written so.
+    """
+    reference = reference_on("val", run, splits, store)
+    with _quantizing():
+        quantizer, pixels = quantizer_of(graph, splits.train, metadata)
+        return quantized(quantizer, how, lambda one: finished(one, metadata), pixels, splits.val, reference)
 
 
 def finished(graph: bytes, metadata: Mapping[str, Any]) -> bytes:
@@ -211,24 +229,40 @@ class Made:
     answers: dict[str, NDArray[np.float32]]
 
 
-def make(run: Run, store: Store | None, precision: Precision = "fp32", *, measured: bool = False) -> Made:
+def make(
+    run: Run,
+    store: Store | None,
+    precision: Precision = "fp32",
+    how: Quantization = AUTOMATIC,
+    *,
+    measured: bool = False,
+) -> Made:
     """The file of a finished run. What fp16 and int8 lose is measured on validation and test, and written into them.
 
     Args:
+        how: of int8.
         measured: fp32 too, to measure the error of the exporter alone.
 
     Raises:
+        BadInput: `how` is given with another precision, or too few validation images can decide its limit.
+        WorkFailed: int8 does not meet its limit, or the network cannot be written so.
         BadModel: the weights cannot be read.
         BadData: the images to measure on are gone.
     """
+    variant = variant_of(precision, how)
     metadata = metadata_of(run) | {"precision": precision, "opset": OPSET}
     graph = graph_of_run(run, store, metadata)
+    told: Quantized | None = None
     answers: dict[str, NDArray[np.float32]] = {}
     losses: dict[str, Loss] = {}
     if precision != "fp32" or measured:
         place = store or Store()
         splits = data.load(run.data, place.data_cache)
-        graph = in_precision(graph, precision, splits.train, metadata)
+        if precision == "int8":
+            made = in_integers(graph, how, run, splits, place, metadata)
+            graph, told = made.graph, made.how
+        else:
+            graph = in_precision(graph, precision, None, metadata)
         model, reference = OnnxClassifier(finished(graph, metadata)), references(run, splits, place)
         for name, part in (("val", splits.val), ("test", splits.test)):
             answers[name] = model.logits_of(part)
@@ -236,14 +270,14 @@ def make(run: Run, store: Store | None, precision: Precision = "fp32", *, measur
             if precision != "fp32":  # its promise is its own accuracy
                 found = score(answers[name], part.labels, part.classes).as_dict()
                 metadata["scores"][name] = {key: found[key] for key in SCORES}
-        place.count_test_look(splits.fingerprint, run.id, f"export {precision}")
+        place.count_test_look(splits.fingerprint, run.id, f"export {variant}")
     else:
         graph = in_precision(graph, precision, None)
     loss = {name: one.as_dict() for name, one in losses.items()}
     if precision != "fp32":
         metadata["loss"] = loss
-    if precision in CALIBRATED:
-        metadata["calibrated_on"] = calibrated_on(splits.train)
+    if told is not None:
+        metadata |= about_calibration(splits.train, told)
     content = finished(graph, metadata)
     facts = {
         "bytes": len(content),
@@ -251,6 +285,8 @@ def make(run: Run, store: Store | None, precision: Precision = "fp32", *, measur
         "opset": OPSET,
         "run": run.id,
         "precision": precision,
+        "variant": variant,
+        "quantized": None if told is None else told.as_dict(),
         "loss": loss or None,
         "flagged": any(one.flagged for one in losses.values()),
         "limit": LIMIT,
@@ -268,16 +304,27 @@ def validation_logits(run: Run, store: Store, precision: Precision) -> NDArray[n
         WorkFailed: the network cannot be written in this precision.
     """
     splits, metadata = data.load(run.data, store.data_cache), metadata_of(run) | {"precision": precision}
-    content = finished(in_precision(graph_of_run(run, store, metadata), precision, splits.train, metadata), metadata)
-    return OnnxClassifier(content).logits_of(splits.val)
+    graph = graph_of_run(run, store, metadata)
+    if precision == "int8":
+        graph = in_integers(graph, AUTOMATIC, run, splits, store, metadata).graph
+    else:
+        graph = in_precision(graph, precision, None, metadata)
+    return OnnxClassifier(finished(graph, metadata)).logits_of(splits.val)
 
 
 SCORES = ("images", "accuracy", "nll", "ece")
 
 
-def calibrated_on(training: ImageSet) -> str:
-    """What gave int8 the ranges of its activations, in words."""
-    return f"{min(CALIBRATED_ON, len(training))} training images"
+def about_calibration(training: ImageSet, told: Quantized | None = None) -> dict[str, Any]:
+    """What a file in int8 says of its making; by default as long as that of any without a limit."""
+    if told is None:
+        told = Quantized(max(CALIBRATIONS, key=len), {})
+    more = {} if told.max_drop is None else {"max_drop": told.max_drop, "layers_in_float": list(told.in_float)}
+    return {
+        "calibrated_on": f"{min(CALIBRATED_ON, len(training))} training images",
+        "calibration": told.calibration.ljust(max(map(len, CALIBRATIONS))),
+        **more,
+    }
 
 
 def metadata_of(run: Run) -> dict[str, Any]:
@@ -334,28 +381,42 @@ def _kept(store: Store, facts: list[Any], ending: str) -> Path:
 
 
 def references(run: Run, splits: Splits, store: Store) -> dict[str, NDArray[np.float32]]:
-    """PyTorch's logits of a run on `val` and `test`, kept for the other precisions."""
-    file = _kept(store, [(run.result or {})["weights_sha256"], splits.fingerprint, torch.__version__], ".npz")
+    """PyTorch's logits of a run on `val` and `test`."""
+    return {name: reference_on(name, run, splits, store) for name in ("val", "test")}
+
+
+def reference_on(split: str, run: Run, splits: Splits, store: Store) -> NDArray[np.float32]:
+    """PyTorch's logits of a run on `val` or `test`, kept for the other precisions."""
+    digest = (run.result or {})["weights_sha256"]
+    file = _kept(store, [digest, splits.fingerprint, torch.__version__, split], ".npz")
     if (content := read_sealed(file)) is not None:
         with np.load(io.BytesIO(content)) as kept:
-            return {name: kept[name] for name in ("val", "test")}
-    classifier = networks.from_file(run.weights, (run.result or {})["weights_sha256"])
-    found = {name: logits_of(classifier, part) for name, part in (("val", splits.val), ("test", splits.test))}
+            return np.asarray(kept["logits"])
+    found = logits_of(networks.from_file(run.weights, digest), getattr(splits, split))
     stream = io.BytesIO()
-    np.savez(stream, allow_pickle=False, **found)
+    np.savez(stream, allow_pickle=False, logits=found)
     write_sealed(file, stream.getvalue())
     return found
 
 
-def export(run: Run, to: Path, store: Store | None = None, *, precision: Precision = "fp32") -> dict[str, Any]:
+def export(
+    run: Run,
+    to: Path,
+    store: Store | None = None,
+    *,
+    precision: Precision = "fp32",
+    quantization: Quantization = AUTOMATIC,
+) -> dict[str, Any]:
     """Write a finished run as ONNX to `to`. Returns its path, size, digest and, but for fp32, what it loses.
 
     Args:
+        quantization: of int8: calibration, and how much accuracy it may lose.
         store: with the images for int8 calibration and for measuring both smaller precisions.
 
     Raises:
-        BadInput: the target is not an .onnx file, or its folder is missing.
+        BadInput: the target is not an .onnx file, or its folder is missing; or as `make`.
         BadModel: the weights cannot be read.
+        WorkFailed: int8 does not meet its limit. Nothing is written then.
     """
     if to.suffix != ".onnx" or not to.parent.is_dir():
         raise BadInput(
@@ -363,6 +424,6 @@ def export(run: Run, to: Path, store: Store | None = None, *, precision: Precisi
             given=to,
             do="write for example --to student.onnx",
         )
-    made = make(run, store, precision)
+    made = make(run, store, precision, quantization)
     write(to, made.content)
     return {"file": str(to), **made.facts}

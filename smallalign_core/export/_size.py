@@ -17,7 +17,7 @@ from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import WorkFailed
 from smallalign_core.export._file import (
     SCORES,
-    calibrated_on,
+    about_calibration,
     described,
     finished,
     graph_of,
@@ -134,5 +134,5 @@ def _file(graph: bytes | None, about: dict[str, Any], precision: Precision, spli
     if precision != "fp32":
         more["loss"] = {name: Loss.blank(len(getattr(splits, name))).as_dict() for name in ("val", "test")}
     if precision in CALIBRATED:
-        more["calibrated_on"] = calibrated_on(splits.train)
+        more |= about_calibration(splits.train)
     return finished(graph, about | more)

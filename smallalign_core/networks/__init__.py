@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from smallalign_core.errors import BadModel, BadSpec
-from smallalign_core.networks import _library, _python
+from smallalign_core.networks import _library, _python, pruning
 from smallalign_core.networks._bits import baked as baked, in_bits as in_bits, plain_names
 from smallalign_core.networks._library import input_size as input_size, where_weights_are as where_weights_are
 from smallalign_core.spec import (
@@ -30,6 +30,7 @@ from smallalign_core.spec import (
     LibraryNetwork,
     Mlp,
     Network,
+    Pruned,
     PythonNetwork,
     Resnet,
     RunSpec,
@@ -69,6 +70,7 @@ class Classifier(BaseClassifier):
         size: side to which `forward` resizes; None keeps `input_shape`.
         probe: the only layer that learns, for a frozen body; None lets all of it learn.
         channels_last: whether the body may get the faster memory order of convolutions.
+        pruned: which layers of the body are smaller than its network has them.
     """
 
     mean: Tensor
@@ -84,9 +86,11 @@ class Classifier(BaseClassifier):
         size: int | None = None,
         probe: nn.Module | None = None,
         channels_last: bool = True,
+        pruned: Pruned | None = None,
     ) -> None:
         super().__init__()
         self.body = body
+        self.pruned = pruned
         self.classes = tuple(classes)
         self.input_shape = input_shape
         self.inner_size = (size, size) if size else input_shape[1:]
@@ -271,15 +275,19 @@ def build(
         if isinstance(network, PythonNetwork):
             return _of_user(network, classes, shape, mean, std)
         if not isinstance(network, LibraryNetwork):
-            body = _own_body(network, _seen(network, shape), len(classes))
-            return Classifier(body, classes, shape, mean, std, size=network.size)
+            seen = _seen(network, shape)
+            body = _own_body(network, seen, len(classes))
+            pruning.resize(body, network.pruned, seen)
+            return Classifier(body, classes, shape, mean, std, size=network.size, pruned=network.pruned)
+        size = input_size(network)
         body, head, normal = _library.build(network, len(classes))
+        pruning.resize(body, network.pruned, (3, size, size))
     if normal is not None:
         mean, std = normal
     elif len(mean) == 1:
         mean, std = [mean[0]] * 3, [std[0]] * 3
-    size = input_size(network)
-    return Classifier(body, classes, shape, mean, std, size=size, probe=head if network.frozen else None)
+    probe = head if network.frozen else None
+    return Classifier(body, classes, shape, mean, std, size=size, probe=probe, pruned=network.pruned)
 
 
 def _of_user(
@@ -293,6 +301,7 @@ def _of_user(
     side = network.size
     seen = (len(normal[0]), side, side) if side else (len(normal[0]), *shape[1:])
     body = _python.build(network, len(classes), seen)
+    pruning.resize(body, network.pruned, seen)
     params = sum(parameter.numel() for parameter in body.parameters())
     if params > MAX_PARAMS:
         raise BadSpec(
@@ -303,7 +312,7 @@ def _of_user(
     fast = _python.takes_channels_last(body, seen)
     if network.weights is not None:
         normal = _library.begin(network, body, _head_of(body, len(classes)), normal)
-    return Classifier(body, classes, shape, *normal, size=side, channels_last=fast)
+    return Classifier(body, classes, shape, *normal, size=side, channels_last=fast, pruned=network.pruned)
 
 
 def head(classifier: Classifier) -> nn.Module:
@@ -366,29 +375,32 @@ def _sized(network: Network) -> Network:
 
 
 def _architecture(network: dict[str, object]) -> dict[str, object]:
-    """The fields of a network without those that say what it starts from: a file with weights needs no others. An
-    empty size is left out too, so that files keep the bytes that they had before there was one. A user's
+    """The fields of a network without those that say what it starts from: a file with weights needs no others. Empty
+    fields that came later are left out too, so that files keep the bytes that they had before. A user's
     Python file is named by its digest: neither its name nor its folder may change the bytes."""
-    kept = {name: value for name, value in network.items() if name not in START and (name, value) != ("size", None)}
+    empty = [("size", None), ("pruned", None)]
+    kept = {name: value for name, value in network.items() if name not in START and (name, value) not in empty}
     return kept | ({"file": f"{str(kept['sha256'])[:16]}.py"} if kept.get("file") else {})
 
 
 def begin_from(classifier: Classifier, file: Path) -> None:
     """Put the weights in a file that `to_bytes` wrote into a fresh classifier of the same network; the images' mean and
     deviation come with them. Of few bits, those before rounding are taken. Where both have the same classes in another
-    order, the outputs follow the names.
+    order, the outputs follow the names. A pruned network keeps the strongest channels of one with more.
 
     Raises:
         BadModel: the file is missing or damaged, or of another network.
+        MissingExtra: channels are to be chosen, and the package that groups their weights is not installed.
     """
     origin = from_file(file, learning=True)
     given = plain_names(origin.state_dict())
     wanted = classifier.state_dict()
-    odd = [
-        name
-        for name in {**wanted, **given}
-        if getattr(given.get(name), "shape", 0) != getattr(wanted.get(name), "shape", 0)
-    ]
+    odd = _other_shapes(given, wanted)
+    if odd and classifier.pruned is not None and classifier.pruned != origin.pruned:
+        origin = from_file(file)
+        pruning.shrink(origin, classifier.pruned, head(origin))
+        given = origin.state_dict()
+        odd = _other_shapes(given, wanted)
     if odd:
         raise BadModel(
             "the initial weights are of another network",
@@ -400,6 +412,15 @@ def begin_from(classifier: Classifier, file: Path) -> None:
         place = "body." + _library.head_name(classifier.body, len(rows))
         given |= {name: held[rows] for name, held in given.items() if name in (f"{place}.weight", f"{place}.bias")}
     classifier.load_state_dict(given)
+
+
+def _other_shapes(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """Names of tensors that only one of both has, or that differ in shape."""
+    return [
+        name
+        for name in {**wanted, **given}
+        if getattr(given.get(name), "shape", 0) != getattr(wanted.get(name), "shape", 0)
+    ]
 
 
 def from_file(file: Path, sha256: str | None = None, *, learning: bool = False) -> Classifier:

@@ -6,17 +6,13 @@ import contextlib
 import copy
 import io
 import logging
-import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from smallalign_core.errors import BadModel
@@ -96,59 +92,6 @@ def of_body(body: nn.Module, example: Tensor) -> bytes:
         )
     assert program is not None
     return bytes(program.model_proto.SerializeToString())
-
-
-def in_integers(content: bytes, batches: Sequence[NDArray[Any]], *, input: str = "input") -> bytes:
-    """The same graph with weights (by channel) and activations in 8 bits; activations have the ranges of `batches`.
-
-    What stands before the first product of weights and after `logits` stays in floats, and so do the logits. Of a
-    transformer only the products are in integers: its residual stream spans too wide a range (measured on timm's
-    vit_tiny with random weights: 94% of the top-1 stay the same, with all of it in integers 76%).
-
-    Args:
-        batches: what the input named `input` gets.
-    """
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.left = iter(batches)
-
-        def get_next(self) -> dict[str, Any] | None:
-            batch = next(self.left, None)
-            return None if batch is None else {input: batch}
-
-    with tempfile.TemporaryDirectory() as folder, quiet():
-        whole, prepared, made = (Path(folder) / name for name in ("whole.onnx", "prepared.onnx", "made.onnx"))
-        whole.write_bytes(content)
-        quant_pre_process(str(whole), str(prepared), skip_symbolic_shape=True)
-        graph = onnx.load(prepared).graph
-        transformer = any(node.op_type == "LayerNormalization" for node in graph.node)
-        quantize_static(
-            str(prepared),
-            str(made),
-            Reader(),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(PRODUCTS) if transformer else None,
-            nodes_to_exclude=_around(graph),
-            per_channel=True,
-            activation_type=QuantType.QUInt8,  # unsigned by signed is what processors multiply fastest
-            weight_type=QuantType.QInt8,
-            extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm"]},
-        )
-        return made.read_bytes()
-
-
-def _around(graph: onnx.GraphProto) -> list[str]:
-    """The nodes before the first product, and those that use the logits. Nodes stand in the order they run in."""
-    first = next((at for at, node in enumerate(graph.node) if node.op_type in PRODUCTS), 0)
-    reached, after = {"logits"}, []
-    for node in graph.node:
-        if reached & set(node.input):
-            reached |= set(node.output)
-            after.append(node.name)
-    return [node.name for node in graph.node[:first]] + after
 
 
 def in_halves(content: bytes) -> bytes:

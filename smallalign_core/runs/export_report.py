@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -67,6 +68,85 @@ class Loss:
 
 
 @dataclass(frozen=True)
+class Drop:
+    """What an int8 file loses against fp32 on the validation images (Tango, 1998, for the interval).
+
+    Attributes:
+        images: how many.
+        lost, gained: those that only fp32, and only int8, predicts right.
+        loss: accuracy lost, as a share; `low` to `high` is its interval at `level`, which counts all files compared.
+    """
+
+    images: int
+    lost: int
+    gained: int
+    loss: float
+    low: float
+    high: float
+    level: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def in_points(drop: Mapping[str, Any]) -> str:
+    """A `Drop` in words."""
+    return (
+        f"{100 * drop['loss']:.2f} points on {drop['images']:,} validation images ({100 * drop['level']:.4g}% interval "
+        f"{100 * drop['low']:.2f} to {100 * drop['high']:.2f})"
+    )
+
+
+@dataclass(frozen=True)
+class LayerSensitivity:
+    """A layer, and what it costs to quantize it.
+
+    Attributes:
+        name: of its weights in the network; weights: how many.
+        divergence: mean Kullback-Leibler divergence, in nats, of the predictions with this layer alone in integers
+            from those with none, on calibration images.
+        in_float: whether the file computes it in float32; its weights are stored in 8 bits all the same.
+    """
+
+    name: str
+    weights: int
+    divergence: float
+    in_float: bool
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """How an int8 file was made.
+
+    Attributes:
+        calibration: how the ranges of activations follow from their values.
+        agreement: share of validation images with fp32's top-1 by calibration; of those that were compared.
+        max_drop: percentage points that the upper end of `drop` keeps below; None: no limit was set.
+        drop: of this file; plain: of the file with all layers in integers.
+        paid: bytes that the layers in float cost, compared with that file; negative where they save some.
+        layers: by their order in the network; without a limit none.
+        images: calibration images of their divergences.
+    """
+
+    calibration: str
+    agreement: dict[str, float]
+    max_drop: float | None = None
+    drop: Drop | None = None
+    plain: Drop | None = None
+    paid: int | None = None
+    layers: tuple[LayerSensitivity, ...] = ()
+    images: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"layers": [asdict(one) for one in self.layers]}
+
+    @property
+    def in_float(self) -> tuple[str, ...]:
+        """Names of the layers that are computed in float32."""
+        return tuple(one.name for one in self.layers if one.in_float)
+
+
+@dataclass(frozen=True)
 class BrowserParity(Parity):
     """Parity of a user's browser and PyTorch, computed from the logits that it sent.
 
@@ -107,7 +187,9 @@ class ExportReport:
     Attributes:
         bundle: version of the bundle's files.
         file: name of the ONNX file; bytes, sha256, opset: of it.
+        variant: name of its precision with the options of int8, as in the names of its files.
         flagged: whether it loses more than `limit` of the images.
+        quantized: how int8 was made; None for other precisions.
         temperature: folded into its probabilities.
         parity: ONNX Runtime against PyTorch; browser: the same of a user's browser, None before that was checked.
         shape: [N, H, W, C] of the images that a browser gets; labels: theirs.
@@ -121,9 +203,11 @@ class ExportReport:
     opset: int
     run: str
     precision: str
+    variant: str
     loss: ExportLosses
     flagged: bool
     limit: float
+    quantized: Quantized | None
     weights_sha256: str | None
     data: ExportData
     temperature: float | None

@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +58,16 @@ def examine(store: Store) -> list[Check]:
     if not place[0].ok and not os.path.isdir(store.root):  # noqa: PTH112  # pathlib raises for names that are too long
         return [*machine, *place]
     try:
-        return [*machine, *place, _room(store), _bank(store), *_runs(store), *_files(store), _orphans(store)]
+        return [
+            *machine,
+            *place,
+            _room(store),
+            _bank(store),
+            *_runs(store),
+            *_files(store),
+            _trash(store),
+            _orphans(store),
+        ]
     except (OSError, RuntimeError) as error:
         if (known := of_system(error)) is None:
             raise
@@ -242,13 +251,28 @@ def _files(store: Store) -> list[Check]:
 # --- stale files ------------------------------------------------------------------------------------------------------
 
 
+def _trash(store: Store) -> Check:
+    """Deleted runs: unlike stale files, they can be restored as long as they are there."""
+    found = tuple(one.run.folder for one in store.trash())
+    if not found:
+        return Check("trash", True, "empty")
+    text = f"{len(found)} deleted run{'s' if len(found) > 1 else ''}, {_megabytes(found):.1f} MB"
+    return Check("trash", True, f"{text}: `runs restore` takes one back, `doctor --fix` empties the trash", found)
+
+
+def _megabytes(paths: Iterable[Path]) -> float:
+    files = (file for path in paths for file in (path, *path.rglob("*")) if file.is_file())
+    return sum(file.stat().st_size for file in files) / 1e6
+
+
 def _orphans(store: Store) -> Check:
     found = tuple(path for path in _left(store) if _is_old(path))
-    size = sum(file.stat().st_size for path in found for file in (path, *path.rglob("*")) if file.is_file())
     if not found:
         return Check("stale files", True, "none")
     names = ", ".join(str(path.relative_to(store.root)) for path in found[:TOLD]) + (", …" if len(found) > TOLD else "")
-    return Check("stale files", True, f"{len(found)}, {size / 1e6:.1f} MB, `doctor --fix` removes them: {names}", found)
+    return Check(
+        "stale files", True, f"{len(found)}, {_megabytes(found):.1f} MB, `doctor --fix` removes them: {names}", found
+    )
 
 
 def _left(store: Store) -> Iterator[Path]:

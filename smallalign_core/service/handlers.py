@@ -105,6 +105,15 @@ def submit(store: Store, asked: requests.Submit) -> Submitted:
     return Submitted(run.id, str(run.state), known)
 
 
+def prune(store: Store, asked: requests.Prune) -> Submitted:
+    """Queue a run that starts from the strongest channels of a finished one."""
+    from smallalign_core.training.pruned import spec_of
+
+    store.user.require("start runs")
+    store.user.check_room(store.root)
+    return submit(store, requests.Submit(spec_of(store.finished(asked.run), store, asked.share, of=asked.of)))
+
+
 def estimate(store: Store, asked: requests.Estimate) -> Cost:
     """Estimate the cost of a run: of a network that cannot be exported, without sizes."""
     from smallalign_core import export, networks
@@ -196,20 +205,20 @@ def bundle(store: Store, asked: requests.Export) -> ExportReport:
     """Export a run in one precision and prove it, unless that was done already."""
     from smallalign_core import export
 
-    run, precision = store.finished(asked.run), export.precision_of(asked.precision)
-    kept = export.kept_bundle(run, store, precision)
+    run, (precision, how) = store.finished(asked.run), export.parse_variant(asked.precision)
+    kept = export.kept_bundle(run, store, precision, how)
     with contextlib.suppress(WorkFailed):  # a damaged one is made again
         if kept is not None:
             return _report(kept)
-    return _report(export.bundle(run, store, precision=precision))
+    return _report(export.bundle(run, store, precision=precision, quantization=how))
 
 
 def claim(store: Store, asked: requests.SubmitParity) -> ExportReport:
     """Keep what a visitor's browser answered with a run's proof, scored here."""
     from smallalign_core import export
 
-    precision = export.precision_of(asked.precision)
-    return _report(export.submit_browser_parity(store.finished(asked.run), store, precision, asked.said))
+    precision, how = export.parse_variant(asked.precision)
+    return _report(export.submit_browser_parity(store.finished(asked.run), store, precision, asked.said, how))
 
 
 def _report(found: dict[str, Any]) -> ExportReport:
@@ -230,6 +239,7 @@ def landscape(store: Store, asked: requests.MeasureLandscape) -> LandscapeProgre
 HANDLERS: dict[type[Request[Any]], Callable[[Store, Any], Any]] = {
     requests.Inspect: inspect,
     requests.Submit: submit,
+    requests.Prune: prune,
     requests.Estimate: estimate,
     requests.StartStudy: start_study,
     requests.EstimateStudy: estimate_study,

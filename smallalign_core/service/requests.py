@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from smallalign_core.analysis.compare import Compared
 from smallalign_core.analysis.data_quality import QualityReport
@@ -111,6 +111,20 @@ class Submit(Request[Submitted]):
     """Queue the run of a spec."""
 
     spec: RunSpec
+
+
+@dataclass(frozen=True)
+class Prune(Request[Submitted]):
+    """Queue a run that starts from the strongest channels of a finished one.
+
+    Attributes:
+        share: of its size that may be left, between 0 and 1.
+        of: what its size is.
+    """
+
+    run: str
+    share: float
+    of: Literal["macs", "params"] = "macs"
 
 
 @dataclass(frozen=True)
@@ -391,7 +405,11 @@ class MeasureLandscape(LongRequest[LandscapeProgress]):
 
 @dataclass(frozen=True)
 class Export(Request[ExportReport]):
-    """Export a run in one precision and check its parity, unless that was done already."""
+    """Export a run in one precision and check its parity, unless that was done already.
+
+    Attributes:
+        precision: with the options of int8, as `int8-drop0.5-mse`.
+    """
 
     run: str
     precision: str = "fp32"
@@ -402,6 +420,7 @@ class SubmitParity(Request[ExportReport]):
     """Add a user's browser to the parity report of an export.
 
     Attributes:
+        precision: as of the export.
         said: as sent by the browser, see `export.submit_browser_parity`, which checks all of it.
     """
 

@@ -94,6 +94,7 @@ from smallalign_core.spec.parts import (
     Mlp as Mlp,
     Network as Network,
     Part as Part,
+    Pruned as Pruned,
     PythonNetwork as PythonNetwork,
     Resnet as Resnet,
     Rotate as Rotate,
@@ -451,4 +452,5 @@ def title(spec: RunSpec) -> str:
     """A one-line title of a run: network, loss, data, epochs, seed."""
     network = spec.network
     name = network.name if isinstance(network, GivenNetwork) else f"{network.kind} {network.width}x{network.depth}"
+    name += " pruned" if network.pruned else ""
     return f"{name} · {short_name(spec.loss)} · {Path(spec.data.source).name} · {spec.epochs} epochs · seed {spec.seed}"

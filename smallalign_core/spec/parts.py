@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model_validator
 
 from smallalign_core.spec._part import Part as Part, shorthand as shorthand
 from smallalign_core.spec.augment import Augment as Augment, Flip as Flip, Rotate as Rotate, Shift as Shift
@@ -150,6 +150,41 @@ Inside = Annotated[
 Dropout = Annotated[float, Field(ge=0, lt=1, description="Dropout rate before the last layer.")]
 
 
+class Pruned(Part):
+    """Structured pruning: some layers have fewer channels than the other fields of the network give them.
+
+    With `start`, a run of the same network with more channels, those with the largest norm of their group of weights
+    are kept: all weights that depend on one another (DepGraph: Fang et al., CVPR 2023). Without, they are initialized.
+    """
+
+    widths: Annotated[
+        tuple[tuple[Annotated[str, Field(min_length=1, max_length=200)], PositiveInt, PositiveInt], ...],
+        Field(
+            min_length=1,
+            max_length=4096,
+            description="Name, output and input channels of each smaller layer, as in the shape of its weights; "
+            "1 input for depthwise convolutions and batch norms.",
+        ),
+    ]
+    criterion: Annotated[
+        Literal["l2", "l1"],
+        Field(description="Norm of a group of weights by which channels are kept: l2 or l1 (Li et al., 2017)."),
+    ] = "l2"
+
+    @field_validator("widths")
+    @classmethod
+    def _in_one_order(cls, given: tuple[tuple[str, int, int], ...]) -> tuple[tuple[str, int, int], ...]:
+        if len({name for name, *_ in given}) < len(given):
+            raise ValueError("`widths` has a layer twice: give each layer once")
+        return tuple(sorted(given))
+
+
+PrunedField = Annotated[
+    Pruned | None,
+    Field(description="Structured pruning, as `smallalign prune` writes it.", json_schema_extra=FILLED_IN),
+]
+
+
 class Mlp(Part):
     """Multilayer perceptron: flattened pixels, hidden layers of equal width."""
 
@@ -158,6 +193,7 @@ class Mlp(Part):
     depth: Depth = 2
     dropout: Dropout = 0.0
     size: Inside = None
+    pruned: PrunedField = None
 
 
 class Cnn(Part):
@@ -168,6 +204,7 @@ class Cnn(Part):
     depth: Depth = 3
     dropout: Dropout = 0.0
     size: Inside = None
+    pruned: PrunedField = None
 
 
 class Separable(Part):
@@ -178,6 +215,7 @@ class Separable(Part):
     depth: Depth = 3
     dropout: Dropout = 0.0
     size: Inside = None
+    pruned: PrunedField = None
 
 
 class Resnet(Part):
@@ -188,6 +226,7 @@ class Resnet(Part):
     depth: Depth = 1
     dropout: Dropout = 0.0
     size: Inside = None
+    pruned: PrunedField = None
 
 
 class LibraryNetwork(Part):
@@ -229,6 +268,7 @@ class LibraryNetwork(Part):
         str | None, Field(max_length=1000, description="Initial weights: a safetensors file of the same network.")
     ] = None
     weights_sha256: WeightsDigest = None
+    pruned: PrunedField = None
 
     @property
     def begins(self) -> bool:
@@ -246,6 +286,8 @@ class LibraryNetwork(Part):
 
     @model_validator(mode="after")
     def _starts_somewhere(self) -> Self:
+        if self.pruned and self.begins:
+            raise ValueError("a pruned network keeps channels of the run in `start`: leave its own initial weights out")
         if self.pretrained and self.weights:
             raise ValueError("`pretrained` and `weights` both set the initial weights: give one")
         if self.frozen and not self.begins:
@@ -294,6 +336,7 @@ class PythonNetwork(Code):
         ),
     ] = "dataset"
     size: Inside = None
+    pruned: PrunedField = None
     weights: Annotated[
         str | None,
         Field(
@@ -303,6 +346,12 @@ class PythonNetwork(Code):
         ),
     ] = None
     weights_sha256: WeightsDigest = None
+
+    @model_validator(mode="after")
+    def _pruned_starts_elsewhere(self) -> Self:
+        if self.pruned and self.weights:
+            raise ValueError("a pruned network keeps channels of the run in `start`: leave `weights` out")
+        return self
 
     @property
     def name(self) -> str:

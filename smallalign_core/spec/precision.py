@@ -2,12 +2,90 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from typing import Literal, get_args
+
+from smallalign_core.errors import BadInput
 
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 CALIBRATED: tuple[Precision, ...] = ("int8",)
 """Those that take the ranges of their activations from training images."""
+
+Calibration = Literal["minmax", "percentile", "mse"]
+CALIBRATIONS: tuple[Calibration, ...] = get_args(Calibration)
+"""How the range of an activation follows from its values."""
+
+
+MOST_DROP = 50.0
+VARIANT = re.compile(r"(fp32|fp16|int8)(?:-drop(\d{1,2}(?:\.\d{1,6})?))?(?:-(minmax|percentile|mse))?")
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How int8 is made.
+
+    Attributes:
+        calibration: None: the one with the best top-1 agreement with fp32 on validation images.
+        max_drop: limit, in percentage points, of the upper end of the interval of the accuracy drop against fp32 on
+            validation images; layers that cost more are left in float. None: all layers are in integers.
+    """
+
+    calibration: Calibration | None = None
+    max_drop: float | None = None
+
+
+AUTOMATIC = Quantization()
+
+
+def variant_of(precision: str, how: Quantization = AUTOMATIC) -> str:
+    """The name of a kind of file, such as `int8-drop0.5-mse`, for `file_name`.
+
+    Raises:
+        BadInput: these options do not go with each other, or the drop is not a number of points above 0.
+    """
+    if how == AUTOMATIC:
+        return precision
+    if precision not in CALIBRATED:
+        raise BadInput(
+            "calibration and accuracy limits are for int8", given=precision, do="choose int8, or leave the options out"
+        )
+    drop = ""
+    if how.max_drop is not None:
+        if not 0.001 <= how.max_drop <= MOST_DROP:
+            raise BadInput(
+                "the largest accuracy drop is out of range",
+                given=f"{how.max_drop:g}",
+                do=f"give 0.001 to {MOST_DROP:g} percentage points, such as 0.5",
+            )
+        drop = f"-drop{round(how.max_drop, 6):.6f}".rstrip("0").rstrip(".")
+    return f"{precision}{drop}{f'-{how.calibration}' if how.calibration else ''}"
+
+
+def parse_variant(name: str) -> tuple[Precision, Quantization]:
+    """The precision and its options of a name of `variant_of`.
+
+    Raises:
+        BadInput: it is none.
+    """
+    found = VARIANT.fullmatch(name)
+    precision = next((one for one in PRECISIONS if found and found[1] == one), None)
+    if found is None or precision is None:
+        raise BadInput("unknown precision", given=name, do=f"choose {', '.join(PRECISIONS)}")
+    calibration = next((one for one in CALIBRATIONS if found[3] == one), None)
+    how = Quantization(calibration, float(found[2]) if found[2] else None)
+    if variant_of(precision, how) != name:
+        raise BadInput("unknown precision", given=name, do=f"choose {', '.join(PRECISIONS)}")
+    return precision, how
+
+
+def plain_name(file: str) -> tuple[str, str]:
+    """The fp32 name of a file of an export, such as `model.onnx`, and the name of its kind, such as `int8-mse`."""
+    stem, _, kind = file.rpartition(".")
+    first, _, variant = stem.partition("-")
+    known = variant != "fp32" and VARIANT.fullmatch(variant)
+    return (f"{first}.{kind}", variant) if known else (file, "fp32")
 
 
 def file_name(file: str, precision: str) -> str:

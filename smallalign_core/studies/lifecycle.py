@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from smallalign_core.errors import BadModel, Refused, SmallAlignError, UnknownRun, WorkFailed
-from smallalign_core.runs.store import SCHEMA, Run, State, Store
+from smallalign_core.runs.store import SCHEMA, Run, State, Store, Trashed
 from smallalign_core.spec import RunSpec, digest, each_code
 from smallalign_core.studies.base import StudyReport
 from smallalign_core.studies.kinds import KINDS, StudyKind
@@ -223,7 +223,7 @@ def find(store: Store, reference: str) -> Study:
 
 
 def delete(store: Store, study: Study, *, runs: bool = False) -> list[str]:
-    """Delete a study; with `runs`, also its runs that no other study or run needs and that are not in training.
+    """Delete a study; with `runs`, move its runs to the trash that no other study or run needs and that do not train.
 
     Returns:
         The ids of the runs that were deleted.
@@ -246,12 +246,12 @@ def delete(store: Store, study: Study, *, runs: bool = False) -> list[str]:
     for name in reversed(own):  # students before their teachers
         if name not in others and store.by_id(name).record.exists():
             with contextlib.suppress(Refused):
-                gone.append(store.delete(name).name)
+                gone.append(store.delete(name).id)
     return gone
 
 
-def delete_run(store: Store, reference: str) -> Run:
-    """Delete a run as `Store.delete` does, after removing the protection by studies that are complete by now.
+def delete_run(store: Store, reference: str) -> Trashed:
+    """Move a run to the trash as `Store.delete` does, after removing the protection by studies that are complete now.
 
     Raises:
         UnknownRun, Refused: as of `Store.delete`.

@@ -29,6 +29,7 @@ EXTRA_OF = {
     "huggingface_hub": "huggingface",
     "ray": "ray",
     "optuna": "search",
+    "torch_pruning": "pruning",
 }
 """The extra that installs a package, by import name."""
 

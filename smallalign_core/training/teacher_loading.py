@@ -237,14 +237,14 @@ def as_graph(whole: Classifier, spec: RunSpec, splits: data.Splits) -> tuple[byt
 
     from smallalign_core import augment
     from smallalign_core.metrics import fidelity, logits_of
-    from smallalign_core.networks import onnx_graph
+    from smallalign_core.networks import onnx_graph, quantize
 
     seen = augment.of_run(spec, splits.train)
     with torch.no_grad():
         batches = [whole.prepare(seen(step).images).contiguous().numpy() for step in range(CALIBRATED_ON)]
     content = onnx_graph.of_body(whole.body, torch.from_numpy(batches[0]))
     if spec.answers == "int8":
-        content = onnx_graph.in_integers(content, batches)
+        content = quantize.Quantizer(content, batches).write()
     val = splits.val.take(np.arange(min(2_000, len(splits.val))))
     close = fidelity(logits_of(whole, val), logits_of(by_graph(whole, content), val))
     facts = {"agreement": close.agreement, "kl": close.kl, "images": len(val), "bytes": len(content)}

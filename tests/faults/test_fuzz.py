@@ -34,7 +34,6 @@ def cases(kind: str, share: float = 1.0) -> Any:
     """The same cases every time: a failure in CI is one here."""
     return settings(
         max_examples=int(COUNT[kind] * share),
-        deadline=None,
         database=None,
         derandomize=True,
         suppress_health_check=list(HealthCheck),
@@ -270,7 +269,7 @@ def _looked_at(file: Path) -> None:
 
 
 @given(spoil=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=3))
-@settings(max_examples=12, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @pytest.mark.slow
 def test_onnx_in_the_jail(tmp_path_factory: pytest.TempPathFactory, spoil: list[tuple[int, int]]) -> None:
     content = bytearray(SOUND[1])

@@ -250,7 +250,7 @@ def test_composed_names_of_a_mac_become_ordinary_ones(store: Store) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.text(alphabet="ab./\\:\0\u0308 ~\u202e\xe4N", max_size=14).map(lambda t: t + ".png"), max_size=4))
 def test_every_path_that_is_written_is_inside(tmp_path: Path, names: list[str]) -> None:
     room = tmp_path / "room"

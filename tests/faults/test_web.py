@@ -37,7 +37,7 @@ from pages.ui.security import auth as access, middleware
 from smallalign_core.errors import BadInput, Refused
 from smallalign_core.runs import policies, uploads
 from smallalign_core.runs.queue import UNRESTRICTED
-from smallalign_core.runs.store import Run, State, Store
+from smallalign_core.runs.store import Run, State, Store, _take
 from smallalign_core.service import handlers, worker
 from smallalign_core.service.client import BackendClient
 from smallalign_core.service.requests import Ablate, Inspect, StartStudy, Submit
@@ -266,6 +266,9 @@ def test_a_viewer_changes_nothing(store: Store, train: Train) -> None:
         lambda: watched.submit(resolve(store, tiny(seed=6))),
         lambda: watched.enqueue(stopped),
         lambda: watched.delete(run.id),
+        lambda: watched.annotate([run.id], name="mine"),
+        lambda: watched.restore(run.id),
+        watched.empty_trash,
         lambda: watched.run(waiting.id).request("cancel"),
         lambda: watched.run(waiting.id).request("pause"),
         lambda: watched.queue()[0].request("cancel"),
@@ -324,7 +327,7 @@ def test_a_viewer_sees_the_page_and_a_sentence(
     assert [one.value for one in page.text] == ["Eve · viewer"]
     page.query_params["run"] = run.id
     page.switch_page("runs.py").run()
-    next(one for one in page.button if one.label == "Delete permanently").click().run()
+    next(one for one in page.button if one.label == "Move to trash").click().run()
     assert any("Your account is read-only: you cannot delete runs" in error.value for error in page.error)
     assert run.finished
 
@@ -749,5 +752,5 @@ def test_a_viewer_takes_no_run_into_the_store(store: Store, train: Train, tmp_pa
     shutil.copytree(run.folder, elsewhere)
     other = Store(tmp_path / "other", VIEWER)
     with pytest.raises(Refused, match="not take runs into the store"):
-        other._adopt(other.run(str(elsewhere)))
+        _take.run(other.run(str(elsewhere)), other)
     assert not other.root.exists()

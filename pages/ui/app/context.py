@@ -22,7 +22,7 @@ from smallalign_core.service.client import BackendClient
 from smallalign_core.service.requests import DatasetFacts, Inspect
 from smallalign_core.service.wire import Request
 from smallalign_core.spec import DataSpec
-from smallalign_core.spec.precision import PRECISIONS, file_name
+from smallalign_core.spec.precision import file_name, plain_name
 from smallalign_core.system.files import write
 
 A = TypeVar("A")
@@ -111,23 +111,21 @@ def worker_alive() -> bool:
 def exported(run: str, name: str) -> Path | None:
     """The file `name` of a run's export, for the artifact route; None for any other name."""
     folder = store().root / "exports" / run
-    for precision in PRECISIONS:
-        if name == file_name("demo.zip", precision):
-            return _demo(folder, precision)
-        if name in {file_name(file, precision) for file in BUNDLE_FILES} | {"images.bin"}:
-            return folder / name
-    return None
+    plain, variant = plain_name(name)
+    if plain == "demo.zip":
+        return _demo(folder, variant)
+    return folder / name if plain in BUNDLE_FILES or name == "images.bin" else None
 
 
-def _demo(folder: Path, precision: str) -> Path | None:
+def _demo(folder: Path, variant: str) -> Path | None:
     """The demo of an export, made on first request: it holds 14 MB of the runtime."""
-    model, proof, made = (folder / file_name(file, precision) for file in ("model.onnx", "parity.json", "demo.zip"))
+    model, proof, made = (folder / file_name(file, variant) for file in ("model.onnx", "parity.json", "demo.zip"))
     try:
         if not made.is_file() or made.stat().st_mtime_ns < model.stat().st_mtime_ns:
             report = json.loads(proof.read_text())
-            title = f"{report['run'][:6]} {precision}"
+            title = f"{report['run'][:6]} {variant}"
             with contextlib.suppress(SmallAlignError):
-                title = f"{store().run(report['run']).title} {precision}"
+                title = f"{store().run(report['run']).title} {variant}"
             write(made, browser.demo_zip(model.read_bytes(), report, title))
     except (OSError, ValueError, LookupError, TypeError, RecursionError, SmallAlignError, browser.InstallError):
         return None

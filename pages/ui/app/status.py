@@ -6,7 +6,8 @@ import shutil
 
 import streamlit as st
 
-from pages.ui.app import context
+from pages.ui import browser
+from pages.ui.app import context, keys, titles
 from pages.ui.widgets import formatting, run_table
 from pages.ui.widgets.run_table import RunRow
 from smallalign_core.runs.store import State, Store
@@ -33,6 +34,7 @@ def _active(store: Store) -> bool:
 def _draw(store: Store, was_active: bool) -> None:
     rows = run_table.rows(store)
     running = [row for row in rows if row.state == State.RUNNING]
+    titles.progress(running[0].progress if running else None)
     waiting = sum(row.state == State.QUEUED for row in rows)
     with st.container(horizontal=True, vertical_alignment="center", gap="medium", key="status-strip"):
         for row in running[:1]:
@@ -52,8 +54,22 @@ def _draw(store: Store, was_active: bool) -> None:
             if free > LITTLE_ROOM
             else f":red[Low disk space: {formatting.size(free)} free]"
         )
+        browser.frame(_spoken(rows, running))
     if was_active and not _active(store):
         st.rerun()  # the page has something new to show, and the strip stops updating
+
+
+def _spoken(rows: list[RunRow], running: list[RunRow]) -> str:
+    """What screen readers announce when it changes: progress in tenths, then how the run ended."""
+    last = st.session_state.get(keys.SPOKEN_OF)
+    if running:
+        st.session_state[keys.SPOKEN_OF] = running[0].name
+        return f"{running[0].called}: {int(10 * (running[0].progress or 0)) * 10}%"
+    ended = next((row for row in rows if row.name == last), None)
+    if ended is None:
+        return ""
+    scored = f", test accuracy {formatting.percent(ended.accuracy)}" if ended.accuracy is not None else ""
+    return f"{ended.called}: {ended.state}{scored}"
 
 
 def _show(text: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pages.ui.browser._curves import Curve as Curve, curves as curves
 from pages.ui.browser._demo import demo_zip as demo_zip
 from pages.ui.browser._draw import draw as draw, sketch as sketch
+from pages.ui.browser._frame import frame as frame
 from pages.ui.browser._npm import INSTALL as INSTALL, PACKAGES, InstallError as InstallError
 from pages.ui.browser._parity import (
     ParityResult as ParityResult,

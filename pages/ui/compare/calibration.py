@@ -55,7 +55,7 @@ def _draw(found: Comparison, sides: Sides) -> None:
     st.caption(
         "NLL: mean negative log-likelihood in nats. ECE: expected calibration error over 15 bins, biased upward for "
         "few images. Brier: squared distance from the one-hot label, 0 to 2. Lower is better for all. In the diagrams "
-        "gray is T = 1, dot area is the number of images, and bars are 95% CIs."
+        "gray circles are T = 1, dot area is the number of images, and bars are 95% CIs."
     )
 
 

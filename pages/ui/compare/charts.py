@@ -38,7 +38,7 @@ def recall_change(changes: Sequence[RecallChange], *, key: str) -> None:
 
 
 def reliability(before: Sequence[Bin], after: Sequence[Bin], temperature: float, colour: str, *, key: str) -> None:
-    """Accuracy over confidence, at temperature 1 in gray and at another one in color."""
+    """Accuracy over confidence, at temperature 1 in gray circles and at another one in dots."""
     figure = go.Figure()
     figure.add_scatter(
         x=[0, 1], y=[0, 1], mode="lines", line={"color": theme.quiet(), "dash": "dash", "width": 1}, hoverinfo="skip",
@@ -51,7 +51,11 @@ def reliability(before: Sequence[Bin], after: Sequence[Bin], temperature: float,
             y=[one.accuracy for one in bins],
             mode="markers",
             name=name,
-            marker={"color": look, "size": [6 + 16 * (one.images / most) ** 0.5 for one in bins]},
+            marker={
+                "color": look,
+                "symbol": "circle-open" if bins is before else "circle",
+                "size": [6 + 16 * (one.images / most) ** 0.5 for one in bins],
+            },
             error_y={
                 "array": [one.accuracy_high - one.accuracy for one in bins],
                 "arrayminus": [one.accuracy - one.accuracy_low for one in bins],

@@ -23,7 +23,7 @@ def figures(found: Compared, sides: Sides) -> None:
     """The summary metrics above all tabs."""
     teacher, student = sides.runs[:2]
     st.caption(f"On {compare.images(found)}. {compare.enlarged(found)}")
-    with st.grid(min_column_width=160):
+    with st.grid(min_column_width=175):
         _metric(
             "Agreement",
             formatting.percent(found.agreement, 2),

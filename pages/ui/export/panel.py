@@ -5,25 +5,40 @@ from __future__ import annotations
 import base64
 import html
 from dataclasses import asdict
+from typing import get_args
 
 import streamlit as st
 
 from pages.ui import browser
 from pages.ui.app import context, keys
 from pages.ui.security import auth
-from pages.ui.widgets import formatting, run_table
+from pages.ui.widgets import formatting, run_table, url_state
 from pages.ui.widgets.run_table import RunRow
 from smallalign_core.errors import SmallAlignError
-from smallalign_core.runs.export_report import ExportReport, Loss, Parity
+from smallalign_core.runs.export_report import ExportReport, Loss, Parity, in_points
 from smallalign_core.runs.store import Store
 from smallalign_core.service.requests import Export, SubmitParity
 from smallalign_core.service.users import Role
-from smallalign_core.spec.precision import file_name
+from smallalign_core.spec.precision import (
+    AUTOMATIC,
+    CALIBRATED,
+    MOST_DROP,
+    Calibration,
+    Quantization,
+    file_name,
+    variant_of,
+)
 
 PRECISIONS = {
     "fp32": "fp32",
     "fp16": "fp16",
     "int8": "int8",
+}
+CALIBRATIONS: dict[str, str] = {
+    "": "Automatic",
+    "minmax": "Min-max",
+    "percentile": "Percentile",
+    "mse": "Least squared error",
 }
 MODEL = "the exported file"
 
@@ -38,19 +53,44 @@ def explain_import(row: RunRow) -> None:
     st.code(f"python -m smallalign_core verify FILE.onnx --run {row.id}", language="bash", wrap_lines=True)
 
 
-def bundles(run: str, store: Store) -> dict[str, ExportReport | str]:
-    """The backend's report of a run's export in each precision, made now if missing; a message where it fails."""
+def quantization() -> Quantization:
+    """Calibration and accuracy limit of int8, kept in the URL."""
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        calibration = url_state.pick("Calibration", CALIBRATIONS, key="calibration")
+        drop = url_state.pick_number(
+            st.number_input,
+            "Max. accuracy drop (points)",
+            *(0.0, MOST_DROP, 0.1),
+            key="max-drop",
+            first=0.0,
+            help="0: no limit. Otherwise the fewest layers are left in float so that the upper end of the interval of "
+            "the accuracy drop on validation images is within the limit. Takes minutes for deep networks.",
+        )
+    chosen = next((one for one in get_args(Calibration) if one == calibration), None)
+    return Quantization(chosen, drop or None)
+
+
+def bundles(run: str, store: Store, how: Quantization = AUTOMATIC) -> dict[str, ExportReport | str]:
+    """The backend's report of a run's export in each precision, made now if missing; a message where it fails.
+
+    Args:
+        how: of int8.
+    """
     found: dict[str, ExportReport | str] = {}
     for precision in PRECISIONS:
         try:
-            found[precision] = bundle(run, store, precision)
+            found[precision] = bundle(run, store, variant_of(precision, how if precision in CALIBRATED else AUTOMATIC))
         except SmallAlignError as error:
             found[precision] = str(error)
     return found
 
 
 def bundle(run: str, store: Store, precision: str = "fp32") -> ExportReport:
-    """The backend's report of a run's export in one precision, made now if missing."""
+    """The backend's report of a run's export in one precision, made now if missing.
+
+    Args:
+        precision: with the options of int8, as `variant_of` names it.
+    """
     file = store.root / "exports" / run / file_name("parity.json", precision)
     return _bundle(run, precision, str(store.root), file.stat().st_mtime_ns if file.exists() else 0)
 
@@ -123,15 +163,51 @@ def flag(report: ExportReport) -> None:
         )
 
 
+def quantized(report: ExportReport) -> None:
+    """How int8 was made: calibration, the limit, and what each layer costs."""
+    told = report.quantized
+    if told is None:
+        return
+    compared = ", ".join(f"{CALIBRATIONS[name]} {formatting.percent(one, 2)}" for name, one in told.agreement.items())
+    st.caption(
+        f"Calibration: {CALIBRATIONS[told.calibration]}. Top-1 agreement with fp32 on validation images: {compared}."
+    )
+    if told.drop is None or told.plain is None or told.paid is None:
+        return
+    st.success(
+        f"Limit of {told.max_drop:g} points met: accuracy drop {in_points(asdict(told.drop))}.",
+        icon=":material/verified:",
+    )
+    st.caption(
+        f"{len(told.in_float)} of {len(told.layers)} layers are computed in float, their weights stored in 8 bits: "
+        f"{told.paid:+,} bytes. With all layers in integers: {in_points(asdict(told.plain))}, "
+        f"{formatting.size(report.bytes - told.paid)}. The level of the interval is corrected for the files compared."
+    )
+    with st.expander("Sensitivity by layer"):
+        ranked = sorted(told.layers, key=lambda one: -one.divergence)
+        st.dataframe(
+            {
+                "Layer": [one.name for one in ranked],
+                "Weights": [one.weights for one in ranked],
+                "KL divergence (nats)": [f"{one.divergence:.2e}" for one in ranked],
+                "Computed in": ["float" if one.in_float else "integers" for one in ranked],
+            },
+            hide_index=True,
+        )
+        st.caption(
+            f"KL divergence of the predictions with this layer alone in integers from those with none, on "
+            f"{told.images:,} calibration images."
+        )
+
+
 # --- downloads --------------------------------------------------------------------------------------------------------
 
 
 def downloads(row: RunRow, report: ExportReport) -> None:
     """The file, the zip and the demo; inputs and outputs; how to verify the file elsewhere."""
-    precision = report.precision
 
     def url(file: str) -> str:
-        return browser.artifact_url(row.id, file_name(file, precision), download=True)
+        return browser.artifact_url(row.id, file_name(file, report.variant), download=True)
 
     with st.container(horizontal=True, vertical_alignment="center"):
         st.link_button("ONNX file", url("model.onnx"), icon=":material/download:", type="primary")
@@ -148,7 +224,7 @@ def downloads(row: RunRow, report: ExportReport) -> None:
         st.caption("SHA-256 of the file")
         st.code(report.sha256, language=None, wrap_lines=True)
         st.caption("Verify the downloaded file on any machine with SmallAlign; modified files are rejected:")
-        name = f"{row.id}-{file_name('model.onnx', precision)}"
+        name = f"{row.id}-{file_name('model.onnx', report.variant)}"
         st.code(f"python -m smallalign_core verify {name}", language="bash", wrap_lines=True)
 
 
@@ -219,7 +295,7 @@ def _answered(row: RunRow, report: ExportReport, request: str) -> ExportReport:
         "runtime": asdict(answer.runtime),
         "timing": timing,
     }
-    found = context.call(SubmitParity(row.id, report.precision, said), "Evaluating the browser's predictions")
+    found = context.call(SubmitParity(row.id, report.variant, said), "Evaluating the browser's predictions")
     st.session_state[keys.BROWSER_TOLD] = request
     return found
 

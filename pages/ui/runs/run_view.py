@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import streamlit as st
 
 from pages.ui.ablation import panel as worth
-from pages.ui.app import context
+from pages.ui.app import context, keys, titles
 from pages.ui.charts import basic
 from pages.ui.distill import python_file, spec_summary
 from pages.ui.landscape import panel as landscapes
-from pages.ui.runs import live
+from pages.ui.runs import live, notes_form
 from pages.ui.widgets import formatting, run_table, url_state
 from pages.ui.widgets.run_table import RunRow
 from smallalign_core import data
 from smallalign_core.metrics import in_words, macro_of
 from smallalign_core.runs.store import Run, State, Store
+from smallalign_core.service.requests import Prune
 from smallalign_core.spec import each_code
 from smallalign_core.studies import ablation, lifecycle
 from smallalign_core.studies.ablation import What, capital
@@ -28,6 +29,7 @@ CONTROLS: dict[What, str] = {
     "balance": "without class balance",
 }
 SELECTED = {"accuracy": "accuracy", "macro": "macro recall"}
+SIZES: dict[Literal["macs", "params"], str] = {"macs": "Multiply-accumulates", "params": "Parameters"}
 EVIDENCE = 3
 """Seeds below which results carry a warning."""
 
@@ -36,9 +38,12 @@ def show(run: Run, store: Store) -> None:
     """The whole view of `run`; it updates by itself only while the run is active."""
     row = run_table.row(run, store)
     colour, icon = formatting.STATES[row.state]
+    titles.name(row.name if row.in_zoo else row.display_name or row.title.split(" · ")[0])
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.header(
-            formatting.plain(row.name if row.in_zoo else row.title.split(" · ")[0]), anchor=False, width="content"
+        st.title(
+            formatting.plain(row.name if row.in_zoo else row.display_name or row.title.split(" · ")[0]),
+            anchor=False,
+            width="content",
         )
         st.badge(row.state, icon=icon, color=colour)
     if row.state == run_table.DAMAGED:
@@ -49,6 +54,12 @@ def show(run: Run, store: Store) -> None:
         _delete(run, store)
         return
     st.caption(f"{formatting.plain(row.title)} · run `{row.id}`")
+    if not row.in_zoo:
+        tags = "".join(f" :gray-badge[{formatting.plain(tag)}]" for tag in row.tags)
+        if row.notes or tags:
+            st.markdown(f"{formatting.plain(row.notes)}{tags}")
+        with st.popover("Name, notes and tags", icon=":material/edit_note:", type="tertiary"):
+            notes_form.show(run, store, key="run")
     if row.imported:
         _imported(run, row, store)
         return
@@ -139,17 +150,31 @@ def _actions(run: Run, row: RunRow, store: Store) -> None:
                 icon=":material/school:",
                 query_params={"teacher": row.id, "data": row.source},
             )
+            _prune(row)
         if not row.in_zoo:
             st.page_link("distil.py", label="Duplicate and edit", icon=":material/edit:", query_params={"like": row.id})
         if not state.active and not row.in_zoo:
             _delete(run, store)
 
 
+def _prune(row: RunRow) -> None:
+    with st.popover("Prune", icon=":material/content_cut:"):
+        st.write(
+            "Remove the channels that matter least, then train the smaller network again, with the teacher of this run "
+            "or, without one, with this run as teacher. The result is a new run."
+        )
+        of = st.segmented_control("Size", list(SIZES), required=True, format_func=SIZES.__getitem__, key="prune-of")
+        share = st.slider("Share to keep (%)", 5, 95, 50, 5, key="prune-share")
+        if st.button("Start pruned run", type="primary"):
+            begun = context.call(Prune(row.id, share / 100, of or "macs"), "Choosing channels")
+            st.switch_page("runs.py", query_params={"run": begun.id})
+
+
 def _delete(run: Run, store: Store) -> None:
     with st.popover("Delete", icon=":material/delete:"):
-        st.write("Delete this run with its weights and curves? This cannot be undone.")
-        if st.button("Delete permanently", type="primary"):
-            lifecycle.delete_run(store, run.name)
+        st.write("Move this run to the trash? It can be restored until the trash is emptied.")
+        if st.button("Move to trash", type="primary"):
+            st.session_state[keys.RUNS_DELETED] = ([lifecycle.delete_run(store, run.name).id], [])
             st.switch_page("runs.py")
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import streamlit as st
 
+from pages.ui.app import titles
 from pages.ui.widgets import formatting
 from smallalign_core.errors import SmallAlignError, UnknownRun
 from smallalign_core.runs.store import Store
@@ -89,6 +90,7 @@ def state_of(report: StudyReport) -> str:
 def title(report: StudyReport) -> None:
     """The title of the study, and its state."""
     state = state_of(report)
+    titles.name(report.title)
     colour, icon = STATES[state]
     with st.container(horizontal=True, vertical_alignment="center"):
         st.title(formatting.plain(report.title), anchor=False, width="content")

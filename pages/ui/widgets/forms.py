@@ -22,6 +22,9 @@ from smallalign_core.spec.python import on_one_line
 
 ACROSS = 3
 
+PRUNED = "pruned"
+"""The field of a network that no form draws, and that is kept where a form is filled from a run."""
+
 
 def kind_of(member: type[Part]) -> str:
     """A part's kind, as it stands in the YAML."""
@@ -70,6 +73,14 @@ def part(
     for name in names:
         if name not in flat:
             values[name] = _nested(name, model.model_fields[name], f"{key}.{name}", without)
+    if (widths := st.session_state.get(f"{key}.{PRUNED}")) and st.checkbox(
+        f"Pruned widths of {len(widths['widths'])} layers",
+        value=True,
+        key=f"{key}.{PRUNED}.kept",
+        persist_state="session",
+        help="From the run that this form was filled from. They fit its width and depth only.",
+    ):
+        values[PRUNED] = widths
     return values
 
 
@@ -181,7 +192,9 @@ def _grouped(family: Iterable[type[Part]]) -> dict[str, list[type[Part]]]:
 def fill(values: Mapping[str, Any], *, key: str) -> None:
     """Put `values`, as a spec's plain fields, into the form of that key before it is drawn."""
     for name, value in values.items():
-        if isinstance(value, Mapping) and "kind" in value:
+        if name == PRUNED:
+            st.session_state[f"{key}.{name}"] = value
+        elif isinstance(value, Mapping) and "kind" in value:
             st.session_state[f"{key}.{name}.kind"] = value["kind"]
             fill(
                 {field: given for field, given in value.items() if field != "kind"}, key=f"{key}.{name}.{value['kind']}"

@@ -273,8 +273,8 @@ def pick_data(store: Store) -> tuple[str, DatasetFacts | None]:
         accept_new_options=True,
         placeholder="Name, or path of a folder, zip or table",
         help="A name, or a path: a folder with one sub-folder per class (optionally under train/, val/, test/), "
-        "a zip of such a folder, a table of labels (CSV, TSV, JSON Lines, Parquet) with paths relative to it, or a "
-        "folder of IDX files; or hf://owner/name. Enter a path and press Enter.",
+        "a zip of such a folder, a table of labels (CSV, TSV, JSON Lines, Parquet, Arrow) with paths relative to it, "
+        "or a folder of IDX files; or hf://owner/name. Enter a path and press Enter.",
     )
     source = str(source or "").strip()
     if not source:

@@ -9,8 +9,10 @@
                         weights.safetensors   the best weights by validation
                         logits.safetensors    their logits on each validation and test image; may be deleted
                         code/                 copies of the user's Python files in its spec
+                        notes.json            name, notes and tags; changed under `notes.lock` of the store
                         result.json, log.txt  written last: its existence means finished; the workers' log
     <root>/runs/<id>/   import.json, model.onnx, result.json: an imported classifier, and its scores
+    <root>/runs/.trash/ deleted runs, until the trash is emptied
     <root>/zoo/<name>/  spec.yaml, weights.safetensors, result.json, card.md: starter models, committed
     <root>/policies/    augmentation policies that were saved under a name
     <root>/decisions/   cleaning decisions about single images; kept/ holds those used by runs
@@ -25,28 +27,30 @@ atomically. This module does not import torch: the dashboard reads through it.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
 import os
 import re
 import shutil
 import stat
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from filelock import Timeout
+from filelock import FileLock, Timeout
 
 from smallalign_core import data
-from smallalign_core.errors import BadModel, Refused, SmallAlignError, UnknownRun, of_system
+from smallalign_core.errors import BadInput, BadModel, Refused, SmallAlignError, UnknownRun, of_system
 from smallalign_core.runs import python_files
 from smallalign_core.runs.queue import UNRESTRICTED, Access, queued
+from smallalign_core.runs.store import _notes, _take, _trash
+from smallalign_core.runs.store._notes import Notes as Notes
 from smallalign_core.runs.store._run import Run as Run, State as State
+from smallalign_core.runs.store._trash import Trashed as Trashed
 from smallalign_core.spec import GivenNetwork, LibraryNetwork, RunSpec, digest, each_code
 from smallalign_core.spec.parts import REST
 from smallalign_core.system import limits, sandbox
 from smallalign_core.system.extras import PACKAGE
-from smallalign_core.system.files import SCHEMA as SCHEMA, append, is_held, read_lines, write_folder, write_json
+from smallalign_core.system.files import SCHEMA as SCHEMA, append, is_held, read_lines, write_json
 
 log = logging.getLogger("smallalign")
 
@@ -142,7 +146,7 @@ class Store:
         return sorted(found, key=lambda run: run.created, reverse=True)
 
     def run(self, reference: str) -> Run:
-        """The run called `reference`: an id, a unique prefix of one (4 or more), a zoo name, or a path.
+        """The run called `reference`: an id, a unique prefix of one (4 or more), a zoo name, a path, or its own name.
 
         Raises:
             UnknownRun: none is, or more than one.
@@ -165,6 +169,12 @@ class Store:
             limits.check_path(path := Path(reference).expanduser(), "that run")
             if (there := self._at(path)).record.is_file():
                 return there
+        called = [run for run in self.runs() if reference and _notes.or_empty(run.folder).name == reference]
+        if len(called) == 1:
+            return called[0]
+        if called:
+            given = f"{reference}: {', '.join(run.name for run in called[:3])}"
+            raise UnknownRun(f"{len(called)} runs have that name", given=given, do="give an id")
         raise UnknownRun("run not found", given=reference, do="list all runs with `smallalign runs`")
 
     def claim_zoo_name(self, name: str) -> Path:
@@ -215,18 +225,18 @@ class Store:
         network, teachers = spec.network, [self.finished(name) for name in spec.teachers]
         start = self.finished(spec.start) if spec.start else None
         for run in (*teachers, *([start] if start else [])):
-            self._adopt(run)
+            _take.run(run, self)
         source = data.absolute(spec.data.source)  # the worker may run in another folder
         filled = splits.filled(spec.data).model_copy(update={"source": source})
         if filled.unlabeled not in (None, REST):
             filled = filled.model_copy(update={"unlabeled": data.absolute(str(filled.unlabeled))})
         if filled.decisions:  # whoever goes on deciding must not change what this run learns from
-            filled = filled.model_copy(update={"decisions": str(self._kept(filled.decisions))})
+            filled = filled.model_copy(update={"decisions": str(_take.decisions(filled.decisions, self.root))})
         if isinstance(network, GivenNetwork) and network.weights is not None:
             file = Path(network.weights).expanduser().resolve()
             limits.check_path(file, "the file of weights")
             if sandbox.is_checkpoint(file):
-                file = self._converted(file)
+                file = _take.checkpoint(file, self.root)
             accepted = {"weights": str(file), "weights_sha256": sandbox.accepted_weights(file)}
             network = network.model_copy(update=accepted)
         if isinstance(network, LibraryNetwork) and network.size is None:
@@ -235,43 +245,6 @@ class Store:
             network = network.model_copy(update={"size": networks.input_size(network)})
         known = {"data": filled, "network": network, "precision": precision, "start": start.id if start else None}
         return spec.with_teachers([run.id for run in teachers]).model_copy(update=known)
-
-    def _converted(self, checkpoint: Path) -> Path:
-        """The weights of a PyTorch checkpoint as a safetensors file of the store; what was taken of it is logged."""
-        content, facts = sandbox.convert(checkpoint)
-        kept = self.root.resolve() / "weights" / f"{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
-        if not kept.is_file():
-            write_folder(kept.parent, {kept.name: content})
-        log.warning("%s: %s", checkpoint.name, ", ".join(sandbox.taken(facts)) or "its state_dict is taken")
-        return kept
-
-    def _kept(self, decisions: str) -> Path:
-        """An immutable copy of a decisions file, named by the digest of its content."""
-        found = data.read_decisions(Path(decisions).expanduser())
-        text = json.dumps(found.as_dict(), sort_keys=True).encode()
-        kept = self.root.resolve() / "decisions" / "kept" / f"{hashlib.sha256(text).hexdigest()[:16]}.json"
-        if not kept.is_file():
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            found.write(kept)
-        return kept
-
-    def _adopt(self, run: Run) -> None:
-        """Copy a finished run from elsewhere into the store, unless it is there already."""
-        with contextlib.suppress(UnknownRun):
-            self.run(run.id)
-            return
-        self.user.require("take runs into the store")
-        if hashlib.sha256(run.weights.read_bytes()).hexdigest() != (run.result or {}).get("weights_sha256"):
-            raise BadModel("the teacher's weights do not match the digest in its result", given=run.folder)
-        target = self.runs_folder / run.id
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".adopting-{run.id}-{os.getpid()}")
-        shutil.copytree(run.folder, part, ignore=shutil.ignore_patterns("lock", "queued", "request", "spec.yaml"))
-        if run.imported is None:
-            write_json(part / "spec.json", {"spec": run.spec.model_dump(mode="json")})
-        with contextlib.suppress(OSError):
-            part.rename(target)
-        shutil.rmtree(part, ignore_errors=True)
 
     def find(self, spec: RunSpec) -> Run | None:
         """The run that a resolved `spec` describes; None if there is none yet."""
@@ -334,19 +307,65 @@ class Store:
         """Runs that wait, in the order in which they will be trained: users take turns."""
         return [run for run in map(self._at, queued(self.root)) if not run.finished]
 
-    def delete(self, reference: str) -> Run:
-        """Delete a run and all that it made.
+    def _own(self, reference: str, verb: str) -> Run:
+        """As `run`, and it is one of this store's own.
+
+        Raises:
+            UnknownRun, Refused: it is not there; it is in the zoo, or elsewhere.
+        """
+        run = self.run(reference)
+        if run.in_zoo:
+            raise Refused(f"zoo models are part of SmallAlign and are not {verb}", given=run.name)
+        if run.folder.resolve().parent != self.runs_folder.resolve():
+            raise Refused(f"only runs of this store are {verb}", given=run.folder, do="use the store it is in")
+        return run
+
+    def annotate(
+        self,
+        references: Sequence[str],
+        *,
+        name: str | None = None,
+        text: str | None = None,
+        tag: Sequence[str] = (),
+        untag: Sequence[str] = (),
+    ) -> list[Run]:
+        """Change the name, the notes (`text`) or tags of runs; what is None stays. All is checked before any changes.
+
+        Raises:
+            BadInput: the name, the notes or a tag cannot be one; a name for several runs.
+            UnknownRun, Refused: a run is not there, in the zoo, or elsewhere; read-only user.
+            BadModel: the notes of a run are damaged.
+        """
+        self.user.require("change names, notes and tags")
+        name = None if name is None else _notes.checked_name(name)
+        text = None if text is None else _notes.checked_text(text)
+        tag = _notes.checked_tags(tag)
+        if name and len(references) > 1:
+            raise BadInput("several runs cannot have one name", given=name, do="name one run, or use a tag")
+        runs = [self._own(reference, "renamed") for reference in references]
+        try:
+            with FileLock(self.root / _notes.LOCK, timeout=10):
+                changed = []
+                for run in runs:
+                    before = run.notes
+                    tags = _notes.retagged(before.tags, tag, untag)
+                    now = Notes(before.name if name is None else name, before.text if text is None else text, tags)
+                    changed += [(run, now)] if now != before else []
+                for run, now in changed:
+                    _notes.write(run.folder, now)
+        except Timeout:
+            raise Refused("another process is changing names, notes or tags", do="try again") from None
+        return runs
+
+    def delete(self, reference: str) -> Trashed:
+        """Move a run to the trash, from which `restore` takes it back; its exports and cached comparisons are removed.
 
         Raises:
             UnknownRun, Refused: it is not there; it is running, in the zoo, or the teacher of an unfinished run or
                 study; read-only user.
         """
         self.user.require("delete runs")
-        run = self.run(reference)
-        if run.in_zoo:
-            raise Refused("zoo models are part of SmallAlign and are not deleted", given=run.name)
-        if run.folder.resolve().parent != self.runs_folder.resolve():
-            raise Refused("only runs of this store are deleted", given=run.folder, do="delete that folder yourself")
+        run = self._own(reference, "deleted")
         pupils = []
         for other in self.runs():
             with contextlib.suppress(SmallAlignError, KeyError, TypeError):  # a damaged run depends on no other
@@ -360,17 +379,32 @@ class Store:
                 given=", ".join(needing[:3]),
                 do="complete them, or delete them: their finished runs are kept",
             )
-        gone = run.folder.with_name(f".deleted-{run.folder.name}-{os.getpid()}")
-        try:
-            with run.lock(timeout=0.5):
-                run.folder.rename(gone)
-        except Timeout:
-            raise Refused("the run is being trained", given=run.name, do="cancel it first") from None
-        shutil.rmtree(gone, ignore_errors=True)
+        gone = _trash.put(run)
         shutil.rmtree(self.root / "exports" / run.folder.name, ignore_errors=True)
         for kept in (self.root / "cache" / "compare").glob(f"*{run.folder.name}*"):
             kept.unlink(missing_ok=True)
-        return run
+        return gone
+
+    def trash(self) -> list[Trashed]:
+        """The deleted runs, the last deleted first."""
+        return _trash.listed(self.runs_folder)
+
+    def restore(self, reference: str) -> Run:
+        """Take a run, by its id or a prefix of one, back from the trash.
+
+        Raises:
+            UnknownRun, Refused: it is not there; it was trained again meanwhile; read-only user.
+        """
+        self.user.require("restore runs")
+        return self._at(_trash.restore(_trash.find(self.runs_folder, reference)))
+
+    def empty_trash(self) -> int:
+        """Delete the runs in the trash for good; returns their number."""
+        self.user.require("delete runs")
+        found = self.trash()
+        for one in found:
+            shutil.rmtree(one.run.folder, ignore_errors=True)
+        return len(found)
 
     def studies_that_need(self, run: Run) -> list[str]:
         """Ids of studies that lacked runs which would learn from this one, when they were last looked at."""

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from smallalign_core.errors import BadModel, Refused
 from smallalign_core.runs import python_files
 from smallalign_core.runs.queue import UNRESTRICTED, Access
+from smallalign_core.runs.store import _notes
 from smallalign_core.spec import DataSpec, Import, RunSpec, parse, read, title
 from smallalign_core.system.files import is_held, read_json, read_lines, write, write_json
 
@@ -110,6 +111,15 @@ class Run:
         if self.imported is not None:
             return f"{self.imported.file} · imported · {Path(self.data.source).name}"
         return title(self.spec)
+
+    @property
+    def notes(self) -> _notes.Notes:
+        """Its name, notes and tags.
+
+        Raises:
+            BadModel: the file is damaged.
+        """
+        return _notes.read(self.folder)
 
     @property
     def state(self) -> State:

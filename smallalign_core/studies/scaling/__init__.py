@@ -35,6 +35,7 @@ from smallalign_core.studies.scaling._spec import (
     PRESETS as PRESETS,
     RECIPES as RECIPES,
     REPLICATES as REPLICATES,
+    UNLABELED as UNLABELED,
     ScalingStudySpec as ScalingStudySpec,
     Target as Target,
     epochs_of as epochs_of,

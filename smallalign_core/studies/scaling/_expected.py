@@ -7,8 +7,18 @@ from pathlib import Path
 from smallalign_core import data
 from smallalign_core.runs.store import Store
 from smallalign_core.studies.run_status import id_of, status_of
-from smallalign_core.studies.scaling._plan import NEEDS, Cell, cells, data_of, key_of, ladder, run_of, seen
-from smallalign_core.studies.scaling._spec import ScalingStudySpec, epochs_of
+from smallalign_core.studies.scaling._plan import (
+    NEEDS,
+    Cell,
+    cells,
+    data_of,
+    epochs_for,
+    key_of,
+    ladder,
+    run_of,
+    seen,
+)
+from smallalign_core.studies.scaling._spec import UNLABELED, ScalingStudySpec
 from smallalign_core.system.machine import fastest, set_threads
 
 FORWARD = 1 / 3
@@ -47,12 +57,12 @@ def expected(spec: ScalingStudySpec, store: Store, folder: Path, device: str = "
         return 0.0
     batch, total, shared = spec.student.batch, 0.0, set()
     for cell in missing:
-        scored = 2 * (len(splits.val) + len(splits.test)) + epochs_of(spec, cell.images) * len(splits.val)
+        scored = 2 * (len(splits.val) + len(splits.test)) + epochs_for(spec, cell) * len(splits.val)
         total += step[cell.width] * (seen(spec, cell) + FORWARD * scored) / batch
         adds = spec.adds(cell.recipe)
         if "distil" in adds:
-            shared.add((key_of(cell, spec), "augment" in adds, cell.images))
-    total += sum(shared_step * epochs_of(spec, images) * images / batch for _, _, images in shared)
+            shared.add((key_of(cell, spec), cell.recipe == UNLABELED, "augment" in adds, seen(spec, cell)))
+    total += sum(shared_step * images / batch for *_, images in shared)
     if spec.budget is not None:  # only the pilot is known yet
         total *= max(1.0, spec.budget / len(cells(spec, store, folder)))
     return total + _ladder(spec, store, total / max(1, len(missing)))

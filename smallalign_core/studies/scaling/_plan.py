@@ -18,9 +18,10 @@ from smallalign_core.analysis import data_quality
 from smallalign_core.errors import BadData, BadSpec, SmallAlignError
 from smallalign_core.runs.store import Store
 from smallalign_core.spec import DataSpec, RunSpec, parse
+from smallalign_core.spec.parts import REST
 from smallalign_core.studies import scaling_law
 from smallalign_core.studies.run_status import id_of, status_of
-from smallalign_core.studies.scaling._spec import AUTOMATIC, PILOT, REPLICATES, ScalingStudySpec, epochs_of
+from smallalign_core.studies.scaling._spec import AUTOMATIC, PILOT, REPLICATES, UNLABELED, ScalingStudySpec, epochs_of
 from smallalign_core.studies.scaling_law import Axis, Observations
 from smallalign_core.system import resumable
 from smallalign_core.system.files import read_json, write_folder, write_json
@@ -124,7 +125,20 @@ def data_of(spec: ScalingStudySpec, cell: Cell, decided: dict[str, Cleaned]) -> 
             return None
         return plain.model_copy(update={"decisions": made.decisions, "fingerprint": made.fingerprint})
     more = {"decisions": spec.decisions} if key.startswith("clean") else {}
+    if cell.recipe == UNLABELED:
+        more = {"unlabeled": spec.unlabeled, "unlabeled_fingerprint": _pool(spec, cell)[0]}
     return plain.model_copy(update={"fingerprint": dict(spec.fingerprints).get(key), **more})
+
+
+def _pool(spec: ScalingStudySpec, cell: Cell) -> tuple[str | None, int]:
+    """(digest, number) of the unlabeled images of a cell; (None, 0) for other recipes."""
+    known = {key: (digest, count) for key, digest, count in spec.pools} if cell.recipe == UNLABELED else {}
+    return known.get(f"{cell.images} {cell.replicate}", (None, 0))
+
+
+def epochs_for(spec: ScalingStudySpec, cell: Cell) -> int:
+    """Epochs of a cell's run, over its labeled and unlabeled images."""
+    return epochs_of(spec, cell.images, _pool(spec, cell)[1])
 
 
 def run_of(spec: ScalingStudySpec, cell: Cell, decided: dict[str, Cleaned]) -> RunSpec | None:
@@ -151,7 +165,7 @@ def _run(spec: ScalingStudySpec, cell: Cell, images: DataSpec) -> RunSpec:
     adds, fields = spec.adds(cell.recipe), spec.student.model_dump()
     fields["data"] = images.model_dump()
     fields["network"]["width"] = cell.width
-    fields["epochs"] = epochs_of(spec, cell.images)
+    fields["epochs"] = epochs_for(spec, cell)
     fields["seed"] = spec.student.seed + cell.replicate
     if "augment" in adds:
         fields["augment"] = [part.model_dump() for part in (*spec.student.augment, *spec.augment)]
@@ -303,6 +317,8 @@ def probes(spec: ScalingStudySpec) -> list[RunSpec]:
     images = spec.images[-1] if spec.images else None
     found = []
     for recipe in spec.recipes:
+        if recipe == UNLABELED:  # as `distil`; its images are read when the study is resolved
+            continue
         cell = Cell(recipe, spec.width if recipe == "baseline" else spec.widths[-1], images or 2, 0)
         plain = draw_of(spec, images or 2, 0).model_copy(update={} if images else {"images": spec.student.data.images})
         found.append(_run(spec, cell, plain))
@@ -344,8 +360,30 @@ def resolved(spec: ScalingStudySpec, run: RunSpec, store: Store) -> ScalingStudy
     if spec.decisions not in (None, AUTOMATIC):
         cleaned = run.model_copy(update={"data": base.model_copy(update={"decisions": spec.decisions})})
         more["decisions"] = store.resolve(cleaned, whole, run.precision).data.decisions
+    if UNLABELED in spec.recipes and spec.unlabeled != REST:
+        more["unlabeled"] = data.absolute(str(spec.unlabeled))
     filled = spec.model_copy(update=more)
+    filled = filled.model_copy(update={"pools": _pools(filled, store.data_cache, whole.fingerprint)})
     return filled.model_copy(update={"fingerprints": _fingerprints(filled, store.data_cache, whole.fingerprint)})
+
+
+@functools.lru_cache(maxsize=16)
+def _pools(spec: ScalingStudySpec, cache: Path, _: str) -> tuple[tuple[str, str, int], ...]:
+    """Digest and number of the unlabeled images of all draws, as `_fingerprints`.
+
+    Raises:
+        BadData: there are none, or none are left beside the labeled images.
+    """
+    if UNLABELED not in spec.recipes:
+        return ()
+    replicates = spec.replicates if spec.budget is None else MOST_REPLICATES
+    found = []
+    for images, replicate in itertools.product(spec.images, range(replicates)):
+        draw = draw_of(spec, images, replicate).model_copy(update={"unlabeled": spec.unlabeled})
+        pool = data.load(draw, cache).unlabeled
+        assert pool is not None
+        found.append((f"{images} {replicate}", pool.fingerprint, len(pool)))
+    return tuple(found)
 
 
 @functools.lru_cache(maxsize=16)
@@ -405,4 +443,4 @@ def _keep(spec: ScalingStudySpec, store: Store, folder: Path, key: str, made: da
 
 def seen(spec: ScalingStudySpec, cell: Cell) -> float:
     """Number of training images of a cell's run, counted with repetition."""
-    return float(epochs_of(spec, cell.images) * cell.images)
+    return float(epochs_for(spec, cell) * (cell.images + _pool(spec, cell)[1]))

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from smallalign_core.errors import BadSpec
 from smallalign_core.spec import (
     Augment,
+    Dkd,
     GivenNetwork,
     HintonKd,
     Loss,
@@ -26,7 +27,9 @@ from smallalign_core.studies import base
 
 PROCESSES = ("augment", "optimizer", "distil", "clean")
 """Processes that a recipe adds to the baseline; `all` adds every one of the study, `all-augment` all but that one."""
-RECIPES = ("baseline", *PROCESSES, "noise", "all", *(f"all-{one}" for one in PROCESSES))
+UNLABELED = "unlabeled"
+"""The recipe that adds unlabeled images to distillation, at as many training steps."""
+RECIPES = ("baseline", *PROCESSES, UNLABELED, "noise", "all", *(f"all-{one}" for one in PROCESSES))
 LABELS = {"augment": "augmentation", "optimizer": "optimizer", "distil": "distillation", "clean": "cleaning"}
 AUTOMATIC = "automatic"
 RUNGS, REPLICATES = 3, 3
@@ -103,6 +106,15 @@ class ScalingStudySpec(base.StudySpec):
         str | None, Field(max_length=1000, description="Teacher of recipe `distil`: a finished run.")
     ] = None
     loss: Annotated[Loss, Field(description="Distillation objective of recipe `distil`.")] = HintonKd()
+    unlabeled: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=1000,
+            description="Images of recipe `unlabeled`: a folder, a zip of one, or `rest`: the training images not in "
+            "each subset.",
+        ),
+    ] = None
     decisions: Annotated[
         str | None,
         Field(max_length=1000, description="Cleaning of recipe `clean`: a decisions file, or `automatic`."),
@@ -136,6 +148,13 @@ class ScalingStudySpec(base.StudySpec):
     fingerprints: Annotated[
         tuple[tuple[str, str], ...],
         Field(description="Digests of the images of each draw; filled in.", json_schema_extra=FILLED_IN),
+    ] = ()
+    pools: Annotated[
+        tuple[tuple[str, str, int], ...],
+        Field(
+            description="Digest and number of unlabeled images by draw; filled in.",
+            json_schema_extra=FILLED_IN,
+        ),
     ] = ()
 
     @model_validator(mode="after")
@@ -192,6 +211,13 @@ class ScalingStudySpec(base.StudySpec):
                 )
             if recipe != "all" and recipe.removeprefix("all-") not in named:
                 raise ValueError(f"`{recipe}` removes a process that the study does not define")
+        elif recipe == UNLABELED:
+            if self.unlabeled is None or self.teacher is None:
+                raise ValueError(
+                    f"recipe `{recipe}` needs `unlabeled` and a `teacher`: set both, or leave the recipe out"
+                )
+            if isinstance(self.loss, Dkd):
+                raise ValueError(f"loss 'dkd' needs the label of every image: leave recipe `{recipe}` out, or use `kd`")
         elif recipe in PROCESSES and recipe not in self.processes:
             need = {"augment": "`augment`", "optimizer": "`optimizer`", "distil": "a `teacher`", "clean": "`decisions`"}
             raise ValueError(f"recipe `{recipe}` needs {need[recipe]}: set it, or leave the recipe out")
@@ -206,7 +232,7 @@ class ScalingStudySpec(base.StudySpec):
         """The processes that a recipe adds to the baseline, of `PROCESSES`."""
         if recipe.startswith("all"):
             return tuple(one for one in self.processes if recipe != f"all-{one}")
-        return (recipe,) if recipe in PROCESSES else ()
+        return ("distil",) if recipe == UNLABELED else (recipe,) if recipe in PROCESSES else ()
 
     @property
     def width(self) -> int:
@@ -222,14 +248,20 @@ class ScalingStudySpec(base.StudySpec):
         """The display name of a recipe."""
         if recipe == "noise":
             return f"{self.noise:.0%} wrong labels"
+        if recipe == UNLABELED:
+            return "distillation with unlabeled images"
         if recipe.startswith("all-"):
             return f"all but {LABELS[recipe.removeprefix('all-')]}"
         return {"all": "all together", **LABELS}.get(recipe, recipe)
 
 
-def epochs_of(spec: ScalingStudySpec, images: int) -> int:
-    """Epochs for a number of images: the student's, or more to reach `min_steps`."""
-    return min(100_000, max(spec.student.epochs, math.ceil(spec.steps * spec.student.batch / images)))
+def epochs_of(spec: ScalingStudySpec, images: int, unlabeled: int = 0) -> int:
+    """Epochs for a number of images: the student's, or more to reach `min_steps`.
+
+    With unlabeled images an epoch has more steps, so there are fewer: recipes are compared at as many steps.
+    """
+    epochs = min(100_000, max(spec.student.epochs, math.ceil(spec.steps * spec.student.batch / images)))
+    return max(1, round(epochs * images / (images + unlabeled)))
 
 
 def parse_study(written: Mapping[str, Any]) -> ScalingStudySpec:
@@ -243,7 +275,7 @@ def parse_study(written: Mapping[str, Any]) -> ScalingStudySpec:
         raise BadSpec(
             "a scaling study has no unlabeled images: its baseline learns from labels alone",
             given=f"data.unlabeled: {fields['data']['unlabeled']}",
-            do="leave data.unlabeled out, or train single runs with and without it",
+            do="leave data.unlabeled out; set `unlabeled` of the study, a teacher and recipe `unlabeled`",
         )
     student = parse(fields)
     if own.get("teacher"):  # as for a run: chosen when the study is prepared
@@ -282,7 +314,7 @@ def _preset(own: dict[str, Any], student: RunSpec) -> dict[str, Any]:
             )
         several = ["all"] if len(named) > 1 else []
         room = preset.recipes - 1 - len(several)
-        recipes = [*named[:room], *several]
+        recipes = [*named[:room], *several, *([UNLABELED] if own.get("unlabeled") else [])]
     own["recipes"] = ["baseline", *(one for one in recipes if one != "baseline")]
     return own
 

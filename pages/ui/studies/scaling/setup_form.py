@@ -16,11 +16,21 @@ from smallalign_core.errors import BadSpec
 from smallalign_core.runs.store import Store
 from smallalign_core.service.requests import DatasetFacts
 from smallalign_core.spec import Lookahead, Optimizer, RunSpec, canonical, loss_kinds, members, parse_policy, shortest
-from smallalign_core.studies.scaling import MOST_REPLICATES, PILOT, PRESETS, REPLICATES, ScalingStudySpec, parse_study
+from smallalign_core.spec.parts import REST
+from smallalign_core.studies.scaling import (
+    MOST_REPLICATES,
+    PILOT,
+    PRESETS,
+    REPLICATES,
+    UNLABELED,
+    ScalingStudySpec,
+    parse_study,
+)
 
 KIND = Kind("scaling", "scaling.py", ":material/open_in_full:", "scale")
 ADDS = {"augment": "Augmentation", "optimizer": "Optimizer", "distil": "Distillation", "clean": "Cleaning"}
 EXTRA = {"all": "All combined", "noise": "10% label noise (control)"}
+MORE = {UNLABELED: "Unlabeled images"}
 LADDER = (1, 2, 5, 10, 20)
 KEY, ADDED = "student", "scaling-adds"
 
@@ -35,7 +45,8 @@ def form(source: str, facts: DatasetFacts, store: Store) -> dict[str, Any]:
     st.caption("Baseline: this student trained on labels only, with AdamW. Each variant changes one thing.")
     fitting = run_table.teachers(store, source, facts)
     offered = {name: text for name, text in ADDS.items() if fitting or name != "distil"}
-    recipes = url_state.pick_some("Variants", offered | EXTRA, key="recipes", first=("augment",))
+    more = EXTRA | (MORE if fitting else {})
+    recipes = url_state.pick_some("Variants", offered | more, key="recipes", first=("augment",))
     found: dict[str, Any] = {}
     if "augment" in recipes:
         _start(f"{ADDED}.augment.rows", lambda: policy.take(parse_policy(policy.FIRST), key=ADDED))
@@ -46,7 +57,18 @@ def form(source: str, facts: DatasetFacts, store: Store) -> dict[str, Any]:
             found["optimizer"] = forms.choice(
                 "Optimizer", members(Optimizer), key=f"{ADDED}.optimizer", start=Lookahead().kind
             )
-    if "distil" in recipes:
+    if UNLABELED in recipes:
+        found["unlabeled"] = (
+            url_state.pick_text(
+                "Unlabeled images",
+                key="unlabeled",
+                placeholder=REST,
+                help="Path of a folder of images, or of a zip of one. Empty: the training images beyond each subset, "
+                "without their labels; set Training images of the student to fewer than there are.",
+            ).strip()
+            or REST
+        )
+    if "distil" in recipes or UNLABELED in recipes:
         with st.expander("Teacher and distillation loss", expanded=True):
             teacher, _ = teacher_check.pick(store, source, facts, none=None)
             found["teacher"] = teacher.id if teacher else None
@@ -135,7 +157,7 @@ def _effort(there: int, recipes: int) -> dict[str, Any]:
 
 def written(spec: ScalingStudySpec) -> str:
     """The YAML of a study."""
-    plain = {name: value for name, value in canonical(spec).items() if name not in ("student", "fingerprints")}
+    plain = {name: value for name, value in canonical(spec).items() if name not in ("student", "fingerprints", "pools")}
     images = spec.student.data.model_copy(update={"fingerprint": None})
     return study_form.as_yaml(shortest(spec.student.model_copy(update={"data": images})) | plain)
 
@@ -143,8 +165,9 @@ def written(spec: ScalingStudySpec) -> str:
 def address(spec: ScalingStudySpec) -> dict[str, str]:
     """The URL parameters of the form for a study, as far as the form has fields for it."""
     preset = next((name for name, one in PRESETS.items() if len(one.widths) == len(spec.widths)), "quick")
-    recipes = [one for one in spec.recipes if one in ADDS or one in EXTRA]
+    recipes = [one for one in spec.recipes if one in ADDS | EXTRA | MORE]
     taught = {"teacher": spec.teacher} if spec.teacher else {}
+    taught |= {"unlabeled": spec.unlabeled} if spec.unlabeled else {}
     return {
         "data": spec.student.data.source,
         KEY: study_form.student_address(spec.student, without=("optimizer", "loss")),

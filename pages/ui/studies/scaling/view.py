@@ -60,7 +60,7 @@ def _extend(study: Study, report: ScalingStudy) -> dict[str, Any] | None:
         st.caption("Every cell has the maximum number of replicates. Start a study with more sizes or images instead.")
         return None
     changed = any(getattr(spec, name) != value for name, value in more.items())
-    return more | {"fingerprints": ()} if changed else {}
+    return more | {"fingerprints": (), "pools": ()} if changed else {}
 
 
 def _doing(study: Study, report: ScalingStudy, store: Store) -> str:
