@@ -59,6 +59,7 @@ def pages() -> dict[str, str]:
     return {
         "reference/commands.md": commands(),
         "reference/specs.md": specs(),
+        "reference/networks.md": networks(),
         "reference/limits.md": limits(),
         "reference/python.md": python(),
     }
@@ -213,6 +214,33 @@ def _range(schema: dict[str, Any]) -> str:
         if found:
             return ", ".join(found)
     return ""
+
+
+def networks() -> str:
+    """The catalog of pretrained networks."""
+    from smallalign_core.spec.catalog import PRETRAINED
+
+    columns = ("name in timm", "parameters", "MACs", "features", "input", "license of the weights")
+    text = [
+        "# Pretrained networks",
+        "Small networks of timm with ImageNet weights, to start a student from, and larger ones to fine-tune as its "
+        "teacher. `smallalign networks` lists them with the place of their weights: the cache of `huggingface_hub`, a "
+        "download, or a file of yours (`weights: FILE` instead of `pretrained: true`). Any other network of timm and "
+        "torchvision works as well.",
+        "`network: {kind: timm, name: mobilenetv3_small_100.lamb_in1k, pretrained: true}`",
+        "Without `size`, a network that starts from pretrained weights sees images of their size, whatever the size of "
+        "yours; `size: 96` costs a fifth of 224. Parameters and MACs are those without the head, which adds "
+        "`features` + 1 parameters for each class. Licenses are those that timm states; that of ImageNet itself allows "
+        "research only, and what this means for weights is disputed.",
+    ]
+    for role in ("student", "teacher"):
+        rows = [
+            (f"`{one.name}`", f"{one.params:,}", f"{one.macs:,}", f"{one.features:,}", f"{one.size}", one.license)
+            for one in PRETRAINED
+            if one.role == role
+        ]
+        text += [f"## {role.capitalize()}s", _table(columns, rows)]
+    return "\n\n".join(text) + "\n"
 
 
 # --- limits and Python ------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from smallalign_core.cli.dashboard import dashboard
 from smallalign_core.cli.data import inspect
 from smallalign_core.cli.export import export, verify
 from smallalign_core.cli.landscape import landscape
-from smallalign_core.cli.models import convert, import_, preflight
+from smallalign_core.cli.models import convert, import_, networks, preflight
 from smallalign_core.cli.prune import prune
 from smallalign_core.cli.runs import app as runs_app
 from smallalign_core.cli.search import shrink
@@ -60,6 +60,7 @@ for command in (
     shrink,
     optimizers,
     scale,
+    networks,
     preflight,
     check,
     convert,

@@ -1,7 +1,8 @@
-"""Commands about teachers: `import` one, `preflight` it before training, `convert` a checkpoint."""
+"""Commands about models: pretrained `networks`, `import` and `preflight` of teachers, `convert` of checkpoints."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -25,12 +26,32 @@ from smallalign_core.runs.store import Store
 from smallalign_core.service import handlers
 from smallalign_core.service.requests import CheckTeacher
 from smallalign_core.spec import parse_data
-from smallalign_core.system import sandbox
+from smallalign_core.spec.catalog import PRETRAINED
+from smallalign_core.system import extras, sandbox
 from smallalign_core.system.files import write
 from smallalign_core.system.machine import set_threads
 from smallalign_core.system.typed import plain
 
 DataOption = Annotated[str, typer.Option("--data", help="A dataset's name, or a path.")]
+
+
+def networks(json: JsonOption = False) -> None:
+    """List small pretrained networks of timm, and teachers for them: sizes, licenses, and where their weights are."""
+    from smallalign_core import networks as built
+
+    known = extras.installed("timm")
+    listed = [{**asdict(one), "weights": built.where_weights_are(one.name) if known else None} for one in PRETRAINED]
+    line = "{:<43}{:>11}{:>10}{:>8}  {:<11} {}".format
+    rows = [line("name", "parameters", "MACs", "pixels", "license", "weights")]
+    for one, found in zip(PRETRAINED, listed, strict=True):
+        counts = (f"{one.params / 1e6:.2f} M", f"{one.macs / 1e6:,.0f} M", one.size)
+        rows.append(line(one.name, *counts, one.license, found["weights"] or "").rstrip())
+    first = next(place for place, one in enumerate(PRETRAINED) if one.role == "teacher")
+    rows.insert(first + 1, "\nteachers:")
+    words = "Weights: in the cache, a download on first use, or a file to give as `weights`."
+    rows += ["", "network: {kind: timm, name: NAME, pretrained: true}. Figures are those without the head."]
+    rows.append(words if known else f"They need timm: {extras.command('timm')}")
+    answer({"networks": listed}, json, "\n".join(rows))
 
 
 def import_(

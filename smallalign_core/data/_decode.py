@@ -23,6 +23,7 @@ from smallalign_core.spec import DataSpec
 
 MAX_UNREADABLE = 0.01
 MAX_SIDE = 224  # photographs are scaled to this unless `data.size` is set
+MAPPED = 64 * 1024**2  # bytes of decoded images that are mapped while they are written
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") else {errno.ENOSPC}
 
 Entries = dict[str, list[tuple[Entry, int]]]
@@ -94,7 +95,9 @@ def decode(entries: Entries, classes: tuple[str, ...], spec: DataSpec, into: Pat
     for part, files in looked.readable.items():
         if not files:
             continue
-        array = _reserved(into / f"{part}.images.npy", (len(files), 3 if looked.colour else 1, height, width))
+        file = into / f"{part}.images.npy"
+        array = _reserved(file, (len(files), 3 if looked.colour else 1, height, width))
+        afresh = max(1, MAPPED // array[0].nbytes)
         labels: list[int] = []
         ids: list[int] = []
         before: list[tuple[int, int]] = []
@@ -107,6 +110,8 @@ def decode(entries: Entries, classes: tuple[str, ...], spec: DataSpec, into: Pat
             if (found := _found(made, entry, unreadable, total, spec)) is None:
                 continue
             array[len(ids)], image, original, special = found
+            if len(ids) % afresh == afresh - 1:  # a new mapping: the pages of the old one leave this process
+                array = np.lib.format.open_memmap(file, mode="r+")
             _add(extras, special, entry)
             labels.append(label)
             ids.append(image)

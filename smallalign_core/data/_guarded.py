@@ -5,14 +5,13 @@ A failure of the process affects one image, which then counts as unreadable. The
 programs, no written files. Only pixels and JSON are returned.
 
 One process serves its parent for its lifetime; it is started for the first image, and restarted after an image that
-ended it, and in a fork.
+ended it, and in a fork. Many images get as many processes as there are cores, up to `MOST`, which end with them.
 """
 
 from __future__ import annotations
 
 import builtins
 import contextlib
-import itertools
 import json
 import os
 import selectors
@@ -22,7 +21,7 @@ import subprocess
 import sys
 import time
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +49,17 @@ MEMORY = 2 * 1024**3
 """Bytes that decoding may map beyond the libraries."""
 
 AHEAD = 32
-"""Images that are sent before the first is answered: their paths fit into the pipe, so that neither end blocks."""
+"""Images that are sent to a process before it answers the first: their paths fit into the pipe, so that neither end
+blocks."""
+
+MANY = 16 * AHEAD
+"""Images from which on more than one process is started: starting one takes as long as decoding some hundred."""
+
+MOST = 8
+"""Processes at the same time: each has some 80 MB, and the parent cannot store the pixels of many more."""
+
+PIPE = 1024**2
+"""Bytes of answers that wait in a pipe, where the system allows it: a process goes on while another one is read."""
 
 Result = TypeVar("Result")
 
@@ -87,25 +96,35 @@ def each(work: Callable[..., Result], given: Iterable[Sequence[Any]]) -> Iterato
     Raises:
         WorkFailed: the process does not start.
     """
-    process, rest = _taken(), iter(given)
-    ahead: deque[list[bytes] | Exception] = deque()
+    processes, rest, sent = [_taken()], iter(given), 0
+    ahead: deque[tuple[_Process, list[bytes] | Exception]] = deque()
+    waiting = Counter[_Process]()
     try:
         while True:
-            for one in itertools.islice(rest, AHEAD - len(ahead)):
-                ahead.append(question := _question(work, one))
+            while len(ahead) < AHEAD * len(processes) and (one := next(rest, None)) is not None:
+                sent += 1
+                if sent == MANY:
+                    processes += [_Process() for _ in range(min(cores(), MOST) - 1)]
+                process = min(processes, key=waiting.__getitem__)
+                ahead.append((process, question := _question(work, one)))
+                waiting[process] += 1
                 process.send(question)
             if not ahead:
                 break
-            first = ahead.popleft()
+            process, first = ahead.popleft()
+            waiting[process] -= 1
             if isinstance(first, Exception):
                 yield Outcome(error=first)
                 continue
             try:
                 reply, payload = process.receive()
             except OverLimit as error:
-                process = _Process()
-                for question in ahead:
-                    process.send(question)
+                anew = processes[processes.index(process)] = _Process()
+                waiting[anew] = waiting.pop(process)
+                ahead = deque((anew if sent_to is process else sent_to, question) for sent_to, question in ahead)
+                for sent_to, question in ahead:
+                    if sent_to is anew:
+                        anew.send(question)
                 yield Outcome(error=error)
                 continue
             if "failed" in reply:
@@ -113,10 +132,15 @@ def each(work: Callable[..., Result], given: Iterable[Sequence[Any]]) -> Iterato
             else:
                 yield Outcome(_incoming(reply["ok"], memoryview(payload)))
     finally:
-        if ahead:  # the results will not be read
+        if not ahead:
+            _free.append(processes.pop(0))
+        for process in processes:  # with results that will not be read, or more than the next image needs
             process.end()
-        else:
-            _free.append(process)
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def call(work: Callable[..., Result], *given: Any) -> Result:
@@ -148,11 +172,11 @@ class _Process:
         self._ready = selectors.DefaultSelector()
         assert self._child.stdout is not None
         self._ready.register(self._child.stdout, selectors.EVENT_READ)
-        try:
-            self._read(1, STARTUP)
-        except (TimeoutError, EOFError):
-            self.end()
-            raise WorkFailed("the process that decodes images did not start", do="try again") from None
+        self._started = False
+        with contextlib.suppress(ImportError, AttributeError, OSError):  # Linux only, up to a limit of the system
+            import fcntl
+
+            fcntl.fcntl(self._child.stdout, fcntl.F_SETPIPE_SZ, PIPE)
 
     @property
     def alive(self) -> bool:
@@ -178,7 +202,15 @@ class _Process:
 
         Raises:
             OverLimit: there was none within the limits.
+            WorkFailed: the process did not start.
         """
+        if not self._started:  # several start at the same time
+            try:
+                self._read(1, STARTUP)
+            except (TimeoutError, EOFError):
+                self.end()
+                raise WorkFailed("the process that decodes images did not start", do="try again") from None
+            self._started = True
         try:
             size, more = struct.unpack("<IQ", self._read(12, WALL))
             return json.loads(self._read(size, WALL)), self._read(more, WALL)

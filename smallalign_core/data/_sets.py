@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -161,8 +162,9 @@ def statistics(images: ImageSet, sample: int = 10_000) -> tuple[list[float], lis
     """Mean and standard deviation per channel of pixels scaled to 0..1, over at most `sample` evenly spread images."""
     rows = np.arange(0, len(images), max(1, -(-len(images) // sample)))
     count, (total, squares) = 0, np.zeros((2, images.shape[0]), np.int64)  # whole numbers: exact, whatever the chunks
-    for start in range(0, len(rows), 256):
-        pixels = np.asarray(images.images[rows[start : start + 256]])
+    chunk = max(1, 2**24 // math.prod(images.shape))  # 16 MB of pixels, whose squares take four times as much
+    for start in range(0, len(rows), chunk):
+        pixels = np.asarray(images.images[rows[start : start + chunk]])
         count += pixels[:, 0].size
         total += pixels.sum((0, 2, 3), dtype=np.int64)
         squares += np.square(pixels, dtype=np.int32).sum((0, 2, 3), dtype=np.int64)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from smallalign_core.errors import BadModel, BadSpec
 from smallalign_core.networks import _library, _python, pruning
 from smallalign_core.networks._bits import baked as baked, in_bits as in_bits, plain_names
+from smallalign_core.networks._library import input_size as input_size, where_weights_are as where_weights_are
 from smallalign_core.spec import (
     Cnn,
     DataSpec,
@@ -278,14 +279,15 @@ def build(
             body = _own_body(network, seen, len(classes))
             pruning.resize(body, network.pruned, seen)
             return Classifier(body, classes, shape, mean, std, size=network.size, pruned=network.pruned)
+        size = input_size(network)
         body, head, normal = _library.build(network, len(classes))
-        pruning.resize(body, network.pruned, (3, network.size, network.size))
+        pruning.resize(body, network.pruned, (3, size, size))
     if normal is not None:
         mean, std = normal
     elif len(mean) == 1:
         mean, std = [mean[0]] * 3, [std[0]] * 3
     probe = head if network.frozen else None
-    return Classifier(body, classes, shape, mean, std, size=network.size, probe=probe, pruned=network.pruned)
+    return Classifier(body, classes, shape, mean, std, size=size, probe=probe, pruned=network.pruned)
 
 
 def _of_user(
@@ -339,11 +341,13 @@ class Size:
 
 def measure(classifier: Classifier) -> Size:
     """Parameters and multiply-accumulates of `classifier`, counted by running one image through it."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     was_training = classifier.training
     image = torch.zeros((1, *classifier.input_shape), dtype=torch.uint8, device=classifier.mean.device)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # As plain matrix products: PyTorch's counter does not have the fused attention of processors.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         classifier.eval()(image)
     classifier.train(was_training)
     return Size(sum(p.numel() for p in classifier.parameters()), counter.get_total_flops() // 2)
@@ -352,7 +356,7 @@ def measure(classifier: Classifier) -> Size:
 def to_bytes(classifier: Classifier, spec: RunSpec) -> bytes:
     """The weights as a safetensors file that names its own network: the same weights always give the same bytes."""
     facts: dict[str, object] = {
-        "network": _architecture(spec.network.model_dump(mode="json")),
+        "network": _architecture(_sized(spec.network).model_dump(mode="json")),
         "classes": list(classifier.classes),
         "input_shape": list(classifier.input_shape),
     }
@@ -361,6 +365,13 @@ def to_bytes(classifier: Classifier, spec: RunSpec) -> bytes:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}
     # One metadata key only: safetensors writes several in an order that changes from process to process.
     return save(tensors, metadata={"smallalign": json.dumps(facts, sort_keys=True)})
+
+
+def _sized(network: Network) -> Network:
+    """With the input size of its weights: the file is read where these need not be."""
+    if isinstance(network, LibraryNetwork):
+        return network.model_copy(update={"size": input_size(network)})
+    return network
 
 
 def _architecture(network: dict[str, object]) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
+import json
 import sys
 import warnings
 from collections import OrderedDict
@@ -13,12 +14,13 @@ from pathlib import Path
 from typing import Any, NoReturn, assert_never
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 from torch import Tensor, nn
 
 from smallalign_core.errors import BadModel, BadSpec
 from smallalign_core.spec import GivenNetwork, LibraryNetwork, PythonNetwork, Timm, Torchvision
+from smallalign_core.spec.parts import USUAL_SIZE
 from smallalign_core.system import extras
 from smallalign_core.system.sandbox import COUNTERS, shared
 
@@ -58,6 +60,63 @@ def build(
     return network, head, normal
 
 
+def input_size(spec: LibraryNetwork) -> int:
+    """The side of the images that the network sees: the spec's, else that of the weights that it starts from.
+
+    A file of SmallAlign has its own size in it. Of others it is the size of the pretrained weights of the same name,
+    since that is what such files were begun from; 64 where nothing starts from weights, or the library states none.
+
+    Raises:
+        BadSpec: the library has no such network.
+    """
+    if spec.size is not None:
+        return spec.size
+    if not spec.begins:
+        return USUAL_SIZE
+    return (spec.weights and _written_size(Path(spec.weights))) or _pretrained_size(spec) or USUAL_SIZE
+
+
+def _written_size(file: Path) -> int | None:
+    """The input size of a network of a library in a file that `to_bytes` wrote; None of other files."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            found = json.loads((opened.metadata() or {})["smallalign"])["network"]["size"]
+    except (OSError, SafetensorError, LookupError, ValueError, TypeError):  # what reads the weights says what is wrong
+        return None
+    return found if isinstance(found, int) and found >= 32 else None
+
+
+def _pretrained_size(spec: LibraryNetwork) -> int | None:
+    """What the library states for its pretrained weights: timm in `pretrained_cfg`, torchvision in their transforms."""
+    if isinstance(spec, Timm):
+        timm = _known_to_timm(spec.name)
+        facts = timm.get_pretrained_cfg(spec.name, allow_unregistered=True)
+        return max(facts.input_size[1:]) if facts is not None and facts.input_size else None
+    from torchvision import models
+
+    _known_to_torchvision(spec.name)
+    weights = getattr(models.get_model_weights(spec.name), "DEFAULT", None)
+    crop = getattr(weights.transforms(), "crop_size", None) if weights is not None else None
+    return max(crop) if crop else None
+
+
+def where_weights_are(name: str) -> str:
+    """Where the pretrained weights of a network of timm come from: `cache`, `download`, or `file`, where the hub is
+    switched off (HF_HUB_OFFLINE) and only `weights` brings some.
+
+    Raises:
+        MissingExtra: timm is not installed.
+        BadSpec: it has no such network.
+    """
+    facts = _known_to_timm(name).get_pretrained_cfg(name)
+    from huggingface_hub import constants, try_to_load_from_cache  # timm brings it
+
+    files = ("model.safetensors", "pytorch_model.bin")
+    if any(isinstance(try_to_load_from_cache(facts.hf_hub_id, file), str) for file in files):
+        return "cache"
+    return "file" if constants.HF_HUB_OFFLINE else "download"
+
+
 def _unknown(library: str, name: str, offered: Sequence[str], list_models: str) -> NoReturn:
     near = difflib.get_close_matches(name, offered, n=3)
     raise BadSpec(
@@ -75,12 +134,29 @@ def _unreachable(spec: LibraryNetwork, error: Exception, where: str) -> NoReturn
     ) from None
 
 
-def _torchvision(spec: LibraryNetwork, classes: int) -> tuple[nn.Module, nn.Module, Any]:
+def _known_to_torchvision(name: str) -> None:
     from torchvision import models
 
     offered = models.list_models(module=models)
-    if spec.name not in offered:
-        _unknown("torchvision", spec.name, offered, "torchvision.models.list_models")
+    if name not in offered:
+        _unknown("torchvision", name, offered, "torchvision.models.list_models")
+
+
+def _known_to_timm(whole: str) -> Any:
+    """timm, which has a model of that name."""
+    timm = extras.load("timm", f"the network timm:{whole}")  # imported only here: it costs seconds
+    name, _, tag = whole.partition(".")
+    if not timm.is_model(name):
+        _unknown("timm", name, timm.list_models(), "timm.list_models")
+    if tag and whole not in timm.list_models(f"{name}.*", pretrained=True):
+        _unknown("timm", whole, timm.list_models(f"{name}.*", pretrained=True), "timm.list_pretrained")
+    return timm
+
+
+def _torchvision(spec: LibraryNetwork, classes: int) -> tuple[nn.Module, nn.Module, Any]:
+    from torchvision import models
+
+    _known_to_torchvision(spec.name)
     options: dict[str, Any] = {"aux_logits": False} if spec.name in ("googlenet", "inception_v3") else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # googlenet and inception announce a change of their default initialisation
@@ -101,19 +177,14 @@ def _torchvision(spec: LibraryNetwork, classes: int) -> tuple[nn.Module, nn.Modu
 
 
 def _timm(spec: LibraryNetwork, classes: int) -> tuple[nn.Module, nn.Module, Any]:
-    timm = extras.load("timm", f"the network timm:{spec.name}")  # imported only here: it costs seconds
-    name, _, tag = spec.name.partition(".")
-    if not timm.is_model(name):
-        _unknown("timm", name, timm.list_models(), "timm.list_models")
-    if tag and spec.name not in timm.list_models(f"{name}.*", pretrained=True):
-        _unknown("timm", spec.name, timm.list_models(f"{name}.*", pretrained=True), "timm.list_pretrained")
+    timm = _known_to_timm(spec.name)
 
     def make(**options: Any) -> nn.Module:
         with contextlib.redirect_stdout(sys.stderr):
             return timm.create_model(spec.name, pretrained=spec.pretrained, num_classes=classes, **options)
 
     try:
-        network = _at_size(make, spec.size)
+        network = _at_size(make, input_size(spec))
     except Exception as error:  # noqa: BLE001  # the hub's errors share no base class
         if not spec.pretrained:
             raise BadSpec(f"timm cannot build {spec.name}: {error}", do="choose another model or size") from None

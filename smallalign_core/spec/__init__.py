@@ -16,7 +16,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from smallalign_core.errors import BadSpec
-from smallalign_core.spec._canonical import canonical as canonical, to_yaml as to_yaml
+from smallalign_core.spec._canonical import canonical as canonical, shortest as shortest, to_yaml as to_yaml
 from smallalign_core.spec._file import loaded as loaded, value_of as value_of
 from smallalign_core.spec._part import expanded
 from smallalign_core.spec._policy import (

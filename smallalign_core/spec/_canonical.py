@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from smallalign_core.spec.loss import HintonKd
-from smallalign_core.spec.parts import DataSpec, GivenNetwork, Part
+from smallalign_core.spec.parts import USUAL_SIZE, DataSpec, GivenNetwork, LibraryNetwork, Part
 from smallalign_core.spec.python import Arguments, Code, with_code
 
 if TYPE_CHECKING:
@@ -20,11 +20,26 @@ def canonical(part: Part) -> dict[str, Any]:
     Omitting defaults means that a new field with a default does not change the ids of old runs. A known fingerprint
     replaces the path of the images, or of the initial weights: a moved folder is still the same data.
     """
+    return _fields(part, usual=True)
+
+
+def shortest(part: Part) -> dict[str, Any]:
+    """The fewest fields that parse to `part`, for YAML and addresses: `canonical`, and an input size that pretrained
+    weights do not have by themselves."""
+    return _fields(part, usual=False)
+
+
+def _fields(part: Part, usual: bool) -> dict[str, Any]:
+    """Args:
+    usual: leave the input size of library networks out where it was the default of all of them, until 2026-12.
+    """
     written: dict[str, Any] = {}
     for name, field in sorted(type(part).model_fields.items(), key=lambda one: one[0] != "kind"):
         value = getattr(part, name)
         if name == "kind" or field.is_required() or value != field.get_default(call_default_factory=True):
-            written[name] = _plain(value)
+            written[name] = _plain(value, usual)
+    if isinstance(part, LibraryNetwork) and part.size == USUAL_SIZE and (usual or not part.begins):
+        del written["size"]
     if isinstance(part, DataSpec) and part.fingerprint:
         # the fingerprint covers their effect
         for name in ("source", "columns", "levels", "decisions", "groups", "skip_unreadable"):
@@ -38,12 +53,12 @@ def canonical(part: Part) -> dict[str, Any]:
     return written
 
 
-def _plain(value: object) -> object:
+def _plain(value: object, usual: bool) -> object:
     if isinstance(value, Part):
-        return canonical(value)
+        return _fields(value, usual)
     if isinstance(value, Arguments):
         return dict(value)
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+    return [_plain(item, usual) for item in value] if isinstance(value, tuple) else value
 
 
 def to_yaml(spec: RunSpec) -> str:
@@ -52,7 +67,7 @@ def to_yaml(spec: RunSpec) -> str:
     if isinstance(spec.network, GivenNetwork):
         bare["network"] = spec.network.model_copy(update={"weights_sha256": None})
     spec = with_code(spec.model_copy(update=bare), lambda one: one.model_copy(update={"sha256": None, "package": None}))
-    written = canonical(spec)
+    written = shortest(spec)
     if isinstance(spec.loss, HintonKd):
         if spec.loss.temperature is None and spec.loss.weight is None:
             del written["loss"]

@@ -12,11 +12,15 @@ from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model
 from smallalign_core.spec._part import Part as Part, shorthand as shorthand
 from smallalign_core.spec.augment import Augment as Augment, Flip as Flip, Rotate as Rotate, Shift as Shift
 from smallalign_core.spec.balance import Balance as Balance
+from smallalign_core.spec.catalog import PRETRAINED
 from smallalign_core.spec.loss import Loss as Loss
 from smallalign_core.spec.optimizer import Optimizer as Optimizer, Schedule as Schedule
 from smallalign_core.spec.python import Code
 
 FILLED_IN: dict[str, Any] = {"filled_in": True}  # for fields that forms do not show
+
+USUAL_SIZE = 64
+"""Input size of library networks without pretrained weights."""
 
 REST = "rest"
 """`unlabeled` of a dataset itself."""
@@ -230,7 +234,16 @@ class LibraryNetwork(Part):
 
     kind: Literal["torchvision", "timm"]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$", max_length=96, description="Model name in its library.")]
-    size: Annotated[int, Field(ge=32, le=512, description="Side to which the network itself resizes its input.")] = 64
+    size: Annotated[
+        int | None,
+        Field(
+            ge=32,
+            le=640,
+            description=f"Side to which the network itself resizes its input; empty: the one of its pretrained weights "
+            f"or of `weights`, {USUAL_SIZE} without.",
+            json_schema_extra={"empty": "auto"},
+        ),
+    ] = None
     pretrained: Annotated[
         bool, Field(description="Start from ImageNet weights (downloaded once; needs internet access).")
     ] = False
@@ -262,6 +275,15 @@ class LibraryNetwork(Part):
         """Whether it starts from trained weights, with a new head where the classes differ."""
         return self.pretrained or self.weights is not None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _sized(cls, given: object) -> object:
+        """Random weights have no size of their own; those of pretrained weights are found when the run is resolved."""
+        if not isinstance(given, dict) or given.get("size") is not None:
+            return given
+        begins = given.get("pretrained") or given.get("weights") is not None
+        return given if begins else {**given, "size": USUAL_SIZE}
+
     @model_validator(mode="after")
     def _starts_somewhere(self) -> Self:
         if self.pruned and self.begins:
@@ -292,7 +314,11 @@ class Timm(LibraryNetwork):
     name: Annotated[
         str,
         Field(
-            pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)?$", max_length=96, description="As in timm.list_models(), tag allowed."
+            pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)?$",
+            max_length=96,
+            description="As in timm.list_models(), tag allowed. `smallalign networks` lists small pretrained ones.",
+            examples=[one.name for one in PRETRAINED],
+            json_schema_extra={"about": {one.name: one.words for one in PRETRAINED}},
         ),
     ]
 

@@ -114,6 +114,43 @@ def test_answers_come_in_order_whatever_happens_between(monkeypatch: pytest.Monk
     assert found == [6, "TypeError", "OverLimit", *between, "OverLimit", "ValueError"]
 
 
+@pytest.mark.slow
+def test_many_images_are_shared_by_processes_and_answered_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Payloads larger than a pipe, a process that ends between, and errors: as with one process."""
+    monkeypatch.setattr(_guarded, "SECONDS", 1)
+    monkeypatch.setattr(_guarded, "MANY", 128)
+    monkeypatch.setattr(_guarded, "cores", lambda: 3)
+    started: list[_guarded._Process] = []
+    begin = _guarded._Process.__init__
+    monkeypatch.setattr(_guarded._Process, "__init__", lambda self: (started.append(self), begin(self))[1])
+    asked: list[list[Any]] = [[number] for number in range(3 * _guarded.MANY)]
+    for at in (_guarded.MANY + 40, _guarded.MANY + 41, 2 * _guarded.MANY):
+        asked[at] = [10**8]
+    asked[_guarded.MANY + 50] = [-1]
+    _guarded._free.clear()
+    found = list(_guarded.each(math.factorial, asked))
+    wanted = [math.factorial(number) for (number,) in asked if 0 <= number < 10**8]
+    assert [one.value for one in found if one.error is None] == wanted
+    odd = {at: type(one.error).__name__ for at, one in enumerate(found) if one.error is not None}
+    endless = dict.fromkeys((_guarded.MANY + 40, _guarded.MANY + 41, 2 * _guarded.MANY), "OverLimit")
+    assert odd == {**endless, _guarded.MANY + 50: "ValueError"}
+    assert len(started) == 3 + 3
+    assert [one.alive for one in started].count(True) == len(_guarded._free) == 1, "one waits for the next image"
+
+
+def test_several_processes_read_the_same_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, found = folder(tmp_path, each=10), []
+    monkeypatch.setattr(_guarded, "MANY", 4)
+    for cores in (1, 3):
+        monkeypatch.setattr(_guarded, "cores", lambda cores=cores: cores)
+        found.append(data.load(DataSpec(source=str(root)), tmp_path / f"cache{cores}"))
+    assert found[0].fingerprint == found[1].fingerprint
+    for name in ("train", "val", "test"):
+        one, three = (getattr(splits, name) for splits in found)
+        assert (one.images[:] == three.images[:]).all()
+        assert list(one.ids) == list(three.ids)
+
+
 def test_a_look_that_is_given_up_leaves_no_answers_to_the_next() -> None:
     some = _guarded.each(math.factorial, [[number] for number in range(50)])
     assert [next(some).get() for _ in range(3)] == [1, 1, 2]

@@ -13,7 +13,7 @@ from pages.ui.widgets import forms, run_table, url_state
 from smallalign_core.errors import BadSpec
 from smallalign_core.runs.store import Store
 from smallalign_core.service.requests import DatasetFacts
-from smallalign_core.spec import Cnn, DataSpec, Network, RunSpec, canonical, loss_kinds, members, parse
+from smallalign_core.spec import Cnn, DataSpec, Network, RunSpec, loss_kinds, members, parse, shortest
 
 
 def form(
@@ -64,7 +64,7 @@ def form(
             chosen |= forms.part(RunSpec, key=key, only=("augment",))
     chosen["data"] = {**facts.reading, **of_data}
     python_file.allow(parse(chosen))
-    written = canonical(parse(chosen))
+    written = shortest(parse(chosen))
     written["data"] = {name: value for name, value in written["data"].items() if name not in facts.reading}
     written.pop("teacher", None)
     if whole:  # defaults depend on the teacher, which has its own URL parameter

@@ -14,7 +14,7 @@ from pages.ui.studies.study_list import Kind
 from pages.ui.widgets import formatting
 from smallalign_core.search import SearchSpec
 from smallalign_core.service.requests import EstimateStudy, StartStudy, StudyCost
-from smallalign_core.spec import RunSpec, canonical
+from smallalign_core.spec import RunSpec, canonical, shortest
 from smallalign_core.studies.base import study_id
 from smallalign_core.studies.kinds import AnyStudySpec
 
@@ -72,7 +72,7 @@ def student_address(student: RunSpec, *, without: tuple[str, ...], **more: Any) 
         without: fields that the form has elsewhere, or not.
         more: fields that are written even if they are defaults.
     """
-    fields = {name: value for name, value in canonical(student).items() if name not in (*without, "seed")}
+    fields = {name: value for name, value in shortest(student).items() if name not in (*without, "seed")}
     fields["data"] = {key: value for key, value in canonical(student.data).items() if key == "images"}
     return json.dumps(fields | more, separators=(",", ":"))
 

@@ -100,8 +100,22 @@ def plain(name: str, field: FieldInfo, key: str, owner: str = "") -> Any:
         return st.toggle(value=held, **look)
     if kind in (int, float):
         return _number(name, field, kind is int, default, optional, look)
+    if field.examples:
+        return _suggested(field, held, look)
     text = st.text_input(value=held or "", max_chars=int(limit(field, "max_length") or 0) or None, **look)
     return text or (None if optional else text)
+
+
+def _suggested(field: FieldInfo, held: str | None, look: dict[str, Any]) -> str | None:
+    """A text for which the spec has examples, with what it states about each; any other may be typed."""
+    extra = field.json_schema_extra
+    about: Any = extra.get("about", {}) if isinstance(extra, dict) else {}
+    options = list(dict.fromkeys([*(field.examples or ()), *([held] if held else [])]))
+    index = options.index(held) if held else None
+    text = st.selectbox(options=options, index=index, accept_new_options=True, placeholder="Choose or type", **look)
+    if text in about:
+        st.caption(about[text])
+    return text
 
 
 def _number(
@@ -127,7 +141,7 @@ def _number(
         step=cast(step),
         format="%d" if whole else "%g",
         value=st.session_state[look["key"]],
-        placeholder=(UNSET.get(name) or empty(field) or "all") if optional else None,
+        placeholder=(empty(field) or UNSET.get(name) or "all") if optional else None,
         **look,
     )
 

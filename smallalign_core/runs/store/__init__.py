@@ -46,7 +46,7 @@ from smallalign_core.runs.store import _notes, _take, _trash
 from smallalign_core.runs.store._notes import Notes as Notes
 from smallalign_core.runs.store._run import Run as Run, State as State
 from smallalign_core.runs.store._trash import Trashed as Trashed
-from smallalign_core.spec import GivenNetwork, RunSpec, digest, each_code
+from smallalign_core.spec import GivenNetwork, LibraryNetwork, RunSpec, digest, each_code
 from smallalign_core.spec.parts import REST
 from smallalign_core.system import limits, sandbox
 from smallalign_core.system.extras import PACKAGE
@@ -239,6 +239,10 @@ class Store:
                 file = _take.checkpoint(file, self.root)
             accepted = {"weights": str(file), "weights_sha256": sandbox.accepted_weights(file)}
             network = network.model_copy(update=accepted)
+        if isinstance(network, LibraryNetwork) and network.size is None:
+            from smallalign_core import networks  # imports torch: only here
+
+            network = network.model_copy(update={"size": networks.input_size(network)})
         known = {"data": filled, "network": network, "precision": precision, "start": start.id if start else None}
         return spec.with_teachers([run.id for run in teachers]).model_copy(update=known)
 

@@ -15,7 +15,7 @@ from smallalign_core.analysis import data_quality
 from smallalign_core.errors import BadSpec
 from smallalign_core.runs.store import Store
 from smallalign_core.service.requests import DatasetFacts
-from smallalign_core.spec import Lookahead, Optimizer, RunSpec, canonical, loss_kinds, members, parse_policy
+from smallalign_core.spec import Lookahead, Optimizer, RunSpec, canonical, loss_kinds, members, parse_policy, shortest
 from smallalign_core.spec.parts import REST
 from smallalign_core.studies.scaling import (
     MOST_REPLICATES,
@@ -159,7 +159,7 @@ def written(spec: ScalingStudySpec) -> str:
     """The YAML of a study."""
     plain = {name: value for name, value in canonical(spec).items() if name not in ("student", "fingerprints", "pools")}
     images = spec.student.data.model_copy(update={"fingerprint": None})
-    return study_form.as_yaml(canonical(spec.student.model_copy(update={"data": images})) | plain)
+    return study_form.as_yaml(shortest(spec.student.model_copy(update={"data": images})) | plain)
 
 
 def address(spec: ScalingStudySpec) -> dict[str, str]:
