@@ -24,6 +24,7 @@ from smallalign_core.spec.optimizer import Constant, Cosine
 from smallalign_core.training import loop, losses, optim
 from smallalign_core.training.loop import Progress, Stopped, Training, Validated
 from smallalign_core.training.losses import NetworkOutput
+from smallalign_core.training.student import Student
 from smallalign_core.training.teacher import Teacher
 
 OPTIMIZERS: list[Any] = [
@@ -465,3 +466,16 @@ print(float((ours - theirs).norm() / theirs.norm()))
     for lowered in ({}, {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}):
         done = processes.run(processes.python("-c", code), environment=lowered, check=True)
         assert float(done.stdout) < 1e-3, lowered
+
+
+def test_seconds_of_earlier_attempts_are_added_and_a_step_is_in_milliseconds() -> None:
+    student = Student.__new__(Student)
+    student.before, student.gradients, student.evaluations = (3.0, 4.0), 7, 2
+    student.clock, student.shared = SimpleNamespace(seconds=2.0, median=0.005), SimpleNamespace(seconds=0.5)  # type: ignore[assignment]
+    student.classifier, student.companion, student.features = torch.nn.Linear(3, 2), None, None  # type: ignore[assignment]
+    student.state_bytes, student.saved_bytes = 10, 100
+    assert student.cost_so_far() == {
+        "gradients": 7, "evaluations": 2, "own_seconds": 5.0, "shared_seconds": 4.5
+    }  # fmt: skip
+    assert student.cost()["step_ms"] == 5.0
+    assert student.cost()["memory_bytes"] == 8 * 4 + 8 * 4 + 10 + 100, "weights, gradients, optimizer, kept tensors"

@@ -109,12 +109,11 @@ def where_weights_are(name: str) -> str:
         BadSpec: it has no such network.
     """
     facts = _known_to_timm(name).get_pretrained_cfg(name)
-    from huggingface_hub import constants, try_to_load_from_cache  # timm brings it
-
+    hub = extras.load("huggingface_hub", "pretrained weights")  # timm brings it
     files = ("model.safetensors", "pytorch_model.bin")
-    if any(isinstance(try_to_load_from_cache(facts.hf_hub_id, file), str) for file in files):
+    if any(isinstance(hub.try_to_load_from_cache(facts.hf_hub_id, file), str) for file in files):
         return "cache"
-    return "file" if constants.HF_HUB_OFFLINE else "download"
+    return "file" if hub.constants.HF_HUB_OFFLINE else "download"
 
 
 def _unknown(library: str, name: str, offered: Sequence[str], list_models: str) -> NoReturn:
