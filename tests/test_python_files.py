@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import Show, Train, texts, tiny
+from safetensors.torch import save_file
 from torch import nn
 
 import smallalign_core as sa
@@ -351,6 +352,56 @@ def test_a_checkpoint_is_a_teacher_from_cache_or_live_and_in_onnx(store: Store, 
     net.write_text(forget_file)
     onnx = resolve(store, tiny(teacher=teacher.id, loss="kd", answers="onnx"))
     assert worker.execute(store.create(onnx), store, device="cpu")["answers"][0]["agreement"] > 0.99
+
+
+def trained(store: Store, net: Path, tmp_path: Path, **fields: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """(result, weights of the body) of a run from a checkpoint of a user's network for seven other classes."""
+    checkpoint(tmp_path / "w.pt", 1, ema=False, classes=7)
+    own = network(net, weights=str(tmp_path / "w.pt"), **fields)
+    run = store.create(resolve(store, tiny(epochs=6, network=own, optimizer={"kind": "sgd", "lr": 0.05})))
+    result = worker.execute(run, store, device="cpu")
+    assert result["state"] == "finished", result
+    return result, dict(networks.from_file(run.weights).body.state_dict())  # type: ignore[union-attr]
+
+
+@pytest.mark.slow
+def test_a_probe_trains_the_head_of_a_users_network_alone(store: Store, net: Path, tmp_path: Path) -> None:
+    result, weights = trained(store, net, tmp_path, frozen=True)
+    before = torch.load(tmp_path / "w.pt", weights_only=True)["state_dict"]
+    changed = {name for name, one in weights.items() if one.shape != before[name].shape or not one.equal(before[name])}
+    assert changed == {"head.weight", "head.bias"}, "batch-norm statistics stay too"
+    assert result["features"] == "kept"
+
+    after = net.read_text().replace(".mean(2))", ".mean(2)) * 2")  # a layer behind the head: not from cached features
+    assert after != net.read_text()
+    net.write_text(after)
+    usercode.trust_here(usercode.read(net)[1])
+    result, weights = trained(store, net, tmp_path, frozen=True)
+    assert "the head is more than one linear layer" in result["features"]
+    assert weights["first.weight"].equal(before["first.weight"])
+
+
+@pytest.mark.slow
+def test_the_head_of_a_users_network_has_its_own_rate(store: Store, net: Path, tmp_path: Path) -> None:
+    heads = [trained(store, net, tmp_path, head_rate=rate)[1]["head.weight"].norm() for rate in (1, 20)]
+    assert heads[1] > 2 * heads[0], "it starts at zero"
+
+
+def test_a_probe_needs_weights_and_a_head(net: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadSpec, match="`frozen` needs initial weights: give `weights`"):
+        parse({"data": "digits", "network": network(net, frozen=True)})
+    with pytest.raises(BadSpec, match="every layer is new"):
+        parse({"data": "digits", "network": network(net, head_rate=10)})
+    net.write_text(
+        "from torch import nn\n\ndef make(classes):\n"
+        "    return nn.Sequential(nn.Conv2d(1, 3, 1), nn.Flatten(), nn.AdaptiveAvgPool1d(classes))\n"
+    )
+    usercode.trust_here(usercode.read(net)[1])
+    save_file({"x": torch.zeros(1)}, tmp_path / "w.safetensors")
+    fine = network(net, weights=str(tmp_path / "w.safetensors"), frozen=True, size=None)
+    spec = parse({"data": "digits", "network": fine})
+    with pytest.raises(BadSpec, match=r"(?i)no last linear layer .*leave `frozen` and `head_rate` out"):
+        networks.build(spec.network, "0123456789", (1, 8, 8), mean=[0.5], std=[0.5])
 
 
 @pytest.mark.slow

@@ -310,9 +310,10 @@ def _of_user(
             do="make it smaller",
         )
     fast = _python.takes_channels_last(body, seen)
-    if network.weights is not None:
-        normal = _library.begin(network, body, _head_of(body, len(classes)), normal)
-    return Classifier(body, classes, shape, *normal, size=side, channels_last=fast, pruned=network.pruned)
+    last = _head_of(body, len(classes))
+    normal = normal if network.weights is None else _library.begin(network, body, last, normal)
+    more: dict[str, Any] = {"probe": last if network.frozen else None, "pruned": network.pruned}
+    return Classifier(body, classes, shape, *normal, size=side, channels_last=fast, **more)
 
 
 def head(classifier: Classifier) -> nn.Module:
@@ -369,9 +370,8 @@ def to_bytes(classifier: Classifier, spec: RunSpec) -> bytes:
 
 def _sized(network: Network) -> Network:
     """With the input size of its weights: the file is read where these need not be."""
-    if isinstance(network, LibraryNetwork):
-        return network.model_copy(update={"size": input_size(network)})
-    return network
+    update = {"size": input_size(network)} if isinstance(network, LibraryNetwork) else {}
+    return network.model_copy(update=update)
 
 
 def _architecture(network: dict[str, object]) -> dict[str, object]:

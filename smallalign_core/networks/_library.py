@@ -55,8 +55,7 @@ def build(
     if new:
         _begin_small(head)
     if spec.frozen:
-        network.requires_grad_(False)
-        head.requires_grad_(True)
+        _freeze(network, head)
     return network, head, normal
 
 
@@ -249,11 +248,25 @@ def begin(
 
     Raises:
         BadModel: the file has changed, or belongs to another network.
+        BadSpec: the head is to be trained alone or at its own rate, and none was found.
     """
+    if (spec.frozen or spec.head_rate != 1) and not list(head.parameters()):
+        raise BadSpec(
+            "the network has no last linear layer with one output per class that could be found",
+            given=spec.shown,
+            do="leave `frozen` and `head_rate` out, or end the network in an nn.Linear of `classes` outputs",
+        )
     normal, new = _start_from(spec, network, head, normal)
     if new:
         _begin_small(head)
+    if spec.frozen:
+        _freeze(network, head)
     return normal
+
+
+def _freeze(network: nn.Module, head: nn.Module) -> None:
+    network.requires_grad_(False)
+    head.requires_grad_(True)
 
 
 def _start_from(

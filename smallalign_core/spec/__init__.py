@@ -238,7 +238,7 @@ class RunSpec(Part):
     @property
     def head_rate(self) -> float:
         """Learning rate of the last layer, as a multiple of the optimizer's."""
-        return self.network.head_rate if isinstance(self.network, LibraryNetwork) else 1.0
+        return self.network.head_rate if isinstance(self.network, GivenNetwork) else 1.0
 
     def with_teachers(self, names: Sequence[str]) -> RunSpec:
         """The same spec with these teachers."""

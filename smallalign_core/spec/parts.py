@@ -229,6 +229,28 @@ class Resnet(Part):
     pruned: PrunedField = None
 
 
+PROBE = "Linear probe: train only the new head, on features that are cached where there are few augmentations per image"
+Frozen = Annotated[bool, Field(description=f"{PROBE}; needs initial weights.")]
+HeadRate = Annotated[
+    float,
+    Field(
+        gt=0,
+        le=1000,
+        description="Learning rate of the new head, as a multiple of the optimizer's; needs initial weights. "
+        "A new head is initialized to zero.",
+        json_schema_extra={"log": True},
+    ),
+]
+
+
+def _check_head(network: LibraryNetwork | PythonNetwork, weights: str) -> None:
+    if network.frozen and not network.begins:
+        raise ValueError(f"`frozen` needs initial weights: {weights}")
+    if network.head_rate != 1 and (network.frozen or not network.begins):
+        reason = "only the head is trained" if network.frozen else "without initial weights every layer is new"
+        raise ValueError(f"{reason}, at the optimizer's learning rate: leave `head_rate` out")
+
+
 class LibraryNetwork(Part):
     """Common fields of torchvision's and timm's networks: a name, and initial weights."""
 
@@ -247,23 +269,8 @@ class LibraryNetwork(Part):
     pretrained: Annotated[
         bool, Field(description="Start from ImageNet weights (downloaded once; needs internet access).")
     ] = False
-    frozen: Annotated[
-        bool,
-        Field(
-            description="Linear probe: train only the new head, on features that are cached where there are few "
-            "augmentations per image; needs initial weights."
-        ),
-    ] = False
-    head_rate: Annotated[
-        float,
-        Field(
-            gt=0,
-            le=1000,
-            description="Learning rate of the new head, as a multiple of the optimizer's; needs initial weights. "
-            "A new head is initialized to zero.",
-            json_schema_extra={"log": True},
-        ),
-    ] = 1.0
+    frozen: Frozen = False
+    head_rate: HeadRate = 1.0
     weights: Annotated[
         str | None, Field(max_length=1000, description="Initial weights: a safetensors file of the same network.")
     ] = None
@@ -290,11 +297,7 @@ class LibraryNetwork(Part):
             raise ValueError("a pruned network keeps channels of the run in `start`: leave its own initial weights out")
         if self.pretrained and self.weights:
             raise ValueError("`pretrained` and `weights` both set the initial weights: give one")
-        if self.frozen and not self.begins:
-            raise ValueError("`frozen` needs initial weights: set `pretrained` to true or give `weights`")
-        if self.head_rate != 1 and (self.frozen or not self.begins):
-            reason = "only the head is trained" if self.frozen else "without initial weights every layer is new"
-            raise ValueError(f"{reason}, at the optimizer's learning rate: leave `head_rate` out")
+        _check_head(self, "set `pretrained` to true or give `weights`")
         return self
 
 
@@ -346,11 +349,14 @@ class PythonNetwork(Code):
         ),
     ] = None
     weights_sha256: WeightsDigest = None
+    frozen: Frozen = False
+    head_rate: HeadRate = 1.0
 
     @model_validator(mode="after")
-    def _pruned_starts_elsewhere(self) -> Self:
+    def _starts_somewhere(self) -> Self:
         if self.pruned and self.weights:
             raise ValueError("a pruned network keeps channels of the run in `start`: leave `weights` out")
+        _check_head(self, "give `weights`")
         return self
 
     @property

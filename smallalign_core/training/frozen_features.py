@@ -19,7 +19,7 @@ from smallalign_core import networks
 from smallalign_core.augment import Views
 from smallalign_core.data import ImageSet
 from smallalign_core.networks import Classifier
-from smallalign_core.spec import LibraryNetwork, Mixing, OfLayers, RunSpec, canonical, is_gradient_free
+from smallalign_core.spec import GivenNetwork, Mixing, OfLayers, RunSpec, canonical, is_gradient_free
 from smallalign_core.system import batching
 
 KEPT = "kept"
@@ -74,7 +74,7 @@ def is_frozen(spec: RunSpec, classifier: Classifier, images: int, *, alone: bool
         images: number of training and validation images.
         alone: whether a single process trains; with several, each has only a part of each batch.
     """
-    if not isinstance(spec.network, LibraryNetwork) or not spec.network.frozen:
+    if not isinstance(spec.network, GivenNetwork) or not spec.network.frozen:
         return None
     mixes = any(isinstance(part, Mixing) for part in spec.augment)
     if mixes or (spec.augment and not spec.views):
