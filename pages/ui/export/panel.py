@@ -62,9 +62,11 @@ def quantization() -> Quantization:
             "Max. accuracy drop (points)",
             *(0.0, MOST_DROP, 0.1),
             key="max-drop",
-            first=0.0,
-            help="0: no limit. Otherwise the fewest layers are left in float so that the upper end of the interval of "
-            "the accuracy drop on validation images is within the limit. Takes minutes for deep networks.",
+            first=None,
+            empty="no limit",
+            format="%g",
+            help="With a limit, the fewest layers are left in float so that the upper end of the interval of the "
+            "accuracy drop on validation images is within it. Takes minutes for deep networks.",
         )
     chosen = next((one for one in get_args(Calibration) if one == calibration), None)
     return Quantization(chosen, drop or None)
