@@ -12,7 +12,7 @@ teacher in evaluation mode and without gradients. The ways:
     torchdistill  DistillationBox of torchdistill 1.1.5 and the loop of its examples, on that Dataset. It never puts
                   the teacher into evaluation mode; that is done for it here, or batch norm would go on learning
     ours          `Training` with a live teacher; the precision is what `auto` chooses
-    ours, bank    the same with two fixed views an image, whose answers (and images) an earlier run left in the bank; in
+    ours, cache    with two fixed views an image, whose logits (and images) an earlier run left in the cache; in
                   the precision that suits the student alone, since nobody asks the teacher (`auto` looks at steps
                   that do: where it chooses otherwise, `precision` has to be named)
 
@@ -27,10 +27,10 @@ with a 3x3 stem of stride 1 and no first pooling (11.2 million parameters) to a 
 weights, and batch norm has seen a few batches: speed does not depend on what they know.
 
 `--accuracy` trains the teacher (for the CNN a ResNet of width 16, since ResNet-18 takes hours here) and then students
-by the tutorial's loop and by ours, live and from the bank, for equally many epochs on the same images. Shown are test
+by the tutorial's loop and by ours, live and from the cache, for equally many epochs on the same images. Shown are test
 accuracies of the last weights over seeds, and how many standard errors of the difference ours is away.
 
-`--batch 512 1024` adds ours from a full bank with these batches, and, with `--accuracy`, compares their accuracy with
+`--batch 512 1024` adds ours from a full cache with these batches, and, with `--accuracy`, compares their accuracy with
 that of batch 128 instead: the learning rate grows with the batch, the number of images that are seen does not.
 """
 
@@ -169,7 +169,7 @@ def duel(pair: Pair, asked: argparse.Namespace) -> dict[str, Any]:
             process.start()
             theirs.close()
             processes.append(process)
-            lines[way].recv()  # one after the other: fillings of a bank and races are slow enough alone
+            lines[way].recv()  # one after the other: fillings of a cache and races are slow enough alone
         slices: dict[str, list[Any]] = {way: [] for way in lines}
         for _ in range(asked.rounds):
             for way in random.sample(list(lines), len(lines)):
@@ -198,7 +198,7 @@ def duel(pair: Pair, asked: argparse.Namespace) -> dict[str, Any]:
             if mine.startswith("ours")
         },
         "share of peak": {
-            way: (learning + (0 if way.startswith("ours, bank") else answering)) / one / max(peak.values())
+            way: (learning + (0 if way.startswith("ours, cache") else answering)) / one / max(peak.values())
             for way, one in best.items()
             if way != "ours, int8"  # integers have another peak, which is not measured
         },
@@ -266,15 +266,18 @@ def distilled(
     views: int,
     **fields: Any,
 ) -> Classifier:
-    """The pair's student, taught by `teacher` live, or through a bank where there are fixed views."""
+    """The pair's student, taught by `teacher` live, or through a cache where there are fixed views."""
     spec = our_spec(pair, precision="bf16", views=views, seed=seed, epochs=asked.epochs, **fields)
     knows = Teacher(teacher, splits.classes, precision="fp32" if isinstance(teacher.body, Graph) else "bf16")
     if not views:
         return taught(spec, splits, knows).classifier
     wanted = plan(spec, splits, ["teacher"], torch.device("cpu"))
     assert wanted is not None
-    with tempfile.TemporaryDirectory() as folder, TeacherCache(wanted, CacheIndex(Path(folder)), lambda: knows) as bank:
-        return taught(spec, splits, bank).classifier
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        TeacherCache(wanted, CacheIndex(Path(folder)), lambda: knows) as cache,
+    ):
+        return taught(spec, splits, cache).classifier
 
 
 def tested(student: Classifier, splits: Splits) -> float:
@@ -303,7 +306,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", nargs="+", choices=list(PAIRS), default=list(PAIRS))
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
-    parser.add_argument("--batch", nargs="+", type=int, default=[], help="larger batches, from a full bank")
+    parser.add_argument("--batch", nargs="+", type=int, default=[], help="larger batches, from a full cache")
     parser.add_argument("--images", type=int, default=12_000, help="training images, before validation is held out")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=0.6, help="CPU seconds of a slice, at least one step")

@@ -2,7 +2,7 @@
 
 Same work both ways: the same student, seed, views, loss and steps; the only difference is that together each view is
 made and the teacher asked once for all. That the results are the same is asserted, bit for bit. With a live teacher,
-and with a full bank of its answers, which separate runs share too. The two ways take turns; what is divided are the
+and with a full cache of its logits, which separate runs share too. The two ways take turns; what is divided are the
 minima over rounds, beside the least and the most of the rounds' own ratios. The teacher has random weights: its answers
 cost the same.
 
@@ -93,20 +93,20 @@ def main() -> None:
         live = Teacher(networks.build(network, splits.classes, splits.shape, mean=mean, std=std), splits.classes)
         for small, student_network in STUDENTS.items():
             runs = specs(student_network)
-            # As many epochs as the steps need: the bank is then as large as what is trained from it.
+            # As many epochs as the steps need: the cache is then as large as what is trained from it.
             epochs = -(-asked.steps * runs[0].batch // asked.images)
             runs = [run.model_copy(update={"epochs": epochs}) for run in runs]
             with tempfile.TemporaryDirectory() as folder:
                 wanted = plan(runs[0], splits, ["0" * 64], torch.device("cpu"))
                 assert wanted is not None
-                shelf = CacheIndex(Path(folder), 2**34)
+                index = CacheIndex(Path(folder), 2**34)
 
-                def bank(wanted=wanted, shelf=shelf, live=live) -> TeacherCache:  # type: ignore[no-untyped-def]
-                    return TeacherCache(wanted, shelf, lambda: live)
+                def cache(wanted=wanted, index=index, live=live) -> TeacherCache:  # type: ignore[no-untyped-def]
+                    return TeacherCache(wanted, index, lambda: live)
 
-                trained(runs[:1], splits, bank, wanted.steps)  # fills it
-                trained(runs, splits, bank, 1)  # imports the optimizers' libraries
-                for how, opened in (("live", lambda live=live: contextlib.nullcontext(live)), ("bank", bank)):
+                trained(runs[:1], splits, cache, wanted.steps)  # fills it
+                trained(runs, splits, cache, 1)  # imports the optimizers' libraries
+                for how, opened in (("live", lambda live=live: contextlib.nullcontext(live)), ("cache", cache)):
                     quotient, least, most = ratio(runs, splits, opened, asked.steps, asked.rounds)
                     name = f"{big} to {small}, {how}"
                     found[name] = round(quotient, 3)

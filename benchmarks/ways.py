@@ -257,7 +257,7 @@ def ours_in_integers(pair: Pair, splits: Splits, _: Path) -> Iterator[int]:
     yield from forever(in_best_precision(begin))
 
 
-def ours_with_bank(pair: Pair, splits: Splits, folder: Path, batch: int = BATCH) -> Iterator[int]:
+def ours_with_cache(pair: Pair, splits: Splits, folder: Path, batch: int = BATCH) -> Iterator[int]:
     """Ours with the answers that an earlier run has left."""
     machine.keep_freed_memory()
     with ExitStack() as held:
@@ -270,10 +270,10 @@ def ours_with_bank(pair: Pair, splits: Splits, folder: Path, batch: int = BATCH)
             def load() -> Teacher:
                 return Teacher(teacher_of(pair, splits), splits.classes, precision=precision)
 
-            bank: TeacherSource = held.enter_context(TeacherCache(wanted, CacheIndex(folder, limit=2**34), load))
-            return Training([spec], splits, bank)
+            cache: TeacherSource = held.enter_context(TeacherCache(wanted, CacheIndex(folder, limit=2**34), load))
+            return Training([spec], splits, cache)
 
-        alone = {"teacher": None, "loss": None, **with_batch(batch)}  # a full bank's teacher is not asked
+        alone = {"teacher": None, "loss": None, **with_batch(batch)}  # the teacher of a full cache is not run
         raced = {name: Training([our_spec(pair, precision=name, **alone)], splits) for name in ("fp32", "bf16")}
         precision = precision_tuning.chosen(precision_tuning.race(raced))
         earlier = begin(precision, epochs=VIEWS)
@@ -284,7 +284,7 @@ def ours_with_bank(pair: Pair, splits: Splits, folder: Path, batch: int = BATCH)
         asked = training.teacher
         for images in forever(training):
             assert asked is not None
-            assert not asked.answered, "the bank was full"
+            assert not asked.answered, "the cache was full"
             yield images
 
 
@@ -294,16 +294,16 @@ WAYS: dict[str, Callable[[Pair, Splits, Path], Iterator[int]]] = {
     "torchdistill": torchdistill,
     "ours": ours,
     "ours, int8": ours_in_integers,
-    "ours, bank": ours_with_bank,
+    "ours, cache": ours_with_cache,
 }
-OURS = ("ours", "ours, int8", "ours, bank")
+OURS = ("ours", "ours, int8", "ours, cache")
 
 
 def larger(batch: int) -> str:
-    """The name of `ours, bank` with another batch: not the same work, so it is no way like the others."""
-    return f"ours, bank, {batch}"
+    """The name of `ours, cache` with another batch: not the same work, so it is no way like the others."""
+    return f"ours, cache, {batch}"
 
 
 def way_of(name: str) -> Callable[[Pair, Splits, Path], Iterator[int]]:
     """The way of that name."""
-    return WAYS[name] if name in WAYS else partial(ours_with_bank, batch=int(name.rpartition(" ")[2]))
+    return WAYS[name] if name in WAYS else partial(ours_with_cache, batch=int(name.rpartition(" ")[2]))

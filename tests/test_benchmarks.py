@@ -218,7 +218,7 @@ def test_chaos_loses_nothing() -> None:
 # --- benchmarks/distil.py ---------------------------------------------------------------------------------------------
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
-WAYS = ("tutorial", "kept memory", "torchdistill", "ours", "ours, int8", "ours, bank")
+WAYS = ("tutorial", "kept memory", "torchdistill", "ours", "ours, int8", "ours, cache")
 
 
 @pytest.mark.slow

@@ -1,9 +1,9 @@
-"""What does the bank of teacher's answers save? CPU microseconds an image of a training step, as ratios in one run.
+"""What does the cache of teacher logits save? CPU microseconds an image of a training step, as ratios in one run.
 
 Same work as in `distil.py`, on smaller networks and in fp32: the views, the loss, the optimizer. Measured are
-its tutorial loop (PIL, DataLoader), a live teacher, a bank that is being filled (writing, checksums and the 1 % check
-included), and full banks that keep images, or render them. Steps with fresh views are read in the order in which they
-were written; with 2 fixed views rows are gathered from all over the bank. All take turns in slices, so that a noisy
+its tutorial loop (PIL, DataLoader), a live teacher, a cache that is being filled (writing, checksums and the 1 % check
+included), and full caches that keep images, or render them. Steps with fresh views are read in the order in which they
+were written; with 2 fixed views rows are gathered from all over the cache. All take turns in slices, so that a noisy
 machine is noisy for all; the minimum over slices is what the code costs, except for filling: chunks are written now and
 then, so that is the mean over all its steps.
 """
@@ -40,10 +40,10 @@ PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def banks(
+def caches(
     spec: RunSpec, splits: Splits, teacher: Teacher, folder: Path, held: contextlib.ExitStack
 ) -> tuple[dict[str, Callable[[], object]], float]:
-    """(steps with full banks that keep or render images, CPU seconds an image of filling one)."""
+    """(steps with full caches that keep or render images, CPU seconds an image of filling one)."""
     wanted = plan(spec, splits, ["0" * 64], torch.device("cpu"))
     assert wanted is not None
     steps: dict[str, Callable[[], object]] = {}
@@ -54,8 +54,8 @@ def banks(
         def opened(shelf: CacheIndex = shelf, wanted: CachePlan = wanted) -> TeacherCache:
             return TeacherCache(wanted, shelf, lambda: teacher)
 
-        with opened() as bank:
-            training = Training([spec], splits, bank)
+        with opened() as cache:
+            training = Training([spec], splits, cache)
             start = time.process_time()
             for _ in range(wanted.steps):
                 training.advance()
@@ -82,7 +82,7 @@ def main() -> None:
         for fixed in (0, 2):
             spec = our_spec(Pair(big, small), views=fixed, epochs=12)
             with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as held:
-                steps, filling = banks(spec, splits, teacher, Path(folder), held)
+                steps, filling = caches(spec, splits, teacher, Path(folder), held)
                 steps["usual"] = partial(next, tutorial(Pair(big, small), splits, Path()))
                 steps["live"] = Training([spec], splits, teacher).advance
                 best = turns(steps)
