@@ -18,6 +18,8 @@ SHARED = {
     "data": "the dataset in hand goes along from page to page",
     "student": "one form of a student, on the three pages that ask for one",
     "strength": "the risk panel's suggestion sets the page's field",
+    "runs-selected": "the list sets the ticked runs, and what is done with them clears them",
+    "runs-deleted": "a run deleted from its own page is offered for undo in the list",
     "more-teachers": "Distil's further teachers: the page fills them from a run, and the panel asks for them",
 }
 """Keys that more than one module reads or writes on purpose."""
