@@ -14,7 +14,7 @@ from processes import python, run
 
 from smallalign_core.augment import Views
 from smallalign_core.errors import BadSpec
-from smallalign_core.runs.store import Run, Store
+from smallalign_core.runs.store import Run, Store, _take
 from smallalign_core.spec import to_yaml
 from smallalign_core.training.distributed import World
 
@@ -46,7 +46,7 @@ def test_two_processes_have_the_loss_curve_of_one(store: Store, spec: dict[str, 
     alone = json.loads(told(program("train", written(spec, tmp_path), "--json", store=store)))
     one = store.run(alone["id"])
     store_of_two = Store(tmp_path / "two")
-    store_of_two._adopt(store.run(spec["teacher"]))
+    _take.run(store.run(spec["teacher"]), store_of_two)
     found = torchrun("train", written(spec, tmp_path), "--json", "--store", store_of_two.root)
     both = json.loads(told(found))
     assert both["id"] == alone["id"]
