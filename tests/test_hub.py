@@ -132,6 +132,20 @@ def test_a_dataset_saved_to_disk(tmp_path: Path) -> None:
     assert np.array_equal(splits.test.images[at].transpose(1, 2, 0), Image.open(io.BytesIO(one["bytes"])))
 
 
+@pytest.mark.parametrize("listed", [False, True], ids=["by name", "by state.json"])
+def test_cached_results_of_map_are_no_data(listed: bool, tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    for part, count in (("train", 30), ("test", 9)):
+        arrow(root / part / "data-00000-of-00001.arrow", count)
+        arrow(root / part / ("other.arrow" if listed else "cache-0a1b.arrow"), 12, called="copy{}.png")
+        if listed:
+            state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}
+            (root / part / "state.json").write_text(json.dumps(state))
+    splits = load(root, tmp_path / "cache")
+    assert (len(splits.train) + len(splits.val), len(splits.test)) == (30, 9)
+    assert "2 cached results of `datasets` were left out" in " ".join(splits.notes)
+
+
 @pytest.mark.parametrize("indexed", [False, True], ids=["stream", "feather"])
 def test_one_arrow_file_is_a_source(indexed: bool, tmp_path: Path) -> None:
     splits = load(arrow(tmp_path / "data-00000-of-00001.arrow", 30, indexed=indexed), tmp_path / "cache")

@@ -251,6 +251,24 @@ JUNK = dict.fromkeys(
 )
 
 
+def ids(app: AppTest) -> dict[str, str]:
+    """What the browser knows each widget of `two_pages` by."""
+    widgets = (*app.selectbox, *app.number_input, *app.text_input, *app.button_group)
+    (tabs,) = app.get("tab_container")
+    return {str(one.key): one.proto.id for one in widgets} | {"tabs": tabs.proto.id}
+
+
+def test_a_widget_with_another_value_is_the_same_widget() -> None:
+    """Else a second click, made before the page has answered the first, goes to a widget that is no more."""
+    app = AppTest.from_function(two_pages)
+    opened(app, p="one")
+    before = ids(app)
+    assert len(before) > 4
+
+    opened(app, menu="error", metric="error", some="nll", draws="4", filter="x", part="Error")
+    assert ids(app) == before
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["data", "augment", "distil", "optimizers", "scaling", "compare"])
 def test_every_page_opens_with_an_address_of_nonsense(page: str, shown: Show) -> None:

@@ -270,3 +270,9 @@ def test_the_command_line_prunes_and_refuses(store: Store, train: Train, capsys:
     assert (code, "cannot be pruned that far" in err) == (2, True)
     assert len(list((store.root / "runs").iterdir())) == runs
     assert np.isfinite(found["after"]["test_accuracy"])
+
+
+def test_a_pruned_last_layer_is_refused_before_training() -> None:
+    network = parse({"data": "digits", "network": {"kind": "cnn", "width": 8, "pruned": {"widths": [["14", 5, 32]]}}})
+    with pytest.raises(BadSpec, match=r"(?i)another number of outputs than classes .*5 for 10"):
+        networks.build(network.network, "0123456789", (1, 8, 8), mean=[0.5], std=[0.5])

@@ -416,3 +416,33 @@ def test_the_trash_is_on_the_disk_of_the_runs(store: Store) -> None:
     run = finished(store)
     store.delete(run.id)
     assert Path(store.trash()[0].run.folder).parents[1] == store.runs_folder
+
+
+def test_a_number_that_is_too_large_is_a_sentence(store: Store) -> None:
+    for text in ("params<1e999999999999999999999", "params<1e99999999999999999999k"):
+        with pytest.raises(BadInput, match=r"(?i)too large"):
+            query.parse(text)
+
+
+def test_a_run_that_is_named_twice_is_deleted_and_restored_once(store: Store) -> None:
+    run, other = finished(store), finished(store, seed=1)
+    done = command("runs", "delete", run.id, run.id[:6], "--json", store=store)
+    assert (done.returncode, json.loads(done.stdout)["runs"]) == (0, [run.id])
+
+    with pytest.raises(UnknownRun, match=r"(?i)in the trash .*runs restore"):
+        store.run(run.id)
+    failed = command("runs", "restore", run.id, "nope", store=store)
+    assert failed.returncode == 2
+    assert [one.id for one in store.trash()] == [run.id], "all are there, or none is restored"
+
+    done = command("runs", "restore", run.id, run.id[:6], "--json", store=store)
+    assert (done.returncode, len(json.loads(done.stdout)["runs"])) == (0, 1)
+    assert {one.id for one in store.runs()} == {run.id, other.id}
+
+
+def test_names_of_starter_models_and_bytes_that_are_no_text_are_refused(store: Store) -> None:
+    run = finished(store)
+    with pytest.raises(BadInput, match="starter model"):
+        store.annotate([run.id], name="digits-teacher")
+    with pytest.raises(BadInput, match="no text"):
+        store.annotate([run.id], text="a\udcffb")

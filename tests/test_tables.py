@@ -622,6 +622,8 @@ def test_evaluate_names_the_columns_of_its_dataset(tmp_path: Path) -> None:
     assert (found["data"], found["accuracy"] > 0.5) == (table, True)
     assert 0 < found["images"] <= 40
 
+    other = command(*line, "--data", table, "--set", "source=digits")
+    assert (other.returncode, "names another dataset" in other.stderr) == (2, True)
     alone = command(*line, "--set", "columns.label=digit")
     assert (alone.returncode, "add --data" in alone.stderr.lower()) == (2, True)
 

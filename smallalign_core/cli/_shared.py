@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from smallalign_core import data
-from smallalign_core.errors import Refused, printable
+from smallalign_core.errors import BadInput, Refused, printable
 from smallalign_core.runs.store import check_root
 from smallalign_core.spec import set_field
 from smallalign_core.system.typed import encode
@@ -129,6 +129,8 @@ def data_fields(source: str, overrides: list[str] | None) -> dict[str, Any]:
     """The fields of a dataset by its name or path and `--set`; `data.` may be left out before a field."""
     fields: dict[str, Any] = {"source": source}
     for override in overrides or []:
+        if override.removeprefix("data.").partition("=")[0].strip() == "source":
+            raise BadInput("--set names another dataset", given=override, do=f"give it in the place of {source}")
         fields = set_field(fields, override.removeprefix("data."))  # as in a spec, and as messages name the field
     return fields
 

@@ -288,7 +288,8 @@ def runs_delete(references: References, store: StoreOption = MODELS, json: JsonO
     from smallalign_core.studies import lifecycle
 
     place = Store(store)
-    names = [place.run(reference).name for reference in references]  # all are there, before the first is gone
+    # All are there, each once, before the first is gone.
+    names = list(dict.fromkeys(place.run(reference).name for reference in references))
     gone = [lifecycle.delete_run(place, name).id for name in names]
     lines = [f"{name}: moved to the trash; `smallalign runs restore {name}` takes it back" for name in gone]
     answer({"id": gone[0], "deleted": True, "runs": gone}, json, "\n".join(lines))
@@ -302,7 +303,8 @@ def runs_restore(
 ) -> None:
     """Take deleted runs back from the trash."""
     place = Store(store)
-    runs = [place.restore(reference) for reference in references]
+    ids = list(dict.fromkeys(place.trashed(reference).id for reference in references))
+    runs = [place.restore(one) for one in ids]
     lines = [f"{run.name}: restored, {run.state}" for run in runs]
     answer({"runs": [{"id": run.name, "state": str(run.state)} for run in runs]}, json, "\n".join(lines))
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from smallalign_core.data import _labels, _order, _parquet, _tables
@@ -52,6 +53,8 @@ def extracted(listing: Listing, spec: DataSpec, into: Path, told: Card, config: 
         BadData: a file is damaged; the configuration or the column of labels is not clear; nothing has a label.
         Refused: they are too large.
     """
+    left = [entry for entry in listing.tables if _is_cache(entry)]
+    listing = replace(listing, tables=tuple(entry for entry in listing.tables if entry not in left))
     chosen, splits = files_of(listing, told, config, spec.source)
     files, strange = [], Counter[str]()
     for entry in listing.tables:
@@ -68,9 +71,24 @@ def extracted(listing: Listing, spec: DataSpec, into: Path, told: Card, config: 
         return None
     classes = told.classes.get(str(chosen), {}) or (next(iter(told.classes.values())) if len(told.classes) == 1 else {})
     found = _written(files, spec, into, classes)
+    if left:
+        names = shown(left[0].name)
+        found.notes.append(f"{len(left):,} cached results of `datasets` were left out, the first of them {names}.")
     if strange:
         found.notes.append(f"Splits that are neither train, validation nor test were left out: {', '.join(strange)}.")
     return found
+
+
+def _is_cache(entry: Entry) -> bool:
+    """Whether an Arrow file is what `map` or `filter` left in a folder of `save_to_disk`: `state.json` beside it lists
+    the files of the dataset, else their names say it."""
+    if entry.ending != ".arrow":
+        return False
+    try:
+        listed = json.loads((entry.file.parent / "state.json").read_text(encoding="utf-8"))["_data_files"]
+        return entry.path[-1] not in {one["filename"] for one in listed}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return entry.path[-1].startswith("cache-")
 
 
 def _split_of(entry: Entry) -> str | None:
@@ -117,7 +135,8 @@ def _written(files: list[_File], spec: DataSpec, into: Path, readme: Mapping[str
     ]
     notes += [f"{count:,} rows {what} were left out." for what, count in odd.items()]
     if not any(part == "train" for part, *_ in held):
-        raise BadData("no image for training has a label", given=f"{spec.source}, column {label}")
+        given = f"{spec.source}, column {label}, {sum(odd.values()):,} rows"
+        raise BadData("no image for training has a label", given=given, do="name another column with `data.columns`")
     found = _in_parts(held, unique, named)
     return Found(
         found.entries, found.classes, {"path": image, "label": label}, [*notes, *found.notes], found.names, found.order

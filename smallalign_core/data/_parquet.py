@@ -101,12 +101,12 @@ def _asked(name: str, work: Any, *given: Any) -> Any:
     try:
         return _guarded.call(work, *given)
     except _guarded.OverLimit as error:
-        raise BadData(f"the {title(name)} takes too long to read", given=f"{name}: {error.given}", do=DO) from None
+        raise BadData(f"the {title(name)} takes too long to read", given=f"{name}: {error.given}", do=SMALLER) from None
     except SmallAlignError:
         raise
     except Exception as error:  # noqa: BLE001  # Arrow raises errors of its own
         words = " ".join(str(error).split())[:100]
-        raise BadData(f"the {title(name)} cannot be read", given=f"{name}: {words}", do=DO) from None
+        raise BadData(f"the {title(name)} cannot be read", given=f"{name}: {words}", do="write it again") from None
 
 
 def title(name: str) -> str:
@@ -114,7 +114,7 @@ def title(name: str) -> str:
     return "Arrow file" if name.lower().endswith(".arrow") else "Parquet file"
 
 
-DO = "write it again, in row groups of at most a few thousand rows"
+SMALLER = "write it again, in row groups of at most a few thousand rows"
 
 
 # --- in the guarded process -------------------------------------------------------------------------------------------

@@ -277,11 +277,11 @@ def build(
         if not isinstance(network, LibraryNetwork):
             seen = _seen(network, shape)
             body = _own_body(network, seen, len(classes))
-            pruning.resize(body, network.pruned, seen)
+            pruning.resize(body, network.pruned, seen, len(classes))
             return Classifier(body, classes, shape, mean, std, size=network.size, pruned=network.pruned)
         size = input_size(network)
         body, head, normal = _library.build(network, len(classes))
-        pruning.resize(body, network.pruned, (3, size, size))
+        pruning.resize(body, network.pruned, (3, size, size), len(classes))
     if normal is not None:
         mean, std = normal
     elif len(mean) == 1:
@@ -301,7 +301,7 @@ def _of_user(
     side = network.size
     seen = (len(normal[0]), side, side) if side else (len(normal[0]), *shape[1:])
     body = _python.build(network, len(classes), seen)
-    pruning.resize(body, network.pruned, seen)
+    pruning.resize(body, network.pruned, seen, len(classes))
     params = sum(parameter.numel() for parameter in body.parameters())
     if params > MAX_PARAMS:
         raise BadSpec(

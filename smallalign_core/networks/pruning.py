@@ -32,7 +32,7 @@ LEAST = 0.05
 # --- widths -----------------------------------------------------------------------------------------------------------
 
 
-def resize(body: nn.Module, pruned: Pruned | None, shape: tuple[int, int, int]) -> None:
+def resize(body: nn.Module, pruned: Pruned | None, shape: tuple[int, int, int], classes: int) -> None:
     """Give the layers of a fresh body their pruned widths, with new initial weights.
 
     Args:
@@ -55,10 +55,12 @@ def resize(body: nn.Module, pruned: Pruned | None, shape: tuple[int, int, int]) 
     was_training = body.training
     try:
         with torch.no_grad():
-            body.eval()(torch.zeros(1, *shape))
+            made = body.eval()(torch.zeros(1, *shape))
     except (RuntimeError, ValueError) as error:
         raise _unfit("has layers of widths that do not fit one another", str(error).splitlines()[0]) from None
     body.train(was_training)
+    if made.shape != (1, classes):
+        raise _unfit("has another number of outputs than classes", f"{made.shape[-1]} for {classes} classes")
 
 
 def _unfit(what: str, given: str) -> BadSpec:

@@ -191,7 +191,10 @@ def _number(field: str, value: str, term: str) -> float:
     parts = re.fullmatch(r"([-+]?\d*\.?\d+(?:e[-+]?\d+)?)(%|k|m)?", value.lower())
     if parts is None:
         raise BadInput(f"{field} is compared with a number", given=term, do="write for example acc>0.95 or params<50k")
-    return float(Decimal(parts[1]).scaleb(UNITS[parts[2] or ""]))  # 95% is 0.95 to the last bit
+    try:
+        return float(Decimal(parts[1]).scaleb(UNITS[parts[2] or ""]))  # 95% is 0.95 to the last bit
+    except ArithmeticError:
+        raise BadInput(f"the number that {field} is compared with is too large", given=term, do="shorten it") from None
 
 
 def _key(row: RunRow, field: str) -> Any:

@@ -109,9 +109,8 @@ def tabs(names: Sequence[str], *, key: str) -> dict[str, Any]:
         st.session_state[widget] = asked
     if st.session_state.get(widget) not in names:
         st.session_state[widget] = names[0]
-    found = dict(
-        zip(names, st.tabs(list(names), default=st.session_state[widget], key=widget, on_change="rerun"), strict=True)
-    )
+    # No default: for Streamlit, tabs with another default are other tabs, and a second click on the first is lost.
+    found = dict(zip(names, st.tabs(list(names), key=widget, on_change="rerun"), strict=True))
     keep(key, next((name for name, tab in found.items() if tab.open), names[0]))
     return found
 

@@ -175,6 +175,9 @@ class Store:
         if called:
             given = f"{reference}: {', '.join(run.name for run in called[:3])}"
             raise UnknownRun(f"{len(called)} runs have that name", given=given, do="give an id")
+        if len(reference) >= 4 and any(one.id.startswith(reference) for one in self.trash()):
+            do = f"take it back with `smallalign runs restore {reference}`"
+            raise UnknownRun("the run was deleted and is in the trash", given=reference, do=do)
         raise UnknownRun("run not found", given=reference, do="list all runs with `smallalign runs`")
 
     def claim_zoo_name(self, name: str) -> Path:
@@ -340,8 +343,9 @@ class Store:
         name = None if name is None else _notes.checked_name(name)
         text = None if text is None else _notes.checked_text(text)
         tag = _notes.checked_tags(tag)
-        if name and len(references) > 1:
-            raise BadInput("several runs cannot have one name", given=name, do="name one run, or use a tag")
+        if name and (len(references) > 1 or name in {run.name for run in self.zoo()}):
+            what = "several runs cannot have one name" if len(references) > 1 else "a starter model has that name"
+            raise BadInput(what, given=name, do="choose a name for one run, or use a tag")
         runs = [self._own(reference, "renamed") for reference in references]
         try:
             with FileLock(self.root / _notes.LOCK, timeout=10):
@@ -396,7 +400,11 @@ class Store:
             UnknownRun, Refused: it is not there; it was trained again meanwhile; read-only user.
         """
         self.user.require("restore runs")
-        return self._at(_trash.restore(_trash.find(self.runs_folder, reference)))
+        return self._at(_trash.restore(self.trashed(reference)))
+
+    def trashed(self, reference: str) -> Trashed:
+        """A run in the trash, as `restore` finds it."""
+        return _trash.find(self.runs_folder, reference)
 
     def empty_trash(self) -> int:
         """Delete the runs in the trash for good; returns their number."""

@@ -92,9 +92,11 @@ def checked_text(text: str) -> str:
     """Notes without spaces around them.
 
     Raises:
-        BadInput: they are too long.
+        BadInput: they are too long, or not text.
     """
     text = text.strip()
+    if not text.isprintable() and any("\ud800" <= one <= "\udfff" for one in text):
+        raise BadInput("notes hold bytes that are no text", given=printable(text[:60]), do="write them in UTF-8")
     if len(text) > TEXT_LENGTH:
         raise BadInput(
             f"notes have at most {TEXT_LENGTH:,} characters", given=f"{len(text):,} characters", do="shorten them"

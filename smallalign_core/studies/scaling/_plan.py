@@ -21,7 +21,16 @@ from smallalign_core.spec import DataSpec, RunSpec, parse
 from smallalign_core.spec.parts import REST
 from smallalign_core.studies import scaling_law
 from smallalign_core.studies.run_status import id_of, status_of
-from smallalign_core.studies.scaling._spec import AUTOMATIC, PILOT, REPLICATES, UNLABELED, ScalingStudySpec, epochs_of
+from smallalign_core.studies.scaling import _pools
+from smallalign_core.studies.scaling._spec import (
+    AUTOMATIC,
+    PILOT,
+    REPLICATES,
+    UNLABELED,
+    ScalingStudySpec,
+    draw_of,
+    epochs_of,
+)
 from smallalign_core.studies.scaling_law import Axis, Observations
 from smallalign_core.system import resumable
 from smallalign_core.system.files import read_json, write_folder, write_json
@@ -78,12 +87,6 @@ class Cleaned:
 
 
 # --- runs of cells ----------------------------------------------------------------------------------------------------
-
-
-def draw_of(spec: ScalingStudySpec, images: int, replicate: int, noise: bool = False) -> DataSpec:
-    """The images of a cell before any cleaning, without a fingerprint."""
-    more: dict[str, Any] = {"images": images, "draw": replicate, "fingerprint": None, "decisions": None}
-    return spec.student.data.model_copy(update=more | ({"noise": spec.noise} if noise else {}))
 
 
 def key_of(cell: Cell, spec: ScalingStudySpec) -> str:
@@ -363,27 +366,10 @@ def resolved(spec: ScalingStudySpec, run: RunSpec, store: Store) -> ScalingStudy
     if UNLABELED in spec.recipes and spec.unlabeled != REST:
         more["unlabeled"] = data.absolute(str(spec.unlabeled))
     filled = spec.model_copy(update=more)
-    filled = filled.model_copy(update={"pools": _pools(filled, store.data_cache, whole.fingerprint)})
+    filled = filled.model_copy(
+        update={"pools": _pools.of_draws(filled, store.data_cache, whole.fingerprint, MOST_REPLICATES)}
+    )
     return filled.model_copy(update={"fingerprints": _fingerprints(filled, store.data_cache, whole.fingerprint)})
-
-
-@functools.lru_cache(maxsize=16)
-def _pools(spec: ScalingStudySpec, cache: Path, _: str) -> tuple[tuple[str, str, int], ...]:
-    """Digest and number of the unlabeled images of all draws, as `_fingerprints`.
-
-    Raises:
-        BadData: there are none, or none are left beside the labeled images.
-    """
-    if UNLABELED not in spec.recipes:
-        return ()
-    replicates = spec.replicates if spec.budget is None else MOST_REPLICATES
-    found = []
-    for images, replicate in itertools.product(spec.images, range(replicates)):
-        draw = draw_of(spec, images, replicate).model_copy(update={"unlabeled": spec.unlabeled})
-        pool = data.load(draw, cache).unlabeled
-        assert pool is not None
-        found.append((f"{images} {replicate}", pool.fingerprint, len(pool)))
-    return tuple(found)
 
 
 @functools.lru_cache(maxsize=16)

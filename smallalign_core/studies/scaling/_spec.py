@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from smallalign_core.errors import BadSpec
 from smallalign_core.spec import (
     Augment,
+    DataSpec,
     Dkd,
     GivenNetwork,
     HintonKd,
@@ -253,6 +254,12 @@ class ScalingStudySpec(base.StudySpec):
         if recipe.startswith("all-"):
             return f"all but {LABELS[recipe.removeprefix('all-')]}"
         return {"all": "all together", **LABELS}.get(recipe, recipe)
+
+
+def draw_of(spec: ScalingStudySpec, images: int, replicate: int, noise: bool = False) -> DataSpec:
+    """The images of a cell before any cleaning, without a fingerprint."""
+    more: dict[str, Any] = {"images": images, "draw": replicate, "fingerprint": None, "decisions": None}
+    return spec.student.data.model_copy(update=more | ({"noise": spec.noise} if noise else {}))
 
 
 def epochs_of(spec: ScalingStudySpec, images: int, unlabeled: int = 0) -> int:
