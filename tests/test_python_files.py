@@ -364,6 +364,14 @@ def trained(store: Store, net: Path, tmp_path: Path, **fields: Any) -> tuple[dic
     return result, dict(networks.from_file(run.weights).body.state_dict())  # type: ignore[union-attr]
 
 
+def test_weights_of_a_librarys_network_lie_beside_the_spec_or_in_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").write_bytes(b"x")
+    file = tmp_path / "spec.yaml"
+    for name, expected in (("w.safetensors", str(tmp_path / "w.safetensors")), ("other.safetensors",) * 2):
+        file.write_text(f"data: digits\nnetwork: {{kind: timm, name: resnet10t, weights: {name}}}\n")
+        assert read(file).network.weights == expected  # type: ignore[union-attr]
+
+
 @pytest.mark.slow
 def test_a_probe_trains_the_head_of_a_users_network_alone(store: Store, net: Path, tmp_path: Path) -> None:
     result, weights = trained(store, net, tmp_path, frozen=True)

@@ -182,7 +182,10 @@ def with_code(part: Kind, change: Callable[[Code], Code]) -> Kind:
 
 
 def beside(written: Any, folder: Path) -> Any:
-    """Plain values of a spec, in which the paths of every part of kind python are relative to the spec's folder."""
+    """Plain values of a spec, in which the paths of every part of kind python are relative to the spec's folder.
+
+    So are `weights` of networks of a library, where they are there: they were once relative to the current folder only.
+    """
     if isinstance(written, list):
         return [beside(one, folder) for one in written]
     if not isinstance(written, Mapping):
@@ -192,4 +195,6 @@ def beside(written: Any, folder: Path) -> Any:
         for name in ("file", "weights"):
             if isinstance(found.get(name), str) and found[name]:
                 found[name] = str(folder / Path(found[name]).expanduser())
+    elif isinstance(given := found.get("weights"), str) and given and (folder / given).is_file():
+        found["weights"] = str(folder / given)
     return found
