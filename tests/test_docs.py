@@ -191,6 +191,7 @@ def lines_of_commands() -> Iterator[tuple[str, str]]:
                 yield str(file.relative_to(ROOT)), found[1].split("  #")[0].split(" # ")[0].strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("where", "line"), sorted(set(lines_of_commands())))
 def test_every_command_exists_with_its_options(where: str, line: str) -> None:
     words = shlex.split(line.split(" -- ")[0])

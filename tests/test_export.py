@@ -257,6 +257,7 @@ def test_halves_keep_what_does_not_fit(digits: Splits) -> None:
     assert kinds == {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16}
 
 
+@pytest.mark.slow
 def test_one_plain_file(sold: Path) -> None:
     content = sold.read_bytes()
     model = onnx.load(sold)

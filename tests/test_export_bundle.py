@@ -72,6 +72,7 @@ def copied(shop: tuple[Store, Run, dict[str, Report]], tmp_path: Path) -> tuple[
 # --- the seal ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_seal_holds_for_every_byte(shop: tuple[Store, Run, dict[str, Report]]) -> None:
     content = file_of(shop, "int8").read_bytes()
     assert export.checksum_matches(content)

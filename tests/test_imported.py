@@ -378,6 +378,7 @@ ANSWERS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ANSWERS)
 def test_what_the_answers_are_is_read_from_their_numbers(
     name: str, learned: tuple[Any, Any], store: Store, digits: Splits, tmp_path: Path
@@ -449,6 +450,7 @@ def test_one_number_for_two_classes_is_their_log_odds(
         imported.import_onnx(tmp_path / "m.onnx", DIGITS, store, classes=NAMES, output="y")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("named", [None, "y"])
 @pytest.mark.parametrize("kind", [TensorProto.INT64, TensorProto.FLOAT])
 def test_the_number_of_a_class_teaches_nothing(

@@ -194,6 +194,7 @@ def test_all_sizes_and_equal_views_keep_step(place: Store) -> None:
     assert max(len(group) for group in groups) >= 4
 
 
+@pytest.mark.slow
 def test_more_of_anything_shares_all_runs(place: Store, finished: lifecycle.Study) -> None:
     larger = resolved(
         place, replicates=4, widths=[4, 8, 16, 32], images=[40, 80, 160, 320], recipes=["baseline", "augment", "noise"]

@@ -456,6 +456,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[RunSpec, di
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", range(1, EVENTS))
 def test_pausing_at_any_event_changes_nothing(
     index: int, store: Store, unbroken: list[tuple[RunSpec, dict[str, Any]]]

@@ -404,6 +404,7 @@ def looping() -> bytes:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "words"),
     [

@@ -199,6 +199,7 @@ POLICIES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES.keys())
 def test_training_ends_alike_whatever_is_cached_and_where_it_stopped(policy: Any, lesson: Lesson, few: Splits) -> None:
     spec = spec_of(epochs=2, loss={"kind": "kd", "weight": 0.5}, **policy)

@@ -56,6 +56,7 @@ def paused(store: Store, monkeypatch: pytest.MonkeyPatch) -> Run:
 # --- text that the store writes ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["spec.json", "state.json", "checkpoints.json"])
 def test_no_byte_of_a_json_file_changes_its_value_unnoticed(name: str, paused: Run, tmp_path: Path) -> None:
     content, file = (paused.folder / name).read_bytes(), tmp_path / name
@@ -199,6 +200,7 @@ def _cpu() -> Any:
     return torch.device("cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model.onnx", "images.bin", "logits.bin", "parity.json"])
 def test_a_damaged_bundle_is_not_handed_out(name: str, bundled: tuple[Store, Run, Path]) -> None:
     store, run, folder = bundled

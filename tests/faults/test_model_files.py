@@ -156,6 +156,7 @@ def _scripted() -> io.BytesIO:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["relative", "above", "absolute", "symlink", "hard link", "missing"])
 def test_weights_in_another_file_are_never_read(where: str, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
@@ -225,6 +226,7 @@ def declared(count: int) -> bytes:
     return bomb([helper.make_node("Add", ["x", "w"], ["y"])], [tensor])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "words"),
     [

@@ -54,6 +54,7 @@ def unusable(kind: str, folder: Path) -> str:
     return {"empty": "", "long": "x" * 300, "below a file": f"{unusable('file', folder)}/models"}[kind]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("kind", ["file", "loop", "empty", "long", "below a file"])
 def test_an_impossible_store_is_one_sentence(kind: str, verb: str, tmp_path: Path) -> None:

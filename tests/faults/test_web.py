@@ -746,6 +746,7 @@ def test_a_full_disk_gives_no_demo_and_no_error(store: Store, monkeypatch: pytes
     assert context.exported("ab", "demo.zip") is None
 
 
+@pytest.mark.slow
 def test_a_viewer_takes_no_run_into_the_store(store: Store, train: Train, tmp_path: Path) -> None:
     run = train()
     elsewhere = tmp_path / "elsewhere" / run.id
