@@ -11,6 +11,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from pages.ui.app import keys
+from pages.ui.widgets import url_state
 from tests.conftest import ROOT, Show
 
 PAGES = ROOT / "pages"
@@ -249,6 +250,23 @@ JUNK = dict.fromkeys(
     ),
     "no such thing",
 )
+
+
+def test_a_click_with_an_address_that_was_replaced_undoes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two quick clicks: the second is sent with the address from before the first."""
+    monkeypatch.setattr(url_state, "LATE", 1e9)
+    app = AppTest.from_function(two_pages)
+    first = opened(app, p="one", menu="nll")
+    app.selectbox[0].select("error").run()
+    app.query_params["menu"] = "nll"
+    app.number_input[0].set_value(7).run()
+    assert app.session_state["found"][2] == "error" != first[2]
+    assert app.query_params["menu"] in ("error", ["error"])
+
+    monkeypatch.setattr(url_state, "LATE", -1.0)  # later it is a link, or a step back
+    app.query_params["menu"] = "nll"
+    app.run()
+    assert app.session_state["found"][2] == "nll"
 
 
 def ids(app: AppTest) -> dict[str, str]:

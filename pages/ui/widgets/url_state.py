@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ from smallalign_core.runs.store import Store
 from smallalign_core.service.requests import DatasetFacts
 from smallalign_core.spec import DataSpec, parse_data
 
+LATE = 5.0
+"""Seconds during which a click may still come with an address that the page has replaced since: the browser sends its
+address with each click, and gets a new one only with the answer. Such a value is no link."""
 NONE = "none"
 """URL value of a run menu with no run selected."""
 
@@ -93,12 +97,19 @@ def _named(asked: str | None, options: Mapping[str, str]) -> str | None:
 def changed(key: str) -> str | None:
     """The URL parameter `key` if the page did not write it itself: a link, a reload, or browser history."""
     asked = st.query_params.get(key)
-    return None if asked == st.session_state.get(own(f"{key}-seen")) else asked
+    if asked == st.session_state.get(own(f"{key}-seen")):
+        return None
+    now = time.monotonic()
+    late = any(value == asked and now - when < LATE for value, when in st.session_state.get(own(f"{key}-before"), ()))
+    return None if late else asked
 
 
 def keep(key: str, chosen: str) -> None:
     """Write a value into the URL, and remember that the page did."""
-    st.session_state[own(f"{key}-seen")] = chosen
+    seen, before = own(f"{key}-seen"), own(f"{key}-before")
+    if (last := st.session_state.get(seen)) != chosen:
+        st.session_state[before] = [*st.session_state.get(before, [])[-7:], (last, time.monotonic())]
+    st.session_state[seen] = chosen
     st.query_params[key] = chosen
 
 
