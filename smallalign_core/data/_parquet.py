@@ -8,7 +8,6 @@ Parquet on its hub, Arrow by `save_to_disk`.
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 from collections.abc import Iterator
 from contextlib import closing
@@ -42,7 +41,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Schema:
-    """What a file holds; `groups` are (rows, bytes) of its row groups, or of its record batches."""
+    """What a file holds; `groups` are (rows, bytes) of its row groups; an Arrow file is one."""
 
     columns: tuple[Column, ...]
     groups: tuple[tuple[int, int], ...]
@@ -184,7 +183,10 @@ class _Parquet:
 
 
 class _Arrow:
-    """An Arrow file by record batches: a stream, as `datasets` writes it, or the random-access format (Feather)."""
+    """An Arrow file as one group: a stream, as `datasets` writes it, or the random-access format (Feather).
+
+    A stream is read from its start each time, so its record batches are no groups: each would read all before it.
+    """
 
     def __init__(self, file: Path) -> None:
         self._ipc = extras.load("pyarrow.ipc", WHAT)
@@ -201,10 +203,11 @@ class _Arrow:
         return map(reader.get_batch, range(reader.num_record_batches)) if self._indexed else iter(reader)
 
     def groups(self) -> list[tuple[int, int]]:
-        return [(batch.num_rows, batch.nbytes) for batch in self._all()]
+        sizes = [(batch.num_rows, batch.nbytes) for batch in self._all()]
+        return [(sum(rows for rows, _ in sizes), sum(size for _, size in sizes))]
 
-    def batches(self, group: int, columns: list[str]) -> Iterator[Any]:
-        yield next(itertools.islice(self._all(), group, None)).select(columns)
+    def batches(self, _group: int, columns: list[str]) -> Iterator[Any]:
+        return (batch.select(columns) for batch in self._all())
 
     def close(self) -> None:
         self._map.close()

@@ -95,8 +95,11 @@ def checked_text(text: str) -> str:
         BadInput: they are too long, or not text.
     """
     text = text.strip()
-    if not text.isprintable() and any("\ud800" <= one <= "\udfff" for one in text):
-        raise BadInput("notes hold bytes that are no text", given=printable(text[:60]), do="write them in UTF-8")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        given = printable(text[:60])
+        raise BadInput("notes hold bytes that are no text", given=given, do="write them in UTF-8") from None
     if len(text) > TEXT_LENGTH:
         raise BadInput(
             f"notes have at most {TEXT_LENGTH:,} characters", given=f"{len(text):,} characters", do="shorten them"
